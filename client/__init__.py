@@ -1,0 +1,1 @@
+"""A site with data of one modality: local training and posterior sampling."""

@@ -1,0 +1,138 @@
+"""The Flower ClientApp of a site: answer `query`, answer `train`."""
+
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+from torch import Tensor
+
+from client.node import Node, client_data, describe, parse_node
+from client.posterior import fit_gaussian
+from client.trainer import Trained, choose_device, train, validation_outputs
+from common.config import Config, Standardisation, compose_config
+from common.data.federation import ClientData
+from common.data.moments import Moments
+from common.errors import UserError
+from common.messages import Downlink, NodeDescription, Uplink
+from common.model.evidence import evidence
+from common.model.ha_fedformer import (
+    HAFedformer,
+    ModelSpec,
+    Parts,
+    build_model,
+    join_arrays,
+    set_standardisation,
+    split_arrays,
+)
+from common.protocol import (
+    ProtocolError,
+    decode_downlink,
+    encode_description,
+    encode_uplink,
+)
+from common.seeding import derive_seed
+
+GetConfig = Callable[[Context], Config]
+
+
+def config_of_run(context: Context) -> Config:
+    """Compose the configuration from the run-config strings that `flwr run` sends."""
+    settings = context.run_config
+    return compose_config(str(settings["config-name"]), str(settings["overrides"]).split())
+
+
+def given_config(config: Config, _: Context) -> Config:
+    """Take the configuration that is at hand, as a simulation does."""
+    return config
+
+
+def _query(get_config: GetConfig, message: Message, context: Context) -> Message:
+    try:
+        description = describe(parse_node(context.node_config), get_config(context))
+    except UserError as error:
+        description = NodeDescription((), str(error))
+    return Message(encode_description(description), reply_to=message)
+
+
+def _train(get_config: GetConfig, message: Message, context: Context) -> Message:
+    config = get_config(context)
+    downlink = decode_downlink(message.content)
+    uplink = run_round(downlink, parse_node(context.node_config), config)
+    return Message(encode_uplink(uplink), reply_to=message)
+
+
+def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
+    """Evaluate what came, train, sample.
+
+    Raises
+    ------
+    UserError
+        If the client's data cannot be read.
+    ProtocolError
+        If the arrays do not fit the configuration or the data.
+    """
+    torch.set_num_threads(config.client.threads)
+    key = downlink.key
+    data = client_data(node, key, config)
+    model = received_model(downlink, data, config)
+    outputs = validation_outputs(model, data, config.client.batch_size)
+    labels = torch.from_numpy(data.labels[data.validation])
+    seen = evidence(outputs, labels, downlink.prior, config.dataset.task)
+    seed = derive_seed(config.seed, "train", downlink.round, str(key))
+    trained = train(model, data, config.client, config.strategy.sampler, seed)
+    return _uplink(downlink, data, trained, seen, config)
+
+
+def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFedformer:
+    """Build the one-modality model and load the arrays that came.
+
+    Raises
+    ------
+    ProtocolError
+        If names, shapes or the client's feature width do not match.
+    """
+    modality = downlink.key.modality
+    head = downlink.decoder.get("head.bias")
+    if head is None:
+        raise ProtocolError("the decoder that came has no head.bias")
+    width = data.sequences.width
+    spec = ModelSpec({modality: width}, len(head), config.dataset.task, config.model)
+    model = build_model(spec, seed=0)
+    arrays = join_arrays(Parts({modality: dict(downlink.encoder)}, dict(downlink.decoder)))
+    try:
+        model.load_state_dict(arrays)
+    except RuntimeError as error:
+        raise ProtocolError(
+            f"{downlink.key}, {width} features wide, cannot take the arrays that came: "
+            f"{' '.join(str(error).split())}"
+        ) from error
+    if config.dataset.standardisation is Standardisation.client:
+        set_standardisation(model, modality, Moments.of(data.sequences.select(data.train)))
+    return model.to(choose_device(config.client.device))
+
+
+def _uplink(
+    downlink: Downlink, data: ClientData, trained: Trained, seen: Tensor, config: Config
+) -> Uplink:
+    samples = split_arrays(trained.samples)
+    encoder = {
+        name: fit_gaussian(sample, config.strategy.encoder)
+        for name, sample in samples.encoders[downlink.key.modality].items()
+    }
+    decoder = {name: sample.mean(dim=0) for name, sample in samples.decoder.items()}
+    return Uplink(
+        downlink.key, downlink.round, encoder, decoder, len(data.train), trained.loss, seen
+    )
+
+
+def make_client_app(get_config: GetConfig) -> ClientApp:
+    """Build the app; `get_config` says where a node's configuration comes from."""
+    app = ClientApp()
+    app.query()(partial(_query, get_config))
+    app.train()(partial(_train, get_config))
+    return app
+
+
+app = make_client_app(config_of_run)

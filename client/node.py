@@ -1,0 +1,157 @@
+"""Which clients a node hosts, and their data.
+
+A deployed node says it in its node configuration: ``modality="audio"``, with ``data="site.npz"`` if
+it brings a file of its own, else ``part=0`` of what the run's dataset deals out. A simulated node
+has only a partition number, and hosts the clients of that number modulo the number of nodes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from common.clients import ClientKey, check_modality_name
+from common.config import Config
+from common.data.federation import (
+    ClientData,
+    JointDataset,
+    joint_client_data,
+    load_joint,
+    site_client_data,
+)
+from common.data.moments import Moments
+from common.errors import UserError
+from common.messages import ClientDescription, NodeDescription
+from common.model.evidence import label_sums
+from common.task import Task
+
+_SIMULATED = {"partition-id", "num-partitions"}
+_DEPLOYED: dict[str, type] = {"modality": str, "part": int, "data": str}
+
+NodeValue = bool | int | float | str | bytes
+
+
+@dataclass(frozen=True)
+class DeployedNode:
+    """A node of one site.
+
+    Attributes
+    ----------
+    key
+        The one client that it hosts.
+    data
+        Path of the site's own file; None for a part of the run's dataset.
+    """
+
+    key: ClientKey
+    data: str | None
+
+
+@dataclass(frozen=True)
+class SimulatedNode:
+    """One of several nodes that share all clients of a simulation."""
+
+    partition: int
+    num_partitions: int
+
+
+Node = DeployedNode | SimulatedNode
+
+
+def parse_node(settings: Mapping[str, NodeValue]) -> Node:
+    """Read a node's configuration.
+
+    Raises
+    ------
+    UserError
+        If a setting is unknown, of the wrong type or missing.
+    """
+    if "modality" not in settings and set(settings) >= _SIMULATED:
+        return SimulatedNode(int(settings["partition-id"]), int(settings["num-partitions"]))
+    for name, value in settings.items():
+        if name not in _DEPLOYED and name not in _SIMULATED:
+            raise UserError(f"--node-config {name}: unknown; allowed are {', '.join(_DEPLOYED)}")
+        expected = _DEPLOYED.get(name, int)
+        if type(value) is not expected:
+            raise UserError(
+                f"--node-config {name}={value!r}: expected {expected.__name__}, "
+                f"as in '{name}={'0' if expected is int else chr(34) + 'text' + chr(34)}'"
+            )
+    if "modality" not in settings:
+        raise UserError("--node-config lacks modality, as in 'modality=\"audio\"'")
+    modality = str(settings["modality"])
+    check_modality_name(modality)
+    data = settings.get("data")
+    key = ClientKey(modality, int(settings.get("part", 0)))
+    return DeployedNode(key, None if data is None else str(data))
+
+
+def hosted_clients(node: Node, config: Config) -> list[ClientKey]:
+    """Return the clients that a node hosts, in the dataset's order."""
+    if isinstance(node, DeployedNode):
+        return [node.key]
+    return list(_joint(config).clients)[node.partition :: node.num_partitions]
+
+
+def client_data(node: Node, key: ClientKey, config: Config) -> ClientData:
+    """Return the data of one hosted client; read once per process.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read.
+    """
+    if isinstance(node, DeployedNode) and node.data is not None:
+        return _site(_Frozen(config), node.data, key)
+    return joint_client_data(_joint(config), key, config)
+
+
+def describe(node: Node, config: Config) -> NodeDescription:
+    """Answer the server's query; a user's mistake becomes the description's error."""
+    try:
+        keys = hosted_clients(node, config)
+        return NodeDescription(tuple(_describe_client(node, key, config) for key in keys))
+    except UserError as error:
+        return NodeDescription((), str(error))
+
+
+def _describe_client(node: Node, key: ClientKey, config: Config) -> ClientDescription:
+    data = client_data(node, key, config)
+    labels = torch.from_numpy(data.labels[data.train])
+    task = config.dataset.task
+    outputs = int(labels.max()) + 1 if task is Task.classification else 1
+    return ClientDescription(
+        key,
+        len(data.train),
+        label_sums(labels, task, outputs),
+        Moments.of(data.sequences.select(data.train)),
+    )
+
+
+class _Frozen:
+    """A configuration as a cache key: equal where all its values are."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._text = repr(config)
+
+    def __hash__(self) -> int:
+        return hash(self._text)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Frozen) and self._text == other._text
+
+
+def _joint(config: Config) -> JointDataset:
+    return _load_joint(_Frozen(config))
+
+
+@lru_cache(maxsize=2)
+def _load_joint(frozen: _Frozen) -> JointDataset:
+    return load_joint(frozen.config)
+
+
+@lru_cache(maxsize=8)
+def _site(frozen: _Frozen, path: str, key: ClientKey) -> ClientData:
+    return site_client_data(path, key, frozen.config)

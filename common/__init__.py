@@ -1,0 +1,1 @@
+"""What clients and server share: configuration, protocol, data, model, metrics."""

@@ -1,0 +1,65 @@
+"""Who takes part: clients are named by their modality and a number."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from common.errors import UserError
+
+
+class ClientKey(NamedTuple):
+    """One client: its modality and its number among that modality's clients."""
+
+    modality: str
+    part: int
+
+    def __str__(self) -> str:
+        return f"{self.modality}-{self.part}"
+
+
+def check_modality_name(name: str) -> None:
+    """Refuse a modality name that cannot be part of a parameter's name.
+
+    Raises
+    ------
+    UserError
+        If it is not a plain identifier, or is the word that stands for all modalities.
+    """
+    if not name.isidentifier() or name == "default":
+        raise UserError(
+            f"modality {name!r}: expected letters, digits and underscores, as in audio_2"
+        )
+
+
+def clients_per_modality(clients: Mapping[str, int], modalities: Sequence[str]) -> dict[str, int]:
+    """Resolve ``clients.*`` for the modalities that the dataset has.
+
+    Parameters
+    ----------
+    clients
+        Counts by modality; ``default`` stands for every modality without one of its own.
+    modalities
+        The dataset's modalities, in order.
+
+    Returns
+    -------
+    dict
+        Modality to number of clients, in the dataset's order.
+
+    Raises
+    ------
+    UserError
+        If a count is for a modality that the dataset does not have, or a modality has none.
+    """
+    unknown = sorted(set(clients) - set(modalities) - {"default"})
+    if unknown:
+        raise UserError(
+            f"clients.{unknown[0]}: the dataset has no modality {unknown[0]!r}; "
+            f"it has {', '.join(modalities)}"
+        )
+    counts = {name: clients.get(name, clients.get("default", 0)) for name in modalities}
+    without = [name for name, count in counts.items() if count < 1]
+    if without:
+        raise UserError(
+            f"modality {without[0]!r} has no client; set clients.{without[0]} or clients.default"
+        )
+    return counts

@@ -1,0 +1,384 @@
+"""The typed configuration: one schema for `utmp-train` and for `flwr run`.
+
+The YAML files under ``conf/`` hold the values, the dataclasses here their names and types. A value
+of the wrong type or a name that does not exist is refused when the configuration is composed.
+"""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, cast
+
+from hydra import compose, initialize_config_module
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from common.errors import UserError
+from common.task import Task
+
+
+class Standardisation(StrEnum):
+    """Whose statistics centre and scale a feature."""
+
+    pooled = "pooled"
+    client = "client"
+
+
+@dataclass
+class DatasetConfig:
+    """What every dataset has; each kind adds its own settings."""
+
+    name: str = MISSING
+    task: Task = Task.regression
+    modalities: list[str] = field(default_factory=list)
+    max_seq_len: int = 50
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    standardisation: Standardisation = Standardisation.pooled
+
+
+@dataclass
+class SyntheticConfig(DatasetConfig):
+    """The embedded dataset; see `common.data.synthetic`."""
+
+    name: str = "synthetic"
+    num_items: int = 2400
+    num_speakers: int = 60
+    noise: float = 1.0
+
+
+@dataclass
+class NpzConfig(DatasetConfig):
+    """Arrays in ``.npz`` files; see `common.data.formats.npz`."""
+
+    name: str = "npz"
+    path: Any = MISSING  # one path or a list of paths
+    test_path: str | None = None
+    group: str | None = None
+    context: int = 0
+
+
+@dataclass
+class ModelConfig:
+    """Sizes and dropout rates of HA-Fedformer."""
+
+    width: int = 30
+    heads: int = 5
+    layers: int = 5
+    kernel_size: int = 1
+    causal: bool = False
+    decoder_layers: int = 3
+    embedding_dropout: float = 0.25
+    attention_dropout: dict[str, float] = field(default_factory=lambda: {"default": 0.0})
+    relu_dropout: float = 0.1
+    residual_dropout: float = 0.1
+
+
+class Optimizer(StrEnum):
+    """Local optimisers."""
+
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"
+
+
+@dataclass
+class ClientConfig:
+    """Local training on one client."""
+
+    optimizer: Optimizer = Optimizer.adamw
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    batch_size: int = 24
+    local_epochs: int = 2
+    max_grad_norm: float = 1.0
+    validation_fraction: float = 0.2
+    num_workers: int = 0
+    device: str = "auto"
+    threads: int = 1
+
+
+class EncoderMerge(StrEnum):
+    """How the encoders of one modality become one."""
+
+    average = "average"
+    pbea = "pbea"
+
+
+class Structure(StrEnum):
+    """Covariance structure of a client's posterior, per tensor."""
+
+    diagonal = "diagonal"
+    row = "row"
+
+
+class Scale(StrEnum):
+    """Whether a posterior keeps its client's overall scale."""
+
+    relative = "relative"
+    absolute = "absolute"
+
+
+@dataclass
+class EncoderConfig:
+    """PbEA; see `client.posterior` and `server.aggregation.pbea`."""
+
+    merge: EncoderMerge = EncoderMerge.pbea
+    structure: Structure = Structure.row
+    shrinkage: float = 0.5
+    scale: Scale = Scale.relative
+
+
+class DecoderMerge(StrEnum):
+    """How the decoders of the modalities become one."""
+
+    average = "average"
+    cmda = "cmda"
+
+
+@dataclass
+class DecoderConfig:
+    """CmDA; see `server.aggregation.cmda`."""
+
+    merge: DecoderMerge = DecoderMerge.cmda
+    epsilon: float = 1.2
+    temperature: float = 1.0
+    sign: int = 1
+    noise: float = 1e-3
+
+
+class Sampler(StrEnum):
+    """What a client takes from its local iterates."""
+
+    last = "last"
+    iasg = "iasg"
+
+
+@dataclass
+class SamplerConfig:
+    """Posterior sampling; see `client.sampling`."""
+
+    name: Sampler = Sampler.iasg
+    num_samples: int = 8
+    burn_in: float = 0.5
+
+
+@dataclass
+class StrategyConfig:
+    """One federated algorithm: what clients sample and how the server merges."""
+
+    name: str = MISSING
+    fraction: float = 1.0
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+
+class FusionRule(StrEnum):
+    """How modalities are joined at prediction; see `common.model.fusion`."""
+
+    auto = "auto"
+    mean = "mean"
+    reliability = "reliability"
+    product_of_experts = "product_of_experts"
+
+
+@dataclass
+class FusionConfig:
+    """The fusion rule."""
+
+    name: FusionRule = FusionRule.auto
+
+
+@dataclass
+class RuntimeConfig:
+    """Where clients run, and how long the server waits for them."""
+
+    name: str = MISSING
+    client_cpus: int = 1
+    client_gpus: float | None = None
+    node_timeout: float = 120.0
+    round_timeout: float = 3600.0
+
+
+@dataclass
+class Config:
+    """Everything that decides a run."""
+
+    seed: int = 1234
+    rounds: int = 20
+    run_dir: str = MISSING
+    clients: dict[str, int] = field(default_factory=lambda: {"default": 3})
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def register_schema() -> None:
+    """Put the schema into Hydra's ConfigStore under the names that ``conf/`` refers to."""
+    store = ConfigStore.instance()
+    schema = OmegaConf.structured(Config)
+    # Modalities are the user's words, so these two maps take any name: clients.fourier=2.
+    OmegaConf.set_struct(schema.clients, False)
+    OmegaConf.set_struct(schema.model.attention_dropout, False)
+    store.store(name="schema", node=schema)
+    store.store(group="dataset", name="synthetic_schema", node=SyntheticConfig)
+    store.store(group="dataset", name="npz_schema", node=NpzConfig)
+
+
+register_schema()
+
+
+def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
+    """Compose the configuration from ``conf/`` and overrides, outside a Hydra command.
+
+    Parameters
+    ----------
+    config_name
+        Name of the primary file in ``conf/``, without ``.yaml``.
+    overrides
+        Hydra overrides, for example ``["clients.language=4", "rounds=50"]``.
+
+    Returns
+    -------
+    Config
+        The checked configuration.
+
+    Raises
+    ------
+    UserError
+        If an override names nothing or does not fit its type.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("conf", version_base=None):
+            return parse_config(compose(config_name, list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def parse_config(composed: DictConfig) -> Config:
+    """Turn a composed configuration into a typed `Config` and check its ranges.
+
+    Raises
+    ------
+    UserError
+        If a value is out of its range or a required one is missing.
+    """
+    try:
+        config = cast(Config, OmegaConf.to_object(composed))
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from error
+    check_ranges(config)
+    return config
+
+
+def check_ranges(config: Config) -> None:
+    """Raise `UserError` for the first value outside its range."""
+    positive = {
+        "rounds": config.rounds,
+        "client.batch_size": config.client.batch_size,
+        "client.local_epochs": config.client.local_epochs,
+        "client.lr": config.client.lr,
+        "client.threads": config.client.threads,
+        "client.max_grad_norm": config.client.max_grad_norm,
+        "model.width": config.model.width,
+        "model.heads": config.model.heads,
+        "model.layers": config.model.layers,
+        "model.kernel_size": config.model.kernel_size,
+        "model.decoder_layers": config.model.decoder_layers,
+        "dataset.max_seq_len": config.dataset.max_seq_len,
+        "strategy.sampler.num_samples": config.strategy.sampler.num_samples,
+        "strategy.decoder.temperature": config.strategy.decoder.temperature,
+        "runtime.client_cpus": config.runtime.client_cpus,
+        **{f"clients.{name}": count for name, count in config.clients.items()},
+    }
+    for name, value in positive.items():
+        if not value > 0:
+            raise UserError(f"{name}={value}: expected a number above 0")
+    at_least_zero = {
+        "client.weight_decay": config.client.weight_decay,
+        "client.num_workers": config.client.num_workers,
+        "strategy.decoder.noise": config.strategy.decoder.noise,
+    }
+    for name, value in at_least_zero.items():
+        if value < 0:
+            raise UserError(f"{name}={value}: expected a number of at least 0")
+    for name, value in _fractions(config).items():
+        if not 0 <= value < 1:
+            raise UserError(f"{name}={value}: expected a share in [0, 1)")
+    for name, value in {
+        "strategy.encoder.shrinkage": config.strategy.encoder.shrinkage,
+        "strategy.fraction": config.strategy.fraction,
+    }.items():
+        if not 0 < value <= 1:
+            raise UserError(f"{name}={value}: expected a share in (0, 1]")
+    if config.model.width % config.model.heads:
+        raise UserError(
+            f"model.width={config.model.width} is not divisible by model.heads={config.model.heads}"
+        )
+    if config.strategy.decoder.sign not in (-1, 1):
+        raise UserError(f"strategy.decoder.sign={config.strategy.decoder.sign}: expected 1 or -1")
+
+
+def _fractions(config: Config) -> dict[str, float]:
+    model = config.model
+    return {
+        "dataset.validation_fraction": config.dataset.validation_fraction,
+        "dataset.test_fraction": config.dataset.test_fraction,
+        "dataset.validation_fraction + dataset.test_fraction": (
+            config.dataset.validation_fraction + config.dataset.test_fraction
+        ),
+        "client.validation_fraction": config.client.validation_fraction,
+        "strategy.sampler.burn_in": config.strategy.sampler.burn_in,
+        "model.embedding_dropout": model.embedding_dropout,
+        "model.relu_dropout": model.relu_dropout,
+        "model.residual_dropout": model.residual_dropout,
+        **{f"model.attention_dropout.{name}": p for name, p in model.attention_dropout.items()},
+    }
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what Hydra or OmegaConf refused, with the nearest name that exists."""
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is required; give it as {error.full_key}=…"
+    cause = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(cause, OmegaConfBaseException) and "Could not override" not in lines[0]:
+        lines[0] += f": {str(cause).splitlines()[0]}"
+    if lines[0].startswith("Could not override"):
+        name = lines[0].split("'")[1]
+        near = difflib.get_close_matches(name, setting_names(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"there is no setting {name!r}{hint} (--cfg job prints them all)"
+    if lines[0].startswith("In '") and len(lines) > 1:
+        options = [line for line in lines[2:] if not line.startswith("Config search path")]
+        return f"{lines[0]} {lines[1]} {', '.join(options)}".strip()
+    return lines[0]
+
+
+def setting_names() -> list[str]:
+    """Every dotted name of the schema."""
+
+    def walk(node: Any, prefix: str) -> list[str]:
+        if not isinstance(node, DictConfig):
+            return [prefix]
+        below = [
+            name
+            for key in node
+            if not OmegaConf.is_missing(node, key)
+            for name in walk(node[key], f"{prefix}.{key!s}" if prefix else str(key))
+        ]
+        return [*([prefix] if prefix else []), *below]
+
+    names = walk(OmegaConf.structured(Config), "")
+    for kind in (SyntheticConfig, NpzConfig):
+        names += [f"dataset.{key!s}" for key in OmegaConf.structured(kind)]
+    return sorted(set(names))

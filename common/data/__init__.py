@@ -1,0 +1,1 @@
+"""Data: sequences of any modality, their sources, their split over sites."""

@@ -1,0 +1,109 @@
+"""Items, their labels and their sequences in each modality.
+
+Notation: N items, R rows of one modality, D feature width, K labels or classes.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+IntArray = NDArray[np.int64]
+FloatArray = NDArray[np.float32]
+LabelArray = NDArray[np.float32] | NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Ragged sequences of one modality: windows into a table of rows.
+
+    Windows may overlap, so a clip can share the clips before it as context without a copy.
+
+    Attributes
+    ----------
+    values
+        (R, D) float32, one row per step; may hold NaN or infinities.
+    starts
+        (N,) first row of each item.
+    lengths
+        (N,) number of rows of each item; 0 where the item lacks this modality.
+    """
+
+    values: FloatArray
+    starts: IntArray
+    lengths: IntArray
+
+    @property
+    def width(self) -> int:
+        """Feature width D."""
+        return int(self.values.shape[1])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, item: int) -> FloatArray:
+        """Return the rows of one item, (length, D)."""
+        return self.values[self.starts[item] : self.starts[item] + self.lengths[item]]
+
+    def select(self, items: IntArray) -> "Sequences":
+        """Return the sequences of some items; the rows are shared."""
+        return replace(self, starts=self.starts[items], lengths=self.lengths[items])
+
+    def rows(self) -> IntArray:
+        """Return the rows that belong to any item, each once, in order."""
+        used = np.zeros(len(self.values) + 1, dtype=np.int64)
+        np.add.at(used, self.starts, 1)
+        np.add.at(used, self.starts + self.lengths, -1)
+        return np.flatnonzero(np.cumsum(used)[:-1] > 0)
+
+    def last_steps(self, steps: int) -> "Sequences":
+        """Keep at most the last `steps` rows of each item."""
+        cut = np.maximum(self.lengths - steps, 0)
+        return replace(self, starts=self.starts + cut, lengths=self.lengths - cut)
+
+
+def concatenate(parts: list[Sequences]) -> Sequences:
+    """Join sequences of equal width, item after item."""
+    first_rows = np.cumsum([0] + [len(part.values) for part in parts[:-1]])
+    return Sequences(
+        values=np.concatenate([part.values for part in parts]),
+        starts=np.concatenate(
+            [part.starts + first for part, first in zip(parts, first_rows, strict=True)]
+        ),
+        lengths=np.concatenate([part.lengths for part in parts]),
+    )
+
+
+@dataclass(frozen=True)
+class MultimodalDataset:
+    """Items with labels and any number of modalities.
+
+    Attributes
+    ----------
+    groups
+        (N,) the video, speaker or patient of each item: what must not be on two sides of a split.
+    labels
+        (N,) float32 for regression, (N,) int64 for classes, (N, K) float32 of 0/1 for multi-label.
+    sequences
+        Modality to its sequences, N each.
+    cleaning
+        What was cleaned while reading and how many times, by what it was.
+    """
+
+    groups: NDArray[np.str_]
+    labels: LabelArray
+    sequences: Mapping[str, Sequences]
+    cleaning: Mapping[str, int] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, items: IntArray) -> "MultimodalDataset":
+        """Return some items; the rows are shared."""
+        return replace(
+            self,
+            groups=self.groups[items],
+            labels=self.labels[items],
+            sequences={name: seq.select(items) for name, seq in self.sequences.items()},
+        )

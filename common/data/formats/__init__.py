@@ -1,0 +1,1 @@
+"""Readers, one file per format; each returns a `common.data.dataset.MultimodalDataset`."""

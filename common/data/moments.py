@@ -1,0 +1,76 @@
+"""Mean and variance of each feature, mergeable across clients.
+
+Chan, Golub and LeVeque's pairwise update: a client's contribution is (count, mean, sum of squared
+deviations), and two contributions merge exactly, without the cancellation that plain sums of
+squares suffer. NaN and infinities count for nothing. D is the feature width.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.dataset import Sequences
+
+Float64Array = NDArray[np.float64]
+
+# A feature whose standard deviation is below this share of its size is constant in float32.
+CONSTANT = 1e-6
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Per-feature moments.
+
+    Attributes
+    ----------
+    count
+        (D,) number of finite values.
+    mean
+        (D,) their mean.
+    squares
+        (D,) sum of squared deviations from the mean.
+    """
+
+    count: Float64Array
+    mean: Float64Array
+    squares: Float64Array
+
+    @classmethod
+    def empty(cls, width: int) -> "Moments":
+        """Return the moments of nothing."""
+        return cls(*np.zeros((3, width)))
+
+    @classmethod
+    def of(cls, sequences: Sequences) -> "Moments":
+        """Measure every row that belongs to an item, each once."""
+        values = sequences.values[sequences.rows()].astype(np.float64)
+        finite = np.isfinite(values)
+        values[~finite] = 0.0
+        count = finite.sum(axis=0).astype(np.float64)
+        mean = values.sum(axis=0) / np.maximum(count, 1)
+        squares = (np.where(finite, values - mean, 0.0) ** 2).sum(axis=0)
+        return cls(count, mean, squares)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """Return the moments of both together; the widths must be equal."""
+        count = self.count + other.count
+        share = other.count / np.maximum(count, 1)
+        delta = other.mean - self.mean
+        return Moments(
+            count,
+            self.mean + delta * share,
+            self.squares + other.squares + delta**2 * self.count * share,
+        )
+
+    @property
+    def std(self) -> Float64Array:
+        """(D,) standard deviation of the population."""
+        deviation: Float64Array = np.sqrt(self.squares / np.maximum(self.count, 1))
+        return deviation
+
+    @property
+    def constant(self) -> NDArray[np.bool_]:
+        """(D,) whether a feature says nothing: constant, or never finite."""
+        flat: NDArray[np.bool_] = self.std <= CONSTANT * np.maximum(np.abs(self.mean), CONSTANT)
+        return flat

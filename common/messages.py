@@ -1,0 +1,110 @@
+"""What client and server tell each other; `common.protocol` puts it on the wire."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.data.moments import Moments
+from common.posterior import Posterior
+
+
+@dataclass(frozen=True)
+class ClientDescription:
+    """What the server learns of a client before the first round.
+
+    Attributes
+    ----------
+    key
+        Modality and number.
+    examples
+        Number of train items.
+    label_sums
+        Of the train items, see `common.model.evidence.label_sums`.
+    moments
+        Of the train items' features; their length is the feature width.
+    """
+
+    key: ClientKey
+    examples: int
+    label_sums: Tensor
+    moments: Moments
+
+    @property
+    def width(self) -> int:
+        """Feature width."""
+        return len(self.moments.mean)
+
+
+@dataclass(frozen=True)
+class NodeDescription:
+    """A node's answer to a query: the clients that it hosts, or why it cannot take part.
+
+    Attributes
+    ----------
+    clients
+        One on a deployed node; on a simulated node any number, none included.
+    error
+        Empty, or one line that says what is wrong with the site's configuration or data.
+    """
+
+    clients: tuple[ClientDescription, ...]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Downlink:
+    """What a client receives for a round: its encoder, the decoder, the prior; nothing else.
+
+    Attributes
+    ----------
+    key
+        Which client of the node is meant.
+    round
+        From 1.
+    encoder
+        Arrays of the client's own modality, standardisation statistics included.
+    decoder
+        Arrays of the decoder.
+    prior
+        Of the pooled labels, see `common.model.evidence.prior_of`.
+    """
+
+    key: ClientKey
+    round: int
+    encoder: Mapping[str, Tensor]
+    decoder: Mapping[str, Tensor]
+    prior: Tensor
+
+
+@dataclass(frozen=True)
+class Uplink:
+    """What a client returns from a round: its own encoder's posterior, the decoder, sums.
+
+    Attributes
+    ----------
+    key
+        Which client.
+    round
+        The round of the `Downlink` that this answers.
+    encoder
+        A Gaussian for each trained tensor of the client's encoder.
+    decoder
+        The trained decoder.
+    examples
+        Train items; the client's weight.
+    train_loss
+        Mean over the local steps.
+    evidence
+        Of the model as received, on the client's validation items, see
+        `common.model.evidence.evidence`.
+    """
+
+    key: ClientKey
+    round: int
+    encoder: Posterior
+    decoder: Mapping[str, Tensor]
+    examples: int
+    train_loss: float
+    evidence: Tensor

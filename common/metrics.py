@@ -1,0 +1,152 @@
+"""Metrics as the literature on CMU-MOSI and CMU-MOSEI reports them.
+
+Regression, labels in [-3, 3]: mean squared and absolute error; Pearson correlation; two-class
+accuracy and weighted F1 in both conventions, negative against non-negative over all items and
+negative against positive without the zeros; five- and seven-class accuracy, which is agreement
+after clipping to [-2, 2] and [-3, 3] and rounding half to even.
+
+Notation: N items, K classes or labels.
+"""
+
+import warnings
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.metrics import (
+    accuracy_score,
+    balanced_accuracy_score,
+    f1_score,
+    log_loss,
+    mean_absolute_error,
+    mean_squared_error,
+)
+
+from common.task import Task
+
+Array = NDArray[Any]
+
+#: The metric that a run is judged by, and whether more is better.
+HEADLINE: dict[Task, tuple[str, bool]] = {
+    Task.regression: ("corr", True),
+    Task.classification: ("accuracy", True),
+    Task.multilabel: ("f1", True),
+}
+
+
+class ConstantPredictions(UserWarning):
+    """A correlation with a constant is not defined; 0 is reported."""
+
+
+def compute_metrics(task: Task, truth: Array, predicted: Array) -> dict[str, float]:
+    """Compute every metric of a task.
+
+    Parameters
+    ----------
+    task
+        Kind of label.
+    truth
+        (N,) numbers or classes, or (N, K) of 0/1.
+    predicted
+        (N,) numbers, or (N, K) probabilities.
+
+    Returns
+    -------
+    dict
+        Metric to value, in a fixed order.
+
+    Raises
+    ------
+    ValueError
+        If there are no items.
+    """
+    if len(truth) == 0:
+        raise ValueError("metrics of no items")
+    predicted = predicted.astype(np.float64)
+    match task:
+        case Task.regression:
+            return regression_metrics(truth.astype(np.float64), predicted)
+        case Task.classification:
+            return classification_metrics(truth, predicted)
+        case Task.multilabel:
+            return multilabel_metrics(truth, predicted)
+
+
+def regression_metrics(truth: Array, predicted: Array) -> dict[str, float]:
+    """Compute the metrics of sentiment; both arguments (N,)."""
+    nonzero = truth != 0
+    return {
+        "mae": float(mean_absolute_error(truth, predicted)),
+        "mse": float(mean_squared_error(truth, predicted)),
+        "corr": correlation(truth, predicted),
+        "acc2": float(accuracy_score(truth >= 0, predicted >= 0)),
+        "acc2_nonzero": _accuracy(truth[nonzero] > 0, predicted[nonzero] > 0),
+        "f1": _weighted_f1(truth >= 0, predicted >= 0),
+        "f1_nonzero": _weighted_f1(truth[nonzero] > 0, predicted[nonzero] > 0),
+        "acc5": rounded_agreement(truth, predicted, 2),
+        "acc7": rounded_agreement(truth, predicted, 3),
+    }
+
+
+def correlation(truth: Array, predicted: Array) -> float:
+    """Pearson's correlation; 0, with a `ConstantPredictions` warning, where one is constant."""
+    # Equal values need not have a standard deviation of exactly 0, but their range is.
+    if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
+        warnings.warn("constant labels or predictions: corr=0", ConstantPredictions, stacklevel=2)
+        return 0.0
+    return float(np.corrcoef(truth, predicted)[0, 1])
+
+
+def rounded_agreement(truth: Array, predicted: Array, limit: int) -> float:
+    """Share of items that agree after clipping to [-limit, limit] and rounding half to even."""
+    rounded = [np.rint(np.clip(values, -limit, limit)) for values in (truth, predicted)]
+    return float(np.mean(rounded[0] == rounded[1]))
+
+
+def classification_metrics(truth: Array, probabilities: Array) -> dict[str, float]:
+    """Compute the metrics of classes: truth (N,) whole numbers, probabilities (N, K)."""
+    chosen = probabilities.argmax(axis=1)
+    return {
+        "accuracy": float(accuracy_score(truth, chosen)),
+        "f1": _weighted_f1(truth, chosen),
+        "log_loss": float(
+            log_loss(truth, _rows_sum_to_one(probabilities), labels=range(probabilities.shape[1]))
+        ),
+    }
+
+
+def multilabel_metrics(truth: Array, probabilities: Array) -> dict[str, float]:
+    """Compute the metrics of several labels, as means over labels; both arguments (N, K).
+
+    The weighted accuracy is the mean of the recalls of presence and absence: plain accuracy is high
+    for a label that is nearly always absent.
+    """
+    present = probabilities >= 0.5
+    columns = range(truth.shape[1])
+    with warnings.catch_warnings():
+        # A label that never occurs in a small set: the recall of absence is all there is.
+        warnings.filterwarnings("ignore", message="y_pred contains classes not in y_true")
+        accuracies = [balanced_accuracy_score(truth[:, k] > 0, present[:, k]) for k in columns]
+    scores = {f"weighted_accuracy_{k}": float(accuracies[k]) for k in columns}
+    scores |= {f"f1_{k}": _weighted_f1(truth[:, k] > 0, present[:, k]) for k in columns}
+    means = {
+        "weighted_accuracy": float(np.mean(accuracies)),
+        "f1": float(np.mean([scores[f"f1_{k}"] for k in columns])),
+    }
+    return means | scores
+
+
+def _rows_sum_to_one(probabilities: Array) -> NDArray[np.float64]:
+    # float32 softmax rows miss 1 by more than scikit-learn tolerates.
+    rows: NDArray[np.float64] = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return rows
+
+
+def _accuracy(truth: Array, predicted: Array) -> float:
+    return float(accuracy_score(truth, predicted)) if len(truth) else 0.0
+
+
+def _weighted_f1(truth: Array, predicted: Array) -> float:
+    if len(truth) == 0:
+        return 0.0
+    return float(f1_score(truth, predicted, average="weighted", zero_division=0.0))

@@ -1,0 +1,54 @@
+"""The decoder that all modalities share: an LSTM, a residual block, a linear head.
+
+Source: arXiv 2303.15486, section 3.
+
+Notation: B items, T steps, d model width, O outputs.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.config import ModelConfig
+
+
+class Decoder(nn.Module):
+    """Encodings to outputs.
+
+    Parameters
+    ----------
+    outputs
+        O: 1 for regression, the number of classes or of labels otherwise.
+    config
+        Model width and number of LSTM layers.
+    """
+
+    def __init__(self, outputs: int, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.lstm = nn.LSTM(width, width, config.decoder_layers, batch_first=True)
+        self.expand = nn.Linear(width, width)
+        self.contract = nn.Linear(width, width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, encodings: Tensor, lengths: Tensor) -> Tensor:
+        """Decode right-padded encodings.
+
+        The LSTM is causal, so padding after the last real step cannot reach what is read there.
+
+        Parameters
+        ----------
+        encodings
+            (B, T, d).
+        lengths
+            (B,) number of real steps, at least 1.
+
+        Returns
+        -------
+        Tensor
+            (B, O) numbers, or logits of classes or labels.
+        """
+        states, _ = self.lstm(encodings)
+        last = states[torch.arange(len(states), device=states.device), lengths.clamp(min=1) - 1]
+        decoded: Tensor = self.head(last + self.contract(F.relu(self.expand(last))))
+        return decoded

@@ -1,0 +1,165 @@
+"""The encoder of one modality: a pre-norm transformer over its sequence.
+
+Source: arXiv 2303.15486, section 3; Vaswani et al. 2017 for the layer and the positions, Xiong et
+al. 2020 for the pre-norm order.
+
+Notation: B items, T steps, D feature width, d model width, h heads.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.config import ModelConfig
+
+
+def valid_steps(lengths: Tensor, steps: int) -> Tensor:
+    """Return (B, T) bool: which steps of right-padded sequences are real."""
+    return torch.arange(steps, device=lengths.device) < lengths[:, None]
+
+
+def sinusoidal_positions(steps: int, width: int, device: torch.device) -> Tensor:
+    """Return (T, d): sines in the first half, cosines in the second, of geometric wavelengths."""
+    half = (width + 1) // 2
+    rates = torch.exp(torch.arange(half, device=device) * (-math.log(10_000.0) / max(half - 1, 1)))
+    angles = torch.arange(steps, device=device)[:, None] * rates
+    return torch.cat([angles.sin(), angles.cos()], dim=1)[:, :width]
+
+
+class Standardise(nn.Module):
+    """Centre and scale each feature; what is constant or not finite becomes 0.
+
+    Parameters
+    ----------
+    width
+        Feature width D. The statistics are buffers, so they travel and are stored with the model
+        but are never trained or merged.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(width))
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Map (..., D) raw features to (..., D) standardised ones."""
+        scaled = (values - self.mean) * self.scale
+        return torch.where(torch.isfinite(scaled), scaled, 0.0)
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention.
+
+    Parameters
+    ----------
+    width, heads
+        Model width d, divisible by the number of heads h.
+    dropout
+        Share of the attention weights dropped in training.
+    """
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.dropout = dropout
+        self.project_in = nn.Linear(width, 3 * width)
+        self.project_out = nn.Linear(width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (B, T, d) to (B, T, d); `mask` broadcasts to (B, h, T, T), True may be attended."""
+        batch, steps, width = x.shape
+        query, key, value = (
+            self.project_in(x)
+            .view(batch, steps, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+        )
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        projected: Tensor = self.project_out(attended.transpose(1, 2).reshape(batch, steps, width))
+        return projected
+
+
+class EncoderLayer(nn.Module):
+    """Pre-norm transformer layer: attention, then a feed-forward of width 4d, both residual."""
+
+    def __init__(self, config: ModelConfig, attention_dropout: float) -> None:
+        super().__init__()
+        width = config.width
+        self.attention_norm = nn.LayerNorm(width)
+        self.attention = SelfAttention(width, config.heads, attention_dropout)
+        self.feed_forward_norm = nn.LayerNorm(width)
+        self.expand = nn.Linear(width, 4 * width)
+        self.contract = nn.Linear(4 * width, width)
+        self.relu_dropout = nn.Dropout(config.relu_dropout)
+        self.residual_dropout = nn.Dropout(config.residual_dropout)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        """Map (B, T, d) to (B, T, d)."""
+        x = x + self.residual_dropout(self.attention(self.attention_norm(x), mask))
+        hidden = self.relu_dropout(F.relu(self.expand(self.feed_forward_norm(x))))
+        x = x + self.residual_dropout(self.contract(hidden))
+        return x
+
+
+class Encoder(nn.Module):
+    """Features of one modality to a sequence of model width.
+
+    Parameters
+    ----------
+    features
+        Feature width D.
+    config
+        Sizes and dropout rates.
+    attention_dropout
+        Dropout of the attention weights, which the paper sets per modality.
+    """
+
+    def __init__(self, features: int, config: ModelConfig, attention_dropout: float) -> None:
+        super().__init__()
+        self.causal = config.causal
+        self.standardise = Standardise(features)
+        self.embed = nn.Conv1d(
+            features, config.width, config.kernel_size, padding="same", bias=False
+        )
+        self.embedding_dropout = nn.Dropout(config.embedding_dropout)
+        self.layers = nn.ModuleList(
+            EncoderLayer(config, attention_dropout) for _ in range(config.layers)
+        )
+        self.norm = nn.LayerNorm(config.width)
+
+    def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """Encode right-padded sequences.
+
+        Parameters
+        ----------
+        values
+            (B, T, D) raw features.
+        lengths
+            (B,) number of real steps. What comes out beyond them means nothing.
+
+        Returns
+        -------
+        Tensor
+            (B, T, d).
+        """
+        steps = values.shape[1]
+        # An absent modality (length 0) still gets one key, or its softmax would be NaN.
+        valid = valid_steps(lengths.clamp(min=1), steps)
+        features = self.standardise(values) * valid[..., None]
+        embedded = self.embed(features.transpose(1, 2)).transpose(1, 2)
+        width = embedded.shape[2]
+        positions = sinusoidal_positions(steps, width, values.device)
+        x: Tensor = self.embedding_dropout(math.sqrt(width) * embedded + positions)
+        mask = valid[:, None, None, :]
+        if self.causal:
+            mask = mask & torch.ones(steps, steps, dtype=torch.bool, device=x.device).tril()
+        for layer in self.layers:
+            x = layer(x, mask)
+        normed: Tensor = self.norm(x)
+        return normed

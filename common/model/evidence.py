@@ -1,0 +1,115 @@
+"""What a client tells of its own validation predictions: a few sums, no labels, no items.
+
+Sums add up over clients, so the server learns how well each modality predicts without seeing one
+item. Three kinds: *label sums* give the prior, *evidence* gives the quality of a modality.
+
+Notation: B items, O outputs, K classes or labels.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.task import Task
+
+#: Inverse temperatures at which clients report their log-loss; 0 is the prior alone.
+INVERSE_TEMPERATURES = (0.0, 0.125, 0.25, 0.354, 0.5, 0.707, 1.0, 1.414, 2.0)
+
+
+def label_sums(labels: Tensor, task: Task, outputs: int) -> Tensor:
+    """Summarise labels: what the prior is made of.
+
+    Returns
+    -------
+    Tensor
+        float64. Regression: (3,) count, sum, sum of squares. Classes: (K,) count of each. Several
+        labels: (1 + K,) count, then how often each is present.
+    """
+    labels = labels.double()
+    match task:
+        case Task.regression:
+            return torch.stack([labels.new_tensor(len(labels)), labels.sum(), (labels**2).sum()])
+        case Task.classification:
+            return torch.bincount(labels.long(), minlength=outputs).double()
+        case Task.multilabel:
+            return torch.cat([labels.new_tensor([len(labels)]), labels.sum(dim=0)])
+
+
+def prior_of(sums: Tensor, task: Task) -> Tensor:
+    """Turn pooled label sums into the prior, smoothed by one item.
+
+    Returns
+    -------
+    Tensor
+        float64. Regression: (2,) mean and variance. Classes: (K,) log-probabilities. Several
+        labels: (K,) logits.
+    """
+    match task:
+        case Task.regression:
+            count, total, squares = sums
+            mean = total / count.clamp(min=1)
+            variance = squares / count.clamp(min=1) - mean**2
+            return torch.stack([mean, variance.clamp(min=1e-6)])
+        case Task.classification:
+            return torch.log((sums + 1 / len(sums)) / (sums.sum() + 1))
+        case Task.multilabel:
+            return torch.logit((sums[1:] + 0.5) / (sums[0] + 1))
+
+
+def evidence(outputs: Tensor, labels: Tensor, prior: Tensor, task: Task) -> Tensor:
+    """Summarise predictions on labelled items.
+
+    Parameters
+    ----------
+    outputs
+        (B, O) from the decoder; B may be 0.
+    labels
+        (B,) or (B, O).
+    prior
+        From `prior_of`.
+    task
+        Kind of label.
+
+    Returns
+    -------
+    Tensor
+        float64. Regression: (6,) n, sum y, sum y^2, sum p, sum p^2, sum p y. Otherwise: n, then the
+        summed log-loss at each of `INVERSE_TEMPERATURES`.
+    """
+    count = torch.tensor(float(len(labels)), dtype=torch.float64)
+    if task is Task.regression:
+        p, y = outputs[:, 0].double(), labels.double()
+        return torch.stack([count, y.sum(), (y**2).sum(), p.sum(), (p**2).sum(), (p * y).sum()])
+    losses = [
+        _log_loss(temper(outputs.double(), prior, beta, task), labels, task)
+        for beta in INVERSE_TEMPERATURES
+    ]
+    return torch.stack([count, *losses])
+
+
+def evidence_size(task: Task) -> int:
+    """Length of the vector that `evidence` returns."""
+    return 6 if task is Task.regression else 1 + len(INVERSE_TEMPERATURES)
+
+
+def no_evidence(task: Task) -> Tensor:
+    """Return the evidence of no items, to which evidence can be added."""
+    return torch.zeros(evidence_size(task), dtype=torch.float64)
+
+
+def temper(outputs: Tensor, prior: Tensor, beta: float, task: Task) -> Tensor:
+    """Move logits towards the prior: prior + beta (evidence - prior), in log space.
+
+    Returns
+    -------
+    Tensor
+        (B, K) log-probabilities up to a constant for classes, logits for several labels.
+    """
+    scores = outputs.log_softmax(dim=1) if task is Task.classification else outputs
+    return prior + beta * (scores - prior)
+
+
+def _log_loss(scores: Tensor, labels: Tensor, task: Task) -> Tensor:
+    if task is Task.classification:
+        return F.cross_entropy(scores, labels, reduction="sum")
+    return F.binary_cross_entropy_with_logits(scores, labels.double(), reduction="sum")

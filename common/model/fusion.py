@@ -1,0 +1,258 @@
+"""How modalities that were never trained together predict together.
+
+Three rules, each for any subset of modalities:
+
+- ``mean`` of the encodings, as in arXiv 2303.15486;
+- ``reliability``: encodings weighted by the information that their modality carries about the
+  label, 1/s_m^2 - 1/s_0^2 (s_m^2 residual variance of modality m, s_0^2 variance of the label),
+  shrunk towards the mean by how little evidence there is;
+- ``product_of_experts`` on predictions, with the prior counted once.
+
+``auto`` takes the product of experts for labels that are classes and reliability for numbers. All
+that a rule needs is fitted from sums that clients report (`common.model.evidence`).
+
+Notation: B items, M modalities, T steps, d model width, K classes or labels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from common.config import FusionRule
+from common.model.evidence import INVERSE_TEMPERATURES, temper
+from common.task import Task
+
+
+@dataclass(frozen=True)
+class Expert:
+    """A modality as a calibrated predictor.
+
+    Attributes
+    ----------
+    slope
+        Regression: b in y = a + b p. Otherwise the inverse temperature.
+    intercept
+        Regression: a.
+    unexplained
+        Regression: residual variance as a share of the label's variance, in (0, 1].
+    information
+        What the modality tells of the label, at least 0. Regression: 1/unexplained - 1. Otherwise
+        twice the nats an item by which it beats the prior, which is the same for weak Gaussians.
+    count
+        Validation items behind these figures.
+    """
+
+    slope: float = 1.0
+    intercept: float = 0.0
+    unexplained: float = 0.5
+    information: float = 0.0
+    count: float = 0.0
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """A fitted rule.
+
+    Attributes
+    ----------
+    rule
+        Never ``auto``.
+    task
+        Kind of label.
+    prior
+        From `common.model.evidence.prior_of`.
+    experts
+        Modality to its calibration.
+    """
+
+    rule: FusionRule
+    task: Task
+    prior: tuple[float, ...]
+    experts: Mapping[str, Expert]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Modality to its weight in the rule; they sum to 1."""
+        if self.rule is FusionRule.mean:
+            return {name: 1 / len(self.experts) for name in self.experts}
+        return reliability_weights(self.experts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON; `from_dict` undoes it."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> "Fusion":
+        """Rebuild from `to_dict`."""
+        return cls(
+            FusionRule(plain["rule"]),
+            Task(plain["task"]),
+            tuple(plain["prior"]),
+            {name: Expert(**expert) for name, expert in plain["experts"].items()},
+        )
+
+
+def fit_fusion(
+    rule: FusionRule, task: Task, prior: Tensor, evidence: Mapping[str, Tensor]
+) -> Fusion:
+    """Fit a rule to pooled evidence.
+
+    Parameters
+    ----------
+    rule
+        Which; ``auto`` is resolved by the task.
+    task
+        Kind of label.
+    prior
+        Of the pooled labels.
+    evidence
+        Modality to the sum of its clients' evidence; all zero where there is none yet.
+    """
+    if rule is FusionRule.auto:
+        numbers = task is Task.regression
+        rule = FusionRule.reliability if numbers else FusionRule.product_of_experts
+    fit = _linear_expert if task is Task.regression else _tempered_expert
+    experts = {name: fit(sums) for name, sums in evidence.items()}
+    return Fusion(rule, task, tuple(prior.tolist()), experts)
+
+
+def _linear_expert(sums: Tensor) -> Expert:
+    """Fit y = a + b p, b >= 0, and its residual variance, adjusted for the two parameters."""
+    n, y, yy, p, pp, py = sums.tolist()
+    if n < 3:
+        return Expert(count=n)
+    variance_y, variance_p = yy / n - (y / n) ** 2, pp / n - (p / n) ** 2
+    covariance = py / n - (p / n) * (y / n)
+    if variance_y <= 1e-12 or variance_p <= 1e-12 or covariance <= 0:
+        return Expert(slope=0.0, intercept=y / n, unexplained=1.0, count=n)
+    slope = covariance / variance_p
+    explained = slope * covariance / variance_y
+    unexplained = min(max((1 - explained) * (n - 1) / (n - 2), 1e-3), 1.0)
+    return Expert(slope, (y - slope * p) / n, unexplained, 1 / unexplained - 1, n)
+
+
+def _tempered_expert(sums: Tensor) -> Expert:
+    """Choose the temperature of the lowest pooled log-loss."""
+    n, losses = sums[0].item(), sums[1:]
+    if n == 0:
+        return Expert()
+    best = int(losses.argmin())
+    gain = (losses[0] - losses[best]).item() / n
+    return Expert(slope=INVERSE_TEMPERATURES[best], information=2 * gain, count=n)
+
+
+def reliability_weights(experts: Mapping[str, Expert]) -> dict[str, float]:
+    """Weigh modalities by their information, shrunk towards uniform.
+
+    n x information is a likelihood-ratio statistic, of mean about 1 for a modality that tells
+    nothing. With total evidence E over M modalities the shrinkage is M / (M + E): one half for
+    pure chance, none for much data.
+    """
+    modalities = len(experts)
+    total = sum(expert.information for expert in experts.values())
+    evidence = sum(expert.count * expert.information for expert in experts.values())
+    shrinkage = modalities / (modalities + evidence)
+    return {
+        name: shrinkage / modalities
+        + (1 - shrinkage) * (expert.information / total if total > 0 else 1 / modalities)
+        for name, expert in experts.items()
+    }
+
+
+def fuse_encodings(
+    encodings: Mapping[str, Tensor], lengths: Mapping[str, Tensor], weights: Mapping[str, float]
+) -> tuple[Tensor, Tensor]:
+    """Average the encodings of the modalities present, aligned at the last step.
+
+    Parameters
+    ----------
+    encodings
+        Modality to (B, T_m, d), right-padded.
+    lengths
+        Modality to (B,); 0 where an item lacks it.
+    weights
+        Modality to its weight, above 0; renormalised over what is present at each step.
+
+    Returns
+    -------
+    tuple
+        (B, T, d) right-padded, T the longest, and (B,) the length of each item's longest modality.
+    """
+    fused_lengths = torch.stack(list(lengths.values())).amax(dim=0)
+    steps = torch.arange(int(fused_lengths.max()), device=fused_lengths.device)
+    total: Tensor | float = 0.0
+    mass: Tensor | float = 0.0
+    for name, encoding in encodings.items():
+        # Step t of the fusion, counted from the end, is this step of the modality.
+        own = steps - (fused_lengths - lengths[name])[:, None]
+        weight = weights[name] * ((own >= 0) & (own < lengths[name][:, None])).unsqueeze(2)
+        index = own.clamp(0, encoding.shape[1] - 1).unsqueeze(2).expand(-1, -1, encoding.shape[2])
+        # where, not a product: what an absent modality encodes to may be anything.
+        total = total + torch.where(weight > 0, weight * encoding.gather(1, index), 0.0)
+        mass = mass + weight
+    assert isinstance(total, Tensor) and isinstance(mass, Tensor)
+    return total / mass.clamp(min=1e-12), fused_lengths
+
+
+def product_of_gaussians(
+    means: Tensor, variances: Tensor, present: Tensor, prior_mean: float, prior_variance: float
+) -> tuple[Tensor, Tensor]:
+    """Multiply Gaussian posteriors that share a prior, the prior counted once.
+
+    ``[sum mu_m/s_m^2 - (M-1) mu_0/s_0^2] / [sum 1/s_m^2 - (M-1)/s_0^2]``
+
+    Parameters
+    ----------
+    means
+        (M, B).
+    variances
+        (M,) each at most the prior variance, so that the precision stays positive.
+    present
+        (M, B) bool.
+    prior_mean, prior_variance
+        Of the label.
+
+    Returns
+    -------
+    tuple
+        (B,) mean and (B,) standard deviation.
+    """
+    precisions = present / variances[:, None]
+    surplus = present.sum(dim=0) - 1
+    precision = precisions.sum(dim=0) - surplus / prior_variance
+    mean = (precisions * means).sum(dim=0) - surplus * prior_mean / prior_variance
+    return mean / precision, precision.rsqrt()
+
+
+def product_of_scores(scores: Tensor, present: Tensor, prior: Tensor) -> Tensor:
+    """Multiply class or label posteriors that share a prior, the prior counted once.
+
+    Parameters
+    ----------
+    scores
+        (M, B, K) tempered log-probabilities or logits.
+    present
+        (M, B) bool.
+    prior
+        (K,) log-probabilities or logits.
+
+    Returns
+    -------
+    Tensor
+        (B, K) log-probabilities up to a constant, or logits.
+    """
+    return prior + torch.where(present[:, :, None], scores - prior, 0.0).sum(dim=0)
+
+
+def tempered_scores(fusion: Fusion, outputs: Mapping[str, Tensor]) -> Tensor:
+    """Return (M, B, K): each modality's outputs at its temperature."""
+    prior = torch.tensor(fusion.prior)
+    return torch.stack(
+        [
+            temper(output, prior.to(output), fusion.experts[name].slope, fusion.task)
+            for name, output in outputs.items()
+        ]
+    )

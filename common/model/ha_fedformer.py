@@ -1,0 +1,144 @@
+"""HA-Fedformer: an encoder for each modality and one decoder.
+
+Source: arXiv 2303.15486. A client builds the same model with its one modality, so it holds its own
+encoder and the decoder and nothing else.
+
+Notation: B items, T steps, D feature width, d model width, O outputs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.config import ModelConfig
+from common.data.batching import Padded
+from common.data.moments import Moments
+from common.model.decoder import Decoder
+from common.model.encoder import Encoder
+from common.task import Task
+
+Arrays = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """All that is needed to build the model.
+
+    Attributes
+    ----------
+    widths
+        Modality to feature width D.
+    outputs
+        O of the decoder.
+    task
+        Kind of label.
+    model
+        Sizes and dropout rates.
+    """
+
+    widths: Mapping[str, int]
+    outputs: int
+    task: Task
+    model: ModelConfig = field(default_factory=ModelConfig)
+
+
+class HAFedformer(nn.Module):
+    """The model; with one modality it is what a client trains.
+
+    Parameters
+    ----------
+    spec
+        What to build.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        dropout = spec.model.attention_dropout
+        self.encoders = nn.ModuleDict(
+            {
+                name: Encoder(width, spec.model, dropout.get(name, dropout.get("default", 0.0)))
+                for name, width in spec.widths.items()
+            }
+        )
+        self.decoder = Decoder(spec.outputs, spec.model)
+
+    def encode(self, modality: str, padded: Padded) -> Tensor:
+        """Return the encodings (B, T, d) of one modality."""
+        encodings: Tensor = self.encoders[modality](*padded)
+        return encodings
+
+    def forward(self, modality: str, padded: Padded) -> Tensor:
+        """Return the outputs (B, O) from one modality alone, as a client trains it."""
+        outputs: Tensor = self.decoder(self.encode(modality, padded), padded.lengths)
+        return outputs
+
+
+def build_model(spec: ModelSpec, seed: int) -> HAFedformer:
+    """Build a model with weights drawn from `seed`, leaving torch's global generator alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return HAFedformer(spec)
+
+
+# Where encoder ends and decoder begins is decided here and nowhere else ------------------------
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model's arrays, taken apart: encoder arrays by modality, then the decoder's.
+
+    The same names, without the prefix, whatever the modality: so encoders can be compared.
+    """
+
+    encoders: Mapping[str, Arrays]
+    decoder: Arrays
+
+
+def split_arrays(arrays: Mapping[str, Tensor]) -> Parts:
+    """Take a state dict apart into encoders and decoder.
+
+    Raises
+    ------
+    KeyError
+        If a name belongs to neither.
+    """
+    encoders: dict[str, Arrays] = {}
+    decoder: Arrays = {}
+    for name, array in arrays.items():
+        match name.split(".", 2):
+            case ["encoders", modality, rest]:
+                encoders.setdefault(modality, {})[rest] = array
+            case ["decoder", *rest_of_name]:
+                decoder[".".join(rest_of_name)] = array
+            case _:
+                raise KeyError(f"{name} belongs neither to an encoder nor to the decoder")
+    return Parts(encoders, decoder)
+
+
+def join_arrays(parts: Parts) -> Arrays:
+    """Put encoders and decoder together into a state dict; undoes `split_arrays`."""
+    joined = {
+        f"encoders.{modality}.{name}": array
+        for modality, arrays in parts.encoders.items()
+        for name, array in arrays.items()
+    }
+    return joined | {f"decoder.{name}": array for name, array in parts.decoder.items()}
+
+
+def trained_names(modules: nn.Module) -> list[str]:
+    """Names of the parameters, in order: what is trained and merged, so no buffers."""
+    return [name for name, _ in modules.named_parameters()]
+
+
+def set_standardisation(model: HAFedformer, modality: str, moments: Moments) -> None:
+    """Give an encoder the statistics that it standardises its features with."""
+    encoder = model.encoders[modality]
+    assert isinstance(encoder, Encoder)
+    std = np.where(moments.constant, 1.0, moments.std)
+    scale = np.where(moments.constant, 0.0, 1.0 / std)
+    encoder.standardise.mean.copy_(torch.from_numpy(moments.mean))
+    encoder.standardise.scale.copy_(torch.from_numpy(scale))

@@ -1,0 +1,265 @@
+"""What goes over the wire, and the only place that knows the record keys.
+
+One message each way per client and round. Server to client: `Downlink`. Client to server: `Uplink`.
+Before that, once per node: a query, answered by `NodeDescription`.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.data.moments import Moments
+from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
+from common.posterior import Form, Gaussian
+
+VERSION = 1
+
+# Record keys.
+_ABOUT = "about"
+_ENCODER = "encoder"
+_PRECISION = "precision"
+_DECODER = "decoder"
+_METRICS = "metrics"
+_MOMENTS = "moments"
+
+
+class ProtocolError(Exception):
+    """A message that does not follow the protocol; says what was expected."""
+
+
+def encode_downlink(downlink: Downlink) -> RecordDict:
+    """Return the content of the message."""
+    about = _about(downlink.key) | {"round": downlink.round, "prior": downlink.prior.tolist()}
+    return RecordDict(
+        {
+            _ABOUT: ConfigRecord(about),
+            _ENCODER: _record(downlink.encoder),
+            _DECODER: _record(downlink.decoder),
+        }
+    )
+
+
+def decode_downlink(content: RecordDict) -> Downlink:
+    """Read the content of the message.
+
+    Raises
+    ------
+    ProtocolError
+        If a record or a value is missing or of the wrong type.
+    """
+    about = _read_about(content, {"round": int, "prior": list})
+    return Downlink(
+        _key(about),
+        about["round"],
+        _arrays(content, _ENCODER),
+        _arrays(content, _DECODER),
+        torch.tensor(about["prior"], dtype=torch.float64),
+    )
+
+
+def encode_uplink(uplink: Uplink) -> RecordDict:
+    """Return the content of the message."""
+    means = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
+    precisions = {
+        f"{gaussian.form}:{name}": _pack(gaussian)
+        for name, gaussian in uplink.encoder.items()
+        if gaussian.precision is not None
+    }
+    metrics: dict[str, Any] = {
+        "examples": uplink.examples,
+        "train-loss": uplink.train_loss,
+        "evidence": uplink.evidence.tolist(),
+    }
+    return RecordDict(
+        {
+            _ABOUT: ConfigRecord(_about(uplink.key) | {"round": uplink.round}),
+            _ENCODER: _record(means),
+            _PRECISION: _record(precisions),
+            _DECODER: _record(uplink.decoder),
+            _METRICS: MetricRecord(metrics),
+        }
+    )
+
+
+def decode_uplink(content: RecordDict) -> Uplink:
+    """Read the content of the message.
+
+    Raises
+    ------
+    ProtocolError
+        If a record or a value is missing or of the wrong type or shape.
+    """
+    about = _read_about(content, {"round": int})
+    metrics = _typed(
+        content.metric_records.get(_METRICS),
+        _METRICS,
+        {"examples": int, "train-loss": float, "evidence": list},
+    )
+    return Uplink(
+        _key(about),
+        about["round"],
+        _posterior(_arrays(content, _ENCODER), _arrays(content, _PRECISION)),
+        _arrays(content, _DECODER),
+        metrics["examples"],
+        metrics["train-loss"],
+        torch.tensor(metrics["evidence"], dtype=torch.float64),
+    )
+
+
+def encode_query() -> RecordDict:
+    """Return the content of the message that asks a node to describe itself."""
+    return RecordDict({_ABOUT: ConfigRecord({"version": VERSION})})
+
+
+def encode_description(description: NodeDescription) -> RecordDict:
+    """Return the content of the message."""
+    content = RecordDict(
+        {
+            _ABOUT: ConfigRecord(
+                {
+                    "version": VERSION,
+                    "clients": len(description.clients),
+                    "error": description.error,
+                }
+            )
+        }
+    )
+    for index, client in enumerate(description.clients):
+        about = _about(client.key) | {
+            "examples": client.examples,
+            "label-sums": client.label_sums.tolist(),
+        }
+        content[f"{_ABOUT}-{index}"] = ConfigRecord(about)
+        moments = vars(client.moments)
+        content[f"{_MOMENTS}-{index}"] = ArrayRecord(
+            {name: Array(array) for name, array in moments.items()}
+        )
+    return content
+
+
+def decode_description(content: RecordDict) -> NodeDescription:
+    """Read the content of the message.
+
+    Raises
+    ------
+    ProtocolError
+        If it does not follow the protocol, or another version of it.
+    """
+    about = _typed(
+        content.config_records.get(_ABOUT), _ABOUT, {"version": int, "clients": int, "error": str}
+    )
+    if about["version"] != VERSION:
+        raise ProtocolError(f"protocol version {about['version']}, expected {VERSION}")
+    clients = tuple(_client(content, index) for index in range(about["clients"]))
+    return NodeDescription(clients, about["error"])
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Bytes of the arrays in a message."""
+    return sum(
+        len(array.data) for record in content.array_records.values() for array in record.values()
+    )
+
+
+def _client(content: RecordDict, index: int) -> ClientDescription:
+    name = f"{_ABOUT}-{index}"
+    fields = {"modality": str, "part": int, "examples": int, "label-sums": list}
+    about = _typed(content.config_records.get(name), name, fields)
+    arrays = content.array_records.get(f"{_MOMENTS}-{index}", ArrayRecord())
+    if set(arrays) != {"count", "mean", "squares"}:
+        raise ProtocolError(f"moments-{index} holds {sorted(arrays)}")
+    return ClientDescription(
+        _key(about),
+        about["examples"],
+        torch.tensor(about["label-sums"], dtype=torch.float64),
+        Moments(**{key: array.numpy() for key, array in arrays.items()}),
+    )
+
+
+def _about(key: ClientKey) -> dict[str, Any]:
+    return {"modality": key.modality, "part": key.part}
+
+
+def _read_about(content: RecordDict, fields: dict[str, type]) -> dict[str, Any]:
+    expected = {"modality": str, "part": int, **fields}
+    return _typed(content.config_records.get(_ABOUT), _ABOUT, expected)
+
+
+def _key(about: Mapping[str, Any]) -> ClientKey:
+    return ClientKey(about["modality"], about["part"])
+
+
+def _typed(
+    record: ConfigRecord | MetricRecord | None, name: str, fields: dict[str, type]
+) -> dict[str, Any]:
+    """Check that a record has exactly these fields, of these types."""
+    if record is None:
+        raise ProtocolError(f"record {name!r} is missing")
+    if set(record) != set(fields):
+        raise ProtocolError(f"record {name!r} holds {sorted(record)}, expected {sorted(fields)}")
+    for field, expected in fields.items():
+        if type(record[field]) is not expected:
+            raise ProtocolError(
+                f"{name}.{field} is {type(record[field]).__name__}, expected {expected.__name__}"
+            )
+    return dict(record)
+
+
+def _record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
+    return ArrayRecord({name: Array(_to_numpy(tensor)) for name, tensor in arrays.items()})
+
+
+def _to_numpy(tensor: Tensor) -> NDArray[np.generic]:
+    return tensor.detach().cpu().contiguous().numpy()
+
+
+def _arrays(content: RecordDict, name: str) -> dict[str, Tensor]:
+    record = content.array_records.get(name)
+    if record is None:
+        raise ProtocolError(f"record {name!r} is missing")
+    try:
+        return {key: torch.from_numpy(array.numpy().copy()) for key, array in record.items()}
+    except (ValueError, TypeError, EOFError) as error:
+        raise ProtocolError(f"record {name!r} holds an array that cannot be read") from error
+
+
+def _pack(gaussian: Gaussian) -> Tensor:
+    """Return what of a precision is sent: a symmetric matrix goes as its upper triangle."""
+    assert gaussian.precision is not None
+    if gaussian.form is not Form.row:
+        return gaussian.precision
+    size = len(gaussian.precision)
+    return gaussian.precision[*torch.triu_indices(size, size)]
+
+
+def _unpack(packed: Tensor, columns: int) -> Tensor:
+    rows, cols = torch.triu_indices(columns, columns)
+    if packed.shape != rows.shape:
+        raise ProtocolError(f"a packed precision has {packed.numel()} values, not {len(rows)}")
+    full = packed.new_empty(columns, columns)
+    full[rows, cols] = packed
+    full[cols, rows] = packed
+    return full
+
+
+def _posterior(
+    means: Mapping[str, Tensor], precisions: Mapping[str, Tensor]
+) -> dict[str, Gaussian]:
+    posterior = {name: Gaussian(mean) for name, mean in means.items()}
+    for key, packed in precisions.items():
+        form, _, name = key.partition(":")
+        if name not in means or form not in (Form.diagonal, Form.row):
+            raise ProtocolError(f"precision {key!r} belongs to no array")
+        mean = means[name]
+        try:
+            precision = _unpack(packed, mean[0].numel()) if form == Form.row else packed
+            posterior[name] = Gaussian(mean, precision, Form(form))
+        except (ValueError, IndexError) as error:
+            raise ProtocolError(f"precision of {name}: {error}") from error
+    return posterior

@@ -1,0 +1,1 @@
+"""The coordinator: Flower strategy, hierarchical aggregation, evaluation, commands."""

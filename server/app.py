@@ -1,0 +1,55 @@
+"""The Flower ServerApp: what `flwr run` starts."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from common.config import Config, compose_config
+from common.data.federation import load_joint
+from server.console import RunConsole
+from server.federation import Run, check_evaluation_data, use_one_thread
+from server.run_folder import RunFolder
+
+RunGrid = Callable[[Grid], None]
+
+
+def make_server_app(run: Run) -> ServerApp:
+    """Build an app that executes a prepared run."""
+    app = ServerApp()
+    app.main()(partial(_execute, run))
+    return app
+
+
+def _execute(run: Run, grid: Grid, context: Context) -> None:
+    with run.console:
+        run.execute(grid)
+
+
+def prepare(config: Config, folder: str | Path) -> Run:
+    """Load the data and open the run folder, before any client is asked for anything.
+
+    Raises
+    ------
+    UserError
+        If the data cannot be used, or the folder holds a run already.
+    """
+    use_one_thread()
+    data = load_joint(config)
+    check_evaluation_data(data)
+    run = Run(config, data, RunFolder(folder), RunConsole(config.rounds, config.dataset.task))
+    run.folder.write_config(config)
+    return run
+
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the federation that the run-config strings ``config-name`` and ``overrides`` describe."""
+    settings = context.run_config
+    config = compose_config(str(settings["config-name"]), str(settings["overrides"]).split())
+    _execute(prepare(config, config.run_dir), grid, context)

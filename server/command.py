@@ -1,0 +1,58 @@
+"""What every command has in common: Hydra, one-line errors, exit statuses.
+
+Exit status 0 for success, 2 for a mistake of the user.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from common.config import explain
+from common.errors import UserError
+
+Task = Callable[[DictConfig], None]
+
+
+def hydra_command(config_name: str) -> Callable[[Task], Callable[[], None]]:
+    """Turn a function of a composed configuration into a command.
+
+    Parameters
+    ----------
+    config_name
+        The primary file in ``conf/``.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        def guarded(composed: DictConfig) -> None:
+            try:
+                task(composed)
+            except UserError as error:
+                # Not an exception to Hydra, which would print a traceback of its own.
+                fail(str(error))
+
+        def command() -> None:
+            # Hydra then raises instead of printing several lines and exiting with 1.
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            try:
+                hydra.main(version_base=None, config_path="pkg://conf", config_name=config_name)(
+                    guarded
+                )()
+            except (HydraException, OmegaConfBaseException) as error:
+                fail(explain(error))
+
+        return command
+
+    return decorate
+
+
+def fail(message: str) -> None:
+    """Print one line on standard error and exit with status 2."""
+    line = " ".join(message.split())
+    Console(stderr=True, highlight=False).print(f"error: {line}", soft_wrap=True, markup=False)
+    sys.exit(2)

@@ -1,0 +1,89 @@
+"""What a run shows: one line a round above a progress bar, and a table at the end."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from common.metrics import HEADLINE
+from common.task import Task
+from server.evaluate import Scores
+
+
+class RunConsole:
+    """The terminal of a run; use as a context manager.
+
+    Parameters
+    ----------
+    rounds
+        How many there will be.
+    task
+        Kind of label; decides which metric stands in a round's line.
+    console
+        Where to print; by default the terminal.
+    """
+
+    def __init__(self, rounds: int, task: Task, console: Console | None = None) -> None:
+        self.task = task
+        self.console = console or Console(highlight=False)
+        self._progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("rounds"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self._bar = self._progress.add_task("training", total=rounds)
+        self._digits = len(str(rounds))
+
+    def __enter__(self) -> "RunConsole":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._progress.stop()
+
+    def tell(self, line: str) -> None:
+        """Print one line."""
+        self.console.print(line, soft_wrap=True)
+
+    def warn(self, line: str) -> None:
+        """Print one line that asks for attention."""
+        self.console.print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False)
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """Print the line of a round, given its object in ``rounds.jsonl``."""
+        metric, _ = HEADLINE[self.task]
+        loss = "  ".join(f"{name} {value:.3f}" for name, value in record["train_loss"].items())
+        scores = record["validation"]
+        alone = "  ".join(
+            f"{name} {values[metric]:.3f}"
+            for name, values in scores.items()
+            if name != "multimodal"
+        )
+        self.tell(
+            f"round {record['round']:>{self._digits}}  [dim]loss[/] {loss}  "
+            f"[dim]val {metric}[/] [bold]multimodal {scores['multimodal'][metric]:.3f}[/]  "
+            f"{alone}  "
+            f"[dim]{record['seconds']:.1f} s[/]"
+        )
+        if record["reused"]:
+            self.warn(f"no reply from {', '.join(record['reused'])}: the encoder stays as it was")
+        for line in record["rejected"]:
+            self.warn(f"left out: {line}")
+        self._progress.advance(self._bar)
+
+    def scores(self, title: str, scores: Scores) -> None:
+        """Print the table of final scores."""
+        table = Table(title=title, title_justify="left", title_style="bold")
+        table.add_column("")
+        for name in scores:
+            table.add_column(name, justify="right", style="bold" if name == "multimodal" else "")
+        for metric in scores["multimodal"]:
+            table.add_row(metric, *(f"{values[metric]:.3f}" for values in scores.values()))
+        self.console.print(table)

@@ -1,0 +1,216 @@
+"""A run from the first query to the summary, over any Flower grid."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from common.clients import clients_per_modality
+from common.config import Config
+from common.data.federation import JointDataset
+from common.errors import UserError
+from common.metrics import HEADLINE
+from common.model.evidence import prior_of
+from common.model.fusion import Fusion, fit_fusion
+from common.model.ha_fedformer import (
+    HAFedformer,
+    ModelSpec,
+    build_model,
+    set_standardisation,
+    split_arrays,
+    trained_names,
+)
+from common.seeding import derive_seed
+from common.task import Task
+from server.console import RunConsole
+from server.evaluate import Scores, evaluate
+from server.learning_curve import learning_curve
+from server.model_file import model_bytes
+from server.registry import Registry
+from server.run_folder import CURVE, MODEL, RunFolder
+from server.strategy import HierarchicalAggregation, RoundReport, from_record, to_record
+
+T = TypeVar("T")
+
+
+@dataclass
+class Run:
+    """The state of a run on the server.
+
+    Attributes
+    ----------
+    config, data, folder, console
+        What to do, what to evaluate on, where to leave and to show it.
+    """
+
+    config: Config
+    data: JointDataset
+    folder: RunFolder
+    console: RunConsole
+
+    def __post_init__(self) -> None:
+        self.records: list[dict[str, Any]] = []
+        self._report: RoundReport | None = None
+        self._round_began = 0.0
+
+    def execute(self, grid: Grid) -> dict[str, Any]:
+        """Run the federation and return the summary, which is in the run folder too.
+
+        Raises
+        ------
+        UserError
+            If nodes are missing or do not fit, or no client could be merged in a round.
+        """
+        began = time.monotonic()
+        config, registry = self.config, Registry()
+        counts = clients_per_modality(config.clients, self.data.modalities)
+        registry.wait_for(grid, counts, config.runtime.node_timeout, self.console.tell)
+        prior = prior_of(
+            registry.label_sums(config.dataset.task, self._outputs()), config.dataset.task
+        )
+        model = self._initial_model(registry)
+        trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
+        strategy = HierarchicalAggregation(config, registry, prior, trained, self._remember)
+
+        def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
+            if server_round > 0:
+                model.load_state_dict(from_record(arrays))
+                self._record_round(model, self._fusion(strategy))
+            self._round_began = time.monotonic()
+            return None
+
+        strategy.start(
+            grid,
+            to_record(model.state_dict()),
+            num_rounds=config.rounds,
+            timeout=config.runtime.round_timeout,
+            evaluate_fn=after_round,
+        )
+        return self._finish(model, self._fusion(strategy), time.monotonic() - began)
+
+    def _outputs(self) -> int:
+        """Count the outputs, from all the labels that the server knows."""
+        labels = self.data.items.labels
+        match self.config.dataset.task:
+            case Task.regression:
+                return 1
+            case Task.classification:
+                return int(max(labels.max(), self.data.test.labels.max())) + 1
+            case Task.multilabel:
+                return int(labels.shape[1])
+
+    def _initial_model(self, registry: Registry) -> HAFedformer:
+        """Build the model for the widths that clients have, with their pooled statistics."""
+        moments = registry.moments()
+        for name, sequences in self.data.items.sequences.items():
+            width = len(moments[name].mean)
+            if width != sequences.width:
+                raise UserError(
+                    f"{name} is {width} wide at the clients but {sequences.width} in the "
+                    "evaluation data"
+                )
+        spec = ModelSpec(
+            {name: len(moments[name].mean) for name in self.data.modalities},
+            self._outputs(),
+            self.config.dataset.task,
+            self.config.model,
+        )
+        model = build_model(spec, derive_seed(self.config.seed, "model"))
+        for name in self.data.modalities:
+            set_standardisation(model, name, moments[name])
+        return model
+
+    def _fusion(self, strategy: HierarchicalAggregation) -> Fusion:
+        return fit_fusion(
+            self.config.fusion.name, self.config.dataset.task, strategy.prior, strategy.evidence
+        )
+
+    def _remember(self, report: RoundReport) -> None:
+        """Keep a round's report until its evaluation."""
+        if not report.clients:
+            reason = report.rejected[0] if report.rejected else "no reply came in time"
+            raise UserError(f"round {report.round}: no client could be merged; {reason}")
+        self._report = report
+
+    def _record_round(self, model: HAFedformer, fusion: Fusion) -> None:
+        report = self._report
+        assert report is not None
+        record = {
+            "round": report.round,
+            "train_loss": self._in_order(report.train_loss),
+            "validation": evaluate(model, fusion, self.data.validation),
+            "fusion_weights": fusion.weights,
+            "clients": self._in_order(report.clients),
+            "reused": list(report.reused),
+            "rejected": list(report.rejected),
+            "decoder_weights": report.decoder_weights,
+            "bytes_down": report.bytes_down,
+            "bytes_up": report.bytes_up,
+            "seconds": round(time.monotonic() - self._round_began, 3),
+        }
+        self.records.append(record)
+        self.folder.append_round(record)
+        self.console.round(record)
+
+    def _in_order(self, by_modality: Mapping[str, T]) -> dict[str, T]:
+        """Put the dataset's order of modalities on a mapping."""
+        return {name: by_modality[name] for name in self.data.modalities if name in by_modality}
+
+    def _finish(self, model: HAFedformer, fusion: Fusion, seconds: float) -> dict[str, Any]:
+        config = self.config
+        test = evaluate(model, fusion, self.data.test)
+        summary = {
+            "test": test,
+            "validation": self.records[-1]["validation"],
+            "rounds": config.rounds,
+            "seed": config.seed,
+            "seconds": round(seconds, 3),
+            "fusion": str(fusion.rule),
+            "fusion_weights": fusion.weights,
+            "items": {
+                "train": sum(len(items) for items in self.data.clients.values()),
+                "validation": len(self.data.validation),
+                "test": len(self.data.test),
+            },
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "cleaning": self.data.cleaning,
+        }
+        self.folder.write(MODEL, model_bytes(model, fusion))
+        self.folder.write(CURVE, learning_curve(self.records, config.dataset.task))
+        self.folder.write_summary(summary)
+        self.console.scores(f"Test, {len(self.data.test)} items nobody trained on", test)
+        self._say_what_won(test, fusion)
+        return summary
+
+    def _say_what_won(self, test: Scores, fusion: Fusion) -> None:
+        metric, _ = HEADLINE[self.config.dataset.task]
+        alone = {name: scores[metric] for name, scores in test.items() if name != "multimodal"}
+        best = max(alone, key=lambda name: alone[name])
+        gain = test["multimodal"][metric] - alone[best]
+        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in fusion.weights.items())
+        self.console.tell(
+            f"all modalities together: {metric} {gain:+.3f} against {best} alone; "
+            f"fusion {fusion.rule} ({weights})"
+        )
+        self.console.tell(f"run folder: {self.folder.path}")
+
+
+def check_evaluation_data(data: JointDataset) -> None:
+    """Raise `UserError` unless there is something to evaluate on."""
+    for title, items in (("validation", data.validation), ("test", data.test)):
+        if len(items) == 0:
+            raise UserError(f"there are no {title} items; raise dataset.{title}_fraction above 0")
+        for name, sequences in items.sequences.items():
+            if not (sequences.lengths > 0).any():
+                raise UserError(f"no {title} item has {name}")
+
+
+def use_one_thread() -> None:
+    """Leave the cores to the clients; sums in one order are reproducible too."""
+    torch.set_num_threads(1)
+    np.seterr(all="warn")

@@ -1,0 +1,55 @@
+"""The learning curve of a run as a picture."""
+
+import io
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from common.metrics import HEADLINE
+from common.task import Task
+
+
+def learning_curve(rounds: Sequence[Mapping[str, Any]], task: Task) -> bytes:
+    """Draw train loss per modality, and the headline metric on the validation items.
+
+    Parameters
+    ----------
+    rounds
+        The objects of ``rounds.jsonl``.
+    task
+        Kind of label; decides the metric.
+
+    Returns
+    -------
+    bytes
+        A PNG.
+    """
+    # Imported here: half a second that no other command needs.
+    import matplotlib.figure
+    import matplotlib.ticker
+
+    figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    metric, _ = HEADLINE[task]
+    numbers = [record["round"] for record in rounds]
+    for name in rounds[0]["validation"]:
+        together = name == "multimodal"
+        style = {"color": "black", "linewidth": 2.5} if together else {"linewidth": 1.2}
+        score = [record["validation"][name][metric] for record in rounds]
+        (line,) = scores.plot(numbers, score, label=name, **style)
+        if not together:
+            loss = [record["train_loss"].get(name) for record in rounds]
+            losses.plot(
+                numbers,
+                [float("nan") if value is None else value for value in loss],
+                label=name,
+                color=line.get_color(),
+            )
+    losses.set(title="Train loss of the clients", xlabel="round", ylabel="loss")
+    scores.set(title=f"Validation {metric}", xlabel="round", ylabel=metric)
+    for axes in (losses, scores):
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(integer=True))
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()

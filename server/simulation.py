@@ -1,0 +1,58 @@
+"""All clients on this machine: Flower's simulation runtime on Ray."""
+
+import logging
+import os
+import warnings
+from functools import partial
+from pathlib import Path
+
+import torch
+from flwr.simulation import run_simulation
+
+from client.app import given_config, make_client_app
+from common.config import RuntimeConfig
+from server.app import make_server_app
+from server.federation import Run
+from server.run_folder import FLOWER_LOG
+
+
+def simulate(run: Run) -> None:
+    """Execute a prepared run with one simulated SuperNode for each client.
+
+    Raises
+    ------
+    UserError
+        As `server.federation.Run.execute`.
+    """
+    log_to_file(run.folder.path / FLOWER_LOG)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        run_simulation(
+            server_app=make_server_app(run),
+            client_app=make_client_app(partial(given_config, run.config)),
+            num_supernodes=len(run.data.clients),
+            backend_config={
+                "init_args": {"logging_level": "ERROR", "log_to_driver": False},
+                "client_resources": {**client_resources(run.config.runtime)},
+            },
+        )
+
+
+def client_resources(runtime: RuntimeConfig) -> dict[str, int | float]:
+    """Return what Ray reserves for a client; GPUs are shared by the clients that run at once."""
+    gpus = runtime.client_gpus
+    if gpus is None:
+        at_once = max((os.cpu_count() or 1) // runtime.client_cpus, 1)
+        gpus = min(torch.cuda.device_count() / at_once, 1.0)
+    return {"num_cpus": runtime.client_cpus, "num_gpus": gpus}
+
+
+def log_to_file(path: Path) -> None:
+    """Send what Flower and Ray log to a file instead of the terminal."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
+    for name in ("flwr", "ray"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.addHandler(handler)
+        logger.propagate = False

@@ -1,0 +1,228 @@
+"""Flower's side of the aggregation: choose clients, decode, check, sum, encode.
+
+All mathematics is in `server.aggregation`.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Strategy
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.config import Config
+from common.messages import Downlink, Uplink
+from common.model.evidence import no_evidence
+from common.model.ha_fedformer import Parts, join_arrays, split_arrays
+from common.protocol import (
+    ProtocolError,
+    decode_uplink,
+    encode_downlink,
+    payload_bytes,
+)
+from common.seeding import derive_seed, generator
+from server.aggregation.hierarchy import RoundSum, merge_round
+from server.registry import Member, Registry
+from server.validation import RejectedUpdateError, check_uplink
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What happened in a round, apart from evaluation.
+
+    Attributes
+    ----------
+    round
+        From 1.
+    clients
+        Modality to the number of clients that were merged.
+    train_loss
+        Modality to the mean train loss, weighted by examples.
+    reused
+        Modalities of which no client replied: their encoder stays as it was.
+    rejected
+        One line for each client that failed or whose update was refused.
+    decoder_weights
+        Layer to modality to its share in the decoder.
+    bytes_down, bytes_up
+        Of arrays, all clients together.
+    """
+
+    round: int
+    clients: Mapping[str, int]
+    train_loss: Mapping[str, float]
+    reused: tuple[str, ...]
+    rejected: tuple[str, ...]
+    decoder_weights: Mapping[str, Mapping[str, float]]
+    bytes_down: int
+    bytes_up: int
+
+
+@dataclass
+class _Asked:
+    """The clients asked in the current round, by the node and the order of asking."""
+
+    keys: dict[int, list[ClientKey]] = field(default_factory=dict)
+    bytes_down: int = 0
+
+
+class HierarchicalAggregation(Strategy):
+    """PbEA inside each modality, CmDA across modalities; FedAvg by configuration.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    registry
+        Who takes part.
+    prior
+        Of the pooled labels; sent to every client.
+    trained
+        Names of the trained tensors of each encoder and of the decoder, as in the model.
+    tell
+        Takes the report of each round.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        registry: Registry,
+        prior: Tensor,
+        trained: Parts,
+        tell: Callable[[RoundReport], None],
+    ) -> None:
+        self.config = config
+        self.registry = registry
+        self.prior = prior
+        self.tell = tell
+        self.evidence = {name: no_evidence(config.dataset.task) for name in trained.encoders}
+        self._trained = trained
+        self._asked = _Asked()
+        self._arrays: dict[str, Tensor] = {}
+
+    def summary(self) -> None:
+        """Log nothing: the configuration is in the run folder."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send each chosen client its own encoder and the decoder."""
+        self.registry.refresh(grid, self.config.runtime.node_timeout)
+        self._arrays = from_record(arrays)
+        parts = split_arrays(self._arrays)
+        self._asked = _Asked()
+        messages = []
+        for member in self._choose(server_round):
+            key = member.client.key
+            downlink = Downlink(
+                key, server_round, parts.encoders[key.modality], parts.decoder, self.prior
+            )
+            content = encode_downlink(downlink)
+            messages.append(
+                Message(content, member.node, MessageType.TRAIN, group_id=str(server_round))
+            )
+            self._asked.keys.setdefault(member.node, []).append(key)
+            self._asked.bytes_down += payload_bytes(content)
+        return messages
+
+    def _choose(self, server_round: int) -> list[Member]:
+        """Sample ``strategy.fraction`` of each modality's clients, at least one."""
+        chosen: list[Member] = []
+        for name, members in self.registry.by_modality().items():
+            size = max(1, round(self.config.strategy.fraction * len(members)))
+            rng = generator(self.config.seed, "clients", server_round, name)
+            picked = np.sort(rng.choice(len(members), size=size, replace=False))
+            chosen += [members[index] for index in picked]
+        return chosen
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Merge the replies; a modality without one keeps its encoder."""
+        uplinks, rejected, bytes_up = self._accept(server_round, replies)
+        total = RoundSum()
+        for uplink in sorted(uplinks, key=lambda uplink: uplink.key):
+            total = total.add(uplink)
+        modalities = self._trained.encoders
+        shares: Mapping[str, Mapping[str, float]] = {}
+        if uplinks:
+            noise = torch.Generator().manual_seed(
+                derive_seed(self.config.seed, "noise", server_round)
+            )
+            merged = merge_round(total, self.config.strategy, noise)
+            self._arrays |= join_arrays(merged.parts)
+            shares = merged.decoder_weights
+        for name, modality in total.modalities.items():
+            if modality.evidence is not None:
+                self.evidence[name] = modality.evidence
+        self.tell(
+            RoundReport(
+                server_round,
+                {name: modality.clients for name, modality in total.modalities.items()},
+                {name: m.loss / m.examples for name, m in total.modalities.items()},
+                tuple(name for name in modalities if name not in total.modalities),
+                tuple(rejected),
+                shares,
+                self._asked.bytes_down,
+                bytes_up,
+            )
+        )
+        return to_record(self._arrays), None
+
+    def _accept(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[list[Uplink], list[str], int]:
+        """Return the updates that pass, one line for each that does not, and the bytes received."""
+        pending = {node: list(keys) for node, keys in self._asked.keys.items()}
+        uplinks, rejected, received = [], [], 0
+        for reply in replies:
+            keys = pending.get(reply.metadata.src_node_id, [])
+            try:
+                if reply.has_error():
+                    raise RejectedUpdateError(_reason(reply.error.reason or ""))
+                received += payload_bytes(reply.content)
+                uplink = decode_uplink(reply.content)
+                if uplink.key not in keys:
+                    raise RejectedUpdateError(f"{uplink.key} was not asked of this node")
+                check_uplink(
+                    uplink, uplink.key, server_round, self._trained, self.config.dataset.task
+                )
+                keys.remove(uplink.key)
+                uplinks.append(uplink)
+            except (RejectedUpdateError, ProtocolError) as error:
+                hosts = ", ".join(
+                    str(key) for key in self._asked.keys.get(reply.metadata.src_node_id, [])
+                )
+                rejected.append(f"node of {hosts}: {error}")
+        return uplinks, sorted(rejected), received
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Send nothing: clients evaluate what they receive before they train it."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Return nothing; see `configure_evaluate`."""
+        return None
+
+
+def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
+    """Return tensors as Flower's record."""
+    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})
+
+
+def from_record(record: ArrayRecord) -> dict[str, Tensor]:
+    """Return Flower's record as tensors."""
+    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+
+
+def _reason(text: str) -> str:
+    """Shorten the reason of Flower's error reply to its message."""
+    return " ".join(text.replace("Exception ClientAppException occurred. Message:", "").split())
