@@ -1,5 +1,6 @@
 """The Flower ClientApp of a site: answer `query`, answer `train`."""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 
@@ -40,7 +41,7 @@ GetConfig = Callable[[Context], Config]
 def config_of_run(context: Context) -> Config:
     """Compose the configuration from the run-config strings that `flwr run` sends."""
     settings = context.run_config
-    return compose_config(str(settings["config-name"]), str(settings["overrides"]).split())
+    return compose_config(str(settings["config-name"]), shlex.split(str(settings["overrides"])))
 
 
 def given_config(config: Config, _: Context) -> Config:

@@ -1,5 +1,6 @@
 """The Flower ServerApp: what `flwr run` starts."""
 
+import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -51,5 +52,5 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config strings ``config-name`` and ``overrides`` describe."""
     settings = context.run_config
-    config = compose_config(str(settings["config-name"]), str(settings["overrides"]).split())
+    config = compose_config(str(settings["config-name"]), shlex.split(str(settings["overrides"])))
     _execute(prepare(config, config.run_dir), grid, context)

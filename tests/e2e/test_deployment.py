@@ -1,0 +1,80 @@
+"""The same federation on real Flower processes."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+PROJECT = Path(__file__).parents[2]
+
+
+def run_config(overrides: list[str]) -> str:
+    return f'overrides="{" ".join(overrides)}"'
+
+
+def test_three_supernodes_train_a_model_of_three_modalities(
+    federation, command, tiny, tmp_path
+) -> None:
+    for modality in ("language", "audio", "vision"):
+        federation.add_node(f'modality="{modality}"')
+    overrides = [*tiny, f"run_dir={tmp_path}/run"]
+    done = command(
+        "flwr", "run", str(PROJECT), "loopback", "--stream", "--run-config", run_config(overrides)
+    )
+
+    assert "round 2" in done.stdout
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["test"]) == ["multimodal", "language", "audio", "vision"]
+    assert summary["rounds"] == 2
+    records = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    assert json.loads(records[1])["clients"] == {"language": 1, "audio": 1, "vision": 1}
+
+
+def test_sites_with_their_own_files_that_differ_in_width_are_named(
+    federation, command, tiny, tmp_path
+) -> None:
+    rng = np.random.default_rng(0)
+    widths = {"joint": 6, "north": 6, "south": 5}
+    for name, width in widths.items():
+        arrays = {"label": rng.normal(size=40), "audio": rng.normal(size=(40, 4, width))}
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+    for part, name in enumerate(("north", "south")):
+        federation.add_node(f'modality="audio" part={part} data="{tmp_path}/{name}.npz"')
+    overrides = [
+        *[override for override in tiny if not override.startswith("dataset.")],
+        "clients.default=2",
+        "dataset=npz",
+        f"dataset.path={tmp_path}/joint.npz",
+        f"run_dir={tmp_path}/run",
+    ]
+    done = command(
+        "flwr", "run", str(PROJECT), "loopback", "--stream", "--run-config", run_config(overrides)
+    )
+
+    assert "audio is 6 wide at client audio-0 but 5 at audio-1" in done.stdout
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_flwr_run_local_simulates_on_fewer_nodes_than_clients(
+    command, environment, tiny, tmp_path
+) -> None:
+    overrides = [*tiny, "clients.default=2", f"run_dir={tmp_path}/run"]
+    try:
+        done = command(
+            "flwr", "run", str(PROJECT), "local", "--stream", "--run-config", run_config(overrides)
+        )
+    finally:
+        stop_local_superlink(environment["FLWR_HOME"])
+
+    assert "2 simulated SuperNodes" in done.stdout
+    records = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    assert json.loads(records[0])["clients"] == {"language": 2, "audio": 2, "vision": 2}
+
+
+def stop_local_superlink(flower_home: str) -> None:
+    """Stop the SuperLink that `flwr run . local` left running, told by its folder."""
+    subprocess.run(["pkill", "--full", flower_home], check=False)

@@ -1,0 +1,79 @@
+"""`utmp-train` as a user runs it, on Ray."""
+
+import json
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+REGRESSION = ["mae", "mse", "corr", "acc2", "acc2_nonzero", "f1", "f1_nonzero", "acc5", "acc7"]
+
+
+def rounds_without_time(folder: Path) -> list[str]:
+    records = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    return [json.dumps({k: v for k, v in r.items() if k != "seconds"}) for r in records]
+
+
+def test_a_run_shows_its_rounds_and_leaves_its_folder(command, tiny, tmp_path) -> None:
+    done = command("utmp-train", *tiny, "run_dir=run")
+    folder = tmp_path / "run"
+
+    assert done.stdout.count("round ") == 2
+    assert "nobody trained on" in done.stdout
+    # Flower's and Ray's own words are in the log file, and nowhere else.
+    assert "INFO" not in done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "ROUND 1/2" in (folder / "flower.log").read_text()
+
+    summary = json.loads((folder / "summary.json").read_text())
+    assert list(summary["test"]) == ["multimodal", "language", "audio", "vision"]
+    assert all(list(scores) == REGRESSION for scores in summary["test"].values())
+    assert summary["rounds"] == 2
+    assert summary["seed"] == 1234
+    assert sum(summary["fusion_weights"].values()) == pytest.approx(1)
+    assert len(rounds_without_time(folder)) == 2
+    assert "num_items: 240" in (folder / "config.yaml").read_text()
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    with safe_open(folder / "model.safetensors", framework="np") as model:
+        assert {"format", "spec", "fusion"} <= set(model.metadata())
+
+
+def test_the_same_seed_gives_the_same_rounds_whatever_the_schedule(
+    command, tiny, tmp_path
+) -> None:
+    command("utmp-train", *tiny, "clients.language=2", "run_dir=one")
+    # One client at a time instead of one a core.
+    command("utmp-train", *tiny, "clients.language=2", "run_dir=two", "runtime.client_cpus=2")
+
+    assert rounds_without_time(tmp_path / "one") == rounds_without_time(tmp_path / "two")
+
+
+def test_a_sweep_makes_a_run_folder_for_each_job(command, tiny, tmp_path) -> None:
+    command("utmp-train", "--multirun", *tiny, "rounds=1", "seed=1,2", "run_dir=sweep")
+
+    folders = [tmp_path / "sweep" / "0", tmp_path / "sweep" / "1"]
+    seeds = [json.loads((folder / "summary.json").read_text())["seed"] for folder in folders]
+    assert seeds == [1, 2]
+    assert rounds_without_time(folders[0]) != rounds_without_time(folders[1])
+
+
+def test_fedavg_trains_with_its_own_client_counts(command, tiny, tmp_path) -> None:
+    counts = ["clients.language=3", "clients.audio=2", "clients.vision=1"]
+    command("utmp-train", *tiny, *counts, "strategy=fedavg", "rounds=1", "run_dir=run")
+
+    (record,) = [json.loads(line) for line in rounds_without_time(tmp_path / "run")]
+    assert record["clients"] == {"language": 3, "audio": 2, "vision": 1}
+    # Plain averaging: a modality's share in the decoder is its share of the examples.
+    shares = next(iter(record["decoder_weights"].values()))
+    assert shares["language"] > shares["audio"] > shares["vision"] > 0
+
+
+def test_a_client_that_always_fails_ends_the_run_with_one_line(command, tiny) -> None:
+    done = command("utmp-train", *tiny, "client.lr=1e30", "client.optimizer=sgd", check=False)
+
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: round 1: no client could be merged")
+    assert "lower client.lr" in line
