@@ -98,15 +98,15 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     head = downlink.decoder.get("head.bias")
     if head is None:
         raise ProtocolError("the decoder that came has no head.bias")
-    width = data.sequences.width
-    spec = ModelSpec({modality: width}, len(head), config.dataset.task, config.model)
+    shape = data.sequences.statistics_shape
+    spec = ModelSpec({modality: shape}, len(head), config.dataset.task, config.model)
     model = build_model(spec, seed=0)
     arrays = join_arrays(Parts({modality: dict(downlink.encoder)}, dict(downlink.decoder)))
     try:
         model.load_state_dict(arrays)
     except RuntimeError as error:
         raise ProtocolError(
-            f"{downlink.key}, {width} features wide, cannot take the arrays that came: "
+            f"{downlink.key}, with features of shape {shape}, cannot take the arrays that came: "
             f"{' '.join(str(error).split())}"
         ) from error
     if config.dataset.standardisation is Standardisation.client:

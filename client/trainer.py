@@ -12,6 +12,7 @@ from client import sampling
 from common.config import ClientConfig, Optimizer, SamplerConfig
 from common.data.batching import SequenceItems, batches
 from common.data.federation import ClientData
+from common.errors import UserError
 from common.model.ha_fedformer import HAFedformer
 from common.model.losses import task_loss
 
@@ -33,10 +34,23 @@ class Trained:
 
 
 def choose_device(setting: str) -> torch.device:
-    """Return the device of ``client.device``; ``auto`` is CUDA where there is one."""
+    """Return the device of ``client.device``; ``auto`` is CUDA where there is one.
+
+    Raises
+    ------
+    UserError
+        If torch knows no such device, or this machine has none.
+    """
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(setting)
+    try:
+        device = torch.device(setting)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"client.device={setting} cannot be used here: {str(error).splitlines()[0]}"
+        ) from error
+    return device
 
 
 def train(

@@ -5,15 +5,17 @@ of the wrong type or a name that does not exist is refused when the configuratio
 """
 
 import difflib
+import itertools
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
@@ -60,6 +62,7 @@ class NpzConfig(DatasetConfig):
     test_path: str | None = None
     group: str | None = None
     context: int = 0
+    tabular: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -163,8 +166,8 @@ class SamplerConfig:
     """Posterior sampling; see `client.sampling`."""
 
     name: Sampler = Sampler.iasg
-    num_samples: int = 8
-    burn_in: float = 0.5
+    num_samples: int = 4
+    burn_in: float = 0.75
 
 
 @dataclass
@@ -274,10 +277,23 @@ def parse_config(composed: DictConfig) -> Config:
     """
     try:
         config = cast(Config, OmegaConf.to_object(composed))
+        _refuse_unknown(composed)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
     check_ranges(config)
     return config
+
+
+def _refuse_unknown(composed: DictConfig, prefix: str = "") -> None:
+    """Refuse what ``+name=value`` added: the schema has all there is."""
+    schema = OmegaConf.get_type(composed)
+    if not is_dataclass(schema):
+        return
+    for key in map(str, composed):
+        if key not in {item.name for item in fields(schema)}:
+            raise UserError(f"there is no setting {prefix + key!r} (--cfg job prints them all)")
+        if isinstance(composed[key], DictConfig):
+            _refuse_unknown(composed[key], f"{prefix}{key}.")
 
 
 def check_ranges(config: Config) -> None:
@@ -298,7 +314,6 @@ def check_ranges(config: Config) -> None:
         "strategy.sampler.num_samples": config.strategy.sampler.num_samples,
         "strategy.decoder.temperature": config.strategy.decoder.temperature,
         "runtime.client_cpus": config.runtime.client_cpus,
-        **{f"clients.{name}": count for name, count in config.clients.items()},
     }
     for name, value in positive.items():
         if not value > 0:
@@ -307,6 +322,7 @@ def check_ranges(config: Config) -> None:
         "client.weight_decay": config.client.weight_decay,
         "client.num_workers": config.client.num_workers,
         "strategy.decoder.noise": config.strategy.decoder.noise,
+        **{f"clients.{name}": count for name, count in config.clients.items()},
     }
     for name, value in at_least_zero.items():
         if value < 0:
@@ -346,22 +362,30 @@ def _fractions(config: Config) -> dict[str, float]:
 
 
 def explain(error: Exception) -> str:
-    """Say in one line what Hydra or OmegaConf refused, with the nearest name that exists."""
+    """Say in one line what Hydra or OmegaConf refused, with what there is instead."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override}: {first}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is required; give it as {error.full_key}=…"
-    cause = error.__cause__
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if isinstance(cause, OmegaConfBaseException) and "Could not override" not in lines[0]:
-        lines[0] += f": {str(cause).splitlines()[0]}"
-    if lines[0].startswith("Could not override"):
-        name = lines[0].split("'")[1]
-        near = difflib.get_close_matches(name, setting_names(), n=3)
+    if missing := re.match(r"In '.*': Could not find '(\w+)/(.*)'", first):
+        group, choice = missing.groups()
+        choices = ", ".join(name for name in _options(others) if not name.endswith("_schema"))
+        return f"{group}={choice}: there is no such {group}; there are {choices}"
+    if unknown := re.match(r"Could not override '(.*)'", first):
+        near = difflib.get_close_matches(unknown[1], setting_names(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return f"there is no setting {name!r}{hint} (--cfg job prints them all)"
-    if lines[0].startswith("In '") and len(lines) > 1:
-        options = [line for line in lines[2:] if not line.startswith("Config search path")]
-        return f"{lines[0]} {lines[1]} {', '.join(options)}".strip()
-    return lines[0]
+        return f"there is no setting {unknown[1]!r}{hint} (--cfg job prints them all)"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        reason = str(error.__cause__).splitlines()[0]
+        return f"{first.removeprefix('Error merging override ')}: {reason}"
+    return first
+
+
+def _options(lines: list[str]) -> list[str]:
+    """Return the names that Hydra lists below "Available options", up to its search path."""
+    listed = itertools.takewhile(lambda line: not line.startswith("Config search path"), lines[1:])
+    return list(listed)
 
 
 def setting_names() -> list[str]:

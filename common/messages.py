@@ -23,7 +23,7 @@ class ClientDescription:
     label_sums
         Of the train items, see `common.model.evidence.label_sums`.
     moments
-        Of the train items' features; their length is the feature width.
+        Of the train items' features; their last dimension is the feature width.
     """
 
     key: ClientKey
@@ -34,7 +34,7 @@ class ClientDescription:
     @property
     def width(self) -> int:
         """Feature width."""
-        return len(self.moments.mean)
+        return int(self.moments.mean.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -108,14 +108,14 @@ class Run:
         """Build the model for the widths that clients have, with their pooled statistics."""
         moments = registry.moments()
         for name, sequences in self.data.items.sequences.items():
-            width = len(moments[name].mean)
-            if width != sequences.width:
+            found, expected = moments[name].mean.shape, sequences.statistics_shape
+            if found != expected:
                 raise UserError(
-                    f"{name} is {width} wide at the clients but {sequences.width} in the "
+                    f"{name} has features of shape {found} at the clients but {expected} in the "
                     "evaluation data"
                 )
         spec = ModelSpec(
-            {name: len(moments[name].mean) for name in self.data.modalities},
+            {name: moments[name].mean.shape for name in self.data.modalities},
             self._outputs(),
             self.config.dataset.task,
             self.config.model,

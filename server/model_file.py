@@ -59,5 +59,5 @@ def load_model(path: str | Path) -> tuple[HAFedformer, Fusion]:
 
 def _spec(plain: dict[str, Any]) -> ModelSpec:
     return ModelSpec(
-        plain["widths"], plain["outputs"], Task(plain["task"]), ModelConfig(**plain["model"])
+        plain["features"], plain["outputs"], Task(plain["task"]), ModelConfig(**plain["model"])
     )

@@ -98,10 +98,11 @@ class Registry:
         for name, members in self.by_modality().items():
             first = members[0].client
             for member in members[1:]:
-                if member.client.width != first.width:
+                shapes = [client.moments.mean.shape for client in (first, member.client)]
+                if shapes[0] != shapes[1]:
                     raise UserError(
-                        f"{name} is {first.width} wide at client {first.key} but "
-                        f"{member.client.width} at {member.client.key}; all clients of a modality "
+                        f"{name} is {_wide(shapes[0])} at client {first.key} but "
+                        f"{_wide(shapes[1])} at {member.client.key}; all clients of a modality "
                         "need the same features"
                     )
 
@@ -200,7 +201,11 @@ class Registry:
 
 
 def _pooled(members: Sequence[Member]) -> Moments:
-    total = Moments.empty(members[0].client.width)
+    total = Moments.empty(*members[0].client.moments.mean.shape)
     for member in members:
         total = total.merge(member.client.moments)
     return total
+
+
+def _wide(shape: tuple[int, ...]) -> str:
+    return f"{shape[-1]} wide" if len(shape) == 1 else f"{shape[0]} steps of {shape[1]}"

@@ -28,16 +28,26 @@ class Sequences:
         (N,) first row of each item.
     lengths
         (N,) number of rows of each item; 0 where the item lacks this modality.
+    tabular
+        Whether each step is a quantity of its own, as in a table laid out as a sequence, and not
+        the same quantities at another time. Then all lengths that are not 0 are equal, and each
+        step has statistics of its own.
     """
 
     values: FloatArray
     starts: IntArray
     lengths: IntArray
+    tabular: bool = False
 
     @property
     def width(self) -> int:
         """Feature width D."""
         return int(self.values.shape[1])
+
+    @property
+    def statistics_shape(self) -> tuple[int, ...]:
+        """Shape of what describes a feature: (D,), or (steps, D) where tabular."""
+        return (int(self.lengths.max(initial=0)), self.width) if self.tabular else (self.width,)
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -67,6 +77,7 @@ def concatenate(parts: list[Sequences]) -> Sequences:
     """Join sequences of equal width, item after item."""
     first_rows = np.cumsum([0] + [len(part.values) for part in parts[:-1]])
     return Sequences(
+        tabular=parts[0].tabular,
         values=np.concatenate([part.values for part in parts]),
         starts=np.concatenate(
             [part.starts + first for part, first in zip(parts, first_rows, strict=True)]

@@ -2,7 +2,10 @@
 
 Chan, Golub and LeVeque's pairwise update: a client's contribution is (count, mean, sum of squared
 deviations), and two contributions merge exactly, without the cancellation that plain sums of
-squares suffer. NaN and infinities count for nothing. D is the feature width.
+squares suffer. NaN and infinities count for nothing.
+
+Notation: F the shape of what has statistics, (D,) for a feature width D, or (steps, D) for a
+tabular modality.
 """
 
 from dataclasses import dataclass
@@ -25,11 +28,11 @@ class Moments:
     Attributes
     ----------
     count
-        (D,) number of finite values.
+        F, number of finite values.
     mean
-        (D,) their mean.
+        F, their mean.
     squares
-        (D,) sum of squared deviations from the mean.
+        F, sum of squared deviations from the mean.
     """
 
     count: Float64Array
@@ -37,14 +40,17 @@ class Moments:
     squares: Float64Array
 
     @classmethod
-    def empty(cls, width: int) -> "Moments":
-        """Return the moments of nothing."""
-        return cls(*np.zeros((3, width)))
+    def empty(cls, *shape: int) -> "Moments":
+        """Return the moments of nothing, of shape F."""
+        return cls(*np.zeros((3, *shape)))
 
     @classmethod
     def of(cls, sequences: Sequences) -> "Moments":
         """Measure every row that belongs to an item, each once."""
-        values = sequences.values[sequences.rows()].astype(np.float64)
+        rows = sequences.rows()
+        if sequences.tabular:
+            rows = rows.reshape(-1, sequences.statistics_shape[0])
+        values = sequences.values[rows].astype(np.float64)
         finite = np.isfinite(values)
         values[~finite] = 0.0
         count = finite.sum(axis=0).astype(np.float64)
@@ -53,7 +59,7 @@ class Moments:
         return cls(count, mean, squares)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Return the moments of both together; the widths must be equal."""
+        """Return the moments of both together; the shapes must be equal."""
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
         delta = other.mean - self.mean
@@ -65,12 +71,12 @@ class Moments:
 
     @property
     def std(self) -> Float64Array:
-        """(D,) standard deviation of the population."""
+        """F, standard deviation of the population."""
         deviation: Float64Array = np.sqrt(self.squares / np.maximum(self.count, 1))
         return deviation
 
     @property
     def constant(self) -> NDArray[np.bool_]:
-        """(D,) whether a feature says nothing: constant, or never finite."""
+        """F, whether a feature says nothing: constant, or never finite."""
         flat: NDArray[np.bool_] = self.std <= CONSTANT * np.maximum(np.abs(self.mean), CONSTANT)
         return flat

@@ -7,6 +7,7 @@ Notation: B items, T steps, D feature width, d model width, h heads.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -33,22 +34,23 @@ class Standardise(nn.Module):
 
     Parameters
     ----------
-    width
-        Feature width D. The statistics are buffers, so they travel and are stored with the model
-        but are never trained or merged.
+    shape
+        (D,), or (steps, D) if each step is a quantity of its own. The statistics are buffers, so
+        they travel and are stored with the model but are never trained or merged.
     """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("scale", torch.ones(width))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("scale", torch.ones(shape))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Map (..., D) raw features to (..., D) standardised ones."""
-        scaled = (values - self.mean) * self.scale
+        """Map (B, T, D) raw features to (B, T, D) standardised ones."""
+        steps = slice(None) if self.mean.ndim == 1 else slice(values.shape[1])
+        scaled = (values - self.mean[steps]) * self.scale[steps]
         return torch.where(torch.isfinite(scaled), scaled, 0.0)
 
 
@@ -112,20 +114,22 @@ class Encoder(nn.Module):
 
     Parameters
     ----------
-    features
-        Feature width D.
+    statistics
+        Shape of a feature's statistics, (D,) or (steps, D); see `Standardise`.
     config
         Sizes and dropout rates.
     attention_dropout
         Dropout of the attention weights, which the paper sets per modality.
     """
 
-    def __init__(self, features: int, config: ModelConfig, attention_dropout: float) -> None:
+    def __init__(
+        self, statistics: Sequence[int], config: ModelConfig, attention_dropout: float
+    ) -> None:
         super().__init__()
         self.causal = config.causal
-        self.standardise = Standardise(features)
+        self.standardise = Standardise(*statistics)
         self.embed = nn.Conv1d(
-            features, config.width, config.kernel_size, padding="same", bias=False
+            statistics[-1], config.width, config.kernel_size, padding="same", bias=False
         )
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(

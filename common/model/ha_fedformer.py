@@ -6,7 +6,7 @@ encoder and the decoder and nothing else.
 Notation: B items, T steps, D feature width, d model width, O outputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -29,8 +29,8 @@ class ModelSpec:
 
     Attributes
     ----------
-    widths
-        Modality to feature width D.
+    features
+        Modality to the shape of its features' statistics: (D,), or (steps, D) where tabular.
     outputs
         O of the decoder.
     task
@@ -39,7 +39,7 @@ class ModelSpec:
         Sizes and dropout rates.
     """
 
-    widths: Mapping[str, int]
+    features: Mapping[str, Sequence[int]]
     outputs: int
     task: Task
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -60,8 +60,8 @@ class HAFedformer(nn.Module):
         dropout = spec.model.attention_dropout
         self.encoders = nn.ModuleDict(
             {
-                name: Encoder(width, spec.model, dropout.get(name, dropout.get("default", 0.0)))
-                for name, width in spec.widths.items()
+                name: Encoder(shape, spec.model, dropout.get(name, dropout.get("default", 0.0)))
+                for name, shape in spec.features.items()
             }
         )
         self.decoder = Decoder(spec.outputs, spec.model)

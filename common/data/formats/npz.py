@@ -50,6 +50,9 @@ def read_npz(
     names = list(modalities or config.modalities or _modalities(files[0]))
     if not names:
         raise UserError(f"{paths[0]}: no modality found; it has {_listing(files[0])}")
+    unknown = sorted(set(config.tabular) - set(names))
+    if unknown and modalities is None:
+        raise UserError(f"dataset.tabular: {unknown[0]!r} is not among {', '.join(names)}")
     sequences = {}
     for name in names:
         parts = [
@@ -156,7 +159,13 @@ def _sequences(arrays: Arrays, name: str, path: str | Path, config: NpzConfig) -
     if len(starts) != items:
         raise UserError(f"{path}: {name} has {len(starts)} items but label has {items}")
     values = array.reshape(-1, array.shape[-1]).astype(np.float32)
-    return Sequences(values, starts, lengths).last_steps(config.max_seq_len)
+    tabular = name in config.tabular
+    if tabular and len(np.unique(lengths[lengths > 0])) > 1:
+        raise UserError(
+            f"{path}: {name} has from {lengths.min()} to {lengths.max()} steps, but a modality in "
+            "dataset.tabular needs the same number in every item"
+        )
+    return Sequences(values, starts, lengths, tabular).last_steps(config.max_seq_len)
 
 
 def _windows(
