@@ -67,8 +67,6 @@ def parse_node(settings: Mapping[str, NodeValue]) -> Node:
     UserError
         If a setting is unknown, of the wrong type or missing.
     """
-    if "modality" not in settings and set(settings) >= _SIMULATED:
-        return SimulatedNode(int(settings["partition-id"]), int(settings["num-partitions"]))
     for name, value in settings.items():
         if name not in _DEPLOYED and name not in _SIMULATED:
             raise UserError(f"--node-config {name}: unknown; allowed are {', '.join(_DEPLOYED)}")
@@ -78,13 +76,27 @@ def parse_node(settings: Mapping[str, NodeValue]) -> Node:
                 f"--node-config {name}={value!r}: expected {expected.__name__}, "
                 f"as in '{name}={'0' if expected is int else chr(34) + 'text' + chr(34)}'"
             )
+    if "modality" not in settings and set(settings) >= _SIMULATED:
+        return _simulated(int(settings["partition-id"]), int(settings["num-partitions"]))
     if "modality" not in settings:
         raise UserError("--node-config lacks modality, as in 'modality=\"audio\"'")
     modality = str(settings["modality"])
     check_modality_name(modality)
-    data = settings.get("data")
-    key = ClientKey(modality, int(settings.get("part", 0)))
-    return DeployedNode(key, None if data is None else str(data))
+    part, data = int(settings.get("part", 0)), settings.get("data")
+    if part < 0:
+        raise UserError(f"--node-config part={part}: expected a number from 0")
+    if data == "":
+        raise UserError("--node-config data is empty: expected the path of the site's file")
+    return DeployedNode(ClientKey(modality, part), None if data is None else str(data))
+
+
+def _simulated(partition: int, num_partitions: int) -> SimulatedNode:
+    if not 0 <= partition < num_partitions:
+        raise UserError(
+            f"--node-config partition-id={partition} num-partitions={num_partitions}: expected a "
+            "partition-id from 0 and below num-partitions"
+        )
+    return SimulatedNode(partition, num_partitions)
 
 
 def hosted_clients(node: Node, config: Config) -> list[ClientKey]:
@@ -100,8 +112,10 @@ def client_data(node: Node, key: ClientKey, config: Config) -> ClientData:
     Raises
     ------
     UserError
-        If it cannot be read.
+        If the node does not host that client, or its data cannot be read.
     """
+    if isinstance(node, DeployedNode) and node.key != key:
+        raise UserError(f"this node is {node.key} and was asked for {key}")
     if isinstance(node, DeployedNode) and node.data is not None:
         return _site(_Frozen(config), node.data, key)
     return joint_client_data(_joint(config), key, config)

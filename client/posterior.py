@@ -15,8 +15,8 @@ Source: arXiv 2303.15486, section 4; shrinkage after Ledoit and Wolf 2004, with 
 import torch
 from torch import Tensor
 
-from common.config import EncoderConfig, EncoderMerge, Scale, Structure
-from common.posterior import Form, Gaussian
+from common.config import EncoderConfig, Scale
+from common.posterior import Form, Gaussian, posterior_form
 
 
 def fit_gaussian(samples: Tensor, config: EncoderConfig) -> Gaussian:
@@ -35,15 +35,18 @@ def fit_gaussian(samples: Tensor, config: EncoderConfig) -> Gaussian:
         Its mean has the samples' shape and dtype. Tensors of one dimension are always diagonal.
     """
     mean = samples.mean(dim=0)
-    if config.merge is EncoderMerge.average or len(samples) == 1:
+    form = posterior_form(mean, config)
+    if form is Form.identity or len(samples) == 1:
         return Gaussian(mean)
-    row = config.structure is Structure.row and mean.ndim >= 2
+    row = form is Form.row
     deviations = (samples - mean).double()
     covariance = _row_covariance(deviations) if row else _variance(deviations)
-    precision = _shrunk_inverse(covariance, config, matrix=row)
+    # Less than the rounding of float32 is no spread.
+    floor = (4 * torch.finfo(torch.float32).eps) ** 2 * mean.double().square().mean()
+    precision = _shrunk_inverse(covariance, config, floor, matrix=row)
     if precision is None:
         return Gaussian(mean)
-    return Gaussian(mean, precision.to(mean.dtype), Form.row if row else Form.diagonal)
+    return Gaussian(mean, precision.to(mean.dtype), form)
 
 
 def _row_covariance(deviations: Tensor) -> Tensor:
@@ -57,12 +60,15 @@ def _variance(deviations: Tensor) -> Tensor:
     return (deviations**2).sum(dim=0) / (len(deviations) - 1)
 
 
-def _shrunk_inverse(covariance: Tensor, config: EncoderConfig, *, matrix: bool) -> Tensor | None:
+def _shrunk_inverse(
+    covariance: Tensor, config: EncoderConfig, floor: Tensor, *, matrix: bool
+) -> Tensor | None:
     """Return t (rho t I + (1-rho) C)^-1, or without the factor t; None means the identity."""
     variances = covariance.diagonal() if matrix else covariance
     t = variances.mean()
     relative = config.scale is Scale.relative
-    if not t > torch.finfo(torch.float32).tiny or (relative and config.shrinkage == 1.0):
+    tiny = torch.finfo(torch.float32).tiny
+    if not t > floor.clamp(min=tiny) or (relative and config.shrinkage == 1.0):
         return None
     factor = t if relative else torch.ones_like(t)
     if not matrix:

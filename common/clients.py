@@ -3,7 +3,12 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from torch import nn
+
 from common.errors import UserError
+
+#: Attributes of `torch.nn.ModuleDict`, in which encoders are kept by modality.
+RESERVED = frozenset(dir(nn.ModuleDict())) | {"default"}
 
 
 class ClientKey(NamedTuple):
@@ -24,9 +29,10 @@ def check_modality_name(name: str) -> None:
     UserError
         If it is not a plain identifier, or is the word that stands for all modalities.
     """
-    if not name.isidentifier() or name == "default":
+    if not name.isidentifier() or name in RESERVED:
         raise UserError(
-            f"modality {name!r}: expected letters, digits and underscores, as in audio_2"
+            f"modality {name!r}: expected letters, digits and underscores, as in audio_2, and not "
+            "a word that PyTorch or the configuration keeps for itself"
         )
 
 

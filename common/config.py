@@ -6,8 +6,9 @@ of the wrong type or a name that does not exist is refused when the configuratio
 
 import difflib
 import itertools
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from typing import Any, cast
@@ -296,69 +297,98 @@ def _refuse_unknown(composed: DictConfig, prefix: str = "") -> None:
             _refuse_unknown(composed[key], f"{prefix}{key}.")
 
 
+Check = tuple[str, Callable[[float], bool], tuple[str, ...]]
+
+#: What is expected, how to tell, and of which settings; a name of a group means all that is in it.
+RANGES: tuple[Check, ...] = (
+    (
+        "a number above 0",
+        lambda value: 0 < value < math.inf,
+        (
+            "rounds",
+            "client.batch_size",
+            "client.local_epochs",
+            "client.lr",
+            "client.max_grad_norm",
+            "client.threads",
+            "dataset.max_seq_len",
+            "dataset.num_items",
+            "dataset.num_speakers",
+            "model.width",
+            "model.heads",
+            "model.layers",
+            "model.kernel_size",
+            "model.decoder_layers",
+            "runtime.client_cpus",
+            "runtime.round_timeout",
+            "strategy.sampler.num_samples",
+            "strategy.decoder.temperature",
+        ),
+    ),
+    (
+        "a number of at least 0",
+        lambda value: 0 <= value < math.inf,
+        (
+            "clients",
+            "client.num_workers",
+            "client.weight_decay",
+            "dataset.context",
+            "dataset.noise",
+            "runtime.client_gpus",
+            "runtime.node_timeout",
+            "strategy.decoder.epsilon",
+            "strategy.decoder.noise",
+        ),
+    ),
+    (
+        "a share in [0, 1)",
+        lambda value: 0 <= value < 1,
+        (
+            "client.validation_fraction",
+            "dataset.test_fraction",
+            "dataset.validation_fraction",
+            "model.attention_dropout",
+            "model.embedding_dropout",
+            "model.relu_dropout",
+            "model.residual_dropout",
+            "strategy.sampler.burn_in",
+        ),
+    ),
+    (
+        "a share in (0, 1]",
+        lambda value: 0 < value <= 1,
+        ("strategy.encoder.shrinkage", "strategy.fraction"),
+    ),
+    ("1 or -1", lambda value: value in (1, -1), ("strategy.decoder.sign",)),
+)
+
+
 def check_ranges(config: Config) -> None:
     """Raise `UserError` for the first value outside its range."""
-    positive = {
-        "rounds": config.rounds,
-        "client.batch_size": config.client.batch_size,
-        "client.local_epochs": config.client.local_epochs,
-        "client.lr": config.client.lr,
-        "client.threads": config.client.threads,
-        "client.max_grad_norm": config.client.max_grad_norm,
-        "model.width": config.model.width,
-        "model.heads": config.model.heads,
-        "model.layers": config.model.layers,
-        "model.kernel_size": config.model.kernel_size,
-        "model.decoder_layers": config.model.decoder_layers,
-        "dataset.max_seq_len": config.dataset.max_seq_len,
-        "strategy.sampler.num_samples": config.strategy.sampler.num_samples,
-        "strategy.decoder.temperature": config.strategy.decoder.temperature,
-        "runtime.client_cpus": config.runtime.client_cpus,
-    }
-    for name, value in positive.items():
-        if not value > 0:
-            raise UserError(f"{name}={value}: expected a number above 0")
-    at_least_zero = {
-        "client.weight_decay": config.client.weight_decay,
-        "client.num_workers": config.client.num_workers,
-        "strategy.decoder.noise": config.strategy.decoder.noise,
-        **{f"clients.{name}": count for name, count in config.clients.items()},
-    }
-    for name, value in at_least_zero.items():
-        if value < 0:
-            raise UserError(f"{name}={value}: expected a number of at least 0")
-    for name, value in _fractions(config).items():
-        if not 0 <= value < 1:
-            raise UserError(f"{name}={value}: expected a share in [0, 1)")
-    for name, value in {
-        "strategy.encoder.shrinkage": config.strategy.encoder.shrinkage,
-        "strategy.fraction": config.strategy.fraction,
-    }.items():
-        if not 0 < value <= 1:
-            raise UserError(f"{name}={value}: expected a share in (0, 1]")
-    if config.model.width % config.model.heads:
+    for expected, holds, names in RANGES:
+        for name, value in _values(config, names):
+            if not holds(value):
+                raise UserError(f"{name}={value}: expected {expected}")
+    dataset, model = config.dataset, config.model
+    held_back = dataset.validation_fraction + dataset.test_fraction
+    if held_back >= 1:
         raise UserError(
-            f"model.width={config.model.width} is not divisible by model.heads={config.model.heads}"
+            f"dataset.validation_fraction + dataset.test_fraction={held_back}: expected less than 1"
         )
-    if config.strategy.decoder.sign not in (-1, 1):
-        raise UserError(f"strategy.decoder.sign={config.strategy.decoder.sign}: expected 1 or -1")
+    if model.width % model.heads:
+        raise UserError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 
 
-def _fractions(config: Config) -> dict[str, float]:
-    model = config.model
-    return {
-        "dataset.validation_fraction": config.dataset.validation_fraction,
-        "dataset.test_fraction": config.dataset.test_fraction,
-        "dataset.validation_fraction + dataset.test_fraction": (
-            config.dataset.validation_fraction + config.dataset.test_fraction
-        ),
-        "client.validation_fraction": config.client.validation_fraction,
-        "strategy.sampler.burn_in": config.strategy.sampler.burn_in,
-        "model.embedding_dropout": model.embedding_dropout,
-        "model.relu_dropout": model.relu_dropout,
-        "model.residual_dropout": model.residual_dropout,
-        **{f"model.attention_dropout.{name}": p for name, p in model.attention_dropout.items()},
-    }
+def _values(config: Config, names: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """Look up settings by dotted name; those that are None or of another dataset are left out."""
+    for name in names:
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", each) for key, each in value.items())
+        elif value is not None:
+            yield name, value
 
 
 def explain(error: Exception) -> str:
@@ -373,6 +403,8 @@ def explain(error: Exception) -> str:
         choices = ", ".join(name for name in _options(others) if not name.endswith("_schema"))
         return f"{group}={choice}: there is no such {group}; there are {choices}"
     if unknown := re.match(r"Could not override '(.*)'", first):
+        if owner := _dataset_with(unknown[1]):
+            return f"{unknown[1]} is a setting of dataset={owner}; give that too"
         near = difflib.get_close_matches(unknown[1], setting_names(), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"there is no setting {unknown[1]!r}{hint} (--cfg job prints them all)"
@@ -388,21 +420,24 @@ def _options(lines: list[str]) -> list[str]:
     return list(listed)
 
 
+def _dataset_with(name: str) -> str | None:
+    """Return the kind of dataset that has a setting, if one has."""
+    for kind in (SyntheticConfig, NpzConfig):
+        if name in {f"dataset.{item.name}" for item in fields(kind)}:
+            return kind.name
+    return None
+
+
 def setting_names() -> list[str]:
     """Every dotted name of the schema."""
-
-    def walk(node: Any, prefix: str) -> list[str]:
-        if not isinstance(node, DictConfig):
-            return [prefix]
-        below = [
-            name
-            for key in node
-            if not OmegaConf.is_missing(node, key)
-            for name in walk(node[key], f"{prefix}.{key!s}" if prefix else str(key))
-        ]
-        return [*([prefix] if prefix else []), *below]
-
-    names = walk(OmegaConf.structured(Config), "")
+    names = [*_names_below(OmegaConf.structured(Config))]
     for kind in (SyntheticConfig, NpzConfig):
-        names += [f"dataset.{key!s}" for key in OmegaConf.structured(kind)]
+        names += [f"dataset.{item.name}" for item in fields(kind)]
     return sorted(set(names))
+
+
+def _names_below(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, node):
+        yield prefix + key
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            yield from _names_below(node[key], f"{prefix}{key}.")

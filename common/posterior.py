@@ -9,6 +9,8 @@ from enum import StrEnum
 
 from torch import Tensor
 
+from common.config import EncoderConfig, EncoderMerge, Structure
+
 
 class Form(StrEnum):
     """Shape of a precision.
@@ -48,6 +50,14 @@ class Gaussian:
 
 
 Posterior = Mapping[str, Gaussian]
+
+
+def posterior_form(mean: Tensor, config: EncoderConfig) -> Form:
+    """Return the form that a client's posterior over one tensor has, unless it tells nothing."""
+    if config.merge is EncoderMerge.average:
+        return Form.identity
+    row = config.structure is Structure.row and mean.ndim >= 2
+    return Form.row if row else Form.diagonal
 
 
 def precision_shape(mean: Tensor, form: Form) -> tuple[int, ...] | None:

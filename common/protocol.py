@@ -59,7 +59,7 @@ def decode_downlink(content: RecordDict) -> Downlink:
         about["round"],
         _arrays(content, _ENCODER),
         _arrays(content, _DECODER),
-        torch.tensor(about["prior"], dtype=torch.float64),
+        _numbers(about["prior"], f"{_ABOUT}.prior"),
     )
 
 
@@ -108,7 +108,7 @@ def decode_uplink(content: RecordDict) -> Uplink:
         _arrays(content, _DECODER),
         metrics["examples"],
         metrics["train-loss"],
-        torch.tensor(metrics["evidence"], dtype=torch.float64),
+        _numbers(metrics["evidence"], f"{_METRICS}.evidence"),
     )
 
 
@@ -171,15 +171,29 @@ def _client(content: RecordDict, index: int) -> ClientDescription:
     name = f"{_ABOUT}-{index}"
     fields = {"modality": str, "part": int, "examples": int, "label-sums": list}
     about = _typed(content.config_records.get(name), name, fields)
-    arrays = content.array_records.get(f"{_MOMENTS}-{index}", ArrayRecord())
-    if set(arrays) != {"count", "mean", "squares"}:
-        raise ProtocolError(f"moments-{index} holds {sorted(arrays)}")
     return ClientDescription(
         _key(about),
         about["examples"],
-        torch.tensor(about["label-sums"], dtype=torch.float64),
-        Moments(**{key: array.numpy() for key, array in arrays.items()}),
+        _numbers(about["label-sums"], f"{name}.label-sums"),
+        _moments(content, f"{_MOMENTS}-{index}"),
     )
+
+
+def _moments(content: RecordDict, name: str) -> Moments:
+    arrays = _arrays(content, name)
+    if set(arrays) != {"count", "mean", "squares"}:
+        raise ProtocolError(f"{name} holds {sorted(arrays)}, expected count, mean, squares")
+    shapes = {tuple(array.shape) for array in arrays.values()}
+    dtypes = {array.dtype for array in arrays.values()}
+    if len(shapes) > 1 or () in shapes or dtypes != {torch.float64}:
+        raise ProtocolError(f"{name} has shapes {shapes} and types {dtypes}, expected one, float64")
+    return Moments(**{key: array.numpy() for key, array in arrays.items()})
+
+
+def _numbers(values: list[Any], name: str) -> Tensor:
+    if not all(isinstance(value, (int, float)) for value in values):
+        raise ProtocolError(f"{name} holds something that is not a number")
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def _about(key: ClientKey) -> dict[str, Any]:
@@ -223,10 +237,17 @@ def _arrays(content: RecordDict, name: str) -> dict[str, Tensor]:
     record = content.array_records.get(name)
     if record is None:
         raise ProtocolError(f"record {name!r} is missing")
+    return {key: _tensor(array, f"{name}.{key}") for key, array in record.items()}
+
+
+def _tensor(array: Array, name: str) -> Tensor:
+    # Flower leaves the bytes to np.load, which would take a zip archive too.
+    if not array.data.startswith(b"\x93NUMPY"):
+        raise ProtocolError(f"array {name} is not in NumPy's format")
     try:
-        return {key: torch.from_numpy(array.numpy().copy()) for key, array in record.items()}
-    except (ValueError, TypeError, EOFError) as error:
-        raise ProtocolError(f"record {name!r} holds an array that cannot be read") from error
+        return torch.from_numpy(array.numpy().copy())
+    except (ValueError, TypeError, EOFError, MemoryError) as error:
+        raise ProtocolError(f"array {name} cannot be read: {error}") from error
 
 
 def _pack(gaussian: Gaussian) -> Tensor:
@@ -241,7 +262,7 @@ def _pack(gaussian: Gaussian) -> Tensor:
 def _unpack(packed: Tensor, columns: int) -> Tensor:
     rows, cols = torch.triu_indices(columns, columns)
     if packed.shape != rows.shape:
-        raise ProtocolError(f"a packed precision has {packed.numel()} values, not {len(rows)}")
+        raise ValueError(f"{packed.numel()} packed values, expected {len(rows)}")
     full = packed.new_empty(columns, columns)
     full[rows, cols] = packed
     full[cols, rows] = packed
@@ -256,6 +277,8 @@ def _posterior(
         form, _, name = key.partition(":")
         if name not in means or form not in (Form.diagonal, Form.row):
             raise ProtocolError(f"precision {key!r} belongs to no array")
+        if posterior[name].precision is not None:
+            raise ProtocolError(f"{name} has two precisions")
         mean = means[name]
         try:
             precision = _unpack(packed, mean[0].numel()) if form == Form.row else packed

@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 
 from common.clients import clients_per_modality
 from common.config import Config
+from common.data.dataset import describe_shape
 from common.data.federation import JointDataset
 from common.errors import UserError
 from common.metrics import HEADLINE
@@ -111,8 +112,8 @@ class Run:
             found, expected = moments[name].mean.shape, sequences.statistics_shape
             if found != expected:
                 raise UserError(
-                    f"{name} has features of shape {found} at the clients but {expected} in the "
-                    "evaluation data"
+                    f"{name} is {describe_shape(found)} at the clients but "
+                    f"{describe_shape(expected)} in the evaluation data"
                 )
         spec = ModelSpec(
             {name: moments[name].mean.shape for name in self.data.modalities},

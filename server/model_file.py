@@ -42,8 +42,9 @@ def load_model(path: str | Path) -> tuple[HAFedformer, Fusion]:
     UserError
         If the file is missing or is not such a model.
     """
-    if not Path(path).exists():
-        raise UserError(f"model file {path} does not exist")
+    if not Path(path).is_file():
+        kind = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise UserError(f"model file {path} {kind}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata: dict[str, str] = file.metadata() or {}
@@ -58,6 +59,5 @@ def load_model(path: str | Path) -> tuple[HAFedformer, Fusion]:
 
 
 def _spec(plain: dict[str, Any]) -> ModelSpec:
-    return ModelSpec(
-        plain["features"], plain["outputs"], Task(plain["task"]), ModelConfig(**plain["model"])
-    )
+    features = {name: tuple(shape) for name, shape in plain["features"].items()}
+    return ModelSpec(features, plain["outputs"], Task(plain["task"]), ModelConfig(**plain["model"]))

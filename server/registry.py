@@ -1,7 +1,7 @@
 """Which node hosts which clients: every node is asked once, when it is new."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from common.clients import ClientKey
+from common.data.dataset import describe_shape
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import ClientDescription
@@ -100,10 +101,10 @@ class Registry:
             for member in members[1:]:
                 shapes = [client.moments.mean.shape for client in (first, member.client)]
                 if shapes[0] != shapes[1]:
+                    here, there = map(describe_shape, shapes)
                     raise UserError(
-                        f"{name} is {_wide(shapes[0])} at client {first.key} but "
-                        f"{_wide(shapes[1])} at {member.client.key}; all clients of a modality "
-                        "need the same features"
+                        f"{name} is {here} at client {first.key} but {there} at "
+                        f"{member.client.key}; all clients of a modality need the same features"
                     )
 
     def by_modality(self) -> dict[str, list[Member]]:
@@ -143,7 +144,7 @@ class Registry:
         while True:
             self.refresh(grid, timeout)
             found = {name: len(members) for name, members in self.by_modality().items()}
-            self._check_known(counts, found)
+            self.check_modalities(counts)
             missing = [
                 f"{name}: {found.get(name, 0)} of {count}"
                 for name, count in counts.items()
@@ -165,12 +166,14 @@ class Registry:
             )
         tell(f"going on without all clients ({', '.join(missing)})")
 
-    def _check_known(self, counts: Mapping[str, int], found: Mapping[str, int]) -> None:
-        unknown = sorted(set(found) - set(counts))
-        if unknown:
-            raise UserError(
-                f"a node holds modality {unknown[0]!r}, but the dataset has {', '.join(counts)}"
-            )
+    def check_modalities(self, known: Collection[str]) -> None:
+        """Raise `UserError` if a member's modality is not among those of the dataset."""
+        for key, member in self.members.items():
+            if key.modality not in known:
+                raise UserError(
+                    f"node {member.node} holds modality {key.modality!r}, but the dataset has "
+                    f"{', '.join(known)}"
+                )
 
     def label_sums(self, task: Task, outputs: int) -> Tensor:
         """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.
@@ -205,7 +208,3 @@ def _pooled(members: Sequence[Member]) -> Moments:
     for member in members:
         total = total.merge(member.client.moments)
     return total
-
-
-def _wide(shape: tuple[int, ...]) -> str:
-    return f"{shape[-1]} wide" if len(shape) == 1 else f"{shape[0]} steps of {shape[1]}"

@@ -27,7 +27,7 @@ from common.protocol import (
 from common.seeding import derive_seed, generator
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.registry import Member, Registry
-from server.validation import RejectedUpdateError, check_uplink
+from server.validation import RejectedUpdateError, UpdateRules
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,7 @@ class HierarchicalAggregation(Strategy):
         self.tell = tell
         self.evidence = {name: no_evidence(config.dataset.task) for name in trained.encoders}
         self._trained = trained
+        self._rules = UpdateRules(trained, config.dataset.task, config.strategy.encoder)
         self._asked = _Asked()
         self._arrays: dict[str, Tensor] = {}
 
@@ -112,6 +113,7 @@ class HierarchicalAggregation(Strategy):
     ) -> Iterable[Message]:
         """Send each chosen client its own encoder and the decoder."""
         self.registry.refresh(grid, self.config.runtime.node_timeout)
+        self.registry.check_modalities(self._trained.encoders)
         self._arrays = from_record(arrays)
         parts = split_arrays(self._arrays)
         self._asked = _Asked()
@@ -188,9 +190,7 @@ class HierarchicalAggregation(Strategy):
                 uplink = decode_uplink(reply.content)
                 if uplink.key not in keys:
                     raise RejectedUpdateError(f"{uplink.key} was not asked of this node")
-                check_uplink(
-                    uplink, uplink.key, server_round, self._trained, self.config.dataset.task
-                )
+                self._rules.check(uplink, uplink.key, server_round)
                 keys.remove(uplink.key)
                 uplinks.append(uplink)
             except (RejectedUpdateError, ProtocolError) as error:

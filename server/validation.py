@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.clients import ClientKey
+from common.config import EncoderConfig
 from common.messages import Uplink
 from common.model.evidence import evidence_size
 from common.model.ha_fedformer import Parts
-from common.posterior import Form, Gaussian
+from common.posterior import Form, Gaussian, posterior_form
 from common.task import Task
 
 
@@ -18,48 +20,68 @@ class RejectedUpdateError(Exception):
     """An update that must not be merged; says which array of which client, and why."""
 
 
-def check_uplink(
-    uplink: Uplink, expected: ClientKey, server_round: int, trained: Parts, task: Task
-) -> None:
-    """Check a reply against the model and against whom it was asked of.
+@dataclass(frozen=True)
+class UpdateRules:
+    """What every update of a run must satisfy.
 
-    Parameters
+    Attributes
     ----------
-    uplink
-        The reply.
-    expected
-        The client that was asked.
-    server_round
-        The round that it was asked in.
     trained
         The global model's trained tensors.
     task
         Kind of label.
-
-    Raises
-    ------
-    RejectedUpdateError
-        At the first fault.
+    encoder
+        The posterior that clients fit.
     """
-    if uplink.key != expected:
-        raise RejectedUpdateError(f"{expected} answers as {uplink.key}")
-    if uplink.round != server_round:
-        raise RejectedUpdateError(
-            f"{expected} answers for round {uplink.round}, not {server_round}"
-        )
-    if uplink.examples < 1:
-        raise RejectedUpdateError(
-            f"{expected} reports {uplink.examples} examples, expected 1 or more"
-        )
-    if not math.isfinite(uplink.train_loss):
-        raise RejectedUpdateError(f"{expected} reports a train loss of {uplink.train_loss}")
-    if len(uplink.evidence) != evidence_size(task) or not uplink.evidence.isfinite().all():
-        raise RejectedUpdateError(f"{expected} reports evidence {uplink.evidence.tolist()}")
-    means = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
-    _check_arrays(f"{expected} encoder", means, trained.encoders[expected.modality])
-    _check_arrays(f"{expected} decoder", uplink.decoder, trained.decoder)
-    for name, gaussian in uplink.encoder.items():
-        _check_precision(f"{expected} encoder array {name!r}", gaussian)
+
+    trained: Parts
+    task: Task
+    encoder: EncoderConfig
+
+    def check(self, uplink: Uplink, expected: ClientKey, server_round: int) -> None:
+        """Check a reply against the model and against whom it was asked of.
+
+        Parameters
+        ----------
+        uplink
+            The reply.
+        expected
+            The client that was asked.
+        server_round
+            The round that it was asked in.
+
+        Raises
+        ------
+        RejectedUpdateError
+            At the first fault.
+        """
+        if uplink.key != expected:
+            raise RejectedUpdateError(f"{expected} answers as {uplink.key}")
+        if uplink.round != server_round:
+            raise RejectedUpdateError(
+                f"{expected} answers for round {uplink.round}, expected {server_round}"
+            )
+        self._check_figures(uplink)
+        means = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
+        _check_arrays(f"{expected} encoder", means, self.trained.encoders[expected.modality])
+        _check_arrays(f"{expected} decoder", uplink.decoder, self.trained.decoder)
+        for name, gaussian in uplink.encoder.items():
+            where = f"{expected} encoder array {name!r}"
+            if gaussian.form not in (Form.identity, posterior_form(gaussian.mean, self.encoder)):
+                raise RejectedUpdateError(f"{where}: its precision is {gaussian.form}")
+            _check_precision(where, gaussian)
+
+    def _check_figures(self, uplink: Uplink) -> None:
+        key = uplink.key
+        if uplink.examples < 1:
+            raise RejectedUpdateError(
+                f"{key} reports {uplink.examples} examples, expected 1 or more"
+            )
+        if not math.isfinite(uplink.train_loss):
+            raise RejectedUpdateError(f"{key} reports a train loss of {uplink.train_loss}")
+        sums = uplink.evidence
+        if len(sums) != evidence_size(self.task) or not sums.isfinite().all():
+            raise RejectedUpdateError(f"{key} reports evidence {sums.tolist()}")
 
 
 def _check_arrays(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -81,6 +103,10 @@ def _check_arrays(where: str, found: Mapping[str, Tensor], expected: Mapping[str
 def _check_precision(where: str, gaussian: Gaussian) -> None:
     if gaussian.precision is None:
         return
+    if gaussian.precision.dtype != gaussian.mean.dtype:
+        raise RejectedUpdateError(
+            f"{where}: its precision is {gaussian.precision.dtype}, expected {gaussian.mean.dtype}"
+        )
     if not gaussian.precision.isfinite().all():
         raise RejectedUpdateError(f"{where}: its precision holds a value that is not finite")
     if gaussian.form is Form.row:

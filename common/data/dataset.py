@@ -86,6 +86,11 @@ def concatenate(parts: list[Sequences]) -> Sequences:
     )
 
 
+def describe_shape(shape: tuple[int, ...]) -> str:
+    """Say the shape of a feature's statistics in words: "35 wide", "6 steps, 1 wide"."""
+    return ", ".join([*(f"{steps} steps" for steps in shape[:-1]), f"{shape[-1]} wide"])
+
+
 @dataclass(frozen=True)
 class MultimodalDataset:
     """Items with labels and any number of modalities.

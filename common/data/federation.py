@@ -15,12 +15,19 @@ from numpy.typing import NDArray
 
 from common.clients import ClientKey, check_modality_name, clients_per_modality
 from common.config import Config, NpzConfig, SyntheticConfig
-from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences
+from common.data.dataset import (
+    IntArray,
+    LabelArray,
+    MultimodalDataset,
+    Sequences,
+    describe_shape,
+)
 from common.data.formats.npz import read_npz
 from common.data.partition import partition_groups
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError
 from common.seeding import generator
+from common.task import Task
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ def read_items(config: Config) -> MultimodalDataset:
                 f"dataset.modalities={dataset.modalities}: the synthetic dataset has "
                 f"{', '.join(VIEWS)}"
             )
+        if dataset.task is not Task.regression:
+            raise UserError(f"dataset.task={dataset.task}: the synthetic dataset has regression")
         return make_synthetic(dataset, config.seed)
     return read_npz(_paths(cast(NpzConfig, dataset).path), cast(NpzConfig, dataset))
 
@@ -163,12 +172,16 @@ def _split(
 
 def _check_test_set(items: MultimodalDataset, test: MultimodalDataset, path: str) -> None:
     for name, sequences in items.sequences.items():
-        width = test.sequences[name].width
-        if width != sequences.width:
-            raise UserError(
-                f"{name} is {sequences.width} wide in dataset.path but {width} in {path}"
-            )
-    shared = set(items.groups) & set(test.groups)
+        shapes = [each.statistics_shape for each in (sequences, test.sequences[name])]
+        if shapes[0] != shapes[1]:
+            here, there = map(describe_shape, shapes)
+            raise UserError(f"{name} is {here} in dataset.path but {there} in {path}")
+    if items.labels.shape[1:] != test.labels.shape[1:]:
+        raise UserError(
+            f"label is {items.labels.shape[1]} wide in dataset.path but {test.labels.shape[1]} in "
+            f"{path}"
+        )
+    shared = set(items.groups.tolist()) & set(test.groups.tolist())
     if shared:
         raise UserError(
             f"{path} shares the group {min(shared)!r} with dataset.path: "

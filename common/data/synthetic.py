@@ -49,7 +49,9 @@ def make_synthetic(config: SyntheticConfig, seed: int) -> MultimodalDataset:
         groups=np.array([f"speaker-{speaker:03d}" for speaker in speakers]),
         labels=labels,
         sequences={
-            name: _view(generator(seed, "synthetic", name), name, paths, speakers, config.noise)
+            name: _view(
+                generator(seed, "synthetic", name), name, paths, speakers, config.noise
+            ).last_steps(config.max_seq_len)
             for name in config.modalities
         },
     )

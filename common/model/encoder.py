@@ -48,8 +48,16 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(shape))
 
     def forward(self, values: Tensor) -> Tensor:
-        """Map (B, T, D) raw features to (B, T, D) standardised ones."""
+        """Map (B, T, D) raw features to (B, T, D) standardised ones.
+
+        Raises
+        ------
+        ValueError
+            If each step has its own statistics, and there are more steps than that.
+        """
         steps = slice(None) if self.mean.ndim == 1 else slice(values.shape[1])
+        if self.mean.ndim == 2 and values.shape[1] > len(self.mean):
+            raise ValueError(f"{values.shape[1]} steps, but statistics for {len(self.mean)}")
         scaled = (values - self.mean[steps]) * self.scale[steps]
         return torch.where(torch.isfinite(scaled), scaled, 0.0)
 
@@ -128,9 +136,10 @@ class Encoder(nn.Module):
         super().__init__()
         self.causal = config.causal
         self.standardise = Standardise(*statistics)
-        self.embed = nn.Conv1d(
-            statistics[-1], config.width, config.kernel_size, padding="same", bias=False
-        )
+        self.embed = nn.Conv1d(statistics[-1], config.width, config.kernel_size, bias=False)
+        # So that there are as many steps as before, and a causal encoder sees none ahead.
+        reach = config.kernel_size - 1
+        self.padding = (reach, 0) if config.causal else (reach // 2, reach - reach // 2)
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(
             EncoderLayer(config, attention_dropout) for _ in range(config.layers)
@@ -153,10 +162,12 @@ class Encoder(nn.Module):
             (B, T, d).
         """
         steps = values.shape[1]
-        # An absent modality (length 0) still gets one key, or its softmax would be NaN.
+        # An absent modality (length 0) still gets one key: what attention does without any is left
+        # to each kernel, and may be NaN.
         valid = valid_steps(lengths.clamp(min=1), steps)
         features = self.standardise(values) * valid[..., None]
-        embedded = self.embed(features.transpose(1, 2)).transpose(1, 2)
+        padded = F.pad(features.transpose(1, 2), self.padding)
+        embedded = self.embed(padded).transpose(1, 2)
         width = embedded.shape[2]
         positions = sinusoidal_positions(steps, width, values.device)
         x: Tensor = self.embedding_dropout(math.sqrt(width) * embedded + positions)

@@ -36,7 +36,7 @@ def label_sums(labels: Tensor, task: Task, outputs: int) -> Tensor:
 
 
 def prior_of(sums: Tensor, task: Task) -> Tensor:
-    """Turn pooled label sums into the prior, smoothed by one item.
+    """Turn pooled label sums into the prior; that of classes and labels is smoothed by one item.
 
     Returns
     -------

@@ -25,6 +25,9 @@ from common.config import FusionRule
 from common.model.evidence import INVERSE_TEMPERATURES, temper
 from common.task import Task
 
+#: How many items the belief about a regression expert weighs, before any is seen.
+PSEUDO_ITEMS = 10
+
 
 @dataclass(frozen=True)
 class Expert:
@@ -47,7 +50,7 @@ class Expert:
 
     slope: float = 1.0
     intercept: float = 0.0
-    unexplained: float = 0.5
+    unexplained: float = 1.0
     information: float = 0.0
     count: float = 0.0
 
@@ -115,41 +118,53 @@ def fit_fusion(
         numbers = task is Task.regression
         rule = FusionRule.reliability if numbers else FusionRule.product_of_experts
     fit = _linear_expert if task is Task.regression else _tempered_expert
-    experts = {name: fit(sums) for name, sums in evidence.items()}
+    experts = {name: fit(sums, prior) for name, sums in evidence.items()}
     return Fusion(rule, task, tuple(prior.tolist()), experts)
 
 
-def _linear_expert(sums: Tensor) -> Expert:
-    """Fit y = a + b p, b >= 0, and its residual variance, adjusted for the two parameters."""
+def _linear_expert(sums: Tensor, prior: Tensor) -> Expert:
+    """Fit y = a + b p, b >= 0, and its residual variance, adjusted for the two parameters.
+
+    Few items fit a line too well, so `PSEUDO_ITEMS` are added that follow the prior and whose
+    prediction, as spread as the seen ones, explains a quarter of the label's variance at most.
+    """
     n, y, yy, p, pp, py = sums.tolist()
-    if n < 3:
-        return Expert(count=n)
-    variance_y, variance_p = yy / n - (y / n) ** 2, pp / n - (p / n) ** 2
-    covariance = py / n - (p / n) * (y / n)
-    if variance_y <= 1e-12 or variance_p <= 1e-12 or covariance <= 0:
-        return Expert(slope=0.0, intercept=y / n, unexplained=1.0, count=n)
+    mean, variance = prior.tolist()
+    centre = p / n if n else mean
+    spread = max(pp / n - centre**2, 0.0) if n else variance
+    k = PSEUDO_ITEMS
+    items, y, yy, p = n + k, y + k * mean, yy + k * (variance + mean**2), p + k * centre
+    pp += k * (spread + centre**2)
+    py += k * (centre * mean + 0.5 * min(spread, variance))
+    variance_y, variance_p = yy / items - (y / items) ** 2, pp / items - (p / items) ** 2
+    covariance = py / items - (p / items) * (y / items)
+    if variance_p <= 1e-12 * max((p / items) ** 2, 1e-12) or covariance <= 0:
+        return Expert(slope=0.0, intercept=mean, unexplained=1.0, count=n)
     slope = covariance / variance_p
     explained = slope * covariance / variance_y
-    unexplained = min(max((1 - explained) * (n - 1) / (n - 2), 1e-3), 1.0)
-    return Expert(slope, (y - slope * p) / n, unexplained, 1 / unexplained - 1, n)
+    unexplained = min(max((1 - explained) * (items - 1) / (items - 2), 1e-3), 1.0)
+    intercept = (y - slope * p) / items
+    return Expert(slope, intercept, unexplained, 1 / unexplained - 1, n)
 
 
-def _tempered_expert(sums: Tensor) -> Expert:
-    """Choose the temperature of the lowest pooled log-loss."""
+def _tempered_expert(sums: Tensor, _: Tensor) -> Expert:
+    """Choose the temperature of the lowest pooled log-loss.
+
+    A priori log2 of the temperature is N(0, 2), so that a few items do not set it: to call a
+    modality worthless takes 4 nats.
+    """
     n, losses = sums[0].item(), sums[1:]
-    if n == 0:
-        return Expert()
-    best = int(losses.argmin())
-    gain = (losses[0] - losses[best]).item() / n
+    betas = torch.tensor(INVERSE_TEMPERATURES, dtype=losses.dtype).clamp(min=1 / 16)
+    best = int((losses + betas.log2() ** 2 / 4).argmin())
+    gain = max((losses[0] - losses[best]).item(), 0.0) / max(n, 1.0)
     return Expert(slope=INVERSE_TEMPERATURES[best], information=2 * gain, count=n)
 
 
 def reliability_weights(experts: Mapping[str, Expert]) -> dict[str, float]:
-    """Weigh modalities by their information, shrunk towards uniform.
+    """Weigh modalities by their information, shrunk towards uniform by how little is known.
 
-    n x information is a likelihood-ratio statistic, of mean about 1 for a modality that tells
-    nothing. With total evidence E over M modalities the shrinkage is M / (M + E): one half for
-    pure chance, none for much data.
+    n x information is a likelihood-ratio statistic: how far the items that were seen speak against
+    a modality that tells nothing. With E their sum over M modalities, the shrinkage is M / (M + E).
     """
     modalities = len(experts)
     total = sum(expert.information for expert in experts.values())
@@ -221,9 +236,11 @@ def product_of_gaussians(
         (B,) mean and (B,) standard deviation.
     """
     precisions = present / variances[:, None]
-    surplus = present.sum(dim=0) - 1
+    surplus = (present.sum(dim=0) - 1).to(means.dtype)
     precision = precisions.sum(dim=0) - surplus / prior_variance
-    mean = (precisions * means).sum(dim=0) - surplus * prior_mean / prior_variance
+    # where, not a product: what an absent modality predicts may be anything.
+    shifts = torch.where(present, precisions * means, 0.0)
+    mean = shifts.sum(dim=0) - surplus * prior_mean / prior_variance
     return mean / precision, precision.rsqrt()
 
 

@@ -79,7 +79,7 @@ class HAFedformer(nn.Module):
 
 def build_model(spec: ModelSpec, seed: int) -> HAFedformer:
     """Build a model with weights drawn from `seed`, leaving torch's global generator alone."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return HAFedformer(spec)
 
@@ -112,8 +112,8 @@ def split_arrays(arrays: Mapping[str, Tensor]) -> Parts:
         match name.split(".", 2):
             case ["encoders", modality, rest]:
                 encoders.setdefault(modality, {})[rest] = array
-            case ["decoder", *rest_of_name]:
-                decoder[".".join(rest_of_name)] = array
+            case ["decoder", first, *others]:
+                decoder[".".join([first, *others])] = array
             case _:
                 raise KeyError(f"{name} belongs neither to an encoder nor to the decoder")
     return Parts(encoders, decoder)
@@ -135,9 +135,18 @@ def trained_names(modules: nn.Module) -> list[str]:
 
 
 def set_standardisation(model: HAFedformer, modality: str, moments: Moments) -> None:
-    """Give an encoder the statistics that it standardises its features with."""
+    """Give an encoder the statistics that it standardises its features with.
+
+    Raises
+    ------
+    ValueError
+        If the moments are not of the encoder's features.
+    """
     encoder = model.encoders[modality]
     assert isinstance(encoder, Encoder)
+    found, expected = moments.mean.shape, tuple(encoder.standardise.mean.shape)
+    if found != expected:
+        raise ValueError(f"{modality}: moments of shape {found}, expected {expected}")
     std = np.where(moments.constant, 1.0, moments.std)
     scale = np.where(moments.constant, 0.0, 1.0 / std)
     encoder.standardise.mean.copy_(torch.from_numpy(moments.mean))

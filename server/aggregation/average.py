@@ -40,8 +40,8 @@ class WeightedSum:
 
     def merge(self, other: "WeightedSum") -> "WeightedSum":
         """Return the sum of both; an empty sum changes nothing."""
-        if not self.sums or not other.sums:
-            return other if not self.sums else self
+        if self.weight == 0 or other.weight == 0:
+            return other if self.weight == 0 else self
         return WeightedSum(add_arrays(self.sums, other.sums), self.weight + other.weight)
 
     def finalize(self) -> dict[str, Tensor]:

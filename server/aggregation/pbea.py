@@ -107,6 +107,8 @@ class PosteriorSum:
             If the weight is not positive and finite, or names or shapes differ from the others'.
         """
         check_weight(weight)
+        if not posterior:
+            raise ValueError("posterior of no tensors")
         return self.merge(
             PosteriorSum(
                 {name: NaturalSum.of(gaussian, weight) for name, gaussian in posterior.items()}

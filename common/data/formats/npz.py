@@ -7,19 +7,28 @@ sequences. Any array of length `items` can name the groups. Object arrays are ne
 """
 
 import zipfile
-from collections.abc import Sequence
-from dataclasses import replace
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.config import NpzConfig
-from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences, concatenate
+from common.data.dataset import (
+    IntArray,
+    LabelArray,
+    MultimodalDataset,
+    Sequences,
+    concatenate,
+    describe_shape,
+)
 from common.errors import UserError
 from common.task import Task
 
-Arrays = dict[str, NDArray[np.generic]]
+Array = NDArray[Any]
 
 
 def read_npz(
@@ -30,7 +39,7 @@ def read_npz(
     Parameters
     ----------
     paths
-        The files; their modalities must agree in width.
+        The files; they must agree in the widths of modalities and labels.
     config
         Task, group, context and maximal sequence length.
     modalities
@@ -46,164 +55,198 @@ def read_npz(
     UserError
         If a file cannot be read, lacks an array, or disagrees with the others.
     """
-    files = [_load(Path(path)) for path in paths]
-    names = list(modalities or config.modalities or _modalities(files[0]))
+    files = [_File(Path(path), _load(Path(path)), config) for path in paths]
+    names = list(modalities or config.modalities or files[0].modalities())
     if not names:
-        raise UserError(f"{paths[0]}: no modality found; it has {_listing(files[0])}")
+        raise UserError(f"{paths[0]}: no modality found; it has {files[0].listing()}")
     unknown = sorted(set(config.tabular) - set(names))
     if unknown and modalities is None:
         raise UserError(f"dataset.tabular: {unknown[0]!r} is not among {', '.join(names)}")
-    sequences = {}
-    for name in names:
-        parts = [
-            _sequences(arrays, name, path, config)
-            for arrays, path in zip(files, paths, strict=True)
-        ]
-        _check_widths(name, parts, paths)
-        sequences[name] = concatenate(parts)
-    labels = np.concatenate(
-        [_labels(arrays, path, config) for arrays, path in zip(files, paths, strict=True)]
+    labels = [file.labels() for file in files]
+    for file, label in zip(files, labels, strict=True):
+        if label.shape[1:] != labels[0].shape[1:]:
+            raise UserError(
+                f"label is {labels[0].shape[1]} wide in {paths[0]} but {label.shape[1]} in "
+                f"{file.path}"
+            )
+    dataset = MultimodalDataset(
+        np.concatenate([file.groups() for file in files]),
+        np.concatenate(labels),
+        {name: _joined(name, files) for name in names},
     )
-    groups = np.concatenate(
-        [_groups(arrays, path, config) for arrays, path in zip(files, paths, strict=True)]
-    )
-    labels = _checked(labels, config, paths[0])
-    return _drop_unlabelled(MultimodalDataset(groups, labels, sequences), config.task)
+    return _drop_unlabelled(dataset, config.task)
 
 
-def _load(path: Path) -> Arrays:
+def _joined(name: str, files: Sequence["_File"]) -> Sequences:
+    parts = [file.sequences(name) for file in files]
+    for file, part in zip(files, parts, strict=True):
+        if part.statistics_shape != parts[0].statistics_shape:
+            first, other = (describe_shape(p.statistics_shape) for p in (parts[0], part))
+            raise UserError(f"{name} is {first} in {files[0].path} but {other} in {file.path}")
+    return concatenate(parts)
+
+
+def _load(path: Path) -> dict[str, Array]:
+    """Read all arrays; none is ever unpickled."""
     if not path.exists():
         raise UserError(f"dataset file {path} does not exist")
+    if path.is_dir():
+        raise UserError(f"dataset file {path} is a directory; expected an .npz file")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not an .npz file, or only a part of one")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path} is a single array; expected an .npz archive")
-            return {name: archive[name] for name in archive.files}
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as .npz: {reason}") from error
+            return {name: _member(archive, name, path) for name in archive.files}
+    except (OSError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
-def _modalities(arrays: Arrays) -> list[str]:
-    return [
-        name
-        for name, array in arrays.items()
-        if name != "label" and array.ndim >= 2 and array.dtype.kind == "f"
-    ]
+def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
+    try:
+        array = archive[name]
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{path}: array {name!r} cannot be read: {_first_line(error)}") from error
+    if not isinstance(array, np.ndarray):
+        raise UserError(f"{path}: {name!r} is not an array")
+    return array
 
 
-def _listing(arrays: Arrays) -> str:
-    return ", ".join(sorted(arrays)) or "nothing"
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _array(arrays: Arrays, name: str, path: str | Path, setting: str) -> NDArray[np.generic]:
-    if name not in arrays:
-        raise UserError(f"{path} has no array {name!r} ({setting}); it has {_listing(arrays)}")
-    return arrays[name]
+@dataclass(frozen=True)
+class _File:
+    """One file; every method checks what it returns, and names the file in its errors."""
 
+    path: Path
+    arrays: Mapping[str, Array]
+    config: NpzConfig
 
-def _labels(arrays: Arrays, path: str | Path, config: NpzConfig) -> NDArray[np.float64]:
-    labels = _array(arrays, "label", path, "the labels")
-    if labels.dtype.kind not in "fiub":
-        raise UserError(f"{path}: label has dtype {labels.dtype}, expected numbers")
-    wanted = 2 if config.task is Task.multilabel else 1
-    labels = labels.reshape(len(labels), -1)
-    if wanted == 1 and labels.shape[1] != 1:
-        raise UserError(
-            f"{path}: label has {labels.shape[1]} columns, but task={config.task} takes one"
-        )
-    numbers = labels.astype(np.float64)
-    return numbers if wanted == 2 else numbers[:, 0]
+    def fail(self, reason: str) -> UserError:
+        return UserError(f"{self.path}: {reason}")
 
+    def listing(self) -> str:
+        return ", ".join(sorted(self.arrays)) or "nothing"
 
-def _checked(
-    labels: NDArray[np.float64], config: NpzConfig, path: str | Path
-) -> NDArray[np.float32]:
-    """Check the labels that are there; NaN stays."""
-    known = labels[~np.isnan(labels)]
-    if len(known) == 0:
-        raise UserError(f"{path}: every label is NaN")
-    if not np.isfinite(known).all():
-        raise UserError(f"{path}: label holds an infinity")
-    if config.task is Task.classification and ((known < 0) | (known % 1 != 0)).any():
-        raise UserError(
-            f"{path}: classes must be whole numbers from 0; for numbers use dataset.task=regression"
-        )
-    if config.task is Task.multilabel:
-        labels = np.where(np.isnan(labels), np.nan, labels > 0)
-    return labels.astype(np.float32)
+    def modalities(self) -> list[str]:
+        return [
+            name
+            for name, array in self.arrays.items()
+            if name != "label" and array.ndim >= 2 and array.dtype.kind == "f"
+        ]
 
-
-def _groups(arrays: Arrays, path: str | Path, config: NpzConfig) -> NDArray[np.str_]:
-    items = len(_array(arrays, "label", path, "the labels"))
-    if config.group is None:
-        # Every item stands for itself.
-        return np.array([f"{path}#{item}" for item in range(items)])
-    groups = _array(arrays, config.group, path, "dataset.group")
-    if groups.shape != (items,):
-        raise UserError(
-            f"{path}: {config.group} has shape {groups.shape}, expected one per label, ({items},)"
-        )
-    return groups.astype(np.str_)
-
-
-def _sequences(arrays: Arrays, name: str, path: str | Path, config: NpzConfig) -> Sequences:
-    array = _array(arrays, name, path, "dataset.modalities")
-    if array.dtype.kind not in "fiu" or array.ndim not in (2, 3):
-        raise UserError(
-            f"{path}: {name} is {array.dtype} of shape {array.shape}, "
-            "expected numbers of 2 or 3 dimensions"
-        )
-    starts, lengths = _windows(arrays, name, array, path, config)
-    items = len(_array(arrays, "label", path, "the labels"))
-    if len(starts) != items:
-        raise UserError(f"{path}: {name} has {len(starts)} items but label has {items}")
-    values = array.reshape(-1, array.shape[-1]).astype(np.float32)
-    tabular = name in config.tabular
-    if tabular and len(np.unique(lengths[lengths > 0])) > 1:
-        raise UserError(
-            f"{path}: {name} has from {lengths.min()} to {lengths.max()} steps, but a modality in "
-            "dataset.tabular needs the same number in every item"
-        )
-    return Sequences(values, starts, lengths, tabular).last_steps(config.max_seq_len)
-
-
-def _windows(
-    arrays: Arrays,
-    name: str,
-    array: NDArray[np.generic],
-    path: str | Path,
-    config: NpzConfig,
-) -> tuple[IntArray, IntArray]:
-    if f"{name}_offsets" in arrays:
-        offsets = arrays[f"{name}_offsets"].astype(np.int64)
-        rising = offsets.ndim == 1 and len(offsets) > 0 and (np.diff(offsets) >= 0).all()
-        if not rising or offsets[0] != 0 or offsets[-1] != len(array):
+    def array(self, name: str, setting: str) -> Array:
+        if name not in self.arrays:
             raise UserError(
-                f"{path}: {name}_offsets must rise from 0 to {len(array)}, the rows of {name}"
+                f"{self.path} has no array {name!r} ({setting}); it has {self.listing()}"
             )
-        return offsets[:-1], np.diff(offsets)
-    if array.ndim == 3:
-        items, steps = array.shape[:2]
-        return np.arange(items) * steps, np.full(items, steps)
-    items = np.arange(len(array))
-    first = _first_of_group(_groups(arrays, path, config))
-    starts = np.maximum(items - config.context, first[: len(items)])
-    return starts, items - starts + 1
+        return self.arrays[name]
+
+    @property
+    def items(self) -> int:
+        return len(self.labels())
+
+    def labels(self) -> NDArray[np.float32]:
+        """Return (items,) or, for several labels, (items, K); NaN where there is none."""
+        labels, task = self.array("label", "the labels"), self.config.task
+        if labels.dtype.kind not in "fiub" or labels.ndim not in (1, 2) or labels.size == 0:
+            raise self.fail(
+                f"label is {labels.dtype} of shape {labels.shape}, expected numbers, one or a row "
+                "of them for each item"
+            )
+        columns = 1 if labels.ndim == 1 else labels.shape[1]
+        if task is Task.multilabel:
+            labels = labels.reshape(len(labels), columns)
+        elif columns == 1:
+            labels = labels.reshape(len(labels))
+        else:
+            raise self.fail(f"label has {columns} columns, but task={task} takes one")
+        return self._checked(labels.astype(np.float64))
+
+    def _checked(self, labels: NDArray[np.float64]) -> NDArray[np.float32]:
+        known = labels[~np.isnan(labels)]
+        if len(known) == 0:
+            raise self.fail("every label is NaN")
+        if not (np.abs(known) <= np.finfo(np.float32).max).all():
+            raise self.fail("label holds an infinity, or a number too large for one")
+        task = self.config.task
+        if task is Task.classification and ((known < 0) | (known % 1 != 0)).any():
+            raise self.fail(
+                "classes must be whole numbers from 0; for numbers use dataset.task=regression"
+            )
+        if task is Task.multilabel:
+            labels = np.where(np.isnan(labels), np.nan, labels > 0)
+        return labels.astype(np.float32)
+
+    def groups(self) -> NDArray[np.str_]:
+        """Return (items,) group names; without a group every item stands for itself."""
+        if self.config.group is None:
+            return np.array([f"{self.path.resolve()}#{item}" for item in range(self.items)])
+        groups = self.array(self.config.group, "dataset.group")
+        if groups.shape != (self.items,):
+            raise self.fail(
+                f"{self.config.group} has shape {groups.shape}, expected one per label, "
+                f"({self.items},)"
+            )
+        return groups.astype(np.str_)
+
+    def sequences(self, name: str) -> Sequences:
+        array = self.array(name, "dataset.modalities")
+        if array.dtype.kind not in "fiu" or array.ndim not in (2, 3):
+            raise self.fail(
+                f"{name} is {array.dtype} of shape {array.shape}, "
+                "expected numbers of 2 or 3 dimensions"
+            )
+        starts, lengths = self._windows(name, array)
+        tabular = name in self.config.tabular
+        if tabular and len(np.unique(lengths[lengths > 0])) > 1:
+            raise self.fail(
+                f"{name} has from {lengths.min()} to {lengths.max()} steps, but a modality in "
+                "dataset.tabular needs the same number in every item"
+            )
+        values = array.reshape(-1, array.shape[-1]).astype(np.float32)
+        return Sequences(values, starts, lengths, tabular).last_steps(self.config.max_seq_len)
+
+    def _windows(self, name: str, array: Array) -> tuple[IntArray, IntArray]:
+        """Return first row and number of rows of each item."""
+        if f"{name}_offsets" in self.arrays:
+            offsets = self._offsets(name, array)
+            starts, lengths = offsets[:-1], np.diff(offsets)
+        elif array.ndim == 3:
+            starts = np.arange(len(array)) * array.shape[1]
+            lengths = np.full(len(array), array.shape[1])
+        else:
+            starts = np.arange(len(array))
+            lengths = np.ones_like(starts)
+        if len(starts) != self.items:
+            raise self.fail(f"{name} has {len(starts)} items but label has {self.items}")
+        if array.ndim == 2 and f"{name}_offsets" not in self.arrays:
+            first = np.maximum(starts - self.config.context, _first_of_group(self.groups()))
+            starts, lengths = first, starts - first + 1
+        return starts, lengths
+
+    def _offsets(self, name: str, array: Array) -> IntArray:
+        offsets = self.arrays[f"{name}_offsets"]
+        whole = offsets.dtype.kind in "iu" and offsets.ndim == 1 and len(offsets) > 0
+        if (
+            not whole
+            or array.ndim != 2
+            or (np.diff(offsets.astype(np.int64)) < 0).any()
+            or offsets[0] != 0
+            or offsets[-1] != len(array)
+        ):
+            raise self.fail(
+                f"{name}_offsets must rise from 0 to {len(array)}, the rows of {name}, which must "
+                f"have the shape (rows, width) and has {array.shape}"
+            )
+        return offsets.astype(np.int64)
 
 
 def _first_of_group(groups: NDArray[np.str_]) -> IntArray:
     """Return (N,): where the run of equal groups that holds each item begins."""
     begins = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
     return np.repeat(begins, np.diff(np.r_[begins, len(groups)]))
-
-
-def _check_widths(name: str, parts: list[Sequences], paths: Sequence[str | Path]) -> None:
-    for part, path in zip(parts, paths, strict=True):
-        if part.width != parts[0].width:
-            raise UserError(
-                f"{name} is {parts[0].width} wide in {paths[0]} but {part.width} in {path}"
-            )
 
 
 def _drop_unlabelled(dataset: MultimodalDataset, task: Task) -> MultimodalDataset:
