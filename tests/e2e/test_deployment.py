@@ -55,7 +55,7 @@ def test_sites_with_their_own_files_that_differ_in_width_are_named(
         "flwr", "run", str(PROJECT), "loopback", "--stream", "--run-config", run_config(overrides)
     )
 
-    assert "audio is 6 wide at client audio-0 but 5 at audio-1" in done.stdout
+    assert "audio is 6 wide at client audio-0 but 5 wide at audio-1" in done.stdout
     assert not (tmp_path / "run" / "summary.json").exists()
 
 

@@ -40,9 +40,7 @@ def test_a_run_shows_its_rounds_and_leaves_its_folder(command, tiny, tmp_path) -
         assert {"format", "spec", "fusion"} <= set(model.metadata())
 
 
-def test_the_same_seed_gives_the_same_rounds_whatever_the_schedule(
-    command, tiny, tmp_path
-) -> None:
+def test_the_same_seed_gives_the_same_rounds_whatever_the_schedule(command, tiny, tmp_path) -> None:
     command("utmp-train", *tiny, "clients.language=2", "run_dir=one")
     # One client at a time instead of one a core.
     command("utmp-train", *tiny, "clients.language=2", "run_dir=two", "runtime.client_cpus=2")

@@ -1,0 +1,418 @@
+"""A client's round on a small federation: what crosses the wire, and what does not."""
+
+from collections.abc import Iterator
+from copy import deepcopy
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from client.app import config_of_run, given_config, make_client_app, received_model, run_round
+from client.node import DeployedNode, SimulatedNode, client_data, describe
+from common.clients import ClientKey
+from common.config import Config, compose_config
+from common.data.batching import pad_all
+from common.data.federation import load_joint
+from common.data.moments import Moments
+from common.errors import UserError
+from common.messages import Downlink, Uplink
+from common.model.ha_fedformer import (
+    HAFedformer,
+    ModelSpec,
+    Parts,
+    build_model,
+    set_standardisation,
+    split_arrays,
+    trained_names,
+)
+from common.posterior import Form
+from common.protocol import (
+    ProtocolError,
+    decode_description,
+    decode_uplink,
+    encode_downlink,
+    encode_query,
+    encode_uplink,
+)
+
+SMALL = (
+    "dataset.num_items=120",
+    "dataset.num_speakers=24",
+    "model.width=10",
+    "model.heads=2",
+    "model.layers=1",
+    "clients.default=2",
+    "client.local_epochs=1",
+    "client.device=cpu",
+)
+EVERYONE = SimulatedNode(0, 1)
+MODALITIES = ("language", "audio", "vision")
+PRIOR = torch.tensor([0.1, 1.5], dtype=torch.float64)
+
+
+@cache
+def small(*overrides: str) -> Config:
+    return compose_config("config", [*SMALL, *overrides])
+
+
+def global_model(config: Config) -> HAFedformer:
+    """Build the server's model, with statistics that no buffer starts with."""
+    joint = load_joint(config)
+    shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.modalities}
+    model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=7)
+    for name in joint.modalities:
+        set_standardisation(model, name, Moments.of(joint.items.sequences[name]))
+    return model
+
+
+def global_parts(config: Config) -> Parts:
+    return split_arrays(global_model(config).state_dict())
+
+
+def downlink_to(key: ClientKey, config: Config, server_round: int = 1) -> Downlink:
+    parts = global_parts(config)
+    return Downlink(key, server_round, parts.encoders[key.modality], parts.decoder, PRIOR)
+
+
+def arrays_of(uplink: Uplink) -> dict[str, Tensor]:
+    arrays = {f"encoder.{name}": gaussian.mean for name, gaussian in uplink.encoder.items()}
+    arrays |= {
+        f"precision.{name}": gaussian.precision
+        for name, gaussian in uplink.encoder.items()
+        if gaussian.precision is not None
+    }
+    return arrays | {f"decoder.{name}": array for name, array in uplink.decoder.items()}
+
+
+def assert_identical(left: Uplink, right: Uplink) -> None:
+    assert (left.key, left.round, left.examples) == (right.key, right.round, right.examples)
+    assert left.train_loss == right.train_loss
+    assert torch.equal(left.evidence, right.evidence)
+    one, two = arrays_of(left), arrays_of(right)
+    assert one.keys() == two.keys()
+    assert all(torch.equal(array, two[name]) for name, array in one.items())
+
+
+# --- The wire ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_downlink_holds_one_encoder_and_the_decoder(modality: str) -> None:
+    config = small()
+    parts = global_parts(config)
+    content = encode_downlink(downlink_to(ClientKey(modality, 1), config))
+    assert set(content) == {"about", "encoder", "decoder"}
+    assert set(content.array_records) == {"encoder", "decoder"}
+    for record, expected in (("encoder", parts.encoders[modality]), ("decoder", parts.decoder)):
+        sent = content.array_records[record]
+        assert set(sent) == set(expected)
+        for name, array in expected.items():
+            np.testing.assert_array_equal(sent[name].numpy(), array.numpy())
+    assert set(content.config_records["about"]) == {"modality", "part", "round", "prior"}
+
+
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder(modality: str) -> None:
+    config, key = small(), ClientKey(modality, 0)
+    model = global_model(config)
+    trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
+    uplink = run_round(downlink_to(key, config), EVERYONE, config)
+    content = encode_uplink(uplink)
+    assert set(content) == {"about", "encoder", "precision", "decoder", "metrics"}
+    encoder, decoder = content.array_records["encoder"], content.array_records["decoder"]
+    assert set(encoder) == set(trained.encoders[modality])
+    assert set(decoder) == set(trained.decoder)
+    for name, array in trained.encoders[modality].items():
+        assert encoder[name].numpy().shape == tuple(array.shape)
+    for name, array in trained.decoder.items():
+        assert decoder[name].numpy().shape == tuple(array.shape)
+    # No statistics of the site's features, under any name.
+    assert not any(
+        "standardise" in name for record in content.array_records.values() for name in record
+    )
+    forms = {name.partition(":")[0] for name in content.array_records["precision"]}
+    tensors = {name.partition(":")[2] for name in content.array_records["precision"]}
+    assert forms <= {Form.row, Form.diagonal} and tensors <= set(trained.encoders[modality])
+    assert set(content.config_records["about"]) == {"modality", "part", "round"}
+    assert set(content.metric_records["metrics"]) == {"examples", "train-loss", "evidence"}
+    assert len(uplink.evidence) == 6
+
+
+def test_fedavg_sends_no_precision() -> None:
+    config = small("strategy=fedavg")
+    uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
+    assert all(gaussian.form is Form.identity for gaussian in uplink.encoder.values())
+    assert set(encode_uplink(uplink).array_records["precision"]) == set()
+
+
+def test_client_builds_its_own_encoder_alone() -> None:
+    config, key = small(), ClientKey("vision", 0)
+    model = received_model(downlink_to(key, config), client_data(EVERYONE, key, config), config)
+    parts = split_arrays(model.state_dict())
+    expected = global_parts(config)
+    assert set(parts.encoders) == {"vision"}
+    for name, array in parts.encoders["vision"].items():
+        assert torch.equal(array, expected.encoders["vision"][name])
+    for name, array in parts.decoder.items():
+        assert torch.equal(array, expected.decoder[name])
+
+
+# --- What a round is --------------------------------------------------------------------------
+
+
+def test_round_trains_and_reports_the_client_s_own_numbers() -> None:
+    config, key = small(), ClientKey("language", 1)
+    downlink = downlink_to(key, config, server_round=3)
+    uplink = run_round(downlink, EVERYONE, config)
+    data = client_data(EVERYONE, key, config)
+    assert (uplink.key, uplink.round, uplink.examples) == (key, 3, len(data.train))
+    assert 0 < uplink.train_loss < 10
+    moved = uplink.encoder["embed.weight"].mean - downlink.encoder["embed.weight"]
+    assert 0 < moved.abs().max() < 0.1
+    assert not torch.equal(uplink.decoder["head.weight"], downlink.decoder["head.weight"])
+
+
+def test_last_sampler_sends_where_training_ended() -> None:
+    # At a negligible rate that is where it began.
+    config = small("strategy=fedavg", "client.optimizer=sgd", "client.lr=1e-9")
+    downlink = downlink_to(ClientKey("audio", 1), config)
+    uplink = run_round(downlink, EVERYONE, config)
+    for name, gaussian in uplink.encoder.items():
+        torch.testing.assert_close(gaussian.mean, downlink.encoder[name], rtol=1e-5, atol=1e-6)
+
+
+def test_evidence_is_of_the_model_as_received() -> None:
+    config, key = small("client.lr=0.5"), ClientKey("audio", 0)
+    downlink = downlink_to(key, config)
+    uplink = run_round(downlink, EVERYONE, config)
+    data = client_data(EVERYONE, key, config)
+    model = global_model(config).eval()
+    with torch.inference_mode():
+        outputs = model("audio", pad_all(data.sequences.select(data.validation)))
+    p = outputs[:, 0].double().numpy()
+    y = data.labels[data.validation].astype(np.float64)
+    expected = [len(y), y.sum(), (y**2).sum(), p.sum(), (p**2).sum(), (p * y).sum()]
+    assert len(y) > 0
+    np.testing.assert_allclose(uplink.evidence.numpy(), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_client_without_validation_items_reports_no_evidence() -> None:
+    config = small("client.validation_fraction=0")
+    uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
+    assert uplink.evidence.tolist() == [0.0] * 6
+
+
+def test_round_does_not_depend_on_what_ran_before() -> None:
+    config = small()
+    downlink = downlink_to(ClientKey("audio", 0), config)
+    before = deepcopy(dict(downlink.encoder))
+    first = run_round(downlink, EVERYONE, config)
+    assert_identical(run_round(downlink, EVERYONE, config), first)
+    other = run_round(downlink_to(ClientKey("vision", 1), config), EVERYONE, config)
+    torch.manual_seed(0)
+    np.random.seed(3)  # noqa: NPY002
+    assert_identical(run_round(downlink, EVERYONE, config), first)
+    # Nor on which node hosts the client.
+    assert_identical(run_round(downlink, SimulatedNode(2, 5), config), first)
+    assert other.train_loss != first.train_loss
+    assert all(torch.equal(downlink.encoder[name], array) for name, array in before.items())
+
+
+def test_rounds_and_seeds_draw_differently() -> None:
+    config, key = small(), ClientKey("audio", 0)
+    losses = {
+        run_round(downlink_to(key, config, server_round), EVERYONE, config).train_loss
+        for server_round in (1, 2)
+    }
+    assert len(losses) == 2
+
+
+# --- Standardisation --------------------------------------------------------------------------
+
+
+def test_client_standardisation_replaces_the_buffers_here_only() -> None:
+    config, key = small("dataset.standardisation=client"), ClientKey("audio", 0)
+    data = client_data(EVERYONE, key, config)
+    downlink = downlink_to(key, config)
+    sent = {name: array.clone() for name, array in downlink.encoder.items()}
+    model = received_model(downlink, data, config)
+    rows = np.concatenate([data.sequences[item] for item in data.train]).astype(np.float64)
+    buffers = dict(model.named_buffers())
+    np.testing.assert_allclose(
+        buffers["encoders.audio.standardise.mean"].numpy(), rows.mean(axis=0), rtol=1e-4, atol=1e-5
+    )
+    np.testing.assert_allclose(
+        buffers["encoders.audio.standardise.scale"].numpy(), 1 / rows.std(axis=0), rtol=1e-4
+    )
+    uplink = run_round(downlink, EVERYONE, config)
+    assert not any("standardise" in name for name in arrays_of(uplink))
+    assert all(torch.equal(downlink.encoder[name], array) for name, array in sent.items())
+    pooled = run_round(downlink, EVERYONE, small())
+    assert pooled.train_loss != uplink.train_loss
+
+
+def test_pooled_standardisation_takes_the_buffers_that_came() -> None:
+    config, key = small(), ClientKey("audio", 0)
+    downlink = downlink_to(key, config)
+    model = received_model(downlink, client_data(EVERYONE, key, config), config)
+    for name in ("mean", "scale"):
+        found = dict(model.named_buffers())[f"encoders.audio.standardise.{name}"]
+        assert torch.equal(found, downlink.encoder[f"standardise.{name}"])
+
+
+# --- Refused ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "array"),
+    [
+        ("encoder", "embed.weight", torch.zeros(10, 11, 1)),
+        ("encoder", "norm.bias", torch.zeros(1)),
+        ("encoder", "standardise.mean", torch.zeros(13)),
+        ("decoder", "expand.weight", torch.zeros(10)),
+        ("encoder", "norm.bias", None),
+        ("decoder", "lstm.bias_hh_l0", None),
+        ("encoder", "surplus", torch.zeros(2)),
+        ("decoder", "head.bias", None),
+    ],
+)
+def test_arrays_that_do_not_fit_are_refused_and_named(
+    part: str, name: str, array: Tensor | None
+) -> None:
+    config, key = small(), ClientKey("audio", 0)
+    good = downlink_to(key, config)
+    arrays = {"encoder": dict(good.encoder), "decoder": dict(good.decoder)}
+    if array is None:
+        del arrays[part][name]
+    else:
+        arrays[part][name] = array
+    bad = Downlink(key, 1, arrays["encoder"], arrays["decoder"], PRIOR)
+    with pytest.raises(ProtocolError) as raised:
+        received_model(bad, client_data(EVERYONE, key, config), config)
+    assert name in str(raised.value)
+    assert "\n" not in str(raised.value)
+    if array is not None and name != "surplus":
+        assert str(list(array.shape)) in str(raised.value)
+
+
+def test_encoder_of_another_modality_does_not_fit() -> None:
+    config, key = small(), ClientKey("audio", 0)
+    parts = global_parts(config)
+    bad = Downlink(key, 1, parts.encoders["vision"], parts.decoder, PRIOR)
+    with pytest.raises(ProtocolError, match=r"audio-0.*\(12,\)"):
+        run_round(bad, EVERYONE, config)
+
+
+def test_client_that_the_run_does_not_have_is_refused() -> None:
+    config = small()
+    downlink = downlink_to(ClientKey("audio", 0), config)
+    with pytest.raises(UserError, match="audio-8"):
+        run_round(
+            Downlink(ClientKey("audio", 8), 1, downlink.encoder, downlink.decoder, PRIOR),
+            EVERYONE,
+            config,
+        )
+
+
+def test_node_does_not_train_a_client_that_it_does_not_host() -> None:
+    config = small()
+    node = DeployedNode(ClientKey("audio", 0), None)
+    with pytest.raises((UserError, ProtocolError), match="vision-1"):
+        run_round(downlink_to(ClientKey("vision", 1), config), node, config)
+
+
+# --- Through Flower ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def in_a_task(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let messages be made outside a Flower process."""
+    for name, value in (("_run_id", 1), ("_node_id", 1), ("_task_id", 1)):
+        monkeypatch.setattr(TaskIdentity, name, value)
+    yield
+
+
+def app_for(config: Config) -> ClientApp:
+    return make_client_app(partial(given_config, config))
+
+
+def context_of(**node_config: int | str) -> Context:
+    named = {name.replace("_", "-"): value for name, value in node_config.items()}
+    return Context(1, 5, named, RecordDict(), {})
+
+
+@pytest.mark.usefixtures("in_a_task")
+def test_flower_query_is_answered_with_the_description() -> None:
+    config = small()
+    message = Message(encode_query(), 5, MessageType.QUERY)
+    reply = app_for(config)(message, context_of(partition_id=1, num_partitions=2))
+    assert reply.metadata.src_node_id == 5
+    found = decode_description(reply.content)
+    expected = describe(SimulatedNode(1, 2), config)
+    assert [client.key for client in found.clients] == [client.key for client in expected.clients]
+    for one, two in zip(found.clients, expected.clients, strict=True):
+        assert one.examples == two.examples
+        assert torch.equal(one.label_sums, two.label_sums)
+        for name in ("count", "mean", "squares"):
+            np.testing.assert_array_equal(getattr(one.moments, name), getattr(two.moments, name))
+
+
+@pytest.mark.usefixtures("in_a_task")
+@pytest.mark.parametrize(
+    ("node", "word"),
+    [
+        ({"modality": "audio", "parts": 1}, "parts"),
+        ({}, "modality"),
+        ({"modality": "audio", "part": 5}, "audio-5"),
+        ({"modality": "audio", "data": "site.npz"}, "dataset=npz"),
+    ],
+)
+def test_flower_query_to_a_node_with_a_mistake_is_answered_with_it(
+    node: dict[str, int | str], word: str
+) -> None:
+    reply = app_for(small())(Message(encode_query(), 5, MessageType.QUERY), context_of(**node))
+    description = decode_description(reply.content)
+    assert description.clients == ()
+    assert word in description.error and "\n" not in description.error
+
+
+@pytest.mark.usefixtures("in_a_task")
+def test_flower_query_on_a_run_with_a_mistake_is_answered_with_it() -> None:
+    context = Context(
+        1,
+        5,
+        {"modality": "audio"},
+        RecordDict(),
+        {"config-name": "config", "overrides": "clients.defualt=2 model.widht=3"},
+    )
+    reply = make_client_app(config_of_run)(Message(encode_query(), 5, MessageType.QUERY), context)
+    assert "model.widht" in decode_description(reply.content).error
+
+
+@pytest.mark.usefixtures("in_a_task")
+def test_flower_train_is_a_round() -> None:
+    config, key = small(), ClientKey("vision", 0)
+    downlink = downlink_to(key, config, server_round=2)
+    message = Message(encode_downlink(downlink), 5, MessageType.TRAIN, group_id="2")
+    reply = app_for(config)(message, context_of(modality="vision", part=0))
+    assert reply.metadata.group_id == "2"
+    assert_identical(
+        decode_uplink(reply.content), run_round(downlink, DeployedNode(key, None), config)
+    )
+
+
+def test_configuration_comes_from_the_run() -> None:
+    context = Context(
+        1,
+        5,
+        {},
+        RecordDict(),
+        {"config-name": "config", "overrides": "rounds=3 clients.audio=4  'run_dir=my runs'"},
+    )
+    config = config_of_run(context)
+    assert (config.rounds, config.clients["audio"], config.run_dir) == (3, 4, "my runs")

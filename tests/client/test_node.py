@@ -1,0 +1,226 @@
+"""Which clients a node hosts, and what it tells of them."""
+
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client.node import (
+    DeployedNode,
+    Node,
+    NodeValue,
+    SimulatedNode,
+    client_data,
+    describe,
+    hosted_clients,
+    parse_node,
+)
+from common.clients import ClientKey
+from common.config import Config, compose_config
+from common.data.federation import load_joint
+from common.errors import UserError
+
+SMALL = ("dataset.num_items=120", "dataset.num_speakers=24", "clients.default=2")
+
+
+@cache
+def synthetic(*overrides: str) -> Config:
+    return compose_config("config", [*SMALL, *overrides])
+
+
+def npz(path: Path, *overrides: str) -> Config:
+    return compose_config("config", ["dataset=npz", f"dataset.path={path}", *overrides])
+
+
+def write_site(path: Path, items: int = 12) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    arrays = {
+        "label": rng.normal(size=items).astype(np.float32),
+        "audio": rng.normal(size=(items, 3, 5)).astype(np.float32),
+    }
+    np.savez(path, **arrays)
+    return arrays
+
+
+# --- The node's configuration -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"partition-id": 0, "num-partitions": 3}, SimulatedNode(0, 3)),
+        ({"partition-id": 2, "num-partitions": 3}, SimulatedNode(2, 3)),
+        ({"modality": "audio"}, DeployedNode(ClientKey("audio", 0), None)),
+        ({"modality": "audio_2", "part": 4}, DeployedNode(ClientKey("audio_2", 4), None)),
+        ({"modality": "vision", "data": "a.npz"}, DeployedNode(ClientKey("vision", 0), "a.npz")),
+        (
+            {"modality": "vision", "part": 1, "data": "/x/site one.npz"},
+            DeployedNode(ClientKey("vision", 1), "/x/site one.npz"),
+        ),
+        # What Flower itself sets does not hide what the site says.
+        (
+            {"modality": "audio", "partition-id": 0, "num-partitions": 3},
+            DeployedNode(ClientKey("audio", 0), None),
+        ),
+    ],
+)
+def test_configuration_is_read(settings: dict[str, NodeValue], expected: Node) -> None:
+    assert parse_node(settings) == expected
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({}, ["modality"]),
+        ({"part": 0}, ["lacks modality"]),
+        ({"partition-id": 0}, ["lacks modality"]),
+        ({"num-partitions": 4}, ["lacks modality"]),
+        ({"modality": "audio", "parts": 1}, ["parts", "modality, part, data"]),
+        ({"Modality": "audio"}, ["Modality", "unknown"]),
+        ({"modality": 3}, ["modality=3", "str", '"text"']),
+        ({"modality": "audio", "part": "1"}, ["part='1'", "int", "part=0"]),
+        ({"modality": "audio", "part": 1.0}, ["part=1.0", "int"]),
+        ({"modality": "audio", "part": True}, ["part=True", "int"]),
+        ({"modality": "audio", "data": 7}, ["data=7", "str"]),
+        ({"modality": "two words"}, ["'two words'"]),
+        ({"modality": ""}, ["''"]),
+        ({"modality": "default"}, ["'default'"]),
+        ({"modality": "a.b"}, ["'a.b'"]),
+        ({"modality": "audio", "part": -1}, ["part"]),
+        ({"modality": "audio", "data": ""}, ["data"]),
+        ({"partition-id": "one", "num-partitions": 3}, ["partition-id"]),
+        ({"partition-id": 3, "num-partitions": 3}, ["partition-id"]),
+        ({"partition-id": -1, "num-partitions": 3}, ["partition-id"]),
+        ({"partition-id": 0, "num-partitions": 0}, ["num-partitions"]),
+    ],
+)
+def test_mistake_in_the_configuration_is_one_line_that_names_it(
+    settings: dict[str, NodeValue], words: list[str]
+) -> None:
+    with pytest.raises(UserError) as raised:
+        parse_node(settings)
+    message = str(raised.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message
+
+
+# --- Who is hosted where ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 4, 6, 7, 11])
+def test_simulated_nodes_share_all_clients_each_once(nodes: int) -> None:
+    config = synthetic("clients.audio=3")
+    hosted = [
+        key
+        for partition in range(nodes)
+        for key in hosted_clients(SimulatedNode(partition, nodes), config)
+    ]
+    assert len(hosted) == len(set(hosted)) == 7
+    assert set(hosted) == set(load_joint(config).clients)
+
+
+def test_as_many_nodes_as_clients_host_one_each_in_order() -> None:
+    config = synthetic()
+    hosted = [hosted_clients(SimulatedNode(i, 6), config) for i in range(6)]
+    assert [list(map(str, keys)) for keys in hosted] == [
+        [f"{modality}-{part}"] for modality in ("language", "audio", "vision") for part in range(2)
+    ]
+
+
+def test_deployed_node_hosts_its_one_client() -> None:
+    key = ClientKey("vision", 5)
+    assert hosted_clients(DeployedNode(key, None), synthetic()) == [key]
+
+
+def test_same_client_has_the_same_data_on_any_node() -> None:
+    config, key = synthetic(), ClientKey("audio", 1)
+    joint = load_joint(config)
+    items = joint.clients[key]
+    for node in (SimulatedNode(0, 1), SimulatedNode(2, 5), DeployedNode(key, None)):
+        data = client_data(node, key, config)
+        np.testing.assert_array_equal(data.labels, joint.items.labels[items])
+        assert sorted([*data.train, *data.validation]) == list(range(len(items)))
+        assert data.modality == "audio"
+
+
+def test_site_with_a_file_does_not_read_another_modality_from_it(tmp_path: Path) -> None:
+    arrays = write_site(tmp_path / "site.npz")
+    np.savez(tmp_path / "site.npz", **arrays, vision=arrays["audio"])
+    node = DeployedNode(ClientKey("audio", 0), str(tmp_path / "site.npz"))
+    with pytest.raises(UserError, match="vision-0"):
+        client_data(node, ClientKey("vision", 0), npz(tmp_path / "site.npz"))
+
+
+# --- The answer to a query --------------------------------------------------------------------
+
+
+def test_description_sums_the_train_items_of_the_joint_dataset() -> None:
+    config = synthetic()
+    node = SimulatedNode(1, 2)
+    description = describe(node, config)
+    assert description.error == ""
+    assert [client.key for client in description.clients] == hosted_clients(node, config)
+    for client in description.clients:
+        data = client_data(node, client.key, config)
+        labels = data.labels[data.train].astype(np.float64)
+        rows = np.concatenate([data.sequences[item] for item in data.train]).astype(np.float64)
+        assert client.examples == len(data.train) > 0
+        assert client.width == rows.shape[1]
+        np.testing.assert_allclose(
+            client.label_sums.numpy(), [len(labels), labels.sum(), (labels**2).sum()]
+        )
+        np.testing.assert_allclose(client.moments.count, len(rows))
+        np.testing.assert_allclose(client.moments.mean, rows.mean(axis=0), atol=1e-12)
+        np.testing.assert_allclose(client.moments.squares, len(rows) * rows.var(axis=0))
+
+
+def test_description_of_a_site_s_own_file(tmp_path: Path) -> None:
+    arrays = write_site(tmp_path / "site.npz")
+    config = npz(tmp_path / "not-here.npz", "client.validation_fraction=0")
+    description = describe(DeployedNode(ClientKey("audio", 3), str(tmp_path / "site.npz")), config)
+    assert description.error == ""
+    (client,) = description.clients
+    assert (str(client.key), client.examples, client.width) == ("audio-3", 12, 5)
+    assert client.label_sums[1].item() == pytest.approx(arrays["label"].sum(), rel=1e-5)
+    np.testing.assert_allclose(
+        client.moments.mean, arrays["audio"].reshape(-1, 5).mean(axis=0), atol=1e-6
+    )
+
+
+def test_node_without_a_client_describes_none() -> None:
+    description = describe(SimulatedNode(7, 8), synthetic())
+    assert description.clients == () and description.error == ""
+
+
+def test_classes_are_counted(tmp_path: Path) -> None:
+    arrays = write_site(tmp_path / "site.npz")
+    labels = np.array([0, 2, 2, 1, 0, 0, 2, 2, 2, 1, 0, 2])
+    np.savez(tmp_path / "site.npz", audio=arrays["audio"], label=labels)
+    config = npz(
+        tmp_path / "site.npz", "dataset.task=classification", "client.validation_fraction=0"
+    )
+    node = DeployedNode(ClientKey("audio", 0), str(tmp_path / "site.npz"))
+    (client,) = describe(node, config).clients
+    assert torch.equal(client.label_sums, torch.tensor([4, 2, 6], dtype=torch.float64))
+
+
+def test_mistakes_become_the_description_s_error(tmp_path: Path) -> None:
+    write_site(tmp_path / "site.npz")
+    audio, vision = ClientKey("audio", 0), ClientKey("vision", 0)
+    with_file = npz(tmp_path / "site.npz")
+    cases = [
+        (DeployedNode(ClientKey("audio", 9), None), synthetic(), "audio-9"),
+        (DeployedNode(ClientKey("smell", 0), None), synthetic(), "smell-0"),
+        (DeployedNode(audio, str(tmp_path / "absent.npz")), with_file, "absent.npz"),
+        (DeployedNode(vision, str(tmp_path / "site.npz")), with_file, "'vision'"),
+        (DeployedNode(audio, str(tmp_path / "site.npz")), synthetic(), "dataset=npz"),
+        (SimulatedNode(0, 1), synthetic("clients.audio=90"), "clients"),
+    ]
+    for node, config, word in cases:
+        description = describe(node, config)
+        assert description.clients == ()
+        assert word in description.error
+        assert "\n" not in description.error

@@ -1,0 +1,194 @@
+"""Fitted Gaussians against NumPy, by hand."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from client.posterior import fit_gaussian
+from common.config import EncoderConfig, EncoderMerge, Scale, Structure
+from common.posterior import Form, Gaussian
+
+Array = NDArray[np.float64]
+
+ROW = EncoderConfig(structure=Structure.row)
+
+
+def draws(*shape: int, seed: int = 0) -> Array:
+    """Return correlated samples, so that a covariance is not nearly the identity."""
+    rng = np.random.default_rng(seed)
+    flat = rng.normal(size=shape).reshape(*shape[:2], -1)
+    mixed = flat @ rng.normal(size=(flat.shape[-1],) * 2)
+    return (3 + mixed).reshape(shape)
+
+
+def fit(samples: Array, config: EncoderConfig) -> Gaussian:
+    return fit_gaussian(torch.from_numpy(samples), config)
+
+
+def precision_of(samples: Array, config: EncoderConfig) -> Array:
+    gaussian = fit(samples, config)
+    assert gaussian.precision is not None
+    precision: Array = gaussian.precision.numpy()
+    return precision
+
+
+def row_covariance(samples: Array) -> Array:
+    """Sum the outer products one row of one sample at a time."""
+    matrices = samples.reshape(*samples.shape[:2], -1)
+    mean = matrices.mean(axis=0)
+    covariance = np.zeros((matrices.shape[2],) * 2)
+    for matrix in matrices:
+        for row, mean_row in zip(matrix, mean, strict=True):
+            covariance += np.outer(row - mean_row, row - mean_row)
+    return covariance / ((len(matrices) - 1) * matrices.shape[1])
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3), (2, 5, 2), (5, 3, 2, 3), (9, 1, 4)])
+@pytest.mark.parametrize("scale", list(Scale))
+@pytest.mark.parametrize("shrinkage", [0.05, 0.5])
+def test_row_precision_is_the_formula(
+    shape: tuple[int, ...], scale: Scale, shrinkage: float
+) -> None:
+    samples = draws(*shape)
+    gaussian = fit(samples, EncoderConfig(EncoderMerge.pbea, Structure.row, shrinkage, scale))
+    covariance = row_covariance(samples)
+    t = np.trace(covariance) / len(covariance)
+    shrunk = shrinkage * t * np.eye(len(covariance)) + (1 - shrinkage) * covariance
+    expected = (t if scale is Scale.relative else 1.0) * np.linalg.inv(shrunk)
+    assert gaussian.form is Form.row
+    assert gaussian.precision is not None
+    np.testing.assert_allclose(gaussian.precision.numpy(), expected, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(gaussian.mean.numpy(), samples.mean(axis=0), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 3), (5, 7), (4, 2, 3, 2)])
+@pytest.mark.parametrize("scale", list(Scale))
+def test_diagonal_precision_is_the_formula(shape: tuple[int, ...], scale: Scale) -> None:
+    samples = draws(*shape)
+    config = EncoderConfig(EncoderMerge.pbea, Structure.diagonal, 0.3, scale)
+    variance = samples.var(axis=0, ddof=1)
+    t = variance.mean()
+    expected = (t if scale is Scale.relative else 1.0) / (0.3 * t + 0.7 * variance)
+    assert fit(samples, config).form is Form.diagonal
+    np.testing.assert_allclose(precision_of(samples, config), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("structure", list(Structure))
+def test_vectors_are_diagonal_whatever_the_structure(structure: Structure) -> None:
+    samples = draws(6, 5)
+    gaussian = fit(samples, EncoderConfig(structure=structure))
+    assert gaussian.form is Form.diagonal
+    assert gaussian.precision is not None and gaussian.precision.shape == (5,)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 3), (1, 5)])
+@pytest.mark.parametrize("scale", list(Scale))
+def test_single_sample_is_an_identity(shape: tuple[int, ...], scale: Scale) -> None:
+    samples = draws(*shape)
+    gaussian = fit(samples, EncoderConfig(scale=scale))
+    assert gaussian.form is Form.identity
+    np.testing.assert_array_equal(gaussian.mean.numpy(), samples[0])
+
+
+@pytest.mark.parametrize("structure", list(Structure))
+@pytest.mark.parametrize("scale", list(Scale))
+def test_no_spread_is_an_identity(structure: Structure, scale: Scale) -> None:
+    # In float32 five equal numbers need not have exactly that mean.
+    samples = torch.from_numpy(draws(1, 4, 3)).float().expand(5, 4, 3)
+    gaussian = fit_gaussian(samples, EncoderConfig(structure=structure, scale=scale))
+    torch.testing.assert_close(gaussian.mean, samples[0], rtol=1e-6, atol=0)
+    assert gaussian.form is Form.identity
+
+
+def test_averaging_and_full_shrinkage_send_no_precision() -> None:
+    for config in (EncoderConfig(merge=EncoderMerge.average), EncoderConfig(shrinkage=1.0)):
+        assert fit(draws(6, 4, 3), config).form is Form.identity
+
+
+@pytest.mark.parametrize("structure", list(Structure))
+def test_full_shrinkage_at_absolute_scale_keeps_the_scale_alone(structure: Structure) -> None:
+    samples = draws(6, 4, 3)
+    config = EncoderConfig(EncoderMerge.pbea, structure, 1.0, Scale.absolute)
+    per_entry = 1 / samples.var(axis=0, ddof=1).mean()
+    expected = (
+        np.full((4, 3), per_entry) if structure is Structure.diagonal else per_entry * np.eye(3)
+    )
+    np.testing.assert_allclose(precision_of(samples, config), expected, rtol=1e-9, atol=1e-12)
+
+
+@given(factor=st.floats(1e-5, 1e5), structure=st.sampled_from(list(Structure)))
+@settings(max_examples=40, deadline=None)
+def test_overall_scale_of_the_deviations(factor: float, structure: Structure) -> None:
+    samples = draws(6, 4, 3)
+    mean = samples.mean(axis=0)
+    stretched = mean + factor * (samples - mean)
+    relative = EncoderConfig(structure=structure)
+    np.testing.assert_allclose(
+        precision_of(stretched, relative), precision_of(samples, relative), rtol=1e-5, atol=1e-7
+    )
+    absolute = EncoderConfig(structure=structure, scale=Scale.absolute)
+    np.testing.assert_allclose(
+        factor**2 * precision_of(stretched, absolute),
+        precision_of(samples, absolute),
+        rtol=1e-5,
+        atol=1e-7,
+    )
+
+
+@given(
+    shrinkage=st.floats(1e-3, 1.0),
+    scale=st.sampled_from(list(Scale)),
+    size=st.integers(1, 12),
+    samples=st.integers(2, 8),
+    exponent=st.integers(-6, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_precision_that_is_sent_is_symmetric_positive_definite(
+    shrinkage: float, scale: Scale, size: int, samples: int, exponent: int
+) -> None:
+    # In float32, and with fewer samples than columns.
+    drawn = torch.from_numpy(10.0**exponent * draws(samples, 2, size)).float()
+    gaussian = fit_gaussian(
+        drawn, EncoderConfig(EncoderMerge.pbea, Structure.row, shrinkage, scale)
+    )
+    if gaussian.precision is None:
+        assert scale is Scale.relative and shrinkage == 1.0
+        return
+    precision = gaussian.precision.double()
+    torch.testing.assert_close(precision, precision.T, rtol=1e-5, atol=0)
+    assert gaussian.precision.isfinite().all()
+    assert torch.linalg.eigvalsh((precision + precision.T) / 2).min() > 0
+
+
+def test_covariance_tends_to_the_true_one() -> None:
+    rng = np.random.default_rng(1)
+    root = rng.normal(size=(4, 4))
+    true = root @ root.T
+    # Almost no shrinkage, absolute scale: the precision is the inverse of the covariance.
+    config = EncoderConfig(EncoderMerge.pbea, Structure.row, 1e-9, Scale.absolute)
+    errors = []
+    for count in (10, 100, 10_000):
+        samples = rng.normal(size=(count, 3, 4)) @ root.T
+        estimate = np.linalg.inv(precision_of(samples, config))
+        errors.append(np.linalg.norm(estimate - true) / np.linalg.norm(true))
+    assert errors[0] > errors[1] > errors[2]
+    assert errors[2] < 0.02
+
+
+def test_mean_variance_of_the_shrunk_covariance_is_kept() -> None:
+    # Shrinkage moves variance between directions; the trace stays.
+    samples = draws(7, 4, 3)
+    config = EncoderConfig(EncoderMerge.pbea, Structure.row, 0.4, Scale.absolute)
+    shrunk = np.linalg.inv(precision_of(samples, config))
+    assert np.trace(shrunk) == pytest.approx(np.trace(row_covariance(samples)))
+
+
+def test_dtype_and_shape_are_the_samples() -> None:
+    samples = torch.from_numpy(draws(5, 3, 2, 2)).float()
+    gaussian = fit_gaussian(samples, ROW)
+    assert gaussian.mean.dtype == torch.float32 and gaussian.mean.shape == (3, 2, 2)
+    assert gaussian.precision is not None
+    assert gaussian.precision.dtype == torch.float32 and gaussian.precision.shape == (4, 4)

@@ -1,0 +1,139 @@
+"""Which local steps make which sample, and what the samples recover."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from client import sampling
+from client.sampling import SamplingPlan
+from common.config import Sampler, SamplerConfig
+
+LAST = SamplerConfig(Sampler.last)
+
+
+def iasg(num_samples: int, burn_in: float) -> SamplerConfig:
+    return SamplerConfig(Sampler.iasg, num_samples, burn_in)
+
+
+@pytest.mark.parametrize(
+    ("config", "steps", "expected"),
+    [
+        # (samples, steps in each, burn-in)
+        (iasg(8, 0.5), 16, SamplingPlan(8, 1, 8)),
+        (iasg(8, 0.5), 32, SamplingPlan(8, 2, 16)),
+        # What does not divide is burnt in: 37 - 18 = 19 = 8 * 2 + 3.
+        (iasg(8, 0.5), 37, SamplingPlan(8, 2, 21)),
+        (iasg(4, 0.0), 12, SamplingPlan(4, 3, 0)),
+        (iasg(4, 0.0), 14, SamplingPlan(4, 3, 2)),
+        (iasg(1, 0.0), 10, SamplingPlan(1, 10, 0)),
+        (iasg(1, 0.9), 10, SamplingPlan(1, 1, 9)),
+        (iasg(4, 0.9), 100, SamplingPlan(4, 2, 92)),
+        # Burn-in gives way before samples do.
+        (iasg(8, 0.9), 10, SamplingPlan(8, 1, 2)),
+        (iasg(8, 0.5), 8, SamplingPlan(8, 1, 0)),
+        # Fewer steps than samples, one step alone.
+        (iasg(8, 0.5), 3, SamplingPlan(3, 1, 0)),
+        (iasg(8, 0.9), 1, SamplingPlan(1, 1, 0)),
+        (LAST, 1, SamplingPlan(1, 1, 0)),
+        (LAST, 57, SamplingPlan(1, 1, 56)),
+        (SamplerConfig(Sampler.last, num_samples=8, burn_in=0.0), 5, SamplingPlan(1, 1, 4)),
+    ],
+)
+def test_plan(config: SamplerConfig, steps: int, expected: SamplingPlan) -> None:
+    assert sampling.plan(config, steps) == expected
+
+
+@given(
+    name=st.sampled_from(list(Sampler)),
+    num_samples=st.integers(1, 40),
+    burn_in=st.floats(0, 0.999),
+    steps=st.integers(1, 500),
+)
+def test_plan_ends_at_the_last_step_and_has_no_empty_segment(
+    name: Sampler, num_samples: int, burn_in: float, steps: int
+) -> None:
+    plan = sampling.plan(SamplerConfig(name, num_samples, burn_in), steps)
+    assert 1 <= plan.num_samples <= num_samples
+    assert plan.segment >= 1 and plan.burn_in >= 0
+    assert plan.burn_in + plan.num_samples * plan.segment == steps
+    if name is Sampler.iasg:
+        assert plan.num_samples == min(num_samples, steps)
+        # No step that could have made every segment longer is thrown away.
+        allowed = max(steps - int(burn_in * steps), plan.num_samples)
+        assert allowed - plan.num_samples * plan.segment < plan.num_samples
+
+
+def run(plan: SamplingPlan, iterates: Tensor) -> Tensor:
+    state = sampling.init(plan, iterates[0])
+    for iterate in iterates:
+        state = sampling.step(state, iterate if sampling.wanted(state) else None)
+    return sampling.collect(state)
+
+
+@pytest.mark.parametrize(
+    "plan", [SamplingPlan(4, 3, 2), SamplingPlan(1, 14, 0), SamplingPlan(14, 1, 0)]
+)
+def test_samples_are_the_means_of_their_segments(plan: SamplingPlan) -> None:
+    iterates = np.random.default_rng(0).normal(size=(14, 5))
+    samples = run(plan, torch.from_numpy(iterates))
+    expected = iterates[plan.burn_in :].reshape(plan.num_samples, plan.segment, 5).mean(axis=1)
+    np.testing.assert_allclose(samples.numpy(), expected, rtol=1e-14)
+    assert samples.dtype == torch.float64
+
+
+def test_last_is_the_last_iterate_bit_for_bit() -> None:
+    iterates = torch.randn(9, 4)
+    assert torch.equal(run(sampling.plan(LAST, 9), iterates), iterates[-1:])
+
+
+def test_burn_in_wants_no_iterate() -> None:
+    state = sampling.init(SamplingPlan(2, 1, 3), torch.zeros(1))
+    wanted = []
+    for _ in range(5):
+        wanted.append(sampling.wanted(state))
+        state = sampling.step(state, torch.zeros(1) if wanted[-1] else None)
+    assert wanted == [False, False, False, True, True]
+
+
+@pytest.mark.parametrize("taken", [0, 1, 4])
+def test_collecting_too_early_raises(taken: int) -> None:
+    state = sampling.init(SamplingPlan(2, 2, 1), torch.zeros(3))
+    for _ in range(taken):
+        state = sampling.step(state, torch.zeros(3))
+    with pytest.raises(RuntimeError, match=f"{taken} of 5"):
+        sampling.collect(state)
+
+
+def noisy_descent(mean: Tensor, curvature: Tensor, rate: float, steps: int) -> Tensor:
+    """Return the iterates (steps, P) of SGD with unit gradient noise on a quadratic."""
+    noise = torch.randn(steps, len(mean), generator=torch.Generator().manual_seed(0))
+    iterates, current = [], torch.full_like(mean, 5.0)
+    for draw in noise:
+        current = current - rate * (curvature * (current - mean) + draw)
+        iterates.append(current)
+    return torch.stack(iterates)
+
+
+def test_iasg_recovers_the_mean_and_the_directions_of_a_gaussian() -> None:
+    # Averages over segments longer than the correlation time 1 / (rate curvature) have the
+    # variance 1 / (curvature^2 segment), and their own mean is that of the target.
+    mean, curvature = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 2.0, 4.0])
+    iterates = noisy_descent(mean, curvature, rate=0.2, steps=4000)
+    samples = run(sampling.plan(iasg(40, 0.1), len(iterates)), iterates)
+    error_of_the_mean = 1 / (curvature * 3600**0.5)
+    assert ((samples.mean(dim=0) - mean).abs() < 4 * error_of_the_mean).all()
+    expected_spread = 1 / (curvature * 90**0.5)
+    torch.testing.assert_close(samples.std(dim=0), expected_spread, rtol=0.35, atol=0)
+
+
+def test_burn_in_is_what_keeps_the_start_out_of_the_mean() -> None:
+    mean, curvature = torch.tensor([1.0]), torch.tensor([1.0])
+    iterates = noisy_descent(mean, curvature, rate=0.02, steps=400)
+    errors = [
+        (run(sampling.plan(iasg(4, burn_in), 400), iterates).mean() - mean).abs().item()
+        for burn_in in (0.0, 0.5)
+    ]
+    assert errors[1] < errors[0] / 2

@@ -1,0 +1,262 @@
+"""Local training: closed forms of single steps, what is sampled, what is refused."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from client.trainer import Trained, train, validation_outputs
+from common.config import ClientConfig, ModelConfig, Optimizer, Sampler, SamplerConfig
+from common.data.batching import pad_all
+from common.data.dataset import Sequences
+from common.data.federation import ClientData
+from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, trained_names
+from common.task import Task
+
+LAST = SamplerConfig(Sampler.last)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Train as `client.app.run_round` does; threads only get in each other's way here."""
+    torch.set_num_threads(1)
+
+
+SMALL = ModelConfig(width=8, heads=2, layers=1, decoder_layers=1)
+NO_DROPOUT = replace(SMALL, embedding_dropout=0.0, relu_dropout=0.0, residual_dropout=0.0)
+
+
+def client_data(
+    items: int = 40, *, validation: int = 10, task: Task = Task.regression
+) -> ClientData:
+    """Make ragged items whose label is a function of their last row."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 6, items)
+    starts = np.cumsum(lengths) - lengths
+    values = rng.normal(size=(lengths.sum(), 4)).astype(np.float32)
+    score = values[starts + lengths - 1, 0]
+    labels = score if task is Task.regression else (score > 0).astype(np.int64)
+    index = np.arange(items)
+    return ClientData(
+        "audio",
+        Sequences(values, starts, lengths),
+        labels,
+        index[validation:],
+        index[:validation][::-1].copy(),
+    )
+
+
+def model_for(
+    config: ModelConfig = NO_DROPOUT, *, task: Task = Task.regression, seed: int = 0
+) -> HAFedformer:
+    outputs = 1 if task is Task.regression else 2
+    return build_model(ModelSpec({"audio": (4,)}, outputs, task, config), seed)
+
+
+def settings(**changes: object) -> ClientConfig:
+    config = ClientConfig(local_epochs=1, batch_size=10, device="cpu", weight_decay=0.0)
+    return replace(config, **changes)
+
+
+def vector(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
+def full_gradient(model: HAFedformer, data: ClientData) -> Tensor:
+    """Return the gradient of the mean absolute error over all train items."""
+    outputs = model("audio", pad_all(data.sequences.select(data.train)))[:, 0]
+    loss = (outputs - torch.from_numpy(data.labels[data.train])).abs().mean()
+    gradients = torch.autograd.grad(loss, list(model.parameters()))
+    return torch.cat([gradient.flatten() for gradient in gradients])
+
+
+# --- Learning ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [Task.regression, Task.classification])
+def test_learns_what_can_be_learnt(task: Task) -> None:
+    data, model = client_data(120, task=task), model_for(task=task)
+    config = settings(lr=0.01, local_epochs=1)
+    losses = [train(model, data, config, LAST, seed).loss for seed in range(12)]
+    assert losses[-1] < 0.5 * losses[0]
+    outputs = validation_outputs(model, data, 16)
+    truth = torch.from_numpy(data.labels[data.validation])
+    if task is Task.regression:
+        assert (outputs[:, 0] - truth).abs().mean() < 0.6 * truth.abs().mean()
+    else:
+        assert (outputs.argmax(dim=1) == truth).double().mean() >= 0.8
+
+
+def test_loss_is_the_mean_over_the_steps() -> None:
+    # With a negligible rate every step sees the first model, and equal batches cover all items.
+    data, model = client_data(), model_for()
+    outputs = model("audio", pad_all(data.sequences.select(data.train)))[:, 0]
+    expected = (outputs - torch.from_numpy(data.labels[data.train])).abs().mean().item()
+    trained = train(
+        model, data, settings(lr=1e-12, local_epochs=2, optimizer=Optimizer.sgd), LAST, 0
+    )
+    assert trained.loss == pytest.approx(expected, rel=1e-5)
+
+
+def test_same_seed_same_result_whatever_ran_before() -> None:
+    data, config = client_data(), settings(local_epochs=2)
+    sampler = SamplerConfig(Sampler.iasg, 3, 0.5)
+
+    def run(seed: int) -> Trained:
+        return train(model_for(SMALL), data, config, sampler, seed)
+
+    first = run(5)
+    torch.manual_seed(99)
+    torch.rand(3)
+    again, other = run(5), run(6)
+    assert first.loss == again.loss != other.loss
+    assert all(torch.equal(first.samples[name], again.samples[name]) for name in first.samples)
+    assert not torch.equal(
+        first.samples["decoder.head.weight"], other.samples["decoder.head.weight"]
+    )
+
+
+def test_epochs_see_the_items_in_different_orders() -> None:
+    # One epoch of two seeds differs only by the order: rate and batches are the same.
+    data = client_data()
+    config = settings(lr=0.1, optimizer=Optimizer.sgd)
+    ends = []
+    for seed in (0, 1):
+        model = model_for()
+        train(model, data, config, LAST, seed)
+        ends.append(vector(model))
+    assert not torch.equal(*ends)
+
+
+# --- One step in closed form ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("max_norm", [0.01, 1e6])
+def test_gradient_is_clipped_to_its_norm(max_norm: float) -> None:
+    data, model = client_data(), model_for()
+    before, gradient = vector(model), full_gradient(model, data)
+    norm = gradient.norm().item()
+    assert 0.01 < norm < 1e6
+    config = settings(lr=0.5, batch_size=100, optimizer=Optimizer.sgd, max_grad_norm=max_norm)
+    train(model, data, config, LAST, 0)
+    step = before - vector(model)
+    expected = 0.5 * gradient * min(1.0, max_norm / norm)
+    torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-6)
+    assert step.norm().item() == pytest.approx(0.5 * min(max_norm, norm), rel=1e-3)
+
+
+def test_sgd_adds_its_decay_to_the_gradient() -> None:
+    data, model = client_data(), model_for()
+    before, gradient = vector(model), full_gradient(model, data)
+    config = settings(
+        lr=0.1, weight_decay=0.2, batch_size=100, optimizer=Optimizer.sgd, max_grad_norm=1e6
+    )
+    train(model, data, config, LAST, 0)
+    torch.testing.assert_close(
+        vector(model), before - 0.1 * (gradient + 0.2 * before), rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kept"), [(Optimizer.adamw, 1 - 0.01 * 0.5), (Optimizer.adam, 1)]
+)
+def test_first_step_of_adam_has_the_length_of_the_rate(optimizer: Optimizer, kept: float) -> None:
+    # AdamW decays the weights, Adam without decay does not.
+    data, model = client_data(), model_for()
+    before, gradient = vector(model), full_gradient(model, data)
+    decay = 0.5 if optimizer is Optimizer.adamw else 0.0
+    config = settings(
+        lr=0.01, weight_decay=decay, batch_size=100, optimizer=optimizer, max_grad_norm=1e6
+    )
+    train(model, data, config, LAST, 0)
+    clear = gradient.abs() > 1e-4
+    assert clear.double().mean() > 0.5
+    expected = kept * before - 0.01 * gradient.sign()
+    torch.testing.assert_close(vector(model)[clear], expected[clear], rtol=1e-3, atol=1e-5)
+
+
+# --- Samples ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", [LAST, SamplerConfig(Sampler.iasg, 3, 0.5)])
+def test_samples_have_the_parameters_names_and_shapes(sampler: SamplerConfig) -> None:
+    model = model_for(SMALL)
+    trained = train(model, client_data(), settings(local_epochs=2), sampler, 0)
+    count = 1 if sampler is LAST else 3
+    assert list(trained.samples) == trained_names(model)
+    for name, parameter in model.named_parameters():
+        assert trained.samples[name].shape == (count, *parameter.shape)
+        assert not trained.samples[name].requires_grad
+
+
+def test_last_sample_is_the_final_model_bit_for_bit() -> None:
+    model = model_for(SMALL)
+    trained = train(model, client_data(), settings(local_epochs=3), LAST, 0)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(trained.samples[name][0], parameter.detach())
+
+
+def test_samples_average_the_iterates_of_their_segments() -> None:
+    # Six steps, the last four in two segments; the same run cut short gives every iterate.
+    data, rate = client_data(30, validation=10), 0.05
+    iterates = []
+    for epochs in range(1, 7):
+        model = model_for()
+        config = settings(lr=rate, batch_size=100, local_epochs=epochs, optimizer=Optimizer.sgd)
+        train(model, data, config, LAST, 0)
+        iterates.append(vector(model))
+    config = settings(lr=rate, batch_size=100, local_epochs=6, optimizer=Optimizer.sgd)
+    trained = train(model_for(), data, config, SamplerConfig(Sampler.iasg, 2, 0.34), 0)
+    samples = torch.cat([sample.flatten(1) for sample in trained.samples.values()], dim=1)
+    expected = torch.stack([(iterates[2] + iterates[3]) / 2, (iterates[4] + iterates[5]) / 2])
+    torch.testing.assert_close(samples, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_buffers_are_not_trained() -> None:
+    model = model_for(SMALL)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    trained = train(model, client_data(), settings(lr=0.1), LAST, 0)
+    assert before
+    for name, buffer in model.named_buffers():
+        assert torch.equal(buffer, before[name])
+        assert name not in trained.samples
+
+
+# --- Refused ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("label", [float("nan"), float("inf")])
+def test_loss_that_is_not_finite_raises(label: float) -> None:
+    data = client_data()
+    data.labels[data.train[3]] = label
+    with pytest.raises(FloatingPointError, match="lr"):
+        train(model_for(), data, settings(), LAST, 0)
+
+
+# --- Evaluation -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_validation_outputs_are_in_the_order_of_the_items(batch_size: int) -> None:
+    data, model = client_data(), model_for(SMALL)
+    outputs = validation_outputs(model, data, batch_size)
+    assert outputs.shape == (10, 1)
+    model.eval()
+    for item, output in zip(data.validation, outputs, strict=True):
+        alone = model("audio", pad_all(data.sequences.select(np.array([item]))))
+        torch.testing.assert_close(output, alone[0].detach(), rtol=1e-4, atol=1e-5)
+    assert outputs.std() > 1e-3
+
+
+def test_validation_switches_dropout_off() -> None:
+    data, model = client_data(), model_for(SMALL)
+    model.train()
+    assert torch.equal(validation_outputs(model, data, 4), validation_outputs(model, data, 4))
+
+
+def test_no_validation_items_give_no_outputs() -> None:
+    data = client_data(validation=0)
+    outputs = validation_outputs(model_for(task=Task.classification), data, 4)
+    assert outputs.shape == (0, 2)

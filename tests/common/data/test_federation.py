@@ -1,0 +1,440 @@
+"""Who holds what: nobody trains on what is evaluated, nobody holds what another holds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from client.node import SimulatedNode, describe
+from common.clients import ClientKey
+from common.config import ClientConfig, Config, NpzConfig, SyntheticConfig
+from common.data.federation import (
+    ClientData,
+    JointDataset,
+    joint_client_data,
+    load_joint,
+    read_items,
+    site_client_data,
+)
+from common.data.moments import Moments
+from common.errors import UserError
+from common.task import Task
+
+GROUPS, PER_GROUP, STEPS = 30, 3, 4
+ITEMS = GROUPS * PER_GROUP
+WIDTHS = {"audio": 2, "vision": 3}
+
+
+def values_of(items: np.ndarray, width: int) -> np.ndarray:
+    """Features that tell, in their first column, which item and step they are from."""
+    steps = items[:, None] * 100 + np.arange(STEPS)
+    rest = np.random.default_rng(0).normal(size=(len(items), STEPS, width - 1))
+    return np.concatenate([steps[..., None], rest], axis=2).astype(np.float32)
+
+
+def write(path: Path, first: int = 0, number: int = ITEMS, **arrays: Any) -> Path:
+    """Write items numbered from `first`; the label is the number, a group is three in a row."""
+    items = np.arange(first, first + number)
+    modalities = {name: values_of(items, width) for name, width in WIDTHS.items()}
+    content = {"label": items.astype(float), "video": items // PER_GROUP, **modalities, **arrays}
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+    return path
+
+
+def config_for(
+    path: Any, clients: dict[str, int] | None = None, share: float = 0.2, **dataset: Any
+) -> Config:
+    dataset = {"group": "video", "validation_fraction": 0.2, "test_fraction": 0.2} | dataset
+    return Config(
+        run_dir="",
+        clients=clients or {"default": 2, "audio": 3},
+        dataset=NpzConfig(path=str(path), **dataset),
+        client=ClientConfig(validation_fraction=share),
+    )
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return write(tmp_path / "train.npz")
+
+
+@pytest.fixture(params=[0, 1, 2])
+def config(request: pytest.FixtureRequest, file: Path) -> Config:
+    config = config_for(file)
+    config.seed = request.param
+    return config
+
+
+def refused(config: Config) -> str:
+    with pytest.raises(UserError) as error:
+        load_joint(config)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def numbers(labels: Sequence[float] | np.ndarray) -> list[int]:
+    return sorted(int(label) for label in labels)
+
+
+def disjoint(parts: list[np.ndarray]) -> bool:
+    sets = [set(part) for part in parts]
+    return sum(map(len, sets)) == len(set().union(*sets))
+
+
+# The joint dataset ------------------------------------------------------------------------------
+
+
+def test_every_item_is_held_once(config: Config) -> None:
+    joint = load_joint(config)
+    parts = [joint.items.labels[part] for part in joint.clients.values()]
+    held = np.concatenate([*parts, joint.validation.labels, joint.test.labels])
+    assert numbers(held) == list(range(ITEMS))
+
+
+def test_no_group_is_on_two_sides(config: Config) -> None:
+    joint = load_joint(config)
+    parts = [joint.items.groups[part] for part in joint.clients.values()]
+    assert disjoint([*parts, joint.validation.groups, joint.test.groups])
+
+
+def test_shares_are_those_of_the_configuration(config: Config) -> None:
+    joint = load_joint(config)
+    assert len(joint.validation) == len(joint.test) == 0.2 * ITEMS
+
+
+def test_client_counts_are_honoured(config: Config) -> None:
+    joint = load_joint(config)
+    assert joint.modalities == ("audio", "vision")
+    assert [str(key) for key in joint.clients] == [
+        "audio-0",
+        "audio-1",
+        "audio-2",
+        "vision-0",
+        "vision-1",
+    ]
+    sizes = [len(part) for part in joint.clients.values()]
+    assert max(sizes) - min(sizes) <= PER_GROUP
+
+
+def test_the_server_keeps_every_modality_of_its_items(config: Config) -> None:
+    joint = load_joint(config)
+    for kept in (joint.validation, joint.test):
+        assert set(kept.sequences) == set(WIDTHS)
+        for item, label in enumerate(kept.labels):
+            for sequences in kept.sequences.values():
+                assert sequences[item][:, 0].tolist() == (label * 100 + np.arange(STEPS)).tolist()
+
+
+def same(one: JointDataset, two: JointDataset) -> bool:
+    return (
+        all(np.array_equal(one.clients[key], part) for key, part in two.clients.items())
+        and np.array_equal(one.validation.labels, two.validation.labels)
+        and np.array_equal(one.test.labels, two.test.labels)
+    )
+
+
+def test_the_seed_decides_who_holds_what(file: Path) -> None:
+    one, two = config_for(file), config_for(file)
+    assert same(load_joint(one), load_joint(two))
+    two.seed += 1
+    assert not same(load_joint(one), load_joint(two))
+
+
+def test_who_is_tested_does_not_depend_on_the_clients(file: Path) -> None:
+    few, many = (load_joint(config_for(file, {"default": number})) for number in (1, 4))
+    assert np.array_equal(few.test.labels, many.test.labels)
+    assert np.array_equal(few.validation.labels, many.validation.labels)
+
+
+def test_a_share_of_nothing_is_nothing(file: Path) -> None:
+    joint = load_joint(config_for(file, validation_fraction=0.0, test_fraction=0.0))
+    assert len(joint.validation) == len(joint.test) == 0
+    assert sum(map(len, joint.clients.values())) == ITEMS
+
+
+def test_the_embedded_dataset_is_split_by_speaker() -> None:
+    names = ["vision", "language"]
+    dataset = SyntheticConfig(modalities=names, num_items=120, num_speakers=30)
+    joint = load_joint(Config(run_dir="", clients={"default": 2}, dataset=dataset))
+    parts = [joint.items.groups[part] for part in joint.clients.values()]
+    assert joint.modalities == ("vision", "language")
+    assert disjoint([*parts, joint.validation.groups, joint.test.groups])
+
+
+# A test set of its own --------------------------------------------------------------------------
+
+
+def test_a_test_file_is_the_test_set(tmp_path: Path, file: Path) -> None:
+    test = write(tmp_path / "test.npz", first=300, number=12)
+    joint = load_joint(config_for(file, test_path=str(test)))
+    assert numbers(joint.test.labels) == list(range(300, 312))
+    # Nothing of the training file is held back for testing besides.
+    assert len(joint.validation) == 0.2 * ITEMS
+    assert sum(map(len, joint.clients.values())) == 0.8 * ITEMS
+
+
+def test_the_groups_of_a_test_file_must_be_new(tmp_path: Path, file: Path) -> None:
+    test = write(tmp_path / "test.npz", first=ITEMS - PER_GROUP, number=12)
+    message = refused(config_for(file, test_path=str(test)))
+    assert str(test) in message
+    assert f"the group '{GROUPS - 1}'" in message  # and not np.str_('29')
+
+
+@pytest.mark.parametrize("spelling", ["train.npz", "./train.npz"])
+def test_the_training_file_cannot_be_the_test_file(
+    file: Path, spelling: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    message = refused(config_for("train.npz", group=None, test_path=spelling))
+    assert "its test items would not be new" in message
+
+
+def test_a_test_file_must_be_as_wide(tmp_path: Path, file: Path) -> None:
+    vision = np.zeros((6, STEPS, 5))
+    test = write(tmp_path / "test.npz", first=300, number=6, vision=vision)
+    message = refused(config_for(file, test_path=str(test)))
+    assert message == f"vision is 3 wide in dataset.path but 5 wide in {test}"
+
+
+def test_a_table_must_have_as_many_steps_in_the_test_file(tmp_path: Path, file: Path) -> None:
+    vision = np.zeros((6, STEPS + 1, WIDTHS["vision"]))
+    test = write(tmp_path / "test.npz", first=300, number=6, vision=vision)
+    message = refused(config_for(file, tabular=["vision"], test_path=str(test)))
+    assert str(test) in message
+    assert "vision" in message
+
+
+def test_a_test_file_must_have_every_modality(tmp_path: Path, file: Path) -> None:
+    test = write(tmp_path / "test.npz", first=300, number=6, vision=None)
+    message = refused(config_for(file, test_path=str(test)))
+    assert str(test) in message
+    assert "'vision'" in message
+
+
+def test_a_test_file_must_have_as_many_labels(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.npz", label=np.ones((ITEMS, 3)))
+    test = write(tmp_path / "test.npz", first=300, number=6, label=np.ones((6, 2)))
+    message = refused(config_for(file, test_path=str(test), task=Task.multilabel))
+    assert str(test) in message
+    assert "label" in message
+
+
+# What cannot be dealt out -----------------------------------------------------------------------
+
+
+def test_too_many_clients_are_counted(file: Path) -> None:
+    message = refused(config_for(file, {"default": 20}))
+    assert message.startswith("40 clients are too many for the train items")
+    assert "there are 18" in message  # 30 groups, a fifth each for validation and test
+    assert "use fewer clients" in message
+
+
+def test_too_few_groups_to_split_are_counted(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.npz", number=2 * PER_GROUP)
+    message = refused(config_for(file, {"default": 1}))
+    assert "need at least 3 groups" in message
+    assert "there are 2" in message
+
+
+def test_clients_of_an_unknown_modality(file: Path) -> None:
+    message = refused(config_for(file, {"default": 1, "smell": 1}))
+    assert message == "clients.smell: the dataset has no modality 'smell'; it has audio, vision"
+
+
+def test_a_modality_without_clients(file: Path) -> None:
+    assert "modality 'vision' has no client" in refused(config_for(file, {"audio": 1}))
+
+
+def test_an_unknown_modality_of_a_file(file: Path) -> None:
+    message = refused(config_for(file, modalities=["audio", "smell"]))
+    assert str(file) in message
+    assert "'smell'" in message
+    assert "audio, label, video, vision" in message
+
+
+@pytest.mark.parametrize("modalities", [["language", "smell"], []])
+def test_an_unknown_modality_of_the_embedded_dataset(modalities: list[str]) -> None:
+    message = refused(Config(run_dir="", dataset=SyntheticConfig(modalities=modalities)))
+    assert "dataset.modalities" in message
+    assert "language, audio, vision" in message
+
+
+@pytest.mark.parametrize("path", [None, 3, "", [], [""], ["a.npz", 3]])
+def test_paths_are_text(path: Any) -> None:
+    config = Config(run_dir="", dataset=NpzConfig(path=path))
+    assert "dataset.path" in refused(config)
+
+
+@pytest.mark.parametrize("name", ["audio-2", "default"])
+def test_modality_names_that_cannot_be_settings(tmp_path: Path, name: str) -> None:
+    file = write(tmp_path / "odd.npz", **{name: values_of(np.arange(ITEMS), 2)})
+    assert repr(name) in refused(config_for(file))
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_the_embedded_dataset_is_for_regression(task: Task) -> None:
+    dataset = SyntheticConfig(modalities=["audio"], num_items=60, num_speakers=20, task=task)
+    message = refused(Config(run_dir="", clients={"default": 1}, dataset=dataset))
+    assert "dataset.task" in message
+
+
+def test_the_embedded_dataset_is_cut_to_the_length_asked_for() -> None:
+    dataset = SyntheticConfig(modalities=["audio"], num_items=40, num_speakers=8, max_seq_len=5)
+    lengths = read_items(Config(run_dir="", dataset=dataset)).sequences["audio"].lengths
+    assert lengths.max() == 5
+
+
+# One client -------------------------------------------------------------------------------------
+
+
+def clients_of(config: Config) -> dict[ClientKey, ClientData]:
+    joint = load_joint(config)
+    return {key: joint_client_data(joint, key, config) for key in joint.clients}
+
+
+def test_a_client_holds_its_own_modality_of_its_own_items(config: Config) -> None:
+    joint = load_joint(config)
+    for key, data in clients_of(config).items():
+        assert data.modality == key.modality
+        assert data.sequences.width == WIDTHS[key.modality]
+        assert numbers(data.labels) == numbers(joint.items.labels[joint.clients[key]])
+        for item, label in enumerate(data.labels):
+            assert data.sequences[item][:, 0].tolist() == (label * 100 + np.arange(STEPS)).tolist()
+
+
+def test_a_client_validates_on_groups_of_its_own(config: Config) -> None:
+    for data in clients_of(config).values():
+        assert sorted([*data.train, *data.validation]) == list(range(len(data.labels)))
+        groups = data.labels // PER_GROUP
+        assert len(data.validation) > 0
+        assert disjoint([groups[data.train], groups[data.validation]])
+
+
+def test_a_client_with_one_group_trains_on_all_of_it(tmp_path: Path) -> None:
+    file = write(tmp_path / "train.npz", number=5 * PER_GROUP)
+    # Three of five groups are left to train on, one for each client.
+    for data in clients_of(config_for(file, {"audio": 1, "vision": 2})).values():
+        assert data.train.tolist() == list(range(PER_GROUP))
+        assert data.validation.tolist() == []
+
+
+def test_a_client_need_not_validate(file: Path) -> None:
+    for data in clients_of(config_for(file, share=0.0)).values():
+        assert data.train.tolist() == list(range(len(data.labels)))
+        assert data.validation.tolist() == []
+
+
+def test_items_without_the_modality_are_neither_trained_nor_validated_on(tmp_path: Path) -> None:
+    lengths = np.where(np.arange(ITEMS) % PER_GROUP == 1, 0, 2)
+    file = write(
+        tmp_path / "train.npz",
+        audio=np.ones((lengths.sum(), 2)),
+        audio_offsets=np.r_[0, np.cumsum(lengths)],
+    )
+    data = clients_of(config_for(file))[ClientKey("audio", 0)]
+    used = data.labels[[*data.train, *data.validation]]
+    assert numbers(used) == [number for number in numbers(data.labels) if number % PER_GROUP != 1]
+
+
+def test_a_client_without_any_item_of_its_modality_is_named(tmp_path: Path) -> None:
+    offsets = np.zeros(ITEMS + 1, dtype=int)
+    file = write(tmp_path / "train.npz", audio=np.ones((0, 2)), audio_offsets=offsets)
+    with pytest.raises(UserError, match="client audio-0 has no item with audio"):
+        clients_of(config_for(file))
+
+
+def test_a_client_that_is_not_there(file: Path) -> None:
+    config = config_for(file, {"default": 1})
+    with pytest.raises(UserError) as error:
+        joint_client_data(load_joint(config), ClientKey("audio", 1), config)
+    assert "no client audio-1" in str(error.value)
+    assert "audio-0, vision-0" in str(error.value)
+
+
+def test_clients_split_alike_every_time(config: Config) -> None:
+    one, two = clients_of(config), clients_of(config)
+    for key, data in one.items():
+        assert np.array_equal(data.train, two[key].train)
+        assert np.array_equal(data.validation, two[key].validation)
+
+
+# Standardisation --------------------------------------------------------------------------------
+
+
+def pooled(config: Config) -> dict[str, Moments]:
+    """What the server standardises with: the moments that clients tell of, merged."""
+    total = {name: Moments.empty(width) for name, width in WIDTHS.items()}
+    for client in describe(SimulatedNode(0, 1), config).clients:
+        total[client.key.modality] = total[client.key.modality].merge(client.moments)
+    return total
+
+
+def test_a_client_tells_the_moments_of_its_train_rows(config: Config) -> None:
+    descriptions = describe(SimulatedNode(0, 1), config)
+    assert descriptions.error == ""
+    for client in descriptions.clients:
+        data = clients_of(config)[client.key]
+        rows = np.concatenate([data.sequences[item] for item in data.train]).astype(np.float64)
+        assert client.examples == len(data.train)
+        assert (client.moments.count == len(rows)).all()
+        np.testing.assert_allclose(client.moments.mean, rows.mean(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(client.moments.std, rows.std(axis=0), rtol=1e-9)
+
+
+def test_what_is_held_out_does_not_move_the_statistics(config: Config, tmp_path: Path) -> None:
+    trained = np.concatenate([data.labels[data.train] for data in clients_of(config).values()])
+    held_out = np.setdiff1d(np.arange(ITEMS), trained)
+    spoilt = {name: values_of(np.arange(ITEMS), width) for name, width in WIDTHS.items()}
+    for values in spoilt.values():
+        values[held_out] = 1e9
+    other = config_for(write(tmp_path / "spoilt.npz", **spoilt))
+    other.seed = config.seed
+    for name, moments in pooled(config).items():
+        assert np.array_equal(pooled(other)[name].mean, moments.mean)
+        assert np.array_equal(pooled(other)[name].squares, moments.squares)
+
+
+def test_a_client_tells_the_moments_of_each_step_of_a_table(file: Path) -> None:
+    config = config_for(file, tabular=["vision"])
+    clients = {client.key: client for client in describe(SimulatedNode(0, 1), config).clients}
+    for key, data in clients_of(config).items():
+        items = np.stack([data.sequences[item] for item in data.train]).astype(np.float64)
+        rows = items if key.modality == "vision" else items.reshape(-1, WIDTHS["audio"])
+        np.testing.assert_allclose(clients[key].moments.mean, rows.mean(axis=0), rtol=1e-9)
+        np.testing.assert_allclose(clients[key].moments.std, rows.std(axis=0), rtol=1e-6)
+
+
+# A deployed site --------------------------------------------------------------------------------
+
+SITE = ClientKey("audio", 7)
+
+
+def test_a_site_holds_all_of_its_file(file: Path) -> None:
+    config = config_for("not-here.npz")
+    data = site_client_data(file, SITE, config)
+    assert data.modality == "audio"
+    assert numbers(data.labels) == list(range(ITEMS))
+    assert sorted([*data.train, *data.validation]) == list(range(ITEMS))
+    assert len(data.validation) == 0.2 * ITEMS
+    groups = data.labels // PER_GROUP
+    assert disjoint([groups[data.train], groups[data.validation]])
+
+
+def test_a_site_needs_its_modality_only(tmp_path: Path) -> None:
+    file = write(tmp_path / "site.npz", vision=None)
+    assert len(site_client_data(file, SITE, config_for("not-here.npz")).labels) == ITEMS
+
+
+def test_a_site_without_its_modality_is_told(tmp_path: Path) -> None:
+    file = write(tmp_path / "site.npz", audio=None)
+    with pytest.raises(UserError, match="no array 'audio'") as error:
+        site_client_data(file, SITE, config_for("not-here.npz"))
+    assert str(file) in str(error.value)
+
+
+def test_a_site_cannot_bring_a_file_to_the_embedded_dataset(file: Path) -> None:
+    config = Config(run_dir="", dataset=SyntheticConfig(modalities=["audio"]))
+    with pytest.raises(UserError, match="needs dataset=npz, and the run has dataset=synthetic"):
+        site_client_data(file, SITE, config)

@@ -1,0 +1,497 @@
+"""Files of arrays: what is read from each layout, and what is said of a file that is wrong."""
+
+import gc
+import os
+import warnings
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.config import Config, NpzConfig
+from common.data.dataset import MultimodalDataset
+from common.data.federation import load_joint
+from common.data.formats.npz import read_npz
+from common.errors import UserError
+from common.task import Task
+
+RNG = np.random.default_rng(0)
+PADDED = RNG.normal(size=(6, 4, 3)).astype(np.float32)  # (items, steps, width)
+FLAT = RNG.normal(size=(6, 5)).astype(np.float32)  # (items, width)
+RAGGED = RNG.normal(size=(9, 2)).astype(np.float32)  # (rows, width)
+OFFSETS = np.array([0, 3, 3, 4, 8, 8, 9])
+LABEL = np.array([0.5, -1.0, 3.0, -3.0, 0.0, 2.25])
+
+
+def write(path: Path, **arrays: Any) -> Path:
+    """Write a file of six items; None takes an array out."""
+    arrays = {"label": LABEL, "audio": PADDED} | arrays
+    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    return path
+
+
+def read(*paths: Path, names: list[str] | None = None, **settings_: Any) -> MultimodalDataset:
+    return read_npz(paths, NpzConfig(path="", **settings_), names)
+
+
+def refused(*paths: Path, **settings_: Any) -> str:
+    """Return the one line that is said instead of reading."""
+    with pytest.raises(UserError) as error:
+        read(*paths, **settings_)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "data.npz"
+
+
+# What is read -----------------------------------------------------------------------------------
+
+
+def test_items_steps_width(file: Path) -> None:
+    items = read(write(file))
+    assert np.array_equal(items.labels, LABEL.astype(np.float32))
+    for item in range(6):
+        assert np.array_equal(items.sequences["audio"][item], PADDED[item])
+
+
+def test_items_width_is_one_step_each(file: Path) -> None:
+    flat = read(write(file, audio=FLAT)).sequences["audio"]
+    for item in range(6):
+        assert np.array_equal(flat[item], FLAT[item : item + 1])
+
+
+def test_rows_and_offsets(file: Path) -> None:
+    ragged = read(write(file, audio=RAGGED, audio_offsets=OFFSETS)).sequences["audio"]
+    assert ragged.lengths.tolist() == [3, 0, 1, 4, 0, 1]
+    for item in range(6):
+        assert np.array_equal(ragged[item], RAGGED[OFFSETS[item] : OFFSETS[item + 1]])
+
+
+@given(st.lists(st.sampled_from("ab"), min_size=1, max_size=8), st.integers(0, 4))
+@settings(max_examples=40, deadline=None)
+def test_context_is_what_came_before_in_the_group(
+    tmp_path_factory: pytest.TempPathFactory, groups: list[str], context: int
+) -> None:
+    file = tmp_path_factory.mktemp("npz") / "data.npz"
+    rows = np.arange(len(groups), dtype=np.float32)[:, None]
+    write(file, audio=rows, label=np.zeros(len(groups)), video=np.array(groups))
+    items = read(file, group="video", context=context)
+    for item, group in enumerate(groups):
+        first = item
+        while first > 0 and item - first < context and groups[first - 1] == group:
+            first -= 1
+        assert items.sequences["audio"][item][:, 0].tolist() == list(range(first, item + 1))
+
+
+@pytest.mark.parametrize(
+    ("audio", "offsets"), [(PADDED, None), (FLAT, None), (RAGGED, OFFSETS)], ids=["3d", "2d", "1d"]
+)
+def test_only_the_last_steps_are_kept(
+    file: Path, audio: np.ndarray, offsets: np.ndarray | None
+) -> None:
+    write(file, audio=audio, audio_offsets=offsets, video=np.zeros(6, dtype=int))
+    options = {"group": "video", "context": 3}
+    whole = read(file, **options).sequences["audio"]
+    short = read(file, max_seq_len=2, **options).sequences["audio"]
+    assert whole.lengths.max() > 2
+    for item in range(6):
+        assert np.array_equal(short[item], whole[item][-2:])
+
+
+def test_float16_loses_nothing(file: Path) -> None:
+    half = PADDED.astype(np.float16)
+    values = read(write(file, audio=half)).sequences["audio"].values
+    assert values.dtype == np.float32
+    assert np.array_equal(values.reshape(PADDED.shape), half.astype(np.float32))
+
+
+def test_items_without_a_label_are_dropped_but_stay_context(file: Path) -> None:
+    label = LABEL.copy()
+    label[[1, 4]] = np.nan
+    items = read(write(file, label=label, audio=FLAT, video=[0] * 6), group="video", context=1)
+    assert np.array_equal(items.labels, label[[0, 2, 3, 5]].astype(np.float32))
+    assert items.cleaning == {"items without a label, dropped": 2}
+    assert len(items.groups) == len(items.sequences["audio"]) == 4
+    assert np.array_equal(items.sequences["audio"][1], FLAT[1:3])
+    assert np.array_equal(items.sequences["audio"][3], FLAT[4:6])
+
+
+def test_nothing_dropped_is_nothing_counted(file: Path) -> None:
+    assert read(write(file)).cleaning == {}
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.float64])
+def test_classes_are_whole_numbers(file: Path, dtype: type) -> None:
+    write(file, label=np.array([2, 0, 1, 9, 9, 0], dtype=dtype))
+    labels = read(file, task=Task.classification).labels
+    assert labels.dtype == np.int64
+    assert labels.tolist() == [2, 0, 1, 9, 9, 0]
+
+
+def test_a_class_that_is_nan_is_dropped(file: Path) -> None:
+    items = read(write(file, label=[2, np.nan, 1, 0, 0, 1]), task=Task.classification)
+    assert items.labels.tolist() == [2, 1, 0, 0, 1]
+    assert items.labels.dtype == np.int64
+
+
+def test_labels_in_one_column_are_numbers(file: Path) -> None:
+    assert np.array_equal(read(write(file, label=LABEL[:, None])).labels, LABEL)
+
+
+def test_several_labels_are_present_above_zero(file: Path) -> None:
+    intensity = [[0, 1], [3, 0], [-1, 0.33], [0, 0], [np.nan, 1], [2, 2]]
+    items = read(write(file, label=np.array(intensity)), task=Task.multilabel)
+    assert items.labels.dtype == np.float32
+    assert items.labels.tolist() == [[0, 1], [1, 0], [0, 1], [0, 0], [1, 1]]
+    assert items.cleaning == {"items without a label, dropped": 1}
+
+
+def test_modalities_are_the_float_arrays_in_order(file: Path) -> None:
+    write(
+        file,
+        label=np.eye(6)[:, :2],
+        language=RAGGED,
+        language_offsets=OFFSETS,
+        audio=FLAT,
+        id=np.array(["a"] * 6),
+        segment=np.arange(6),
+        weight=np.ones(6),
+    )
+    assert set(read(file, task=Task.multilabel).sequences) == {"language", "audio"}
+
+
+def test_modalities_are_those_asked_for(file: Path) -> None:
+    write(file, vision=FLAT, counts=np.arange(6 * 2).reshape(6, 2))
+    assert list(read(file, modalities=["vision", "audio"]).sequences) == ["vision", "audio"]
+    assert list(read(file, modalities=["vision"], names=["audio"]).sequences) == ["audio"]
+    counts = read(file, modalities=["counts"]).sequences["counts"]
+    assert counts[3].tolist() == [[6, 7]]
+
+
+def test_a_table_is_a_modality_whose_steps_differ(file: Path) -> None:
+    items = read(write(file, vision=FLAT), tabular=["audio"])
+    assert items.sequences["audio"].statistics_shape == (4, 3)
+    assert items.sequences["vision"].statistics_shape == (5,)
+    assert np.array_equal(items.sequences["audio"][2], PADDED[2])
+
+
+def test_groups_are_any_array_of_the_items(file: Path) -> None:
+    write(file, video=np.array([7, 7, 8, 8, 8, 9]))
+    assert read(file, group="video").groups.tolist() == ["7", "7", "8", "8", "8", "9"]
+
+
+def test_without_groups_every_item_stands_for_itself(tmp_path: Path) -> None:
+    files = [write(tmp_path / name) for name in ("a.npz", "b.npz")]
+    assert len(set(read(*files).groups)) == 12
+
+
+def test_files_are_joined_item_after_item(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.npz", audio=RAGGED, audio_offsets=OFFSETS, video=list("xxyyzz"))
+    two = write(
+        tmp_path / "b.npz", audio=-FLAT[:3, :2], label=[1, np.nan, 2], video=list("xpp"), extra=FLAT
+    )
+    items = read(one, two, group="video", context=1)
+    assert items.labels.tolist() == [*LABEL, 1, 2]
+    assert items.groups.tolist() == list("xxyyzz") + list("xp")
+    assert items.cleaning == {"items without a label, dropped": 1}
+    for item in range(6):
+        expected = RAGGED[OFFSETS[item] : OFFSETS[item + 1]]
+        assert np.array_equal(items.sequences["audio"][item], expected)
+    assert np.array_equal(items.sequences["audio"][6], -FLAT[:1, :2])
+    assert np.array_equal(items.sequences["audio"][7], -FLAT[1:3, :2])
+
+
+def test_values_that_are_not_finite_are_counted_by_modality(file: Path) -> None:
+    audio, vision = np.ones((12, 2, 3)), np.ones((12, 3))
+    audio[0, 1] = -np.inf
+    audio[5, 0, 2] = np.nan
+    write(file, label=np.arange(12.0), audio=audio, vision=vision)
+    clients = {"default": 1}
+    joint = load_joint(Config(run_dir="", clients=clients, dataset=NpzConfig(path=str(file))))
+    assert joint.cleaning == {"audio values not finite, set to the mean": 4}
+
+
+def test_values_that_are_not_finite_are_read_as_they_are(file: Path) -> None:
+    audio = PADDED.copy()
+    audio[2, 1] = [np.nan, np.inf, -np.inf]
+    values = read(write(file, audio=audio)).sequences["audio"][2]
+    np.testing.assert_array_equal(values, audio[2])
+
+
+# What is refused --------------------------------------------------------------------------------
+
+Wrong = tuple[dict[str, Any], dict[str, Any], list[str]]
+WRONG: dict[str, Wrong] = {
+    # arrays, settings, what the message must hold besides the file
+    "no label": ({"label": None}, {}, ["'label'", "it has audio"]),
+    "all labels NaN": ({"label": [np.nan] * 6}, {}, ["every label is NaN"]),
+    "a label is infinite": ({"label": [np.inf] * 6}, {}, ["label", "infinity"]),
+    "a label too large": ({"label": [1e300] * 6}, {}, ["label"]),
+    "labels are text": ({"label": ["happy"] * 6}, {}, ["label", "<U5", "expected numbers"]),
+    "two label columns": ({"label": np.zeros((6, 2))}, {}, ["label", "2 columns", "regression"]),
+    "one label for all": ({"label": 3.0}, {}, ["label"]),
+    "no items": ({"label": [], "audio": np.zeros((0, 4, 3))}, {}, ["label"]),
+    "fractional classes": ({}, {"task": Task.classification}, ["whole numbers"]),
+    "negative classes": (
+        {"label": [-1, 0, 1, 2, 3, 4]},
+        {"task": Task.classification},
+        ["whole numbers from 0"],
+    ),
+    "no modality": ({"audio": None, "id": range(6)}, {}, ["no modality", "it has id, label"]),
+    "missing modality": ({}, {"modalities": ["video"]}, ["'video'", "it has audio, label"]),
+    "modality of one dimension": ({"audio": LABEL}, {"modalities": ["audio"]}, ["audio", "(6,)"]),
+    "modality of four dimensions": ({"audio": np.zeros((6, 2, 2, 2))}, {}, ["audio", "(6, 2, 2"]),
+    "modality of text": (
+        {"audio": np.array([["a"]] * 6)},
+        {"modalities": ["audio"]},
+        ["audio", "<U1", "expected numbers"],
+    ),
+    "too few items": ({"audio": PADDED[:5]}, {}, ["audio has 5 items but label has 6"]),
+    "too few vectors": ({"audio": FLAT[:5]}, {}, ["audio has 5 items but label has 6"]),
+    "too many items": ({"label": LABEL[:5]}, {}, ["audio has 6 items but label has 5"]),
+    "too many vectors": (
+        {"audio": FLAT, "label": LABEL[:5]},
+        {},
+        ["audio has 6 items but label has 5"],
+    ),
+    "rows without offsets": ({"audio": RAGGED}, {}, ["audio", "9", "6"]),
+    "offsets for fewer items": (
+        {"audio": RAGGED, "audio_offsets": [0, 3, 9]},
+        {},
+        ["audio has 2 items but label has 6"],
+    ),
+    "offsets that stop early": (
+        {"audio": RAGGED, "audio_offsets": OFFSETS.clip(max=8)},
+        {},
+        ["audio_offsets", "from 0 to 9"],
+    ),
+    "offsets that start late": (
+        {"audio": RAGGED, "audio_offsets": OFFSETS.clip(min=1)},
+        {},
+        ["audio_offsets", "from 0 to 9"],
+    ),
+    "offsets that fall": (
+        {"audio": RAGGED, "audio_offsets": [0, 5, 3, 4, 8, 8, 9]},
+        {},
+        ["audio_offsets", "must rise"],
+    ),
+    "no offsets": ({"audio": RAGGED, "audio_offsets": []}, {}, ["audio_offsets"]),
+    "offsets in a table": (
+        {"audio": RAGGED, "audio_offsets": OFFSETS[:, None]},
+        {},
+        ["audio_offsets"],
+    ),
+    "offsets that are text": ({"audio": RAGGED, "audio_offsets": list("abcdefg")}, {}, ["audio"]),
+    "offsets of padded items": (
+        {"audio_offsets": np.arange(7)},
+        {},
+        ["audio_offsets"],
+    ),
+    "a table of ragged items": (
+        {"audio": RAGGED, "audio_offsets": OFFSETS},
+        {"tabular": ["audio"]},
+        ["audio", "dataset.tabular", "same number"],
+    ),
+    "bad group key": ({}, {"group": "video"}, ["'video'", "dataset.group", "it has audio, label"]),
+    "groups of another length": (
+        {"video": range(5)},
+        {"group": "video"},
+        ["video has shape (5,)", "(6,)"],
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG.values(), ids=WRONG)
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning")
+def test_wrong_arrays_are_named(file: Path, case: Wrong) -> None:
+    arrays, options, expected = case
+    message = refused(write(file, **arrays), **options)
+    assert str(file) in message
+    for text in expected:
+        assert text in message.replace(str(file), "")
+
+
+def test_a_table_that_is_no_modality_is_named(file: Path) -> None:
+    message = refused(write(file), tabular=["video"])
+    assert message == "dataset.tabular: 'video' is not among audio"
+
+
+def test_a_missing_file_is_named(file: Path) -> None:
+    assert refused(file) == f"dataset file {file} does not exist"
+
+
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    message = refused(tmp_path)
+    assert str(tmp_path) in message
+    assert "directory" in message
+
+
+def test_widths_must_agree_between_files(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.npz"), write(tmp_path / "b.npz", audio=PADDED[..., :2])
+    assert refused(one, two) == f"audio is 3 wide in {one} but 2 wide in {two}"
+
+
+def test_steps_of_a_table_must_agree_between_files(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.npz"), write(tmp_path / "b.npz", audio=PADDED[:, :2])
+    message = refused(one, two, tabular=["audio"])
+    for text in (str(one), str(two), "audio", "4", "2"):
+        assert text in message
+
+
+def test_the_second_file_must_have_the_modalities_of_the_first(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.npz", vision=FLAT), write(tmp_path / "b.npz")
+    message = refused(one, two)
+    assert message.startswith(str(two))
+    assert "'vision'" in message and "it has audio, label" in message
+
+
+def test_the_file_with_the_wrong_label_is_named(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "a.npz"), write(tmp_path / "b.npz", label=[np.inf] * 6)
+    message = refused(one, two)
+    assert str(two) in message
+    assert str(one) not in message
+
+
+def test_several_labels_must_agree_between_files(tmp_path: Path) -> None:
+    one = write(tmp_path / "a.npz", label=np.eye(6)[:, :3])
+    two = write(tmp_path / "b.npz", label=np.eye(6)[:, :2])
+    message = refused(one, two, task=Task.multilabel)
+    for text in (str(one), str(two), "label", "3", "2"):
+        assert text in message
+
+
+# Files that are no archives, or broken ones -----------------------------------------------------
+
+
+def refused_broken(file: Path) -> str:
+    """Like `refused`; that the file is closed is the subject of one test, not of all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        message = refused(file)
+        gc.collect()
+    return message
+
+
+def test_a_broken_archive_is_closed(file: Path) -> None:
+    file.write_bytes(b"PK\x03\x04")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        refused(file)
+        gc.collect()
+    assert [str(warning.message) for warning in caught] == []
+
+
+class Trap:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
+        return os.mkdir, (self.folder,)
+
+
+def trapped(folder: Path) -> np.ndarray:
+    array = np.empty(6, dtype=object)
+    array[:] = [Trap(folder)] + [0] * 5
+    return array
+
+
+@pytest.mark.parametrize("name", ["label", "audio", "text"])
+def test_pickle_is_never_loaded(file: Path, name: str) -> None:
+    sprung = file.with_name("sprung")
+    write(file, **{name: trapped(sprung)})
+    refused(file, modalities=["audio"])
+    assert not sprung.exists()
+    np.load(file, allow_pickle=True)[name]  # the trap is armed
+    assert sprung.exists()
+
+
+def test_pickled_files_are_never_loaded(file: Path) -> None:
+    sprung = file.with_name("sprung")
+    with file.open("wb") as opened:
+        np.save(opened, trapped(sprung))
+    assert str(file) in refused(file)
+    file.write_bytes(trapped(sprung).dumps())
+    assert str(file) in refused(file)
+    assert not sprung.exists()
+
+
+def test_the_object_array_is_named(file: Path) -> None:
+    message = refused(write(file, text=np.array(["a", None, 1, 2, 3, 4], dtype=object)))
+    assert str(file) in message
+    assert "text" in message.replace(str(file), "")
+
+
+def test_one_array_is_no_archive(file: Path) -> None:
+    with file.open("wb") as opened:
+        np.save(opened, LABEL)
+    assert refused_broken(file) == f"{file} is not an .npz file, or only a part of one"
+
+
+@pytest.mark.parametrize("content", [b"", b"a,b\n1,2\n", b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"])
+def test_other_files_are_no_archives(file: Path, content: bytes) -> None:
+    file.write_bytes(content)
+    message = refused_broken(file)
+    assert str(file) in message
+    assert ".npz" in message
+
+
+def test_no_message_advises_to_unpickle(file: Path) -> None:
+    file.write_bytes(b"a,b\n1,2\n")
+    message = refused_broken(file)
+    assert "pickle" not in message
+
+
+def test_a_zip_of_something_else_is_no_archive(file: Path) -> None:
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("readme.txt", "hello")
+    assert str(file) in refused_broken(file)
+
+
+def test_a_truncated_archive(file: Path) -> None:
+    whole = write(file).read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    assert str(file) in refused_broken(file)
+
+
+def corrupt(file: Path, member: str, offset: int, junk: bytes) -> None:
+    """Overwrite bytes of a member, counted from where its content begins."""
+    with zipfile.ZipFile(file) as archive:
+        header = archive.getinfo(member).header_offset
+    content = bytearray(file.read_bytes())
+    # A local header is 30 bytes, then the name and the extra field, whose lengths it holds.
+    sizes = [int.from_bytes(content[header + at : header + at + 2], "little") for at in (26, 28)]
+    begin = header + 30 + sum(sizes) + offset
+    content[begin : begin + len(junk)] = junk
+    file.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("offset", "junk"),
+    [(0, b"not numpy"), (10, b"(" * 40), (10, b"\xff" * 40), (150, b"\x00" * 8)],
+    ids=["magic", "header", "header not text", "numbers"],
+)
+def test_a_corrupted_member_is_named(file: Path, offset: int, junk: bytes) -> None:
+    corrupt(write(file), "audio.npy", offset, junk)
+    message = refused_broken(file)
+    assert str(file) in message
+    assert "audio" in message.replace(str(file), "")
+
+
+@pytest.mark.parametrize("offset", [0, 10, 200])
+def test_a_corrupted_compressed_member_is_named(file: Path, offset: int) -> None:
+    np.savez_compressed(file, label=LABEL, audio=PADDED)
+    corrupt(file, "audio.npy", offset, b"\xff" * 20)
+    message = refused_broken(file)
+    assert str(file) in message
+    assert "audio" in message.replace(str(file), "")

@@ -1,0 +1,367 @@
+"""The encoder against closed forms and torch's own transformer; padding must not matter."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from common.config import ModelConfig
+from common.model.encoder import (
+    Encoder,
+    EncoderLayer,
+    SelfAttention,
+    Standardise,
+    sinusoidal_positions,
+    valid_steps,
+)
+
+torch.set_num_threads(1)  # more only contend over tensors this small
+
+FEATURES = 3
+LENGTHS = torch.tensor([5, 2, 7, 1])
+
+every_form = pytest.mark.parametrize(
+    ("kernel_size", "causal"), [(1, False), (1, True), (3, False), (3, True)]
+)
+
+
+def config(**changes: object) -> ModelConfig:
+    sizes = ModelConfig(
+        width=8, heads=2, layers=2, embedding_dropout=0.0, relu_dropout=0.0, residual_dropout=0.0
+    )
+    for name, value in changes.items():
+        setattr(sizes, name, value)
+    return sizes
+
+
+def draw(*shape: int, seed: int = 1) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def lively(module: nn.Module) -> nn.Module:
+    """Give every parameter, biases and norms too, a value that shows in the output."""
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.normal_(0.0, 0.5, generator=source)
+    return module.eval()
+
+
+def encoder(**changes: object) -> Encoder:
+    built = lively(Encoder((FEATURES,), config(**changes), 0.0))
+    built.standardise.mean.copy_(torch.tensor([0.5, -1.0, 0.0]))
+    built.standardise.scale.copy_(torch.tensor([2.0, 0.5, 1.0]))
+    return built
+
+
+def padding_of(values: Tensor) -> Tensor:
+    return ~valid_steps(LENGTHS, values.shape[1])
+
+
+# ---- which steps are real ----------------------------------------------------------------------
+
+
+def test_valid_steps_are_those_before_the_length() -> None:
+    expected = [[False, False, False], [True, False, False], [True, True, True]]
+    assert valid_steps(torch.tensor([0, 1, 3]), 3).tolist() == expected
+
+
+# ---- positions ---------------------------------------------------------------------------------
+
+
+def test_positions_are_sines_then_cosines_of_known_angles() -> None:
+    found = sinusoidal_positions(3, 6, torch.device("cpu"))
+    angles = np.outer([0, 1, 2], [1.0, 1e-2, 1e-4])
+    np.testing.assert_allclose(found, np.hstack([np.sin(angles), np.cos(angles)]), atol=1e-6)
+
+
+@pytest.mark.parametrize("width", [1, 2, 5])
+def test_odd_and_tiny_widths_drop_the_last_cosine(width: int) -> None:
+    found = sinusoidal_positions(4, width, torch.device("cpu"))
+    wider = sinusoidal_positions(4, width + width % 2, torch.device("cpu"))
+    assert torch.equal(found, wider[:, :width])
+
+
+def test_the_product_of_two_positions_depends_on_their_distance_alone() -> None:
+    positions = sinusoidal_positions(9, 8, torch.device("cpu")).double()
+    products = positions @ positions.T
+    for distance in range(9):
+        diagonal = products.diagonal(distance)
+        torch.testing.assert_close(diagonal, diagonal[:1].expand_as(diagonal), atol=1e-5, rtol=0)
+
+
+# ---- standardisation ---------------------------------------------------------------------------
+
+
+def standardise(mean: list[float], scale: list[float]) -> Standardise:
+    module = Standardise(len(mean))
+    module.mean.copy_(torch.tensor(mean))
+    module.scale.copy_(torch.tensor(scale))
+    return module
+
+
+def test_standardise_centres_then_scales() -> None:
+    found = standardise([1.0, -2.0], [0.5, 4.0])(torch.tensor([[[3.0, -1.0], [1.0, -2.5]]]))
+    assert found.tolist() == [[[1.0, 4.0], [0.0, -2.0]]]
+
+
+def test_standardise_is_the_identity_before_it_has_statistics() -> None:
+    values = draw(2, 4, 3)
+    assert torch.equal(Standardise(3)(values), values)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("scale", [0.0, 2.0])
+def test_what_is_not_finite_becomes_zero(value: float, scale: float) -> None:
+    found = standardise([1.0, 1.0], [scale, 2.0])(torch.tensor([[value, 4.0]]))
+    assert found.tolist() == [[0.0, 6.0]]
+
+
+def by_step(steps: int) -> Standardise:
+    module = Standardise(steps, 2)
+    module.mean.copy_(torch.arange(2.0 * steps).view(steps, 2))
+    module.scale.copy_(1 + torch.arange(2.0 * steps).view(steps, 2))
+    return module
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_tabular_modality_is_standardised_step_by_step(steps: int) -> None:
+    values = draw(4, steps, 2)
+    expected = [
+        [(values[b, t, d] - (2 * t + d)) * (1 + 2 * t + d) for d in range(2)]
+        for b in range(4)
+        for t in range(steps)
+    ]
+    found = by_step(3)(values)
+    torch.testing.assert_close(found, torch.tensor(expected).view(4, steps, 2))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_more_steps_than_have_statistics_raise(steps: int) -> None:
+    with pytest.raises((RuntimeError, ValueError)):
+        by_step(steps)(draw(2, steps + 1, 2))
+
+
+def test_a_column_of_scale_zero_becomes_zero() -> None:
+    assert standardise([3.0], [0.0])(torch.tensor([[3.0], [7.0], [-1e30]])).abs().sum() == 0
+
+
+# ---- embedding ---------------------------------------------------------------------------------
+
+
+def test_a_kernel_of_one_is_a_linear_map() -> None:
+    model, values = encoder(layers=0), draw(2, 6, FEATURES)
+    linear = model.standardise(values) @ model.embed.weight[:, :, 0].T
+    positions = sinusoidal_positions(6, 8, torch.device("cpu"))
+    expected = model.norm(math.sqrt(8) * linear + positions)
+    torch.testing.assert_close(model(values, torch.tensor([6, 6])), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_a_kernel_of_three_sees_both_neighbours_and_zeros_outside() -> None:
+    model, values = encoder(layers=0, kernel_size=3), draw(1, 4, FEATURES)
+    before, here, after = model.embed.weight.unbind(2)
+    rows = torch.cat([torch.zeros(1, 3), model.standardise(values)[0], torch.zeros(1, 3)])
+    windows = torch.stack(
+        [before @ rows[t] + here @ rows[t + 1] + after @ rows[t + 2] for t in range(4)]
+    )
+    positions = sinusoidal_positions(4, 8, torch.device("cpu"))
+    expected = model.norm(math.sqrt(8) * windows + positions)
+    torch.testing.assert_close(model(values, torch.tensor([4]))[0], expected, atol=1e-5, rtol=1e-5)
+
+
+def test_even_kernels_do_not_warn() -> None:
+    torch.set_warn_always(True)
+    try:
+        encoded = encoder(kernel_size=2)(draw(4, 7, FEATURES), LENGTHS)
+    finally:
+        torch.set_warn_always(False)
+    assert encoded.shape == (4, 7, 8)
+
+
+# ---- padding -----------------------------------------------------------------------------------
+
+
+@every_form
+@pytest.mark.parametrize("garbage", [0.0, 1e6, math.nan, math.inf])
+def test_padding_does_not_reach_real_steps(kernel_size: int, causal: bool, garbage: float) -> None:
+    model = encoder(kernel_size=kernel_size, causal=causal)
+    values = draw(4, 9, FEATURES)
+    values[padding_of(values)] = garbage
+    together = model(values, LENGTHS)
+    for item, length in enumerate(LENGTHS.tolist()):
+        alone = model(values[item : item + 1, :length], LENGTHS[item : item + 1])
+        torch.testing.assert_close(together[item, :length], alone[0], atol=1e-5, rtol=0)
+
+
+def test_real_steps_do_matter() -> None:
+    model, values = encoder(), draw(4, 7, FEATURES)
+    changed = values.clone()
+    changed[:, 0] += 1.0
+    difference = (model(values, LENGTHS) - model(changed, LENGTHS)).abs().amax(dim=(1, 2))
+    assert (difference > 0.1).all()
+
+
+def test_an_absent_item_encodes_to_finite_numbers_and_leaves_the_others_alone() -> None:
+    model, values = encoder(), draw(3, 4, FEATURES)
+    values[1] = 0.0
+    found = model(values, torch.tensor([4, 0, 2]))
+    assert found.isfinite().all()
+    others = model(values[[0, 2]], torch.tensor([4, 2]))
+    torch.testing.assert_close(found[[0, 2]], others, atol=1e-5, rtol=0)
+
+
+@every_form
+def test_permuting_the_batch_permutes_the_encodings(kernel_size: int, causal: bool) -> None:
+    model = encoder(kernel_size=kernel_size, causal=causal)
+    values, order = draw(4, 7, FEATURES), torch.tensor([2, 0, 3, 1])
+    found = model(values[order], LENGTHS[order])
+    torch.testing.assert_close(found, model(values, LENGTHS)[order], atol=1e-5, rtol=0)
+
+
+@every_form
+def test_no_gradient_reaches_padding(kernel_size: int, causal: bool) -> None:
+    model = encoder(kernel_size=kernel_size, causal=causal)
+    values = draw(4, 9, FEATURES)
+    padded = padding_of(values)
+    values[padded] = math.nan
+    values.requires_grad_()
+    encoded = model(values, LENGTHS)
+    (encoded * draw(*encoded.shape, seed=2))[~padded].sum().backward()
+    assert (values.grad[padded] == 0).all()
+    assert (values.grad[~padded].abs().sum(dim=1) > 0).all()
+
+
+@every_form
+def test_padding_leaves_the_gradients_of_the_weights_alone(kernel_size: int, causal: bool) -> None:
+    model = encoder(kernel_size=kernel_size, causal=causal)
+    length = torch.tensor([4])
+    values = draw(1, 9, FEATURES)
+    values[:, 4:] = math.nan
+    gradients = []
+    for steps in (4, 9):
+        encoded = model(values[:, :steps], length)[:, :4]
+        loss = (encoded * draw(*encoded.shape, seed=2)).sum()
+        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
+    for short, long in zip(*gradients, strict=True):
+        torch.testing.assert_close(short, long, atol=1e-4, rtol=1e-4)
+
+
+def test_a_missing_value_in_a_real_step_counts_as_the_mean() -> None:
+    model, values = encoder(), draw(1, 4, FEATURES)
+    missing = values.clone()
+    missing[0, 1, 0], values[0, 1, 0] = math.nan, model.standardise.mean[0]
+    length = torch.tensor([4])
+    torch.testing.assert_close(model(missing, length), model(values, length), atol=1e-6, rtol=0)
+
+
+# ---- causality ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3])
+@pytest.mark.parametrize("step", [1, 3, 6])
+def test_a_causal_encoder_does_not_look_ahead(kernel_size: int, step: int) -> None:
+    model, values = encoder(kernel_size=kernel_size, causal=True), draw(1, 7, FEATURES)
+    changed = values.clone()
+    changed[0, step:] += 1.0
+    length = torch.tensor([7])
+    before, after = model(values, length)[0], model(changed, length)[0]
+    torch.testing.assert_close(before[:step], after[:step], atol=1e-6, rtol=0)
+    assert ((before[step:] - after[step:]).abs().amax(dim=1) > 1e-2).all()
+
+
+def test_without_the_causal_mask_the_last_step_reaches_the_first() -> None:
+    model, values = encoder(causal=False), draw(1, 7, FEATURES)
+    changed = values.clone()
+    changed[0, 6] += 1.0
+    length = torch.tensor([7])
+    assert (model(values, length) - model(changed, length))[0, 0].abs().max() > 1e-2
+
+
+# ---- against torch's transformer ---------------------------------------------------------------
+
+
+def copy_attention(source: SelfAttention, target: nn.MultiheadAttention) -> None:
+    target.in_proj_weight.copy_(source.project_in.weight)
+    target.in_proj_bias.copy_(source.project_in.bias)
+    target.out_proj.load_state_dict(source.project_out.state_dict())
+
+
+@torch.no_grad()
+def torch_layer(layer: EncoderLayer) -> nn.TransformerEncoderLayer:
+    """Build torch's layer of the same weights; in training mode, so it takes no fast path."""
+    twin = nn.TransformerEncoderLayer(8, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+    copy_attention(layer.attention, twin.self_attn)
+    twin.linear1.load_state_dict(layer.expand.state_dict())
+    twin.linear2.load_state_dict(layer.contract.state_dict())
+    twin.norm1.load_state_dict(layer.attention_norm.state_dict())
+    twin.norm2.load_state_dict(layer.feed_forward_norm.state_dict())
+    return twin.train()
+
+
+def future(steps: int) -> Tensor:
+    return torch.ones(steps, steps, dtype=torch.bool).triu(1)
+
+
+@pytest.mark.parametrize("heads", [1, 2, 4])
+def test_attention_equals_torch(heads: int) -> None:
+    attention = lively(SelfAttention(8, heads, 0.0))
+    twin = nn.MultiheadAttention(8, heads, batch_first=True)
+    with torch.no_grad():
+        copy_attention(attention, twin)
+    x, valid = draw(4, 7, 8), valid_steps(LENGTHS, 7)
+    expected, _ = twin(x, x, x, key_padding_mask=~valid, need_weights=False)
+    torch.testing.assert_close(
+        attention(x, valid[:, None, None, :]), expected, atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_layer_equals_torch(causal: bool) -> None:
+    layer = lively(EncoderLayer(config(), 0.0))
+    x, valid = draw(4, 7, 8), valid_steps(LENGTHS, 7)
+    mask = valid[:, None, None, :]
+    if causal:
+        mask = mask & ~future(7)
+    expected = torch_layer(layer)(
+        x, src_mask=future(7) if causal else None, src_key_padding_mask=~valid
+    )
+    torch.testing.assert_close(layer(x, mask), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_the_encoder_equals_torch_layers_between_embedding_and_norm(causal: bool) -> None:
+    model, values = encoder(causal=causal), draw(4, 7, FEATURES)
+    valid = valid_steps(LENGTHS, 7)
+    embedded = model.standardise(values) @ model.embed.weight[:, :, 0].T
+    expected = math.sqrt(8) * embedded + sinusoidal_positions(7, 8, torch.device("cpu"))
+    for layer in model.layers:
+        expected = torch_layer(layer)(
+            expected, src_mask=future(7) if causal else None, src_key_padding_mask=~valid
+        )
+    found = model(values, LENGTHS)
+    torch.testing.assert_close(found[valid], model.norm(expected)[valid], atol=1e-5, rtol=1e-5)
+
+
+# ---- dropout -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rate", ["embedding_dropout", "relu_dropout", "residual_dropout", "attention_dropout"]
+)
+def test_every_dropout_acts_in_training_alone(rate: str) -> None:
+    attention = 0.5 if rate == "attention_dropout" else 0.0
+    model = lively(
+        Encoder((FEATURES,), config(**{rate: 0.5}) if not attention else config(), attention)
+    )
+    values = draw(4, 7, FEATURES)
+    assert torch.equal(model(values, LENGTHS), model(values, LENGTHS))
+    model.train()
+    assert not torch.equal(model(values, LENGTHS), model(values, LENGTHS))
+
+
+def test_no_dropout_makes_training_and_evaluation_agree() -> None:
+    model, values = encoder(), draw(4, 7, FEATURES)
+    evaluated = model(values, LENGTHS)
+    torch.testing.assert_close(model.train()(values, LENGTHS), evaluated, atol=1e-6, rtol=0)

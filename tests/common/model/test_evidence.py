@@ -1,0 +1,272 @@
+"""Sums that clients report: they add up, and they hold the fit and the losses they stand for."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.model.evidence import (
+    INVERSE_TEMPERATURES,
+    evidence,
+    evidence_size,
+    label_sums,
+    no_evidence,
+    prior_of,
+    temper,
+)
+from common.task import Task
+
+torch.set_num_threads(1)  # more only contend over tensors this small
+
+CLASSES = 3
+AT_ZERO = 1 + INVERSE_TEMPERATURES.index(0.0)
+AT_ONE = 1 + INVERSE_TEMPERATURES.index(1.0)
+
+every_task = pytest.mark.parametrize("task", list(Task))
+
+
+def draw(task: Task, items: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Draw outputs and labels of a task."""
+    source = torch.Generator().manual_seed(seed)
+    columns = 1 if task is Task.regression else CLASSES
+    outputs = 2 * torch.randn(items, columns, generator=source)
+    match task:
+        case Task.regression:
+            labels = 1 + 0.5 * outputs[:, 0] + torch.randn(items, generator=source)
+        case Task.classification:
+            labels = torch.randint(CLASSES, (items,), generator=source)
+        case Task.multilabel:
+            labels = torch.rand(items, CLASSES, generator=source).lt(0.3).float()
+    return outputs, labels
+
+
+def some_prior(task: Task) -> Tensor:
+    return {
+        Task.regression: torch.tensor([0.5, 2.0], dtype=torch.float64),
+        Task.classification: torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64).log(),
+        Task.multilabel: torch.logit(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64)),
+    }[task]
+
+
+# ---- sums add up -------------------------------------------------------------------------------
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(Task), st.integers(0, 12), st.integers(0, 12), st.integers(0, 99))
+def test_the_evidence_of_two_parts_adds_up(task: Task, first: int, second: int, seed: int) -> None:
+    outputs, labels = draw(task, first + second, seed)
+    prior = some_prior(task)
+    whole = evidence(outputs, labels, prior, task)
+    parts = evidence(outputs[:first], labels[:first], prior, task) + evidence(
+        outputs[first:], labels[first:], prior, task
+    )
+    torch.testing.assert_close(parts, whole, atol=1e-9, rtol=1e-9)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.sampled_from(Task), st.integers(0, 12), st.integers(0, 12), st.integers(0, 99))
+def test_the_label_sums_of_two_parts_add_up(task: Task, first: int, second: int, seed: int) -> None:
+    _, labels = draw(task, first + second, seed)
+    parts = label_sums(labels[:first], task, CLASSES) + label_sums(labels[first:], task, CLASSES)
+    torch.testing.assert_close(parts, label_sums(labels, task, CLASSES), atol=1e-9, rtol=1e-9)
+
+
+@every_task
+def test_the_evidence_of_no_items_is_zero(task: Task) -> None:
+    found = evidence(*draw(task, 0), some_prior(task), task)
+    assert torch.equal(found, no_evidence(task))
+    assert found.dtype == torch.float64
+    assert found.shape == (evidence_size(task),)
+
+
+@every_task
+def test_evidence_is_as_long_as_announced_and_counts_the_items(task: Task) -> None:
+    found = evidence(*draw(task, 7), some_prior(task), task)
+    assert found.shape == (evidence_size(task),)
+    assert found.dtype == torch.float64
+    assert found[0] == 7
+
+
+# ---- regression --------------------------------------------------------------------------------
+
+
+def test_six_sums_hold_the_least_squares_line() -> None:
+    outputs, labels = draw(Task.regression, 60)
+    n, y, yy, p, pp, py = evidence(outputs, labels, some_prior(Task.regression), Task.regression)
+    slope = (n * py - p * y) / (n * pp - p**2)
+    intercept = (y - slope * p) / n
+    squared = (n * py - p * y) ** 2 / ((n * pp - p**2) * (n * yy - y**2))
+    x, target = outputs[:, 0].double().numpy(), labels.double().numpy()
+    np.testing.assert_allclose([slope, intercept], np.polyfit(x, target, 1), rtol=1e-9)
+    assert squared == pytest.approx(np.corrcoef(x, target)[0, 1] ** 2, rel=1e-9)
+
+
+def test_the_sums_are_taken_in_double_precision() -> None:
+    outputs, labels = torch.full((1000, 1), 0.1), torch.full((1000,), 1e4)
+    found = evidence(outputs, labels, some_prior(Task.regression), Task.regression)
+    tenth = float(torch.tensor(0.1))
+    expected = [1000, 1e7, 1e11, 1000 * tenth, 1000 * tenth**2, 1e7 * tenth]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+# ---- classes -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prior", [torch.zeros(CLASSES).double(), some_prior(Task.classification)])
+def test_at_one_the_loss_is_the_cross_entropy_whatever_the_prior(prior: Tensor) -> None:
+    outputs, labels = draw(Task.classification, 20)
+    found = evidence(outputs, labels, prior, Task.classification)
+    expected = F.cross_entropy(outputs.double(), labels, reduction="sum")
+    assert found[AT_ONE] == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_at_zero_the_loss_is_that_of_the_prior() -> None:
+    outputs, labels = draw(Task.classification, 20)
+    prior = some_prior(Task.classification)
+    found = evidence(outputs, labels, prior, Task.classification)
+    assert found[AT_ZERO] == pytest.approx(-prior[labels].sum().item(), rel=1e-9)
+
+
+def test_every_temperature_interpolates_between_prior_and_posterior() -> None:
+    outputs, labels = draw(Task.classification, 20)
+    prior = some_prior(Task.classification).exp().numpy()
+    exponentials = np.exp(outputs.double().numpy())
+    posterior = exponentials / exponentials.sum(axis=1, keepdims=True)
+    found = evidence(outputs, labels, torch.tensor(prior).log(), Task.classification)
+    for beta, loss in zip(INVERSE_TEMPERATURES, found[1:], strict=True):
+        mixed = prior * (posterior / prior) ** beta
+        mixed /= mixed.sum(axis=1, keepdims=True)
+        expected = -np.log(mixed[np.arange(20), labels.numpy()]).sum()
+        assert loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_uniform_prior_makes_it_plain_temperature_scaling() -> None:
+    outputs, labels = draw(Task.classification, 20)
+    found = evidence(outputs, labels, torch.zeros(CLASSES), Task.classification)
+    for beta, loss in zip(INVERSE_TEMPERATURES, found[1:], strict=True):
+        expected = F.cross_entropy(beta * outputs.double(), labels, reduction="sum")
+        assert loss == pytest.approx(expected.item(), rel=1e-9)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(-50, 50))
+def test_class_evidence_ignores_a_shift_of_all_logits(shift: float) -> None:
+    outputs, labels = draw(Task.classification, 8)
+    prior = some_prior(Task.classification)
+    found = evidence(outputs.double() + shift, labels, prior, Task.classification)
+    expected = evidence(outputs.double(), labels, prior, Task.classification)
+    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
+
+
+# ---- several labels ----------------------------------------------------------------------------
+
+
+def test_label_losses_interpolate_in_log_odds() -> None:
+    outputs, labels = draw(Task.multilabel, 20)
+    prior = some_prior(Task.multilabel)
+    found = evidence(outputs, labels, prior, Task.multilabel)
+    truth = labels.numpy()
+    for beta, loss in zip(INVERSE_TEMPERATURES, found[1:], strict=True):
+        scores = (1 - beta) * prior.numpy() + beta * outputs.double().numpy()
+        chance = 1 / (1 + np.exp(-scores))
+        expected = -(truth * np.log(chance) + (1 - truth) * np.log(1 - chance)).sum()
+        assert loss == pytest.approx(expected, rel=1e-9)
+
+
+def test_label_losses_at_one_and_at_zero_are_torchs() -> None:
+    outputs, labels = draw(Task.multilabel, 20)
+    prior = some_prior(Task.multilabel)
+    found = evidence(outputs, labels, prior, Task.multilabel)
+    for place, scores in ((AT_ONE, outputs.double()), (AT_ZERO, prior.expand(20, -1))):
+        expected = F.binary_cross_entropy_with_logits(scores, labels.double(), reduction="sum")
+        assert found[place] == pytest.approx(expected.item(), rel=1e-9)
+
+
+# ---- tempering ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_tempering_ends_at_the_prior_and_at_the_outputs(task: Task) -> None:
+    outputs, _ = draw(task, 5)
+    outputs, prior = outputs.double(), some_prior(task)
+    own = outputs.log_softmax(dim=1) if task is Task.classification else outputs
+    torch.testing.assert_close(temper(outputs, prior, 0.0, task), prior.expand(5, -1))
+    torch.testing.assert_close(temper(outputs, prior, 1.0, task), own)
+
+
+# ---- the prior ---------------------------------------------------------------------------------
+
+
+def test_label_sums_of_numbers() -> None:
+    found = label_sums(torch.tensor([1.0, -2.0, 0.5]), Task.regression, 1)
+    assert found.tolist() == [3.0, -0.5, 5.25]
+
+
+def test_label_sums_of_classes_count_each_also_those_that_never_occur() -> None:
+    labels = torch.tensor([0, 2, 2, 2])
+    found = label_sums(labels, Task.classification, 5)
+    assert found.tolist() == np.bincount(labels, minlength=5).tolist()
+
+
+def test_label_sums_of_several_labels() -> None:
+    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
+    assert label_sums(labels, Task.multilabel, 2).tolist() == [3.0, 2.0, 1.0]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(2, 40), st.floats(0.1, 1e3), st.floats(-1e3, 1e3), st.integers(0, 99))
+def test_the_prior_of_numbers_is_their_mean_and_variance(
+    items: int, scale: float, shift: float, seed: int
+) -> None:
+    _, labels = draw(Task.regression, items, seed)
+    labels = labels.double() * scale + shift
+    found = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
+    mean, variance = labels.numpy().mean(), labels.numpy().var()
+    assert found[0] == pytest.approx(mean, rel=1e-9, abs=1e-9)
+    # Plain sums lose what the mean is larger than the deviation, squared.
+    assert found[1] == pytest.approx(variance, rel=1e-6, abs=1e-6 + 1e-12 * mean**2)
+
+
+def test_the_prior_of_equal_numbers_keeps_a_variance_above_zero() -> None:
+    found = prior_of(label_sums(torch.full((5,), 0.1), Task.regression, 1), Task.regression)
+    assert found[0] == pytest.approx(0.1, rel=1e-6)
+    assert 0 < found[1] <= 1e-6
+
+
+def test_the_prior_of_classes_is_their_shares_smoothed_by_one_item() -> None:
+    _, labels = draw(Task.classification, 50)
+    found = prior_of(label_sums(labels, Task.classification, CLASSES), Task.classification)
+    counts = np.bincount(labels, minlength=CLASSES)
+    np.testing.assert_allclose(found.exp(), (counts + 1 / CLASSES) / 51, rtol=1e-12)
+    assert found.exp().sum() == pytest.approx(1.0)
+
+
+def test_the_prior_of_several_labels_is_their_log_odds_smoothed_by_one_item() -> None:
+    _, labels = draw(Task.multilabel, 50)
+    found = prior_of(label_sums(labels, Task.multilabel, CLASSES), Task.multilabel)
+    np.testing.assert_allclose(found.sigmoid(), (labels.numpy().sum(axis=0) + 0.5) / 51, rtol=1e-6)
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_a_prior_is_finite_where_a_label_never_or_always_occurs(task: Task) -> None:
+    labels = torch.tensor([0, 0]) if task is Task.classification else torch.tensor([[0.0, 1.0]] * 2)
+    assert prior_of(label_sums(labels, task, 2), task).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (Task.regression, [0.0, 1e-6]),
+        (Task.classification, [math.log(1 / 3)] * 3),
+        (Task.multilabel, [0.0, 0.0, 0.0]),
+    ],
+)
+def test_the_prior_of_nothing_prefers_nothing(task: Task, expected: list[float]) -> None:
+    _, labels = draw(task, 0)
+    found = prior_of(label_sums(labels, task, CLASSES), task)
+    np.testing.assert_allclose(found, expected, atol=1e-12)

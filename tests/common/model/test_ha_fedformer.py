@@ -1,0 +1,267 @@
+"""How the model is built, taken apart and put together, whatever its modalities."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.clients import check_modality_name
+from common.config import ModelConfig
+from common.data.batching import Padded
+from common.data.dataset import Sequences
+from common.data.moments import Moments
+from common.errors import UserError
+from common.model.decoder import Decoder
+from common.model.encoder import Encoder
+from common.model.ha_fedformer import (
+    HAFedformer,
+    ModelSpec,
+    Parts,
+    build_model,
+    join_arrays,
+    set_standardisation,
+    split_arrays,
+    trained_names,
+)
+from common.task import Task
+
+torch.set_num_threads(1)  # more only contend over tensors this small
+
+WIDTHS = {"language": 4, "audio": 3, "vision": 4}
+
+
+def spec(widths: dict[str, int] = WIDTHS, outputs: int = 2, **changes: object) -> ModelSpec:
+    model = ModelConfig(width=8, heads=2, layers=2, decoder_layers=2)
+    for name, value in changes.items():
+        setattr(model, name, value)
+    shapes = {name: (width,) for name, width in widths.items()}
+    return ModelSpec(shapes, outputs, Task.regression, model)
+
+
+def model(widths: dict[str, int] = WIDTHS, seed: int = 3) -> HAFedformer:
+    return build_model(spec(widths), seed).eval()
+
+
+def padded(width: int, seed: int = 1) -> Padded:
+    source = torch.Generator().manual_seed(seed)
+    return Padded(torch.randn(3, 5, width, generator=source), torch.tensor([5, 2, 3]))
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name in expected:
+        assert torch.equal(found[name], expected[name]), name
+
+
+def moments(values: np.ndarray) -> Moments:
+    rows = values.astype(np.float32)
+    return Moments.of(Sequences(rows, np.array([0]), np.array([len(rows)])))
+
+
+# ---- building ----------------------------------------------------------------------------------
+
+
+def test_the_same_seed_builds_the_same_model() -> None:
+    assert_same(model(seed=3).state_dict(), model(seed=3).state_dict())
+
+
+def test_another_seed_builds_another_model() -> None:
+    first, second = model(seed=3).state_dict(), model(seed=4).state_dict()
+    weights = [name for name in first if name.endswith("weight") and "norm" not in name]
+    assert all(not torch.equal(first[name], second[name]) for name in weights)
+
+
+def test_building_neither_reads_nor_disturbs_the_global_generator() -> None:
+    torch.manual_seed(11)
+    expected = torch.rand(4)
+    torch.manual_seed(11)
+    first = model().state_dict()
+    assert torch.equal(torch.rand(4), expected)
+    assert_same(model().state_dict(), first)
+
+
+@pytest.mark.parametrize("names", ["a", "ab", "abcde"])
+def test_any_number_of_modalities(names: str) -> None:
+    widths = {name: 2 + index for index, name in enumerate(names)}
+    built = model(widths)
+    assert list(built.encoders) == list(names)
+    for name, width in widths.items():
+        batch = padded(width)
+        assert built.encode(name, batch).shape == (3, 5, 8)
+        outputs = built(name, batch)
+        assert outputs.shape == (3, 2)
+        expected = built.decoder(built.encode(name, batch), batch.lengths)
+        assert torch.equal(outputs, expected)
+
+
+def test_one_modality_is_exactly_its_encoder_and_the_decoder() -> None:
+    alone = model({"audio": 3})
+    config = spec().model
+    expected = {f"encoders.audio.{name}" for name in Encoder((3,), config, 0.0).state_dict()}
+    expected |= {f"decoder.{name}" for name in Decoder(2, config).state_dict()}
+    assert set(alone.state_dict()) == expected
+
+
+def test_a_client_that_takes_its_parts_computes_what_the_whole_model_does() -> None:
+    whole, client = model(), model({"audio": 3}, seed=9)
+    parts = split_arrays(whole.state_dict())
+    client.load_state_dict(join_arrays(Parts({"audio": parts.encoders["audio"]}, parts.decoder)))
+    assert torch.equal(client("audio", padded(3)), whole("audio", padded(3)))
+
+
+def test_one_encoder_does_not_touch_the_others() -> None:
+    built = model()
+    before = built("language", padded(4))
+    with torch.no_grad():
+        for parameter in built.encoders["vision"].parameters():
+            parameter.add_(1.0)
+    assert torch.equal(built("language", padded(4)), before)
+
+
+def test_attention_dropout_is_the_modalitys_own_or_the_default() -> None:
+    rates = {"language": 0.1, "default": 0.3}
+    built = HAFedformer(spec(attention_dropout=rates))
+    found = {name: built.encoders[name].layers[0].attention.dropout for name in WIDTHS}
+    assert found == {"language": 0.1, "audio": 0.3, "vision": 0.3}
+    without = HAFedformer(spec(attention_dropout={"language": 0.1}))
+    assert without.encoders["audio"].layers[0].attention.dropout == 0.0
+
+
+@pytest.mark.parametrize("name", ["type", "keys", "training"])
+def test_a_modality_name_that_is_not_refused_can_be_built(name: str) -> None:
+    try:
+        check_modality_name(name)
+    except UserError:
+        return
+    assert model({name: 3})(name, padded(3)).shape == (3, 2)
+
+
+# ---- taking apart and putting together ---------------------------------------------------------
+
+
+def test_split_and_join_are_inverse() -> None:
+    arrays = model().state_dict()
+    parts = split_arrays(arrays)
+    assert set(parts.encoders) == set(WIDTHS)
+    assert_same(join_arrays(parts), dict(arrays))
+    again = split_arrays(join_arrays(parts))
+    assert_same(again.decoder, parts.decoder)
+    for name in WIDTHS:
+        assert_same(again.encoders[name], parts.encoders[name])
+
+
+words = st.text("abcxyz_0", min_size=1, max_size=4)
+dotted = st.lists(words, min_size=1, max_size=4).map(".".join)
+arrays_by_name = st.dictionaries(dotted, st.just(torch.zeros(1)), min_size=1, max_size=4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.dictionaries(words, arrays_by_name, max_size=3), arrays_by_name)
+def test_split_undoes_join_for_any_names(
+    encoders: dict[str, dict[str, Tensor]], decoder: dict[str, Tensor]
+) -> None:
+    assert split_arrays(join_arrays(Parts(encoders, decoder))) == Parts(encoders, decoder)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "head.weight", "encoder.audio.embed", "encoders.audio", "decoders.head", "decoder"]
+)
+def test_a_name_that_belongs_nowhere_raises(name: str) -> None:
+    with pytest.raises(KeyError, match=f"{name} belongs neither"):
+        split_arrays({"decoder.head.weight": torch.zeros(1), name: torch.zeros(1)})
+
+
+def test_encoders_have_equal_names_and_of_equal_width_equal_shapes() -> None:
+    encoders = split_arrays(model().state_dict()).encoders
+    names = [list(arrays) for arrays in encoders.values()]
+    assert names[0] == names[1] == names[2]
+    shapes = {name: {key: array.shape for key, array in encoders[name].items()} for name in WIDTHS}
+    assert shapes["language"] == shapes["vision"] != shapes["audio"]
+
+
+def test_only_the_statistics_are_not_trained() -> None:
+    built = model()
+    buffers = set(built.state_dict()) - set(trained_names(built))
+    assert buffers == {
+        f"encoders.{name}.standardise.{statistic}"
+        for name in WIDTHS
+        for statistic in ("mean", "scale")
+    }
+
+
+def test_the_trained_names_keep_the_order_of_the_parameters() -> None:
+    built = model()
+    sizes = [built.get_parameter(name).numel() for name in trained_names(built)]
+    assert sizes == [parameter.numel() for parameter in built.parameters()]
+
+
+# ---- standardisation ---------------------------------------------------------------------------
+
+
+def test_the_statistics_standardise_the_data_they_came_from() -> None:
+    rows = np.random.default_rng(0).normal([2.0, -50.0, 0.0, 7.0], [3.0, 0.1, 1.0, 0.0], (200, 4))
+    rows[5, 0], rows[6, 2] = np.nan, np.inf
+    built = model()
+    set_standardisation(built, "language", moments(rows))
+    found = built.encoders["language"].standardise(torch.from_numpy(rows).float()).numpy()
+    finite = np.where(np.isfinite(rows), rows, np.nan)
+    expected = (finite - np.nanmean(finite, axis=0)) / [*np.nanstd(finite, axis=0)[:3], 1.0]
+    np.testing.assert_allclose(found[:, :3], np.nan_to_num(expected)[:, :3], atol=1e-3)
+    assert (found[:, 3] == 0).all()
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e6, np.nan])
+def test_a_constant_column_becomes_zero_whatever_comes_later(constant: float) -> None:
+    rows = np.random.default_rng(0).normal(size=(50, 4))
+    rows[:, 1] = constant
+    built = model()
+    set_standardisation(built, "language", moments(rows))
+    later = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) * 1e3
+    found = built.encoders["language"].standardise(later)
+    assert (found[:, 1] == 0).all()
+    assert (found[:, [0, 2, 3]] != 0).all()
+
+
+def test_the_statistics_of_nothing_silence_the_modality() -> None:
+    built = model()
+    set_standardisation(built, "language", Moments.empty(4))
+    assert (built.encoders["language"].standardise(torch.ones(2, 4)) == 0).all()
+
+
+def test_the_statistics_reach_their_own_encoder_alone() -> None:
+    built = model()
+    set_standardisation(built, "vision", moments(np.arange(8.0).reshape(2, 4)))
+    assert built.encoders["vision"].standardise.mean.tolist() == [2.0, 3.0, 4.0, 5.0]
+    assert built.encoders["vision"].standardise.scale.tolist() == [0.5] * 4
+    assert built.encoders["language"].standardise.mean.tolist() == [0.0] * 4
+
+
+@pytest.mark.parametrize("width", [1, 3])
+def test_statistics_of_another_width_raise(width: int) -> None:
+    with pytest.raises((RuntimeError, ValueError)):
+        set_standardisation(model(), "language", moments(np.ones((2, width))))
+
+
+def tabular_model(steps: int) -> HAFedformer:
+    sizes = ModelConfig(width=8, heads=2, layers=1)
+    return build_model(ModelSpec({"table": (steps, 2)}, 1, Task.regression, sizes), seed=0)
+
+
+def test_a_tabular_modality_has_statistics_for_each_step() -> None:
+    items = np.random.default_rng(0).normal(size=(40, 3, 2)) * 5 + np.arange(6.0).reshape(3, 2)
+    items[:, 1, 0] = 7.0
+    rows = items.reshape(120, 2).astype(np.float32)
+    table = Sequences(rows, np.arange(0, 120, 3), np.full(40, 3), tabular=True)
+    built = tabular_model(3)
+    set_standardisation(built, "table", Moments.of(table))
+    found = built.encoders["table"].standardise(torch.from_numpy(items).float()).numpy()
+    deviation = items.std(axis=0)
+    deviation[1, 0] = 1.0
+    np.testing.assert_allclose(found, (items - items.mean(axis=0)) / deviation, atol=1e-4)
+
+
+def test_statistics_of_all_steps_do_not_stand_for_each_step() -> None:
+    with pytest.raises((RuntimeError, ValueError)):
+        set_standardisation(tabular_model(3), "table", moments(np.arange(8.0).reshape(4, 2)))

@@ -1,0 +1,497 @@
+"""Prediction from any subset: against each item by itself, and against Bayes on simulations."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from common.config import FusionRule, ModelConfig
+from common.data.batching import Padded
+from common.metrics import compute_metrics
+from common.model.evidence import evidence, label_sums, prior_of
+from common.model.fusion import Expert, Fusion, fit_fusion
+from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
+from common.model.predict import Prediction, predict, to_values
+from common.task import Task
+
+torch.set_num_threads(1)  # more only contend over tensors this small
+
+WIDTHS = {"language": 4, "audio": 3, "vision": 2}
+SHAPES = {name: (width,) for name, width in WIDTHS.items()}
+LENGTHS = {"language": [4, 0, 2, 3, 0], "audio": [6, 5, 0, 1, 0], "vision": [0, 3, 0, 2, 7]}
+ITEMS = 5
+OUTPUTS = {Task.regression: 1, Task.classification: 3, Task.multilabel: 2}
+PRIORS = {
+    Task.regression: (0.4, 2.0),
+    Task.classification: (math.log(0.2), math.log(0.5), math.log(0.3)),
+    Task.multilabel: (-1.0, 0.5),
+}
+EXPERTS = {
+    "language": Expert(slope=0.7, intercept=0.3, unexplained=0.5, information=1.0, count=40.0),
+    "audio": Expert(slope=1.4, intercept=-0.2, unexplained=0.8, information=0.25, count=30.0),
+    "vision": Expert(slope=0.5, intercept=0.1, unexplained=0.95, information=0.05, count=20.0),
+}
+RULES = [rule for rule in FusionRule if rule is not FusionRule.auto]
+
+every_task = pytest.mark.parametrize("task", list(Task))
+every_rule = pytest.mark.parametrize("rule", RULES)
+
+
+def model(task: Task, **changes: object) -> HAFedformer:
+    """Build a model whose every parameter shows in the outputs."""
+    sizes = ModelConfig(width=8, heads=2, layers=2, decoder_layers=2)
+    for name, value in changes.items():
+        setattr(sizes, name, value)
+    built = build_model(ModelSpec(SHAPES, OUTPUTS[task], task, sizes), seed=0)
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.normal_(0.0, 0.5, generator=source)
+    return built.eval()
+
+
+def fusion(rule: FusionRule, task: Task) -> Fusion:
+    return Fusion(rule, task, PRIORS[task], EXPERTS)
+
+
+def inputs(garbage: float = 0.0) -> dict[str, Padded]:
+    """Pad sequences of unlike lengths, some of them 0."""
+    source = torch.Generator().manual_seed(1)
+    drawn = {}
+    for name, width in WIDTHS.items():
+        values = torch.randn(ITEMS, max(LENGTHS[name]), width, generator=source)
+        lengths = torch.tensor(LENGTHS[name])
+        values[torch.arange(values.shape[1]) >= lengths[:, None]] = garbage
+        drawn[name] = Padded(values, lengths)
+    return drawn
+
+
+def item_of(batch: dict[str, Padded], item: int) -> dict[str, Padded]:
+    """Cut one item out, without its padding and without the modalities that it lacks."""
+    cut = {}
+    for name, padded in batch.items():
+        length = int(padded.lengths[item])
+        if length > 0:
+            values = padded.values[item : item + 1, :length]
+            cut[name] = Padded(values, padded.lengths[item : item + 1])
+    return cut
+
+
+def rows_of(batch: dict[str, Padded], items: list[int]) -> dict[str, Padded]:
+    return {name: Padded(p.values[items], p.lengths[items]) for name, p in batch.items()}
+
+
+def assert_close(found: Prediction, expected: Prediction) -> None:
+    torch.testing.assert_close(found.values, expected.values, atol=1e-5, rtol=0)
+    if expected.std is None:
+        assert found.std is None
+    else:
+        torch.testing.assert_close(found.std, expected.std, atol=1e-5, rtol=0)
+
+
+# ---- one item by itself, by hand ---------------------------------------------------------------
+
+
+def by_encodings(built: HAFedformer, rule: Fusion, own: dict[str, Padded]) -> Tensor:
+    """Fuse one item's encodings step by step from the last, and decode them."""
+    encodings = {name: built.encode(name, padded)[0] for name, padded in own.items()}
+    weights = rule.weights
+    longest = max(len(encoding) for encoding in encodings.values())
+    fused = torch.zeros(longest, 8)
+    for back in range(1, longest + 1):
+        having = {name: rows[-back] for name, rows in encodings.items() if len(rows) >= back}
+        total = sum(weights[name] for name in having)
+        fused[-back] = sum(weights[name] / total * row for name, row in having.items())
+    return to_values(built.decoder(fused[None], torch.tensor([longest])), rule.task)[0]
+
+
+def by_gaussians(built: HAFedformer, own: dict[str, Padded]) -> tuple[float, float]:
+    mean, variance = PRIORS[Task.regression]
+    precision, weighted = (1 - len(own)) / variance, (1 - len(own)) * mean / variance
+    for name, padded in own.items():
+        expert = EXPERTS[name]
+        guess = expert.intercept + expert.slope * built(name, padded).item()
+        precision += 1 / (variance * expert.unexplained)
+        weighted += guess / (variance * expert.unexplained)
+    return weighted / precision, precision**-0.5
+
+
+def by_classes(built: HAFedformer, own: dict[str, Padded]) -> Tensor:
+    prior = torch.tensor(PRIORS[Task.classification]).exp()
+    product = prior.clone()
+    for name, padded in own.items():
+        product *= (built(name, padded)[0].softmax(dim=0) / prior) ** EXPERTS[name].slope
+    return product / product.sum()
+
+
+def by_labels(built: HAFedformer, own: dict[str, Padded]) -> Tensor:
+    chance = torch.tensor(PRIORS[Task.multilabel]).sigmoid()
+    prior = chance / (1 - chance)
+    odds = prior.clone()
+    for name, padded in own.items():
+        odds *= (built(name, padded)[0].exp() / prior) ** EXPERTS[name].slope
+    return odds / (1 + odds)
+
+
+@every_task
+@pytest.mark.parametrize("rule", [FusionRule.mean, FusionRule.reliability])
+def test_encodings_are_fused_and_decoded_as_by_hand(rule: FusionRule, task: Task) -> None:
+    built, batch = model(task), inputs()
+    found = predict(built, fusion(rule, task), batch)
+    for item in range(ITEMS):
+        with torch.inference_mode():
+            expected = by_encodings(built, fusion(rule, task), item_of(batch, item))
+        torch.testing.assert_close(found.values[item], expected, atol=1e-5, rtol=0)
+
+
+def test_numbers_multiply_as_by_hand() -> None:
+    built, batch = model(Task.regression), inputs()
+    found = predict(built, fusion(FusionRule.product_of_experts, Task.regression), batch)
+    for item in range(ITEMS):
+        expected = by_gaussians(built, item_of(batch, item))
+        np.testing.assert_allclose([found.values[item], found.std[item]], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("task", "by_hand"), [(Task.classification, by_classes), (Task.multilabel, by_labels)]
+)
+def test_probabilities_multiply_as_by_hand(task: Task, by_hand: object) -> None:
+    built, batch = model(task), inputs()
+    found = predict(built, fusion(FusionRule.product_of_experts, task), batch)
+    for item in range(ITEMS):
+        expected = by_hand(built, item_of(batch, item))
+        torch.testing.assert_close(found.values[item], expected, atol=1e-5, rtol=0)
+
+
+# ---- subsets, padding, batches -----------------------------------------------------------------
+
+
+@every_task
+@every_rule
+def test_what_an_item_lacks_does_not_touch_it(rule: FusionRule, task: Task) -> None:
+    built, batch = model(task), inputs()
+    together = predict(built, fusion(rule, task), batch)
+    for item in range(ITEMS):
+        alone = predict(built, fusion(rule, task), item_of(batch, item))
+        std = None if together.std is None else together.std[item : item + 1]
+        assert_close(alone, Prediction(together.values[item : item + 1], std))
+
+
+@every_task
+@every_rule
+def test_every_subset_equals_zero_lengths_for_the_others(rule: FusionRule, task: Task) -> None:
+    built, batch, rows = model(task), inputs(), [3]  # the item that has every modality
+    for size in (1, 2, 3):
+        for names in itertools.combinations(WIDTHS, size):
+            own = rows_of({name: batch[name] for name in names}, rows)
+            masked = {
+                name: padded if name in names else Padded(padded.values, padded.lengths * 0)
+                for name, padded in rows_of(batch, rows).items()
+            }
+            found = predict(built, fusion(rule, task), own)
+            assert_close(found, predict(built, fusion(rule, task), masked))
+
+
+@every_task
+@every_rule
+@pytest.mark.parametrize("name", list(WIDTHS))
+def test_one_modality_predicts_what_its_model_does(rule: FusionRule, task: Task, name: str) -> None:
+    built, padded = model(task), rows_of(inputs(), [3])[name]
+    found = predict(built, fusion(rule, task), {name: padded}).values
+    expert = EXPERTS[name]
+    with torch.inference_mode():
+        outputs = built(name, padded)
+    if rule is not FusionRule.product_of_experts:
+        expected = to_values(outputs, task)
+    elif task is Task.regression:
+        expected = expert.intercept + expert.slope * outputs[:, 0]
+    else:
+        prior = torch.tensor(PRIORS[task]).float()
+        expected = to_values((1 - expert.slope) * prior + expert.slope * outputs, task)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+
+
+@every_task
+@every_rule
+def test_the_order_of_modalities_does_not_matter(rule: FusionRule, task: Task) -> None:
+    built, batch = model(task), inputs()
+    backwards = dict(reversed(batch.items()))
+    assert_close(
+        predict(built, fusion(rule, task), backwards), predict(built, fusion(rule, task), batch)
+    )
+
+
+@every_task
+@every_rule
+def test_one_item_at_a_time_or_many_in_any_order(rule: FusionRule, task: Task) -> None:
+    built, batch, order = model(task), inputs(), [3, 0, 4, 1, 2]
+    together = predict(built, fusion(rule, task), batch)
+    shuffled = predict(built, fusion(rule, task), rows_of(batch, order))
+    torch.testing.assert_close(shuffled.values, together.values[order], atol=1e-5, rtol=0)
+    for item in range(ITEMS):
+        single = predict(built, fusion(rule, task), rows_of(batch, [item]))
+        torch.testing.assert_close(single.values[0], together.values[item], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("garbage", [1e6, math.nan, -math.inf])
+@pytest.mark.parametrize(("kernel_size", "causal"), [(1, False), (3, False), (3, True)])
+@every_rule
+def test_padding_does_not_change_a_prediction(
+    rule: FusionRule, kernel_size: int, causal: bool, garbage: float
+) -> None:
+    built = model(Task.regression, kernel_size=kernel_size, causal=causal)
+    clean = predict(built, fusion(rule, Task.regression), inputs())
+    longer = {
+        name: Padded(torch.cat([values, torch.full_like(values, garbage)], dim=1), lengths)
+        for name, (values, lengths) in inputs(garbage).items()
+    }
+    assert_close(predict(built, fusion(rule, Task.regression), longer), clean)
+
+
+@every_rule
+def test_real_steps_change_a_prediction(rule: FusionRule) -> None:
+    built, batch = model(Task.regression), inputs()
+    before = predict(built, fusion(rule, Task.regression), batch).values
+    values, lengths = batch["audio"]
+    batch["audio"] = Padded(values + 1.0, lengths)
+    moved = (predict(built, fusion(rule, Task.regression), batch).values - before).abs() > 1e-4
+    assert torch.equal(moved, lengths > 0)
+
+
+@every_rule
+def test_an_item_with_nothing_raises_and_is_named(rule: FusionRule) -> None:
+    batch = rows_of(inputs(), [0, 2, 4])
+    short = {name: batch[name] for name in ("audio", "vision")}
+    with pytest.raises(ValueError, match="item 1 of the batch has none of audio, vision"):
+        predict(model(Task.regression), fusion(rule, Task.regression), short)
+
+
+# ---- what comes out ----------------------------------------------------------------------------
+
+
+@every_rule
+def test_probabilities_are_probabilities(rule: FusionRule) -> None:
+    classes = predict(
+        model(Task.classification), fusion(rule, Task.classification), inputs()
+    ).values
+    assert classes.shape == (ITEMS, 3)
+    assert (classes > 0).all()
+    torch.testing.assert_close(classes.sum(dim=1), torch.ones(ITEMS))
+    labels = predict(model(Task.multilabel), fusion(rule, Task.multilabel), inputs()).values
+    assert labels.shape == (ITEMS, 2)
+    assert ((labels > 0) & (labels < 1)).all()
+
+
+@every_task
+@every_rule
+def test_a_deviation_comes_with_products_of_numbers_alone(rule: FusionRule, task: Task) -> None:
+    found = predict(model(task), fusion(rule, task), inputs())
+    expected = rule is FusionRule.product_of_experts and task is Task.regression
+    assert (found.std is not None) == expected
+    if found.std is not None:
+        assert found.values.shape == found.std.shape == (ITEMS,)
+        assert (found.std <= math.sqrt(PRIORS[task][1])).all()
+
+
+def test_a_further_modality_makes_a_prediction_surer() -> None:
+    built, batch = model(Task.regression), rows_of(inputs(), [3])
+    rule = fusion(FusionRule.product_of_experts, Task.regression)
+    names = list(WIDTHS)
+    deviations = [
+        predict(built, rule, {name: batch[name] for name in names[:size]}).std.item()
+        for size in (1, 2, 3)
+    ]
+    assert deviations == sorted(deviations, reverse=True)
+
+
+@every_task
+def test_outputs_become_values(task: Task) -> None:
+    scores = np.array([[1.0, -2.0, 0.5], [0.0, 3.0, 0.0]])
+    expected = {
+        Task.regression: scores[:, 0],
+        Task.classification: np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True),
+        Task.multilabel: 1 / (1 + np.exp(-scores)),
+    }[task]
+    np.testing.assert_allclose(to_values(torch.tensor(scores), task), expected, rtol=1e-12)
+
+
+def test_predictions_carry_no_gradient() -> None:
+    rule = fusion(FusionRule.mean, Task.regression)
+    assert not predict(model(Task.regression), rule, inputs()).values.requires_grad
+
+
+# ---- simulated problems: what a rule is worth --------------------------------------------------
+#
+# The stand-in for a model hands its input on: its encodings are each modality's own posterior, so
+# the Bayesian answer is known.
+
+
+class PassOn:
+    """A model whose outputs are the last steps of what it is given."""
+
+    def encode(self, _: str, padded: Padded) -> Tensor:
+        return padded.values
+
+    def decoder(self, encodings: Tensor, lengths: Tensor) -> Tensor:
+        return encodings[torch.arange(len(encodings)), lengths.clamp(min=1) - 1]
+
+    def __call__(self, name: str, padded: Padded) -> Tensor:
+        return self.decoder(self.encode(name, padded), padded.lengths)
+
+
+def predict_from(outputs: Tensor, rule: Fusion) -> Prediction:
+    """Predict from outputs (M, B, O), one step each."""
+    given = {
+        name: Padded(own[:, None], torch.ones(len(own), dtype=torch.int64))
+        for name, own in zip(rule.experts, outputs, strict=True)
+    }
+    return predict(PassOn(), rule, given)
+
+
+def fit(rule: FusionRule, task: Task, outputs: Tensor, labels: Tensor) -> Fusion:
+    prior = prior_of(label_sums(labels, task, outputs.shape[2]), task)
+    sums = {f"m{k}": evidence(own, labels, prior, task) for k, own in enumerate(outputs)}
+    return fit_fusion(rule, task, prior, sums)
+
+
+def simulated_numbers(noise: list[float], items: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw y ~ N(.5, 2) and each modality's E[y | z_m], z_m = y + N(0, noise_m)."""
+    source = torch.Generator().manual_seed(seed)
+    labels = 0.5 + math.sqrt(2.0) * torch.randn(items, generator=source)
+    outputs = []
+    for variance in noise:
+        seen = labels + math.sqrt(variance) * torch.randn(items, generator=source)
+        outputs.append(0.5 + 2.0 / (2.0 + variance) * (seen - 0.5))
+    return torch.stack(outputs)[:, :, None], labels
+
+
+def simulated_classes(strength: list[float], items: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw classes of unlike shares, and each modality's exact log-posterior."""
+    source = torch.Generator().manual_seed(seed)
+    prior = torch.tensor([0.1, 0.2, 0.3, 0.4])
+    labels = torch.multinomial(prior, items, replacement=True, generator=source)
+    outputs = []
+    for gap in strength:
+        centres = gap * torch.randn(4, 3, generator=source)
+        seen = centres[labels] + torch.randn(items, 3, generator=source)
+        likelihood = -0.5 * ((seen[:, None] - centres) ** 2).sum(dim=2)
+        outputs.append((prior.log() + likelihood).log_softmax(dim=1))
+    return torch.stack(outputs), labels
+
+
+def simulated_labels(strength: list[float], items: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Draw two labels of unlike shares, and each modality's exact log-odds."""
+    source = torch.Generator().manual_seed(seed)
+    chance = torch.tensor([0.2, 0.6])
+    labels = torch.rand(items, 2, generator=source).lt(chance).float()
+    outputs = []
+    for gap in strength:
+        seen = gap * labels + torch.randn(items, 2, generator=source)
+        outputs.append(torch.logit(chance) + gap * seen - gap**2 / 2)
+    return torch.stack(outputs), labels
+
+
+SIMULATIONS = {
+    Task.regression: (simulated_numbers, 2.0, ("mse", "mae")),
+    Task.classification: (simulated_classes, 0.8, ("log_loss",)),
+    Task.multilabel: (simulated_labels, 1.0, ()),
+}
+
+
+def losses(task: Task, rule: FusionRule, modalities: int, seed: int) -> dict[str, float]:
+    """Fit on some items, score on others; every figure is better when lower."""
+    simulate, quality, names = SIMULATIONS[task]
+    outputs, labels = simulate([quality] * modalities, 5000, seed)
+    rule_fitted = fit(rule, task, outputs[:, :1000], labels[:1000])
+    values = predict_from(outputs[:, 1000:], rule_fitted).values
+    truth = labels[1000:]
+    metrics = compute_metrics(task, truth.numpy(), values.numpy())
+    found = {name: metrics[name] for name in names}
+    if task is Task.classification:
+        found["error"] = 1 - metrics["accuracy"]
+    if task is Task.multilabel:
+        found["log_loss"] = torch.nn.functional.binary_cross_entropy(values, truth).item()
+    return found
+
+
+@every_task
+@pytest.mark.parametrize("modalities", [2, 3, 5])
+def test_no_rule_loses_to_the_mean_on_equally_good_modalities(task: Task, modalities: int) -> None:
+    mean = losses(task, FusionRule.mean, modalities, seed=0)
+    for rule in (FusionRule.reliability, FusionRule.product_of_experts):
+        for name, loss in losses(task, rule, modalities, seed=0).items():
+            assert loss <= 1.01 * mean[name], (rule, name)
+
+
+@pytest.mark.parametrize("rule", [FusionRule.reliability, FusionRule.product_of_experts])
+def test_ten_items_of_evidence_do_not_make_a_rule_worse_than_the_mean(rule: FusionRule) -> None:
+    total = {rule: 0.0, FusionRule.mean: 0.0}
+    for seed in range(30):
+        outputs, labels = simulated_numbers([2.0] * 3, 1010, seed)
+        prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
+        sums = {
+            f"m{k}": evidence(own[:10], labels[:10], prior, Task.regression)
+            for k, own in enumerate(outputs)
+        }
+        for each in total:
+            fitted = fit_fusion(each, Task.regression, prior, sums)
+            error = predict_from(outputs[:, 10:], fitted).values - labels[10:]
+            total[each] += (error**2).mean().item()
+    assert total[rule] <= 1.05 * total[FusionRule.mean]
+
+
+@pytest.mark.parametrize("modalities", [1, 2, 5])
+def test_the_product_of_numbers_reaches_the_error_of_bayes(modalities: int) -> None:
+    outputs, labels = simulated_numbers([2.0] * modalities, 40_000, seed=0)
+    rule = fit(FusionRule.product_of_experts, Task.regression, outputs, labels)
+    found = predict_from(outputs, rule)
+    optimum = 1 / (1 / 2.0 + modalities / 2.0)
+    assert ((found.values - labels) ** 2).mean().item() == pytest.approx(optimum, rel=0.02)
+    assert found.std.mean().item() == pytest.approx(math.sqrt(optimum), rel=0.02)
+
+
+def test_the_product_of_classes_is_the_posterior_of_bayes() -> None:
+    outputs, labels = simulated_classes([0.6, 1.0, 0.3], 8000, seed=0)
+    prior = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
+    sums = {
+        f"m{k}": evidence(own, labels, prior, Task.classification) for k, own in enumerate(outputs)
+    }
+    rule = fit_fusion(FusionRule.product_of_experts, Task.classification, prior, sums)
+    assert [expert.slope for expert in rule.experts.values()] == [1.0, 1.0, 1.0]
+    expected = (outputs.sum(dim=0) - 2 * prior).softmax(dim=1)
+    torch.testing.assert_close(predict_from(outputs, rule).values, expected, atol=1e-5, rtol=0)
+
+
+def test_a_useless_modality_drags_the_mean_and_not_the_other_rules() -> None:
+    outputs, labels = simulated_numbers([1.0, 1.0], 6000, seed=0)
+    outputs[1] = 0.5 + 2 * torch.randn(6000, 1, generator=torch.Generator().manual_seed(7))
+    truth = labels[2000:]
+    errors = {}
+    for rule in RULES:
+        fitted = fit(rule, Task.regression, outputs[:, :2000], labels[:2000])
+        errors[rule] = ((predict_from(outputs[:, 2000:], fitted).values - truth) ** 2).mean()
+    alone = ((outputs[0, 2000:, 0] - truth) ** 2).mean()
+    assert errors[FusionRule.mean] > 1.5 * alone
+    assert errors[FusionRule.reliability] < 1.02 * alone
+    assert errors[FusionRule.product_of_experts] < 1.02 * alone
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0])
+def test_a_modality_found_useless_leaves_the_others_prediction_alone(shift: float) -> None:
+    # The second modality's validation labels lie higher than the pooled ones by `shift`.
+    outputs, labels = simulated_numbers([1.0, 1.0], 2000, seed=0)
+    prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
+    backwards = -outputs[1]
+    sums = {
+        "m0": evidence(outputs[0], labels, prior, Task.regression),
+        "m1": evidence(backwards, labels + shift, prior, Task.regression),
+    }
+    rule = fit_fusion(FusionRule.product_of_experts, Task.regression, prior, sums)
+    both = predict_from(torch.stack([outputs[0], backwards]), rule)
+    padded = Padded(outputs[0][:, None], torch.ones(2000, dtype=torch.int64))
+    alone = predict(PassOn(), rule, {"m0": padded})
+    torch.testing.assert_close(both.values, alone.values, atol=1e-4, rtol=0)
+    torch.testing.assert_close(both.std, alone.std, atol=1e-4, rtol=0)

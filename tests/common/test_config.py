@@ -1,0 +1,354 @@
+"""The typed configuration."""
+
+import math
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import pytest
+
+from common.config import (
+    Config,
+    DecoderMerge,
+    EncoderMerge,
+    FusionRule,
+    NpzConfig,
+    Optimizer,
+    Sampler,
+    Scale,
+    Structure,
+    SyntheticConfig,
+    check_ranges,
+    compose_config,
+    setting_names,
+)
+from common.errors import UserError
+from common.task import Task
+
+NPZ = ["dataset=npz", "dataset.path=a.npz"]
+
+
+def composed(*overrides: str) -> Config:
+    return compose_config("config", overrides)
+
+
+def refused(*overrides: str) -> str:
+    with pytest.raises(UserError) as error:
+        composed(*overrides)
+    message = str(error.value)
+    assert "\n" not in message
+    assert message == message.strip()
+    return message
+
+
+# What is composed -------------------------------------------------------------------------------
+
+
+def test_the_defaults() -> None:
+    config = composed()
+    assert (config.seed, config.rounds, config.clients) == (1234, 20, {"default": 3})
+    assert isinstance(config.dataset, SyntheticConfig)
+    assert config.dataset.modalities == ["language", "audio", "vision"]
+    assert config.dataset.task is Task.regression
+    assert config.model.attention_dropout == {"default": 0.0, "language": 0.1}
+    assert config.client.optimizer is Optimizer.adamw
+    assert config.strategy.sampler.name is Sampler.iasg
+    assert config.strategy.encoder.merge is EncoderMerge.pbea
+    assert config.strategy.encoder.structure is Structure.row
+    assert config.strategy.encoder.scale is Scale.relative
+    assert config.strategy.decoder.merge is DecoderMerge.cmda
+    assert config.fusion.name is FusionRule.auto
+    assert config.runtime.client_gpus is None
+
+
+def test_every_part_is_a_dataclass_not_a_dictionary() -> None:
+    config = composed()
+    for name in ("dataset", "model", "client", "strategy", "fusion", "runtime"):
+        assert is_dataclass(getattr(config, name))
+    assert type(config.clients) is dict
+    assert type(config.dataset.modalities) is list
+
+
+def test_interpolations_are_resolved() -> None:
+    config = composed()
+    assert config.run_dir.startswith("runs/")
+    assert "${" not in repr(config)
+
+
+def test_composing_again_starts_anew() -> None:
+    assert composed("rounds=7", "clients.audio=2").rounds == 7
+    again = composed()
+    assert again.rounds == 20
+    assert again.clients == {"default": 3}
+
+
+def test_modalities_are_the_users_words() -> None:
+    assert composed("clients.language=4").clients == {"default": 3, "language": 4}
+    assert composed("clients.fourier=2").clients == {"default": 3, "fourier": 2}
+    assert composed("model.attention_dropout.fourier=.3").model.attention_dropout == {
+        "default": 0.0,
+        "language": 0.1,
+        "fourier": 0.3,
+    }
+
+
+def test_the_default_number_of_clients_can_be_taken_out() -> None:
+    assert composed("~clients.default", "clients.audio=1").clients == {"audio": 1}
+
+
+def test_words_become_enumerations() -> None:
+    config = composed(*NPZ, "dataset.task=multilabel", "strategy=fedavg", "fusion=mean")
+    assert config.dataset.task is Task.multilabel
+    assert config.strategy.sampler.name is Sampler.last
+    assert config.strategy.encoder.merge is EncoderMerge.average
+    assert config.strategy.decoder.merge is DecoderMerge.average
+    assert config.fusion.name is FusionRule.mean
+
+
+def test_a_file_or_several() -> None:
+    one = composed(*NPZ, "dataset.context=2", "dataset.group=video")
+    assert isinstance(one.dataset, NpzConfig)
+    assert (one.dataset.path, one.dataset.context, one.dataset.group) == ("a.npz", 2, "video")
+    several = composed("dataset=npz", "dataset.path=[a.npz,b.npz]")
+    assert isinstance(several.dataset, NpzConfig)
+    assert several.dataset.path == ["a.npz", "b.npz"]
+    assert type(several.dataset.path) is list
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "near"),
+    [
+        ("round=3", "round", "rounds"),
+        ("client.lrr=1", "client.lrr", "client.lr"),
+        ("strategy.encoder.shrink=1", "strategy.encoder.shrink", "strategy.encoder.shrinkage"),
+        ("datset=npz", "datset", "dataset"),
+    ],
+)
+def test_a_wrong_name_suggests_near_ones(override: str, name: str, near: str) -> None:
+    message = refused(override)
+    assert message.startswith(f"there is no setting {name!r}; did you mean {near}")
+
+
+def test_a_name_like_no_other_suggests_none() -> None:
+    message = refused("zzz.qqq=1")
+    assert message.startswith("there is no setting 'zzz.qqq'")
+    assert "did you mean" not in message
+
+
+def test_a_name_is_not_its_own_suggestion() -> None:
+    # dataset.path belongs to dataset=npz, and the dataset is the embedded one here.
+    message = refused("dataset.path=a.npz")
+    assert "did you mean dataset.path" not in message
+    assert "dataset=npz" in message
+
+
+@pytest.mark.parametrize("override", ["+foo=1", "++client.lrr=1"])
+def test_a_name_that_does_not_exist_cannot_be_added(override: str) -> None:
+    assert override.split("=")[0].strip("+").split(".")[-1] in refused(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "word"),
+    [
+        ("rounds=many", "many"),
+        ("rounds=2.5", "2.5"),
+        ("clients.audio=two", "two"),
+        ("model.causal=perhaps", "perhaps"),
+        ("dataset.modalities=audio", "dataset.modalities"),
+        ("clients=4", "clients"),
+    ],
+)
+def test_a_wrong_type_is_one_line_that_names_the_setting(override: str, word: str) -> None:
+    message = refused(override)
+    assert override.split("=")[0] in message
+    assert word in message
+
+
+@pytest.mark.parametrize(
+    ("override", "choices"),
+    [
+        ("client.optimizer=rmsprop", "adamw, adam, sgd"),
+        ("strategy.encoder.structure=full", "diagonal, row"),
+        ("dataset.task=ranking", "regression, classification, multilabel"),
+    ],
+)
+def test_a_word_that_is_no_choice_lists_the_choices(override: str, choices: str) -> None:
+    assert choices in refused(override)
+
+
+@pytest.mark.parametrize(
+    ("override", "choices"),
+    [
+        ("strategy=fedsgd", "fedavg, hierarchical"),
+        ("experiment=mosi", "mosei_raw"),
+    ],
+)
+def test_a_file_that_is_not_there_lists_those_that_are(override: str, choices: str) -> None:
+    message = refused(override)
+    for word in (*override.split("="), choices):
+        assert word in message
+    assert "provider=" not in message  # where Hydra searched is nobody's concern
+
+
+def test_an_override_without_a_value() -> None:
+    assert "'rounds'" in refused("rounds")
+
+
+def test_a_file_dataset_needs_its_path() -> None:
+    assert refused("dataset=npz").startswith("dataset.path is required")
+
+
+def test_a_refusal_does_not_spoil_the_next() -> None:
+    refused("rounds=many")
+    assert composed("rounds=3").rounds == 3
+
+
+# Ranges -----------------------------------------------------------------------------------------
+
+
+def changed(setting: str, value: Any) -> Config:
+    """Return the schema's defaults with one value changed, checked by nobody yet."""
+    config = Config(run_dir="runs/x", dataset=SyntheticConfig(modalities=["audio"]))
+    *path, last = setting.split(".")
+    target: Any = config
+    for name in path:
+        target = getattr(target, name)
+    if isinstance(target, dict):
+        target[last] = value
+    else:
+        assert hasattr(target, last)
+        setattr(target, last, value)
+    return config
+
+
+POSITIVE = [
+    "rounds",
+    "client.batch_size",
+    "client.local_epochs",
+    "client.lr",
+    "client.threads",
+    "client.max_grad_norm",
+    "model.width",
+    "model.heads",
+    "model.layers",
+    "model.kernel_size",
+    "model.decoder_layers",
+    "dataset.max_seq_len",
+    "strategy.sampler.num_samples",
+    "strategy.decoder.temperature",
+    "runtime.client_cpus",
+]
+AT_LEAST_ZERO = [
+    "client.weight_decay",
+    "client.num_workers",
+    "strategy.decoder.noise",
+    "clients.default",
+    "clients.fourier",
+]
+SHARES_BELOW_ONE = [
+    "dataset.validation_fraction",
+    "dataset.test_fraction",
+    "client.validation_fraction",
+    "strategy.sampler.burn_in",
+    "model.embedding_dropout",
+    "model.relu_dropout",
+    "model.residual_dropout",
+    "model.attention_dropout.default",
+    "model.attention_dropout.fourier",
+]
+SHARES_ABOVE_ZERO = ["strategy.encoder.shrinkage", "strategy.fraction"]
+
+OUT_OF_RANGE = [
+    *((name, value, "above 0") for name in POSITIVE for value in (0, -1, math.nan)),
+    *((name, -1, "at least 0") for name in AT_LEAST_ZERO),
+    *((name, value, r"[0, 1)") for name in SHARES_BELOW_ONE for value in (-0.1, 1.0, math.nan)),
+    *((name, value, r"(0, 1]") for name in SHARES_ABOVE_ZERO for value in (0.0, 1.1, math.nan)),
+    ("strategy.decoder.sign", 0, "1 or -1"),
+    ("strategy.decoder.sign", 2, "1 or -1"),
+]
+
+
+@pytest.mark.parametrize(("setting", "value", "expected"), OUT_OF_RANGE)
+def test_out_of_range(setting: str, value: float, expected: str) -> None:
+    with pytest.raises(UserError) as error:
+        check_ranges(changed(setting, value))
+    message = str(error.value)
+    assert message.startswith(f"{setting}={value}: expected ")
+    assert expected in message
+
+
+IN_RANGE = [
+    *((name, 30) for name in POSITIVE),
+    *((name, 0) for name in AT_LEAST_ZERO),
+    *((name, value) for name in SHARES_BELOW_ONE for value in (0.0, 0.5)),
+    *((name, value) for name in SHARES_ABOVE_ZERO for value in (0.01, 1.0)),
+    ("strategy.decoder.sign", -1),
+    ("strategy.decoder.epsilon", 0.0),
+    ("runtime.client_gpus", 0.5),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), IN_RANGE)
+def test_in_range(setting: str, value: float) -> None:
+    check_ranges(changed(setting, value))
+
+
+def test_something_must_be_left_to_train_on() -> None:
+    config = changed("dataset.test_fraction", 0.5)
+    config.dataset.validation_fraction = 0.5
+    with pytest.raises(UserError, match=r"validation_fraction \+ dataset\.test_fraction=1\.0"):
+        check_ranges(config)
+
+
+def test_the_heads_share_the_width() -> None:
+    config = changed("model.width", 32)
+    with pytest.raises(UserError, match=r"model\.width=32 .* model\.heads=5"):
+        check_ranges(config)
+
+
+# Each of these passes the check and then ends in a traceback, or silently does something else.
+NOT_CHECKED = [
+    ("dataset.num_items", 0),
+    ("dataset.num_speakers", 0),
+    ("dataset.noise", -1.0),
+    ("dataset.noise", math.nan),
+    ("client.lr", math.inf),
+    ("client.weight_decay", math.nan),
+    ("runtime.client_gpus", -1.0),
+    ("runtime.round_timeout", 0.0),
+]
+
+
+@pytest.mark.parametrize(("setting", "value"), NOT_CHECKED)
+def test_values_that_cannot_work_are_out_of_range(setting: str, value: float) -> None:
+    with pytest.raises(UserError) as error:
+        check_ranges(changed(setting, value))
+    assert str(error.value).startswith(f"{setting}={value}")
+
+
+def test_a_context_cannot_be_negative() -> None:
+    config = Config(run_dir="", dataset=NpzConfig(path="a.npz", context=-1))
+    with pytest.raises(UserError, match=r"dataset\.context=-1"):
+        check_ranges(config)
+
+
+def test_ranges_hold_for_what_is_composed() -> None:
+    assert refused("client.lr=-1") == "client.lr=-1.0: expected a number above 0"
+
+
+# Names ------------------------------------------------------------------------------------------
+
+
+def test_every_field_of_the_schema_has_a_name() -> None:
+    names = setting_names()
+    assert names == sorted(set(names))
+    assert {field.name for field in fields(Config)} - {"run_dir"} <= set(names)
+    for kind in (SyntheticConfig, NpzConfig):
+        assert {f"dataset.{field.name}" for field in fields(kind)} <= set(names)
+    assert {"client.lr", "strategy.sampler.burn_in", "clients.default"} <= set(names)
+
+
+def test_even_fields_without_a_default_are_suggested() -> None:
+    assert "did you mean run_dir" in refused("rundir=x")

@@ -1,0 +1,343 @@
+"""Metrics against scikit-learn and SciPy, and against NumPy written out a second time."""
+
+import math
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.metrics import (
+    HEADLINE,
+    ConstantPredictions,
+    compute_metrics,
+    correlation,
+    rounded_agreement,
+)
+from common.task import Task
+
+CLOSE = 1e-6
+
+
+def weighted_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
+    """Average each class's F1, weighted by how often the class is true."""
+    total = 0.0
+    for label in np.unique(truth):
+        true, chosen = truth == label, predicted == label
+        both = (true & chosen).sum()
+        total += true.sum() * 2 * both / (true.sum() + chosen.sum())
+    return total / len(truth)
+
+
+def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
+    x, y = truth - truth.mean(), predicted - predicted.mean()
+    return (x * y).sum() / math.sqrt((x**2).sum() * (y**2).sum())
+
+
+def python_rounded(values: np.ndarray, limit: int) -> list[int]:
+    """Clip, then round as Python does, half to even."""
+    return [round(min(max(float(value), -limit), limit)) for value in values]
+
+
+def softmax(scores: np.ndarray) -> np.ndarray:
+    return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+
+# ---- regression --------------------------------------------------------------------------------
+
+# Quarters: ties, zeros and halves are common, and so are values beyond the scale.
+labels = st.integers(-12, 12).map(lambda quarters: quarters / 4)
+predictions = st.integers(-16, 16).map(lambda quarters: quarters / 4)
+labelled = st.lists(st.tuples(labels, predictions), min_size=1, max_size=30).map(
+    lambda pairs: (np.array(pairs, dtype=np.float32)[:, 0], np.array(pairs)[:, 1])
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(labelled)
+@pytest.mark.filterwarnings("ignore::common.metrics.ConstantPredictions")
+def test_regression_equals_the_libraries_and_a_second_opinion(
+    drawn: tuple[np.ndarray, np.ndarray],
+) -> None:
+    truth, predicted = drawn
+    found = compute_metrics(Task.regression, truth, predicted)
+    nonzero = truth != 0
+    positive = (truth[nonzero] > 0, predicted[nonzero] > 0)
+    trusted = {
+        "mae": sklearn.metrics.mean_absolute_error(truth, predicted),
+        "mse": sklearn.metrics.mean_squared_error(truth, predicted),
+        "acc2": sklearn.metrics.accuracy_score(truth >= 0, predicted >= 0),
+        "f1": sklearn.metrics.f1_score(truth >= 0, predicted >= 0, average="weighted"),
+        "acc5": np.mean(np.equal(python_rounded(truth, 2), python_rounded(predicted, 2))),
+        "acc7": np.mean(np.equal(python_rounded(truth, 3), python_rounded(predicted, 3))),
+    }
+    by_hand = {
+        "mae": np.abs(truth - predicted).sum() / len(truth),
+        "mse": ((truth - predicted) ** 2).sum() / len(truth),
+        "acc2": ((truth < 0) == (predicted < 0)).sum() / len(truth),
+        "f1": weighted_f1(truth >= 0, predicted >= 0),
+        "acc2_nonzero": (positive[0] == positive[1]).mean() if nonzero.any() else 0.0,
+        "f1_nonzero": weighted_f1(*positive) if nonzero.any() else 0.0,
+    }
+    if len(set(truth)) > 1 and len(set(predicted)) > 1:
+        trusted["corr"] = scipy.stats.pearsonr(truth, predicted).statistic
+        by_hand["corr"] = pearson(truth.astype(float), predicted)
+    else:
+        by_hand["corr"] = 0.0
+    for expected in (trusted, by_hand):
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, abs=CLOSE), name
+    assert found.keys() == trusted.keys() | by_hand.keys()
+
+
+def test_regression_by_hand() -> None:
+    truth = np.array([-1.0, 0.0, 2.0, -0.5, 0.0])
+    predicted = np.array([-0.2, -0.1, 0.3, 0.0, 0.0])
+    found = compute_metrics(Task.regression, truth, predicted)
+    assert found["mae"] == pytest.approx((0.8 + 0.1 + 1.7 + 0.5) / 5)
+    assert found["mse"] == pytest.approx((0.64 + 0.01 + 2.89 + 0.25) / 5)
+    # All items: 0 is non-negative, in the label and in the prediction.
+    assert found["acc2"] == pytest.approx(3 / 5)
+    assert found["f1"] == pytest.approx((2 * 1 / 2 + 3 * 2 / 3) / 5)
+    # Without the labels 0: a prediction of 0 is not positive.
+    assert found["acc2_nonzero"] == 1.0
+    assert found["f1_nonzero"] == 1.0
+
+
+def test_the_two_conventions_treat_a_prediction_of_zero_differently() -> None:
+    found = compute_metrics(Task.regression, np.array([1.0, -1.0, 2.0]), np.array([0.0, -1.0, 1.0]))
+    assert found["acc2"] == 1.0
+    assert found["acc2_nonzero"] == pytest.approx(2 / 3)
+
+
+def test_f1_takes_the_truth_first() -> None:
+    truth, predicted = np.array([1.0, 1, 1, 1, -1]), np.array([1.0, 1, -1, -1, -1])
+    found = compute_metrics(Task.regression, truth, predicted)
+    swapped = compute_metrics(Task.regression, predicted, truth)
+    # F1 is 2/3 of positive and 1/2 of negative, either way round; the truth gives the weights.
+    assert found["f1"] == found["f1_nonzero"] == pytest.approx((4 * 2 / 3 + 1 * 1 / 2) / 5)
+    assert swapped["f1"] == swapped["f1_nonzero"] == pytest.approx((2 * 2 / 3 + 3 * 1 / 2) / 5)
+
+
+@pytest.mark.parametrize(
+    ("value", "rounded"), [(0.5, 0.0), (-0.5, 0.0), (1.5, 2.0), (2.5, 2.0), (-1.5, -2.0)]
+)
+def test_halves_are_rounded_to_even(value: float, rounded: float) -> None:
+    assert rounded_agreement(np.array([value]), np.array([rounded]), 3) == 1.0
+    away = rounded + math.copysign(1.0, value - rounded)
+    assert rounded_agreement(np.array([value]), np.array([away]), 3) == 0.0
+
+
+def test_clipping_comes_before_rounding() -> None:
+    truth, predicted = np.array([3.0, 2.4, -3.0, -2.6]), np.array([9.0, 3.0, -1.6, -7.0])
+    assert rounded_agreement(truth, predicted, 2) == 1.0
+    assert rounded_agreement(truth, predicted, 3) == pytest.approx(2 / 4)
+    found = compute_metrics(Task.regression, truth, predicted)
+    assert (found["acc5"], found["acc7"]) == (1.0, 0.5)
+
+
+def test_acc7_tells_apart_what_acc5_does_not() -> None:
+    assert rounded_agreement(np.array([3.0]), np.array([2.0]), 2) == 1.0
+    assert rounded_agreement(np.array([3.0]), np.array([2.0]), 3) == 0.0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("constant", [0.0, 0.1, -1e-3, 1e6])
+@pytest.mark.parametrize("items", [1, 2, 3, 1000])
+def test_constant_predictions_have_no_correlation_and_say_so(
+    constant: float, items: int, dtype: type
+) -> None:
+    truth = np.linspace(-3, 3, items, dtype=dtype)
+    predicted = np.full(items, constant, dtype=dtype)
+    with pytest.warns(ConstantPredictions, match="corr=0"):
+        assert correlation(truth, predicted) == 0.0
+    with pytest.warns(ConstantPredictions):
+        assert compute_metrics(Task.regression, truth, predicted)["corr"] == 0.0
+    with pytest.warns(ConstantPredictions):
+        assert correlation(predicted, truth) == 0.0
+
+
+def test_nearly_constant_predictions_still_correlate() -> None:
+    truth = np.array([1.0, 2.0, 4.0])
+    assert correlation(truth, 1e-30 * truth) == pytest.approx(1.0)
+    assert correlation(truth, -1e30 * truth) == pytest.approx(-1.0)
+
+
+def test_labels_that_are_all_zero_leave_nothing_for_the_nonzero_variants() -> None:
+    with pytest.warns(ConstantPredictions):
+        found = compute_metrics(Task.regression, np.zeros(3), np.array([0.2, -1.0, 0.0]))
+    assert (found["acc2_nonzero"], found["f1_nonzero"]) == (0.0, 0.0)
+    assert found["acc2"] == pytest.approx(2 / 3)
+    assert found["f1"] == pytest.approx(4 / 5)
+
+
+def test_perfect_predictions_are_perfect() -> None:
+    truth = np.array([-3.0, -0.4, 0.0, 1.5, 2.6], dtype=np.float32)
+    found = compute_metrics(Task.regression, truth, truth)
+    assert (found.pop("mae"), found.pop("mse")) == (0.0, 0.0)
+    assert list(found.values()) == pytest.approx([1.0] * 7)
+
+
+# ---- classes -----------------------------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(2, 5), st.integers(1, 25), st.integers(0, 999))
+def test_classes_equal_scikit_learn_and_a_second_opinion(
+    classes: int, items: int, seed: int
+) -> None:
+    source = np.random.default_rng(seed)
+    truth = source.integers(classes, size=items)
+    probabilities = softmax(2 * source.normal(size=(items, classes))).astype(np.float32)
+    found = compute_metrics(Task.classification, truth, probabilities)
+    chosen = probabilities.argmax(axis=1)
+    true_probability = probabilities[np.arange(items), truth].astype(float)
+    exact = probabilities.astype(float) / probabilities.astype(float).sum(axis=1, keepdims=True)
+    trusted = {
+        "accuracy": sklearn.metrics.accuracy_score(truth, chosen),
+        "f1": sklearn.metrics.f1_score(truth, chosen, average="weighted"),
+        "log_loss": sklearn.metrics.log_loss(truth, exact, labels=list(range(classes))),
+    }
+    by_hand = {
+        "accuracy": (truth == chosen).sum() / items,
+        "f1": weighted_f1(truth, chosen),
+        "log_loss": -np.log(true_probability).sum() / items,
+    }
+    assert found == pytest.approx(trusted, abs=CLOSE)
+    assert found == pytest.approx(by_hand, abs=CLOSE)
+
+
+def test_classes_by_hand() -> None:
+    truth = np.array([0, 0, 0, 1])
+    probabilities = np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1]])
+    found = compute_metrics(Task.classification, truth, probabilities)
+    assert found["accuracy"] == 0.5
+    assert found["f1"] == pytest.approx((3 * 1 / 2 + 1 * 1 / 2) / 4)
+    assert found["log_loss"] == pytest.approx(-math.log(0.7 * 0.3 * 0.2 * 0.8) / 4)
+
+
+def test_the_f1_of_classes_takes_the_truth_first() -> None:
+    # Class 0: once chosen, thrice true; class 1: never true. Swapped it would be 1/2.
+    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]])
+    found = compute_metrics(Task.classification, np.array([0, 0, 0]), probabilities)
+    assert found["f1"] == pytest.approx(2 * 1 / (1 + 3))
+
+
+def test_a_class_of_probability_zero_costs_much_but_not_infinitely_much() -> None:
+    found = compute_metrics(Task.classification, np.array([1, 0]), np.array([[1.0, 0.0]] * 2))
+    assert 10 < found["log_loss"] < 20
+
+
+# ---- several labels ----------------------------------------------------------------------------
+
+
+def test_labels_by_hand() -> None:
+    truth = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], dtype=np.float32)
+    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.5], [0.1, 0.7]])
+    found = compute_metrics(Task.multilabel, truth, probabilities)
+    # Label 0: recall of presence 1/2, of absence 1. Label 1: 1 and 1/3; 0.5 counts as present.
+    assert found["weighted_accuracy_0"] == pytest.approx(3 / 4)
+    assert found["weighted_accuracy_1"] == pytest.approx(2 / 3)
+    assert found["weighted_accuracy"] == pytest.approx((3 / 4 + 2 / 3) / 2)
+    # F1 of presence and absence, weighted by truth.
+    assert found["f1_0"] == pytest.approx((2 * 2 / 3 + 2 * 4 / 5) / 4)
+    assert found["f1_1"] == pytest.approx((1 * 2 / 4 + 3 * 2 / 4) / 4)
+    assert found["f1"] == pytest.approx((found["f1_0"] + found["f1_1"]) / 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(2, 25), st.integers(0, 999))
+def test_labels_equal_scikit_learn_and_a_second_opinion(
+    columns: int, items: int, seed: int
+) -> None:
+    source = np.random.default_rng(seed)
+    truth = (source.random((items, columns)) < 0.3).astype(np.float32)
+    truth[0], truth[1] = 1, 0  # both occur
+    probabilities = source.integers(0, 9, size=(items, columns)) / 8
+    found = compute_metrics(Task.multilabel, truth, probabilities)
+    present = probabilities >= 0.5
+    for k in range(columns):
+        actual, chosen = truth[:, k] == 1, present[:, k]
+        recalls = [chosen[actual].mean(), (~chosen)[~actual].mean()]
+        trusted = sklearn.metrics.balanced_accuracy_score(actual, chosen)
+        assert found[f"weighted_accuracy_{k}"] == pytest.approx(np.mean(recalls), abs=CLOSE)
+        assert found[f"weighted_accuracy_{k}"] == pytest.approx(trusted, abs=CLOSE)
+        trusted = sklearn.metrics.f1_score(actual, chosen, average="weighted")
+        assert found[f"f1_{k}"] == pytest.approx(weighted_f1(actual, chosen), abs=CLOSE)
+        assert found[f"f1_{k}"] == pytest.approx(trusted, abs=CLOSE)
+    for name in ("weighted_accuracy", "f1"):
+        mean = np.mean([found[f"{name}_{k}"] for k in range(columns)])
+        assert found[name] == pytest.approx(mean)
+
+
+def test_saying_absent_always_is_worth_one_half() -> None:
+    truth = np.zeros((20, 1), dtype=np.float32)
+    truth[0] = 1
+    found = compute_metrics(Task.multilabel, truth, np.full((20, 1), 0.1))
+    assert found["weighted_accuracy"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("value", "probabilities", "expected"),
+    [
+        (0.0, [0.1, 0.9, 0.2, 0.3], 3 / 4),
+        (1.0, [0.9, 0.1, 0.7, 0.2], 2 / 4),
+        (0.0, [0.1, 0.2, 0.2, 0.3], 1.0),
+        (1.0, [0.9, 0.7, 0.7, 0.6], 1.0),
+    ],
+    ids=["never", "always", "never, and never predicted", "always, and always predicted"],
+)
+def test_a_label_of_one_value_is_judged_by_its_one_recall(
+    value: float, probabilities: list[float], expected: float
+) -> None:
+    truth = np.full((4, 1), value, dtype=np.float32)
+    found = compute_metrics(Task.multilabel, truth, np.array(probabilities)[:, None])
+    assert found["weighted_accuracy"] == pytest.approx(expected)
+
+
+# ---- every task --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_no_items_raise(task: Task) -> None:
+    truth = np.zeros((0, 2)) if task is Task.multilabel else np.zeros(0)
+    predicted = np.zeros(0) if task is Task.regression else np.zeros((0, 2))
+    with pytest.raises(ValueError, match="no items"):
+        compute_metrics(task, truth, predicted)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_the_headline_is_among_the_metrics_and_better_for_better_predictions(task: Task) -> None:
+    source = np.random.default_rng(0)
+    scores = source.normal(size=(200, 3))
+    truth, good, bad = {
+        Task.regression: (scores[:, 0], scores[:, 0] + 0.1 * scores[:, 1], scores[:, 2]),
+        Task.classification: (scores.argmax(axis=1), softmax(scores), softmax(-scores)),
+        Task.multilabel: (
+            (scores > 0).astype(np.float32),
+            (scores > 0.1) * 1.0,
+            (scores > 1.0) * 1.0,
+        ),
+    }[task]
+    name, more_is_better = HEADLINE[task]
+    better = compute_metrics(task, truth, good)[name]
+    worse = compute_metrics(task, truth, bad)[name]
+    assert (better > worse) == more_is_better
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_the_order_of_items_does_not_matter_and_values_are_plain_floats(task: Task) -> None:
+    source = np.random.default_rng(1)
+    scores = source.normal(size=(30, 3))
+    truth = {
+        Task.regression: scores[:, 0],
+        Task.classification: scores.argmax(axis=1),
+        Task.multilabel: (scores > 0).astype(np.float32),
+    }[task]
+    predicted = source.normal(size=30) if task is Task.regression else softmax(scores**2)
+    order = source.permutation(30)
+    found = compute_metrics(task, truth, predicted)
+    assert found == pytest.approx(compute_metrics(task, truth[order], predicted[order]))
+    assert {type(value) for value in found.values()} == {float}

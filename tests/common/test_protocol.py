@@ -1,0 +1,452 @@
+"""Messages survive the wire, Flower's own included; what does not follow the protocol is named."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
+from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.data.moments import Moments
+from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
+from common.posterior import Form, Gaussian
+from common.protocol import (
+    VERSION,
+    ProtocolError,
+    decode_description,
+    decode_downlink,
+    decode_uplink,
+    encode_description,
+    encode_downlink,
+    encode_query,
+    encode_uplink,
+    payload_bytes,
+)
+
+KEY = ClientKey("audio", 3)
+
+
+def symmetric(size: int, seed: int = 0) -> Tensor:
+    matrix = torch.randn(size, size, generator=torch.Generator().manual_seed(seed))
+    return matrix + matrix.T
+
+
+def downlink() -> Downlink:
+    encoder = {"embed.weight": torch.randn(3, 2, 1), "standardise.mean": torch.randn(2)}
+    prior = torch.tensor([0.1, 1e-300, -3.5], dtype=torch.float64)
+    return Downlink(KEY, 7, encoder, {"head.bias": torch.randn(1)}, prior)
+
+
+def uplink() -> Uplink:
+    encoder = {
+        "embed.weight": Gaussian(torch.randn(3, 2, 2), symmetric(4), Form.row),
+        "layers.0.norm.bias": Gaussian(torch.randn(3), torch.rand(3), Form.diagonal),
+        "norm.weight": Gaussian(torch.randn(3)),
+    }
+    evidence = torch.tensor([3, 0.1, 1 / 3, 1e-17, -2, 5e8], dtype=torch.float64)
+    return Uplink(KEY, 7, encoder, {"head.bias": torch.randn(1)}, 41, 0.123456789, evidence)
+
+
+def description() -> NodeDescription:
+    clients = tuple(
+        ClientDescription(
+            ClientKey(modality, part),
+            10 + part,
+            torch.tensor([10.0, 0.1 + part, 1 / 3], dtype=torch.float64),
+            Moments(*np.random.default_rng(part).normal(size=(3, *shape))),
+        )
+        for modality, part, shape in (("audio", 0, (4,)), ("vision", 12, (2, 4)))
+    )
+    return NodeDescription(clients)
+
+
+def through_protobuf(content: RecordDict) -> RecordDict:
+    sent = recorddict_to_proto(content).SerializeToString()
+    return recorddict_from_proto(RecordDictProto.FromString(sent))
+
+
+def through_objects(content: RecordDict) -> RecordDict:
+    """Take the content apart into chunks and put it together, as the SuperLink's store does."""
+    chunks = {name: item.deflate() for name, item in get_all_nested_objects(content).items()}
+    inflated = inflate_object_from_contents(content.object_id, chunks)
+    assert isinstance(inflated, RecordDict)
+    return inflated
+
+
+def at_hand(content: RecordDict) -> RecordDict:
+    return content
+
+
+WIRES = pytest.mark.parametrize("wire", [at_hand, through_protobuf, through_objects])
+Wire = Callable[[RecordDict], RecordDict]
+
+
+def assert_same_arrays(found: Any, expected: Any) -> None:
+    assert list(found) == list(expected)
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        assert torch.equal(found[name], array)
+
+
+def assert_same_posterior(found: Any, expected: Any) -> None:
+    assert list(found) == list(expected)
+    for name, gaussian in expected.items():
+        assert found[name].form is gaussian.form
+        assert torch.equal(found[name].mean, gaussian.mean)
+        if gaussian.precision is None:
+            assert found[name].precision is None
+        else:
+            assert torch.equal(found[name].precision, gaussian.precision)
+
+
+# --- Round trips ------------------------------------------------------------------------------
+
+
+@WIRES
+def test_downlink_survives(wire: Wire) -> None:
+    sent = downlink()
+    found = decode_downlink(wire(encode_downlink(sent)))
+    assert (found.key, found.round) == (sent.key, sent.round)
+    assert isinstance(found.key, ClientKey)
+    assert_same_arrays(found.encoder, sent.encoder)
+    assert_same_arrays(found.decoder, sent.decoder)
+    assert found.prior.dtype == torch.float64
+    assert torch.equal(found.prior, sent.prior)
+
+
+@WIRES
+def test_uplink_survives(wire: Wire) -> None:
+    sent = uplink()
+    found = decode_uplink(wire(encode_uplink(sent)))
+    assert (found.key, found.round, found.examples) == (sent.key, sent.round, sent.examples)
+    assert found.train_loss == sent.train_loss
+    assert torch.equal(found.evidence, sent.evidence)
+    assert_same_posterior(found.encoder, sent.encoder)
+    assert_same_arrays(found.decoder, sent.decoder)
+
+
+@WIRES
+@pytest.mark.parametrize(
+    "sent", [description(), NodeDescription(()), NodeDescription((), "data=x.npz: no such file")]
+)
+def test_description_survives(wire: Wire, sent: NodeDescription) -> None:
+    found = decode_description(wire(encode_description(sent)))
+    assert found.error == sent.error
+    assert len(found.clients) == len(sent.clients)
+    for one, two in zip(found.clients, sent.clients, strict=True):
+        assert (one.key, one.examples, one.width) == (two.key, two.examples, 4)
+        assert torch.equal(one.label_sums, two.label_sums)
+        for name in ("count", "mean", "squares"):
+            np.testing.assert_array_equal(getattr(one.moments, name), getattr(two.moments, name))
+
+
+def test_what_is_received_can_be_written_to() -> None:
+    found = decode_downlink(through_protobuf(encode_downlink(downlink())))
+    found.encoder["embed.weight"].add_(1)
+
+
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    form=st.sampled_from(list(Form)),
+    seed=st.integers(0, 10_000),
+    double=st.booleans(),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_form_of_precision_survives(
+    shape: list[int], form: Form, seed: int, double: bool
+) -> None:
+    torch.manual_seed(seed)
+    mean = torch.randn(shape)
+    precision = None
+    if form is Form.diagonal:
+        precision = torch.rand(shape)
+    elif form is Form.row:
+        precision = symmetric(mean[0].numel(), seed)
+    if double and precision is not None:
+        precision = precision.double()
+    sent = Uplink(
+        KEY, 1, {"layers.0.a:b": Gaussian(mean, precision, form)}, {}, 1, 0.0, torch.zeros(6)
+    )
+    found = decode_uplink(through_protobuf(encode_uplink(sent))).encoder
+    assert_same_posterior(found, sent.encoder)
+    if form is Form.row:
+        received = found["layers.0.a:b"].precision
+        assert received is not None and torch.equal(received, received.T)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 12])
+def test_row_precision_is_sent_as_one_triangle(size: int) -> None:
+    sent = Uplink(
+        KEY,
+        1,
+        {"w": Gaussian(torch.zeros(2, size), symmetric(size), Form.row)},
+        {},
+        1,
+        0.0,
+        torch.zeros(6),
+    )
+    (packed,) = encode_uplink(sent).array_records["precision"].values()
+    assert packed.numpy().shape == (size * (size + 1) // 2,)
+
+
+def test_arrays_on_the_graph_or_not_contiguous_can_be_sent() -> None:
+    weight = torch.randn(3, 4, requires_grad=True)
+    sent = Downlink(KEY, 1, {"w": weight.T}, {"v": weight[:, 1]}, torch.zeros(2))
+    found = decode_downlink(encode_downlink(sent))
+    assert torch.equal(found.encoder["w"], weight.detach().T)
+    assert torch.equal(found.decoder["v"], weight.detach()[:, 1])
+
+
+# --- Sizes ------------------------------------------------------------------------------------
+
+
+def test_payload_is_the_bytes_of_the_arrays_as_they_are_sent() -> None:
+    content = encode_downlink(downlink())
+    sizes = []
+    for array in (
+        np.zeros((3, 2, 1), np.float32),
+        np.zeros(2, np.float32),
+        np.zeros(1, np.float32),
+    ):
+        buffer = io.BytesIO()
+        np.save(buffer, array)
+        sizes.append(len(buffer.getvalue()))
+    assert sizes == [128 + 24, 128 + 8, 128 + 4]
+    assert payload_bytes(content) == sum(sizes)
+    assert payload_bytes(encode_query()) == 0
+
+
+# --- What does not follow the protocol --------------------------------------------------------
+
+
+def without(content: RecordDict, record: str) -> RecordDict:
+    del content[record]
+    return content
+
+
+@pytest.mark.parametrize("record", ["about", "encoder", "decoder"])
+def test_downlink_without_a_record_is_refused(record: str) -> None:
+    with pytest.raises(ProtocolError, match=f"'{record}' is missing"):
+        decode_downlink(without(encode_downlink(downlink()), record))
+
+
+@pytest.mark.parametrize("record", ["about", "encoder", "precision", "decoder", "metrics"])
+def test_uplink_without_a_record_is_refused(record: str) -> None:
+    with pytest.raises(ProtocolError, match=f"'{record}' is missing"):
+        decode_uplink(without(encode_uplink(uplink()), record))
+
+
+@pytest.mark.parametrize("decode", [decode_downlink, decode_uplink, decode_description])
+def test_empty_message_is_refused(decode: Callable[[RecordDict], object]) -> None:
+    with pytest.raises(ProtocolError, match="'about' is missing"):
+        decode(RecordDict())
+
+
+def test_record_of_the_wrong_kind_is_refused() -> None:
+    content = encode_uplink(uplink())
+    content["encoder"] = ConfigRecord({"embed.weight": 1.0})
+    with pytest.raises(ProtocolError, match="'encoder' is missing"):
+        decode_uplink(content)
+
+
+@pytest.mark.parametrize(
+    ("record", "field", "value", "words"),
+    [
+        ("about", "round", None, ["about", "round"]),
+        ("about", "surplus", 1, ["about", "surplus"]),
+        ("about", "round", 1.0, ["about.round", "float", "int"]),
+        ("about", "round", True, ["about.round", "bool", "int"]),
+        ("about", "part", "0", ["about.part", "str", "int"]),
+        ("about", "modality", 2, ["about.modality", "int", "str"]),
+        ("metrics", "examples", None, ["metrics", "examples"]),
+        ("metrics", "examples", 3.0, ["metrics.examples", "float", "int"]),
+        ("metrics", "train-loss", 1, ["metrics.train-loss", "int", "float"]),
+        ("metrics", "evidence", 0.5, ["metrics.evidence", "float", "list"]),
+        ("metrics", "surplus", 0.5, ["metrics", "surplus"]),
+    ],
+)
+def test_uplink_with_another_field_or_type_is_refused_and_named(
+    record: str, field: str, value: Any, words: list[str]
+) -> None:
+    content = encode_uplink(uplink())
+    changed = content[record]
+    assert isinstance(changed, (ConfigRecord, MetricRecord))
+    if value is None:
+        del changed[field]
+    else:
+        changed[field] = value
+    with pytest.raises(ProtocolError) as raised:
+        decode_uplink(content)
+    assert all(word in str(raised.value) for word in words)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("prior", None, ["about", "prior"]),
+        ("prior", 0.5, ["about.prior", "float", "list"]),
+        ("prior", ["a", "b"], ["prior"]),
+        ("round", "1", ["about.round", "str", "int"]),
+        ("surplus", 1, ["about", "surplus"]),
+    ],
+)
+def test_downlink_with_another_field_or_type_is_refused_and_named(
+    field: str, value: Any, words: list[str]
+) -> None:
+    content = encode_downlink(downlink())
+    about = content.config_records["about"]
+    if value is None:
+        del about[field]
+    else:
+        about[field] = value
+    with pytest.raises(ProtocolError) as raised:
+        decode_downlink(content)
+    assert all(word in str(raised.value) for word in words)
+
+
+def repacked(name: str, array: np.ndarray) -> RecordDict:
+    content = encode_uplink(uplink())
+    content["precision"] = ArrayRecord({name: Array(array)})
+    return content
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        # embed.weight is (3, 2, 2): 4 columns, 10 values in a triangle.
+        ("row:embed.weight", (9,), ["embed.weight", "9", "10"]),
+        ("row:embed.weight", (4, 4), ["embed.weight", "16", "10"]),
+        ("row:embed.weight", (), ["embed.weight"]),
+        ("diagonal:embed.weight", (10,), ["embed.weight", "(10,)", "(3, 2, 2)"]),
+        ("diagonal:norm.weight", (1,), ["norm.weight", "(1,)", "(3,)"]),
+        ("row:nowhere", (1,), ["row:nowhere"]),
+        ("full:embed.weight", (10,), ["full:embed.weight"]),
+        ("identity:embed.weight", (10,), ["identity:embed.weight"]),
+        ("embed.weight", (10,), ["embed.weight"]),
+    ],
+)
+def test_precision_that_fits_no_array_is_refused_and_named(
+    name: str, shape: tuple[int, ...], words: list[str]
+) -> None:
+    with pytest.raises(ProtocolError) as raised:
+        decode_uplink(repacked(name, np.ones(shape, np.float32)))
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_two_precisions_of_one_array_are_refused() -> None:
+    content = encode_uplink(uplink())
+    precision = content.array_records["precision"]
+    precision["diagonal:embed.weight"] = Array(np.ones((3, 2, 2), np.float32))
+    with pytest.raises(ProtocolError, match=r"embed\.weight"):
+        decode_uplink(content)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"nonsense", b"\x93NUMPY\x01\x00", b"PK\x03\x04 not a zip", b"PK\x05\x06" + bytes(18)],
+    ids=["empty", "nonsense", "cut off", "broken zip", "empty zip"],
+)
+@pytest.mark.parametrize("record", ["encoder", "precision", "decoder"])
+def test_array_that_cannot_be_read_is_refused_and_named(record: str, data: bytes) -> None:
+    content = encode_uplink(uplink())
+    arrays = content.array_records[record]
+    arrays[next(iter(arrays))] = Array("float32", (3,), "numpy.ndarray", data)
+    with pytest.raises(ProtocolError, match=record):
+        decode_uplink(content)
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.zeros(2, ">f4"), np.zeros(2, "M8[s]")])
+def test_array_that_torch_cannot_hold_is_refused_and_named(array: np.ndarray) -> None:
+    content = encode_uplink(uplink())
+    content.array_records["decoder"]["head.bias"] = Array(array)
+    with pytest.raises(ProtocolError, match="decoder"):
+        decode_uplink(content)
+
+
+def test_array_of_another_serialisation_is_refused() -> None:
+    content = encode_uplink(uplink())
+    content.array_records["encoder"]["norm.weight"] = Array("float32", (3,), "pickle", b"x")
+    with pytest.raises(ProtocolError, match="encoder"):
+        decode_uplink(content)
+
+
+# --- Descriptions -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [0, VERSION + 1])
+def test_other_version_is_refused(version: int) -> None:
+    content = encode_description(description())
+    content.config_records["about"]["version"] = version
+    with pytest.raises(ProtocolError, match=f"version {version}, expected {VERSION}"):
+        decode_description(content)
+
+
+def test_query_says_the_version() -> None:
+    assert dict(encode_query().config_records["about"]) == {"version": VERSION}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("examples", None, ["about-1", "examples"]),
+        ("examples", 2.0, ["about-1.examples", "float", "int"]),
+        ("label-sums", 2.0, ["about-1.label-sums", "float", "list"]),
+        ("label-sums", ["x"], ["label-sums"]),
+        ("surplus", 1, ["about-1", "surplus"]),
+    ],
+)
+def test_description_with_another_field_or_type_is_refused_and_named(
+    field: str, value: Any, words: list[str]
+) -> None:
+    content = encode_description(description())
+    about = content.config_records["about-1"]
+    if value is None:
+        del about[field]
+    else:
+        about[field] = value
+    with pytest.raises(ProtocolError) as raised:
+        decode_description(content)
+    assert all(word in str(raised.value) for word in words)
+
+
+def test_description_that_promises_more_clients_than_it_holds_is_refused() -> None:
+    content = encode_description(description())
+    content.config_records["about"]["clients"] = 3
+    with pytest.raises(ProtocolError, match="about-2"):
+        decode_description(content)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {},
+        {"count": np.ones(4), "mean": np.ones(4)},
+        {"count": np.ones(4), "mean": np.ones(4), "squares": np.ones(4), "odd": np.ones(4)},
+        {"count": np.ones(4), "mean": np.ones(4), "squares": np.ones(3)},
+        {"count": np.ones(()), "mean": np.ones(()), "squares": np.ones(())},
+        {"count": np.ones(4), "mean": np.array(list("abcd")), "squares": np.ones(4)},
+    ],
+    ids=["none", "one missing", "one more", "shapes differ", "of no features", "not numbers"],
+)
+def test_moments_that_are_none_are_refused_and_named(arrays: dict[str, np.ndarray]) -> None:
+    content = encode_description(description())
+    content["moments-1"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    with pytest.raises(ProtocolError, match="moments-1"):
+        decode_description(content)
+
+
+def test_moments_that_cannot_be_read_are_refused_and_named() -> None:
+    content = encode_description(description())
+    content.array_records["moments-0"]["mean"] = Array("float64", (4,), "numpy.ndarray", b"")
+    with pytest.raises(ProtocolError, match="moments-0"):
+        decode_description(content)

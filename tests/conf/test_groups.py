@@ -1,0 +1,229 @@
+"""Every file of every group composes, and what it configures can be built and used."""
+
+import shlex
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from client import sampling
+from client.posterior import fit_gaussian
+from client.trainer import train
+from common.clients import ClientKey
+from common.config import (
+    ClientConfig,
+    Config,
+    FusionRule,
+    ModelConfig,
+    NpzConfig,
+    Optimizer,
+    SamplerConfig,
+    StrategyConfig,
+    SyntheticConfig,
+    compose_config,
+)
+from common.data.batching import pad_all
+from common.data.dataset import Sequences
+from common.data.federation import ClientData, read_items
+from common.messages import Uplink
+from common.model.evidence import evidence, label_sums, prior_of
+from common.model.fusion import fit_fusion
+from common.model.ha_fedformer import ModelSpec, build_model, split_arrays
+from common.model.predict import predict
+from common.task import Task
+from server.aggregation.hierarchy import RoundSum, merge_round
+
+CONF = Path(str(files("conf")))
+GROUPS = {
+    folder.name: sorted(folder.glob("*.yaml")) for folder in CONF.iterdir() if folder.is_dir()
+}
+GROUPS = {name: found for name, found in sorted(GROUPS.items()) if found}
+
+
+def names(group: str) -> list[str]:
+    return [path.stem for path in GROUPS[group]]
+
+
+EVERY = [(group, name) for group in GROUPS for name in names(group)]
+
+
+def launch_command(path: Path) -> list[str]:
+    """Return the command in the head of an experiment file, word by word."""
+    head = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
+    assert head[0].startswith("# utmp-")
+    return shlex.split(head[0].removeprefix("# "))
+
+
+def overrides_for(group: str, name: str) -> list[str]:
+    if group == "experiment":
+        return launch_command(CONF / group / f"{name}.yaml")[1:]
+    path = ["dataset.path=a.npz"] if (group, name) == ("dataset", "npz") else []
+    return [f"{group}={name}", *path]
+
+
+@cache
+def composed(group: str, name: str) -> Config:
+    return compose_config("config", overrides_for(group, name))
+
+
+def test_the_groups_are_those_of_the_schema() -> None:
+    assert set(GROUPS) >= {"dataset", "model", "client", "strategy", "fusion", "runtime"}
+    assert set(GROUPS) <= set(vars(Config(run_dir=""))) | {"experiment"}
+
+
+@pytest.mark.parametrize(("group", "name"), EVERY)
+def test_every_file_composes_into_its_dataclass(group: str, name: str) -> None:
+    config = composed(group, name)
+    kinds = {
+        "client": ClientConfig,
+        "model": ModelConfig,
+        "strategy": StrategyConfig,
+        "experiment": Config,
+        "dataset": {"npz": NpzConfig, "synthetic": SyntheticConfig}.get(name),
+    }
+    part = config if group == "experiment" else getattr(config, group)
+    assert isinstance(part, kinds.get(group, object))
+    if hasattr(part, "name"):
+        assert part.name == name
+
+
+@pytest.mark.parametrize("name", names("experiment"))
+def test_every_experiment_starts_with_its_command(name: str) -> None:
+    command = launch_command(CONF / "experiment" / f"{name}.yaml")
+    assert command[0] == "utmp-train"
+    assert f"experiment={name}" in command
+
+
+def test_mosei_raw_is_what_the_authors_published() -> None:
+    config = composed("experiment", "mosei_raw")
+    assert (config.seed, config.rounds) == (1234, 300)
+    assert isinstance(config.dataset, NpzConfig)
+    assert config.dataset.path == "mosei_raw.npz"
+    assert config.dataset.modalities == ["language", "audio", "vision"]
+    assert config.dataset.max_seq_len == 50
+    assert config.client.optimizer is Optimizer.adamw
+    assert (config.client.lr, config.client.weight_decay) == (1e-3, 1e-5)
+    assert (config.client.batch_size, config.client.num_workers) == (512, 0)
+
+
+def test_an_experiment_can_be_overridden() -> None:
+    config = compose_config("config", [*overrides_for("experiment", "mosei_raw"), "rounds=2"])
+    assert config.rounds == 2
+    assert config.client.batch_size == 512
+
+
+# What can be built ------------------------------------------------------------------------------
+
+WIDTHS = {"audio": 3, "vision": 2}
+SMALL = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
+
+
+def spec(model: ModelConfig, *modalities: str) -> ModelSpec:
+    return ModelSpec({name: (WIDTHS[name],) for name in modalities}, 1, Task.regression, model)
+
+
+def client_data(modality: str = "audio", items: int = 10) -> ClientData:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=(items * 2, WIDTHS[modality])).astype(np.float32)
+    sequences = Sequences(values, np.arange(items) * 2, np.full(items, 2))
+    labels = rng.normal(size=items).astype(np.float32)
+    return ClientData(modality, sequences, labels, np.arange(items), np.arange(0))
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_every_model_predicts(name: str) -> None:
+    config = composed("model", name).model
+    model = build_model(spec(config, "audio", "vision"), seed=0).eval()
+    for modality in WIDTHS:
+        outputs = model(modality, pad_all(client_data(modality).sequences))
+        assert outputs.shape == (10, 1)
+        assert outputs.isfinite().all()
+    assert len(model.encoders["audio"].layers) == config.layers
+    assert model.decoder.lstm.num_layers == config.decoder_layers
+
+
+@pytest.mark.parametrize("name", names("strategy"))
+@pytest.mark.parametrize("steps", [1, 3, 40])
+def test_every_sampler_has_a_plan_for_any_number_of_steps(name: str, steps: int) -> None:
+    sampler = composed("strategy", name).strategy.sampler
+    plan = sampling.plan(sampler, steps)
+    assert plan.num_samples >= 1 and plan.segment >= 1 and plan.burn_in >= 0
+    assert plan.burn_in + plan.num_samples * plan.segment == steps
+
+
+@pytest.mark.parametrize("name", names("client"))
+def test_every_local_training_moves_every_weight(name: str) -> None:
+    config = composed("client", name).client
+    model = build_model(spec(SMALL, "audio"), seed=0)
+    before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
+    trained = train(model, client_data(), config, SamplerConfig(num_samples=2), seed=1)
+    assert set(trained.samples) == set(before)
+    assert all(not torch.equal(weight, before[key]) for key, weight in model.named_parameters())
+
+
+@pytest.mark.parametrize("name", names("strategy"))
+def test_every_strategy_makes_a_round(name: str) -> None:
+    config = composed("strategy", name)
+    total = RoundSum()
+    sent = build_model(spec(SMALL, "audio", "vision"), seed=0)
+    for modality in WIDTHS:
+        for part in range(2):
+            model = build_model(spec(SMALL, modality), seed=part)
+            trained = train(
+                model, client_data(modality), ClientConfig(), config.strategy.sampler, 1
+            )
+            samples = split_arrays(trained.samples)
+            encoder = {
+                key: fit_gaussian(sample, config.strategy.encoder)
+                for key, sample in samples.encoders[modality].items()
+            }
+            decoder = {key: sample.mean(dim=0) for key, sample in samples.decoder.items()}
+            key = ClientKey(modality, part)
+            total = total.add(Uplink(key, 1, encoder, decoder, 10, 1.0, torch.zeros(6).double()))
+    merged = merge_round(total, config.strategy, torch.Generator().manual_seed(0)).parts
+    expected = split_arrays(dict(sent.named_parameters()))
+    assert merged.encoders.keys() == expected.encoders.keys()
+    for modality, arrays in merged.encoders.items():
+        assert {key: array.shape for key, array in arrays.items()} == {
+            key: array.shape for key, array in expected.encoders[modality].items()
+        }
+        assert all(array.isfinite().all() for array in arrays.values())
+    assert merged.decoder.keys() == expected.decoder.keys()
+    assert all(array.isfinite().all() for array in merged.decoder.values())
+
+
+@pytest.mark.parametrize("name", names("fusion"))
+def test_every_fusion_predicts(name: str) -> None:
+    rule = composed("fusion", name).fusion.name
+    model = build_model(spec(SMALL, "audio", "vision"), seed=0).eval()
+    data = {modality: client_data(modality) for modality in WIDTHS}
+    labels = torch.from_numpy(data["audio"].labels)
+    prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
+    inputs = {modality: pad_all(part.sequences) for modality, part in data.items()}
+    with torch.inference_mode():
+        sums = {
+            modality: evidence(model(modality, padded), labels, prior, Task.regression)
+            for modality, padded in inputs.items()
+        }
+    fusion = fit_fusion(rule, Task.regression, prior, sums)
+    assert fusion.rule is not FusionRule.auto
+    assert rule in (fusion.rule, FusionRule.auto)
+    assert predict(model, fusion, inputs).values.isfinite().all()
+
+
+def test_the_embedded_dataset_is_made_as_configured() -> None:
+    config = compose_config("config", ["dataset=synthetic", "dataset.num_items=30"])
+    items = read_items(config)
+    assert len(items) == 30
+    assert list(items.sequences) == config.dataset.modalities
+
+
+def test_the_file_dataset_is_read_as_configured(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, label=np.arange(4.0), audio=np.zeros((4, 60, 2)), vision=np.zeros((4, 3)))
+    items = read_items(compose_config("config", ["dataset=npz", f"dataset.path={path}"]))
+    assert {name: seqs.width for name, seqs in items.sequences.items()} == {"audio": 2, "vision": 3}
+    assert items.sequences["audio"].lengths.tolist() == [50] * 4

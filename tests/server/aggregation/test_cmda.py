@@ -1,0 +1,240 @@
+"""CmDA against a double loop over its formula, and where it must be the plain mean."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.config import DecoderConfig
+from server.aggregation.cmda import cmda_weights, merge_decoders
+
+Array = NDArray[np.float64]
+
+options = st.builds(
+    DecoderConfig,
+    epsilon=st.floats(-3, 3),
+    temperature=st.floats(0.01, 100),
+    sign=st.sampled_from([1, -1]),
+    noise=st.just(0.0),
+)
+
+
+def quiet(**changes: float) -> DecoderConfig:
+    return DecoderConfig(**({"noise": 0.0} | changes))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def random_layers(count: int, seed: int = 0, shape: tuple[int, ...] = (3, 4)) -> list[Tensor]:
+    rng = np.random.default_rng(seed)
+    return [torch.from_numpy((i + 1) * rng.normal(size=shape)).float() for i in range(count)]
+
+
+def as_decoders(layers: list[Tensor]) -> dict[str, dict[str, Tensor]]:
+    return {f"modality_{i}": {"w": layer} for i, layer in enumerate(layers)}
+
+
+def formula(layers: list[Array], epsilon: float, temperature: float, sign: int) -> Array:
+    """Move every anchor as the paper says, then average the moved ones."""
+    count = len(layers)
+
+    def distance(m: int, n: int) -> float:
+        return math.sqrt(float(((layers[m] - layers[n]) ** 2).sum()))
+
+    pairs = [(m, n) for m in range(count) for n in range(count) if m != n]
+    typical = sum(distance(m, n) for m, n in pairs) / len(pairs)
+    moved = []
+    for m in range(count):
+        others = [n for n in range(count) if n != m]
+        scores = [math.exp(sign * distance(m, n) / (temperature * typical)) for n in others]
+        step = np.zeros_like(layers[m])
+        for n, score in zip(others, scores, strict=True):
+            step += score / sum(scores) * (layers[m] - layers[n])
+        moved.append(layers[m] - epsilon * step)
+    return np.mean(moved, axis=0)
+
+
+@pytest.mark.parametrize("count", [2, 3, 4, 6])
+@pytest.mark.parametrize("epsilon", [0.5, 1.2])
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 4.0])
+@pytest.mark.parametrize("sign", [1, -1])
+def test_equals_the_formula(count: int, epsilon: float, temperature: float, sign: int) -> None:
+    layers = random_layers(count)
+    expected = formula([layer.double().numpy() for layer in layers], epsilon, temperature, sign)
+    config = quiet(epsilon=epsilon, temperature=temperature, sign=sign)
+    merged, weights = merge_decoders(as_decoders(layers), config, seeded())
+    np.testing.assert_allclose(merged["w"].numpy(), expected, rtol=1e-5, atol=1e-5)
+    weighed = sum(
+        w * layer.double() for w, layer in zip(weights["w"].values(), layers, strict=True)
+    )
+    assert isinstance(weighed, Tensor)
+    np.testing.assert_allclose(weighed.numpy(), expected, rtol=1e-12, atol=1e-12)
+    assert merged["w"].dtype == torch.float32
+
+
+@given(
+    config=options,
+    count=st.integers(1, 7),
+    seed=st.integers(0, 1000),
+    size=st.sampled_from([1e-6, 1.0, 1e6]),
+)
+@settings(max_examples=60, deadline=None)
+def test_weights_sum_to_one(config: DecoderConfig, count: int, seed: int, size: float) -> None:
+    weights = cmda_weights([size * layer for layer in random_layers(count, seed)], config)
+    assert weights.shape == (count,)
+    assert weights.isfinite().all()
+    assert weights.sum().item() == pytest.approx(1, abs=1e-12)
+
+
+def corners() -> list[Tensor]:
+    angles = torch.arange(3, dtype=torch.float64) * 2 * math.pi / 3
+    return [torch.stack([angle.cos(), angle.sin()]) for angle in angles]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [random_layers(2), corners(), random_layers(1) * 3, random_layers(1) * 5],
+    ids=["two modalities", "equilateral triangle", "three identical", "five identical"],
+)
+@given(config=options)
+@settings(max_examples=15, deadline=None)
+def test_symmetric_attention_is_the_plain_mean(layers: list[Tensor], config: DecoderConfig) -> None:
+    weights = cmda_weights(layers, config)
+    torch.testing.assert_close(weights, torch.full_like(weights, 1 / len(layers)))
+    merged, _ = merge_decoders(as_decoders(layers), config, seeded())
+    torch.testing.assert_close(merged["w"], torch.stack(layers).double().mean(dim=0).float())
+
+
+def test_three_modalities_are_not_the_plain_mean() -> None:
+    weights = cmda_weights(random_layers(3), quiet())
+    assert (weights - 1 / 3).abs().max() > 0.02
+
+
+@given(config=options, seed=st.integers(0, 1000))
+@settings(max_examples=20, deadline=None)
+def test_sign_mirrors_the_weights_of_three_about_the_mean(config: DecoderConfig, seed: int) -> None:
+    # With two others a softmax is a sigmoid, so the other sign swaps what the two of them get.
+    layers = random_layers(3, seed)
+    mirrored = DecoderConfig(config.merge, config.epsilon, config.temperature, -config.sign, 0.0)
+    both = cmda_weights(layers, config) + cmda_weights(layers, mirrored)
+    torch.testing.assert_close(both, torch.full_like(both, 2 / 3))
+
+
+def test_positive_sign_favours_the_outlier() -> None:
+    layers = [torch.tensor([x]) for x in (0.0, 1.0, 10.0)]
+    far, near = (cmda_weights(layers, quiet(sign=sign)) for sign in (1, -1))
+    assert far.argmax() == 2 and near.argmin() == 2
+
+
+def test_small_temperature_attends_to_the_farthest_alone() -> None:
+    # From 0 and 1 the farthest is 10, from 10 it is 0: attention received is 1, 0, 2.
+    layers = [torch.tensor([x]) for x in (0.0, 1.0, 10.0)]
+    weights = cmda_weights(layers, quiet(temperature=1e-3))
+    expected = (1 - 1.2 + 1.2 * torch.tensor([1.0, 0.0, 2.0])) / 3
+    torch.testing.assert_close(weights, expected.double())
+
+
+def test_large_temperature_and_zero_epsilon_are_the_mean() -> None:
+    layers = random_layers(4)
+    for config in (quiet(temperature=1e9), quiet(epsilon=0.0)):
+        weights = cmda_weights(layers, config)
+        torch.testing.assert_close(weights, torch.full_like(weights, 0.25), rtol=0, atol=1e-8)
+
+
+@given(config=options, scale=st.floats(1e-3, 1e3), seed=st.integers(0, 100))
+@settings(max_examples=20, deadline=None)
+def test_scale_of_the_decoders_does_not_matter(
+    config: DecoderConfig, scale: float, seed: int
+) -> None:
+    layers = [layer.double() for layer in random_layers(3, seed)]
+    shifted = [scale * layer + 5 for layer in layers]
+    torch.testing.assert_close(
+        cmda_weights(shifted, config), cmda_weights(layers, config), rtol=0, atol=1e-6
+    )
+
+
+def test_one_modality_returns_itself() -> None:
+    decoder = {"a": torch.randn(3, 2), "b": torch.randn(4), "c": torch.tensor(0.7)}
+    merged, weights = merge_decoders({"audio": decoder}, quiet(), seeded())
+    assert merged.keys() == decoder.keys()
+    for name, array in decoder.items():
+        assert torch.equal(merged[name], array)
+        assert weights[name] == {"audio": 1.0}
+
+
+@given(data=st.data(), config=options, count=st.integers(2, 6))
+@settings(max_examples=20, deadline=None)
+def test_permuting_modalities_permutes_weights(
+    data: st.DataObject, config: DecoderConfig, count: int
+) -> None:
+    decoders = as_decoders(random_layers(count))
+    order = data.draw(st.permutations(list(decoders)))
+    merged, weights = merge_decoders(decoders, config, seeded())
+    permuted, permuted_weights = merge_decoders(
+        {name: decoders[name] for name in order}, config, seeded()
+    )
+    assert list(permuted_weights["w"]) == order
+    assert permuted_weights["w"] == pytest.approx(weights["w"], abs=1e-12)
+    torch.testing.assert_close(permuted["w"], merged["w"], rtol=1e-5, atol=1e-5)
+
+
+def test_layers_are_weighed_each_on_its_own() -> None:
+    first, second = random_layers(3, 1), random_layers(3, 2, shape=(5,))
+    decoders = {f"m{i}": {"first": first[i], "second": second[i]} for i in range(3)}
+    _, weights = merge_decoders(decoders, quiet(), seeded())
+    for name, layers in (("first", first), ("second", second)):
+        assert list(weights[name].values()) == cmda_weights(layers, quiet()).tolist()
+    assert weights["first"] != weights["second"]
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_noise_is_the_mean_of_independent_draws(count: int) -> None:
+    decoders = {f"m{i}": {"w": torch.zeros(200, 100)} for i in range(count)}
+    config = DecoderConfig(noise=0.3)
+    merged, _ = merge_decoders(decoders, config, seeded(5))
+    expected = 0.3 / math.sqrt(count)
+    assert merged["w"].std().item() == pytest.approx(expected, rel=0.03)
+    assert abs(merged["w"].mean().item()) < 4 * expected / math.sqrt(20_000)
+    again, _ = merge_decoders(decoders, config, seeded(5))
+    other, _ = merge_decoders(decoders, config, seeded(6))
+    assert torch.equal(merged["w"], again["w"])
+    assert not torch.equal(merged["w"], other["w"])
+
+
+def test_noise_is_not_the_same_in_two_layers() -> None:
+    decoders = {"m": {"a": torch.zeros(50), "b": torch.zeros(50)}}
+    merged, _ = merge_decoders(decoders, DecoderConfig(noise=1.0), seeded())
+    assert not torch.equal(merged["a"], merged["b"])
+
+
+@pytest.mark.parametrize(("left", "right"), [((1,), (3,)), ((2, 1), (2, 2)), ((4,), (2, 2))])
+def test_shapes_that_differ_raise_and_are_named(
+    left: tuple[int, ...], right: tuple[int, ...]
+) -> None:
+    decoders = {
+        "audio": {"ok": torch.ones(1), "odd": torch.ones(left)},
+        "vision": {"ok": torch.ones(1), "odd": torch.ones(right)},
+    }
+    with pytest.raises(ValueError, match="'odd'"):
+        merge_decoders(decoders, quiet(), seeded())
+
+
+def test_names_that_differ_raise_and_are_named() -> None:
+    decoders = {
+        "audio": {"ok": torch.ones(1), "odd": torch.ones(1)},
+        "vision": {"ok": torch.ones(1)},
+    }
+    with pytest.raises(ValueError, match="'odd'"):
+        merge_decoders(decoders, quiet(), seeded())
+
+
+def test_no_decoders_raise() -> None:
+    with pytest.raises(ValueError, match="no decoders"):
+        merge_decoders({}, quiet(), seeded())

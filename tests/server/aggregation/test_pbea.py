@@ -1,0 +1,326 @@
+"""PbEA against exact posteriors: quadratic losses, whose pooled optimum a dense solve gives.
+
+Client i has the loss 1/2 sum_r (w_r - m_ir)' H_i (w_r - m_ir) over the rows r of its weights, an
+exact posterior N(m_i, H_i^-1) for each row.
+"""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor
+
+from client.posterior import fit_gaussian
+from common.config import EncoderConfig, EncoderMerge, Scale, Structure
+from common.posterior import Form, Gaussian
+from server.aggregation.pbea import PosteriorSum
+
+Array = NDArray[np.float64]
+
+
+def spd(rng: np.random.Generator, size: int, condition: float = 100.0) -> Array:
+    """Return a random symmetric positive definite matrix."""
+    basis, _ = np.linalg.qr(rng.normal(size=(size, size)))
+    return basis * np.geomspace(1, condition, size) @ basis.T
+
+
+def product(posteriors: list[Gaussian], weights: list[float]) -> PosteriorSum:
+    total = PosteriorSum()
+    for gaussian, weight in zip(posteriors, weights, strict=True):
+        total = total.add({"w": gaussian}, weight)
+    return total
+
+
+def exact_mode(total: PosteriorSum) -> Array:
+    """Return the mode before it is rounded to float32."""
+    mode: Array = total.tensors["w"].mode().numpy()
+    return mode
+
+
+def pooled_optimum(hessians: list[Array], optima: list[Array], weights: list[float]) -> Array:
+    """Minimise sum_i n_i loss_i by one dense solve over all entries of the tensor at once."""
+    rows = len(optima[0])
+    dense = [np.kron(np.eye(rows), hessian) for hessian in hessians]
+    left = sum(n * hessian for n, hessian in zip(weights, dense, strict=True))
+    right = sum(
+        n * hessian @ optimum.reshape(-1)
+        for n, hessian, optimum in zip(weights, dense, optima, strict=True)
+    )
+    return np.linalg.solve(left, right).reshape(optima[0].shape)
+
+
+def random_posterior(seed: int, *, form: Form, shape: tuple[int, ...] = (3, 2, 2)) -> Gaussian:
+    rng = np.random.default_rng(seed)
+    mean = torch.from_numpy(rng.normal(size=shape)).float()
+    match form:
+        case Form.identity:
+            return Gaussian(mean)
+        case Form.diagonal:
+            return Gaussian(mean, torch.from_numpy(rng.uniform(0.2, 5, shape)).float(), form)
+        case Form.row:
+            return Gaussian(mean, torch.from_numpy(spd(rng, mean[0].numel(), 10)).float(), form)
+
+
+# --- Closed forms -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (1, 6), (3, 2, 3)])
+def test_row_precisions_give_the_pooled_optimum_and_the_average_does_not(
+    shape: tuple[int, ...],
+) -> None:
+    rng = np.random.default_rng(0)
+    columns = math.prod(shape[1:])
+    weights = [30.0, 10.0, 55.0]
+    hessians = [spd(rng, columns) for _ in weights]
+    optima = [rng.normal(size=shape) for _ in weights]
+    total = product(
+        [
+            Gaussian(torch.from_numpy(m), torch.from_numpy(h), Form.row)
+            for m, h in zip(optima, hessians, strict=True)
+        ],
+        weights,
+    )
+    expected = pooled_optimum(hessians, optima, weights)
+    np.testing.assert_allclose(exact_mode(total), expected, rtol=1e-9, atol=1e-11)
+    np.testing.assert_allclose(total.finalize()["w"].numpy(), expected, rtol=1e-6, atol=1e-6)
+    assert total.finalize()["w"].dtype == torch.float32
+    fedavg = np.average(np.stack(optima), axis=0, weights=weights)
+    assert np.linalg.norm(fedavg - expected) > 0.1 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (7,), (3, 2, 3), ()])
+def test_diagonal_precisions_give_the_pooled_optimum(shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(1)
+    weights = [3.0, 8.0]
+    curvatures = [rng.uniform(0.01, 10, shape) for _ in weights]
+    optima = [np.asarray(rng.normal(size=shape)) for _ in weights]
+    total = product(
+        [
+            Gaussian(torch.as_tensor(m), torch.as_tensor(np.asarray(h)), Form.diagonal)
+            for m, h in zip(optima, curvatures, strict=True)
+        ],
+        weights,
+    )
+    dense = [n * np.diag(np.ravel(h)) for n, h in zip(weights, curvatures, strict=True)]
+    right = sum(d @ np.ravel(m) for d, m in zip(dense, optima, strict=True))
+    expected = np.linalg.solve(sum(dense), right).reshape(shape)
+    np.testing.assert_allclose(exact_mode(total), expected, rtol=1e-12)
+    fedavg = np.average(np.stack(optima), axis=0, weights=weights)
+    assert np.linalg.norm(fedavg - expected) > 0.05 * np.linalg.norm(expected)
+
+
+def test_sure_direction_wins_in_that_direction_only() -> None:
+    rng = np.random.default_rng(2)
+    direction = rng.normal(size=5)
+    direction /= np.linalg.norm(direction)
+    sure = np.eye(5) + 1e9 * np.outer(direction, direction)
+    means = [rng.normal(size=(4, 5)) for _ in range(2)]
+    total = product(
+        [
+            Gaussian(torch.from_numpy(means[0]), torch.from_numpy(sure), Form.row),
+            Gaussian(torch.from_numpy(means[1]), torch.eye(5, dtype=torch.float64), Form.row),
+        ],
+        [1.0, 3.0],
+    )
+    mode = exact_mode(total)
+    np.testing.assert_allclose(mode @ direction, means[0] @ direction, atol=1e-7)
+    across = np.eye(5) - np.outer(direction, direction)
+    fedavg = np.average(np.stack(means), axis=0, weights=[1, 3])
+    np.testing.assert_allclose(mode @ across, fedavg @ across, atol=1e-6)
+    assert np.abs(means[0] @ direction - fedavg @ direction).max() > 0.1
+
+
+# --- Where PbEA is FedAvg ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("samples", "config"),
+    [
+        (1, EncoderConfig(structure=Structure.row)),
+        (1, EncoderConfig(structure=Structure.diagonal, scale=Scale.absolute)),
+        (6, EncoderConfig(structure=Structure.row, shrinkage=1.0)),
+        (6, EncoderConfig(structure=Structure.diagonal, shrinkage=1.0)),
+        (6, EncoderConfig(merge=EncoderMerge.average)),
+    ],
+)
+@pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 2)])
+def test_posteriors_without_directions_give_fedavg(
+    samples: int, config: EncoderConfig, shape: tuple[int, ...]
+) -> None:
+    rng = np.random.default_rng(3)
+    weights = [10.0, 1.0, 4.0]
+    drawn = [rng.normal(size=(samples, *shape)) for _ in weights]
+    means = np.stack([each.mean(axis=0) for each in drawn])
+    expected = np.average(means, axis=0, weights=weights)
+    for dtype, tolerance in ((torch.float64, 1e-13), (torch.float32, 1e-6)):
+        posteriors = [fit_gaussian(torch.from_numpy(each).to(dtype), config) for each in drawn]
+        total = product(posteriors, weights)
+        np.testing.assert_allclose(exact_mode(total), expected, rtol=0, atol=tolerance)
+        np.testing.assert_allclose(total.finalize()["w"].numpy(), expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("structure", list(Structure))
+def test_full_shrinkage_at_absolute_scale_weighs_by_spread(structure: Structure) -> None:
+    rng = np.random.default_rng(4)
+    config = EncoderConfig(structure=structure, shrinkage=1.0, scale=Scale.absolute)
+    weights, drawn = [2.0, 5.0], [rng.normal(size=(6, 4, 3)), 3 * rng.normal(size=(6, 4, 3))]
+    total = product([fit_gaussian(torch.from_numpy(each), config) for each in drawn], weights)
+    inverse_spread = [n / each.var(axis=0, ddof=1).mean() for n, each in zip(weights, drawn)]  # noqa: B905
+    means = np.stack([each.mean(axis=0) for each in drawn])
+    np.testing.assert_allclose(
+        exact_mode(total), np.average(means, axis=0, weights=inverse_spread), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("form", list(Form))
+def test_equal_precisions_give_the_average(form: Form) -> None:
+    weights = [1.0, 2.5, 40.0]
+    precision = random_posterior(99, form=form).precision
+    means = [random_posterior(seed, form=form).mean for seed in range(3)]
+    total = product([Gaussian(mean, precision, form) for mean in means], weights)
+    stacked = np.stack([mean.double().numpy() for mean in means])
+    np.testing.assert_allclose(
+        exact_mode(total), np.average(stacked, axis=0, weights=weights), rtol=1e-6, atol=1e-7
+    )
+
+
+# --- Forms ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [Form.diagonal, Form.row])
+@pytest.mark.parametrize("identity_first", [True, False])
+def test_identity_counts_as_ones_in_the_other_form(form: Form, identity_first: bool) -> None:
+    plain, other = random_posterior(0, form=Form.identity), random_posterior(1, form=form)
+    ones = torch.ones_like(plain.mean) if form is Form.diagonal else torch.eye(4)
+    written_out = Gaussian(plain.mean, ones, form)
+    order = slice(None, None, 1 if identity_first else -1)
+    weights = [3.0, 7.0][order]
+    mixed = product([plain, other][order], weights)
+    expected = product([written_out, other][order], weights)
+    assert mixed.tensors["w"].form is form
+    np.testing.assert_allclose(exact_mode(mixed), exact_mode(expected), rtol=1e-13)
+
+
+@pytest.mark.parametrize("first", [Form.diagonal, Form.row])
+def test_diagonal_with_row_raises_and_names_the_tensor(first: Form) -> None:
+    second = Form.row if first is Form.diagonal else Form.diagonal
+    ok = {"ok": random_posterior(0, form=Form.row)}
+    total = PosteriorSum().add(ok | {"layers.0.odd": random_posterior(1, form=first)}, 1.0)
+    with pytest.raises(ValueError, match=r"'layers\.0\.odd'.*(row|diagonal)"):
+        total.add(ok | {"layers.0.odd": random_posterior(2, form=second)}, 1.0)
+
+
+@pytest.mark.parametrize("shapes", [((1,), (3,)), ((3, 1), (3, 3)), ((4,), (2, 2))])
+def test_shapes_that_differ_raise_and_are_named(
+    shapes: tuple[tuple[int, ...], tuple[int, ...]],
+) -> None:
+    left, right = (Gaussian(torch.ones(shape)) for shape in shapes)
+    with pytest.raises(ValueError) as raised:
+        PosteriorSum().add({"odd": left}, 1.0).add({"odd": right}, 1.0)
+    for part in ("'odd'", *map(str, shapes)):
+        assert part in str(raised.value)
+
+
+def test_names_that_differ_raise_and_are_named() -> None:
+    one, two = Gaussian(torch.ones(2)), Gaussian(torch.ones(2))
+    with pytest.raises(ValueError, match="'odd'"):
+        PosteriorSum().add({"ok": one, "odd": two}, 1.0).add({"ok": one}, 1.0)
+
+
+@pytest.mark.parametrize("weight", [0, -2.0, float("inf"), float("nan")])
+def test_weight_that_is_not_positive_and_finite_raises(weight: float) -> None:
+    with pytest.raises(ValueError, match="weight"):
+        PosteriorSum().add({"w": random_posterior(0, form=Form.row)}, weight)
+
+
+def test_product_of_nothing_raises() -> None:
+    with pytest.raises(ValueError, match="no posteriors"):
+        PosteriorSum().finalize()
+
+
+# --- As a monoid ------------------------------------------------------------------------------
+
+
+def clients(count: int) -> list[dict[str, Gaussian]]:
+    """Return posteriors of several tensors in every form, some clients with identities."""
+    return [
+        {
+            "row": random_posterior(seed, form=Form.row if seed % 3 else Form.identity),
+            "diagonal": random_posterior(seed + 50, form=Form.diagonal),
+            "bias": random_posterior(seed + 90, form=Form.identity, shape=(3,)),
+        }
+        for seed in range(count)
+    ]
+
+
+def sum_of(posteriors: list[tuple[dict[str, Gaussian], float]]) -> PosteriorSum:
+    total = PosteriorSum()
+    for posterior, weight in posteriors:
+        total = total.add(posterior, weight)
+    return total
+
+
+def assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float) -> None:
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=tolerance, atol=tolerance)
+
+
+@given(data=st.data(), weights=st.lists(st.integers(1, 3000), min_size=2, max_size=7))
+@settings(max_examples=25, deadline=None)
+def test_order_and_grouping_do_not_matter(data: st.DataObject, weights: list[int]) -> None:
+    weighted = list(zip(clients(len(weights)), map(float, weights), strict=True))
+    sums = [PosteriorSum().add(*one) for one in data.draw(st.permutations(weighted))]
+    while len(sums) > 1:
+        at = data.draw(st.integers(0, len(sums) - 2))
+        sums[at : at + 2] = [sums[at].merge(sums[at + 1])]
+    assert_close(sums[0].finalize(), sum_of(weighted).finalize(), 1e-5)
+
+
+def test_merge_is_associative() -> None:
+    a, b, c = (PosteriorSum().add(each, 2.0 + i) for i, each in enumerate(clients(3)))
+    left, right = a.merge(b).merge(c), a.merge(b.merge(c))
+    for name in left.tensors:
+        for part in ("precision", "shift"):
+            torch.testing.assert_close(
+                getattr(left.tensors[name], part),
+                getattr(right.tensors[name], part),
+                rtol=1e-13,
+                atol=1e-13,
+            )
+        assert left.tensors[name].form is right.tensors[name].form
+
+
+def test_empty_product_is_neutral() -> None:
+    total = sum_of([(each, 3.0) for each in clients(2)])
+    assert_close(PosteriorSum().merge(total).finalize(), total.finalize(), 0)
+    assert_close(total.merge(PosteriorSum()).finalize(), total.finalize(), 0)
+
+
+@given(weights=st.lists(st.floats(1e-2, 1e5), min_size=1, max_size=6), which=st.integers(0, 5))
+@settings(max_examples=30, deadline=None)
+def test_one_client_and_identical_clients_return_the_mean(weights: list[float], which: int) -> None:
+    posterior = clients(6)[which]
+    total = sum_of([(posterior, weight) for weight in weights])
+    means = {name: gaussian.mean for name, gaussian in posterior.items()}
+    assert_close(total.finalize(), means, 1e-6)
+
+
+@given(scale=st.floats(1e-4, 1e6))
+@settings(max_examples=20, deadline=None)
+def test_scaling_all_weights_changes_nothing(scale: float) -> None:
+    weights = [1.0, 20.0, 3.0, 8.0]
+    plain = sum_of(list(zip(clients(4), weights, strict=True)))
+    scaled = sum_of([(each, scale * n) for each, n in zip(clients(4), weights, strict=True)])
+    assert_close(scaled.finalize(), plain.finalize(), 1e-6)
+
+
+def test_weight_counts_as_that_many_equal_clients() -> None:
+    one, other = clients(2)
+    once = sum_of([(one, 3.0), (other, 1.0)])
+    thrice = sum_of([(one, 1.0)] * 3 + [(other, 1.0)])
+    assert_close(once.finalize(), thrice.finalize(), 1e-6)

@@ -1,0 +1,311 @@
+"""The registry over a grid in memory: who is asked, who is known, what is refused."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+
+import server.registry
+from common.clients import ClientKey
+from common.data.moments import Moments
+from common.errors import UserError
+from common.messages import ClientDescription, NodeDescription
+from common.protocol import encode_description
+from common.task import Task
+from server.registry import Registry
+
+Answer = Callable[[Message], Message | None]
+
+
+class FakeGrid:
+    """Nodes in memory: each answers a message, or, with None, does not."""
+
+    def __init__(self, nodes: dict[int, Answer]) -> None:
+        self.nodes = nodes
+        self.asked: list[int] = []
+
+    def get_node_ids(self) -> Iterable[int]:
+        return list(self.nodes)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        messages = list(messages)
+        self.asked += [message.metadata.dst_node_id for message in messages]
+        # In another order than they were asked in.
+        replies = [self.nodes[m.metadata.dst_node_id](m) for m in reversed(messages)]
+        return [reply for reply in replies if reply is not None]
+
+
+@pytest.fixture(autouse=True)
+def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let messages be made outside a Flower process."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def client(
+    name: str, *, width: int = 4, examples: int = 10, sums: tuple[float, ...] = (10.0, 1.0, 5.0)
+) -> ClientDescription:
+    modality, _, part = name.rpartition("-")
+    rng = np.random.default_rng([examples, len(name)])
+    rows = rng.normal(size=(examples, width))
+    moments = Moments(
+        np.full(width, float(examples)), rows.mean(axis=0), examples * rows.var(axis=0)
+    )
+    return ClientDescription(
+        ClientKey(modality, int(part)), examples, torch.tensor(sums, dtype=torch.float64), moments
+    )
+
+
+def hosting(*clients: ClientDescription | str, error: str = "") -> Answer:
+    described = tuple(client(each) if isinstance(each, str) else each for each in clients)
+    content = encode_description(NodeDescription(described, error))
+    return lambda message: Message(content, reply_to=message)
+
+
+def silent(_: Message) -> None:
+    return None
+
+
+def failing(message: Message) -> Message:
+    return Message(Error(1, "no route"), reply_to=message)
+
+
+def names(registry: Registry) -> list[str]:
+    return [str(key) for key in registry.members]
+
+
+def refreshed(nodes: dict[int, Answer]) -> Registry:
+    registry = Registry()
+    registry.refresh(FakeGrid(nodes), timeout=1)
+    return registry
+
+
+# --- Who is asked -----------------------------------------------------------------------------
+
+
+def test_each_node_is_asked_once() -> None:
+    grid = FakeGrid({7: hosting("audio-0"), 3: hosting("vision-0", "audio-1"), 9: hosting()})
+    registry = Registry()
+    for _ in range(3):
+        registry.refresh(grid, timeout=1)
+    assert sorted(grid.asked) == [3, 7, 9]
+    assert names(registry) == ["audio-0", "audio-1", "vision-0"]
+    assert [member.node for member in registry.members.values()] == [7, 3, 3]
+
+
+def test_members_are_in_order_whatever_the_order_of_the_replies() -> None:
+    nodes = {1: hosting("vision-0"), 2: hosting("audio-10"), 3: hosting("audio-2")}
+    registries = [refreshed(nodes), refreshed(dict(reversed(nodes.items())))]
+    for registry in registries:
+        assert names(registry) == ["audio-2", "audio-10", "vision-0"]
+        assert list(registry.by_modality()) == ["audio", "vision"]
+        assert [str(m.client.key) for m in registry.by_modality()["audio"]] == [
+            "audio-2",
+            "audio-10",
+        ]
+
+
+def test_node_that_joins_is_asked_and_one_that_left_is_forgotten() -> None:
+    grid = FakeGrid({1: hosting("audio-0"), 2: hosting("audio-1")})
+    registry = Registry()
+    registry.refresh(grid, timeout=1)
+    grid.nodes = {2: grid.nodes[2], 3: hosting("audio-2")}
+    registry.refresh(grid, timeout=1)
+    assert grid.asked == [1, 2, 3]
+    assert names(registry) == ["audio-1", "audio-2"]
+    # What has left and comes back is asked again: its data may have changed.
+    grid.nodes[1] = hosting(client("audio-0", examples=99))
+    registry.refresh(grid, timeout=1)
+    assert grid.asked == [1, 2, 3, 1]
+    assert registry.members[ClientKey("audio", 0)].client.examples == 99
+
+
+def test_client_may_move_to_a_new_node_when_its_old_one_is_gone() -> None:
+    grid = FakeGrid({1: hosting("audio-0")})
+    registry = Registry()
+    registry.refresh(grid, timeout=1)
+    grid.nodes = {2: hosting("audio-0")}
+    registry.refresh(grid, timeout=1)
+    assert registry.members[ClientKey("audio", 0)].node == 2
+
+
+def test_node_that_did_not_answer_is_asked_again() -> None:
+    grid = FakeGrid({1: silent, 2: hosting("audio-0")})
+    registry = Registry()
+    registry.refresh(grid, timeout=1)
+    grid.nodes[1] = hosting("audio-1")
+    registry.refresh(grid, timeout=1)
+    assert grid.asked == [1, 2, 1]
+    assert names(registry) == ["audio-0", "audio-1"]
+
+
+# --- What is refused --------------------------------------------------------------------------
+
+
+def test_two_nodes_that_claim_one_client_are_named() -> None:
+    with pytest.raises(UserError) as raised:
+        refreshed({17: hosting("audio-0"), 23: hosting("audio-0")})
+    for word in ("17", "23", "audio-0", "part=1"):
+        assert word in str(raised.value)
+
+
+def test_widths_that_differ_are_named_with_their_clients() -> None:
+    nodes = {
+        1: hosting(client("audio-0", width=4), client("vision-0", width=9)),
+        2: hosting(client("audio-1", width=6)),
+    }
+    with pytest.raises(UserError) as raised:
+        refreshed(nodes)
+    for word in ("audio-0", "4", "audio-1", "6"):
+        assert word in str(raised.value)
+    assert "vision" not in str(raised.value)
+
+
+def test_tables_of_other_lengths_are_named_with_their_clients() -> None:
+    tables = []
+    for name, steps in (("audio-0", 5), ("audio-1", 7)):
+        plain = client(name)
+        tables.append(replace(plain, moments=Moments(*np.ones((3, steps, 4)))))
+    with pytest.raises(UserError) as raised:
+        refreshed({1: hosting(tables[0]), 2: hosting(tables[1])})
+    for word in ("audio-0", "5", "audio-1", "7"):
+        assert word in str(raised.value)
+
+
+def test_widths_may_differ_between_modalities() -> None:
+    registry = refreshed(
+        {1: hosting(client("audio-0", width=4)), 2: hosting(client("vision-0", width=9))}
+    )
+    assert len(registry.members) == 2
+
+
+def test_node_with_a_mistake_is_named_with_it() -> None:
+    with pytest.raises(UserError, match=r"node 5: data=x\.npz does not exist"):
+        refreshed({5: hosting(error="data=x.npz does not exist")})
+
+
+def test_node_that_fails_is_named_with_the_reason() -> None:
+    with pytest.raises(UserError, match=r"node 5.*no route"):
+        refreshed({5: failing})
+
+
+def test_node_of_another_protocol_is_named() -> None:
+    content = encode_description(NodeDescription(()))
+    content.config_records["about"]["version"] = 99
+    for strange in (content, RecordDict({"fitres": ConfigRecord({"x": 1})})):
+        with pytest.raises(UserError, match="node 5 speaks another protocol"):
+            refreshed({5: lambda message, strange=strange: Message(strange, reply_to=message)})
+
+
+# --- Waiting ----------------------------------------------------------------------------------
+
+
+def wait(grid: FakeGrid, counts: dict[str, int], timeout: float) -> tuple[Registry, list[str]]:
+    registry, told = Registry(), []
+    registry.wait_for(grid, counts, timeout, told.append)
+    return registry, told
+
+
+def test_nothing_is_said_when_everyone_is_there() -> None:
+    registry, told = wait(FakeGrid({1: hosting("audio-0", "audio-1")}), {"audio": 2}, 10)
+    assert len(registry.members) == 2 and told == []
+
+
+def test_modality_without_a_client_is_named_after_the_timeout() -> None:
+    with pytest.raises(UserError) as raised:
+        wait(FakeGrid({1: hosting("audio-0")}), {"audio": 1, "vision": 1}, 0.0)
+    assert "'vision'" in str(raised.value) and 'modality="vision"' in str(raised.value)
+    with pytest.raises(UserError, match="'audio'"):
+        wait(FakeGrid({}), {"audio": 1}, 0.0)
+
+
+def test_goes_on_when_some_clients_are_missing() -> None:
+    registry, told = wait(FakeGrid({1: hosting("audio-0")}), {"audio": 3}, 0.0)
+    assert len(registry.members) == 1
+    assert told == ["going on without all clients (audio: 1 of 3)"]
+
+
+def test_waits_for_a_node_that_joins_and_says_once_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    grid = FakeGrid({1: hosting("audio-0")})
+    clock = [0.0]
+
+    def sleep(seconds: float) -> None:
+        clock[0] += seconds
+        if clock[0] > 8:
+            grid.nodes[2] = hosting("audio-1")
+
+    monkeypatch.setattr(server.registry.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(server.registry.time, "sleep", sleep)
+    registry, told = wait(grid, {"audio": 2}, 60.0)
+    assert names(registry) == ["audio-0", "audio-1"]
+    assert told == ["waiting for clients (audio: 1 of 2)"]
+    assert 8 < clock[0] < 9
+    assert grid.asked == [1, 2]
+
+
+def test_modality_that_the_dataset_does_not_have_is_named() -> None:
+    with pytest.raises(UserError, match=r"'smell'.*audio, vision"):
+        wait(FakeGrid({1: hosting("smell-0")}), {"audio": 1, "vision": 1}, 0.0)
+
+
+# --- Pooled sums ------------------------------------------------------------------------------
+
+
+def test_label_sums_of_numbers_are_pooled() -> None:
+    registry = refreshed(
+        {
+            1: hosting(client("audio-0", sums=(3, 1.5, 4)), client("vision-0", sums=(2, -1, 7))),
+            2: hosting(client("audio-1", sums=(10, 0.25, 1))),
+        }
+    )
+    assert registry.label_sums(Task.regression, 1).tolist() == [15, 0.75, 12]
+
+
+def test_label_counts_of_classes_are_pooled_though_clients_know_fewer() -> None:
+    registry = refreshed(
+        {1: hosting(client("audio-0", sums=(3, 4))), 2: hosting(client("audio-1", sums=(1, 0, 2)))}
+    )
+    assert registry.label_sums(Task.classification, 4).tolist() == [4, 4, 2, 0]
+    assert registry.label_sums(Task.classification, 3).tolist() == [4, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "sums"),
+    [
+        (Task.classification, 2, (1.0, 0.0, 2.0)),
+        (Task.regression, 1, (1.0, 2.0)),
+        (Task.multilabel, 3, (5.0, 1.0, 2.0)),
+        (Task.multilabel, 1, (5.0, 1.0, 2.0)),
+    ],
+)
+def test_labels_that_the_server_does_not_know_are_refused_with_their_client(
+    task: Task, outputs: int, sums: tuple[float, ...]
+) -> None:
+    registry = refreshed({1: hosting(client("audio-7", sums=sums))})
+    with pytest.raises(UserError, match="audio-7"):
+        registry.label_sums(task, outputs)
+
+
+def test_moments_are_pooled_by_modality() -> None:
+    clients = [
+        client("audio-0", examples=5),
+        client("audio-11", examples=9),
+        client("vision-0", width=2),
+    ]
+    pooled = refreshed({1: hosting(*clients)}).moments()
+    assert set(pooled) == {"audio", "vision"}
+    rows = np.concatenate(
+        [np.random.default_rng([n, length]).normal(size=(n, 4)) for n, length in ((5, 7), (9, 8))]
+    )
+    np.testing.assert_allclose(pooled["audio"].count, 14)
+    np.testing.assert_allclose(pooled["audio"].mean, rows.mean(axis=0))
+    np.testing.assert_allclose(pooled["audio"].std, rows.std(axis=0))
+    np.testing.assert_allclose(pooled["vision"].mean, clients[2].moments.mean)

@@ -1,0 +1,667 @@
+"""A round at the server, over a grid in memory: who gets what, and what becomes of the replies."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from client.app import given_config, make_client_app
+from common.clients import ClientKey
+from common.config import Config, compose_config
+from common.data.federation import load_joint
+from common.data.moments import Moments
+from common.errors import UserError
+from common.messages import ClientDescription, NodeDescription, Uplink
+from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
+from common.posterior import Form, Gaussian
+from common.protocol import (
+    decode_downlink,
+    decode_uplink,
+    encode_description,
+    encode_uplink,
+    payload_bytes,
+)
+from common.seeding import derive_seed
+from server.aggregation.hierarchy import RoundSum, merge_round
+from server.registry import Registry
+from server.strategy import HierarchicalAggregation, RoundReport, from_record, to_record
+
+WIDTHS = {"audio": 3, "vision": 5}
+#: Node to its clients; the first hosts two, as a simulated node may.
+NODES = {11: ("audio-0", "vision-0"), 12: ("audio-1",), 13: ("audio-2",), 14: ("vision-1",)}
+PRIOR = torch.tensor([0.3, 1.7], dtype=torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let messages be made outside a Flower process, and compute as `server.app` does."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    torch.set_num_threads(1)
+
+
+class FakeGrid:
+    """Nodes in memory; `answer` makes the replies, one message at a time."""
+
+    def __init__(self, nodes: Iterable[int], answer: Callable[[Message], Message]) -> None:
+        self.nodes = list(nodes)
+        self.answer = answer
+        self.sent: list[Message] = []
+
+    def get_node_ids(self) -> list[int]:
+        return self.nodes
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        messages = list(messages)
+        self.sent += messages
+        return [self.answer(message) for message in messages]
+
+
+@cache
+def config_with(*overrides: str) -> Config:
+    sizes = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
+    return compose_config("config", [*sizes, *overrides])
+
+
+def key_of(name: str) -> ClientKey:
+    modality, _, part = name.rpartition("-")
+    return ClientKey(modality, int(part))
+
+
+def describe(message: Message, hosted: Iterable[str]) -> Message:
+    clients = tuple(
+        ClientDescription(
+            key_of(name),
+            10,
+            torch.ones(3, dtype=torch.float64),
+            Moments(*np.ones((3, WIDTHS.get(key_of(name).modality, 2)))),
+        )
+        for name in hosted
+    )
+    return Message(encode_description(NodeDescription(clients)), reply_to=message)
+
+
+@dataclass
+class Federation:
+    """A strategy with its grid and the reports that it made."""
+
+    config: Config
+    nodes: dict[int, tuple[str, ...]] = field(default_factory=lambda: dict(NODES))
+
+    def __post_init__(self) -> None:
+        self.reports: list[RoundReport] = []
+        self.grid = FakeGrid(self.nodes, lambda m: describe(m, self.nodes[m.metadata.dst_node_id]))
+        shapes = {name: (width,) for name, width in WIDTHS.items()}
+        spec = ModelSpec(shapes, 1, self.config.dataset.task, self.config.model)
+        model = build_model(spec, seed=1)
+        self.arrays = model.state_dict()
+        self.trained = split_arrays({name: self.arrays[name] for name in trained_names(model)})
+        self.strategy = HierarchicalAggregation(
+            self.config, Registry(), PRIOR, self.trained, self.reports.append
+        )
+
+    def ask(self, server_round: int = 1) -> list[Message]:
+        return list(
+            self.strategy.configure_train(
+                server_round, to_record(self.arrays), ConfigRecord(), self.grid
+            )
+        )
+
+    def merge(
+        self, replies: Iterable[Message], server_round: int = 1
+    ) -> tuple[dict[str, Tensor], RoundReport]:
+        record, metrics = self.strategy.aggregate_train(server_round, replies)
+        assert record is not None and metrics is None
+        return from_record(record), self.reports[-1]
+
+
+def update_of(message: Message) -> Uplink:
+    """Make the update of an honest client, the same each time it is asked the same."""
+    downlink = decode_downlink(message.content)
+    rng = np.random.default_rng(derive_seed("update", str(downlink.key), downlink.round))
+
+    def moved(array: Tensor) -> Tensor:
+        return array + torch.from_numpy(rng.normal(scale=0.1, size=tuple(array.shape))).float()
+
+    encoder = {}
+    for name, array in downlink.encoder.items():
+        if name.startswith("standardise"):
+            continue
+        mean = moved(array)
+        if mean.ndim == 1:
+            precision = torch.from_numpy(rng.uniform(0.5, 2, len(mean))).float()
+            encoder[name] = Gaussian(mean, precision, Form.diagonal)
+        else:
+            columns = mean[0].numel()
+            spread = rng.normal(size=(columns, columns))
+            precision = torch.from_numpy(spread @ spread.T / columns + np.eye(columns)).float()
+            encoder[name] = Gaussian(mean, precision, Form.row)
+    return Uplink(
+        downlink.key,
+        downlink.round,
+        encoder,
+        {name: moved(array) for name, array in downlink.decoder.items()},
+        examples=int(rng.integers(5, 50)),
+        train_loss=float(rng.uniform(0.5, 2)),
+        evidence=torch.from_numpy(rng.uniform(1, 5, size=6)),
+    )
+
+
+def honest(message: Message) -> Message:
+    return Message(encode_uplink(update_of(message)), reply_to=message)
+
+
+def replies_by_client(messages: Iterable[Message]) -> dict[str, Message]:
+    return {str(decode_downlink(message.content).key): honest(message) for message in messages}
+
+
+def assert_bitwise(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
+    assert left.keys() == right.keys()
+    differing = [name for name in left if not torch.equal(left[name], right[name])]
+    assert differing == []
+
+
+# --- Asking -----------------------------------------------------------------------------------
+
+
+def test_each_client_gets_its_own_encoder_and_the_decoder_only() -> None:
+    federation = Federation(config_with())
+    messages = federation.ask(server_round=3)
+    parts = split_arrays(federation.arrays)
+    asked = []
+    for message in messages:
+        assert message.metadata.message_type == MessageType.TRAIN
+        assert message.metadata.group_id == "3"
+        assert set(message.content) == {"about", "encoder", "decoder"}
+        downlink = decode_downlink(message.content)
+        asked.append((message.metadata.dst_node_id, str(downlink.key)))
+        assert downlink.round == 3
+        assert torch.equal(downlink.prior, PRIOR)
+        assert_bitwise(dict(downlink.encoder), parts.encoders[downlink.key.modality])
+        assert_bitwise(dict(downlink.decoder), parts.decoder)
+    assert sorted(asked) == sorted((node, name) for node, names in NODES.items() for name in names)
+
+
+def test_node_that_joined_takes_part_in_the_next_round_and_one_that_left_does_not() -> None:
+    federation = Federation(config_with())
+    assert len(federation.ask(1)) == 5
+    federation.nodes[15] = ("vision-7",)
+    federation.grid.nodes = [11, 12, 14, 15]
+    asked = {str(decode_downlink(message.content).key) for message in federation.ask(2)}
+    assert asked == {"audio-0", "audio-1", "vision-0", "vision-1", "vision-7"}
+
+
+def test_node_that_joins_with_a_modality_that_the_model_lacks_is_named() -> None:
+    federation = Federation(config_with())
+    federation.ask(1)
+    federation.nodes[16] = ("smell-0",)
+    federation.grid.nodes = [*NODES, 16]
+    with pytest.raises(UserError, match="smell"):
+        federation.ask(2)
+
+
+def test_nothing_is_sent_for_evaluation() -> None:
+    federation = Federation(config_with())
+    record = to_record(federation.arrays)
+    asked = federation.strategy.configure_evaluate(1, record, ConfigRecord(), federation.grid)
+    assert list(asked) == []
+    assert federation.strategy.aggregate_evaluate(1, []) is None
+
+
+TEN_AND_THREE = {
+    **{100 + part: (f"audio-{part}",) for part in range(10)},
+    **{200 + part: (f"vision-{part}",) for part in range(3)},
+}
+
+
+def chosen(federation: Federation, server_round: int) -> set[str]:
+    return {str(decode_downlink(m.content).key) for m in federation.ask(server_round)}
+
+
+@pytest.mark.parametrize(
+    ("fraction", "audio", "vision"), [(1.0, 10, 3), (0.5, 5, 2), (0.3, 3, 1), (0.01, 1, 1)]
+)
+def test_fraction_of_each_modality_takes_part_and_never_none(
+    fraction: float, audio: int, vision: int
+) -> None:
+    federation = Federation(config_with(f"strategy.fraction={fraction}"), dict(TEN_AND_THREE))
+    for server_round in (1, 2, 3):
+        names = chosen(federation, server_round)
+        assert sum(name.startswith("audio") for name in names) == audio
+        assert sum(name.startswith("vision") for name in names) == vision
+
+
+def test_choice_is_seeded_by_the_round() -> None:
+    config = config_with("strategy.fraction=0.3")
+    forward = Federation(config, dict(TEN_AND_THREE))
+    rounds = {server_round: chosen(forward, server_round) for server_round in range(1, 13)}
+    backward = Federation(config, dict(reversed(TEN_AND_THREE.items())))
+    for server_round in reversed(rounds):
+        assert chosen(backward, server_round) == rounds[server_round]
+    assert len(set(map(frozenset, rounds.values()))) > 6
+    # Everyone has a turn: the chance that one of ten never has in 12 rounds is .14 %.
+    assert len(set.union(*rounds.values())) == 13
+    other = Federation(config_with("strategy.fraction=0.3", "seed=5"), dict(TEN_AND_THREE))
+    assert any(chosen(other, n) != names for n, names in rounds.items())
+
+
+# --- Merging ----------------------------------------------------------------------------------
+
+
+def test_fedavg_is_numpy_s_average() -> None:
+    federation = Federation(config_with("strategy=fedavg"))
+    messages = federation.ask()
+    updates = {str(update_of(message).key): update_of(message) for message in messages}
+    plain = {
+        name: replace(
+            update, encoder={n: Gaussian(gaussian.mean) for n, gaussian in update.encoder.items()}
+        )
+        for name, update in updates.items()
+    }
+    replies = [
+        Message(encode_uplink(plain[str(decode_downlink(m.content).key)]), reply_to=m)
+        for m in messages
+    ]
+    arrays, _ = federation.merge(replies)
+    parts = split_arrays(arrays)
+
+    def average(stacks: list[Tensor], members: list[Uplink]) -> np.ndarray:
+        weights = [member.examples for member in members]
+        return np.average(np.stack([t.double().numpy() for t in stacks]), axis=0, weights=weights)
+
+    everyone = list(plain.values())
+    for name, array in parts.decoder.items():
+        expected = average([member.decoder[name] for member in everyone], everyone)
+        np.testing.assert_allclose(array.numpy(), expected, atol=1e-6)
+    for modality in WIDTHS:
+        own = [member for member in everyone if member.key.modality == modality]
+        for name in federation.trained.encoders[modality]:
+            expected = average([member.encoder[name].mean for member in own], own)
+            np.testing.assert_allclose(parts.encoders[modality][name].numpy(), expected, atol=1e-6)
+
+
+def test_round_is_the_merge_of_its_sum() -> None:
+    federation = Federation(config_with())
+    messages = federation.ask(server_round=2)
+    arrays, report = federation.merge(map(honest, messages), server_round=2)
+    total = RoundSum()
+    for update in sorted(map(update_of, messages), key=lambda update: update.key):
+        total = total.add(update)
+    noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
+    expected = merge_round(total, federation.config.strategy, noise)
+    parts = split_arrays(arrays)
+    assert_bitwise(parts.decoder, dict(expected.parts.decoder))
+    for modality, encoder in expected.parts.encoders.items():
+        for name, array in encoder.items():
+            assert torch.equal(parts.encoders[modality][name], array)
+    assert report.decoder_weights == expected.decoder_weights
+
+
+@pytest.mark.parametrize("strategy", ["hierarchical", "fedavg"])
+def test_order_of_the_replies_changes_no_bit(strategy: str) -> None:
+    orders = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)]
+    results = []
+    for order in orders:
+        federation = Federation(config_with(f"strategy={strategy}"))
+        replies = [honest(message) for message in federation.ask()]
+        results.append(federation.merge([replies[index] for index in order]))
+    for arrays, report in results[1:]:
+        assert_bitwise(arrays, results[0][0])
+        assert report.train_loss == results[0][1].train_loss
+        assert report.decoder_weights == results[0][1].decoder_weights
+
+
+def test_statistics_of_the_features_stay_as_they_were() -> None:
+    federation = Federation(config_with())
+    federation.arrays["encoders.audio.standardise.mean"] = torch.tensor([1.0, -2.0, 3.0])
+    arrays, _ = federation.merge(map(honest, federation.ask()))
+    assert arrays.keys() == federation.arrays.keys()
+    for name, array in federation.arrays.items():
+        assert torch.equal(arrays[name], array) == ("standardise" in name)
+        assert arrays[name].dtype == array.dtype
+
+
+def test_report_counts_and_weighs() -> None:
+    federation = Federation(config_with())
+    messages = federation.ask(server_round=6)
+    replies = [honest(message) for message in messages]
+    updates = [update_of(message) for message in messages]
+    _, report = federation.merge(replies, server_round=6)
+    assert report.round == 6
+    assert report.clients == {"audio": 3, "vision": 2}
+    assert report.reused == () and report.rejected == ()
+    assert report.bytes_down == sum(payload_bytes(message.content) for message in messages) > 0
+    assert report.bytes_up == sum(payload_bytes(reply.content) for reply in replies) > 0
+    for modality, loss in report.train_loss.items():
+        own = [update for update in updates if update.key.modality == modality]
+        expected = np.average(
+            [update.train_loss for update in own], weights=[update.examples for update in own]
+        )
+        assert loss == pytest.approx(expected)
+    for shares in report.decoder_weights.values():
+        assert sum(shares.values()) == pytest.approx(1)
+
+
+def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> None:
+    federation = Federation(config_with())
+    assert all(sums.tolist() == [0] * 6 for sums in federation.strategy.evidence.values())
+    first = federation.ask(1)
+    federation.merge(map(honest, first), 1)
+    second = federation.ask(2)
+    audio_only = [
+        message for message in second if decode_downlink(message.content).key.modality == "audio"
+    ]
+    federation.merge(map(honest, audio_only), 2)
+    for modality, messages in (("audio", second), ("vision", first)):
+        own = [u for u in map(update_of, messages) if u.key.modality == modality]
+        expected = torch.stack([update.evidence for update in own]).sum(dim=0)
+        torch.testing.assert_close(federation.strategy.evidence[modality], expected)
+
+
+# --- Bad replies ------------------------------------------------------------------------------
+
+Damage = Callable[[Message], Message]
+BAD = "audio-1"
+
+
+def changed(**fields: object) -> Damage:
+    def damage(message: Message) -> Message:
+        return Message(encode_uplink(replace(update_of(message), **fields)), reply_to=message)
+
+    return damage
+
+
+def in_encoder(name: str, change: Callable[[Gaussian], Gaussian]) -> Damage:
+    def damage(message: Message) -> Message:
+        update = update_of(message)
+        encoder = dict(update.encoder) | {name: change(update.encoder[name])}
+        return Message(encode_uplink(replace(update, encoder=encoder)), reply_to=message)
+
+    return damage
+
+
+def in_decoder(change: Callable[[dict[str, Tensor]], object]) -> Damage:
+    def damage(message: Message) -> Message:
+        update = update_of(message)
+        decoder = dict(update.decoder)
+        change(decoder)
+        return Message(encode_uplink(replace(update, decoder=decoder)), reply_to=message)
+
+    return damage
+
+
+def in_content(change: Callable[[RecordDict], object]) -> Damage:
+    def damage(message: Message) -> Message:
+        content = encode_uplink(update_of(message))
+        change(content)
+        return Message(content, reply_to=message)
+
+    return damage
+
+
+def unreadable(data: bytes) -> Damage:
+    def change(content: RecordDict) -> None:
+        content.array_records["decoder"]["head.bias"] = Array(
+            "float32", (1,), "numpy.ndarray", data
+        )
+
+    return in_content(change)
+
+
+def filled(value: float) -> Callable[[Gaussian], Gaussian]:
+    return lambda gaussian: replace(gaussian, mean=torch.full_like(gaussian.mean, value))
+
+
+def with_precision(change: Callable[[Tensor], Tensor]) -> Callable[[Gaussian], Gaussian]:
+    def apply(gaussian: Gaussian) -> Gaussian:
+        assert gaussian.precision is not None
+        return replace(gaussian, precision=change(gaussian.precision))
+
+    return apply
+
+
+BAD_REPLIES: dict[str, tuple[Damage, list[str]]] = {
+    "encoder NaN": (in_encoder("embed.weight", filled(float("nan"))), ["embed.weight"]),
+    "encoder infinite": (in_encoder("norm.bias", filled(float("inf"))), ["norm.bias"]),
+    "decoder NaN": (
+        in_decoder(lambda d: d.update({"head.bias": torch.tensor([float("nan")])})),
+        ["head.bias"],
+    ),
+    "wrong shape": (
+        in_decoder(lambda d: d.update({"head.bias": torch.zeros(2)})),
+        ["head.bias", "(2,)", "(1,)"],
+    ),
+    "shape that broadcasts": (
+        in_decoder(lambda d: d.update({"expand.bias": torch.zeros(1)})),
+        ["expand.bias", "(1,)", "(4,)"],
+    ),
+    "wrong dtype": (
+        in_decoder(lambda d: d.update({"head.bias": torch.zeros(1, dtype=torch.float64)})),
+        ["head.bias", "float64"],
+    ),
+    "missing array": (in_decoder(lambda d: d.pop("head.bias")), ["head.bias", "missing"]),
+    "surplus array": (
+        in_decoder(lambda d: d.update({"surplus": torch.zeros(1)})),
+        ["surplus", "unexpected"],
+    ),
+    "another round": (changed(round=9), ["round 9"]),
+    "another node's client": (changed(key=ClientKey("audio", 2)), ["audio-2"]),
+    "another modality's client": (changed(key=ClientKey("vision", 1)), ["vision-1"]),
+    "unknown client": (changed(key=ClientKey("smell", 0)), ["smell-0"]),
+    "no examples": (changed(examples=0), ["0 examples"]),
+    "negative examples": (changed(examples=-5), ["-5 examples"]),
+    "loss NaN": (changed(train_loss=float("nan")), ["loss"]),
+    "evidence of another task": (changed(evidence=torch.ones(10)), ["evidence"]),
+    "evidence infinite": (changed(evidence=torch.full((6,), float("inf"))), ["evidence"]),
+    "diagonal precision not positive": (
+        in_encoder("norm.bias", with_precision(lambda p: p - 1e6)),
+        ["norm.bias", "precision"],
+    ),
+    "row precision not positive": (
+        in_encoder("embed.weight", with_precision(lambda p: -p)),
+        ["embed.weight", "precision"],
+    ),
+    "precision NaN": (
+        in_encoder("embed.weight", with_precision(lambda p: p * float("nan"))),
+        ["embed.weight", "precision"],
+    ),
+    "precision complex": (
+        in_encoder("norm.bias", with_precision(lambda p: p.to(torch.complex64))),
+        ["norm.bias", "precision"],
+    ),
+    "precision that overflows when weighed": (
+        in_encoder("embed.weight", with_precision(lambda p: p.double() * 1e307)),
+        ["embed.weight", "precision"],
+    ),
+    "precision of another form": (
+        in_encoder(
+            "embed.weight",
+            lambda g: Gaussian(g.mean, torch.ones_like(g.mean), Form.diagonal),
+        ),
+        ["embed.weight"],
+    ),
+    "no record": (in_content(lambda content: content.pop("metrics")), ["metrics"]),
+    "array that is nonsense": (unreadable(b"nonsense"), ["decoder"]),
+    "array that is a broken zip": (unreadable(b"PK\x03\x04 not a zip"), ["decoder"]),
+    "no protocol": (lambda m: Message(RecordDict(), reply_to=m), ["about"]),
+    "error": (lambda m: Message(Error(2, "out of memory"), reply_to=m), ["out of memory"]),
+    "error without a reason": (lambda m: Message(Error(2), reply_to=m), []),
+}
+
+
+@cache
+def honest_alone() -> tuple[dict[str, Tensor], RoundReport]:
+    """Merge a round in which the bad client does not reply."""
+    federation = Federation(config_with())
+    replies = replies_by_client(federation.ask())
+    del replies[BAD]
+    return federation.merge(replies.values())
+
+
+@pytest.mark.parametrize("name", list(BAD_REPLIES))
+def test_bad_reply_is_left_out_and_counted(name: str) -> None:
+    damage, words = BAD_REPLIES[name]
+    expected, clean_report = honest_alone()
+    assert clean_report.rejected == ()
+    federation = Federation(config_with())
+    replies = [
+        damage(message) if str(decode_downlink(message.content).key) == BAD else honest(message)
+        for message in federation.ask()
+    ]
+    arrays, report = federation.merge(replies)
+    assert_bitwise(arrays, expected)
+    assert report.clients == {"audio": 2, "vision": 2}
+    assert report.train_loss == clean_report.train_loss
+    assert report.reused == ()
+    (line,) = report.rejected
+    assert BAD in line and "\n" not in line
+    assert all(word in line for word in words), line
+
+
+def test_several_bad_replies_are_all_named_in_a_fixed_order() -> None:
+    lines = []
+    for order in (1, -1):
+        federation = Federation(config_with())
+        messages = federation.ask()
+        replies = [
+            changed(examples=0)(message) if message.metadata.dst_node_id != 11 else honest(message)
+            for message in messages
+        ]
+        _, report = federation.merge(replies[::order])
+        assert report.clients == {"audio": 1, "vision": 1}
+        lines.append(report.rejected)
+    assert lines[0] == lines[1]
+    assert len(lines[0]) == 3
+
+
+def test_second_reply_of_a_client_is_left_out() -> None:
+    baseline = Federation(config_with())
+    expected, _ = baseline.merge(map(honest, baseline.ask()))
+    federation = Federation(config_with())
+    messages = federation.ask()
+    again = next(m for m in messages if str(decode_downlink(m.content).key) == BAD)
+    arrays, report = federation.merge([honest(message) for message in [*messages, again]])
+    assert_bitwise(arrays, expected)
+    assert len(report.rejected) == 1 and BAD in report.rejected[0]
+
+
+def test_reply_of_a_client_that_was_not_asked_is_left_out() -> None:
+    config = config_with("strategy.fraction=0.3")
+    federation = Federation(config, dict(TEN_AND_THREE))
+    asked = federation.ask()
+    everyone = Federation(config_with(), dict(TEN_AND_THREE)).ask()
+    expected, _ = federation.merge(map(honest, asked))
+    names = {str(decode_downlink(m.content).key) for m in asked}
+    uninvited = [m for m in everyone if str(decode_downlink(m.content).key) not in names]
+    again = Federation(config, dict(TEN_AND_THREE))
+    arrays, report = again.merge(map(honest, [*again.ask(), *uninvited]))
+    assert_bitwise(arrays, expected)
+    assert len(report.rejected) == len(uninvited) == 9
+    for message in uninvited:
+        key = str(decode_downlink(message.content).key)
+        assert any(key in line for line in report.rejected)
+
+
+def test_client_whose_host_holds_another_is_known_by_its_key() -> None:
+    # Node 11 hosts audio-0 and vision-0; either may answer first.
+    for order in (1, -1):
+        federation = Federation(config_with())
+        messages = [m for m in federation.ask() if m.metadata.dst_node_id == 11]
+        _, report = federation.merge(map(honest, messages[::order]))
+        assert report.clients == {"audio": 1, "vision": 1} and report.rejected == ()
+
+
+@pytest.mark.parametrize("damage", [None, changed(examples=0)], ids=["silent", "rejected"])
+def test_modality_without_a_valid_reply_keeps_its_encoder(damage: Damage | None) -> None:
+    federation = Federation(config_with())
+    replies = []
+    for message in federation.ask():
+        if decode_downlink(message.content).key.modality == "audio":
+            replies.append(honest(message))
+        elif damage is not None:
+            replies.append(damage(message))
+    arrays, report = federation.merge(replies)
+    assert report.reused == ("vision",)
+    assert report.clients == {"audio": 3}
+    assert len(report.rejected) == (0 if damage is None else 2)
+    for name, array in federation.arrays.items():
+        kept = name.startswith("encoders.vision") or "standardise" in name
+        assert torch.equal(arrays[name], array) == kept
+    assert all(shares == {"audio": 1.0} for shares in report.decoder_weights.values())
+
+
+def test_round_without_a_valid_reply_changes_nothing() -> None:
+    federation = Federation(config_with())
+    arrays, report = federation.merge(map(changed(examples=0), federation.ask()))
+    assert_bitwise(arrays, federation.arrays)
+    assert report.clients == {} and report.decoder_weights == {}
+    assert report.reused == ("audio", "vision")
+    assert len(report.rejected) == 5
+
+
+def test_bad_reply_of_one_round_does_not_count_in_the_next() -> None:
+    federation = Federation(config_with())
+    federation.merge(map(changed(examples=0), federation.ask(1)), 1)
+    _, report = federation.merge(map(honest, federation.ask(2)), 2)
+    assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
+
+
+# --- With real clients, through Flower's own loop ---------------------------------------------
+
+
+def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[RoundReport], FakeGrid]:
+    config = config_with(
+        "dataset.num_items=120",
+        "dataset.num_speakers=24",
+        "clients.default=2",
+        "client.local_epochs=1",
+        "client.device=cpu",
+    )
+    joint = load_joint(config)
+    app = make_client_app(partial(given_config, config))
+
+    def answer(message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        settings = {"partition-id": node - 50, "num-partitions": nodes}
+        return app(message, Context(1, node, settings, RecordDict(), {}))
+
+    grid = FakeGrid(range(50, 50 + nodes), answer)
+    shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.modalities}
+    model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
+    trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
+    reports: list[RoundReport] = []
+    strategy = HierarchicalAggregation(config, Registry(), PRIOR, trained, reports.append)
+    result = strategy.start(grid, to_record(model.state_dict()), num_rounds=rounds)
+    return from_record(result.arrays), reports, grid
+
+
+def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
+    one, reports, grid = run_for_real(nodes=6, rounds=2)
+    two, others, _ = run_for_real(nodes=4, rounds=2)
+    assert_bitwise(one, two)
+    for report, other in zip(reports, others, strict=True):
+        assert report.clients == {"audio": 2, "language": 2, "vision": 2}
+        assert report == other
+        assert report.rejected == () and report.reused == ()
+    train = [m for m in grid.sent if m.metadata.message_type == MessageType.TRAIN]
+    assert len(train) == 2 * 6
+    assert len(grid.sent) == 6 + 2 * 6
+
+
+def test_real_updates_pass_the_wire_and_hold_one_modality() -> None:
+    _, _, grid = run_for_real(nodes=6, rounds=1)
+    for message in grid.sent[6:]:
+        downlink = decode_downlink(message.content)
+        uplink = decode_uplink(grid.answer(message).content)
+        assert uplink.key == downlink.key
+        sent = {name for name in downlink.encoder if not name.startswith("standardise")}
+        assert set(uplink.encoder) == sent
+        assert set(uplink.decoder) == set(downlink.decoder)

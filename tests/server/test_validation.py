@@ -1,0 +1,165 @@
+"""Every fault of an update is refused, in words that name the client and the array."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.config import EncoderConfig
+from common.messages import Uplink
+from common.model.ha_fedformer import Parts
+from common.posterior import Form, Gaussian
+from common.task import Task
+from server.validation import RejectedUpdateError, UpdateRules
+
+KEY = ClientKey("audio", 1)
+TRAINED = Parts(
+    {
+        "audio": {"embed": torch.zeros(3, 2), "norm": torch.zeros(3)},
+        "vision": {"embed": torch.zeros(3, 5), "norm": torch.zeros(3)},
+    },
+    {"head": torch.zeros(1, 3)},
+)
+
+
+def good(task: Task = Task.regression) -> Uplink:
+    encoder = {
+        "embed": Gaussian(torch.randn(3, 2), torch.tensor([[2.0, 0.5], [0.5, 1.0]]), Form.row),
+        "norm": Gaussian(torch.randn(3), torch.tensor([0.1, 1.0, 9.0]), Form.diagonal),
+    }
+    size = 6 if task is Task.regression else 10
+    return Uplink(
+        KEY, 4, encoder, {"head": torch.randn(1, 3)}, 12, 0.5, torch.ones(size, dtype=torch.float64)
+    )
+
+
+def check(uplink: Uplink, task: Task = Task.regression) -> None:
+    UpdateRules(TRAINED, task, EncoderConfig()).check(uplink, KEY, 4)
+
+
+def encoder_with(name: str, gaussian: Gaussian | None) -> Uplink:
+    encoder = dict(good().encoder)
+    if gaussian is None:
+        del encoder[name]
+    else:
+        encoder[name] = gaussian
+    return replace(good(), encoder=encoder)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_good_update_passes(task: Task) -> None:
+    check(good(task), task)
+
+
+def test_update_without_precisions_passes() -> None:
+    plain = {name: Gaussian(gaussian.mean) for name, gaussian in good().encoder.items()}
+    check(replace(good(), encoder=plain))
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"key": ClientKey("audio", 2)}, ["audio-1", "audio-2"]),
+        ({"key": ClientKey("vision", 1)}, ["audio-1", "vision-1"]),
+        ({"round": 3}, ["audio-1", "3", "4"]),
+        ({"round": 5}, ["audio-1", "5", "4"]),
+        ({"examples": 0}, ["audio-1", "0 examples"]),
+        ({"examples": -7}, ["audio-1", "-7 examples"]),
+        ({"train_loss": float("nan")}, ["audio-1", "loss", "nan"]),
+        ({"train_loss": float("inf")}, ["audio-1", "loss", "inf"]),
+        ({"evidence": torch.ones(5)}, ["audio-1", "evidence"]),
+        ({"evidence": torch.ones(10)}, ["audio-1", "evidence"]),
+        ({"evidence": torch.ones(0)}, ["audio-1", "evidence"]),
+        ({"evidence": torch.tensor([1, 1, 1, 1, 1, float("nan")])}, ["audio-1", "evidence"]),
+        ({"decoder": {}}, ["audio-1 decoder", "'head'", "missing"]),
+        (
+            {"decoder": {"head": torch.zeros(1, 3), "tail": torch.zeros(1)}},
+            ["audio-1 decoder", "'tail'", "unexpected"],
+        ),
+        ({"decoder": {"head": torch.zeros(3)}}, ["audio-1 decoder", "'head'", "(3,)", "(1, 3)"]),
+        ({"decoder": {"head": torch.zeros(1, 1)}}, ["'head'", "(1, 1)", "(1, 3)"]),
+        (
+            {"decoder": {"head": torch.zeros(1, 3, dtype=torch.float64)}},
+            ["'head'", "float64", "float32"],
+        ),
+        ({"decoder": {"head": torch.zeros(1, 3, dtype=torch.int32)}}, ["'head'", "int32"]),
+        ({"decoder": {"head": torch.tensor([[0, float("nan"), 0]])}}, ["'head'", "not finite"]),
+        ({"decoder": {"head": torch.tensor([[0, float("inf"), 0]])}}, ["'head'", "not finite"]),
+    ],
+)
+def test_fault_is_refused_and_named(changed: dict[str, object], words: list[str]) -> None:
+    with pytest.raises(RejectedUpdateError) as raised:
+        check(replace(good(), **changed))
+    assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "gaussian", "words"),
+    [
+        ("norm", None, ["'norm'", "missing"]),
+        ("surplus", Gaussian(torch.zeros(1)), ["'surplus'", "unexpected"]),
+        ("embed", Gaussian(torch.zeros(3, 5)), ["'embed'", "(3, 5)", "(3, 2)"]),
+        ("embed", Gaussian(torch.zeros(3, 2).half()), ["'embed'", "float16"]),
+        ("embed", Gaussian(torch.full((3, 2), float("-inf"))), ["'embed'", "not finite"]),
+    ],
+)
+def test_fault_in_the_encoder_is_refused_and_named(
+    name: str, gaussian: Gaussian | None, words: list[str]
+) -> None:
+    with pytest.raises(RejectedUpdateError) as raised:
+        check(encoder_with(name, gaussian))
+    assert all(word in str(raised.value) for word in ["audio-1 encoder", *words])
+
+
+INF, NAN = float("inf"), float("nan")
+
+
+@pytest.mark.parametrize(
+    ("precision", "word"),
+    [
+        ([[1.0, 2.0], [2.0, 1.0]], "positive"),
+        ([[0.0, 0.0], [0.0, 0.0]], "positive"),
+        ([[-1.0, 0.0], [0.0, -1.0]], "positive"),
+        ([[1.0, 1.0], [1.0, 1.0]], "positive"),
+        ([[1.0, NAN], [NAN, 1.0]], "finite"),
+        ([[INF, 0.0], [0.0, 1.0]], "finite"),
+    ],
+)
+def test_row_precision_must_be_positive_definite(precision: list[list[float]], word: str) -> None:
+    gaussian = Gaussian(torch.zeros(3, 2), torch.tensor(precision), Form.row)
+    with pytest.raises(RejectedUpdateError, match=f"audio-1 encoder array 'embed'.*{word}"):
+        check(encoder_with("embed", gaussian))
+
+
+@pytest.mark.parametrize(
+    ("precision", "word"),
+    [
+        ([1.0, 0.0, 1.0], "positive"),
+        ([1.0, -1e-9, 1.0], "positive"),
+        ([1.0, NAN, 1.0], "finite"),
+        ([1.0, INF, 1.0], "finite"),
+    ],
+)
+def test_diagonal_precision_must_be_positive(precision: list[float], word: str) -> None:
+    gaussian = Gaussian(torch.zeros(3), torch.tensor(precision), Form.diagonal)
+    with pytest.raises(RejectedUpdateError, match=f"audio-1 encoder array 'norm'.*{word}"):
+        check(encoder_with("norm", gaussian))
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "form"),
+    [
+        ("norm", torch.ones(3, dtype=torch.complex64), Form.diagonal),
+        ("norm", torch.ones(3, dtype=torch.bool), Form.diagonal),
+        ("norm", torch.ones(3, dtype=torch.int64), Form.diagonal),
+        ("embed", torch.eye(2, dtype=torch.complex64), Form.row),
+    ],
+)
+def test_precision_must_be_of_real_floating_point_numbers(
+    name: str, precision: Tensor, form: Form
+) -> None:
+    mean = TRAINED.encoders["audio"][name]
+    with pytest.raises(RejectedUpdateError, match=f"audio-1 encoder array '{name}'"):
+        check(encoder_with(name, Gaussian(mean, precision, form)))

@@ -1,0 +1,113 @@
+"""What may depend on what; read from the source, so that nothing need be imported."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("conf", "common", "client", "server")
+SOURCES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+TREES = {path.relative_to(ROOT).as_posix(): ast.parse(path.read_text()) for path in SOURCES}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Every module that is imported, at the top or inside of a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            yield node.module
+
+
+def importers(*packages: str, below: tuple[str, ...]) -> list[str]:
+    """Files below some folders that import any of the packages."""
+    return [
+        name
+        for name, tree in TREES.items()
+        if name.startswith(below)
+        and any(module.split(".")[0] in packages for module in imports(tree))
+    ]
+
+
+def test_the_sources_are_found() -> None:
+    assert {"client/app.py", "server/app.py", "common/data/formats/npz.py"} <= set(TREES)
+
+
+def test_what_is_shared_knows_neither_side() -> None:
+    assert importers("client", "server", below=("conf/", "common/")) == []
+
+
+def test_configuration_files_know_nothing() -> None:
+    assert importers("common", below=("conf/",)) == []
+
+
+def test_clients_do_not_know_the_server() -> None:
+    assert importers("server", below=("client/",)) == []
+
+
+def test_the_server_knows_clients_only_to_simulate_them() -> None:
+    assert importers("client", below=("server/",)) == ["server/simulation.py"]
+
+
+def test_mathematics_knows_no_framework() -> None:
+    frameworks = ("flwr", "hydra", "omegaconf", "ray")
+    pure = ("common/model/", "common/data/", "server/aggregation/")
+    assert importers(*frameworks, below=pure) == []
+
+
+def test_only_the_simulation_needs_the_simulator() -> None:
+    modules = {name: list(imports(tree)) for name, tree in TREES.items()}
+    users = [
+        name
+        for name, found in modules.items()
+        if any(module.startswith(("ray", "flwr.simulation")) for module in found)
+    ]
+    assert users == ["server/simulation.py"]
+
+
+RECORDS = {"ArrayRecord", "ConfigRecord", "MetricRecord", "RecordDict"}
+
+
+def record_makers(tree: ast.Module) -> set[str]:
+    """Functions of a module that make a record."""
+    return {
+        getattr(function, "name", "module")
+        for function in tree.body
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call)
+        and getattr(node.func, "id", getattr(node.func, "attr", None)) in RECORDS
+    }
+
+
+def test_record_keys_live_in_the_protocol() -> None:
+    makers = {name: record_makers(tree) for name, tree in TREES.items() if record_makers(tree)}
+    assert makers.pop("common/protocol.py")
+    assert makers == {"server/strategy.py": {"to_record"}}
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_files_are_short(name: str) -> None:
+    assert len((ROOT / name).read_text().splitlines()) <= 400
+
+
+@pytest.mark.parametrize("name", TREES)
+def test_every_file_says_what_it_is_for(name: str) -> None:
+    assert ast.get_docstring(TREES[name])
+
+
+# A deployed client is a fresh process for each message, so every import costs at every round.
+HEAVY = ("sklearn", "scipy", "matplotlib", "pandas", "ray", "server")
+
+
+def test_a_client_starts_light() -> None:
+    script = f"import client.app, sys; print(*sorted(set({HEAVY}) & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == []
