@@ -6,14 +6,16 @@ Exit status 0 for success, 2 for a mistake of the user.
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
-from rich.console import Console
 
-from common.config import explain
+from common.config import Config, explain
 from common.errors import UserError
 
 Task = Callable[[DictConfig], None]
@@ -51,8 +53,16 @@ def hydra_command(config_name: str) -> Callable[[Task], Callable[[], None]]:
     return decorate
 
 
+def run_folder(config: Config) -> Path:
+    """Return where a run goes: ``run_dir``, and in a sweep a numbered folder for each job."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN:
+        return Path(config.run_dir) / str(hydra_config.job.num)
+    return Path(config.run_dir)
+
+
 def fail(message: str) -> None:
     """Print one line on standard error and exit with status 2."""
     line = " ".join(message.split())
-    Console(stderr=True, highlight=False).print(f"error: {line}", soft_wrap=True, markup=False)
+    print(f"error: {line}", file=sys.stderr)
     sys.exit(2)

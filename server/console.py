@@ -50,11 +50,13 @@ class RunConsole:
 
     def tell(self, line: str) -> None:
         """Print one line."""
-        self.console.print(line, soft_wrap=True)
+        self.console.print(line, soft_wrap=True, markup=False, emoji=False)
 
     def warn(self, line: str) -> None:
         """Print one line that asks for attention."""
-        self.console.print(f"warning: {line}", style="yellow", soft_wrap=True, markup=False)
+        self.console.print(
+            f"warning: {line}", style="yellow", soft_wrap=True, markup=False, emoji=False
+        )
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Print the line of a round, given its object in ``rounds.jsonl``."""
@@ -66,11 +68,13 @@ class RunConsole:
             for name, values in scores.items()
             if name != "multimodal"
         )
-        self.tell(
+        self.console.print(
             f"round {record['round']:>{self._digits}}  [dim]loss[/] {loss}  "
             f"[dim]val {metric}[/] [bold]multimodal {scores['multimodal'][metric]:.3f}[/]  "
             f"{alone}  "
-            f"[dim]{record['seconds']:.1f} s[/]"
+            f"[dim]{record['seconds']:.1f} s[/]",
+            soft_wrap=True,
+            emoji=False,
         )
         if record["reused"]:
             self.warn(f"no reply from {', '.join(record['reused'])}: the encoder stays as it was")

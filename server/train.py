@@ -7,23 +7,21 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from common.config import parse_config
-from server.command import hydra_command
+from server.command import hydra_command, run_folder
 
 
 @hydra_command("config")
 def main(composed: DictConfig) -> None:
     """Train a federation."""
     config = parse_config(composed)
-    folder = HydraConfig.get().runtime.output_dir
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.app import prepare
     from server.simulation import simulate
 
-    simulate(prepare(config, folder))
+    simulate(prepare(config, run_folder(config)))
 
 
 if __name__ == "__main__":

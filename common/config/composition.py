@@ -1,0 +1,127 @@
+"""From ``conf/`` and overrides to a checked `Config`, or one line that says what is wrong."""
+
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import fields, is_dataclass
+from typing import cast
+
+from hydra import compose, initialize_config_module
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, OverrideParseException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+from common.config.ranges import check_ranges
+from common.config.schema import Config, NpzConfig, SyntheticConfig
+from common.errors import UserError
+
+
+def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
+    """Compose the configuration from ``conf/`` and overrides, outside a Hydra command.
+
+    Parameters
+    ----------
+    config_name
+        Name of the primary file in ``conf/``, without ``.yaml``.
+    overrides
+        Hydra overrides, for example ``["clients.language=4", "rounds=50"]``.
+
+    Returns
+    -------
+    Config
+        The checked configuration.
+
+    Raises
+    ------
+    UserError
+        If an override names nothing or does not fit its type.
+    """
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_module("conf", version_base=None):
+            return parse_config(compose(config_name, list(overrides)))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UserError(explain(error)) from error
+
+
+def parse_config(composed: DictConfig) -> Config:
+    """Turn a composed configuration into a typed `Config` and check its ranges.
+
+    Raises
+    ------
+    UserError
+        If a value is out of its range or a required one is missing.
+    """
+    try:
+        config = cast(Config, OmegaConf.to_object(composed))
+        _refuse_unknown(composed)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from error
+    check_ranges(config)
+    return config
+
+
+def _refuse_unknown(composed: DictConfig, prefix: str = "") -> None:
+    """Refuse what ``+name=value`` added: the schema has all there is."""
+    schema = OmegaConf.get_type(composed)
+    if not is_dataclass(schema):
+        return
+    for key in map(str, composed):
+        if key not in {item.name for item in fields(schema)}:
+            raise UserError(f"there is no setting {prefix + key!r} (--cfg job prints them all)")
+        if isinstance(composed[key], DictConfig):
+            _refuse_unknown(composed[key], f"{prefix}{key}.")
+
+
+def explain(error: Exception) -> str:
+    """Say in one line what Hydra or OmegaConf refused, with what there is instead."""
+    first, *others = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, OverrideParseException):
+        return f"cannot read the override {error.override}: {first}"
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is required; give it as {error.full_key}=…"
+    if missing := re.match(r"In '.*': Could not find '(\w+)/(.*)'", first):
+        group, choice = missing.groups()
+        choices = ", ".join(name for name in _options(others) if not name.endswith("_schema"))
+        return f"{group}={choice}: there is no such {group}; there are {choices}"
+    if unknown := re.match(r"Could not override '(.*)'", first):
+        if owner := _dataset_with(unknown[1]):
+            return f"{unknown[1]} is a setting of dataset={owner}; give that too"
+        near = difflib.get_close_matches(unknown[1], setting_names(), n=3)
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        return f"there is no setting {unknown[1]!r}{hint} (--cfg job prints them all)"
+    if isinstance(error.__cause__, OmegaConfBaseException):
+        reason = str(error.__cause__).splitlines()[0]
+        return f"{first.removeprefix('Error merging override ')}: {reason}"
+    return first
+
+
+def _options(lines: list[str]) -> list[str]:
+    """Return the names that Hydra lists below "Available options", up to its search path."""
+    listed = itertools.takewhile(lambda line: not line.startswith("Config search path"), lines[1:])
+    return list(listed)
+
+
+def _dataset_with(name: str) -> str | None:
+    """Return the kind of dataset that has a setting, if one has."""
+    for kind in (SyntheticConfig, NpzConfig):
+        if name in {f"dataset.{item.name}" for item in fields(kind)}:
+            return kind.name
+    return None
+
+
+def setting_names() -> list[str]:
+    """Every dotted name of the schema."""
+    names = [*_names_below(OmegaConf.structured(Config))]
+    for kind in (SyntheticConfig, NpzConfig):
+        names += [f"dataset.{item.name}" for item in fields(kind)]
+    return sorted(set(names))
+
+
+def _names_below(node: DictConfig, prefix: str = "") -> Iterator[str]:
+    for key in map(str, node):
+        yield prefix + key
+        if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
+            yield from _names_below(node[key], f"{prefix}{key}.")

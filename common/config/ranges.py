@@ -1,0 +1,101 @@
+"""What values a setting may take, beyond its type."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from common.config.schema import Config
+from common.errors import UserError
+
+Check = tuple[str, Callable[[float], bool], tuple[str, ...]]
+
+#: What is expected, how to tell, and of which settings; a name of a group means all that is in it.
+RANGES: tuple[Check, ...] = (
+    (
+        "a number above 0",
+        lambda value: 0 < value < math.inf,
+        (
+            "rounds",
+            "client.batch_size",
+            "client.local_epochs",
+            "client.lr",
+            "client.max_grad_norm",
+            "client.threads",
+            "dataset.max_seq_len",
+            "dataset.num_items",
+            "dataset.num_speakers",
+            "model.width",
+            "model.heads",
+            "model.layers",
+            "model.kernel_size",
+            "model.decoder_layers",
+            "runtime.client_cpus",
+            "runtime.round_timeout",
+            "strategy.sampler.num_samples",
+            "strategy.decoder.temperature",
+        ),
+    ),
+    (
+        "a number of at least 0",
+        lambda value: 0 <= value < math.inf,
+        (
+            "clients",
+            "client.num_workers",
+            "client.weight_decay",
+            "dataset.context",
+            "dataset.noise",
+            "runtime.client_gpus",
+            "runtime.node_timeout",
+            "strategy.decoder.epsilon",
+            "strategy.decoder.noise",
+        ),
+    ),
+    (
+        "a share in [0, 1)",
+        lambda value: 0 <= value < 1,
+        (
+            "client.validation_fraction",
+            "dataset.test_fraction",
+            "dataset.validation_fraction",
+            "model.attention_dropout",
+            "model.embedding_dropout",
+            "model.relu_dropout",
+            "model.residual_dropout",
+            "strategy.sampler.burn_in",
+        ),
+    ),
+    (
+        "a share in (0, 1]",
+        lambda value: 0 < value <= 1,
+        ("strategy.encoder.shrinkage", "strategy.fraction"),
+    ),
+    ("1 or -1", lambda value: value in (1, -1), ("strategy.decoder.sign",)),
+)
+
+
+def check_ranges(config: Config) -> None:
+    """Raise `UserError` for the first value outside its range."""
+    for expected, holds, names in RANGES:
+        for name, value in _values(config, names):
+            if not holds(value):
+                raise UserError(f"{name}={value}: expected {expected}")
+    dataset, model = config.dataset, config.model
+    held_back = dataset.validation_fraction + dataset.test_fraction
+    if held_back >= 1:
+        raise UserError(
+            f"dataset.validation_fraction + dataset.test_fraction={held_back}: expected less than 1"
+        )
+    if model.width % model.heads:
+        raise UserError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
+
+
+def _values(config: Config, names: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """Look up settings by dotted name; those that are None or of another dataset are left out."""
+    for name in names:
+        value: Any = config
+        for part in name.split("."):
+            value = getattr(value, part, None)
+        if isinstance(value, dict):
+            yield from ((f"{name}.{key}", each) for key, each in value.items())
+        elif value is not None:
+            yield name, value

@@ -1,0 +1,226 @@
+"""The names and types of all settings; ``conf/`` holds their values."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+from common.task import Task
+
+
+class Standardisation(StrEnum):
+    """Whose statistics centre and scale a feature."""
+
+    pooled = "pooled"
+    client = "client"
+
+
+@dataclass
+class DatasetConfig:
+    """What every dataset has; each kind adds its own settings."""
+
+    name: str = MISSING
+    task: Task = Task.regression
+    modalities: list[str] = field(default_factory=list)
+    max_seq_len: int = 50
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    standardisation: Standardisation = Standardisation.pooled
+
+
+@dataclass
+class SyntheticConfig(DatasetConfig):
+    """The embedded dataset; see `common.data.synthetic`."""
+
+    name: str = "synthetic"
+    num_items: int = 2400
+    num_speakers: int = 60
+    noise: float = 1.0
+
+
+@dataclass
+class NpzConfig(DatasetConfig):
+    """Arrays in ``.npz`` files; see `common.data.formats.npz`."""
+
+    name: str = "npz"
+    path: Any = MISSING  # one path or a list of paths
+    test_path: str | None = None
+    group: str | None = None
+    context: int = 0
+    tabular: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ModelConfig:
+    """Sizes and dropout rates of HA-Fedformer."""
+
+    width: int = 30
+    heads: int = 5
+    layers: int = 5
+    kernel_size: int = 1
+    causal: bool = False
+    decoder_layers: int = 3
+    embedding_dropout: float = 0.25
+    attention_dropout: dict[str, float] = field(default_factory=lambda: {"default": 0.0})
+    relu_dropout: float = 0.1
+    residual_dropout: float = 0.1
+
+
+class Optimizer(StrEnum):
+    """Local optimisers."""
+
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"
+
+
+@dataclass
+class ClientConfig:
+    """Local training on one client."""
+
+    optimizer: Optimizer = Optimizer.adamw
+    lr: float = 1e-3
+    weight_decay: float = 1e-5
+    batch_size: int = 24
+    local_epochs: int = 2
+    max_grad_norm: float = 1.0
+    validation_fraction: float = 0.2
+    num_workers: int = 0
+    device: str = "auto"
+    threads: int = 1
+
+
+class EncoderMerge(StrEnum):
+    """How the encoders of one modality become one."""
+
+    average = "average"
+    pbea = "pbea"
+
+
+class Structure(StrEnum):
+    """Covariance structure of a client's posterior, per tensor."""
+
+    diagonal = "diagonal"
+    row = "row"
+
+
+class Scale(StrEnum):
+    """Whether a posterior keeps its client's overall scale."""
+
+    relative = "relative"
+    absolute = "absolute"
+
+
+@dataclass
+class EncoderConfig:
+    """PbEA; see `client.posterior` and `server.aggregation.pbea`."""
+
+    merge: EncoderMerge = EncoderMerge.pbea
+    structure: Structure = Structure.row
+    shrinkage: float = 0.5
+    scale: Scale = Scale.relative
+
+
+class DecoderMerge(StrEnum):
+    """How the decoders of the modalities become one."""
+
+    average = "average"
+    cmda = "cmda"
+
+
+@dataclass
+class DecoderConfig:
+    """CmDA; see `server.aggregation.cmda`."""
+
+    merge: DecoderMerge = DecoderMerge.cmda
+    epsilon: float = 1.2
+    temperature: float = 1.0
+    sign: int = 1
+    noise: float = 1e-3
+
+
+class Sampler(StrEnum):
+    """What a client takes from its local iterates."""
+
+    last = "last"
+    iasg = "iasg"
+
+
+@dataclass
+class SamplerConfig:
+    """Posterior sampling; see `client.sampling`."""
+
+    name: Sampler = Sampler.iasg
+    num_samples: int = 4
+    burn_in: float = 0.75
+
+
+@dataclass
+class StrategyConfig:
+    """One federated algorithm: what clients sample and how the server merges."""
+
+    name: str = MISSING
+    fraction: float = 1.0
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+
+class FusionRule(StrEnum):
+    """How modalities are joined at prediction; see `common.model.fusion`."""
+
+    auto = "auto"
+    mean = "mean"
+    reliability = "reliability"
+    product_of_experts = "product_of_experts"
+
+
+@dataclass
+class FusionConfig:
+    """The fusion rule."""
+
+    name: FusionRule = FusionRule.auto
+
+
+@dataclass
+class RuntimeConfig:
+    """Where clients run, and how long the server waits for them."""
+
+    name: str = MISSING
+    client_cpus: int = 1
+    client_gpus: float | None = None
+    node_timeout: float = 120.0
+    round_timeout: float = 3600.0
+
+
+@dataclass
+class Config:
+    """Everything that decides a run."""
+
+    seed: int = 1234
+    rounds: int = 20
+    run_dir: str = MISSING
+    clients: dict[str, int] = field(default_factory=lambda: {"default": 3})
+    dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    client: ClientConfig = field(default_factory=ClientConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    fusion: FusionConfig = field(default_factory=FusionConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+
+
+def register_schema() -> None:
+    """Put the schema into Hydra's ConfigStore under the names that ``conf/`` refers to."""
+    store = ConfigStore.instance()
+    schema = OmegaConf.structured(Config)
+    # Modalities are the user's words, so these two maps take any name: clients.fourier=2.
+    OmegaConf.set_struct(schema.clients, False)
+    OmegaConf.set_struct(schema.model.attention_dropout, False)
+    store.store(name="schema", node=schema)
+    store.store(group="dataset", name="synthetic_schema", node=SyntheticConfig)
+    store.store(group="dataset", name="npz_schema", node=NpzConfig)
+
+
+register_schema()
