@@ -182,7 +182,7 @@ def test_a_word_that_is_no_choice_lists_the_choices(override: str, choices: str)
     ("override", "choices"),
     [
         ("strategy=fedsgd", "fedavg, hierarchical"),
-        ("experiment=mosi", "mosei_raw"),
+        ("experiment=iemocap", "digits, mosei_raw, mosi"),
     ],
 )
 def test_a_file_that_is_not_there_lists_those_that_are(override: str, choices: str) -> None:

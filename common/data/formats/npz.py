@@ -95,7 +95,8 @@ def _load(path: Path) -> dict[str, Array]:
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not an .npz file, or only a part of one")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: np.load leaves a file open whose list of members is broken.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return {name: _member(archive, name, path) for name in archive.files}
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
