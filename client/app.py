@@ -1,6 +1,5 @@
 """The Flower ClientApp of a site: answer `query`, answer `train`."""
 
-import shlex
 from collections.abc import Callable
 from functools import partial
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from client.node import Node, client_data, describe, parse_node
 from client.posterior import fit_gaussian
 from client.trainer import Trained, choose_device, train, validation_outputs
-from common.config import Config, Standardisation, compose_config
+from common.config import Config, Standardisation, config_of_run
 from common.data.federation import ClientData
 from common.data.moments import Moments
 from common.errors import UserError
@@ -31,6 +30,7 @@ from common.protocol import (
     ProtocolError,
     decode_downlink,
     encode_description,
+    encode_failure,
     encode_uplink,
 )
 from common.seeding import derive_seed
@@ -38,10 +38,9 @@ from common.seeding import derive_seed
 GetConfig = Callable[[Context], Config]
 
 
-def config_of_run(context: Context) -> Config:
-    """Compose the configuration from the run-config strings that `flwr run` sends."""
-    settings = context.run_config
-    return compose_config(str(settings["config-name"]), shlex.split(str(settings["overrides"])))
+def submitted_config(context: Context) -> Config:
+    """Take the configuration that `flwr run` sends."""
+    return config_of_run(context.run_config)
 
 
 def given_config(config: Config, _: Context) -> Config:
@@ -58,10 +57,14 @@ def _query(get_config: GetConfig, message: Message, context: Context) -> Message
 
 
 def _train(get_config: GetConfig, message: Message, context: Context) -> Message:
-    config = get_config(context)
-    downlink = decode_downlink(message.content)
-    uplink = run_round(downlink, parse_node(context.node_config), config)
-    return Message(encode_uplink(uplink), reply_to=message)
+    try:
+        downlink = decode_downlink(message.content)
+        uplink = run_round(downlink, parse_node(context.node_config), get_config(context))
+        content = encode_uplink(uplink)
+    except (UserError, ProtocolError, FloatingPointError) as error:
+        # As a reply of its own, so that the reason arrives whole whatever runtime carries it.
+        content = encode_failure(str(error))
+    return Message(content, reply_to=message)
 
 
 def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
@@ -136,4 +139,4 @@ def make_client_app(get_config: GetConfig) -> ClientApp:
     return app
 
 
-app = make_client_app(config_of_run)
+app = make_client_app(submitted_config)

@@ -6,7 +6,7 @@ has only a partition number, and hosts the clients of that number modulo the num
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -148,7 +148,8 @@ class _Frozen:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self._text = repr(config)
+        # Where the run folder goes is no matter of data, and differs from one message to the next.
+        self._text = repr(replace(config, run_dir=""))
 
     def __hash__(self) -> int:
         return hash(self._text)

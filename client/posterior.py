@@ -7,7 +7,8 @@ For a tensor read as (out, in), with S samples X_s of mean M:
 
 Shrunk towards its own mean variance t: P = t (rho t I + (1-rho) C)^-1. The factor t removes the
 client's overall scale, so that a client with small steps is not taken for a sure one; ``scale:
-absolute`` leaves it in. One sample, no spread or rho = 1 tells nothing of directions: then P = I.
+absolute`` leaves it in. One sample, no spread or, without the scale, rho = 1 tells nothing of
+directions: then P = I.
 
 Source: arXiv 2303.15486, section 4; shrinkage after Ledoit and Wolf 2004, with rho given.
 """
@@ -66,8 +67,8 @@ def _shrunk_inverse(
     """Return t (rho t I + (1-rho) C)^-1, or without the factor t; None means the identity."""
     variances = covariance.diagonal() if matrix else covariance
     t = variances.mean()
-    relative = config.scale is Scale.relative
     tiny = torch.finfo(torch.float32).tiny
+    relative = config.scale is Scale.relative
     if not t > floor.clamp(min=tiny) or (relative and config.shrinkage == 1.0):
         return None
     factor = t if relative else torch.ones_like(t)

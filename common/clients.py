@@ -7,8 +7,8 @@ from torch import nn
 
 from common.errors import UserError
 
-#: Attributes of `torch.nn.ModuleDict`, in which encoders are kept by modality.
-RESERVED = frozenset(dir(nn.ModuleDict())) | {"default"}
+#: Attributes of `torch.nn.ModuleDict`, in which encoders are kept by modality, and our own words.
+RESERVED = frozenset(dir(nn.ModuleDict())) | {"default", "multimodal"}
 
 
 class ClientKey(NamedTuple):
@@ -66,6 +66,7 @@ def clients_per_modality(clients: Mapping[str, int], modalities: Sequence[str]) 
     without = [name for name, count in counts.items() if count < 1]
     if without:
         raise UserError(
-            f"modality {without[0]!r} has no client; set clients.{without[0]} or clients.default"
+            f"modality {without[0]!r} has no client; set clients.{without[0]} or clients.default, "
+            "or leave it out of dataset.modalities"
         )
     return counts

@@ -27,6 +27,10 @@ _PRECISION = "precision"
 _DECODER = "decoder"
 _METRICS = "metrics"
 _MOMENTS = "moments"
+_FAILURE = "failure"
+
+#: Characters of a client's reason that are kept.
+MAX_REASON = 300
 
 
 class ProtocolError(Exception):
@@ -87,14 +91,23 @@ def encode_uplink(uplink: Uplink) -> RecordDict:
     )
 
 
+def encode_failure(reason: str) -> RecordDict:
+    """Return the content of the message that a client sends instead of an uplink."""
+    return RecordDict({_FAILURE: ConfigRecord({"reason": reason})})
+
+
 def decode_uplink(content: RecordDict) -> Uplink:
     """Read the content of the message.
 
     Raises
     ------
     ProtocolError
-        If a record or a value is missing or of the wrong type or shape.
+        If a record or a value is missing or of the wrong type or shape, or if the client says that
+        it failed; then with its reason.
     """
+    if _FAILURE in content.config_records:
+        failure = _typed(content.config_records[_FAILURE], _FAILURE, {"reason": str})
+        raise ProtocolError(" ".join(failure["reason"].split())[:MAX_REASON])
     about = _read_about(content, {"round": int})
     metrics = _typed(
         content.metric_records.get(_METRICS),

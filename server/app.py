@@ -1,6 +1,5 @@
 """The Flower ServerApp: what `flwr run` starts."""
 
-import shlex
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -8,8 +7,9 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import Config, compose_config
+from common.config import Config, config_of_run
 from common.data.federation import load_joint
+from common.errors import UserError
 from server.console import RunConsole
 from server.federation import Run, check_evaluation_data, use_one_thread
 from server.run_folder import RunFolder
@@ -51,6 +51,10 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config strings ``config-name`` and ``overrides`` describe."""
-    settings = context.run_config
-    config = compose_config(str(settings["config-name"]), shlex.split(str(settings["overrides"])))
-    _execute(prepare(config, config.run_dir), grid, context)
+    try:
+        config = config_of_run(context.run_config)
+        _execute(prepare(config, config.run_dir), grid, context)
+    except UserError as error:
+        # Flower logs a traceback of whatever ends a ServerApp; the line comes first, and alone.
+        print(f"error: {error}", flush=True)
+        raise

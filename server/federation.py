@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
@@ -58,6 +57,7 @@ class Run:
         self.records: list[dict[str, Any]] = []
         self._report: RoundReport | None = None
         self._round_began = 0.0
+        self._train_items = 0
 
     def execute(self, grid: Grid) -> dict[str, Any]:
         """Run the federation and return the summary, which is in the run folder too.
@@ -67,7 +67,17 @@ class Run:
         UserError
             If nodes are missing or do not fit, or no client could be merged in a round.
         """
+        try:
+            return self._execute(grid)
+        except BaseException:
+            if not self.records:
+                self.folder.release()
+            raise
+
+    def _execute(self, grid: Grid) -> dict[str, Any]:
         began = time.monotonic()
+        for what, count in self.data.cleaning.items():
+            self.console.tell(f"cleaned: {count} {what}")
         config, registry = self.config, Registry()
         counts = clients_per_modality(config.clients, self.data.modalities)
         registry.wait_for(grid, counts, config.runtime.node_timeout, self.console.tell)
@@ -85,6 +95,7 @@ class Run:
             self._round_began = time.monotonic()
             return None
 
+        self._train_items = sum(m.client.examples for m in registry.members.values())
         strategy.start(
             grid,
             to_record(model.state_dict()),
@@ -174,7 +185,7 @@ class Run:
             "fusion": str(fusion.rule),
             "fusion_weights": fusion.weights,
             "items": {
-                "train": sum(len(items) for items in self.data.clients.values()),
+                "train": self._train_items,
                 "validation": len(self.data.validation),
                 "test": len(self.data.test),
             },
@@ -184,7 +195,7 @@ class Run:
         self.folder.write(MODEL, model_bytes(model, fusion))
         self.folder.write(CURVE, learning_curve(self.records, config.dataset.task))
         self.folder.write_summary(summary)
-        self.console.scores(f"Test, {len(self.data.test)} items nobody trained on", test)
+        self.console.scores(f"Test, {len(self.data.test)} items", test)
         self._say_what_won(test, fusion)
         return summary
 
@@ -214,4 +225,3 @@ def check_evaluation_data(data: JointDataset) -> None:
 def use_one_thread() -> None:
     """Leave the cores to the clients; sums in one order are reproducible too."""
     torch.set_num_threads(1)
-    np.seterr(all="warn")

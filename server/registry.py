@@ -16,6 +16,7 @@ from common.errors import UserError
 from common.messages import ClientDescription
 from common.protocol import ProtocolError, decode_description, encode_query
 from common.task import Task
+from server.validation import check_description
 
 POLL_SECONDS = 0.2
 
@@ -54,58 +55,78 @@ class Registry:
     members: dict[ClientKey, Member] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
 
-    def refresh(self, grid: Grid, timeout: float) -> None:
+    def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[str]:
         """Ask the nodes that are new; forget the clients of nodes that are gone.
 
-        Raises
-        ------
-        UserError
-            If a node says that it cannot take part, two nodes claim the same client, or clients of
-            one modality differ in feature width.
+        A node that cannot take part is asked once and left out. A client that a new node claims
+        moves to it: a node that was restarted comes back under another id.
+
+        Parameters
+        ----------
+        grid
+            Reaches the nodes.
+        known
+            The dataset's modalities.
+        timeout
+            Seconds to wait for answers.
+
+        Returns
+        -------
+        list of str
+            For each node that was left out or replaced another, one line that says why.
         """
         present = set(grid.get_node_ids())
         self.asked &= present
         self.members = {key: m for key, m in self.members.items() if m.node in present}
         new = sorted(present - self.asked)
         if not new:
-            return
+            return []
         queries = [Message(encode_query(), node, MessageType.QUERY) for node in new]
-        for reply in grid.send_and_receive(queries, timeout=timeout):
-            self._add(reply)
+        faults: list[str] = []
+        replies = grid.send_and_receive(queries, timeout=timeout)
+        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+            self.asked.add(reply.metadata.src_node_id)
+            try:
+                faults += self._add(reply, known)
+            except UserError as error:
+                faults.append(f"node {reply.metadata.src_node_id}: {error}")
         self.members = dict(sorted(self.members.items()))
-        self._check_widths()
+        return faults
 
-    def _add(self, reply: Message) -> None:
+    def _add(self, reply: Message, known: Collection[str]) -> list[str]:
+        """Take in the clients of a node, all or none; return the claims that it took over."""
         node = reply.metadata.src_node_id
         if reply.has_error():
-            raise UserError(f"node {node} cannot be asked what it holds: {reply.error.reason}")
+            raise UserError(f"it cannot be asked what it holds: {reply.error.reason}")
         try:
             description = decode_description(reply.content)
         except ProtocolError as error:
-            raise UserError(f"node {node} speaks another protocol: {error}") from error
+            raise UserError(f"it speaks another protocol: {error}") from error
         if description.error:
-            raise UserError(f"node {node}: {description.error}")
-        self.asked.add(node)
+            raise UserError(description.error)
+        for client in description.clients:
+            check_description(client, known)
+            self._check_width(client)
+        claimed = []
         for client in description.clients:
             other = self.members.get(client.key)
-            if other is not None and other.node != node:
-                raise UserError(
+            if other is not None:
+                claimed.append(
                     f"nodes {other.node} and {node} both say that they are {client.key}; "
                     "give each node of a modality its own part in --node-config, as in 'part=1'"
                 )
             self.members[client.key] = Member(node, client)
+        return claimed
 
-    def _check_widths(self) -> None:
-        for name, members in self.by_modality().items():
-            first = members[0].client
-            for member in members[1:]:
-                shapes = [client.moments.mean.shape for client in (first, member.client)]
-                if shapes[0] != shapes[1]:
-                    here, there = map(describe_shape, shapes)
-                    raise UserError(
-                        f"{name} is {here} at client {first.key} but {there} at "
-                        f"{member.client.key}; all clients of a modality need the same features"
-                    )
+    def _check_width(self, client: ClientDescription) -> None:
+        for member in self.by_modality().get(client.key.modality, []):
+            shapes = [each.moments.mean.shape for each in (member.client, client)]
+            if shapes[0] != shapes[1]:
+                here, there = map(describe_shape, shapes)
+                raise UserError(
+                    f"{client.key.modality} is {here} at client {member.client.key} but {there} "
+                    f"at {client.key}; all clients of a modality need the same features"
+                )
 
     def by_modality(self) -> dict[str, list[Member]]:
         """Modality to its members."""
@@ -137,28 +158,22 @@ class Registry:
         Raises
         ------
         UserError
-            If a modality has no client at all by then, or a node has one that is not in `counts`.
+            If a modality has no client at all by then, or a node cannot take part: before the first
+            round that is a mistake to mend.
         """
         began = time.monotonic()
         told = ""
-        while True:
-            self.refresh(grid, timeout)
-            found = {name: len(members) for name, members in self.by_modality().items()}
-            self.check_modalities(counts)
-            missing = [
-                f"{name}: {found.get(name, 0)} of {count}"
-                for name, count in counts.items()
-                if found.get(name, 0) < count
-            ]
-            if not missing:
-                return
-            if time.monotonic() >= began + timeout:
+        while missing := self._missing(counts, grid, began + timeout - time.monotonic()):
+            waited = time.monotonic() - began
+            if waited >= timeout:
                 break
             line = f"waiting for clients ({', '.join(missing)})"
-            if line != told and time.monotonic() > began + PATIENCE_SECONDS:
+            if line != told and waited > PATIENCE_SECONDS:
                 tell(told := line)
             time.sleep(POLL_SECONDS)
-        absent = [name for name in counts if name not in found]
+        else:
+            return
+        absent = [name for name in counts if name not in self.by_modality()]
         if absent:
             raise UserError(
                 f"no client of modality {absent[0]!r} after {timeout:.0f} s; start a node with "
@@ -166,14 +181,17 @@ class Registry:
             )
         tell(f"going on without all clients ({', '.join(missing)})")
 
-    def check_modalities(self, known: Collection[str]) -> None:
-        """Raise `UserError` if a member's modality is not among those of the dataset."""
-        for key, member in self.members.items():
-            if key.modality not in known:
-                raise UserError(
-                    f"node {member.node} holds modality {key.modality!r}, but the dataset has "
-                    f"{', '.join(known)}"
-                )
+    def _missing(self, counts: Mapping[str, int], grid: Grid, timeout: float) -> list[str]:
+        """Refresh, and say of which modalities clients are missing."""
+        faults = self.refresh(grid, counts, max(timeout, 0.0))
+        if faults:
+            raise UserError(faults[0])
+        found = {name: len(members) for name, members in self.by_modality().items()}
+        return [
+            f"{name}: {found.get(name, 0)} of {count}"
+            for name, count in counts.items()
+            if found.get(name, 0) < count
+        ]
 
     def label_sums(self, task: Task, outputs: int) -> Tensor:
         """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.

@@ -6,7 +6,6 @@ that none is ever half there.
 """
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -40,13 +39,21 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
-        if (self.path / ROUNDS).exists():
-            raise UserError(f"{self.path} holds a run already; choose another with run_dir=…")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / ROUNDS).touch()
+            (self.path / ROUNDS).touch(exist_ok=False)
+        except FileExistsError as error:
+            if not self.path.is_dir():
+                raise UserError(f"run_dir {self.path} cannot be written: not a folder") from error
+            raise UserError(
+                f"{self.path} holds a run already; choose another with run_dir=…"
+            ) from error
         except OSError as error:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
+
+    def release(self) -> None:
+        """Give the folder up, for a run that ended before its first round."""
+        (self.path / ROUNDS).unlink(missing_ok=True)
 
     def write_config(self, config: Config) -> None:
         """Write the configuration, resolved."""
@@ -66,4 +73,4 @@ class RunFolder:
         target = self.path / name
         aside = target.with_name(f".{name}.part")
         aside.write_bytes(content)
-        os.replace(aside, target)  # noqa: PTH105  # atomic, like Path.replace, but says so
+        aside.replace(target)

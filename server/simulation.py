@@ -10,7 +10,9 @@ import torch
 from flwr.simulation import run_simulation
 
 from client.app import given_config, make_client_app
-from common.config import RuntimeConfig
+from client.trainer import choose_device
+from common.config import Config, RuntimeConfig
+from common.errors import UserError
 from server.app import make_server_app
 from server.federation import Run
 from server.run_folder import FLOWER_LOG
@@ -24,6 +26,7 @@ def simulate(run: Run) -> None:
     UserError
         As `server.federation.Run.execute`.
     """
+    check_resources(run.config)
     log_to_file(run.folder.path / FLOWER_LOG)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -36,6 +39,17 @@ def simulate(run: Run) -> None:
                 "client_resources": {**client_resources(run.config.runtime)},
             },
         )
+
+
+def check_resources(config: Config) -> None:
+    """Raise `UserError` for a device or resources that this machine does not have."""
+    runtime = config.runtime
+    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
+    if runtime.client_cpus > cpus:
+        raise UserError(f"runtime.client_cpus={runtime.client_cpus}: this machine has {cpus}")
+    if (runtime.client_gpus or 0) > gpus:
+        raise UserError(f"runtime.client_gpus={runtime.client_gpus}: this machine has {gpus}")
+    choose_device(config.client.device)
 
 
 def client_resources(runtime: RuntimeConfig) -> dict[str, int | float]:
@@ -53,6 +67,8 @@ def log_to_file(path: Path) -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s"))
     for name in ("flwr", "ray"):
         logger = logging.getLogger(name)
-        logger.handlers.clear()
+        for former in list(logger.handlers):
+            logger.removeHandler(former)
+            former.close()
         logger.addHandler(handler)
         logger.propagate = False

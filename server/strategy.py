@@ -3,6 +3,7 @@
 All mathematics is in `server.aggregation`.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from common.clients import ClientKey
 from common.config import Config
-from common.messages import Downlink, Uplink
+from common.messages import ClientDescription, Downlink, Uplink
 from common.model.evidence import no_evidence
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
 from common.protocol import (
+    MAX_REASON,
     ProtocolError,
     decode_uplink,
     encode_downlink,
@@ -28,6 +30,9 @@ from common.seeding import derive_seed, generator
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.registry import Member, Registry
 from server.validation import RejectedUpdateError, UpdateRules
+
+#: How long a node that joins between rounds may take to describe itself before it is asked again.
+QUERY_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
@@ -66,7 +71,9 @@ class RoundReport:
 class _Asked:
     """The clients asked in the current round, by the node and the order of asking."""
 
+    faults: list[str] = field(default_factory=list)
     keys: dict[int, list[ClientKey]] = field(default_factory=dict)
+    clients: dict[ClientKey, ClientDescription] = field(default_factory=dict)
     bytes_down: int = 0
 
 
@@ -112,14 +119,14 @@ class HierarchicalAggregation(Strategy):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Send each chosen client its own encoder and the decoder."""
-        self.registry.refresh(grid, self.config.runtime.node_timeout)
-        self.registry.check_modalities(self._trained.encoders)
+        faults = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
         self._arrays = from_record(arrays)
         parts = split_arrays(self._arrays)
-        self._asked = _Asked()
+        self._asked = _Asked(faults)
         messages = []
         for member in self._choose(server_round):
             key = member.client.key
+            self._asked.clients[key] = member.client
             downlink = Downlink(
                 key, server_round, parts.encoders[key.modality], parts.decoder, self.prior
             )
@@ -180,9 +187,12 @@ class HierarchicalAggregation(Strategy):
     ) -> tuple[list[Uplink], list[str], int]:
         """Return the updates that pass, one line for each that does not, and the bytes received."""
         pending = {node: list(keys) for node, keys in self._asked.keys.items()}
-        uplinks, rejected, received = [], [], 0
+        uplinks, rejected, received = [], list(self._asked.faults), 0
+        answers: Counter[int] = Counter()
         for reply in replies:
-            keys = pending.get(reply.metadata.src_node_id, [])
+            node = reply.metadata.src_node_id
+            keys = pending.get(node, [])
+            answers[node] += 1
             try:
                 if reply.has_error():
                     raise RejectedUpdateError(_reason(reply.error.reason or ""))
@@ -190,15 +200,18 @@ class HierarchicalAggregation(Strategy):
                 uplink = decode_uplink(reply.content)
                 if uplink.key not in keys:
                     raise RejectedUpdateError(f"{uplink.key} was not asked of this node")
-                self._rules.check(uplink, uplink.key, server_round)
+                self._rules.check(uplink, self._asked.clients[uplink.key], server_round)
                 keys.remove(uplink.key)
                 uplinks.append(uplink)
             except (RejectedUpdateError, ProtocolError) as error:
-                hosts = ", ".join(
-                    str(key) for key in self._asked.keys.get(reply.metadata.src_node_id, [])
-                )
-                rejected.append(f"node of {hosts}: {error}")
+                rejected.append(f"node of {self._hosted(node)}: {error}")
+        for node, keys in pending.items():
+            silent = len(self._asked.keys[node]) - answers[node]
+            rejected += [f"{key}: no reply" for key in keys[:silent]]
         return uplinks, sorted(rejected), received
+
+    def _hosted(self, node: int) -> str:
+        return ", ".join(str(key) for key in self._asked.keys.get(node, []))
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -224,5 +237,6 @@ def from_record(record: ArrayRecord) -> dict[str, Tensor]:
 
 
 def _reason(text: str) -> str:
-    """Shorten the reason of Flower's error reply to its message."""
-    return " ".join(text.replace("Exception ClientAppException occurred. Message:", "").split())
+    """Shorten the reason of Flower's error reply, a traceback in a simulation, to its message."""
+    message = text.rsplit("Exception ClientAppException occurred. Message:", 1)[-1]
+    return " ".join(message.removesuffix("'>").split())[:MAX_REASON]

@@ -1,15 +1,16 @@
 """Never trust an update: what a reply must satisfy before it touches a sum."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from common.clients import ClientKey
 from common.config import EncoderConfig
-from common.messages import Uplink
+from common.errors import UserError
+from common.messages import ClientDescription, Uplink
 from common.model.evidence import evidence_size
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian, posterior_form
@@ -38,15 +39,15 @@ class UpdateRules:
     task: Task
     encoder: EncoderConfig
 
-    def check(self, uplink: Uplink, expected: ClientKey, server_round: int) -> None:
+    def check(self, uplink: Uplink, client: ClientDescription, server_round: int) -> None:
         """Check a reply against the model and against whom it was asked of.
 
         Parameters
         ----------
         uplink
             The reply.
-        expected
-            The client that was asked.
+        client
+            The client that was asked, as it described itself.
         server_round
             The round that it was asked in.
 
@@ -55,13 +56,14 @@ class UpdateRules:
         RejectedUpdateError
             At the first fault.
         """
+        expected = client.key
         if uplink.key != expected:
             raise RejectedUpdateError(f"{expected} answers as {uplink.key}")
         if uplink.round != server_round:
             raise RejectedUpdateError(
                 f"{expected} answers for round {uplink.round}, expected {server_round}"
             )
-        self._check_figures(uplink)
+        self._check_figures(uplink, client.examples)
         means = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
         _check_arrays(f"{expected} encoder", means, self.trained.encoders[expected.modality])
         _check_arrays(f"{expected} decoder", uplink.decoder, self.trained.decoder)
@@ -71,17 +73,50 @@ class UpdateRules:
                 raise RejectedUpdateError(f"{where}: its precision is {gaussian.form}")
             _check_precision(where, gaussian)
 
-    def _check_figures(self, uplink: Uplink) -> None:
+    def _check_figures(self, uplink: Uplink, examples: int) -> None:
         key = uplink.key
-        if uplink.examples < 1:
+        if uplink.examples != examples:
             raise RejectedUpdateError(
-                f"{key} reports {uplink.examples} examples, expected 1 or more"
+                f"{key} reports {uplink.examples} examples, and said before that it has {examples}"
             )
         if not math.isfinite(uplink.train_loss):
             raise RejectedUpdateError(f"{key} reports a train loss of {uplink.train_loss}")
         sums = uplink.evidence
         if len(sums) != evidence_size(self.task) or not sums.isfinite().all():
             raise RejectedUpdateError(f"{key} reports evidence {sums.tolist()}")
+
+
+def check_description(client: ClientDescription, known: Collection[str]) -> None:
+    """Check what a client says of itself.
+
+    Parameters
+    ----------
+    client
+        Its description.
+    known
+        The dataset's modalities.
+
+    Raises
+    ------
+    UserError
+        At the first fault.
+    """
+    key, moments = client.key, client.moments
+    if key.modality not in known:
+        raise UserError(
+            f"it holds modality {key.modality!r}, but the dataset has {', '.join(known)}"
+        )
+    if client.examples < 1:
+        raise UserError(f"client {key} has no examples")
+    sums = client.label_sums
+    if not sums.isfinite().all() or sums[0] < 0:
+        raise UserError(f"client {key} reports label sums {sums.tolist()}")
+    arrays = (moments.count, moments.mean, moments.squares)
+    if (
+        not all(np.isfinite(array).all() for array in arrays)
+        or ((moments.count < 0) | (moments.squares < 0)).any()
+    ):
+        raise UserError(f"client {key} reports moments of its features that cannot be")
 
 
 def _check_arrays(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

@@ -4,7 +4,13 @@ The YAML files under ``conf/`` hold the values, `common.config.schema` their nam
 value of the wrong type or a name that does not exist is refused when the configuration is composed.
 """
 
-from common.config.composition import compose_config, explain, parse_config, setting_names
+from common.config.composition import (
+    compose_config,
+    config_of_run,
+    explain,
+    parse_config,
+    setting_names,
+)
 from common.config.ranges import check_ranges
 from common.config.schema import (
     ClientConfig,
@@ -53,6 +59,7 @@ __all__ = [
     "SyntheticConfig",
     "check_ranges",
     "compose_config",
+    "config_of_run",
     "explain",
     "parse_config",
     "register_schema",

@@ -3,7 +3,8 @@
 import difflib
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import cast
 
@@ -44,6 +45,26 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
             return parse_config(compose(config_name, list(overrides)))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error)) from error
+
+
+def config_of_run(settings: Mapping[str, object]) -> Config:
+    """Compose the configuration from the run-config strings of ``flwr run``.
+
+    Parameters
+    ----------
+    settings
+        ``config-name``, and ``overrides`` separated by spaces, quoted as in a shell.
+
+    Raises
+    ------
+    UserError
+        As `compose_config`.
+    """
+    try:
+        overrides = shlex.split(str(settings["overrides"]))
+    except ValueError as error:
+        raise UserError(f"overrides={settings['overrides']!r}: {error}") from error
+    return compose_config(str(settings["config-name"]), overrides)
 
 
 def parse_config(composed: DictConfig) -> Config:

@@ -78,7 +78,7 @@ class JointDataset:
         """What was cleaned and how many times: dropped items, values that were not finite."""
         counts = dict(self.items.cleaning)
         for name, sequences in self.items.sequences.items():
-            bad = int((~np.isfinite(sequences.values)).sum())
+            bad = int((~np.isfinite(sequences.values[sequences.rows()])).sum())
             if bad:
                 counts[f"{name} values not finite, set to the mean"] = bad
         return counts
@@ -131,7 +131,10 @@ def load_joint(config: Config) -> JointDataset:
             items.groups[train], [1.0] * len(keys), generator(config.seed, "clients")
         )
     except UserError as error:
-        raise UserError(f"{len(keys)} clients are too many for the train items: {error}") from error
+        raise UserError(
+            f"{len(keys)} clients are too many for the train items: {error}; use fewer clients or "
+            "more data"
+        ) from error
     clients = {key: train[part] for key, part in zip(keys, parts, strict=True)}
     return JointDataset(modalities, items, clients, validation, test)
 

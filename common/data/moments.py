@@ -59,7 +59,15 @@ class Moments:
         return cls(count, mean, squares)
 
     def merge(self, other: "Moments") -> "Moments":
-        """Return the moments of both together; the shapes must be equal."""
+        """Return the moments of both together.
+
+        Raises
+        ------
+        ValueError
+            If their shapes differ.
+        """
+        if self.mean.shape != other.mean.shape:
+            raise ValueError(f"moments of shapes {self.mean.shape} and {other.mean.shape}")
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
         delta = other.mean - self.mean

@@ -14,8 +14,8 @@ def partition_groups(
 ) -> list[IntArray]:
     """Deal groups out to parts so that no group is in two of them.
 
-    Groups come in random order; each goes to the part that is the emptiest for its share, so a
-    part misses its share by one group at most, and none is empty while there are enough groups.
+    Groups come in random order; each goes to the part that is the emptiest for its share, so equal
+    parts differ by one group at most, and none is empty while there are enough groups.
 
     Parameters
     ----------
@@ -40,7 +40,7 @@ def partition_groups(
     if len(names) < len(shares):
         raise UserError(
             f"{len(shares)} parts need at least {len(shares)} groups of items, "
-            f"and there are {len(names)}: use fewer clients or more data"
+            f"and there are {len(names)}"
         )
     filled = np.zeros(len(shares))
     part_of_group = np.empty(len(names), dtype=np.int64)

@@ -78,7 +78,11 @@ class Fusion:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Modality to its weight in the rule; they sum to 1."""
+        """Modality to its share of the information; they sum to 1.
+
+        `mean` and `reliability` weigh encodings by them. The product of experts weighs by each
+        expert's calibration instead, and here they only tell how much a modality is worth.
+        """
         if self.rule is FusionRule.mean:
             return {name: 1 / len(self.experts) for name in self.experts}
         return reliability_weights(self.experts)

@@ -5,7 +5,7 @@ With n_i examples at client i the product has its mode M where
 
     (sum_i n_i P_i) M = sum_i n_i P_i M_i
 
-In the natural parameters n P and n P M that is a sum, so it streams and reduces in a tree. Where
+In the natural parameters n P and n P M that is a sum, so it can stream and reduce in a tree. Where
 all precisions are equal it is the weighted average, FedAvg.
 
 Source: arXiv 2303.15486, section 4; the product of posteriors is that of FedPA, arXiv 2010.05273.

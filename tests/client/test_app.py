@@ -12,7 +12,7 @@ from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
-from client.app import config_of_run, given_config, make_client_app, received_model, run_round
+from client.app import given_config, make_client_app, received_model, run_round, submitted_config
 from client.node import DeployedNode, SimulatedNode, client_data, describe
 from common.clients import ClientKey
 from common.config import Config, compose_config
@@ -390,7 +390,9 @@ def test_flower_query_on_a_run_with_a_mistake_is_answered_with_it() -> None:
         RecordDict(),
         {"config-name": "config", "overrides": "clients.defualt=2 model.widht=3"},
     )
-    reply = make_client_app(config_of_run)(Message(encode_query(), 5, MessageType.QUERY), context)
+    reply = make_client_app(submitted_config)(
+        Message(encode_query(), 5, MessageType.QUERY), context
+    )
     assert "model.widht" in decode_description(reply.content).error
 
 
@@ -414,5 +416,5 @@ def test_configuration_comes_from_the_run() -> None:
         RecordDict(),
         {"config-name": "config", "overrides": "rounds=3 clients.audio=4  'run_dir=my runs'"},
     )
-    config = config_of_run(context)
+    config = submitted_config(context)
     assert (config.rounds, config.clients["audio"], config.run_dir) == (3, 4, "my runs")

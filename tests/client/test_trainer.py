@@ -1,15 +1,18 @@
 """Local training: closed forms of single steps, what is sampled, what is refused."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+import client.trainer
 from client.trainer import Trained, train, validation_outputs
 from common.config import ClientConfig, ModelConfig, Optimizer, Sampler, SamplerConfig
-from common.data.batching import pad_all
+from common.data.batching import Padded, batches, pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, trained_names
@@ -118,16 +121,20 @@ def test_same_seed_same_result_whatever_ran_before() -> None:
     )
 
 
-def test_epochs_see_the_items_in_different_orders() -> None:
-    # One epoch of two seeds differs only by the order: rate and batches are the same.
-    data = client_data()
-    config = settings(lr=0.1, optimizer=Optimizer.sgd)
-    ends = []
-    for seed in (0, 1):
-        model = model_for()
-        train(model, data, config, LAST, seed)
-        ends.append(vector(model))
-    assert not torch.equal(*ends)
+def test_every_epoch_sees_every_item_once_in_an_order_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data, seen = client_data(), []
+
+    def watched(*args: Any, **options: Any) -> Iterator[tuple[Padded, Tensor]]:
+        epoch = list(batches(*args, **options))
+        seen.append(torch.cat([labels for _, labels in epoch]).tolist())
+        return iter(epoch)
+
+    monkeypatch.setattr(client.trainer, "batches", watched)
+    train(model_for(), data, settings(local_epochs=3), LAST, 0)
+    assert [sorted(epoch) for epoch in seen] == [sorted(data.labels[data.train].tolist())] * 3
+    assert len(set(map(tuple, seen))) == 3
 
 
 # --- One step in closed form ------------------------------------------------------------------

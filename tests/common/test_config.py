@@ -82,9 +82,11 @@ def test_composing_again_starts_anew() -> None:
 
 
 def test_modalities_are_the_users_words() -> None:
-    assert composed("clients.language=4").clients == {"default": 3, "language": 4}
-    assert composed("clients.fourier=2").clients == {"default": 3, "fourier": 2}
-    assert composed("model.attention_dropout.fourier=.3").model.attention_dropout == {
+    config = composed(
+        "clients.language=4", "clients.fourier=2", "model.attention_dropout.fourier=.3"
+    )
+    assert config.clients == {"default": 3, "language": 4, "fourier": 2}
+    assert config.model.attention_dropout == {
         "default": 0.0,
         "language": 0.1,
         "fourier": 0.3,

@@ -76,13 +76,18 @@ def failing(message: Message) -> Message:
     return Message(Error(1, "no route"), reply_to=message)
 
 
+KNOWN = ("audio", "vision")
+
+
 def names(registry: Registry) -> list[str]:
     return [str(key) for key in registry.members]
 
 
 def refreshed(nodes: dict[int, Answer]) -> Registry:
     registry = Registry()
-    registry.refresh(FakeGrid(nodes), timeout=1)
+    faults = registry.refresh(FakeGrid(nodes), KNOWN, timeout=1)
+    if faults:
+        raise UserError(faults[0])
     return registry
 
 
@@ -93,7 +98,7 @@ def test_each_node_is_asked_once() -> None:
     grid = FakeGrid({7: hosting("audio-0"), 3: hosting("vision-0", "audio-1"), 9: hosting()})
     registry = Registry()
     for _ in range(3):
-        registry.refresh(grid, timeout=1)
+        registry.refresh(grid, KNOWN, timeout=1)
     assert sorted(grid.asked) == [3, 7, 9]
     assert names(registry) == ["audio-0", "audio-1", "vision-0"]
     assert [member.node for member in registry.members.values()] == [7, 3, 3]
@@ -114,14 +119,14 @@ def test_members_are_in_order_whatever_the_order_of_the_replies() -> None:
 def test_node_that_joins_is_asked_and_one_that_left_is_forgotten() -> None:
     grid = FakeGrid({1: hosting("audio-0"), 2: hosting("audio-1")})
     registry = Registry()
-    registry.refresh(grid, timeout=1)
+    registry.refresh(grid, KNOWN, timeout=1)
     grid.nodes = {2: grid.nodes[2], 3: hosting("audio-2")}
-    registry.refresh(grid, timeout=1)
+    registry.refresh(grid, KNOWN, timeout=1)
     assert grid.asked == [1, 2, 3]
     assert names(registry) == ["audio-1", "audio-2"]
     # What has left and comes back is asked again: its data may have changed.
     grid.nodes[1] = hosting(client("audio-0", examples=99))
-    registry.refresh(grid, timeout=1)
+    registry.refresh(grid, KNOWN, timeout=1)
     assert grid.asked == [1, 2, 3, 1]
     assert registry.members[ClientKey("audio", 0)].client.examples == 99
 
@@ -129,18 +134,18 @@ def test_node_that_joins_is_asked_and_one_that_left_is_forgotten() -> None:
 def test_client_may_move_to_a_new_node_when_its_old_one_is_gone() -> None:
     grid = FakeGrid({1: hosting("audio-0")})
     registry = Registry()
-    registry.refresh(grid, timeout=1)
+    registry.refresh(grid, KNOWN, timeout=1)
     grid.nodes = {2: hosting("audio-0")}
-    registry.refresh(grid, timeout=1)
+    registry.refresh(grid, KNOWN, timeout=1)
     assert registry.members[ClientKey("audio", 0)].node == 2
 
 
 def test_node_that_did_not_answer_is_asked_again() -> None:
     grid = FakeGrid({1: silent, 2: hosting("audio-0")})
     registry = Registry()
-    registry.refresh(grid, timeout=1)
+    registry.refresh(grid, KNOWN, timeout=1)
     grid.nodes[1] = hosting("audio-1")
-    registry.refresh(grid, timeout=1)
+    registry.refresh(grid, KNOWN, timeout=1)
     assert grid.asked == [1, 2, 1]
     assert names(registry) == ["audio-0", "audio-1"]
 
@@ -199,8 +204,45 @@ def test_node_of_another_protocol_is_named() -> None:
     content = encode_description(NodeDescription(()))
     content.config_records["about"]["version"] = 99
     for strange in (content, RecordDict({"fitres": ConfigRecord({"x": 1})})):
-        with pytest.raises(UserError, match="node 5 speaks another protocol"):
+        with pytest.raises(UserError, match="node 5: it speaks another protocol"):
             refreshed({5: lambda message, strange=strange: Message(strange, reply_to=message)})
+
+
+def test_bad_node_is_left_out_and_the_others_stay() -> None:
+    bad = replace(client("audio-1"), label_sums=torch.full((3,), torch.nan))
+    nodes = {1: hosting("audio-0"), 2: hosting(bad, "vision-1"), 3: failing, 4: hosting("smell-0")}
+    registry = Registry()
+    faults = registry.refresh(FakeGrid(nodes), KNOWN, timeout=1)
+    assert names(registry) == ["audio-0"]
+    assert [fault.split(":")[0] for fault in faults] == ["node 2", "node 3", "node 4"]
+    # They are not asked over and over.
+    grid = FakeGrid(nodes)
+    assert registry.refresh(grid, KNOWN, timeout=1) == []
+    assert grid.asked == []
+
+
+@pytest.mark.parametrize(
+    "moments",
+    [
+        Moments(np.ones(4), np.full(4, np.inf), np.ones(4)),
+        Moments(np.ones(4), np.ones(4), -np.ones(4)),
+        Moments(-np.ones(4), np.ones(4), np.ones(4)),
+    ],
+    ids=["infinite mean", "negative squares", "negative count"],
+)
+def test_moments_that_cannot_be_are_refused_with_their_client(moments: Moments) -> None:
+    with pytest.raises(UserError, match=r"audio-0.*cannot be"):
+        refreshed({1: hosting(replace(client("audio-0"), moments=moments))})
+
+
+def test_restarted_node_takes_its_client_over() -> None:
+    grid = FakeGrid({1: hosting("audio-0")})
+    registry = Registry()
+    registry.refresh(grid, KNOWN, timeout=1)
+    grid.nodes[2] = hosting("audio-0")
+    (fault,) = registry.refresh(grid, KNOWN, timeout=1)
+    assert "1" in fault and "2" in fault
+    assert registry.members[ClientKey("audio", 0)].node == 2
 
 
 # --- Waiting ----------------------------------------------------------------------------------

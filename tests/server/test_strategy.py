@@ -16,7 +16,6 @@ from common.clients import ClientKey
 from common.config import Config, compose_config
 from common.data.federation import load_joint
 from common.data.moments import Moments
-from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription, Uplink
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
 from common.posterior import Form, Gaussian
@@ -76,11 +75,15 @@ def key_of(name: str) -> ClientKey:
     return ClientKey(modality, int(part))
 
 
+def examples_of(key: ClientKey) -> int:
+    return derive_seed("examples", str(key)) % 45 + 5
+
+
 def describe(message: Message, hosted: Iterable[str]) -> Message:
     clients = tuple(
         ClientDescription(
             key_of(name),
-            10,
+            examples_of(key_of(name)),
             torch.ones(3, dtype=torch.float64),
             Moments(*np.ones((3, WIDTHS.get(key_of(name).modality, 2)))),
         )
@@ -149,7 +152,7 @@ def update_of(message: Message) -> Uplink:
         downlink.round,
         encoder,
         {name: moved(array) for name, array in downlink.decoder.items()},
-        examples=int(rng.integers(5, 50)),
+        examples=examples_of(downlink.key),
         train_loss=float(rng.uniform(0.5, 2)),
         evidence=torch.from_numpy(rng.uniform(1, 5, size=6)),
     )
@@ -199,13 +202,18 @@ def test_node_that_joined_takes_part_in_the_next_round_and_one_that_left_does_no
     assert asked == {"audio-0", "audio-1", "vision-0", "vision-1", "vision-7"}
 
 
-def test_node_that_joins_with_a_modality_that_the_model_lacks_is_named() -> None:
+def test_node_that_joins_with_a_modality_that_the_model_lacks_is_left_out_and_named() -> None:
     federation = Federation(config_with())
     federation.ask(1)
     federation.nodes[16] = ("smell-0",)
     federation.grid.nodes = [*NODES, 16]
-    with pytest.raises(UserError, match="smell"):
-        federation.ask(2)
+    asked = federation.ask(2)
+    assert {str(decode_downlink(message.content).key) for message in asked} == {
+        name for names in NODES.values() for name in names
+    }
+    _, report = federation.merge(map(honest, asked), 2)
+    (line,) = report.rejected
+    assert "node 16" in line and "smell" in line
 
 
 def test_nothing_is_sent_for_evaluation() -> None:
@@ -510,7 +518,7 @@ def honest_alone() -> tuple[dict[str, Tensor], RoundReport]:
 def test_bad_reply_is_left_out_and_counted(name: str) -> None:
     damage, words = BAD_REPLIES[name]
     expected, clean_report = honest_alone()
-    assert clean_report.rejected == ()
+    assert clean_report.rejected == (f"{BAD}: no reply",)
     federation = Federation(config_with())
     replies = [
         damage(message) if str(decode_downlink(message.content).key) == BAD else honest(message)
@@ -576,7 +584,8 @@ def test_client_whose_host_holds_another_is_known_by_its_key() -> None:
         federation = Federation(config_with())
         messages = [m for m in federation.ask() if m.metadata.dst_node_id == 11]
         _, report = federation.merge(map(honest, messages[::order]))
-        assert report.clients == {"audio": 1, "vision": 1} and report.rejected == ()
+        assert report.clients == {"audio": 1, "vision": 1}
+        assert all("no reply" in line for line in report.rejected)
 
 
 @pytest.mark.parametrize("damage", [None, changed(examples=0)], ids=["silent", "rejected"])
@@ -591,7 +600,8 @@ def test_modality_without_a_valid_reply_keeps_its_encoder(damage: Damage | None)
     arrays, report = federation.merge(replies)
     assert report.reused == ("vision",)
     assert report.clients == {"audio": 3}
-    assert len(report.rejected) == (0 if damage is None else 2)
+    assert len(report.rejected) == 2
+    assert all(("no reply" in line) == (damage is None) for line in report.rejected)
     for name, array in federation.arrays.items():
         kept = name.startswith("encoders.vision") or "standardise" in name
         assert torch.equal(arrays[name], array) == kept

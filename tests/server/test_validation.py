@@ -8,7 +8,8 @@ from torch import Tensor
 
 from common.clients import ClientKey
 from common.config import EncoderConfig
-from common.messages import Uplink
+from common.data.moments import Moments
+from common.messages import ClientDescription, Uplink
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian
 from common.task import Task
@@ -36,7 +37,8 @@ def good(task: Task = Task.regression) -> Uplink:
 
 
 def check(uplink: Uplink, task: Task = Task.regression) -> None:
-    UpdateRules(TRAINED, task, EncoderConfig()).check(uplink, KEY, 4)
+    client = ClientDescription(KEY, 12, torch.ones(3), Moments.empty(2))
+    UpdateRules(TRAINED, task, EncoderConfig()).check(uplink, client, 4)
 
 
 def encoder_with(name: str, gaussian: Gaussian | None) -> Uplink:

@@ -30,6 +30,9 @@ from common.task import Task
 
 Array = NDArray[Any]
 
+#: More than this many classes are a mistake, such as labels that are ids.
+MAX_CLASSES = 10_000
+
 
 def read_npz(
     paths: Sequence[str | Path], config: NpzConfig, modalities: Sequence[str] | None = None
@@ -55,6 +58,11 @@ def read_npz(
     UserError
         If a file cannot be read, lacks an array, or disagrees with the others.
     """
+    if config.context > 0 and config.group is None:
+        raise UserError(
+            f"dataset.context={config.context} needs dataset.group: context is what came before in "
+            "the same group"
+        )
     files = [_File(Path(path), _load(Path(path)), config) for path in paths]
     names = list(modalities or config.modalities or files[0].modalities())
     if not names:
@@ -86,8 +94,8 @@ def _joined(name: str, files: Sequence["_File"]) -> Sequences:
     return concatenate(parts)
 
 
-def _load(path: Path) -> dict[str, Array]:
-    """Read all arrays; none is ever unpickled."""
+def _load(path: Path) -> dict[str, Array | UserError]:
+    """Read all arrays, or why one cannot be read; none is ever unpickled."""
     if not path.exists():
         raise UserError(f"dataset file {path} does not exist")
     if path.is_dir():
@@ -102,14 +110,14 @@ def _load(path: Path) -> dict[str, Array]:
         raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
-def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array:
+def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array | UserError:
     try:
         array = archive[name]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{path}: array {name!r} cannot be read: {_first_line(error)}") from error
-    if not isinstance(array, np.ndarray):
-        raise UserError(f"{path}: {name!r} is not an array")
-    return array
+    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        return UserError(f"{path}: array {name!r} cannot be read: {_first_line(error)}")
+    return (
+        array if isinstance(array, np.ndarray) else UserError(f"{path}: {name!r} is not an array")
+    )
 
 
 def _first_line(error: Exception) -> str:
@@ -121,7 +129,7 @@ class _File:
     """One file; every method checks what it returns, and names the file in its errors."""
 
     path: Path
-    arrays: Mapping[str, Array]
+    arrays: Mapping[str, Array | UserError]
     config: NpzConfig
 
     def fail(self, reason: str) -> UserError:
@@ -134,7 +142,10 @@ class _File:
         return [
             name
             for name, array in self.arrays.items()
-            if name != "label" and array.ndim >= 2 and array.dtype.kind == "f"
+            if isinstance(array, np.ndarray)
+            and name != "label"
+            and array.ndim >= 2
+            and array.dtype.kind == "f"
         ]
 
     def array(self, name: str, setting: str) -> Array:
@@ -142,7 +153,10 @@ class _File:
             raise UserError(
                 f"{self.path} has no array {name!r} ({setting}); it has {self.listing()}"
             )
-        return self.arrays[name]
+        array = self.arrays[name]
+        if isinstance(array, UserError):
+            raise array
+        return array
 
     @property
     def items(self) -> int:
@@ -176,6 +190,8 @@ class _File:
             raise self.fail(
                 "classes must be whole numbers from 0; for numbers use dataset.task=regression"
             )
+        if task is Task.classification and known.max() >= MAX_CLASSES:
+            raise self.fail(f"class {known.max():.0f}: expected fewer than {MAX_CLASSES} classes")
         if task is Task.multilabel:
             labels = np.where(np.isnan(labels), np.nan, labels > 0)
         return labels.astype(np.float32)
@@ -221,14 +237,17 @@ class _File:
             starts = np.arange(len(array))
             lengths = np.ones_like(starts)
         if len(starts) != self.items:
-            raise self.fail(f"{name} has {len(starts)} items but label has {self.items}")
+            raise self.fail(
+                f"{name} has {len(starts)} items but label has {self.items}; if it is no modality, "
+                "name those that are in dataset.modalities"
+            )
         if array.ndim == 2 and f"{name}_offsets" not in self.arrays:
             first = np.maximum(starts - self.config.context, _first_of_group(self.groups()))
             starts, lengths = first, starts - first + 1
         return starts, lengths
 
     def _offsets(self, name: str, array: Array) -> IntArray:
-        offsets = self.arrays[f"{name}_offsets"]
+        offsets = self.array(f"{name}_offsets", "the offsets")
         whole = offsets.dtype.kind in "iu" and offsets.ndim == 1 and len(offsets) > 0
         if (
             not whole

@@ -409,7 +409,7 @@ def trapped(folder: Path) -> np.ndarray:
     return array
 
 
-@pytest.mark.parametrize("name", ["label", "audio", "text"])
+@pytest.mark.parametrize("name", ["label", "audio"])
 def test_pickle_is_never_loaded(file: Path, name: str) -> None:
     sprung = file.with_name("sprung")
     write(file, **{name: trapped(sprung)})
@@ -430,9 +430,21 @@ def test_pickled_files_are_never_loaded(file: Path) -> None:
 
 
 def test_the_object_array_is_named(file: Path) -> None:
-    message = refused(write(file, text=np.array(["a", None, 1, 2, 3, 4], dtype=object)))
+    objects = np.array(["a", None, 1, 2, 3, 4], dtype=object)
+    message = refused(write(file, audio=objects), modalities=["audio"])
     assert str(file) in message
-    assert "text" in message.replace(str(file), "")
+    assert "audio" in message.replace(str(file), "")
+
+
+def test_an_object_array_that_nobody_asked_for_does_no_harm(file: Path) -> None:
+    sprung = file.with_name("sprung")
+    assert set(read(write(file, text=trapped(sprung))).sequences) == {"audio"}
+    assert not sprung.exists()
+
+
+def test_classes_that_are_ids_are_refused(file: Path) -> None:
+    message = refused(write(file, label=[1e6] * 6), task=Task.classification)
+    assert "10000 classes" in message
 
 
 def test_one_array_is_no_archive(file: Path) -> None:

@@ -166,6 +166,8 @@ def test_losses_evidence_and_counts_are_summed() -> None:
 def test_result_is_bitwise_the_same_for_a_seed_whichever_modality_came_first() -> None:
     forward = total_of([uplink(key) for key in KEYS])
     backward = RoundSum(dict(reversed(forward.modalities.items())))
+    for total in (forward, backward):
+        assert list(merged(total, NOISY).parts.encoders) == ["audio", "language", "vision"]
     one, two, other = (
         arrays_of(merged(total, NOISY, seed))
         for total, seed in ((forward, 7), (backward, 7), (forward, 8))
