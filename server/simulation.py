@@ -26,7 +26,11 @@ def simulate(run: Run) -> None:
     UserError
         As `server.federation.Run.execute`.
     """
-    check_resources(run.config)
+    try:
+        check_resources(run.config)
+    except UserError:
+        run.folder.release()
+        raise
     log_to_file(run.folder.path / FLOWER_LOG)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

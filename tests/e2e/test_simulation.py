@@ -68,10 +68,31 @@ def test_fedavg_trains_with_its_own_client_counts(command, tiny, tmp_path) -> No
     assert shares["language"] > shares["audio"] > shares["vision"] > 0
 
 
-def test_a_client_that_always_fails_ends_the_run_with_one_line(command, tiny) -> None:
-    done = command("utmp-train", *tiny, "client.lr=1e30", "client.optimizer=sgd", check=False)
+def test_a_client_that_always_fails_ends_the_run_with_one_line(command, tiny, tmp_path) -> None:
+    fails = ["client.lr=1e30", "client.optimizer=sgd", "run_dir=run"]
+    done = command("utmp-train", *tiny, *fails, check=False)
+
+    assert done.returncode == 2
+    assert done.stderr == (
+        "error: round 1: no client could be merged; node of audio-0: "
+        "the training loss is not finite; lower client.lr\n"
+    )
+    # The folder is free for the next try.
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("runtime.client_cpus=4096", "this machine has"),
+        ("runtime.client_gpus=64", "this machine has"),
+        ("client.device=abacus", "cannot be used here"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(command, tiny, setting, words) -> None:
+    done = command("utmp-train", *tiny, setting, check=False)
 
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: round 1: no client could be merged")
-    assert "lower client.lr" in line
+    assert line.startswith(f"error: {setting}")
+    assert words in line
