@@ -31,11 +31,6 @@ class ClientDescription:
     label_sums: Tensor
     moments: Moments
 
-    @property
-    def width(self) -> int:
-        """Feature width."""
-        return int(self.moments.mean.shape[-1])
-
 
 @dataclass(frozen=True)
 class NodeDescription:

@@ -25,11 +25,11 @@ from common.task import Task
 
 Array = NDArray[Any]
 
-#: The metric that a run is judged by, and whether more is better.
-HEADLINE: dict[Task, tuple[str, bool]] = {
-    Task.regression: ("corr", True),
-    Task.classification: ("accuracy", True),
-    Task.multilabel: ("f1", True),
+#: The metric that a run is judged by; more is better.
+HEADLINE: dict[Task, str] = {
+    Task.regression: "corr",
+    Task.classification: "accuracy",
+    Task.multilabel: "f1",
 }
 
 

@@ -60,7 +60,7 @@ class RunConsole:
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Print the line of a round, given its object in ``rounds.jsonl``."""
-        metric, _ = HEADLINE[self.task]
+        metric = HEADLINE[self.task]
         loss = "  ".join(f"{name} {value:.3f}" for name, value in record["train_loss"].items())
         scores = record["validation"]
         alone = "  ".join(

@@ -200,7 +200,7 @@ class Run:
         return summary
 
     def _say_what_won(self, test: Scores, fusion: Fusion) -> None:
-        metric, _ = HEADLINE[self.config.dataset.task]
+        metric = HEADLINE[self.config.dataset.task]
         alone = {name: scores[metric] for name, scores in test.items() if name != "multimodal"}
         best = max(alone, key=lambda name: alone[name])
         gain = test["multimodal"][metric] - alone[best]

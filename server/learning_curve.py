@@ -29,7 +29,7 @@ def learning_curve(rounds: Sequence[Mapping[str, Any]], task: Task) -> bytes:
 
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
-    metric, _ = HEADLINE[task]
+    metric = HEADLINE[task]
     numbers = [record["round"] for record in rounds]
     for name in rounds[0]["validation"]:
         together = name == "multimodal"

@@ -168,7 +168,7 @@ def test_description_sums_the_train_items_of_the_joint_dataset() -> None:
         labels = data.labels[data.train].astype(np.float64)
         rows = np.concatenate([data.sequences[item] for item in data.train]).astype(np.float64)
         assert client.examples == len(data.train) > 0
-        assert client.width == rows.shape[1]
+        assert client.moments.mean.shape == rows.shape[1:]
         np.testing.assert_allclose(
             client.label_sums.numpy(), [len(labels), labels.sum(), (labels**2).sum()]
         )
@@ -183,7 +183,7 @@ def test_description_of_a_site_s_own_file(tmp_path: Path) -> None:
     description = describe(DeployedNode(ClientKey("audio", 3), str(tmp_path / "site.npz")), config)
     assert description.error == ""
     (client,) = description.clients
-    assert (str(client.key), client.examples, client.width) == ("audio-3", 12, 5)
+    assert (str(client.key), client.examples, client.moments.mean.shape) == ("audio-3", 12, (5,))
     assert client.label_sums[1].item() == pytest.approx(arrays["label"].sum(), rel=1e-5)
     np.testing.assert_allclose(
         client.moments.mean, arrays["audio"].reshape(-1, 5).mean(axis=0), atol=1e-6
