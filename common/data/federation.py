@@ -40,6 +40,8 @@ class ClientData:
         Its name.
     sequences, labels
         All of the client's items.
+    groups
+        Number of each item's group.
     train, validation
         Indices into them; `validation` is empty if the client has a single group.
     """
@@ -47,6 +49,7 @@ class ClientData:
     modality: str
     sequences: Sequences
     labels: LabelArray
+    groups: IntArray
     train: IntArray
     validation: IntArray
 
@@ -248,7 +251,8 @@ def _client_data(
         train, validation = (present[part] for part in parts)
     if len(train) == 0:
         raise UserError(f"client {name} has no item with {modality}")
-    return ClientData(modality, sequences, labels, train, validation)
+    _, numbers = np.unique(groups, return_inverse=True)
+    return ClientData(modality, sequences, labels, numbers, train, validation)
 
 
 def _names(keys: Sequence[ClientKey] | Mapping[ClientKey, IntArray]) -> str:

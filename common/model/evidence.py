@@ -56,8 +56,15 @@ def prior_of(sums: Tensor, task: Task) -> Tensor:
             return torch.logit((sums[1:] + 0.5) / (sums[0] + 1))
 
 
-def evidence(outputs: Tensor, labels: Tensor, prior: Tensor, task: Task) -> Tensor:
+def evidence(
+    outputs: Tensor, labels: Tensor, prior: Tensor, task: Task, groups: Tensor | None = None
+) -> Tensor:
     """Summarise predictions on labelled items.
+
+    The items of a video or a speaker share a level of the label, and a client validates on a
+    handful of them: that the levels of predictions and labels agree over so few is chance, though
+    it may look like the agreement of a hundred items. So for numbers only what happens within
+    groups counts, around the prior mean, where groups hold two items or more on average.
 
     Parameters
     ----------
@@ -69,6 +76,8 @@ def evidence(outputs: Tensor, labels: Tensor, prior: Tensor, task: Task) -> Tens
         From `prior_of`.
     task
         Kind of label.
+    groups
+        (B,) whole numbers; items of equal number share a group. None: each stands for itself.
 
     Returns
     -------
@@ -79,12 +88,27 @@ def evidence(outputs: Tensor, labels: Tensor, prior: Tensor, task: Task) -> Tens
     count = torch.tensor(float(len(labels)), dtype=torch.float64)
     if task is Task.regression:
         p, y = outputs[:, 0].double(), labels.double()
-        return torch.stack([count, y.sum(), (y**2).sum(), p.sum(), (p**2).sum(), (p * y).sum()])
+        share = 1.0
+        if groups is not None and 0 < 2 * (number := len(torch.unique(groups))) <= len(groups):
+            p, y = (within_groups(each, groups, prior[0]) for each in (p, y))
+            # As many items fewer as means were taken out; the sums shrink with the count.
+            share = 1 - number / len(groups)
+        ones = torch.ones_like(y)
+        sums: Tensor = share * torch.stack([ones, y, y**2, p, p**2, p * y]).sum(dim=1)
+        return sums
     losses = [
         _log_loss(temper(outputs.double(), prior, beta, task), labels, task)
         for beta in INVERSE_TEMPERATURES
     ]
     return torch.stack([count, *losses])
+
+
+def within_groups(values: Tensor, groups: Tensor, level: Tensor) -> Tensor:
+    """Move the mean of every group to the same level: (B,) to (B,)."""
+    members = (groups[:, None] == torch.unique(groups)[None]).to(values.dtype)
+    means = members.T @ values / members.sum(dim=0)
+    moved: Tensor = values - members @ means + level
+    return moved
 
 
 def evidence_size(task: Task) -> int:

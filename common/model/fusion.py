@@ -168,12 +168,12 @@ def reliability_weights(experts: Mapping[str, Expert]) -> dict[str, float]:
     """Weigh modalities by their information, shrunk towards uniform by how little is known.
 
     n x information is a likelihood-ratio statistic: how far the items that were seen speak against
-    a modality that tells nothing. With E their sum over M modalities, the shrinkage is M / (M + E).
+    a modality that tells nothing. With E their sum over modalities, the shrinkage is 1 / (1 + E).
     """
     modalities = len(experts)
     total = sum(expert.information for expert in experts.values())
     evidence = sum(expert.count * expert.information for expert in experts.values())
-    shrinkage = modalities / (modalities + evidence)
+    shrinkage = 1 / (1 + evidence)
     return {
         name: shrinkage / modalities
         + (1 - shrinkage) * (expert.information / total if total > 0 else 1 / modalities)

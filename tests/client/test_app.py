@@ -21,6 +21,7 @@ from common.data.federation import load_joint
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import Downlink, Uplink
+from common.model.evidence import evidence
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelSpec,
@@ -39,6 +40,7 @@ from common.protocol import (
     encode_query,
     encode_uplink,
 )
+from common.task import Task
 
 SMALL = (
     "dataset.num_items=120",
@@ -194,11 +196,12 @@ def test_evidence_is_of_the_model_as_received() -> None:
     model = global_model(config).eval()
     with torch.inference_mode():
         outputs = model("audio", pad_all(data.sequences.select(data.validation)))
-    p = outputs[:, 0].double().numpy()
-    y = data.labels[data.validation].astype(np.float64)
-    expected = [len(y), y.sum(), (y**2).sum(), p.sum(), (p**2).sum(), (p * y).sum()]
-    assert len(y) > 0
-    np.testing.assert_allclose(uplink.evidence.numpy(), expected, rtol=1e-4, atol=1e-5)
+    labels, groups = (
+        torch.from_numpy(each[data.validation]) for each in (data.labels, data.groups)
+    )
+    assert len(labels) > 0
+    expected = evidence(outputs, labels, downlink.prior, Task.regression, groups)
+    torch.testing.assert_close(uplink.evidence, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_client_without_validation_items_reports_no_evidence() -> None:

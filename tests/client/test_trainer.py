@@ -46,6 +46,7 @@ def client_data(
         "audio",
         Sequences(values, starts, lengths),
         labels,
+        index,
         index[validation:],
         index[:validation][::-1].copy(),
     )

@@ -130,7 +130,8 @@ def client_data(modality: str = "audio", items: int = 10) -> ClientData:
     values = rng.normal(size=(items * 2, WIDTHS[modality])).astype(np.float32)
     sequences = Sequences(values, np.arange(items) * 2, np.full(items, 2))
     labels = rng.normal(size=items).astype(np.float32)
-    return ClientData(modality, sequences, labels, np.arange(items), np.arange(0))
+    groups = np.arange(items)
+    return ClientData(modality, sequences, labels, groups, np.arange(items), np.arange(0))
 
 
 @pytest.mark.parametrize("name", names("model"))

@@ -270,3 +270,62 @@ def test_the_prior_of_nothing_prefers_nothing(task: Task, expected: list[float])
     _, labels = draw(task, 0)
     found = prior_of(label_sums(labels, task, CLASSES), task)
     np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+# Within groups ----------------------------------------------------------------------------------
+
+
+def grouped(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.random.Generator]:
+    """Make items of five groups, each with a level of its own."""
+    source = np.random.default_rng(seed)
+    groups = np.repeat(np.arange(5), [2, 9, 14, 5, 30])
+    levels = source.normal(scale=3.0, size=(2, 5))
+    labels = source.normal(size=60) + levels[0][groups]
+    predictions = 0.5 * (labels - levels[0][groups]) + levels[1][groups] + source.normal(size=60)
+    tensors = (torch.from_numpy(each) for each in (predictions[:, None], labels, groups))
+    return (*tensors, source)
+
+
+def slope_of(sums: torch.Tensor) -> float:
+    n, y, _, p, pp, py = sums.tolist()
+    return (py / n - p / n * y / n) / (pp / n - (p / n) ** 2)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_within_groups_the_slope_is_that_of_a_regression_with_a_constant_for_each(
+    seed: int,
+) -> None:
+    outputs, labels, groups, _ = grouped(seed)
+    sums = evidence(outputs, labels, torch.tensor([0.3, 2.0]), Task.regression, groups)
+    dummies = np.eye(5)[groups.numpy()]
+    design = np.column_stack([outputs.numpy(), dummies])
+    expected = np.linalg.lstsq(design, labels.numpy(), rcond=None)[0][0]
+    assert slope_of(sums) == pytest.approx(expected)
+    # Five constants cost five items, and the level is that of the prior.
+    assert sums[0].item() == pytest.approx(55)
+    assert (sums[1] / sums[0]).item() == pytest.approx(0.3)
+
+
+def test_levels_of_groups_change_nothing() -> None:
+    outputs, labels, groups, source = grouped(0)
+    prior = torch.tensor([0.0, 1.0])
+    moved = outputs + torch.from_numpy(source.normal(scale=9.0, size=5))[groups][:, None]
+    torch.testing.assert_close(
+        evidence(outputs, labels, prior, Task.regression, groups),
+        evidence(moved, labels, prior, Task.regression, groups),
+    )
+
+
+@pytest.mark.parametrize("groups", [torch.arange(60), torch.arange(60) // 2 * 2 % 59, None])
+def test_items_that_stand_for_themselves_are_all_counted(groups: torch.Tensor | None) -> None:
+    outputs, labels, _, _ = grouped(1)
+    sums = evidence(outputs, labels, torch.tensor([0.0, 1.0]), Task.regression, groups)
+    pairs = groups is not None and len(groups.unique()) <= 30
+    assert sums[0].item() == pytest.approx(30 if pairs else 60)
+    assert pairs or sums[1].item() == pytest.approx(labels.sum().item())
+
+
+def test_no_items_in_no_groups_are_no_evidence() -> None:
+    none = torch.empty(0)
+    sums = evidence(none[:, None], none, torch.zeros(2), Task.regression, none.long())
+    assert sums.tolist() == [0.0] * 6

@@ -358,16 +358,15 @@ def test_weights_tend_to_the_share_of_information() -> None:
     assert distances[-1] < 1e-6
 
 
-def test_the_shrinkage_is_one_half_at_the_evidence_of_chance() -> None:
-    # n x information is 2 and 0: as much as two modalities show by chance.
-    weights = reliability_weights(experts([0.02, 0.0], count=100.0))
+def test_the_shrinkage_is_one_half_at_an_evidence_of_one() -> None:
+    weights = reliability_weights(experts([0.01, 0.0], count=100.0))
     assert list(weights.values()) == pytest.approx([0.5 * 0.5 + 0.5, 0.5 * 0.5])
 
 
 def test_a_useless_modality_loses_its_weight_as_evidence_grows() -> None:
     weights = [reliability_weights(experts([1.0, 0.0], 10.0**k))["m1"] for k in range(6)]
     assert weights == sorted(weights, reverse=True)
-    assert weights[0] > 0.3
+    assert weights[0] == pytest.approx(0.25)
     assert weights[-1] < 1e-4
 
 
