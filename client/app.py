@@ -84,7 +84,7 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
     outputs = validation_outputs(model, data, config.client.batch_size)
     labels = torch.from_numpy(data.labels[data.validation])
     groups = torch.from_numpy(data.groups[data.validation])
-    seen = evidence(outputs, labels, downlink.prior, config.dataset.task, groups)
+    seen = evidence(outputs, labels, downlink.prior, data.task, groups)
     seed = derive_seed(config.seed, "train", downlink.round, str(key))
     trained = train(model, data, config.client, config.strategy.sampler, seed)
     return _uplink(downlink, data, trained, seen, config)
@@ -103,7 +103,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     if head is None:
         raise ProtocolError("the decoder that came has no head.bias")
     shape = data.sequences.statistics_shape
-    spec = ModelSpec({modality: shape}, len(head), config.dataset.task, config.model)
+    spec = ModelSpec({modality: shape}, len(head), data.task, config.model)
     model = build_model(spec, seed=0)
     arrays = join_arrays(Parts({modality: dict(downlink.encoder)}, dict(downlink.decoder)))
     try:

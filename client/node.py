@@ -15,9 +15,9 @@ from common.clients import ClientKey, check_modality_name
 from common.config import Config
 from common.data.federation import (
     ClientData,
-    JointDataset,
-    joint_client_data,
-    load_joint,
+    FederatedDataset,
+    client_data_of,
+    load_federation,
     site_client_data,
 )
 from common.data.moments import Moments
@@ -103,7 +103,7 @@ def hosted_clients(node: Node, config: Config) -> list[ClientKey]:
     """Return the clients that a node hosts, in the dataset's order."""
     if isinstance(node, DeployedNode):
         return [node.key]
-    return list(_joint(config).clients)[node.partition :: node.num_partitions]
+    return list(_federation(config).clients)[node.partition :: node.num_partitions]
 
 
 def client_data(node: Node, key: ClientKey, config: Config) -> ClientData:
@@ -118,7 +118,7 @@ def client_data(node: Node, key: ClientKey, config: Config) -> ClientData:
         raise UserError(f"this node is {node.key} and was asked for {key}")
     if isinstance(node, DeployedNode) and node.data is not None:
         return _site(_Frozen(config), node.data, key)
-    return joint_client_data(_joint(config), key, config)
+    return client_data_of(_federation(config), key, config)
 
 
 def describe(node: Node, config: Config) -> NodeDescription:
@@ -133,7 +133,7 @@ def describe(node: Node, config: Config) -> NodeDescription:
 def _describe_client(node: Node, key: ClientKey, config: Config) -> ClientDescription:
     data = client_data(node, key, config)
     labels = torch.from_numpy(data.labels[data.train])
-    task = config.dataset.task
+    task = data.task
     outputs = int(labels.max()) + 1 if task is Task.classification else 1
     return ClientDescription(
         key,
@@ -158,13 +158,13 @@ class _Frozen:
         return isinstance(other, _Frozen) and self._text == other._text
 
 
-def _joint(config: Config) -> JointDataset:
-    return _load_joint(_Frozen(config))
+def _federation(config: Config) -> FederatedDataset:
+    return _load_federation(_Frozen(config))
 
 
 @lru_cache(maxsize=2)
-def _load_joint(frozen: _Frozen) -> JointDataset:
-    return load_joint(frozen.config)
+def _load_federation(frozen: _Frozen) -> FederatedDataset:
+    return load_federation(frozen.config)
 
 
 @lru_cache(maxsize=8)

@@ -10,6 +10,9 @@ from common.errors import UserError
 #: Attributes of `torch.nn.ModuleDict`, in which encoders are kept by modality, and our own words.
 RESERVED = frozenset(dir(nn.ModuleDict())) | {"default", "multimodal"}
 
+#: Clients of each modality where nothing else is said.
+DEFAULT_CLIENTS = 3
+
 
 class ClientKey(NamedTuple):
     """One client: its modality and its number among that modality's clients."""
@@ -36,7 +39,11 @@ def check_modality_name(name: str) -> None:
         )
 
 
-def clients_per_modality(clients: Mapping[str, int], modalities: Sequence[str]) -> dict[str, int]:
+def clients_per_modality(
+    clients: Mapping[str, int | None],
+    modalities: Sequence[str],
+    otherwise: Mapping[str, int] | None = None,
+) -> dict[str, int]:
     """Resolve ``clients.*`` for the modalities that the dataset has.
 
     Parameters
@@ -45,6 +52,8 @@ def clients_per_modality(clients: Mapping[str, int], modalities: Sequence[str]) 
         Counts by modality; ``default`` stands for every modality without one of its own.
     modalities
         The dataset's modalities, in order.
+    otherwise
+        How many there are where no count is given; by default `DEFAULT_CLIENTS` of each.
 
     Returns
     -------
@@ -62,7 +71,11 @@ def clients_per_modality(clients: Mapping[str, int], modalities: Sequence[str]) 
             f"clients.{unknown[0]}: the dataset has no modality {unknown[0]!r}; "
             f"it has {', '.join(modalities)}"
         )
-    counts = {name: clients.get(name, clients.get("default", 0)) for name in modalities}
+    counts = {}
+    for name in modalities:
+        given = clients.get(name)
+        count = clients.get("default", 0) if given is None else given
+        counts[name] = (otherwise or {}).get(name, DEFAULT_CLIENTS) if count is None else count
     without = [name for name, count in counts.items() if count < 1]
     if without:
         raise UserError(

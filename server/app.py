@@ -1,6 +1,7 @@
 """The Flower ServerApp: what `flwr run` starts."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from common.config import Config, config_of_run
-from common.data.federation import load_joint
+from common.data.federation import load_federation
 from common.errors import UserError
 from server.console import RunConsole
 from server.federation import Run, check_evaluation_data, use_one_thread
@@ -38,9 +39,11 @@ def prepare(config: Config, folder: str | Path) -> Run:
         If the data cannot be used, or the folder holds a run already.
     """
     use_one_thread()
-    data = load_joint(config)
+    data = load_federation(config)
     check_evaluation_data(data)
-    run = Run(config, data, RunFolder(folder), RunConsole(config.rounds, config.dataset.task))
+    # The run's own record of its settings says what the data are.
+    config = replace(config, dataset=replace(config.dataset, task=data.task))
+    run = Run(config, data, RunFolder(folder), RunConsole(config.rounds, data.task))
     run.folder.write_config(config)
     return run
 

@@ -1,6 +1,7 @@
 """A run from the first query to the summary, over any Flower grid."""
 
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -9,10 +10,9 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from common.clients import clients_per_modality
 from common.config import Config
 from common.data.dataset import describe_shape
-from common.data.federation import JointDataset
+from common.data.federation import FederatedDataset
 from common.errors import UserError
 from common.metrics import HEADLINE
 from common.model.evidence import prior_of
@@ -26,7 +26,6 @@ from common.model.ha_fedformer import (
     trained_names,
 )
 from common.seeding import derive_seed
-from common.task import Task
 from server.console import RunConsole
 from server.evaluate import Scores, evaluate
 from server.learning_curve import learning_curve
@@ -49,7 +48,7 @@ class Run:
     """
 
     config: Config
-    data: JointDataset
+    data: FederatedDataset
     folder: RunFolder
     console: RunConsole
 
@@ -78,12 +77,12 @@ class Run:
         began = time.monotonic()
         for what, count in self.data.cleaning.items():
             self.console.tell(f"cleaned: {count} {what}")
+        for line in self.data.warnings:
+            self.console.warn(line)
         config, registry = self.config, Registry()
-        counts = clients_per_modality(config.clients, self.data.modalities)
+        counts = Counter(key.modality for key in self.data.clients)
         registry.wait_for(grid, counts, config.runtime.node_timeout, self.console.tell)
-        prior = prior_of(
-            registry.label_sums(config.dataset.task, self._outputs()), config.dataset.task
-        )
+        prior = prior_of(registry.label_sums(self.data.task, self.data.outputs), self.data.task)
         model = self._initial_model(registry)
         trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
         strategy = HierarchicalAggregation(config, registry, prior, trained, self._remember)
@@ -105,41 +104,30 @@ class Run:
         )
         return self._finish(model, self._fusion(strategy), time.monotonic() - began)
 
-    def _outputs(self) -> int:
-        """Count the outputs, from all the labels that the server knows."""
-        labels = self.data.items.labels
-        match self.config.dataset.task:
-            case Task.regression:
-                return 1
-            case Task.classification:
-                return int(max(labels.max(), self.data.test.labels.max())) + 1
-            case Task.multilabel:
-                return int(labels.shape[1])
-
     def _initial_model(self, registry: Registry) -> HAFedformer:
         """Build the model for the widths that clients have, with their pooled statistics."""
         moments = registry.moments()
-        for name, sequences in self.data.items.sequences.items():
-            found, expected = moments[name].mean.shape, sequences.statistics_shape
+        for name, expected in self.data.shapes.items():
+            found = moments[name].mean.shape
             if found != expected:
                 raise UserError(
                     f"{name} is {describe_shape(found)} at the clients but "
                     f"{describe_shape(expected)} in the evaluation data"
                 )
         spec = ModelSpec(
-            {name: moments[name].mean.shape for name in self.data.modalities},
-            self._outputs(),
-            self.config.dataset.task,
+            dict(self.data.shapes),
+            self.data.outputs,
+            self.data.task,
             self.config.model,
         )
         model = build_model(spec, derive_seed(self.config.seed, "model"))
-        for name in self.data.modalities:
+        for name in self.data.shapes:
             set_standardisation(model, name, moments[name])
         return model
 
     def _fusion(self, strategy: HierarchicalAggregation) -> Fusion:
         return fit_fusion(
-            self.config.fusion.name, self.config.dataset.task, strategy.prior, strategy.evidence
+            self.config.fusion.name, self.data.task, strategy.prior, strategy.evidence
         )
 
     def _remember(self, report: RoundReport) -> None:
@@ -171,7 +159,7 @@ class Run:
 
     def _in_order(self, by_modality: Mapping[str, T]) -> dict[str, T]:
         """Put the dataset's order of modalities on a mapping."""
-        return {name: by_modality[name] for name in self.data.modalities if name in by_modality}
+        return {name: by_modality[name] for name in self.data.shapes if name in by_modality}
 
     def _finish(self, model: HAFedformer, fusion: Fusion, seconds: float) -> dict[str, Any]:
         config = self.config
@@ -193,14 +181,14 @@ class Run:
             "cleaning": self.data.cleaning,
         }
         self.folder.write(MODEL, model_bytes(model, fusion))
-        self.folder.write(CURVE, learning_curve(self.records, config.dataset.task))
+        self.folder.write(CURVE, learning_curve(self.records, self.data.task))
         self.folder.write_summary(summary)
         self.console.scores(f"Test, {len(self.data.test)} items", test)
         self._say_what_won(test, fusion)
         return summary
 
     def _say_what_won(self, test: Scores, fusion: Fusion) -> None:
-        metric = HEADLINE[self.config.dataset.task]
+        metric = HEADLINE[self.data.task]
         alone = {name: scores[metric] for name, scores in test.items() if name != "multimodal"}
         best = max(alone, key=lambda name: alone[name])
         gain = test["multimodal"][metric] - alone[best]
@@ -212,7 +200,7 @@ class Run:
         self.console.tell(f"run folder: {self.folder.path}")
 
 
-def check_evaluation_data(data: JointDataset) -> None:
+def check_evaluation_data(data: FederatedDataset) -> None:
     """Raise `UserError` unless there is something to evaluate on."""
     for title, items in (("validation", data.validation), ("test", data.test)):
         if len(items) == 0:

@@ -106,9 +106,11 @@ class HierarchicalAggregation(Strategy):
         self.registry = registry
         self.prior = prior
         self.tell = tell
-        self.evidence = {name: no_evidence(config.dataset.task) for name in trained.encoders}
+        task = config.dataset.task
+        assert task is not None, "the server knows the task of its data before it starts"
+        self.evidence = {name: no_evidence(task) for name in trained.encoders}
         self._trained = trained
-        self._rules = UpdateRules(trained, config.dataset.task, config.strategy.encoder)
+        self._rules = UpdateRules(trained, task, config.strategy.encoder)
         self._asked = _Asked()
         self._arrays: dict[str, Tensor] = {}
 

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from common.config.ranges import check_ranges
-from common.config.schema import Config, NpzConfig, SyntheticConfig
+from common.config.schema import Config, NpzConfig, ShardsConfig, SyntheticConfig
 from common.errors import UserError
 
 
@@ -127,7 +127,7 @@ def _options(lines: list[str]) -> list[str]:
 
 def _dataset_with(name: str) -> str | None:
     """Return the kind of dataset that has a setting, if one has."""
-    for kind in (SyntheticConfig, NpzConfig):
+    for kind in (SyntheticConfig, NpzConfig, ShardsConfig):
         if name in {f"dataset.{item.name}" for item in fields(kind)}:
             return kind.name
     return None
@@ -136,7 +136,7 @@ def _dataset_with(name: str) -> str | None:
 def setting_names() -> list[str]:
     """Every dotted name of the schema."""
     names = [*_names_below(OmegaConf.structured(Config))]
-    for kind in (SyntheticConfig, NpzConfig):
+    for kind in (SyntheticConfig, NpzConfig, ShardsConfig):
         names += [f"dataset.{item.name}" for item in fields(kind)]
     return sorted(set(names))
 

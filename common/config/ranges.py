@@ -96,6 +96,7 @@ def _values(config: Config, names: Iterable[str]) -> Iterator[tuple[str, float]]
         for part in name.split("."):
             value = getattr(value, part, None)
         if isinstance(value, dict):
-            yield from ((f"{name}.{key}", each) for key, each in value.items())
+            given = ((key, each) for key, each in value.items() if each is not None)
+            yield from ((f"{name}.{key}", each) for key, each in given)
         elif value is not None:
             yield name, value

@@ -22,9 +22,9 @@ class DatasetConfig:
     """What every dataset has; each kind adds its own settings."""
 
     name: str = MISSING
-    task: Task = Task.regression
+    task: Task | None = Task.regression  # None: as the shards say
     modalities: list[str] = field(default_factory=list)
-    max_seq_len: int = 50
+    max_seq_len: int | None = 50
     validation_fraction: float = 0.1
     test_fraction: float = 0.2
     standardisation: Standardisation = Standardisation.pooled
@@ -50,6 +50,16 @@ class NpzConfig(DatasetConfig):
     group: str | None = None
     context: int = 0
     tabular: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ShardsConfig(DatasetConfig):
+    """A folder that `utmp-prepare` wrote; see `common.data.shards`."""
+
+    name: str = "shards"
+    path: str = MISSING
+    task: Task | None = None
+    max_seq_len: int | None = None
 
 
 @dataclass
@@ -202,7 +212,7 @@ class Config:
     seed: int = 1234
     rounds: int = 20
     run_dir: str = MISSING
-    clients: dict[str, int] = field(default_factory=lambda: {"default": 3})
+    clients: dict[str, int | None] = field(default_factory=lambda: {"default": None})
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
@@ -221,6 +231,7 @@ def register_schema() -> None:
     store.store(name="schema", node=schema)
     store.store(group="dataset", name="synthetic_schema", node=SyntheticConfig)
     store.store(group="dataset", name="npz_schema", node=NpzConfig)
+    store.store(group="dataset", name="shards_schema", node=ShardsConfig)
 
 
 register_schema()

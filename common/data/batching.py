@@ -34,12 +34,12 @@ class Padded(NamedTuple):
 
 
 def pad(values: Tensor, starts: Tensor, lengths: Tensor) -> Padded:
-    """Gather windows of rows (R, D) into a padded batch."""
+    """Gather windows of rows (R, D), float16 or float32, into a padded batch of float32."""
     steps = torch.arange(max(int(lengths.max()), 1), device=values.device)
     valid = steps < lengths[:, None]
     rows = torch.where(valid, starts[:, None] + steps, 0)
     # where, not a product: a NaN in a row of padding must not survive.
-    return Padded(torch.where(valid[..., None], values[rows], 0.0), lengths)
+    return Padded(torch.where(valid[..., None], values[rows].float(), 0.0), lengths)
 
 
 class SequenceItems(Dataset[tuple[Padded, Tensor]]):

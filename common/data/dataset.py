@@ -3,15 +3,18 @@
 Notation: N items, R rows of one modality, D feature width, K labels or classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float32]
+FloatArray = NDArray[np.float32] | NDArray[np.float16]
 LabelArray = NDArray[np.float32] | NDArray[np.int64]
+
+#: Rows that are looked at together where all at once would take too much memory.
+CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class Sequences:
     Attributes
     ----------
     values
-        (R, D) float32, one row per step; may hold NaN or infinities.
+        (R, D) float32 or float16, one row per step; may hold NaN or infinities.
     starts
         (N,) first row of each item.
     lengths
@@ -67,8 +70,16 @@ class Sequences:
         np.add.at(used, self.starts + self.lengths, -1)
         return np.flatnonzero(np.cumsum(used)[:-1] > 0)
 
-    def last_steps(self, steps: int) -> "Sequences":
-        """Keep at most the last `steps` rows of each item."""
+    def not_finite(self) -> int:
+        """Count the values of items that are NaN or infinite."""
+        rows = self.rows()
+        chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+        return sum(int((~np.isfinite(self.values[chunk])).sum()) for chunk in chunks)
+
+    def last_steps(self, steps: int | None) -> "Sequences":
+        """Keep at most the last `steps` rows of each item; None keeps all."""
+        if steps is None:
+            return self
         cut = np.maximum(self.lengths - steps, 0)
         return replace(self, starts=self.starts + cut, lengths=self.lengths - cut)
 
@@ -97,6 +108,8 @@ class MultimodalDataset:
 
     Attributes
     ----------
+    ids
+        (N,) name of each item; no two are equal.
     groups
         (N,) the video, speaker or patient of each item: what must not be on two sides of a split.
     labels
@@ -105,12 +118,16 @@ class MultimodalDataset:
         Modality to its sequences, N each.
     cleaning
         What was cleaned while reading and how many times, by what it was.
+    label_names
+        What each column of multi-label `labels` means, where that is known.
     """
 
+    ids: NDArray[np.str_]
     groups: NDArray[np.str_]
     labels: LabelArray
     sequences: Mapping[str, Sequences]
     cleaning: Mapping[str, int] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,7 +136,27 @@ class MultimodalDataset:
         """Return some items; the rows are shared."""
         return replace(
             self,
+            ids=self.ids[items],
             groups=self.groups[items],
             labels=self.labels[items],
             sequences={name: seq.select(items) for name, seq in self.sequences.items()},
         )
+
+    def in_modalities(self, names: Sequence[str]) -> "MultimodalDataset":
+        """Return the items in some modalities, in the order given."""
+        return replace(self, sequences={name: self.sequences[name] for name in names})
+
+    def last_steps(self, steps: int | None) -> "MultimodalDataset":
+        """Keep at most the last `steps` steps of every sequence; None keeps all."""
+        return replace(
+            self, sequences={name: seq.last_steps(steps) for name, seq in self.sequences.items()}
+        )
+
+    def not_finite(self) -> dict[str, int]:
+        """Count the values that are NaN or infinite, by what is done about them."""
+        counts = {}
+        for name, sequences in self.sequences.items():
+            bad = sequences.not_finite()
+            if bad:
+                counts[f"{name} values not finite, set to the mean"] = bad
+        return counts

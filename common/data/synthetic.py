@@ -46,6 +46,7 @@ def make_synthetic(config: SyntheticConfig, seed: int) -> MultimodalDataset:
     paths = _emotion_paths(rng, config.num_items)
     labels = np.clip(1.6 * paths.sum(axis=2).mean(axis=1), -3, 3).astype(np.float32)
     return MultimodalDataset(
+        ids=np.array([f"utterance-{item:05d}" for item in range(config.num_items)]),
         groups=np.array([f"speaker-{speaker:03d}" for speaker in speakers]),
         labels=labels,
         sequences={

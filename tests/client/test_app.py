@@ -65,9 +65,9 @@ def small(*overrides: str) -> Config:
 def global_model(config: Config) -> HAFedformer:
     """Build the server's model, with statistics that no buffer starts with."""
     joint = load_joint(config)
-    shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.modalities}
+    shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.items.sequences}
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=7)
-    for name in joint.modalities:
+    for name in joint.items.sequences:
         set_standardisation(model, name, Moments.of(joint.items.sequences[name]))
     return model
 

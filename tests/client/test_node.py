@@ -138,7 +138,7 @@ def test_deployed_node_hosts_its_one_client() -> None:
 def test_same_client_has_the_same_data_on_any_node() -> None:
     config, key = synthetic(), ClientKey("audio", 1)
     joint = load_joint(config)
-    items = joint.clients[key]
+    items = joint.dealt[key]
     for node in (SimulatedNode(0, 1), SimulatedNode(2, 5), DeployedNode(key, None)):
         data = client_data(node, key, config)
         np.testing.assert_array_equal(data.labels, joint.items.labels[items])

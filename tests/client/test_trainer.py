@@ -44,6 +44,7 @@ def client_data(
     index = np.arange(items)
     return ClientData(
         "audio",
+        Task.regression,
         Sequences(values, starts, lengths),
         labels,
         index,

@@ -45,7 +45,7 @@ def refused(*overrides: str) -> str:
 
 def test_the_defaults() -> None:
     config = composed()
-    assert (config.seed, config.rounds, config.clients) == (1234, 20, {"default": 3})
+    assert (config.seed, config.rounds, config.clients) == (1234, 20, {"default": None})
     assert isinstance(config.dataset, SyntheticConfig)
     assert config.dataset.modalities == ["language", "audio", "vision"]
     assert config.dataset.task is Task.regression
@@ -78,23 +78,19 @@ def test_composing_again_starts_anew() -> None:
     assert composed("rounds=7", "clients.audio=2").rounds == 7
     again = composed()
     assert again.rounds == 20
-    assert again.clients == {"default": 3}
+    assert again.clients == {"default": None}
 
 
 def test_modalities_are_the_users_words() -> None:
     config = composed(
         "clients.language=4", "clients.fourier=2", "model.attention_dropout.fourier=.3"
     )
-    assert config.clients == {"default": 3, "language": 4, "fourier": 2}
+    assert config.clients == {"default": None, "language": 4, "fourier": 2}
     assert config.model.attention_dropout == {
         "default": 0.0,
         "language": 0.1,
         "fourier": 0.3,
     }
-
-
-def test_the_default_number_of_clients_can_be_taken_out() -> None:
-    assert composed("~clients.default", "clients.audio=1").clients == {"audio": 1}
 
 
 def test_words_become_enumerations() -> None:

@@ -21,6 +21,7 @@ from common.config import (
     NpzConfig,
     Optimizer,
     SamplerConfig,
+    ShardsConfig,
     StrategyConfig,
     SyntheticConfig,
     compose_config,
@@ -60,7 +61,7 @@ def launch_command(path: Path) -> list[str]:
 def overrides_for(group: str, name: str) -> list[str]:
     if group == "experiment":
         return launch_command(CONF / group / f"{name}.yaml")[1:]
-    path = ["dataset.path=a.npz"] if (group, name) == ("dataset", "npz") else []
+    path = ["dataset.path=a"] if group == "dataset" and name in ("npz", "shards") else []
     return [f"{group}={name}", *path]
 
 
@@ -82,7 +83,9 @@ def test_every_file_composes_into_its_dataclass(group: str, name: str) -> None:
         "model": ModelConfig,
         "strategy": StrategyConfig,
         "experiment": Config,
-        "dataset": {"npz": NpzConfig, "synthetic": SyntheticConfig}.get(name),
+        "dataset": {"npz": NpzConfig, "shards": ShardsConfig, "synthetic": SyntheticConfig}.get(
+            name
+        ),
     }
     part = config if group == "experiment" else getattr(config, group)
     assert isinstance(part, kinds.get(group, object))
@@ -131,7 +134,9 @@ def client_data(modality: str = "audio", items: int = 10) -> ClientData:
     sequences = Sequences(values, np.arange(items) * 2, np.full(items, 2))
     labels = rng.normal(size=items).astype(np.float32)
     groups = np.arange(items)
-    return ClientData(modality, sequences, labels, groups, np.arange(items), np.arange(0))
+    return ClientData(
+        modality, Task.regression, sequences, labels, groups, np.arange(items), np.arange(0)
+    )
 
 
 @pytest.mark.parametrize("name", names("model"))

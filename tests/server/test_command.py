@@ -149,7 +149,7 @@ def test_the_configuration_is_printed_as_yaml(command: Run, tmp_path: Path) -> N
     assert (answer.status, answer.stderr) == (0, "")
     printed = yaml.safe_load(answer.stdout)
     assert printed["rounds"] == 7
-    assert printed["clients"] == {"default": 3, "audio": 2}
+    assert printed["clients"] == {"default": None, "audio": 2}
     assert printed["strategy"]["sampler"]["name"] == "last"
     assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
 
@@ -184,7 +184,7 @@ def test_what_fits_would_train(loaded: Run, tmp_path: Path) -> None:
 
 
 def test_a_modality_without_clients(loaded: Run) -> None:
-    error = loaded("~clients.default", "clients.audio=1", FEW).error
+    error = loaded("clients.language=0", FEW).error
     assert error.startswith("modality 'language' has no client; set clients.language")
 
 

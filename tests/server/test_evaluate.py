@@ -33,7 +33,8 @@ def items(count: int = 15, *, without: dict[str, list[int]] | None = None) -> Mu
         values = rng.normal(size=(max(lengths.sum(), 1), width)).astype(np.float32)
         sequences[name] = Sequences(values, np.cumsum(lengths) - lengths, lengths)
     labels = rng.normal(size=count).astype(np.float32)
-    return MultimodalDataset(np.arange(count).astype(np.str_), labels, sequences)
+    names = np.arange(count).astype(np.str_)
+    return MultimodalDataset(names, names, labels, sequences)
 
 
 def model_for(task: Task = Task.regression, outputs: int = 1) -> HAFedformer:
@@ -112,7 +113,7 @@ def test_items_without_a_modality_count_for_the_others_only() -> None:
 def test_classes_are_scored_by_their_probabilities() -> None:
     plain = items()
     labels = np.arange(15) % 3
-    dataset = MultimodalDataset(plain.groups, labels, plain.sequences)
+    dataset = MultimodalDataset(plain.ids, plain.groups, labels, plain.sequences)
     model = model_for(Task.classification, outputs=3)
     prior = tuple(np.log([0.5, 0.3, 0.2]))
     fusion = fusion_for(FusionRule.product_of_experts, Task.classification, prior)

@@ -644,7 +644,7 @@ def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[Round
         return app(message, Context(1, node, settings, RecordDict(), {}))
 
     grid = FakeGrid(range(50, 50 + nodes), answer)
-    shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.modalities}
+    shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.items.sequences}
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
     trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
     reports: list[RoundReport] = []

@@ -3,54 +3,65 @@
 A file holds ``label`` (items,) or (items, labels) and per modality one numeric array: (items,
 steps, width); or (items, width), one vector an item, made a sequence by the `context` items of the
 same group before it; or (rows, width) with ``<modality>_offsets`` (items + 1,) for ragged
-sequences. Any array of length `items` can name the groups. Object arrays are never read.
+sequences. Any array of length `items` can name the groups; `id` and `split`, where they are there,
+name the items and their side. Object arrays are never read.
 """
 
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import NpzConfig
 from common.data.dataset import (
+    FloatArray,
     IntArray,
-    LabelArray,
     MultimodalDataset,
     Sequences,
     concatenate,
     describe_shape,
+)
+from common.data.formats.limits import check_unpacked
+from common.data.source import (
+    SIDES,
+    ReadSettings,
+    Source,
+    as_text,
+    checked_labels,
+    drop_unlabelled,
 )
 from common.errors import UserError
 from common.task import Task
 
 Array = NDArray[Any]
 
-#: More than this many classes are a mistake, such as labels that are ids.
-MAX_CLASSES = 10_000
+
+def recognise(path: Path) -> str | None:
+    """Say why a file is of this format, or None."""
+    if not (path.is_file() and zipfile.is_zipfile(path)):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        arrays = [name for name in archive.namelist() if name.endswith(".npy")]
+    return f"a zip archive of {len(arrays)} arrays" if arrays else None
 
 
-def read_npz(
-    paths: Sequence[str | Path], config: NpzConfig, modalities: Sequence[str] | None = None
-) -> MultimodalDataset:
+def read_npz(paths: Sequence[str | Path], settings: ReadSettings) -> Source:
     """Read one or more files into one dataset.
 
     Parameters
     ----------
     paths
         The files; they must agree in the widths of modalities and labels.
-    config
-        Task, group, context and maximal sequence length.
-    modalities
-        Which to read; by default ``config.modalities``, or every modality of the first file.
+    settings
+        How; by default every modality of the first file is read.
 
     Returns
     -------
-    MultimodalDataset
+    Source
         Items whose label is NaN are dropped, and counted in ``cleaning``.
 
     Raises
@@ -58,18 +69,18 @@ def read_npz(
     UserError
         If a file cannot be read, lacks an array, or disagrees with the others.
     """
-    if config.context > 0 and config.group is None:
+    if settings.context > 0 and settings.group is None:
         raise UserError(
-            f"dataset.context={config.context} needs dataset.group: context is what came before in "
-            "the same group"
+            f"{settings.prefix}context={settings.context} needs {settings.prefix}group: context is "
+            "what came before in the same group"
         )
-    files = [_File(Path(path), _load(Path(path)), config) for path in paths]
-    names = list(modalities or config.modalities or files[0].modalities())
+    files = [
+        _File(Path(path), _load(Path(path)), settings, name)
+        for path, name in zip(paths, _names(paths), strict=True)
+    ]
+    names = list(settings.modalities or files[0].modalities())
     if not names:
         raise UserError(f"{paths[0]}: no modality found; it has {files[0].listing()}")
-    unknown = sorted(set(config.tabular) - set(names))
-    if unknown and modalities is None:
-        raise UserError(f"dataset.tabular: {unknown[0]!r} is not among {', '.join(names)}")
     labels = [file.labels() for file in files]
     for file, label in zip(files, labels, strict=True):
         if label.shape[1:] != labels[0].shape[1:]:
@@ -77,12 +88,35 @@ def read_npz(
                 f"label is {labels[0].shape[1]} wide in {paths[0]} but {label.shape[1]} in "
                 f"{file.path}"
             )
-    dataset = MultimodalDataset(
+    items = MultimodalDataset(
+        _told_apart(np.concatenate([file.ids() for file in files])),
         np.concatenate([file.groups() for file in files]),
         np.concatenate(labels),
         {name: _joined(name, files) for name in names},
     )
-    return _drop_unlabelled(dataset, config.task)
+    return drop_unlabelled(items, np.concatenate([file.splits() for file in files]), settings.task)
+
+
+def _names(paths: Sequence[str | Path]) -> list[str]:
+    """Return a name for each file that does not say where it lies."""
+    names = [Path(path).name for path in paths]
+    if len(set(names)) == len(names):
+        return names
+    return [f"{name}({number})" for number, name in enumerate(names)]
+
+
+def _told_apart(ids: NDArray[np.str_]) -> NDArray[np.str_]:
+    """Number the ids of items that share theirs with another."""
+    _, membership, counts = np.unique(ids, return_inverse=True, return_counts=True)
+    if (counts == 1).all():
+        return ids
+    several = counts[membership] > 1
+    return np.array(
+        [
+            f"{name}#{number}" if shared else name
+            for number, (name, shared) in enumerate(zip(ids.tolist(), several, strict=True))
+        ]
+    )
 
 
 def _joined(name: str, files: Sequence["_File"]) -> Sequences:
@@ -105,6 +139,7 @@ def _load(path: Path) -> dict[str, Array | UserError]:
     try:
         # Opened here: np.load leaves a file open whose list of members is broken.
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
             return {name: _member(archive, name, path) for name in archive.files}
     except (OSError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
@@ -113,7 +148,15 @@ def _load(path: Path) -> dict[str, Array | UserError]:
 def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array | UserError:
     try:
         array = archive[name]
-    except (ValueError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        ValueError,
+        OSError,
+        EOFError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         return UserError(f"{path}: array {name!r} cannot be read: {_first_line(error)}")
     return (
         array if isinstance(array, np.ndarray) else UserError(f"{path}: {name!r} is not an array")
@@ -130,7 +173,11 @@ class _File:
 
     path: Path
     arrays: Mapping[str, Array | UserError]
-    config: NpzConfig
+    settings: ReadSettings
+    name: str
+
+    def option(self, name: str) -> str:
+        return f"{self.settings.prefix}{name}"
 
     def fail(self, reason: str) -> UserError:
         return UserError(f"{self.path}: {reason}")
@@ -164,7 +211,7 @@ class _File:
 
     def labels(self) -> NDArray[np.float32]:
         """Return (items,) or, for several labels, (items, K); NaN where there is none."""
-        labels, task = self.array("label", "the labels"), self.config.task
+        labels, task = self.array("label", "the labels"), self.settings.task
         if labels.dtype.kind not in "fiub" or labels.ndim not in (1, 2) or labels.size == 0:
             raise self.fail(
                 f"label is {labels.dtype} of shape {labels.shape}, expected numbers, one or a row "
@@ -177,53 +224,55 @@ class _File:
             labels = labels.reshape(len(labels))
         else:
             raise self.fail(f"label has {columns} columns, but task={task} takes one")
-        return self._checked(labels.astype(np.float64))
+        return checked_labels(labels.astype(np.float64), self.settings, self.path)
 
-    def _checked(self, labels: NDArray[np.float64]) -> NDArray[np.float32]:
-        known = labels[~np.isnan(labels)]
-        if len(known) == 0:
-            raise self.fail("every label is NaN")
-        if not (np.abs(known) <= np.finfo(np.float32).max).all():
-            raise self.fail("label holds an infinity, or a number too large for one")
-        task = self.config.task
-        if task is Task.classification and ((known < 0) | (known % 1 != 0)).any():
-            raise self.fail(
-                "classes must be whole numbers from 0; for numbers use dataset.task=regression"
-            )
-        if task is Task.classification and known.max() >= MAX_CLASSES:
-            raise self.fail(f"class {known.max():.0f}: expected fewer than {MAX_CLASSES} classes")
-        if task is Task.multilabel:
-            labels = np.where(np.isnan(labels), np.nan, labels > 0)
-        return labels.astype(np.float32)
+    def ids(self) -> NDArray[np.str_]:
+        """Return (items,) names; without `id`, the file's name and a number."""
+        if "id" in self.arrays:
+            return self._names("id", "the ids")
+        return np.array([f"{self.name}#{item}" for item in range(self.items)])
 
     def groups(self) -> NDArray[np.str_]:
         """Return (items,) group names; without a group every item stands for itself."""
-        if self.config.group is None:
-            return np.array([f"{self.path.resolve()}#{item}" for item in range(self.items)])
-        groups = self.array(self.config.group, "dataset.group")
-        if groups.shape != (self.items,):
+        if self.settings.group is None:
+            return np.array([f"{self.name}#{item}" for item in range(self.items)])
+        return self._names(self.settings.group, self.option("group"))
+
+    def splits(self) -> NDArray[np.str_]:
+        """Return (items,) sides; without `split`, none."""
+        if "split" not in self.arrays:
+            return np.full(self.items, "", dtype="U10")
+        found = self._names("split", "the sides")
+        unknown = sorted(set(found.tolist()) - set(SIDES))
+        if unknown:
+            raise self.fail(f"split {unknown[0]!r}: expected one of {', '.join(SIDES)}")
+        return np.array([SIDES[name] for name in found.tolist()], dtype="U10")
+
+    def _names(self, name: str, setting: str) -> NDArray[np.str_]:
+        names = self.array(name, setting)
+        if names.shape != (self.items,):
             raise self.fail(
-                f"{self.config.group} has shape {groups.shape}, expected one per label, "
-                f"({self.items},)"
+                f"{name} has shape {names.shape}, expected one per label, ({self.items},)"
             )
-        return groups.astype(np.str_)
+        return np.array([as_text(each) for each in names.tolist()], dtype=np.str_)
 
     def sequences(self, name: str) -> Sequences:
-        array = self.array(name, "dataset.modalities")
+        array = self.array(name, self.option("modalities"))
         if array.dtype.kind not in "fiu" or array.ndim not in (2, 3):
             raise self.fail(
                 f"{name} is {array.dtype} of shape {array.shape}, "
                 "expected numbers of 2 or 3 dimensions"
             )
         starts, lengths = self._windows(name, array)
-        tabular = name in self.config.tabular
+        tabular = name in self.settings.tabular
         if tabular and len(np.unique(lengths[lengths > 0])) > 1:
             raise self.fail(
                 f"{name} has from {lengths.min()} to {lengths.max()} steps, but a modality in "
-                "dataset.tabular needs the same number in every item"
+                f"{self.option('tabular')} needs the same number in every item"
             )
-        values = array.reshape(-1, array.shape[-1]).astype(np.float32)
-        return Sequences(values, starts, lengths, tabular).last_steps(self.config.max_seq_len)
+        kept = np.float16 if array.dtype == np.float16 else np.float32
+        values = cast(FloatArray, array.reshape(-1, array.shape[-1]).astype(kept, copy=False))
+        return Sequences(values, starts, lengths, tabular).last_steps(self.settings.max_seq_len)
 
     def _windows(self, name: str, array: Array) -> tuple[IntArray, IntArray]:
         """Return first row and number of rows of each item."""
@@ -239,10 +288,10 @@ class _File:
         if len(starts) != self.items:
             raise self.fail(
                 f"{name} has {len(starts)} items but label has {self.items}; if it is no modality, "
-                "name those that are in dataset.modalities"
+                f"name those that are in {self.option('modalities')}"
             )
         if array.ndim == 2 and f"{name}_offsets" not in self.arrays:
-            first = np.maximum(starts - self.config.context, _first_of_group(self.groups()))
+            first = np.maximum(starts - self.settings.context, _first_of_group(self.groups()))
             starts, lengths = first, starts - first + 1
         return starts, lengths
 
@@ -267,14 +316,3 @@ def _first_of_group(groups: NDArray[np.str_]) -> IntArray:
     """Return (N,): where the run of equal groups that holds each item begins."""
     begins = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
     return np.repeat(begins, np.diff(np.r_[begins, len(groups)]))
-
-
-def _drop_unlabelled(dataset: MultimodalDataset, task: Task) -> MultimodalDataset:
-    unlabelled = np.isnan(dataset.labels).reshape(len(dataset), -1).any(axis=1)
-    kept = dataset.select(np.flatnonzero(~unlabelled))
-    labels: LabelArray = kept.labels
-    if task is Task.classification:
-        labels = labels.astype(np.int64)
-    dropped = int(unlabelled.sum())
-    cleaning = {"items without a label, dropped": dropped} if dropped else {}
-    return replace(kept, labels=labels, cleaning=cleaning)

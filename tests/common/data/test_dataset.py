@@ -91,6 +91,7 @@ def test_statistics_are_of_features_or_of_steps_and_features() -> None:
 def test_a_dataset_selects_labels_groups_and_every_modality_alike() -> None:
     values = np.arange(8, dtype=np.float32)[:, None]
     dataset = MultimodalDataset(
+        ids=np.array(["1", "2", "3", "4"]),
         groups=np.array(["p", "p", "q", "r"]),
         labels=np.arange(4, dtype=np.float32),
         sequences={
@@ -101,6 +102,7 @@ def test_a_dataset_selects_labels_groups_and_every_modality_alike() -> None:
     )
     some = dataset.select(np.array([3, 1]))
     assert len(some) == 2
+    assert some.ids.tolist() == ["4", "2"]
     assert some.groups.tolist() == ["r", "p"]
     assert some.labels.tolist() == [3, 1]
     assert as_lists(some.sequences["audio"]) == [[3], [1]]

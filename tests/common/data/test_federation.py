@@ -13,7 +13,7 @@ from common.config import ClientConfig, Config, NpzConfig, SyntheticConfig
 from common.data.federation import (
     ClientData,
     JointDataset,
-    joint_client_data,
+    client_data_of,
     load_joint,
     read_items,
     site_client_data,
@@ -88,14 +88,14 @@ def disjoint(parts: list[np.ndarray]) -> bool:
 
 def test_every_item_is_held_once(config: Config) -> None:
     joint = load_joint(config)
-    parts = [joint.items.labels[part] for part in joint.clients.values()]
+    parts = [joint.items.labels[part] for part in joint.dealt.values()]
     held = np.concatenate([*parts, joint.validation.labels, joint.test.labels])
     assert numbers(held) == list(range(ITEMS))
 
 
 def test_no_group_is_on_two_sides(config: Config) -> None:
     joint = load_joint(config)
-    parts = [joint.items.groups[part] for part in joint.clients.values()]
+    parts = [joint.items.groups[part] for part in joint.dealt.values()]
     assert disjoint([*parts, joint.validation.groups, joint.test.groups])
 
 
@@ -106,7 +106,7 @@ def test_shares_are_those_of_the_configuration(config: Config) -> None:
 
 def test_client_counts_are_honoured(config: Config) -> None:
     joint = load_joint(config)
-    assert joint.modalities == ("audio", "vision")
+    assert tuple(joint.shapes) == ("audio", "vision")
     assert [str(key) for key in joint.clients] == [
         "audio-0",
         "audio-1",
@@ -114,7 +114,7 @@ def test_client_counts_are_honoured(config: Config) -> None:
         "vision-0",
         "vision-1",
     ]
-    sizes = [len(part) for part in joint.clients.values()]
+    sizes = [len(part) for part in joint.dealt.values()]
     assert max(sizes) - min(sizes) <= PER_GROUP
 
 
@@ -129,7 +129,7 @@ def test_the_server_keeps_every_modality_of_its_items(config: Config) -> None:
 
 def same(one: JointDataset, two: JointDataset) -> bool:
     return (
-        all(np.array_equal(one.clients[key], part) for key, part in two.clients.items())
+        all(np.array_equal(one.dealt[key], part) for key, part in two.dealt.items())
         and np.array_equal(one.validation.labels, two.validation.labels)
         and np.array_equal(one.test.labels, two.test.labels)
     )
@@ -151,15 +151,15 @@ def test_who_is_tested_does_not_depend_on_the_clients(file: Path) -> None:
 def test_a_share_of_nothing_is_nothing(file: Path) -> None:
     joint = load_joint(config_for(file, validation_fraction=0.0, test_fraction=0.0))
     assert len(joint.validation) == len(joint.test) == 0
-    assert sum(map(len, joint.clients.values())) == ITEMS
+    assert sum(map(len, joint.dealt.values())) == ITEMS
 
 
 def test_the_embedded_dataset_is_split_by_speaker() -> None:
     names = ["vision", "language"]
     dataset = SyntheticConfig(modalities=names, num_items=120, num_speakers=30)
     joint = load_joint(Config(run_dir="", clients={"default": 2}, dataset=dataset))
-    parts = [joint.items.groups[part] for part in joint.clients.values()]
-    assert joint.modalities == ("vision", "language")
+    parts = [joint.items.groups[part] for part in joint.dealt.values()]
+    assert tuple(joint.shapes) == ("vision", "language")
     assert disjoint([*parts, joint.validation.groups, joint.test.groups])
 
 
@@ -172,7 +172,7 @@ def test_a_test_file_is_the_test_set(tmp_path: Path, file: Path) -> None:
     assert numbers(joint.test.labels) == list(range(300, 312))
     # Nothing of the training file is held back for testing besides.
     assert len(joint.validation) == 0.2 * ITEMS
-    assert sum(map(len, joint.clients.values())) == 0.8 * ITEMS
+    assert sum(map(len, joint.dealt.values())) == 0.8 * ITEMS
 
 
 def test_the_groups_of_a_test_file_must_be_new(tmp_path: Path, file: Path) -> None:
@@ -291,7 +291,7 @@ def test_the_embedded_dataset_is_cut_to_the_length_asked_for() -> None:
 
 def clients_of(config: Config) -> dict[ClientKey, ClientData]:
     joint = load_joint(config)
-    return {key: joint_client_data(joint, key, config) for key in joint.clients}
+    return {key: client_data_of(joint, key, config) for key in joint.clients}
 
 
 def test_a_client_holds_its_own_modality_of_its_own_items(config: Config) -> None:
@@ -299,7 +299,7 @@ def test_a_client_holds_its_own_modality_of_its_own_items(config: Config) -> Non
     for key, data in clients_of(config).items():
         assert data.modality == key.modality
         assert data.sequences.width == WIDTHS[key.modality]
-        assert numbers(data.labels) == numbers(joint.items.labels[joint.clients[key]])
+        assert numbers(data.labels) == numbers(joint.items.labels[joint.dealt[key]])
         for item, label in enumerate(data.labels):
             assert data.sequences[item][:, 0].tolist() == (label * 100 + np.arange(STEPS)).tolist()
 
@@ -348,7 +348,7 @@ def test_a_client_without_any_item_of_its_modality_is_named(tmp_path: Path) -> N
 def test_a_client_that_is_not_there(file: Path) -> None:
     config = config_for(file, {"default": 1})
     with pytest.raises(UserError) as error:
-        joint_client_data(load_joint(config), ClientKey("audio", 1), config)
+        client_data_of(load_joint(config), ClientKey("audio", 1), config)
     assert "no client audio-1" in str(error.value)
     assert "audio-0, vision-0" in str(error.value)
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from common.config import Config, NpzConfig
 from common.data.dataset import MultimodalDataset
-from common.data.federation import load_joint
+from common.data.federation import load_joint, npz_settings, read_items
 from common.data.formats.npz import read_npz
 from common.errors import UserError
 from common.task import Task
@@ -36,7 +36,7 @@ def write(path: Path, **arrays: Any) -> Path:
 
 
 def read(*paths: Path, names: list[str] | None = None, **settings_: Any) -> MultimodalDataset:
-    return read_npz(paths, NpzConfig(path="", **settings_), names)
+    return read_npz(paths, npz_settings(NpzConfig(path="", **settings_), names)).items
 
 
 def refused(*paths: Path, **settings_: Any) -> str:
@@ -110,8 +110,8 @@ def test_only_the_last_steps_are_kept(
 def test_float16_loses_nothing(file: Path) -> None:
     half = PADDED.astype(np.float16)
     values = read(write(file, audio=half)).sequences["audio"].values
-    assert values.dtype == np.float32
-    assert np.array_equal(values.reshape(PADDED.shape), half.astype(np.float32))
+    assert values.dtype == np.float16
+    assert np.array_equal(values.reshape(PADDED.shape), half)
 
 
 def test_items_without_a_label_are_dropped_but_stay_context(file: Path) -> None:
@@ -166,7 +166,9 @@ def test_modalities_are_the_float_arrays_in_order(file: Path) -> None:
         segment=np.arange(6),
         weight=np.ones(6),
     )
-    assert set(read(file, task=Task.multilabel).sequences) == {"language", "audio"}
+    items = read(file, task=Task.multilabel)
+    assert set(items.sequences) == {"language", "audio"}
+    assert items.ids.tolist() == [f"a#{number}" for number in range(6)]  # told apart
 
 
 def test_modalities_are_those_asked_for(file: Path) -> None:
@@ -321,8 +323,9 @@ def test_wrong_arrays_are_named(file: Path, case: Wrong) -> None:
 
 
 def test_a_table_that_is_no_modality_is_named(file: Path) -> None:
-    message = refused(write(file), tabular=["video"])
-    assert message == "dataset.tabular: 'video' is not among audio"
+    with pytest.raises(UserError) as error:
+        read_items(Config(run_dir="", dataset=NpzConfig(path=str(write(file)), tabular=["video"])))
+    assert str(error.value) == "dataset.tabular: 'video' is not among audio"
 
 
 def test_a_missing_file_is_named(file: Path) -> None:

@@ -1,0 +1,317 @@
+"""Shards: one safetensors file for each client, and one for each evaluation side.
+
+A shard holds items of one or more modalities with labels, ids and groups, and says in its header
+what they are. A seal in the header is the SHA-256 of all other bytes, so that a shard which was
+damaged on its way to a site is refused. Features are mapped into memory, not read.
+
+Notation: N items, R rows of one modality, D feature width, K labels.
+"""
+
+import hashlib
+import json
+import os
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from common.clients import check_modality_name
+from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences
+from common.errors import UserError
+from common.task import Task
+
+#: Of the layout below; a shard of another version is refused.
+VERSION = 1
+SUFFIX = ".safetensors"
+
+_KEY = "ha-fedformer"
+_BLANK = "0" * 64
+_SEAL = re.compile(rb'\\"seal\\":\s*\\"([0-9a-f]{64})\\"')
+_MAX_HEADER = 1 << 24
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class ShardInfo:
+    """What a shard says of itself.
+
+    Attributes
+    ----------
+    name
+        Of the client, as "audio-0", or of the side, "validation" or "test".
+    modalities
+        In order.
+    task
+        Kind of label.
+    outputs
+        Numbers that a model of these data predicts: 1, or the number of classes or labels.
+    label_names
+        What the labels mean, where that is known.
+    tabular
+        Modalities whose steps are different quantities.
+    """
+
+    name: str
+    modalities: tuple[str, ...]
+    task: Task
+    outputs: int
+    label_names: tuple[str, ...] = ()
+    tabular: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard that was read and found whole."""
+
+    info: ShardInfo
+    items: MultimodalDataset
+    seal: str
+
+
+def write_shard(path: Path, items: MultimodalDataset, info: ShardInfo) -> str:
+    """Write a shard; equal items and info give equal bytes.
+
+    Parameters
+    ----------
+    path
+        Written in place: callers write aside and rename.
+    items
+        What it holds. Rows that no item uses are left out.
+    info
+        What it says of itself.
+
+    Returns
+    -------
+    str
+        Its seal.
+    """
+    arrays: dict[str, NDArray[Any]] = {"labels": items.labels}
+    arrays |= _pack_text("ids", items.ids) | _pack_text("groups", items.groups)
+    for name, sequences in items.sequences.items():
+        rows, starts = _compact(sequences)
+        arrays[f"{name}.values"] = sequences.values[rows]
+        arrays[f"{name}.starts"] = starts
+        arrays[f"{name}.lengths"] = sequences.lengths
+    header = {"version": VERSION, "seal": _BLANK, **asdict(info)}
+    # One key: safetensors writes several in no particular order.
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
+        path,
+        metadata={_KEY: json.dumps(header)},
+    )
+    return _seal(path)
+
+
+def read_shard(path: Path) -> Shard:
+    """Check a shard's seal and map it into memory.
+
+    Raises
+    ------
+    UserError
+        If it is not a shard, is damaged, or is of another version.
+    """
+    try:
+        written, computed = _seals(path)
+    except OSError as error:
+        raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
+    if written != computed:
+        raise UserError(
+            f"shard {path} is damaged: its bytes do not match its seal; copy it again, or prepare "
+            "it again"
+        )
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads(file.metadata()[_KEY])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(f"shard {path} cannot be read: {str(error).splitlines()[0]}") from error
+    return _Reader(path, header, tensors).shard(written)
+
+
+def _compact(sequences: Sequences) -> tuple[IntArray, IntArray]:
+    """Return the rows in use, and where each item begins among them."""
+    rows = sequences.rows()
+    return rows, np.where(sequences.lengths > 0, np.searchsorted(rows, sequences.starts), 0)
+
+
+def _pack_text(name: str, texts: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
+    encoded = [text.encode() for text in texts.tolist()]
+    ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
+    return {
+        name: np.frombuffer(b"".join(encoded), dtype=np.uint8),
+        f"{name}.ends": ends,
+    }
+
+
+def _unpack_text(content: bytes, ends: IntArray) -> NDArray[np.str_]:
+    starts = np.concatenate([[0], ends[:-1]])
+    return np.array(
+        [
+            content[start:end].decode()
+            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+        ],
+        dtype=np.str_,
+    )
+
+
+def _seal(path: Path) -> str:
+    """Compute a shard's seal and put it in its header."""
+    with path.open("r+b") as file:
+        header = _header(file.read(8), file.read(_MAX_HEADER), path)
+        place = _SEAL.search(header)
+        assert place is not None
+        file.seek(0)
+        seal = _digest(_chunks(file))
+        file.seek(8 + place.start(1))
+        file.write(seal.encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return seal
+
+
+def _seals(path: Path) -> tuple[str, str]:
+    """Return the seal that a shard has, and the one that its bytes have."""
+    if path.is_dir():
+        raise UserError(f"shard {path} is a folder; expected a file that utmp-prepare wrote")
+    with path.open("rb") as file:
+        length = file.read(8)
+        header = _header(length, file.read(_MAX_HEADER), path)
+        places = list(_SEAL.finditer(header))
+        if len(places) != 1:
+            raise UserError(f"{path} is not a shard, or is damaged; utmp-prepare writes shards")
+        start, end = places[0].span(1)
+        file.seek(8 + len(header))
+        blank = header[:start] + _BLANK.encode() + header[end:]
+        computed = _digest(_joined(length + blank, _chunks(file)))
+    return places[0][1].decode(), computed
+
+
+def _header(length: bytes, following: bytes, path: Path) -> bytes:
+    """Return the header of a safetensors file: JSON behind its length."""
+    size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
+    if not 0 < size <= len(following):
+        raise UserError(f"{path} is not a shard, or only a part of one; utmp-prepare writes shards")
+    return following[:size]
+
+
+def _chunks(file: Any) -> Iterator[bytes]:
+    while chunk := file.read(_CHUNK):
+        yield chunk
+
+
+def _joined(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
+    yield first
+    yield from rest
+
+
+def _digest(chunks: Iterator[bytes]) -> str:
+    digest = hashlib.sha256()
+    for chunk in chunks:
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What a shard holds, not trusted: a seal shows damage, not who wrote it."""
+
+    path: Path
+    header: Mapping[str, Any]
+    tensors: Mapping[str, torch.Tensor]
+
+    def fail(self, reason: str) -> UserError:
+        return UserError(f"shard {self.path}: {reason}; prepare it again with utmp-prepare")
+
+    def shard(self, seal: str) -> Shard:
+        info = self.info()
+        labels = self.labels(info)
+        if not info.modalities:
+            raise self.fail("it holds no modality")
+        items = MultimodalDataset(
+            self.text("ids", len(labels)),
+            self.text("groups", len(labels)),
+            labels,
+            {
+                name: self.sequences(name, len(labels), name in info.tabular)
+                for name in info.modalities
+            },
+            label_names=info.label_names,
+        )
+        return Shard(info, items, seal)
+
+    def info(self) -> ShardInfo:
+        version = self.header.get("version")
+        if version != VERSION:
+            raise self.fail(f"it is of version {version}, and this release reads {VERSION}")
+        try:
+            return ShardInfo(
+                str(self.header["name"]),
+                tuple(map(str, self.header["modalities"])),
+                Task(self.header["task"]),
+                int(self.header["outputs"]),
+                tuple(map(str, self.header["label_names"])),
+                tuple(map(str, self.header["tabular"])),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise self.fail(f"its header is not understood ({error})") from error
+
+    def array(self, name: str, dtypes: tuple[torch.dtype, ...], dims: int) -> NDArray[Any]:
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise self.fail(f"it lacks {name}")
+        if tensor.dtype not in dtypes or tensor.dim() != dims:
+            raise self.fail(f"{name} is {tensor.dtype} of {tensor.dim()} dimensions")
+        array: NDArray[Any] = tensor.numpy()
+        return array
+
+    def labels(self, info: ShardInfo) -> LabelArray:
+        whole = info.task is Task.classification
+        dims = 2 if info.task is Task.multilabel else 1
+        labels = self.array("labels", (torch.int64 if whole else torch.float32,), dims)
+        columns = info.outputs if dims == 2 else 1
+        if len(labels) == 0 or labels.shape[1:] not in ((), (columns,)):
+            raise self.fail(f"labels have the shape {labels.shape}")
+        if not np.isfinite(labels).all():
+            raise self.fail("a label is not finite")
+        if whole and not (labels.min() >= 0 and labels.max() < info.outputs):
+            raise self.fail(f"a class is not among the {info.outputs} that it declares")
+        return cast(LabelArray, labels)
+
+    def text(self, name: str, items: int) -> NDArray[np.str_]:
+        content = self.array(name, (torch.uint8,), 1).tobytes()
+        ends = self.array(f"{name}.ends", (torch.int64,), 1)
+        rising = (np.diff(ends, prepend=0) >= 0).all()
+        if len(ends) != items or not rising or ends[-1] != len(content):
+            raise self.fail(f"{name} are not one for each label")
+        try:
+            return _unpack_text(content, ends)
+        except UnicodeDecodeError as error:
+            raise self.fail(f"{name} are not text") from error
+
+    def sequences(self, name: str, items: int, tabular: bool) -> Sequences:
+        check_modality_name(name)
+        values = self.array(f"{name}.values", (torch.float32, torch.float16), 2)
+        starts = self.array(f"{name}.starts", (torch.int64,), 1)
+        lengths = self.array(f"{name}.lengths", (torch.int64,), 1)
+        if not len(starts) == len(lengths) == items or values.shape[1] == 0:
+            raise self.fail(f"{name} has {len(lengths)} items of width {values.shape[1]}")
+        within = (starts >= 0) & (lengths >= 0) & (lengths <= len(values) - starts)
+        if not within.all():
+            raise self.fail(f"an item of {name} lies outside its rows")
+        if tabular and len(np.unique(lengths[lengths > 0])) > 1:
+            raise self.fail(f"{name} is tabular and has items of different lengths")
+        return Sequences(values, starts, lengths, tabular)
+
+
+def info_of(items: MultimodalDataset, name: str, task: Task, outputs: int) -> ShardInfo:
+    """Describe items for their shard."""
+    tabular = tuple(key for key, sequences in items.sequences.items() if sequences.tabular)
+    return ShardInfo(name, tuple(items.sequences), task, outputs, items.label_names, tabular)

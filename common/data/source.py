@@ -1,0 +1,157 @@
+"""What a source of data is read into, and the settings that decide how.
+
+Notation: N items.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.dataset import LabelArray, MultimodalDataset
+from common.errors import UserError
+from common.task import Task
+
+#: The six emotions of CMU-MOSEI, in the order of its label files, after the sentiment.
+EMOTIONS = ("happiness", "sadness", "anger", "surprise", "disgust", "fear")
+
+#: How the sides of a split are called here, by what sources call them.
+SIDES = {
+    "train": "train",
+    "valid": "validation",
+    "validation": "validation",
+    "val": "validation",
+    "dev": "validation",
+    "test": "test",
+}
+
+
+#: More than this many classes are a mistake, such as labels that are ids.
+MAX_CLASSES = 10_000
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """How a source is read.
+
+    Attributes
+    ----------
+    task
+        Kind of label.
+    emotions
+        Whether the labels are the source's six emotions; then `task` is multilabel.
+    modalities
+        Which to read; empty for all that there are.
+    group
+        Name of the array or column that holds the groups; None for the format's own.
+    context
+        For vectors, one an item: how many items of the same group come before each in its sequence.
+    tabular
+        Modalities whose steps are different quantities.
+    max_seq_len
+        At most so many last steps are kept; None for all.
+    labels
+        Columns of a table that hold the labels.
+    arrays
+        Modality to its file, for a table.
+    prefix
+        What stands before a setting's name on the user's command line.
+    """
+
+    task: Task = Task.regression
+    emotions: bool = False
+    modalities: tuple[str, ...] = ()
+    group: str | None = None
+    context: int = 0
+    tabular: tuple[str, ...] = ()
+    max_seq_len: int | None = None
+    labels: tuple[str, ...] = ()
+    arrays: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a reader returns.
+
+    Attributes
+    ----------
+    items
+        Cleaned; their `sequences` are float32, or float16 where the source is.
+    splits
+        (N,) "train", "validation" or "test", as the source says; "" where it does not.
+    """
+
+    items: MultimodalDataset
+    splits: NDArray[np.str_]
+
+
+def as_text(value: object) -> str:
+    """Return a name as text, also where it is bytes."""
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
+
+
+def check_unique(ids: NDArray[np.str_], path: Path) -> NDArray[np.str_]:
+    """Return ids, or raise `UserError` where two items have the same."""
+    names, counts = np.unique(ids, return_counts=True)
+    if len(names) < len(ids):
+        raise UserError(
+            f"{path}: two items have the id {str(names[counts > 1][0])!r}; expected one each"
+        )
+    return ids
+
+
+def checked_labels(
+    labels: NDArray[np.float64], settings: ReadSettings, path: Path
+) -> NDArray[np.float32]:
+    """Check that labels fit the task; those of several labels become 0 and 1.
+
+    Parameters
+    ----------
+    labels
+        (N,), or (N, K) for several labels; NaN where there is none.
+    settings
+        Their task.
+    path
+        The file, for errors.
+
+    Raises
+    ------
+    UserError
+        If none is known, one is infinite, or classes are not whole numbers from 0.
+    """
+    known = labels[~np.isnan(labels)]
+    if len(known) == 0:
+        raise UserError(f"{path}: every label is NaN")
+    if not (np.abs(known) <= np.finfo(np.float32).max).all():
+        raise UserError(f"{path}: label holds an infinity, or a number too large for one")
+    task = settings.task
+    if task is Task.classification and ((known < 0) | (known % 1 != 0)).any():
+        raise UserError(
+            f"{path}: classes must be whole numbers from 0; for numbers use "
+            f"{settings.prefix}task=regression"
+        )
+    if task is Task.classification and known.max() >= MAX_CLASSES:
+        raise UserError(
+            f"{path}: class {known.max():.0f}: expected fewer than {MAX_CLASSES} classes"
+        )
+    if task is Task.multilabel:
+        labels = np.where(np.isnan(labels), np.nan, labels > 0)
+    return labels.astype(np.float32)
+
+
+def drop_unlabelled(dataset: MultimodalDataset, splits: NDArray[np.str_], task: Task) -> Source:
+    """Drop items with a NaN among their labels and count them; classes become int64."""
+    unlabelled = np.isnan(dataset.labels).reshape(len(dataset), -1).any(axis=1)
+    labelled = np.flatnonzero(~unlabelled)
+    kept = dataset.select(labelled)
+    labels: LabelArray = kept.labels
+    if task is Task.classification:
+        labels = labels.astype(np.int64)
+    dropped = int(unlabelled.sum())
+    cleaning = dict(dataset.cleaning)
+    if dropped:
+        cleaning["items without a label, dropped"] = dropped
+    return Source(replace(kept, labels=labels, cleaning=cleaning), splits[labelled])

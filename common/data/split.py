@@ -1,0 +1,88 @@
+"""Who is trained on and who is evaluated on: by group, or as the source says."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from common.data.dataset import IntArray, MultimodalDataset
+from common.data.partition import partition_groups
+from common.data.source import Source
+from common.errors import UserError
+from common.seeding import generator
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The items of each side, as indices.
+
+    Attributes
+    ----------
+    train, validation, test
+        Ascending.
+    shared
+        How many groups are on more than one side; only a source's own split can have any.
+    """
+
+    train: IntArray
+    validation: IntArray
+    test: IntArray
+    shared: int = 0
+
+
+def split_groups(
+    items: MultimodalDataset, validation_fraction: float, test_fraction: float, seed: int
+) -> Sides:
+    """Split at random, whole groups at a time.
+
+    Raises
+    ------
+    UserError
+        If there are fewer groups than sides.
+    """
+    shares = {
+        "train": 1 - validation_fraction - test_fraction,
+        "validation": validation_fraction,
+        "test": test_fraction,
+    }
+    used = [name for name, share in shares.items() if share > 0]
+    parts = partition_groups(
+        items.groups, [shares[name] for name in used], generator(seed, "split")
+    )
+    none = np.empty(0, dtype=np.int64)
+    index = dict.fromkeys(shares, none) | dict(zip(used, parts, strict=True))
+    return Sides(index["train"], index["validation"], index["test"])
+
+
+def split_by_source(source: Source, validation_fraction: float, seed: int) -> Sides:
+    """Split as the source says; what it has no validation side for is taken from train.
+
+    Raises
+    ------
+    UserError
+        If the source leaves an item without a side, or has no train or test items.
+    """
+    if (source.splits == "").any():
+        raise UserError("the source does not say which items are for training and which for test")
+    sides = {
+        name: np.flatnonzero(source.splits == name) for name in ("train", "validation", "test")
+    }
+    for name in ("train", "test"):
+        if len(sides[name]) == 0:
+            raise UserError(f"the source has no {name} items; split=random makes a split")
+    groups = source.items.groups
+    if len(sides["validation"]) == 0 and validation_fraction > 0:
+        train = sides["train"]
+        kept, held_back = partition_groups(
+            groups[train],
+            [1 - validation_fraction, validation_fraction],
+            generator(seed, "validation"),
+        )
+        sides |= {"train": train[kept], "validation": train[held_back]}
+    return Sides(sides["train"], sides["validation"], sides["test"], _shared(source.items, sides))
+
+
+def _shared(items: MultimodalDataset, sides: dict[str, IntArray]) -> int:
+    """Count the groups that are on more than one side."""
+    found = [np.unique(items.groups[index]) for index in sides.values()]
+    _, counts = np.unique(np.concatenate(found), return_counts=True)
+    return int((counts > 1).sum())
