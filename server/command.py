@@ -21,13 +21,15 @@ from common.errors import UserError
 Task = Callable[[DictConfig], None]
 
 
-def hydra_command(config_name: str) -> Callable[[Task], Callable[[], None]]:
+def hydra_command(config_name: str, schema: type = Config) -> Callable[[Task], Callable[[], None]]:
     """Turn a function of a composed configuration into a command.
 
     Parameters
     ----------
     config_name
         The primary file in ``conf/``.
+    schema
+        What it composes into.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -46,7 +48,7 @@ def hydra_command(config_name: str) -> Callable[[Task], Callable[[], None]]:
                     guarded
                 )()
             except (HydraException, OmegaConfBaseException) as error:
-                fail(explain(error))
+                fail(explain(error, schema))
 
         return command
 

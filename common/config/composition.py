@@ -39,12 +39,23 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
     UserError
         If an override names nothing or does not fit its type.
     """
+    return parse_config(composed(config_name, overrides, Config))
+
+
+def composed(config_name: str, overrides: Sequence[str], schema: type) -> DictConfig:
+    """Compose a file of ``conf/`` and overrides, not yet checked.
+
+    Raises
+    ------
+    UserError
+        If an override names nothing in the schema or does not fit its type.
+    """
     GlobalHydra.instance().clear()
     try:
         with initialize_config_module("conf", version_base=None):
-            return parse_config(compose(config_name, list(overrides)))
+            return compose(config_name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(explain(error)) from error
+        raise UserError(explain(error, schema)) from error
 
 
 def config_of_run(settings: Mapping[str, object]) -> Config:
@@ -67,7 +78,7 @@ def config_of_run(settings: Mapping[str, object]) -> Config:
     return compose_config(str(settings["config-name"]), overrides)
 
 
-def parse_config(composed: DictConfig) -> Config:
+def parse_config(composition: DictConfig) -> Config:
     """Turn a composed configuration into a typed `Config` and check its ranges.
 
     Raises
@@ -76,15 +87,15 @@ def parse_config(composed: DictConfig) -> Config:
         If a value is out of its range or a required one is missing.
     """
     try:
-        config = cast(Config, OmegaConf.to_object(composed))
-        _refuse_unknown(composed)
+        config = cast(Config, OmegaConf.to_object(composition))
+        refuse_unknown(composition)
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
     check_ranges(config)
     return config
 
 
-def _refuse_unknown(composed: DictConfig, prefix: str = "") -> None:
+def refuse_unknown(composed: DictConfig, prefix: str = "") -> None:
     """Refuse what ``+name=value`` added: the schema has all there is."""
     schema = OmegaConf.get_type(composed)
     if not is_dataclass(schema):
@@ -93,10 +104,10 @@ def _refuse_unknown(composed: DictConfig, prefix: str = "") -> None:
         if key not in {item.name for item in fields(schema)}:
             raise UserError(f"there is no setting {prefix + key!r} (--cfg job prints them all)")
         if isinstance(composed[key], DictConfig):
-            _refuse_unknown(composed[key], f"{prefix}{key}.")
+            refuse_unknown(composed[key], f"{prefix}{key}.")
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, schema: type = Config) -> str:
     """Say in one line what Hydra or OmegaConf refused, with what there is instead."""
     first, *others = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, OverrideParseException):
@@ -108,11 +119,18 @@ def explain(error: Exception) -> str:
         choices = ", ".join(name for name in _options(others) if not name.endswith("_schema"))
         return f"{group}={choice}: there is no such {group}; there are {choices}"
     if unknown := re.match(r"Could not override '(.*)'", first):
-        if owner := _dataset_with(unknown[1]):
+        if schema is Config and (owner := _dataset_with(unknown[1])):
             return f"{unknown[1]} is a setting of dataset={owner}; give that too"
-        near = difflib.get_close_matches(unknown[1], setting_names(), n=3)
+        near = difflib.get_close_matches(unknown[1], setting_names(schema), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"there is no setting {unknown[1]!r}{hint} (--cfg job prints them all)"
+    if unfit := re.match(r"In '(.*)': ConfigKeyError raised", first):
+        key = next((line for line in others if line.startswith("full_key: ")), "full_key: ?")
+        name = key.removeprefix("full_key: ")
+        return (
+            f"{unfit[1]} sets {name}, which the chosen {name.split('.')[0]} does not have; give "
+            "one of the two"
+        )
     if isinstance(error.__cause__, OmegaConfBaseException):
         reason = str(error.__cause__).splitlines()[0]
         return f"{first.removeprefix('Error merging override ')}: {reason}"
@@ -133,10 +151,10 @@ def _dataset_with(name: str) -> str | None:
     return None
 
 
-def setting_names() -> list[str]:
-    """Every dotted name of the schema."""
-    names = [*_names_below(OmegaConf.structured(Config))]
-    for kind in (SyntheticConfig, NpzConfig, ShardsConfig):
+def setting_names(schema: type = Config) -> list[str]:
+    """Every dotted name of a schema."""
+    names = [*_names_below(OmegaConf.structured(schema))]
+    for kind in (SyntheticConfig, NpzConfig, ShardsConfig) if schema is Config else ():
         names += [f"dataset.{item.name}" for item in fields(kind)]
     return sorted(set(names))
 

@@ -23,7 +23,7 @@ from common.data.dataset import (
     describe_shape,
 )
 from common.data.formats.npz import read_npz
-from common.data.partition import partition_groups
+from common.data.partition import deal_groups, partition_groups
 from common.data.shard_folder import load_shard_folder, read_listed_shard
 from common.data.shards import SUFFIX
 from common.data.source import ReadSettings
@@ -236,28 +236,8 @@ def load_joint(config: Config) -> JointDataset:
     counts = clients_per_modality(config.clients, tuple(items.sequences))
     keys = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
     train, validation, test = _split(items, config)
-    dealt = deal_groups(items, train, keys, config.seed)
+    dealt = deal_groups(items.groups, train, keys, config.seed)
     return JointDataset(config.dataset.task or Task.regression, items, dealt, validation, test)
-
-
-def deal_groups(
-    items: MultimodalDataset, train: IntArray, keys: Sequence[ClientKey], seed: int
-) -> dict[ClientKey, IntArray]:
-    """Deal whole groups of train items out to clients, about as many items to each.
-
-    Raises
-    ------
-    UserError
-        If there are fewer groups than clients.
-    """
-    try:
-        parts = partition_groups(items.groups[train], [1.0] * len(keys), generator(seed, "clients"))
-    except UserError as error:
-        raise UserError(
-            f"{len(keys)} clients are too many for the train items: {error}; use fewer clients or "
-            "more data"
-        ) from error
-    return {key: train[part] for key, part in zip(keys, parts, strict=True)}
 
 
 def paths_of(setting: object, prefix: str) -> list[str]:

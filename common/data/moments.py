@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.dataset import Sequences
+from common.data.dataset import FloatArray, Sequences
 
 Float64Array = NDArray[np.float64]
 
@@ -50,7 +50,12 @@ class Moments:
         rows = sequences.rows()
         if sequences.tabular:
             rows = rows.reshape(-1, sequences.statistics_shape[0])
-        values = sequences.values[rows].astype(np.float64)
+        return cls.of_rows(sequences.values[rows])
+
+    @classmethod
+    def of_rows(cls, rows: FloatArray) -> "Moments":
+        """Measure rows, (R, *F)."""
+        values = rows.astype(np.float64)
         finite = np.isfinite(values)
         values[~finite] = 0.0
         count = finite.sum(axis=0).astype(np.float64)

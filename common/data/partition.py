@@ -5,8 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from common.clients import ClientKey
 from common.data.dataset import IntArray
 from common.errors import UserError
+from common.seeding import generator
 
 
 def partition_groups(
@@ -50,3 +52,23 @@ def partition_groups(
         filled[part] += sizes[group]
     part_of_item = part_of_group[membership]
     return [np.flatnonzero(part_of_item == part) for part in range(len(shares))]
+
+
+def deal_groups(
+    groups: NDArray[np.str_], train: IntArray, keys: Sequence[ClientKey], seed: int
+) -> dict[ClientKey, IntArray]:
+    """Deal whole groups of train items out to clients, about as many items to each.
+
+    Raises
+    ------
+    UserError
+        If there are fewer groups than clients.
+    """
+    try:
+        parts = partition_groups(groups[train], [1.0] * len(keys), generator(seed, "clients"))
+    except UserError as error:
+        raise UserError(
+            f"{len(keys)} clients are too many for the train items: {error}; use fewer clients or "
+            "more data"
+        ) from error
+    return {key: train[part] for key, part in zip(keys, parts, strict=True)}

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from common.clients import check_modality_name
-from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences
+from common.data.dataset import FloatArray, IntArray, LabelArray, MultimodalDataset, Sequences
 from common.errors import UserError
 from common.task import Task
 
@@ -76,7 +76,12 @@ class Shard:
     seal: str
 
 
-def write_shard(path: Path, items: MultimodalDataset, info: ShardInfo) -> str:
+def write_shard(
+    path: Path,
+    items: MultimodalDataset,
+    info: ShardInfo,
+    dtype: np.dtype[Any] | None = None,
+) -> str:
     """Write a shard; equal items and info give equal bytes.
 
     Parameters
@@ -87,17 +92,24 @@ def write_shard(path: Path, items: MultimodalDataset, info: ShardInfo) -> str:
         What it holds. Rows that no item uses are left out.
     info
         What it says of itself.
+    dtype
+        float16 or float32 to store features as; None keeps what they have.
 
     Returns
     -------
     str
         Its seal.
+
+    Raises
+    ------
+    UserError
+        If a feature is too large for float16.
     """
     arrays: dict[str, NDArray[Any]] = {"labels": items.labels}
     arrays |= _pack_text("ids", items.ids) | _pack_text("groups", items.groups)
     for name, sequences in items.sequences.items():
         rows, starts = _compact(sequences)
-        arrays[f"{name}.values"] = sequences.values[rows]
+        arrays[f"{name}.values"] = _stored(sequences.values[rows], dtype, name)
         arrays[f"{name}.starts"] = starts
         arrays[f"{name}.lengths"] = sequences.lengths
     header = {"version": VERSION, "seal": _BLANK, **asdict(info)}
@@ -134,6 +146,19 @@ def read_shard(path: Path) -> Shard:
     except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
         raise UserError(f"shard {path} cannot be read: {str(error).splitlines()[0]}") from error
     return _Reader(path, header, tensors).shard(written)
+
+
+def _stored(values: FloatArray, dtype: np.dtype[Any] | None, name: str) -> NDArray[Any]:
+    if dtype is None or values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype)
+    if (np.isinf(stored) & np.isfinite(values)).any():
+        raise UserError(
+            f"{name} has values up to {np.abs(values[np.isfinite(values)]).max():.3g}, too large "
+            "for float16; use dtype=float32"
+        )
+    return stored
 
 
 def _compact(sequences: Sequences) -> tuple[IntArray, IntArray]:

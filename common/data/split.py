@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.data.dataset import IntArray, MultimodalDataset
 from common.data.partition import partition_groups
@@ -19,14 +20,14 @@ class Sides:
     ----------
     train, validation, test
         Ascending.
-    shared
-        How many groups are on more than one side; only a source's own split can have any.
+    warnings
+        What a user should know of this split.
     """
 
     train: IntArray
     validation: IntArray
     test: IntArray
-    shared: int = 0
+    warnings: tuple[str, ...] = ()
 
 
 def split_groups(
@@ -78,11 +79,19 @@ def split_by_source(source: Source, validation_fraction: float, seed: int) -> Si
             generator(seed, "validation"),
         )
         sides |= {"train": train[kept], "validation": train[held_back]}
-    return Sides(sides["train"], sides["validation"], sides["test"], _shared(source.items, sides))
+    warnings = shared_groups(source.items, source.splits)
+    return Sides(sides["train"], sides["validation"], sides["test"], warnings)
 
 
-def _shared(items: MultimodalDataset, sides: dict[str, IntArray]) -> int:
-    """Count the groups that are on more than one side."""
-    found = [np.unique(items.groups[index]) for index in sides.values()]
-    _, counts = np.unique(np.concatenate(found), return_counts=True)
-    return int((counts > 1).sum())
+def shared_groups(items: MultimodalDataset, splits: NDArray[np.str_]) -> tuple[str, ...]:
+    """Warn where a source has groups on more than one side of its own split."""
+    found = [np.unique(items.groups[splits == name]) for name in np.unique(splits)]
+    names, counts = np.unique(np.concatenate(found), return_counts=True)
+    shared = names[counts > 1]
+    if len(shared) == 0:
+        return ()
+    return (
+        f"the source's own split has {len(shared)} groups (videos, speakers) on more than one "
+        f"side, as {shared[0]}: scores will be better than on new ones; split=random keeps groups "
+        "apart",
+    )

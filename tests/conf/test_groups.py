@@ -4,6 +4,7 @@ import shlex
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +26,13 @@ from common.config import (
     StrategyConfig,
     SyntheticConfig,
     compose_config,
+)
+from common.config.prepare import (
+    DirichletConfig,
+    PartitionConfig,
+    PrepareConfig,
+    SizeConfig,
+    compose_prepare,
 )
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
@@ -66,13 +74,16 @@ def overrides_for(group: str, name: str) -> list[str]:
 
 
 @cache
-def composed(group: str, name: str) -> Config:
+def composed(group: str, name: str) -> Any:
+    if group == "partition":
+        return compose_prepare(overrides_for(group, name))
     return compose_config("config", overrides_for(group, name))
 
 
 def test_the_groups_are_those_of_the_schema() -> None:
     assert set(GROUPS) >= {"dataset", "model", "client", "strategy", "fusion", "runtime"}
-    assert set(GROUPS) <= set(vars(Config(run_dir=""))) | {"experiment"}
+    known = {**vars(Config(run_dir="")), **vars(PrepareConfig())}
+    assert set(GROUPS) <= set(known) | {"experiment"}
 
 
 @pytest.mark.parametrize(("group", "name"), EVERY)
@@ -81,6 +92,7 @@ def test_every_file_composes_into_its_dataclass(group: str, name: str) -> None:
     kinds = {
         "client": ClientConfig,
         "model": ModelConfig,
+        "partition": {"dirichlet": DirichletConfig, "size": SizeConfig}.get(name, PartitionConfig),
         "strategy": StrategyConfig,
         "experiment": Config,
         "dataset": {"npz": NpzConfig, "shards": ShardsConfig, "synthetic": SyntheticConfig}.get(

@@ -106,7 +106,7 @@ def _names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def _told_apart(ids: NDArray[np.str_]) -> NDArray[np.str_]:
-    """Number the ids of items that share theirs with another."""
+    """Add a number to the ids of items that share theirs with another."""
     _, membership, counts = np.unique(ids, return_inverse=True, return_counts=True)
     if (counts == 1).all():
         return ids

@@ -1,0 +1,197 @@
+"""The names and types of all settings of `utmp-prepare`; ``conf/prepare.yaml`` holds the values."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, cast
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from common.config.composition import composed, explain, refuse_unknown
+from common.errors import UserError
+
+
+class Format(StrEnum):
+    """What a source is; see `common.data.formats`."""
+
+    auto = "auto"
+    npz = "npz"
+    multibench = "multibench"
+    mult = "mult"
+    mmsa = "mmsa"
+    csd = "csd"
+    table = "table"
+    synthetic = "synthetic"
+
+
+class Labels(StrEnum):
+    """Which labels are taken: those of a kind, or the six emotions."""
+
+    regression = "regression"
+    classification = "classification"
+    multilabel = "multilabel"
+    emotion = "emotion"
+
+
+class Split(StrEnum):
+    """Who decides which items are for training, validation and test."""
+
+    auto = "auto"
+    source = "source"
+    random = "random"
+    none = "none"
+
+
+class Precision(StrEnum):
+    """How features are stored."""
+
+    auto = "auto"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class PartitionRule(StrEnum):
+    """Who gets which items; see `common.data.partition`."""
+
+    groups = "groups"
+    iid = "iid"
+    dirichlet = "dirichlet"
+    natural = "natural"
+    size = "size"
+
+
+class SizeLaw(StrEnum):
+    """How sizes grow from the first client of a modality to its last."""
+
+    linear = "linear"
+    square = "square"
+    exponential = "exponential"
+
+
+@dataclass
+class PartitionConfig:
+    """What every rule has; some add settings of their own."""
+
+    name: PartitionRule = MISSING
+    min_items: int = 1
+
+
+@dataclass
+class DirichletConfig(PartitionConfig):
+    """Label skew."""
+
+    name: PartitionRule = PartitionRule.dirichlet
+    alpha: float = 0.5
+    bins: int = 5
+
+
+@dataclass
+class SizeConfig(PartitionConfig):
+    """Unequal sizes."""
+
+    name: PartitionRule = PartitionRule.size
+    law: SizeLaw = SizeLaw.linear
+
+
+@dataclass
+class PrepareConfig:
+    """Everything that decides a preparation."""
+
+    path: Any = None
+    out: str | None = None
+    format: Format = Format.auto
+    describe: bool = False
+    overwrite: bool = False
+    seed: int = 1234
+    task: Labels = Labels.regression
+    modalities: list[str] = field(default_factory=list)
+    max_seq_len: int | None = 50
+    dtype: Precision = Precision.auto
+    group: str | None = None
+    context: int = 0
+    tabular: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    arrays: dict[str, str] = field(default_factory=dict)
+    split: Split = Split.auto
+    validation_fraction: float = 0.1
+    test_fraction: float = 0.2
+    clients: dict[str, int | None] = field(default_factory=lambda: {"default": None})
+    partition: PartitionConfig = field(default_factory=PartitionConfig)
+
+
+_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+    (
+        "a number above 0",
+        lambda value: 0 < value < math.inf,
+        ("max_seq_len", "partition.alpha", "partition.bins"),
+    ),
+    (
+        "a number of at least 0",
+        lambda value: 0 <= value < math.inf,
+        ("context", "partition.min_items"),
+    ),
+    (
+        "a share in [0, 1)",
+        lambda value: 0 <= value < 1,
+        ("validation_fraction", "test_fraction"),
+    ),
+)
+
+
+def compose_prepare(overrides: Sequence[str]) -> PrepareConfig:
+    """Compose ``conf/prepare.yaml`` and overrides, outside the command.
+
+    Raises
+    ------
+    UserError
+        If an override names nothing or does not fit its type.
+    """
+    return parse_prepare(composed("prepare", overrides, PrepareConfig))
+
+
+def parse_prepare(composition: DictConfig) -> PrepareConfig:
+    """Turn a composed configuration into a checked `PrepareConfig`.
+
+    Raises
+    ------
+    UserError
+        If a value is out of its range or a required one is missing.
+    """
+    try:
+        config = cast(PrepareConfig, OmegaConf.to_object(composition))
+        refuse_unknown(composition)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, PrepareConfig)) from error
+    for expected, holds, names in _RANGES:
+        for name in names:
+            value: Any = config
+            for part in name.split("."):
+                value = getattr(value, part, None)
+            if value is not None and not holds(value):
+                raise UserError(f"{name}={value}: expected {expected}")
+    for name, count in config.clients.items():
+        if count is not None and count < 0:
+            raise UserError(f"clients.{name}={count}: expected a number of at least 0")
+    held_back = config.validation_fraction + config.test_fraction
+    if held_back >= 1:
+        raise UserError(f"validation_fraction + test_fraction={held_back}: expected less than 1")
+    return config
+
+
+def register_prepare_schema() -> None:
+    """Put the schema into Hydra's ConfigStore."""
+    store = ConfigStore.instance()
+    schema = OmegaConf.structured(PrepareConfig)
+    # Modalities are the user's words, so these maps take any name.
+    OmegaConf.set_struct(schema.clients, False)
+    OmegaConf.set_struct(schema.arrays, False)
+    store.store(name="prepare_schema", node=schema)
+    store.store(group="partition", name="partition_schema", node=PartitionConfig)
+    store.store(group="partition", name="dirichlet_schema", node=DirichletConfig)
+    store.store(group="partition", name="size_schema", node=SizeConfig)
+
+
+register_prepare_schema()

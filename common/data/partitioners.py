@@ -1,0 +1,191 @@
+"""Who gets which train items: the partitioners of Flower Datasets, over the items' metadata.
+
+Every item goes to one client at most, in one modality. Except for whole groups, items are first
+dealt to modalities at random, in proportion to their numbers of clients, and inside a modality by
+the rule. Source of the rules: https://flower.ai/docs/datasets.
+
+Notation: N items.
+"""
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from common.clients import ClientKey
+from common.config.prepare import DirichletConfig, PartitionConfig, PartitionRule, SizeConfig
+from common.data.dataset import IntArray, MultimodalDataset
+from common.data.partition import deal_groups, partition_groups
+from common.errors import UserError
+from common.seeding import derive_seed, generator
+from common.task import Task
+
+Dealt = dict[ClientKey, IntArray]
+
+
+def deal(
+    items: MultimodalDataset,
+    train: IntArray,
+    counts: Mapping[str, int],
+    partition: PartitionConfig,
+    task: Task,
+    seed: int,
+) -> Dealt:
+    """Deal train items out to clients.
+
+    Parameters
+    ----------
+    items
+        All items.
+    train
+        Which of them are dealt out.
+    counts
+        Modality to its number of clients, above 0; not used by `natural`.
+    partition
+        The rule.
+    task
+        Kind of label.
+    seed
+        Decides the rest.
+
+    Returns
+    -------
+    dict
+        Client to its items, ascending.
+
+    Raises
+    ------
+    UserError
+        If there are too few items or groups, or a client gets fewer than `min_items`.
+    """
+    if partition.name is PartitionRule.groups:
+        keys = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
+        dealt = deal_groups(items.groups, train, keys, seed)
+    elif partition.name is PartitionRule.natural:
+        dealt = _natural(items, train, list(counts), seed)
+    else:
+        dealt = _by_rule(items, train, counts, partition, task, seed)
+    _check(dealt, partition)
+    return dealt
+
+
+def _check(dealt: Dealt, partition: PartitionConfig) -> None:
+    used = np.concatenate([*dealt.values(), np.empty(0, dtype=np.int64)])
+    assert len(np.unique(used)) == len(used), "an item was dealt to two clients"
+    for key, part in dealt.items():
+        if len(part) < max(partition.min_items, 1):
+            raise UserError(
+                f"client {key} gets {len(part)} items with partition={partition.name}, fewer than "
+                f"partition.min_items={max(partition.min_items, 1)}; use fewer clients, more data "
+                "or another seed"
+            )
+
+
+def _natural(items: MultimodalDataset, train: IntArray, names: list[str], seed: int) -> Dealt:
+    """Make each group a client; groups go to modalities at random, evenly."""
+    parts = partition_groups(items.groups[train], [1.0] * len(names), generator(seed, "natural"))
+    dealt: Dealt = {}
+    for name, part in zip(names, parts, strict=True):
+        found = _load(_flower().NaturalIdPartitioner("group"), items, train[part], None)
+        dealt |= {ClientKey(name, number): each for number, each in enumerate(found)}
+    return dealt
+
+
+def _by_rule(
+    items: MultimodalDataset,
+    train: IntArray,
+    counts: Mapping[str, int],
+    partition: PartitionConfig,
+    task: Task,
+    seed: int,
+) -> Dealt:
+    if len(train) < sum(counts.values()):
+        raise UserError(f"{sum(counts.values())} clients are too many for {len(train)} train items")
+    shuffled = generator(seed, "modalities").permutation(train)
+    ends = np.cumsum(list(counts.values())) * len(train) // max(sum(counts.values()), 1)
+    dealt: Dealt = {}
+    for (name, count), part in zip(counts.items(), np.split(shuffled, ends[:-1]), strict=True):
+        partitioner = _partitioner(partition, count, derive_seed(seed, "partition", name))
+        bins = _label_bins(items, part, partition, task)
+        try:
+            found = _load(partitioner, items, part, bins)
+        except ValueError as error:
+            raise UserError(
+                f"partition={partition.name} cannot deal {len(part)} items to {count} clients of "
+                f"{name}: {' '.join(str(error).split())}"
+            ) from error
+        dealt |= {ClientKey(name, number): each for number, each in enumerate(found)}
+    return dealt
+
+
+def _flower() -> Any:
+    try:
+        import flwr_datasets.partitioner
+    except ImportError as error:
+        raise UserError(
+            "partitions other than groups need flwr-datasets: pip install 'ha-fedformer[prepare]'"
+        ) from error
+    return flwr_datasets.partitioner
+
+
+def _partitioner(partition: PartitionConfig, count: int, seed: int) -> Any:
+    flower = _flower()
+    if isinstance(partition, DirichletConfig):
+        return flower.DirichletPartitioner(
+            num_partitions=count,
+            partition_by="bin",
+            alpha=float(partition.alpha),
+            min_partition_size=partition.min_items,
+            self_balancing=False,
+            seed=seed,
+        )
+    if isinstance(partition, SizeConfig):
+        laws = {
+            "linear": flower.LinearPartitioner,
+            "square": flower.SquarePartitioner,
+            "exponential": flower.ExponentialPartitioner,
+        }
+        return laws[partition.law](count)
+    return flower.IidPartitioner(count)
+
+
+def _label_bins(
+    items: MultimodalDataset, part: IntArray, partition: PartitionConfig, task: Task
+) -> IntArray | None:
+    """Return what label skew counts as one label: quantiles, classes, or the first label set."""
+    if not isinstance(partition, DirichletConfig):
+        return None
+    labels = items.labels[part]
+    match task:
+        case Task.regression:
+            shares = np.linspace(0, 1, partition.bins + 1)[1:-1]
+            edges = np.unique(np.quantile(labels, shares))
+            bins: IntArray = np.searchsorted(edges, labels, side="right")
+            return bins
+        case Task.classification:
+            return labels.astype(np.int64)
+        case Task.multilabel:
+            first = labels.argmax(axis=1)
+            firsts: IntArray = np.where(labels.any(axis=1), first, labels.shape[1])
+            return firsts
+
+
+def _load(
+    partitioner: Any, items: MultimodalDataset, part: IntArray, bins: IntArray | None
+) -> list[IntArray]:
+    """Run a partitioner over the metadata of some items."""
+    import datasets
+
+    columns: dict[str, Any] = {"item": part, "group": items.groups[part].tolist()}
+    if bins is not None:
+        columns["bin"] = bins
+    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    with warnings.catch_warnings():
+        # Of each attempt that left a client with too little; the last one is an error.
+        warnings.simplefilter("ignore")
+        parts = [
+            np.asarray(partitioner.load_partition(number)["item"], dtype=np.int64)
+            for number in range(partitioner.num_partitions)
+        ]
+    return [np.sort(each) for each in parts]
