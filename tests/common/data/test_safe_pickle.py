@@ -1,0 +1,294 @@
+"""Untrusted pickles: honest ones are read, hostile ones run nothing."""
+
+import collections
+import pickle
+import pickletools
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import hostile_pickles
+import numpy as np
+import pytest
+from hostile_pickles import CORPUS, Hostile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.data.known_files import name_of
+from common.data.safe_pickle import is_pickle, load
+from common.errors import UserError
+
+HOSTILE = pytest.mark.parametrize("hostile", CORPUS, ids=lambda hostile: hostile.name)
+RUNS = [hostile for hostile in CORPUS if hostile.executes]
+
+
+def loaded(path: Path, content: bytes) -> Any:
+    path.write_bytes(content)
+    return load(path)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "data.pkl"
+
+
+# Hostile ----------------------------------------------------------------------------------------
+
+
+def test_the_corpus_is_large() -> None:
+    assert len({hostile.name for hostile in CORPUS}) == len(CORPUS) >= 60
+    assert len(RUNS) >= 25
+
+
+@HOSTILE
+def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(
+    hostile: Hostile, file: Path, tmp_path: Path
+) -> None:
+    marker = tmp_path / "marker"
+    with pytest.raises(UserError) as error:
+        loaded(file, hostile.make(str(marker)))
+    message = str(error.value)
+    assert message.startswith(str(file))
+    assert "\n" not in message
+    assert len(message) < len(str(file)) + 250
+    assert hostile.says in message
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("hostile", RUNS, ids=lambda hostile: hostile.name)
+def test_plain_pickle_would_have_run_it(hostile: Hostile, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    script = Path(hostile_pickles.__file__)
+    command = [sys.executable, "-I", "-W", "ignore", str(script), hostile.name, str(marker)]
+    subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60)
+    assert marker.exists()
+
+
+def test_no_hostile_pickle_takes_memory(tmp_path: Path) -> None:
+    """All of them in one process that may have 1 GiB beside what it imports."""
+    script = """
+import resource, sys
+from pathlib import Path
+from hostile_pickles import CORPUS
+from common.data.safe_pickle import load
+from common.errors import UserError
+pages = int(Path("/proc/self/statm").read_text().split()[0])
+resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 2**30,) * 2)
+for hostile in CORPUS:
+    path = Path(sys.argv[1]) / "data.pkl"
+    path.write_bytes(hostile.make(sys.argv[1] + "/marker"))
+    try:
+        load(path)
+    except UserError as error:
+        assert hostile.says in str(error), hostile.name
+print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    here = Path(__file__).resolve()
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)],
+        env={"PYTHONPATH": f"{here.parent}:{here.parents[3]}", "OPENBLAS_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout.split()[1]) < 400_000  # KiB
+
+
+# Honest -----------------------------------------------------------------------------------------
+
+ARRAYS = {
+    "floats": np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 3, 2),
+    "half": np.arange(4, dtype=np.float16),
+    "double": np.array([np.nan, np.inf, -np.inf, 1e300]),
+    "whole": np.arange(5, dtype=np.int64),
+    "truth": np.array([True, False]),
+    "complex": np.array([1 + 2j]),
+    "big endian": np.arange(5, dtype=">i4"),
+    "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+    "empty": np.empty((0, 50, 3), dtype=np.float32),
+    "no dimension": np.array(3.5),
+    "strided": np.arange(10)[::2],
+    "text": np.array(["a", "größe"]),
+    "bytes": np.array([b"a", b"xyz"]),
+    "rows of bytes": np.array([[b"video", b"0.5", b"1.5"]], dtype=object),
+    "objects": np.array(["a", None, 3, b"x", [1, 2]], dtype=object),
+}
+VALUES = {
+    "text": "größe",
+    "bytes": b"\x00\xff",
+    "no bytes": b"",
+    "numbers": [0, -1, 2**70, 1.5, float("inf"), True, None, 1 + 2j],
+    "nested": {"a": [(1, (2,)), {"b": {3}}, frozenset({4})]},
+    "ordered": collections.OrderedDict([("b", 1), ("a", 2)]),
+    "scalars": [np.float32(1.5), np.int64(-3), np.str_("x"), np.bytes_(b"y"), np.bool_(True)],
+}
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("name", ARRAYS)
+def test_arrays_come_back(file: Path, name: str, protocol: int) -> None:
+    array = ARRAYS[name]
+    found = np.asarray(loaded(file, pickle.dumps({"train": {"x": array}}, protocol))["train"]["x"])
+    assert found.shape == array.shape
+    assert found.dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
+    assert found.tolist() == array.tolist() or np.array_equal(found, array, equal_nan=True)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("name", VALUES)
+def test_plain_values_come_back(file: Path, name: str, protocol: int) -> None:
+    assert loaded(file, pickle.dumps(VALUES[name], protocol)) == VALUES[name]
+
+
+def test_a_dictionary_with_a_default_is_a_plain_one(file: Path) -> None:
+    value = collections.defaultdict(list, {"a": [1]})
+    found = loaded(file, pickle.dumps(value))
+    assert found == {"a": [1]}
+    assert type(found) is dict
+
+
+def test_arrays_are_not_copied(tmp_path: Path) -> None:
+    """Peak memory of loading 200 MB stays near 200 MB."""
+    path = tmp_path / "large.pkl"
+    path.write_bytes(pickle.dumps({"x": np.ones((50_000_000,), dtype=np.float32)}, protocol=4))
+    script = (
+        "import resource, sys; from pathlib import Path\n"
+        "from common.data.safe_pickle import load\n"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "load(Path(sys.argv[1]))\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(path)],
+        cwd=Path(__file__).resolve().parents[3],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert int(done.stdout) * 1024 < 1.3 * path.stat().st_size
+
+
+def test_a_pickle_of_python_2(file: Path) -> None:
+    raw = np.array([1.5, -2.25], dtype="<f8").tobytes()
+    assert max(raw) > 127
+    array = (
+        b"cnumpy.core.multiarray\n_reconstruct\nq\x01(cnumpy\nndarray\nq\x02K\x00\x85U\x01bt"
+        b"Rq\x03(K\x01K\x02\x85cnumpy\ndtype\nq\x04(U\x02f8K\x00K\x01tRq\x05(K\x03U\x01<NNN"
+        b"J\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89T"
+        + struct.pack("<i", len(raw))
+        + raw
+        + b"tb"
+    )
+    content = b"\x80\x02}q\x00(U\x05audio" + array + b"U\x02idU\x05abc[1u."
+    found = loaded(file, content)
+    assert found["id"] == "abc[1"
+    np.testing.assert_array_equal(found["audio"], [1.5, -2.25])
+    assert pickle.loads(content, encoding="latin1")["audio"].tolist() == [1.5, -2.25]
+
+
+# Files ------------------------------------------------------------------------------------------
+
+
+def test_what_is_a_pickle(tmp_path: Path) -> None:
+    def named(name: str, content: bytes) -> bool:
+        (tmp_path / name).write_bytes(content)
+        return is_pickle(tmp_path / name)
+
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+        assert named("data", pickle.dumps({"a": [1]}, protocol))
+    assert named("data.pkl", b"anything")
+    assert not named("data.csv", b"id,label\n1,2\n")
+    assert not named("data.npz", b"PK\x03\x04")
+    assert not named("data.csd", b"\x89HDF\r\n")
+    assert not named("empty", b"")
+
+
+def test_an_empty_file_and_a_folder(file: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="empty"):
+        loaded(file, b"")
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        load(tmp_path / "missing.pkl")
+
+
+def test_published_files_are_known() -> None:
+    digest = "d3994fd25681f9c7ad6e9c6596a6fe9b4beb85ff7d478ba978b124139002e5f9"
+    assert name_of(digest) == "MOSI/aligned_50.pkl of MMSA"
+    assert name_of("0" * 64) is None
+
+
+# Fuzz -------------------------------------------------------------------------------------------
+
+SEEDS = [
+    pickle.dumps({"train": {**ARRAYS, "v": VALUES}}, protocol)
+    for protocol in range(pickle.HIGHEST_PROTOCOL + 1)
+]
+OPCODES = b"".join(each.code.encode("latin1") for each in pickletools.opcodes)
+PLAIN = (dict, list, tuple, set, frozenset, str, bytes, bytearray, int, float, complex)
+
+
+def plain(value: object) -> bool:
+    return (
+        value is None
+        or isinstance(value, (*PLAIN, np.ndarray, np.generic))
+        or (type(value).__module__ == "common.data.safe_pickle")
+    )
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    seed=st.sampled_from(SEEDS),
+    edits=st.lists(
+        st.tuples(st.integers(0, 10**6), st.binary(max_size=6), st.integers(0, 8)), max_size=6
+    ),
+)
+def test_damaged_pickles_are_read_or_refused(
+    file: Path, seed: bytes, edits: list[tuple[int, bytes, int]]
+) -> None:
+    content = seed
+    for place, inserted, removed in edits:
+        at = place % len(content) if content else 0
+        content = content[:at] + inserted + content[at + removed :]
+    assert read_or_refused(file, content)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    parts=st.lists(
+        st.one_of(
+            st.sampled_from(list(OPCODES)).map(lambda code: bytes([code])),
+            st.sampled_from(
+                [
+                    b"cnumpy\ndtype\n",
+                    b"cnumpy\nndarray\n",
+                    b"cnumpy.core.multiarray\n_reconstruct\n",
+                    b"cnumpy.core.multiarray\nscalar\n",
+                    b"c_codecs\nencode\n",
+                    b"cbuiltins\nset\n",
+                    b"X\x02\x00\x00\x00f8",
+                    b"C\x08abcdefgh",
+                    b"K\x00\x85",
+                    b"(",
+                    b"R",
+                    b"b",
+                    b"q\x00",
+                    b"h\x00",
+                ]
+            ),
+            st.binary(max_size=3),
+        ),
+        max_size=60,
+    )
+)
+def test_random_opcodes_are_read_or_refused(file: Path, parts: list[bytes]) -> None:
+    assert read_or_refused(file, b"\x80\x04" + b"".join(parts) + b".")
+
+
+def read_or_refused(file: Path, content: bytes) -> bool:
+    try:
+        return plain(loaded(file, content))
+    except UserError as error:
+        return "\n" not in str(error)
