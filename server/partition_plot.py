@@ -34,7 +34,7 @@ def partition_plot(manifest: Manifest) -> bytes:
         axes.barh(range(len(names)), counts[:, column], left=left, color=colour, label=label)
         left += counts[:, column]
     axes.set_yticks(range(len(names)), [name.removesuffix(SUFFIX) for name in names])
-    axes.invert_yaxis()
+    axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
     axes.set(xlabel="items" if manifest.task != "multilabel" else "labels", title="Who got what")
     axes.grid(axis="x", alpha=0.3)
     axes.set_axisbelow(True)

@@ -1,0 +1,46 @@
+"""MulT: ``mosi_data.pkl``, ``mosei_senti_data.pkl`` and their ``_noalign`` kin.
+
+As MultiBench, but each modality has a number of steps of its own where they are not aligned, and an
+id is a row of byte strings: video, start, end.
+Source: https://github.com/yaohungt/Multimodal-Transformer.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from common.data.formats.pickled import MODALITIES, Pickled, keys_of, splits_of
+from common.data.source import ReadSettings, Source
+
+
+def recognise(content: object) -> str | None:
+    """Say why the contents of a pickle are of this format, or None."""
+    keys = keys_of(content)
+    if not ({"labels", "id"} <= keys and keys & set(MODALITIES)):
+        return None
+    splits = splits_of(content)
+    if not all(_rows_of_bytes(split["id"]) for split in splits.values()):
+        return None
+    return f"a pickle of splits {', '.join(splits)} whose ids are rows of byte strings"
+
+
+def _rows_of_bytes(ids: object) -> bool:
+    """Tell rows (video, start, end), or bare names of videos, from "video[segment]"."""
+    if isinstance(ids, np.ndarray):
+        if ids.ndim == 2 and ids.shape[1] > 1:
+            return True
+        ids = ids.ravel()[:1].tolist()
+    first = ids[0] if isinstance(ids, list | tuple) and ids else None
+    bare = isinstance(first, bytes) and not first.endswith(b"]")
+    return bare or (isinstance(first, np.ndarray) and first.size > 1)
+
+
+def read(content: object, path: Path, settings: ReadSettings) -> Source:
+    """Read the contents of a pickle; arrays are taken out of `content`.
+
+    Raises
+    ------
+    UserError
+        If they are not what the format says.
+    """
+    return Pickled(path, content, settings).read()
