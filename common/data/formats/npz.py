@@ -291,7 +291,7 @@ class _File:
                 f"name those that are in {self.option('modalities')}"
             )
         if array.ndim == 2 and f"{name}_offsets" not in self.arrays:
-            first = np.maximum(starts - self.settings.context, _first_of_group(self.groups()))
+            first = np.maximum(starts - self.settings.context, first_of_group(self.groups()))
             starts, lengths = first, starts - first + 1
         return starts, lengths
 
@@ -312,7 +312,7 @@ class _File:
         return offsets.astype(np.int64)
 
 
-def _first_of_group(groups: NDArray[np.str_]) -> IntArray:
+def first_of_group(groups: NDArray[np.str_]) -> IntArray:
     """Return (N,): where the run of equal groups that holds each item begins."""
     begins = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
     return np.repeat(begins, np.diff(np.r_[begins, len(groups)]))

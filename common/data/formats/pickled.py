@@ -9,7 +9,7 @@ Notation: N items of one split, T steps, D width, R rows that are not padding.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import IntArray, MultimodalDataset, Sequences
+from common.data.formats.padding import CHUNK, real_spans
 from common.data.source import (
     EMOTIONS,
     SIDES,
@@ -34,8 +35,6 @@ Split = dict[str, Any]
 #: What a modality is called in these files, and here.
 MODALITIES = {"text": "language", "audio": "audio", "vision": "vision"}
 
-#: Items whose frames are looked at together.
-_CHUNK = 256
 _SCALARS = (str, bytes, int, float, np.generic)
 
 
@@ -235,26 +234,13 @@ class Pickled:
         return found
 
     def _spans(self, split: str, key: str, block: NDArray[Any]) -> tuple[IntArray, IntArray]:
-        """Return each item's first real step, and the one after its last."""
-        steps = block.shape[1]
-        lengths = self.lengths(self, split, key, (len(block), steps))
-        first = np.zeros(len(block), dtype=np.int64)
-        last = np.zeros(len(block), dtype=np.int64)
-        for start in range(0, len(block), _CHUNK):
-            part = slice(start, start + _CHUNK)
-            real = (block[part] != 0).any(axis=2)
-            if lengths is not None:
-                real &= np.arange(steps) < lengths[part, None]
-            present = real.any(axis=1)
-            first[part] = np.where(present, real.argmax(axis=1), 0)
-            last[part] = np.where(present, steps - real[:, ::-1].argmax(axis=1), 0)
-        return first, last
+        return real_spans(block, self.lengths(self, split, key, (len(block), block.shape[1])))
 
 
 def _real_rows(block: NDArray[Any], first: IntArray, last: IntArray) -> Iterator[NDArray[Any]]:
     steps = np.arange(block.shape[1])
-    for start in range(0, len(block), _CHUNK):
-        part = slice(start, start + _CHUNK)
+    for start in range(0, len(block), CHUNK):
+        part = slice(start, start + CHUNK)
         yield block[part][(steps >= first[part, None]) & (steps < last[part, None])]
 
 
@@ -328,7 +314,4 @@ def _cleaned(items: MultimodalDataset, splits: NDArray[np.str_], settings: ReadS
     for name, sequences in kept.sequences.items():
         counts[f"items without {name}"] = int((sequences.lengths == 0).sum())
     found = {what: count for what, count in counts.items() if count}
-    kept = MultimodalDataset(
-        kept.ids, kept.groups, kept.labels, kept.sequences, found, kept.label_names
-    )
-    return drop_unlabelled(kept, splits[index], settings.task)
+    return drop_unlabelled(replace(kept, cleaning=found), splits[index], settings.task)

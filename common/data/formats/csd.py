@@ -1,0 +1,310 @@
+"""CMU-MultimodalSDK: computational sequences, one HDF5 file a modality and one with the labels.
+
+``name / data / segment -> features (steps, width), intervals (steps, 2)``. The labels' segments are
+the items; a modality has the same segments, or whole videos, of which the steps are taken whose
+middle lies in the label's interval.
+Source: https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK.
+
+Notation: N items, T steps of one segment, D width.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.dataset import FloatArray, MultimodalDataset, Sequences
+from common.data.formats.limits import check_unpacked
+from common.data.source import (
+    EMOTIONS,
+    ReadSettings,
+    Source,
+    checked_labels,
+    drop_unlabelled,
+)
+from common.errors import UserError
+from common.task import Task
+
+SUFFIX = ".csd"
+_MAGIC = b"\x89HDF\r\n\x1a\n"
+
+#: Words in the name of a file or of its sequence, by the modality that they tell.
+_WORDS = {
+    "language": ("glove", "word", "text", "bert"),
+    "audio": ("covarep", "opensmile", "audio", "acoustic"),
+    "vision": ("facet", "openface", "visi", "visual"),
+}
+
+
+def recognise(path: Path) -> str | None:
+    """Say why a file or folder is of this format, or None."""
+    if path.is_dir():
+        count = len(list(path.glob(f"*{SUFFIX}")))
+        return f"a folder of {count} {SUFFIX} files" if count else None
+    with path.open("rb") as file:
+        return "an HDF5 file" if file.read(len(_MAGIC)) == _MAGIC else None
+
+
+def read(paths: Sequence[Path], settings: ReadSettings) -> Source:
+    """Read several files, or the folder that holds them.
+
+    Raises
+    ------
+    UserError
+        If a file is no computational sequence, or none holds labels.
+    """
+    if settings.context > 0 or settings.group is not None:
+        raise UserError(
+            f"{settings.prefix}context and {settings.prefix}group are for arrays; groups are videos"
+        )
+    files = [_load(path) for path in _files(paths)]
+    labels = [file for file in files if "label" in file.title]
+    if len(labels) != 1:
+        raise UserError(
+            f"{paths[0]}: {len(labels)} of {len(files)} files hold labels; expected one, with "
+            "'label' in its name"
+        )
+    return _items(labels[0], _by_modality(files, labels[0], settings), settings)
+
+
+def _files(paths: Sequence[Path]) -> list[Path]:
+    found = []
+    for path in paths:
+        found += sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+    return found
+
+
+@dataclass(frozen=True)
+class _File:
+    """One computational sequence in memory: segment to features and intervals."""
+
+    path: Path
+    name: str
+    segments: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+
+    @property
+    def title(self) -> str:
+        return f"{self.path.stem} {self.name}".lower()
+
+    def modality(self) -> str:
+        # The sequence's own name says more than the file's.
+        for text in (self.name.lower(), self.path.stem.lower()):
+            for modality, words in _WORDS.items():
+                if any(word in text for word in words):
+                    return modality
+        plain = "".join(each if each.isalnum() else "_" for each in self.name)
+        return plain if plain.isidentifier() else f"_{plain}"
+
+
+def _load(path: Path) -> _File:
+    try:
+        import h5py
+    except ImportError as error:
+        raise UserError(f"{path} needs h5py: pip install 'ha-fedformer[prepare]'") from error
+    try:
+        with h5py.File(path, "r") as file:
+            names = list(file)
+            if len(names) != 1:
+                raise UserError(f"{path} holds {len(names)} sequences, expected one")
+            name = names[0]
+            data = _group(_group(file, name, path), "data", path)
+            _check_size(data, path)
+            segments = {segment: _segment(data, segment, path) for segment in data}
+    except UserError:
+        raise
+    except Exception as error:
+        # HDF5 raises what it likes of a damaged file.
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{path} cannot be read as HDF5: {reason[:120]}") from error
+    if not segments:
+        raise UserError(f"{path} holds no segment")
+    return _File(path, name, segments)
+
+
+def _group(parent: Any, name: str, path: Path) -> Any:
+    import h5py
+
+    if parent.get(name, getclass=True) is not h5py.Group or _leads_out(parent, name):
+        raise UserError(f"{path}: {name!r} is not a group in this file; expected NAME/data/SEGMENT")
+    return parent[name]
+
+
+def _leads_out(parent: Any, name: str) -> bool:
+    import h5py
+
+    return not isinstance(parent.get(name, getlink=True), h5py.HardLink)
+
+
+def _datasets(data: Any, path: Path) -> Iterator[Any]:
+    import h5py
+
+    for segment in data:
+        group = _group(data, segment, path)
+        for key in ("features", "intervals"):
+            if group.get(key, getclass=True) is not h5py.Dataset or _leads_out(group, key):
+                raise UserError(f"{path}: segment {segment!r} has no {key} of its own")
+            found = group[key]
+            if found.external or found.is_virtual:
+                raise UserError(f"{path}: {key} of segment {segment!r} are in another file")
+            yield found
+
+
+def _check_size(data: Any, path: Path) -> None:
+    check_unpacked(
+        path, sum(int(each.size) * each.dtype.itemsize for each in _datasets(data, path))
+    )
+
+
+def _segment(data: Any, segment: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    features, intervals = data[segment]["features"], data[segment]["intervals"]
+    for key, found in (("features", features), ("intervals", intervals)):
+        if found.dtype.kind not in "fiu" or found.ndim != 2:
+            raise UserError(
+                f"{path}: {key} of segment {segment!r} are {found.dtype} of shape {found.shape}, "
+                "expected numbers (steps, width)"
+            )
+    if intervals.shape != (len(features), 2):
+        raise UserError(
+            f"{path}: segment {segment!r} has {len(features)} steps, and intervals of shape "
+            f"{intervals.shape}"
+        )
+    kept = np.float16 if features.dtype == np.float16 else np.float32
+    with np.errstate(over="ignore"):
+        return features[()].astype(kept), intervals[()].astype(np.float64)
+
+
+def _by_modality(files: Sequence[_File], labels: _File, settings: ReadSettings) -> dict[str, _File]:
+    found: dict[str, _File] = {}
+    for file in files:
+        if file is labels:
+            continue
+        other = found.setdefault(file.modality(), file)
+        if other is not file:
+            raise UserError(
+                f"{other.path} and {file.path} both hold {file.modality()}; give one of them"
+            )
+    unknown = [name for name in settings.modalities if name not in found]
+    if unknown or not found:
+        raise UserError(
+            f"{labels.path.parent} has no modality {unknown[0] if unknown else 'at all'!r}; it has "
+            f"{', '.join(found) or 'labels only'}"
+        )
+    return {name: found[name] for name in settings.modalities or tuple(found)}
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """An item: one label with its interval."""
+
+    id: str
+    video: str
+    label: NDArray[Any]
+    interval: NDArray[Any]
+
+
+def _segments(labels: _File) -> list[_Segment]:
+    """Return the items that labels make; those of a whole video are numbered."""
+    found = []
+    for entry, (values, intervals) in labels.segments.items():
+        video = _video(entry)
+        for row, (label, interval) in enumerate(zip(values, intervals, strict=True)):
+            name = entry if video != entry and len(values) == 1 else f"{entry}[{row}]"
+            found.append(_Segment(name, video, label, interval))
+    return found
+
+
+def _items(labels: _File, modalities: Mapping[str, _File], settings: ReadSettings) -> Source:
+    segments = _segments(labels)
+    known = {each.id for each in segments} | {each.video for each in segments}
+    counts = {}
+    for name, file in modalities.items():
+        lost = sum(segment not in known for segment in file.segments)
+        if lost:
+            counts[f"segments of {name} without a label, left out"] = lost
+    sequences = {
+        name: _sequences(name, file, segments, settings) for name, file in modalities.items()
+    }
+    values = checked_labels(_labels(labels, segments, settings), settings, labels.path)
+    items = MultimodalDataset(
+        np.array([each.id for each in segments], dtype=np.str_),
+        np.array([each.video for each in segments], dtype=np.str_),
+        values,
+        sequences,
+        label_names=EMOTIONS if settings.emotions else (),
+    )
+    kept = items.select(np.flatnonzero(_spoken(items)))
+    counts["items whose language is all zero, dropped"] = len(items) - len(kept)
+    for name, each in kept.sequences.items():
+        counts[f"items without {name}"] = int((each.lengths == 0).sum())
+    found = {what: count for what, count in counts.items() if count}
+    splits = np.full(len(kept), "", dtype="U10")
+    return drop_unlabelled(replace(kept, cleaning=found), splits, settings.task)
+
+
+def _video(segment: str) -> str:
+    """Return the video of a segment "video[3]"."""
+    return segment[:-1].rpartition("[")[0] if segment.endswith("]") and "[" in segment else segment
+
+
+def _spoken(items: MultimodalDataset) -> NDArray[np.bool_]:
+    """Return (N,), whether an item has language that is not all zero, or language is not read."""
+    language = items.sequences.get("language")
+    if language is None:
+        return np.ones(len(items), dtype=bool)
+    return np.array([bool((language[item] != 0).any()) for item in range(len(items))])
+
+
+def _labels(
+    labels: _File, segments: Sequence[_Segment], settings: ReadSettings
+) -> NDArray[np.float64]:
+    """Return (N,), or (N, 6) emotions."""
+    widths = {len(each.label) for each in segments}
+    if widths not in ({1}, {1 + len(EMOTIONS)}):
+        raise UserError(
+            f"{labels.path}: labels are {sorted(widths)} wide; expected 1, or 7 for sentiment and "
+            "six emotions"
+        )
+    stacked = np.array([each.label for each in segments], dtype=np.float64)
+    if settings.emotions and widths == {1}:
+        raise UserError(f"{labels.path} has no emotions: labels have one column, expected 7")
+    if settings.task is Task.multilabel and not settings.emotions:
+        raise UserError(f"{labels.path} has one label an item, or six with task=emotion")
+    return stacked[:, 1:] if settings.emotions else stacked[:, 0]
+
+
+def _sequences(
+    name: str, file: _File, segments: Sequence[_Segment], settings: ReadSettings
+) -> Sequences:
+    widths = {values.shape[1] for values, _ in file.segments.values()}
+    if len(widths) > 1 or 0 in widths:
+        raise UserError(f"{file.path}: segments differ in width: {sorted(widths)[:5]}")
+    empty = np.empty((0, *widths), dtype=np.float32)
+    parts = [_steps(file, segment, empty) for segment in segments]
+    lengths = np.array([len(part) for part in parts], dtype=np.int64)
+    real = [part for part in parts if len(part)]
+    tabular = name in settings.tabular
+    if tabular and len(set(map(len, real))) > 1:
+        raise UserError(
+            f"{file.path}: a modality in {settings.prefix}tabular needs the same number of steps "
+            "in every item"
+        )
+    values = cast(FloatArray, np.concatenate(real)) if real else empty
+    starts = np.cumsum(lengths) - lengths
+    return Sequences(values, starts, lengths, tabular).last_steps(settings.max_seq_len)
+
+
+def _steps(file: _File, segment: _Segment, empty: FloatArray) -> FloatArray:
+    """Return the steps of an item's own segment, or of its interval within its video."""
+    if segment.id in file.segments:
+        own: FloatArray = file.segments[segment.id][0]
+        return own
+    if segment.video not in file.segments:
+        return empty
+    values, times = file.segments[segment.video]
+    middle = times.mean(axis=1)
+    begin, end = segment.interval
+    inside: FloatArray = values[(middle >= begin) & (middle < end)]
+    return inside
