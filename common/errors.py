@@ -7,3 +7,8 @@ class UserError(Exception):
     The message is one line. It names the thing, what was expected and what to do. Commands
     print it without a traceback and exit with status 2.
     """
+
+    def __init__(self, message: str) -> None:
+        # A name out of a file may hold anything; the message stays one line of text.
+        printable = (each if each.isprintable() else " " for each in message)
+        super().__init__("".join(printable))

@@ -7,6 +7,8 @@ the rule. Source of the rules: https://flower.ai/docs/datasets.
 Notation: N items.
 """
 
+import contextlib
+import io
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -181,8 +183,9 @@ def _load(
     if bins is not None:
         columns["bin"] = bins
     partitioner.dataset = datasets.Dataset.from_dict(columns)
-    with warnings.catch_warnings():
-        # Of each attempt that left a client with too little; the last one is an error.
+    # Warnings tell of attempts that left a client with too little, of which the last is an error;
+    # and bars show the progress of what takes no time.
+    with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
         parts = [
             np.asarray(partitioner.load_partition(number)["item"], dtype=np.int64)

@@ -1,16 +1,7 @@
-"""From a source to a folder of shards: read, split, deal out, write.
+"""From a source to a folder of shards: read, split, deal out, write."""
 
-The folder is written under another name beside its place and renamed when it is whole, so that
-there is never a part of one: a preparation that was killed leaves a hidden folder, which the next
-one clears away.
-"""
-
-import fcntl
 import hashlib
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +15,14 @@ from common.data.dataset import IntArray, LabelArray, MultimodalDataset
 from common.data.federation import check_synthetic_modalities, count_outputs, paths_of
 from common.data.formats.registry import read_source
 from common.data.known_files import name_of
-from common.data.manifest import Manifest, write_manifest
+from common.data.manifest import MANIFEST, Manifest, write_manifest
 from common.data.partitioners import Dealt, deal
 from common.data.shards import SUFFIX, VERSION, info_of, write_shard
 from common.data.source import ReadSettings, Source
 from common.data.split import Sides, split_by_source, split_groups
 from common.data.statistics import bin_edges, label_bins, label_statistics, sequence_statistics
 from common.data.synthetic import VIEWS, make_synthetic
+from common.data.whole_folder import whole_folder
 from common.errors import UserError
 from common.task import Task
 
@@ -165,64 +157,13 @@ def prepare(
     if not config.out:
         raise UserError("out is required; give it as out=…, or describe=true to write nothing")
     out = Path(config.out).absolute()
-    with _whole_folder(out, config.overwrite) as folder:
+    with whole_folder(out, config.overwrite, MANIFEST) as folder:
         found = read(config, watch)
         manifest = _Writer(config, found, folder, watch).write()
         write_manifest(folder, manifest)
         for name, content in draw(manifest).items():
             (folder / name).write_bytes(content)
     return manifest
-
-
-@contextmanager
-def _whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `out` if all goes well."""
-    if out.exists() and not (overwrite or (out.is_dir() and not any(out.iterdir()))):
-        raise UserError(f"out={out} exists already; choose another, or give overwrite=true")
-    if out.exists() and overwrite and any(out.iterdir()) and not (out / "manifest.json").exists():
-        raise UserError(f"out={out} holds no shards; overwrite=true replaces shards only")
-    part, former = (out.with_name(f".{out.name}.{what}") for what in ("part", "former"))
-    try:
-        part.mkdir(parents=True, exist_ok=True)
-        lock = os.open(part, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror}") from error
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(f"out={out}: another utmp-prepare is writing it") from error
-        _clear(part)
-        try:
-            yield part
-            _sync(part)
-            shutil.rmtree(former, ignore_errors=True)
-            if out.exists():
-                out.rename(former)
-            part.rename(out)
-        except OSError as error:
-            raise UserError(f"out={out} cannot be written: {error.strerror}") from error
-        finally:
-            if part.exists():
-                shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(former, ignore_errors=True)
-    finally:
-        os.close(lock)
-
-
-def _clear(folder: Path) -> None:
-    for left in folder.iterdir():
-        left.unlink()
-
-
-def _sync(folder: Path) -> None:
-    """Have everything on disk before the folder gets its name."""
-    for path in [*folder.iterdir(), folder]:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
 
 
 @dataclass

@@ -104,6 +104,8 @@ def write_shard(
     ------
     UserError
         If a feature is too large for float16.
+    OSError
+        If it cannot be written.
     """
     arrays: dict[str, NDArray[Any]] = {"labels": items.labels}
     arrays |= _pack_text("ids", items.ids) | _pack_text("groups", items.groups)
@@ -114,11 +116,11 @@ def write_shard(
         arrays[f"{name}.lengths"] = sequences.lengths
     header = {"version": VERSION, "seal": _BLANK, **asdict(info)}
     # One key: safetensors writes several in no particular order.
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in arrays.items()},
-        path,
-        metadata={_KEY: json.dumps(header)},
-    )
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    try:
+        save_file(contiguous, path, metadata={_KEY: json.dumps(header)})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     return _seal(path)
 
 

@@ -144,7 +144,8 @@ def checked_labels(
 
 def drop_unlabelled(dataset: MultimodalDataset, splits: NDArray[np.str_], task: Task) -> Source:
     """Drop items with a NaN among their labels and count them; classes become int64."""
-    unlabelled = np.isnan(dataset.labels).reshape(len(dataset), -1).any(axis=1)
+    unknown = np.isnan(dataset.labels)
+    unlabelled = unknown if unknown.ndim == 1 else unknown.any(axis=1)
     labelled = np.flatnonzero(~unlabelled)
     kept = dataset.select(labelled)
     labels: LabelArray = kept.labels

@@ -8,7 +8,8 @@ Source: https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK.
 Notation: N items, T steps of one segment, D width.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +23,7 @@ from common.data.source import (
     EMOTIONS,
     ReadSettings,
     Source,
+    check_unique,
     checked_labels,
     drop_unlabelled,
 )
@@ -30,6 +32,12 @@ from common.task import Task
 
 SUFFIX = ".csd"
 _MAGIC = b"\x89HDF\r\n\x1a\n"
+
+#: Features (T, D) and intervals (T, 2) by segment.
+Segments = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
+
+#: A longer id is a mistake: NumPy keeps all of an array in the space of its longest.
+MAX_ID = 1000
 
 #: Words in the name of a file or of its sequence, by the modality that they tell.
 _WORDS = {
@@ -60,7 +68,7 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> Source:
         raise UserError(
             f"{settings.prefix}context and {settings.prefix}group are for arrays; groups are videos"
         )
-    files = [_load(path) for path in _files(paths)]
+    files = [_named(path) for path in _files(paths)]
     labels = [file for file in files if "label" in file.title]
     if len(labels) != 1:
         raise UserError(
@@ -79,11 +87,10 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 @dataclass(frozen=True)
 class _File:
-    """One computational sequence in memory: segment to features and intervals."""
+    """One computational sequence, and what it is called in its file."""
 
     path: Path
     name: str
-    segments: Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
 
     @property
     def title(self) -> str:
@@ -98,53 +105,66 @@ class _File:
         plain = "".join(each if each.isalnum() else "_" for each in self.name)
         return plain if plain.isidentifier() else f"_{plain}"
 
+    def segments(self, wanted: Callable[[str], bool] = lambda _: True) -> tuple[Segments, int]:
+        """Read the segments that are wanted; also count those that are not."""
+        with _opened(self.path) as file:
+            data = _group(_group(file, self.name, self.path), "data", self.path)
+            names = [name for name in data if wanted(name)]
+            lost = len(data) - len(names)
+            _check_size(data, names, self.path)
+            return {name: _segment(data, name, self.path) for name in names}, lost
 
-def _load(path: Path) -> _File:
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file; whatever goes wrong while it is read is a `UserError`."""
     try:
         import h5py
     except ImportError as error:
         raise UserError(f"{path} needs h5py: pip install 'ha-fedformer[prepare]'") from error
     try:
         with h5py.File(path, "r") as file:
-            names = list(file)
-            if len(names) != 1:
-                raise UserError(f"{path} holds {len(names)} sequences, expected one")
-            name = names[0]
-            data = _group(_group(file, name, path), "data", path)
-            _check_size(data, path)
-            segments = {segment: _segment(data, segment, path) for segment in data}
+            yield file
     except UserError:
         raise
     except Exception as error:
         # HDF5 raises what it likes of a damaged file.
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{path} cannot be read as HDF5: {reason[:120]}") from error
-    if not segments:
-        raise UserError(f"{path} holds no segment")
-    return _File(path, name, segments)
+
+
+def _named(path: Path) -> _File:
+    with _opened(path) as file:
+        names = list(file)
+        if len(names) != 1:
+            raise UserError(f"{path} holds {len(names)} sequences, expected one")
+        if len(_group(_group(file, names[0], path), "data", path)) == 0:
+            raise UserError(f"{path} holds no segment")
+    return _File(path, names[0])
 
 
 def _group(parent: Any, name: str, path: Path) -> Any:
     import h5py
 
-    if parent.get(name, getclass=True) is not h5py.Group or _leads_out(parent, name):
+    if _leads_out(parent, name) or parent.get(name, getclass=True) is not h5py.Group:
         raise UserError(f"{path}: {name!r} is not a group in this file; expected NAME/data/SEGMENT")
     return parent[name]
 
 
 def _leads_out(parent: Any, name: str) -> bool:
+    """Tell a link; asked first, since to ask for anything else opens the file it leads to."""
     import h5py
 
     return not isinstance(parent.get(name, getlink=True), h5py.HardLink)
 
 
-def _datasets(data: Any, path: Path) -> Iterator[Any]:
+def _datasets(data: Any, names: Sequence[str], path: Path) -> Iterator[Any]:
     import h5py
 
-    for segment in data:
+    for segment in names:
         group = _group(data, segment, path)
         for key in ("features", "intervals"):
-            if group.get(key, getclass=True) is not h5py.Dataset or _leads_out(group, key):
+            if _leads_out(group, key) or group.get(key, getclass=True) is not h5py.Dataset:
                 raise UserError(f"{path}: segment {segment!r} has no {key} of its own")
             found = group[key]
             if found.external or found.is_virtual:
@@ -152,10 +172,12 @@ def _datasets(data: Any, path: Path) -> Iterator[Any]:
             yield found
 
 
-def _check_size(data: Any, path: Path) -> None:
-    check_unpacked(
-        path, sum(int(each.size) * each.dtype.itemsize for each in _datasets(data, path))
-    )
+def _check_size(data: Any, names: Sequence[str], path: Path) -> None:
+    # In memory a number takes four bytes or more, whatever it takes in the file.
+    sizes = [
+        int(each.size or 0) * max(each.dtype.itemsize, 4) for each in _datasets(data, names, path)
+    ]
+    check_unpacked(path, sum(sizes))
 
 
 def _segment(data: Any, segment: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -189,8 +211,8 @@ def _by_modality(files: Sequence[_File], labels: _File, settings: ReadSettings) 
     unknown = [name for name in settings.modalities if name not in found]
     if unknown or not found:
         raise UserError(
-            f"{labels.path.parent} has no modality {unknown[0] if unknown else 'at all'!r}; it has "
-            f"{', '.join(found) or 'labels only'}"
+            f"{labels.path.parent} has no {f'modality {unknown[0]!r}' if unknown else 'modality'}; "
+            f"it has {', '.join(found) or 'labels only'}"
         )
     return {name: found[name] for name in settings.modalities or tuple(found)}
 
@@ -208,7 +230,12 @@ class _Segment:
 def _segments(labels: _File) -> list[_Segment]:
     """Return the items that labels make; those of a whole video are numbered."""
     found = []
-    for entry, (values, intervals) in labels.segments.items():
+    for entry, (values, intervals) in labels.segments()[0].items():
+        if len(entry) > MAX_ID:
+            raise UserError(
+                f"{labels.path}: segment {entry[:20]!r}… has {len(entry)} characters, expected "
+                f"{MAX_ID} at most"
+            )
         video = _video(entry)
         for row, (label, interval) in enumerate(zip(values, intervals, strict=True)):
             name = entry if video != entry and len(values) == 1 else f"{entry}[{row}]"
@@ -218,18 +245,14 @@ def _segments(labels: _File) -> list[_Segment]:
 
 def _items(labels: _File, modalities: Mapping[str, _File], settings: ReadSettings) -> Source:
     segments = _segments(labels)
-    known = {each.id for each in segments} | {each.video for each in segments}
-    counts = {}
-    for name, file in modalities.items():
-        lost = sum(segment not in known for segment in file.segments)
-        if lost:
-            counts[f"segments of {name} without a label, left out"] = lost
-    sequences = {
-        name: _sequences(name, file, segments, settings) for name, file in modalities.items()
-    }
     values = checked_labels(_labels(labels, segments, settings), settings, labels.path)
+    ids = check_unique(np.array([each.id for each in segments], dtype=np.str_), labels.path)
+    counts, sequences = {}, {}
+    for name, file in modalities.items():
+        key = f"segments of {name} without a label, left out"
+        sequences[name], counts[key] = _sequences(name, file, segments, settings)
     items = MultimodalDataset(
-        np.array([each.id for each in segments], dtype=np.str_),
+        ids,
         np.array([each.video for each in segments], dtype=np.str_),
         values,
         sequences,
@@ -241,6 +264,8 @@ def _items(labels: _File, modalities: Mapping[str, _File], settings: ReadSetting
         counts[f"items without {name}"] = int((each.lengths == 0).sum())
     found = {what: count for what, count in counts.items() if count}
     splits = np.full(len(kept), "", dtype="U10")
+    if len(kept) == 0 or np.isnan(kept.labels).reshape(len(kept), -1).any(axis=1).all():
+        raise UserError(f"{labels.path}: no item has a label and language that is not all zero")
     return drop_unlabelled(replace(kept, cleaning=found), splits, settings.task)
 
 
@@ -277,12 +302,17 @@ def _labels(
 
 def _sequences(
     name: str, file: _File, segments: Sequence[_Segment], settings: ReadSettings
-) -> Sequences:
-    widths = {values.shape[1] for values, _ in file.segments.values()}
+) -> tuple[Sequences, int]:
+    """Read one modality of all items; also count its segments that have no label."""
+    known = {each.id for each in segments} | {each.video for each in segments}
+    found, lost = file.segments(known.__contains__)
+    if not found:
+        raise UserError(f"{file.path}: none of its segments has a label")
+    widths = {values.shape[1] for values, _ in found.values()}
     if len(widths) > 1 or 0 in widths:
         raise UserError(f"{file.path}: segments differ in width: {sorted(widths)[:5]}")
     empty = np.empty((0, *widths), dtype=np.float32)
-    parts = [_steps(file, segment, empty) for segment in segments]
+    parts = [_steps(found, segment, empty) for segment in segments]
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     real = [part for part in parts if len(part)]
     tabular = name in settings.tabular
@@ -293,18 +323,19 @@ def _sequences(
         )
     values = cast(FloatArray, np.concatenate(real)) if real else empty
     starts = np.cumsum(lengths) - lengths
-    return Sequences(values, starts, lengths, tabular).last_steps(settings.max_seq_len)
+    return Sequences(values, starts, lengths, tabular).last_steps(settings.max_seq_len), lost
 
 
-def _steps(file: _File, segment: _Segment, empty: FloatArray) -> FloatArray:
+def _steps(found: Segments, segment: _Segment, empty: FloatArray) -> FloatArray:
     """Return the steps of an item's own segment, or of its interval within its video."""
-    if segment.id in file.segments:
-        own: FloatArray = file.segments[segment.id][0]
+    if segment.id in found:
+        own: FloatArray = found[segment.id][0]
         return own
-    if segment.video not in file.segments:
+    if segment.video not in found:
         return empty
-    values, times = file.segments[segment.video]
-    middle = times.mean(axis=1)
+    values, times = found[segment.video]
+    with np.errstate(invalid="ignore", over="ignore"):
+        middle = times.mean(axis=1)
     begin, end = segment.interval
     inside: FloatArray = values[(middle >= begin) & (middle < end)]
     return inside

@@ -19,7 +19,7 @@ def recognise(content: object) -> str | None:
     if not ({"labels", "id"} <= keys and keys & set(MODALITIES)):
         return None
     splits = splits_of(content)
-    if not all(_rows_of_bytes(split["id"]) for split in splits.values()):
+    if not all(_rows_of_bytes(split["id"]) for split in splits.values() if "id" in split):
         return None
     return f"a pickle of splits {', '.join(splits)} whose ids are rows of byte strings"
 
@@ -27,12 +27,12 @@ def recognise(content: object) -> str | None:
 def _rows_of_bytes(ids: object) -> bool:
     """Tell rows (video, start, end), or bare names of videos, from "video[segment]"."""
     if isinstance(ids, np.ndarray):
-        if ids.ndim == 2 and ids.shape[1] > 1:
+        if ids.ndim == 2:
             return True
         ids = ids.ravel()[:1].tolist()
     first = ids[0] if isinstance(ids, list | tuple) and ids else None
     bare = isinstance(first, bytes) and not first.endswith(b"]")
-    return bare or (isinstance(first, np.ndarray) and first.size > 1)
+    return bare or isinstance(first, np.ndarray)
 
 
 def read(content: object, path: Path, settings: ReadSettings) -> Source:

@@ -44,8 +44,11 @@ def recognise(path: Path) -> str | None:
     """Say why a file is of this format, or None."""
     if not (path.is_file() and zipfile.is_zipfile(path)):
         return None
-    with zipfile.ZipFile(path) as archive:
-        arrays = [name for name in archive.namelist() if name.endswith(".npy")]
+    try:
+        with zipfile.ZipFile(path) as archive:
+            arrays = [name for name in archive.namelist() if name.endswith(".npy")]
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile):
+        return "a zip archive, damaged"  # which reading it says in full
     return f"a zip archive of {len(arrays)} arrays" if arrays else None
 
 
@@ -141,7 +144,7 @@ def _load(path: Path) -> dict[str, Array | UserError]:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
             return {name: _member(archive, name, path) for name in archive.files}
-    except (OSError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} cannot be read: {_first_line(error)}") from error
 
 
@@ -164,6 +167,8 @@ def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array | Use
 
 
 def _first_line(error: Exception) -> str:
+    if "pickle" in str(error):
+        return "it holds Python objects, which are never read; expected numbers or text"
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 

@@ -37,6 +37,9 @@ MODALITIES = {"text": "language", "audio": "audio", "vision": "vision"}
 
 _SCALARS = (str, bytes, int, float, np.generic)
 
+#: A longer id is a mistake: NumPy keeps all of an array in the space of its longest.
+MAX_ID = 1000
+
 
 def splits_of(content: object) -> dict[str, Split]:
     """Return the splits of a pickle's contents by their name in the file."""
@@ -50,10 +53,9 @@ def splits_of(content: object) -> dict[str, Split]:
 
 
 def keys_of(content: object) -> set[str]:
-    """Return the keys that all splits have."""
+    """Return the keys that any split has; one that lacks some of them is refused when read."""
     splits = splits_of(content).values()
-    found = [{key for key in split if isinstance(key, str)} for split in splits]
-    return set.intersection(*found) if found else set()
+    return {key for split in splits for key in split if isinstance(key, str)}
 
 
 @dataclass
@@ -98,6 +100,7 @@ class Pickled:
             If the contents are not what the format says.
         """
         self._check_settings()
+        self._check_splits()
         names = self._modalities()
         raw = {split: self._ids(split) for split in self.splits}
         counts = {split: len(ids) for split, ids in raw.items()}
@@ -112,7 +115,16 @@ class Pickled:
             sequences,
             label_names=EMOTIONS if self.settings.emotions else (),
         )
-        return _cleaned(items, splits, self.settings)
+        source = _cleaned(items, splits, self.settings)
+        if len(source.items) == 0:
+            raise UserError(f"{self.path}: no item has a label and language that is not all zero")
+        return source
+
+    def _check_splits(self) -> None:
+        content = self.content if isinstance(self.content, dict) else {}
+        for name, split in content.items():
+            if isinstance(name, str) and name in SIDES and not isinstance(split, dict):
+                raise self.fail(name, f"it is {type(split).__name__}, expected keys and arrays")
 
     def _check_settings(self) -> None:
         settings = self.settings
@@ -132,13 +144,14 @@ class Pickled:
 
     def _modalities(self) -> list[str]:
         """Return the keys of the modalities to read."""
-        shared = keys_of(self.content)
-        there = {key: name for key, name in MODALITIES.items() if key in shared}
+        found = keys_of(self.content)
+        there = {key: name for key, name in MODALITIES.items() if key in found}
+        if not there:
+            raise UserError(f"{self.path} has no modality; expected {', '.join(MODALITIES)}")
         unknown = [name for name in self.settings.modalities if name not in there.values()]
-        if unknown or not there:
+        if unknown:
             raise UserError(
-                f"{self.path} has no modality {unknown[0] if unknown else 'at all'!r}; it has "
-                f"{', '.join(there.values()) or 'none'}"
+                f"{self.path} has no modality {unknown[0]!r}; it has {', '.join(there.values())}"
             )
         wanted = self.settings.modalities or tuple(there.values())
         keys = {name: key for key, name in there.items()}
@@ -147,7 +160,7 @@ class Pickled:
     def array(self, split: str, key: str) -> NDArray[Any]:
         """Return one array of plain values."""
         if key not in self.splits[split]:
-            raise self.fail(split, f"it lacks {key!r}")
+            raise self.fail(split, f"it lacks {key!r}, which the format needs in every split")
         found = _array(self.splits[split][key])
         if found is None:
             kind = type(self.splits[split][key]).__name__
@@ -168,7 +181,11 @@ class Pickled:
         if found.ndim not in (1, 2) or found.size == 0:
             raise self.fail(split, f"'id' has the shape {found.shape}, expected one for each item")
         rows = found.reshape(len(found), -1).tolist()
-        return [tuple(_repaired(each) for each in row) for row in rows]
+        names = [tuple(_repaired(each) for each in row) for row in rows]
+        longest = max(sum(map(len, name)) for name in names)
+        if longest > MAX_ID:
+            raise self.fail(split, f"an 'id' has {longest} characters, expected {MAX_ID} at most")
+        return names
 
     def _labels(self, split: str, count: int) -> NDArray[np.float64]:
         """Return (N,), or (N, 6) emotions."""
@@ -260,10 +277,20 @@ def _stacked(values: list[Any]) -> NDArray[Any] | None:
         return np.stack(values) if len(shapes) == 1 and values[0].dtype.kind in "fiubSU" else None
     if not all(isinstance(each, _SCALARS) for each in values):
         return None
+    if any(isinstance(each, int) and abs(each) >= 2**63 for each in values):
+        return None
     if any(isinstance(each, str | bytes) for each in values):
-        return np.array([_repaired(each) for each in values], dtype=np.str_)
-    array = np.array(values)
+        return _texts([_repaired(each) for each in values])
+    try:
+        array = np.array(values)
+    except (TypeError, ValueError, OverflowError):
+        return None  # such as times among numbers
     return array if array.dtype.kind in "fiub" else None
+
+
+def _texts(values: list[str]) -> NDArray[Any] | None:
+    longest = max(map(len, values))
+    return np.array(values, dtype=np.str_) if longest <= MAX_ID else None
 
 
 def _repaired(value: object) -> str:

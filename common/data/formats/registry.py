@@ -73,8 +73,10 @@ def _one(paths: Sequence[Path], format: str) -> None:
 
 
 def _recognise(path: Path, format: str, settings: ReadSettings) -> tuple[str, str]:
-    if format != "auto":
+    if format in ARRAYS:
         return format, f"{settings.prefix}format={format}"
+    if format != "auto":
+        raise UserError(f"{settings.prefix}format={format}: expected {', '.join(PICKLED + ARRAYS)}")
     for name in ARRAYS:
         why = npz.recognise(path) if name == "npz" else _module(name).recognise(path)
         if why:
@@ -104,5 +106,5 @@ def _read_pickled(
 
 
 def _keys(content: dict[object, object]) -> str:
-    names = [str(key)[:20] for key in list(content)[:6] if isinstance(key, str | bytes)]
+    names = [repr(key)[:20] for key in list(content)[:6] if isinstance(key, str | bytes)]
     return ", ".join(names) or "of no text"

@@ -44,6 +44,9 @@ Array = NDArray[Any]
 TABLES = (".csv", ".parquet")
 ARRAYS = (".npy", ".npz", ".safetensors")
 
+#: Bytes that a cell takes in memory, about, and the most characters of a name.
+_CELL, _NAME = 64, 1000
+
 
 def recognise(path: Path) -> str | None:
     """Say why a file or folder is of this format, or None."""
@@ -84,8 +87,8 @@ def read(path: Path, settings: ReadSettings) -> Source:
     return drop_unlabelled(items, table.splits(), settings.task)
 
 
-def _columns(path: Path, settings: ReadSettings) -> dict[str, list[Any]]:
-    """Return the table's columns; ids, groups and sides as text."""
+def _columns(path: Path, settings: ReadSettings) -> dict[str, Any]:
+    """Return the table's columns, of PyArrow; in CSV, ids, groups and sides are text."""
     try:
         import pyarrow
         import pyarrow.csv
@@ -100,10 +103,13 @@ def _columns(path: Path, settings: ReadSettings) -> dict[str, list[Any]]:
             )
             table = pyarrow.csv.read_csv(path, convert_options=options)
         else:
-            table = pyarrow.parquet.read_table(path)
+            with pyarrow.parquet.ParquetFile(path) as file:
+                # A run of equal cells takes no space in the file, but it does in memory.
+                check_unpacked(path, file.metadata.num_rows * _CELL)
+                table = file.read()
         if len(set(table.column_names)) < len(table.column_names):
             raise UserError(f"{path}: two columns have the same name")
-        return {name: table.column(name).to_pylist() for name in table.column_names}
+        return {name: table.column(name) for name in table.column_names}
     except UserError:
         raise
     except Exception as error:
@@ -116,20 +122,26 @@ def _columns(path: Path, settings: ReadSettings) -> dict[str, list[Any]]:
 class _Table:
     path: Path
     settings: ReadSettings
-    columns: Mapping[str, list[Any]]
+    columns: Mapping[str, Any]
 
     def column(self, name: str, setting: str) -> list[Any]:
         if name not in self.columns:
             raise UserError(
                 f"{self.path} has no column {name!r} ({setting}); it has {', '.join(self.columns)}"
             )
-        return self.columns[name]
+        try:
+            cells: list[Any] = self.columns[name].to_pylist()
+        except (ValueError, OverflowError) as error:
+            reason = str(error)[:100] or type(error).__name__
+            raise UserError(f"{self.path}: column {name!r} cannot be read: {reason}") from error
+        return cells
 
     def text(self, name: str, setting: str) -> NDArray[np.str_]:
         values = self.column(name, setting)
-        if not all(isinstance(each, str | int) and each != "" for each in values):
-            raise UserError(f"{self.path}: column {name!r} has cells that are empty or no text")
-        return np.array([str(each) for each in values], dtype=np.str_)
+        texts = [str(each) if isinstance(each, str | int) else "" for each in values]
+        if not all(0 < len(each) <= _NAME for each in texts):
+            raise UserError(f"{self.path}: column {name!r} has cells empty or no short text")
+        return np.array(texts, dtype=np.str_)
 
     @property
     def items(self) -> int:
@@ -226,7 +238,7 @@ def _load(path: Path) -> dict[str, Array]:
     """Return a file's arrays by name; none is ever unpickled."""
     try:
         if path.suffix == ".npy":
-            return {"values": np.load(path, mmap_mode="r", allow_pickle=False)}
+            return {"values": np.lib.format.open_memmap(path, mode="r")}
         if path.suffix == ".npz":
             if not zipfile.is_zipfile(path):
                 raise UserError(f"{path} is not an .npz file, or only a part of one")
@@ -326,6 +338,11 @@ def _by_row(
             first, last = real_spans(values)
             starts, lengths = starts + first, last - first
     if "ids" in arrays:
+        if settings.context > 0 and values.ndim == 2 and not ragged:
+            raise UserError(
+                f"{path}: {settings.prefix}context={settings.context} needs rows in the table's "
+                "order, without 'ids'"
+            )
         starts, lengths = _matched(path, arrays["ids"], ids, starts, lengths)
     elif len(starts) != len(ids):
         raise UserError(

@@ -108,6 +108,13 @@ def _array(shape: bytes, dtype: str, raw: bytes) -> bytes:
     return start + b"(K\x01" + shape + kind + order + b"\x89" + raw + b"tb"
 
 
+def _shared(last: bytes) -> bytes:
+    """Forty lists, each of which holds the one before twice; a terabyte if it were written out."""
+    levels = (b"q%c0](h%ch%ce" % (level, level, level) for level in range(40))
+    return b"]" + b"".join(levels) + last
+
+
+DTYPE = _global("numpy", "dtype")
 HUGE = b"\x8a\x06" + (10**12).to_bytes(6, "little")
 
 CORPUS: list[Hostile] = [
@@ -247,6 +254,36 @@ CORPUS: list[Hostile] = [
         True,
         "pickle.loads",
     ),
+    Hostile(
+        "operator.attrgetter",
+        lambda m: _program(_call(_global("operator", "attrgetter"), _text("system"))),
+        False,
+        "operator.attrgetter",
+    ),
+    Hostile("numpy.f2py", _reduced("numpy.f2py.crackfortran", "myeval"), False, "numpy.f2py"),
+    Hostile(
+        "numpy.lib", _reduced("numpy.lib._npyio_impl", "DataSource"), False, "numpy.lib._npyio_impl"
+    ),
+    Hostile(
+        "numpy.core's own loader", _reduced("numpy.core.records", "fromfile"), False, "records"
+    ),
+    Hostile(
+        "the result of a call is called",
+        lambda m: _program(
+            _call(_call(_global("operator", "attrgetter"), _text("system")), _global("os", "path"))
+        ),
+        False,
+        "operator.attrgetter",
+    ),
+    Hostile(
+        "a name put together in the memo",
+        lambda m: _program(
+            _text("posix") + b"\x940" + _text("system") + b"\x940",
+            _call(b"h\x00h\x01\x93", _shell(m)),
+        ),
+        True,
+        "posix.system",
+    ),
     Hostile("torch.load", _reduced("torch.serialization", "load"), False, "torch.serialization"),
     Hostile("pandas.read_pickle", _reduced("pandas", "read_pickle"), False, "pandas.read_pickle"),
     Hostile(
@@ -293,6 +330,38 @@ CORPUS: list[Hostile] = [
         "NEWOBJ_EX", lambda m: _program(_global("io", "BytesIO"), b")}\x92"), False, "NEWOBJ_EX"
     ),
     Hostile("an extension code", lambda m: _program(b"\x82\x01"), False, "EXT1"),
+    Hostile("an extension code of two", lambda m: _program(b"\x83\x01\x00"), False, "EXT2"),
+    Hostile(
+        "an extension code of four", lambda m: _program(b"\x84\x01\x00\x00\x00"), False, "EXT4"
+    ),
+    Hostile("a persistent id in text", lambda m: b"Px\n.", False, "PERSID"),
+    Hostile(
+        "a state for a dtype",
+        lambda m: _program(
+            _call(DTYPE, _text("f8"), b"\x89", b"\x88"), b"}" + _text("dtype") + _text("O") + b"sb"
+        ),
+        False,
+        "compound",
+    ),
+    Hostile("a function for data", lambda m: _program(_global(*_MULTIARRAY)), False, "function"),
+    Hostile(
+        "a type within data",
+        lambda m: _program(b"](", _call(DTYPE, _text("f8"), b"\x89", b"\x88"), b"e"),
+        False,
+        "a type",
+    ),
+    Hostile(
+        "writes into an array",
+        lambda m: _program(_array(b"K\x02\x85", "u1", b"C\x02xx"), b"K\x00K\x05s"),
+        False,
+        "writes into an array",
+    ),
+    Hostile(
+        "characters that do not exist",
+        lambda m: _program(_array(b"K\x01\x85", "U1", b"C\x04\xff\xff\xff\xff")),
+        False,
+        "characters",
+    ),
     Hostile("a persistent id", lambda m: _program(_text("x"), b"Q"), False, "BINPERSID"),
     Hostile("a buffer of another", lambda m: _program(b"\x97", protocol=5), False, "NEXT_BUFFER"),
     Hostile(
@@ -354,7 +423,49 @@ CORPUS: list[Hostile] = [
         False,
         "deep",
     ),
+    Hostile(
+        "lists nested 300,000 deep",
+        lambda m: _program(b"]" * 300_000, b"a" * 299_999),
+        False,
+        "deep",
+    ),
+    Hostile(
+        "tuples that share one another, hashed",
+        lambda m: _program(b"})", *(b"q%ch%c\x86" % (level, level) for level in range(40)), b"Ns"),
+        False,
+        "too many times",
+    ),
+    Hostile(
+        "doubled tuples, hashed", lambda m: _program(b"})", b"2\x86" * 40, b"Ns"), False, "too many"
+    ),
+    Hostile(
+        "lists that share one another as the name of a type",
+        lambda m: _program(_call(DTYPE, _shared(b""), b"\x89", b"\x88")),
+        False,
+        "list",
+    ),
     # Memory
+    Hostile(
+        "lists that share one another put into an array",
+        lambda m: _program(_array(b"K\x01\x85", "u1", b"C\x01x"), b"K\x00", _shared(b"s")),
+        False,
+        "writes into an array",
+    ),
+    Hostile(
+        "a frame of 100 GB",
+        lambda m: _program(b"\x95" + struct.pack("<Q", 10**11), b"N"),
+        False,
+        "declares",
+    ),
+    Hostile(
+        "no text of a gigabyte each",
+        lambda m: _program(_array(b"K\x00\x85", "S999999999", b"C\x00")),
+        False,
+        "memory",
+    ),
+    Hostile(
+        "a million sets", lambda m: _program(b"](", b"\x8f" * 10**6, b"e"), False, "containers"
+    ),
     Hostile(
         "100 GB of bytes declared",
         lambda m: _program(b"\x8e" + struct.pack("<Q", 10**11)),
@@ -425,7 +536,7 @@ CORPUS: list[Hostile] = [
         )
         for share in (0.03, 0.3, 0.6, 0.99)
     ),
-    Hostile("opcodes that do not fit", lambda m: _program(b"\x87"), False, "damaged"),
+    Hostile("opcodes that do not fit", lambda m: _program(b"\x87"), False, "do not fit"),
     Hostile("no opcodes", lambda m: b"\xff\xfe" * 20, False, "0xff"),
 ]
 

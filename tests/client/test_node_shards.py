@@ -1,0 +1,518 @@
+"""Nodes whose data are shards: a site with a file of its own, and simulated nodes over a folder."""
+
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import client.app as client_app
+from client.app import run_round
+from client.node import (
+    DeployedNode,
+    SimulatedNode,
+    client_data,
+    describe,
+    hosted_clients,
+)
+from common.clients import ClientKey
+from common.config import Config, compose_config
+from common.data.dataset import MultimodalDataset, Sequences
+from common.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from common.data.shards import VERSION, info_of, write_shard
+from common.errors import UserError
+from common.messages import Downlink
+from common.model.ha_fedformer import ModelSpec, build_model, split_arrays
+from common.protocol import ProtocolError
+from common.task import Task
+
+ITEMS, WIDTH = 24, 5
+AUDIO = ClientKey("audio", 0)
+SMALL = (
+    "model.width=10",
+    "model.heads=2",
+    "model.layers=1",
+    "client.local_epochs=1",
+    "client.device=cpu",
+)
+OUTPUTS = {Task.regression: 1, Task.classification: 3, Task.multilabel: 3}
+PRIORS = {
+    Task.regression: torch.tensor([0.1, 1.5], dtype=torch.float64),
+    Task.classification: torch.full((3,), 1 / 3, dtype=torch.float64).log(),
+    Task.multilabel: torch.zeros(3, dtype=torch.float64),
+}
+
+
+def items_of(
+    task: Task = Task.regression, modalities: tuple[str, ...] = ("audio",), first: int = 0
+) -> MultimodalDataset:
+    """Items of three steps each, two to a group; each modality is the number of its item."""
+    numbers = np.arange(first, first + ITEMS)
+    labels = {
+        Task.regression: numbers.astype(np.float32) / 8,
+        Task.classification: numbers % 3,
+        Task.multilabel: (numbers[:, None] % np.array([2, 3, 5]) == 0).astype(np.float32),
+    }
+    values = np.repeat(numbers, 3)[:, None] + np.zeros(WIDTH)
+    noise = np.random.default_rng(first).normal(size=values.shape)
+    audio = Sequences((values + noise).astype(np.float32), np.arange(ITEMS) * 3, np.full(ITEMS, 3))
+    return MultimodalDataset(
+        np.array([f"item-{number}" for number in numbers]),
+        np.array([f"group-{number // 2}" for number in numbers]),
+        labels[task],
+        dict.fromkeys(modalities, audio),
+    )
+
+
+def write_site(
+    path: Path, task: Task = Task.regression, modalities: tuple[str, ...] = ("audio",)
+) -> Path:
+    items = items_of(task, modalities)
+    write_shard(path, items, info_of(items, "audio-0", task, OUTPUTS[task]))
+    return path
+
+
+def write_folder(folder: Path, parts: dict[str, MultimodalDataset]) -> Path:
+    """A folder of shards as `utmp-prepare` leaves it."""
+    folder.mkdir()
+    shards = {}
+    for name, items in parts.items():
+        file = f"{name}.safetensors"
+        info = info_of(items, name, Task.regression, 1)
+        shards[file] = {"seal": write_shard(folder / file, items, info)}
+    manifest = Manifest(
+        version=VERSION,
+        source={},
+        task=Task.regression,
+        outputs=1,
+        label_names=(),
+        modalities={"vision": {}, "audio": {}},
+        sides={},
+        settings={},
+        cleaning={},
+        warnings=(),
+        shards=shards,
+    )
+    write_manifest(folder, manifest)
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two clients of vision, three of audio."""
+    both, parts = ("vision", "audio"), {}
+    names = ["vision-0", "vision-1", "audio-0", "audio-1", "audio-2", "validation", "test"]
+    for number, name in enumerate(names):
+        modality = name.partition("-")[0]
+        kept = (modality,) if modality in both else both
+        parts[name] = items_of(Task.regression, kept, first=number * 100)
+    return write_folder(tmp_path / "shards", parts)
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return write_site(tmp_path / "site.safetensors")
+
+
+def run_config(dataset: str, *overrides: str) -> Config:
+    """What a run sends; its paths lead nowhere at a site."""
+    path = () if dataset == "synthetic" else ("dataset.path=/not/here",)
+    return compose_config("config", [f"dataset={dataset}", *path, *SMALL, *overrides])
+
+
+def node_of(path: Path, key: ClientKey = AUDIO) -> DeployedNode:
+    return DeployedNode(key, str(path))
+
+
+def downlink_to(key: ClientKey, config: Config, task: Task = Task.regression) -> Downlink:
+    """What a server sends that evaluates on data of a task."""
+    spec = ModelSpec({key.modality: (WIDTH,)}, OUTPUTS[task], task, config.model)
+    parts = split_arrays(build_model(spec, seed=3).state_dict())
+    return Downlink(key, 1, parts.encoders[key.modality], parts.decoder, PRIORS[task])
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Grows with every training that begins."""
+    begun: list[object] = []
+    real = client_app.train
+
+    def train(*arguments: Any) -> Any:
+        begun.append(arguments[1])
+        return real(*arguments)
+
+    monkeypatch.setattr(client_app, "train", train)
+    return begun
+
+
+def refused(path: Path, node: DeployedNode, config: Config, trained: list[object]) -> str:
+    """The one line with which a site stays out: in its answer to the query, and in a round."""
+    description = describe(node, config)
+    assert description.clients == ()
+    message = description.error
+    assert len(message.splitlines()) == 1
+    assert str(path) in message or (str(path.parent / MANIFEST) in message and path.name in message)
+    for call in (
+        lambda: client_data(node, node.key, config),
+        lambda: run_round(downlink_to(node.key, config), node, config),
+    ):
+        with pytest.raises(UserError) as error:
+            call()
+        assert str(error.value) == message
+    assert trained == []
+    return message
+
+
+# A site with a shard ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dataset", ["shards", "npz", "synthetic"])
+def test_a_site_holds_all_of_its_shard_in_any_run(
+    site: Path, dataset: str, trained: list[object]
+) -> None:
+    config, node, items = run_config(dataset), node_of(site), items_of()
+    data = client_data(node, AUDIO, config)
+    assert (data.modality, data.task) == ("audio", Task.regression)
+    np.testing.assert_array_equal(data.labels, items.labels)
+    np.testing.assert_array_equal(data.groups, np.unique(items.groups, return_inverse=True)[1])
+    assert sorted([*data.train, *data.validation]) == list(range(ITEMS))
+    assert len(data.validation) > 0
+    assert not set(data.groups[data.train]) & set(data.groups[data.validation])
+    for item in range(ITEMS):
+        np.testing.assert_array_equal(data.sequences[item], items.sequences["audio"][item])
+    description = describe(node, config)
+    assert description.error == ""
+    (client,) = description.clients
+    assert (client.key, client.examples) == (AUDIO, len(data.train))
+    rows = np.concatenate([data.sequences[item] for item in data.train]).astype(np.float64)
+    np.testing.assert_allclose(client.moments.mean, rows.mean(axis=0))
+    uplink = run_round(downlink_to(AUDIO, config), node, config)
+    assert (uplink.key, uplink.examples) == (AUDIO, len(data.train))
+    assert np.isfinite(uplink.train_loss)
+    assert len(trained) == 1
+
+
+@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("dataset", ["shards", "npz"])
+def test_a_site_takes_part_in_a_run_of_its_task(tmp_path: Path, task: Task, dataset: str) -> None:
+    path = write_site(tmp_path / "site.safetensors", task)
+    config = run_config(dataset, f"dataset.task={task}")
+    (client,) = describe(node_of(path), config).clients
+    assert len(client.label_sums) == {"regression": 3, "classification": 3, "multilabel": 4}[task]
+    uplink = run_round(downlink_to(AUDIO, config, task), node_of(path), config)
+    assert np.isfinite(uplink.train_loss)
+
+
+def test_a_run_without_a_task_takes_the_shard_s(tmp_path: Path) -> None:
+    path = write_site(tmp_path / "site.safetensors", Task.classification)
+    config = run_config("shards")
+    assert config.dataset.task is None
+    assert client_data(node_of(path), AUDIO, config).task is Task.classification
+
+
+def test_a_shard_is_the_same_data_as_the_same_npz(tmp_path: Path, site: Path) -> None:
+    items = items_of()
+    audio = items.sequences["audio"].values.reshape(ITEMS, 3, WIDTH)
+    np.savez(tmp_path / "site.npz", label=items.labels, group=items.groups, audio=audio)
+    config = run_config("npz", "dataset.group=group")
+    shard, npz = (
+        client_data(node_of(path), AUDIO, config) for path in (site, tmp_path / "site.npz")
+    )
+    for part in ("labels", "groups", "train", "validation"):
+        np.testing.assert_array_equal(getattr(shard, part), getattr(npz, part))
+    one, two = (describe(node_of(path), config) for path in (site, tmp_path / "site.npz"))
+    assert torch.equal(one.clients[0].label_sums, two.clients[0].label_sums)
+    np.testing.assert_array_equal(one.clients[0].moments.mean, two.clients[0].moments.mean)
+
+
+def test_a_site_reads_its_own_modality_of_several(tmp_path: Path) -> None:
+    path = write_site(tmp_path / "site.safetensors", modalities=("vision", "audio"))
+    for name in ("audio", "vision"):
+        key = ClientKey(name, 4)
+        (client,) = describe(node_of(path, key), run_config("shards")).clients
+        assert client.key == key
+        assert client_data(node_of(path, key), key, run_config("shards")).modality == name
+
+
+@pytest.mark.parametrize("dataset", ["shards", "npz"])
+def test_the_run_says_how_many_steps_are_used(site: Path, dataset: str) -> None:
+    data = client_data(node_of(site), AUDIO, run_config(dataset, "dataset.max_seq_len=2"))
+    expected = items_of().sequences["audio"]
+    for item in range(ITEMS):
+        np.testing.assert_array_equal(data.sequences[item], expected[item][-2:])
+
+
+def test_a_shard_beside_its_manifest_is_read_under_any_name(folder: Path) -> None:
+    shutil.copy(folder / "audio-1.safetensors", folder / "ours.safetensors")
+    for name in ("audio-1", "ours"):
+        data = client_data(node_of(folder / f"{name}.safetensors"), AUDIO, run_config("shards"))
+        np.testing.assert_array_equal(data.labels, items_of(first=300).labels)
+
+
+def test_a_path_is_taken_from_the_node_s_folder(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(site.parent)
+    assert describe(DeployedNode(AUDIO, "site.safetensors"), run_config("shards")).error == ""
+
+
+def test_a_part_of_the_run_s_shards_is_read_where_a_site_has_none_of_its_own(folder: Path) -> None:
+    config = run_config("shards", f"dataset.path={folder}")
+    key = ClientKey("audio", 2)
+    data = client_data(DeployedNode(key, None), key, config)
+    np.testing.assert_array_equal(data.labels, items_of(first=400).labels)
+    error = describe(DeployedNode(ClientKey("audio", 3), None), config).error
+    assert "audio-3" in error
+
+
+# A site that stays out --------------------------------------------------------------------------
+
+both_runs = pytest.mark.parametrize("dataset", ["shards", "npz"])
+
+
+@both_runs
+def test_a_shard_of_another_modality_is_refused(
+    site: Path, dataset: str, trained: list[object]
+) -> None:
+    node = node_of(site, ClientKey("vision", 0))
+    message = refused(site, node, run_config(dataset), trained)
+    assert "holds audio" in message
+    assert "this node is vision" in message
+    assert "--node-config" in message
+
+
+@both_runs
+@pytest.mark.parametrize("place", [3, 100, -200, -1])
+def test_a_shard_with_one_flipped_byte_is_refused(
+    site: Path, dataset: str, place: int, trained: list[object]
+) -> None:
+    content = bytearray(site.read_bytes())
+    content[place] ^= 1
+    site.write_bytes(content)
+    message = refused(site, node_of(site), run_config(dataset), trained)
+    assert "damaged" in message or "only a part of one" in message
+    assert "prepare" in message
+
+
+@both_runs
+def test_half_a_shard_is_refused(site: Path, dataset: str, trained: list[object]) -> None:
+    content = site.read_bytes()
+    site.write_bytes(content[: len(content) // 2])
+    refused(site, node_of(site), run_config(dataset), trained)
+
+
+@both_runs
+def test_a_shard_that_was_mended_is_read(site: Path, dataset: str) -> None:
+    """What a node was refused once, it is not refused for ever."""
+    whole = site.read_bytes()
+    site.write_bytes(whole[:-1])
+    assert describe(node_of(site), run_config(dataset)).error
+    site.write_bytes(whole)
+    assert describe(node_of(site), run_config(dataset)).error == ""
+
+
+@both_runs
+def test_an_old_manifest_beside_a_shard_is_refused(
+    folder: Path, site: Path, dataset: str, trained: list[object]
+) -> None:
+    path = folder / "audio-1.safetensors"
+    shutil.copy(site, path)
+    message = refused(path, node_of(path), run_config(dataset), trained)
+    assert f"{folder / MANIFEST} lists other contents for audio-1.safetensors" in message
+    assert "take both from the same" in message
+
+
+def test_a_manifest_that_does_not_list_a_shard_is_refused(
+    folder: Path, site: Path, trained: list[object]
+) -> None:
+    path = Path(shutil.copy(site, folder / "ours.safetensors"))
+    message = describe(node_of(path), run_config("shards")).error
+    assert f"{folder / MANIFEST} does not list ours.safetensors" in message
+    with pytest.raises(UserError):
+        run_round(downlink_to(AUDIO, run_config("shards")), node_of(path), run_config("shards"))
+    assert trained == []
+
+
+def test_a_broken_manifest_beside_a_shard_is_refused(folder: Path, trained: list[object]) -> None:
+    path = folder / "audio-0.safetensors"
+    (folder / MANIFEST).write_text("{")
+    message = describe(node_of(path), run_config("shards")).error
+    assert f"{folder / MANIFEST} cannot be read" in message
+    assert len(message.splitlines()) == 1
+
+
+@both_runs
+def test_a_shard_that_is_not_there_is_refused(
+    tmp_path: Path, dataset: str, trained: list[object]
+) -> None:
+    path = tmp_path / "absent.safetensors"
+    message = refused(path, node_of(path), run_config(dataset), trained)
+    assert "does not exist" in message
+
+
+@both_runs
+def test_a_folder_named_as_a_shard_is_refused(
+    tmp_path: Path, dataset: str, trained: list[object]
+) -> None:
+    path = tmp_path / "folder.safetensors"
+    path.mkdir()
+    assert "folder" in refused(path, node_of(path), run_config(dataset), trained)
+
+
+@both_runs
+def test_another_file_named_as_a_shard_is_refused(
+    tmp_path: Path, dataset: str, trained: list[object]
+) -> None:
+    path = tmp_path / "site.safetensors"
+    with path.open("wb") as file:
+        np.savez(file, label=np.ones(3), audio=np.ones((3, 2, WIDTH)))
+    message = refused(path, node_of(path), run_config(dataset), trained)
+    assert "utmp-prepare" in message
+
+
+@both_runs
+@pytest.mark.parametrize(
+    ("task", "run_task"),
+    [(one, two) for one in Task for two in Task if one is not two],
+)
+def test_a_shard_of_another_task_is_refused(
+    tmp_path: Path, dataset: str, task: Task, run_task: Task, trained: list[object]
+) -> None:
+    path = write_site(tmp_path / "site.safetensors", task)
+    config = run_config(dataset, f"dataset.task={run_task}")
+    message = refused(path, node_of(path), config, trained)
+    assert f"task={task}" in message
+    assert f"dataset.task={run_task}" in message
+
+
+@pytest.mark.parametrize(
+    ("task", "run_task"),
+    [
+        (Task.classification, Task.regression),
+        (Task.multilabel, Task.regression),
+        (Task.regression, Task.classification),
+        (Task.regression, Task.multilabel),
+    ],
+)
+def test_no_shard_of_another_task_is_trained_on_where_the_server_s_shards_say_the_task(
+    tmp_path: Path, task: Task, run_task: Task, trained: list[object]
+) -> None:
+    """With dataset=shards a run need not say its task; the decoder that comes has other outputs."""
+    path = write_site(tmp_path / "site.safetensors", task)
+    config = run_config("shards")
+    with pytest.raises((UserError, ProtocolError)) as error:
+        run_round(downlink_to(AUDIO, config, run_task), node_of(path), config)
+    assert len(str(error.value).splitlines()) == 1
+    assert trained == []
+
+
+def test_a_shard_without_one_item_of_its_modality_is_refused(
+    tmp_path: Path, trained: list[object]
+) -> None:
+    path, items = tmp_path / "site.safetensors", items_of()
+    audio = items.sequences["audio"]
+    none = replace(items, sequences={"audio": replace(audio, lengths=audio.lengths * 0)})
+    write_shard(path, none, info_of(none, "audio-0", Task.regression, 1))
+    error = describe(node_of(path), run_config("shards")).error
+    assert "audio-0 has no item with audio" in error
+
+
+def test_another_kind_of_file_is_refused_with_what_to_do(
+    tmp_path: Path, trained: list[object]
+) -> None:
+    path = tmp_path / "site.npz"
+    np.savez(path, label=np.ones(4), audio=np.ones((4, 2, WIDTH)))
+    message = refused(path, node_of(path), run_config("shards"), trained)
+    assert "utmp-prepare" in message
+    assert "dataset=npz" in message
+
+
+# Simulated nodes --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 3, 5, 8])
+def test_simulated_nodes_share_all_clients_of_a_folder(folder: Path, nodes: int) -> None:
+    config = run_config("shards", f"dataset.path={folder}")
+    hosted: list[ClientKey] = []
+    for partition in range(nodes):
+        node = SimulatedNode(partition, nodes)
+        keys = hosted_clients(node, config)
+        description = describe(node, config)
+        assert description.error == ""
+        assert [client.key for client in description.clients] == keys
+        hosted += keys
+    expected = ["vision-0", "vision-1", "audio-0", "audio-1", "audio-2"]
+    assert sorted(map(str, hosted)) == sorted(expected)
+    every = hosted_clients(SimulatedNode(0, 1), config)
+    assert [str(key) for key in every] == expected
+
+
+def test_a_simulated_client_has_its_own_shard(folder: Path) -> None:
+    config = run_config("shards", f"dataset.path={folder}")
+    node = SimulatedNode(0, 1)
+    for number, key in enumerate(hosted_clients(node, config)):
+        data = client_data(node, key, config)
+        assert data.modality == key.modality
+        np.testing.assert_array_equal(data.labels, items_of(first=number * 100).labels)
+        assert np.isfinite(run_round(downlink_to(key, config), node, config).train_loss)
+
+
+def test_fewer_clients_may_be_asked_for(folder: Path) -> None:
+    config = run_config("shards", f"dataset.path={folder}", "clients.audio=1")
+    assert [str(key) for key in hosted_clients(SimulatedNode(0, 1), config)] == [
+        "vision-0",
+        "vision-1",
+        "audio-0",
+    ]
+
+
+def old_manifest(folder: Path) -> str:
+    manifest = read_manifest(folder)
+    shards = {name: dict(about) | {"seal": "0" * 64} for name, about in manifest.shards.items()}
+    kept = {name: manifest.shards[name] for name in ("validation.safetensors", "test.safetensors")}
+    write_manifest(folder, replace(manifest, shards={**shards, **kept}))
+    return "different preparations"
+
+
+def flipped(folder: Path) -> str:
+    path = folder / "audio-1.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-50] ^= 1
+    path.write_bytes(content)
+    return "is damaged"
+
+
+def missing(folder: Path) -> str:
+    (folder / "audio-1.safetensors").unlink()
+    return "does not exist"
+
+
+def without_manifest(folder: Path) -> str:
+    (folder / MANIFEST).unlink()
+    return "did not end"
+
+
+def without_test(folder: Path) -> str:
+    (folder / "test.safetensors").unlink()
+    return "test.safetensors does not exist"
+
+
+@pytest.mark.parametrize("spoil", [old_manifest, flipped, missing, without_manifest, without_test])
+def test_a_spoilt_folder_is_told_in_the_description(
+    folder: Path, spoil: Callable[[Path], str], trained: list[object]
+) -> None:
+    words = spoil(folder)
+    config = run_config("shards", f"dataset.path={folder}")
+    node, key = SimulatedNode(0, 1), ClientKey("audio", 1)
+    description = describe(node, config)
+    assert description.clients == ()
+    assert words in description.error
+    assert str(folder) in description.error
+    assert len(description.error.splitlines()) == 1
+    with pytest.raises(UserError, match=words):
+        run_round(downlink_to(key, config), node, config)
+    assert trained == []

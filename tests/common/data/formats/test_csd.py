@@ -1,0 +1,327 @@
+"""What the reader of computational sequences refuses, and how it finds an item's steps."""
+
+import builtins
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from common.data.formats import csd
+from common.data.source import EMOTIONS, ReadSettings, Source
+from common.errors import UserError
+from common.task import Task
+
+Entry = tuple[Any, Any]
+Entries = Mapping[str, Entry]
+
+LABELS: Entries = {
+    "v[0]": ([[1.0]], [[0.0, 2.0]]),
+    "v[1]": ([[2.0]], [[2.0, 4.0]]),
+    "w[0]": ([[3.0]], [[0.0, 1.0]]),
+}
+WORDS: Entries = {name: (np.ones((2, 3)), np.zeros((2, 2))) for name in LABELS}
+
+
+def write(folder: Path, name: str, root: str, entries: Entries) -> Path:
+    path = folder / f"{name}.csd"
+    with h5py.File(path, "w") as file:
+        file.create_group(f"{root}/metadata")
+        data = file.create_group(f"{root}/data")
+        for segment, (features, intervals) in entries.items():
+            data[f"{segment}/features"] = features
+            data[f"{segment}/intervals"] = intervals
+    return path
+
+
+def make(folder: Path, labels: Entries = LABELS, **sequences: Entries) -> Path:
+    """Write labels, and sequences by their root's name; glove vectors where there are none."""
+    write(folder, "Opinion_Labels", "Opinion", labels)
+    for root, entries in (sequences or {"glove": WORDS}).items():
+        write(folder, root, root, entries)
+    return folder
+
+
+def read(*paths: Path, **options: Any) -> Source:
+    return csd.read(paths, ReadSettings(**options))
+
+
+def fails(*paths: Path, words: list[str], **options: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        read(*paths, **options)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message, message
+
+
+# ---- Items ----------------------------------------------------------------------------
+
+
+def test_recognise(tmp_path: Path) -> None:
+    assert csd.recognise(tmp_path) is None
+    make(tmp_path)
+    assert csd.recognise(tmp_path) == "a folder of 2 .csd files"
+    assert csd.recognise(tmp_path / "glove.csd") == "an HDF5 file"
+    (tmp_path / "a.csv").write_text("id,label\n")
+    assert csd.recognise(tmp_path / "a.csv") is None
+
+
+@pytest.mark.parametrize(
+    ("root", "modality"),
+    [
+        ("glove_vectors", "language"),
+        ("BERT", "language"),
+        ("COVAREP", "audio"),
+        ("OpenSMILE-1", "audio"),
+        ("FACET 4.2", "vision"),
+        ("OpenFace_2", "vision"),
+        ("Visual features", "vision"),
+        ("heart rate", "heart_rate"),
+        ("3d", "_3d"),
+    ],
+)
+def test_the_name_tells_the_modality(tmp_path: Path, root: str, modality: str) -> None:
+    make(tmp_path, **{"glove" if modality != "language" else "heart": WORDS})
+    write(tmp_path, "other", root, WORDS)
+    assert modality in read(tmp_path).items.sequences
+
+
+def test_segments_by_id_videos_by_interval(tmp_path: Path) -> None:
+    times = [[0.0, 1.9], [1.0, 3.0], [1.9, 2.3], [3.0, 4.9], [4.0, 5.0]]  # middles 0.95, 2, …
+    frames = np.arange(5.0)[:, None]
+    items = read(make(tmp_path, glove=WORDS, COVAREP={"v": (frames, times)})).items
+    audio = items.sequences["audio"]
+    assert items.ids.tolist() == ["v[0]", "v[1]", "w[0]"]
+    assert items.groups.tolist() == ["v", "v", "w"]
+    assert [audio[item].ravel().tolist() for item in range(3)] == [[0], [1, 2, 3], []]
+    assert items.cleaning == {"items without audio": 1}
+
+
+def test_labels_of_a_whole_video_are_numbered(tmp_path: Path) -> None:
+    labels: Entries = {"v": ([[1.0], [2.0]], [[0.0, 1.0], [1.0, 2.0]])}
+    words: Entries = {"v": ([[5.0], [6.0]], [[0.2, 0.4], [1.2, 1.4]])}
+    items = read(make(tmp_path, labels, glove=words)).items
+    assert items.ids.tolist() == ["v[0]", "v[1]"]
+    assert items.sequences["language"].values.tolist() == [[5], [6]]
+
+
+def test_segments_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
+    more = {**WORDS, "x[0]": WORDS["v[0]"], "x[1]": WORDS["v[0]"]}
+    source = read(make(tmp_path, glove=more))
+    assert source.items.cleaning == {"segments of language without a label, left out": 2}
+    assert source.splits.tolist() == [""] * 3
+
+
+def test_items_without_language_are_dropped_and_counted(tmp_path: Path) -> None:
+    zero = {**WORDS, "v[1]": (np.zeros((2, 3)), np.zeros((2, 2)))}
+    items = read(make(tmp_path, glove=zero)).items
+    assert items.ids.tolist() == ["v[0]", "w[0]"]
+    assert items.cleaning == {"items whose language is all zero, dropped": 1}
+
+
+def test_emotions(tmp_path: Path) -> None:
+    labels = {name: ([[-1, 0, 1, 0, 2, 0, 0]], interval) for name, (_, interval) in LABELS.items()}
+    items = read(make(tmp_path, labels), task=Task.multilabel, emotions=True).items
+    assert items.labels.tolist() == [[0, 1, 0, 1, 0, 0]] * 3
+    assert items.label_names == EMOTIONS
+
+
+def test_intervals_without_end_are_read_in_silence(tmp_path: Path) -> None:
+    times = [[-np.inf, np.inf], [1e308, 1.7e308], [np.nan, 1], [0, 1]]
+    items = read(make(tmp_path, COVAREP={"v": (np.ones((4, 1)), times)})).items
+    assert items.sequences["audio"].lengths.tolist() == [1, 0, 0]
+
+
+def test_a_file_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
+    broken: Entries = {"v[0]": (np.ones(3), np.ones(3))}
+    make(tmp_path, glove=WORDS, COVAREP=broken)
+    assert set(read(tmp_path, modalities=("language",)).items.sequences) == {"language"}
+    fails(tmp_path, words=["COVAREP.csd", "'v[0]'"])
+
+
+# ---- Refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ((np.ones(2), np.zeros((2, 2))), ["features", "(2,)"]),
+        ((["a", "b"], np.zeros((2, 2))), ["features", "object"]),
+        ((np.ones((2, 3)), np.zeros((3, 2))), ["2 steps", "(3, 2)"]),
+        ((np.ones((2, 3)), np.zeros((2, 1))), ["2 steps", "(2, 1)"]),
+        ((h5py.Empty("f4"), np.zeros((2, 2))), ["features"]),
+        ((h5py.SoftLink("/glove/data/v[1]/features"), np.zeros((2, 2))), ["no features of its"]),
+        ((h5py.ExternalLink("other.h5", "/"), np.zeros((2, 2))), ["no features of its own"]),
+        ((np.ones((2, 3)), h5py.ExternalLink("other.h5", "/")), ["no intervals of its own"]),
+    ],
+)
+def test_a_wrong_segment_is_named(tmp_path: Path, entry: Entry, words: list[str]) -> None:
+    make(tmp_path, glove={**WORDS, "v[0]": entry})
+    fails(tmp_path, words=["glove.csd", "'v[0]'", *words])
+
+
+def segment_of(folder: Path, **changes: Any) -> Path:
+    """Make the features of one segment anew."""
+    make(folder)
+    with h5py.File(folder / "glove.csd", "r+") as file:
+        group = file["glove/data/v[0]"]
+        del group["features"]
+        group.create_dataset("features", **changes)
+    return folder
+
+
+def test_storage_in_another_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "raw").write_bytes(bytes(24))
+    external = [(str(tmp_path / "raw"), 0, 24)]
+    segment_of(tmp_path, shape=(2, 3), dtype="f4", external=external)
+    fails(tmp_path, words=["glove.csd", "'v[0]'", "in another file"])
+
+
+def test_virtual_data_are_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    layout = h5py.VirtualLayout((2, 3), "f4")
+    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (2, 3))
+    with h5py.File(tmp_path / "glove.csd", "r+") as file:
+        group = file["glove/data/v[0]"]
+        del group["features"]
+        group.create_virtual_dataset("features", layout)
+    fails(tmp_path, words=["glove.csd", "'v[0]'", "in another file"])
+
+
+def test_a_declared_size_is_refused(tmp_path: Path) -> None:
+    segment_of(tmp_path, shape=(1 << 40, 3), dtype="f4", chunks=(1024, 3))
+    fails(tmp_path, words=["glove.csd", "GiB"])
+
+
+def test_a_group_in_another_file_is_refused(tmp_path: Path) -> None:
+    make(tmp_path)
+    with h5py.File(tmp_path / "glove.csd", "r+") as file:
+        del file["glove/data"]
+        file["glove/data"] = h5py.ExternalLink("other.h5", "/")
+    fails(tmp_path, words=["glove.csd", "'data'", "not a group in this file"])
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(500)])
+def test_a_damaged_file_is_named(tmp_path: Path, raw: bytes) -> None:
+    make(tmp_path)
+    (tmp_path / "glove.csd").write_bytes(raw)
+    fails(tmp_path, words=["glove.csd", "cannot be read as HDF5"])
+
+
+@pytest.mark.parametrize("files", [0, 2])
+def test_there_is_one_file_of_labels(tmp_path: Path, files: int) -> None:
+    make(tmp_path)
+    write(tmp_path, "more_labels", "More", LABELS)
+    if not files:
+        for path in tmp_path.glob("*abels.csd"):
+            path.unlink()
+    fails(tmp_path, words=[f"{files} of", "expected one", "'label'"])
+
+
+def test_two_files_of_one_modality(tmp_path: Path) -> None:
+    make(tmp_path, glove=WORDS, bert=WORDS)
+    fails(tmp_path, words=["bert.csd", "glove.csd", "language"])
+
+
+def test_no_modality(tmp_path: Path) -> None:
+    path = make(tmp_path) / "Opinion_Labels.csd"
+    fails(path, words=["no modality", "labels only"])
+
+
+def test_several_or_no_sequences_in_a_file(tmp_path: Path) -> None:
+    make(tmp_path)
+    with h5py.File(tmp_path / "glove.csd", "r+") as file:
+        file.create_group("more")
+    fails(tmp_path, words=["glove.csd", "2 sequences"])
+    write(tmp_path, "glove", "glove", {})
+    fails(tmp_path, words=["glove.csd", "no segment"])
+
+
+def test_widths_differ(tmp_path: Path) -> None:
+    make(tmp_path, glove={**WORDS, "v[0]": (np.ones((2, 9)), np.zeros((2, 2)))})
+    fails(tmp_path, words=["glove.csd", "[3, 9]"])
+
+
+def test_no_segment_has_a_label(tmp_path: Path) -> None:
+    make(tmp_path, glove={"x[0]": WORDS["v[0]"]})
+    fails(tmp_path, words=["glove.csd", "none of its segments has a label"])
+
+
+def test_two_labels_of_one_id(tmp_path: Path) -> None:
+    two: Entry = ([[1.0], [2.0]], [[0.0, 1.0], [1.0, 2.0]])
+    make(tmp_path, {"v": two, "v[0]": LABELS["v[0]"]})
+    fails(tmp_path, words=["Opinion_Labels.csd", "two items", "'v[0]'"])
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [([[1.0, 2.0]], ["[2]", "expected 1, or 7"]), ([[np.nan]], ["every label is NaN"])],
+)
+def test_labels_that_are_none(tmp_path: Path, values: Any, words: list[str]) -> None:
+    labels = {name: (values, interval) for name, (_, interval) in LABELS.items()}
+    fails(make(tmp_path, labels), words=["Opinion_Labels.csd", *words])
+
+
+def test_nothing_is_left(tmp_path: Path) -> None:
+    make(tmp_path, glove={name: (np.zeros((2, 3)), np.zeros((2, 2))) for name in LABELS})
+    fails(tmp_path, words=["Opinion_Labels.csd", "no item has a label and language"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"context": 1}, ["+context"]),
+        ({"group": "video"}, ["+group"]),
+        ({"modalities": ("smell",)}, ["'smell'", "language"]),
+        ({"task": Task.multilabel}, ["task=emotion"]),
+        ({"task": Task.multilabel, "emotions": True}, ["has no emotions"]),
+        ({"task": Task.classification}, ["whole numbers"]),
+        ({"tabular": ("language",)}, ["+tabular"]),
+    ],
+)
+def test_settings_that_do_not_fit(
+    tmp_path: Path, options: dict[str, Any], words: list[str]
+) -> None:
+    words_of = {**WORDS, "w[0]": (np.ones((1, 3)), np.zeros((1, 2)))}
+    labels = {**LABELS, "w[0]": ([[0.5]], [[0.0, 1.0]])}
+    fails(make(tmp_path, labels, glove=words_of), words=words, prefix="+", **options)
+
+
+def test_h5py_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(tmp_path)
+    real = builtins.__import__
+
+    def without(name: str, *rest: Any) -> Any:
+        if name == "h5py":
+            raise ImportError(name)
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    fails(tmp_path, words=["needs h5py: pip install 'ha-fedformer[prepare]'"])
+
+
+@pytest.mark.parametrize("place", ["glove", "glove/data", "glove/data/v[0]"])
+def test_the_file_that_a_link_leads_to_is_not_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    make(tmp_path)
+    (tmp_path / "other").mkdir()
+    other = write(tmp_path / "other", "other", "glove", WORDS)
+    with h5py.File(tmp_path / "glove.csd", "r+") as file:
+        del file[place]
+        file[place] = h5py.ExternalLink(str(other), place)
+    opened: list[Any] = []
+    real = h5py.Group.get
+
+    def get(group: Any, name: str, *rest: Any, **options: Any) -> Any:
+        link = real(group, name, getlink=True)
+        if isinstance(link, h5py.ExternalLink) and not options.get("getlink"):
+            opened.append(link.filename)
+        return real(group, name, *rest, **options)
+
+    monkeypatch.setattr(h5py.Group, "get", get)
+    fails(tmp_path, words=["glove.csd", "not a group in this file"])
+    assert not opened

@@ -1,0 +1,343 @@
+"""What the readers of pickles refuse, in which words, and what they do with each item."""
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.data.formats import mmsa, mult, multibench
+from common.data.source import EMOTIONS, ReadSettings, Source
+from common.errors import UserError
+from common.task import Task
+
+FILE = Path("mosi.pkl")
+ZERO_TEXT = "items whose language is all zero, dropped"
+REPEATED = "items whose id occurred before, dropped"
+
+
+def split(count: int = 3, video: str = "v", **changes: Any) -> dict[str, Any]:
+    """Return a split without padding; a change to None leaves the key out."""
+    made = {
+        "text": np.ones((count, 4, 3)),
+        "audio": np.ones((count, 4, 2)),
+        "labels": np.arange(count, dtype=np.float32)[:, None],
+        "id": np.array([f"{video}[{item}]" for item in range(count)]),
+        **changes,
+    }
+    return {key: value for key, value in made.items() if value is not None}
+
+
+def mmsa_split(count: int = 3, **changes: Any) -> dict[str, Any]:
+    labels = {"regression_labels": np.zeros(count), "classification_labels": np.arange(count)}
+    ids = [f"v$_${item}" for item in range(count)]
+    return split(count, **{"labels": None, "id": ids, **labels, **changes})
+
+
+def read(content: object, reader: ModuleType = multibench, **options: Any) -> Source:
+    source: Source = reader.read(content, FILE, ReadSettings(**options))
+    return source
+
+
+def fails(content: object, *words: str, reader: ModuleType = multibench, **options: Any) -> None:
+    """Check that reading fails in one line with all of the words."""
+    with pytest.raises(UserError) as caught:
+        read(content, reader, **options)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message, message
+
+
+def circular() -> list[Any]:
+    made: list[Any] = [1.0]
+    made.append(made)
+    return made
+
+
+# ---- Recognised -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        np.array([[b"v", b"0.5", b"1.5"]] * 3),
+        np.array([[b"v", b"0.5", b"1.5"]] * 3, object),
+        np.array([["v", "0.5", "1.5"]] * 3),
+        np.array([[b"v"]] * 3),
+        np.array([["v"]] * 3),
+        np.array([b"v"] * 3),
+        [b"v"] * 3,
+        [np.array([b"v", b"0.5", b"1.5"])] * 3,
+    ],
+)
+def test_rows_and_bare_byte_strings_are_mult(ids: Any) -> None:
+    why = mult.recognise({"train": split(id=ids)})
+    assert why is not None and "train" in why and "\n" not in why
+
+
+@pytest.mark.parametrize("kind", ["U", "S", object])
+def test_text_with_a_segment_is_multibench(kind: Any) -> None:
+    content = {"train": split(), "valid": split()}
+    content["train"]["id"] = content["train"]["id"].astype(kind)
+    assert mult.recognise(content) is None
+    assert "train, valid" in str(multibench.recognise(content))
+
+
+def test_mmsa_is_known_by_its_labels() -> None:
+    assert "regression_labels" in str(mmsa.recognise({"test": mmsa_split()}))
+    assert mmsa.recognise({"test": split()}) is None
+    assert multibench.recognise({"test": mmsa_split()}) is None
+
+
+@pytest.mark.parametrize("reader", [mmsa, mult, multibench])
+@pytest.mark.parametrize(
+    "content", [None, 1, "train", [], {}, {"train": 1}, {"train": {}}, {1: 2}, circular()]
+)
+def test_other_contents_are_not_recognised(reader: ModuleType, content: object) -> None:
+    assert reader.recognise(content) is None
+
+
+# ---- Refused --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("key", ["audio", "text", "labels", "id"])
+def test_a_split_that_lacks_a_key_is_named(key: str) -> None:
+    content = {"train": split(), "valid": split(**{key: None})}
+    assert multibench.recognise(content)
+    fails(content, "mosi.pkl", "'valid'", "lacks", f"'{key}'")
+
+
+def test_a_split_that_is_none_is_refused() -> None:
+    fails({"train": split(), "test": None}, "'test'", "NoneType", "expected")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("text", "words", ["str", "expected an array"]),
+        ("text", [[[1.0]], [[1.0], [2.0]]], ["list", "expected an array"]),
+        ("text", circular(), ["list", "expected an array"]),
+        ("text", np.ones((3, 4)), ["(3, 4)", "(items, steps, width)"]),
+        ("text", np.ones((3, 0, 4)), ["(3, 0, 4)"]),
+        ("text", np.ones((2, 4, 3)), ["2 items", "'id' has 3"]),
+        ("text", np.full((3, 4, 3), "a"), ["<U1"]),
+        ("text", np.ones((3, 4, 3), complex), ["ndarray", "expected an array"]),
+        ("labels", ["good", "bad", "good"], ["<U4", "expected 3 numbers"]),
+        ("labels", [1.0, 2**2000, 0.0], ["list", "expected an array"]),
+        ("labels", [np.datetime64("2020"), 1.0, 2.0], ["list", "expected an array"]),
+        ("labels", np.ones((2, 1)), ["(2, 1)", "expected 3 numbers"]),
+        ("labels", np.ones((3, 2)), ["(3, 2)", "7 columns"]),
+        ("labels", np.float32(1), ["float32", "expected an array"]),
+        ("id", None, ["lacks"]),
+        ("id", np.array([]), ["(0,)", "expected one for each item"]),
+        ("id", ["a", 2**20000, "b"], ["list", "expected an array"]),
+        ("id", ["a", "b" * 2000, "c"], ["list", "expected an array"]),
+        ("id", np.array(["a", "b" * 2000, "c"]), ["2000 characters"]),
+    ],
+)
+def test_a_wrong_value_is_named(key: str, value: Any, words: list[str]) -> None:
+    fails({"train": split(**{key: value})}, "mosi.pkl", "'train'", f"'{key}'", *words)
+
+
+def test_splits_must_agree_in_width() -> None:
+    content = {"train": split(), "valid": split(text=np.ones((3, 4, 9)))}
+    fails(content, "'text'", "3 in 'train'", "9 in 'valid'")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"modalities": ("smell",)}, ["'smell'", "language, audio"]),
+        ({"context": 2}, ["+context=2"]),
+        ({"group": "video"}, ["+group=video", "videos"]),
+        ({"task": Task.multilabel}, ["+task=emotion"]),
+        ({"task": Task.multilabel, "emotions": True}, ["has no emotions", "'labels'"]),
+        ({"tabular": ("audio",)}, ["audio", "from 1 to 4 steps", "+tabular"]),
+    ],
+)
+def test_settings_that_do_not_fit(options: dict[str, Any], words: list[str]) -> None:
+    audio = np.ones((3, 4, 2))
+    audio[1, :3] = 0
+    fails({"train": split(audio=audio)}, *words, prefix="+", **options)
+
+
+def test_labels_that_are_no_classes() -> None:
+    content = {"train": split(labels=np.array([0.5, 1, 2]))}
+    fails(content, "whole numbers from 0", task=Task.classification)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"labels": np.full(3, np.nan)},
+        {"text": np.zeros((3, 4, 3))},
+        {
+            "text": np.ones((3, 4, 3)) * [[[0]], [[1]], [[1]]],
+            "labels": np.array([1, np.nan, np.nan]),
+        },
+    ],
+)
+def test_a_file_of_which_nothing_is_left(changes: dict[str, Any]) -> None:
+    fails({"train": split(**changes)}, "mosi.pkl")
+
+
+@pytest.mark.parametrize("lengths", [[1, 2, 5], [1, 2, -1], [1, 2, 2.5], [1, 2, np.nan], [1, 2]])
+def test_lengths_that_do_not_fit(lengths: list[float]) -> None:
+    content = {"valid": mmsa_split(audio_lengths=lengths)}
+    fails(content, "'valid'", "audio_lengths", reader=mmsa)
+
+
+# ---- Items ----------------------------------------------------------------------------
+
+
+def test_padding_is_cut_on_both_sides() -> None:
+    text = np.zeros((3, 4, 3))
+    text[0, 2:] = 1  # on the left
+    text[1, :2] = 2  # on the right
+    text[2, [0, 3], 0] = 3  # none: zeros between two steps stay
+    sequences = read({"train": split(text=text)}).items.sequences["language"]
+    assert sequences.lengths.tolist() == [2, 2, 4]
+    assert len(sequences.values) == 8
+    np.testing.assert_array_equal(sequences[2], text[2])
+
+
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_what_is_not_finite_is_no_padding(value: float) -> None:
+    audio = np.zeros((3, 4, 2))
+    audio[:, 1:] = 1
+    audio[1, 0, 1] = value
+    items = read({"train": split(audio=audio)}).items
+    assert items.sequences["audio"].lengths.tolist() == [3, 4, 3]
+    assert items.not_finite() == {"audio values not finite, set to the mean": 1}
+
+
+def test_items_without_text_are_dropped_and_those_without_audio_are_kept() -> None:
+    text, audio = np.ones((3, 4, 3)), np.ones((3, 4, 2))
+    text[0], audio[1] = 0, 0
+    items = read({"train": split(text=text, audio=audio)}).items
+    assert items.ids.tolist() == ["v[1]", "v[2]"]
+    assert items.sequences["audio"].lengths.tolist() == [0, 4]
+    assert items.cleaning == {ZERO_TEXT: 1, "items without audio": 1}
+
+
+def test_text_that_is_not_read_drops_nothing() -> None:
+    content = {"train": split(text=np.zeros((3, 4, 3)))}
+    assert len(read(content, modalities=("audio",)).items) == 3
+
+
+def test_an_id_that_occurred_before_is_dropped() -> None:
+    content = {"train": split(2), "test": split(3)}
+    source = read(content)
+    assert source.items.ids.tolist() == ["v[0]", "v[1]", "v[2]"]
+    assert source.splits.tolist() == ["train", "train", "test"]
+    assert source.items.cleaning == {REPEATED: 2}
+
+
+def test_splits_are_called_as_elsewhere() -> None:
+    content = {"train": split(1, "a"), "valid": split(1, "b"), "test": split(1, "c")}
+    assert read(content).splits.tolist() == ["train", "validation", "test"]
+    assert read({"dev": split()}).splits.tolist() == ["validation"] * 3
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (np.array([[b"v", b"1", b"2"], [b"w", b"1", b"2"]]), ["v[1,2]", "w[1,2]"]),
+        (np.array([[b"v", 1.5, 2]] * 1 + [["w", 1, 2]], object), ["v[1.5,2]", "w[1,2]"]),
+        (["caf\u00e9[0]", "caf\u00c3\u00a9[1]"], ["café[0]", "café[1]"]),
+        (["caf\u00e9[0]".encode(), "caf\u00e9[1]".encode("latin1")], ["café[0]", "café[1]"]),
+        (["a[b][0]", "c"], ["a[b][0]", "c[0]"]),
+    ],
+)
+def test_ids(ids: Any, expected: list[str]) -> None:
+    items = read({"train": split(2, id=ids)}, mult).items
+    assert items.ids.tolist() == expected
+    assert items.groups.tolist() == [each.rpartition("[")[0] for each in expected]
+
+
+def test_items_of_a_bare_video_are_numbered_over_all_splits() -> None:
+    content = {
+        "train": split(3, id=np.array([[b"v"], [b"w"], [b"v"]])),
+        "test": split(2, id=np.array([[b"w"], [b"v"]])),
+    }
+    items = read(content, mult).items
+    assert items.ids.tolist() == ["v[0]", "w[0]", "v[1]", "w[1]", "v[2]"]
+    assert items.groups.tolist() == ["v", "w", "v", "w", "v"]
+
+
+@pytest.mark.parametrize("reshape", [(3, 7), (3, 1, 7)])
+def test_seven_labels_are_the_sentiment_and_emotions(reshape: tuple[int, ...]) -> None:
+    labels = np.array([[-1, 0, 1, 0, 2, 0, 0]] * 3).reshape(reshape)
+    content: Callable[[], Any] = lambda: {"train": split(labels=labels)}  # noqa: E731
+    assert read(content()).items.labels.tolist() == [-1, -1, -1]
+    items = read(content(), task=Task.multilabel, emotions=True).items
+    assert items.labels.tolist() == [[0, 1, 0, 1, 0, 0]] * 3
+    assert items.labels.dtype == np.float32
+    assert items.label_names == EMOTIONS
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kept"), [("f2", "f2"), ("f4", "f4"), ("f8", "f4"), (">f8", "f4"), ("i2", "f4")]
+)
+def test_types(dtype: str, kept: str) -> None:
+    items = read({"train": split(text=np.ones((3, 4, 3), dtype))}).items
+    assert items.sequences["language"].values.dtype == kept
+
+
+def test_lists_of_equal_arrays_are_arrays() -> None:
+    content = {"train": split(text=[np.ones((4, 3))] * 3, labels=(1, 2, 3))}
+    items = read(content).items
+    assert items.sequences["language"].lengths.tolist() == [4, 4, 4]
+    assert items.labels.tolist() == [1, 2, 3]
+
+
+def test_modalities_are_taken_out_of_the_contents() -> None:
+    content = {"train": split(), "valid": split(2, "w")}
+    read(content)
+    assert all(set(each) == {"labels", "id"} for each in content.values())
+
+
+def test_the_last_steps_are_kept() -> None:
+    text = np.arange(36.0).reshape(3, 4, 3)
+    sequences = read({"train": split(text=text)}, max_seq_len=2).items.sequences["language"]
+    np.testing.assert_array_equal(sequences[1], text[1, 2:])
+
+
+# ---- MMSA -----------------------------------------------------------------------------
+
+
+def test_lengths_cut_what_lies_behind() -> None:
+    content = {"train": mmsa_split(audio_lengths=[1, 0, 4])}
+    items = read(content, mmsa).items
+    assert items.sequences["audio"].lengths.tolist() == [1, 0, 4]
+    assert items.ids.tolist() == ["v[0]", "v[1]", "v[2]"]
+    assert items.cleaning == {"items without audio": 1}
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(4, [2, 3, 4]), (6, [4, 4, 4])])
+def test_text_is_as_long_as_the_attention_mask_where_that_fits(
+    steps: int, expected: list[int]
+) -> None:
+    bert = np.zeros((3, 3, steps))
+    for item, tokens in enumerate((2, 3, 4)):
+        bert[item, 1, :tokens] = 1
+    items = read({"train": mmsa_split(text_bert=bert)}, mmsa).items
+    assert items.sequences["language"].lengths.tolist() == expected
+
+
+def test_text_bert_alone_is_no_language() -> None:
+    content = {"train": mmsa_split(text=None, text_bert=np.zeros((3, 3, 4)))}
+    fails(content, "text_bert", reader=mmsa, modalities=("language",))
+    assert set(read(content, mmsa).items.sequences) == {"audio"}
+
+
+def test_classes_have_a_key_of_their_own() -> None:
+    items = read({"train": mmsa_split()}, mmsa, task=Task.classification).items
+    assert items.labels.tolist() == [0, 1, 2]
+    assert items.labels.dtype == np.int64
+    content = {"train": mmsa_split(classification_labels=None)}
+    assert mmsa.recognise(content)
+    fails(content, "classification_labels", reader=mmsa, task=Task.classification)

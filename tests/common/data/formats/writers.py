@@ -1,0 +1,739 @@
+"""Small files in the formats that datasets are published in, all from one truth in memory.
+
+Nothing of the product is used here: each writer follows the published structure alone.
+
+Notation: N utterances of a file or split, T steps, D feature width, L tokens.
+"""
+
+import csv
+import json
+import pickle
+import struct
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import DTypeLike, NDArray
+from safetensors.numpy import save_file
+
+Array = NDArray[Any]
+Split = Literal["train", "validation", "test"]
+Pad = Literal["left", "right"]
+LabelShape = Literal["(N,1)", "(N,1,1)", "(N,7)", "(N,1,7)"]
+IdKind = Literal["S", "U", "object", "text object"]
+TableArrays = Literal["npy", "npz", "npz-by-id", "safetensors", "safetensors-by-id"]
+
+MODALITIES = ("language", "audio", "vision")
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+#: What the sides are called in pickles.
+PICKLED_SPLITS = {"train": "train", "validation": "valid", "test": "test"}
+#: What the modalities are called in pickles.
+PICKLED_NAMES = {"language": "text", "audio": "audio", "vision": "vision"}
+#: In the order of the label files, after the sentiment.
+EMOTIONS = ("happiness", "sadness", "anger", "surprise", "disgust", "fear")
+WIDTHS = {"language": 5, "audio": 4, "vision": 3}
+#: The most steps of each modality where they are not aligned: less than any writer pads to.
+STEPS = {"language": 12, "audio": 30, "vision": 25}
+#: What a file of several lengths pads to.
+UNALIGNED = {"language": 12, "audio": 30, "vision": 25}
+#: What the computational sequences are called: modality to file and root.
+CSD = {
+    "language": ("CMU_MOSEI_TimestampedWordVectors.csd", "glove_vectors"),
+    "audio": ("CMU_MOSEI_COVAREP.csd", "COVAREP"),
+    "vision": ("CMU_MOSEI_VisualFacet42.csd", "FACET 4.2"),
+}
+CSD_LABELS = ("CMU_MOSEI_Labels.csd", "All Labels")
+_CSD_METADATA = (
+    "alignment compatible",
+    "computational sequence description",
+    "computational sequence version",
+    "contact",
+    "creator",
+    "dataset bib citation",
+    "dataset name",
+    "dataset version",
+    "featureset bib citation",
+    "md5",
+    "root name",
+    "uuid",
+)
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """One item, as it really is.
+
+    Attributes
+    ----------
+    video, segment
+        The recording, and the utterance's number in it, from 0.
+    start, end
+        Seconds.
+    split
+        Its side.
+    sentiment
+        From -3 to 3, or NaN.
+    emotions
+        Six of them, 0 or more.
+    sequences
+        Modality to (T, D) float32, without padding; (0, D) where the item lacks it.
+    zero_text
+        Whether the files hold zeros for its text; then its language is (0, D) here.
+    """
+
+    video: str
+    segment: int
+    start: float
+    end: float
+    split: Split
+    sentiment: float
+    emotions: tuple[float, ...]
+    sequences: dict[str, Array] = field(default_factory=dict)
+    zero_text: bool = False
+
+    @property
+    def name(self) -> str:
+        """What multibench files and computational sequences call it."""
+        return f"{self.video}[{self.segment}]"
+
+
+def make_utterances(
+    seed: int,
+    *,
+    count: int = 30,
+    videos: int = 8,
+    aligned: bool = False,
+    widths: Mapping[str, int] = WIDTHS,
+    zero_text: int = 0,
+    missing_audio: int = 0,
+    not_finite: bool = True,
+) -> list[Utterance]:
+    """Make utterances, in the order of their videos; a video is on one side.
+
+    Parameters
+    ----------
+    seed
+        Of all that is random.
+    count, videos
+        How many there are.
+    aligned
+        Whether all modalities of one utterance are of one length.
+    widths
+        D of each modality.
+    zero_text, missing_audio
+        How many have no text, and how many no audio.
+    not_finite
+        Whether some audio values are NaN or negative infinity.
+    """
+    rng = np.random.default_rng(seed)
+    without = rng.permutation(count)
+    texts, audios = without[:zero_text], without[::-1][:missing_audio]
+    made: list[Utterance] = []
+    clock = 0.0
+    for item in range(count):
+        video = item * videos // count
+        segment = item - sum(i * videos // count < video for i in range(item))
+        clock = 1.5 if segment == 0 else clock + 1.0  # a second of silence between utterances
+        end = clock + float(rng.integers(1, 9))
+        sequences = _sequences(rng, widths, aligned, not_finite and item % 3 == 0)
+        if item in texts:
+            sequences["language"] = sequences["language"][:0]
+        if item in audios:
+            sequences["audio"] = sequences["audio"][:0]
+        made.append(
+            Utterance(
+                video=f"Vid_{video}-x{rng.integers(1000)}" if segment == 0 else made[-1].video,
+                segment=segment,
+                start=clock,
+                end=end,
+                split=SPLITS[(0, 0, 0, 1, 2, 0, 1, 2)[video % 8]],
+                sentiment=(0.0, 3.0, -3.0)[item] if item < 3 else round(rng.uniform(-3, 3), 3),
+                emotions=tuple(float(rng.choice([0, 0, 1 / 3, 2 / 3, 3])) for _ in EMOTIONS),
+                sequences=sequences,
+                zero_text=bool(item in texts),
+            )
+        )
+        clock = end
+    return made
+
+
+def _sequences(
+    rng: np.random.Generator, widths: Mapping[str, int], aligned: bool, not_finite: bool
+) -> dict[str, Array]:
+    steps = {name: int(rng.integers(1, most + 1)) for name, most in STEPS.items()}
+    if aligned:
+        steps = dict.fromkeys(steps, steps["language"])
+    made = {}
+    for name in MODALITIES:
+        values = rng.normal(size=(steps[name], widths[name])).astype(np.float32)
+        if len(values) > 3:
+            values[2] = 0  # silence within an utterance is no padding
+        made[name] = values
+    if not_finite:
+        audio = made["audio"]
+        audio[-1, 0] = -np.inf
+        audio[len(audio) // 2, 1] = np.nan
+    return made
+
+
+def in_split(utterances: Sequence[Utterance], split: str) -> list[Utterance]:
+    """Return those of one side, in order."""
+    return [item for item in utterances if item.split == split]
+
+
+def pad(
+    parts: Sequence[Array], steps: int, width: int, side: Pad = "right", dtype: DTypeLike = "f4"
+) -> Array:
+    """Return sequences (T, D) as one array (N, steps, width) with zeros on one side."""
+    padded = np.zeros((len(parts), steps, width), dtype)
+    for row, part in zip(padded, parts, strict=True):
+        if len(part) and side == "right":
+            row[: len(part)] = part
+        elif len(part):
+            row[-len(part) :] = part
+    return padded
+
+
+def _width(utterances: Sequence[Utterance], modality: str) -> int:
+    return int(utterances[0].sequences[modality].shape[1])
+
+
+def _padded(
+    utterances: Sequence[Utterance],
+    split: str,
+    steps: Mapping[str, int],
+    side: Pad,
+    dtype: DTypeLike = "f4",
+) -> dict[str, Array]:
+    items = in_split(utterances, split)
+    return {
+        PICKLED_NAMES[name]: pad(
+            [item.sequences[name] for item in items],
+            steps[name],
+            _width(utterances, name),
+            side,
+            dtype,
+        )
+        for name in ("vision", "audio", "language")
+    }
+
+
+def write_pickle(path: Path, content: object, protocol: int) -> Path:
+    """Write one pickle."""
+    with path.open("wb") as file:
+        pickle.dump(content, file, protocol=protocol)
+    return path
+
+
+# ---- MultiBench -----------------------------------------------------------------------
+
+
+def multibench_content(
+    utterances: Sequence[Utterance],
+    *,
+    label_shape: LabelShape = "(N,1,1)",
+    pad: Pad = "left",
+    length: int = 50,
+    object_ids: bool = False,
+    byte_ids: bool = False,
+    dtype: DTypeLike = "f4",
+) -> dict[str, dict[str, Array]]:
+    """Return what a MultiBench file holds: split to vision, audio, text, labels and id."""
+    content = {}
+    for split, name in PICKLED_SPLITS.items():
+        items = in_split(utterances, split)
+        ids: Array = np.array([item.name for item in items], "S" if byte_ids else "U")
+        content[name] = {
+            **_padded(utterances, split, dict.fromkeys(MODALITIES, length), pad, dtype),
+            "labels": _labels(items, label_shape),
+            "id": ids.astype(object) if object_ids else ids,
+        }
+    return content
+
+
+def _labels(items: Sequence[Utterance], shape: LabelShape) -> Array:
+    wide = shape in ("(N,7)", "(N,1,7)")
+    rows = [[item.sentiment, *(item.emotions if wide else ())] for item in items]
+    labels = np.array(rows, np.float32).reshape(len(items), 7 if wide else 1)
+    return labels if shape in ("(N,1)", "(N,7)") else labels[:, None, :]
+
+
+def write_multibench(
+    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
+) -> Path:
+    """Write a MultiBench file; the options are those of `multibench_content`."""
+    return write_pickle(path, multibench_content(utterances, **options), protocol)
+
+
+# ---- MulT -----------------------------------------------------------------------------
+
+
+def mult_content(
+    utterances: Sequence[Utterance],
+    *,
+    aligned: bool = True,
+    pad: Pad = "left",
+    ids: IdKind = "S",
+    dtype: DTypeLike = "f4",
+) -> dict[str, dict[str, Array]]:
+    """Return what a MulT file holds; its id rows are video, start and end."""
+    steps = dict.fromkeys(MODALITIES, 50) if aligned else UNALIGNED
+    content = {}
+    for split, name in PICKLED_SPLITS.items():
+        items = in_split(utterances, split)
+        content[name] = {
+            **_padded(utterances, split, steps, pad, dtype),
+            "labels": _labels(items, "(N,1,1)"),
+            "id": _id_rows(items, ids),
+        }
+    return content
+
+
+def _id_rows(items: Sequence[Utterance], kind: IdKind) -> Array:
+    rows = [[item.video, f"{item.start:.4f}", f"{item.end:.4f}"] for item in items]
+    texts: Array = np.array(rows, "U").reshape(len(items), 3)
+    match kind:
+        case "U":
+            return texts
+        case "text object":
+            return texts.astype(object)
+        case "S":
+            return texts.astype("S")
+        case "object":
+            return texts.astype("S").astype(object)
+
+
+def write_mult(
+    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
+) -> Path:
+    """Write a MulT file; the options are those of `mult_content`."""
+    return write_pickle(path, mult_content(utterances, **options), protocol)
+
+
+# ---- MulT, by Python 2 ----------------------------------------------------------------
+
+
+class Python2Pickler:
+    """Protocol 2 as Python 2 writes it: text and raw data are byte strings without an encoding."""
+
+    def __init__(self) -> None:
+        self.out = bytearray(b"\x80\x02")
+        self.memo: dict[object, int] = {}
+        self.puts = 0
+
+    def dumps(self, value: object) -> bytes:
+        """Return the pickle of dicts, lists, tuples, text, bytes, numbers and arrays."""
+        self._save(value)
+        return bytes(self.out + b".")
+
+    def _put(self, key: object = None) -> None:
+        index, self.puts = self.puts, self.puts + 1
+        if key is not None:
+            self.memo[key] = index
+        self.out += b"q" + bytes([index]) if index < 256 else b"r" + struct.pack("<I", index)
+
+    def _get(self, key: object) -> bool:
+        if key not in self.memo:
+            return False
+        index = self.memo[key]
+        self.out += b"h" + bytes([index]) if index < 256 else b"j" + struct.pack("<I", index)
+        return True
+
+    def _global(self, module: str, name: str) -> None:
+        if not self._get((module, name)):
+            self.out += f"c{module}\n{name}\n".encode()
+            self._put((module, name))
+
+    def _string(self, raw: bytes, remember: bool = True) -> None:
+        if remember and self._get(raw):
+            return
+        short = len(raw) < 256
+        self.out += (
+            b"U" + bytes([len(raw)]) if short else b"T" + struct.pack("<i", len(raw))
+        ) + raw
+        self._put(raw if remember else None)
+
+    def _int(self, value: int) -> None:
+        if 0 <= value < 256:
+            self.out += b"K" + bytes([value])
+        elif 0 <= value < 65536:
+            self.out += b"M" + struct.pack("<H", value)
+        else:
+            self.out += b"J" + struct.pack("<i", value)
+
+    def _save(self, value: object) -> None:
+        match value:
+            case None:
+                self.out += b"N"
+            case bool():
+                self.out += b"\x88" if value else b"\x89"
+            case int():
+                self._int(value)
+            case float():
+                self.out += b"G" + struct.pack(">d", value)
+            case str():
+                self._string(value.encode())
+            case bytes():
+                self._string(value, remember=False)
+            case tuple():
+                self._tuple(value)
+            case list():
+                self.out += b"]"
+                self._put()
+                self._marked(value, b"e")
+            case dict():
+                self.out += b"}"
+                self._put()
+                self._marked([part for pair in value.items() for part in pair], b"u")
+            case np.ndarray():
+                self._array(value)
+            case _:
+                raise TypeError(type(value))
+
+    def _marked(self, values: Sequence[object], end: bytes) -> None:
+        self.out += b"("
+        for value in values:
+            self._save(value)
+        self.out += end
+
+    def _tuple(self, value: tuple[object, ...]) -> None:
+        if 1 <= len(value) <= 3:
+            for part in value:
+                self._save(part)
+            self.out += (b"\x85", b"\x86", b"\x87")[len(value) - 1]
+            self._put()
+        elif value:
+            self._marked(value, b"t")
+            self._put()
+        else:
+            self.out += b")"
+
+    def _array(self, array: Array) -> None:
+        self._global("numpy.core.multiarray", "_reconstruct")
+        self._global("numpy", "ndarray")
+        self._int(0)
+        self.out += b"\x85"
+        self._put()
+        self._string(b"b")
+        self.out += b"\x87"
+        self._put()
+        self.out += b"R"
+        self._put()
+        self.out += b"("
+        self._int(1)
+        self._tuple(array.shape)
+        self._dtype(array.dtype)
+        self.out += b"\x89"
+        self._save(array.ravel().tolist() if array.dtype.hasobject else array.tobytes())
+        self.out += b"t"
+        self._put()
+        self.out += b"b"
+
+    def _dtype(self, dtype: np.dtype[Any]) -> None:
+        if self._get(dtype.str):
+            return
+        self._global("numpy", "dtype")
+        self._string(dtype.str.lstrip("<>|=").replace("O", "O8").encode())
+        self._int(0)
+        self._int(1)
+        self.out += b"\x87"
+        self._put()
+        self.out += b"R"
+        self._put(dtype.str)
+        sized = dtype.kind == "S"
+        order = "<" if dtype.str[0] == "<" else "|"
+        size, alignment = (dtype.itemsize, 1) if sized else (-1, -1)
+        flags = 63 if dtype.hasobject else 0
+        self._tuple((3, order, None, None, None, size, alignment, flags))
+        self.out += b"b"
+
+
+def write_python2(
+    path: Path, utterances: Sequence[Utterance], *, ids: IdKind = "S", **options: Any
+) -> Path:
+    """Write a MulT file as Python 2 does; the options are those of `mult_content`."""
+    content = mult_content(utterances, ids=ids, **options)
+    path.write_bytes(Python2Pickler().dumps(content))
+    return path
+
+
+# ---- MMSA -----------------------------------------------------------------------------
+
+
+def mmsa_content(
+    utterances: Sequence[Utterance],
+    *,
+    bert: bool = True,
+    aligned: bool = False,
+    with_lengths: bool = True,
+    steps: Mapping[str, int] = UNALIGNED,
+) -> dict[str, dict[str, Any]]:
+    """Return what an MMSA file holds, padded on the right.
+
+    With `bert` the text is made 768 wide, or 300 without: its features, then zeros.
+    """
+    if aligned:
+        steps = dict.fromkeys(MODALITIES, steps["language"])
+    content = {}
+    for split, name in PICKLED_SPLITS.items():
+        items = in_split(utterances, split)
+        part: dict[str, Any] = dict(_padded(utterances, split, steps, "right"))
+        part["raw_text"] = np.array([f"words of {item.name}" for item in items])
+        part["text"] = _widen(part["text"], 768 if bert else 300)
+        if bert:
+            part["text_bert"] = _text_bert(items, steps["language"])
+        part["id"] = [f"{item.video}$_${item.segment}" for item in items]
+        if with_lengths:
+            for modality in ("audio", "vision"):  # what is missing is one step of zeros
+                lengths = [max(len(item.sequences[modality]), 1) for item in items]
+                part[f"{modality}_lengths"] = lengths
+        signs = np.array([np.sign(item.sentiment) for item in items], np.float32)
+        part["annotations"] = [
+            {-1: "Negative", 1: "Positive"}.get(sign, "Neutral") for sign in signs
+        ]
+        part["classification_labels"] = signs + 1
+        part["regression_labels"] = np.array([item.sentiment for item in items], np.float32)
+        content[name] = part
+    return content
+
+
+def widened(utterances: Sequence[Utterance], width: int) -> list[Utterance]:
+    """Return utterances as `mmsa_content` writes them, with text of another width."""
+    return [
+        Utterance(
+            **{
+                **vars(item),
+                "sequences": {
+                    **item.sequences,
+                    "language": _widen(item.sequences["language"], width),
+                },
+            }
+        )
+        for item in utterances
+    ]
+
+
+def _widen(values: Array, width: int) -> Array:
+    more = [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])]
+    return np.pad(values, more)
+
+
+def _text_bert(items: Sequence[Utterance], length: int) -> Array:
+    """Token ids, attention mask and segment ids, (N, 3, L)."""
+    made = np.zeros((len(items), 3, length), np.float32)
+    for rows, item in zip(made, items, strict=True):
+        tokens = len(item.sequences["language"])
+        rows[0, :tokens] = 1000 + np.arange(tokens)
+        rows[1, :tokens] = 1
+    return made
+
+
+def write_mmsa(
+    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
+) -> Path:
+    """Write an MMSA file; the options are those of `mmsa_content`."""
+    return write_pickle(path, mmsa_content(utterances, **options), protocol)
+
+
+# ---- Computational sequences ----------------------------------------------------------
+
+
+def write_csd(
+    folder: Path, utterances: Sequence[Utterance], *, per_video: bool = False
+) -> list[Path]:
+    """Write computational sequences, one file a modality and one of labels.
+
+    Parameters
+    ----------
+    per_video
+        Whether an entry is a video, with frames also between its utterances, and not an utterance.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for modality, (file, root) in CSD.items():
+        split = _video_entries if per_video else _segment_entries
+        entries = split(utterances, modality)
+        paths.append(_write_sequence(folder / file, root, entries))
+    labels = _video_labels(utterances) if per_video else _segment_labels(utterances)
+    return [*paths, _write_sequence(folder / CSD_LABELS[0], CSD_LABELS[1], labels)]
+
+
+Entries = Iterator[tuple[str, Array, Array]]
+
+
+def _write_sequence(path: Path, root: str, entries: Entries) -> Path:
+    text = h5py.string_dtype()
+    with h5py.File(path, "w") as file:
+        data = file.create_group(f"{root}/data")
+        for name, features, intervals in entries:
+            data.create_dataset(f"{name}/features", data=features)
+            data.create_dataset(f"{name}/intervals", data=intervals)
+        metadata = file.create_group(f"{root}/metadata")
+        for key in _CSD_METADATA:
+            stored = metadata.create_dataset(key, (1,), dtype=text)
+            stored[0] = json.dumps(root if key == "root name" else f"the {key}")
+    return path
+
+
+def _frames(item: Utterance, modality: str) -> Array:
+    """The frames that the file holds: one of zeros where the text is zero."""
+    if modality == "language" and item.zero_text:
+        return np.zeros((1, item.sequences[modality].shape[1]), np.float32)
+    return item.sequences[modality]
+
+
+def _intervals(item: Utterance, steps: int) -> Array:
+    """Frame by frame within the utterance, (T, 2), clear of its ends."""
+    edges = np.linspace(item.start + 0.05, item.end - 0.05, steps + 1)
+    return np.stack([edges[:-1], edges[1:]], axis=1)
+
+
+def _segment_entries(utterances: Sequence[Utterance], modality: str) -> Entries:
+    for item in utterances:
+        frames = _frames(item, modality)
+        if len(frames):
+            yield item.name, frames, _intervals(item, len(frames))
+
+
+def _video_entries(utterances: Sequence[Utterance], modality: str) -> Entries:
+    for video, items in by_video(utterances).items():
+        features, intervals = [], []
+        for item in items:
+            frames = _frames(item, modality)
+            silence = np.full((1, frames.shape[1]), 9.0, np.float32)
+            features += [silence, frames]
+            intervals += [[[item.start - 0.8, item.start - 0.2]], _intervals(item, len(frames))]
+        yield video, np.concatenate(features), np.concatenate(intervals)
+
+
+def _segment_labels(utterances: Sequence[Utterance]) -> Entries:
+    for item in utterances:
+        label = np.array([[item.sentiment, *item.emotions]], np.float32)
+        yield item.name, label, np.array([[item.start, item.end]])
+
+
+def _video_labels(utterances: Sequence[Utterance]) -> Entries:
+    for video, items in by_video(utterances).items():
+        labels = np.array([[item.sentiment, *item.emotions] for item in items], np.float32)
+        yield video, labels, np.array([[item.start, item.end] for item in items])
+
+
+def by_video(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
+    """Group utterances by their video, in order."""
+    grouped: dict[str, list[Utterance]] = {}
+    for item in utterances:
+        grouped.setdefault(item.video, []).append(item)
+    return grouped
+
+
+# ---- Arrays ---------------------------------------------------------------------------
+
+
+def ragged(parts: Sequence[Array]) -> tuple[Array, Array]:
+    """Return rows (R, D), and where each part begins and ends (N + 1,)."""
+    lengths = [len(part) for part in parts]
+    return np.concatenate(parts), np.cumsum([0, *lengths])
+
+
+def npz_content(utterances: Sequence[Utterance]) -> dict[str, Array]:
+    """Return what an npz file holds: ragged arrays with offsets, label, id, video and split."""
+    content: dict[str, Array] = {}
+    for modality in MODALITIES:
+        values, offsets = ragged([item.sequences[modality] for item in utterances])
+        content[modality] = values
+        content[f"{modality}_offsets"] = offsets
+    content["label"] = np.array([item.sentiment for item in utterances], np.float32)
+    content["id"] = np.array([item.name for item in utterances])
+    content["video"] = np.array([item.video for item in utterances])
+    content["split"] = np.array([item.split for item in utterances])
+    return content
+
+
+def write_npz(path: Path, utterances: Sequence[Utterance]) -> Path:
+    """Write one npz file."""
+    np.savez(path, **npz_content(utterances))
+    return path
+
+
+# ---- Tables ---------------------------------------------------------------------------
+
+
+def table_columns(utterances: Sequence[Utterance]) -> dict[str, list[Any]]:
+    """Return the columns of a table of items; an emotion is 0 or 1."""
+    return {
+        "id": [item.name for item in utterances],
+        "label": [item.sentiment for item in utterances],
+        "split": [item.split for item in utterances],
+        "group": [item.video for item in utterances],
+        **{
+            emotion: [int(item.emotions[column] > 0) for item in utterances]
+            for column, emotion in enumerate(EMOTIONS)
+        },
+    }
+
+
+def table_arrays(
+    utterances: Sequence[Utterance], modality: str, arrays: TableArrays
+) -> dict[str, Array]:
+    """Return what the file of one modality holds; those with ids are not in the table's order."""
+    if arrays == "npy":
+        parts = [item.sequences[modality] for item in utterances]
+        return {"": pad(parts, STEPS[modality], _width(utterances, modality))}
+    items = list(reversed(utterances))
+    if arrays.endswith("-by-id"):
+        return {item.name: item.sequences[modality] for item in items}
+    values, offsets = ragged([item.sequences[modality] for item in items])
+    ids: Array = np.array([item.name for item in items])
+    if arrays == "safetensors":  # it has no text: the rows are in the table's order
+        values, offsets = ragged([item.sequences[modality] for item in utterances])
+        return {"values": values, "offsets": offsets}
+    return {"values": values, "offsets": offsets, "ids": ids}
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
+    """Write arrays as the path's suffix says."""
+    match path.suffix:
+        case ".npy":
+            np.save(path, arrays[""])
+        case ".npz":
+            np.savez(path, **arrays)
+        case _:
+            save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, path)
+    return path
+
+
+def write_columns(path: Path, columns: Mapping[str, Sequence[Any]]) -> Path:
+    """Write the columns of a table as the path's suffix says."""
+    if path.suffix == ".parquet":
+        pq.write_table(pa.table(dict(columns)), path)
+        return path
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def write_table(
+    folder: Path,
+    utterances: Sequence[Utterance],
+    *,
+    kind: Literal["csv", "parquet"] = "csv",
+    arrays: TableArrays = "npy",
+    modalities: Sequence[str] = MODALITIES,
+    transform: Callable[[Array], Array] | None = None,
+) -> Path:
+    """Write a table of items and beside it one file of arrays a modality; return the table."""
+    folder.mkdir(parents=True, exist_ok=True)
+    suffix = arrays.removesuffix("-by-id")
+    for modality in modalities:
+        content = table_arrays(utterances, modality, arrays)
+        if transform is not None:
+            content = {name: transform(array) for name, array in content.items()}
+        write_arrays(folder / f"{modality}.{suffix}", content)
+    return write_columns(folder / f"items.{kind}", table_columns(utterances))

@@ -1,0 +1,423 @@
+"""Every rule deals each train item to one client; each rule's own promise."""
+
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from common.clients import ClientKey
+from common.config import Config, NpzConfig
+from common.config.prepare import (
+    DirichletConfig,
+    PartitionConfig,
+    PartitionRule,
+    SizeConfig,
+    SizeLaw,
+)
+from common.data.dataset import MultimodalDataset
+from common.data.federation import load_joint, read_items
+from common.data.partitioners import Dealt, deal
+from common.data.split import split_groups
+from common.errors import UserError
+from common.task import Task
+
+ROOT = Path(__file__).resolve().parents[3]
+
+BY_ITEM = [PartitionRule.iid, PartitionRule.dirichlet, PartitionRule.size]
+RULES = [PartitionRule.groups, PartitionRule.natural, *BY_ITEM]
+
+
+def rule(name: PartitionRule | str, **settings: Any) -> PartitionConfig:
+    """A rule with its settings; label skew is mild unless it is told."""
+    match PartitionRule(name):
+        case PartitionRule.dirichlet:
+            return DirichletConfig(**{"alpha": 50.0, **settings})
+        case PartitionRule.size:
+            return SizeConfig(**settings)
+        case other:
+            return PartitionConfig(name=other, **settings)
+
+
+def dataset(count: int, per_group: int = 3, labels: np.ndarray | None = None) -> MultimodalDataset:
+    """Items in mixed groups; the labels are normal unless they are given."""
+    rng = np.random.default_rng(count)
+    groups = rng.permutation(np.arange(count) // per_group)
+    normal = rng.normal(size=count).astype(np.float32)
+    return MultimodalDataset(
+        ids=np.array([f"i{number}" for number in range(count)], dtype=np.str_),
+        groups=np.array([f"g{number:04d}" for number in groups], dtype=np.str_),
+        labels=normal if labels is None else labels,
+        sequences={},
+    )
+
+
+def dealt_by(
+    name: PartitionRule | str,
+    items: MultimodalDataset,
+    counts: Mapping[str, int],
+    *,
+    train: np.ndarray | None = None,
+    task: Task = Task.regression,
+    seed: int = 5,
+    **settings: Any,
+) -> Dealt:
+    train = np.arange(len(items)) if train is None else train
+    return deal(items, train, counts, rule(name, **settings), task, seed)
+
+
+def refused(*arguments: Any, **settings: Any) -> str:
+    with pytest.raises(UserError) as error:
+        dealt_by(*arguments, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def as_lists(dealt: Dealt) -> dict[str, list[int]]:
+    return {str(key): part.tolist() for key, part in dealt.items()}
+
+
+def sizes(dealt: Dealt, modality: str = "audio") -> list[int]:
+    return [len(part) for key, part in dealt.items() if key.modality == modality]
+
+
+# Every rule -------------------------------------------------------------------------------------
+
+COUNTS = st.dictionaries(
+    st.sampled_from(["language", "audio", "vision"]), st.integers(1, 4), min_size=1
+)
+
+
+@pytest.mark.parametrize("name", RULES)
+@given(data=st.data(), counts=COUNTS, seed=st.integers(0, 99))
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.differing_executors])
+def test_all_train_items_are_dealt_once_and_no_others(
+    name: PartitionRule, data: st.DataObject, counts: dict[str, int], seed: int
+) -> None:
+    clients = sum(counts.values())
+    # Unequal sizes and label skew need some room for the least client.
+    least = clients * (20 if name in (PartitionRule.size, PartitionRule.dirichlet) else 3)
+    items = dataset(data.draw(st.integers(least, least + 90)), per_group=2)
+    whole = np.random.default_rng(seed).permutation(len(items))
+    train = np.sort(whole[: data.draw(st.integers(least * 2 // 3, len(items)))])
+    if len(np.unique(items.groups[train])) < clients:
+        train = np.arange(len(items))
+    dealt = dealt_by(name, items, counts, train=train, seed=seed)
+    assert sorted(chain(*as_lists(dealt).values())) == train.tolist()
+    assert all((np.diff(part) > 0).all() for part in dealt.values())
+    assert all(part.dtype == np.int64 for part in dealt.values())
+    if name is not PartitionRule.natural:
+        keys = [ClientKey(each, part) for each, count in counts.items() for part in range(count)]
+        assert list(dealt) == keys
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_the_seed_decides(name: PartitionRule) -> None:
+    items, counts = dataset(300), {"audio": 2, "vision": 3}
+    one, same, other = (as_lists(dealt_by(name, items, counts, seed=seed)) for seed in (1, 1, 2))
+    assert one == same
+    assert one != other
+
+
+@pytest.mark.parametrize("name", BY_ITEM)
+def test_clients_numbers_differ_between_modalities(name: PartitionRule) -> None:
+    dealt = dealt_by(name, dataset(600), {"language": 1, "audio": 4, "vision": 2})
+    assert len(sizes(dealt, "language")) == 1
+    assert len(sizes(dealt, "audio")) == 4
+    # Modalities get items in proportion to their clients.
+    held = [sum(sizes(dealt, name)) for name in ("language", "audio", "vision")]
+    assert held == pytest.approx([600 / 7, 2400 / 7, 1200 / 7], abs=1)
+
+
+@pytest.mark.parametrize("name", BY_ITEM)
+def test_more_clients_than_items_are_refused(name: PartitionRule) -> None:
+    error = refused(name, dataset(6), {"audio": 4, "vision": 3})
+    assert error == "7 clients are too many for 6 train items"
+
+
+@pytest.mark.parametrize("name", BY_ITEM)
+def test_no_train_items_at_all_are_refused(name: PartitionRule) -> None:
+    error = refused(name, dataset(6), {"audio": 1}, train=np.empty(0, dtype=np.int64))
+    assert error == "1 clients are too many for 0 train items"
+
+
+@pytest.mark.parametrize("name", [PartitionRule.groups, PartitionRule.iid, PartitionRule.size])
+def test_a_client_with_fewer_items_than_asked_for_is_named(name: PartitionRule) -> None:
+    error = refused(name, dataset(60), {"audio": 2, "vision": 1}, min_items=31)
+    assert error.startswith("client audio-0 gets ")
+    assert f"with partition={name}, fewer than partition.min_items=31" in error
+
+
+def test_a_client_with_just_as_many_items_as_asked_for_is_let_be() -> None:
+    assert sizes(dealt_by("iid", dataset(60), {"audio": 3}, min_items=20)) == [20, 20, 20]
+    assert refused("iid", dataset(60), {"audio": 3}, min_items=21).startswith("client audio-0")
+
+
+def digest() -> str:
+    """Of what all rules deal."""
+    items, counts = dataset(400), {"audio": 2, "vision": 3}
+    found = {name: as_lists(dealt_by(name, items, counts)) for name in RULES}
+    return hashlib.sha256(repr(found).encode()).hexdigest()
+
+
+def test_other_processes_with_other_hashes_of_text_deal_the_same() -> None:
+    script = (
+        "import importlib.util as u, sys;"
+        f"s = u.spec_from_file_location('here', {__file__!r}); m = u.module_from_spec(s);"
+        "s.loader.exec_module(m); print(m.digest())"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for seed in ("1", "2")
+    ]
+    outputs = [process.communicate(timeout=120)[0].strip() for process in processes]
+    assert outputs == [digest(), digest()]
+
+
+# Whole groups -----------------------------------------------------------------------------------
+
+
+def test_groups_stay_whole() -> None:
+    items = dataset(90)
+    dealt = dealt_by("groups", items, {"audio": 4, "vision": 3})
+    held = [set(items.groups[part]) for part in dealt.values()]
+    assert sum(map(len, held)) == len(set(items.groups.tolist())) == 30
+    # Groups are equally large here, so clients differ by one.
+    assert {len(part) for part in dealt.values()} == {12, 15}
+
+
+@pytest.mark.parametrize("seed", [0, 1234])
+def test_groups_are_dealt_as_utmp_train_deals_a_joint_file(tmp_path: Path, seed: int) -> None:
+    np.savez(
+        tmp_path / "joint.npz",
+        label=np.arange(90.0),
+        video=np.arange(90) // 3,
+        audio=np.ones((90, 4, 2)),
+        vision=np.ones((90, 4, 3)),
+    )
+    counts = {"default": 2, "vision": 3}
+    source = NpzConfig(path=str(tmp_path / "joint.npz"), group="video")
+    config = Config(run_dir="", seed=seed, clients=counts, dataset=source)
+    items, joint = read_items(config), load_joint(config)
+    sides = split_groups(items, source.validation_fraction, source.test_fraction, seed)
+    dealt = dealt_by("groups", items, {"audio": 2, "vision": 3}, train=sides.train, seed=seed)
+    assert list(dealt) == list(joint.dealt)
+    assert as_lists(dealt) == as_lists(dict(joint.dealt))
+
+
+def test_more_clients_than_groups_are_refused() -> None:
+    error = refused("groups", dataset(9), {"audio": 2, "vision": 2})
+    assert error.startswith("4 clients are too many for the train items: 4 parts need at least 4")
+    assert "there are 3" in error
+
+
+# One client a group -----------------------------------------------------------------------------
+
+
+def test_each_group_is_a_client_and_none_is_left_out() -> None:
+    items = dataset(90)
+    train = np.flatnonzero(items.groups < "g0024")
+    dealt = dealt_by("natural", items, {"audio": 1, "vision": 1}, train=train)
+    held = [set(items.groups[part]) for part in dealt.values()]
+    assert all(len(groups) == 1 for groups in held)
+    assert sorted(chain(*held)) == [f"g{number:04d}" for number in range(24)]
+    for part in dealt.values():
+        assert len(part) == 3
+    # Modalities get the groups evenly, and their clients are numbered from 0.
+    assert [key.part for key in dealt if key.modality == "audio"] == list(range(12))
+    assert [key.part for key in dealt if key.modality == "vision"] == list(range(12))
+
+
+def test_fewer_groups_than_modalities_are_refused() -> None:
+    error = refused("natural", dataset(3), {"audio": 1, "vision": 1})
+    assert "2 parts need at least 2 groups" in error
+
+
+def test_a_group_that_is_too_small_to_be_a_client_is_named() -> None:
+    error = refused("natural", dataset(20), {"audio": 1}, min_items=3)
+    assert error.startswith("client audio-6 gets 2 items with partition=natural")
+
+
+# Items at random --------------------------------------------------------------------------------
+
+
+@given(st.integers(30, 200), COUNTS, st.integers(0, 99))
+@settings(max_examples=30, deadline=None)
+def test_random_items_are_as_many_at_each_client(
+    count: int, counts: dict[str, int], seed: int
+) -> None:
+    dealt = dealt_by("iid", dataset(count), counts, seed=seed)
+    for name in counts:
+        assert max(sizes(dealt, name)) - min(sizes(dealt, name)) <= 1
+
+
+def test_random_items_have_about_the_same_labels_at_each_client() -> None:
+    # In order of their labels, so that whoever does not shuffle is found out.
+    items = dataset(4000, labels=np.linspace(-3, 3, 4000, dtype=np.float32))
+    dealt = dealt_by("iid", items, {"audio": 2, "vision": 2})
+    for part in dealt.values():
+        # Five standard errors.
+        assert abs(items.labels[part].mean()) < 5 * items.labels.std() / np.sqrt(1000)
+
+
+# Unequal sizes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("law", "expected"),
+    [
+        (SizeLaw.linear, [100, 200, 300]),
+        (SizeLaw.square, [42, 171, 387]),
+        (SizeLaw.exponential, [54, 146, 400]),
+    ],
+)
+def test_sizes_grow_by_their_law(law: SizeLaw, expected: list[int]) -> None:
+    found = sizes(dealt_by("size", dataset(600), {"audio": 3}, law=law))
+    assert sum(found) == 600
+    assert found == pytest.approx(expected, abs=2)
+
+
+def test_each_modality_has_its_own_small_client() -> None:
+    dealt = dealt_by("size", dataset(900), {"audio": 3, "vision": 2})
+    assert sizes(dealt, "audio") == [90, 180, 270]
+    assert sizes(dealt, "vision") == [120, 240]
+
+
+def test_sizes_say_nothing_of_labels() -> None:
+    items = dataset(4000, labels=np.linspace(-3, 3, 4000, dtype=np.float32))
+    for part in dealt_by("size", items, {"audio": 3}).values():
+        assert abs(items.labels[part].mean()) < 5 * items.labels.std() / np.sqrt(len(part))
+
+
+def test_a_law_that_leaves_a_client_nothing_is_refused() -> None:
+    error = refused("size", dataset(60), {"audio": 12}, law=SizeLaw.exponential)
+    assert error.startswith("partition=size cannot deal 60 items to 12 clients of audio: ")
+
+
+# Label skew -------------------------------------------------------------------------------------
+
+
+def entropy(items: MultimodalDataset, dealt: Dealt) -> float:
+    """Of the label quantiles of a client, in nats, averaged over clients."""
+    edges = np.quantile(items.labels, [0.2, 0.4, 0.6, 0.8])
+    found = []
+    for part in dealt.values():
+        shares = np.bincount(np.searchsorted(edges, items.labels[part]), minlength=5) / len(part)
+        found.append(-(shares[shares > 0] * np.log(shares[shares > 0])).sum())
+    return float(np.mean(found))
+
+
+def test_a_smaller_alpha_gives_more_skew() -> None:
+    items, counts = dataset(2000), {"audio": 3, "vision": 3}
+    mean = [
+        np.mean(
+            [
+                entropy(items, dealt_by("dirichlet", items, counts, alpha=alpha, seed=seed))
+                for seed in range(5)
+            ]
+        )
+        for alpha in (0.1, 1.0, 1000.0)
+    ]
+    assert mean[0] < mean[1] - 0.2 < mean[2] - 0.3
+    # Hardly any skew is left: five equal shares.
+    assert mean[2] == pytest.approx(np.log(5), abs=0.02)
+
+
+def held_whole(dealt: Dealt, bins: np.ndarray) -> list[str]:
+    """For each bin, who holds nearly all of it."""
+    names = list(as_lists(dealt))
+    holders = []
+    for each in np.unique(bins):
+        shares = [np.mean(np.isin(np.flatnonzero(bins == each), part)) for part in dealt.values()]
+        assert max(shares) > 0.9, f"bin {each} is spread over clients: {shares}"
+        holders.append(names[int(np.argmax(shares))])
+    return holders
+
+
+@pytest.mark.parametrize("bins", [4, 9])
+def test_numbers_are_skewed_by_quantiles(bins: int) -> None:
+    # Far from normal, so that bins of equal width would hold unequal numbers.
+    labels = (np.random.default_rng(0).normal(size=900) ** 3).astype(np.float32)
+    items = dataset(900, labels=labels)
+    dealt = dealt_by("dirichlet", items, {"audio": 2}, alpha=0.001, bins=bins)
+    rank = labels.argsort().argsort() * bins // 900
+    assert set(held_whole(dealt, rank)) == {"audio-0", "audio-1"}
+    assert all(size % (900 // bins) in (0, 1, 900 // bins - 1) for size in sizes(dealt))
+
+
+def test_classes_are_skewed_as_they_are() -> None:
+    labels = np.random.default_rng(0).integers(4, size=800)
+    items = dataset(800, labels=labels)
+    dealt = dealt_by(
+        "dirichlet", items, {"audio": 2}, alpha=0.001, bins=2, task=Task.classification
+    )
+    assert set(held_whole(dealt, labels)) == {"audio-0", "audio-1"}
+
+
+def test_several_labels_are_skewed_by_the_first_that_is_set() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random((800, 3)) < 0.4).astype(np.float32)
+    first = np.array([next((k for k in range(3) if row[k]), 3) for row in labels])
+    assert set(first) == {0, 1, 2, 3}
+    # The fourth kind, no label at all, must not be taken for the first.
+    for seed in range(20):
+        dealt = dealt_by(
+            "dirichlet",
+            dataset(800, labels=labels),
+            {"audio": 2},
+            alpha=0.001,
+            task=Task.multilabel,
+            seed=seed,
+        )
+        holders = held_whole(dealt, first)
+        if holders[0] != holders[3]:
+            break
+    else:
+        pytest.fail("items without a label always go where those with the first label go")
+
+
+def test_labels_that_are_all_the_same_are_one_bin() -> None:
+    items = dataset(200, labels=np.zeros(200, dtype=np.float32))
+    assert sum(sizes(dealt_by("dirichlet", items, {"audio": 3}, alpha=5.0))) == 200
+
+
+def test_label_skew_is_drawn_anew_until_every_client_has_enough() -> None:
+    items, counts = dataset(300), {"audio": 3}
+    # Of these seeds the first draw leaves some client with less.
+    least = [
+        min(sizes(dealt_by("dirichlet", items, counts, alpha=0.5, min_items=1, seed=seed)))
+        for seed in range(10)
+    ]
+    assert min(least) < 60
+    for seed in range(10):
+        dealt = dealt_by("dirichlet", items, counts, alpha=0.5, min_items=60, seed=seed)
+        assert min(sizes(dealt)) >= 60
+        assert sum(sizes(dealt)) == 300
+
+
+def test_label_skew_that_never_leaves_enough_is_refused() -> None:
+    error = refused("dirichlet", dataset(300), {"audio": 3}, alpha=0.01, min_items=99)
+    assert error.startswith("partition=dirichlet cannot deal 300 items to 3 clients of audio: ")
+
+
+def test_modalities_are_skewed_differently() -> None:
+    items = dataset(2000)
+    dealt = dealt_by("dirichlet", items, {"audio": 3, "vision": 3}, alpha=0.3)
+    means = {str(key): float(items.labels[part].mean()) for key, part in dealt.items()}
+    audio, vision = ([means[f"{name}-{part}"] for part in range(3)] for name in ("audio", "vision"))
+    assert max(abs(a - v) for a, v in zip(audio, vision, strict=True)) > 0.2

@@ -1,0 +1,525 @@
+"""A folder of shards is a federation: whole, as prepared, and equal to one dealt out in memory."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from common.clients import DEFAULT_CLIENTS, ClientKey
+from common.config import ClientConfig, Config, NpzConfig, ShardsConfig
+from common.config.prepare import Labels, PartitionConfig, PartitionRule, PrepareConfig
+from common.data.dataset import MultimodalDataset, Sequences
+from common.data.federation import (
+    ClientData,
+    FederatedDataset,
+    JointDataset,
+    client_data_of,
+    load_federation,
+    load_joint,
+)
+from common.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from common.data.preparation import prepare
+from common.data.shard_folder import ShardFolder, load_shard_folder, read_listed_shard
+from common.data.shards import VERSION, info_of, write_shard
+from common.errors import UserError
+from common.task import Task
+
+GROUPS, PER_GROUP, STEPS = 30, 3, 4
+ITEMS = GROUPS * PER_GROUP
+CLIENTS: dict[str, int | None] = {"default": 2, "audio": 3}
+ALL: Mapping[str, int | None] = {"default": None}
+LABELS = {
+    Task.regression: np.linspace(-3, 3, ITEMS),
+    Task.classification: np.arange(ITEMS) % 5,
+    Task.multilabel: (np.arange(ITEMS)[:, None] % np.array([2, 3, 7]) == 0).astype(float),
+}
+
+
+def write_npz(path: Path, task: Task, **arrays: Any) -> Path:
+    """Write items of three modalities; `audio` is ragged, and `vision` a table."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 9, size=ITEMS)
+    content = {
+        "label": LABELS[task],
+        "video": [f"vidéo-{item // PER_GROUP % 17}-{item // PER_GROUP}" for item in range(ITEMS)],
+        "vision": rng.normal(size=(ITEMS, STEPS, 3)).astype(np.float32),
+        "audio": rng.normal(size=(lengths.sum(), 2)).astype(np.float32),
+        "audio_offsets": np.r_[0, np.cumsum(lengths)],
+        "language": rng.normal(size=(ITEMS, 5)).astype(np.float16),
+        **arrays,
+    }
+    np.savez(path, **content)
+    return path
+
+
+MODALITIES = ["vision", "audio", "language"]
+
+
+def joint_config(path: Path, task: Task = Task.regression, **dataset: Any) -> Config:
+    settings = {
+        "group": "video",
+        "context": 2,
+        "tabular": ["vision"],
+        "modalities": MODALITIES,
+        "max_seq_len": 6,
+        **dataset,
+    }
+    return Config(
+        run_dir="", clients=CLIENTS, dataset=NpzConfig(path=str(path), task=task, **settings)
+    )
+
+
+def prepared(path: Path, out: Path, task: Task = Task.regression, **settings: Any) -> Path:
+    """Prepare what `joint_config` deals out in memory."""
+    config = PrepareConfig(
+        path=str(path),
+        out=str(out),
+        task=Labels(task.value),
+        **{
+            "group": "video",
+            "context": 2,
+            "tabular": ["vision"],
+            "modalities": MODALITIES,
+            "max_seq_len": 6,
+            "clients": CLIENTS,
+            "partition": PartitionConfig(name=PartitionRule.groups),
+            **settings,
+        },
+    )
+    prepare(config, lambda *_: None, lambda _: {})
+    return out
+
+
+def write_folder(folder: Path, joint: JointDataset, **changes: Any) -> Path:
+    """Write the shards of what was dealt out in memory, without a preparation."""
+    folder.mkdir()
+    parts = {str(key): joint.client_items(key) for key in joint.clients}
+    parts |= {"validation": joint.validation, "test": joint.test}
+    shards = {}
+    for name, items in parts.items():
+        info = info_of(items, name, joint.task, joint.outputs)
+        shards[f"{name}.safetensors"] = {
+            "seal": write_shard(folder / f"{name}.safetensors", items, info)
+        }
+    modalities: dict[str, dict[str, Any]] = {name: {} for name in joint.items.sequences}
+    manifest = Manifest(
+        version=VERSION,
+        source={},
+        task=joint.task,
+        outputs=joint.outputs,
+        label_names=(),
+        modalities=modalities,
+        sides={},
+        settings={},
+        cleaning=joint.cleaning,
+        warnings=("careful",),
+        shards=shards,
+    )
+    write_manifest(folder, replace(manifest, **changes))
+    return folder
+
+
+def shards_config(folder: Path, clients: Mapping[str, int | None] = ALL, **dataset: Any) -> Config:
+    return Config(
+        run_dir="", clients=dict(clients), dataset=ShardsConfig(path=str(folder), **dataset)
+    )
+
+
+def load(folder: Path, clients: Mapping[str, int | None] = ALL, **dataset: Any) -> ShardFolder:
+    return load_shard_folder(ShardsConfig(path=str(folder), **dataset), clients)
+
+
+def refused(call: Callable[[], object], *words: str) -> str:
+    with pytest.raises(UserError) as error:
+        call()
+    message = str(error.value)
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message
+    return message
+
+
+def change_manifest(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    text = json.dumps(content | changes, ensure_ascii=False)
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A source and what was prepared of it: nobody may write here."""
+    place = tmp_path_factory.mktemp("made")
+    write_npz(place / "joint.npz", Task.regression)
+    prepared(place / "joint.npz", place / "shards")
+    return place
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """A folder of shards of one's own."""
+    shutil.copytree(made / "shards", tmp_path / "shards")
+    return tmp_path / "shards"
+
+
+def names(data: FederatedDataset) -> list[str]:
+    return [str(key) for key in data.clients]
+
+
+# Equal to the joint dataset ---------------------------------------------------------------------
+
+
+def assert_same_sequences(found: Sequences, expected: Sequences) -> None:
+    assert len(found) == len(expected)
+    assert found.tabular == expected.tabular
+    assert found.width == expected.width
+    assert found.values.dtype == expected.values.dtype
+    for item in range(len(expected)):
+        assert found[item].tobytes() == expected[item].tobytes()
+
+
+def assert_same_items(found: MultimodalDataset, expected: MultimodalDataset) -> None:
+    assert found.ids.tolist() == expected.ids.tolist()
+    assert found.groups.tolist() == expected.groups.tolist()
+    assert found.labels.dtype == expected.labels.dtype
+    np.testing.assert_array_equal(found.labels, expected.labels)
+    assert list(found.sequences) == list(expected.sequences)
+    for name, sequences in expected.sequences.items():
+        assert_same_sequences(found.sequences[name], sequences)
+
+
+def assert_same_client(found: ClientData, expected: ClientData) -> None:
+    assert (found.modality, found.task) == (expected.modality, expected.task)
+    assert found.labels.dtype == expected.labels.dtype
+    for part in ("labels", "groups", "train", "validation"):
+        np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
+    assert_same_sequences(found.sequences, expected.sequences)
+
+
+def assert_same_federation(shards: Config, joint: Config) -> None:
+    found, expected = load_federation(shards), load_joint(joint)
+    assert found.task == expected.task
+    assert found.outputs == expected.outputs
+    assert dict(found.shapes) == expected.shapes
+    assert list(found.shapes) == list(expected.shapes)
+    assert tuple(found.clients) == expected.clients
+    assert_same_items(found.validation, expected.validation)
+    assert_same_items(found.test, expected.test)
+    for key in expected.clients:
+        one = client_data_of(found, key, shards)
+        assert len(one.train) > 0
+        assert len(one.validation) > 0
+        assert_same_client(one, client_data_of(expected, key, joint))
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_prepared_shards_are_what_would_be_dealt_out_in_memory(tmp_path: Path, task: Task) -> None:
+    file = write_npz(tmp_path / "joint.npz", task)
+    folder = prepared(file, tmp_path / "shards", task)
+    assert_same_federation(shards_config(folder), joint_config(file, task))
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_so_are_those_of_another_seed(tmp_path: Path, seed: int) -> None:
+    file = write_npz(tmp_path / "joint.npz", Task.regression)
+    folder = prepared(file, tmp_path / "shards", seed=seed)
+    joint, shards = joint_config(file), shards_config(folder)
+    joint.seed = shards.seed = seed
+    joint.client = shards.client = ClientConfig(validation_fraction=0.4)
+    assert_same_federation(shards, joint)
+
+
+def test_items_that_lack_a_modality_are_the_same_too(tmp_path: Path) -> None:
+    lengths = np.where(np.arange(ITEMS) % PER_GROUP == 1, 0, 2)
+    file = write_npz(
+        tmp_path / "joint.npz",
+        Task.regression,
+        audio=np.arange(lengths.sum() * 2, dtype=np.float32).reshape(-1, 2),
+        audio_offsets=np.r_[0, np.cumsum(lengths)],
+    )
+    joint = joint_config(file)
+    folder = write_folder(tmp_path / "shards", load_joint(joint))
+    assert_same_federation(shards_config(folder), joint)
+
+
+def test_a_table_that_no_test_item_has_keeps_its_shape(tmp_path: Path) -> None:
+    file = write_npz(tmp_path / "joint.npz", Task.regression)
+    joint = load_joint(joint_config(file))
+    vision = joint.test.sequences["vision"]
+    none = replace(vision, lengths=np.zeros_like(vision.lengths))
+    joint = replace(
+        joint, test=replace(joint.test, sequences={**joint.test.sequences, "vision": none})
+    )
+    assert load(write_folder(tmp_path / "shards", joint)).shapes == joint.shapes
+
+
+def test_what_the_preparation_said_is_said_again(tmp_path: Path) -> None:
+    file = write_npz(tmp_path / "joint.npz", Task.regression)
+    joint = load_joint(joint_config(file))
+    data = load(write_folder(tmp_path / "shards", joint, cleaning={"rows": 3}))
+    assert (data.cleaning, data.warnings) == ({"rows": 3}, ("careful",))
+
+
+# Who takes part ---------------------------------------------------------------------------------
+
+
+def test_all_clients_take_part_where_nothing_is_said(folder: Path) -> None:
+    expected = ["vision-0", "vision-1", "audio-0", "audio-1", "audio-2", "language-0", "language-1"]
+    assert names(load(folder)) == expected
+
+
+@pytest.mark.parametrize(
+    ("clients", "expected"),
+    [
+        ({"default": None, "audio": 1}, "vision-0 vision-1 audio-0 language-0 language-1"),
+        ({"default": None, "audio": None}, None),
+        ({"default": 1}, "vision-0 audio-0 language-0"),
+        ({"default": 1, "audio": 2}, "vision-0 audio-0 audio-1 language-0"),
+        ({"default": 1, "audio": None}, "vision-0 audio-0 language-0"),
+    ],
+)
+def test_counts_take_the_first_clients(
+    folder: Path, clients: dict[str, int | None], expected: str | None
+) -> None:
+    found = names(load(folder, clients))
+    assert found == (names(load(folder)) if expected is None else expected.split())
+
+
+@pytest.mark.parametrize(
+    ("clients", "modality"),
+    [
+        ({"default": None, "audio": 4}, "audio"),
+        ({"default": 3}, "vision"),
+        ({"default": 1, "language": 10**6}, "language"),
+    ],
+)
+def test_more_clients_than_prepared_are_refused_with_both_numbers(
+    folder: Path, clients: dict[str, int | None], modality: str
+) -> None:
+    there, asked = CLIENTS.get(modality, 2), clients.get(modality, clients["default"])
+    message = refused(lambda: load(folder, clients), str(folder), "prepare")
+    assert f"clients.{modality}={asked}" in message
+    assert f"prepared for {there}" in message
+
+
+def test_clients_of_an_unknown_modality_are_refused(folder: Path) -> None:
+    refused(lambda: load(folder, {"default": None, "smell": 1}), "clients.smell", "audio")
+
+
+def test_a_modality_without_clients_is_refused(folder: Path) -> None:
+    refused(lambda: load(folder, {"default": None, "audio": 0}), "'audio' has no client")
+    listed = dict(read_manifest(folder).shards)
+    change_manifest(folder, shards={k: v for k, v in listed.items() if "language" not in k})
+    refused(lambda: load(folder), "'language' has no client")
+    assert len(names(load(folder, modalities=["vision", "audio"]))) == 5
+
+
+def test_more_than_ten_clients_are_in_order(tmp_path: Path) -> None:
+    file = write_npz(tmp_path / "joint.npz", Task.regression)
+    folder = prepared(
+        file, tmp_path / "shards", modalities=["audio"], tabular=[], clients={"audio": 12}
+    )
+    assert names(load(folder)) == [f"audio-{part}" for part in range(12)]
+    assert len(names(load(folder, {"audio": 11}))) == 11
+
+
+def test_a_client_that_does_not_take_part_has_no_data(folder: Path) -> None:
+    config = shards_config(folder, {"default": 1})
+    data = load_federation(config)
+    refused(lambda: client_data_of(data, ClientKey("audio", 1), config), "no client audio-1")
+
+
+# Modalities, task, lengths ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("modalities", [["audio"], ["language", "vision"], MODALITIES[::-1]])
+def test_modalities_are_taken_in_the_order_asked_for(
+    folder: Path, made: Path, modalities: list[str]
+) -> None:
+    data, joint = load(folder, modalities=modalities), load_joint(joint_config(made / "joint.npz"))
+    assert list(data.shapes) == modalities
+    assert [key.modality for key in data.clients] == [
+        name for name in modalities for _ in range(CLIENTS.get(name, 2) or 0)
+    ]
+    assert_same_items(data.test, joint.test.in_modalities(modalities))
+    assert_same_items(data.validation, joint.validation.in_modalities(modalities))
+
+
+def test_an_unknown_modality_is_refused(folder: Path) -> None:
+    message = refused(lambda: load(folder, modalities=["audio", "smell"]), str(folder))
+    assert "'smell'" in message
+    assert "vision, audio, language" in message
+
+
+def test_a_modality_asked_for_twice_has_each_client_once(folder: Path) -> None:
+    assert names(load(folder, modalities=["audio", "audio"])) == ["audio-0", "audio-1", "audio-2"]
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_another_task_is_refused(folder: Path, task: Task) -> None:
+    message = refused(lambda: load(folder, task=task), str(folder))
+    assert f"dataset.task={task}" in message
+    assert "task=regression" in message
+
+
+def test_the_same_task_may_be_said(folder: Path) -> None:
+    assert load(folder, task=Task.regression).task is Task.regression
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 99])
+def test_sequences_are_cut_to_their_last_steps(folder: Path, steps: int) -> None:
+    whole, cut = load(folder), load(folder, max_seq_len=steps)
+    pairs = [(whole.validation, cut.validation), (whole.test, cut.test)]
+    pairs += [(whole.client_items(key), cut.client_items(key)) for key in whole.clients]
+    for before, after in pairs:
+        assert after.ids.tolist() == before.ids.tolist()
+        for name, sequences in before.sequences.items():
+            assert after.sequences[name].lengths.max() == min(sequences.lengths.max(), steps)
+            for item in range(len(sequences)):
+                expected = sequences[item][-steps:]
+                assert after.sequences[name][item].tobytes() == expected.tobytes()
+    assert cut.shapes["vision"] == (min(steps, STEPS), 3)
+
+
+# A folder that is not whole ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_side_that_was_not_prepared_is_refused(folder: Path, name: str) -> None:
+    listed = dict(read_manifest(folder).shards)
+    del listed[f"{name}.safetensors"]
+    change_manifest(folder, shards=listed)
+    refused(lambda: load(folder), str(folder), f"lists no {name}.safetensors")
+
+
+def test_a_preparation_without_validation_cannot_be_a_federation(tmp_path: Path) -> None:
+    file = write_npz(tmp_path / "joint.npz", Task.regression)
+    folder = prepared(file, tmp_path / "shards", validation_fraction=0.0)
+    refused(lambda: load(folder), str(folder), "lists no validation.safetensors")
+
+
+@pytest.mark.parametrize("name", ["validation", "test"])
+def test_a_side_whose_file_is_missing_is_refused(folder: Path, name: str) -> None:
+    (folder / f"{name}.safetensors").unlink()
+    message = refused(lambda: load(folder))
+    assert f"{folder / name}.safetensors does not exist" in message
+    assert MANIFEST in message
+
+
+def test_a_client_whose_file_is_missing_is_refused(folder: Path) -> None:
+    (folder / "audio-1.safetensors").unlink()
+    data = load(folder)
+    message = refused(lambda: data.client_items(ClientKey("audio", 1)))
+    assert f"{folder / 'audio-1'}.safetensors does not exist" in message
+    assert len(data.client_items(ClientKey("audio", 0))) > 0
+
+
+@pytest.mark.parametrize("name", ["validation", "test", "audio-1"])
+def test_a_damaged_shard_is_refused(folder: Path, name: str) -> None:
+    path = folder / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 4
+    path.write_bytes(content)
+    message = refused(lambda: load(folder).client_items(ClientKey("audio", 1)))
+    assert f"shard {path} is damaged" in message
+
+
+@pytest.mark.parametrize("name", ["validation", "test", "audio-1"])
+def test_a_manifest_of_an_older_preparation_is_refused(
+    made: Path, tmp_path: Path, folder: Path, name: str
+) -> None:
+    newer = prepared(made / "joint.npz", tmp_path / "newer", seed=99)
+    shutil.copy(newer / f"{name}.safetensors", folder)
+    message = refused(lambda: load(folder).client_items(ClientKey("audio", 1)))
+    assert f"{folder / MANIFEST} lists other contents for {name}.safetensors" in message
+
+
+@pytest.mark.parametrize(
+    ("one", "two"), [("audio-0", "audio-1"), ("test", "validation"), ("audio-0", "vision-0")]
+)
+def test_swapped_shards_are_refused(folder: Path, one: str, two: str) -> None:
+    first, second = (folder / f"{name}.safetensors" for name in (one, two))
+    first.rename(folder / "aside")
+    second.rename(first)
+    (folder / "aside").rename(second)
+
+    def open_all() -> None:
+        data = load(folder)
+        for key in data.clients:
+            data.client_items(key)
+
+    refused(open_all, str(folder / MANIFEST), "lists other contents")
+
+
+def test_a_folder_that_is_not_one_of_shards_is_refused(tmp_path: Path) -> None:
+    refused(lambda: load(tmp_path), str(tmp_path), MANIFEST)
+    refused(lambda: load(tmp_path / "none"), str(tmp_path / "none"))
+
+
+# The manifest carries no seal of its own, and people edit what they can read.
+
+
+def test_a_manifest_that_names_a_modality_that_is_not_there_is_refused(folder: Path) -> None:
+    change_manifest(folder, modalities={**read_manifest(folder).modalities, "smell": {}})
+    refused(lambda: load(folder), str(folder), "smell")
+    refused(lambda: load(folder, modalities=["smell"]), str(folder), "smell")
+
+
+@pytest.mark.parametrize("changes", [{"task": "classification"}, {"outputs": 5}])
+def test_a_manifest_that_says_otherwise_than_its_shards_is_refused(
+    folder: Path, changes: dict[str, Any]
+) -> None:
+    change_manifest(folder, **changes)
+    refused(lambda: load(folder).client_items(ClientKey("audio", 0)), str(folder))
+
+
+# Evaluation only --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def evaluation(made: Path, tmp_path: Path) -> Path:
+    """What a coordinator prepares whose sites have files of their own."""
+    return prepared(made / "joint.npz", tmp_path / "evaluation", clients={"default": 0})
+
+
+def test_a_folder_without_clients_has_those_of_sites(evaluation: Path) -> None:
+    assert read_manifest(evaluation).clients() == []
+    assert names(load(evaluation)) == [
+        f"{name}-{part}" for name in MODALITIES for part in range(DEFAULT_CLIENTS)
+    ]
+    assert len(names(load(evaluation, {"default": None, "audio": 9}))) == 9 + 2 * DEFAULT_CLIENTS
+
+
+def test_a_folder_without_clients_has_no_data_for_simulated_ones(evaluation: Path) -> None:
+    data = load(evaluation)
+    refused(
+        lambda: data.client_items(ClientKey("audio", 0)), str(evaluation), "audio-0.safetensors"
+    )
+
+
+# A site's shard ---------------------------------------------------------------------------------
+
+
+def test_a_site_s_shard_is_read_alone_or_beside_its_manifest(folder: Path, tmp_path: Path) -> None:
+    beside = read_listed_shard(folder / "audio-1.safetensors")
+    alone = shutil.copy(folder / "audio-1.safetensors", tmp_path / "site.safetensors")
+    assert_same_items(read_listed_shard(Path(alone)).items, beside.items)
+    (folder / "audio-1.safetensors").rename(folder / "ours.safetensors")
+    assert_same_items(read_listed_shard(folder / "ours.safetensors").items, beside.items)
+
+
+def test_a_site_s_shard_beside_another_manifest_is_refused(folder: Path, tmp_path: Path) -> None:
+    alone = Path(shutil.copy(folder / "audio-1.safetensors", tmp_path / "site.safetensors"))
+    write_manifest(tmp_path, replace(read_manifest(folder), shards={}))
+    refused(lambda: read_listed_shard(alone), "does not list site.safetensors")
+    (tmp_path / MANIFEST).write_text("{")
+    refused(lambda: read_listed_shard(alone), f"{tmp_path / MANIFEST} cannot be read")
+
+
+def test_a_site_s_shard_that_is_missing_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "audio-0.safetensors"
+    refused(lambda: read_listed_shard(path), f"shard {path} does not exist")
