@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -79,13 +80,13 @@ class PrepareConsole:
                 facts["dtype"] + (" tabular" if facts["tabular"] else ""),
                 str(facts["items"]),
                 str(facts["missing"]),
-                f"{lengths['min']} / {lengths['median']:.0f} / {lengths['max']}",
+                f"{lengths['min']}-{lengths['median']:.0f}-{lengths['max']}",
                 str(facts["nan"]),
                 str(facts["infinite"]),
                 str(facts["constant"]),
             )
         self.console.print(table)
-        self.tell("steps: least / median / most. const.: features that never change", "dim")
+        self.tell("steps: least, median, most. const.: features that never change", "dim")
         self._labels(found)
         for line in shared_groups(items, splits):
             self.tell(f"warning: {line}", "yellow")
@@ -101,16 +102,19 @@ class PrepareConsole:
         sides = ", ".join(
             f"{name} {side['items']}" for name, side in manifest.sides.items() if side["items"]
         )
-        self.tell(f"{out}: {len(manifest.clients())} clients; items: {sides}; {size / 1e6:.1f} MB")
-        if f"test{SUFFIX}" in manifest.shards and manifest.clients():
+        clients = manifest.clients()
+        count = f"{len(clients)} client{'' if len(clients) == 1 else 's'}"
+        self.tell(f"{out}: {count}; items: {sides}; {decimal(size)}")
+        if clients and f"test{SUFFIX}" in manifest.shards:
             self.tell(f"next: utmp-train dataset=shards dataset.path={out}")
+        elif clients:
+            node = f'modality="{clients[0].modality}" data="{out}/{clients[0]}{SUFFIX}"'
+            self.tell(f"next, at the site: flower-supernode … --node-config '{node}'")
 
     def _source(self, about: Mapping[str, Any]) -> None:
         for file in about["files"]:
             known = f"; published as {file['known']}" if "known" in file else ""
-            self.tell(
-                f"{file['name']}: {file['bytes'] / 1e6:.1f} MB, SHA-256 {file['sha256']}{known}"
-            )
+            self.tell(f"{file['name']}: {decimal(file['bytes'])}, SHA-256 {file['sha256']}{known}")
         self.tell(f"format {about['format']}" + (f": {about['why']}" if about["why"] else ""))
 
     def _cleaning(self, cleaning: Mapping[str, int]) -> None:

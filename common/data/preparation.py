@@ -14,6 +14,7 @@ from common.config.prepare import Format, Labels, Precision, PrepareConfig, Spli
 from common.data.dataset import IntArray, LabelArray, MultimodalDataset
 from common.data.federation import check_synthetic_modalities, count_outputs, paths_of
 from common.data.formats.registry import read_source
+from common.data.formats.table import array_files
 from common.data.known_files import name_of
 from common.data.manifest import MANIFEST, Manifest, write_manifest
 from common.data.partitioners import Dealt, deal
@@ -79,6 +80,9 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
         arrays=config.arrays,
     )
     source, name, why = read_source(paths, config.format, settings)
+    if name == "table" and paths[0].is_file():
+        # A folder's files were all looked at before.
+        files += [_fingerprint(path, watch) for path in array_files(paths[0], settings).values()]
     watch("reading", 1, 1)
     for modality in source.items.sequences:
         check_modality_name(modality)

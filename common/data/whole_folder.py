@@ -41,19 +41,27 @@ def whole_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
         raise _not_written(out, error) from error
     try:
         _take(lock, out)
-        shutil.rmtree(former, ignore_errors=True)
-        for left in part.iterdir():
-            left.unlink()
-        yield part
-        _sync(part)
-        _check_place(out, overwrite, holds)
-        _replace(part, out, former)
+        with _cleared(part, former):
+            yield part
+            _sync(part)
+            _check_place(out, overwrite, holds)
+            _replace(part, out, former)
     except OSError as error:
         raise _not_written(out, error) from error
     finally:
-        if part.exists():
-            shutil.rmtree(part, ignore_errors=True)
         os.close(lock)
+
+
+@contextmanager
+def _cleared(part: Path, former: Path) -> Iterator[None]:
+    """Clear away what a killed program left, and at the end what is not in its place."""
+    shutil.rmtree(former, ignore_errors=True)
+    for left in part.iterdir():
+        left.unlink()
+    try:
+        yield
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def _check_place(out: Path, overwrite: bool, holds: str) -> None:
@@ -92,7 +100,11 @@ def _replace(part: Path, out: Path, former: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have everything on disk before the folder gets its name."""
+    """Have everything on disk, as readable as other files, before the folder gets its name."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in folder.iterdir():
+        path.chmod(0o666 & ~mask)
     for path in [*folder.iterdir(), folder]:
         number = os.open(path, os.O_RDONLY)
         try:

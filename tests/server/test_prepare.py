@@ -233,7 +233,7 @@ def test_the_file_is_named_with_its_fingerprint_and_what_was_cleaned(
     label = np.linspace(-3, 3, 60)
     label[:4] = np.nan
     shown = loaded(write(tmp_path, "calls.npz", label=label), "out=s").shown
-    assert re.search(r"^calls\.npz: \d+\.\d MB, SHA-256 [0-9a-f]{64}", shown, re.M)
+    assert re.search(r"^calls\.npz: \d+\.\d kB, SHA-256 [0-9a-f]{64}", shown, re.M)
     assert re.search(r"^format npz: .*3 arrays", shown, re.M)
     assert "cleaned: 4 items without a label, dropped\n" in shown
 

@@ -80,7 +80,7 @@ def read(path: Path, settings: ReadSettings) -> Source:
     groups = table.groups(ids)
     sequences = {
         name: _sequences(name, file, ids, groups, settings)
-        for name, file in _files(path, settings).items()
+        for name, file in array_files(path, settings).items()
     }
     names = settings.labels if settings.task is Task.multilabel else ()
     items = MultimodalDataset(ids, groups, table.labels(), sequences, label_names=tuple(names))
@@ -206,7 +206,7 @@ class _Table:
             raise UserError(f"{self.path}: column {name!r} holds a number too large") from error
 
 
-def _files(path: Path, settings: ReadSettings) -> dict[str, Path]:
+def array_files(path: Path, settings: ReadSettings) -> dict[str, Path]:
     """Return the file of each modality."""
     beside = [each for each in sorted(path.parent.iterdir()) if each.suffix in ARRAYS]
     several = [stem for stem, count in Counter(each.stem for each in beside).items() if count > 1]
