@@ -12,7 +12,7 @@ from client.node import Node, client_data, describe, parse_node
 from client.posterior import fit_gaussian
 from client.trainer import Trained, choose_device, train, validation_outputs
 from common.config import Config, Standardisation, config_of_run
-from common.data.federation import ClientData
+from common.data.federation import ClientData, count_outputs
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import Downlink, NodeDescription, Uplink
@@ -34,6 +34,7 @@ from common.protocol import (
     encode_uplink,
 )
 from common.seeding import derive_seed
+from common.task import Task
 
 GetConfig = Callable[[Context], Config]
 
@@ -102,6 +103,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     head = downlink.decoder.get("head.bias")
     if head is None:
         raise ProtocolError("the decoder that came has no head.bias")
+    _check_outputs(downlink, data, len(head))
     shape = data.sequences.statistics_shape
     spec = ModelSpec({modality: shape}, len(head), data.task, config.model)
     model = build_model(spec, seed=0)
@@ -116,6 +118,21 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     if config.dataset.standardisation is Standardisation.client:
         set_standardisation(model, modality, Moments.of(data.sequences.select(data.train)))
     return model.to(choose_device(config.client.device))
+
+
+def _check_outputs(downlink: Downlink, data: ClientData, outputs: int) -> None:
+    """Refuse a decoder for another kind of label than the client's.
+
+    What the server says of its labels has a form for each task, see `evidence.prior_of`.
+    """
+    needs = count_outputs(data.task, data.labels)
+    fits = outputs >= needs if data.task is Task.classification else outputs == needs
+    expected = {Task.regression: 2, Task.classification: outputs, Task.multilabel: outputs}
+    if not fits or len(downlink.prior) != expected[data.task]:
+        raise ProtocolError(
+            f"{downlink.key} has labels for task={data.task} with {needs} outputs, and the model "
+            f"that came has {outputs}, with a prior of {len(downlink.prior)} numbers"
+        )
 
 
 def _uplink(

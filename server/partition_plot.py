@@ -9,6 +9,9 @@ from common.data.shards import SUFFIX
 
 PLOT = "partition.png"
 
+#: Letters of a label in the legend.
+_LONGEST = 24
+
 
 def partition_plot(manifest: Manifest) -> bytes:
     """Draw each shard's items as a bar, divided by label.
@@ -31,7 +34,9 @@ def partition_plot(manifest: Manifest) -> bytes:
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(bins)))
     left = np.zeros(len(names))
     for column, (label, colour) in enumerate(zip(bins, colours, strict=True)):
-        axes.barh(range(len(names)), counts[:, column], left=left, color=colour, label=label)
+        axes.barh(
+            range(len(names)), counts[:, column], left=left, color=colour, label=_plain(label)
+        )
         left += counts[:, column]
     axes.set_yticks(range(len(names)), [name.removesuffix(SUFFIX) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
@@ -42,3 +47,9 @@ def partition_plot(manifest: Manifest) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
+
+
+def _plain(label: str) -> str:
+    """Return a label that is drawn as it is: no formula, not hidden, not too long."""
+    short = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
+    return short.replace("$", r"\$").replace("_", " ", 1 if short.startswith("_") else 0)

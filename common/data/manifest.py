@@ -88,7 +88,7 @@ class Manifest:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write ``manifest.json`` into a folder."""
     text = json.dumps(asdict(manifest), indent=2, ensure_ascii=False)
-    (folder / MANIFEST).write_text(text + "\n")
+    (folder / MANIFEST).write_bytes(text.encode() + b"\n")
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -107,8 +107,8 @@ def read_manifest(folder: Path) -> Manifest:
             f"{folder} has no {MANIFEST}: its preparation did not end; run utmp-prepare again"
         )
     try:
-        content = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(content, dict) or content.get("version") != VERSION:
         found = content.get("version") if isinstance(content, dict) else None
@@ -124,6 +124,11 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
     mappings = ("source", "modalities", "sides", "settings", "cleaning", "shards")
     missing = [name for name in names if name not in content]
     missing += [name for name in mappings if not isinstance(content.get(name), dict)]
+    missing += [
+        name for name in ("label_names", "warnings") if not isinstance(content.get(name), list)
+    ]
+    if not missing and not all(isinstance(each, dict) for each in content["shards"].values()):
+        missing = ["shards"]
     if missing:
         raise UserError(f"{path} is damaged: {missing[0]} is missing or not what it should be")
     try:
@@ -132,6 +137,6 @@ def _parse(content: dict[str, Any], path: Path) -> Manifest:
         known["outputs"] = int(content["outputs"])
         known["label_names"] = tuple(content["label_names"])
         known["warnings"] = tuple(content["warnings"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path} is damaged: {error}") from error
     return Manifest(**known)

@@ -49,7 +49,13 @@ class ShardFolder:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Modality to the shape of its features' statistics."""
-        return {name: each.statistics_shape for name, each in self.test.sequences.items()}
+        there = (self.test, self.validation)
+        shapes = [
+            {name: each.statistics_shape for name, each in items.sequences.items()}
+            for items in there
+        ]
+        # A table that no item of one side has shows its steps in the other.
+        return {name: max(shape, shapes[1][name]) for name, shape in shapes[0].items()}
 
     @property
     def cleaning(self) -> dict[str, int]:
@@ -64,9 +70,8 @@ class ShardFolder:
     def client_items(self, key: ClientKey) -> MultimodalDataset:
         """Read a client's shard."""
         shard = _read(self.path, f"{key}{SUFFIX}", self.manifest)
-        if key.modality not in shard.items.sequences:
-            raise UserError(f"{self.path / str(key)}{SUFFIX} does not hold {key.modality}")
-        return shard.items.in_modalities([key.modality]).last_steps(self.max_seq_len)
+        items = _in_modalities(shard, [key.modality], self.path)
+        return items.last_steps(self.max_seq_len)
 
 
 def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) -> ShardFolder:
@@ -90,7 +95,7 @@ def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) 
         raise UserError(
             f"dataset.task={dataset.task}: {folder} was prepared with task={manifest.task}"
         )
-    names = dataset.modalities or list(manifest.modalities)
+    names = list(dict.fromkeys(dataset.modalities or manifest.modalities))
     unknown = sorted(set(names) - set(manifest.modalities))
     if unknown:
         raise UserError(
@@ -99,7 +104,7 @@ def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) 
         )
     steps = dataset.max_seq_len
     validation, test = (
-        _read(folder, f"{side}{SUFFIX}", manifest).items.in_modalities(names).last_steps(steps)
+        _in_modalities(_read(folder, f"{side}{SUFFIX}", manifest), names, folder).last_steps(steps)
         for side in ("validation", "test")
     )
     keys = _clients(manifest, names, clients, folder)
@@ -122,6 +127,16 @@ def _clients(
     return tuple(ClientKey(name, part) for name in names for part in range(counts[name]))
 
 
+def _in_modalities(shard: Shard, names: list[str], folder: Path) -> MultimodalDataset:
+    for name in names:
+        if name not in shard.items.sequences:
+            raise UserError(
+                f"{folder / MANIFEST} says {name!r}, and shard {shard.info.name} does not hold it; "
+                "prepare the data again"
+            )
+    return shard.items.in_modalities(names)
+
+
 def _read(folder: Path, name: str, manifest: Manifest) -> Shard:
     path = folder / name
     if name not in manifest.shards:
@@ -130,6 +145,11 @@ def _read(folder: Path, name: str, manifest: Manifest) -> Shard:
         raise UserError(f"shard {path} does not exist, but {folder / MANIFEST} lists it")
     shard = read_shard(path)
     manifest.check(path, shard.seal)
+    if (shard.info.task, shard.info.outputs) != (manifest.task, manifest.outputs):
+        raise UserError(
+            f"{folder / MANIFEST} says task {manifest.task} with {manifest.outputs} outputs, and "
+            f"{name} says {shard.info.task} with {shard.info.outputs}; prepare the data again"
+        )
     return shard
 
 

@@ -32,6 +32,9 @@ from common.task import Task
 VERSION = 1
 SUFFIX = ".safetensors"
 
+#: Bytes of an id or of a group's name.
+MAX_NAME = 4096
+
 _KEY = "ha-fedformer"
 _BLANK = "0" * 64
 _SEAL = re.compile(rb'\\"seal\\":\s*\\"([0-9a-f]{64})\\"')
@@ -145,7 +148,9 @@ def read_shard(path: Path) -> Shard:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()[_KEY])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        if not isinstance(header, dict):
+            raise TypeError("its header is no object")
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"shard {path} cannot be read: {str(error).splitlines()[0]}") from error
     return _Reader(path, header, tensors).shard(written)
 
@@ -279,7 +284,7 @@ class _Reader:
         if version != VERSION:
             raise self.fail(f"it is of version {version}, and this release reads {VERSION}")
         try:
-            return ShardInfo(
+            info = ShardInfo(
                 str(self.header["name"]),
                 tuple(map(str, self.header["modalities"])),
                 Task(self.header["task"]),
@@ -287,8 +292,16 @@ class _Reader:
                 tuple(map(str, self.header["label_names"])),
                 tuple(map(str, self.header["tabular"])),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise self.fail(f"its header is not understood ({error})") from error
+        if info.outputs < 1 or (info.task is Task.regression and info.outputs != 1):
+            raise self.fail(f"it declares {info.outputs} outputs and labels for {info.task}")
+        for name in info.modalities:
+            try:
+                check_modality_name(name)
+            except UserError as error:
+                raise self.fail(str(error)) from error
+        return info
 
     def array(self, name: str, dtypes: tuple[torch.dtype, ...], dims: int) -> NDArray[Any]:
         tensor = self.tensors.get(name)
@@ -315,16 +328,17 @@ class _Reader:
     def text(self, name: str, items: int) -> NDArray[np.str_]:
         content = self.array(name, (torch.uint8,), 1).tobytes()
         ends = self.array(f"{name}.ends", (torch.int64,), 1)
-        rising = (np.diff(ends, prepend=0) >= 0).all()
-        if len(ends) != items or not rising or ends[-1] != len(content):
+        starts = np.concatenate([[0], ends[:-1]])
+        if len(ends) != items or (ends < starts).any() or ends[-1] != len(content):
             raise self.fail(f"{name} are not one for each label")
+        if (ends - starts).max() > MAX_NAME:
+            raise self.fail(f"{name} are longer than {MAX_NAME} bytes")
         try:
             return _unpack_text(content, ends)
         except UnicodeDecodeError as error:
             raise self.fail(f"{name} are not text") from error
 
     def sequences(self, name: str, items: int, tabular: bool) -> Sequences:
-        check_modality_name(name)
         values = self.array(f"{name}.values", (torch.float32, torch.float16), 2)
         starts = self.array(f"{name}.starts", (torch.int64,), 1)
         lengths = self.array(f"{name}.lengths", (torch.int64,), 1)

@@ -139,7 +139,8 @@ def checked_labels(
         )
     if task is Task.multilabel:
         labels = np.where(np.isnan(labels), np.nan, labels > 0)
-    return labels.astype(np.float32)
+    with np.errstate(invalid="ignore"):  # a NaN may be a signalling one
+        return labels.astype(np.float32)
 
 
 def drop_unlabelled(dataset: MultimodalDataset, splits: NDArray[np.str_], task: Task) -> Source:

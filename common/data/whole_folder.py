@@ -40,8 +40,8 @@ def whole_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
     except OSError as error:
         raise _not_written(out, error) from error
     try:
-        _take(lock, out)
-        with _cleared(part, former):
+        _take(lock, part, out)
+        with _cleared(part):
             yield part
             _sync(part)
             _check_place(out, overwrite, holds)
@@ -53,9 +53,8 @@ def whole_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
 
 
 @contextmanager
-def _cleared(part: Path, former: Path) -> Iterator[None]:
+def _cleared(part: Path) -> Iterator[None]:
     """Clear away what a killed program left, and at the end what is not in its place."""
-    shutil.rmtree(former, ignore_errors=True)
     for left in part.iterdir():
         left.unlink()
     try:
@@ -78,24 +77,29 @@ def _check_place(out: Path, overwrite: bool, holds: str) -> None:
         )
 
 
-def _take(lock: int, out: Path) -> None:
+def _take(lock: int, part: Path, out: Path) -> None:
+    busy = UserError(f"out={out}: another utmp-prepare is writing it")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
-        raise UserError(f"out={out}: another utmp-prepare is writing it") from error
+        raise busy from error
+    # The one who had it may just have given it its name.
+    if not part.exists() or part.stat().st_ino != os.fstat(lock).st_ino:
+        raise busy
 
 
 def _replace(part: Path, out: Path, former: Path) -> None:
     """Put the new folder in its place; if that fails, the former one is put back."""
     if not out.exists():
         part.rename(out)
-        return
-    out.rename(former)
-    try:
-        part.rename(out)
-    except BaseException:
-        former.rename(out)
-        raise
+    else:
+        shutil.rmtree(former, ignore_errors=True)
+        out.rename(former)
+        try:
+            part.rename(out)
+        except BaseException:
+            former.rename(out)
+            raise
     shutil.rmtree(former, ignore_errors=True)
 
 

@@ -140,6 +140,18 @@ def moments(seconds: float) -> list[float]:
     return order
 
 
+def test_a_folder_is_whole_from_the_first_moment(forks: Forks, tmp_path: Path) -> None:
+    forks.run("out=undisturbed")
+    expected = {path.name for path in (tmp_path / "undisturbed").iterdir()}
+    for name in ("one", "two", "three"):
+        forks.start(f"out={name}")
+        deadline = time.monotonic() + 60
+        while not (tmp_path / name).exists() and time.monotonic() < deadline:
+            pass  # as often as can be
+        assert {path.name for path in (tmp_path / name).iterdir()} == expected
+        assert forks.end() == 0
+
+
 def test_killed_at_any_moment_a_folder_is_whole_or_not_there(forks: Forks, tmp_path: Path) -> None:
     forks.run("out=undisturbed")
     began = time.monotonic()

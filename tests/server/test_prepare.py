@@ -285,8 +285,8 @@ def test_describing_writes_nothing_and_tells_all(loaded: Run, tmp_path: Path) ->
     assert rows["train"] == ["20", "10"]
     assert rows["validation"] == ["20", "10"]
     assert rows["test"] == ["20", "10"]
-    assert rows["audio"] == ["3", "float32", "60", "0", "4 / 4 / 4", "1", "2", "3"]
-    assert rows["vision"] == ["6", "float16", "59", "1", "1 / 3 / 5", "0", "0", "0"]
+    assert rows["audio"] == ["3", "float32", "60", "0", "4-4-4", "1", "2", "3"]
+    assert rows["vision"] == ["6", "float16", "59", "1", "1-3-5", "0", "0", "0"]
     bars = re.findall(r"^ *(\S+) to (\S+) +(\d+) +(█+)", shown, re.M)
     assert [int(count) for _, _, count, _ in bars] == [9, 8, 9, 8, 9, 8, 9]
     assert (bars[0][0], bars[-1][1]) == ("-3", "3")

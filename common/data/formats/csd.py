@@ -8,9 +8,11 @@ Source: https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK.
 Notation: N items, T steps of one segment, D width.
 """
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -69,7 +71,8 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> Source:
             f"{settings.prefix}context and {settings.prefix}group are for arrays; groups are videos"
         )
     files = [_named(path) for path in _files(paths)]
-    labels = [file for file in files if "label" in file.title]
+    named = [file for file in files if "label" in file.name.lower()]
+    labels = named or [file for file in files if "label" in file.path.stem.lower()]
     if len(labels) != 1:
         raise UserError(
             f"{paths[0]}: {len(labels)} of {len(files)} files hold labels; expected one, with "
@@ -92,17 +95,13 @@ class _File:
     path: Path
     name: str
 
-    @property
-    def title(self) -> str:
-        return f"{self.path.stem} {self.name}".lower()
-
     def modality(self) -> str:
         # The sequence's own name says more than the file's.
         for text in (self.name.lower(), self.path.stem.lower()):
             for modality, words in _WORDS.items():
                 if any(word in text for word in words):
                     return modality
-        plain = "".join(each if each.isalnum() else "_" for each in self.name)
+        plain = re.sub(r"[^A-Za-z0-9_]", "_", self.name)
         return plain if plain.isidentifier() else f"_{plain}"
 
     def segments(self, wanted: Callable[[str], bool] = lambda _: True) -> tuple[Segments, int]:
@@ -174,10 +173,11 @@ def _datasets(data: Any, names: Sequence[str], path: Path) -> Iterator[Any]:
 
 def _check_size(data: Any, names: Sequence[str], path: Path) -> None:
     # In memory a number takes four bytes or more, whatever it takes in the file.
-    sizes = [
-        int(each.size or 0) * max(each.dtype.itemsize, 4) for each in _datasets(data, names, path)
-    ]
-    check_unpacked(path, sum(sizes))
+    unpacked = 0
+    for each in _datasets(data, names, path):
+        unpacked += int(each.size or 0) * max(each.dtype.itemsize, 4)
+        check_unpacked(path, prod(each.chunks or ()) * each.dtype.itemsize)
+    check_unpacked(path, unpacked)
 
 
 def _segment(data: Any, segment: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -194,7 +194,7 @@ def _segment(data: Any, segment: str, path: Path) -> tuple[NDArray[Any], NDArray
             f"{intervals.shape}"
         )
     kept = np.float16 if features.dtype == np.float16 else np.float32
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return features[()].astype(kept), intervals[()].astype(np.float64)
 
 
@@ -312,7 +312,11 @@ def _sequences(
     if len(widths) > 1 or 0 in widths:
         raise UserError(f"{file.path}: segments differ in width: {sorted(widths)[:5]}")
     empty = np.empty((0, *widths), dtype=np.float32)
-    parts = [_steps(found, segment, empty) for segment in segments]
+    parts, size = [], 0
+    for segment in segments:
+        parts.append(_steps(found, segment, empty))
+        size += parts[-1].nbytes
+        check_unpacked(file.path, size)  # intervals may overlap, over and over
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     real = [part for part in parts if len(part)]
     tabular = name in settings.tabular

@@ -24,8 +24,7 @@ def check_unpacked(path: Path, unpacked: int) -> None:
     UserError
         If that is more than 1 GiB and more than 100 times the file's size.
     """
-    allowed = max(FREE, RATIO * path.stat().st_size)
-    if unpacked > allowed:
+    if unpacked > FREE and unpacked > RATIO * path.stat().st_size:
         raise UserError(
             f"{path} declares {unpacked / 2**30:.1f} GiB of contents, more than {RATIO} times its "
             "size; expected a file of measured features"

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import IntArray, MultimodalDataset, Sequences
+from common.data.formats.limits import check_unpacked
 from common.data.formats.padding import CHUNK, real_spans
 from common.data.source import (
     EMOTIONS,
@@ -161,7 +162,7 @@ class Pickled:
         """Return one array of plain values."""
         if key not in self.splits[split]:
             raise self.fail(split, f"it lacks {key!r}, which the format needs in every split")
-        found = _array(self.splits[split][key])
+        found = _array(self.splits[split][key], self.path)
         if found is None:
             kind = type(self.splits[split][key]).__name__
             raise self.fail(split, f"{key!r} is {kind}, expected an array of numbers or text")
@@ -174,7 +175,8 @@ class Pickled:
             raise self.fail(
                 split, f"{key!r} is {found.dtype} of shape {found.shape}, expected {count} numbers"
             )
-        return found.astype(np.float64)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return found.astype(np.float64)
 
     def _ids(self, split: str) -> list[tuple[str, ...]]:
         found = self.array(split, "id")
@@ -192,7 +194,7 @@ class Pickled:
         key = self.labels_key
         found = self.numbers(split, key, count)
         flat = found.reshape(count, -1)
-        if found.ndim > 3 or flat.shape[1] not in (1, 1 + len(EMOTIONS)):
+        if found.shape[1:] not in ((), (1,), (1, 1), (7,), (1, 7)):
             raise self.fail(
                 split,
                 f"{key!r} has the shape {found.shape}; expected ({count}, 1), ({count}, 1, 1), or "
@@ -224,10 +226,10 @@ class Pickled:
         row = 0
         for split in list(blocks):
             for rows in _real_rows(blocks.pop(split), *spans[split]):
-                with np.errstate(over="ignore"):
+                with np.errstate(over="ignore", invalid="ignore"):
                     values[row : row + len(rows)] = rows
                 row += len(rows)
-            self.splits[split].pop(key)
+            self.splits[split].pop(key, None)  # two names may be of one split
         name = MODALITIES[key]
         tabular = name in self.settings.tabular
         if tabular and len(np.unique(lengths[lengths > 0])) > 1:
@@ -261,26 +263,31 @@ def _real_rows(block: NDArray[Any], first: IntArray, last: IntArray) -> Iterator
         yield block[part][(steps >= first[part, None]) & (steps < last[part, None])]
 
 
-def _array(value: object) -> NDArray[Any] | None:
+def _array(value: object, path: Path) -> NDArray[Any] | None:
     """Return an array of numbers or text, or None; lists are taken where they are flat."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind in "fiubSU":
             return np.asarray(value)
-        inner = _stacked(np.asarray(value).ravel().tolist()) if value.dtype.kind == "O" else None
+        objects = np.asarray(value).ravel().tolist() if value.dtype.kind == "O" else [None]
+        inner = _stacked(objects, path)
         return None if inner is None else inner.reshape(value.shape + inner.shape[1:])
-    return _stacked(list(value)) if isinstance(value, list | tuple) else None
+    return _stacked(list(value), path) if isinstance(value, list | tuple) else None
 
 
-def _stacked(values: list[Any]) -> NDArray[Any] | None:
+def _stacked(values: list[Any], path: Path) -> NDArray[Any] | None:
     if values and all(isinstance(each, np.ndarray) for each in values):
         shapes = {(each.shape, each.dtype.kind) for each in values}
-        return np.stack(values) if len(shapes) == 1 and values[0].dtype.kind in "fiubSU" else None
+        if len(shapes) > 1 or values[0].dtype.kind not in "fiubSU":
+            return None
+        # In the file, all of them may be one that is named many times.
+        check_unpacked(path, len(values) * max(each.nbytes for each in values))
+        return np.stack(values)
     if not all(isinstance(each, _SCALARS) for each in values):
         return None
     if any(isinstance(each, int) and abs(each) >= 2**63 for each in values):
         return None
     if any(isinstance(each, str | bytes) for each in values):
-        return _texts([_repaired(each) for each in values])
+        return _texts([_repaired(each) for each in values], path)
     try:
         array = np.array(values)
     except (TypeError, ValueError, OverflowError):
@@ -288,8 +295,9 @@ def _stacked(values: list[Any]) -> NDArray[Any] | None:
     return array if array.dtype.kind in "fiub" else None
 
 
-def _texts(values: list[str]) -> NDArray[Any] | None:
+def _texts(values: list[str], path: Path) -> NDArray[Any] | None:
     longest = max(map(len, values))
+    check_unpacked(path, 4 * longest * len(values))
     return np.array(values, dtype=np.str_) if longest <= MAX_ID else None
 
 

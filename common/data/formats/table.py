@@ -290,7 +290,7 @@ def _numeric(path: Path, name: str, array: object, dims: tuple[int, ...]) -> Arr
 def _floats(arrays: Sequence[Array]) -> FloatArray:
     """Join rows as float32, or float16 where all are."""
     half = all(array.dtype == np.float16 for array in arrays)
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         joined = np.concatenate(arrays, dtype=np.float16 if half else np.float32, casting="unsafe")
     return cast(FloatArray, joined)
 

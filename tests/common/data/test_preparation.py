@@ -469,7 +469,8 @@ def test_overwriting_refuses_a_folder_of_something_else(file: Path, out: Path) -
     out.mkdir()
     (out / "thesis.tex").write_text("years of work")
     error = refused(file, out, overwrite=True)
-    assert error == f"out={out} holds no shards; overwrite=true replaces shards only"
+    assert error.startswith(f"out={out} ")
+    assert "overwrite=true replaces" in error
     assert contents(out) == {"thesis.tex": b"years of work"}
     assert left(out) == ["shards"]
 

@@ -648,6 +648,14 @@ FORGED: dict[str, tuple[Change, str]] = {
     ),
     "starts-too-few": (swap("vision.starts", [0, 0]), "vision"),
     "lengths-too-many": (swap("vision.lengths", [1, 1, 1, 1]), "vision"),
+    "items-too-few": (
+        lambda a, _: (swap("vision.starts", [0, 1])(a, _), swap("vision.lengths", [1, 2])(a, _)),
+        "vision",
+    ),
+    "items-too-many": (
+        lambda a, _: (swap("vision.starts", [0] * 4)(a, _), swap("vision.lengths", [1] * 4)(a, _)),
+        "vision",
+    ),
     "starts-i4": (cast_to("vision.starts", "i4"), "vision.starts"),
     "lengths-u8": (cast_to("vision.lengths", "u8"), "vision.lengths"),
     "lengths-f8": (cast_to("vision.lengths", "f8"), "vision.lengths"),
@@ -679,7 +687,7 @@ FORGED: dict[str, tuple[Change, str]] = {
         "groups",
     ),
     "ends-falling": (swap("groups.ends", [14, 7, 16]), "groups"),
-    "ends-negative": (swap("groups.ends", [-1, 14, 16]), "groups"),
+    "ends-negative": (swap("groups.ends", [-2, 14, 16]), "groups"),
     "ends-short": (swap("groups.ends", [7, 14, 15]), "groups"),
     "ends-beyond": (swap("groups.ends", [7, 14, 17]), "groups"),
     "ends-beyond-and-back": (swap("groups.ends", [7, 99, 16]), "groups"),
