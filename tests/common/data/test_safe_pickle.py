@@ -84,7 +84,8 @@ for hostile in CORPUS:
         load(path)
     except UserError as error:
         assert hostile.says in str(error), hostile.name
-print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+status = Path("/proc/self/status").read_text()
+print("peak", status.split("VmHWM:")[1].split()[0])
 """
     here = Path(__file__).resolve()
     done = subprocess.run(
@@ -94,6 +95,7 @@ print("peak", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
         text=True,
         check=True,
     )
+    # Of this process alone: what getrusage tells includes what it was forked from.
     assert int(done.stdout.split()[1]) < 400_000  # KiB
 
 
@@ -158,11 +160,12 @@ def test_arrays_are_not_copied(tmp_path: Path) -> None:
     path = tmp_path / "large.pkl"
     path.write_bytes(pickle.dumps({"x": np.ones((50_000_000,), dtype=np.float32)}, protocol=4))
     script = (
-        "import resource, sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from common.data.safe_pickle import load\n"
-        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
+        "before = peak()\n"
         "load(Path(sys.argv[1]))\n"
-        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)\n"
+        "print(peak() - before)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(path)],
@@ -171,7 +174,7 @@ def test_arrays_are_not_copied(tmp_path: Path) -> None:
         text=True,
         check=True,
     )
-    assert int(done.stdout) * 1024 < 1.3 * path.stat().st_size
+    assert 0.9 < int(done.stdout) * 1024 / path.stat().st_size < 1.3
 
 
 def test_a_pickle_of_python_2(file: Path) -> None:

@@ -855,3 +855,20 @@ def test_one_long_name_among_many_does_not_take_all_memory(path: Path) -> None:
     )
     assert done.stderr == ""
     assert str(path) in done.stdout
+
+
+@pytest.mark.parametrize("what", ["ids", "groups"])
+@pytest.mark.parametrize("letter", ["a", "🎧"])
+def test_whatever_is_written_can_be_read(path: Path, what: str, letter: str) -> None:
+    """A name that is too long for a reader is refused by the writer, and nothing is left."""
+    for size in (1000, 5000, 100_000):
+        items = replace(dataset(), **{what: np.array(["x", letter * size, "y"])})
+        try:
+            write_shard(path, items, info_for(items))
+        except UserError as error:
+            assert what in str(error)
+            assert len(str(error).splitlines()) == 1
+            assert not path.exists()
+        else:
+            assert_same(read_shard(path).items, items)
+            path.unlink()
