@@ -106,7 +106,7 @@ def write_shard(
     Raises
     ------
     UserError
-        If a feature is too large for float16.
+        If a feature is too large for float16, or an id or group too long.
     OSError
         If it cannot be written.
     """
@@ -176,6 +176,9 @@ def _compact(sequences: Sequences) -> tuple[IntArray, IntArray]:
 
 def _pack_text(name: str, texts: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
     encoded = [text.encode() for text in texts.tolist()]
+    longest = max(map(len, encoded), default=0)
+    if longest > MAX_NAME:
+        raise UserError(f"{name} are up to {longest} bytes long; expected {MAX_NAME} at most")
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
     return {
         name: np.frombuffer(b"".join(encoded), dtype=np.uint8),

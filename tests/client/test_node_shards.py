@@ -410,6 +410,49 @@ def test_no_shard_of_another_task_is_trained_on_where_the_server_s_shards_say_th
     assert trained == []
 
 
+@pytest.mark.parametrize(
+    ("task", "run_task", "outputs", "numbers"),
+    [
+        (Task.regression, Task.classification, 2, 2),  # a prior as long as that of regression
+        (Task.regression, Task.multilabel, 2, 2),
+        (Task.classification, Task.classification, 2, 2),  # a class that the run does not know
+        (Task.multilabel, Task.multilabel, 2, 2),
+        (Task.multilabel, Task.multilabel, 4, 4),
+        (Task.classification, Task.regression, 1, 2),
+    ],
+)
+def test_no_shard_of_other_outputs_is_trained_on(
+    tmp_path: Path,
+    task: Task,
+    run_task: Task,
+    outputs: int,
+    numbers: int,
+    trained: list[object],
+) -> None:
+    path, config = write_site(tmp_path / "site.safetensors", task), run_config("shards")
+    spec = ModelSpec({"audio": (WIDTH,)}, outputs, run_task, config.model)
+    parts = split_arrays(build_model(spec, seed=3).state_dict())
+    prior = torch.full((numbers,), 0.5, dtype=torch.float64)
+    downlink = Downlink(AUDIO, 1, parts.encoders["audio"], parts.decoder, prior)
+    with pytest.raises((UserError, ProtocolError)):
+        run_round(downlink, node_of(path), config)
+    assert trained == []
+
+
+def test_a_site_that_has_one_class_only_is_not_taken_for_numbers(
+    tmp_path: Path, trained: list[object]
+) -> None:
+    path, items = tmp_path / "site.safetensors", items_of(Task.classification)
+    items = replace(items, labels=np.zeros(ITEMS, dtype=np.int64))
+    write_shard(path, items, info_of(items, "audio-0", Task.classification, 3))
+    config = run_config("shards")
+    with pytest.raises((UserError, ProtocolError)):
+        run_round(downlink_to(AUDIO, config, Task.regression), node_of(path), config)
+    assert trained == []
+    uplink = run_round(downlink_to(AUDIO, config, Task.classification), node_of(path), config)
+    assert np.isfinite(uplink.train_loss)
+
+
 def test_a_shard_without_one_item_of_its_modality_is_refused(
     tmp_path: Path, trained: list[object]
 ) -> None:
