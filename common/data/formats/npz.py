@@ -263,7 +263,7 @@ class _File:
 
     def sequences(self, name: str) -> Sequences:
         array = self.array(name, self.option("modalities"))
-        if array.dtype.kind not in "fiu" or array.ndim not in (2, 3):
+        if array.dtype.kind not in "fiu" or array.ndim not in (2, 3) or 0 in array.shape[1:]:
             raise self.fail(
                 f"{name} is {array.dtype} of shape {array.shape}, "
                 "expected numbers of 2 or 3 dimensions"

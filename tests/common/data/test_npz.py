@@ -507,3 +507,9 @@ def test_a_corrupted_compressed_member_is_named(file: Path, offset: int) -> None
     message = refused(file)
     assert str(file) in message
     assert "audio" in message.replace(str(file), "")
+
+
+@pytest.mark.parametrize("shape", [(6, 3, 0), (6, 0), (6, 0, 3)])
+def test_a_modality_without_width_or_steps_is_named(file: Path, shape: tuple[int, ...]) -> None:
+    message = refused(write(file, audio=np.zeros(shape, dtype=np.float32)))
+    assert f"audio is float32 of shape {shape}" in message
