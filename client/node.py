@@ -138,6 +138,7 @@ def _describe_client(node: Node, key: ClientKey, config: Config) -> ClientDescri
     return ClientDescription(
         key,
         len(data.train),
+        task,
         label_sums(labels, task, outputs),
         Moments.of(data.sequences.select(data.train)),
     )

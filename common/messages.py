@@ -8,6 +8,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.data.moments import Moments
 from common.posterior import Posterior
+from common.task import Task
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,8 @@ class ClientDescription:
         Modality and number.
     examples
         Number of train items.
+    task
+        Kind of its labels.
     label_sums
         Of the train items, see `common.model.evidence.label_sums`.
     moments
@@ -28,6 +31,7 @@ class ClientDescription:
 
     key: ClientKey
     examples: int
+    task: Task
     label_sums: Tensor
     moments: Moments
 

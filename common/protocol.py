@@ -17,6 +17,7 @@ from common.clients import ClientKey
 from common.data.moments import Moments
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
 from common.posterior import Form, Gaussian
+from common.task import Task
 
 VERSION = 1
 
@@ -146,6 +147,7 @@ def encode_description(description: NodeDescription) -> RecordDict:
     for index, client in enumerate(description.clients):
         about = _about(client.key) | {
             "examples": client.examples,
+            "task": str(client.task),
             "label-sums": client.label_sums.tolist(),
         }
         content[f"{_ABOUT}-{index}"] = ConfigRecord(about)
@@ -182,11 +184,14 @@ def payload_bytes(content: RecordDict) -> int:
 
 def _client(content: RecordDict, index: int) -> ClientDescription:
     name = f"{_ABOUT}-{index}"
-    fields = {"modality": str, "part": int, "examples": int, "label-sums": list}
+    fields = {"modality": str, "part": int, "examples": int, "task": str, "label-sums": list}
     about = _typed(content.config_records.get(name), name, fields)
+    if about["task"] not in set(Task):
+        raise ProtocolError(f"{name}.task is {about['task']!r}, expected one of {', '.join(Task)}")
     return ClientDescription(
         _key(about),
         about["examples"],
+        Task(about["task"]),
         _numbers(about["label-sums"], f"{name}.label-sums"),
         _moments(content, f"{_MOMENTS}-{index}"),
     )

@@ -199,7 +199,8 @@ class Registry:
         Raises
         ------
         UserError
-            If a client has labels that the server's evaluation data does not know.
+            If a client's labels are of another kind than the server's evaluation data, or are
+            some that these do not know.
         """
         total = torch.zeros(
             {Task.regression: 3, Task.classification: outputs, Task.multilabel: outputs + 1}[task],
@@ -207,6 +208,11 @@ class Registry:
         )
         for key, member in self.members.items():
             sums = member.client.label_sums
+            if member.client.task is not task:
+                raise UserError(
+                    f"client {key} has labels for task={member.client.task}, and the evaluation "
+                    f"data for task={task}"
+                )
             known = len(sums) <= len(total)
             if not known or (task is not Task.classification and len(sums) != len(total)):
                 raise UserError(

@@ -32,6 +32,7 @@ from common.protocol import (
     encode_uplink,
     payload_bytes,
 )
+from common.task import Task
 
 KEY = ClientKey("audio", 3)
 
@@ -62,6 +63,7 @@ def description() -> NodeDescription:
         ClientDescription(
             ClientKey(modality, part),
             10 + part,
+            Task.classification if part else Task.regression,
             torch.tensor([10.0, 0.1 + part, 1 / 3], dtype=torch.float64),
             Moments(*np.random.default_rng(part).normal(size=(3, *shape))),
         )
@@ -400,6 +402,8 @@ def test_query_says_the_version() -> None:
     [
         ("examples", None, ["about-1", "examples"]),
         ("examples", 2.0, ["about-1.examples", "float", "int"]),
+        ("task", "ranking", ["about-1.task", "ranking", "multilabel"]),
+        ("task", 1, ["about-1.task", "int", "str"]),
         ("label-sums", 2.0, ["about-1.label-sums", "float", "list"]),
         ("label-sums", ["x"], ["label-sums"]),
         ("surplus", 1, ["about-1", "surplus"]),

@@ -49,7 +49,12 @@ def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def client(
-    name: str, *, width: int = 4, examples: int = 10, sums: tuple[float, ...] = (10.0, 1.0, 5.0)
+    name: str,
+    *,
+    width: int = 4,
+    examples: int = 10,
+    sums: tuple[float, ...] = (10.0, 1.0, 5.0),
+    task: Task = Task.regression,
 ) -> ClientDescription:
     modality, _, part = name.rpartition("-")
     rng = np.random.default_rng([examples, len(name)])
@@ -58,7 +63,11 @@ def client(
         np.full(width, float(examples)), rows.mean(axis=0), examples * rows.var(axis=0)
     )
     return ClientDescription(
-        ClientKey(modality, int(part)), examples, torch.tensor(sums, dtype=torch.float64), moments
+        ClientKey(modality, int(part)),
+        examples,
+        task,
+        torch.tensor(sums, dtype=torch.float64),
+        moments,
     )
 
 
@@ -313,7 +322,10 @@ def test_label_sums_of_numbers_are_pooled() -> None:
 
 def test_label_counts_of_classes_are_pooled_though_clients_know_fewer() -> None:
     registry = refreshed(
-        {1: hosting(client("audio-0", sums=(3, 4))), 2: hosting(client("audio-1", sums=(1, 0, 2)))}
+        {
+            1: hosting(client("audio-0", sums=(3, 4), task=Task.classification)),
+            2: hosting(client("audio-1", sums=(1, 0, 2), task=Task.classification)),
+        }
     )
     assert registry.label_sums(Task.classification, 4).tolist() == [4, 4, 2, 0]
     assert registry.label_sums(Task.classification, 3).tolist() == [4, 4, 2]
@@ -331,7 +343,7 @@ def test_label_counts_of_classes_are_pooled_though_clients_know_fewer() -> None:
 def test_labels_that_the_server_does_not_know_are_refused_with_their_client(
     task: Task, outputs: int, sums: tuple[float, ...]
 ) -> None:
-    registry = refreshed({1: hosting(client("audio-7", sums=sums))})
+    registry = refreshed({1: hosting(client("audio-7", sums=sums, task=task))})
     with pytest.raises(UserError, match="audio-7"):
         registry.label_sums(task, outputs)
 
@@ -351,3 +363,12 @@ def test_moments_are_pooled_by_modality() -> None:
     np.testing.assert_allclose(pooled["audio"].mean, rows.mean(axis=0))
     np.testing.assert_allclose(pooled["audio"].std, rows.std(axis=0))
     np.testing.assert_allclose(pooled["vision"].mean, clients[2].moments.mean)
+
+
+@pytest.mark.parametrize(("task", "outputs"), [(Task.classification, 3), (Task.multilabel, 2)])
+def test_labels_of_another_task_are_refused_though_their_sums_would_fit(
+    task: Task, outputs: int
+) -> None:
+    registry = refreshed({1: hosting(client("audio-7", sums=(18.0, 22.6, 39.7)))})
+    with pytest.raises(UserError, match="audio-7 has labels for task=regression"):
+        registry.label_sums(task, outputs)

@@ -27,6 +27,7 @@ from common.protocol import (
     payload_bytes,
 )
 from common.seeding import derive_seed
+from common.task import Task
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.registry import Registry
 from server.strategy import HierarchicalAggregation, RoundReport, from_record, to_record
@@ -84,6 +85,7 @@ def describe(message: Message, hosted: Iterable[str]) -> Message:
         ClientDescription(
             key_of(name),
             examples_of(key_of(name)),
+            Task.regression,
             torch.ones(3, dtype=torch.float64),
             Moments(*np.ones((3, WIDTHS.get(key_of(name).modality, 2)))),
         )

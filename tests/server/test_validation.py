@@ -37,7 +37,7 @@ def good(task: Task = Task.regression) -> Uplink:
 
 
 def check(uplink: Uplink, task: Task = Task.regression) -> None:
-    client = ClientDescription(KEY, 12, torch.ones(3), Moments.empty(2))
+    client = ClientDescription(KEY, 12, Task.regression, torch.ones(3), Moments.empty(2))
     UpdateRules(TRAINED, task, EncoderConfig()).check(uplink, client, 4)
 
 
