@@ -1,7 +1,7 @@
 """The names and types of all settings of `utmp-prepare`; ``conf/prepare.yaml`` holds the values."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, cast
@@ -11,6 +11,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.config.composition import composed, explain, refuse_unknown
+from common.config.ranges import Check, check_values
 from common.errors import UserError
 
 
@@ -122,7 +123,7 @@ class PrepareConfig:
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
 
-_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
+_RANGES: tuple[Check, ...] = (
     (
         "a number above 0",
         lambda value: 0 < value < math.inf,
@@ -131,7 +132,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "a number of at least 0",
         lambda value: 0 <= value < math.inf,
-        ("context", "partition.min_items"),
+        ("clients", "context", "partition.min_items"),
     ),
     (
         "a share in [0, 1)",
@@ -165,16 +166,7 @@ def parse_prepare(composition: DictConfig) -> PrepareConfig:
         refuse_unknown(composition)
     except OmegaConfBaseException as error:
         raise UserError(explain(error, PrepareConfig)) from error
-    for expected, holds, names in _RANGES:
-        for name in names:
-            value: Any = config
-            for part in name.split("."):
-                value = getattr(value, part, None)
-            if value is not None and not holds(value):
-                raise UserError(f"{name}={value}: expected {expected}")
-    for name, count in config.clients.items():
-        if count is not None and count < 0:
-            raise UserError(f"clients.{name}={count}: expected a number of at least 0")
+    check_values(config, _RANGES)
     held_back = config.validation_fraction + config.test_fraction
     if held_back >= 1:
         raise UserError(f"validation_fraction + test_fraction={held_back}: expected less than 1")

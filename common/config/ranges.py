@@ -75,10 +75,7 @@ RANGES: tuple[Check, ...] = (
 
 def check_ranges(config: Config) -> None:
     """Raise `UserError` for the first value outside its range."""
-    for expected, holds, names in RANGES:
-        for name, value in _values(config, names):
-            if not holds(value):
-                raise UserError(f"{name}={value}: expected {expected}")
+    check_values(config, RANGES)
     dataset, model = config.dataset, config.model
     held_back = dataset.validation_fraction + dataset.test_fraction
     if held_back >= 1:
@@ -89,7 +86,15 @@ def check_ranges(config: Config) -> None:
         raise UserError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 
 
-def _values(config: Config, names: Iterable[str]) -> Iterator[tuple[str, float]]:
+def check_values(config: object, ranges: Iterable[Check]) -> None:
+    """Raise `UserError` for the first value that is not in its range."""
+    for expected, holds, names in ranges:
+        for name, value in _values(config, names):
+            if not holds(value):
+                raise UserError(f"{name}={value}: expected {expected}")
+
+
+def _values(config: object, names: Iterable[str]) -> Iterator[tuple[str, float]]:
     """Look up settings by dotted name; those that are None or of another dataset are left out."""
     for name in names:
         value: Any = config
