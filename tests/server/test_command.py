@@ -4,71 +4,29 @@ What is refused before the libraries are loaded runs as the installed command. T
 them, for seconds, once a test; one process loads them once and forks for each command line.
 """
 
-import json
-import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
+from forked_command import Answer, ForkedCommand, forked_command
 
 COMMAND = Path(sys.executable).with_name("utmp-train")
 
-# Reads {"argv", "folder"} line by line; answers with {"status"} when the fork has ended.
-FORKS = """
-import json, os, sys, traceback, types
-import server.train, server.app
+LOADS = """
+import sys, types
+import server.app
+from server.train import main
 
 simulation = types.ModuleType("server.simulation")
 simulation.simulate = lambda run: print("would train")
 sys.modules["server.simulation"] = simulation
-print("ready", flush=True)
-for line in sys.stdin:
-    order = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(order["folder"])
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv = order["argv"]
-        status = 0
-        try:
-            server.train.main()
-        except SystemExit as exit:
-            status = exit.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    _, ended = os.waitpid(child, 0)
-    print(json.dumps({"status": os.waitstatus_to_exitcode(ended)}), flush=True)
-os._exit(0)
 """
-
-
-@dataclass
-class Answer:
-    """What a command left."""
-
-    status: int
-    stdout: str
-    stderr: str
-
-    @property
-    def error(self) -> str:
-        """The one line of a mistake of the user, without ``error: ``."""
-        assert "Traceback" not in self.stderr
-        assert re.fullmatch(r"error: [^\n]+\n", self.stderr), self.stderr
-        assert self.status == 2
-        assert self.stdout == ""
-        return self.stderr.removeprefix("error: ").rstrip("\n")
 
 
 Run = Callable[..., Answer]
@@ -90,35 +48,15 @@ def command(tmp_path: Path) -> Run:
 
 
 @pytest.fixture(scope="module")
-def forks() -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKS], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        assert process.stdin is not None and process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        process.stdin.close()
+def forked() -> Iterator[ForkedCommand]:
+    with forked_command("utmp-train", LOADS) as command:
+        yield command
 
 
 @pytest.fixture
-def loaded(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forks: subprocess.Popen[str]
-) -> Run:
+def loaded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
     """Run the command in an empty folder, with its libraries loaded already."""
-    streams = tmp_path_factory.mktemp("streams")
-    assert forks.stdin is not None and forks.stdout is not None
-    send, answers = forks.stdin, forks.stdout
-
-    def run(*arguments: str) -> Answer:
-        files = {name: str(streams / name) for name in ("stdout", "stderr")}
-        order = {"argv": ["utmp-train", *arguments], "folder": str(tmp_path), **files}
-        send.write(json.dumps(order) + "\n")
-        send.flush()
-        status = json.loads(answers.readline())["status"]
-        stdout, stderr = (Path(path).read_text() for path in files.values())
-        return Answer(status, stdout, stderr)
-
-    return run
+    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
 
 
 def write(folder: Path, name: str, **arrays: Any) -> str:

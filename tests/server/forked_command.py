@@ -1,0 +1,136 @@
+"""Command lines of a command whose libraries are loaded once.
+
+Each would load them anew, for seconds; here one process loads them and forks for each.
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ENVIRONMENT = os.environ | {"COLUMNS": "160"}
+
+# Reads {"argv", "folder", …} line by line; answers with {"status"} when the fork has ended.
+_LOOP = """
+import json, os, resource, sys, traceback
+
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.chdir(order["folder"])
+        for number, name in ((1, "stdout"), (2, "stderr")):
+            os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        sys.argv = order["argv"]
+        sys.modules |= dict.fromkeys(order["missing"])
+        if order["largest_file"]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
+        status = 0
+        try:
+            main()
+        except SystemExit as exit:
+            status = exit.code or 0
+        except BaseException:
+            traceback.print_exc()
+            status = 1
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    _, ended = os.waitpid(child, 0)
+    print(json.dumps({"status": os.waitstatus_to_exitcode(ended)}), flush=True)
+os._exit(0)
+"""
+
+
+@dataclass
+class Answer:
+    """What a command left."""
+
+    status: int
+    stdout: str
+    stderr: str
+
+    @property
+    def error(self) -> str:
+        """The one line of a mistake of the user, without ``error: ``."""
+        assert "Traceback" not in self.stderr
+        assert re.fullmatch(r"error: [^\n]+\n", self.stderr), self.stderr
+        assert self.status == 2
+        assert self.stdout == ""
+        return self.stderr.removeprefix("error: ").rstrip("\n")
+
+    @property
+    def shown(self) -> str:
+        """What a command that went well printed."""
+        assert (self.status, self.stderr) == (0, "")
+        return self.stdout
+
+
+class ForkedCommand:
+    """A process that has a command loaded.
+
+    Parameters
+    ----------
+    name
+        Of the command, ``sys.argv[0]``.
+    process
+        Runs the loop above.
+    """
+
+    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self.name = name
+        self._orders, self._answers = process.stdin, process.stdout
+        assert self._answers.readline() == "ready\n"
+
+    def run(
+        self,
+        folder: Path,
+        streams: Path,
+        *arguments: str,
+        missing: tuple[str, ...] = (),
+        largest_file: int = 0,
+    ) -> Answer:
+        """Run a command line.
+
+        Parameters
+        ----------
+        folder, streams
+            Where it runs, and where what it prints is kept.
+        arguments
+            Its own.
+        missing
+            Modules that it cannot import.
+        largest_file
+            Bytes that it may write into one file; 0 for no limit.
+        """
+        files = {name: str(streams / name) for name in ("stdout", "stderr")}
+        order: dict[str, Any] = {"argv": [self.name, *arguments], "folder": str(folder), **files}
+        order |= {"missing": missing, "largest_file": largest_file}
+        self._orders.write(json.dumps(order) + "\n")
+        self._orders.flush()
+        status = json.loads(self._answers.readline())["status"]
+        stdout, stderr = (Path(path).read_text() for path in files.values())
+        return Answer(status, stdout, stderr)
+
+
+@contextmanager
+def forked_command(name: str, loads: str) -> Iterator[ForkedCommand]:
+    """Load a command; `loads` is Python code that ends with its function in ``main``."""
+    with subprocess.Popen(
+        [sys.executable, "-c", loads + _LOOP],
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        yield ForkedCommand(name, process)
+        assert process.stdin is not None
+        process.stdin.close()
