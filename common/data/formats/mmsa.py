@@ -46,7 +46,8 @@ def _lengths(file: Pickled, split: str, key: str, shape: tuple[int, int]) -> Int
     count, steps = shape
     if f"{key}_lengths" in file.splits[split]:
         found = file.numbers(split, f"{key}_lengths", count)
-        if found.ndim != 1 or not ((found >= 0) & (found <= steps) & (found % 1 == 0)).all():
+        whole = (found >= 0) & (found <= steps) & (np.trunc(found) == found)
+        if found.ndim != 1 or not whole.all():
             raise file.fail(split, f"'{key}_lengths' are not whole numbers from 0 to {steps}")
         return found.astype(np.int64)
     if key == "text" and "text_bert" in file.splits[split]:

@@ -184,7 +184,18 @@ def test_a_file_of_which_nothing_is_left(changes: dict[str, Any]) -> None:
     fails({"train": split(**changes)}, "mosi.pkl")
 
 
-@pytest.mark.parametrize("lengths", [[1, 2, 5], [1, 2, -1], [1, 2, 2.5], [1, 2, np.nan], [1, 2]])
+@pytest.mark.parametrize(
+    "lengths",
+    [
+        [1, 2, 5],
+        [1, 2, -1],
+        [1, 2, 2.5],
+        [1, 2, np.nan],
+        [1, 2],
+        [1, 1, float("inf")],
+        [1, 1, float("nan")],
+    ],
+)
 def test_lengths_that_do_not_fit(lengths: list[float]) -> None:
     content = {"valid": mmsa_split(audio_lengths=lengths)}
     fails(content, "'valid'", "audio_lengths", reader=mmsa)
