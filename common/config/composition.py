@@ -14,6 +14,7 @@ from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from common.config.partition import DirichletConfig, SizeConfig
 from common.config.ranges import check_ranges
 from common.config.schema import Config, NpzConfig, ShardsConfig, SyntheticConfig
 from common.errors import UserError
@@ -119,8 +120,8 @@ def explain(error: Exception, schema: type = Config) -> str:
         choices = ", ".join(name for name in _options(others) if not name.endswith("_schema"))
         return f"{group}={choice}: there is no such {group}; there are {choices}"
     if unknown := re.match(r"Could not override '(.*)'", first):
-        if schema is Config and (owner := _dataset_with(unknown[1])):
-            return f"{unknown[1]} is a setting of dataset={owner}; give that too"
+        if owner := _owner_of(unknown[1], schema):
+            return f"{unknown[1]} is a setting of {owner}; give that too"
         near = difflib.get_close_matches(unknown[1], setting_names(schema), n=3)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return f"there is no setting {unknown[1]!r}{hint} (--cfg job prints them all)"
@@ -143,19 +144,30 @@ def _options(lines: list[str]) -> list[str]:
     return list(listed)
 
 
-def _dataset_with(name: str) -> str | None:
-    """Return the kind of dataset that has a setting, if one has."""
-    for kind in (SyntheticConfig, NpzConfig, ShardsConfig):
-        if name in {f"dataset.{item.name}" for item in fields(kind)}:
-            return kind.name
+def _kinds(schema: type) -> dict[str, type]:
+    """Return the choices of a group that have settings of their own, by how they are given."""
+    partitions: dict[str, type] = {
+        "partition=dirichlet": DirichletConfig,
+        "partition=size": SizeConfig,
+    }
+    datasets = {f"dataset={kind.name}": kind for kind in (SyntheticConfig, NpzConfig, ShardsConfig)}
+    return {**(datasets if schema is Config else {}), **partitions}
+
+
+def _owner_of(name: str, schema: type) -> str | None:
+    """Return the choice that has a setting, if one has."""
+    for choice, kind in _kinds(schema).items():
+        group = choice.partition("=")[0]
+        if name in {f"{group}.{item.name}" for item in fields(kind)}:
+            return choice
     return None
 
 
 def setting_names(schema: type = Config) -> list[str]:
     """Every dotted name of a schema."""
     names = [*_names_below(OmegaConf.structured(schema))]
-    for kind in (SyntheticConfig, NpzConfig, ShardsConfig) if schema is Config else ():
-        names += [f"dataset.{item.name}" for item in fields(kind)]
+    for choice, kind in _kinds(schema).items():
+        names += [f"{choice.partition('=')[0]}.{item.name}" for item in fields(kind)]
     return sorted(set(names))
 
 

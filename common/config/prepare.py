@@ -7,10 +7,11 @@ from enum import StrEnum
 from typing import Any, cast
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from common.config.composition import composed, explain, refuse_unknown
+from common.config.partition import PartitionConfig
 from common.config.ranges import Check, check_values
 from common.errors import UserError
 
@@ -52,49 +53,6 @@ class Precision(StrEnum):
     auto = "auto"
     float16 = "float16"
     float32 = "float32"
-
-
-class PartitionRule(StrEnum):
-    """Who gets which items; see `common.data.partition`."""
-
-    groups = "groups"
-    iid = "iid"
-    dirichlet = "dirichlet"
-    natural = "natural"
-    size = "size"
-
-
-class SizeLaw(StrEnum):
-    """How sizes grow from the first client of a modality to its last."""
-
-    linear = "linear"
-    square = "square"
-    exponential = "exponential"
-
-
-@dataclass
-class PartitionConfig:
-    """What every rule has; some add settings of their own."""
-
-    name: PartitionRule = MISSING
-    min_items: int = 1
-
-
-@dataclass
-class DirichletConfig(PartitionConfig):
-    """Label skew."""
-
-    name: PartitionRule = PartitionRule.dirichlet
-    alpha: float = 0.5
-    bins: int = 5
-
-
-@dataclass
-class SizeConfig(PartitionConfig):
-    """Unequal sizes."""
-
-    name: PartitionRule = PartitionRule.size
-    law: SizeLaw = SizeLaw.linear
 
 
 @dataclass
@@ -181,9 +139,6 @@ def register_prepare_schema() -> None:
     OmegaConf.set_struct(schema.clients, False)
     OmegaConf.set_struct(schema.arrays, False)
     store.store(name="prepare_schema", node=schema)
-    store.store(group="partition", name="partition_schema", node=PartitionConfig)
-    store.store(group="partition", name="dirichlet_schema", node=DirichletConfig)
-    store.store(group="partition", name="size_schema", node=SizeConfig)
 
 
 register_prepare_schema()

@@ -7,6 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from common.config.partition import PartitionConfig, PartitionRule
 from common.task import Task
 
 
@@ -28,6 +29,10 @@ class DatasetConfig:
     validation_fraction: float = 0.1
     test_fraction: float = 0.2
     standardisation: Standardisation = Standardisation.pooled
+    # Edges of the bins in which numbers are counted to see how clients' labels differ: Acc-7's.
+    label_bins: list[float] = field(default_factory=lambda: [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
+    # For experiments: so many clients of each modality get the labels of other items of theirs.
+    permuted_clients: int = 0
 
 
 @dataclass
@@ -102,11 +107,22 @@ class ClientConfig:
     threads: int = 1
 
 
+class When(StrEnum):
+    """When an option is in force; ``skewed``: where the clients' labels differ enough."""
+
+    never = "never"
+    always = "always"
+    skewed = "skewed"
+
+
 class EncoderMerge(StrEnum):
     """How the encoders of one modality become one."""
 
     average = "average"
     pbea = "pbea"
+    fedatt = "fedatt"
+    median = "median"
+    trimmed_mean = "trimmed_mean"
 
 
 class Structure(StrEnum):
@@ -114,6 +130,7 @@ class Structure(StrEnum):
 
     diagonal = "diagonal"
     row = "row"
+    low_rank = "low_rank"
 
 
 class Scale(StrEnum):
@@ -138,6 +155,9 @@ class DecoderMerge(StrEnum):
 
     average = "average"
     cmda = "cmda"
+    fedatt = "fedatt"
+    median = "median"
+    trimmed_mean = "trimmed_mean"
 
 
 @dataclass
@@ -156,6 +176,8 @@ class Sampler(StrEnum):
 
     last = "last"
     iasg = "iasg"
+    sgld = "sgld"
+    sghmc = "sghmc"
 
 
 @dataclass
@@ -165,6 +187,72 @@ class SamplerConfig:
     name: Sampler = Sampler.iasg
     num_samples: int = 4
     burn_in: float = 0.75
+    segment: int | None = None  # steps a sample; None: all after burn-in, shared out
+    lr: float = 0.01  # of sgld and sghmc, as are the next two
+    temperature: float = 1.0
+    friction: float = 0.1
+
+
+class Setting(StrEnum):
+    """Who trains on what; all but ``federated`` are bounds, see `server.reference`."""
+
+    federated = "federated"
+    local = "local"
+    pooled = "pooled"
+    centralised = "centralised"
+
+
+class Architecture(StrEnum):
+    """What the centralised bound trains."""
+
+    ha_fedformer = "ha_fedformer"
+    early_fusion = "early_fusion"
+    cross_modal = "cross_modal"
+
+
+class ClientWeights(StrEnum):
+    """How much each client counts; see `server.aggregation.client_weights`."""
+
+    examples = "examples"
+    uniform = "uniform"
+    agreement = "agreement"
+
+
+@dataclass
+class LocalConfig:
+    """What a strategy changes in local training; see `client.trainer`."""
+
+    proximal: float = 0.0
+    logit_adjustment: When = When.never
+    lr_decay: When = When.never
+
+
+@dataclass
+class FedAttConfig:
+    """Attention over clients; see `server.aggregation.fedatt`."""
+
+    epsilon: float = 1.2
+    noise: float = 1e-3
+
+
+class ServerOptimizer(StrEnum):
+    """How the server steps from the old model to the merged one."""
+
+    sgd = "sgd"
+    momentum = "momentum"
+    adam = "adam"
+
+
+@dataclass
+class ServerOptimizerConfig:
+    """See `server.aggregation.server_optimizer`; sgd at rate 1 takes the merged model as it is."""
+
+    name: ServerOptimizer = ServerOptimizer.sgd
+    lr: float = 1.0
+    momentum: float = 0.9  # of adam too, its beta1
+    beta2: float = 0.99
+    tau: float = 1e-3
+    when: When = When.always
 
 
 @dataclass
@@ -172,10 +260,19 @@ class StrategyConfig:
     """One federated algorithm: what clients sample and how the server merges."""
 
     name: str = MISSING
+    setting: Setting = Setting.federated
+    architecture: Architecture = Architecture.ha_fedformer
     fraction: float = 1.0
+    weights: ClientWeights = ClientWeights.examples
+    normalise_steps: bool = False
+    trim: float = 0.2
+    skew_threshold: float = 0.1
+    local: LocalConfig = field(default_factory=LocalConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+    fedatt: FedAttConfig = field(default_factory=FedAttConfig)
+    server_optimizer: ServerOptimizerConfig = field(default_factory=ServerOptimizerConfig)
 
 
 class FusionRule(StrEnum):
@@ -214,6 +311,9 @@ class Config:
     run_dir: str = MISSING
     clients: dict[str, int | None] = field(default_factory=lambda: {"default": None})
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
+    partition: PartitionConfig = field(
+        default_factory=lambda: PartitionConfig(PartitionRule.groups)
+    )
     model: ModelConfig = field(default_factory=ModelConfig)
     client: ClientConfig = field(default_factory=ClientConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)

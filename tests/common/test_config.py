@@ -179,7 +179,7 @@ def test_a_word_that_is_no_choice_lists_the_choices(override: str, choices: str)
 @pytest.mark.parametrize(
     ("override", "choices"),
     [
-        ("strategy=fedsgd", "fedavg, hierarchical"),
+        ("strategy=fedsgd", "fedavg, fedavgm, fednova, fedprox, hierarchical"),
         ("experiment=iemocap", "digits, mosei_raw, mosi"),
     ],
 )

@@ -27,13 +27,8 @@ from common.config import (
     SyntheticConfig,
     compose_config,
 )
-from common.config.prepare import (
-    DirichletConfig,
-    PartitionConfig,
-    PrepareConfig,
-    SizeConfig,
-    compose_prepare,
-)
+from common.config.partition import DirichletConfig, PartitionConfig, SizeConfig
+from common.config.prepare import PrepareConfig, compose_prepare
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData, read_items

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from common.clients import ClientKey
 from common.config import Config, NpzConfig
-from common.config.prepare import (
+from common.config.partition import (
     DirichletConfig,
     PartitionConfig,
     PartitionRule,

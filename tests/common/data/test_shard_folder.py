@@ -12,7 +12,8 @@ import pytest
 
 from common.clients import DEFAULT_CLIENTS, ClientKey
 from common.config import ClientConfig, Config, NpzConfig, ShardsConfig
-from common.config.prepare import Labels, PartitionConfig, PartitionRule, PrepareConfig
+from common.config.partition import PartitionConfig, PartitionRule
+from common.config.prepare import Labels, PrepareConfig
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import (
     ClientData,
