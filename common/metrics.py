@@ -5,10 +5,15 @@ accuracy and weighted F1 in both conventions, negative against non-negative over
 negative against positive without the zeros; five- and seven-class accuracy, which is agreement
 after clipping to [-2, 2] and [-3, 3] and rounding half to even.
 
+Calibration: `coverage_50` and `coverage_90`, the share of numbers inside the central 50 % and 90 %
+of what was predicted, N(mean, std); `ece`, the expected calibration error of probabilities (Guo et
+al., ICML 2017).
+
 Notation: N items, K classes or labels.
 """
 
 import warnings
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -32,12 +37,20 @@ HEADLINE: dict[Task, str] = {
     Task.multilabel: "f1",
 }
 
+#: Central shares of a predicted Gaussian, in per cent, whose coverage is reported.
+COVERAGES = (50, 90)
+
+#: Bins of equal width in which probabilities meet frequencies.
+BINS = 10
+
 
 class ConstantPredictions(UserWarning):
     """A correlation with a constant is not defined; 0 is reported."""
 
 
-def compute_metrics(task: Task, truth: Array, predicted: Array) -> dict[str, float]:
+def compute_metrics(
+    task: Task, truth: Array, predicted: Array, std: Array | None = None
+) -> dict[str, float]:
     """Compute every metric of a task.
 
     Parameters
@@ -48,6 +61,8 @@ def compute_metrics(task: Task, truth: Array, predicted: Array) -> dict[str, flo
         (N,) numbers or classes, or (N, K) of 0/1.
     predicted
         (N,) numbers, or (N, K) probabilities.
+    std
+        (N,) standard deviations of predicted numbers, at least 0; adds their coverage.
 
     Returns
     -------
@@ -57,14 +72,16 @@ def compute_metrics(task: Task, truth: Array, predicted: Array) -> dict[str, flo
     Raises
     ------
     ValueError
-        If there are no items.
+        If there are no items, or not one deviation for each.
     """
     if len(truth) == 0:
         raise ValueError("metrics of no items")
     predicted = predicted.astype(np.float64)
     match task:
         case Task.regression:
-            return regression_metrics(truth.astype(np.float64), predicted)
+            truth = truth.astype(np.float64)
+            spread = {} if std is None else coverage_metrics(truth, predicted, std)
+            return regression_metrics(truth, predicted) | spread
         case Task.classification:
             return classification_metrics(truth, predicted)
         case Task.multilabel:
@@ -102,8 +119,38 @@ def rounded_agreement(truth: Array, predicted: Array, limit: int) -> float:
     return float(np.mean(rounded[0] == rounded[1]))
 
 
+def coverage_metrics(truth: Array, predicted: Array, std: Array) -> dict[str, float]:
+    """Share of items in the central intervals of N(predicted, std), ends included; all (N,)."""
+    if std.shape != truth.shape:
+        raise ValueError(f"standard deviations of shape {std.shape}, expected {truth.shape}")
+    errors, std = np.abs(truth - predicted), std.astype(np.float64)
+    reach = {level: NormalDist().inv_cdf(0.5 + level / 200) for level in COVERAGES}
+    return {f"coverage_{level}": float(np.mean(errors <= reach[level] * std)) for level in reach}
+
+
+def calibration_error(probabilities: Array, outcomes: Array) -> float:
+    """Return the expected calibration error: how far probabilities are from frequencies.
+
+    ``sum_b n_b / n |frequency_b - mean probability_b|`` over `BINS` equal-width bins b, which hold
+    their upper edge, and the first its lower edge too.
+
+    Parameters
+    ----------
+    probabilities
+        (N,) of an event.
+    outcomes
+        (N,) 1 where it came about, else 0.
+    """
+    # k / BINS is the float that a probability written so is, so edges compare as written.
+    bins = np.searchsorted(np.arange(1, BINS) / BINS, probabilities)
+    return float(np.abs(np.bincount(bins, weights=outcomes - probabilities)).sum() / len(bins))
+
+
 def classification_metrics(truth: Array, probabilities: Array) -> dict[str, float]:
-    """Compute the metrics of classes: truth (N,) whole numbers, probabilities (N, K)."""
+    """Compute the metrics of classes: truth (N,) whole numbers, probabilities (N, K).
+
+    Of equally probable classes the first is chosen. The calibration error is that of the chosen.
+    """
     chosen = probabilities.argmax(axis=1)
     return {
         "accuracy": float(accuracy_score(truth, chosen)),
@@ -111,6 +158,7 @@ def classification_metrics(truth: Array, probabilities: Array) -> dict[str, floa
         "log_loss": float(
             log_loss(truth, _rows_sum_to_one(probabilities), labels=range(probabilities.shape[1]))
         ),
+        "ece": calibration_error(probabilities.max(axis=1), chosen == truth),
     }
 
 
@@ -118,7 +166,8 @@ def multilabel_metrics(truth: Array, probabilities: Array) -> dict[str, float]:
     """Compute the metrics of several labels, as means over labels; both arguments (N, K).
 
     The weighted accuracy is the mean of the recalls of presence and absence: plain accuracy is high
-    for a label that is nearly always absent.
+    for a label that is nearly always absent. The calibration error is that of the probabilities of
+    presence, all items and labels in the same bins.
     """
     present = probabilities >= 0.5
     columns = range(truth.shape[1])
@@ -128,6 +177,7 @@ def multilabel_metrics(truth: Array, probabilities: Array) -> dict[str, float]:
     means = {
         "weighted_accuracy": float(np.mean(accuracies)),
         "f1": float(np.mean([scores[f"f1_{k}"] for k in columns])),
+        "ece": calibration_error(probabilities.ravel(), truth.ravel() > 0),
     }
     return means | scores
 

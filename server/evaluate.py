@@ -1,6 +1,13 @@
-"""Evaluation on multimodal items: all modalities together, and each alone."""
+"""Evaluation on multimodal items: all modalities together, each alone, any rule, any subset.
 
+Every batch is encoded once, whatever is asked of it.
+
+Notation: N items, M modalities, K classes or labels.
+"""
+
+import itertools
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,12 +18,18 @@ from common.data.dataset import MultimodalDataset
 from common.metrics import ConstantPredictions, compute_metrics
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
-from common.model.predict import predict
+from common.model.predict import Encoded, Prediction, encode, predict_encoded
 
 BATCH = 256
 
+#: The most modalities of which every subset is scored.
+EVERY_SUBSET = 4
+
 #: Metric to value, for all modalities together and for each.
 Scores = dict[str, dict[str, float]]
+
+#: A fitted rule, and the modalities that it may use.
+Question = tuple[Fusion, Sequence[str]]
 
 
 def evaluate(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> Scores:
@@ -38,33 +51,125 @@ def evaluate(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> Sc
     """
     names = list(items.sequences)
     subsets = {"multimodal": names} | {name: [name] for name in names}
-    return {title: _score(model, fusion, items, subset) for title, subset in subsets.items()}
+    return _score(model, {title: (fusion, subset) for title, subset in subsets.items()}, items)
+
+
+def evaluate_rules(
+    model: HAFedformer, fusions: Mapping[str, Fusion], items: MultimodalDataset
+) -> Scores:
+    """Score all modalities together under each of several rules.
+
+    Parameters
+    ----------
+    model, items
+        As for `evaluate`.
+    fusions
+        Title to a fitted rule.
+
+    Returns
+    -------
+    dict
+        Title to metrics.
+    """
+    names = list(items.sequences)
+    return _score(model, {title: (fusion, names) for title, fusion in fusions.items()}, items)
+
+
+def evaluate_subsets(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> Scores:
+    """Score subsets of the modalities, on the same items so that their figures compare.
+
+    Parameters
+    ----------
+    model, fusion
+        As for `evaluate`.
+    items
+        Those that have every modality count. If none has, every subset is scored on the items that
+        have any of it.
+
+    Returns
+    -------
+    dict
+        Names joined by ``+``, in the dataset's order and smaller subsets first, to metrics: every
+        non-empty subset of up to `EVERY_SUBSET` modalities; of more, each modality alone, all but
+        one, and all.
+    """
+    names = list(items.sequences)
+    complete = _present(items, names).all(axis=0)
+    if complete.any():
+        items = items.select(np.flatnonzero(complete))
+    questions = {"+".join(subset): (fusion, subset) for subset in _subsets(names)}
+    return _score(model, questions, items)
 
 
 def predictions(
     model: HAFedformer, fusion: Fusion, items: MultimodalDataset, modalities: list[str]
 ) -> NDArray[np.float32]:
     """Predict from some modalities: (N,) numbers or (N, K) probabilities."""
-    model.eval()
-    device = next(model.parameters()).device
-    values = []
-    for start in range(0, len(items), BATCH):
-        index = np.arange(start, min(start + BATCH, len(items)))
-        inputs = {
-            name: pad_all(items.sequences[name].select(index)).to(device) for name in modalities
-        }
-        values.append(predict(model, fusion, inputs).values.cpu())
-    joined: NDArray[np.float32] = torch.cat(values).numpy()
-    return joined
+    encoded = _encoded_batches(model, items.in_modalities(modalities))
+    found = [predict_encoded(model, fusion, batch, modalities) for batch in encoded]
+    return _join(found)[0]
+
+
+def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
+    count = len(names)
+    sizes = range(1, count + 1) if count <= EVERY_SUBSET else (1, count - 1, count)
+    return [subset for size in sizes for subset in itertools.combinations(names, size)]
 
 
 def _score(
-    model: HAFedformer, fusion: Fusion, items: MultimodalDataset, modalities: list[str]
-) -> dict[str, float]:
-    lengths = np.stack([items.sequences[name].lengths for name in modalities])
-    usable = items.select(np.flatnonzero((lengths > 0).any(axis=0)))
+    model: HAFedformer, questions: Mapping[str, Question], items: MultimodalDataset
+) -> Scores:
+    """Answer each question on the items that have any of its modalities."""
+    items = items.select(np.flatnonzero(_present(items, list(items.sequences)).any(axis=0)))
+    rows = {}
+    for title, (_, names) in questions.items():
+        rows[title] = np.flatnonzero(_present(items, names).any(axis=0))
+        if len(rows[title]) == 0:
+            raise ValueError(f"no item has any of {', '.join(names)}")
+    scores = {}
     with warnings.catch_warnings():
         # An untrained or a failed modality predicts a constant; corr=0 says so in the table.
         warnings.simplefilter("ignore", ConstantPredictions)
-        values = predictions(model, fusion, usable, modalities)
-        return compute_metrics(fusion.task, usable.labels, values)
+        for title, (values, std) in _answer(model, questions, items).items():
+            task, labels = questions[title][0].task, items.labels[rows[title]]
+            scores[title] = compute_metrics(task, labels, values, std)
+    return scores
+
+
+def _answer(
+    model: HAFedformer, questions: Mapping[str, Question], items: MultimodalDataset
+) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
+    """Predict the items that each question is about, in order: values and deviations."""
+    found: dict[str, list[Prediction]] = {title: [] for title in questions}
+    for encoded in _encoded_batches(model, items):
+        for title, (fusion, names) in questions.items():
+            having = encoded.present(names).any(dim=0)
+            if having.any():
+                batch = encoded.select(having)
+                found[title].append(predict_encoded(model, fusion, batch, names))
+    return {title: _join(batches) for title, batches in found.items()}
+
+
+def _encoded_batches(model: HAFedformer, items: MultimodalDataset) -> Iterator[Encoded]:
+    model.eval()
+    device = next(model.parameters()).device
+    for start in range(0, len(items), BATCH):
+        index = np.arange(start, min(start + BATCH, len(items)))
+        inputs = {
+            name: pad_all(sequences.select(index)).to(device)
+            for name, sequences in items.sequences.items()
+        }
+        yield encode(model, inputs)
+
+
+def _join(
+    batches: Sequence[Prediction],
+) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
+    values: NDArray[np.float32] = torch.cat([batch.values for batch in batches]).cpu().numpy()
+    deviations = [batch.std for batch in batches if batch.std is not None]
+    return values, torch.cat(deviations).cpu().numpy() if deviations else None
+
+
+def _present(items: MultimodalDataset, names: Sequence[str]) -> NDArray[np.bool_]:
+    """Return (M, N) bool: which items have each named modality."""
+    return np.stack([items.sequences[name].lengths > 0 for name in names])

@@ -11,10 +11,21 @@ Three rules, each for any subset of modalities:
 ``auto`` takes the product of experts for labels that are classes and reliability for numbers. All
 that a rule needs is fitted from sums that clients report (`common.model.evidence`).
 
+Classes and labels: ``mean`` and ``reliability`` decode the fused encodings and take the logits as
+they come. One decoder's logits hold the prior once, however many modalities were fused, so there is
+none to divide out; it is the pooled prior where the local loss is logit-adjusted. Nor are they
+calibrated: experts' temperatures are for the product alone, which multiplies posteriors that each
+hold the prior, and so has to count it once.
+
+Numbers: each rule gives a standard deviation too, that of the experts' product,
+``1/s^2 = 1/s_0^2 + sum_m (1/s_m^2 - 1/s_0^2)``. It belongs to the product's mean. `mean` and
+`reliability` put it around another centre, where it is an approximation that coverage must judge
+(`common.metrics`).
+
 Notation: B items, M modalities, T steps, d model width, K classes or labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -86,6 +97,10 @@ class Fusion:
         if self.rule is FusionRule.mean:
             return {name: 1 / len(self.experts) for name in self.experts}
         return reliability_weights(self.experts)
+
+    def variances(self, names: Sequence[str]) -> list[float]:
+        """Return s_m^2 of each named expert on numbers, in squared units of the label."""
+        return [self.prior[1] * self.experts[name].unexplained for name in names]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `from_dict` undoes it."""
@@ -239,13 +254,47 @@ def product_of_gaussians(
     tuple
         (B,) mean and (B,) standard deviation.
     """
-    precisions = present / variances[:, None]
-    surplus = (present.sum(dim=0) - 1).to(means.dtype)
-    precision = precisions.sum(dim=0) - surplus / prior_variance
     # where, not a product: what an absent modality predicts may be anything.
-    shifts = torch.where(present, precisions * means, 0.0)
+    shifts = torch.where(present, present / variances[:, None] * means, 0.0)
+    surplus = (present.sum(dim=0) - 1).to(means.dtype)
     mean = shifts.sum(dim=0) - surplus * prior_mean / prior_variance
+    precision = _product_precision(variances, present, prior_variance)
     return mean / precision, precision.rsqrt()
+
+
+def deviation_of_seen_experts(fusion: Fusion, names: Sequence[str], present: Tensor) -> Tensor:
+    """Return the standard deviation of the product of experts on numbers, whatever the centre.
+
+    An expert without evidence adds nothing here; the product itself lets it add what it believes.
+
+    Parameters
+    ----------
+    fusion
+        Fitted to numbers.
+    names
+        M modalities.
+    present
+        (M, B) bool.
+
+    Returns
+    -------
+    Tensor
+        (B,) float32; the prior's deviation where no expert present has seen an item.
+    """
+    prior_variance = fusion.prior[1]
+    seen = [
+        variance if fusion.experts[name].count > 0 else prior_variance
+        for name, variance in zip(names, fusion.variances(names), strict=True)
+    ]
+    variances = torch.tensor(seen, dtype=torch.float32, device=present.device)
+    return _product_precision(variances, present, prior_variance).rsqrt()
+
+
+def _product_precision(variances: Tensor, present: Tensor, prior_variance: float) -> Tensor:
+    """Add up precisions, the prior's once: (M,) variances and (M, B) bool to (B,)."""
+    surplus = (present.sum(dim=0) - 1).to(variances.dtype)
+    precision: Tensor = (present / variances[:, None]).sum(dim=0) - surplus / prior_variance
+    return precision
 
 
 def product_of_scores(scores: Tensor, present: Tensor, prior: Tensor) -> Tensor:

@@ -1,10 +1,13 @@
 """Prediction from any subset of modalities.
 
-Notation: B items, K classes or labels.
+Encoders take nearly all of the time, and what they give does not depend on rule or subset: `encode`
+once, then `predict_encoded` for each question. `predict` does both, for one.
+
+Notation: B items, M modalities, T steps, d model width, O outputs, K classes or labels.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -13,6 +16,7 @@ from common.config import FusionRule
 from common.data.batching import Padded
 from common.model.fusion import (
     Fusion,
+    deviation_of_seen_experts,
     fuse_encodings,
     product_of_gaussians,
     product_of_scores,
@@ -31,15 +35,99 @@ class Prediction:
     values
         Regression: (B,) in units of the label. Otherwise (B, K) probabilities.
     std
-        (B,) predictive standard deviation where the rule gives one (product of experts on
-        numbers), else None.
+        Regression: (B,) predictive standard deviation, that of the experts' product. With `mean`
+        and `reliability` it stands around another centre than the product's, so it is approximate,
+        and its coverage is what judges it. Otherwise None.
     """
 
     values: Tensor
     std: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """A batch, encoded by one model.
+
+    Attributes
+    ----------
+    encodings
+        Modality to (B, T_m, d), right-padded.
+    lengths
+        Modality to (B,); 0 where an item lacks it.
+    outputs
+        Modality to (B, O), decoded from it alone: kept here when a rule first asks for it.
+    """
+
+    encodings: Mapping[str, Tensor]
+    lengths: Mapping[str, Tensor]
+    outputs: dict[str, Tensor] = field(default_factory=dict)
+
+    def present(self, names: Sequence[str]) -> Tensor:
+        """Return (M, B) bool: which items have each named modality."""
+        return torch.stack([self.lengths[name] > 0 for name in names])
+
+    def select(self, chosen: Tensor) -> "Encoded":
+        """Return the items where `chosen`, (B,) bool; without a copy if that is all of them."""
+        if bool(chosen.all()):
+            return self
+        parts = (self.encodings, self.lengths, self.outputs)
+        return Encoded(*({name: each[chosen] for name, each in part.items()} for part in parts))
+
+
 @torch.inference_mode()
+def encode(model: HAFedformer, inputs: Mapping[str, Padded]) -> Encoded:
+    """Encode a batch, for any number of `predict_encoded`.
+
+    Parameters
+    ----------
+    model
+        In evaluation mode.
+    inputs
+        Modality to its sequences, of B items each; any non-empty subset of the model's modalities.
+        An item lacks a modality where its length is 0.
+    """
+    return Encoded(
+        {name: model.encode(name, padded) for name, padded in inputs.items()},
+        {name: padded.lengths for name, padded in inputs.items()},
+    )
+
+
+@torch.inference_mode()
+def predict_encoded(
+    model: HAFedformer, fusion: Fusion, encoded: Encoded, names: Sequence[str]
+) -> Prediction:
+    """Predict each item from those of the named modalities that it has.
+
+    Parameters
+    ----------
+    model
+        The one that encoded.
+    fusion
+        A fitted rule.
+    encoded
+        From `encode`.
+    names
+        Modalities that may be used, one at least; each item must have one of them.
+
+    Raises
+    ------
+    ValueError
+        If an item has none of the modalities.
+    """
+    present = encoded.present(names)
+    if not present.any(dim=0).all():
+        empty = (~present.any(dim=0)).nonzero()[0].item()
+        raise ValueError(f"item {empty} of the batch has none of {', '.join(names)}")
+    if fusion.rule is FusionRule.product_of_experts:
+        return _multiply_experts(model, fusion, encoded, names)
+    encodings = {name: encoded.encodings[name] for name in names}
+    lengths = {name: encoded.lengths[name] for name in names}
+    outputs: Tensor = model.decoder(*fuse_encodings(encodings, lengths, fusion.weights))
+    numbers = fusion.task is Task.regression
+    std = deviation_of_seen_experts(fusion, names, present) if numbers else None
+    return Prediction(to_values(outputs, fusion.task), std)
+
+
 def predict(model: HAFedformer, fusion: Fusion, inputs: Mapping[str, Padded]) -> Prediction:
     """Predict each item from the modalities that it has.
 
@@ -50,24 +138,14 @@ def predict(model: HAFedformer, fusion: Fusion, inputs: Mapping[str, Padded]) ->
     fusion
         A fitted rule.
     inputs
-        Modality to its sequences, of B items each; any non-empty subset of the model's modalities.
-        An item lacks a modality where its length is 0, and must have one at least.
+        As `encode` takes them; each item must have one modality at least.
 
     Raises
     ------
     ValueError
         If an item has no modality at all.
     """
-    present = torch.stack([padded.lengths > 0 for padded in inputs.values()])
-    if not present.any(dim=0).all():
-        empty = (~present.any(dim=0)).nonzero()[0].item()
-        raise ValueError(f"item {empty} of the batch has none of {', '.join(inputs)}")
-    if fusion.rule is FusionRule.product_of_experts:
-        return _predict_by_experts(model, fusion, inputs, present)
-    encodings = {name: model.encode(name, padded) for name, padded in inputs.items()}
-    lengths = {name: padded.lengths for name, padded in inputs.items()}
-    outputs: Tensor = model.decoder(*fuse_encodings(encodings, lengths, fusion.weights))
-    return Prediction(to_values(outputs, fusion.task))
+    return predict_encoded(model, fusion, encode(model, inputs), list(inputs))
 
 
 def to_values(scores: Tensor, task: Task) -> Tensor:
@@ -81,21 +159,27 @@ def to_values(scores: Tensor, task: Task) -> Tensor:
             return scores.sigmoid()
 
 
-def _predict_by_experts(
-    model: HAFedformer, fusion: Fusion, inputs: Mapping[str, Padded], present: Tensor
+def _multiply_experts(
+    model: HAFedformer, fusion: Fusion, encoded: Encoded, names: Sequence[str]
 ) -> Prediction:
-    outputs = {name: model(name, padded) for name, padded in inputs.items()}
+    outputs = {name: _outputs_alone(model, encoded, name) for name in names}
+    present = encoded.present(names)
     if fusion.task is Task.regression:
-        experts = [fusion.experts[name] for name in inputs]
         means = torch.stack(
             [
-                expert.intercept + expert.slope * output[:, 0]
-                for expert, output in zip(experts, outputs.values(), strict=True)
+                fusion.experts[name].intercept + fusion.experts[name].slope * output[:, 0]
+                for name, output in outputs.items()
             ]
         )
-        mean, variance = fusion.prior
-        variances = means.new_tensor([variance * expert.unexplained for expert in experts])
-        return Prediction(*product_of_gaussians(means, variances, present, mean, variance))
+        variances = means.new_tensor(fusion.variances(names))
+        return Prediction(*product_of_gaussians(means, variances, present, *fusion.prior))
     scores = tempered_scores(fusion, outputs)
     prior = torch.tensor(fusion.prior).to(scores)
     return Prediction(to_values(product_of_scores(scores, present, prior), fusion.task))
+
+
+def _outputs_alone(model: HAFedformer, encoded: Encoded, name: str) -> Tensor:
+    """Return the outputs (B, O) of one modality, decoded once."""
+    if name not in encoded.outputs:
+        encoded.outputs[name] = model.decoder(encoded.encodings[name], encoded.lengths[name])
+    return encoded.outputs[name]

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import scipy.stats
+import sklearn.calibration
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +13,10 @@ from hypothesis import strategies as st
 from common.metrics import (
     HEADLINE,
     ConstantPredictions,
+    calibration_error,
     compute_metrics,
     correlation,
+    coverage_metrics,
     rounded_agreement,
 )
 from common.task import Task
@@ -39,6 +42,21 @@ def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
 def python_rounded(values: np.ndarray, limit: int) -> list[int]:
     """Clip, then round as Python does, half to even."""
     return [round(min(max(float(value), -limit), limit)) for value in values]
+
+
+def looped_ece(probabilities: np.ndarray, outcomes: np.ndarray) -> float:
+    """Go through the bins (b / 10, (b + 1) / 10], the first with its lower edge, one by one."""
+    total = 0.0
+    for b in range(10):
+        inside = [
+            (probability, outcome)
+            for probability, outcome in zip(probabilities.tolist(), outcomes.tolist(), strict=True)
+            if b / 10 < probability <= (b + 1) / 10 or b == probability == 0
+        ]
+        if inside:
+            confidence, frequency = np.mean(inside, axis=0)
+            total += len(inside) / len(probabilities) * abs(frequency - confidence)
+    return total
 
 
 def softmax(scores: np.ndarray) -> np.ndarray:
@@ -81,6 +99,9 @@ def test_regression_equals_the_libraries_and_a_second_opinion(
         "acc2_nonzero": (positive[0] == positive[1]).mean() if nonzero.any() else 0.0,
         "f1_nonzero": weighted_f1(*positive) if nonzero.any() else 0.0,
     }
+    if nonzero.any():
+        trusted["acc2_nonzero"] = sklearn.metrics.accuracy_score(*positive)
+        trusted["f1_nonzero"] = sklearn.metrics.f1_score(*positive, average="weighted")
     if len(set(truth)) > 1 and len(set(predicted)) > 1:
         trusted["corr"] = scipy.stats.pearsonr(truth, predicted).statistic
         by_hand["corr"] = pearson(truth.astype(float), predicted)
@@ -180,17 +201,152 @@ def test_perfect_predictions_are_perfect() -> None:
     assert list(found.values()) == pytest.approx([1.0] * 7)
 
 
+# ---- coverage ----------------------------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(labelled, st.integers(0, 999))
+def test_coverage_equals_the_intervals_of_scipy(
+    drawn: tuple[np.ndarray, np.ndarray], seed: int
+) -> None:
+    truth, predicted = drawn
+    std = np.random.default_rng(seed).choice([0.1, 0.5, 1.0, 4.0], len(truth)).astype(np.float32)
+    found = coverage_metrics(truth, predicted, std)
+    for name, level in {"coverage_50": 0.5, "coverage_90": 0.9}.items():
+        lower, upper = scipy.stats.norm.interval(level, predicted, std)
+        assert found[name] == pytest.approx(np.mean((lower <= truth) & (truth <= upper)))
+    assert list(found) == ["coverage_50", "coverage_90"]
+
+
+def test_coverage_by_hand() -> None:
+    # A central half reaches .674 deviations far, nine tenths 1.645.
+    truth, std = np.array([0.6, -0.6, 0.7, 3.2, -3.3, 9.0]), np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2])
+    found = coverage_metrics(truth, np.zeros(6), std)
+    assert found == pytest.approx({"coverage_50": 2 / 6, "coverage_90": 4 / 6})
+
+
+@pytest.mark.parametrize(("name", "level"), [("coverage_50", 0.5), ("coverage_90", 0.9)])
+def test_the_ends_of_an_interval_are_inside(name: str, level: float) -> None:
+    end = scipy.stats.norm.ppf(0.5 + level / 2)
+    inside = np.array([end * (1 - 1e-9), -end * (1 - 1e-9)])
+    assert coverage_metrics(inside, np.zeros(2), np.ones(2))[name] == 1.0
+    assert coverage_metrics(inside * (1 + 2e-9), np.zeros(2), np.ones(2))[name] == 0.0
+
+
+def test_without_a_deviation_only_the_prediction_itself_is_inside() -> None:
+    found = coverage_metrics(np.array([1.0, 1.0]), np.array([1.0, 1.1]), np.zeros(2))
+    assert found == {"coverage_50": 0.5, "coverage_90": 0.5}
+
+
+@pytest.mark.parametrize(("truth", "inside"), [(0.0, 1.0), (5.0, 0.0)])
+def test_the_coverage_of_one_item_is_all_or_nothing(truth: float, inside: float) -> None:
+    found = coverage_metrics(np.array([truth]), np.zeros(1), np.ones(1))
+    assert set(found.values()) == {inside}
+
+
+def test_true_deviations_cover_what_they_say() -> None:
+    source = np.random.default_rng(0)
+    predicted, std = source.normal(size=40_000), source.uniform(0.1, 3.0, 40_000)
+    truth = predicted + std * source.normal(size=40_000)
+    found = coverage_metrics(truth, predicted, std)
+    assert found == pytest.approx({"coverage_50": 0.5, "coverage_90": 0.9}, abs=0.01)
+    small = coverage_metrics(truth, predicted, std / 2)
+    assert small["coverage_90"] == pytest.approx(2 * scipy.stats.norm.cdf(1.645 / 2) - 1, abs=0.01)
+
+
+def test_coverage_is_added_where_there_are_deviations() -> None:
+    truth, predicted = np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.7, 2.5])
+    plain = compute_metrics(Task.regression, truth, predicted)
+    std = np.full(3, 0.5, dtype=np.float32)
+    found = compute_metrics(Task.regression, truth, predicted, std)
+    assert list(found) == [*plain, "coverage_50", "coverage_90"]
+    assert found == plain | coverage_metrics(truth, predicted, std)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (1,), ()])
+def test_deviations_are_one_an_item(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"deviations of shape .* expected \(3,\)"):
+        compute_metrics(Task.regression, np.arange(3.0), np.arange(3.0), np.ones(shape))
+
+
+# ---- calibration error -------------------------------------------------------------------------
+
+twentieths = st.lists(
+    st.tuples(st.integers(0, 20).map(lambda count: count / 20), st.booleans()),
+    min_size=1,
+    max_size=40,
+).map(lambda pairs: (np.array([p for p, _ in pairs]), np.array([came for _, came in pairs])))
+
+
+@settings(max_examples=100, deadline=None)
+@given(twentieths)
+def test_calibration_error_equals_a_loop_over_bins(drawn: tuple[np.ndarray, np.ndarray]) -> None:
+    assert calibration_error(*drawn) == pytest.approx(looped_ece(*drawn), abs=CLOSE)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_calibration_error_is_the_distance_of_scikit_learns_curve(seed: int) -> None:
+    source = np.random.default_rng(seed)
+    probabilities, outcomes = source.random(200), source.random(200) < 0.4
+    curve = sklearn.calibration.calibration_curve(outcomes, probabilities, n_bins=10)
+    counts, _ = np.histogram(probabilities, bins=10, range=(0, 1))
+    expected = counts[counts > 0] / 200 @ np.abs(curve[0] - curve[1])
+    assert calibration_error(probabilities, outcomes) == pytest.approx(expected, abs=CLOSE)
+
+
+def test_calibration_error_by_hand() -> None:
+    probabilities = np.array([0.95, 0.85, 0.81, 0.35])
+    outcomes = np.array([True, False, True, True])
+    # (.9, 1]: 1 against .95. (.8, .9]: 1/2 against .83. (.3, .4]: 1 against .35.
+    expected = (1 * 0.05 + 2 * 0.33 + 1 * 0.65) / 4
+    assert calibration_error(probabilities, outcomes) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("edge", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
+def test_a_bin_holds_its_upper_edge(edge: float) -> None:
+    came_or_not = np.array([True, False])
+    # In one bin frequency and probability are compared as means, else one by one.
+    below = calibration_error(np.array([edge, edge - 0.05]), came_or_not)
+    above = calibration_error(np.array([edge, edge + 0.05]), came_or_not)
+    assert below == pytest.approx(abs(0.5 - (edge - 0.025)))
+    assert above == pytest.approx(((1 - edge) + (edge + 0.05)) / 2)
+
+
+@pytest.mark.parametrize(
+    ("probability", "came", "expected"),
+    [(0.0, 0, 0.0), (0.0, 1, 1.0), (1.0, 1, 0.0), (1.0, 0, 1.0), (0.5, 1, 0.5), (1 + 1e-7, 1, 0.0)],
+)
+@pytest.mark.parametrize("items", [1, 3])
+def test_the_calibration_error_of_a_constant(
+    probability: float, came: int, expected: float, items: int
+) -> None:
+    found = calibration_error(np.full(items, probability), np.full(items, came))
+    assert found == pytest.approx(expected, abs=CLOSE)
+
+
+def test_honest_probabilities_have_little_calibration_error() -> None:
+    source = np.random.default_rng(0)
+    probabilities = source.random(50_000)
+    outcomes = source.random(50_000) < probabilities
+    assert calibration_error(probabilities, outcomes) < 0.01
+    assert calibration_error(probabilities**3, outcomes) > 0.2
+
+
 # ---- classes -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(2, 5), st.integers(1, 25), st.integers(0, 999))
+@given(st.integers(2, 5), st.integers(1, 25), st.integers(0, 999), st.booleans(), st.booleans())
 def test_classes_equal_scikit_learn_and_a_second_opinion(
-    classes: int, items: int, seed: int
+    classes: int, items: int, seed: int, constant: bool, tied: bool
 ) -> None:
     source = np.random.default_rng(seed)
-    truth = source.integers(classes, size=items)
-    probabilities = softmax(2 * source.normal(size=(items, classes))).astype(np.float32)
+    truth = source.integers(classes, size=1 if constant else items).repeat(items if constant else 1)
+    probabilities = softmax(2 * source.normal(size=(items, classes)))
+    if tied:
+        counts = source.integers(1, 3, size=(items, classes))
+        probabilities = counts / counts.sum(axis=1, keepdims=True)
+    probabilities = probabilities.astype(np.float32)
     found = compute_metrics(Task.classification, truth, probabilities)
     chosen = probabilities.argmax(axis=1)
     true_probability = probabilities[np.arange(items), truth].astype(float)
@@ -200,13 +356,18 @@ def test_classes_equal_scikit_learn_and_a_second_opinion(
         "f1": sklearn.metrics.f1_score(truth, chosen, average="weighted"),
         "log_loss": sklearn.metrics.log_loss(truth, exact, labels=list(range(classes))),
     }
+    # The first of equally probable classes is chosen.
+    first = [row.index(max(row)) for row in probabilities.tolist()]
+    assert chosen.tolist() == first
+    tops = np.array([max(row) for row in probabilities.tolist()])
     by_hand = {
         "accuracy": (truth == chosen).sum() / items,
         "f1": weighted_f1(truth, chosen),
         "log_loss": -np.log(true_probability).sum() / items,
+        "ece": looped_ece(tops, truth == first),
     }
-    assert found == pytest.approx(trusted, abs=CLOSE)
     assert found == pytest.approx(by_hand, abs=CLOSE)
+    assert found == pytest.approx(trusted | {"ece": by_hand["ece"]}, abs=CLOSE)
 
 
 def test_classes_by_hand() -> None:
@@ -216,6 +377,8 @@ def test_classes_by_hand() -> None:
     assert found["accuracy"] == 0.5
     assert found["f1"] == pytest.approx((3 * 1 / 2 + 1 * 1 / 2) / 4)
     assert found["log_loss"] == pytest.approx(-math.log(0.7 * 0.3 * 0.2 * 0.8) / 4)
+    # Chosen with .7 and right, .6 and wrong, .5 and wrong, .8 and right; each in its own bin.
+    assert found["ece"] == pytest.approx((0.3 + 0.6 + 0.5 + 0.2) / 4)
 
 
 def test_the_f1_of_classes_takes_the_truth_first() -> None:
@@ -245,28 +408,36 @@ def test_labels_by_hand() -> None:
     assert found["f1_0"] == pytest.approx((2 * 2 / 3 + 2 * 4 / 5) / 4)
     assert found["f1_1"] == pytest.approx((1 * 2 / 4 + 3 * 2 / 4) / 4)
     assert found["f1"] == pytest.approx((found["f1_0"] + found["f1_1"]) / 2)
+    # All eight decisions: .1, .1 | .2 | .4 | .5 | .6 | .7 | .9 against how often it was present.
+    assert found["ece"] == pytest.approx((0.2 + 0.2 + 0.6 + 0.5 + 0.6 + 0.7 + 0.1) / 8)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 4), st.integers(2, 25), st.integers(0, 999))
+@given(st.integers(1, 4), st.integers(1, 25), st.integers(0, 999))
 def test_labels_equal_scikit_learn_and_a_second_opinion(
     columns: int, items: int, seed: int
 ) -> None:
     source = np.random.default_rng(seed)
     truth = (source.random((items, columns)) < 0.3).astype(np.float32)
-    truth[0], truth[1] = 1, 0  # both occur
     probabilities = source.integers(0, 9, size=(items, columns)) / 8
     found = compute_metrics(Task.multilabel, truth, probabilities)
     present = probabilities >= 0.5
     for k in range(columns):
         actual, chosen = truth[:, k] == 1, present[:, k]
-        recalls = [chosen[actual].mean(), (~chosen)[~actual].mean()]
-        trusted = sklearn.metrics.balanced_accuracy_score(actual, chosen)
+        recalls = [(chosen == side)[actual == side].mean() for side in set(actual.tolist())]
+        if len(recalls) == 2:
+            trusted = sklearn.metrics.balanced_accuracy_score(actual, chosen)
+            assert found[f"weighted_accuracy_{k}"] == pytest.approx(trusted, abs=CLOSE)
+        trusted = sklearn.metrics.recall_score(
+            actual, chosen, labels=np.unique(actual), average="macro"
+        )
         assert found[f"weighted_accuracy_{k}"] == pytest.approx(np.mean(recalls), abs=CLOSE)
         assert found[f"weighted_accuracy_{k}"] == pytest.approx(trusted, abs=CLOSE)
         trusted = sklearn.metrics.f1_score(actual, chosen, average="weighted")
         assert found[f"f1_{k}"] == pytest.approx(weighted_f1(actual, chosen), abs=CLOSE)
         assert found[f"f1_{k}"] == pytest.approx(trusted, abs=CLOSE)
+    by_loop = looped_ece(probabilities.flatten(), truth.flatten())
+    assert found["ece"] == pytest.approx(by_loop, abs=CLOSE)
     for name in ("weighted_accuracy", "f1"):
         mean = np.mean([found[f"{name}_{k}"] for k in range(columns)])
         assert found[name] == pytest.approx(mean)

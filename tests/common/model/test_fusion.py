@@ -17,6 +17,7 @@ from common.model.fusion import (
     PSEUDO_ITEMS,
     Expert,
     Fusion,
+    deviation_of_seen_experts,
     fit_fusion,
     fuse_encodings,
     product_of_gaussians,
@@ -139,6 +140,63 @@ def test_what_an_absent_modality_predicts_does_not_leak(garbage: float) -> None:
         PRIOR_VARIANCE,
     )
     assert (mean.item(), std.item()) == pytest.approx((1.5, 0.9))
+
+
+# ---- the deviation without the product's mean --------------------------------------------------
+
+
+def numbers_of(unexplained: list[float], counts: list[float]) -> Fusion:
+    experts = {
+        f"m{index}": Expert(unexplained=share, information=1 / share - 1, count=count)
+        for index, (share, count) in enumerate(zip(unexplained, counts, strict=True))
+    }
+    prior = (PRIOR_MEAN, PRIOR_VARIANCE)
+    return Fusion(FusionRule.reliability, Task.regression, prior, experts)
+
+
+@modality_counts
+def test_the_deviation_of_seen_experts_is_that_of_their_product(modalities: int) -> None:
+    shares = np.random.default_rng(modalities).uniform(0.1, 1.0, modalities).tolist()
+    fusion = numbers_of(shares, [30.0] * modalities)
+    choices, names = subsets(modalities), list(fusion.experts)
+    present = torch.tensor(choices).T
+    found = deviation_of_seen_experts(fusion, names, present)
+    _, expected = product_of_gaussians(
+        torch.randn(present.shape, generator=generator()),
+        torch.tensor(fusion.variances(names)),
+        present,
+        *fusion.prior,
+    )
+    torch.testing.assert_close(found, expected)
+    for item, chosen in enumerate(choices):
+        own = [1 / share - 1 for share, there in zip(shares, chosen, strict=True) if there]
+        assert found[item].item() == pytest.approx(math.sqrt(PRIOR_VARIANCE / (1 + sum(own))))
+
+
+def test_without_evidence_the_deviation_is_the_priors() -> None:
+    present = torch.tensor([[True, True], [True, False], [True, True]])
+    fusion = numbers_of([0.5, 0.2, 0.1], [0.0, 0.0, 10.0])
+    assert deviation_of_seen_experts(fusion, ["m0", "m1"], present[:2]).tolist() == pytest.approx(
+        [math.sqrt(PRIOR_VARIANCE)] * 2
+    )
+    # The third alone has seen items, and tells nine times what the prior does.
+    found = deviation_of_seen_experts(fusion, ["m0", "m1", "m2"], present)
+    assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE / 10)] * 2)
+    unfitted = fit_fusion(
+        FusionRule.mean,
+        Task.regression,
+        torch.tensor([PRIOR_MEAN, PRIOR_VARIANCE]),
+        {"m0": no_evidence(Task.regression)},
+    )
+    found = deviation_of_seen_experts(unfitted, ["m0"], present[:1])
+    assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE)] * 2)
+
+
+def test_the_deviation_goes_by_the_names_given() -> None:
+    fusion = numbers_of([0.5, 0.2], [9.0, 9.0])
+    only_second = torch.tensor([[True], [False]])
+    found = deviation_of_seen_experts(fusion, ["m1", "m0"], only_second)
+    assert found.item() == pytest.approx(math.sqrt(0.2 * PRIOR_VARIANCE))
 
 
 # ---- product of scores -------------------------------------------------------------------------

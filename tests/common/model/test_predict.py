@@ -2,19 +2,22 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.linalg
+import scipy.stats
 import torch
 from torch import Tensor
 
 from common.config import FusionRule, ModelConfig
 from common.data.batching import Padded
-from common.metrics import compute_metrics
+from common.metrics import compute_metrics, coverage_metrics
 from common.model.evidence import evidence, label_sums, prior_of
 from common.model.fusion import Expert, Fusion, fit_fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
-from common.model.predict import Prediction, predict, to_values
+from common.model.predict import Encoded, Prediction, encode, predict, predict_encoded, to_values
 from common.task import Task
 
 torch.set_num_threads(1)  # more only contend over tensors this small
@@ -269,6 +272,81 @@ def test_an_item_with_nothing_raises_and_is_named(rule: FusionRule) -> None:
         predict(model(Task.regression), fusion(rule, Task.regression), short)
 
 
+# ---- encoded once ------------------------------------------------------------------------------
+
+
+class Counting:
+    """A model that notes what it encodes, and how many batches it decodes."""
+
+    def __init__(self, built: HAFedformer) -> None:
+        self.built, self.encoded, self.decoded = built, [], 0
+
+    def encode(self, name: str, padded: Padded) -> Tensor:
+        self.encoded.append(name)
+        return self.built.encode(name, padded)
+
+    def decoder(self, encodings: Tensor, lengths: Tensor) -> Tensor:
+        self.decoded += 1
+        return self.built.decoder(encodings, lengths)
+
+
+def every_subset() -> list[list[str]]:
+    return [list(names) for size in (1, 2, 3) for names in itertools.combinations(WIDTHS, size)]
+
+
+@every_task
+def test_one_encoding_answers_for_every_rule_and_subset(task: Task) -> None:
+    built, batch = model(task), rows_of(inputs(), [3, 3])
+    encoded = encode(built, batch)
+    for rule in [*RULES, *reversed(RULES)]:
+        for names in every_subset():
+            found = predict_encoded(built, fusion(rule, task), encoded, names)
+            expected = predict(built, fusion(rule, task), {name: batch[name] for name in names})
+            assert torch.equal(found.values, expected.values)
+            if task is Task.regression:
+                assert torch.equal(found.std, expected.std)
+
+
+def test_each_modality_is_encoded_once_and_decoded_alone_once() -> None:
+    built = Counting(model(Task.regression))
+    encoded = encode(built, rows_of(inputs(), [3]))
+    assert (built.encoded, built.decoded) == (list(WIDTHS), 0)
+    by_experts = fusion(FusionRule.product_of_experts, Task.regression)
+    for names in every_subset():
+        predict_encoded(built, by_experts, encoded, names)
+    assert (built.encoded, built.decoded) == (list(WIDTHS), 3)
+    # A rule that fuses encodings decodes each fusion, and asks for no modality alone.
+    encoded = encode(built, rows_of(inputs(), [3]))
+    predict_encoded(built, fusion(FusionRule.mean, Task.regression), encoded, list(WIDTHS))
+    assert built.decoded == 4
+    assert encoded.outputs == {}
+
+
+@pytest.mark.parametrize("asked_before", [False, True])
+@every_rule
+def test_selected_items_are_predicted_as_before(rule: FusionRule, asked_before: bool) -> None:
+    built = model(Task.regression)
+    by_experts = fusion(FusionRule.product_of_experts, Task.regression)
+    encoded = encode(built, inputs())
+    together = predict_encoded(built, fusion(rule, Task.regression), encoded, list(WIDTHS))
+    if asked_before:
+        predict_encoded(built, by_experts, encoded, list(WIDTHS))
+    chosen = torch.tensor([True, False, False, True, True])
+    some = encoded.select(chosen)
+    found = predict_encoded(built, fusion(rule, Task.regression), some, list(WIDTHS))
+    assert_close(found, Prediction(together.values[chosen], together.std[chosen]))
+    assert encoded.select(torch.ones(ITEMS, dtype=torch.bool)) is encoded
+
+
+def test_what_is_present_is_told_in_the_order_of_the_names() -> None:
+    lengths = {name: torch.tensor(own) for name, own in LENGTHS.items()}
+    found = Encoded({}, lengths).present(["vision", "audio"])
+    assert found.tolist() == [
+        [False, True, False, True, True],
+        [True, True, False, True, False],
+    ]
+
+
 # ---- what comes out ----------------------------------------------------------------------------
 
 
@@ -287,13 +365,38 @@ def test_probabilities_are_probabilities(rule: FusionRule) -> None:
 
 @every_task
 @every_rule
-def test_a_deviation_comes_with_products_of_numbers_alone(rule: FusionRule, task: Task) -> None:
-    found = predict(model(task), fusion(rule, task), inputs())
-    expected = rule is FusionRule.product_of_experts and task is Task.regression
-    assert (found.std is not None) == expected
+def test_a_deviation_comes_with_numbers_whatever_the_rule(rule: FusionRule, task: Task) -> None:
+    built, batch = model(task), inputs()
+    found = predict(built, fusion(rule, task), batch)
+    assert (found.std is not None) == (task is Task.regression)
     if found.std is not None:
         assert found.values.shape == found.std.shape == (ITEMS,)
         assert (found.std <= math.sqrt(PRIORS[task][1])).all()
+        product = predict(built, fusion(FusionRule.product_of_experts, task), batch)
+        torch.testing.assert_close(found.std, product.std)
+        for item in range(ITEMS):
+            _, expected = by_gaussians(built, item_of(batch, item))
+            assert found.std[item].item() == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", [FusionRule.mean, FusionRule.reliability])
+def test_without_evidence_a_number_is_as_uncertain_as_the_prior(rule: FusionRule) -> None:
+    silent = {name: Expert(unexplained=0.5, information=1.0) for name in WIDTHS}
+    untried = Fusion(rule, Task.regression, PRIORS[Task.regression], silent)
+    found = predict(model(Task.regression), untried, inputs())
+    assert found.std.tolist() == pytest.approx([math.sqrt(2.0)] * ITEMS)
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+@pytest.mark.parametrize("rule", [FusionRule.mean, FusionRule.reliability])
+def test_decoded_logits_are_not_corrected_for_a_prior_or_tempered(
+    rule: FusionRule, task: Task
+) -> None:
+    built, batch = model(task), inputs()
+    found = predict(built, fusion(rule, task), batch)
+    sharper = {name: replace(expert, slope=2.0) for name, expert in EXPERTS.items()}
+    other = Fusion(rule, task, tuple(5.0 * value for value in PRIORS[task]), sharper)
+    assert torch.equal(predict(built, other, batch).values, found.values)
 
 
 def test_a_further_modality_makes_a_prediction_surer() -> None:
@@ -337,9 +440,6 @@ class PassOn:
 
     def decoder(self, encodings: Tensor, lengths: Tensor) -> Tensor:
         return encodings[torch.arange(len(encodings)), lengths.clamp(min=1) - 1]
-
-    def __call__(self, name: str, padded: Padded) -> Tensor:
-        return self.decoder(self.encode(name, padded), padded.lengths)
 
 
 def predict_from(outputs: Tensor, rule: Fusion) -> Prediction:
@@ -392,6 +492,105 @@ def simulated_labels(strength: list[float], items: int, seed: int) -> tuple[Tens
         seen = gap * labels + torch.randn(items, 2, generator=source)
         outputs.append(torch.logit(chance) + gap * seen - gap**2 / 2)
     return torch.stack(outputs), labels
+
+
+# Bayes' theorem from the joint densities, for modalities that are independent given the label.
+
+MODALITIES = 3
+CHOICES = [chosen for chosen in itertools.product([0, 1], repeat=MODALITIES) if any(chosen)]
+SHARES = np.array([0.1, 0.2, 0.3, 0.4])
+
+
+def predict_choices(task: Task, prior: object, experts: list[Expert], outputs: list) -> Prediction:
+    """Predict one item from each choice of its modalities, given their own posteriors (O,)."""
+    names = [f"m{k}" for k in range(MODALITIES)]
+    lengths = torch.tensor(CHOICES).T
+    given = {
+        name: Padded(torch.as_tensor(own).expand(len(CHOICES), 1, -1), present)
+        for name, own, present in zip(names, outputs, lengths, strict=True)
+    }
+    rule = Fusion(
+        FusionRule.product_of_experts,
+        task,
+        tuple(float(value) for value in prior),
+        dict(zip(names, experts, strict=True)),
+    )
+    return predict(PassOn(), rule, given)
+
+
+def some_gaussians(seed: int, classes: int) -> list[list]:
+    """Draw a Gaussian of 1, 2 or 3 dimensions for each modality and class."""
+    source = np.random.default_rng(seed)
+    drawn = []
+    for width in range(1, MODALITIES + 1):
+        roots = source.normal(size=(classes, width, width))
+        drawn.append(
+            [
+                scipy.stats.multivariate_normal(source.normal(size=width), r @ r.T + np.eye(width))
+                for r in roots
+            ]
+        )
+    return drawn
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_subset_of_classes_is_the_posterior_of_bayes(seed: int) -> None:
+    densities = some_gaussians(seed, len(SHARES))
+    seen = [own[seed % 4].rvs(random_state=seed) for own in densities]
+    likelihoods = np.array(
+        [[each.pdf(z) for each in own] for own, z in zip(densities, seen, strict=True)]
+    )
+    alone = [np.log(SHARES * own / (SHARES @ own)) for own in likelihoods]
+    found = predict_choices(Task.classification, np.log(SHARES), [Expert()] * 3, alone)
+    for item, chosen in enumerate(CHOICES):
+        joint = SHARES * likelihoods[np.array(chosen) > 0].prod(axis=0)
+        np.testing.assert_allclose(found.values[item], joint / joint.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_subset_of_several_labels_is_the_posterior_of_bayes(seed: int) -> None:
+    chance = np.array([0.05, 0.6])
+    likelihoods = np.empty((MODALITIES, 2, 2))  # modality, label, absent or present
+    for label in (0, 1):  # each has features of its own in each modality
+        for modality, own in enumerate(some_gaussians(10 * seed + label, 2)):
+            seen = own[1].rvs(random_state=seed)
+            likelihoods[modality, label] = [each.pdf(seen) for each in own]
+    prior = np.log(chance / (1 - chance))
+    alone = prior + np.log(likelihoods[:, :, 1] / likelihoods[:, :, 0])
+    found = predict_choices(Task.multilabel, prior, [Expert()] * 3, list(alone))
+    for item, chosen in enumerate(CHOICES):
+        absent, present = likelihoods[np.array(chosen) > 0].prod(axis=0).T
+        expected = chance * present / (chance * present + (1 - chance) * absent)
+        np.testing.assert_allclose(found.values[item], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_any_subset_of_numbers_is_the_posterior_of_bayes(seed: int) -> None:
+    # z_m = a_m + b_m y + noise in 1, 2 and 3 dimensions; the expert undoes a false scale.
+    source, mean, variance = np.random.default_rng(seed), 0.7, 2.5
+    loadings = [source.normal(size=width) for width in (1, 2, 3)]
+    offsets = [source.normal(size=width) for width in (1, 2, 3)]
+    roots = [source.normal(size=(width, width)) for width in (1, 2, 3)]
+    noise = [root @ root.T + np.eye(len(root)) for root in roots]
+    seen = [offset + 3 * source.normal(size=len(offset)) for offset in offsets]
+
+    def condition(chosen: np.ndarray) -> tuple[float, float]:
+        """Condition y on the observations of some modalities by their joint covariance."""
+        b = np.concatenate([loadings[m] for m in chosen])
+        expected = np.concatenate([offsets[m] + mean * loadings[m] for m in chosen])
+        among = variance * np.outer(b, b) + scipy.linalg.block_diag(*(noise[m] for m in chosen))
+        gain = variance * np.linalg.solve(among, b)
+        shift = gain @ (np.concatenate([seen[m] for m in chosen]) - expected)
+        return mean + shift, variance * (1 - gain @ b)
+
+    alone = [condition(np.array([m])) for m in range(MODALITIES)]
+    experts = [Expert(2.0, 0.3, own / variance, variance / own - 1, 9) for _, own in alone]
+    outputs = [np.array([(centre - 0.3) / 2.0]) for centre, _ in alone]
+    found = predict_choices(Task.regression, (mean, variance), experts, outputs)
+    for item, chosen in enumerate(CHOICES):
+        centre, spread = condition(np.flatnonzero(chosen))
+        np.testing.assert_allclose(found.values[item], centre, rtol=1e-6)
+        np.testing.assert_allclose(found.std[item], math.sqrt(spread), rtol=1e-6)
 
 
 SIMULATIONS = {
@@ -451,6 +650,29 @@ def test_the_product_of_numbers_reaches_the_error_of_bayes(modalities: int) -> N
     optimum = 1 / (1 / 2.0 + modalities / 2.0)
     assert ((found.values - labels) ** 2).mean().item() == pytest.approx(optimum, rel=0.02)
     assert found.std.mean().item() == pytest.approx(math.sqrt(optimum), rel=0.02)
+
+
+def coverage(rule: FusionRule, modalities: int) -> dict[str, float]:
+    outputs, labels = simulated_numbers([2.0] * modalities, 20_000, seed=0)
+    found = predict_from(outputs, fit(rule, Task.regression, outputs, labels))
+    return coverage_metrics(labels.numpy(), found.values.numpy(), found.std.numpy())
+
+
+def test_the_deviation_covers_what_it_says_around_the_products_mean() -> None:
+    expected = {"coverage_50": 0.5, "coverage_90": 0.9}
+    for modalities in (1, 2, 5):
+        found = coverage(FusionRule.product_of_experts, modalities)
+        assert found == pytest.approx(expected, abs=0.015)
+
+
+@pytest.mark.parametrize("rule", [FusionRule.mean, FusionRule.reliability])
+def test_the_deviation_covers_too_little_around_another_centre(rule: FusionRule) -> None:
+    # Alone the centre is the expert's own. A mean of posteriors lies nearer the prior than theirs.
+    expected = {"coverage_50": 0.5, "coverage_90": 0.9}
+    assert coverage(rule, 1) == pytest.approx(expected, abs=0.015)
+    found = coverage(rule, 5)
+    assert found["coverage_50"] < 0.45
+    assert found["coverage_90"] < 0.85
 
 
 def test_the_product_of_classes_is_the_posterior_of_bayes() -> None:
