@@ -8,15 +8,16 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 from torch import Tensor
 
-from client.node import Node, client_data, describe, parse_node
+from client.node import Node, client_data, client_label_sums, describe, label_edges, parse_node
+from client.objective import local_objective
 from client.posterior import fit_gaussian
-from client.trainer import Trained, choose_device, train, validation_outputs
+from client.trainer import RoundOptions, Trained, choose_device, train, validation_outputs
 from common.config import Config, Standardisation, config_of_run
 from common.data.federation import ClientData, count_outputs
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import Downlink, NodeDescription, Uplink
-from common.model.evidence import evidence
+from common.model.evidence import agreement, evidence
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelSpec,
@@ -26,6 +27,7 @@ from common.model.ha_fedformer import (
     set_standardisation,
     split_arrays,
 )
+from common.posterior import Posterior
 from common.protocol import (
     ProtocolError,
     decode_downlink,
@@ -85,10 +87,26 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
     outputs = validation_outputs(model, data, config.client.batch_size)
     labels = torch.from_numpy(data.labels[data.validation])
     groups = torch.from_numpy(data.groups[data.validation])
+    sums = client_label_sums(data, config)
     seen = evidence(outputs, labels, downlink.prior, data.task, groups)
+    agrees = agreement(outputs, labels, sums, downlink.prior, data.task)
+    options = RoundOptions(
+        local_objective(data.task, sums, downlink.label_shares, label_edges(config)),
+        downlink.lr_scale,
+        config.strategy.local.proximal,
+    )
     seed = derive_seed(config.seed, "train", downlink.round, str(key))
-    trained = train(model, data, config.client, config.strategy.sampler, seed)
-    return _uplink(downlink, data, trained, seen, config)
+    trained = train(model, data, config.client, config.strategy.sampler, seed, options)
+    return Uplink(
+        key,
+        downlink.round,
+        *_fitted(downlink, trained, config),
+        len(data.train),
+        trained.loss,
+        seen,
+        agrees,
+        trained.steps,
+    )
 
 
 def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFedformer:
@@ -135,18 +153,16 @@ def _check_outputs(downlink: Downlink, data: ClientData, outputs: int) -> None:
         )
 
 
-def _uplink(
-    downlink: Downlink, data: ClientData, trained: Trained, seen: Tensor, config: Config
-) -> Uplink:
+def _fitted(
+    downlink: Downlink, trained: Trained, config: Config
+) -> tuple[Posterior, dict[str, Tensor]]:
+    """Return the encoder's posterior and the decoder."""
     samples = split_arrays(trained.samples)
     encoder = {
-        name: fit_gaussian(sample, config.strategy.encoder)
+        name: fit_gaussian(sample, config.strategy.encoder, downlink.encoder[name])
         for name, sample in samples.encoders[downlink.key.modality].items()
     }
-    decoder = {name: sample.mean(dim=0) for name, sample in samples.decoder.items()}
-    return Uplink(
-        downlink.key, downlink.round, encoder, decoder, len(data.train), trained.loss, seen
-    )
+    return encoder, {name: sample.mean(dim=0) for name, sample in samples.decoder.items()}
 
 
 def make_client_app(get_config: GetConfig) -> ClientApp:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
+from torch import Tensor
 
 from common.clients import ClientKey, check_modality_name
 from common.config import Config
@@ -132,16 +133,25 @@ def describe(node: Node, config: Config) -> NodeDescription:
 
 def _describe_client(node: Node, key: ClientKey, config: Config) -> ClientDescription:
     data = client_data(node, key, config)
-    labels = torch.from_numpy(data.labels[data.train])
-    task = data.task
-    outputs = int(labels.max()) + 1 if task is Task.classification else 1
     return ClientDescription(
         key,
         len(data.train),
-        task,
-        label_sums(labels, task, outputs),
+        data.task,
+        client_label_sums(data, config),
         Moments.of(data.sequences.select(data.train)),
     )
+
+
+def client_label_sums(data: ClientData, config: Config) -> Tensor:
+    """Summarise a client's train labels, see `common.model.evidence.label_sums`."""
+    labels = torch.from_numpy(data.labels[data.train])
+    outputs = int(labels.max()) + 1 if data.task is Task.classification else 1
+    return label_sums(labels, data.task, outputs, label_edges(config))
+
+
+def label_edges(config: Config) -> Tensor:
+    """Return (K-1,) the edges of the bins in which labels that are numbers are counted."""
+    return torch.tensor(config.dataset.label_bins, dtype=torch.float64)
 
 
 class _Frozen:

@@ -3,7 +3,10 @@
 For a tensor read as (out, in), with S samples X_s of mean M:
 
 - ``row``: C = sum_s (X_s - M)^T (X_s - M) / ((S-1) out), one covariance for all rows;
-- ``diagonal``: C = the variance of each entry over the samples.
+- ``diagonal``: C = the variance of each entry over the samples;
+- ``low_rank``: C = sum_s (X_s - M) (X_s - M)^T / (S-1) over all entries, of rank S - 1. Instead of
+  a precision as large as C, the client sends theta - P (theta - M), with theta what it received:
+  the server steps by the mean of P (theta - M), as FedPA does (arXiv 2010.05273).
 
 Shrunk towards its own mean variance t: P = t (rho t I + (1-rho) C)^-1. The factor t removes the
 client's overall scale, so that a client with small steps is not taken for a sure one; ``scale:
@@ -16,11 +19,13 @@ Source: arXiv 2303.15486, section 4; shrinkage after Ledoit and Wolf 2004, with 
 import torch
 from torch import Tensor
 
-from common.config import EncoderConfig, Scale
+from common.config import EncoderConfig, EncoderMerge, Scale, Structure
 from common.posterior import Form, Gaussian, posterior_form
 
 
-def fit_gaussian(samples: Tensor, config: EncoderConfig) -> Gaussian:
+def fit_gaussian(
+    samples: Tensor, config: EncoderConfig, received: Tensor | None = None
+) -> Gaussian:
     """Fit a Gaussian to samples of one tensor.
 
     Parameters
@@ -29,6 +34,8 @@ def fit_gaussian(samples: Tensor, config: EncoderConfig) -> Gaussian:
         (S, *shape), S at least 1.
     config
         Structure, shrinkage rho in (0, 1], scale.
+    received
+        The tensor that training began with; needed for ``low_rank``.
 
     Returns
     -------
@@ -36,18 +43,51 @@ def fit_gaussian(samples: Tensor, config: EncoderConfig) -> Gaussian:
         Its mean has the samples' shape and dtype. Tensors of one dimension are always diagonal.
     """
     mean = samples.mean(dim=0)
+    if config.merge is EncoderMerge.pbea and config.structure is Structure.low_rank:
+        assert received is not None, "low_rank needs the tensor that training began with"
+        return Gaussian((received - low_rank_change(samples, received, config)).to(mean.dtype))
     form = posterior_form(mean, config)
     if form is Form.identity or len(samples) == 1:
         return Gaussian(mean)
     row = form is Form.row
     deviations = (samples - mean).double()
     covariance = _row_covariance(deviations) if row else _variance(deviations)
-    # Less than the rounding of float32 is no spread.
-    floor = (4 * torch.finfo(torch.float32).eps) ** 2 * mean.double().square().mean()
-    precision = _shrunk_inverse(covariance, config, floor, matrix=row)
+    precision = _shrunk_inverse(covariance, config, mean, matrix=row)
     if precision is None:
         return Gaussian(mean)
     return Gaussian(mean, precision.to(mean.dtype), form)
+
+
+def low_rank_change(samples: Tensor, received: Tensor, config: EncoderConfig) -> Tensor:
+    """Return P (theta - M), shaped like the tensor, float64, in O(S^2 d) for d entries.
+
+    With D the (S, d) deviations over the root of S - 1, C = D^T D, and by Woodbury's identity
+
+        (a I + b D^T D)^-1 x = (x - b D^T (a I + b D D^T)^-1 D x) / a,   a = rho t, b = 1 - rho
+
+    which needs no more than the S x S matrix D D^T, and no order of the samples as FedPA's dynamic
+    programme does.
+    """
+    mean = samples.double().mean(dim=0)
+    change = (received.double() - mean).flatten()
+    count = len(samples)
+    deviations = (samples.double() - mean).reshape(count, -1) / max(count - 1, 1) ** 0.5
+    gram = deviations @ deviations.T
+    t = gram.trace() / deviations.shape[1]
+    if not _spread(t, mean) or (config.scale is Scale.relative and config.shrinkage == 1.0):
+        return change.reshape(mean.shape)
+    a, b = config.shrinkage * t, 1 - config.shrinkage
+    inner = a * torch.eye(count, dtype=gram.dtype, device=gram.device) + b * gram
+    solved = torch.linalg.solve(inner, deviations @ change)
+    factor = t if config.scale is Scale.relative else torch.ones_like(t)
+    changed: Tensor = factor / a * (change - b * deviations.T @ solved)
+    return changed.reshape(mean.shape)
+
+
+def _spread(variance: Tensor, mean: Tensor) -> bool:
+    """Whether a mean variance is more than the rounding of float32."""
+    floor = (4 * torch.finfo(torch.float32).eps) ** 2 * mean.double().square().mean()
+    return bool(variance > floor.clamp(min=torch.finfo(torch.float32).tiny))
 
 
 def _row_covariance(deviations: Tensor) -> Tensor:
@@ -62,14 +102,13 @@ def _variance(deviations: Tensor) -> Tensor:
 
 
 def _shrunk_inverse(
-    covariance: Tensor, config: EncoderConfig, floor: Tensor, *, matrix: bool
+    covariance: Tensor, config: EncoderConfig, mean: Tensor, *, matrix: bool
 ) -> Tensor | None:
     """Return t (rho t I + (1-rho) C)^-1, or without the factor t; None means the identity."""
     variances = covariance.diagonal() if matrix else covariance
     t = variances.mean()
-    tiny = torch.finfo(torch.float32).tiny
     relative = config.scale is Scale.relative
-    if not t > floor.clamp(min=tiny) or (relative and config.shrinkage == 1.0):
+    if not _spread(t, mean) or (relative and config.shrinkage == 1.0):
         return None
     factor = t if relative else torch.ones_like(t)
     if not matrix:

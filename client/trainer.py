@@ -3,18 +3,19 @@
 Notation: B items, O outputs, P parameters, S samples.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from client import sampling
+from client.objective import Objective
 from common.config import ClientConfig, Optimizer, SamplerConfig
 from common.data.batching import SequenceItems, batches
 from common.data.federation import ClientData
 from common.errors import UserError
 from common.model.ha_fedformer import HAFedformer
-from common.model.losses import task_loss
 
 
 @dataclass(frozen=True)
@@ -27,10 +28,32 @@ class Trained:
         Parameter name to its samples (S, *shape), on the CPU.
     loss
         Mean training loss over the local steps.
+    steps
+        Their number.
     """
 
     samples: dict[str, Tensor]
     loss: float
+    steps: int
+
+
+@dataclass(frozen=True)
+class RoundOptions:
+    """What a round changes in local training.
+
+    Attributes
+    ----------
+    objective
+        The loss; None: the task's.
+    lr_scale
+        What the local rates are multiplied by.
+    proximal
+        mu of FedProx (Li et al. 2020): mu/2 ||w - received||^2 is added to the loss.
+    """
+
+    objective: Objective | None = None
+    lr_scale: float = 1.0
+    proximal: float = 0.0
 
 
 def choose_device(setting: str) -> torch.device:
@@ -54,7 +77,12 @@ def choose_device(setting: str) -> torch.device:
 
 
 def train(
-    model: HAFedformer, data: ClientData, config: ClientConfig, sampler: SamplerConfig, seed: int
+    model: HAFedformer,
+    data: ClientData,
+    config: ClientConfig,
+    sampler: SamplerConfig,
+    seed: int,
+    options: RoundOptions | None = None,
 ) -> Trained:
     """Train in place for ``config.local_epochs`` and sample along the way.
 
@@ -69,6 +97,8 @@ def train(
     seed
         Decides the order of the items and the dropout. Torch's global generators are seeded with
         it, since dropout has no other.
+    options
+        What the round changes; None: nothing.
 
     Raises
     ------
@@ -76,30 +106,79 @@ def train(
         If the loss stops being finite.
     """
     torch.manual_seed(seed)
+    options = options or RoundOptions()
+    objective = options.objective or Objective(data.task)
     device = next(model.parameters()).device
     items = SequenceItems(data.sequences, data.labels, data.train)
-    optimizer = _optimizer(model, config)
-    steps_per_epoch = -(-len(items) // config.batch_size)
-    steps = sampling.plan(sampler, config.local_epochs * steps_per_epoch)
-    state = sampling.init(steps, nn.utils.parameters_to_vector(model.parameters()).detach())
+    mover = _Mover(model, config, sampler, options, len(items), seed)
     losses = []
     model.train()
     for epoch in range(config.local_epochs):
         for padded, labels in batches(
             items, config.batch_size, seed=seed + epoch, num_workers=config.num_workers
         ):
-            outputs = model(data.modality, padded.to(device))
-            loss = task_loss(outputs, labels.to(device), model.spec.task)
-            optimizer.zero_grad()
+            loss = objective(model(data.modality, padded.to(device)), labels.to(device))
+            model.zero_grad()
             torch.autograd.backward(loss)
-            nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
-            optimizer.step()
+            mover.move()
             losses.append(loss.detach())
-            state = sampling.step(state, _iterate(model) if sampling.wanted(state) else None)
     mean_loss = torch.stack(losses).mean().item()
     if mean_loss != mean_loss or mean_loss == float("inf"):
         raise FloatingPointError("the training loss is not finite; lower client.lr")
-    return Trained(_by_name(model, sampling.collect(state).cpu()), mean_loss)
+    samples = sampling.collect(mover.state).cpu()
+    return Trained(_by_name(model, samples), mean_loss, len(losses))
+
+
+class _Mover:
+    """One local step after another, made by the optimiser or by the sampler."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: ClientConfig,
+        sampler: SamplerConfig,
+        options: RoundOptions,
+        examples: int,
+        seed: int,
+    ) -> None:
+        self.parameters = list(model.parameters())
+        self.optimizer = make_optimizer(self.parameters, config, options.lr_scale)
+        self.max_grad_norm = config.max_grad_norm
+        self.proximal = options.proximal
+        self.received = [parameter.detach().clone() for parameter in self.parameters]
+        steps = config.local_epochs * -(-examples // config.batch_size)
+        scaled = replace(sampler, lr=sampler.lr * options.lr_scale)
+        self.state = sampling.init(
+            scaled, sampling.plan(sampler, steps), self._vector(), examples, seed
+        )
+
+    def move(self) -> None:
+        """Make the step for which gradients are there."""
+        if sampling.moves(self.state):
+            self._pull()
+            gradient = torch.cat([_gradient(each).flatten() for each in self.parameters])
+            moved = sampling.step(self.state, self._vector(), gradient)
+            assert moved is not None
+            nn.utils.vector_to_parameters(moved, self.parameters)
+            return
+        nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
+        self._pull()
+        self.optimizer.step()
+        sampling.step(self.state, self._vector() if sampling.wanted(self.state) else None)
+
+    def _pull(self) -> None:
+        """Add the gradient of the proximal term."""
+        if self.proximal > 0:
+            for parameter, received in zip(self.parameters, self.received, strict=True):
+                _gradient(parameter).add_(parameter.detach() - received, alpha=self.proximal)
+
+    def _vector(self) -> Tensor:
+        return nn.utils.parameters_to_vector(self.parameters).detach()
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad
 
 
 @torch.inference_mode()
@@ -116,8 +195,11 @@ def validation_outputs(model: HAFedformer, data: ClientData, batch_size: int) ->
     return torch.cat(outputs)
 
 
-def _optimizer(model: nn.Module, config: ClientConfig) -> torch.optim.Optimizer:
-    parameters, lr, decay = model.parameters(), config.lr, config.weight_decay
+def make_optimizer(
+    parameters: Iterable[nn.Parameter], config: ClientConfig, lr_scale: float = 1.0
+) -> torch.optim.Optimizer:
+    """Build the optimiser that ``client.*`` names."""
+    lr, decay = config.lr * lr_scale, config.weight_decay
     match config.optimizer:
         case Optimizer.adamw:
             return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
@@ -125,10 +207,6 @@ def _optimizer(model: nn.Module, config: ClientConfig) -> torch.optim.Optimizer:
             return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
         case Optimizer.sgd:
             return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, fused=True)
-
-
-def _iterate(model: nn.Module) -> Tensor:
-    return nn.utils.parameters_to_vector(model.parameters()).detach()
 
 
 def _by_name(model: nn.Module, samples: Tensor) -> dict[str, Tensor]:

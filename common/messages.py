@@ -1,14 +1,20 @@
 """What client and server tell each other; `common.protocol` puts it on the wire."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from common.clients import ClientKey
 from common.data.moments import Moments
 from common.posterior import Posterior
 from common.task import Task
+
+
+def no_numbers() -> Tensor:
+    """Return (0,), float64."""
+    return torch.zeros(0, dtype=torch.float64)
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,11 @@ class Downlink:
         Arrays of the decoder.
     prior
         Of the pooled labels, see `common.model.evidence.prior_of`.
+    lr_scale
+        What this round's local rates are multiplied by.
+    label_shares
+        Of the pooled labels, see `common.model.evidence.label_shares`, where the client is to
+        correct its loss for its own; else empty.
     """
 
     key: ClientKey
@@ -75,6 +86,8 @@ class Downlink:
     encoder: Mapping[str, Tensor]
     decoder: Mapping[str, Tensor]
     prior: Tensor
+    lr_scale: float = 1.0
+    label_shares: Tensor = field(default_factory=no_numbers)
 
 
 @dataclass(frozen=True)
@@ -98,6 +111,10 @@ class Uplink:
     evidence
         Of the model as received, on the client's validation items, see
         `common.model.evidence.evidence`.
+    agreement
+        Of the same, see `common.model.evidence.agreement`.
+    steps
+        Local steps.
     """
 
     key: ClientKey
@@ -107,3 +124,5 @@ class Uplink:
     examples: int
     train_loss: float
     evidence: Tensor
+    agreement: Tensor
+    steps: int

@@ -54,7 +54,7 @@ Posterior = Mapping[str, Gaussian]
 
 def posterior_form(mean: Tensor, config: EncoderConfig) -> Form:
     """Return the form that a client's posterior over one tensor has, unless it tells nothing."""
-    if config.merge is EncoderMerge.average:
+    if config.merge is not EncoderMerge.pbea or config.structure is Structure.low_rank:
         return Form.identity
     row = config.structure is Structure.row and mean.ndim >= 2
     return Form.row if row else Form.diagonal

@@ -19,7 +19,7 @@ from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
 from common.posterior import Form, Gaussian
 from common.task import Task
 
-VERSION = 1
+VERSION = 2
 
 # Record keys.
 _ABOUT = "about"
@@ -40,7 +40,12 @@ class ProtocolError(Exception):
 
 def encode_downlink(downlink: Downlink) -> RecordDict:
     """Return the content of the message."""
-    about = _about(downlink.key) | {"round": downlink.round, "prior": downlink.prior.tolist()}
+    about = _about(downlink.key) | {
+        "round": downlink.round,
+        "prior": downlink.prior.tolist(),
+        "lr-scale": downlink.lr_scale,
+        "label-shares": downlink.label_shares.tolist(),
+    }
     return RecordDict(
         {
             _ABOUT: ConfigRecord(about),
@@ -58,13 +63,16 @@ def decode_downlink(content: RecordDict) -> Downlink:
     ProtocolError
         If a record or a value is missing or of the wrong type.
     """
-    about = _read_about(content, {"round": int, "prior": list})
+    fields = {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
+    about = _read_about(content, fields)
     return Downlink(
         _key(about),
         about["round"],
         _arrays(content, _ENCODER),
         _arrays(content, _DECODER),
         _numbers(about["prior"], f"{_ABOUT}.prior"),
+        about["lr-scale"],
+        _numbers(about["label-shares"], f"{_ABOUT}.label-shares"),
     )
 
 
@@ -80,6 +88,8 @@ def encode_uplink(uplink: Uplink) -> RecordDict:
         "examples": uplink.examples,
         "train-loss": uplink.train_loss,
         "evidence": uplink.evidence.tolist(),
+        "agreement": uplink.agreement.tolist(),
+        "steps": uplink.steps,
     }
     return RecordDict(
         {
@@ -113,7 +123,7 @@ def decode_uplink(content: RecordDict) -> Uplink:
     metrics = _typed(
         content.metric_records.get(_METRICS),
         _METRICS,
-        {"examples": int, "train-loss": float, "evidence": list},
+        {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int},
     )
     return Uplink(
         _key(about),
@@ -123,6 +133,8 @@ def decode_uplink(content: RecordDict) -> Uplink:
         metrics["examples"],
         metrics["train-loss"],
         _numbers(metrics["evidence"], f"{_METRICS}.evidence"),
+        _numbers(metrics["agreement"], f"{_METRICS}.agreement"),
+        metrics["steps"],
     )
 
 

@@ -15,7 +15,6 @@ from common.data.dataset import describe_shape
 from common.data.federation import FederatedDataset
 from common.errors import UserError
 from common.metrics import HEADLINE
-from common.model.evidence import prior_of
 from common.model.fusion import Fusion, fit_fusion
 from common.model.ha_fedformer import (
     HAFedformer,
@@ -28,6 +27,7 @@ from common.model.ha_fedformer import (
 from common.seeding import derive_seed
 from server.console import RunConsole
 from server.evaluate import Scores, evaluate
+from server.labels import PooledLabels, pool_labels
 from server.learning_curve import learning_curve
 from server.model_file import model_bytes
 from server.registry import Registry
@@ -82,10 +82,10 @@ class Run:
         config, registry = self.config, Registry()
         counts = Counter(key.modality for key in self.data.clients)
         registry.wait_for(grid, counts, config.runtime.node_timeout, self.console.tell)
-        prior = prior_of(registry.label_sums(self.data.task, self.data.outputs), self.data.task)
+        labels = self._pool_labels(registry)
         model = self._initial_model(registry)
         trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
-        strategy = HierarchicalAggregation(config, registry, prior, trained, self._remember)
+        strategy = HierarchicalAggregation(config, registry, labels, trained, self._remember)
 
         def after_round(server_round: int, arrays: ArrayRecord) -> MetricRecord | None:
             if server_round > 0:
@@ -103,6 +103,12 @@ class Run:
             evaluate_fn=after_round,
         )
         return self._finish(model, self._fusion(strategy), time.monotonic() - began)
+
+    def _pool_labels(self, registry: Registry) -> PooledLabels:
+        bins = len(self.config.dataset.label_bins) + 1
+        total = registry.label_sums(self.data.task, self.data.outputs, bins)
+        clients = [member.client.label_sums for member in registry.members.values()]
+        return pool_labels(clients, total, self.data.task)
 
     def _initial_model(self, registry: Registry) -> HAFedformer:
         """Build the model for the widths that clients have, with their pooled statistics."""
@@ -149,6 +155,7 @@ class Run:
             "reused": list(report.reused),
             "rejected": list(report.rejected),
             "decoder_weights": report.decoder_weights,
+            "trust": report.trust,
             "bytes_down": report.bytes_down,
             "bytes_up": report.bytes_up,
             "seconds": round(time.monotonic() - self._round_began, 3),

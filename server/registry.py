@@ -193,8 +193,15 @@ class Registry:
             if found.get(name, 0) < count
         ]
 
-    def label_sums(self, task: Task, outputs: int) -> Tensor:
+    def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
         """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.
+
+        Parameters
+        ----------
+        task, outputs
+            Kind of label, and outputs of the model.
+        bins
+            In which numbers are counted; 0: they are not.
 
         Raises
         ------
@@ -203,7 +210,9 @@ class Registry:
             some that these do not know.
         """
         total = torch.zeros(
-            {Task.regression: 3, Task.classification: outputs, Task.multilabel: outputs + 1}[task],
+            {Task.regression: 3 + bins, Task.classification: outputs, Task.multilabel: outputs + 1}[
+                task
+            ],
             dtype=torch.float64,
         )
         for key, member in self.members.items():

@@ -3,6 +3,7 @@
 All mathematics is in `server.aggregation`.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -15,9 +16,10 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import Config
-from common.messages import ClientDescription, Downlink, Uplink
+from common.config import ClientWeights, Config, FusionRule, ServerOptimizerConfig, When
+from common.messages import ClientDescription, Downlink, Uplink, no_numbers
 from common.model.evidence import no_evidence
+from common.model.fusion import fit_fusion
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
 from common.protocol import (
     MAX_REASON,
@@ -27,7 +29,11 @@ from common.protocol import (
     payload_bytes,
 )
 from common.seeding import derive_seed, generator
+from common.task import Task
+from server.aggregation import server_optimizer
+from server.aggregation.client_weights import client_weight, trust
 from server.aggregation.hierarchy import RoundSum, merge_round
+from server.labels import PooledLabels
 from server.registry import Member, Registry
 from server.validation import RejectedUpdateError, UpdateRules
 
@@ -53,6 +59,8 @@ class RoundReport:
         One line for each client that failed or whose update was refused.
     decoder_weights
         Layer to modality to its share in the decoder.
+    trust
+        Client to the trust in its labels, where clients are weighted by it.
     bytes_down, bytes_up
         Of arrays, all clients together.
     """
@@ -63,6 +71,7 @@ class RoundReport:
     reused: tuple[str, ...]
     rejected: tuple[str, ...]
     decoder_weights: Mapping[str, Mapping[str, float]]
+    trust: Mapping[str, float]
     bytes_down: int
     bytes_up: int
 
@@ -86,8 +95,8 @@ class HierarchicalAggregation(Strategy):
         The run's configuration.
     registry
         Who takes part.
-    prior
-        Of the pooled labels; sent to every client.
+    labels
+        What the clients' labels are together; its prior is sent to every client.
     trained
         Names of the trained tensors of each encoder and of the decoder, as in the model.
     tell
@@ -98,13 +107,14 @@ class HierarchicalAggregation(Strategy):
         self,
         config: Config,
         registry: Registry,
-        prior: Tensor,
+        labels: PooledLabels,
         trained: Parts,
         tell: Callable[[RoundReport], None],
     ) -> None:
         self.config = config
         self.registry = registry
-        self.prior = prior
+        self.labels = labels
+        self.prior = labels.prior
         self.tell = tell
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
@@ -113,6 +123,7 @@ class HierarchicalAggregation(Strategy):
         self._rules = UpdateRules(trained, task, config.strategy.encoder)
         self._asked = _Asked()
         self._arrays: dict[str, Tensor] = {}
+        self._moments = server_optimizer.Moments()
 
     def summary(self) -> None:
         """Log nothing: the configuration is in the run folder."""
@@ -126,11 +137,19 @@ class HierarchicalAggregation(Strategy):
         parts = split_arrays(self._arrays)
         self._asked = _Asked(faults)
         messages = []
+        local = self.config.strategy.local
+        shares = self.labels.shares if self._holds(local.logit_adjustment) else no_numbers()
         for member in self._choose(server_round):
             key = member.client.key
             self._asked.clients[key] = member.client
             downlink = Downlink(
-                key, server_round, parts.encoders[key.modality], parts.decoder, self.prior
+                key,
+                server_round,
+                parts.encoders[key.modality],
+                parts.decoder,
+                self.prior,
+                self._lr_scale(server_round),
+                shares,
             )
             content = encode_downlink(downlink)
             messages.append(
@@ -139,6 +158,17 @@ class HierarchicalAggregation(Strategy):
             self._asked.keys.setdefault(member.node, []).append(key)
             self._asked.bytes_down += payload_bytes(content)
         return messages
+
+    def _holds(self, when: When) -> bool:
+        """Whether an option is in force."""
+        skewed = self.labels.skew > self.config.strategy.skew_threshold
+        return when is When.always or (when is When.skewed and skewed)
+
+    def _lr_scale(self, server_round: int) -> float:
+        """Return the factor on the local rates: a half cosine over the rounds, or 1."""
+        if not self._holds(self.config.strategy.local.lr_decay):
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
 
     def _choose(self, server_round: int) -> list[Member]:
         """Sample ``strategy.fraction`` of each modality's clients, at least one."""
@@ -155,18 +185,14 @@ class HierarchicalAggregation(Strategy):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge the replies; a modality without one keeps its encoder."""
         uplinks, rejected, bytes_up = self._accept(server_round, replies)
-        total = RoundSum()
+        total = RoundSum(self.config.strategy)
+        trusted = self._trust(uplinks)
         for uplink in sorted(uplinks, key=lambda uplink: uplink.key):
-            total = total.add(uplink)
+            trust = trusted.get(str(uplink.key), 1.0)
+            weight = client_weight(uplink, self.config.strategy.weights, trust)
+            total = total.add(uplink, weight, trust)
         modalities = self._trained.encoders
-        shares: Mapping[str, Mapping[str, float]] = {}
-        if uplinks:
-            noise = torch.Generator().manual_seed(
-                derive_seed(self.config.seed, "noise", server_round)
-            )
-            merged = merge_round(total, self.config.strategy, noise)
-            self._arrays |= join_arrays(merged.parts)
-            shares = merged.decoder_weights
+        shares = self._merge(server_round, total) if uplinks else {}
         for name, modality in total.modalities.items():
             if modality.evidence is not None:
                 self.evidence[name] = modality.evidence
@@ -178,11 +204,42 @@ class HierarchicalAggregation(Strategy):
                 tuple(name for name in modalities if name not in total.modalities),
                 tuple(rejected),
                 shares,
+                trusted,
                 self._asked.bytes_down,
                 bytes_up,
             )
         )
         return to_record(self._arrays), None
+
+    def _merge(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
+        """Step to the merged model; return each layer's shares of the modalities."""
+        config = self.config.strategy
+        noise = torch.Generator().manual_seed(derive_seed(self.config.seed, "noise", server_round))
+        merged = merge_round(total, split_arrays(self._arrays), noise)
+        optimizer = config.server_optimizer
+        stepped, self._moments = server_optimizer.step(
+            self._arrays,
+            join_arrays(merged.parts),
+            self._moments,
+            optimizer if self._holds(optimizer.when) else ServerOptimizerConfig(),
+            join_arrays(merged.change_scales),
+        )
+        self._arrays |= stepped
+        return merged.decoder_weights
+
+    def _trust(self, uplinks: Iterable[Uplink]) -> dict[str, float]:
+        """Return the trust in each client's labels, by the evidence of the rounds before."""
+        if self.config.strategy.weights is not ClientWeights.agreement:
+            return {}
+        task = self.config.dataset.task
+        assert task is not None
+        rule = FusionRule.product_of_experts
+        experts = fit_fusion(rule, task, self.prior, self.evidence).experts
+        variance = self.prior[1].item() if task is Task.regression else 1.0
+        return {
+            str(each.key): trust(each, experts[each.key.modality], variance, task)
+            for each in uplinks
+        }
 
     def _accept(
         self, server_round: int, replies: Iterable[Message]

@@ -9,7 +9,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 from omegaconf import DictConfig
 
-from common.config import parse_config
+from common.config import Runtime, Setting, parse_config
 from server.command import hydra_command, run_folder
 
 
@@ -19,9 +19,20 @@ def main(composed: DictConfig) -> None:
     config = parse_config(composed)
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.app import prepare
-    from server.simulation import simulate
 
-    simulate(prepare(config, run_folder(config)))
+    run = prepare(config, run_folder(config))
+    if config.strategy.setting is not Setting.federated:
+        from server.reference import run_reference
+
+        run_reference(run)
+    elif config.runtime.name is Runtime.sequential:
+        from server.sequential import run_sequentially
+
+        run_sequentially(run)
+    else:
+        from server.simulation import simulate
+
+        simulate(run)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 from common.config import EncoderConfig
 from common.errors import UserError
 from common.messages import ClientDescription, Uplink
-from common.model.evidence import evidence_size
+from common.model.evidence import agreement_size, evidence_size
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian, posterior_form
 from common.task import Task
@@ -81,9 +81,14 @@ class UpdateRules:
             )
         if not math.isfinite(uplink.train_loss):
             raise RejectedUpdateError(f"{key} reports a train loss of {uplink.train_loss}")
-        sums = uplink.evidence
-        if len(sums) != evidence_size(self.task) or not sums.isfinite().all():
-            raise RejectedUpdateError(f"{key} reports evidence {sums.tolist()}")
+        if uplink.steps < 1:
+            raise RejectedUpdateError(f"{key} reports {uplink.steps} local steps")
+        for name, sums, size in (
+            ("evidence", uplink.evidence, evidence_size(self.task)),
+            ("agreement", uplink.agreement, agreement_size(self.task)),
+        ):
+            if len(sums) != size or not sums.isfinite().all():
+                raise RejectedUpdateError(f"{key} reports {name} {sums.tolist()}")
 
 
 def check_description(client: ClientDescription, known: Collection[str]) -> None:

@@ -291,11 +291,18 @@ class FusionConfig:
     name: FusionRule = FusionRule.auto
 
 
+class Runtime(StrEnum):
+    """Where `utmp-train` runs clients: on Ray, or one after the other in its own process."""
+
+    simulation = "simulation"
+    sequential = "sequential"
+
+
 @dataclass
 class RuntimeConfig:
     """Where clients run, and how long the server waits for them."""
 
-    name: str = MISSING
+    name: Runtime = Runtime.simulation
     client_cpus: int = 1
     client_gpus: float | None = None
     node_timeout: float = 120.0

@@ -7,7 +7,7 @@ client, of which only one modality is kept. Shards were split and dealt out befo
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from common.clients import ClientKey, check_modality_name, clients_per_modality
 from common.config import Config, NpzConfig, ShardsConfig, SyntheticConfig
+from common.config.partition import PartitionRule
 from common.data.dataset import (
     IntArray,
     LabelArray,
@@ -23,7 +24,8 @@ from common.data.dataset import (
     describe_shape,
 )
 from common.data.formats.npz import read_npz
-from common.data.partition import deal_groups, partition_groups
+from common.data.partition import partition_groups
+from common.data.partitioners import deal
 from common.data.shard_folder import load_shard_folder, read_listed_shard
 from common.data.shards import SUFFIX
 from common.data.source import ReadSettings
@@ -213,6 +215,11 @@ def load_federation(config: Config) -> FederatedDataset:
         If it cannot be read or does not fit ``clients.*``.
     """
     if isinstance(config.dataset, ShardsConfig):
+        if config.partition.name is not PartitionRule.groups:
+            raise UserError(
+                f"partition={config.partition.name}: shards were dealt out by utmp-prepare; give "
+                "partition to that command"
+            )
         return load_shard_folder(config.dataset, config.clients)
     return load_joint(config)
 
@@ -234,10 +241,10 @@ def load_joint(config: Config) -> JointDataset:
     for name in items.sequences:
         check_modality_name(name)
     counts = clients_per_modality(config.clients, tuple(items.sequences))
-    keys = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
     train, validation, test = _split(items, config)
-    dealt = deal_groups(items.groups, train, keys, config.seed)
-    return JointDataset(config.dataset.task or Task.regression, items, dealt, validation, test)
+    task = config.dataset.task or Task.regression
+    dealt = deal(items, train, counts, config.partition, task, config.seed)
+    return JointDataset(task, items, dealt, validation, test)
 
 
 def paths_of(setting: object, prefix: str) -> list[str]:
@@ -305,7 +312,15 @@ def client_data_of(data: FederatedDataset, key: ClientKey, config: Config) -> Cl
     if key not in data.clients:
         names = ", ".join(map(str, data.clients))
         raise UserError(f"there is no client {key}; clients.* gives {names}")
-    return _client_data(data.client_items(key), data.task, key, config)
+    found = _client_data(data.client_items(key), data.task, key, config)
+    if key.part >= config.dataset.permuted_clients:
+        return found
+    return permuted(found, generator(config.seed, "permuted", str(key)))
+
+
+def permuted(data: ClientData, rng: np.random.Generator) -> ClientData:
+    """Give every item the label of another item of the client: a faulty site, for experiments."""
+    return replace(data, labels=data.labels[rng.permutation(len(data.labels))])
 
 
 def site_client_data(path: str | Path, key: ClientKey, config: Config) -> ClientData:

@@ -16,23 +16,59 @@ from common.task import Task
 INVERSE_TEMPERATURES = (0.0, 0.125, 0.25, 0.354, 0.5, 0.707, 1.0, 1.414, 2.0)
 
 
-def label_sums(labels: Tensor, task: Task, outputs: int) -> Tensor:
+def label_sums(labels: Tensor, task: Task, outputs: int, edges: Tensor | None = None) -> Tensor:
     """Summarise labels: what the prior is made of.
+
+    Parameters
+    ----------
+    labels
+        (B,) or (B, O).
+    task, outputs
+        Kind of label, and O.
+    edges
+        (K-1,) ascending, of the bins in which numbers are counted; None: they are not.
 
     Returns
     -------
     Tensor
-        float64. Regression: (3,) count, sum, sum of squares. Classes: (K,) count of each. Several
-        labels: (1 + K,) count, then how often each is present.
+        float64. Regression: count, sum, sum of squares, then the count of each of the K bins.
+        Classes: (K,) count of each. Several labels: (1 + K,) count, then how often each is present.
     """
-    labels = labels.double()
     match task:
         case Task.regression:
-            return torch.stack([labels.new_tensor(len(labels)), labels.sum(), (labels**2).sum()])
+            exact = labels.double()
+            sums = torch.stack([exact.new_tensor(len(exact)), exact.sum(), (exact**2).sum()])
+            if edges is None:
+                return sums
+            bins = torch.bucketize(labels, edges.to(labels))
+            return torch.cat([sums, torch.bincount(bins, minlength=len(edges) + 1).double()])
         case Task.classification:
             return torch.bincount(labels.long(), minlength=outputs).double()
         case Task.multilabel:
+            labels = labels.double()
             return torch.cat([labels.new_tensor([len(labels)]), labels.sum(dim=0)])
+
+
+def label_counts(sums: Tensor, task: Task) -> Tensor:
+    """Take the counts (K,) of bins, classes or present labels out of `label_sums`."""
+    return {Task.regression: sums[3:], Task.classification: sums, Task.multilabel: sums[1:]}[task]
+
+
+def label_shares(sums: Tensor, task: Task) -> Tensor:
+    """Return (K,) the smoothed share of each bin or class, or the rate of each label, in (0, 1)."""
+    counts = label_counts(sums, task)
+    if task is Task.multilabel:
+        return (counts + 0.5) / (sums[0] + 1)
+    return (counts + 1 / len(counts)) / (counts.sum() + 1)
+
+
+def own_shares(sums: Tensor, pooled: Tensor, task: Task) -> Tensor:
+    """Return a client's shares (K,), smoothed by one item that follows the pooled shares."""
+    counts = label_counts(sums, task)
+    total = sums[0] if task is Task.multilabel else counts.sum()
+    padded = F.pad(counts, (0, len(pooled) - len(counts)))
+    shares: Tensor = (padded + pooled) / (total + 1)
+    return shares
 
 
 def prior_of(sums: Tensor, task: Task) -> Tensor:
@@ -46,7 +82,7 @@ def prior_of(sums: Tensor, task: Task) -> Tensor:
     """
     match task:
         case Task.regression:
-            count, total, squares = sums
+            count, total, squares = sums[:3]
             mean = total / count.clamp(min=1)
             variance = squares / count.clamp(min=1) - mean**2
             return torch.stack([mean, variance.clamp(min=1e-6)])
@@ -101,6 +137,52 @@ def evidence(
         for beta in INVERSE_TEMPERATURES
     ]
     return torch.stack([count, *losses])
+
+
+def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task: Task) -> Tensor:
+    """Summarise whether a client's labels belong to its features, as the received model sees it.
+
+    Two stories of the client's validation items are compared: their labels follow the model, moved
+    to the client's own shares of the labels; or they follow those shares whatever the features. So
+    a client that has a single class is neither for nor against, and one whose labels were permuted
+    is against. Unlike a loss it cannot be improved by easy labels.
+
+    Parameters
+    ----------
+    outputs, labels
+        (B, O), and (B,) or (B, O).
+    sums
+        Of the client's train labels, see `label_sums`.
+    prior
+        From `prior_of`, of all clients.
+    task
+        Kind of label.
+
+    Returns
+    -------
+    Tensor
+        float64. Regression: (2,) sum of (p - mean)^2, and of (p - mean) (y - mean). Otherwise the
+        log-likelihood ratio of the two stories, summed over items, at each of
+        `INVERSE_TEMPERATURES`.
+    """
+    if task is Task.regression:
+        p, y = outputs[:, 0].double(), labels.double()
+        p, y = p - p.sum() / max(len(p), 1), y - y.sum() / max(len(y), 1)
+        return torch.stack([(p * p).sum(), (p * y).sum()])
+    pooled = prior.exp() if task is Task.classification else prior.sigmoid()
+    own = own_shares(sums, pooled, task)
+    own_prior = own.log() if task is Task.classification else own.logit()
+    scores = [
+        temper(outputs.double(), prior, beta, task) - prior + own_prior
+        for beta in INVERSE_TEMPERATURES
+    ]
+    by_shares = _log_loss(own_prior.expand(len(outputs), -1), labels, task)
+    return torch.stack([by_shares - _log_loss(each, labels, task) for each in scores])
+
+
+def agreement_size(task: Task) -> int:
+    """Length of the vector that `agreement` returns."""
+    return 2 if task is Task.regression else len(INVERSE_TEMPERATURES)
 
 
 def within_groups(values: Tensor, groups: Tensor, level: Tensor) -> Tensor:

@@ -1,21 +1,31 @@
 """The hierarchy: PbEA inside each modality, then CmDA across modalities.
 
 A round is one `RoundSum`: add every client's `Uplink`, in any order and grouping, then
-`merge_round`.
+`merge_round`. Other rules take the place of either by configuration.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import reduce
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from common.config import DecoderMerge, StrategyConfig
+from common.config import DecoderMerge, EncoderMerge, StrategyConfig
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
+from common.posterior import Posterior
 from server.aggregation.average import WeightedSum
+from server.aggregation.client_weights import StepSums
 from server.aggregation.cmda import merge_decoders
+from server.aggregation.collected import Collected, attend, median, trimmed_mean
 from server.aggregation.pbea import PosteriorSum
+
+Total = TypeVar("Total", PosteriorSum | Collected, WeightedSum | Collected)
+
+#: Rules that need every client's arrays at once.
+_COLLECTED = {"fedatt", "median", "trimmed_mean"}
 
 
 @dataclass(frozen=True)
@@ -25,42 +35,50 @@ class ModalitySum:
     Attributes
     ----------
     encoder, decoder
-        Product of the encoders' posteriors, weighted sum of the decoders.
+        Product of the encoders' posteriors, weighted sum of the decoders; or the clients
+        themselves, for rules that need them.
     loss
         Sum of n_i times the train loss.
     evidence
         Sum of the clients' evidence, None for no client.
+    steps
+        For the scale of changes per local step.
     examples, clients
         Their numbers.
     """
 
-    encoder: PosteriorSum = field(default_factory=PosteriorSum)
-    decoder: WeightedSum = field(default_factory=WeightedSum)
+    encoder: PosteriorSum | Collected
+    decoder: WeightedSum | Collected
     loss: float = 0.0
     evidence: Tensor | None = None
+    steps: StepSums = field(default_factory=StepSums)
     examples: int = 0
     clients: int = 0
 
-    def add(self, uplink: Uplink) -> "ModalitySum":
-        """Add one client."""
-        return self.merge(
-            ModalitySum(
-                PosteriorSum().add(uplink.encoder, uplink.examples),
-                WeightedSum().add(uplink.decoder, uplink.examples),
-                uplink.examples * uplink.train_loss,
-                uplink.evidence,
-                uplink.examples,
-                1,
-            )
+    @classmethod
+    def of(
+        cls, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
+    ) -> "ModalitySum":
+        """Return the sum of one client; see `RoundSum.add`."""
+        share = weight / uplink.steps if config.normalise_steps else weight
+        return cls(
+            _encoder_sum(uplink.encoder, share, config),
+            _decoder_sum(uplink.decoder, share, config),
+            uplink.examples * uplink.train_loss,
+            trust * uplink.evidence,
+            StepSums().add(weight, uplink.steps),
+            uplink.examples,
+            1,
         )
 
     def merge(self, other: "ModalitySum") -> "ModalitySum":
         """Return the sum of both."""
         return ModalitySum(
-            self.encoder.merge(other.encoder),
-            self.decoder.merge(other.decoder),
+            _merge(self.encoder, other.encoder),
+            _merge(self.decoder, other.decoder),
             self.loss + other.loss,
             _add(self.evidence, other.evidence),
+            self.steps.merge(other.steps),
             self.examples + other.examples,
             self.clients + other.clients,
         )
@@ -70,17 +88,30 @@ class ModalitySum:
 class RoundSum:
     """What the clients of a round add up to, by modality."""
 
+    config: StrategyConfig
     modalities: Mapping[str, ModalitySum] = field(default_factory=dict)
 
-    def add(self, uplink: Uplink) -> "RoundSum":
-        """Add one client."""
-        return self.merge(RoundSum({uplink.key.modality: ModalitySum().add(uplink)}))
+    def add(self, uplink: Uplink, weight: float | None = None, trust: float = 1.0) -> "RoundSum":
+        """Add one client.
+
+        Parameters
+        ----------
+        uplink
+            Its update.
+        weight
+            What it counts, see `server.aggregation.client_weights`; None: its examples.
+        trust
+            What its evidence counts.
+        """
+        counted = float(uplink.examples) if weight is None else weight
+        added = ModalitySum.of(uplink, counted, trust, self.config)
+        return self.merge(RoundSum(self.config, {uplink.key.modality: added}))
 
     def merge(self, other: "RoundSum") -> "RoundSum":
         """Return the sum of both."""
         merged = dict(self.modalities)
-        for modality, added in other.modalities.items():
-            merged[modality] = merged.get(modality, ModalitySum()).merge(added)
+        for name, added in other.modalities.items():
+            merged[name] = merged[name].merge(added) if name in merged else added
         return replace(self, modalities=merged)
 
 
@@ -93,25 +124,28 @@ class MergedRound:
     parts
         Encoders of the modalities that replied, and the decoder; trained tensors only.
     decoder_weights
-        Layer to modality to its share in the decoder.
+        Layer to modality to its share in the decoder; empty where clients have none.
+    change_scales
+        What the change of each tensor is to be multiplied by, () each; see `StepSums`. Empty unless
+        steps are normalised.
     """
 
     parts: Parts
     decoder_weights: Mapping[str, Mapping[str, float]]
+    change_scales: Parts
 
 
-def merge_round(total: RoundSum, config: StrategyConfig, generator: torch.Generator) -> MergedRound:
+def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> MergedRound:
     """Merge encoders inside, decoders across modalities.
 
     Parameters
     ----------
     total
         The round's sum, in which at least one client replied.
-    config
-        How decoders are merged. How encoders are is in what the clients sent: without a precision
-        PbEA is the average.
+    current
+        What the clients started from; used by attention over clients alone.
     generator
-        Draws CmDA's noise.
+        Draws the noise of CmDA and FedAtt.
 
     Raises
     ------
@@ -120,25 +154,93 @@ def merge_round(total: RoundSum, config: StrategyConfig, generator: torch.Genera
     """
     # In an order that does not depend on who replied first.
     sums = {name: total.modalities[name] for name in sorted(total.modalities)}
-    encoders = {name: modality.encoder.finalize() for name, modality in sums.items()}
-    if config.decoder.merge is DecoderMerge.cmda:
-        averages = {name: modality.decoder.finalize() for name, modality in sums.items()}
-        decoder, weights = merge_decoders(averages, config.decoder, generator)
-    else:
-        decoder, weights = _average_decoders(sums)
-    return MergedRound(Parts(encoders, decoder), weights)
+    if not sums:
+        raise ValueError("no clients to merge")
+    config = total.config
+    encoders = {
+        name: _finalize(
+            each.encoder, config.encoder.merge, current.encoders[name], config, generator
+        )
+        for name, each in sums.items()
+    }
+    decoder, weights = _merge_decoders(sums, current.decoder, config, generator)
+    merged = Parts(encoders, decoder)
+    return MergedRound(merged, weights, _change_scales(sums, merged, config))
 
 
-def _average_decoders(
+def _change_scales(sums: Mapping[str, ModalitySum], merged: Parts, config: StrategyConfig) -> Parts:
+    if not config.normalise_steps:
+        return Parts({}, {})
+    encoders = {
+        name: dict.fromkeys(merged.encoders[name], torch.tensor(each.steps.scale()))
+        for name, each in sums.items()
+    }
+    everyone = reduce(StepSums.merge, [each.steps for each in sums.values()])
+    return Parts(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))
+
+
+def _merge_decoders(
     sums: Mapping[str, ModalitySum],
+    current: Mapping[str, Tensor],
+    config: StrategyConfig,
+    generator: torch.Generator,
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-    """Average all clients' decoders by examples, whatever their modality."""
-    everyone = WeightedSum()
-    for modality in sums.values():
-        everyone = everyone.merge(modality.decoder)
-    decoder = everyone.finalize()
-    shares = {name: modality.examples / everyone.weight for name, modality in sums.items()}
+    rule = config.decoder.merge
+    if rule is DecoderMerge.cmda:
+        averages = {
+            name: _finalize(each.decoder, rule, current, config, generator)
+            for name, each in sums.items()
+        }
+        return merge_decoders(averages, config.decoder, generator)
+    everyone = _sum_of([each.decoder for each in sums.values()])
+    decoder = _finalize(everyone, rule, current, config, generator)
+    if rule is not DecoderMerge.average:
+        return decoder, {}
+    shares = {name: each.decoder.weight / everyone.weight for name, each in sums.items()}
     return decoder, {layer: dict(shares) for layer in decoder}
+
+
+def _encoder_sum(
+    posterior: Posterior, weight: float, config: StrategyConfig
+) -> PosteriorSum | Collected:
+    if config.encoder.merge in _COLLECTED:
+        return Collected().add({name: each.mean for name, each in posterior.items()}, weight)
+    return PosteriorSum().add(posterior, weight)
+
+
+def _decoder_sum(
+    decoder: Mapping[str, Tensor], weight: float, config: StrategyConfig
+) -> WeightedSum | Collected:
+    empty = Collected() if config.decoder.merge in _COLLECTED else WeightedSum()
+    return empty.add(decoder, weight)
+
+
+def _finalize(
+    total: PosteriorSum | WeightedSum | Collected,
+    rule: EncoderMerge | DecoderMerge,
+    current: Mapping[str, Tensor],
+    config: StrategyConfig,
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    if not isinstance(total, Collected):
+        return total.finalize()
+    match str(rule):
+        case "median":
+            return median(total)
+        case "trimmed_mean":
+            return trimmed_mean(total, config.trim)
+        case _:
+            return attend(total, current, config.fedatt, generator)
+
+
+def _merge(left: Total, right: Total) -> Total:
+    """Return the sum of two of a kind."""
+    merged: Total = left.merge(right)  # type: ignore[arg-type]
+    return merged
+
+
+def _sum_of(totals: list[WeightedSum | Collected]) -> WeightedSum | Collected:
+    return reduce(_merge, totals)
 
 
 def _add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

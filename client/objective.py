@@ -1,0 +1,85 @@
+"""What a client minimises: the task's loss, corrected for labels that are unlike all clients'.
+
+A client whose labels are skewed learns its own prior as much as its features. With p_i its shares
+of the labels and p those of all clients, the correction is in the local loss alone:
+
+- classes: log(p_i / p) is added to the logits (logit adjustment, Menon et al. 2021), so that they
+  themselves learn what the pooled prior would give; several labels: the same in log-odds;
+- numbers: items are weighted by p / p_i of their bin, at most `MAX_WEIGHT` either way, on average
+  by 1.
+
+Notation: B items, O outputs, K classes, labels or bins.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from common.model.evidence import label_shares, own_shares
+from common.model.losses import task_loss
+from common.task import Task
+
+#: How much more or less than average an item may count.
+MAX_WEIGHT = 5.0
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The local loss.
+
+    Attributes
+    ----------
+    task
+        Kind of label.
+    offsets
+        (K,) what is added to the logits; the weights of the bins for numbers; None: nothing.
+    edges
+        (K-1,) of the bins, for numbers.
+    """
+
+    task: Task
+    offsets: Tensor | None = None
+    edges: Tensor | None = None
+
+    def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of a batch, outputs (B, O) and labels (B,) or (B, O)."""
+        if self.offsets is None:
+            return task_loss(outputs, labels, self.task)
+        offsets = self.offsets.to(outputs)
+        if self.task is not Task.regression:
+            return task_loss(outputs + offsets, labels, self.task)
+        assert self.edges is not None
+        weights = offsets[torch.bucketize(labels, self.edges.to(labels))]
+        return (weights * F.l1_loss(outputs[:, 0], labels, reduction="none")).mean()
+
+
+def local_objective(
+    task: Task, sums: Tensor, pooled_shares: Tensor, edges: Tensor | None
+) -> Objective:
+    """Build a client's objective.
+
+    Parameters
+    ----------
+    task
+        Kind of label.
+    sums
+        Of the client's train labels, see `common.model.evidence.label_sums`.
+    pooled_shares
+        (K,) see `common.model.evidence.label_shares`, of all clients; empty: no correction.
+    edges
+        (K-1,) of the bins, for numbers.
+    """
+    if len(pooled_shares) == 0:
+        return Objective(task)
+    own = own_shares(sums, pooled_shares, task)
+    match task:
+        case Task.classification:
+            return Objective(task, torch.log(own / pooled_shares))
+        case Task.multilabel:
+            return Objective(task, torch.logit(own) - torch.logit(pooled_shares))
+        case Task.regression:
+            weights = (pooled_shares / own).clamp(1 / MAX_WEIGHT, MAX_WEIGHT)
+            counted = label_shares(sums, task)
+            return Objective(task, weights / (weights * counted).sum(), edges)

@@ -1,0 +1,88 @@
+"""The server's step from the current model to the merged one (Reddi et al. 2021, FedOpt).
+
+With the change D = merged - current of a round and the rate lr:
+
+- ``sgd``: W <- W + lr D; at rate 1 the merged model itself, FedAvg;
+- ``momentum``: m <- b m + D, W <- W + lr m (FedAvgM, Hsu et al. 2019);
+- ``adam``: m <- b m + (1-b) D, v <- b2 v + (1-b2) D^2, W <- W + lr m / (sqrt(v) + tau) (FedAdam).
+
+An array that is not in a round, of a modality that did not reply, keeps its moments.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from common.config import ServerOptimizer, ServerOptimizerConfig
+
+Arrays = Mapping[str, Tensor]
+_ONE = torch.tensor(1.0)
+
+
+@dataclass(frozen=True)
+class Moments:
+    """What the server remembers of former rounds, float64.
+
+    Attributes
+    ----------
+    first, second
+        Array name to m, and to v.
+    """
+
+    first: Arrays = field(default_factory=dict)
+    second: Arrays = field(default_factory=dict)
+
+
+def step(
+    current: Arrays,
+    merged: Arrays,
+    moments: Moments,
+    config: ServerOptimizerConfig,
+    scales: Arrays | None = None,
+) -> tuple[dict[str, Tensor], Moments]:
+    """Make one step.
+
+    Parameters
+    ----------
+    current
+        The model before the round; has every array of `merged`.
+    merged
+        What the clients' arrays were merged to.
+    moments
+        Of the rounds before.
+    config
+        The optimiser.
+    scales
+        Array name to a factor () on its change, 1 where it is not named; see
+        `server.aggregation.client_weights.StepSums`.
+
+    Returns
+    -------
+    tuple
+        The new arrays, float32, those of `merged` only; and the moments for the next round.
+    """
+    if config.name is ServerOptimizer.sgd and config.lr == 1.0 and not scales:
+        return dict(merged), moments
+    stepped: dict[str, Tensor] = {}
+    first, second = dict(moments.first), dict(moments.second)
+    for name, target in merged.items():
+        start = current[name].double()
+        change = (scales or {}).get(name, _ONE) * (target.double() - start)
+        if config.name is ServerOptimizer.momentum:
+            change = first[name] = config.momentum * _moment(first, name, start) + change
+        elif config.name is ServerOptimizer.adam:
+            first[name] = _average(config.momentum, _moment(first, name, start), change)
+            second[name] = _average(config.beta2, _moment(second, name, start), change**2)
+            change = first[name] / (second[name].sqrt() + config.tau)
+        stepped[name] = (start + config.lr * change).float()
+    return stepped, Moments(first, second)
+
+
+def _moment(moments: Arrays, name: str, like: Tensor) -> Tensor:
+    return moments[name] if name in moments else torch.zeros_like(like)
+
+
+def _average(decay: float, former: Tensor, value: Tensor) -> Tensor:
+    return decay * former + (1 - decay) * value

@@ -1,0 +1,80 @@
+"""What the clients' labels are together, and how much they differ from one client to another."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from common.model.evidence import label_counts, label_shares, prior_of
+from common.task import Task
+
+
+@dataclass(frozen=True)
+class PooledLabels:
+    """The labels of all clients.
+
+    Attributes
+    ----------
+    prior
+        See `common.model.evidence.prior_of`.
+    shares
+        See `common.model.evidence.label_shares`.
+    skew
+        See `label_skew`.
+    """
+
+    prior: Tensor
+    shares: Tensor
+    skew: float
+
+
+def pool_labels(clients: Sequence[Tensor], total: Tensor, task: Task) -> PooledLabels:
+    """Pool the label sums of clients, at least one, whose sum is `total`."""
+    if task is Task.multilabel:
+        # Each label by itself, present against absent.
+        sides = [torch.stack([sums[0] - sums[1:], sums[1:]], dim=1) for sums in clients]
+        skews = [label_skew([each[label] for each in sides]) for label in range(len(total) - 1)]
+        skew = sum(skews) / len(skews)
+    else:
+        counts = [label_counts(sums, task) for sums in clients]
+        skew = label_skew([_pad(each, len(label_counts(total, task))) for each in counts])
+    return PooledLabels(prior_of(total, task), label_shares(total, task), skew)
+
+
+def label_skew(counts: Sequence[Tensor]) -> float:
+    """Measure how much the label tells of the client.
+
+    The mutual information of client and label as a share of the label's entropy, less what chance
+    alone would make of so few items (Miller and Madow 1955: (C-1)(K-1) / 2N nats for C clients, K
+    labels that occur, N items).
+
+    Parameters
+    ----------
+    counts
+        (K,) of each of C clients.
+
+    Returns
+    -------
+    float
+        0: all clients have the same labels, or there is nothing to tell. 1: each has its own.
+    """
+    table = torch.stack(list(counts)).double()
+    table = table[table.sum(dim=1) > 0][:, table.sum(dim=0) > 0]
+    clients, labels = table.shape
+    if clients < 2 or labels < 2:
+        return 0.0
+    items = table.sum()
+    joint = table / items
+    expected = joint.sum(dim=1, keepdim=True) * joint.sum(dim=0, keepdim=True)
+    information = torch.special.xlogy(joint, joint / expected).sum()
+    share = joint.sum(dim=0)
+    entropy = -(share * share.log()).sum()
+    chance = (clients - 1) * (labels - 1) / (2 * items)
+    share_told: float = ((information - chance) / entropy).clamp(0, 1).item()
+    return share_told
+
+
+def _pad(counts: Tensor, size: int) -> Tensor:
+    """Add the classes that a client has never seen."""
+    return torch.nn.functional.pad(counts, (0, size - len(counts)))

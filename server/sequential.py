@@ -1,0 +1,107 @@
+"""All clients on this machine, one after the other in this process: for sweeps and for tests.
+
+The same apps and the same messages as in Flower's simulation, without Ray and its processes; so
+several runs fit beside each other on one machine.
+"""
+
+from collections.abc import Iterable
+from functools import partial
+
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.run import Run as FlowerRun
+from flwr.serverapp import Grid
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import given_config, make_client_app
+from server.federation import Run
+from server.simulation import check_resources
+
+#: Flower stamps messages with these; a SuperLink would give them.
+_RUN_ID = 1
+
+
+class SequentialGrid(Grid):
+    """Nodes that answer when they are asked.
+
+    Parameters
+    ----------
+    client_app
+        What every node runs.
+    nodes
+        How many there are; node k has partition k.
+    """
+
+    def __init__(self, client_app: ClientApp, nodes: int) -> None:
+        self._client_app = client_app
+        self._contexts = {
+            number + 1: Context(
+                _RUN_ID,
+                number + 1,
+                {"partition-id": number, "num-partitions": nodes},
+                RecordDict(),
+                {},
+            )
+            for number in range(nodes)
+        }
+        self._replies: dict[str, Message] = {}
+        TaskIdentity.run_id = _RUN_ID
+        TaskIdentity.node_id = 0
+        TaskIdentity.task_id = _RUN_ID
+
+    def set_run(self, run: FlowerRun) -> None:
+        """Ignore it: there is one run."""
+
+    @property
+    def run(self) -> FlowerRun:
+        """The run."""
+        return FlowerRun.create_empty(_RUN_ID)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the nodes' ids, from 1."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Have each message answered; return keys of the replies."""
+        keys = []
+        for message in messages:
+            key = str(len(self._replies))
+            node = message.metadata.dst_node_id
+            self._replies[key] = self._client_app(message, self._contexts[node])
+            keys.append(key)
+        return keys
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return the replies of some keys, once."""
+        return [self._replies.pop(key) for key in list(message_ids) if key in self._replies]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Return the replies, in the order of the messages."""
+        return self.pull_messages(self.push_messages(messages))
+
+
+def run_sequentially(run: Run) -> None:
+    """Execute a prepared run.
+
+    Raises
+    ------
+    UserError
+        As `server.federation.Run.execute`.
+    """
+    check_resources(run.config)
+    app = make_client_app(partial(given_config, run.config))
+    with run.console:
+        run.execute(SequentialGrid(app, len(run.data.clients)))
