@@ -10,7 +10,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from common.config import Config
+from common.config import Config, FusionRule
 from common.data.dataset import describe_shape
 from common.data.federation import FederatedDataset
 from common.errors import UserError
@@ -26,7 +26,7 @@ from common.model.ha_fedformer import (
 )
 from common.seeding import derive_seed
 from server.console import RunConsole
-from server.evaluate import Scores, evaluate
+from server.evaluate import Scores, evaluate, evaluate_rules, evaluate_subsets
 from server.labels import PooledLabels, pool_labels
 from server.learning_curve import learning_curve
 from server.model_file import model_bytes
@@ -35,6 +35,9 @@ from server.run_folder import CURVE, MODEL, RunFolder
 from server.strategy import HierarchicalAggregation, RoundReport, from_record, to_record
 
 T = TypeVar("T")
+
+#: The rules that a run is scored under at its end, whichever it uses.
+FITTED_RULES = tuple(rule for rule in FusionRule if rule is not FusionRule.auto)
 
 
 @dataclass
@@ -102,7 +105,7 @@ class Run:
             timeout=config.runtime.round_timeout,
             evaluate_fn=after_round,
         )
-        return self._finish(model, self._fusion(strategy), time.monotonic() - began)
+        return self._finish(model, strategy, time.monotonic() - began)
 
     def _pool_labels(self, registry: Registry) -> PooledLabels:
         bins = len(self.config.dataset.label_bins) + 1
@@ -131,9 +134,9 @@ class Run:
             set_standardisation(model, name, moments[name])
         return model
 
-    def _fusion(self, strategy: HierarchicalAggregation) -> Fusion:
+    def _fusion(self, strategy: HierarchicalAggregation, rule: FusionRule | None = None) -> Fusion:
         return fit_fusion(
-            self.config.fusion.name, self.data.task, strategy.prior, strategy.evidence
+            rule or self.config.fusion.name, self.data.task, strategy.prior, strategy.evidence
         )
 
     def _remember(self, report: RoundReport) -> None:
@@ -168,11 +171,16 @@ class Run:
         """Put the dataset's order of modalities on a mapping."""
         return {name: by_modality[name] for name in self.data.shapes if name in by_modality}
 
-    def _finish(self, model: HAFedformer, fusion: Fusion, seconds: float) -> dict[str, Any]:
-        config = self.config
+    def _finish(
+        self, model: HAFedformer, strategy: HierarchicalAggregation, seconds: float
+    ) -> dict[str, Any]:
+        config, fusion = self.config, self._fusion(strategy)
         test = evaluate(model, fusion, self.data.test)
+        rules = {str(rule): self._fusion(strategy, rule) for rule in FITTED_RULES}
         summary = {
             "test": test,
+            "test_by_fusion": evaluate_rules(model, rules, self.data.test),
+            "test_by_subset": evaluate_subsets(model, fusion, self.data.test),
             "validation": self.records[-1]["validation"],
             "rounds": config.rounds,
             "seed": config.seed,
@@ -184,6 +192,7 @@ class Run:
                 "validation": len(self.data.validation),
                 "test": len(self.data.test),
             },
+            "label_skew": strategy.labels.skew,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "cleaning": self.data.cleaning,
         }

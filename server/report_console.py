@@ -1,0 +1,152 @@
+"""How a report is shown: as Markdown, and on the terminal."""
+
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+from server.comparison import LEVEL
+from server.report_blocks import assignments, differing, present
+from server.report_tables import Report, Table, count, tables_of, without_places
+
+REPORT = "report.md"
+
+#: Settings that are named where they are the same in all runs; a group with its dot.
+_WORTH_NAMING = (
+    "dataset.name",
+    "dataset.path",
+    "dataset.task",
+    "rounds",
+    "clients.",
+    "partition.name",
+    "client.lr",
+    "client.local_epochs",
+    "client.batch_size",
+)
+
+_SCORES = (
+    "Scores are of the test items, all modalities together unless a column says otherwise: "
+    "mean ± sd over the seeds. Runs that differ in nothing but the seed are one method. MB up: "
+    "10^6 bytes that a client sends in a round."
+)
+
+_DIFFERENCES = (
+    "The difference to the baseline, {baseline}, is paired by seed, with the {level:.0%} interval "
+    'and the p of the paired t-test; "no difference" where the interval holds 0. Better means '
+    "better, also where less is better. Intervals and p are not corrected for the number of "
+    "comparisons."
+)
+
+
+def markdown(report: Report) -> str:
+    """Return the text of ``report.md``."""
+    parts = ["# Report", f"```sh\n{report.command}\n```", _runs(report), _same(report)]
+    parts += [f"**Warning:** {line}" for line in report.warnings()]
+    parts += [_how_to_read(report), *_sections(report)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _runs(report: Report) -> str:
+    results = report.found.results
+    seeds = sorted({result.seed for result in results})
+    return (
+        f"{count(len(results), 'run')}, {count(len(seeds), 'seed')} "
+        f"({', '.join(map(str, seeds))}), {count(len(report.blocks), 'block')}."
+    )
+
+
+def _same(report: Report) -> str:
+    """Name the settings that are the same in all runs and worth naming."""
+    results = report.found.results
+    changing = set(differing(results))
+    same = {
+        name: value
+        for worth in _WORTH_NAMING
+        for name, value in results[0].settings.items()
+        if name not in changing
+        and (name.startswith(worth) if worth.endswith(".") else name == worth)
+    }
+    return f"The same in all runs: {_code(assignments(same))}." if same else ""
+
+
+def _how_to_read(report: Report) -> str:
+    if not report.compares:
+        return _SCORES
+    return f"{_SCORES} {_DIFFERENCES.format(baseline=report.baseline, level=LEVEL)}"
+
+
+def _sections(report: Report) -> Iterator[str]:
+    for block in report.blocks:
+        yield f"## {report.title_of(block)}"
+        if others := present(block.others):
+            yield f"Here also: {_code(assignments(others))}."
+        for table in tables_of(report, block):
+            yield f"### {table.title}" if table.title else ""
+            yield table.note
+            yield _markdown_table(table)
+        yield f"![{report.metrics_of(block)[0]} of each method]({report.picture_of(block)})"
+
+
+def _markdown_table(table: Table) -> str:
+    rules = ["---", *["---:"] * (len(table.header) - 1)]
+    lines = [table.header, rules, *table.rows]
+    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in lines)
+
+
+def _escaped(cell: str) -> str:
+    return " ".join(cell.replace("|", r"\|").split())
+
+
+def _code(words: list[str]) -> str:
+    return ", ".join(f"`{without_places(word)}`" for word in words)
+
+
+class ReportConsole:
+    """The terminal of a report.
+
+    Parameters
+    ----------
+    console
+        Where to print; by default the terminal.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    def tell(self, line: str, style: str = "") -> None:
+        """Print one line."""
+        self.console.print(line, style=style, soft_wrap=True, markup=False, emoji=False)
+
+    def show(self, report: Report, out: str) -> None:
+        """Print the tables, and where the files are.
+
+        Parameters
+        ----------
+        report
+            All of it.
+        out
+            The folder that was written.
+        """
+        for block in report.blocks:
+            self.tell(report.title_of(block), "bold")
+            for table in tables_of(report, block):
+                if table.title:
+                    self.tell(table.title)
+                self.console.print(_rich_table(table))
+                if table.note:
+                    self.tell(table.note, "dim")
+        for line in report.warnings():
+            self.tell(f"warning: {line}", "yellow")
+        for name in (REPORT, *map(report.picture_of, report.blocks)):
+            self.tell(f"{out}/{name}")
+
+
+def _rich_table(table: Table) -> RichTable:
+    # As text: a list in a setting looks like markup.
+    shown = RichTable()
+    for column, name in enumerate(table.header):
+        shown.add_column(Text(name), justify="right" if column else "left")
+    for cells in table.rows:
+        shown.add_row(*map(Text, cells))
+    return shown
