@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.evidence import label_shares, own_shares
+from common.model.evidence import label_counts, own_shares
 from common.model.losses import task_loss
 from common.task import Task
 
@@ -81,5 +81,5 @@ def local_objective(
             return Objective(task, torch.logit(own) - torch.logit(pooled_shares))
         case Task.regression:
             weights = (pooled_shares / own).clamp(1 / MAX_WEIGHT, MAX_WEIGHT)
-            counted = label_shares(sums, task)
-            return Objective(task, weights / (weights * counted).sum(), edges)
+            counts = label_counts(sums, task)
+            return Objective(task, weights * counts.sum() / (weights * counts).sum(), edges)

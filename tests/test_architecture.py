@@ -51,8 +51,11 @@ def test_clients_do_not_know_the_server() -> None:
     assert importers("server", below=("client/",)) == []
 
 
-def test_the_server_knows_clients_only_to_simulate_them() -> None:
-    assert importers("client", below=("server/",)) == ["server/simulation.py"]
+def test_the_server_knows_clients_only_to_run_them_itself() -> None:
+    runners = {"server/simulation.py", "server/sequential.py"}
+    found = set(importers("client", below=("server/",)))
+    assert runners <= found
+    assert all(name.startswith("server/reference/") for name in found - runners)
 
 
 def test_mathematics_knows_no_framework() -> None:
@@ -88,7 +91,11 @@ def record_makers(tree: ast.Module) -> set[str]:
 def test_record_keys_live_in_the_protocol() -> None:
     makers = {name: record_makers(tree) for name, tree in TREES.items() if record_makers(tree)}
     assert makers.pop("common/protocol.py")
-    assert makers == {"server/strategy.py": {"to_record"}}
+    # A node's Context holds a record, empty here.
+    assert makers == {
+        "server/strategy.py": {"to_record"},
+        "server/sequential.py": {"SequentialGrid"},
+    }
 
 
 @pytest.mark.parametrize("name", TREES)

@@ -73,12 +73,12 @@ def _check_place(out: Path, overwrite: bool, holds: str) -> None:
     if not (out / holds).exists():
         raise UserError(
             f"out={out} exists already and holds no {holds}; overwrite=true replaces "
-            "only what was prepared before"
+            "only what this command made before"
         )
 
 
 def _take(lock: int, part: Path, out: Path) -> None:
-    busy = UserError(f"out={out}: another utmp-prepare is writing it")
+    busy = UserError(f"out={out}: another command is writing it")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -117,13 +117,63 @@ class EncoderLayer(nn.Module):
         return x
 
 
+class StepEmbedding(nn.Module):
+    """A linear map of its own for each step, where steps are different quantities.
+
+    The tokens of Gorishniy et al. 2021 (arXiv 2106.11959, section 3.3), for steps of any width: a
+    convolution would read every quantity with the same weights.
+
+    Parameters
+    ----------
+    steps, features, width
+        T, D and d.
+    """
+
+    def __init__(self, steps: int, features: int, width: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(features)
+        self.weight = nn.Parameter(torch.empty(steps, features, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(steps, width).uniform_(-bound, bound))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, d); there may be fewer steps than T."""
+        steps = features.shape[1]
+        tokens: Tensor = torch.einsum("btf,tfd->btd", features, self.weight[:steps])
+        return tokens + self.bias[:steps]
+
+
+class SequenceEmbedding(nn.Conv1d):
+    """A convolution over time without bias, with as many steps as before.
+
+    Parameters
+    ----------
+    features, width
+        D and d.
+    kernel_size
+        Steps that it sees at once.
+    causal
+        Whether it sees none ahead.
+    """
+
+    def __init__(self, features: int, width: int, kernel_size: int, *, causal: bool) -> None:
+        super().__init__(features, width, kernel_size, bias=False)
+        reach = kernel_size - 1
+        self.reach = (reach, 0) if causal else (reach // 2, reach - reach // 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map (B, T, D) to (B, T, d)."""
+        padded = F.pad(features.transpose(1, 2), self.reach)
+        return super().forward(padded).transpose(1, 2)
+
+
 class Encoder(nn.Module):
     """Features of one modality to a sequence of model width.
 
     Parameters
     ----------
     statistics
-        Shape of a feature's statistics, (D,) or (steps, D); see `Standardise`.
+        Shape of a feature's statistics, (D,), or (steps, D) if each step is a quantity of its own;
+        see `Standardise` and `StepEmbedding`.
     config
         Sizes and dropout rates.
     attention_dropout
@@ -136,10 +186,13 @@ class Encoder(nn.Module):
         super().__init__()
         self.causal = config.causal
         self.standardise = Standardise(*statistics)
-        self.embed = nn.Conv1d(statistics[-1], config.width, config.kernel_size, bias=False)
-        # So that there are as many steps as before, and a causal encoder sees none ahead.
-        reach = config.kernel_size - 1
-        self.padding = (reach, 0) if config.causal else (reach // 2, reach - reach // 2)
+        self.embed: nn.Module = (
+            StepEmbedding(statistics[0], statistics[1], config.width)
+            if len(statistics) == 2
+            else SequenceEmbedding(
+                statistics[0], config.width, config.kernel_size, causal=config.causal
+            )
+        )
         self.embedding_dropout = nn.Dropout(config.embedding_dropout)
         self.layers = nn.ModuleList(
             EncoderLayer(config, attention_dropout) for _ in range(config.layers)
@@ -166,8 +219,7 @@ class Encoder(nn.Module):
         # to each kernel, and may be NaN.
         valid = valid_steps(lengths.clamp(min=1), steps)
         features = self.standardise(values) * valid[..., None]
-        padded = F.pad(features.transpose(1, 2), self.padding)
-        embedded = self.embed(padded).transpose(1, 2)
+        embedded: Tensor = self.embed(features)
         width = embedded.shape[2]
         positions = sinusoidal_positions(steps, width, values.device)
         x: Tensor = self.embedding_dropout(math.sqrt(width) * embedded + positions)

@@ -87,7 +87,7 @@ def trimmed_mean(collected: Collected, trim: float) -> dict[str, Tensor]:
     trim
         Share of the clients left out at either end, in [0, 0.5): floor(trim C) of them.
     """
-    # A hair more, so that a share of 1/3 written with two digits leaves one of three out.
+    # A hair more, for products that round to just below a whole number: 0.29 of 100 is 29.
     cut = int(trim * len(collected.clients) + 1e-9)
     kept = slice(cut, len(collected.clients) - cut)
     return {
@@ -115,7 +115,7 @@ def attend(
     merged = {}
     for name, stacked in collected.stacked().items():
         ahead = current[name].double() - stacked
-        attention = ahead.flatten(1).norm(dim=1).softmax(dim=0)
+        attention = ahead.reshape(len(ahead), -1).norm(dim=1).softmax(dim=0)
         pull = torch.tensordot(attention, ahead, dims=1)
         noise = torch.randn(pull.shape, dtype=torch.float64, generator=generator)
         moved = current[name].double() - config.epsilon * (pull + config.noise * noise)

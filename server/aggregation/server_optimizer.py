@@ -4,7 +4,8 @@ With the change D = merged - current of a round and the rate lr:
 
 - ``sgd``: W <- W + lr D; at rate 1 the merged model itself, FedAvg;
 - ``momentum``: m <- b m + D, W <- W + lr m (FedAvgM, Hsu et al. 2019);
-- ``adam``: m <- b m + (1-b) D, v <- b2 v + (1-b2) D^2, W <- W + lr m / (sqrt(v) + tau) (FedAdam).
+- ``adam``: m <- b m + (1-b) D, v <- b2 v + (1-b2) D^2, W <- W + lr m / (sqrt(v) + tau) (FedAdam),
+  with v = tau^2 before the first round.
 
 An array that is not in a round, of a modality that did not reply, keeps its moments.
 """
@@ -74,14 +75,16 @@ def step(
             change = first[name] = config.momentum * _moment(first, name, start) + change
         elif config.name is ServerOptimizer.adam:
             first[name] = _average(config.momentum, _moment(first, name, start), change)
-            second[name] = _average(config.beta2, _moment(second, name, start), change**2)
+            second[name] = _average(
+                config.beta2, _moment(second, name, start, config.tau**2), change**2
+            )
             change = first[name] / (second[name].sqrt() + config.tau)
         stepped[name] = (start + config.lr * change).float()
     return stepped, Moments(first, second)
 
 
-def _moment(moments: Arrays, name: str, like: Tensor) -> Tensor:
-    return moments[name] if name in moments else torch.zeros_like(like)
+def _moment(moments: Arrays, name: str, like: Tensor, initial: float = 0.0) -> Tensor:
+    return moments[name] if name in moments else torch.full_like(like, initial)
 
 
 def _average(decay: float, former: Tensor, value: Tensor) -> Tensor:

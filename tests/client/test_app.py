@@ -115,7 +115,9 @@ def test_downlink_holds_one_encoder_and_the_decoder(modality: str) -> None:
         assert set(sent) == set(expected)
         for name, array in expected.items():
             np.testing.assert_array_equal(sent[name].numpy(), array.numpy())
-    assert set(content.config_records["about"]) == {"modality", "part", "round", "prior"}
+    assert set(content.config_records["about"]) == {
+        *("modality", "part", "round", "prior", "lr-scale", "label-shares")
+    }
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -141,8 +143,10 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder(modalit
     tensors = {name.partition(":")[2] for name in content.array_records["precision"]}
     assert forms <= {Form.row, Form.diagonal} and tensors <= set(trained.encoders[modality])
     assert set(content.config_records["about"]) == {"modality", "part", "round"}
-    assert set(content.metric_records["metrics"]) == {"examples", "train-loss", "evidence"}
-    assert len(uplink.evidence) == 6
+    assert set(content.metric_records["metrics"]) == {
+        *("examples", "train-loss", "evidence", "agreement", "steps")
+    }
+    assert (len(uplink.evidence), len(uplink.agreement)) == (6, 2)
 
 
 def test_fedavg_sends_no_precision() -> None:

@@ -169,8 +169,9 @@ def test_description_sums_the_train_items_of_the_joint_dataset() -> None:
         rows = np.concatenate([data.sequences[item] for item in data.train]).astype(np.float64)
         assert client.examples == len(data.train) > 0
         assert client.moments.mean.shape == rows.shape[1:]
+        counts, _ = np.histogram(labels, [-np.inf, *config.dataset.label_bins, np.inf])
         np.testing.assert_allclose(
-            client.label_sums.numpy(), [len(labels), labels.sum(), (labels**2).sum()]
+            client.label_sums.numpy(), [len(labels), labels.sum(), (labels**2).sum(), *counts]
         )
         np.testing.assert_allclose(client.moments.count, len(rows))
         np.testing.assert_allclose(client.moments.mean, rows.mean(axis=0), atol=1e-12)

@@ -6,14 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from torch import Tensor
 
-from client.posterior import fit_gaussian
+from client.posterior import fit_gaussian, low_rank_change
 from common.config import EncoderConfig, EncoderMerge, Scale, Structure
 from common.posterior import Form, Gaussian
 
 Array = NDArray[np.float64]
 
 ROW = EncoderConfig(structure=Structure.row)
+WITH_A_PRECISION = (Structure.diagonal, Structure.row)
 
 
 def draws(*shape: int, seed: int = 0) -> Array:
@@ -76,7 +78,7 @@ def test_diagonal_precision_is_the_formula(shape: tuple[int, ...], scale: Scale)
     np.testing.assert_allclose(precision_of(samples, config), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("structure", list(Structure))
+@pytest.mark.parametrize("structure", WITH_A_PRECISION)
 def test_vectors_are_diagonal_whatever_the_structure(structure: Structure) -> None:
     samples = draws(6, 5)
     gaussian = fit(samples, EncoderConfig(structure=structure))
@@ -98,7 +100,8 @@ def test_single_sample_is_an_identity(shape: tuple[int, ...], scale: Scale) -> N
 def test_no_spread_is_an_identity(structure: Structure, scale: Scale) -> None:
     # In float32 five equal numbers need not have exactly that mean.
     samples = torch.from_numpy(draws(1, 4, 3)).float().expand(5, 4, 3)
-    gaussian = fit_gaussian(samples, EncoderConfig(structure=structure, scale=scale))
+    config = EncoderConfig(structure=structure, scale=scale)
+    gaussian = fit_gaussian(samples, config, received=torch.zeros(4, 3))
     torch.testing.assert_close(gaussian.mean, samples[0], rtol=1e-6, atol=0)
     assert gaussian.form is Form.identity
 
@@ -108,7 +111,7 @@ def test_averaging_and_full_shrinkage_send_no_precision() -> None:
         assert fit(draws(6, 4, 3), config).form is Form.identity
 
 
-@pytest.mark.parametrize("structure", list(Structure))
+@pytest.mark.parametrize("structure", WITH_A_PRECISION)
 def test_full_shrinkage_at_absolute_scale_keeps_the_scale_alone(structure: Structure) -> None:
     samples = draws(6, 4, 3)
     config = EncoderConfig(EncoderMerge.pbea, structure, 1.0, Scale.absolute)
@@ -119,7 +122,7 @@ def test_full_shrinkage_at_absolute_scale_keeps_the_scale_alone(structure: Struc
     np.testing.assert_allclose(precision_of(samples, config), expected, rtol=1e-9, atol=1e-12)
 
 
-@given(factor=st.floats(1e-5, 1e5), structure=st.sampled_from(list(Structure)))
+@given(factor=st.floats(1e-5, 1e5), structure=st.sampled_from(WITH_A_PRECISION))
 @settings(max_examples=40, deadline=None)
 def test_overall_scale_of_the_deviations(factor: float, structure: Structure) -> None:
     samples = draws(6, 4, 3)
@@ -192,3 +195,129 @@ def test_dtype_and_shape_are_the_samples() -> None:
     assert gaussian.mean.dtype == torch.float32 and gaussian.mean.shape == (3, 2, 2)
     assert gaussian.precision is not None
     assert gaussian.precision.dtype == torch.float32 and gaussian.precision.shape == (4, 4)
+
+
+# --- Low rank ---------------------------------------------------------------------------------
+
+
+def low_rank(shrinkage: float = 0.5, scale: Scale = Scale.relative) -> EncoderConfig:
+    return EncoderConfig(EncoderMerge.pbea, Structure.low_rank, shrinkage, scale)
+
+
+def change_of(samples: Array, received: Array, config: EncoderConfig) -> Array:
+    change: Array = low_rank_change(
+        torch.from_numpy(samples), torch.from_numpy(received), config
+    ).numpy()
+    return change
+
+
+def dense_change(samples: Array, received: Array, config: EncoderConfig) -> Array:
+    """Solve with the covariance over all entries, as large as it is."""
+    flat = samples.reshape(len(samples), -1)
+    covariance = np.atleast_2d(np.cov(flat, rowvar=False))
+    t = np.trace(covariance) / len(covariance)
+    shrunk = config.shrinkage * t * np.eye(len(covariance)) + (1 - config.shrinkage) * covariance
+    factor = t if config.scale is Scale.relative else 1.0
+    solved = np.linalg.solve(shrunk, received.ravel() - flat.mean(axis=0))
+    return (factor * solved).reshape(received.shape)
+
+
+@given(
+    samples=st.integers(2, 9),
+    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    shrinkage=st.floats(0.01, 1.0),
+    scale=st.sampled_from(list(Scale)),
+    size=st.integers(-4, 4),
+    seed=st.integers(0, 999),
+)
+@settings(max_examples=60, deadline=None)
+def test_low_rank_is_the_dense_solve(
+    samples: int, shape: list[int], shrinkage: float, scale: Scale, size: int, seed: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    drawn = 10.0**size * rng.normal(size=(samples, *shape))
+    received = 10.0**size * rng.normal(size=shape)
+    config = low_rank(shrinkage, scale)
+    expected = dense_change(drawn, received, config)
+    found = change_of(drawn, received, config)
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
+
+
+def fedpa_change(samples: Array, received: Array, rho: float) -> Array:
+    """FedPA's dynamic programme, one sample at a time (arXiv 2010.05273, appendix C).
+
+    Of (rho_S I + (1 - rho_S) C)^-1 (received - mean), where rho_S = 1 / (1 + (S - 1) rho).
+    """
+    mean, change = samples[0], received - samples[0]
+    directions: list[tuple[float, Array]] = []  # c, v of each c v v^T taken off the inverse
+    for t, sample in enumerate(samples[1:], start=2):
+        u = sample - mean
+        v = u - sum((c * (w @ u) * w for c, w in directions), np.zeros_like(u))
+        gamma = rho * (t - 1) / t
+        step = 1 + gamma * (t * (u @ change) - u @ v) / (1 + gamma * (u @ v))
+        change = change - step * v / t
+        directions.append((gamma / (1 + gamma * (v @ u)), v))
+        mean = mean + u / t
+    return (1 + (len(samples) - 1) * rho) * change
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+@pytest.mark.parametrize("rho", [0.01, 0.3, 2.0])
+@pytest.mark.parametrize("samples", [2, 5, 11])
+def test_low_rank_is_fedpa_s_recursion(samples: int, rho: float, scale: Scale) -> None:
+    # FedPA shrinks towards I; where the mean variance is 1 so does rho t I.
+    rng = np.random.default_rng(samples)
+    drawn = rng.normal(size=(samples, 7))
+    drawn /= drawn.var(axis=0, ddof=1).mean() ** 0.5
+    received = rng.normal(size=7)
+    config = low_rank(1 / (1 + (samples - 1) * rho), scale)
+    expected = fedpa_change(drawn, received, rho)
+    np.testing.assert_allclose(change_of(drawn, received, config), expected, rtol=1e-9)
+
+
+def test_low_rank_does_not_depend_on_the_order_of_the_samples() -> None:
+    samples, received = draws(6, 4, 3), draws(1, 4, 3, seed=1)[0]
+    found = change_of(samples[::-1].copy(), received, low_rank(0.1))
+    np.testing.assert_allclose(found, change_of(samples, received, low_rank(0.1)), rtol=1e-9)
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 6), (5, 2, 3, 2)])
+def test_low_rank_sends_what_was_received_less_the_change(
+    shape: tuple[int, ...], scale: Scale
+) -> None:
+    samples, received = draws(*shape), draws(1, *shape[1:], seed=1)[0]
+    config = low_rank(0.3, scale)
+    gaussian = fit_gaussian(torch.from_numpy(samples), config, torch.from_numpy(received))
+    assert gaussian.form is Form.identity and gaussian.precision is None
+    expected = received - dense_change(samples, received, config)
+    np.testing.assert_allclose(gaussian.mean.numpy(), expected, rtol=1e-9)
+
+
+def received_for(samples: Tensor) -> Tensor:
+    return 2 * samples[0] + 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("samples", [1, 5])
+def test_full_shrinkage_of_low_rank_sends_the_mean(samples: int, dtype: torch.dtype) -> None:
+    drawn = torch.from_numpy(draws(samples, 4, 3)).to(dtype)
+    gaussian = fit_gaussian(drawn, low_rank(1.0), received_for(drawn))
+    assert gaussian.mean.dtype == dtype
+    expected = drawn.double().mean(dim=0).to(dtype)
+    torch.testing.assert_close(gaussian.mean, expected, rtol=torch.finfo(dtype).eps, atol=1e-15)
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_low_rank_of_a_single_sample_sends_it(scale: Scale) -> None:
+    drawn = torch.from_numpy(draws(1, 4, 3)).float()
+    gaussian = fit_gaussian(drawn, low_rank(0.5, scale), received_for(drawn))
+    assert torch.equal(gaussian.mean, drawn[0])
+
+
+def test_low_rank_moves_least_where_the_samples_spread_most() -> None:
+    # One direction has all the variance: that way t / (rho t + (1 - rho) 2 t) of the step is left,
+    # and 1 / rho the other way.
+    samples, received = np.array([[-1.0, 0.0], [1.0, 0.0]]), np.array([2.0, 2.0])
+    found = change_of(samples, received, low_rank(0.5))
+    np.testing.assert_allclose(found, [2 / 1.5, 2 / 0.5])

@@ -8,14 +8,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from client import sampling
-from client.sampling import SamplingPlan
+from client.sampling import SamplerState, SamplingPlan
 from common.config import Sampler, SamplerConfig
 
 LAST = SamplerConfig(Sampler.last)
 
 
-def iasg(num_samples: int, burn_in: float) -> SamplerConfig:
-    return SamplerConfig(Sampler.iasg, num_samples, burn_in)
+LANGEVIN = (Sampler.sgld, Sampler.sghmc)
+FREE_ENDED = (Sampler.iasg, *LANGEVIN)
+
+
+def iasg(num_samples: int, burn_in: float, segment: int | None = None) -> SamplerConfig:
+    return SamplerConfig(Sampler.iasg, num_samples, burn_in, segment)
 
 
 @pytest.mark.parametrize(
@@ -40,6 +44,12 @@ def iasg(num_samples: int, burn_in: float) -> SamplerConfig:
         (LAST, 1, SamplingPlan(1, 1, 0)),
         (LAST, 57, SamplingPlan(1, 1, 56)),
         (SamplerConfig(Sampler.last, num_samples=8, burn_in=0.0), 5, SamplingPlan(1, 1, 4)),
+        # Segments of a given length decide the burn-in.
+        (iasg(4, 0.75, segment=5), 100, SamplingPlan(4, 5, 80)),
+        (iasg(4, 0.0, segment=5), 20, SamplingPlan(4, 5, 0)),
+        # Where they do not fit they are shortened, before samples are given up.
+        (iasg(4, 0.75, segment=5), 19, SamplingPlan(4, 4, 3)),
+        (iasg(4, 0.75, segment=5), 3, SamplingPlan(3, 1, 0)),
     ],
 )
 def test_plan(config: SamplerConfig, steps: int, expected: SamplingPlan) -> None:
@@ -66,10 +76,43 @@ def test_plan_ends_at_the_last_step_and_has_no_empty_segment(
         assert allowed - plan.num_samples * plan.segment < plan.num_samples
 
 
-def run(plan: SamplingPlan, iterates: Tensor) -> Tensor:
-    state = sampling.init(plan, iterates[0])
+@given(
+    name=st.sampled_from(FREE_ENDED),
+    num_samples=st.integers(1, 20),
+    burn_in=st.floats(0, 0.999),
+    segment=st.integers(1, 60),
+    steps=st.integers(1, 300),
+)
+def test_segments_of_a_given_length_are_kept_where_they_fit(
+    name: Sampler, num_samples: int, burn_in: float, segment: int, steps: int
+) -> None:
+    plan = sampling.plan(SamplerConfig(name, num_samples, burn_in, segment), steps)
+    assert plan.num_samples == min(num_samples, steps)
+    assert plan.burn_in + plan.num_samples * plan.segment == steps
+    assert 1 <= plan.segment <= segment and plan.burn_in >= 0
+    # One step more in each segment would be too long, or more than there are.
+    fits = (plan.segment + 1) * plan.num_samples <= steps
+    assert plan.segment == segment or not fits
+
+
+def start(
+    config: SamplerConfig,
+    plan: SamplingPlan,
+    parameters: Tensor,
+    *,
+    examples: int = 1,
+    seed: int = 0,
+) -> SamplerState:
+    return sampling.init(config, plan, parameters, examples, seed)
+
+
+def run(config: SamplerConfig, plan: SamplingPlan, iterates: Tensor) -> Tensor:
+    """Sample from the iterates of an optimiser."""
+    state = start(config, plan, iterates[0])
     for iterate in iterates:
-        state = sampling.step(state, iterate if sampling.wanted(state) else None)
+        assert not sampling.moves(state)
+        found = sampling.step(state, iterate if sampling.wanted(state) else None)
+        assert found is None or found is iterate
     return sampling.collect(state)
 
 
@@ -78,7 +121,7 @@ def run(plan: SamplingPlan, iterates: Tensor) -> Tensor:
 )
 def test_samples_are_the_means_of_their_segments(plan: SamplingPlan) -> None:
     iterates = np.random.default_rng(0).normal(size=(14, 5))
-    samples = run(plan, torch.from_numpy(iterates))
+    samples = run(iasg(4, 0.0), plan, torch.from_numpy(iterates))
     expected = iterates[plan.burn_in :].reshape(plan.num_samples, plan.segment, 5).mean(axis=1)
     np.testing.assert_allclose(samples.numpy(), expected, rtol=1e-14)
     assert samples.dtype == torch.float64
@@ -86,23 +129,29 @@ def test_samples_are_the_means_of_their_segments(plan: SamplingPlan) -> None:
 
 def test_last_is_the_last_iterate_bit_for_bit() -> None:
     iterates = torch.randn(9, 4)
-    assert torch.equal(run(sampling.plan(LAST, 9), iterates), iterates[-1:])
+    assert torch.equal(run(LAST, sampling.plan(LAST, 9), iterates), iterates[-1:])
 
 
-def test_burn_in_wants_no_iterate() -> None:
-    state = sampling.init(SamplingPlan(2, 1, 3), torch.zeros(1))
-    wanted = []
+@pytest.mark.parametrize("name", FREE_ENDED)
+def test_burn_in_wants_no_iterate_and_leaves_the_steps_to_the_optimiser(name: Sampler) -> None:
+    parameters = torch.zeros(1)
+    state = start(SamplerConfig(name), SamplingPlan(2, 1, 3), parameters)
+    wanted, moves = [], []
     for _ in range(5):
         wanted.append(sampling.wanted(state))
-        state = sampling.step(state, torch.zeros(1) if wanted[-1] else None)
+        moves.append(sampling.moves(state))
+        found = sampling.step(state, parameters if wanted[-1] else None, torch.ones(1))
+        assert wanted[-1] or found is None
     assert wanted == [False, False, False, True, True]
+    assert moves == (wanted if name in LANGEVIN else [False] * 5)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 4])
-def test_collecting_too_early_raises(taken: int) -> None:
-    state = sampling.init(SamplingPlan(2, 2, 1), torch.zeros(3))
+@pytest.mark.parametrize("name", FREE_ENDED)
+def test_collecting_too_early_raises(name: Sampler, taken: int) -> None:
+    state = start(SamplerConfig(name), SamplingPlan(2, 2, 1), torch.zeros(3))
     for _ in range(taken):
-        state = sampling.step(state, torch.zeros(3))
+        sampling.step(state, torch.zeros(3), torch.zeros(3))
     with pytest.raises(RuntimeError, match=f"{taken} of 5"):
         sampling.collect(state)
 
@@ -122,7 +171,8 @@ def test_iasg_recovers_the_mean_and_the_directions_of_a_gaussian() -> None:
     # variance 1 / (curvature^2 segment), and their own mean is that of the target.
     mean, curvature = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 2.0, 4.0])
     iterates = noisy_descent(mean, curvature, rate=0.2, steps=4000)
-    samples = run(sampling.plan(iasg(40, 0.1), len(iterates)), iterates)
+    config = iasg(40, 0.1)
+    samples = run(config, sampling.plan(config, len(iterates)), iterates)
     error_of_the_mean = 1 / (curvature * 3600**0.5)
     assert ((samples.mean(dim=0) - mean).abs() < 4 * error_of_the_mean).all()
     expected_spread = 1 / (curvature * 90**0.5)
@@ -133,7 +183,7 @@ def test_burn_in_is_what_keeps_the_start_out_of_the_mean() -> None:
     mean, curvature = torch.tensor([1.0]), torch.tensor([1.0])
     iterates = noisy_descent(mean, curvature, rate=0.02, steps=400)
     errors = [
-        (run(sampling.plan(iasg(4, burn_in), 400), iterates).mean() - mean).abs().item()
-        for burn_in in (0.0, 0.5)
+        (run(config, sampling.plan(config, 400), iterates).mean() - mean).abs().item()
+        for config in (iasg(4, 0.0), iasg(4, 0.5))
     ]
     assert errors[1] < errors[0] / 2

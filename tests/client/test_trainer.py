@@ -44,7 +44,7 @@ def client_data(
     index = np.arange(items)
     return ClientData(
         "audio",
-        Task.regression,
+        task,
         Sequences(values, starts, lengths),
         labels,
         index,

@@ -1,6 +1,7 @@
 """Every file of every group composes, and what it configures can be built and used."""
 
 import shlex
+from dataclasses import fields, replace
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -22,6 +23,8 @@ from common.config import (
     NpzConfig,
     Optimizer,
     SamplerConfig,
+    ServerOptimizer,
+    Setting,
     ShardsConfig,
     StrategyConfig,
     SyntheticConfig,
@@ -35,10 +38,11 @@ from common.data.federation import ClientData, read_items
 from common.messages import Uplink
 from common.model.evidence import evidence, label_sums, prior_of
 from common.model.fusion import fit_fusion
-from common.model.ha_fedformer import ModelSpec, build_model, split_arrays
+from common.model.ha_fedformer import ModelSpec, Parts, build_model, join_arrays, split_arrays
 from common.model.predict import predict
 from common.task import Task
 from server.aggregation.hierarchy import RoundSum, merge_round
+from server.aggregation.server_optimizer import Moments, step
 
 CONF = Path(str(files("conf")))
 GROUPS = {
@@ -177,35 +181,89 @@ def test_every_local_training_moves_every_weight(name: str) -> None:
     assert all(not torch.equal(weight, before[key]) for key, weight in model.named_parameters())
 
 
+#: Strategies without a federation; `server.reference` runs them.
+BOUNDS = {"local", "pooled", "centralised", "early_fusion", "cross_modal"}
+
+
 @pytest.mark.parametrize("name", names("strategy"))
-def test_every_strategy_makes_a_round(name: str) -> None:
-    config = composed("strategy", name)
-    total = RoundSum()
-    sent = build_model(spec(SMALL, "audio", "vision"), seed=0)
-    for modality in WIDTHS:
-        for part in range(2):
-            model = build_model(spec(SMALL, modality), seed=part)
-            trained = train(
-                model, client_data(modality), ClientConfig(), config.strategy.sampler, 1
-            )
-            samples = split_arrays(trained.samples)
-            encoder = {
-                key: fit_gaussian(sample, config.strategy.encoder)
-                for key, sample in samples.encoders[modality].items()
-            }
-            decoder = {key: sample.mean(dim=0) for key, sample in samples.decoder.items()}
-            key = ClientKey(modality, part)
-            total = total.add(Uplink(key, 1, encoder, decoder, 10, 1.0, torch.zeros(6).double()))
-    merged = merge_round(total, config.strategy, torch.Generator().manual_seed(0)).parts
-    expected = split_arrays(dict(sent.named_parameters()))
-    assert merged.encoders.keys() == expected.encoders.keys()
-    for modality, arrays in merged.encoders.items():
-        assert {key: array.shape for key, array in arrays.items()} == {
-            key: array.shape for key, array in expected.encoders[modality].items()
+def test_all_but_the_bounds_are_federated(name: str) -> None:
+    strategy = composed("strategy", name).strategy
+    assert (strategy.setting is not Setting.federated) == (name in BOUNDS)
+
+
+def trained_uplink(key: ClientKey, current: Parts, strategy: StrategyConfig) -> Uplink:
+    """Train a client for real; each begins elsewhere, so that two of them differ."""
+    model = build_model(spec(SMALL, key.modality), seed=key.part)
+    data = client_data(key.modality)
+    trained = train(model, data, ClientConfig(), strategy.sampler, seed=1)
+    samples = split_arrays(trained.samples)
+    received = current.encoders[key.modality]
+    encoder = {
+        name: fit_gaussian(sample, strategy.encoder, received[name])
+        for name, sample in samples.encoders[key.modality].items()
+    }
+    decoder = {name: sample.mean(dim=0) for name, sample in samples.decoder.items()}
+    sums = (torch.zeros(size).double() for size in (6, 2))
+    return Uplink(key, 1, encoder, decoder, 10, 1.0, *sums, trained.steps)
+
+
+@pytest.mark.parametrize("name", [each for each in names("strategy") if each not in BOUNDS])
+def test_every_federated_strategy_makes_a_round(name: str) -> None:
+    strategy = composed("strategy", name).strategy
+    model = build_model(spec(SMALL, "audio", "vision"), seed=0)
+    sent = {key: weight.detach() for key, weight in model.named_parameters()}
+    total, current = RoundSum(strategy), split_arrays(sent)
+    for key in (ClientKey(modality, part) for modality in WIDTHS for part in range(2)):
+        total = total.add(trained_uplink(key, current, strategy))
+    result = merge_round(total, current, torch.Generator().manual_seed(0))
+    scales, optimizer = join_arrays(result.change_scales), strategy.server_optimizer
+    assert set(scales) == (set(sent) if strategy.normalise_steps else set())
+    merged = join_arrays(result.parts)
+    stepped, moments = step(sent, merged, Moments(), optimizer, scales)
+    remembered = set() if optimizer.name is ServerOptimizer.sgd else set(sent)
+    assert set(moments.first) == remembered
+    assert {key: array.shape for key, array in stepped.items()} == {
+        key: array.shape for key, array in sent.items()
+    }
+    assert all(array.isfinite().all() for array in stepped.values())
+    assert all(not torch.equal(array, sent[key]) for key, array in stepped.items())
+
+
+def test_baselines_are_what_their_names_say() -> None:
+    strategies = {name: composed("strategy", name).strategy for name in names("strategy")}
+    plain = replace(strategies["fedavg"], name="")
+    changes = {
+        name: {
+            field.name
+            for field in fields(strategy)
+            if field.name != "name" and getattr(strategy, field.name) != getattr(plain, field.name)
         }
-        assert all(array.isfinite().all() for array in arrays.values())
-    assert merged.decoder.keys() == expected.decoder.keys()
-    assert all(array.isfinite().all() for array in merged.decoder.values())
+        for name, strategy in strategies.items()
+    }
+    assert changes == {
+        "fedavg": set(),
+        "fedprox": {"local"},
+        "fednova": {"normalise_steps"},
+        "fedavgm": {"server_optimizer"},
+        "fedadam": {"server_optimizer"},
+        "fedatt": {"encoder", "decoder"},
+        "median": {"encoder", "decoder"},
+        "trimmed_mean": {"encoder", "decoder", "trim"},
+        "pbea": {"encoder", "sampler"},
+        "cmda": {"decoder"},
+        "hierarchical": {"encoder", "decoder", "sampler"},
+        "local": {"setting"},
+        "pooled": {"setting"},
+        "centralised": {"setting"},
+        "early_fusion": {"setting", "architecture"},
+        "cross_modal": {"setting", "architecture"},
+    }
+
+
+@pytest.mark.parametrize("name", names("partition"))
+def test_both_commands_share_the_partition(name: str) -> None:
+    trained = compose_config("config", [f"partition={name}"])
+    assert trained.partition == composed("partition", name).partition
 
 
 @pytest.mark.parametrize("name", names("fusion"))

@@ -79,7 +79,10 @@ def test_help(command: Run) -> None:
     assert (answer.status, answer.stderr) == (0, "")
     assert "Configuration groups" in answer.stdout
     assert "Override anything in the config (foo.bar=value)" in answer.stdout
-    assert "strategy: fedavg, hierarchical" in answer.stdout
+    choices = next(line for line in answer.stdout.splitlines() if line.startswith("strategy: "))
+    offered = set(choices.removeprefix("strategy: ").split(", "))
+    assert {"fedavg", "hierarchical", "fednova", "centralised"} <= offered
+    assert "runtime: sequential, simulation" in answer.stdout
 
 
 def test_the_configuration_is_printed_as_yaml(command: Run, tmp_path: Path) -> None:

@@ -246,7 +246,10 @@ def test_describing_several_labels(loaded: Run, tmp_path: Path) -> None:
         (["partition=dirichlet", "partition.alpha=0"], "partition.alpha=0.0: expected a number ab"),
         (["partition=dirichlet", "partition.bins=0"], "partition.bins=0: expected a number above "),
         (["partition.min_items=-1"], "partition.min_items=-1: expected a number of at least 0"),
-        (["partition.alpha=1"], "there is no setting 'partition.alpha'"),
+        (
+            ["partition.alpha=1"],
+            "partition.alpha is a setting of partition=dirichlet; give that too",
+        ),
         (
             ["partition=size", "partition.law=cubic"],
             "partition.law=cubic: Invalid value 'cubic', e",

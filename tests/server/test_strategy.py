@@ -29,6 +29,7 @@ from common.protocol import (
 from common.seeding import derive_seed
 from common.task import Task
 from server.aggregation.hierarchy import RoundSum, merge_round
+from server.labels import PooledLabels
 from server.registry import Registry
 from server.strategy import HierarchicalAggregation, RoundReport, from_record, to_record
 
@@ -36,6 +37,8 @@ WIDTHS = {"audio": 3, "vision": 5}
 #: Node to its clients; the first hosts two, as a simulated node may.
 NODES = {11: ("audio-0", "vision-0"), 12: ("audio-1",), 13: ("audio-2",), 14: ("vision-1",)}
 PRIOR = torch.tensor([0.3, 1.7], dtype=torch.float64)
+SHARES = torch.tensor([0.25, 0.75], dtype=torch.float64)
+LABELS = PooledLabels(PRIOR, SHARES, skew=0.05)
 
 
 @pytest.fixture(autouse=True)
@@ -100,6 +103,7 @@ class Federation:
 
     config: Config
     nodes: dict[int, tuple[str, ...]] = field(default_factory=lambda: dict(NODES))
+    labels: PooledLabels = LABELS
 
     def __post_init__(self) -> None:
         self.reports: list[RoundReport] = []
@@ -110,7 +114,7 @@ class Federation:
         self.arrays = model.state_dict()
         self.trained = split_arrays({name: self.arrays[name] for name in trained_names(model)})
         self.strategy = HierarchicalAggregation(
-            self.config, Registry(), PRIOR, self.trained, self.reports.append
+            self.config, Registry(), self.labels, self.trained, self.reports.append
         )
 
     def ask(self, server_round: int = 1) -> list[Message]:
@@ -157,6 +161,8 @@ def update_of(message: Message) -> Uplink:
         examples=examples_of(downlink.key),
         train_loss=float(rng.uniform(0.5, 2)),
         evidence=torch.from_numpy(rng.uniform(1, 5, size=6)),
+        agreement=torch.from_numpy(rng.uniform(0, 1, size=2)),
+        steps=int(rng.integers(1, 30)),
     )
 
 
@@ -302,11 +308,11 @@ def test_round_is_the_merge_of_its_sum() -> None:
     federation = Federation(config_with())
     messages = federation.ask(server_round=2)
     arrays, report = federation.merge(map(honest, messages), server_round=2)
-    total = RoundSum()
+    total = RoundSum(federation.config.strategy)
     for update in sorted(map(update_of, messages), key=lambda update: update.key):
         total = total.add(update)
     noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
-    expected = merge_round(total, federation.config.strategy, noise)
+    expected = merge_round(total, split_arrays(federation.arrays), noise)
     parts = split_arrays(arrays)
     assert_bitwise(parts.decoder, dict(expected.parts.decoder))
     for modality, encoder in expected.parts.encoders.items():
@@ -470,6 +476,8 @@ BAD_REPLIES: dict[str, tuple[Damage, list[str]]] = {
     "negative examples": (changed(examples=-5), ["-5 examples"]),
     "loss NaN": (changed(train_loss=float("nan")), ["loss"]),
     "evidence of another task": (changed(evidence=torch.ones(10)), ["evidence"]),
+    "agreement of another task": (changed(agreement=torch.ones(9)), ["agreement"]),
+    "no steps": (changed(steps=0), ["0 local steps"]),
     "evidence infinite": (changed(evidence=torch.full((6,), float("inf"))), ["evidence"]),
     "diagonal precision not positive": (
         in_encoder("norm.bias", with_precision(lambda p: p - 1e6)),
@@ -650,7 +658,7 @@ def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[Round
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
     trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
     reports: list[RoundReport] = []
-    strategy = HierarchicalAggregation(config, Registry(), PRIOR, trained, reports.append)
+    strategy = HierarchicalAggregation(config, Registry(), LABELS, trained, reports.append)
     result = strategy.start(grid, to_record(model.state_dict()), num_rounds=rounds)
     return from_record(result.arrays), reports, grid
 

@@ -10,6 +10,7 @@ from common.clients import ClientKey
 from common.config import EncoderConfig
 from common.data.moments import Moments
 from common.messages import ClientDescription, Uplink
+from common.model.evidence import agreement_size, evidence_size
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian
 from common.task import Task
@@ -30,10 +31,10 @@ def good(task: Task = Task.regression) -> Uplink:
         "embed": Gaussian(torch.randn(3, 2), torch.tensor([[2.0, 0.5], [0.5, 1.0]]), Form.row),
         "norm": Gaussian(torch.randn(3), torch.tensor([0.1, 1.0, 9.0]), Form.diagonal),
     }
-    size = 6 if task is Task.regression else 10
-    return Uplink(
-        KEY, 4, encoder, {"head": torch.randn(1, 3)}, 12, 0.5, torch.ones(size, dtype=torch.float64)
+    seen, agrees = (
+        torch.ones(size(task), dtype=torch.float64) for size in (evidence_size, agreement_size)
     )
+    return Uplink(KEY, 4, encoder, {"head": torch.randn(1, 3)}, 12, 0.5, seen, agrees, 7)
 
 
 def check(uplink: Uplink, task: Task = Task.regression) -> None:
@@ -75,6 +76,11 @@ def test_update_without_precisions_passes() -> None:
         ({"evidence": torch.ones(10)}, ["audio-1", "evidence"]),
         ({"evidence": torch.ones(0)}, ["audio-1", "evidence"]),
         ({"evidence": torch.tensor([1, 1, 1, 1, 1, float("nan")])}, ["audio-1", "evidence"]),
+        ({"agreement": torch.ones(9)}, ["audio-1", "agreement"]),
+        ({"agreement": torch.ones(0)}, ["audio-1", "agreement"]),
+        ({"agreement": torch.tensor([1, float("inf")])}, ["audio-1", "agreement", "inf"]),
+        ({"steps": 0}, ["audio-1", "0 local steps"]),
+        ({"steps": -3}, ["audio-1", "-3 local steps"]),
         ({"decoder": {}}, ["audio-1 decoder", "'head'", "missing"]),
         (
             {"decoder": {"head": torch.zeros(1, 3), "tail": torch.zeros(1)}},

@@ -603,7 +603,7 @@ def test_a_second_preparation_at_the_same_time_is_refused(file: Path, out: Path)
         error = refused(file, out)
     finally:
         os.close(lock)
-    assert error == f"out={out}: another utmp-prepare is writing it"
+    assert error == f"out={out}: another command is writing it"
     # The first one's work is left alone.
     assert contents(part) == {"of-the-first": b"in progress"}
     assert not out.exists()
@@ -619,7 +619,7 @@ def test_a_preparation_keeps_others_out_while_it_lasts(file: Path, out: Path) ->
         return {}
 
     prepare(config_of(file, out), quiet, second)
-    assert errors == [f"out={out}: another utmp-prepare is writing it"]
+    assert errors == [f"out={out}: another command is writing it"]
     assert "manifest.json" in contents(out)
 
 

@@ -58,7 +58,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with (
         whole_folder(tmp_path / "out", False, HOLDS),
-        pytest.raises(UserError, match="another utmp-prepare"),
+        pytest.raises(UserError, match="another command"),
     ):
         fill(tmp_path / "out")
     assert (tmp_path / "out").exists()

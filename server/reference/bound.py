@@ -1,0 +1,38 @@
+"""What a bound is to the run that trains and records it."""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from common.data.dataset import MultimodalDataset
+from server.evaluate import Scores
+
+
+class Bound(Protocol):
+    """One or several models in training."""
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters of what predicts an item from all its modalities."""
+
+    @property
+    def fusion(self) -> str:
+        """How modalities are joined: a rule, or the name of an architecture that learns it."""
+
+    @property
+    def fusion_weights(self) -> Mapping[str, float]:
+        """Modality to its weight, after the last round; empty where nothing is weighted."""
+
+    def train(self, number: int) -> dict[str, float]:
+        """Train the round of that number, from 1, and fit what joins the modalities.
+
+        Returns
+        -------
+        dict
+            Modality, or ``multimodal``, to the mean train loss.
+        """
+
+    def scores(self, items: MultimodalDataset) -> Scores:
+        """Score what there is after the last round; see `server.evaluate.evaluate`."""
+
+    def model_file(self) -> bytes | None:
+        """Return ``model.safetensors``, or None if what was trained is not one HA-Fedformer."""

@@ -1,0 +1,208 @@
+"""The local loss, corrected for skewed labels: formulas by hand, and the posterior it learns."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from client.objective import MAX_WEIGHT, Objective, local_objective
+from common.model.evidence import label_shares, label_sums
+from common.model.losses import task_loss
+from common.task import Task
+
+torch.set_num_threads(1)  # more only contend over tensors this small
+
+CLASSES = 3
+EDGES = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
+MANY = 1e12  # so many items that the one that smooths their shares is nothing
+
+
+def vector(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def batch(task: Task, items: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    outputs = torch.randn(items, 1 if task is Task.regression else CLASSES, generator=source)
+    match task:
+        case Task.regression:
+            return outputs, 1.5 * torch.randn(items, generator=source)
+        case Task.classification:
+            return outputs, torch.randint(CLASSES, (items,), generator=source)
+        case Task.multilabel:
+            return outputs, torch.rand(items, CLASSES, generator=source).lt(0.3).float()
+
+
+def edges_of(task: Task) -> Tensor | None:
+    return EDGES if task is Task.regression else None
+
+
+def sums_of(labels: Tensor, task: Task) -> Tensor:
+    return label_sums(labels, task, CLASSES, edges_of(task))
+
+
+# --- Formulas ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_without_shares_it_is_the_loss_of_the_task(task: Task) -> None:
+    outputs, labels = batch(task)
+    objective = local_objective(task, sums_of(labels, task), torch.zeros(0), edges_of(task))
+    assert objective == Objective(task)
+    assert torch.equal(objective(outputs, labels), task_loss(outputs, labels, task))
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_a_client_with_the_shares_of_all_has_the_loss_of_the_task(task: Task) -> None:
+    outputs, labels = batch(task)
+    sums = MANY * sums_of(labels, task)
+    objective = local_objective(task, sums, label_shares(sums, task), edges_of(task))
+    torch.testing.assert_close(objective(outputs, labels), task_loss(outputs, labels, task))
+
+
+def test_log_ratios_of_shares_are_added_to_the_logits() -> None:
+    outputs, labels = batch(Task.classification)
+    pooled = vector(0.5, 0.3, 0.2)
+    objective = local_objective(Task.classification, vector(4, 0, 5), pooled, None)
+    # Nine items and one that is spread like all clients'.
+    own = vector(4.5, 0.3, 5.2) / 10
+    logits = outputs + (own / pooled).log()
+    expected = -logits.log_softmax(dim=1)[torch.arange(len(labels)), labels].mean()
+    assert objective(outputs, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_ratios_of_odds_are_added_to_the_logits_of_several_labels() -> None:
+    outputs, labels = batch(Task.multilabel)
+    pooled = vector(0.5, 0.3, 0.2)
+    objective = local_objective(Task.multilabel, vector(9, 9, 0, 4), pooled, None)
+    own = vector(9.5, 0.3, 4.2) / 10
+    odds = outputs.exp() * (own / (1 - own)) / (pooled / (1 - pooled))
+    present = odds / (1 + odds)
+    expected = -torch.where(labels > 0, present, 1 - present).log().mean()
+    assert objective(outputs, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_items_are_weighted_by_the_ratio_of_shares_of_their_bin() -> None:
+    labels = torch.tensor([-2.0, -2.0, -0.5, -0.5, -0.5, 0.5])
+    outputs = torch.tensor([[0.0], [-1.0], [1.0], [0.0], [0.0], [0.5]])
+    pooled = vector(0.2, 0.3, 0.4, 0.1)
+    objective = local_objective(
+        Task.regression, sums_of(labels, Task.regression), pooled, EDGES.float()
+    )
+    ratios = pooled * 7 / (vector(2, 3, 1, 0) + pooled)
+    weights = ratios[[0, 0, 1, 1, 1, 2]]
+    errors = vector(2, 1, 1.5, 0.5, 0.5, 0)
+    expected = (weights / weights.mean() * errors).mean()
+    assert objective(outputs, labels).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+# --- What holds for every client --------------------------------------------------------------
+
+shares = st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4)
+counts = st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any)
+
+
+@given(shares, counts)
+@settings(max_examples=60, deadline=None)
+def test_numbers_weigh_1_on_average_over_the_client_s_items(
+    pooled: list[float], held: list[int]
+) -> None:
+    sums = torch.cat([vector(sum(held), 0, 0), vector(*held)])
+    normal = vector(*pooled) / sum(pooled)
+    weights = local_objective(Task.regression, sums, normal, EDGES).offsets
+    assert weights is not None
+    assert (weights * vector(*held)).sum().item() == pytest.approx(sum(held))
+    assert weights.min() > 0
+    assert weights.max() / weights.min() <= MAX_WEIGHT**2 * (1 + 1e-9)
+
+
+@given(shares, counts)
+@settings(max_examples=60, deadline=None)
+def test_what_a_client_has_never_seen_or_always_sees_stays_finite(
+    pooled: list[float], held: list[int]
+) -> None:
+    outputs, labels = torch.zeros(4, 4, requires_grad=True), torch.arange(4)
+    normal = vector(*pooled) / sum(pooled)
+    loss = local_objective(Task.classification, vector(*held), normal, None)(outputs, labels)
+    rates = normal.clamp(max=0.99)
+    several = vector(max(held), *held)
+    loss = loss + local_objective(Task.multilabel, several, rates, None)(
+        outputs, F.one_hot(labels).float()
+    )
+    loss.backward()
+    assert loss.isfinite() and outputs.grad is not None and outputs.grad.isfinite().all()
+
+
+def test_a_client_that_lacks_the_last_classes_is_told_of_them() -> None:
+    pooled = vector(0.4, 0.3, 0.2, 0.1)
+    short, long = (
+        local_objective(Task.classification, sums, pooled, None).offsets
+        for sums in (vector(6, 3), vector(6, 3, 0, 0))
+    )
+    assert short is not None and long is not None
+    assert torch.equal(short, long)
+    # Never seen in nine items: log of the tenth of an item over one.
+    torch.testing.assert_close(short[2:], vector(0.1, 0.1).log())
+
+
+# --- What is learnt ---------------------------------------------------------------------------
+
+# One feature of four values, labels that make some of them likelier.
+LIKELIHOOD = torch.tensor(
+    [[0.7, 0.1, 0.1, 0.1], [0.1, 0.5, 0.3, 0.1], [0.2, 0.2, 0.2, 0.4]], dtype=torch.float64
+)
+POOLED, SKEWED = vector(0.5, 0.3, 0.2), vector(0.1, 0.1, 0.8)
+
+
+def minimised(loss_of: Objective, labels: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
+    """Return the table of logits (4, O) that minimises the expected loss."""
+    table = torch.zeros(4, labels.shape[1] if labels.ndim > 1 else 3, dtype=torch.float64)
+    table.requires_grad_()
+    descent = torch.optim.LBFGS(
+        [table], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+    )
+
+    def closure() -> Tensor:
+        descent.zero_grad()
+        each = torch.stack(
+            [loss_of(table[i, None], y[None]) for i, y in zip(inputs, labels, strict=True)]
+        )
+        loss = (weights * each).sum()
+        loss.backward()
+        return loss
+
+    descent.step(closure)
+    return table.detach()
+
+
+def test_a_client_with_skewed_classes_learns_the_posterior_of_all() -> None:
+    objective = local_objective(Task.classification, MANY * SKEWED, POOLED, None)
+    labels, inputs = torch.cartesian_prod(torch.arange(3), torch.arange(4)).T
+    weights = (SKEWED[:, None] * LIKELIHOOD).flatten()
+    found = minimised(objective, labels, inputs, weights).softmax(dim=1)
+    expected = LIKELIHOOD.T * POOLED
+    torch.testing.assert_close(
+        found, expected / expected.sum(dim=1, keepdim=True), rtol=1e-4, atol=1e-6
+    )
+    # Without the correction it learns its own.
+    plain = minimised(Objective(Task.classification), labels, inputs, weights).softmax(dim=1)
+    assert (plain - found).abs().max() > 0.3
+
+
+def test_a_client_with_skewed_labels_learns_the_posteriors_of_all() -> None:
+    # Each label by itself, of rates 0.5, 0.3, 0.2 and here 0.1, 0.1, 0.8.
+    sums = MANY * torch.cat([vector(1), SKEWED])
+    objective = local_objective(Task.multilabel, sums, POOLED, None)
+    absent = LIKELIHOOD.flip(1)
+    present_here, absent_here = SKEWED[:, None] * LIKELIHOOD, (1 - SKEWED)[:, None] * absent
+    inputs = torch.arange(4).repeat(2)
+    labels = torch.tensor([[1.0]] * 4 + [[0.0]] * 4, dtype=torch.float64)
+    for label in range(3):
+        only = Objective(Task.multilabel, objective.offsets[label : label + 1])
+        weights = torch.cat([present_here[label], absent_here[label]])
+        found = minimised(only, labels, inputs, weights).sigmoid()[:, 0]
+        present = POOLED[label] * LIKELIHOOD[label]
+        expected = present / (present + (1 - POOLED[label]) * absent[label])
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
