@@ -1,18 +1,25 @@
 """The Flower ClientApp of a site: answer `query`, answer `train`."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
-from torch import Tensor
 
 from client.node import Node, client_data, client_label_sums, describe, label_edges, parse_node
 from client.objective import local_objective
-from client.posterior import fit_gaussian
-from client.trainer import RoundOptions, Trained, choose_device, train, validation_outputs
-from common.config import Config, Standardisation, config_of_run
+from client.posterior import fit_gaussian, mapped_gaussian
+from client.trainer import (
+    RoundOptions,
+    Trained,
+    choose_device,
+    read_moments,
+    train,
+    validation_outputs,
+)
+from common.config import Config, Standardisation, Structure, config_of_run
 from common.data.federation import ClientData, count_outputs
 from common.data.moments import Moments
 from common.errors import UserError
@@ -27,7 +34,7 @@ from common.model.ha_fedformer import (
     set_standardisation,
     split_arrays,
 )
-from common.posterior import Posterior
+from common.posterior import Posterior, decoder_structure, encoder_structure
 from common.protocol import (
     ProtocolError,
     decode_downlink,
@@ -100,7 +107,7 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
     return Uplink(
         key,
         downlink.round,
-        *_fitted(downlink, trained, config),
+        *_fitted(downlink, model, data, trained, config),
         len(data.train),
         trained.loss,
         seen,
@@ -121,7 +128,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     head = downlink.decoder.get("head.bias")
     if head is None:
         raise ProtocolError("the decoder that came has no head.bias")
-    _check_outputs(downlink, data, len(head))
+    _check_outputs(downlink, data, len(head), config.dataset.label_bins)
     shape = data.sequences.statistics_shape
     spec = ModelSpec({modality: shape}, len(head), data.task, config.model)
     model = build_model(spec, seed=0)
@@ -138,7 +145,9 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     return model.to(choose_device(config.client.device))
 
 
-def _check_outputs(downlink: Downlink, data: ClientData, outputs: int) -> None:
+def _check_outputs(
+    downlink: Downlink, data: ClientData, outputs: int, bins: Sequence[float]
+) -> None:
     """Refuse a decoder for another kind of label than the client's.
 
     What the server says of its labels has a form for each task, see `evidence.prior_of`.
@@ -151,18 +160,39 @@ def _check_outputs(downlink: Downlink, data: ClientData, outputs: int) -> None:
             f"{downlink.key} has labels for task={data.task} with {needs} outputs, and the model "
             f"that came has {outputs}, with a prior of {len(downlink.prior)} numbers"
         )
+    shares = outputs if data.task is not Task.regression else len(bins) + 1
+    if len(downlink.label_shares) not in (0, shares):
+        raise ProtocolError(
+            f"{downlink.key} received {len(downlink.label_shares)} label shares, expected {shares}"
+        )
 
 
 def _fitted(
-    downlink: Downlink, trained: Trained, config: Config
-) -> tuple[Posterior, dict[str, Tensor]]:
-    """Return the encoder's posterior and the decoder."""
-    samples = split_arrays(trained.samples)
+    downlink: Downlink, model: HAFedformer, data: ClientData, trained: Trained, config: Config
+) -> tuple[Posterior, Posterior]:
+    """Return the posteriors of the encoder and of the decoder."""
+    samples, strategy = split_arrays(trained.samples), config.strategy
+    modality = downlink.key.modality
+    structures = (encoder_structure(strategy.encoder), decoder_structure(strategy.decoder))
+    moments = Parts({modality: {}}, {})
+    in_time = downlink.round <= math.ceil(strategy.posterior_rounds * config.rounds)
+    if in_time and Structure.inputs in structures:
+        moments = split_arrays(read_moments(model, data))
     encoder = {
-        name: fit_gaussian(sample, config.strategy.encoder, downlink.encoder[name])
-        for name, sample in samples.encoders[downlink.key.modality].items()
+        name: fit_gaussian(
+            sample,
+            strategy.encoder,
+            downlink.encoder[name],
+            moments.encoders[modality].get(name),
+        )
+        for name, sample in samples.encoders[modality].items()
     }
-    return encoder, {name: sample.mean(dim=0) for name, sample in samples.decoder.items()}
+    read = moments.decoder if structures[1] is Structure.inputs else {}
+    decoder = {
+        name: mapped_gaussian(sample.mean(dim=0), read.get(name), strategy.decoder.shrinkage)
+        for name, sample in samples.decoder.items()
+    }
+    return encoder, decoder
 
 
 def make_client_app(get_config: GetConfig) -> ClientApp:

@@ -8,6 +8,10 @@ For a tensor read as (out, in), with S samples X_s of mean M:
   a precision as large as C, the client sends theta - P (theta - M), with theta what it received:
   the server steps by the mean of P (theta - M), as FedPA does (arXiv 2010.05273).
 
+- ``inputs``: no covariance of samples but, for a linear map, the second moments A of what it reads
+  (`client.input_moments`), shrunk as (1-rho) A + rho t I, which is the precision itself. Tensors
+  that are no map have none.
+
 Shrunk towards its own mean variance t: P = t (rho t I + (1-rho) C)^-1. The factor t removes the
 client's overall scale, so that a client with small steps is not taken for a sure one; ``scale:
 absolute`` leaves it in. One sample, no spread or, without the scale, rho = 1 tells nothing of
@@ -19,12 +23,15 @@ Source: arXiv 2303.15486, section 4; shrinkage after Ledoit and Wolf 2004, with 
 import torch
 from torch import Tensor
 
-from common.config import EncoderConfig, EncoderMerge, Scale, Structure
-from common.posterior import Form, Gaussian, posterior_form
+from common.config import EncoderConfig, Scale, Structure
+from common.posterior import Form, Gaussian, encoder_structure, posterior_form
 
 
 def fit_gaussian(
-    samples: Tensor, config: EncoderConfig, received: Tensor | None = None
+    samples: Tensor,
+    config: EncoderConfig,
+    received: Tensor | None = None,
+    moments: Tensor | None = None,
 ) -> Gaussian:
     """Fit a Gaussian to samples of one tensor.
 
@@ -36,17 +43,23 @@ def fit_gaussian(
         Structure, shrinkage rho in (0, 1], scale.
     received
         The tensor that training began with; needed for ``low_rank``.
+    moments
+        (in, in) of what the tensor reads, for ``inputs``; None: it is no map.
 
     Returns
     -------
     Gaussian
-        Its mean has the samples' shape and dtype. Tensors of one dimension are always diagonal.
+        Its mean has the samples' shape and dtype. Tensors of one dimension are diagonal under
+        ``row``.
     """
     mean = samples.mean(dim=0)
-    if config.merge is EncoderMerge.pbea and config.structure is Structure.low_rank:
+    structure = encoder_structure(config)
+    if structure is Structure.low_rank:
         assert received is not None, "low_rank needs the tensor that training began with"
         return Gaussian((received - low_rank_change(samples, received, config)).to(mean.dtype))
-    form = posterior_form(mean, config)
+    if structure is Structure.inputs:
+        return mapped_gaussian(mean, moments, config.shrinkage, config.scale)
+    form = posterior_form(mean, structure)
     if form is Form.identity or len(samples) == 1:
         return Gaussian(mean)
     row = form is Form.row
@@ -56,6 +69,32 @@ def fit_gaussian(
     if precision is None:
         return Gaussian(mean)
     return Gaussian(mean, precision.to(mean.dtype), form)
+
+
+def mapped_gaussian(
+    mean: Tensor, moments: Tensor | None, shrinkage: float, scale: Scale = Scale.absolute
+) -> Gaussian:
+    """Return a Gaussian over the rows of a linear map, by what it reads.
+
+    Parameters
+    ----------
+    mean
+        (out, ...).
+    moments
+        (in, in) second moments; None, or all zero: nothing is known, P = I.
+    shrinkage
+        rho in (0, 1]; 1 leaves a multiple of the identity.
+    scale
+        Whether P keeps the size of the moments.
+    """
+    t = None if moments is None else moments.diagonal().mean()
+    if moments is None or t is None or not t > torch.finfo(torch.float32).tiny:
+        return Gaussian(mean)
+    eye = torch.eye(len(moments), dtype=moments.dtype)
+    precision = (1 - shrinkage) * moments + shrinkage * t * eye
+    if scale is Scale.relative:
+        precision = precision / t
+    return Gaussian(mean, precision.to(mean.dtype), Form.row)
 
 
 def low_rank_change(samples: Tensor, received: Tensor, config: EncoderConfig) -> Tensor:

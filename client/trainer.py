@@ -10,12 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from client import sampling
+from client.input_moments import InputMoments
 from client.objective import Objective
 from common.config import ClientConfig, Optimizer, SamplerConfig
 from common.data.batching import SequenceItems, batches
 from common.data.federation import ClientData
 from common.errors import UserError
 from common.model.ha_fedformer import HAFedformer
+
+#: Items in a batch that is only read.
+_MEASURED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ class _Mover:
         )
 
     def move(self) -> None:
-        """Make the step for which gradients are there."""
+        """Make the step for which gradients are there; the sampler's are not clipped."""
         if sampling.moves(self.state):
             self._pull()
             gradient = torch.cat([_gradient(each).flatten() for each in self.parameters])
@@ -193,6 +197,16 @@ def validation_outputs(model: HAFedformer, data: ClientData, batch_size: int) ->
         model(data.modality, padded.to(device)).cpu() for padded, _ in batches(items, batch_size)
     ]
     return torch.cat(outputs)
+
+
+def read_moments(model: HAFedformer, data: ClientData) -> dict[str, Tensor]:
+    """Return what `client.input_moments` measures over the client's train items."""
+    device = next(model.parameters()).device
+    moments = InputMoments(model)
+    items = SequenceItems(data.sequences, data.labels, data.train)
+    for padded, _ in batches(items, _MEASURED_AT_ONCE):
+        moments.add(data.modality, padded.to(device))
+    return moments.mean()
 
 
 def make_optimizer(

@@ -103,7 +103,7 @@ class Uplink:
     encoder
         A Gaussian for each trained tensor of the client's encoder.
     decoder
-        The trained decoder.
+        The same for the decoder.
     examples
         Train items; the client's weight.
     train_loss
@@ -120,7 +120,7 @@ class Uplink:
     key: ClientKey
     round: int
     encoder: Posterior
-    decoder: Mapping[str, Tensor]
+    decoder: Posterior
     examples: int
     train_loss: float
     evidence: Tensor

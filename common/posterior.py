@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from torch import Tensor
 
-from common.config import EncoderConfig, EncoderMerge, Structure
+from common.config import DecoderConfig, DecoderMerge, EncoderConfig, EncoderMerge, Structure
 
 
 class Form(StrEnum):
@@ -52,12 +52,28 @@ class Gaussian:
 Posterior = Mapping[str, Gaussian]
 
 
-def posterior_form(mean: Tensor, config: EncoderConfig) -> Form:
+def encoder_structure(config: EncoderConfig) -> Structure | None:
+    """Return the structure of the encoders' posteriors; None where they are not merged by them."""
+    return config.structure if config.merge is EncoderMerge.pbea else None
+
+
+def decoder_structure(config: DecoderConfig) -> Structure | None:
+    """Return the structure of the decoders' posteriors; None where they are not merged by them."""
+    return Structure.inputs if config.merge is DecoderMerge.posterior else None
+
+
+def posterior_form(mean: Tensor, structure: Structure | None) -> Form:
     """Return the form that a client's posterior over one tensor has, unless it tells nothing."""
-    if config.merge is not EncoderMerge.pbea or config.structure is Structure.low_rank:
-        return Form.identity
-    row = config.structure is Structure.row and mean.ndim >= 2
-    return Form.row if row else Form.diagonal
+    matrix = mean.ndim >= 2
+    match structure:
+        case Structure.diagonal:
+            return Form.diagonal
+        case Structure.row:
+            return Form.row if matrix else Form.diagonal
+        case Structure.inputs:
+            return Form.row if matrix else Form.identity
+        case _:
+            return Form.identity
 
 
 def precision_shape(mean: Tensor, form: Form) -> tuple[int, ...] | None:

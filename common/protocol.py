@@ -16,7 +16,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.data.moments import Moments
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
-from common.posterior import Form, Gaussian
+from common.posterior import Form, Gaussian, Posterior
 from common.task import Task
 
 VERSION = 2
@@ -24,7 +24,7 @@ VERSION = 2
 # Record keys.
 _ABOUT = "about"
 _ENCODER = "encoder"
-_PRECISION = "precision"
+_PRECISION = "-precision"  # after the part's
 _DECODER = "decoder"
 _METRICS = "metrics"
 _MOMENTS = "moments"
@@ -78,12 +78,6 @@ def decode_downlink(content: RecordDict) -> Downlink:
 
 def encode_uplink(uplink: Uplink) -> RecordDict:
     """Return the content of the message."""
-    means = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
-    precisions = {
-        f"{gaussian.form}:{name}": _pack(gaussian)
-        for name, gaussian in uplink.encoder.items()
-        if gaussian.precision is not None
-    }
     metrics: dict[str, Any] = {
         "examples": uplink.examples,
         "train-loss": uplink.train_loss,
@@ -94,9 +88,8 @@ def encode_uplink(uplink: Uplink) -> RecordDict:
     return RecordDict(
         {
             _ABOUT: ConfigRecord(_about(uplink.key) | {"round": uplink.round}),
-            _ENCODER: _record(means),
-            _PRECISION: _record(precisions),
-            _DECODER: _record(uplink.decoder),
+            **_posterior_records(_ENCODER, uplink.encoder),
+            **_posterior_records(_DECODER, uplink.decoder),
             _METRICS: MetricRecord(metrics),
         }
     )
@@ -128,8 +121,8 @@ def decode_uplink(content: RecordDict) -> Uplink:
     return Uplink(
         _key(about),
         about["round"],
-        _posterior(_arrays(content, _ENCODER), _arrays(content, _PRECISION)),
-        _arrays(content, _DECODER),
+        _posterior(content, _ENCODER),
+        _posterior(content, _DECODER),
         metrics["examples"],
         metrics["train-loss"],
         _numbers(metrics["evidence"], f"{_METRICS}.evidence"),
@@ -299,9 +292,18 @@ def _unpack(packed: Tensor, columns: int) -> Tensor:
     return full
 
 
-def _posterior(
-    means: Mapping[str, Tensor], precisions: Mapping[str, Tensor]
-) -> dict[str, Gaussian]:
+def _posterior_records(part: str, posterior: Posterior) -> dict[str, ArrayRecord]:
+    precisions = {
+        f"{gaussian.form}:{name}": _pack(gaussian)
+        for name, gaussian in posterior.items()
+        if gaussian.precision is not None
+    }
+    means = {name: gaussian.mean for name, gaussian in posterior.items()}
+    return {part: _record(means), part + _PRECISION: _record(precisions)}
+
+
+def _posterior(content: RecordDict, part: str) -> dict[str, Gaussian]:
+    means, precisions = _arrays(content, part), _arrays(content, part + _PRECISION)
     posterior = {name: Gaussian(mean) for name, mean in means.items()}
     for key, packed in precisions.items():
         form, _, name = key.partition(":")

@@ -36,15 +36,15 @@ def learning_curve(rounds: Sequence[Mapping[str, Any]], task: Task) -> bytes:
         style = {"color": "black", "linewidth": 2.5} if together else {"linewidth": 1.2}
         score = [record["validation"][name][metric] for record in rounds]
         (line,) = scores.plot(numbers, score, label=name, **style)
-        if not together:
-            loss = [record["train_loss"].get(name) for record in rounds]
+        loss = [record["train_loss"].get(name) for record in rounds]
+        if any(value is not None for value in loss):
             losses.plot(
                 numbers,
                 [float("nan") if value is None else value for value in loss],
                 label=name,
-                color=line.get_color(),
+                **style | {"color": line.get_color()},
             )
-    losses.set(title="Train loss of the clients", xlabel="round", ylabel="loss")
+    losses.set(title="Train loss", xlabel="round", ylabel="loss")
     scores.set(title=f"Validation {metric}", xlabel="round", ylabel=metric)
     for axes in (losses, scores):
         axes.grid(alpha=0.3)

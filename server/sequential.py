@@ -4,18 +4,22 @@ The same apps and the same messages as in Flower's simulation, without Ray and i
 several runs fit beside each other on one machine.
 """
 
+import itertools
 from collections.abc import Iterable
 from functools import partial
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.run import Run as FlowerRun
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import given_config, make_client_app
+from common.errors import UserError
 from server.federation import Run
-from server.simulation import check_resources
+from server.run_folder import FLOWER_LOG
+from server.simulation import check_resources, log_to_file
 
 #: Flower stamps messages with these; a SuperLink would give them.
 _RUN_ID = 1
@@ -45,6 +49,7 @@ class SequentialGrid(Grid):
             for number in range(nodes)
         }
         self._replies: dict[str, Message] = {}
+        self._numbers = itertools.count()
         TaskIdentity.run_id = _RUN_ID
         TaskIdentity.node_id = 0
         TaskIdentity.task_id = _RUN_ID
@@ -74,13 +79,18 @@ class SequentialGrid(Grid):
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Have each message answered; return keys of the replies."""
-        keys = []
-        for message in messages:
-            key = str(len(self._replies))
-            node = message.metadata.dst_node_id
-            self._replies[key] = self._client_app(message, self._contexts[node])
-            keys.append(key)
-        return keys
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str:
+        try:
+            reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:
+            # As Flower's runtimes do: one client's failure ends no run.
+            fault = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
+            reply = Message(fault, reply_to=message)
+        key = str(next(self._numbers))
+        self._replies[key] = reply
+        return key
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """Return the replies of some keys, once."""
@@ -101,7 +111,12 @@ def run_sequentially(run: Run) -> None:
     UserError
         As `server.federation.Run.execute`.
     """
-    check_resources(run.config)
+    try:
+        check_resources(run.config)
+    except UserError:
+        run.folder.release()
+        raise
+    log_to_file(run.folder.path / FLOWER_LOG)
     app = make_client_app(partial(given_config, run.config))
     with run.console:
         run.execute(SequentialGrid(app, len(run.data.clients)))

@@ -16,10 +16,9 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import ClientWeights, Config, FusionRule, ServerOptimizerConfig, When
+from common.config import ClientWeights, Config, ServerOptimizerConfig, When
 from common.messages import ClientDescription, Downlink, Uplink, no_numbers
 from common.model.evidence import no_evidence
-from common.model.fusion import fit_fusion
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
 from common.protocol import (
     MAX_REASON,
@@ -29,9 +28,8 @@ from common.protocol import (
     payload_bytes,
 )
 from common.seeding import derive_seed, generator
-from common.task import Task
 from server.aggregation import server_optimizer
-from server.aggregation.client_weights import client_weight, trust
+from server.aggregation.client_weights import client_weight, trust_clients
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.labels import PooledLabels
 from server.registry import Member, Registry
@@ -119,8 +117,9 @@ class HierarchicalAggregation(Strategy):
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
         self.evidence = {name: no_evidence(task) for name in trained.encoders}
+        self._task = task
         self._trained = trained
-        self._rules = UpdateRules(trained, task, config.strategy.encoder)
+        self._rules = UpdateRules(trained, task, config)
         self._asked = _Asked()
         self._arrays: dict[str, Tensor] = {}
         self._moments = server_optimizer.Moments()
@@ -228,17 +227,18 @@ class HierarchicalAggregation(Strategy):
         return merged.decoder_weights
 
     def _trust(self, uplinks: Iterable[Uplink]) -> dict[str, float]:
-        """Return the trust in each client's labels, by the evidence of the rounds before."""
+        """Return the trust in each client's labels, where clients are weighted by it."""
         if self.config.strategy.weights is not ClientWeights.agreement:
             return {}
-        task = self.config.dataset.task
-        assert task is not None
-        rule = FusionRule.product_of_experts
-        experts = fit_fusion(rule, task, self.prior, self.evidence).experts
-        variance = self.prior[1].item() if task is Task.regression else 1.0
+        by_modality: dict[str, list[Uplink]] = {}
+        for uplink in sorted(uplinks, key=lambda uplink: uplink.key):
+            by_modality.setdefault(uplink.key.modality, []).append(uplink)
         return {
-            str(each.key): trust(each, experts[each.key.modality], variance, task)
-            for each in uplinks
+            str(uplink.key): trusted
+            for clients in by_modality.values()
+            for uplink, trusted in zip(
+                clients, trust_clients(clients, self.prior, self._task), strict=True
+            )
         }
 
     def _accept(

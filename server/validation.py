@@ -8,12 +8,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from common.config import EncoderConfig
+from common.config import Config, Structure
 from common.errors import UserError
 from common.messages import ClientDescription, Uplink
 from common.model.evidence import agreement_size, evidence_size
 from common.model.ha_fedformer import Parts
-from common.posterior import Form, Gaussian, posterior_form
+from common.posterior import (
+    Form,
+    Gaussian,
+    Posterior,
+    decoder_structure,
+    encoder_structure,
+    posterior_form,
+)
 from common.task import Task
 
 
@@ -31,13 +38,13 @@ class UpdateRules:
         The global model's trained tensors.
     task
         Kind of label.
-    encoder
-        The posterior that clients fit.
+    config
+        The posteriors that clients fit, and how long they train.
     """
 
     trained: Parts
     task: Task
-    encoder: EncoderConfig
+    config: Config
 
     def check(self, uplink: Uplink, client: ClientDescription, server_round: int) -> None:
         """Check a reply against the model and against whom it was asked of.
@@ -64,14 +71,18 @@ class UpdateRules:
                 f"{expected} answers for round {uplink.round}, expected {server_round}"
             )
         self._check_figures(uplink, client.examples)
-        means = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
-        _check_arrays(f"{expected} encoder", means, self.trained.encoders[expected.modality])
-        _check_arrays(f"{expected} decoder", uplink.decoder, self.trained.decoder)
-        for name, gaussian in uplink.encoder.items():
-            where = f"{expected} encoder array {name!r}"
-            if gaussian.form not in (Form.identity, posterior_form(gaussian.mean, self.encoder)):
-                raise RejectedUpdateError(f"{where}: its precision is {gaussian.form}")
-            _check_precision(where, gaussian)
+        _check_posterior(
+            f"{expected} encoder",
+            uplink.encoder,
+            self.trained.encoders[expected.modality],
+            encoder_structure(self.config.strategy.encoder),
+        )
+        _check_posterior(
+            f"{expected} decoder",
+            uplink.decoder,
+            self.trained.decoder,
+            decoder_structure(self.config.strategy.decoder),
+        )
 
     def _check_figures(self, uplink: Uplink, examples: int) -> None:
         key = uplink.key
@@ -81,8 +92,10 @@ class UpdateRules:
             )
         if not math.isfinite(uplink.train_loss):
             raise RejectedUpdateError(f"{key} reports a train loss of {uplink.train_loss}")
-        if uplink.steps < 1:
-            raise RejectedUpdateError(f"{key} reports {uplink.steps} local steps")
+        client = self.config.client
+        steps = client.local_epochs * -(-examples // client.batch_size)
+        if uplink.steps != steps:
+            raise RejectedUpdateError(f"{key} reports {uplink.steps} local steps, expected {steps}")
         for name, sums, size in (
             ("evidence", uplink.evidence, evidence_size(self.task)),
             ("agreement", uplink.agreement, agreement_size(self.task)),
@@ -122,6 +135,17 @@ def check_description(client: ClientDescription, known: Collection[str]) -> None
         or ((moments.count < 0) | (moments.squares < 0)).any()
     ):
         raise UserError(f"client {key} reports moments of its features that cannot be")
+
+
+def _check_posterior(
+    where: str, found: Posterior, expected: Mapping[str, Tensor], structure: Structure | None
+) -> None:
+    _check_arrays(where, {name: gaussian.mean for name, gaussian in found.items()}, expected)
+    for name, gaussian in found.items():
+        array = f"{where} array {name!r}"
+        if gaussian.form not in (Form.identity, posterior_form(gaussian.mean, structure)):
+            raise RejectedUpdateError(f"{array}: its precision is {gaussian.form}")
+        _check_precision(array, gaussian)
 
 
 def _check_arrays(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:

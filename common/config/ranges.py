@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
-from common.config.schema import Config
+from common.config.schema import Config, DecoderMerge, EncoderMerge, StrategyConfig
 from common.errors import UserError
 
 Check = tuple[str, Callable[[float], bool], tuple[str, ...]]
@@ -82,8 +82,14 @@ RANGES: tuple[Check, ...] = (
     (
         "a share in (0, 1]",
         lambda value: 0 < value <= 1,
-        ("strategy.encoder.shrinkage", "strategy.fraction", "strategy.sampler.friction"),
+        (
+            "strategy.decoder.shrinkage",
+            "strategy.encoder.shrinkage",
+            "strategy.fraction",
+            "strategy.sampler.friction",
+        ),
     ),
+    ("a share in [0, 1]", lambda value: 0 <= value <= 1, ("strategy.posterior_rounds",)),
     ("a share in [0, 0.5)", lambda value: 0 <= value < 0.5, ("strategy.trim",)),
     ("1 or -1", lambda value: value in (1, -1), ("strategy.decoder.sign",)),
 )
@@ -98,8 +104,23 @@ def check_ranges(config: Config) -> None:
         raise UserError(
             f"dataset.validation_fraction + dataset.test_fraction={held_back}: expected less than 1"
         )
+    edges = dataset.label_bins
+    if not all(map(math.isfinite, edges)) or sorted(set(edges)) != edges:
+        raise UserError(f"dataset.label_bins={edges}: expected ascending numbers")
+    _check_steps(config.strategy)
     if model.width % model.heads:
         raise UserError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
+
+
+def _check_steps(strategy: StrategyConfig) -> None:
+    """Refuse changes per local step where the clients are not averaged."""
+    encoder, decoder = strategy.encoder.merge, strategy.decoder.merge
+    averaged = encoder in (EncoderMerge.average, EncoderMerge.pbea)
+    if strategy.normalise_steps and not (averaged and decoder is DecoderMerge.average):
+        raise UserError(
+            "strategy.normalise_steps=true needs averages, and the run has "
+            f"strategy.encoder.merge={encoder} and strategy.decoder.merge={decoder}"
+        )
 
 
 def check_values(config: object, ranges: Iterable[Check]) -> None:

@@ -126,11 +126,12 @@ class EncoderMerge(StrEnum):
 
 
 class Structure(StrEnum):
-    """Covariance structure of a client's posterior, per tensor."""
+    """Structure of a client's posterior, per tensor; see `client.posterior`."""
 
     diagonal = "diagonal"
     row = "row"
     low_rank = "low_rank"
+    inputs = "inputs"
 
 
 class Scale(StrEnum):
@@ -155,6 +156,7 @@ class DecoderMerge(StrEnum):
 
     average = "average"
     cmda = "cmda"
+    posterior = "posterior"
     fedatt = "fedatt"
     median = "median"
     trimmed_mean = "trimmed_mean"
@@ -162,9 +164,10 @@ class DecoderMerge(StrEnum):
 
 @dataclass
 class DecoderConfig:
-    """CmDA; see `server.aggregation.cmda`."""
+    """CmDA, see `server.aggregation.cmda`; or the product of posteriors over ``inputs``."""
 
     merge: DecoderMerge = DecoderMerge.cmda
+    shrinkage: float = 0.1  # of the posterior
     epsilon: float = 1.2
     temperature: float = 1.0
     sign: int = 1
@@ -266,6 +269,8 @@ class StrategyConfig:
     weights: ClientWeights = ClientWeights.examples
     normalise_steps: bool = False
     trim: float = 0.2
+    # The share of the rounds, from the first, in which clients measure what their maps read.
+    posterior_rounds: float = 1.0
     skew_threshold: float = 0.1
     local: LocalConfig = field(default_factory=LocalConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

@@ -161,14 +161,11 @@ def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task
     Returns
     -------
     Tensor
-        float64. Regression: (2,) sum of (p - mean)^2, and of (p - mean) (y - mean). Otherwise the
-        log-likelihood ratio of the two stories, summed over items, at each of
-        `INVERSE_TEMPERATURES`.
+        float64. The log-likelihood ratio of the two stories, summed over items, at each of
+        `INVERSE_TEMPERATURES`. Empty for numbers, of which `evidence` tells as much.
     """
     if task is Task.regression:
-        p, y = outputs[:, 0].double(), labels.double()
-        p, y = p - p.sum() / max(len(p), 1), y - y.sum() / max(len(y), 1)
-        return torch.stack([(p * p).sum(), (p * y).sum()])
+        return outputs.new_zeros(0, dtype=torch.float64)
     pooled = prior.exp() if task is Task.classification else prior.sigmoid()
     own = own_shares(sums, pooled, task)
     own_prior = own.log() if task is Task.classification else own.logit()
@@ -182,7 +179,7 @@ def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task
 
 def agreement_size(task: Task) -> int:
     """Length of the vector that `agreement` returns."""
-    return 2 if task is Task.regression else len(INVERSE_TEMPERATURES)
+    return 0 if task is Task.regression else len(INVERSE_TEMPERATURES)
 
 
 def within_groups(values: Tensor, groups: Tensor, level: Tensor) -> Tensor:

@@ -2,11 +2,17 @@
 
 - ``examples``: n_i, as FedAvg;
 - ``uniform``: 1;
-- ``agreement``: n_i times the odds-based trust that the labels of client i belong to its features.
-  A client reports how much better the model that it received explains its validation labels than
-  its own shares of labels do (`common.model.evidence.agreement`), a log-likelihood ratio L_i; with
-  `PRIOR_ODDS` that a client is sound, the trust is sigmoid(L_i + log odds). A client of one class
-  has L_i = 0 and keeps its weight; one with permuted labels loses it. It finds faults, not lies.
+- ``agreement``: n_i times the trust that the labels of client i belong to its features. A client
+  reports how much better the model that it received explains its validation labels than its own
+  shares of labels do, a log-likelihood ratio L_i (`common.model.evidence.agreement`); with
+  `PRIOR_ODDS` that a client is sound, the trust is sigmoid(L_i + log odds). A client with labels of
+  one kind has L_i near 0 and keeps its weight; one with permuted labels loses it. It finds faults,
+  not lies.
+
+For numbers the ratio is that of two stories of the predictions p given the labels y, p = a + b y
+with noise of variance s^2, or p whatever y is, with b and s^2 of all clients of the modality:
+
+    L_i = (2 b S_py - b^2 S_yy) / (2 s^2),   S sums of products of deviations at client i
 
 Any of them can be taken per local step (FedNova, Wang et al. 2020), so that a client that makes
 more steps does not count more for it: with tau_i steps, shares p_i = w_i / sum w and the effective
@@ -18,39 +24,70 @@ which is the average with weights w_i / tau_i, whose change is scaled by tau (su
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from common.config import ClientWeights
+import torch
+from torch import Tensor
+
+from common.config import ClientWeights, FusionRule
 from common.messages import Uplink
 from common.model.evidence import INVERSE_TEMPERATURES
-from common.model.fusion import Expert
+from common.model.fusion import fit_fusion
 from common.task import Task
 
 #: How much likelier a client is taken to be sound than faulty, before it is seen.
 PRIOR_ODDS = 20.0
+_LOG_ODDS = math.log(PRIOR_ODDS)
 
 
-def trust(uplink: Uplink, expert: Expert, label_variance: float, task: Task) -> float:
-    """Return the trust in a client's labels, in (0, 1).
+def trust_clients(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> list[float]:
+    """Return the trust in the labels of each client of one modality, in (0, 1).
 
     Parameters
     ----------
-    uplink
-        What the client reported.
-    expert
-        The calibration of its modality, from the evidence of all its clients so far.
-    label_variance
-        Of the pooled labels; used for numbers.
+    uplinks
+        Of the clients of one modality in one round; their reports are of the same model.
+    prior
+        Of the pooled labels, see `common.model.evidence.prior_of`.
     task
         Kind of label.
     """
-    if task is Task.regression:
-        squares, product = uplink.agreement.tolist()
-        noise = expert.unexplained * label_variance
-        ratio = (2 * expert.slope * product - expert.slope**2 * squares) / (2 * noise)
-    else:
-        ratio = uplink.agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
-    return 1 / (1 + math.exp(-min(max(ratio + math.log(PRIOR_ODDS), -500.0), 500.0)))
+    trusts = [1.0] * len(uplinks)
+    # What all together think decides first; then what those think who are trusted by it.
+    for _ in range(2):
+        pooled = torch.stack(
+            [share * each.evidence for share, each in zip(trusts, uplinks, strict=True)]
+        ).sum(dim=0)
+        trusts = [_sigmoid(_ratio(each, pooled, prior, task) + _LOG_ODDS) for each in uplinks]
+    return trusts
+
+
+def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
+    """Return L_i."""
+    if task is not Task.regression:
+        expert = fit_fusion(FusionRule.product_of_experts, task, prior, {"": pooled}).experts[""]
+        return uplink.agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
+    _, yy, pp, py = _deviations(pooled)
+    _, own_yy, _, own_py = _deviations(uplink.evidence)
+    if yy <= 0 or pp <= 0 or py <= 0:
+        return 0.0
+    slope = py / yy
+    # Not below a thousandth: a perfect model would tell infinitely much.
+    noise = max(pp - slope * py, 1e-3 * pp) / pooled[0].item()
+    return (2 * slope * own_py - slope**2 * own_yy) / (2 * noise)
+
+
+def _deviations(sums: Tensor) -> tuple[float, float, float, float]:
+    """Return n and the sums of products of deviations yy, pp, py, from `evidence` of numbers."""
+    n, y, yy, p, pp, py = sums.tolist()
+    if n <= 0:
+        return 0.0, 0.0, 0.0, 0.0
+    return n, yy - y * y / n, pp - p * p / n, py - p * y / n
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-min(max(value, -500.0), 500.0)))
 
 
 def client_weight(uplink: Uplink, rule: ClientWeights, trusted: float) -> float:

@@ -73,8 +73,12 @@ class Collected:
 
 def median(collected: Collected) -> dict[str, Tensor]:
     """Return the median of every weight, float32; between two middle values their mean."""
-    stacked = collected.stacked()
-    return {name: each.quantile(0.5, dim=0).float() for name, each in stacked.items()}
+    middle = len(collected.clients) // 2
+    either = slice((len(collected.clients) - 1) // 2, middle + 1)
+    return {
+        name: each.sort(dim=0).values[either].mean(dim=0).float()
+        for name, each in collected.stacked().items()
+    }
 
 
 def trimmed_mean(collected: Collected, trim: float) -> dict[str, Tensor]:

@@ -7,7 +7,6 @@ A round is one `RoundSum`: add every client's `Uplink`, in any order and groupin
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,13 +15,10 @@ from common.config import DecoderMerge, EncoderMerge, StrategyConfig
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
 from common.posterior import Posterior
-from server.aggregation.average import WeightedSum
 from server.aggregation.client_weights import StepSums
 from server.aggregation.cmda import merge_decoders
 from server.aggregation.collected import Collected, attend, median, trimmed_mean
 from server.aggregation.pbea import PosteriorSum
-
-Total = TypeVar("Total", PosteriorSum | Collected, WeightedSum | Collected)
 
 #: Rules that need every client's arrays at once.
 _COLLECTED = {"fedatt", "median", "trimmed_mean"}
@@ -35,8 +31,7 @@ class ModalitySum:
     Attributes
     ----------
     encoder, decoder
-        Product of the encoders' posteriors, weighted sum of the decoders; or the clients
-        themselves, for rules that need them.
+        Products of the posteriors; or the clients themselves, for rules that need them.
     loss
         Sum of n_i times the train loss.
     evidence
@@ -48,7 +43,7 @@ class ModalitySum:
     """
 
     encoder: PosteriorSum | Collected
-    decoder: WeightedSum | Collected
+    decoder: PosteriorSum | Collected
     loss: float = 0.0
     evidence: Tensor | None = None
     steps: StepSums = field(default_factory=StepSums)
@@ -62,8 +57,8 @@ class ModalitySum:
         """Return the sum of one client; see `RoundSum.add`."""
         share = weight / uplink.steps if config.normalise_steps else weight
         return cls(
-            _encoder_sum(uplink.encoder, share, config),
-            _decoder_sum(uplink.decoder, share, config),
+            _summed(uplink.encoder, share, config.encoder.merge),
+            _summed(uplink.decoder, share, config.decoder.merge),
             uplink.examples * uplink.train_loss,
             trust * uplink.evidence,
             StepSums().add(weight, uplink.steps),
@@ -192,31 +187,25 @@ def _merge_decoders(
             for name, each in sums.items()
         }
         return merge_decoders(averages, config.decoder, generator)
-    everyone = _sum_of([each.decoder for each in sums.values()])
+    everyone = reduce(_merge, [each.decoder for each in sums.values()])
     decoder = _finalize(everyone, rule, current, config, generator)
-    if rule is not DecoderMerge.average:
+    if rule not in (DecoderMerge.average, DecoderMerge.posterior):
         return decoder, {}
-    shares = {name: each.decoder.weight / everyone.weight for name, each in sums.items()}
+    weight = sum(each.steps.weight for each in sums.values())
+    shares = {name: each.steps.weight / weight for name, each in sums.items()}
     return decoder, {layer: dict(shares) for layer in decoder}
 
 
-def _encoder_sum(
-    posterior: Posterior, weight: float, config: StrategyConfig
+def _summed(
+    posterior: Posterior, weight: float, rule: EncoderMerge | DecoderMerge
 ) -> PosteriorSum | Collected:
-    if config.encoder.merge in _COLLECTED:
+    if rule in _COLLECTED:
         return Collected().add({name: each.mean for name, each in posterior.items()}, weight)
     return PosteriorSum().add(posterior, weight)
 
 
-def _decoder_sum(
-    decoder: Mapping[str, Tensor], weight: float, config: StrategyConfig
-) -> WeightedSum | Collected:
-    empty = Collected() if config.decoder.merge in _COLLECTED else WeightedSum()
-    return empty.add(decoder, weight)
-
-
 def _finalize(
-    total: PosteriorSum | WeightedSum | Collected,
+    total: PosteriorSum | Collected,
     rule: EncoderMerge | DecoderMerge,
     current: Mapping[str, Tensor],
     config: StrategyConfig,
@@ -233,14 +222,15 @@ def _finalize(
             return attend(total, current, config.fedatt, generator)
 
 
-def _merge(left: Total, right: Total) -> Total:
+def _merge(
+    left: PosteriorSum | Collected, right: PosteriorSum | Collected
+) -> PosteriorSum | Collected:
     """Return the sum of two of a kind."""
-    merged: Total = left.merge(right)  # type: ignore[arg-type]
-    return merged
-
-
-def _sum_of(totals: list[WeightedSum | Collected]) -> WeightedSum | Collected:
-    return reduce(_merge, totals)
+    if isinstance(left, Collected):
+        assert isinstance(right, Collected)
+        return left.merge(right)
+    assert isinstance(right, PosteriorSum)
+    return left.merge(right)
 
 
 def _add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

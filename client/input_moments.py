@@ -1,0 +1,114 @@
+"""What each linear map of a model reads: the second moments of its inputs over a client's items.
+
+For outputs W a with inputs a, the mean of (W a - W_i a)^2 over the client's items is the quadratic
+form of W - W_i with A_i = E[a a^T]: how much the client's own predictions would change if its W_i
+were moved to W. So A_i is a precision of the rows of W_i, that of a Laplace approximation whose
+output factor is the identity, and merging by it is RegMean (Jin et al. 2023, arXiv 2212.09849).
+
+Notation: B items, T steps, a tensor (out, ...) is read as a matrix (out, in).
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from common.data.batching import Padded
+from common.model.encoder import SequenceEmbedding, valid_steps
+from common.model.ha_fedformer import HAFedformer
+
+Hook = Callable[[nn.Module, tuple[Tensor], Any], None]
+
+
+class InputMoments:
+    """Sums over batches.
+
+    Parameters
+    ----------
+    model
+        A model of one modality. It is put into evaluation mode while batches are added.
+    """
+
+    def __init__(self, model: HAFedformer) -> None:
+        self._model = model
+        self._sums: dict[str, Tensor] = {}
+        self._rows: dict[str, int] = {}
+
+    @torch.inference_mode()
+    def add(self, modality: str, padded: Padded) -> None:
+        """Add a batch; steps beyond an item's length count for nothing."""
+        self._model.eval()
+        valid = valid_steps(padded.lengths, padded.values.shape[1])
+        with self._watched(valid):
+            encodings = self._model.encode(modality, padded)
+            self._model.decoder(encodings, padded.lengths)
+
+    def mean(self) -> dict[str, Tensor]:
+        """Return tensor name to (in, in), float64 on the CPU, for each tensor that is a map."""
+        return {name: total.cpu() / self._rows[name] for name, total in self._sums.items()}
+
+    @contextmanager
+    def _watched(self, valid: Tensor) -> Iterator[None]:
+        hooks = []
+        for name, module in self._model.named_modules():
+            if isinstance(module, nn.Linear):
+                hooks.append(module.register_forward_hook(self._linear(name, valid)))
+            elif isinstance(module, SequenceEmbedding):
+                hooks.append(module.register_forward_hook(self._convolution(name, valid)))
+            elif isinstance(module, nn.LSTM):
+                hooks.append(module.register_forward_hook(self._lstm(name, valid)))
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _linear(self, name: str, valid: Tensor) -> Hook:
+        def seen(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
+            steps = inputs[0][valid] if inputs[0].ndim == 3 else inputs[0]
+            self._count(f"{name}.weight", steps)
+
+        return seen
+
+    def _convolution(self, name: str, valid: Tensor) -> Hook:
+        def seen(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
+            assert isinstance(module, SequenceEmbedding)
+            padded = F.pad(inputs[0].transpose(1, 2), module.reach)
+            # (B, D, T, k), of which a step reads D x k numbers in this order.
+            windows = padded.unfold(2, module.kernel_size[0], 1).permute(0, 2, 1, 3)
+            self._count(f"{name}.weight", windows[valid].flatten(1))
+
+        return seen
+
+    def _lstm(self, name: str, valid: Tensor) -> Hook:
+        def seen(module: nn.Module, inputs: tuple[Tensor], _: object) -> None:
+            assert isinstance(module, nn.LSTM)
+            states = inputs[0]
+            for layer in range(module.num_layers):
+                single = _single_layer(module, layer)
+                self._count(f"{name}.weight_ih_l{layer}", states[valid])
+                states, _unused = single(states)
+                before = F.pad(states, (0, 0, 1, 0))[:, :-1]
+                self._count(f"{name}.weight_hh_l{layer}", before[valid])
+
+        return seen
+
+    def _count(self, name: str, rows: Tensor) -> None:
+        exact = rows.double()
+        added = exact.T @ exact
+        self._sums[name] = self._sums[name] + added if name in self._sums else added
+        self._rows[name] = self._rows.get(name, 0) + len(rows)
+
+
+def _single_layer(lstm: nn.LSTM, layer: int) -> nn.LSTM:
+    """Return one layer of an LSTM, so that what it hands to the next can be seen."""
+    first: Tensor = getattr(lstm, f"weight_ih_l{layer}")
+    single = nn.LSTM(first.shape[1], lstm.hidden_size, batch_first=True).to(first)
+    weights = {
+        name: getattr(lstm, f"{name.removesuffix('_l0')}_l{layer}") for name in single.state_dict()
+    }
+    single.load_state_dict(weights)
+    return single
