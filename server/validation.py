@@ -100,7 +100,8 @@ class UpdateRules:
             ("evidence", uplink.evidence, evidence_size(self.task)),
             ("agreement", uplink.agreement, agreement_size(self.task)),
         ):
-            if len(sums) != size or not sums.isfinite().all():
+            # Their squares are to be finite too.
+            if len(sums) != size or not (sums.abs() < 1e100).all():
                 raise RejectedUpdateError(f"{key} reports {name} {sums.tolist()}")
 
 

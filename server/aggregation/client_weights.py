@@ -70,12 +70,13 @@ def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
         return uplink.agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
     _, yy, pp, py = _deviations(pooled)
     _, own_yy, _, own_py = _deviations(uplink.evidence)
-    if yy <= 0 or pp <= 0 or py <= 0:
+    if min(yy, pp, py) < 1e-100:
         return 0.0
     slope = py / yy
     # Not below a thousandth: a perfect model would tell infinitely much.
     noise = max(pp - slope * py, 1e-3 * pp) / pooled[0].item()
-    return (2 * slope * own_py - slope**2 * own_yy) / (2 * noise)
+    ratio = (2 * slope * own_py - slope * slope * own_yy) / (2 * noise)
+    return ratio if math.isfinite(ratio) else 0.0
 
 
 def _deviations(sums: Tensor) -> tuple[float, float, float, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache, partial
 
 import numpy as np
@@ -13,7 +14,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from client.app import given_config, make_client_app, received_model, run_round, submitted_config
-from client.node import DeployedNode, SimulatedNode, client_data, describe
+from client.node import (
+    DeployedNode,
+    SimulatedNode,
+    client_data,
+    client_label_sums,
+    describe,
+    label_edges,
+)
+from client.objective import local_objective
 from common.clients import ClientKey
 from common.config import Config, compose_config
 from common.data.batching import pad_all
@@ -21,17 +30,18 @@ from common.data.federation import load_joint
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import Downlink, Uplink
-from common.model.evidence import evidence
+from common.model.evidence import agreement, evidence
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelSpec,
     Parts,
     build_model,
+    join_arrays,
     set_standardisation,
     split_arrays,
     trained_names,
 )
-from common.posterior import Form
+from common.posterior import Form, Posterior
 from common.protocol import (
     ProtocolError,
     decode_description,
@@ -39,6 +49,7 @@ from common.protocol import (
     encode_downlink,
     encode_query,
     encode_uplink,
+    payload_bytes,
 )
 from common.task import Task
 
@@ -82,19 +93,21 @@ def downlink_to(key: ClientKey, config: Config, server_round: int = 1) -> Downli
 
 
 def arrays_of(uplink: Uplink) -> dict[str, Tensor]:
-    arrays = {f"encoder.{name}": gaussian.mean for name, gaussian in uplink.encoder.items()}
-    arrays |= {
-        f"precision.{name}": gaussian.precision
-        for name, gaussian in uplink.encoder.items()
-        if gaussian.precision is not None
-    }
-    return arrays | {f"decoder.{name}": array for name, array in uplink.decoder.items()}
+    arrays = {}
+    for part, posterior in (("encoder", uplink.encoder), ("decoder", uplink.decoder)):
+        for name, gaussian in posterior.items():
+            arrays[f"{part}.{name}"] = gaussian.mean
+            if gaussian.precision is not None:
+                arrays[f"{part}-precision.{name}"] = gaussian.precision
+    return arrays
 
 
 def assert_identical(left: Uplink, right: Uplink) -> None:
     assert (left.key, left.round, left.examples) == (right.key, right.round, right.examples)
     assert left.train_loss == right.train_loss
+    assert left.steps == right.steps
     assert torch.equal(left.evidence, right.evidence)
+    assert torch.equal(left.agreement, right.agreement)
     one, two = arrays_of(left), arrays_of(right)
     assert one.keys() == two.keys()
     assert all(torch.equal(array, two[name]) for name, array in one.items())
@@ -127,7 +140,9 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder(modalit
     trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
     uplink = run_round(downlink_to(key, config), EVERYONE, config)
     content = encode_uplink(uplink)
-    assert set(content) == {"about", "encoder", "precision", "decoder", "metrics"}
+    assert set(content) == {
+        *("about", "encoder", "encoder-precision", "decoder", "decoder-precision", "metrics")
+    }
     encoder, decoder = content.array_records["encoder"], content.array_records["decoder"]
     assert set(encoder) == set(trained.encoders[modality])
     assert set(decoder) == set(trained.decoder)
@@ -139,21 +154,23 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder(modalit
     assert not any(
         "standardise" in name for record in content.array_records.values() for name in record
     )
-    forms = {name.partition(":")[0] for name in content.array_records["precision"]}
-    tensors = {name.partition(":")[2] for name in content.array_records["precision"]}
+    forms = {name.partition(":")[0] for name in content.array_records["encoder-precision"]}
+    tensors = {name.partition(":")[2] for name in content.array_records["encoder-precision"]}
     assert forms <= {Form.row, Form.diagonal} and tensors <= set(trained.encoders[modality])
     assert set(content.config_records["about"]) == {"modality", "part", "round"}
     assert set(content.metric_records["metrics"]) == {
         *("examples", "train-loss", "evidence", "agreement", "steps")
     }
-    assert (len(uplink.evidence), len(uplink.agreement)) == (6, 2)
+    assert (len(uplink.evidence), len(uplink.agreement)) == (6, 0)
 
 
 def test_fedavg_sends_no_precision() -> None:
     config = small("strategy=fedavg")
     uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
     assert all(gaussian.form is Form.identity for gaussian in uplink.encoder.values())
-    assert set(encode_uplink(uplink).array_records["precision"]) == set()
+    assert all(gaussian.form is Form.identity for gaussian in uplink.decoder.values())
+    records = encode_uplink(uplink).array_records
+    assert set(records["encoder-precision"]) == set(records["decoder-precision"]) == set()
 
 
 def test_client_builds_its_own_encoder_alone() -> None:
@@ -180,7 +197,7 @@ def test_round_trains_and_reports_the_client_s_own_numbers() -> None:
     assert 0 < uplink.train_loss < 10
     moved = uplink.encoder["embed.weight"].mean - downlink.encoder["embed.weight"]
     assert 0 < moved.abs().max() < 0.1
-    assert not torch.equal(uplink.decoder["head.weight"], downlink.decoder["head.weight"])
+    assert not torch.equal(uplink.decoder["head.weight"].mean, downlink.decoder["head.weight"])
 
 
 def test_last_sampler_sends_where_training_ended() -> None:
@@ -192,7 +209,7 @@ def test_last_sampler_sends_where_training_ended() -> None:
         torch.testing.assert_close(gaussian.mean, downlink.encoder[name], rtol=1e-5, atol=1e-6)
 
 
-def test_evidence_is_of_the_model_as_received() -> None:
+def test_evidence_and_agreement_are_of_the_model_as_received() -> None:
     config, key = small("client.lr=0.5"), ClientKey("audio", 0)
     downlink = downlink_to(key, config)
     uplink = run_round(downlink, EVERYONE, config)
@@ -206,12 +223,16 @@ def test_evidence_is_of_the_model_as_received() -> None:
     assert len(labels) > 0
     expected = evidence(outputs, labels, downlink.prior, Task.regression, groups)
     torch.testing.assert_close(uplink.evidence, expected, rtol=1e-4, atol=1e-5)
+    sums = client_label_sums(data, config)
+    expected = agreement(outputs, labels, sums, downlink.prior, Task.regression)
+    torch.testing.assert_close(uplink.agreement, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_client_without_validation_items_reports_no_evidence() -> None:
     config = small("client.validation_fraction=0")
     uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
     assert uplink.evidence.tolist() == [0.0] * 6
+    assert uplink.agreement.tolist() == []
 
 
 def test_round_does_not_depend_on_what_ran_before() -> None:
@@ -237,6 +258,168 @@ def test_rounds_and_seeds_draw_differently() -> None:
         for server_round in (1, 2)
     }
     assert len(losses) == 2
+
+
+# --- What a strategy changes of it ------------------------------------------------------------
+
+
+def moved_from(downlink: Downlink, uplink: Uplink) -> float:
+    """Return how far the decoder went."""
+    moves = [each.mean - downlink.decoder[name] for name, each in uplink.decoder.items()]
+    return torch.cat([move.flatten() for move in moves]).norm().item()
+
+
+def test_fedprox_without_its_term_is_fedavg_bit_for_bit() -> None:
+    steps = ["client.batch_size=4", "client.optimizer=sgd", "client.lr=0.05"]
+    averaged, free, held = (
+        small(*steps, *overrides)
+        for overrides in (
+            ["strategy=fedavg"],
+            ["strategy=fedprox", "strategy.local.proximal=0"],
+            ["strategy=fedprox", "strategy.local.proximal=10"],
+        )
+    )
+    downlink = downlink_to(ClientKey("audio", 0), averaged)
+    one, two, three = (run_round(downlink, EVERYONE, each) for each in (averaged, free, held))
+    assert_identical(one, two)
+    assert moved_from(downlink, three) < moved_from(downlink, one)
+
+
+def test_the_server_scales_the_rate() -> None:
+    config, key = small("client.lr=0.01"), ClientKey("audio", 0)
+    scaled = replace(downlink_to(key, config), lr_scale=0.5)
+    halved = small("client.lr=0.005")
+    assert_identical(
+        run_round(scaled, EVERYONE, config), run_round(downlink_to(key, halved), EVERYONE, halved)
+    )
+
+
+def test_label_shares_correct_the_loss_and_nothing_else() -> None:
+    config, key = small("strategy=fedavg", "client.optimizer=sgd", "client.lr=1e-9"), "audio"
+    downlink = downlink_to(ClientKey(key, 0), config)
+    data = client_data(EVERYONE, downlink.key, config)
+    shares = torch.tensor([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)
+    plain, corrected = (
+        run_round(replace(downlink, label_shares=each), EVERYONE, config)
+        for each in (shares[:0], shares)
+    )
+    assert corrected.train_loss != pytest.approx(plain.train_loss, rel=0.01)
+    assert torch.equal(corrected.evidence, plain.evidence)
+    assert torch.equal(corrected.agreement, plain.agreement)
+    # Nothing moves at such a rate, but for dropout; so the losses are near those of one model.
+    sums, edges = client_label_sums(data, config), label_edges(config)
+    model = received_model(downlink, data, config).eval()
+    outputs = model("audio", pad_all(data.sequences.select(data.train))).detach()
+    labels = torch.from_numpy(data.labels[data.train])
+    objective = local_objective(data.task, sums, shares, edges)
+    assert corrected.train_loss == pytest.approx(objective(outputs, labels).item(), rel=0.1)
+
+
+@pytest.mark.parametrize("name", ["sgld", "sghmc"])
+def test_langevin_samplers_send_precisions(name: str) -> None:
+    steps = ["client.batch_size=2", "client.local_epochs=2"]
+    sampler = [f"strategy.sampler.name={name}", "strategy.sampler.lr=1e-3"]
+    config = small("strategy=paper", *steps, *sampler)
+    uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
+    forms = {gaussian.form for gaussian in uplink.encoder.values()}
+    assert forms == {Form.row, Form.diagonal}
+    assert_identical(decode_uplink(encode_uplink(uplink)), uplink)
+
+
+def test_low_rank_sends_means_alone_beside_those_of_the_samples() -> None:
+    key = ClientKey("audio", 0)
+    common = ["strategy=paper", "client.local_epochs=4", "client.batch_size=8"]
+    low, one = (
+        small(*common, "strategy.encoder.structure=low_rank", f"strategy.encoder.shrinkage={rho}")
+        for rho in (0.1, 1.0)
+    )
+    plain = small(*common, "strategy.encoder.merge=average")
+    downlink = downlink_to(key, plain)
+    corrected, shrunk, mean = (run_round(downlink, EVERYONE, each) for each in (low, one, plain))
+    assert all(gaussian.form is Form.identity for gaussian in corrected.encoder.values())
+    for name, gaussian in mean.encoder.items():
+        torch.testing.assert_close(shrunk.encoder[name].mean, gaussian.mean, rtol=1e-5, atol=1e-7)
+    assert any(
+        not torch.allclose(corrected.encoder[name].mean, gaussian.mean, atol=1e-5)
+        for name, gaussian in mean.encoder.items()
+    )
+
+
+def with_precision(posterior: Posterior) -> set[str]:
+    return {name for name, gaussian in posterior.items() if gaussian.form is Form.row}
+
+
+@pytest.mark.parametrize(
+    ("share", "rounds", "last"),
+    [(0.3, 4, 2), (0.5, 4, 2), (1.0, 2, 2), (0.01, 5, 1), (0.0, 3, 0), (0.07, 100, 7)],
+)
+def test_maps_are_measured_in_early_rounds_alone(share: float, rounds: int, last: int) -> None:
+    # ceil(share * rounds) of them.
+    settings = [f"strategy.posterior_rounds={share}", f"rounds={rounds}"]
+    config = small("strategy=hierarchical", "client.batch_size=100", *settings)
+    key, sizes = ClientKey("audio", 0), {}
+    parts = global_parts(config)
+    maps = {
+        *(("encoder", name) for name, array in parts.encoders["audio"].items() if array.ndim > 1),
+        *(("decoder", name) for name, array in parts.decoder.items() if array.ndim > 1),
+    }
+    for server_round in {last, last + 1, rounds} - {0, rounds + 1}:
+        uplink = run_round(downlink_to(key, config, server_round), EVERYONE, config)
+        measured = {("encoder", name) for name in with_precision(uplink.encoder)}
+        measured |= {("decoder", name) for name in with_precision(uplink.decoder)}
+        assert measured == (maps if server_round <= last else set())
+        sizes[server_round] = payload_bytes(encode_uplink(uplink))
+    if last in sizes and last + 1 in sizes:
+        # A symmetric n x n goes as n (n + 1) / 2 numbers of four bytes, behind NumPy's header.
+        arrays = {"encoder": parts.encoders["audio"], "decoder": parts.decoder}
+        columns = [arrays[part][name][0].numel() for part, name in maps]
+        triangles = sum(128 + 4 * n * (n + 1) // 2 for n in columns)
+        assert sizes[last] - sizes[last + 1] == triangles
+
+
+@pytest.mark.parametrize(
+    ("encoder", "decoder", "expected"),
+    [
+        ("average", "posterior", (False, True)),
+        ("pbea", "average", (True, False)),
+        ("average", "average", (False, False)),
+    ],
+)
+def test_only_the_part_that_is_merged_by_its_posterior_sends_one(
+    encoder: str, decoder: str, expected: tuple[bool, bool]
+) -> None:
+    merges = [f"strategy.encoder.merge={encoder}", f"strategy.decoder.merge={decoder}"]
+    config = small("strategy=hierarchical", *merges)
+    uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
+    found = [bool(with_precision(part)) for part in (uplink.encoder, uplink.decoder)]
+    assert tuple(found) == expected
+
+
+def test_moments_are_of_the_trained_model_on_the_train_items() -> None:
+    config, key = small("strategy=hierarchical", "client.lr=0.05"), ClientKey("audio", 0)
+    downlink = downlink_to(key, config)
+    uplink = run_round(downlink, EVERYONE, config)
+    data = client_data(EVERYONE, key, config)
+    model = received_model(downlink, data, config).eval()
+    trained = {name: gaussian.mean for name, gaussian in uplink.decoder.items()}
+    encoder = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
+    model.load_state_dict(join_arrays(Parts({"audio": encoder}, trained)), strict=False)
+    padded, read = pad_all(data.sequences.select(data.train)), []
+    hook = model.decoder.head.register_forward_hook(lambda _, given, __: read.append(given[0]))
+    with hook, torch.inference_mode():
+        model("audio", padded)
+    moments = read[0].double().T @ read[0].double() / len(data.train)
+    rho = config.strategy.decoder.shrinkage
+    expected = (1 - rho) * moments + rho * moments.diagonal().mean() * torch.eye(10)
+    found = uplink.decoder["head.weight"].precision
+    assert found is not None
+    torch.testing.assert_close(found.double(), expected.double(), rtol=1e-3, atol=1e-6)
+
+
+def test_steps_are_reported() -> None:
+    config, key = small("client.local_epochs=3", "client.batch_size=5"), ClientKey("audio", 0)
+    uplink = run_round(downlink_to(key, config), EVERYONE, config)
+    assert uplink.steps == 3 * -(-uplink.examples // 5)
 
 
 # --- Standardisation --------------------------------------------------------------------------
@@ -305,6 +488,18 @@ def test_arrays_that_do_not_fit_are_refused_and_named(
     assert "\n" not in str(raised.value)
     if array is not None and name != "surplus":
         assert str(list(array.shape)) in str(raised.value)
+
+
+@pytest.mark.parametrize("count", [1, 6, 8, 12])
+def test_label_shares_of_other_bins_are_refused(count: int) -> None:
+    config, key = small(), ClientKey("audio", 0)
+    data = client_data(EVERYONE, key, config)
+    good = downlink_to(key, config)
+    for shares in (torch.zeros(0), torch.full((7,), 1 / 7)):  # none, or one for each bin
+        received_model(replace(good, label_shares=shares), data, config)
+    bad = replace(good, label_shares=torch.full((count,), 1 / count))
+    with pytest.raises(ProtocolError, match=f"audio-0 received {count} label shares, expected 7"):
+        run_round(bad, EVERYONE, config)
 
 
 def test_encoder_of_another_modality_does_not_fit() -> None:

@@ -161,7 +161,7 @@ def minimised(loss_of: Objective, labels: Tensor, inputs: Tensor, weights: Tenso
     table = torch.zeros(4, labels.shape[1] if labels.ndim > 1 else 3, dtype=torch.float64)
     table.requires_grad_()
     descent = torch.optim.LBFGS(
-        [table], max_iter=500, tolerance_grad=1e-12, line_search_fn="strong_wolfe"
+        [table], max_iter=500, tolerance_change=0.0, line_search_fn="strong_wolfe"
     )
 
     def closure() -> Tensor:

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.posterior import fit_gaussian, low_rank_change
+from client.posterior import fit_gaussian, low_rank_change, mapped_gaussian
 from common.config import EncoderConfig, EncoderMerge, Scale, Structure
 from common.posterior import Form, Gaussian
+from server.aggregation.pbea import PosteriorSum
 
 Array = NDArray[np.float64]
 
@@ -225,7 +226,7 @@ def dense_change(samples: Array, received: Array, config: EncoderConfig) -> Arra
 @given(
     samples=st.integers(2, 9),
     shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
-    shrinkage=st.floats(0.01, 1.0),
+    shrinkage=st.floats(1e-4, 1.0),
     scale=st.sampled_from(list(Scale)),
     size=st.integers(-4, 4),
     seed=st.integers(0, 999),
@@ -321,3 +322,99 @@ def test_low_rank_moves_least_where_the_samples_spread_most() -> None:
     samples, received = np.array([[-1.0, 0.0], [1.0, 0.0]]), np.array([2.0, 2.0])
     found = change_of(samples, received, low_rank(0.5))
     np.testing.assert_allclose(found, [2 / 1.5, 2 / 0.5])
+
+
+# --- By what a map reads ----------------------------------------------------------------------
+
+ITEMS = (40, 90, 25)
+
+
+def inputs_of(client: int) -> Array:
+    """Return (items, 3) of correlated features, of another spread at each client."""
+    return (1 + client) * draws(ITEMS[client], 3, seed=client) / 3
+
+
+def moments_of(inputs: Array) -> Array:
+    moments: Array = inputs.T @ inputs / len(inputs)
+    return moments
+
+
+def merged(
+    weights: list[Array], moments: list[Array], shrinkage: float, scale: Scale = Scale.absolute
+) -> Array:
+    """Merge maps (out, in) at the server by what each client's reads."""
+    total = PosteriorSum()
+    for items, weight, each in zip(ITEMS, weights, moments, strict=True):
+        gaussian = mapped_gaussian(
+            torch.from_numpy(weight), torch.from_numpy(each), shrinkage, scale
+        )
+        total = total.add({"w": gaussian}, items)
+    found: Array = total.finalize()["w"].numpy()
+    return found
+
+
+def test_clients_at_their_least_squares_merge_to_that_of_all_items() -> None:
+    # RegMean (arXiv 2212.09849): with A_i = X_i^T X_i / n_i and W_i = A_i^-1 X_i^T Y_i / n_i.
+    rng = np.random.default_rng(0)
+    inputs = [inputs_of(client) for client in range(3)]
+    targets = [np.sin(x @ rng.normal(size=(3, 2))) for x in inputs]  # fitted by no map
+    optima = [np.linalg.lstsq(x, y, rcond=None)[0].T for x, y in zip(inputs, targets, strict=True)]
+    pooled = np.linalg.lstsq(np.concatenate(inputs), np.concatenate(targets), rcond=None)[0].T
+    found = merged(optima, [moments_of(x) for x in inputs], 1e-12)
+    np.testing.assert_allclose(found, pooled, rtol=1e-5, atol=1e-6)
+    average = np.average(optima, axis=0, weights=ITEMS)
+    assert np.abs(average - pooled).max() > 0.1 * np.abs(pooled).max()
+
+
+@pytest.mark.parametrize("scale", list(Scale))
+def test_full_shrinkage_of_moments_is_the_average_by_their_size(scale: Scale) -> None:
+    weights = list(draws(3, 2, 3))
+    moments = [moments_of(inputs_of(client)) for client in range(3)]
+    sizes = np.array([np.trace(each) for each in moments])
+    by = ITEMS if scale is Scale.relative else ITEMS * sizes
+    expected = np.average(weights, axis=0, weights=by)
+    np.testing.assert_allclose(merged(weights, moments, 1.0, scale), expected, rtol=1e-6)
+    alike = [each / np.trace(each) for each in moments]
+    plain = np.average(weights, axis=0, weights=ITEMS)
+    np.testing.assert_allclose(merged(weights, alike, 1.0, scale), plain, rtol=1e-6)
+
+
+@given(
+    shrinkage=st.floats(1e-3, 1.0),
+    scale=st.sampled_from(list(Scale)),
+    exponent=st.integers(-6, 6),
+)
+@settings(max_examples=40, deadline=None)
+def test_precision_of_a_map_is_the_formula(shrinkage: float, scale: Scale, exponent: int) -> None:
+    moments = 10.0**exponent * moments_of(inputs_of(0))
+    mean = torch.from_numpy(draws(1, 2, 3)[0])
+    gaussian = mapped_gaussian(mean, torch.from_numpy(moments), shrinkage, scale)
+    t = np.trace(moments) / 3
+    expected = (1 - shrinkage) * moments + shrinkage * t * np.eye(3)
+    assert gaussian.form is Form.row and gaussian.precision is not None
+    expected = expected / t if scale is Scale.relative else expected
+    np.testing.assert_allclose(gaussian.precision.numpy(), expected, rtol=1e-9, atol=1e-12 * t)
+    assert torch.equal(gaussian.mean, mean)
+
+
+@pytest.mark.parametrize("moments", [None, torch.zeros(6, 6).double()], ids=["none", "zero"])
+@pytest.mark.parametrize("scale", list(Scale))
+def test_a_map_that_reads_nothing_is_an_identity(moments: Tensor | None, scale: Scale) -> None:
+    mean = torch.randn(4, 2, 3)
+    gaussian = mapped_gaussian(mean, moments, 0.1, scale)
+    assert gaussian.form is Form.identity and torch.equal(gaussian.mean, mean)
+
+
+@pytest.mark.parametrize("samples", [1, 4])
+def test_inputs_send_the_mean_of_the_samples_with_the_precision_of_the_map(samples: int) -> None:
+    config = EncoderConfig(EncoderMerge.pbea, Structure.inputs, 0.2, Scale.relative)
+    drawn = torch.from_numpy(draws(samples, 2, 3, 1)).float()
+    moments = torch.from_numpy(moments_of(inputs_of(1)))
+    found = fit_gaussian(drawn, config, moments=moments)
+    expected = mapped_gaussian(drawn.mean(dim=0), moments, 0.2, Scale.relative)
+    assert found.precision is not None and expected.precision is not None
+    assert torch.equal(found.mean, expected.mean)
+    assert torch.equal(found.precision, expected.precision)
+    assert found.precision.dtype == torch.float32
+    # A bias reads nothing, and so has no precision, however many samples there are.
+    assert fit_gaussian(torch.from_numpy(draws(samples, 5)), config).form is Form.identity

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import client.trainer
-from client.trainer import Trained, train, validation_outputs
+from client.objective import Objective
+from client.trainer import RoundOptions, Trained, train, validation_outputs
 from common.config import ClientConfig, ModelConfig, Optimizer, Sampler, SamplerConfig
 from common.data.batching import Padded, batches, pad_all
 from common.data.dataset import Sequences
@@ -19,6 +20,7 @@ from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, train
 from common.task import Task
 
 LAST = SamplerConfig(Sampler.last)
+LANGEVIN = (Sampler.sgld, Sampler.sghmc)
 
 
 @pytest.fixture(autouse=True)
@@ -231,6 +233,151 @@ def test_buffers_are_not_trained() -> None:
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, before[name])
         assert name not in trained.samples
+
+
+# --- What a round changes ---------------------------------------------------------------------
+
+
+def one_batch(**changes: Any) -> ClientConfig:
+    """All items in one step, by plain descent, not clipped."""
+    plain = {"batch_size": 100, "optimizer": Optimizer.sgd, "max_grad_norm": 1e6}
+    return settings(**{**plain, **changes})
+
+
+@pytest.mark.parametrize(
+    ("items", "batch_size", "epochs", "steps"),
+    [(40, 10, 1, 3), (40, 11, 1, 3), (40, 9, 2, 8), (40, 100, 5, 5)],
+)
+def test_steps_are_counted(items: int, batch_size: int, epochs: int, steps: int) -> None:
+    config = settings(batch_size=batch_size, local_epochs=epochs)
+    assert train(model_for(), client_data(items), config, LAST, 0).steps == steps
+
+
+def test_the_objective_is_what_is_minimised() -> None:
+    data, model = client_data(), model_for()
+    before, gradient = vector(model), full_gradient(model, data)
+    # A single bin, whose items weigh 3.
+    objective = Objective(Task.regression, torch.tensor([3.0]), torch.zeros(0))
+    trained = train(model, data, one_batch(lr=0.1), LAST, 0, RoundOptions(objective))
+    torch.testing.assert_close(vector(model), before - 0.3 * gradient, rtol=1e-4, atol=1e-6)
+    plain = train(model_for(), data, one_batch(lr=0.1), LAST, 0)
+    assert trained.loss == pytest.approx(3 * plain.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("optimizer", list(Optimizer))
+def test_scaling_the_rate_is_training_at_that_rate(optimizer: Optimizer) -> None:
+    data = client_data()
+    config = settings(optimizer=optimizer, weight_decay=0.1, local_epochs=2)
+    scaled, other = model_for(), model_for()
+    train(scaled, data, replace(config, lr=0.02), LAST, 0, RoundOptions(lr_scale=0.5))
+    train(other, data, replace(config, lr=0.01), LAST, 0)
+    assert torch.equal(vector(scaled), vector(other))
+
+
+@pytest.mark.parametrize("name", LANGEVIN)
+def test_scaling_the_rate_scales_the_sampler_s(name: Sampler) -> None:
+    data, config = client_data(), settings(lr=0.02, local_epochs=2)
+    sampler = SamplerConfig(name, 2, 0.5, lr=0.004)
+    scaled, other = model_for(), model_for()
+    train(scaled, data, config, sampler, 0, RoundOptions(lr_scale=0.5))
+    train(other, data, replace(config, lr=0.01), replace(sampler, lr=0.002), 0)
+    assert torch.equal(vector(scaled), vector(other))
+
+
+# --- The proximal term ------------------------------------------------------------------------
+
+
+def test_the_proximal_term_pulls_towards_what_was_received() -> None:
+    # The first step is free of it; the second is not, and it is not clipped with the gradient.
+    data, model, rate, mu, limit = client_data(), model_for(), 0.1, 2.0, 0.5
+    received = vector(model)
+    for _ in range(2):
+        place, gradient = vector(model), full_gradient(model, data)
+        assert gradient.norm() > limit
+        pull = mu * (place - received)
+        step = rate * (limit * gradient / gradient.norm() + pull)
+        nn.utils.vector_to_parameters(place - step, model.parameters())
+    assert pull.norm() > 0.05
+    held = model_for()
+    config = one_batch(lr=rate, local_epochs=2, max_grad_norm=limit)
+    train(held, data, config, LAST, 0, RoundOptions(proximal=mu))
+    torch.testing.assert_close(vector(held), vector(model), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("mu", [10.0, 500.0])
+def test_a_large_proximal_term_holds_the_model_near(mu: float) -> None:
+    # Gradients are at most 1 long, so the pull stops them at a distance of 1 / mu.
+    data, config = client_data(), settings(lr=0.001, local_epochs=40, optimizer=Optimizer.sgd)
+    received, model, free = vector(model_for()), model_for(), model_for()
+    train(model, data, config, LAST, 0, RoundOptions(proximal=mu))
+    train(free, data, config, LAST, 0)
+    away = (vector(model) - received).norm().item()
+    assert 0.1 / mu < away <= 1.001 / mu
+    assert away < (vector(free) - received).norm().item()
+
+
+@pytest.mark.parametrize("sampler", [LAST, SamplerConfig(Sampler.iasg, 3, 0.5)])
+def test_no_proximal_term_changes_no_bit(sampler: SamplerConfig) -> None:
+    data, config = client_data(), settings(local_epochs=2)
+    one = train(model_for(SMALL), data, config, sampler, 3, RoundOptions(proximal=0.0))
+    two = train(model_for(SMALL), data, config, sampler, 3)
+    assert one.loss == two.loss
+    assert all(torch.equal(one.samples[name], two.samples[name]) for name in one.samples)
+
+
+# --- Samplers that move -----------------------------------------------------------------------
+
+
+def test_after_burn_in_sgld_makes_the_steps_itself() -> None:
+    # Two steps of the optimiser, two of Langevin dynamics; those are not clipped.
+    data, model = client_data(), model_for()
+    train(model, data, one_batch(lr=0.05, local_epochs=2, max_grad_norm=0.1), LAST, 0)
+    source = torch.Generator().manual_seed(8)
+    deviation = (2 * 0.3 * 1.5 / len(data.train)) ** 0.5
+    expected = []
+    for _ in range(2):
+        noise = torch.randn(len(vector(model)), generator=source)
+        moved = vector(model) - 0.3 * full_gradient(model, data) + deviation * noise
+        nn.utils.vector_to_parameters(moved, model.parameters())
+        expected.append(moved)
+    sampled = model_for()
+    sampler = SamplerConfig(Sampler.sgld, 2, 0.5, lr=0.3, temperature=1.5)
+    config = one_batch(lr=0.05, local_epochs=4, max_grad_norm=0.1)
+    trained = train(sampled, data, config, sampler, 8)
+    samples = torch.cat([sample.flatten(1) for sample in trained.samples.values()], dim=1)
+    torch.testing.assert_close(samples, torch.stack(expected), rtol=1e-3, atol=1e-4)
+    assert torch.equal(vector(sampled), samples[-1])
+    assert trained.steps == 4
+
+
+def test_sghmc_starts_at_rest_after_burn_in_and_feels_the_proximal_term() -> None:
+    data, mu, rate = client_data(), 3.0, 0.1
+    received, model = vector(model_for()), model_for()
+    options = RoundOptions(proximal=mu)
+    train(model, data, one_batch(lr=0.05, local_epochs=2), LAST, 0, options)
+    velocity = torch.zeros_like(received)
+    for _ in range(2):
+        place = vector(model)
+        gradient = full_gradient(model, data) + mu * (place - received)
+        velocity = 0.8 * velocity - rate * gradient
+        nn.utils.vector_to_parameters(place + velocity, model.parameters())
+    sampled = model_for()
+    sampler = SamplerConfig(Sampler.sghmc, 2, 0.5, lr=rate, temperature=0.0, friction=0.2)
+    train(sampled, data, one_batch(lr=0.05, local_epochs=4), sampler, 0, options)
+    torch.testing.assert_close(vector(sampled), vector(model), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", LANGEVIN)
+@pytest.mark.parametrize("items", [11, 12, 13])
+def test_clients_with_fewer_steps_than_samples_send_what_they_have(
+    name: Sampler, items: int
+) -> None:
+    # One to three train items, one a step, of eight samples.
+    sampler = SamplerConfig(name, 8, 0.75, segment=50)
+    trained = train(model_for(), client_data(items), settings(batch_size=1), sampler, 0)
+    assert trained.steps == items - 10
+    assert all(len(sample) == items - 10 for sample in trained.samples.values())
+    assert all(sample.isfinite().all() for sample in trained.samples.values())
 
 
 # --- Refused ----------------------------------------------------------------------------------

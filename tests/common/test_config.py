@@ -2,11 +2,13 @@
 
 import math
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from common.config import (
+    ClientWeights,
     Config,
     DecoderMerge,
     EncoderMerge,
@@ -15,15 +17,26 @@ from common.config import (
     Optimizer,
     Sampler,
     Scale,
+    ServerOptimizer,
+    Setting,
     Structure,
     SyntheticConfig,
+    When,
     check_ranges,
     compose_config,
     setting_names,
 )
+from common.config.partition import (
+    DirichletConfig,
+    PartitionConfig,
+    PartitionRule,
+    SizeConfig,
+    SizeLaw,
+)
 from common.errors import UserError
 from common.task import Task
 
+CONF = Path(__file__).resolve().parents[2] / "conf"
 NPZ = ["dataset=npz", "dataset.path=a.npz"]
 
 
@@ -51,18 +64,41 @@ def test_the_defaults() -> None:
     assert config.dataset.task is Task.regression
     assert config.model.attention_dropout == {"default": 0.0, "language": 0.1}
     assert config.client.optimizer is Optimizer.adamw
-    assert config.strategy.sampler.name is Sampler.iasg
+    assert config.strategy.sampler.name is Sampler.last
     assert config.strategy.encoder.merge is EncoderMerge.pbea
-    assert config.strategy.encoder.structure is Structure.row
-    assert config.strategy.encoder.scale is Scale.relative
-    assert config.strategy.decoder.merge is DecoderMerge.cmda
+    assert config.strategy.encoder.structure is Structure.inputs
+    assert config.strategy.encoder.scale is Scale.absolute
+    assert config.strategy.decoder.merge is DecoderMerge.posterior
     assert config.fusion.name is FusionRule.auto
     assert config.runtime.client_gpus is None
+    assert config.partition == PartitionConfig(PartitionRule.groups)
+    assert config.dataset.label_bins == [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]
+    assert config.dataset.permuted_clients == 0
+
+
+def test_by_default_labels_are_corrected_for_only_where_they_differ() -> None:
+    strategy = composed().strategy
+    assert strategy.setting is Setting.federated
+    assert strategy.weights is ClientWeights.examples
+    assert strategy.local.proximal == 0
+    assert strategy.local.logit_adjustment is strategy.local.lr_decay is When.skewed
+    assert strategy.server_optimizer.when is When.skewed
+
+
+def test_nothing_is_added_to_the_algorithm_of_the_paper() -> None:
+    strategy = composed("strategy=paper").strategy
+    assert strategy.setting is Setting.federated
+    assert strategy.weights is ClientWeights.examples
+    assert strategy.local.proximal == 0
+    assert strategy.local.logit_adjustment is strategy.local.lr_decay is When.never
+    assert strategy.server_optimizer.name is ServerOptimizer.sgd
+    assert strategy.server_optimizer.lr == 1
+    assert strategy.sampler.segment is None
 
 
 def test_every_part_is_a_dataclass_not_a_dictionary() -> None:
     config = composed()
-    for name in ("dataset", "model", "client", "strategy", "fusion", "runtime"):
+    for name in ("dataset", "partition", "model", "client", "strategy", "fusion", "runtime"):
         assert is_dataclass(getattr(config, name))
     assert type(config.clients) is dict
     assert type(config.dataset.modalities) is list
@@ -110,6 +146,24 @@ def test_a_file_or_several() -> None:
     assert isinstance(several.dataset, NpzConfig)
     assert several.dataset.path == ["a.npz", "b.npz"]
     assert type(several.dataset.path) is list
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        (["partition=iid"], PartitionConfig(PartitionRule.iid)),
+        (["partition=natural", "partition.min_items=9"], PartitionConfig(PartitionRule.natural, 9)),
+        (
+            ["partition=dirichlet", "partition.alpha=.3", "partition.bins=7"],
+            DirichletConfig(alpha=0.3, bins=7),
+        ),
+        (["partition=size", "partition.law=square"], SizeConfig(law=SizeLaw.square)),
+    ],
+)
+def test_a_partition_brings_its_own_settings(
+    overrides: list[str], expected: PartitionConfig
+) -> None:
+    assert composed(*overrides).partition == expected
 
 
 # What is refused --------------------------------------------------------------------------------
@@ -168,7 +222,18 @@ def test_a_wrong_type_is_one_line_that_names_the_setting(override: str, word: st
     ("override", "choices"),
     [
         ("client.optimizer=rmsprop", "adamw, adam, sgd"),
-        ("strategy.encoder.structure=full", "diagonal, row"),
+        ("strategy.encoder.structure=full", "diagonal, row, low_rank, inputs"),
+        ("strategy.encoder.merge=mode", "average, pbea, fedatt, median, trimmed_mean"),
+        ("strategy.decoder.merge=mode", "average, cmda, posterior, fedatt, median, trimmed_mean"),
+        ("strategy.sampler.name=hmc", "last, iasg, sgld, sghmc"),
+        ("strategy.setting=alone", "federated, local, pooled, centralised"),
+        ("strategy.architecture=late", "ha_fedformer, early_fusion, cross_modal"),
+        ("strategy.weights=loss", "examples, uniform, agreement"),
+        ("strategy.local.logit_adjustment=yes", "never, always, skewed"),
+        ("strategy.local.lr_decay=cosine", "never, always, skewed"),
+        ("strategy.server_optimizer.when=no", "never, always, skewed"),
+        ("strategy.server_optimizer.name=yogi", "sgd, momentum, adam"),
+        ("runtime.name=ray", "simulation, sequential"),
         ("dataset.task=ranking", "regression, classification, multilabel"),
     ],
 )
@@ -177,17 +242,32 @@ def test_a_word_that_is_no_choice_lists_the_choices(override: str, choices: str)
 
 
 @pytest.mark.parametrize(
-    ("override", "choices"),
+    "override", ["strategy=fedsgd", "experiment=iemocap", "partition=pathological"]
+)
+def test_a_file_that_is_not_there_lists_those_that_are(override: str) -> None:
+    group = override.split("=")[0]
+    choices = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    expected = f"{override}: there is no such {group}; there are {', '.join(choices)}"
+    assert refused(override) == expected  # and not where Hydra searched
+
+
+@pytest.mark.parametrize(
+    ("override", "owner"),
     [
-        ("strategy=fedsgd", "fedavg, fedavgm, fednova, fedprox, hierarchical"),
-        ("experiment=iemocap", "digits, mosei_raw, mosi"),
+        ("partition.alpha=1", "dirichlet"),
+        ("partition.bins=3", "dirichlet"),
+        ("partition.law=square", "size"),
     ],
 )
-def test_a_file_that_is_not_there_lists_those_that_are(override: str, choices: str) -> None:
-    message = refused(override)
-    for word in (*override.split("="), choices):
-        assert word in message
-    assert "provider=" not in message  # where Hydra searched is nobody's concern
+def test_a_setting_of_another_partition_is_told_where_it_belongs(override: str, owner: str) -> None:
+    name = override.split("=")[0]
+    expected = f"{name} is a setting of partition={owner}; give that too"
+    assert refused(override) == refused("partition=iid", override) == expected
+
+
+def test_a_law_that_is_no_choice_lists_the_choices() -> None:
+    error = refused("partition=size", "partition.law=cubic")
+    assert "partition.law" in error and "linear, square, exponential" in error
 
 
 def test_an_override_without_a_value() -> None:
@@ -208,7 +288,11 @@ def test_a_refusal_does_not_spoil_the_next() -> None:
 
 def changed(setting: str, value: Any) -> Config:
     """Return the schema's defaults with one value changed, checked by nobody yet."""
-    config = Config(run_dir="runs/x", dataset=SyntheticConfig(modalities=["audio"]))
+    config = Config(
+        run_dir="runs/x",
+        dataset=SyntheticConfig(modalities=["audio"]),
+        partition=DirichletConfig(),
+    )
     *path, last = setting.split(".")
     target: Any = config
     for name in path:
@@ -234,14 +318,27 @@ POSITIVE = [
     "model.kernel_size",
     "model.decoder_layers",
     "dataset.max_seq_len",
+    "partition.alpha",
+    "partition.bins",
     "strategy.sampler.num_samples",
+    "strategy.sampler.segment",
+    "strategy.sampler.lr",
+    "strategy.server_optimizer.lr",
+    "strategy.server_optimizer.tau",
     "strategy.decoder.temperature",
     "runtime.client_cpus",
 ]
 AT_LEAST_ZERO = [
     "client.weight_decay",
     "client.num_workers",
+    "dataset.permuted_clients",
+    "partition.min_items",
     "strategy.decoder.noise",
+    "strategy.fedatt.epsilon",
+    "strategy.fedatt.noise",
+    "strategy.local.proximal",
+    "strategy.sampler.temperature",
+    "strategy.skew_threshold",
     "clients.default",
     "clients.fourier",
 ]
@@ -250,13 +347,20 @@ SHARES_BELOW_ONE = [
     "dataset.test_fraction",
     "client.validation_fraction",
     "strategy.sampler.burn_in",
+    "strategy.server_optimizer.momentum",
+    "strategy.server_optimizer.beta2",
     "model.embedding_dropout",
     "model.relu_dropout",
     "model.residual_dropout",
     "model.attention_dropout.default",
     "model.attention_dropout.fourier",
 ]
-SHARES_ABOVE_ZERO = ["strategy.encoder.shrinkage", "strategy.fraction"]
+SHARES_ABOVE_ZERO = [
+    "strategy.decoder.shrinkage",
+    "strategy.encoder.shrinkage",
+    "strategy.fraction",
+    "strategy.sampler.friction",
+]
 
 OUT_OF_RANGE = [
     *((name, value, "above 0") for name in POSITIVE for value in (0, -1, math.nan)),
@@ -265,6 +369,8 @@ OUT_OF_RANGE = [
     *((name, value, r"(0, 1]") for name in SHARES_ABOVE_ZERO for value in (0.0, 1.1, math.nan)),
     ("strategy.decoder.sign", 0, "1 or -1"),
     ("strategy.decoder.sign", 2, "1 or -1"),
+    *(("strategy.trim", value, "[0, 0.5)") for value in (-0.1, 0.5, math.nan)),
+    *(("strategy.posterior_rounds", value, "[0, 1]") for value in (-0.1, 1.1, math.nan)),
 ]
 
 
@@ -283,6 +389,11 @@ IN_RANGE = [
     *((name, value) for name in SHARES_BELOW_ONE for value in (0.0, 0.5)),
     *((name, value) for name in SHARES_ABOVE_ZERO for value in (0.01, 1.0)),
     ("strategy.decoder.sign", -1),
+    ("strategy.trim", 0.0),
+    ("strategy.trim", 0.49),
+    *(("strategy.posterior_rounds", value) for value in (0.0, 0.34, 1.0)),
+    *(("dataset.label_bins", edges) for edges in ([], [0.0], [-2.5, 0.0, 1e9])),
+    ("strategy.sampler.segment", None),
     ("strategy.decoder.epsilon", 0.0),
     ("runtime.client_gpus", 0.5),
 ]
@@ -306,6 +417,29 @@ def test_the_heads_share_the_width() -> None:
         check_ranges(config)
 
 
+@pytest.mark.parametrize(
+    "edges", [[1.0, 0.0], [0.0, 0.0], [0.0, math.nan], [math.nan], [0.0, math.inf], [-math.inf, 0]]
+)
+def test_edges_of_bins_are_finite_and_ascend(edges: list[float]) -> None:
+    with pytest.raises(UserError, match=r"^dataset\.label_bins=\[.*\]: expected ascending"):
+        check_ranges(changed("dataset.label_bins", edges))
+
+
+@pytest.mark.parametrize("decoder", list(DecoderMerge))
+@pytest.mark.parametrize("encoder", list(EncoderMerge))
+def test_changes_per_step_need_averages(encoder: EncoderMerge, decoder: DecoderMerge) -> None:
+    config = changed("strategy.normalise_steps", True)
+    config.strategy.encoder.merge, config.strategy.decoder.merge = encoder, decoder
+    if encoder in ("average", "pbea") and decoder == "average":
+        check_ranges(config)
+    else:
+        words = rf"normalise_steps=true .*encoder\.merge={encoder} .*decoder\.merge={decoder}$"
+        with pytest.raises(UserError, match=words):
+            check_ranges(config)
+    config.strategy.normalise_steps = False
+    check_ranges(config)
+
+
 # Each of these passes the check and then ends in a traceback, or silently does something else.
 NOT_CHECKED = [
     ("dataset.num_items", 0),
@@ -316,6 +450,8 @@ NOT_CHECKED = [
     ("client.weight_decay", math.nan),
     ("runtime.client_gpus", -1.0),
     ("runtime.round_timeout", 0.0),
+    ("strategy.local.proximal", math.nan),
+    ("strategy.sampler.temperature", math.inf),
 ]
 
 

@@ -45,7 +45,8 @@ def symmetric(size: int, seed: int = 0) -> Tensor:
 def downlink() -> Downlink:
     encoder = {"embed.weight": torch.randn(3, 2, 1), "standardise.mean": torch.randn(2)}
     prior = torch.tensor([0.1, 1e-300, -3.5], dtype=torch.float64)
-    return Downlink(KEY, 7, encoder, {"head.bias": torch.randn(1)}, prior)
+    shares = torch.tensor([0.7, 1 / 3, 1e-9], dtype=torch.float64)
+    return Downlink(KEY, 7, encoder, {"head.bias": torch.randn(1)}, prior, 1 / 3, shares)
 
 
 def uplink() -> Uplink:
@@ -55,7 +56,17 @@ def uplink() -> Uplink:
         "norm.weight": Gaussian(torch.randn(3)),
     }
     evidence = torch.tensor([3, 0.1, 1 / 3, 1e-17, -2, 5e8], dtype=torch.float64)
-    return Uplink(KEY, 7, encoder, {"head.bias": torch.randn(1)}, 41, 0.123456789, evidence)
+    agreement = torch.tensor([1e-300, -1 / 3], dtype=torch.float64)
+    decoder = {
+        "head.weight": Gaussian(torch.randn(1, 3), symmetric(3), Form.row),
+        "head.bias": Gaussian(torch.randn(1)),
+    }
+    return Uplink(KEY, 7, encoder, decoder, 41, 0.123456789, evidence, agreement, 12)
+
+
+def uplink_of(gaussian: Gaussian) -> Uplink:
+    """Return one of a single tensor."""
+    return Uplink(KEY, 1, {"layers.0.a:b": gaussian}, {}, 1, 0.0, torch.zeros(6), torch.zeros(2), 1)
 
 
 def description() -> NodeDescription:
@@ -124,6 +135,17 @@ def test_downlink_survives(wire: Wire) -> None:
     assert_same_arrays(found.decoder, sent.decoder)
     assert found.prior.dtype == torch.float64
     assert torch.equal(found.prior, sent.prior)
+    assert found.lr_scale == sent.lr_scale
+    assert found.label_shares.dtype == torch.float64
+    assert torch.equal(found.label_shares, sent.label_shares)
+
+
+@WIRES
+def test_downlink_that_asks_for_no_correction_survives(wire: Wire) -> None:
+    sent = Downlink(KEY, 7, {}, {}, torch.zeros(2))
+    found = decode_downlink(wire(encode_downlink(sent)))
+    assert found.lr_scale == 1.0 and isinstance(found.lr_scale, float)
+    assert found.label_shares.shape == (0,) and found.label_shares.dtype == torch.float64
 
 
 @WIRES
@@ -133,8 +155,11 @@ def test_uplink_survives(wire: Wire) -> None:
     assert (found.key, found.round, found.examples) == (sent.key, sent.round, sent.examples)
     assert found.train_loss == sent.train_loss
     assert torch.equal(found.evidence, sent.evidence)
+    assert torch.equal(found.agreement, sent.agreement)
+    assert found.agreement.dtype == torch.float64
+    assert found.steps == sent.steps
     assert_same_posterior(found.encoder, sent.encoder)
-    assert_same_arrays(found.decoder, sent.decoder)
+    assert_same_posterior(found.decoder, sent.decoder)
 
 
 @WIRES
@@ -176,9 +201,7 @@ def test_every_form_of_precision_survives(
         precision = symmetric(mean[0].numel(), seed)
     if double and precision is not None:
         precision = precision.double()
-    sent = Uplink(
-        KEY, 1, {"layers.0.a:b": Gaussian(mean, precision, form)}, {}, 1, 0.0, torch.zeros(6)
-    )
+    sent = uplink_of(Gaussian(mean, precision, form))
     found = decode_uplink(through_protobuf(encode_uplink(sent))).encoder
     assert_same_posterior(found, sent.encoder)
     if form is Form.row:
@@ -188,16 +211,8 @@ def test_every_form_of_precision_survives(
 
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
 def test_row_precision_is_sent_as_one_triangle(size: int) -> None:
-    sent = Uplink(
-        KEY,
-        1,
-        {"w": Gaussian(torch.zeros(2, size), symmetric(size), Form.row)},
-        {},
-        1,
-        0.0,
-        torch.zeros(6),
-    )
-    (packed,) = encode_uplink(sent).array_records["precision"].values()
+    sent = uplink_of(Gaussian(torch.zeros(2, size), symmetric(size), Form.row))
+    (packed,) = encode_uplink(sent).array_records["encoder-precision"].values()
     assert packed.numpy().shape == (size * (size + 1) // 2,)
 
 
@@ -242,7 +257,10 @@ def test_downlink_without_a_record_is_refused(record: str) -> None:
         decode_downlink(without(encode_downlink(downlink()), record))
 
 
-@pytest.mark.parametrize("record", ["about", "encoder", "precision", "decoder", "metrics"])
+@pytest.mark.parametrize(
+    "record",
+    ["about", "encoder", "encoder-precision", "decoder", "decoder-precision", "metrics"],
+)
 def test_uplink_without_a_record_is_refused(record: str) -> None:
     with pytest.raises(ProtocolError, match=f"'{record}' is missing"):
         decode_uplink(without(encode_uplink(uplink()), record))
@@ -274,6 +292,11 @@ def test_record_of_the_wrong_kind_is_refused() -> None:
         ("metrics", "examples", 3.0, ["metrics.examples", "float", "int"]),
         ("metrics", "train-loss", 1, ["metrics.train-loss", "int", "float"]),
         ("metrics", "evidence", 0.5, ["metrics.evidence", "float", "list"]),
+        ("metrics", "evidence", None, ["metrics", "evidence"]),
+        ("metrics", "agreement", None, ["metrics", "agreement"]),
+        ("metrics", "agreement", 0.5, ["metrics.agreement", "float", "list"]),
+        ("metrics", "steps", None, ["metrics", "steps"]),
+        ("metrics", "steps", 4.0, ["metrics.steps", "float", "int"]),
         ("metrics", "surplus", 0.5, ["metrics", "surplus"]),
     ],
 )
@@ -299,6 +322,12 @@ def test_uplink_with_another_field_or_type_is_refused_and_named(
         ("prior", 0.5, ["about.prior", "float", "list"]),
         ("prior", ["a", "b"], ["prior"]),
         ("round", "1", ["about.round", "str", "int"]),
+        ("lr-scale", None, ["about", "lr-scale"]),
+        ("lr-scale", 1, ["about.lr-scale", "int", "float"]),
+        ("lr-scale", [1.0], ["about.lr-scale", "list", "float"]),
+        ("label-shares", None, ["about", "label-shares"]),
+        ("label-shares", 0.5, ["about.label-shares", "float", "list"]),
+        ("label-shares", ["a"], ["about.label-shares", "not a number"]),
         ("surplus", 1, ["about", "surplus"]),
     ],
 )
@@ -318,7 +347,7 @@ def test_downlink_with_another_field_or_type_is_refused_and_named(
 
 def repacked(name: str, array: np.ndarray) -> RecordDict:
     content = encode_uplink(uplink())
-    content["precision"] = ArrayRecord({name: Array(array)})
+    content["encoder-precision"] = ArrayRecord({name: Array(array)})
     return content
 
 
@@ -347,7 +376,7 @@ def test_precision_that_fits_no_array_is_refused_and_named(
 
 def test_two_precisions_of_one_array_are_refused() -> None:
     content = encode_uplink(uplink())
-    precision = content.array_records["precision"]
+    precision = content.array_records["encoder-precision"]
     precision["diagonal:embed.weight"] = Array(np.ones((3, 2, 2), np.float32))
     with pytest.raises(ProtocolError, match=r"embed\.weight"):
         decode_uplink(content)
@@ -358,7 +387,7 @@ def test_two_precisions_of_one_array_are_refused() -> None:
     [b"", b"nonsense", b"\x93NUMPY\x01\x00", b"PK\x03\x04 not a zip", b"PK\x05\x06" + bytes(18)],
     ids=["empty", "nonsense", "cut off", "broken zip", "empty zip"],
 )
-@pytest.mark.parametrize("record", ["encoder", "precision", "decoder"])
+@pytest.mark.parametrize("record", ["encoder", "encoder-precision", "decoder", "decoder-precision"])
 def test_array_that_cannot_be_read_is_refused_and_named(record: str, data: bytes) -> None:
     content = encode_uplink(uplink())
     arrays = content.array_records[record]

@@ -10,14 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from client import sampling
-from client.posterior import fit_gaussian
-from client.trainer import train
+from client.posterior import fit_gaussian, mapped_gaussian
+from client.trainer import read_moments, train
 from common.clients import ClientKey
 from common.config import (
     ClientConfig,
     Config,
+    DecoderMerge,
     FusionRule,
     ModelConfig,
     NpzConfig,
@@ -36,7 +38,13 @@ from common.data.batching import pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData, read_items
 from common.messages import Uplink
-from common.model.evidence import evidence, label_sums, prior_of
+from common.model.evidence import (
+    agreement_size,
+    evidence,
+    evidence_size,
+    label_sums,
+    prior_of,
+)
 from common.model.fusion import fit_fusion
 from common.model.ha_fedformer import ModelSpec, Parts, build_model, join_arrays, split_arrays
 from common.model.predict import predict
@@ -65,9 +73,19 @@ def launch_command(path: Path) -> list[str]:
     return shlex.split(head[0].removeprefix("# "))
 
 
+def swept(name: str) -> dict[str, list[str]]:
+    """Return what a sweep runs over: setting to its values, from its file or its command."""
+    path = CONF / "experiment" / f"{name}.yaml"
+    hydra = yaml.safe_load(path.read_text()).get("hydra", {})
+    ways = dict(hydra.get("sweeper", {}).get("params", {}))
+    ways |= dict(word.split("=") for word in launch_command(path) if "," in word)
+    return {setting: values.split(",") for setting, values in ways.items()}
+
+
 def overrides_for(group: str, name: str) -> list[str]:
     if group == "experiment":
-        return launch_command(CONF / group / f"{name}.yaml")[1:]
+        words = launch_command(CONF / group / f"{name}.yaml")[1:]
+        return [word for word in words if word != "--multirun" and "," not in word]
     path = ["dataset.path=a"] if group == "dataset" and name in ("npz", "shards") else []
     return [f"{group}={name}", *path]
 
@@ -109,6 +127,15 @@ def test_every_experiment_starts_with_its_command(name: str) -> None:
     command = launch_command(CONF / "experiment" / f"{name}.yaml")
     assert command[0] == "utmp-train"
     assert f"experiment={name}" in command
+    assert ("--multirun" in command) == bool(swept(name))
+
+
+@pytest.mark.parametrize("name", [each for each in names("experiment") if swept(each)])
+def test_every_job_of_a_sweep_composes(name: str) -> None:
+    for setting, values in swept(name).items():
+        # Seeds are all alike.
+        for value in values[:1] if setting == "seed" else values:
+            compose_config("config", [*overrides_for("experiment", name), f"{setting}={value}"])
 
 
 def test_mosei_raw_is_what_the_authors_published() -> None:
@@ -196,14 +223,18 @@ def trained_uplink(key: ClientKey, current: Parts, strategy: StrategyConfig) -> 
     model = build_model(spec(SMALL, key.modality), seed=key.part)
     data = client_data(key.modality)
     trained = train(model, data, ClientConfig(), strategy.sampler, seed=1)
-    samples = split_arrays(trained.samples)
-    received = current.encoders[key.modality]
+    samples, read = split_arrays(trained.samples), split_arrays(read_moments(model, data))
+    received, own = current.encoders[key.modality], read.encoders[key.modality]
     encoder = {
-        name: fit_gaussian(sample, strategy.encoder, received[name])
+        name: fit_gaussian(sample, strategy.encoder, received[name], own.get(name))
         for name, sample in samples.encoders[key.modality].items()
     }
-    decoder = {name: sample.mean(dim=0) for name, sample in samples.decoder.items()}
-    sums = (torch.zeros(size).double() for size in (6, 2))
+    maps = read.decoder if strategy.decoder.merge is DecoderMerge.posterior else {}
+    decoder = {
+        name: mapped_gaussian(sample.mean(dim=0), maps.get(name), strategy.decoder.shrinkage)
+        for name, sample in samples.decoder.items()
+    }
+    sums = (torch.zeros(size(Task.regression)).double() for size in (evidence_size, agreement_size))
     return Uplink(key, 1, encoder, decoder, 10, 1.0, *sums, trained.steps)
 
 
@@ -251,7 +282,11 @@ def test_baselines_are_what_their_names_say() -> None:
         "trimmed_mean": {"encoder", "decoder", "trim"},
         "pbea": {"encoder", "sampler"},
         "cmda": {"decoder"},
-        "hierarchical": {"encoder", "decoder", "sampler"},
+        "paper": {"encoder", "decoder", "sampler"},
+        "hierarchical": {
+            *("encoder", "decoder", "posterior_rounds"),
+            *("local", "server_optimizer"),  # where labels differ
+        },
         "local": {"setting"},
         "pooled": {"setting"},
         "centralised": {"setting"},

@@ -20,7 +20,7 @@ COMMAND = Path(sys.executable).with_name("utmp-train")
 
 LOADS = """
 import sys, types
-import server.app
+import server.sequential
 from server.train import main
 
 simulation = types.ModuleType("server.simulation")
@@ -122,6 +122,16 @@ def test_what_fits_would_train(loaded: Run, tmp_path: Path) -> None:
     config = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
     assert config["dataset"]["path"] == file
     assert config["run_dir"] == "here"
+
+
+def test_clients_may_run_in_the_command_s_own_process(loaded: Run, tmp_path: Path) -> None:
+    small = [f"model.{name}=2" for name in ("width", "heads", "layers", "decoder_layers")]
+    short = ("rounds=2", "clients.default=1", "client.local_epochs=1", "client.device=cpu")
+    answer = loaded("runtime=sequential", "run_dir=here", FEW, *small, *short)
+    assert answer.status == 0
+    assert "round 2" in answer.stdout and "run folder: " in answer.stdout
+    assert len((tmp_path / "here" / "rounds.jsonl").read_text().splitlines()) == 2
+    assert (tmp_path / "here" / "summary.json").exists()
 
 
 def test_a_modality_without_clients(loaded: Run) -> None:

@@ -365,6 +365,21 @@ def test_moments_are_pooled_by_modality() -> None:
     np.testing.assert_allclose(pooled["vision"].mean, clients[2].moments.mean)
 
 
+def test_label_sums_of_numbers_are_pooled_with_their_bins() -> None:
+    sums = [(3, 1.5, 4, 1, 2), (10, 0.25, 1, 4, 6)]
+    registry = refreshed(
+        {node: hosting(client(f"audio-{node}", sums=each)) for node, each in enumerate(sums)}
+    )
+    assert registry.label_sums(Task.regression, 1, bins=2).tolist() == [13, 1.75, 5, 5, 8]
+
+
+@pytest.mark.parametrize("bins", [0, 1, 3])
+def test_numbers_counted_in_other_bins_are_refused_with_their_client(bins: int) -> None:
+    registry = refreshed({1: hosting(client("audio-7", sums=(10, 0.25, 1, 4, 6)))})
+    with pytest.raises(UserError, match="client audio-7"):
+        registry.label_sums(Task.regression, 1, bins)
+
+
 @pytest.mark.parametrize(("task", "outputs"), [(Task.classification, 3), (Task.multilabel, 2)])
 def test_labels_of_another_task_are_refused_though_their_sums_would_fit(
     task: Task, outputs: int

@@ -1,5 +1,6 @@
 """A round at the server, over a grid in memory: who gets what, and what becomes of the replies."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
@@ -13,12 +14,24 @@ from torch import Tensor
 
 from client.app import given_config, make_client_app
 from common.clients import ClientKey
-from common.config import Config, compose_config
+from common.config import ClientWeights, Config, Structure, compose_config
 from common.data.federation import load_joint
 from common.data.moments import Moments
-from common.messages import ClientDescription, NodeDescription, Uplink
-from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
-from common.posterior import Form, Gaussian
+from common.messages import ClientDescription, NodeDescription, Uplink, no_numbers
+from common.model.ha_fedformer import (
+    ModelSpec,
+    build_model,
+    join_arrays,
+    split_arrays,
+    trained_names,
+)
+from common.posterior import (
+    Form,
+    Gaussian,
+    decoder_structure,
+    encoder_structure,
+    posterior_form,
+)
 from common.protocol import (
     decode_downlink,
     decode_uplink,
@@ -28,6 +41,7 @@ from common.protocol import (
 )
 from common.seeding import derive_seed
 from common.task import Task
+from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.labels import PooledLabels
 from server.registry import Registry
@@ -39,6 +53,9 @@ NODES = {11: ("audio-0", "vision-0"), 12: ("audio-1",), 13: ("audio-2",), 14: ("
 PRIOR = torch.tensor([0.3, 1.7], dtype=torch.float64)
 SHARES = torch.tensor([0.25, 0.75], dtype=torch.float64)
 LABELS = PooledLabels(PRIOR, SHARES, skew=0.05)
+
+#: The client that gives trouble, where one does.
+BAD = "audio-1"
 
 
 @pytest.fixture(autouse=True)
@@ -70,8 +87,10 @@ class FakeGrid:
 
 @cache
 def config_with(*overrides: str) -> Config:
+    """Compose a small run, of the strategy with the most kinds of arrays unless one is named."""
     sizes = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
-    return compose_config("config", [*sizes, *overrides])
+    named = any(override.startswith("strategy=") for override in overrides)
+    return compose_config("config", [*sizes, *([] if named else ["strategy=paper"]), *overrides])
 
 
 def key_of(name: str) -> ClientKey:
@@ -132,42 +151,55 @@ class Federation:
         return from_record(record), self.reports[-1]
 
 
-def update_of(message: Message) -> Uplink:
+def steps_of(examples: int, config: Config) -> int:
+    return config.client.local_epochs * math.ceil(examples / config.client.batch_size)
+
+
+def some_precision(mean: Tensor, form: Form, rng: np.random.Generator) -> Tensor | None:
+    if form is Form.identity:
+        return None
+    if form is Form.diagonal:
+        return torch.from_numpy(rng.uniform(0.5, 2, tuple(mean.shape))).float()
+    columns = mean[0].numel()
+    spread = rng.normal(size=(columns, columns))
+    return torch.from_numpy(spread @ spread.T / columns + np.eye(columns)).float()
+
+
+def update_of(message: Message, config: Config | None = None) -> Uplink:
     """Make the update of an honest client, the same each time it is asked the same."""
+    config = config or config_with()
     downlink = decode_downlink(message.content)
     rng = np.random.default_rng(derive_seed("update", str(downlink.key), downlink.round))
 
     def moved(array: Tensor) -> Tensor:
         return array + torch.from_numpy(rng.normal(scale=0.1, size=tuple(array.shape))).float()
 
-    encoder = {}
-    for name, array in downlink.encoder.items():
-        if name.startswith("standardise"):
-            continue
-        mean = moved(array)
-        if mean.ndim == 1:
-            precision = torch.from_numpy(rng.uniform(0.5, 2, len(mean))).float()
-            encoder[name] = Gaussian(mean, precision, Form.diagonal)
-        else:
-            columns = mean[0].numel()
-            spread = rng.normal(size=(columns, columns))
-            precision = torch.from_numpy(spread @ spread.T / columns + np.eye(columns)).float()
-            encoder[name] = Gaussian(mean, precision, Form.row)
+    def gaussian(array: Tensor, structure: Structure | None) -> Gaussian:
+        mean, form = moved(array), posterior_form(array, structure)
+        return Gaussian(mean, some_precision(mean, form, rng), form)
+
+    encoder = encoder_structure(config.strategy.encoder)
+    decoder = decoder_structure(config.strategy.decoder)
+    examples = examples_of(downlink.key)
     return Uplink(
         downlink.key,
         downlink.round,
-        encoder,
-        {name: moved(array) for name, array in downlink.decoder.items()},
-        examples=examples_of(downlink.key),
+        {
+            name: gaussian(array, encoder)
+            for name, array in downlink.encoder.items()
+            if not name.startswith("standardise")
+        },
+        {name: gaussian(array, decoder) for name, array in downlink.decoder.items()},
+        examples,
         train_loss=float(rng.uniform(0.5, 2)),
         evidence=torch.from_numpy(rng.uniform(1, 5, size=6)),
-        agreement=torch.from_numpy(rng.uniform(0, 1, size=2)),
-        steps=int(rng.integers(1, 30)),
+        agreement=no_numbers(),
+        steps=steps_of(examples, config),
     )
 
 
-def honest(message: Message) -> Message:
-    return Message(encode_uplink(update_of(message)), reply_to=message)
+def honest(message: Message, config: Config | None = None) -> Message:
+    return Message(encode_uplink(update_of(message, config)), reply_to=message)
 
 
 def replies_by_client(messages: Iterable[Message]) -> dict[str, Message]:
@@ -273,29 +305,19 @@ def test_choice_is_seeded_by_the_round() -> None:
 
 
 def test_fedavg_is_numpy_s_average() -> None:
-    federation = Federation(config_with("strategy=fedavg"))
+    federation = Federation(config := config_with("strategy=fedavg"))
     messages = federation.ask()
-    updates = {str(update_of(message).key): update_of(message) for message in messages}
-    plain = {
-        name: replace(
-            update, encoder={n: Gaussian(gaussian.mean) for n, gaussian in update.encoder.items()}
-        )
-        for name, update in updates.items()
-    }
-    replies = [
-        Message(encode_uplink(plain[str(decode_downlink(m.content).key)]), reply_to=m)
-        for m in messages
-    ]
-    arrays, _ = federation.merge(replies)
+    arrays, report = federation.merge(honest(message, config) for message in messages)
+    assert report.rejected == ()
     parts = split_arrays(arrays)
 
     def average(stacks: list[Tensor], members: list[Uplink]) -> np.ndarray:
         weights = [member.examples for member in members]
         return np.average(np.stack([t.double().numpy() for t in stacks]), axis=0, weights=weights)
 
-    everyone = list(plain.values())
+    everyone = [update_of(message, config) for message in messages]
     for name, array in parts.decoder.items():
-        expected = average([member.decoder[name] for member in everyone], everyone)
+        expected = average([member.decoder[name].mean for member in everyone], everyone)
         np.testing.assert_allclose(array.numpy(), expected, atol=1e-6)
     for modality in WIDTHS:
         own = [member for member in everyone if member.key.modality == modality]
@@ -304,13 +326,15 @@ def test_fedavg_is_numpy_s_average() -> None:
             np.testing.assert_allclose(parts.encoders[modality][name].numpy(), expected, atol=1e-6)
 
 
-def test_round_is_the_merge_of_its_sum() -> None:
-    federation = Federation(config_with())
+@pytest.mark.parametrize("strategy", ["paper", "hierarchical"])
+def test_round_is_the_merge_of_its_sum(strategy: str) -> None:
+    federation = Federation(config := config_with(f"strategy={strategy}"))
     messages = federation.ask(server_round=2)
-    arrays, report = federation.merge(map(honest, messages), server_round=2)
-    total = RoundSum(federation.config.strategy)
-    for update in sorted(map(update_of, messages), key=lambda update: update.key):
-        total = total.add(update)
+    arrays, report = federation.merge([honest(m, config) for m in messages], server_round=2)
+    assert report.rejected == ()
+    total = RoundSum(config.strategy)
+    for message in sorted(messages, key=lambda message: decode_downlink(message.content).key):
+        total = total.add(update_of(message, config))
     noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
     expected = merge_round(total, split_arrays(federation.arrays), noise)
     parts = split_arrays(arrays)
@@ -321,14 +345,15 @@ def test_round_is_the_merge_of_its_sum() -> None:
     assert report.decoder_weights == expected.decoder_weights
 
 
-@pytest.mark.parametrize("strategy", ["hierarchical", "fedavg"])
+@pytest.mark.parametrize("strategy", ["hierarchical", "paper", "fedavg"])
 def test_order_of_the_replies_changes_no_bit(strategy: str) -> None:
     orders = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)]
     results = []
     for order in orders:
-        federation = Federation(config_with(f"strategy={strategy}"))
-        replies = [honest(message) for message in federation.ask()]
+        federation = Federation(config := config_with(f"strategy={strategy}"))
+        replies = [honest(message, config) for message in federation.ask()]
         results.append(federation.merge([replies[index] for index in order]))
+        assert results[-1][1].rejected == ()
     for arrays, report in results[1:]:
         assert_bitwise(arrays, results[0][0])
         assert report.train_loss == results[0][1].train_loss
@@ -382,10 +407,188 @@ def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> N
         torch.testing.assert_close(federation.strategy.evidence[modality], expected)
 
 
+# --- Options ----------------------------------------------------------------------------------
+
+
+def told(federation: Federation, server_round: int) -> tuple[float, list[float]]:
+    """Return the scale of the local rates and the label shares that a round's clients all get."""
+    downlinks = [decode_downlink(message.content) for message in federation.ask(server_round)]
+    (told,) = {(each.lr_scale, tuple(each.label_shares.tolist())) for each in downlinks}
+    return told[0], list(told[1])
+
+
+def federation_with(skew: float, *overrides: str) -> Federation:
+    return Federation(config_with(*overrides), labels=replace(LABELS, skew=skew))
+
+
+WHEN = pytest.mark.parametrize(
+    ("when", "skew", "holds"),
+    [
+        ("never", 0.9, False),
+        ("always", 0.0, True),
+        ("skewed", 0.3, True),
+        ("skewed", 0.2, False),
+        ("skewed", 0.1, False),
+    ],
+)
+THRESHOLD = "strategy.skew_threshold=0.2"
+
+
+@WHEN
+def test_local_rates_fall_by_a_half_cosine_where_they_are_to(
+    when: str, skew: float, holds: bool
+) -> None:
+    federation = federation_with(skew, "rounds=4", f"strategy.local.lr_decay={when}", THRESHOLD)
+    scales = [told(federation, server_round)[0] for server_round in (1, 2, 3, 4)]
+    half = math.sqrt(0.5)
+    cosine = [1, (1 + half) / 2, 0.5, (1 - half) / 2]
+    assert scales == pytest.approx(cosine if holds else [1] * 4)
+
+
+@WHEN
+def test_label_shares_are_sent_only_where_clients_are_to_correct_by_them(
+    when: str, skew: float, holds: bool
+) -> None:
+    federation = federation_with(skew, f"strategy.local.logit_adjustment={when}", THRESHOLD)
+    scale, shares = told(federation, 1)
+    assert scale == 1
+    assert shares == (SHARES.tolist() if holds else [])
+
+
+def average_of(federation: Federation, server_round: int) -> dict[str, Tensor]:
+    """Merge the same round by FedAvg."""
+    plain = Federation(config_with("strategy=fedavg"))
+    plain.arrays = federation.arrays
+    return plain.merge(map(without_precisions, plain.ask(server_round)), server_round)[0]
+
+
+def without_precisions(message: Message) -> Message:
+    return honest(message, config_with("strategy=fedavg"))
+
+
+def play(federation: Federation, server_round: int) -> RoundReport:
+    """Make a round; its model is the next one's."""
+    replies = map(without_precisions, federation.ask(server_round))
+    federation.arrays, report = federation.merge(replies, server_round)
+    return report
+
+
+def test_momentum_is_kept_from_round_to_round() -> None:
+    federation = Federation(config_with("strategy=fedavgm"))
+    momentum = {name: torch.zeros_like(array) for name, array in federation.arrays.items()}
+    for server_round in (1, 2, 3):
+        before, average = federation.arrays, average_of(federation, server_round)
+        play(federation, server_round)
+        for name, array in federation.arrays.items():
+            momentum[name] = 0.6 * momentum[name] + (average[name] - before[name])
+            expected = before[name] + 0.7 * momentum[name]
+            torch.testing.assert_close(array, expected, rtol=1e-5, atol=1e-6)
+
+
+@WHEN
+def test_the_server_optimiser_steps_only_where_it_is_to(
+    when: str, skew: float, holds: bool
+) -> None:
+    federation = federation_with(
+        skew, "strategy=fedadam", f"strategy.server_optimizer.when={when}", THRESHOLD
+    )
+    average = average_of(federation, 1)
+    play(federation, 1)
+    same = all(torch.equal(array, average[name]) for name, array in federation.arrays.items())
+    assert same is not holds
+
+
+def judged(message: Message) -> Message:
+    """Reply as a client of a useful model whose labels fit it, or, of the bad one, do not."""
+    update = update_of(message)
+    sign = -1.0 if str(update.key) == BAD else 1.0
+    # 80 items: labels of variance 1, predictions of variance .5 and covariance +-.5 with them.
+    y, yy = 80 * PRIOR[0], 80 * (1 + PRIOR[0] ** 2)
+    sums = torch.stack([torch.tensor(80.0), y, yy, y, yy - 40, yy - 40 * (2 - sign)])
+    return Message(encode_uplink(replace(update, evidence=sums.double())), reply_to=message)
+
+
+def test_distrusted_client_counts_for_nearly_nothing() -> None:
+    federation = Federation(config_with("strategy=pbea", "strategy.weights=agreement"))
+    arrays, report = federation.merge(map(judged, federation.ask(2)), 2)  # in one round
+    assert report.trust.keys() == {name for names in NODES.values() for name in names}
+    assert report.trust[BAD] < 1e-3
+    assert all(trust > 0.9 for name, trust in report.trust.items() if name != BAD)
+    others = Federation(config_with("strategy=pbea"))
+    replies = {str(decode_downlink(m.content).key): judged(m) for m in others.ask(2)}
+    del replies[BAD]
+    expected, _ = others.merge(replies.values(), 2)
+    for name, array in split_arrays(arrays).encoders["audio"].items():
+        expected_array = split_arrays(expected).encoders["audio"][name]
+        torch.testing.assert_close(array, expected_array, rtol=1e-2, atol=1e-2)
+
+
+def test_trust_weighs_updates_and_evidence() -> None:
+    federation = Federation(config_with("strategy.weights=agreement"))
+    messages = federation.ask(2)
+    arrays, report = federation.merge(map(judged, messages), 2)
+    total, seen = RoundSum(federation.config.strategy), torch.zeros(6, dtype=torch.float64)
+    for message in sorted(messages, key=lambda message: decode_downlink(message.content).key):
+        update = decode_uplink(judged(message).content)
+        trust = report.trust[str(update.key)]
+        total = total.add(update, client_weight(update, ClientWeights.agreement, trust), trust)
+        if update.key.modality == "audio":
+            seen += trust * update.evidence
+    noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
+    expected = merge_round(total, split_arrays(federation.arrays), noise)
+    for name, array in join_arrays(expected.parts).items():
+        assert torch.equal(arrays[name], array)
+    torch.testing.assert_close(federation.strategy.evidence["audio"], seen)
+
+
+def test_nobody_is_judged_where_weights_are_not_by_agreement() -> None:
+    federation = Federation(config_with("strategy.weights=uniform"))
+    _, report = federation.merge(map(judged, federation.ask()))
+    assert report.trust == {}
+
+
+def test_uniform_weights_count_clients() -> None:
+    federation = Federation(config_with("strategy=fedavg", "strategy.weights=uniform"))
+    messages = federation.ask()
+    play(federation, 1)
+    heads = [
+        decode_uplink(without_precisions(message).content).decoder["head.bias"].mean
+        for message in messages
+    ]
+    torch.testing.assert_close(
+        federation.arrays["decoder.head.bias"], torch.stack(heads).mean(dim=0)
+    )
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *("fedavg", "fedprox", "fedavgm", "fedadam", "fednova", "fedatt"),
+        *("median", "trimmed_mean", "pbea", "cmda", "paper", "hierarchical"),
+    ],
+)
+def test_every_strategy_makes_rounds_in_which_a_modality_is_silent(strategy: str) -> None:
+    federation = Federation(config_with(f"strategy={strategy}", "strategy.weights=agreement"))
+    for server_round, silent in ((1, "vision"), (2, "audio"), (3, None)):
+        asked = federation.ask(server_round)
+        before = federation.arrays
+        replies = [
+            honest(message, federation.config)
+            for message in asked
+            if decode_downlink(message.content).key.modality != silent
+        ]
+        federation.arrays, report = federation.merge(replies, server_round)
+        assert report.reused == (() if silent is None else (silent,))
+        assert all("no reply" in line for line in report.rejected)
+        for name, array in federation.arrays.items():
+            kept = "standardise" in name or name.startswith(f"encoders.{silent}.")
+            assert torch.equal(array, before[name]) == kept
+            assert array.isfinite().all() and array.dtype == before[name].dtype
+
+
 # --- Bad replies ------------------------------------------------------------------------------
 
 Damage = Callable[[Message], Message]
-BAD = "audio-1"
 
 
 def changed(**fields: object) -> Damage:
@@ -407,8 +610,19 @@ def in_encoder(name: str, change: Callable[[Gaussian], Gaussian]) -> Damage:
 def in_decoder(change: Callable[[dict[str, Tensor]], object]) -> Damage:
     def damage(message: Message) -> Message:
         update = update_of(message)
-        decoder = dict(update.decoder)
-        change(decoder)
+        arrays = {name: gaussian.mean for name, gaussian in update.decoder.items()}
+        change(arrays)
+        decoder = {name: Gaussian(array) for name, array in arrays.items()}
+        return Message(encode_uplink(replace(update, decoder=decoder)), reply_to=message)
+
+    return damage
+
+
+def changed_decoder(name: str, precision: Tensor) -> Damage:
+    def damage(message: Message) -> Message:
+        update = update_of(message)
+        precise = Gaussian(update.decoder[name].mean, precision, Form.row)
+        decoder = dict(update.decoder) | {name: precise}
         return Message(encode_uplink(replace(update, decoder=decoder)), reply_to=message)
 
     return damage
@@ -478,6 +692,11 @@ BAD_REPLIES: dict[str, tuple[Damage, list[str]]] = {
     "evidence of another task": (changed(evidence=torch.ones(10)), ["evidence"]),
     "agreement of another task": (changed(agreement=torch.ones(9)), ["agreement"]),
     "no steps": (changed(steps=0), ["0 local steps"]),
+    "more steps than there are": (changed(steps=10**6), ["1000000 local steps, expected"]),
+    "decoder precision that nobody asked for": (
+        changed_decoder("head.weight", torch.eye(4)),
+        ["decoder", "head.weight", "row"],
+    ),
     "evidence infinite": (changed(evidence=torch.full((6,), float("inf"))), ["evidence"]),
     "diagonal precision not positive": (
         in_encoder("norm.bias", with_precision(lambda p: p - 1e6)),
@@ -639,6 +858,7 @@ def test_bad_reply_of_one_round_does_not_count_in_the_next() -> None:
 
 def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[RoundReport], FakeGrid]:
     config = config_with(
+        "strategy=hierarchical",
         "dataset.num_items=120",
         "dataset.num_speakers=24",
         "clients.default=2",

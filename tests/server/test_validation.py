@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import EncoderConfig
+from common.config import ClientConfig, Config, DecoderConfig, DecoderMerge, StrategyConfig
 from common.data.moments import Moments
 from common.messages import ClientDescription, Uplink
 from common.model.evidence import agreement_size, evidence_size
@@ -24,6 +24,13 @@ TRAINED = Parts(
     },
     {"head": torch.zeros(1, 3)},
 )
+#: Of 12 examples: 3 steps an epoch.
+CLIENT = ClientConfig(local_epochs=2, batch_size=5)
+STEPS = 6
+
+
+def points(**arrays: Tensor) -> dict[str, Gaussian]:
+    return {name: Gaussian(array) for name, array in arrays.items()}
 
 
 def good(task: Task = Task.regression) -> Uplink:
@@ -34,12 +41,16 @@ def good(task: Task = Task.regression) -> Uplink:
     seen, agrees = (
         torch.ones(size(task), dtype=torch.float64) for size in (evidence_size, agreement_size)
     )
-    return Uplink(KEY, 4, encoder, {"head": torch.randn(1, 3)}, 12, 0.5, seen, agrees, 7)
+    return Uplink(KEY, 4, encoder, points(head=torch.randn(1, 3)), 12, 0.5, seen, agrees, STEPS)
 
 
-def check(uplink: Uplink, task: Task = Task.regression) -> None:
+PLAIN = StrategyConfig("plain")
+
+
+def check(uplink: Uplink, task: Task = Task.regression, strategy: StrategyConfig = PLAIN) -> None:
     client = ClientDescription(KEY, 12, Task.regression, torch.ones(3), Moments.empty(2))
-    UpdateRules(TRAINED, task, EncoderConfig()).check(uplink, client, 4)
+    config = Config(client=CLIENT, strategy=strategy)
+    UpdateRules(TRAINED, task, config).check(uplink, client, 4)
 
 
 def encoder_with(name: str, gaussian: Gaussian | None) -> Uplink:
@@ -76,31 +87,57 @@ def test_update_without_precisions_passes() -> None:
         ({"evidence": torch.ones(10)}, ["audio-1", "evidence"]),
         ({"evidence": torch.ones(0)}, ["audio-1", "evidence"]),
         ({"evidence": torch.tensor([1, 1, 1, 1, 1, float("nan")])}, ["audio-1", "evidence"]),
+        ({"evidence": torch.tensor([1, 1e200, 1, 1, 1, 1]).double()}, ["audio-1", "evidence"]),
+        ({"evidence": torch.tensor([1, 0, 1, 0, 1, -1e200]).double()}, ["audio-1", "evidence"]),
         ({"agreement": torch.ones(9)}, ["audio-1", "agreement"]),
-        ({"agreement": torch.ones(0)}, ["audio-1", "agreement"]),
-        ({"agreement": torch.tensor([1, float("inf")])}, ["audio-1", "agreement", "inf"]),
-        ({"steps": 0}, ["audio-1", "0 local steps"]),
-        ({"steps": -3}, ["audio-1", "-3 local steps"]),
+        ({"agreement": torch.ones(1)}, ["audio-1", "agreement"]),
+        *(
+            ({"steps": steps}, ["audio-1", f"{steps} local steps, expected {STEPS}"])
+            for steps in (0, -3, STEPS - 1, STEPS + 1, 10**9)
+        ),
         ({"decoder": {}}, ["audio-1 decoder", "'head'", "missing"]),
         (
-            {"decoder": {"head": torch.zeros(1, 3), "tail": torch.zeros(1)}},
+            {"decoder": points(head=torch.zeros(1, 3), tail=torch.zeros(1))},
             ["audio-1 decoder", "'tail'", "unexpected"],
         ),
-        ({"decoder": {"head": torch.zeros(3)}}, ["audio-1 decoder", "'head'", "(3,)", "(1, 3)"]),
-        ({"decoder": {"head": torch.zeros(1, 1)}}, ["'head'", "(1, 1)", "(1, 3)"]),
+        ({"decoder": points(head=torch.zeros(3))}, ["audio-1 decoder", "'head'", "(3,)", "(1, 3)"]),
+        ({"decoder": points(head=torch.zeros(1, 1))}, ["'head'", "(1, 1)", "(1, 3)"]),
         (
-            {"decoder": {"head": torch.zeros(1, 3, dtype=torch.float64)}},
+            {"decoder": points(head=torch.zeros(1, 3, dtype=torch.float64))},
             ["'head'", "float64", "float32"],
         ),
-        ({"decoder": {"head": torch.zeros(1, 3, dtype=torch.int32)}}, ["'head'", "int32"]),
-        ({"decoder": {"head": torch.tensor([[0, float("nan"), 0]])}}, ["'head'", "not finite"]),
-        ({"decoder": {"head": torch.tensor([[0, float("inf"), 0]])}}, ["'head'", "not finite"]),
+        ({"decoder": points(head=torch.zeros(1, 3, dtype=torch.int32))}, ["'head'", "int32"]),
+        ({"decoder": points(head=torch.tensor([[0, float("nan"), 0]]))}, ["'head'", "not finite"]),
+        ({"decoder": points(head=torch.tensor([[0, float("inf"), 0]]))}, ["'head'", "not finite"]),
     ],
 )
 def test_fault_is_refused_and_named(changed: dict[str, object], words: list[str]) -> None:
     with pytest.raises(RejectedUpdateError) as raised:
         check(replace(good(), **changed))
     assert all(word in str(raised.value) for word in words), str(raised.value)
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_agreement_has_as_many_finite_numbers_as_its_task_needs(task: Task) -> None:
+    size = agreement_size(task)
+    for wrong in (torch.ones(0), torch.ones(size - 1), torch.full((size,), float("inf"))):
+        with pytest.raises(RejectedUpdateError, match="audio-1 reports agreement"):
+            check(replace(good(task), agreement=wrong), task)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "batch", "examples", "steps"),
+    [(1, 12, 12, 1), (1, 100, 12, 1), (3, 12, 13, 6), (4, 1, 7, 28), (2, 6, 12, 4)],
+)
+def test_steps_are_those_of_the_configuration(
+    epochs: int, batch: int, examples: int, steps: int
+) -> None:
+    client = ClientConfig(local_epochs=epochs, batch_size=batch)
+    rules = UpdateRules(TRAINED, Task.regression, Config(client=client, strategy=PLAIN))
+    described = ClientDescription(KEY, examples, Task.regression, torch.ones(3), Moments.empty(2))
+    rules.check(replace(good(), examples=examples, steps=steps), described, 4)
+    with pytest.raises(RejectedUpdateError, match=f"{steps + 1} local steps, expected {steps}"):
+        rules.check(replace(good(), examples=examples, steps=steps + 1), described, 4)
 
 
 @pytest.mark.parametrize(
@@ -119,6 +156,18 @@ def test_fault_in_the_encoder_is_refused_and_named(
     with pytest.raises(RejectedUpdateError) as raised:
         check(encoder_with(name, gaussian))
     assert all(word in str(raised.value) for word in ["audio-1 encoder", *words])
+
+
+def test_posterior_of_the_decoder_is_taken_only_where_it_was_asked_for() -> None:
+    head = Gaussian(torch.randn(1, 3), torch.eye(3), Form.row)
+    asked = replace(PLAIN, decoder=DecoderConfig(DecoderMerge.posterior))
+    check(replace(good(), decoder={"head": head}), strategy=asked)
+    check(good(), strategy=asked)
+    with pytest.raises(RejectedUpdateError, match=r"audio-1 decoder array 'head'.*row"):
+        check(replace(good(), decoder={"head": head}))
+    bad = replace(head, precision=-torch.eye(3))
+    with pytest.raises(RejectedUpdateError, match=r"audio-1 decoder array 'head'.*positive"):
+        check(replace(good(), decoder={"head": bad}), strategy=asked)
 
 
 INF, NAN = float("inf"), float("nan")

@@ -9,16 +9,26 @@ import pytest
 
 from client.node import SimulatedNode, describe
 from common.clients import ClientKey
-from common.config import ClientConfig, Config, NpzConfig, SyntheticConfig
+from common.config import ClientConfig, Config, NpzConfig, ShardsConfig, SyntheticConfig
+from common.config.partition import (
+    DirichletConfig,
+    PartitionConfig,
+    PartitionRule,
+    SizeConfig,
+    SizeLaw,
+)
 from common.data.federation import (
     ClientData,
     JointDataset,
     client_data_of,
+    load_federation,
     load_joint,
+    permuted,
     read_items,
     site_client_data,
 )
 from common.data.moments import Moments
+from common.data.partitioners import deal
 from common.errors import UserError
 from common.task import Task
 
@@ -286,6 +296,71 @@ def test_the_embedded_dataset_is_cut_to_the_length_asked_for() -> None:
     assert lengths.max() == 5
 
 
+# Other partitions -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [
+        PartitionConfig(PartitionRule.iid),
+        DirichletConfig(alpha=50.0),
+        SizeConfig(law=SizeLaw.linear),
+    ],
+    ids=lambda partition: partition.name,
+)
+def test_train_items_are_dealt_by_the_partition(config: Config, partition: PartitionConfig) -> None:
+    by_groups = load_joint(config)
+    config.partition = partition
+    joint = load_joint(config)
+    # The server's items stay as they were, and so do those that are dealt out.
+    assert np.array_equal(joint.validation.labels, by_groups.validation.labels)
+    assert np.array_equal(joint.test.labels, by_groups.test.labels)
+    train = np.concatenate([*by_groups.dealt.values()])
+    expected = deal(
+        joint.items,
+        np.sort(train),
+        {"audio": 3, "vision": 2},
+        partition,
+        Task.regression,
+        config.seed,
+    )
+    assert list(joint.dealt) == list(expected)
+    for key, part in expected.items():
+        assert np.array_equal(joint.dealt[key], part)
+
+
+def test_a_natural_partition_makes_each_group_a_client(config: Config) -> None:
+    config.partition = PartitionConfig(PartitionRule.natural)
+    joint = load_joint(config)
+    assert len(joint.clients) == 0.6 * GROUPS
+    for part in joint.dealt.values():
+        assert len(part) == PER_GROUP
+        assert len(set(joint.items.groups[part])) == 1
+
+
+def test_label_skew_skews_the_labels_of_clients(tmp_path: Path) -> None:
+    config = config_for(write(tmp_path / "train.npz", number=600), {"default": 3})
+    config.partition = DirichletConfig(alpha=0.05, bins=3)
+    skewed = [data.labels.std() for data in clients_of(config).values()]
+    config.partition = PartitionConfig(PartitionRule.iid)
+    alike = [data.labels.std() for data in clients_of(config).values()]
+    assert min(skewed) < 0.7 * min(alike)
+
+
+def test_too_few_items_for_a_client_are_counted(config: Config) -> None:
+    config.partition = SizeConfig(min_items=ITEMS)
+    assert f"partition.min_items={ITEMS}" in refused(config)
+
+
+@pytest.mark.parametrize("rule", [rule for rule in PartitionRule if rule != "groups"])
+def test_shards_are_dealt_out_already(tmp_path: Path, rule: PartitionRule) -> None:
+    partition = PartitionConfig(rule)
+    config = Config(run_dir="", dataset=ShardsConfig(path=str(tmp_path)), partition=partition)
+    with pytest.raises(UserError) as error:
+        load_federation(config)
+    assert str(error.value).startswith(f"partition={rule}: shards were dealt out by utmp-prepare")
+
+
 # One client -------------------------------------------------------------------------------------
 
 
@@ -358,6 +433,53 @@ def test_clients_split_alike_every_time(config: Config) -> None:
     for key, data in one.items():
         assert np.array_equal(data.train, two[key].train)
         assert np.array_equal(data.validation, two[key].validation)
+
+
+# Faulty clients ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 9])
+def test_the_first_clients_of_each_modality_get_permuted_labels(
+    config: Config, number: int
+) -> None:
+    right = clients_of(config)
+    config.dataset.permuted_clients = number
+    for key, data in clients_of(config).items():
+        moved = data.labels != right[key].labels
+        assert (moved.mean() > 0.5) if key.part < number else not moved.any()
+        # Nothing else of them is changed: the same labels, of other items.
+        assert numbers(data.labels) == numbers(right[key].labels)
+        for name in ("train", "validation", "groups"):
+            assert np.array_equal(getattr(data, name), getattr(right[key], name))
+        assert np.array_equal(data.sequences.values, right[key].sequences.values)
+
+
+def test_labels_are_permuted_alike_every_time_and_differently_in_each_client(
+    config: Config,
+) -> None:
+    config.dataset.permuted_clients = 2
+    one, two = clients_of(config), clients_of(config)
+    orders = []
+    for key, data in one.items():
+        assert np.array_equal(data.labels, two[key].labels)
+        orders.append(tuple(np.argsort(np.argsort(data.labels)).tolist()))
+    assert len(set(orders[:2] + orders[3:])) == 4
+
+
+def test_what_the_server_holds_is_never_permuted(config: Config) -> None:
+    config.dataset.permuted_clients = 9
+    joint = load_joint(config)
+    for side in (joint.validation, joint.test):
+        for item, label in enumerate(side.labels):
+            assert side.sequences["audio"][item][0, 0] == label * 100
+
+
+def test_rows_of_several_labels_move_together() -> None:
+    labels = np.arange(12.0).reshape(6, 2)
+    data = ClientData("audio", Task.multilabel, None, labels, *[np.arange(6)] * 3)  # type: ignore[arg-type]
+    found = permuted(data, np.random.default_rng(0)).labels
+    assert not np.array_equal(found, labels)
+    assert sorted(found.tolist()) == labels.tolist()
 
 
 # Standardisation --------------------------------------------------------------------------------

@@ -12,10 +12,15 @@ from torch import Tensor
 
 from common.model.evidence import (
     INVERSE_TEMPERATURES,
+    agreement,
+    agreement_size,
     evidence,
     evidence_size,
+    label_counts,
+    label_shares,
     label_sums,
     no_evidence,
+    own_shares,
     prior_of,
     temper,
 )
@@ -270,6 +275,201 @@ def test_the_prior_of_nothing_prefers_nothing(task: Task, expected: list[float])
     _, labels = draw(task, 0)
     found = prior_of(label_sums(labels, task, CLASSES), task)
     np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+# ---- shares ------------------------------------------------------------------------------------
+
+EDGES = torch.tensor([-1.0, 0.0, 1.5], dtype=torch.float64)
+
+
+def test_numbers_are_counted_in_bins_that_hold_their_upper_edge() -> None:
+    labels = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 1.5, 1.6, 9.0])
+    sums = label_sums(labels, Task.regression, 1, EDGES)
+    assert sums.dtype == torch.float64
+    assert sums[:3].tolist() == label_sums(labels, Task.regression, 1).tolist()
+    assert label_counts(sums, Task.regression).tolist() == [2, 2, 2, 2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(-5, 5, width=32), max_size=20), st.integers(0, 20))
+def test_counts_of_bins_add_up_and_are_numpys(values: list[float], cut: int) -> None:
+    labels = torch.tensor(values)
+    whole, first, second = (
+        label_sums(part, Task.regression, 1, EDGES) for part in (labels, labels[:cut], labels[cut:])
+    )
+    assert torch.equal(whole[3:], first[3:] + second[3:])
+    # NumPy's bins hold their lower edge, so those of the negated numbers hold the upper.
+    edges = [-np.inf, *reversed((-EDGES).tolist()), np.inf]
+    assert whole[3:].tolist() == np.histogram(-labels.numpy(), edges)[0][::-1].tolist()
+
+
+def test_no_bin_edge_is_one_bin() -> None:
+    sums = label_sums(torch.tensor([1.0, 2.0]), Task.regression, 1, torch.zeros(0).double())
+    assert sums[3:].tolist() == [2.0]
+    assert label_shares(sums, Task.regression).tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("task", "sums", "counts", "shares"),
+    [
+        (Task.regression, [4, 0.3, 9, 3, 1], [3, 1], [3.5 / 5, 1.5 / 5]),
+        (Task.classification, [3, 0, 0, 1], [3, 0, 0, 1], [3.25 / 5, 0.25 / 5, 0.25 / 5, 1.25 / 5]),
+        (Task.multilabel, [4, 3, 0], [3, 0], [3.5 / 5, 0.5 / 5]),
+    ],
+)
+def test_shares_are_smoothed_by_one_item_without_preference(
+    task: Task, sums: list[float], counts: list[float], shares: list[float]
+) -> None:
+    exact = torch.tensor(sums, dtype=torch.float64)
+    assert label_counts(exact, task).tolist() == counts
+    np.testing.assert_allclose(label_shares(exact, task), shares, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("task", "sums", "shares"),
+    [
+        (Task.regression, [4, 0.3, 9, 3, 1], [3.9 / 5, 1.1 / 5]),
+        (Task.classification, [3, 1], [3.9 / 5, 1.1 / 5]),
+        (Task.multilabel, [4, 3, 1], [3.9 / 5, 1.1 / 5]),
+        # Of the second class this client knows nothing.
+        (Task.classification, [4], [4.9 / 5, 0.1 / 5]),
+    ],
+)
+def test_a_client_s_shares_are_smoothed_by_one_item_like_all_clients(
+    task: Task, sums: list[float], shares: list[float]
+) -> None:
+    exact, pooled = (torch.tensor(each, dtype=torch.float64) for each in (sums, [0.9, 0.1]))
+    np.testing.assert_allclose(own_shares(exact, pooled, task), shares, rtol=1e-12)
+
+
+# ---- agreement ---------------------------------------------------------------------------------
+
+MANY = 1e12  # so many train items that the one that smooths their shares is nothing
+
+
+@every_task
+def test_agreement_is_as_long_as_announced_and_zero_without_items(task: Task) -> None:
+    for items in (0, 1, 7):
+        outputs, labels = draw(task, items)
+        sums = label_sums(draw(task, 9)[1], task, CLASSES)
+        found = agreement(outputs, labels, sums, some_prior(task), task)
+        assert found.dtype == torch.float64
+        assert found.shape == (agreement_size(task),)
+        assert items > 0 or found.tolist() == [0.0] * agreement_size(task)
+
+
+def test_agreement_of_numbers_is_left_to_their_evidence() -> None:
+    outputs, labels = draw(Task.regression, 7)
+    prior = some_prior(Task.regression)
+    assert agreement(outputs, labels, torch.ones(3), prior, Task.regression).tolist() == []
+    assert agreement_size(Task.regression) == 0
+    # How predictions and labels vary together can be told from n, y, yy, p, pp and py.
+    n, y, yy, p, pp, py = evidence(outputs, labels, prior, Task.regression).tolist()
+    expected = n * np.cov(labels.numpy(), outputs[:, 0].numpy(), ddof=0)
+    found = [[yy - y * y / n, py - p * y / n], [py - p * y / n, pp - p * p / n]]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_at_an_inverse_temperature_of_zero_both_stories_are_the_same(task: Task) -> None:
+    outputs, labels = draw(task, 20)
+    sums = label_sums(draw(task, 9, seed=1)[1], task, CLASSES)
+    assert agreement(outputs, labels, sums, some_prior(task), task)[0] == 0
+
+
+# Of four kinds of item, equally many, the chance of each of three classes.
+POSTERIOR = torch.tensor(
+    [[0.7, 0.2, 0.1], [0.1, 0.8, 0.1], [0.1, 0.1, 0.8], [0.3, 0.4, 0.3]], dtype=torch.float64
+)
+PRIOR = POSTERIOR.mean(dim=0)
+
+
+def expected_agreement(joint: Tensor) -> float:
+    """Return that of an item drawn from a client, kind and class by (4, 3), at temperature 1."""
+    sums = MANY * joint.sum(dim=0)
+    found = 0.0
+    for kind, label in torch.cartesian_prod(torch.arange(4), torch.arange(3)):
+        outputs = POSTERIOR[None, kind].log()
+        ratios = agreement(outputs, label[None], sums, PRIOR.log(), Task.classification)
+        found += (joint[kind, label] * ratios[AT_ONE - 1]).item()
+    return found
+
+
+def information(joint: Tensor) -> float:
+    """Return the mutual information of kind and class."""
+    independent = joint.sum(dim=1, keepdim=True) * joint.sum(dim=0)
+    return (joint * (joint / independent).log()).sum().item()
+
+
+skews = pytest.mark.parametrize("skew", [[1.0, 1.0, 1.0], [0.5, 2.0, 3.0], [9.0, 0.1, 1.0]])
+
+
+def client_of(skew: list[float]) -> Tensor:
+    """Return a client's (4, 3) joint distribution; its classes look like everybody's."""
+    joint = POSTERIOR * torch.tensor(skew)
+    return joint / joint.sum()
+
+
+@skews
+def test_right_labels_agree_by_what_they_tell_of_the_features(skew: list[float]) -> None:
+    joint = client_of(skew)
+    assert information(joint) > 0.05
+    assert expected_agreement(joint) == pytest.approx(information(joint), rel=1e-6)
+
+
+@skews
+def test_permuted_labels_disagree(skew: list[float]) -> None:
+    joint = client_of(skew)
+    independent = joint.sum(dim=1, keepdim=True) * joint.sum(dim=0)
+    # The relative entropy the other way round.
+    expected = (independent * (independent / joint).log()).sum().item()
+    assert expected_agreement(independent) == pytest.approx(-expected, rel=1e-6)
+    assert expected > 0.05
+
+
+def test_right_labels_agree_and_permuted_ones_disagree_label_by_label() -> None:
+    source = torch.Generator().manual_seed(0)
+    prior = some_prior(Task.multilabel)
+    outputs = prior + 2 * torch.randn(3000, CLASSES, generator=source).double()
+    labels = torch.bernoulli(outputs.sigmoid(), generator=source)
+    sums = label_sums(labels, Task.multilabel, CLASSES)
+    pooled = prior_of(sums, Task.multilabel)
+    permuted = labels[torch.randperm(3000, generator=source)]
+    right, wrong = (
+        agreement(outputs, each, sums, pooled, Task.multilabel) for each in (labels, permuted)
+    )
+    assert (right[1 : AT_ONE + 1] > 0).all() and (wrong[1:] < 0).all()
+    assert right[AT_ONE - 1] > 300 and wrong[AT_ONE - 1] < -300
+
+
+@pytest.mark.parametrize("only", range(CLASSES))
+def test_a_client_with_one_class_and_many_items_is_neither_for_nor_against(only: int) -> None:
+    outputs, _ = draw(Task.classification, 20)
+    sums = MANY * F.one_hot(torch.tensor(only), CLASSES).double()
+    labels = torch.full((20,), only)
+    found = agreement(outputs, labels, sums, some_prior(Task.classification), Task.classification)
+    torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 500), st.integers(0, CLASSES - 1), st.floats(0, 10), st.integers(0, 99))
+def test_a_client_with_one_class_and_few_items_is_hardly_for_and_against_within_bounds(
+    train: int, only: int, confidence: float, seed: int
+) -> None:
+    # One item in n + 1 is like all clients': that is how much of another class is thought possible.
+    prior = some_prior(Task.classification)
+    outputs = confidence * draw(Task.classification, 20, seed)[0].double()
+    sums = train * F.one_hot(torch.tensor(only), CLASSES).double()
+    labels = torch.full((20,), only)
+    found = agreement(outputs, labels, sums, prior, Task.classification)
+    share = prior[only].exp()
+    assert (found <= 20 * torch.log((train + 1) / (train + share)) + 1e-9).all()
+    likelier = (outputs.log_softmax(dim=1) - prior).amax(dim=1)
+    likelier = likelier - (outputs.log_softmax(dim=1) - prior)[:, only]
+    for beta, value in zip(INVERSE_TEMPERATURES, found, strict=True):
+        others = (1 - share) * (beta * likelier).exp()
+        worst = torch.log((train + share + others) / (train + share)).sum()
+        assert value >= -worst - 1e-9
 
 
 # Within groups ----------------------------------------------------------------------------------

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import ClientWeights, FusionRule
+from common.config import ClientWeights
 from common.messages import Uplink
 from common.model.evidence import (
     agreement,
@@ -20,11 +20,14 @@ from common.model.evidence import (
     label_sums,
     prior_of,
 )
-from common.model.fusion import Expert, fit_fusion
 from common.task import Task
-from server.aggregation.client_weights import PRIOR_ODDS, StepSums, client_weight, trust
+from server.aggregation.client_weights import PRIOR_ODDS, StepSums, client_weight, trust_clients
 
 NEUTRAL = PRIOR_ODDS / (1 + PRIOR_ODDS)
+
+
+MEANS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]).double()
+SHARES = torch.tensor([0.5, 0.3, 0.2]).double()
 
 
 def uplink(task: Task, *, agrees: Tensor | None = None, seen: Tensor | None = None) -> Uplink:
@@ -43,47 +46,63 @@ def uplink(task: Task, *, agrees: Tensor | None = None, seen: Tensor | None = No
 
 # --- Trust ------------------------------------------------------------------------------------
 
+#: Prior of labels that no test cares for.
+PRIORS = {
+    Task.regression: torch.tensor([0.0, 1.0], dtype=torch.float64),
+    Task.classification: SHARES.log(),
+    Task.multilabel: torch.zeros(3, dtype=torch.float64),
+}
+
 
 @pytest.mark.parametrize("task", list(Task))
 def test_trust_is_the_prior_odds_where_nothing_speaks_for_or_against(task: Task) -> None:
-    expert = Expert(slope=0.5, unexplained=0.8)
-    assert trust(uplink(task), expert, 2.0, task) == pytest.approx(NEUTRAL)
+    found = trust_clients([uplink(task)] * 3, PRIORS[task], task)
+    assert found == pytest.approx([NEUTRAL] * 3)
 
 
-@pytest.mark.parametrize("task", list(Task))
-def test_trust_is_the_prior_odds_of_an_expert_that_tells_nothing(task: Task) -> None:
-    agrees = torch.full((agreement_size(task),), -50.0)
-    # By `agreement`, a ratio is 0 at inverse temperature 0.
-    agrees[0] = -50.0 if task is Task.regression else 0.0
-    found = trust(uplink(task, agrees=agrees), Expert(slope=0.0), 2.0, task)
-    assert found == pytest.approx(NEUTRAL)
-
-
-@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
 @pytest.mark.parametrize(("sign", "limit"), [(1, 1.0), (-1, 0.0)])
 def test_trust_does_not_overflow(task: Task, sign: int, limit: float) -> None:
     agrees = torch.full((agreement_size(task),), sign * 1e300, dtype=torch.float64)
-    if task is Task.regression:
-        agrees[0] = 0
-    found = trust(uplink(task, agrees=agrees), Expert(slope=1.0, unexplained=0.5), 1.0, task)
-    assert found == pytest.approx(limit, abs=1e-9)
+    found = trust_clients([uplink(task, agrees=agrees)], PRIORS[task], task)
+    assert found == pytest.approx([limit], abs=1e-9)
+
+
+@given(numbers=st.lists(st.floats(-1e99, 1e99), min_size=6, max_size=6), alone=st.booleans())
+@example(numbers=[1, 0, 1e-90, 0, 1, 1e99], alone=True)
+@example(numbers=[1, 0, 1e-200, 0, 1, 1e-90], alone=True)
+@example(numbers=[1, 0, 1, 0, 5e-324, 5e-324], alone=True)
+@example(numbers=[5e-324, 0, 1, 0, 1, 1], alone=True)
+def test_no_evidence_of_numbers_breaks_the_trust(numbers: list[float], alone: bool) -> None:
+    task = Task.regression
+    odd = uplink(task, seen=torch.tensor(numbers, dtype=torch.float64))
+    sound = uplink(task, seen=torch.tensor([80, 0, 80, 0, 40, 40], dtype=torch.float64))
+    found = trust_clients([odd] if alone else [sound, odd, sound], PRIORS[task], task)
+    assert all(0 <= trust <= 1 for trust in found)
 
 
 def test_ratio_of_numbers_is_that_of_two_gaussians() -> None:
-    # y - ybar from N(b (p - pbar), s^2) against N(0, s^2).
+    # p - pbar from N(b (y - ybar), s^2) against N(0, s^2), b and s^2 of all clients, weighted.
     rng = np.random.default_rng(0)
-    p, y = rng.normal(size=(2, 30))
-    slope, unexplained, variance = 0.7, 0.6, 1.9
-    p, y = p - p.mean(), y - y.mean()
-    ratio = (y**2 - (y - slope * p) ** 2).sum() / (2 * unexplained * variance)
-    agrees = torch.tensor([(p * p).sum(), (p * y).sum()])
-    expert = Expert(slope=slope, unexplained=unexplained)
-    found = trust(uplink(Task.regression, agrees=agrees), expert, variance, Task.regression)
-    assert math.log(found / (1 - found)) == pytest.approx(ratio + math.log(20))
-
-
-MEANS = torch.tensor([[2.0, 0.0, 0.0], [0.0, 2.0, 0.0], [0.0, 0.0, 2.0]]).double()
-SHARES = torch.tensor([0.5, 0.3, 0.2]).double()
+    clients = []
+    for slope in (0.6, 0.4, -0.2):
+        y, noise = rng.normal(size=(2, 30))
+        clients.append((y, slope * y + noise))
+    everyone = np.concatenate(clients, axis=1)
+    trusts = np.ones(3)
+    for _ in range(2):
+        (yy, py), (_, pp) = np.cov(everyone, ddof=0, aweights=np.repeat(trusts, 30))
+        slope, noise = py / yy, pp - py**2 / yy
+        centred = [each - np.mean(each, axis=1, keepdims=True) for each in map(np.stack, clients)]
+        ratios = [(p**2 - (p - slope * y) ** 2).sum() / (2 * noise) for y, p in centred]
+        trusts = PRIOR_ODDS / (PRIOR_ODDS + np.exp(-np.array(ratios)))
+    task, prior = Task.regression, PRIORS[Task.regression]
+    uplinks = [
+        uplink(task, seen=evidence(torch.from_numpy(p)[:, None], torch.from_numpy(y), prior, task))
+        for y, p in clients
+    ]
+    assert trust_clients(uplinks, prior, task) == pytest.approx(trusts)
+    assert trusts.max() - trusts.min() > 0.1
 
 
 def outputs_for(labels: Tensor, task: Task, seed: int) -> Tensor:
@@ -107,52 +126,99 @@ def labels_of(task: Task, seed: int, items: int) -> Tensor:
     return torch.multinomial(SHARES, items, replacement=True, generator=generator)
 
 
-def trusts(kinds: list[str], task: Task, items: int = 60) -> list[float]:
-    """Let clients of some kinds validate the same predictor; return the trust in each."""
+def trusts(kinds: list[str], task: Task, items: int = 60, sharpness: float = 1.0) -> list[float]:
+    """Let clients of some kinds validate the same predictor; return the trust in each.
+
+    The predictor's outputs are those of a perfect one times `sharpness`: at 0 they tell nothing,
+    and above 1 they are too sure.
+    """
     everyone = torch.cat([labels_of(task, seed, items) for seed in range(len(kinds))])
     prior = prior_of(label_sums(everyone, task, 3), task)
     uplinks = []
     for seed, kind in enumerate(kinds):
-        features_of = labels_of(task, seed, items)
+        labels = labels_of(task, seed, items)
         if kind == "one label":
-            features_of = features_of[:1].expand_as(features_of)
-        outputs, labels = outputs_for(features_of, task, seed), features_of
+            labels = labels[:1].expand_as(labels)
+        outputs = sharpness * outputs_for(labels, task, seed)
         if kind == "permuted":
-            order = torch.randperm(items, generator=torch.Generator().manual_seed(seed))
-            labels = labels[order]
-        sums = label_sums(labels, task, 3)
-        agrees = agreement(outputs, labels, sums, prior, task)
-        seen = evidence(outputs, labels, prior, task)
-        uplinks.append(uplink(task, agrees=agrees, seen=seen))
-    pooled = torch.stack([each.evidence for each in uplinks]).sum(dim=0)
-    rule = FusionRule.product_of_experts
-    expert = fit_fusion(rule, task, prior, {"audio": pooled}).experts["audio"]
-    variance = prior[1].item() if task is Task.regression else 1.0
-    return [trust(each, expert, variance, task) for each in uplinks]
+            order = torch.Generator().manual_seed(200 + seed)  # not that of the noise
+            labels = labels[torch.randperm(items, generator=order)]
+        validated = slice(0 if kind == "no items" else None)
+        outputs, seen = outputs[validated], labels[validated]
+        agrees = agreement(outputs, seen, label_sums(labels, task, 3), prior, task)
+        uplinks.append(uplink(task, agrees=agrees, seen=evidence(outputs, seen, prior, task)))
+    return trust_clients(uplinks, prior, task)
 
 
+#: Logits may be too sure; numbers have no such thing, but a scale.
+EVERY_SHARPNESS = pytest.mark.parametrize("sharpness", [1.0, 2.0, 4.0])
+
+
+@EVERY_SHARPNESS
 @pytest.mark.parametrize("task", list(Task))
-def test_permuted_labels_are_found_and_sound_ones_are_trusted(task: Task) -> None:
-    *sound, permuted = trusts(["sound"] * 5 + ["permuted"], task)
+def test_permuted_labels_are_found_and_sound_ones_are_trusted(task: Task, sharpness: float) -> None:
+    *sound, permuted = trusts(["sound"] * 5 + ["permuted"], task, sharpness=sharpness)
     assert min(sound) > 0.9
     assert permuted < 0.1
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_a_client_of_one_label_is_kept(task: Task) -> None:
-    *sound, one, permuted = trusts(["sound"] * 5 + ["one label", "permuted"], task)
+def test_permuted_labels_are_found_among_few_clients(task: Task) -> None:
+    *sound, permuted = trusts(["sound"] * 2 + ["permuted"], task)
+    assert min(sound) > 0.9
+    assert permuted < 0.1
+
+
+@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("sharpness", [1.0, 4.0, 8.0])
+def test_a_model_that_is_too_sure_makes_nobody_a_suspect(task: Task, sharpness: float) -> None:
+    assert min(trusts(["sound"] * 6, task, sharpness=sharpness)) > 0.9
+
+
+@pytest.mark.parametrize("kinds", [["sound"] * 6, ["sound"] * 5 + ["permuted"]], ids=str)
+@pytest.mark.parametrize("task", list(Task))
+def test_a_model_that_tells_nothing_makes_nobody_a_suspect(task: Task, kinds: list[str]) -> None:
+    assert min(trusts(kinds, task, sharpness=0.0)) > 0.9
+
+
+@EVERY_SHARPNESS
+@pytest.mark.parametrize("task", list(Task))
+def test_a_client_of_one_label_is_kept(task: Task, sharpness: float) -> None:
+    kinds = ["sound"] * 5 + ["one label", "permuted"]
+    *sound, one, permuted = trusts(kinds, task, sharpness=sharpness)
     assert min(sound) > 0.9
     assert one > 0.5
     assert permuted < 0.1
 
 
+@pytest.mark.parametrize("kind", ["sound", "permuted", "one label", "no items"])
+@pytest.mark.parametrize("task", list(Task))
+def test_nobody_can_be_compared_to_himself(task: Task, kind: str) -> None:
+    assert min(trusts([kind], task)) > 0.5
+
+
 @pytest.mark.parametrize("task", list(Task))
 def test_a_client_without_validation_items_is_kept(task: Task) -> None:
-    labels = labels_of(task, 0, 50)
-    sums = label_sums(labels, task, 3)
-    prior = prior_of(sums, task)
-    agrees = agreement(outputs_for(labels[:0], task, 0), labels[:0], sums, prior, task)
-    assert trust(uplink(task, agrees=agrees), Expert(), 1.0, task) == pytest.approx(NEUTRAL)
+    *_, none = trusts(["sound"] * 3 + ["no items"], task)
+    assert none == pytest.approx(NEUTRAL)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_trust_does_not_depend_on_the_order_of_the_clients(task: Task) -> None:
+    prior = PRIORS[task]
+    uplinks = [
+        uplink(
+            task,
+            agrees=agreement(
+                outputs_for(labels, task, seed), labels, label_sums(labels, task, 3), prior, task
+            ),
+            seen=evidence(outputs_for(labels, task, seed), labels, prior, task),
+        )
+        for seed in range(4)
+        for labels in [labels_of(task, seed, 8)]
+    ]
+    found = trust_clients(uplinks, prior, task)
+    assert trust_clients(uplinks[::-1], prior, task)[::-1] == pytest.approx(found)
 
 
 # --- Weights ----------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """CmDA against a double loop over its formula, and where it must be the plain mean."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -122,7 +123,7 @@ def test_three_modalities_are_not_the_plain_mean() -> None:
 def test_sign_mirrors_the_weights_of_three_about_the_mean(config: DecoderConfig, seed: int) -> None:
     # With two others a softmax is a sigmoid, so the other sign swaps what the two of them get.
     layers = random_layers(3, seed)
-    mirrored = DecoderConfig(config.merge, config.epsilon, config.temperature, -config.sign, 0.0)
+    mirrored = replace(config, sign=-config.sign)
     both = cmda_weights(layers, config) + cmda_weights(layers, mirrored)
     torch.testing.assert_close(both, torch.full_like(both, 2 / 3))
 

@@ -36,7 +36,7 @@ def uplink(key: ClientKey, *, identity: bool = False) -> Uplink:
         key,
         1,
         {"embed": Gaussian(mean) if identity else Gaussian(mean, precision, Form.row)},
-        {"head": torch.from_numpy(rng.normal(size=(2, 3))).float()},
+        {"head": Gaussian(torch.from_numpy(rng.normal(size=(2, 3))).float())},
         examples=int(rng.integers(5, 60)),
         train_loss=float(rng.uniform(0.1, 2)),
         evidence=torch.from_numpy(rng.normal(size=6)),
@@ -106,7 +106,7 @@ def test_fedavg_is_the_average_by_examples() -> None:
     uplinks = [uplink(key, identity=True) for key in KEYS]
     result = merged(total_of(uplinks, FEDAVG))
     examples = [each.examples for each in uplinks]
-    heads = np.stack([each.decoder["head"].double().numpy() for each in uplinks])
+    heads = np.stack([each.decoder["head"].mean.double().numpy() for each in uplinks])
     np.testing.assert_allclose(
         result.parts.decoder["head"].numpy(),
         np.average(heads, axis=0, weights=examples),
@@ -145,12 +145,26 @@ def test_row_posteriors_merge_by_their_precisions() -> None:
     np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)
 
 
+def test_decoders_with_precisions_merge_by_them_across_modalities() -> None:
+    rng = np.random.default_rng(3)
+    uplinks, left, right = [], np.zeros((3, 3)), np.zeros((2, 3))
+    for each in map(uplink, KEYS):
+        spread, mean = rng.normal(size=(3, 3)), each.decoder["head"].mean
+        precision = spread @ spread.T + np.eye(3)
+        head = Gaussian(mean, torch.from_numpy(precision), Form.row)
+        uplinks.append(replace(each, decoder={"head": head}))
+        left += each.examples * precision
+        right += each.examples * mean.double().numpy() @ precision
+    found = merged(total_of(uplinks, FEDAVG)).parts.decoder["head"].numpy()
+    np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)
+
+
 def test_cmda_of_two_modalities_is_the_mean_of_their_averages() -> None:
     uplinks = [uplink(key) for key in KEYS[:4]]
     averages = []
     for modality in ("audio", "language"):
         own = [each for each in uplinks if each.key.modality == modality]
-        heads = np.stack([each.decoder["head"].double().numpy() for each in own])
+        heads = np.stack([each.decoder["head"].mean.double().numpy() for each in own])
         averages.append(np.average(heads, axis=0, weights=[each.examples for each in own]))
     result = merged(total_of(uplinks, CMDA))
     found = result.parts.decoder["head"].numpy()
@@ -199,7 +213,7 @@ def test_round_without_a_client_raises(config: StrategyConfig) -> None:
 
 def test_decoders_that_differ_between_modalities_raise() -> None:
     one = uplink(ClientKey("audio", 0))
-    other = replace(one, key=ClientKey("vision", 0), decoder={"head": torch.ones(2, 1)})
+    other = replace(one, key=ClientKey("vision", 0), decoder={"head": Gaussian(torch.ones(2, 1))})
     for config in (FEDAVG, CMDA):
         with pytest.raises(ValueError, match="'head'"):
             merged(total_of([one, other], config))

@@ -1,0 +1,148 @@
+"""The same uploads, merged in several ways: far less noisy than whole runs.
+
+    python tests/benchmarks/merge_probe.py --seeds 21 22 23 --rounds 1 2 4 8 \\
+        --merges "strategy=pbea" "strategy=pbea strategy.encoder.structure=diagonal" -- \\
+        experiment=digits dataset.path=digits.npz
+
+A federation is trained by FedAvg. At the given rounds the clients train once more from the same
+model with the same seeds for each merge, so that all that differs is what they send of the same
+training and how the server merges it; then FedAvg goes on from its own. (Merges whose sampler moves
+by itself, sgld and sghmc, change the training too.) What is printed is the change of the mean loss
+of the modalities, each alone, on the server's validation items: mean and standard error over the
+seeds, negative is better than FedAvg.
+"""
+
+import argparse
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+
+from client.app import run_round
+from client.node import DeployedNode, describe
+from common.config import Config, compose_config
+from common.data.batching import pad_all
+from common.data.federation import FederatedDataset, load_federation
+from common.messages import ClientDescription, Downlink, no_numbers
+from common.model.evidence import prior_of
+from common.model.ha_fedformer import (
+    HAFedformer,
+    ModelSpec,
+    build_model,
+    join_arrays,
+    set_standardisation,
+    split_arrays,
+)
+from common.model.losses import task_loss
+from common.seeding import derive_seed
+from server.aggregation.hierarchy import RoundSum, merge_round
+from server.registry import Member, Registry
+
+
+@dataclass
+class Federation:
+    """What stays the same from round to round."""
+
+    config: Config
+    data: FederatedDataset
+    clients: list[ClientDescription]
+    prior: torch.Tensor
+    model: HAFedformer
+
+    def merged(self, config: Config, server_round: int) -> dict[str, torch.Tensor]:
+        """Train all clients from the present model and merge them as a configuration says."""
+        parts = split_arrays(self.model.state_dict())
+        total = RoundSum(config.strategy)
+        for client in self.clients:
+            key = client.key
+            encoder = parts.encoders[key.modality]
+            downlink = Downlink(
+                key, server_round, encoder, parts.decoder, self.prior, 1.0, no_numbers()
+            )
+            total = total.add(run_round(downlink, DeployedNode(key, None), config))
+        noise = torch.Generator().manual_seed(server_round)
+        return join_arrays(merge_round(total, parts, noise).parts)
+
+    @torch.inference_mode()
+    def loss(self, arrays: dict[str, torch.Tensor]) -> float:
+        """Return the mean loss of the modalities, each alone, on the validation items."""
+        model = build_model(self.model.spec, seed=0).eval()
+        model.load_state_dict(self.model.state_dict() | arrays)
+        items = self.data.validation
+        labels = torch.from_numpy(items.labels)
+        losses = [
+            task_loss(model(name, pad_all(each)), labels, self.data.task).item()
+            for name, each in items.sequences.items()
+        ]
+        return statistics.mean(losses)
+
+
+def start(config: Config) -> Federation:
+    """Load the data and build the first model."""
+    data = load_federation(config)
+    config = replace(config, dataset=replace(config.dataset, task=data.task))
+    described = [describe(DeployedNode(key, None), config).clients[0] for key in data.clients]
+    registry = Registry({each.key: Member(0, each) for each in described})
+    bins = len(config.dataset.label_bins) + 1
+    prior = prior_of(registry.label_sums(data.task, data.outputs, bins), data.task)
+    spec = ModelSpec(dict(data.shapes), data.outputs, data.task, config.model)
+    model = build_model(spec, derive_seed(config.seed, "model"))
+    for name, moments in registry.moments().items():
+        set_standardisation(model, name, moments)
+    return Federation(config, data, described, prior, model)
+
+
+def probe(
+    overrides: Sequence[str], merges: Sequence[str], rounds: Iterable[int]
+) -> dict[tuple[int, str], float]:
+    """Return round and merge to the change of the loss against FedAvg."""
+    base = compose_config("config", [*overrides, "strategy=fedavg"])
+    federation = start(base)
+    changes = {}
+    for server_round in range(1, max(rounds) + 1):
+        average = federation.merged(federation.config, server_round)
+        if server_round in rounds:
+            reference = federation.loss(average)
+            changes[server_round, "FedAvg's loss"] = reference
+            for merge in merges:
+                config = compose_config("config", [*overrides, *merge.split()])
+                config = replace(config, dataset=federation.config.dataset)
+                other = federation.merged(config, server_round)
+                changes[server_round, merge] = federation.loss(other) - reference
+        federation.model.load_state_dict(federation.model.state_dict() | average)
+    return changes
+
+
+def main() -> None:
+    """Print a table: a row for each merge, a column for each round."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seeds", type=int, nargs="+", default=[21, 22, 23])
+    parser.add_argument("--rounds", type=int, nargs="+", default=[1, 2, 4])
+    parser.add_argument("--merges", nargs="+", required=True)
+    parser.add_argument("overrides", nargs="*")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    found: dict[tuple[int, str], list[float]] = defaultdict(list)
+    for seed in given.seeds:
+        changes = probe([*given.overrides, f"seed={seed}"], given.merges, given.rounds)
+        for key, value in changes.items():
+            found[key].append(value)
+    print(f"| | {' | '.join(f'round {number}' for number in given.rounds)} |")
+    print(f"| --- |{' ---: |' * len(given.rounds)}")
+    for merge in ("FedAvg's loss", *given.merges):
+        cells = [_cell(found[number, merge], merge) for number in given.rounds]
+        print(f"| {merge} | {' | '.join(cells)} |")
+
+
+def _cell(values: list[float], merge: str) -> str:
+    mean = statistics.mean(values)
+    if merge == "FedAvg's loss":
+        return f"{mean:.3f}"
+    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
+    return f"{mean:+.4f} ± {error:.4f}"
+
+
+if __name__ == "__main__":
+    main()

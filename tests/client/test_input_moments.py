@@ -1,0 +1,207 @@
+"""What every map of a model reads: by the change of outputs that it predicts, and step by step."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from client.input_moments import InputMoments
+from common.config import ModelConfig
+from common.data.batching import Padded
+from common.model.encoder import SequenceEmbedding, valid_steps
+from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
+from common.task import Task
+
+LENGTHS = (5, 1, 3, 4)
+LSTM = "decoder.lstm"
+
+
+def built(*shape: int, causal: bool = False) -> HAFedformer:
+    """Build a model of kernels of 3 steps and an LSTM of two layers."""
+    config = ModelConfig(width=4, heads=2, layers=2, kernel_size=3, decoder_layers=2, causal=causal)
+    return build_model(ModelSpec({"audio": shape}, 2, Task.regression, config), seed=0)
+
+
+def batch(*lengths: int, width: int = 3, seed: int = 0) -> Padded:
+    """Draw items whose padding is nonsense, so that it shows where it counts."""
+    generator = torch.Generator().manual_seed(seed)
+    values = 1 + torch.randn(len(lengths), max(lengths), width, generator=generator)
+    padded = Padded(values, torch.tensor(lengths))
+    padded.values[~valid_steps(padded.lengths, max(lengths))] = 1e3
+    return padded
+
+
+def moments_of(model: HAFedformer, *batches: Padded) -> dict[str, Tensor]:
+    moments = InputMoments(model)
+    for padded in batches:
+        moments.add("audio", padded)
+    return moments.mean()
+
+
+@contextmanager
+def seen_at(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """Collect what a module reads and gives."""
+    seen: list[tuple[Tensor, Tensor]] = []
+    hook = module.register_forward_hook(lambda _, read, given: seen.append((read[0], given)))
+    try:
+        yield seen
+    finally:
+        hook.remove()
+
+
+def run(model: HAFedformer, module: nn.Module, padded: Padded) -> tuple[Tensor, Tensor]:
+    with seen_at(module) as seen, torch.inference_mode():
+        model.eval()("audio", padded)
+    return seen[0]
+
+
+# --- The property that defines them -----------------------------------------------------------
+
+MAPS = [name for name, module in built(3).named_modules() if hasattr(module, "weight")]
+MAPS = [name for name in MAPS if "norm" not in name]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("name", MAPS)
+def test_moments_tell_how_much_outputs_change_with_the_weight(name: str, causal: bool) -> None:
+    model, padded = built(3, causal=causal), batch(*LENGTHS)
+    found = moments_of(model, padded)[f"{name}.weight"]
+    module = model.get_submodule(name)
+    weight = module.get_parameter("weight")
+    _, before = run(model, module, padded)
+    change = torch.randn(weight.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        weight += change
+    moved = run(model, module, padded)[1] - before
+    if moved.ndim == 3:  # else there is one a item
+        moved = moved[valid_steps(padded.lengths, moved.shape[1])]
+    rows = change.flatten(1).double()
+    expected = (rows @ found @ rows.T).trace()
+    torch.testing.assert_close(
+        moved.double().square().sum(dim=1).mean(), expected, rtol=1e-4, atol=0
+    )
+
+
+def test_moments_of_an_lstm_are_those_of_its_steps() -> None:
+    model, padded = built(3), batch(*LENGTHS)
+    lstm = model.decoder.lstm
+    encodings, _ = run(model, lstm, padded)
+    read: dict[str, list[Tensor]] = {}
+    for encoding, length in zip(encodings, LENGTHS, strict=True):
+        inputs = list(encoding[:length])
+        for layer in (0, 1):
+            ih, hh, b_ih, b_hh = (
+                getattr(lstm, f"{name}_l{layer}").detach()
+                for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            )
+            state, cell = torch.zeros(4), torch.zeros(4)
+            read.setdefault(f"weight_ih_l{layer}", []).extend(inputs)
+            for step, x in enumerate(inputs):
+                read.setdefault(f"weight_hh_l{layer}", []).append(state)
+                let_in, keep, new, out = (ih @ x + b_ih + hh @ state + b_hh).chunk(4)
+                cell = keep.sigmoid() * cell + let_in.sigmoid() * new.tanh()
+                state = out.sigmoid() * cell.tanh()
+                inputs[step] = state
+    found = moments_of(model, padded)
+    for name, rows in read.items():
+        assert len(rows) == sum(LENGTHS)
+        stacked = torch.stack(rows).double()
+        expected = stacked.T @ stacked / len(rows)
+        torch.testing.assert_close(found[f"{LSTM}.{name}"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_moments_of_a_convolution_are_those_of_its_windows(causal: bool) -> None:
+    model, padded = built(3, causal=causal), batch(*LENGTHS)
+    # Steps t-2 .. t, or t-1 .. t+1, zero beyond either end; feature by feature, as the weight has.
+    behind, ahead = (2, 0) if causal else (1, 1)
+    windows = [
+        F.pad(values[:length].T, (behind, ahead))[:, step : step + 3].flatten()
+        for values, length in zip(padded.values, LENGTHS, strict=True)
+        for step in range(length)
+    ]
+    stacked = torch.stack(windows).double()
+    found = moments_of(model, padded)["encoders.audio.embed.weight"]
+    torch.testing.assert_close(found, stacked.T @ stacked / len(windows), rtol=1e-6, atol=1e-9)
+
+
+def test_a_head_reads_once_an_item() -> None:
+    model, padded = built(3), batch(*LENGTHS)
+    last, _ = run(model, model.decoder.expand, padded)
+    expected = last.double().T @ last.double() / len(LENGTHS)
+    torch.testing.assert_close(moments_of(model, padded)["decoder.expand.weight"], expected)
+
+
+# --- Names, sums, traces ----------------------------------------------------------------------
+
+
+def test_every_weight_that_is_a_map_has_moments_as_large_as_what_it_reads() -> None:
+    model = built(3)
+    found = moments_of(model, batch(*LENGTHS))
+    maps = {name: weight for name, weight in model.named_parameters() if weight.ndim >= 2}
+    assert found.keys() == maps.keys()
+    for name, weight in maps.items():
+        assert found[name].shape == (weight[0].numel(),) * 2
+        assert found[name].dtype == torch.float64
+        assert torch.equal(found[name], found[name].T)
+        assert torch.linalg.eigvalsh(found[name]).min() > -1e-9
+
+
+def test_an_embedding_of_its_own_for_each_step_is_not_one_map() -> None:
+    model = built(5, 3)
+    assert not isinstance(model.encoders["audio"].embed, SequenceEmbedding)
+    maps = {name for name, weight in model.named_parameters() if weight.ndim >= 2}
+    tokens = {f"encoders.audio.embed.{name}" for name in ("weight", "bias")}
+    assert tokens < maps
+    assert moments_of(model, batch(*LENGTHS)).keys() == maps - tokens
+
+
+@pytest.mark.parametrize("shape", [(3,), (5, 3)])
+def test_batches_add_up(shape: tuple[int, ...]) -> None:
+    model, whole = built(*shape), batch(*LENGTHS)
+    parts = [
+        Padded(whole.values[:3], whole.lengths[:3]),
+        Padded(whole.values[3:, :4], whole.lengths[3:]),
+    ]
+    one, two = moments_of(model, whole), moments_of(model, *parts)
+    assert one.keys() == two.keys()
+    for name, moments in one.items():
+        torch.testing.assert_close(two[name], moments, rtol=1e-4, atol=1e-6)
+
+
+def test_padding_changes_nothing() -> None:
+    model, padded = built(3), batch(*LENGTHS)
+    longer = Padded(F.pad(padded.values, (0, 0, 0, 6), value=-7.0), padded.lengths)
+    found = moments_of(model, longer)
+    for name, moments in moments_of(model, padded).items():
+        torch.testing.assert_close(found[name], moments, rtol=1e-4, atol=1e-6)
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model, padded = built(3), batch(*LENGTHS)
+    before = {name: array.clone() for name, array in model.state_dict().items()}
+    moments = InputMoments(model)
+    assert moments.mean() == {}
+    moments.add("audio", padded)
+    first = moments.mean()
+    model("audio", padded)  # by no hook
+    assert all(torch.equal(moments.mean()[name], array) for name, array in first.items())
+    assert not any(module._forward_hooks for module in model.modules())
+    assert all(torch.equal(model.state_dict()[name], array) for name, array in before.items())
+
+
+def test_hooks_are_removed_after_a_fault_too() -> None:
+    model = built(3)
+    with pytest.raises(RuntimeError):
+        InputMoments(model).add("audio", batch(*LENGTHS, width=2))
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+def test_dropout_does_not_reach_the_moments() -> None:
+    config = ModelConfig(width=4, heads=2, residual_dropout=0.5, embedding_dropout=0.5)
+    model = build_model(ModelSpec({"audio": (3,)}, 1, Task.regression, config), seed=0)
+    first, again = (moments_of(model.train(), batch(*LENGTHS)) for _ in range(2))
+    assert all(torch.equal(again[name], array) for name, array in first.items())

@@ -1,0 +1,319 @@
+"""Every baseline, from its file in ``conf/`` to the new weights: by hand, and where it ends.
+
+The model has one weight in each encoder and one in the decoder, all 0 at first.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.config import ClientWeights, EncoderConfig, StrategyConfig, compose_config
+from common.messages import Uplink
+from common.model.ha_fedformer import Parts, join_arrays, split_arrays
+from common.posterior import Form, Gaussian
+from server.aggregation.client_weights import client_weight
+from server.aggregation.hierarchy import RoundSum, merge_round
+from server.aggregation.server_optimizer import Moments, step
+
+Array = NDArray[np.float64]
+START = Parts(
+    {"audio": {"w": torch.zeros(1)}, "vision": {"w": torch.zeros(1)}}, {"head": torch.zeros(1)}
+)
+
+
+@cache
+def strategy(name: str) -> StrategyConfig:
+    """Read a strategy, without its noise."""
+    quiet = ("strategy.fedatt.noise=0", "strategy.decoder.noise=0")
+    return compose_config("config", [f"strategy={name}", *quiet]).strategy
+
+
+def uplink(name: str, *, n: int, steps: int, w: Gaussian, head: Tensor) -> Uplink:
+    modality, _, part = name.rpartition("-")
+    sums = torch.zeros(2, dtype=torch.float64)
+    key = ClientKey(modality, int(part))
+    return Uplink(key, 1, {"w": w}, {"head": Gaussian(head)}, n, 0.5, sums, sums, steps)
+
+
+def scalar(name: str, n: int, steps: int, w: float, head: float) -> Uplink:
+    return uplink(name, n=n, steps=steps, w=Gaussian(torch.tensor([w])), head=torch.tensor([head]))
+
+
+ROUND = [
+    scalar("audio-0", n=1, steps=2, w=2.0, head=1.0),
+    scalar("audio-1", n=3, steps=4, w=6.0, head=5.0),
+    scalar("vision-0", n=4, steps=8, w=-1.0, head=3.0),
+]
+
+
+@dataclass
+class Server:
+    """What is kept between rounds."""
+
+    config: StrategyConfig
+    parts: Parts = START
+    moments: Moments = field(default_factory=Moments)
+
+    def merge(self, uplinks: list[Uplink]) -> dict[str, Tensor]:
+        """Do what `server.strategy` does with a round."""
+        total = RoundSum(self.config)
+        for each in uplinks:
+            total = total.add(each, client_weight(each, self.config.weights, trusted=1.0))
+        result = merge_round(total, self.parts, torch.Generator())
+        current = join_arrays(self.parts)
+        stepped, self.moments = step(
+            current,
+            join_arrays(result.parts),
+            self.moments,
+            self.config.server_optimizer,
+            join_arrays(result.change_scales),
+        )
+        self.parts = split_arrays(current | stepped)
+        return stepped
+
+
+def weights(arrays: Mapping[str, Tensor]) -> tuple[float, ...]:
+    """Return the encoders of audio and of vision, and the decoder."""
+    names = ("encoders.audio.w", "encoders.vision.w", "decoder.head")
+    return tuple(arrays[name].item() for name in names)
+
+
+def softmax_mean(*values: float) -> float:
+    """Return the mean of numbers weighed by their own exponentials."""
+    masses = [math.exp(abs(value)) for value in values]
+    return sum(m * v for m, v in zip(masses, values, strict=True)) / sum(masses)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("fedavg", (5.0, -1.0, (1 + 15 + 12) / 8)),
+        ("fedprox", (5.0, -1.0, 3.5)),  # its term is in the local loss
+        ("fedavgm", (0.7 * 5, 0.7 * -1, 0.7 * 3.5)),
+        # tau (sum p D / tau_i): (.25 2 + .75 4) (.25 2 / 2 + .75 6 / 4), and for the head
+        # (1 2 + 3 4 + 4 8) / 8 (1/2 + 15/4 + 12/8) / 8.
+        ("fednova", (3.5 * 1.375, -1.0, 5.75 * 5.75 / 8)),
+        ("fedatt", (1.2 * softmax_mean(2, 6), -1.2, 1.2 * softmax_mean(1, 5, 3))),
+        ("median", (4.0, -1.0, 3.0)),
+        ("trimmed_mean", (4.0, -1.0, 3.0)),  # none of two is cut off, one of three at either end
+        ("pbea", (5.0, -1.0, 3.5)),
+        ("cmda", (5.0, -1.0, (4 + 3) / 2)),
+        ("hierarchical", (5.0, -1.0, 3.5)),
+    ],
+)
+def test_one_round_by_hand(name: str, expected: tuple[float, ...]) -> None:
+    assert weights(Server(strategy(name)).merge(ROUND)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_uniform_weights_by_hand() -> None:
+    config = replace(strategy("fedavg"), weights=ClientWeights.uniform)
+    assert weights(Server(config).merge(ROUND)) == pytest.approx((4.0, -1.0, 3.0))
+
+
+def test_two_rounds_of_momentum_by_hand() -> None:
+    server = Server(strategy("fedavgm"))
+    server.merge(ROUND)
+    # D = 5 - 3.5, m = .6 5 + 1.5, and so on: the clients say the same again.
+    second = [3.5 + 0.7 * (3 + 1.5), -0.7 - 0.7 * (0.6 + 0.3), 2.45 + 0.7 * (2.1 + 1.05)]
+    assert weights(server.merge(ROUND)) == pytest.approx(second, abs=1e-6)
+
+
+def test_two_rounds_of_adam_by_hand() -> None:
+    server = Server(strategy("fedadam"))
+    config, x = server.config.server_optimizer, 0.0
+    m, v = 0.0, config.tau**2
+    for _ in range(2):
+        delta = 5 - x
+        m, v = 0.9 * m + 0.1 * delta, 0.99 * v + 0.01 * delta**2
+        x += 0.003 * m / (math.sqrt(v) + 0.001)
+        assert weights(server.merge(ROUND))[0] == pytest.approx(x, rel=1e-5)
+
+
+def test_a_modality_that_did_not_reply_comes_back_with_its_momentum() -> None:
+    server = Server(strategy("fedavgm"))
+    server.merge(ROUND)
+    assert "encoders.vision.w" not in server.merge(ROUND[:2])
+    # As if it had never been away: m = .6 (-1) + (-1 + .7).
+    assert weights(server.merge(ROUND))[1] == pytest.approx(-0.7 - 0.7 * (0.6 + 0.3))
+
+
+# --- FedNova ----------------------------------------------------------------------------------
+
+
+def test_fednova_is_the_formula_of_wang_et_al() -> None:
+    rng = np.random.default_rng(0)
+    x, n, tau = rng.normal(size=(4, 3)), rng.integers(5, 90, 5), rng.integers(1, 60, 5)
+    trained, eta = rng.normal(size=(5, 4, 3)), 0.01
+    uplinks = [
+        uplink(
+            f"audio-{i}",
+            n=int(n[i]),
+            steps=int(tau[i]),
+            w=Gaussian(torch.from_numpy(trained[i])),
+            head=torch.zeros(1),
+        )
+        for i in range(5)
+    ]
+    start = Parts({"audio": {"w": torch.from_numpy(x)}}, {"head": torch.zeros(1)})
+    found = Server(strategy("fednova"), start).merge(uplinks)["encoders.audio.w"]
+    p = n / n.sum()
+    # d_i = G_i a_i / |a_i|_1 with a_i of ones, as for plain SGD.
+    d = [(x - trained[i]) / (eta * tau[i]) for i in range(5)]
+    expected = x - (p @ tau) * eta * sum(p[i] * d[i] for i in range(5))
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 7])
+def test_equal_steps_make_fednova_fedavg(steps: int) -> None:
+    uplinks = [replace(each, steps=steps) for each in ROUND]
+    assert weights(Server(strategy("fednova")).merge(uplinks)) == pytest.approx(
+        weights(Server(strategy("fedavg")).merge(uplinks)), abs=1e-6
+    )
+
+
+@dataclass(frozen=True)
+class Quadratics:
+    """Clients with losses h_i / 2 (w - m_i)^2 that make steps of plain SGD at a small rate."""
+
+    h: Array
+    m: Array
+    n: Array
+    steps: Array
+    rate: float = 1e-3
+
+    @property
+    def optimum(self) -> float:
+        """Where the loss of all items together is least."""
+        return float((self.n * self.h) @ self.m / (self.n @ self.h))
+
+    def fixed_point(self, name: str) -> float:
+        """Find the weight that a round maps to itself; the round is an affine map."""
+        at = [self._round(name, w) for w in (0.0, 1.0)]
+        return at[0] / (1 - (at[1] - at[0]))
+
+    def _round(self, name: str, w: float) -> float:
+        trained = self.m + (1 - self.rate * self.h) ** self.steps * (w - self.m)
+        uplinks = [
+            scalar(f"audio-{i}", int(self.n[i]), int(self.steps[i]), trained[i], 0.0)
+            for i in range(len(self.h))
+        ]
+        start = Parts({"audio": {"w": torch.tensor([w])}}, START.decoder)
+        return Server(strategy(name), start).merge(uplinks)["encoders.audio.w"].item()
+
+
+UNEQUAL = Quadratics(
+    h=np.array([1.0, 3.0, 0.5]),
+    m=np.array([-2.0, 1.0, 4.0]),
+    n=np.array([10.0, 30.0, 20.0]),
+    steps=np.array([2.0, 5.0, 30.0]),
+)
+
+
+def test_fednova_ends_at_the_optimum_where_fedavg_counts_steps_as_items() -> None:
+    by_steps = replace(UNEQUAL, n=UNEQUAL.n * UNEQUAL.steps).optimum
+    assert abs(by_steps - UNEQUAL.optimum) > 1
+    # But for the rate, which is not 0 and moves either a little.
+    assert UNEQUAL.fixed_point("fedavg") == pytest.approx(by_steps, abs=0.05)
+    assert UNEQUAL.fixed_point("fednova") == pytest.approx(UNEQUAL.optimum, abs=0.05)
+
+
+def test_fedavg_ends_at_the_optimum_where_steps_are_equal() -> None:
+    equal = replace(UNEQUAL, steps=np.full(3, 5.0))
+    for name in ("fedavg", "fednova"):
+        assert equal.fixed_point(name) == pytest.approx(equal.optimum, abs=0.05)
+
+
+# --- PbEA -------------------------------------------------------------------------------------
+
+
+def test_exact_posteriors_reach_the_pooled_optimum_and_their_average_does_not() -> None:
+    rng = np.random.default_rng(1)
+    n, rows, columns = [30, 10, 55], 4, 5
+    bases = [np.linalg.qr(rng.normal(size=(columns, columns)))[0] for _ in n]
+    hessians = [basis * np.geomspace(1, 100, columns) @ basis.T for basis in bases]
+    optima = [rng.normal(size=(rows, columns)) for _ in n]
+    uplinks = [
+        uplink(
+            f"{modality}-{i}",
+            n=n[i],
+            steps=1,
+            w=Gaussian(torch.from_numpy(optima[i]), torch.from_numpy(hessians[i]), Form.row),
+            head=torch.zeros(1),
+        )
+        for modality in ("audio", "vision")
+        for i in range(3)
+    ]
+    # The gradient of the loss of all items, sum_i n_i (W - M_i) H_i, is zero here.
+    left = sum(n[i] * hessians[i] for i in range(3))
+    right = sum(n[i] * optima[i] @ hessians[i] for i in range(3))
+    optimum = np.linalg.solve(left, right.T).T
+    average = np.average(optima, axis=0, weights=n)
+    merged = Server(strategy("pbea")).merge(uplinks)
+    points = [replace(each, encoder={"w": Gaussian(each.encoder["w"].mean)}) for each in uplinks]
+    averaged = Server(strategy("fedavg")).merge(points)
+    for name in ("encoders.audio.w", "encoders.vision.w"):
+        np.testing.assert_allclose(merged[name].numpy(), optimum, rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(averaged[name].numpy(), average, rtol=1e-5, atol=1e-5)
+
+    def excess(weight: Array) -> float:
+        """How far above the least the loss of all items is."""
+        return sum(
+            n[i] / 2 * np.trace((weight - optima[i]) @ hessians[i] @ (weight - optima[i]).T)
+            - n[i] / 2 * np.trace((optimum - optima[i]) @ hessians[i] @ (optimum - optima[i]).T)
+            for i in range(3)
+        )
+
+    assert excess(averaged["encoders.audio.w"].numpy()) > 0.1 * excess(np.zeros_like(optimum)) > 0
+
+
+# --- All together -----------------------------------------------------------------------------
+
+Change = Callable[[StrategyConfig], StrategyConfig]
+EVERY = (
+    *("fedavg", "fedprox", "fedavgm", "fedadam", "fednova", "fedatt"),
+    *("median", "trimmed_mean", "pbea", "cmda", "hierarchical"),
+)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_clients_that_return_what_they_received_change_nothing(name: str) -> None:
+    start = Parts(
+        {"audio": {"w": torch.tensor([0.7])}, "vision": {"w": torch.tensor([-2.0])}},
+        {"head": torch.tensor([3.1])},
+    )
+    uplinks = [
+        replace(
+            each,
+            encoder={"w": Gaussian(start.encoders[each.key.modality]["w"])},
+            decoder={"head": Gaussian(start.decoder["head"])},
+        )
+        for each in ROUND
+    ]
+    merged = Server(strategy(name), start).merge(uplinks)
+    assert weights(merged) == pytest.approx((0.7, -2.0, 3.1), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda config: replace(config, normalise_steps=True),
+        lambda config: replace(config, server_optimizer=strategy("fedavgm").server_optimizer),
+        lambda config: replace(config, encoder=EncoderConfig()),
+        lambda config: replace(config, weights=ClientWeights.uniform),
+    ],
+    ids=["per step", "with momentum", "with PbEA", "uniform"],
+)
+def test_rules_combine(name: str, change: Change) -> None:
+    server = Server(change(strategy(name)))
+    for _ in range(2):
+        found = weights(server.merge(ROUND))
+        assert all(0 < abs(weight) < 20 for weight in found)

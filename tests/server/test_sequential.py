@@ -1,0 +1,229 @@
+"""A whole run in this process: the same as over any other grid, and the same again."""
+
+import json
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.task_identity import TaskIdentity
+from safetensors.torch import load_file
+
+from client.app import given_config, make_client_app
+from common.config import Config, compose_config
+from common.errors import UserError
+from common.protocol import decode_description, encode_query
+from server.app import prepare
+from server.sequential import SequentialGrid, run_sequentially
+
+TINY = (
+    "runtime=sequential",
+    "rounds=2",
+    "clients.default=2",
+    "dataset.num_items=120",
+    "dataset.num_speakers=24",
+    "model.width=4",
+    "model.heads=2",
+    "model.layers=1",
+    "model.decoder_layers=1",
+    "client.local_epochs=1",
+    "client.device=cpu",
+)
+CLIENTS = [f"{modality}-{part}" for modality in ("audio", "language", "vision") for part in (0, 1)]
+
+
+@pytest.fixture(autouse=True)
+def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let messages be made outside a Flower process, and put back whose they are."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def tiny(*overrides: str) -> Config:
+    return compose_config("config", [*TINY, *overrides])
+
+
+def left_in(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Read the rounds, the summary and the weights of a run, without how long it took."""
+    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+    summary = json.loads((folder / "summary.json").read_text())
+    for record in [*rounds, summary]:
+        assert record.pop("seconds") >= 0
+    weights = load_file(folder / "model.safetensors")
+    return rounds, summary, {name: array.tolist() for name, array in weights.items()}
+
+
+class TwoNodes:
+    """Another grid: two nodes that host all clients, and whose replies come in backwards."""
+
+    def __init__(self, app: ClientApp) -> None:
+        self.app = app
+
+    def get_node_ids(self) -> list[int]:
+        return [70, 71]
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        return [self.answer(message) for message in messages][::-1]
+
+    def answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        settings = {"partition-id": node - 70, "num-partitions": 2}
+        return self.app(message, Context(1, node, settings, RecordDict(), {}))
+
+
+def test_a_run_is_the_same_again_and_over_another_grid(tmp_path: Path) -> None:
+    config = tiny("strategy=fednova", "strategy.weights=agreement")
+    for name in ("first", "again"):
+        run_sequentially(prepare(config, tmp_path / name))
+    other = prepare(config, tmp_path / "other")
+    other.execute(TwoNodes(make_client_app(partial(given_config, config))))
+    first, again, elsewhere = (left_in(tmp_path / name) for name in ("first", "again", "other"))
+    assert first == again == elsewhere
+    rounds, summary, _ = first
+    assert [record["round"] for record in rounds] == [1, 2]
+    assert all(record["clients"] == dict.fromkeys(record["clients"], 2) for record in rounds)
+    assert all(record["rejected"] == [] for record in rounds)
+    assert all(sorted(record["trust"]) == CLIENTS for record in rounds)
+    assert summary["rounds"] == 2
+
+
+def test_mistake_of_a_client_arrives_as_one_line_and_the_others_go_on(tmp_path: Path) -> None:
+    config = tiny("rounds=1")
+    asked: list[int] = []
+
+    def get_config(context: Context) -> Config:
+        asked.append(context.node_id)
+        if context.node_id == 3 and asked.count(3) > 1:  # not when it describes itself
+            raise UserError("its disk\nis full")
+        return config
+
+    run = prepare(config, tmp_path / "run")
+    run.execute(SequentialGrid(make_client_app(get_config), 6))
+    ((record,), _, _) = left_in(tmp_path / "run")
+    (line,) = record["rejected"]
+    assert line.startswith("node of ") and line.endswith("its disk is full")
+    assert sum(record["clients"].values()) == 5
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("out of\nmemory"), MemoryError(), KeyError("a")])
+def test_a_client_that_breaks_is_left_out_and_the_run_goes_on(
+    tmp_path: Path, fault: Exception
+) -> None:
+    config = tiny()
+    real = make_client_app(partial(given_config, config))
+
+    def breaking(message: Message, context: Context) -> Message:
+        if context.node_id == 3 and message.metadata.message_type == MessageType.TRAIN:
+            raise fault
+        return real(message, context)
+
+    run = prepare(config, tmp_path / "run")
+    run.execute(SequentialGrid(breaking, 6))
+    rounds, summary, _ = left_in(tmp_path / "run")
+    assert summary["rounds"] == len(rounds) == 2
+    for record in rounds:
+        (line,) = record["rejected"]
+        assert line.startswith("node of ") and type(fault).__name__ in line and "\n" not in line
+        assert sum(record["clients"].values()) == 5
+
+
+def test_a_run_that_no_client_can_take_part_in_ends_with_the_reason(tmp_path: Path) -> None:
+    config = tiny()
+
+    def get_config(context: Context) -> Config:
+        raise UserError("no data here")
+
+    run = prepare(config, tmp_path / "run")
+    with pytest.raises(UserError, match="no data here"):
+        run.execute(SequentialGrid(make_client_app(get_config), 6))
+    # It can be started again in the same folder.
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_resources_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    config = tiny("runtime.client_cpus=100000")
+    with pytest.raises(UserError, match=r"runtime\.client_cpus=100000"):
+        run_sequentially(prepare(config, tmp_path / "run"))
+    # It can be started again in the same folder, and logs there.
+    run_sequentially(prepare(tiny("rounds=1"), tmp_path / "run"))
+    assert left_in(tmp_path / "run")[1]["rounds"] == 1
+    assert "ROUND 1" in (tmp_path / "run" / "flower.log").read_text()
+
+
+# The grid alone ---------------------------------------------------------------------------------
+
+
+def echo() -> ClientApp:
+    """Make an app that says which node and partition it is."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        said = {"node": context.node_id, **context.node_config}
+        return Message(RecordDict({"said": ConfigRecord(said)}), reply_to=message)
+
+    return app
+
+
+def test_each_message_is_answered_by_its_node_in_order() -> None:
+    grid = SequentialGrid(echo(), 3)
+    assert grid.get_node_ids() == [1, 2, 3]
+    messages = [
+        grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (3, 1, 3, 2)
+    ]
+    replies = grid.send_and_receive(messages, timeout=0.0)
+    assert [dict(reply.content["said"]) for reply in replies] == [
+        {"node": node, "partition-id": node - 1, "num-partitions": 3} for node in (3, 1, 3, 2)
+    ]
+    assert [reply.metadata.src_node_id for reply in replies] == [3, 1, 3, 2]
+    assert all(not reply.has_error() for reply in replies)
+
+
+def test_a_reply_is_taken_once() -> None:
+    grid = SequentialGrid(echo(), 2)
+    messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
+    first, second = grid.push_messages(messages)
+    assert [reply.metadata.src_node_id for reply in grid.pull_messages([second])] == [2]
+    assert grid.pull_messages([second]) == []
+    assert [reply.metadata.src_node_id for reply in grid.pull_messages([first, second])] == [1]
+
+
+def test_a_message_that_breaks_the_app_is_answered_by_an_error() -> None:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        raise ValueError(f"node {context.node_id} is broken")
+
+    grid = SequentialGrid(app, 2)
+    messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
+    replies = grid.send_and_receive(messages)
+    assert [reply.metadata.src_node_id for reply in replies] == [1, 2]
+    assert all(reply.has_error() for reply in replies)
+    assert "ValueError: node 2 is broken" in (replies[1].error.reason or "")
+
+
+def test_replies_of_two_rounds_are_not_mixed_up() -> None:
+    grid = SequentialGrid(echo(), 2)
+    messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
+    kept, taken = grid.push_messages(messages)
+    grid.pull_messages([taken])
+    (again,) = grid.push_messages([messages[1]])
+    assert len({kept, taken, again}) == 3
+    sources = [reply.metadata.src_node_id for reply in grid.pull_messages([kept, again])]
+    assert sources == [1, 2]
+
+
+def test_node_k_holds_the_clients_of_partition_k() -> None:
+    config = tiny()
+    grid = SequentialGrid(make_client_app(partial(given_config, config)), 6)
+    queries = [Message(encode_query(), node, MessageType.QUERY) for node in grid.get_node_ids()]
+    descriptions = [decode_description(r.content) for r in grid.send_and_receive(queries)]
+    hosted = [str(client.key) for each in descriptions for client in each.clients]
+    assert [len(each.clients) for each in descriptions] == [1] * 6
+    assert sorted(hosted) == CLIENTS
