@@ -98,9 +98,14 @@ class Block:
     task: Task
     methods: tuple[Method, ...]
 
+    def baselines(self, name: str | None) -> list[Method]:
+        """Return the method with a label, or all that have it as their ``strategy.name``."""
+        labelled = [each for each in self.methods if each.label == name]
+        return labelled or [each for each in self.methods if each.name == name]
+
     def baseline_of(self, method: Method, name: str | None) -> Method | None:
-        """Return the method of a name that is nearest in its settings; the first of equals."""
-        candidates = [each for each in self.methods if each.name == name]
+        """Return the baseline that is nearest in its settings; the first of equals."""
+        candidates = self.baselines(name)
         return min(candidates, key=lambda each: _distance(each, method), default=None)
 
     def difference(
@@ -111,14 +116,14 @@ class Block:
         Parameters
         ----------
         method, baseline
-            Of this block, and a ``strategy.name``.
+            Of this block; and a label, or a ``strategy.name``.
         metric
             Decides whether less is better.
         scores
             A method to its scores by seed.
         """
         other = self.baseline_of(method, baseline)
-        if other is None or method.name == baseline:
+        if other is None or method in self.baselines(baseline):
             return None
         return paired_difference(scores(method), scores(other), less=less_is_better(metric))
 

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from server.comparison import LEVEL
 from server.report_blocks import assignments, differing, present
-from server.report_tables import Report, Table, count, tables_of, without_places
+from server.report_tables import MINOR, Report, Table, count, tables_of, without_places
 
 REPORT = "report.md"
 
@@ -133,7 +133,7 @@ class ReportConsole:
             for table in tables_of(report, block):
                 if table.title:
                     self.tell(table.title)
-                self.console.print(_rich_table(table))
+                self.console.print(_rich_table(table, self.console.width))
                 if table.note:
                     self.tell(table.note, "dim")
         for line in report.warnings():
@@ -142,11 +142,15 @@ class ReportConsole:
             self.tell(f"{out}/{name}")
 
 
-def _rich_table(table: Table) -> RichTable:
+def _rich_table(table: Table, width: int) -> RichTable:
+    """Build a table for a terminal so many characters wide."""
+    columns = [(name, *cells) for name, *cells in zip(table.header, *table.rows, strict=True)]
+    if sum(max(map(len, column)) + 3 for column in columns) > width:
+        columns = [column for column in columns if column[0] not in MINOR]
     # As text: a list in a setting looks like markup.
     shown = RichTable()
-    for column, name in enumerate(table.header):
-        shown.add_column(Text(name), justify="right" if column else "left")
-    for cells in table.rows:
+    for number, (name, *_) in enumerate(columns):
+        shown.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+    for cells in list(zip(*columns, strict=True))[1:]:
         shown.add_row(*map(Text, cells))
     return shown

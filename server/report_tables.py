@@ -62,7 +62,7 @@ class Report:
 
     def compares_in(self, block: Block) -> bool:
         """Whether a block has the baseline."""
-        return any(method.name == self.baseline for method in block.methods)
+        return bool(block.baselines(self.baseline))
 
     def metrics_of(self, block: Block) -> list[str]:
         """Return the metrics that are shown of a block; the first is the one compared."""
@@ -132,6 +132,10 @@ def _metric_names(blocks: Iterable[Block]) -> list[str]:
 # Tables -----------------------------------------------------------------------------------------
 
 
+#: Columns of the scores that a narrow terminal leaves out; the report has them.
+MINOR = frozenset({"best alone", "against", "p", "MB up", "seconds"})
+
+
 @dataclass(frozen=True)
 class Table:
     """Cells of text; the first column names the rows."""
@@ -181,7 +185,7 @@ def _together(block: Block, metric: str) -> list[str]:
 
 def _differences(report: Report, block: Block, metric: str) -> Iterator[tuple[str, list[str]]]:
     """Columns of the comparison, where there is a baseline."""
-    baselines = [method for method in block.methods if method.name == report.baseline]
+    baselines = block.baselines(report.baseline)
     if not baselines:
         return
     found = [row.difference for row in report.rows_of(block)]
