@@ -28,7 +28,7 @@ from server.aggregation.pbea import PosteriorSum
 
 FEATURES = 74
 SAMPLES = 4
-MEASURED = 50
+MEASURED = 10
 
 #: Parameters to the sizes that give about as many.
 SIZES = {60_000: ModelConfig(), 6_000_000: ModelConfig(width=248, heads=8, layers=8)}

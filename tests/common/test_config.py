@@ -76,13 +76,12 @@ def test_the_defaults() -> None:
     assert config.dataset.permuted_clients == 0
 
 
-def test_by_default_labels_are_corrected_for_only_where_they_differ() -> None:
+def test_by_default_nothing_corrects_for_labels_that_differ() -> None:
     strategy = composed().strategy
     assert strategy.setting is Setting.federated
     assert strategy.weights is ClientWeights.examples
     assert strategy.local.proximal == 0
-    assert strategy.local.logit_adjustment is strategy.local.lr_decay is When.skewed
-    assert strategy.server_optimizer.when is When.skewed
+    assert strategy.local.logit_adjustment is strategy.local.lr_decay is When.never
 
 
 def test_nothing_is_added_to_the_algorithm_of_the_paper() -> None:
