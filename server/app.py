@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import Config, config_of_run
+from common.config import Config, Setting, config_of_run
 from common.data.federation import load_federation
 from common.errors import UserError
 from server.console import RunConsole
@@ -48,6 +48,15 @@ def prepare(config: Config, folder: str | Path) -> Run:
     return run
 
 
+def check_federated(config: Config) -> None:
+    """Raise `UserError` for a strategy that is no federation, see `server.reference`."""
+    if config.strategy.setting is not Setting.federated:
+        name = config.strategy.name
+        raise UserError(
+            f"strategy={name} is a bound that one machine trains: utmp-train strategy={name}"
+        )
+
+
 app = ServerApp()
 
 
@@ -56,6 +65,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config strings ``config-name`` and ``overrides`` describe."""
     try:
         config = config_of_run(context.run_config)
+        check_federated(config)
         _execute(prepare(config, config.run_dir), grid, context)
     except UserError as error:
         # Flower logs a traceback of whatever ends a ServerApp; the line comes first, and alone.
