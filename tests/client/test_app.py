@@ -356,7 +356,7 @@ def with_precision(posterior: Posterior) -> set[str]:
 def test_maps_are_measured_in_early_rounds_alone(share: float, rounds: int, last: int) -> None:
     # ceil(share * rounds) of them.
     settings = [f"strategy.posterior_rounds={share}", f"rounds={rounds}"]
-    config = small("strategy=hierarchical", "client.batch_size=100", *settings)
+    config = small("strategy=few_rounds", "client.batch_size=100", *settings)
     key, sizes = ClientKey("audio", 0), {}
     parts = global_parts(config)
     maps = {
@@ -389,14 +389,14 @@ def test_only_the_part_that_is_merged_by_its_posterior_sends_one(
     encoder: str, decoder: str, expected: tuple[bool, bool]
 ) -> None:
     merges = [f"strategy.encoder.merge={encoder}", f"strategy.decoder.merge={decoder}"]
-    config = small("strategy=hierarchical", *merges)
+    config = small("strategy=few_rounds", *merges)
     uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
     found = [bool(with_precision(part)) for part in (uplink.encoder, uplink.decoder)]
     assert tuple(found) == expected
 
 
 def test_moments_are_of_the_trained_model_on_the_train_items() -> None:
-    config, key = small("strategy=hierarchical", "client.lr=0.05"), ClientKey("audio", 0)
+    config, key = small("strategy=few_rounds", "client.lr=0.05"), ClientKey("audio", 0)
     downlink = downlink_to(key, config)
     uplink = run_round(downlink, EVERYONE, config)
     data = client_data(EVERYONE, key, config)

@@ -68,7 +68,7 @@ def test_the_defaults() -> None:
     assert config.strategy.encoder.merge is EncoderMerge.pbea
     assert config.strategy.encoder.structure is Structure.inputs
     assert config.strategy.encoder.scale is Scale.absolute
-    assert config.strategy.decoder.merge is DecoderMerge.posterior
+    assert config.strategy.decoder.merge is DecoderMerge.cmda
     assert config.fusion.name is FusionRule.auto
     assert config.runtime.client_gpus is None
     assert config.partition == PartitionConfig(PartitionRule.groups)

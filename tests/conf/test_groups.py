@@ -283,10 +283,8 @@ def test_baselines_are_what_their_names_say() -> None:
         "pbea": {"encoder", "sampler"},
         "cmda": {"decoder"},
         "paper": {"encoder", "decoder", "sampler"},
-        "hierarchical": {
-            *("encoder", "decoder", "posterior_rounds"),
-            *("local", "server_optimizer"),  # where labels differ
-        },
+        "hierarchical": {"encoder", "decoder", "posterior_rounds"},
+        "few_rounds": {"encoder", "decoder", "posterior_rounds"},
         "local": {"setting"},
         "pooled": {"setting"},
         "centralised": {"setting"},

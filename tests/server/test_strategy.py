@@ -326,7 +326,7 @@ def test_fedavg_is_numpy_s_average() -> None:
             np.testing.assert_allclose(parts.encoders[modality][name].numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["paper", "hierarchical"])
+@pytest.mark.parametrize("strategy", ["paper", "hierarchical", "few_rounds"])
 def test_round_is_the_merge_of_its_sum(strategy: str) -> None:
     federation = Federation(config := config_with(f"strategy={strategy}"))
     messages = federation.ask(server_round=2)
@@ -345,7 +345,7 @@ def test_round_is_the_merge_of_its_sum(strategy: str) -> None:
     assert report.decoder_weights == expected.decoder_weights
 
 
-@pytest.mark.parametrize("strategy", ["hierarchical", "paper", "fedavg"])
+@pytest.mark.parametrize("strategy", ["hierarchical", "few_rounds", "paper", "fedavg"])
 def test_order_of_the_replies_changes_no_bit(strategy: str) -> None:
     orders = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)]
     results = []
@@ -858,7 +858,7 @@ def test_bad_reply_of_one_round_does_not_count_in_the_next() -> None:
 
 def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[RoundReport], FakeGrid]:
     config = config_with(
-        "strategy=hierarchical",
+        "strategy=few_rounds",
         "dataset.num_items=120",
         "dataset.num_speakers=24",
         "clients.default=2",

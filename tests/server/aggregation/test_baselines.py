@@ -106,7 +106,8 @@ def softmax_mean(*values: float) -> float:
         ("trimmed_mean", (4.0, -1.0, 3.0)),  # none of two is cut off, one of three at either end
         ("pbea", (5.0, -1.0, 3.5)),
         ("cmda", (5.0, -1.0, (4 + 3) / 2)),
-        ("hierarchical", (5.0, -1.0, 3.5)),
+        ("hierarchical", (5.0, -1.0, (4 + 3) / 2)),
+        ("few_rounds", (5.0, -1.0, 3.5)),
     ],
 )
 def test_one_round_by_hand(name: str, expected: tuple[float, ...]) -> None:
@@ -279,7 +280,7 @@ def test_exact_posteriors_reach_the_pooled_optimum_and_their_average_does_not() 
 Change = Callable[[StrategyConfig], StrategyConfig]
 EVERY = (
     *("fedavg", "fedprox", "fedavgm", "fedadam", "fednova", "fedatt"),
-    *("median", "trimmed_mean", "pbea", "cmda", "hierarchical"),
+    *("median", "trimmed_mean", "pbea", "cmda", "hierarchical", "few_rounds"),
 )
 
 
