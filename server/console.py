@@ -10,9 +10,10 @@ from rich.table import Table
 from common.metrics import HEADLINE
 from common.task import Task
 from server.evaluate import Scores
+from server.terminal import Terminal
 
 
-class RunConsole:
+class RunConsole(Terminal):
     """The terminal of a run; use as a context manager.
 
     Parameters
@@ -27,7 +28,7 @@ class RunConsole:
 
     def __init__(self, rounds: int, task: Task, console: Console | None = None) -> None:
         self.task = task
-        self.console = console or Console(highlight=False)
+        super().__init__(console)
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -47,16 +48,6 @@ class RunConsole:
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
-
-    def tell(self, line: str) -> None:
-        """Print one line."""
-        self.console.print(line, soft_wrap=True, markup=False, emoji=False)
-
-    def warn(self, line: str) -> None:
-        """Print one line that asks for attention."""
-        self.console.print(
-            f"warning: {line}", style="yellow", soft_wrap=True, markup=False, emoji=False
-        )
 
     def round(self, record: Mapping[str, Any]) -> None:
         """Print the line of a round, given its object in ``rounds.jsonl``."""

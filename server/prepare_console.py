@@ -15,12 +15,13 @@ from common.data.shards import SUFFIX
 from common.data.split import shared_groups
 from common.data.statistics import bin_edges, label_bins, label_histogram, sequence_statistics
 from common.task import Task
+from server.terminal import Terminal
 
 #: Cells of a histogram's longest bar.
 WIDTH = 30
 
 
-class PrepareConsole:
+class PrepareConsole(Terminal):
     """The terminal of a preparation; use as a context manager while it lasts.
 
     Parameters
@@ -30,7 +31,7 @@ class PrepareConsole:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
+        super().__init__(console)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -56,10 +57,6 @@ class PrepareConsole:
         self._progress.update(
             self._bars[stage], completed=done, total=None if done < total == 1 else total
         )
-
-    def tell(self, line: str, style: str = "") -> None:
-        """Print one line."""
-        self.console.print(line, style=style, soft_wrap=True, markup=False, emoji=False)
 
     def describe(self, found: ReadSource) -> None:
         """Print what a source holds."""
@@ -89,7 +86,7 @@ class PrepareConsole:
         self.tell("steps: least, median, most. const.: features that never change", "dim")
         self._labels(found)
         for line in shared_groups(items, splits):
-            self.tell(f"warning: {line}", "yellow")
+            self.warn(line)
 
     def prepared(self, manifest: Manifest, out: str) -> None:
         """Print what was prepared."""
@@ -97,7 +94,7 @@ class PrepareConsole:
         self._cleaning(manifest.cleaning)
         self.console.print(_clients(manifest))
         for line in manifest.warnings:
-            self.tell(f"warning: {line}", "yellow")
+            self.warn(line)
         size = sum(shard["bytes"] for shard in manifest.shards.values())
         sides = ", ".join(
             f"{name} {side['items']}" for name, side in manifest.sides.items() if side["items"]

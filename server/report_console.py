@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
 
 from server.comparison import LEVEL
 from server.report_blocks import assignments, differing, present
 from server.report_tables import MINOR, Report, Table, count, tables_of, without_places
+from server.terminal import Terminal
 
 REPORT = "report.md"
 
@@ -102,21 +102,8 @@ def _code(words: list[str]) -> str:
     return ", ".join(f"`{without_places(word)}`" for word in words)
 
 
-class ReportConsole:
-    """The terminal of a report.
-
-    Parameters
-    ----------
-    console
-        Where to print; by default the terminal.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(highlight=False)
-
-    def tell(self, line: str, style: str = "") -> None:
-        """Print one line."""
-        self.console.print(line, style=style, soft_wrap=True, markup=False, emoji=False)
+class ReportConsole(Terminal):
+    """The terminal of a report."""
 
     def show(self, report: Report, out: str) -> None:
         """Print the tables, and where the files are.
@@ -137,7 +124,7 @@ class ReportConsole:
                 if table.note:
                     self.tell(table.note, "dim")
         for line in report.warnings():
-            self.tell(f"warning: {line}", "yellow")
+            self.warn(line)
         for name in (REPORT, *map(report.picture_of, report.blocks)):
             self.tell(f"{out}/{name}")
 

@@ -16,10 +16,8 @@ from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import given_config, make_client_app
-from common.errors import UserError
 from server.federation import Run
-from server.run_folder import FLOWER_LOG
-from server.simulation import check_resources, log_to_file
+from server.simulation import prepare_machine
 
 #: Flower stamps messages with these; a SuperLink would give them.
 _RUN_ID = 1
@@ -111,12 +109,7 @@ def run_sequentially(run: Run) -> None:
     UserError
         As `server.federation.Run.execute`.
     """
-    try:
-        check_resources(run.config)
-    except UserError:
-        run.folder.release()
-        raise
-    log_to_file(run.folder.path / FLOWER_LOG)
+    prepare_machine(run)
     app = make_client_app(partial(given_config, run.config))
     with run.console:
         run.execute(SequentialGrid(app, len(run.data.clients)))

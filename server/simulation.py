@@ -26,12 +26,7 @@ def simulate(run: Run) -> None:
     UserError
         As `server.federation.Run.execute`.
     """
-    try:
-        check_resources(run.config)
-    except UserError:
-        run.folder.release()
-        raise
-    log_to_file(run.folder.path / FLOWER_LOG)
+    prepare_machine(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         run_simulation(
@@ -43,6 +38,22 @@ def simulate(run: Run) -> None:
                 "client_resources": {**client_resources(run.config.runtime)},
             },
         )
+
+
+def prepare_machine(run: Run) -> None:
+    """Check that a run can start here, and send Flower's log to its folder.
+
+    Raises
+    ------
+    UserError
+        As `check_resources`; the folder is given up then.
+    """
+    try:
+        check_resources(run.config)
+    except UserError:
+        run.folder.release()
+        raise
+    log_to_file(run.folder.path / FLOWER_LOG)
 
 
 def check_resources(config: Config) -> None:
