@@ -51,7 +51,8 @@ def report_plot(title: str, metric: str, baseline: str | None, rows: Sequence[Ro
     import matplotlib.figure
 
     labels = [_plain(row.label) for row in rows]
-    lines = sum(max(1.35, label.count("\n") + 1) for label in labels)
+    # Rows stand equally far apart, so the longest label sets their height.
+    lines = len(labels) * max(1.35, *(label.count("\n") + 1.5 for label in labels))
     panels = 1 if baseline is None else 2
     size = (6.4 + 4.6 * (panels - 1), min(1.7 + 0.24 * lines, 60))
     figure = matplotlib.figure.Figure(figsize=size, layout="constrained")
