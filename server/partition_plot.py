@@ -5,7 +5,7 @@ import io
 import numpy as np
 
 from common.data.manifest import Manifest
-from common.data.shards import SUFFIX
+from common.seal import SUFFIX
 
 PLOT = "partition.png"
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from common.data.manifest import Manifest
 from common.data.preparation import ReadSource
-from common.data.shards import SUFFIX
 from common.data.split import shared_groups
 from common.data.statistics import bin_edges, label_bins, label_histogram, sequence_statistics
+from common.seal import SUFFIX
 from common.task import Task
 from server.terminal import Terminal
 

@@ -27,11 +27,11 @@ from common.data.formats.npz import read_npz
 from common.data.partition import partition_groups
 from common.data.partitioners import deal
 from common.data.shard_folder import load_shard_folder, read_listed_shard
-from common.data.shards import SUFFIX
 from common.data.source import ReadSettings
 from common.data.split import split_groups
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError
+from common.seal import SUFFIX
 from common.seeding import generator
 from common.task import Task
 

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from common.clients import ClientKey
-from common.data.shards import SUFFIX, VERSION
+from common.data.shards import VERSION
 from common.errors import UserError
+from common.seal import SUFFIX
 from common.task import Task
 
 MANIFEST = "manifest.json"

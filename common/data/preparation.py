@@ -18,13 +18,14 @@ from common.data.formats.table import array_files
 from common.data.known_files import name_of
 from common.data.manifest import MANIFEST, Manifest, write_manifest
 from common.data.partitioners import Dealt, deal
-from common.data.shards import SUFFIX, VERSION, info_of, write_shard
+from common.data.shards import VERSION, info_of, write_shard
 from common.data.source import ReadSettings, Source
 from common.data.split import Sides, split_by_source, split_groups
 from common.data.statistics import bin_edges, label_bins, label_statistics, sequence_statistics
 from common.data.synthetic import VIEWS, make_synthetic
 from common.data.whole_folder import whole_folder
 from common.errors import UserError
+from common.seal import SUFFIX
 from common.task import Task
 
 #: Told what is being done, how much of it is done, and how much there is.

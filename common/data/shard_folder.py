@@ -8,8 +8,9 @@ from common.clients import ClientKey, clients_per_modality
 from common.config import ShardsConfig
 from common.data.dataset import MultimodalDataset
 from common.data.manifest import MANIFEST, Manifest, read_manifest
-from common.data.shards import SUFFIX, Shard, read_shard
+from common.data.shards import Shard, read_shard
 from common.errors import UserError
+from common.seal import SUFFIX
 from common.task import Task
 
 

@@ -1,18 +1,13 @@
 """Shards: one safetensors file for each client, and one for each evaluation side.
 
 A shard holds items of one or more modalities with labels, ids and groups, and says in its header
-what they are. A seal in the header is the SHA-256 of all other bytes, so that a shard which was
-damaged on its way to a site is refused. Features are mapped into memory, not read.
+what they are. It is sealed, see `common.seal`: what was damaged on its way to a site is refused.
+Features are mapped into memory, not read.
 
 Notation: N items, R rows of one modality, D feature width, K labels.
 """
 
-import hashlib
-import json
-import os
-import re
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,26 +15,18 @@ from typing import Any, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from common.clients import check_modality_name
 from common.data.dataset import FloatArray, IntArray, LabelArray, MultimodalDataset, Sequences
 from common.errors import UserError
+from common.seal import NotSealedError, SealError, read_sealed, write_sealed
 from common.task import Task
 
 #: Of the layout below; a shard of another version is refused.
 VERSION = 1
-SUFFIX = ".safetensors"
 
 #: Bytes of an id or of a group's name.
 MAX_NAME = 4096
-
-_KEY = "ha-fedformer"
-_BLANK = "0" * 64
-_SEAL = re.compile(rb'\\"seal\\":\s*\\"([0-9a-f]{64})\\"')
-_MAX_HEADER = 1 << 24
-_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -117,14 +104,7 @@ def write_shard(
         arrays[f"{name}.values"] = _stored(sequences.values[rows], dtype, name)
         arrays[f"{name}.starts"] = starts
         arrays[f"{name}.lengths"] = sequences.lengths
-    header = {"version": VERSION, "seal": _BLANK, **asdict(info)}
-    # One key: safetensors writes several in no particular order.
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-    try:
-        save_file(contiguous, path, metadata={_KEY: json.dumps(header)})
-    except SafetensorError as error:
-        raise OSError(str(error)) from error
-    return _seal(path)
+    return write_sealed(path, arrays, {"version": VERSION, **asdict(info)})
 
 
 def read_shard(path: Path) -> Shard:
@@ -135,24 +115,19 @@ def read_shard(path: Path) -> Shard:
     UserError
         If it is not a shard, is damaged, or is of another version.
     """
+    if path.is_dir():
+        raise UserError(f"shard {path} is a folder; expected a file that utmp-prepare wrote")
     try:
-        written, computed = _seals(path)
+        header, tensors, seal = read_sealed(path)
+    except NotSealedError as error:
+        raise UserError(
+            f"{path} is not a shard, or only a part of one; utmp-prepare writes shards"
+        ) from error
+    except SealError as error:
+        raise UserError(f"shard {path} {error}; copy it again, or prepare it again") from error
     except OSError as error:
         raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
-    if written != computed:
-        raise UserError(
-            f"shard {path} is damaged: its bytes do not match its seal; copy it again, or prepare "
-            "it again"
-        )
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads(file.metadata()[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if not isinstance(header, dict):
-            raise TypeError("its header is no object")
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError, RecursionError) as error:
-        raise UserError(f"shard {path} cannot be read: {str(error).splitlines()[0]}") from error
-    return _Reader(path, header, tensors).shard(written)
+    return _Reader(path, header, tensors).shard(seal)
 
 
 def _stored(values: FloatArray, dtype: np.dtype[Any] | None, name: str) -> NDArray[Any]:
@@ -195,63 +170,6 @@ def _unpack_text(content: bytes, ends: IntArray) -> NDArray[np.str_]:
         ],
         dtype=np.str_,
     )
-
-
-def _seal(path: Path) -> str:
-    """Compute a shard's seal and put it in its header."""
-    with path.open("r+b") as file:
-        header = _header(file.read(8), file.read(_MAX_HEADER), path)
-        place = _SEAL.search(header)
-        assert place is not None
-        file.seek(0)
-        seal = _digest(_chunks(file))
-        file.seek(8 + place.start(1))
-        file.write(seal.encode())
-        file.flush()
-        os.fsync(file.fileno())
-    return seal
-
-
-def _seals(path: Path) -> tuple[str, str]:
-    """Return the seal that a shard has, and the one that its bytes have."""
-    if path.is_dir():
-        raise UserError(f"shard {path} is a folder; expected a file that utmp-prepare wrote")
-    with path.open("rb") as file:
-        length = file.read(8)
-        header = _header(length, file.read(_MAX_HEADER), path)
-        places = list(_SEAL.finditer(header))
-        if len(places) != 1:
-            raise UserError(f"{path} is not a shard, or is damaged; utmp-prepare writes shards")
-        start, end = places[0].span(1)
-        file.seek(8 + len(header))
-        blank = header[:start] + _BLANK.encode() + header[end:]
-        computed = _digest(_joined(length + blank, _chunks(file)))
-    return places[0][1].decode(), computed
-
-
-def _header(length: bytes, following: bytes, path: Path) -> bytes:
-    """Return the header of a safetensors file: JSON behind its length."""
-    size = struct.unpack("<Q", length)[0] if len(length) == 8 else 0
-    if not 0 < size <= len(following):
-        raise UserError(f"{path} is not a shard, or only a part of one; utmp-prepare writes shards")
-    return following[:size]
-
-
-def _chunks(file: Any) -> Iterator[bytes]:
-    while chunk := file.read(_CHUNK):
-        yield chunk
-
-
-def _joined(first: bytes, rest: Iterator[bytes]) -> Iterator[bytes]:
-    yield first
-    yield from rest
-
-
-def _digest(chunks: Iterator[bytes]) -> str:
-    digest = hashlib.sha256()
-    for chunk in chunks:
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import pytest
 from matplotlib.image import imread
 
 from common.data.manifest import Manifest
-from common.data.shards import SUFFIX, VERSION
+from common.data.shards import VERSION
+from common.seal import SUFFIX
 from common.task import Task
 from server.partition_plot import partition_plot
 

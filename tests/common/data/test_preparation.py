@@ -22,8 +22,9 @@ from common.config.prepare import Format, Labels, Precision, PrepareConfig, Spli
 from common.data.dataset import MultimodalDataset
 from common.data.manifest import Manifest, read_manifest
 from common.data.preparation import prepare, read
-from common.data.shards import SUFFIX, Shard, read_shard
+from common.data.shards import Shard, read_shard
 from common.errors import UserError
+from common.seal import SUFFIX
 from common.task import Task
 
 GROUPS, PER_GROUP, STEPS = 30, 3, 4

@@ -24,12 +24,12 @@ from common.data.shards import (
     VERSION,
     Shard,
     ShardInfo,
-    _seal,
     info_of,
     read_shard,
     write_shard,
 )
 from common.errors import UserError
+from common.seal import seal
 from common.task import Task
 
 KEY = "ha-fedformer"
@@ -588,7 +588,7 @@ def forge(path: Path, change: Change, task: Task = Task.regression) -> None:
     replaced = change(arrays, header)
     text = replaced if isinstance(replaced, str) else json.dumps(header)
     save_file(arrays, path, metadata={KEY: text})
-    _seal(path)
+    seal(path)
 
 
 def put(name: str, index: Any, value: Any) -> Change:
@@ -801,7 +801,7 @@ def test_a_seal_elsewhere_than_in_the_header_s_key_is_refused(path: Path) -> Non
     write(path, dataset())
     for metadata in ({"other": f"{{{SEALED}}}"}, {KEY: "{}", "other": f"{{{SEALED}}}"}):
         save_file(load_file(path), path.with_name("x.safetensors"), metadata=metadata)
-        _seal(path.with_name("x.safetensors"))
+        seal(path.with_name("x.safetensors"))
         refused(path.with_name("x.safetensors"))
 
 
@@ -813,7 +813,7 @@ def test_features_of_another_kind_of_number_are_refused(path: Path) -> None:
         other = path.with_name("other.safetensors")
         changed = arrays | {"vision.values": arrays["vision.values"].to(dtype)}
         save_tensors(changed, other, metadata={KEY: header})
-        _seal(other)
+        seal(other)
         assert "vision.values" in refused(other)
 
 
