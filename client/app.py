@@ -11,6 +11,7 @@ from flwr.clientapp import ClientApp
 from client.node import Node, client_data, client_label_sums, describe, label_edges, parse_node
 from client.objective import local_objective
 from client.posterior import fit_gaussian, mapped_gaussian
+from client.privacy import protect
 from client.trainer import (
     RoundOptions,
     Trained,
@@ -104,7 +105,7 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
     )
     seed = derive_seed(config.seed, "train", downlink.round, str(key))
     trained = train(model, data, config.client, config.strategy.sampler, seed, options)
-    return Uplink(
+    uplink = Uplink(
         key,
         downlink.round,
         *_fitted(downlink, model, data, trained, config),
@@ -114,6 +115,7 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
         agrees,
         trained.steps,
     )
+    return protect(uplink, downlink, config.privacy)
 
 
 def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFedformer:

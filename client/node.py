@@ -160,7 +160,7 @@ class _Frozen:
     def __init__(self, config: Config) -> None:
         self.config = config
         # Where the run folder goes is no matter of data, and differs from one message to the next.
-        self._text = repr(replace(config, run_dir=""))
+        self._text = repr(replace(config, run_dir="", resume=None))
 
     def __hash__(self) -> int:
         return hash(self._text)

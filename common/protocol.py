@@ -38,6 +38,10 @@ class ProtocolError(Exception):
     """A message that does not follow the protocol; says what was expected."""
 
 
+class ClientFailureError(ProtocolError):
+    """A client says itself that it failed; its message is the client's reason."""
+
+
 def encode_downlink(downlink: Downlink) -> RecordDict:
     """Return the content of the message."""
     about = _about(downlink.key) | {
@@ -106,12 +110,13 @@ def decode_uplink(content: RecordDict) -> Uplink:
     Raises
     ------
     ProtocolError
-        If a record or a value is missing or of the wrong type or shape, or if the client says that
-        it failed; then with its reason.
+        If a record or a value is missing or of the wrong type or shape.
+    ClientFailureError
+        If the client says that it failed.
     """
     if _FAILURE in content.config_records:
         failure = _typed(content.config_records[_FAILURE], _FAILURE, {"reason": str})
-        raise ProtocolError(" ".join(failure["reason"].split())[:MAX_REASON])
+        raise ClientFailureError(" ".join(failure["reason"].split())[:MAX_REASON])
     about = _read_about(content, {"round": int})
     metrics = _typed(
         content.metric_records.get(_METRICS),
@@ -283,9 +288,11 @@ def _pack(gaussian: Gaussian) -> Tensor:
 
 
 def _unpack(packed: Tensor, columns: int) -> Tensor:
+    count = columns * (columns + 1) // 2
+    # Before the indices, which take far more memory than the message did.
+    if packed.shape != (count,):
+        raise ValueError(f"{packed.numel()} packed values, expected {count}")
     rows, cols = torch.triu_indices(columns, columns)
-    if packed.shape != rows.shape:
-        raise ValueError(f"{packed.numel()} packed values, expected {len(rows)}")
     full = packed.new_empty(columns, columns)
     full[rows, cols] = packed
     full[cols, rows] = packed

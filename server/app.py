@@ -1,6 +1,6 @@
 """The Flower ServerApp: what `flwr run` starts."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,9 +11,11 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import Config, Setting, config_of_run
 from common.data.federation import load_federation
 from common.errors import UserError
-from server.console import RunConsole
+from server.checkpoint import Checkpoints
+from server.console import make_console
 from server.federation import Run, check_evaluation_data, use_one_thread
-from server.run_folder import RunFolder
+from server.resume import resumed_config
+from server.run_folder import CHECKPOINTS, RunFolder, read_settings
 
 RunGrid = Callable[[Grid], None]
 
@@ -30,22 +32,53 @@ def _execute(run: Run, grid: Grid, context: Context) -> None:
         run.execute(grid)
 
 
-def prepare(config: Config, folder: str | Path) -> Run:
+def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = None) -> Run:
     """Load the data and open the run folder, before any client is asked for anything.
+
+    Parameters
+    ----------
+    config
+        What to run; with ``resume``, what is asked of the run to go on with.
+    folder
+        Where a new run goes.
+    given
+        The command's overrides, see `server.resume.resumed_config`.
 
     Raises
     ------
     UserError
-        If the data cannot be used, or the folder holds a run already.
+        If the data cannot be used, the folder holds a run already, or there is nothing to resume.
     """
     use_one_thread()
+    if config.resume is not None:
+        return _resume(config, given)
     data = load_federation(config)
     check_evaluation_data(data)
     # The run's own record of its settings says what the data are.
     config = replace(config, dataset=replace(config.dataset, task=data.task))
-    run = Run(config, data, RunFolder(folder), RunConsole(config.rounds, data.task))
+    run = Run(config, data, RunFolder(folder), make_console(config, data.task))
     run.folder.write_config(config)
     return run
+
+
+def _resume(asked: Config, given: Sequence[str] | None) -> Run:
+    assert asked.resume is not None
+    settings = read_settings(RunFolder.config_of(asked.resume))
+    config = resumed_config(settings, asked, given)
+    check_federated(config)
+    data = load_federation(config)
+    check_evaluation_data(data)
+    console = make_console(config, data.task)
+    folder = RunFolder.reopen(asked.resume)
+    checkpoint = Checkpoints(folder.path / CHECKPOINTS).latest(console.warn)
+    done = checkpoint.round if checkpoint else 0
+    if config.rounds < done or (config.rounds == done and folder.is_finished()):
+        raise UserError(
+            f"resume={asked.resume}: that run has its {done} rounds; for more, give rounds=…"
+        )
+    records = folder.keep_rounds(done)
+    folder.write_config(config)
+    return Run(config, data, folder, console, checkpoint, records)
 
 
 def check_federated(config: Config) -> None:

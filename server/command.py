@@ -1,9 +1,10 @@
 """What every command has in common: Hydra, one-line errors, exit statuses.
 
-Exit status 0 for success, 2 for a mistake of the user.
+Exit status 0 for success, 2 for a mistake of the user, 128 and its number for a signal.
 """
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from common.config import Config, explain
 from common.errors import UserError
+from server.interruption import InterruptedRunError
 
 Task = Callable[[DictConfig], None]
 
@@ -36,6 +38,8 @@ def hydra_command(config_name: str, schema: type = Config) -> Callable[[Task], C
         def guarded(composed: DictConfig) -> None:
             try:
                 task(composed)
+            except InterruptedRunError as error:
+                sys.exit(error.status)
             except UserError as error:
                 # Not an exception to Hydra, which would print a traceback of its own.
                 fail(str(error))
@@ -49,6 +53,8 @@ def hydra_command(config_name: str, schema: type = Config) -> Callable[[Task], C
                 )()
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, schema))
+            except KeyboardInterrupt:
+                sys.exit(128 + signal.SIGINT)
 
         return command
 
@@ -61,6 +67,11 @@ def run_folder(config: Config) -> Path:
     if hydra_config.mode is RunMode.MULTIRUN:
         return Path(config.run_dir) / str(hydra_config.job.num)
     return Path(config.run_dir)
+
+
+def given_overrides() -> list[str]:
+    """Return the overrides that were typed."""
+    return list(HydraConfig.get().overrides.task)
 
 
 def fail(message: str) -> None:

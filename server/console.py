@@ -1,12 +1,15 @@
-"""What a run shows: one line a round above a progress bar, and a table at the end."""
+"""What a run shows: one line a round above a progress bar, and a table at the end; or JSON."""
 
+import json
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from common.config import Config, ConsoleStyle
 from common.metrics import HEADLINE
 from common.task import Task
 from server.evaluate import Scores
@@ -82,3 +85,45 @@ class RunConsole(Terminal):
         for metric in scores["multimodal"]:
             table.add_row(metric, *(f"{values[metric]:.3f}" for values in scores.values()))
         self.console.print(table)
+
+
+class JsonConsole(RunConsole):
+    """The same for a log collector: one JSON object a line.
+
+    Each has ``time`` (ISO 8601, UTC), ``level`` (``info`` or ``warning``) and ``event``:
+    ``message``, ``round`` (with the object of ``rounds.jsonl``) or ``scores``.
+    """
+
+    def __enter__(self) -> "JsonConsole":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def tell(self, line: str, style: str = "") -> None:
+        """Print one line as an event."""
+        self._event("message", message=line)
+
+    def warn(self, line: str) -> None:
+        """Print one line that asks for attention as an event."""
+        self._event("message", "warning", message=line)
+
+    def round(self, record: Mapping[str, Any]) -> None:
+        """Print a round as an event."""
+        level = "warning" if record["reused"] or record["rejected"] else "info"
+        self._event("round", level, **record)
+
+    def scores(self, title: str, scores: Scores) -> None:
+        """Print final scores as an event."""
+        self._event("scores", title=title, scores=scores)
+
+    def _event(self, event: str, level: str = "info", **fields: Any) -> None:
+        time = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": time, "level": level, "event": event, **fields})
+        self.console.out(line, highlight=False)
+
+
+def make_console(config: Config, task: Task) -> RunConsole:
+    """Return the console that ``console`` asks for."""
+    kind = JsonConsole if config.console is ConsoleStyle.json else RunConsole
+    return kind(config.rounds, task)

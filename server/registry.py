@@ -1,7 +1,6 @@
 """Which node hosts which clients: every node is asked once, when it is new."""
 
-import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,12 +15,15 @@ from common.errors import UserError
 from common.messages import ClientDescription
 from common.protocol import ProtocolError, decode_description, encode_query
 from common.task import Task
+from server.exchange import exchange
 from server.validation import check_description
 
-POLL_SECONDS = 0.2
+#: How long a node may take to describe itself before it is asked again.
+QUERY_SECONDS = 30.0
 
-#: A wait shorter than this is not worth a line.
-PATIENCE_SECONDS = 3.0
+
+class ImpostorError(UserError):
+    """A node that is not the client that it says it is; no mistake of the others."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,15 @@ class Registry:
     members
         Client to where it is, in the order of their names.
     asked
-        Nodes that have been asked.
+        Nodes that have been asked, or are not to be.
+    named
+        Whether a node was seen that is registered with a name. Then every node needs one, and may
+        only be the client of that name.
     """
 
     members: dict[ClientKey, Member] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
+    named: bool = False
 
     def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[str]:
         """Ask the nodes that are new; forget the clients of nodes that are gone.
@@ -75,25 +81,51 @@ class Registry:
         list of str
             For each node that was left out or replaced another, one line that says why.
         """
-        present = set(grid.get_node_ids())
-        self.asked &= present
-        self.members = {key: m for key, m in self.members.items() if m.node in present}
-        new = sorted(present - self.asked)
+        impostors, faults = self.ask_new(grid, known, timeout)
+        return impostors + faults
+
+    def ask_new(
+        self, grid: Grid, known: Collection[str], timeout: float
+    ) -> tuple[list[str], list[str]]:
+        """As `refresh`; return the lines about impostors, and apart those about mistakes."""
+        names = _registered_names(grid)
+        impostors = self._refuse_nameless(names)
+        self.asked &= names.keys()
+        self.members = {key: m for key, m in self.members.items() if m.node in names}
+        new = sorted(names.keys() - self.asked)
         if not new:
-            return []
+            return impostors, []
         queries = [Message(encode_query(), node, MessageType.QUERY) for node in new]
         faults: list[str] = []
-        replies = grid.send_and_receive(queries, timeout=timeout)
+        replies = list(exchange(grid, queries, timeout))
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
-            self.asked.add(reply.metadata.src_node_id)
+            node = reply.metadata.src_node_id
+            self.asked.add(node)
             try:
-                faults += self._add(reply, known)
+                faults += self._add(reply, known, names.get(node, ""))
+            except ImpostorError as error:
+                impostors.append(str(error))
             except UserError as error:
-                faults.append(f"node {reply.metadata.src_node_id}: {error}")
+                faults.append(f"node {node}: {error}")
         self.members = dict(sorted(self.members.items()))
-        return faults
+        return impostors, faults
 
-    def _add(self, reply: Message, known: Collection[str]) -> list[str]:
+    def _refuse_nameless(self, names: Mapping[int, str]) -> list[str]:
+        """Leave out nodes without a name, also such as came before the first that has one."""
+        nameless = {node for node, name in names.items() if not name}
+        if not self.named and len(nameless) < len(names):
+            self.named = True
+            self.asked -= nameless
+        refused = sorted(nameless - self.asked) if self.named else []
+        self.asked.update(refused)
+        self.members = {key: m for key, m in self.members.items() if m.node not in refused}
+        return [
+            f"node {node} is registered without a name, and others with one: it is left out until "
+            "it is registered with --name"
+            for node in refused
+        ]
+
+    def _add(self, reply: Message, known: Collection[str], name: str) -> list[str]:
         """Take in the clients of a node, all or none; return the claims that it took over."""
         node = reply.metadata.src_node_id
         if reply.has_error():
@@ -104,6 +136,12 @@ class Registry:
             raise UserError(f"it speaks another protocol: {error}") from error
         if description.error:
             raise UserError(description.error)
+        said = ", ".join(str(client.key) for client in description.clients)
+        if name not in ("", said):
+            raise ImpostorError(
+                f"node {node} is registered as {name} and says that it is {said or 'no client'}: "
+                "it is left out until its --node-config or its name is corrected"
+            )
         for client in description.clients:
             check_description(client, known)
             self._check_width(client)
@@ -134,64 +172,6 @@ class Registry:
         for key, member in self.members.items():
             found.setdefault(key.modality, []).append(member)
         return found
-
-    def wait_for(
-        self,
-        grid: Grid,
-        counts: Mapping[str, int],
-        timeout: float,
-        tell: Callable[[str], None],
-    ) -> None:
-        """Wait until each modality has as many clients as `counts`, at most `timeout` seconds.
-
-        Parameters
-        ----------
-        grid
-            Reaches the nodes.
-        counts
-            Modality to the number of clients expected.
-        timeout
-            Seconds.
-        tell
-            Takes one line for the user, each time that what is missing changes.
-
-        Raises
-        ------
-        UserError
-            If a modality has no client at all by then, or a node cannot take part: before the first
-            round that is a mistake to mend.
-        """
-        began = time.monotonic()
-        told = ""
-        while missing := self._missing(counts, grid, began + timeout - time.monotonic()):
-            waited = time.monotonic() - began
-            if waited >= timeout:
-                break
-            line = f"waiting for clients ({', '.join(missing)})"
-            if line != told and waited > PATIENCE_SECONDS:
-                tell(told := line)
-            time.sleep(POLL_SECONDS)
-        else:
-            return
-        absent = [name for name in counts if name not in self.by_modality()]
-        if absent:
-            raise UserError(
-                f"no client of modality {absent[0]!r} after {timeout:.0f} s; start a node with "
-                f"--node-config 'modality=\"{absent[0]}\"'"
-            )
-        tell(f"going on without all clients ({', '.join(missing)})")
-
-    def _missing(self, counts: Mapping[str, int], grid: Grid, timeout: float) -> list[str]:
-        """Refresh, and say of which modalities clients are missing."""
-        faults = self.refresh(grid, counts, max(timeout, 0.0))
-        if faults:
-            raise UserError(faults[0])
-        found = {name: len(members) for name, members in self.by_modality().items()}
-        return [
-            f"{name}: {found.get(name, 0)} of {count}"
-            for name, count in counts.items()
-            if found.get(name, 0) < count
-        ]
 
     def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
         """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.
@@ -234,6 +214,15 @@ class Registry:
     def moments(self) -> dict[str, Moments]:
         """Modality to the pooled moments of its features."""
         return {name: _pooled(members) for name, members in self.by_modality().items()}
+
+
+def _registered_names(grid: Grid) -> dict[int, str]:
+    """Node to the name that the coordinator registered it with; empty where it has none."""
+    # Grids without registration know only the nodes' ids.
+    nodes = getattr(grid, "get_nodes", None)
+    if nodes is None:
+        return dict.fromkeys(grid.get_node_ids(), "")
+    return {node.node_id: node.name for node in nodes()}
 
 
 def _pooled(members: Sequence[Member]) -> Moments:

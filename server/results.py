@@ -9,14 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
 from common.errors import UserError
 from common.metrics import HEADLINE
 from common.task import Task
-from server.run_folder import CONFIG, ROUNDS, SUMMARY
+from server.run_folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_settings
 
 #: Name of a metric to its value.
 Metrics = dict[str, float]
@@ -102,7 +98,7 @@ def read_result(folder: Path) -> Result:
     UserError
         If a file of it is damaged.
     """
-    settings = dict(_flat(_read_config(folder / CONFIG)))
+    settings = flat_settings(read_settings(folder / CONFIG))
     seed = _seed(folder / CONFIG, settings)
     summary = _read_summary(folder / SUMMARY)
     return Result(
@@ -140,32 +136,6 @@ def _tops(place: str) -> list[str]:
     if not folders:
         raise UserError(f"runs={place}: there is no such folder")
     return folders
-
-
-def _flat(node: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Dotted names and values of a nested mapping; a list is one value."""
-    for key, value in node.items():
-        if isinstance(value, Mapping) and value:
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", _text(value)
-
-
-def _text(value: Any) -> str:
-    """Return a value as one would give it on a command line."""
-    if isinstance(value, list):
-        return f"[{','.join(map(_text, value))}]"
-    return value if isinstance(value, str) else json.dumps(value)
-
-
-def _read_config(path: Path) -> Mapping[Any, Any]:
-    try:
-        config = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        raise _damaged(path, str(error)) from error
-    if not isinstance(config, Mapping):
-        raise _damaged(path, "expected settings")
-    return config
 
 
 def _seed(path: Path, settings: Mapping[str, str]) -> int:

@@ -1,19 +1,26 @@
 """What a run leaves on disk.
 
-``config.yaml`` resolved; ``rounds.jsonl`` one object a round; ``summary.json``; the model with all
-that is needed to rebuild it; ``learning_curve.png``. Whole files are written aside and renamed, so
-that none is ever half there.
+``config.yaml`` resolved; ``rounds.jsonl`` one object a round; ``checkpoints/``; ``summary.json``;
+the model with all that is needed to rebuild it; ``learning_curve.png``. Whole files are written
+aside and renamed, so that none is ever half there. A run locks ``rounds.jsonl`` while it lasts.
 """
 
+import fcntl
 import json
+import os
+import time
+import weakref
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from common.config import Config
 from common.errors import UserError
+from common.whole_file import whole_file
 
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
@@ -21,6 +28,10 @@ SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 CURVE = "learning_curve.png"
 FLOWER_LOG = "flower.log"
+CHECKPOINTS = "checkpoints"
+
+#: How long a process that was told to end may take to let go of its run.
+LOCK_SECONDS = 60.0
 
 
 class RunFolder:
@@ -41,15 +52,90 @@ class RunFolder:
         self.path = Path(path).absolute()
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            (self.path / ROUNDS).touch(exist_ok=False)
+            self._hold(os.O_CREAT | os.O_EXCL, wait=0.0)
         except FileExistsError as error:
             if not self.path.is_dir():
                 raise UserError(f"run_dir {self.path} cannot be written: not a folder") from error
             raise UserError(
-                f"{self.path} holds a run already; choose another with run_dir=…"
+                f"{self.path} holds a run already; choose another with run_dir=…, or go on with "
+                f"resume={self.path}"
             ) from error
         except OSError as error:
             raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
+
+    @classmethod
+    def reopen(cls, path: str | Path, wait: float = LOCK_SECONDS) -> "RunFolder":
+        """Take up the folder of a run that broke off.
+
+        Parameters
+        ----------
+        path
+            The folder.
+        wait
+            Seconds that the process which had it may take to end.
+
+        Raises
+        ------
+        UserError
+            If it holds no such run, or another process still has it.
+        """
+        folder = cls.__new__(cls)
+        folder.path = cls.config_of(path).parent
+        try:
+            # A run that ended before its first round gave up its list of rounds.
+            folder._hold(os.O_CREAT, wait)
+        except OSError as error:
+            raise UserError(f"resume={path} cannot be written: {error.strerror}") from error
+        return folder
+
+    @staticmethod
+    def config_of(path: str | Path) -> Path:
+        """Return where the configuration of a run is; raise `UserError` if there is no run."""
+        config = Path(path).absolute() / CONFIG
+        if not config.is_file():
+            raise UserError(f"resume={path}: no run there, which is a folder with {CONFIG}")
+        return config
+
+    def is_finished(self) -> bool:
+        """Whether the run has its summary."""
+        return (self.path / SUMMARY).is_file()
+
+    def _hold(self, flags: int, wait: float) -> None:
+        """Open the list of rounds and lock it as long as this object lives."""
+        held = os.open(self.path / ROUNDS, os.O_RDWR | flags, 0o666)
+        self.close = weakref.finalize(self, os.close, held)
+        deadline = time.monotonic() + wait
+        while True:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError as error:
+                if time.monotonic() >= deadline:
+                    self.close()
+                    raise UserError(
+                        f"{self.path}: another process is writing this run; wait until it ends"
+                    ) from error
+                time.sleep(0.2)
+
+    def keep_rounds(self, count: int) -> list[dict[str, Any]]:
+        """Read the first rounds, and cut off what comes after them, the summary too.
+
+        Raises
+        ------
+        UserError
+            If they are not all there.
+        """
+        content = (self.path / ROUNDS).read_bytes()
+        lines = content.splitlines(keepends=True)[:count]
+        try:
+            records = [json.loads(line) for line in lines]
+            if [record["round"] for record in records] != list(range(1, count + 1)):
+                raise ValueError(f"expected rounds 1 to {count}")
+        except (ValueError, TypeError, KeyError) as error:
+            raise UserError(f"{self.path / ROUNDS} is damaged: {error}") from error
+        (self.path / SUMMARY).unlink(missing_ok=True)
+        os.truncate(self.path / ROUNDS, sum(map(len, lines)))
+        return records
 
     def release(self) -> None:
         """Give the folder up, for a run that ended before its first round."""
@@ -60,9 +146,26 @@ class RunFolder:
         self.write(CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True).encode())
 
     def append_round(self, record: Mapping[str, Any]) -> None:
-        """Append one round, in one write."""
-        with (self.path / ROUNDS).open("a") as file:
-            file.write(json.dumps(record) + "\n")
+        """Append one round, and have it on disk.
+
+        Raises
+        ------
+        UserError
+            If it cannot be written; what is there then is as before.
+        """
+        path = self.path / ROUNDS
+        size = path.stat().st_size
+        try:
+            with path.open("ab") as file:
+                file.write((json.dumps(record) + "\n").encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            os.truncate(path, size)
+            raise UserError(
+                f"{path} cannot be written: {error.strerror}; when that is mended, go on with "
+                f"resume={self.path}"
+            ) from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary."""
@@ -70,7 +173,40 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file aside and rename it."""
-        target = self.path / name
-        aside = target.with_name(f".{name}.part")
-        aside.write_bytes(content)
-        aside.replace(target)
+        with whole_file(self.path / name) as aside:
+            aside.write_bytes(content)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a ``config.yaml`` as plain data.
+
+    Raises
+    ------
+    UserError
+        If it is damaged.
+    """
+    try:
+        settings = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged: {reason}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path} is damaged: expected settings")
+    return {str(key): value for key, value in settings.items()}
+
+
+def flat_settings(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
+    """Return dotted names and values, as one would give them on a command line."""
+    flat: dict[str, str] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = _text(value)
+    return flat
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return f"[{','.join(map(_text, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)

@@ -80,13 +80,14 @@ class SequentialGrid(Grid):
         return [self._push(message) for message in messages]
 
     def _push(self, message: Message) -> str:
+        # Where Flower's own grids put it, so that the reply says what it answers.
+        key = message.metadata.__dict__["_message_id"] = str(next(self._numbers))
         try:
             reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:
             # As Flower's runtimes do: one client's failure ends no run.
             fault = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
             reply = Message(fault, reply_to=message)
-        key = str(next(self._numbers))
         self._replies[key] = reply
         return key
 

@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,23 +21,15 @@ from common.config import ClientWeights, Config, ServerOptimizerConfig, When
 from common.messages import ClientDescription, Downlink, Uplink, no_numbers
 from common.model.evidence import no_evidence
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
-from common.protocol import (
-    MAX_REASON,
-    ProtocolError,
-    decode_uplink,
-    encode_downlink,
-    payload_bytes,
-)
+from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
+from server.acceptance import Gate
 from server.aggregation import server_optimizer
 from server.aggregation.client_weights import client_weight, trust_clients
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.labels import PooledLabels
-from server.registry import Member, Registry
-from server.validation import RejectedUpdateError, UpdateRules
-
-#: How long a node that joins between rounds may take to describe itself before it is asked again.
-QUERY_SECONDS = 30.0
+from server.privacy import privacy_spent
+from server.registry import QUERY_SECONDS, Member, Registry
 
 
 @dataclass(frozen=True)
@@ -61,6 +54,8 @@ class RoundReport:
         Client to the trust in its labels, where clients are weighted by it.
     bytes_down, bytes_up
         Of arrays, all clients together.
+    refused
+        Replies whose content was refused; a client's own failure or silence is none.
     """
 
     round: int
@@ -72,6 +67,26 @@ class RoundReport:
     trust: Mapping[str, float]
     bytes_down: int
     bytes_up: int
+    refused: int = 0
+
+
+@dataclass(frozen=True)
+class StrategyState:
+    """What a strategy carries from one round to the next, beside the model.
+
+    Attributes
+    ----------
+    moments
+        Of the server's optimiser.
+    evidence
+        Modality to what its clients last saw of the model, see `common.model.evidence.evidence`.
+    faults
+        Node to the number of its refused updates.
+    """
+
+    moments: server_optimizer.Moments
+    evidence: Mapping[str, Tensor]
+    faults: Mapping[int, int]
 
 
 @dataclass
@@ -82,6 +97,7 @@ class _Asked:
     keys: dict[int, list[ClientKey]] = field(default_factory=dict)
     clients: dict[ClientKey, ClientDescription] = field(default_factory=dict)
     bytes_down: int = 0
+    refused: int = 0
 
 
 class HierarchicalAggregation(Strategy):
@@ -119,10 +135,21 @@ class HierarchicalAggregation(Strategy):
         self.evidence = {name: no_evidence(task) for name in trained.encoders}
         self._task = task
         self._trained = trained
-        self._rules = UpdateRules(trained, task, config)
         self._asked = _Asked()
         self._arrays: dict[str, Tensor] = {}
         self._moments = server_optimizer.Moments()
+        self.faults: Counter[int] = Counter()
+        self._gate = Gate(config, trained, task, self.prior, self.faults)
+
+    def state(self) -> StrategyState:
+        """Return what the next round needs."""
+        return StrategyState(self._moments, dict(self.evidence), dict(self.faults))
+
+    def restore(self, state: StrategyState) -> None:
+        """Go on from what `state` returned."""
+        self._moments = state.moments
+        self.evidence |= state.evidence
+        self.faults.update(state.faults)
 
     def summary(self) -> None:
         """Log nothing: the configuration is in the run folder."""
@@ -170,9 +197,12 @@ class HierarchicalAggregation(Strategy):
         return 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
 
     def _choose(self, server_round: int) -> list[Member]:
-        """Sample ``strategy.fraction`` of each modality's clients, at least one."""
+        """Sample ``strategy.fraction`` of each modality's clients, at least one of those left."""
         chosen: list[Member] = []
-        for name, members in self.registry.by_modality().items():
+        for name, everyone in self.registry.by_modality().items():
+            members = [member for member in everyone if not self._gate.closed(member.node)]
+            if not members:
+                continue
             size = max(1, round(self.config.strategy.fraction * len(members)))
             rng = generator(self.config.seed, "clients", server_round, name)
             picked = np.sort(rng.choice(len(members), size=size, replace=False))
@@ -185,6 +215,8 @@ class HierarchicalAggregation(Strategy):
         """Merge the replies; a modality without one keeps its encoder."""
         uplinks, rejected, bytes_up = self._accept(server_round, replies)
         total = RoundSum(self.config.strategy)
+        uplinks, few = self._enough(uplinks)
+        rejected += few
         trusted = self._trust(uplinks)
         for uplink in sorted(uplinks, key=lambda uplink: uplink.key):
             trust = trusted.get(str(uplink.key), 1.0)
@@ -206,9 +238,21 @@ class HierarchicalAggregation(Strategy):
                 trusted,
                 self._asked.bytes_down,
                 bytes_up,
+                self._asked.refused,
             )
         )
         return to_record(self._arrays), None
+
+    def _enough(self, uplinks: list[Uplink]) -> tuple[list[Uplink], list[str]]:
+        """Leave out modalities with too few updates; return a line for each."""
+        least = self.config.runtime.min_clients
+        found = Counter(uplink.key.modality for uplink in uplinks)
+        kept = [uplink for uplink in uplinks if found[uplink.key.modality] >= least]
+        return kept, [
+            f"{name}: {count} updates, and runtime.min_clients={least}"
+            for name, count in sorted(found.items())
+            if count < least
+        ]
 
     def _merge(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
         """Step to the merged model; return each layer's shares of the modalities."""
@@ -245,32 +289,16 @@ class HierarchicalAggregation(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[list[Uplink], list[str], int]:
         """Return the updates that pass, one line for each that does not, and the bytes received."""
-        pending = {node: list(keys) for node, keys in self._asked.keys.items()}
-        uplinks, rejected, received = [], list(self._asked.faults), 0
-        answers: Counter[int] = Counter()
-        for reply in replies:
-            node = reply.metadata.src_node_id
-            keys = pending.get(node, [])
-            answers[node] += 1
-            try:
-                if reply.has_error():
-                    raise RejectedUpdateError(_reason(reply.error.reason or ""))
-                received += payload_bytes(reply.content)
-                uplink = decode_uplink(reply.content)
-                if uplink.key not in keys:
-                    raise RejectedUpdateError(f"{uplink.key} was not asked of this node")
-                self._rules.check(uplink, self._asked.clients[uplink.key], server_round)
-                keys.remove(uplink.key)
-                uplinks.append(uplink)
-            except (RejectedUpdateError, ProtocolError) as error:
-                rejected.append(f"node of {self._hosted(node)}: {error}")
-        for node, keys in pending.items():
-            silent = len(self._asked.keys[node]) - answers[node]
-            rejected += [f"{key}: no reply" for key in keys[:silent]]
-        return uplinks, sorted(rejected), received
+        asked = self._asked
+        found = self._gate.accept(
+            server_round, replies, asked.keys, asked.clients, split_arrays(self._arrays)
+        )
+        asked.refused = found.refused
+        return found.uplinks, sorted([*asked.faults, *found.rejected]), found.received
 
-    def _hosted(self, node: int) -> str:
-        return ", ".join(str(key) for key in self._asked.keys.get(node, []))
+    def privacy_spent(self, rounds: int) -> dict[str, Any] | None:
+        """Say what so many rounds tell of a client, see `server.privacy.privacy_spent`."""
+        return privacy_spent(self.config, rounds)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -290,12 +318,11 @@ def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
     return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})
 
 
+def no_settings() -> ConfigRecord:
+    """Return what `HierarchicalAggregation.configure_train` takes and has no use for."""
+    return ConfigRecord()
+
+
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:
     """Return Flower's record as tensors."""
     return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
-
-
-def _reason(text: str) -> str:
-    """Shorten the reason of Flower's error reply, a traceback in a simulation, to its message."""
-    message = text.rsplit("Exception ClientAppException occurred. Message:", 1)[-1]
-    return " ".join(message.removesuffix("'>").split())[:MAX_REASON]

@@ -7,10 +7,16 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+from typing import TYPE_CHECKING
+
 from omegaconf import DictConfig
 
 from common.config import Runtime, Setting, parse_config
-from server.command import hydra_command, run_folder
+from server.command import given_overrides, hydra_command, run_folder
+from server.interruption import Interruption
+
+if TYPE_CHECKING:
+    from server.federation import Run
 
 
 @hydra_command("config")
@@ -20,7 +26,14 @@ def main(composed: DictConfig) -> None:
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.app import prepare
 
-    run = prepare(config, run_folder(config))
+    run = prepare(config, run_folder(config), given_overrides())
+    with Interruption() as interruption:
+        run.check = interruption.check
+        _train(run)
+
+
+def _train(run: "Run") -> None:
+    config = run.config
     if config.strategy.setting is not Setting.federated:
         from server.reference import run_reference
 

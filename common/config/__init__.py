@@ -7,16 +7,21 @@ value of the wrong type or a name that does not exist is refused when the config
 from common.config.composition import (
     compose_config,
     config_of_run,
+    config_of_settings,
     explain,
     parse_config,
     setting_names,
 )
+from common.config.privacy import PrivacyConfig, PrivacyRule
 from common.config.ranges import check_ranges
 from common.config.schema import (
+    Absent,
     Architecture,
+    CheckpointConfig,
     ClientConfig,
     ClientWeights,
     Config,
+    ConsoleStyle,
     DatasetConfig,
     DecoderConfig,
     DecoderMerge,
@@ -45,12 +50,16 @@ from common.config.schema import (
     When,
     register_schema,
 )
+from common.config.screening import ScreeningConfig
 
 __all__ = [
+    "Absent",
     "Architecture",
+    "CheckpointConfig",
     "ClientConfig",
     "ClientWeights",
     "Config",
+    "ConsoleStyle",
     "DatasetConfig",
     "DecoderConfig",
     "DecoderMerge",
@@ -63,11 +72,14 @@ __all__ = [
     "ModelConfig",
     "NpzConfig",
     "Optimizer",
+    "PrivacyConfig",
+    "PrivacyRule",
     "Runtime",
     "RuntimeConfig",
     "Sampler",
     "SamplerConfig",
     "Scale",
+    "ScreeningConfig",
     "ServerOptimizer",
     "ServerOptimizerConfig",
     "Setting",
@@ -80,6 +92,7 @@ __all__ = [
     "check_ranges",
     "compose_config",
     "config_of_run",
+    "config_of_settings",
     "explain",
     "parse_config",
     "register_schema",

@@ -79,6 +79,31 @@ def config_of_run(settings: Mapping[str, object]) -> Config:
     return compose_config(str(settings["config-name"]), overrides)
 
 
+def config_of_settings(settings: Mapping[str, object]) -> Config:
+    """Build the configuration of a run from its ``config.yaml``.
+
+    Raises
+    ------
+    UserError
+        If it holds what this release does not know.
+    """
+    plain = OmegaConf.create(dict(settings))
+    config = Config()
+    for kind in (SyntheticConfig, NpzConfig, ShardsConfig):
+        if plain.get("dataset", {}).get("name") == kind.name:
+            config.dataset = kind()
+    for rule in (DirichletConfig, SizeConfig):
+        if plain.get("partition", {}).get("name") == rule.name:
+            config.partition = rule()
+    try:
+        schema = OmegaConf.structured(config)
+        OmegaConf.set_struct(schema.clients, False)
+        OmegaConf.set_struct(schema.model.attention_dropout, False)
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, plain)))
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error)) from error
+
+
 def parse_config(composition: DictConfig) -> Config:
     """Turn a composed configuration into a typed `Config` and check its ranges.
 

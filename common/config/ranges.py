@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+from common.config.privacy import PrivacyRule
 from common.config.schema import Config, DecoderMerge, EncoderMerge, StrategyConfig
 from common.errors import UserError
 
@@ -31,7 +32,9 @@ RANGES: tuple[Check, ...] = (
             "model.layers",
             "model.kernel_size",
             "model.decoder_layers",
+            "checkpoint.keep",
             "runtime.client_cpus",
+            "runtime.min_clients",
             "runtime.round_timeout",
             "strategy.sampler.num_samples",
             "strategy.sampler.segment",
@@ -39,6 +42,10 @@ RANGES: tuple[Check, ...] = (
             "strategy.server_optimizer.lr",
             "strategy.server_optimizer.tau",
             "strategy.decoder.temperature",
+            "strategy.screening.clip_norm",
+            "strategy.screening.max_faults",
+            "privacy.clip",
+            "privacy.noise_multiplier",
         ),
     ),
     (
@@ -89,6 +96,12 @@ RANGES: tuple[Check, ...] = (
             "strategy.sampler.friction",
         ),
     ),
+    (
+        "a number of at least 1",
+        lambda value: 1 <= value < math.inf,
+        ("strategy.screening.norm_factor", "strategy.screening.precision_factor"),
+    ),
+    ("a probability in (0, 1)", lambda value: 0 < value < 1, ("privacy.delta",)),
     ("a share in [0, 1]", lambda value: 0 <= value <= 1, ("strategy.posterior_rounds",)),
     ("a share in [0, 0.5)", lambda value: 0 <= value < 0.5, ("strategy.trim",)),
     ("1 or -1", lambda value: value in (1, -1), ("strategy.decoder.sign",)),
@@ -108,6 +121,7 @@ def check_ranges(config: Config) -> None:
     if not all(map(math.isfinite, edges)) or sorted(set(edges)) != edges:
         raise UserError(f"dataset.label_bins={edges}: expected ascending numbers")
     _check_steps(config.strategy)
+    _check_privacy(config)
     if model.width % model.heads:
         raise UserError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 
@@ -121,6 +135,32 @@ def _check_steps(strategy: StrategyConfig) -> None:
             "strategy.normalise_steps=true needs averages, and the run has "
             f"strategy.encoder.merge={encoder} and strategy.decoder.merge={decoder}"
         )
+
+
+#: What privacy needs: the sums whose sensitivity is known, and that nothing else leaves a client.
+_PRIVATE: tuple[tuple[str, str], ...] = (
+    ("strategy.setting", "federated"),
+    ("strategy.sampler.name", "last"),
+    ("strategy.encoder.merge", "average"),
+    ("strategy.decoder.merge", "average"),
+    ("strategy.weights", "uniform"),
+    ("strategy.normalise_steps", "False"),
+    ("fusion.name", "mean"),
+    # A modality that is dropped after the noise was shared out would take its share with it.
+    ("runtime.min_clients", "1"),
+)
+
+
+def _check_privacy(config: Config) -> None:
+    if config.privacy.name is PrivacyRule.none:
+        return
+    for name, needed in _PRIVATE:
+        ((_, value),) = _values(config, [name])
+        if str(value) != needed:
+            raise UserError(
+                f"privacy={config.privacy.name} needs {name}={needed.lower()}, and the run has "
+                f"{name}={str(value).lower()}; experiment=private sets all that it needs"
+            )
 
 
 def check_values(config: object, ranges: Iterable[Check]) -> None:

@@ -8,6 +8,8 @@ from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
 from common.config.partition import PartitionConfig, PartitionRule
+from common.config.privacy import PrivacyConfig
+from common.config.screening import ScreeningConfig
 from common.task import Task
 
 
@@ -278,6 +280,7 @@ class StrategyConfig:
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
     fedatt: FedAttConfig = field(default_factory=FedAttConfig)
     server_optimizer: ServerOptimizerConfig = field(default_factory=ServerOptimizerConfig)
+    screening: ScreeningConfig = field(default_factory=ScreeningConfig)
 
 
 class FusionRule(StrEnum):
@@ -303,15 +306,39 @@ class Runtime(StrEnum):
     sequential = "sequential"
 
 
+class Absent(StrEnum):
+    """What to do without the clients of a modality: keep its encoder as it is, or end the run."""
+
+    reuse = "reuse"
+    abort = "abort"
+
+
 @dataclass
 class RuntimeConfig:
-    """Where clients run, and how long the server waits for them."""
+    """Where clients run, how long the server waits for them, and how many it needs."""
 
     name: Runtime = Runtime.simulation
     client_cpus: int = 1
     client_gpus: float | None = None
     node_timeout: float = 120.0
     round_timeout: float = 3600.0
+    min_clients: int = 1  # of each modality, for its part of a round to count
+    absent: Absent = Absent.reuse
+
+
+class ConsoleStyle(StrEnum):
+    """How a run tells what it does: to people, or one JSON object a line for a log collector."""
+
+    text = "text"
+    json = "json"
+
+
+@dataclass
+class CheckpointConfig:
+    """Which checkpoints of a run are kept; see `server.checkpoint`."""
+
+    keep: int = 2  # of the last
+    best: bool = True  # and that of the round with the best validation score
 
 
 @dataclass
@@ -321,6 +348,8 @@ class Config:
     seed: int = 1234
     rounds: int = 20
     run_dir: str = MISSING
+    resume: str | None = None
+    console: ConsoleStyle = ConsoleStyle.text
     clients: dict[str, int | None] = field(default_factory=lambda: {"default": None})
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
     partition: PartitionConfig = field(
@@ -330,7 +359,9 @@ class Config:
     client: ClientConfig = field(default_factory=ClientConfig)
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
+    privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 
 def register_schema() -> None:

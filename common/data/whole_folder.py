@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
+from common.whole_file import make_readable, sync
 
 
 @contextmanager
@@ -105,16 +106,10 @@ def _replace(part: Path, out: Path, former: Path) -> None:
 
 def _sync(folder: Path) -> None:
     """Have everything on disk, as readable as other files, before the folder gets its name."""
-    mask = os.umask(0)
-    os.umask(mask)
     for path in folder.iterdir():
-        path.chmod(0o666 & ~mask)
+        make_readable(path)
     for path in [*folder.iterdir(), folder]:
-        number = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+        sync(path)
 
 
 def _not_written(out: Path, error: OSError) -> UserError:

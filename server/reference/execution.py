@@ -88,6 +88,8 @@ class _Execution:
             "rejected": [],
             "decoder_weights": {},
             "trust": {},
+            "refused": 0,
+            "privacy": None,
             "bytes_down": 0,
             "bytes_up": 0,
             "seconds": round(time.monotonic() - began, 3),

@@ -86,6 +86,9 @@ def overrides_for(group: str, name: str) -> list[str]:
     if group == "experiment":
         words = launch_command(CONF / group / f"{name}.yaml")[1:]
         return [word for word in words if word != "--multirun" and "," not in word]
+    if group == "privacy":
+        # Alone it lacks what it needs of the strategy.
+        return ["experiment=private", f"privacy={name}"]
     path = ["dataset.path=a"] if group == "dataset" and name in ("npz", "shards") else []
     return [f"{group}={name}", *path]
 

@@ -1,95 +1,22 @@
 """The registry over a grid in memory: who is asked, who is known, what is refused."""
 
-from collections.abc import Callable, Iterable
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Error, Message, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
+from fake_nodes import KNOWN, Answer, FakeGrid, client, failing, hosting, named, names, silent
+from flwr.app import ConfigRecord, Message, RecordDict
 
-import server.registry
 from common.clients import ClientKey
 from common.data.moments import Moments
 from common.errors import UserError
-from common.messages import ClientDescription, NodeDescription
+from common.messages import NodeDescription
 from common.protocol import encode_description
 from common.task import Task
 from server.registry import Registry
 
-Answer = Callable[[Message], Message | None]
-
-
-class FakeGrid:
-    """Nodes in memory: each answers a message, or, with None, does not."""
-
-    def __init__(self, nodes: dict[int, Answer]) -> None:
-        self.nodes = nodes
-        self.asked: list[int] = []
-
-    def get_node_ids(self) -> Iterable[int]:
-        return list(self.nodes)
-
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        messages = list(messages)
-        self.asked += [message.metadata.dst_node_id for message in messages]
-        # In another order than they were asked in.
-        replies = [self.nodes[m.metadata.dst_node_id](m) for m in reversed(messages)]
-        return [reply for reply in replies if reply is not None]
-
-
-@pytest.fixture(autouse=True)
-def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let messages be made outside a Flower process."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
-
-def client(
-    name: str,
-    *,
-    width: int = 4,
-    examples: int = 10,
-    sums: tuple[float, ...] = (10.0, 1.0, 5.0),
-    task: Task = Task.regression,
-) -> ClientDescription:
-    modality, _, part = name.rpartition("-")
-    rng = np.random.default_rng([examples, len(name)])
-    rows = rng.normal(size=(examples, width))
-    moments = Moments(
-        np.full(width, float(examples)), rows.mean(axis=0), examples * rows.var(axis=0)
-    )
-    return ClientDescription(
-        ClientKey(modality, int(part)),
-        examples,
-        task,
-        torch.tensor(sums, dtype=torch.float64),
-        moments,
-    )
-
-
-def hosting(*clients: ClientDescription | str, error: str = "") -> Answer:
-    described = tuple(client(each) if isinstance(each, str) else each for each in clients)
-    content = encode_description(NodeDescription(described, error))
-    return lambda message: Message(content, reply_to=message)
-
-
-def silent(_: Message) -> None:
-    return None
-
-
-def failing(message: Message) -> Message:
-    return Message(Error(1, "no route"), reply_to=message)
-
-
-KNOWN = ("audio", "vision")
-
-
-def names(registry: Registry) -> list[str]:
-    return [str(key) for key in registry.members]
+pytestmark = pytest.mark.usefixtures("in_a_task")
 
 
 def refreshed(nodes: dict[int, Answer]) -> Registry:
@@ -254,57 +181,73 @@ def test_restarted_node_takes_its_client_over() -> None:
     assert registry.members[ClientKey("audio", 0)].node == 2
 
 
-# --- Waiting ----------------------------------------------------------------------------------
+# --- Who is who -------------------------------------------------------------------------------
 
 
-def wait(grid: FakeGrid, counts: dict[str, int], timeout: float) -> tuple[Registry, list[str]]:
-    registry, told = Registry(), []
-    registry.wait_for(grid, counts, timeout, told.append)
-    return registry, told
+def test_node_may_be_the_client_that_it_is_registered_as() -> None:
+    grid = named({1: hosting("audio-0"), 2: hosting("vision-3")}, n1="audio-0", n2="vision-3")
+    registry = Registry()
+    assert registry.refresh(grid, KNOWN, timeout=1) == []
+    assert names(registry) == ["audio-0", "vision-3"]
 
 
-def test_nothing_is_said_when_everyone_is_there() -> None:
-    registry, told = wait(FakeGrid({1: hosting("audio-0", "audio-1")}), {"audio": 2}, 10)
-    assert len(registry.members) == 2 and told == []
-
-
-def test_modality_without_a_client_is_named_after_the_timeout() -> None:
-    with pytest.raises(UserError) as raised:
-        wait(FakeGrid({1: hosting("audio-0")}), {"audio": 1, "vision": 1}, 0.0)
-    assert "'vision'" in str(raised.value) and 'modality="vision"' in str(raised.value)
-    with pytest.raises(UserError, match="'audio'"):
-        wait(FakeGrid({}), {"audio": 1}, 0.0)
-
-
-def test_goes_on_when_some_clients_are_missing() -> None:
-    registry, told = wait(FakeGrid({1: hosting("audio-0")}), {"audio": 3}, 0.0)
-    assert len(registry.members) == 1
-    assert told == ["going on without all clients (audio: 1 of 3)"]
-
-
-def test_waits_for_a_node_that_joins_and_says_once_what_is_missing(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (("vision-0",), "vision-0"),
+        (("audio-1",), "audio-1"),
+        (("audio-0", "vision-0"), "audio-0, vision-0"),
+        ((), "no client"),
+    ],
+)
+def test_node_is_no_other_client_than_it_is_registered_as(
+    said: tuple[str, ...], shown: str
 ) -> None:
-    grid = FakeGrid({1: hosting("audio-0")})
-    clock = [0.0]
-
-    def sleep(seconds: float) -> None:
-        clock[0] += seconds
-        if clock[0] > 8:
-            grid.nodes[2] = hosting("audio-1")
-
-    monkeypatch.setattr(server.registry.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(server.registry.time, "sleep", sleep)
-    registry, told = wait(grid, {"audio": 2}, 60.0)
-    assert names(registry) == ["audio-0", "audio-1"]
-    assert told == ["waiting for clients (audio: 1 of 2)"]
-    assert 8 < clock[0] < 9
-    assert grid.asked == [1, 2]
+    grid = named({7: hosting(*said), 8: hosting("vision-0")}, n7="audio-0", n8="vision-0")
+    registry = Registry()
+    (line,) = registry.refresh(grid, KNOWN, timeout=1)
+    assert line.startswith(f"node 7 is registered as audio-0 and says that it is {shown}: ")
+    assert {key: member.node for key, member in registry.members.items()} == {
+        ClientKey("vision", 0): 8
+    }
+    assert registry.refresh(grid, KNOWN, timeout=1) == []
 
 
-def test_modality_that_the_dataset_does_not_have_is_named() -> None:
-    with pytest.raises(UserError, match=r"'smell'.*audio, vision"):
-        wait(FakeGrid({1: hosting("smell-0")}), {"audio": 1, "vision": 1}, 0.0)
+def test_impostor_does_not_take_a_client_over() -> None:
+    grid = named({1: hosting("audio-0")}, n1="audio-0", n2="vision-0")
+    registry = Registry()
+    registry.refresh(grid, KNOWN, timeout=1)
+    grid.nodes[2] = hosting(client("audio-0", width=9))
+    (line,) = registry.refresh(grid, KNOWN, timeout=1)
+    assert "registered as vision-0" in line
+    assert registry.members[ClientKey("audio", 0)].node == 1
+
+
+def test_node_without_a_name_is_not_even_asked_where_others_have_one() -> None:
+    grid = named({1: hosting("audio-0"), 2: hosting("vision-0")}, n1="audio-0")
+    registry = Registry()
+    (line,) = registry.refresh(grid, KNOWN, timeout=1)
+    assert line.startswith("node 2 is registered without a name")
+    assert "--name" in line
+    assert (names(registry), grid.asked) == (["audio-0"], [1])
+    assert registry.refresh(grid, KNOWN, timeout=1) == []
+
+
+def test_node_without_a_name_is_left_out_when_the_first_with_one_comes() -> None:
+    grid = named({2: hosting("vision-0")}, n1="audio-0")
+    registry = Registry()
+    assert registry.refresh(grid, KNOWN, timeout=1) == []
+    assert names(registry) == ["vision-0"]
+    grid.nodes[1] = hosting("audio-0")
+    (line,) = registry.refresh(grid, KNOWN, timeout=1)
+    assert line.startswith("node 2 ")
+    assert names(registry) == ["audio-0"]
+    # That federation stays one with names when nobody who has one is there.
+    del grid.nodes[1]
+    grid.nodes[3] = hosting("audio-0")
+    (line,) = registry.refresh(grid, KNOWN, timeout=1)
+    assert line.startswith("node 3 ")
+    assert names(registry) == []
 
 
 # --- Pooled sums ------------------------------------------------------------------------------

@@ -1,62 +1,27 @@
 """A whole run in this process: the same as over any other grid, and the same again."""
 
-import json
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pytest
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.task_identity import TaskIdentity
-from safetensors.torch import load_file
+from memory_grid import MemoryGrid
+from tiny_runs import left_in, tiny
 
 from client.app import given_config, make_client_app
-from common.config import Config, compose_config
+from common.config import Config
 from common.errors import UserError
 from common.protocol import decode_description, encode_query
 from server.app import prepare
 from server.sequential import SequentialGrid, run_sequentially
 
-TINY = (
-    "runtime=sequential",
-    "rounds=2",
-    "clients.default=2",
-    "dataset.num_items=120",
-    "dataset.num_speakers=24",
-    "model.width=4",
-    "model.heads=2",
-    "model.layers=1",
-    "model.decoder_layers=1",
-    "client.local_epochs=1",
-    "client.device=cpu",
-)
+pytestmark = pytest.mark.usefixtures("in_a_task")
+
 CLIENTS = [f"{modality}-{part}" for modality in ("audio", "language", "vision") for part in (0, 1)]
 
 
-@pytest.fixture(autouse=True)
-def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let messages be made outside a Flower process, and put back whose they are."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-
-
-def tiny(*overrides: str) -> Config:
-    return compose_config("config", [*TINY, *overrides])
-
-
-def left_in(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """Read the rounds, the summary and the weights of a run, without how long it took."""
-    rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
-    summary = json.loads((folder / "summary.json").read_text())
-    for record in [*rounds, summary]:
-        assert record.pop("seconds") >= 0
-    weights = load_file(folder / "model.safetensors")
-    return rounds, summary, {name: array.tolist() for name, array in weights.items()}
-
-
-class TwoNodes:
+class TwoNodes(MemoryGrid):
     """Another grid: two nodes that host all clients, and whose replies come in backwards."""
 
     def __init__(self, app: ClientApp) -> None:
@@ -65,9 +30,7 @@ class TwoNodes:
     def get_node_ids(self) -> list[int]:
         return [70, 71]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
+    def answers(self, messages: list[Message]) -> list[Message]:
         return [self.answer(message) for message in messages][::-1]
 
     def answer(self, message: Message) -> Message:
@@ -106,7 +69,7 @@ def test_mistake_of_a_client_arrives_as_one_line_and_the_others_go_on(tmp_path: 
     run.execute(SequentialGrid(make_client_app(get_config), 6))
     ((record,), _, _) = left_in(tmp_path / "run")
     (line,) = record["rejected"]
-    assert line.startswith("node of ") and line.endswith("its disk is full")
+    assert " (node 3): " in line and line.endswith("its disk is full")
     assert sum(record["clients"].values()) == 5
 
 
@@ -128,7 +91,7 @@ def test_a_client_that_breaks_is_left_out_and_the_run_goes_on(
     assert summary["rounds"] == len(rounds) == 2
     for record in rounds:
         (line,) = record["rejected"]
-        assert line.startswith("node of ") and type(fault).__name__ in line and "\n" not in line
+        assert " (node 3): " in line and type(fault).__name__ in line and "\n" not in line
         assert sum(record["clients"].values()) == 5
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from flwr.app import Array, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
+from memory_grid import MemoryGrid
 from torch import Tensor
 
 from client.app import given_config, make_client_app
@@ -66,7 +67,7 @@ def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.set_num_threads(1)
 
 
-class FakeGrid:
+class FakeGrid(MemoryGrid):
     """Nodes in memory; `answer` makes the replies, one message at a time."""
 
     def __init__(self, nodes: Iterable[int], answer: Callable[[Message], Message]) -> None:
@@ -77,10 +78,7 @@ class FakeGrid:
     def get_node_ids(self) -> list[int]:
         return self.nodes
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> list[Message]:
-        messages = list(messages)
+    def answers(self, messages: list[Message]) -> list[Message]:
         self.sent += messages
         return [self.answer(message) for message in messages]
 
@@ -108,7 +106,7 @@ def describe(message: Message, hosted: Iterable[str]) -> Message:
             key_of(name),
             examples_of(key_of(name)),
             Task.regression,
-            torch.ones(3, dtype=torch.float64),
+            examples_of(key_of(name)) * torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64),
             Moments(*np.ones((3, WIDTHS.get(key_of(name).modality, 2)))),
         )
         for name in hosted
@@ -165,6 +163,11 @@ def some_precision(mean: Tensor, form: Form, rng: np.random.Generator) -> Tensor
     return torch.from_numpy(spread @ spread.T / columns + np.eye(columns)).float()
 
 
+def some_evidence(rng: np.random.Generator) -> Tensor:
+    y, p = torch.from_numpy(rng.normal(size=(2, 5)))
+    return torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
+
+
 def update_of(message: Message, config: Config | None = None) -> Uplink:
     """Make the update of an honest client, the same each time it is asked the same."""
     config = config or config_with()
@@ -192,7 +195,7 @@ def update_of(message: Message, config: Config | None = None) -> Uplink:
         {name: gaussian(array, decoder) for name, array in downlink.decoder.items()},
         examples,
         train_loss=float(rng.uniform(0.5, 2)),
-        evidence=torch.from_numpy(rng.uniform(1, 5, size=6)),
+        evidence=some_evidence(rng),
         agreement=no_numbers(),
         steps=steps_of(examples, config),
     )

@@ -1,20 +1,36 @@
 """Every fault of an update is refused, in words that name the client and the array."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
+from client.posterior import fit_gaussian
 from common.clients import ClientKey
-from common.config import ClientConfig, Config, DecoderConfig, DecoderMerge, StrategyConfig
+from common.config import (
+    ClientConfig,
+    Config,
+    DecoderConfig,
+    DecoderMerge,
+    EncoderConfig,
+    EncoderMerge,
+    Scale,
+    ScreeningConfig,
+    StrategyConfig,
+    Structure,
+)
 from common.data.moments import Moments
+from common.errors import UserError
 from common.messages import ClientDescription, Uplink
 from common.model.evidence import agreement_size, evidence_size
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian
 from common.task import Task
-from server.validation import RejectedUpdateError, UpdateRules
+from server.validation import RejectedUpdateError, UpdateRules, check_description
 
 KEY = ClientKey("audio", 1)
 TRAINED = Parts(
@@ -38,19 +54,32 @@ def good(task: Task = Task.regression) -> Uplink:
         "embed": Gaussian(torch.randn(3, 2), torch.tensor([[2.0, 0.5], [0.5, 1.0]]), Form.row),
         "norm": Gaussian(torch.randn(3), torch.tensor([0.1, 1.0, 9.0]), Form.diagonal),
     }
-    seen, agrees = (
-        torch.ones(size(task), dtype=torch.float64) for size in (evidence_size, agreement_size)
-    )
+    seen = torch.ones(evidence_size(task), dtype=torch.float64)
+    agrees = torch.zeros(agreement_size(task), dtype=torch.float64)
+    if task is not Task.regression:
+        seen[1:] = -PRIOR[task][0] if task is Task.classification else 2 * math.log(2)
     return Uplink(KEY, 4, encoder, points(head=torch.randn(1, 3)), 12, 0.5, seen, agrees, STEPS)
 
 
 PLAIN = StrategyConfig("plain")
+#: Of two classes; of two labels, each present in half of the items.
+PRIOR = {
+    Task.regression: torch.tensor([0.0, 1.0], dtype=torch.float64),
+    Task.classification: torch.tensor([0.25, 0.75], dtype=torch.float64).log(),
+    Task.multilabel: torch.zeros(2, dtype=torch.float64),
+}
+#: Of 12 items.
+LABEL_SUMS = {
+    Task.regression: torch.tensor([12.0, 0.0, 12.0], dtype=torch.float64),
+    Task.classification: torch.tensor([4.0, 8.0], dtype=torch.float64),
+    Task.multilabel: torch.tensor([12.0, 6.0, 3.0], dtype=torch.float64),
+}
 
 
 def check(uplink: Uplink, task: Task = Task.regression, strategy: StrategyConfig = PLAIN) -> None:
-    client = ClientDescription(KEY, 12, Task.regression, torch.ones(3), Moments.empty(2))
+    client = ClientDescription(KEY, 12, task, LABEL_SUMS[task], Moments.empty(2))
     config = Config(client=CLIENT, strategy=strategy)
-    UpdateRules(TRAINED, task, config).check(uplink, client, 4)
+    UpdateRules(TRAINED, task, config, PRIOR[task]).check(uplink, client, 4)
 
 
 def encoder_with(name: str, gaussian: Gaussian | None) -> Uplink:
@@ -133,7 +162,8 @@ def test_steps_are_those_of_the_configuration(
     epochs: int, batch: int, examples: int, steps: int
 ) -> None:
     client = ClientConfig(local_epochs=epochs, batch_size=batch)
-    rules = UpdateRules(TRAINED, Task.regression, Config(client=client, strategy=PLAIN))
+    task = Task.regression
+    rules = UpdateRules(TRAINED, task, Config(client=client, strategy=PLAIN), PRIOR[task])
     described = ClientDescription(KEY, examples, Task.regression, torch.ones(3), Moments.empty(2))
     rules.check(replace(good(), examples=examples, steps=steps), described, 4)
     with pytest.raises(RejectedUpdateError, match=f"{steps + 1} local steps, expected {steps}"):
@@ -220,3 +250,144 @@ def test_precision_must_be_of_real_floating_point_numbers(
     mean = TRAINED.encoders["audio"][name]
     with pytest.raises(RejectedUpdateError, match=f"audio-1 encoder array '{name}'"):
         check(encoder_with(name, Gaussian(mean, precision, form)))
+
+
+# --- How sure a client can be -----------------------------------------------------------------
+
+
+def shaped(structure: Structure, shrinkage: float, scale: Scale) -> StrategyConfig:
+    return replace(PLAIN, encoder=EncoderConfig(EncoderMerge.pbea, structure, shrinkage, scale))
+
+
+def embed_with(*eigenvalues: float) -> Uplink:
+    precision = torch.diag(torch.tensor(eigenvalues))
+    return replace(
+        encoder_with("embed", Gaussian(torch.zeros(3, 2), precision, Form.row)),
+        encoder={
+            "embed": Gaussian(torch.zeros(3, 2), precision, Form.row),
+            "norm": Gaussian(torch.zeros(3)),
+        },
+    )
+
+
+@pytest.mark.parametrize(
+    ("structure", "least"),
+    [
+        # The smallest eigenvalue is .1 of the mean, and a tenth of that passes.
+        (Structure.inputs, 0.01),
+        # .1 / (.1 + .9 * 2) of the mean.
+        (Structure.row, 0.1 / 1.9 / 10),
+    ],
+)
+def test_a_precision_is_no_flatter_than_its_shrinkage_allows(
+    structure: Structure, least: float
+) -> None:
+    strategy = shaped(structure, 0.1, Scale.absolute)
+    # Of mean 1.
+    check(embed_with(2 - 1.01 * least, 1.01 * least), strategy=strategy)
+    with pytest.raises(RejectedUpdateError, match="'embed': an eigenvalue of its precision is"):
+        check(embed_with(2 - 0.99 * least, 0.99 * least), strategy=strategy)
+    # The unit does not matter.
+    check(embed_with((2 - 1.01 * least) * 1e6, 1.01 * least * 1e6), strategy=strategy)
+
+
+def test_a_diagonal_is_no_flatter_than_its_shrinkage_allows() -> None:
+    strategy = shaped(Structure.diagonal, 0.1, Scale.absolute)
+    plain = dict(good().encoder) | {"embed": Gaussian(torch.zeros(3, 2))}
+    for small, passes in ((0.0036, True), (0.0034, False)):  # .1 / (.1 + .9 * 3) / 10 of mean 1
+        norm = torch.tensor([small, 1.0, 2 - small])
+        update = replace(
+            good(), encoder=plain | {"norm": Gaussian(torch.zeros(3), norm, Form.diagonal)}
+        )
+        if passes:
+            check(update, strategy=strategy)
+        else:
+            with pytest.raises(RejectedUpdateError, match="'norm': an eigenvalue"):
+                check(update, strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("structure", "most"), [(Structure.inputs, 100.0), (Structure.row, 1000.0)]
+)
+def test_a_precision_without_a_scale_is_no_larger_than_its_shrinkage_allows(
+    structure: Structure, most: float
+) -> None:
+    strategy = shaped(structure, 0.1, Scale.relative)
+    check(embed_with(0.99 * most, 0.99 * most), strategy=strategy)
+    with pytest.raises(RejectedUpdateError, match="'embed': the mean eigenvalue"):
+        check(embed_with(1.01 * most, 1.01 * most), strategy=strategy)
+    off = replace(strategy, screening=ScreeningConfig(precision_factor=None))
+    check(embed_with(1e9, 1e9), strategy=off)
+    # With a scale of its own it is compared with the others'.
+    check(embed_with(1e9, 1e9), strategy=shaped(structure, 0.1, Scale.absolute))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    structure=st.sampled_from([Structure.row, Structure.diagonal, Structure.inputs]),
+    shrinkage=st.sampled_from([1e-3, 0.1, 0.5, 1.0]),
+    scale=st.sampled_from(list(Scale)),
+    spread=st.sampled_from([1e-6, 1e-2, 10.0]),
+    rank=st.integers(1, 4),
+    seed=st.integers(0, 10**6),
+)
+def test_what_clients_fit_passes(
+    structure: Structure, shrinkage: float, scale: Scale, spread: float, rank: int, seed: int
+) -> None:
+    """Samples and moments of any size, in few directions too, where shrinkage is all there is."""
+    rng = torch.Generator().manual_seed(seed)
+    strategy = shaped(structure, shrinkage, scale)
+    read = spread * torch.randn(rank, 2, generator=rng).double()
+    moments = read.T @ read / rank
+    encoder = {
+        name: fit_gaussian(
+            spread * torch.randn(rank, *mean.shape, generator=rng),
+            strategy.encoder,
+            mean,
+            moments if name == "embed" else None,
+        )
+        for name, mean in TRAINED.encoders["audio"].items()
+    }
+    check(replace(good(), encoder=encoder), strategy=strategy)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "words"),
+    [
+        ([-1, 0, 0, 0, 0, 0], "evidence of -1 items"),
+        ([121, 0, 0, 0, 0, 0], "evidence of 121 items, expected at most 120"),
+        ([2, 0, 1, 0, 1, 2], "Cauchy-Schwarz"),
+    ],
+)
+def test_impossible_evidence_is_refused(evidence: list[float], words: str) -> None:
+    with pytest.raises(RejectedUpdateError, match=f"audio-1 reports .*{words}"):
+        check(replace(good(), evidence=torch.tensor(evidence, dtype=torch.float64)))
+
+
+def test_impossible_agreement_is_refused() -> None:
+    task = Task.classification
+    with pytest.raises(RejectedUpdateError, match="audio-1 reports an agreement of 1 without"):
+        check(replace(good(task), agreement=torch.ones(9, dtype=torch.float64)), task)
+
+
+# --- What a client says of itself ---------------------------------------------------------------
+
+
+def described(examples: int, *sums: float, task: Task = Task.regression) -> ClientDescription:
+    exact = torch.tensor(sums, dtype=torch.float64)
+    return ClientDescription(KEY, examples, task, exact, Moments.empty(2))
+
+
+def test_a_description_must_be_possible() -> None:
+    check_description(described(10, 10, 1, 5), ["audio"])
+    check_description(described(10**9, 10**9, 1, 5), ["audio"])
+    for bad, words in (
+        (described(0, 0, 0, 0), "no examples"),
+        (described(10**9 + 1, 10**9 + 1, 0, 0), "says that it has 1000000001 examples"),
+        (described(10, 9, 0, 1), "labels of 9 items"),
+        (described(10, 10, 10, 5), "expected at least 10"),
+        (described(10, task=Task.classification), "label sums"),
+        (described(10, 11, -1, task=Task.classification), "negative count"),
+    ):
+        with pytest.raises(UserError, match=f"client audio-1 .*{words}"):
+            check_description(bad, ["audio"])

@@ -1,0 +1,142 @@
+r"""Differential privacy of clients: the noise of the server, and what it is worth.
+
+``central``. Client i of modality m sends changes (E_i, D_i) of encoder and decoder with
+||(E_i, D_i)|| <= C. The encoder of m moves by the mean of E_i over its k_m clients, the decoder by
+that of D_i over all K. Let a client's data be left out, so that it sends zeros, while who takes
+part is known: then the sums S_m = sum E_i of its modality and S = sum D_i change by E_i and D_i,
+together by at most C in L2, and no other sum changes. So N(0, (z C)^2) on every number of S and of
+every S_m is the Gaussian mechanism of noise multiplier z, once a round for each client:
+
+    encoder of m: deviation z C / k_m        decoder: deviation z C / K
+
+The deviation of an average is what Flower's `compute_stdv` gives for its clients. Here each update
+gets its share, variance (z C)^2 / k_m or / K, which adds up to the same. Exchanging a client's data
+for other data moves the sums by up to 2 C.
+
+``local``. Each update has N(0, (z C)^2) on it when it leaves (`client.privacy`). Two data sets of
+the client give changes up to 2 C apart: multiplier z / 2 towards everybody, the server included.
+
+T rounds of multiplier z are one mechanism with mu = sqrt(T) / z, of which it is exact that
+
+    delta(eps) = Phi(mu/2 - eps/mu) - e^eps Phi(-mu/2 - eps/mu)
+
+(Balle and Wang 2018, theorem 8; Dong, Roth and Su 2019, corollary 1). That clients are sampled
+counts for nothing: the seed that they are drawn with is no secret. Rounding to float32 is not
+covered by the theorem (Mironov 2012).
+"""
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
+
+from common.config import Config, PrivacyConfig, PrivacyRule
+from common.messages import Uplink
+from common.posterior import Posterior
+from common.secure_noise import Source, normal
+
+#: What leaves a site without noise, whatever the mechanism.
+NOT_COVERED = (
+    "label sums, sent once before round 1",
+    "means and deviations of the features, sent once before round 1",
+    "the number of train items, and of local steps",
+    "which clients take part, and that and why one failed",
+)
+
+
+def add_noise(
+    uplinks: Sequence[Uplink], config: PrivacyConfig, source: Source = os.urandom
+) -> list[Uplink]:
+    """Give each update its share of the noise of a round's sums.
+
+    Parameters
+    ----------
+    uplinks
+        All that will be summed, each of norm `config.clip` at most, with equal weights.
+    config
+        The mechanism.
+    source
+        Of random bytes.
+    """
+    counts = Counter(uplink.key.modality for uplink in uplinks)
+    deviation = config.noise_multiplier * config.clip
+    return [
+        replace(
+            uplink,
+            encoder=_noisy(uplink.encoder, deviation / counts[uplink.key.modality] ** 0.5, source),
+            decoder=_noisy(uplink.decoder, deviation / len(uplinks) ** 0.5, source),
+        )
+        for uplink in uplinks
+    ]
+
+
+def _noisy(posterior: Posterior, deviation: float, source: Source) -> Posterior:
+    return {
+        name: replace(
+            gaussian,
+            mean=(gaussian.mean.double() + normal(gaussian.mean.shape, deviation, source)).to(
+                gaussian.mean.dtype
+            ),
+        )
+        for name, gaussian in posterior.items()
+    }
+
+
+def privacy_spent(config: Config, rounds: int) -> dict[str, Any] | None:
+    """Say what so many rounds tell of a client that took part in all of them.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    rounds
+        That were made, from 1.
+
+    Returns
+    -------
+    dict or None
+        ``epsilon`` at ``delta``, for data left out (``central``) or exchanged (``local``), as
+        ``neighbours`` says; ``epsilon_replaced`` for data exchanged; what is not covered. None
+        where there is no mechanism.
+    """
+    privacy = config.privacy
+    if privacy.name is PrivacyRule.none:
+        return None
+    left_out, replaced = (
+        gaussian_epsilon(distance * math.sqrt(rounds) / privacy.noise_multiplier, privacy.delta)
+        for distance in (1, 2)
+    )
+    central = privacy.name is PrivacyRule.central
+    return {
+        "mechanism": str(privacy.name),
+        "unit": "client",
+        "neighbours": "a client's data left out" if central else "a client's data replaced",
+        "epsilon": left_out if central else replaced,
+        "epsilon_replaced": replaced,
+        "delta": privacy.delta,
+        "rounds": rounds,
+        "clip": privacy.clip,
+        "noise_multiplier": privacy.noise_multiplier,
+        "trusted": "the server" if central else "nobody",
+        "not_covered": list(NOT_COVERED),
+    }
+
+
+def gaussian_delta(mu: float, epsilon: float) -> float:
+    """Return delta of a Gaussian mechanism whose neighbours are mu deviations apart, above 0."""
+    likelier = math.exp(log_ndtr(mu / 2 - epsilon / mu))
+    return max(0.0, likelier - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu)))
+
+
+def gaussian_epsilon(mu: float, delta: float) -> float:
+    """Return the smallest epsilon at which the mechanism has at most this delta."""
+    if gaussian_delta(mu, 0.0) <= delta:
+        return 0.0
+    # What Renyi divergences give (Mironov 2017), which is never less.
+    enough = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))
+    return float(brentq(lambda epsilon: gaussian_delta(mu, epsilon) - delta, 0.0, enough))

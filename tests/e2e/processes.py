@@ -1,0 +1,264 @@
+"""Real processes: commands of this environment, Flower's SuperLink and SuperNodes."""
+
+import json
+import os
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+BIN = Path(sys.executable).parent
+PROJECT = Path(__file__).parents[2]
+
+#: Seconds until a test gives up on a process.
+TIMEOUT = 240
+
+#: The smallest federation that is one: overrides for every run in these tests.
+TINY = [
+    "rounds=2",
+    "clients.default=1",
+    "dataset.num_items=240",
+    "dataset.num_speakers=24",
+    "model.width=10",
+    "model.heads=2",
+    "model.layers=1",
+    "model.decoder_layers=1",
+    "client.local_epochs=1",
+]
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def flower_environment(flower_home: Path) -> dict[str, str]:
+    """The variables of processes that keep Flower's files in a folder of their own."""
+    return os.environ | {
+        "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(flower_home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "COLUMNS": "200",
+    }
+
+
+def run_command(
+    folder: Path, environment: dict[str, str], name: str, *arguments: str, check: bool = True
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of this environment to its end."""
+    done = subprocess.run(
+        [BIN / name, *arguments],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    if check and done.returncode != 0:
+        pytest.fail(f"{name} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
+    return done
+
+
+@dataclass
+class Node:
+    """A SuperNode's process, and where it leaves what it prints."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    def end(self) -> tuple[int, str]:
+        """Wait until it ends by itself; return its exit status and what it printed."""
+        status = self.process.wait(timeout=60)
+        return status, self.log.read_text()
+
+
+class Federation:
+    """A SuperLink on loopback and the SuperNodes that were started for it."""
+
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self.folder = folder
+        self.environment = environment
+        self.port = free_port()
+        self.processes: list[subprocess.Popen[bytes]] = []
+
+    def start(self) -> None:
+        """Start the SuperLink and wait until it answers."""
+        self._start_superlink("insecure = true", "--insecure")
+        wait_until(lambda: answers(f"http://127.0.0.1:{self.port}/health"), "the SuperLink")
+
+    def _start_superlink(self, connection: str, *arguments: str) -> None:
+        (Path(self.environment["FLWR_HOME"]) / "config.toml").write_text(
+            f'[superlink.loopback]\naddress = "127.0.0.1:{self.port}"\n{connection}\n'
+        )
+        self._spawn(
+            "flower-superlink",
+            *arguments,
+            "--disable-runtime-dependency-installation",
+            "--port",
+            str(self.port),
+        )
+
+    def add_node(self, node_config: str) -> None:
+        """Start a SuperNode."""
+        self._spawn(
+            "flower-supernode",
+            "--insecure",
+            "--superlink",
+            f"127.0.0.1:{self.port}",
+            "--port",
+            str(free_port()),
+            "--node-config",
+            node_config,
+        )
+
+    def _spawn(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
+        with self.log_of(len(self.processes), name).open("wb") as log:
+            process = subprocess.Popen(
+                [BIN / name, *arguments],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
+        self.processes.append(process)
+        return process
+
+    def log_of(self, number: int, name: str) -> Path:
+        """Where a process leaves what it prints."""
+        return self.folder / f"{name}-{number}.log"
+
+    def stop(self) -> None:
+        """Stop everything that was started, nodes first."""
+        for process in reversed(self.processes):
+            process.terminate()
+        for process in self.processes:
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+class SecureFederation(Federation):
+    """The same over TLS, with the credentials of `utmp-credentials`: sites must be registered."""
+
+    @property
+    def credentials(self) -> Path:
+        """The folder of all credentials."""
+        return self.folder / "credentials"
+
+    def make_credentials(self, out: str, *overrides: str) -> None:
+        """Run `utmp-credentials`."""
+        self.run("utmp-credentials", f"out={out}", *overrides)
+
+    def run(self, name: str, *arguments: str) -> str:
+        """Run a command to its end; return what it printed."""
+        return run_command(self.folder, self.environment, name, *arguments).stdout
+
+    def start(self) -> None:
+        """Start the SuperLink on what was made for it, and wait until it answers."""
+        server = self.credentials / "server"
+        self._start_superlink(
+            f'root-certificates = "{server / "ca.crt"}"',
+            "--ssl-ca-certfile",
+            str(server / "ca.crt"),
+            "--ssl-certfile",
+            str(server / "server.crt"),
+            "--ssl-keyfile",
+            str(server / "server.key"),
+            "--enable-supernode-auth",
+            "--database",
+            str(self.folder / "superlink.db"),
+        )
+        trust = ssl.create_default_context(cafile=server / "ca.crt")
+        wait_until(lambda: answers(f"https://127.0.0.1:{self.port}/health", trust), "the SuperLink")
+
+    def register(self, name: str) -> str:
+        """Register the key of a site by its name; return the id of its node."""
+        key = self.credentials / "sites" / name / f"{name}.pub"
+        printed = self.run(
+            "flwr", "supernode", "register", str(key), "loopback", "--name", name, "--format=json"
+        )
+        return str(last_json(printed)["node-id"])
+
+    def nodes(self) -> dict[str, tuple[str, str]]:
+        """Id of every node that was registered to its status, and when it came online last."""
+        printed = self.run("flwr", "supernode", "list", "loopback", "--format=json")
+        return {
+            node["node-id"]: (node["status"], node["online-at"])
+            for node in last_json(printed)["nodes"]
+        }
+
+    def wait_online(self, *nodes: str) -> None:
+        """Wait until registered nodes are online."""
+
+        def online() -> bool:
+            known = self.nodes()
+            return all(known[node][0] == "online" for node in nodes)
+
+        wait_until(online, f"nodes {', '.join(nodes)}")
+
+    def add_node(self, node_config: str, *security: str, port: int | None = None) -> Node:
+        """Start a SuperNode.
+
+        Parameters
+        ----------
+        node_config
+            What it holds.
+        security
+            Its root certificates and its key, or what it has in place of them.
+        port
+            Where it connects to; the SuperLink's unless given.
+        """
+        log = self.log_of(len(self.processes), "flower-supernode")
+        process = self._spawn(
+            "flower-supernode",
+            *security,
+            "--superlink",
+            f"127.0.0.1:{port or self.port}",
+            "--port",
+            str(free_port()),
+            "--node-config",
+            node_config,
+        )
+        return Node(process, log)
+
+    def security_of(self, name: str) -> tuple[str, ...]:
+        """What a site gives its SuperNode, from what it was handed."""
+        site = self.credentials / "sites" / name
+        authority, key = str(site / "ca.crt"), str(site / f"{name}.key")
+        return ("--root-certificates", authority, "--auth-supernode-private-key", key)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def answers(url: str, trust: ssl.SSLContext | bool = True) -> bool:
+    try:
+        return httpx.get(url, timeout=2, verify=trust).is_success
+    except httpx.HTTPError:
+        return False
+
+
+def last_json(printed: str) -> dict[str, Any]:
+    """What a command of Flower printed in JSON, below lines for people."""
+    return json.loads(printed[printed.index("{") :])
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            pytest.fail(f"waited {seconds:.0f} s for {what}")
+        time.sleep(0.2)

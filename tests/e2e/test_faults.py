@@ -1,0 +1,185 @@
+"""Faults on real processes: what a run makes of killed, hung and late ones.
+
+``UTMP_KILLS=20`` kills the SuperLink more often than a test suite has time for.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from processes import BIN, PROJECT, Federation, answers, run_command, wait_until
+from safetensors.torch import load_file
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+MODALITIES = ("language", "audio", "vision")
+KILLS = int(os.environ.get("UTMP_KILLS", "2"))
+
+
+class Faulty(Federation):
+    """A federation whose parts can be killed, stopped and started again."""
+
+    def start(self) -> None:
+        """Start the SuperLink on its database, for the first time or again."""
+        self._start_superlink(
+            "insecure = true", "--insecure", "--database", str(self.folder / "superlink.db")
+        )
+        self.superlink = self.processes[-1]
+        wait_until(lambda: answers(f"http://127.0.0.1:{self.port}/health"), "the SuperLink")
+
+    def join(self, modality: str, part: int = 0) -> subprocess.Popen[bytes]:
+        """Start a SuperNode."""
+        self.add_node(f'modality="{modality}" part={part}')
+        return self.processes[-1]
+
+    def submit(self, overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
+        """Submit a run and stream what it prints to a file."""
+        with log.open("wb") as file:
+            return subprocess.Popen(
+                [
+                    *(BIN / "flwr", "run", PROJECT, "loopback", "--stream"),
+                    *("--run-config", f'overrides="{" ".join(overrides)}"'),
+                ],
+                cwd=self.folder,
+                env=self.environment,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+
+
+@pytest.fixture
+def faulty(tmp_path: Path, environment: dict[str, str]) -> Iterator[Faulty]:
+    running = Faulty(tmp_path, environment)
+    try:
+        running.start()
+        yield running
+    finally:
+        running.stop()
+
+
+def records_of(run: Path) -> list[dict[str, Any]]:
+    """The rounds that a run has written so far; a line that is being written is none yet."""
+    path = run / "rounds.jsonl"
+    content = path.read_text() if path.exists() else ""
+    return [json.loads(line) for line in content.splitlines(keepends=True) if line.endswith("\n")]
+
+
+def wait_for_round(run: Path, number: int) -> None:
+    wait_until(lambda: len(records_of(run)) >= number, f"round {number}", seconds=180)
+
+
+def wait_for_summary(run: Path) -> dict[str, Any]:
+    wait_until((run / "summary.json").exists, "the summary", seconds=240)
+    return json.loads((run / "summary.json").read_text())
+
+
+def tree_of(process: subprocess.Popen[bytes]) -> list[int]:
+    """A process and all that it started."""
+    listed = subprocess.run(["ps", "-e", "-o", "pid=,ppid="], capture_output=True, check=True)
+    parents = dict(map(int, line.split()) for line in listed.stdout.decode().splitlines())
+    tree = [process.pid]
+    for known in tree:
+        tree += [number for number, parent in parents.items() if parent == known]
+    return tree
+
+
+def send(signal_number: int, tree: list[int]) -> None:
+    for number in tree:
+        with suppress(ProcessLookupError):
+            os.kill(number, signal_number)
+
+
+def timeless(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "seconds"}
+
+
+def test_superlink_killed_at_any_moment_loses_at_most_a_round(
+    faulty: Faulty, tiny: list[str], tmp_path: Path
+) -> None:
+    rounds = KILLS + 3
+    settings = [*tiny, f"rounds={rounds}", "client.device=cpu", "strategy=fedavgm"]
+    run, chance = tmp_path / "run", random.Random(0)
+    for modality in MODALITIES:
+        faulty.join(modality)
+
+    before = 0
+    for kill in range(KILLS):
+        how = f"resume={run}" if kill else f"run_dir={run}"
+        log = tmp_path / f"submitted-{kill}.log"
+        submitted = faulty.submit([*settings, how], log)
+        wait_for_round(run, before + 1)
+        time.sleep(chance.uniform(0, 8))
+        faulty.superlink.kill()
+        faulty.superlink.wait()
+        submitted.wait(timeout=60)
+        done = len(records_of(run))
+        # What was on disk when this one was submitted is still there.
+        assert done > before, log.read_text()
+        kept = [int(path.stem.removeprefix("round-")) for path in (run / "checkpoints").iterdir()]
+        assert max(kept) >= done - 1
+        before = done
+        if (run / "summary.json").exists():
+            break
+        faulty.start()
+    faulty.submit([*settings, f"resume={run}"], tmp_path / "last.log").wait(timeout=240)
+    summary = wait_for_summary(run)
+
+    overrides = [*settings, "runtime=sequential", f"run_dir={tmp_path}/unbroken"]
+    run_command(tmp_path, faulty.environment, "utmp-train", *overrides)
+    unbroken = json.loads((tmp_path / "unbroken" / "summary.json").read_text())
+    assert timeless(summary) == timeless(unbroken)
+    assert list(map(timeless, records_of(run))) == list(
+        map(timeless, records_of(tmp_path / "unbroken"))
+    )
+    ours, theirs = (load_file(each / "model.safetensors") for each in (run, tmp_path / "unbroken"))
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def test_a_site_that_dies_hangs_or_comes_late(
+    faulty: Faulty, tiny: list[str], tmp_path: Path
+) -> None:
+    run, log, deadline = tmp_path / "run", tmp_path / "submitted.log", 25
+    settings = [
+        *tiny,
+        "rounds=7",
+        f"run_dir={run}",
+        f"runtime.round_timeout={deadline}",
+        "runtime.node_timeout=90",
+    ]
+    nodes = {modality: faulty.join(modality) for modality in ("language", "vision")}
+    submitted = faulty.submit(settings, log)
+
+    # Late: the run waits for it by name.
+    wait_until(lambda: "waiting for audio: 0 of 1, " in log.read_text(), "the wait", seconds=90)
+    nodes["audio"] = faulty.join("audio")
+    wait_for_round(run, 1)
+    assert records_of(run)[0]["clients"] == dict.fromkeys(MODALITIES, 1)
+
+    # Hung: the round ends at its deadline, and what it sends later does not count.
+    hung = tree_of(nodes["audio"])
+    send(signal.SIGSTOP, hung)
+    done = len(records_of(run))
+    wait_for_round(run, done + 2)
+    send(signal.SIGCONT, hung)
+    late = records_of(run)[done + 1]
+    assert late["reused"] == ["audio"] and late["rejected"] == ["audio-0: no reply"]
+    assert late["seconds"] < deadline + 5
+    wait_until(lambda: not records_of(run)[-1]["reused"], "audio, which is back again", seconds=180)
+
+    # Dead: the others go on.
+    done = len(records_of(run))
+    send(signal.SIGKILL, tree_of(nodes["vision"]))
+    wait_for_round(run, done + 2)
+    dead = records_of(run)[done + 1]
+    assert dead["reused"] == ["vision"]
+    assert dead["seconds"] < deadline + 5
+    submitted.wait(timeout=240)
+    assert wait_for_summary(run)["rounds"] == 7

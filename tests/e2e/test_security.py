@@ -1,0 +1,194 @@
+"""Who may take part: real processes over TLS, with sites that are registered by their keys.
+
+One SuperLink stays up for the whole file. Those who are refused must not come online there.
+"""
+
+import json
+import shutil
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+
+from common.config.credentials import compose_credentials
+from server.certificates import utc_now
+from server.issuing import issue
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+
+PROJECT = Path(__file__).parents[2]
+
+HOSTS = "hosts=[localhost,127.0.0.1]"
+SITES = ("language-0", "audio-0", "vision-0")
+#: Its site was registered, and says that it is another.
+IMPOSTOR = "audio-1"
+
+
+@pytest.fixture(scope="module")
+def secure(secure_federation):
+    """A SuperLink that asks for registered keys, over TLS."""
+    clients = ("clients.language=1", "clients.audio=2", "clients.vision=1")
+    secure_federation.make_credentials("credentials", HOSTS, *clients)
+    secure_federation.start()
+    return secure_federation
+
+
+@pytest.fixture(scope="module")
+def registered(secure) -> dict[str, str]:
+    """Name of each registered client to the id of its node."""
+    return {name: secure.register(name) for name in (*SITES, IMPOSTOR)}
+
+
+# Who is refused ---------------------------------------------------------------------------------
+
+#: What Flower says to each.
+REASONS = {
+    "key that was not registered": "[code: 2004] Failed to activate SuperNode.",
+    "no key": "[code: 2001] SuperNode authentication is enabled.",
+    "another authority": "certificate verify failed: unable to get local issuer certificate",
+    "no TLS": "Server disconnected without sending a response.",
+    "no TLS for a key": "SuperNode authentication requires a secure TLS connection",
+    "expired server": "certificate verify failed: certificate has expired",
+}
+
+
+@pytest.fixture(scope="module")
+def refused(secure, registered) -> dict[str, tuple[int, str]]:
+    """Sites that each have one thing wrong, all at once, to how their processes ended."""
+    secure.make_credentials("elsewhere", HOSTS, "clients.audio=1")
+    elsewhere = secure.folder / "elsewhere"
+    expired = secure.folder / "expired"
+    shutil.copytree(secure.credentials, expired)
+    renewal = compose_credentials([f"out={expired}", "renew=server", "days=30"])
+    issue(renewal, utc_now() - timedelta(days=31))
+
+    right = secure.security_of("audio-0")
+    trust, key = right[:2], right[2:]
+    unregistered = elsewhere / "sites" / "audio-0" / "audio-0.key"
+    with relay(expired / "server", secure.port) as port:
+        nodes = {
+            name: secure.add_node('modality="audio"', *security, port=via)
+            for name, security, via in (
+                (
+                    "key that was not registered",
+                    (*trust, "--auth-supernode-private-key", str(unregistered)),
+                    None,
+                ),
+                ("no key", trust, None),
+                (
+                    "another authority",
+                    ("--root-certificates", str(elsewhere / "ca.crt"), *key),
+                    None,
+                ),
+                ("no TLS", ("--insecure", "--max-retries=1"), None),
+                ("no TLS for a key", ("--insecure", *key), None),
+                ("expired server", right, port),
+            )
+        }
+        return {name: node.end() for name, node in nodes.items()}
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_site_is_refused_and_told_why(refused, name: str) -> None:
+    status, printed = refused[name]
+    assert status == 1
+    assert f"Exit Code: {303 if name == 'no TLS for a key' else 305}\n" in printed
+    assert REASONS[name] in printed
+
+
+def test_nobody_who_was_refused_was_ever_online(secure, registered, refused) -> None:
+    # With what is right, `sites` below come online, one of them through a relay as above.
+    assert set(refused) == set(REASONS)
+    assert secure.nodes() == dict.fromkeys(registered.values(), ("registered", "N/A"))
+
+
+@contextmanager
+def relay(server: Path, port: int) -> Iterator[int]:
+    """Another address of the SuperLink, with a certificate and key of its own."""
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(server / "server.crt", server / "server.key")
+    asking = ssl.create_default_context(cafile=server / "ca.crt")
+
+    def copy(source: ssl.SSLSocket, sink: ssl.SSLSocket) -> None:
+        with suppress(OSError):
+            while content := source.recv(65536):
+                sink.sendall(content)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def carry(accepted: socket.socket) -> None:
+        with (
+            suppress(OSError),
+            serving.wrap_socket(accepted, server_side=True) as outer,
+            socket.create_connection(("127.0.0.1", port)) as plain,
+            asking.wrap_socket(plain, server_hostname="127.0.0.1") as inner,
+        ):
+            back = threading.Thread(target=copy, args=(inner, outer), daemon=True)
+            back.start()
+            copy(outer, inner)
+            back.join()
+
+    def serve(listener: socket.socket) -> None:
+        with suppress(OSError):
+            while True:
+                accepted, _ = listener.accept()
+                threading.Thread(target=carry, args=(accepted,), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=serve, args=(listener,), daemon=True).start()
+        yield int(listener.getsockname()[1])
+
+
+# Who takes part ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sites(secure, registered, refused) -> Iterator[dict[str, str]]:
+    """The honest sites, online; to the ids of their nodes."""
+    with relay(secure.credentials / "server", secure.port) as port:
+        for name, via in zip(SITES, (None, None, port), strict=True):
+            modality, _, part = name.partition("-")
+            config = f'modality="{modality}" part={part}'
+            secure.add_node(config, *secure.security_of(name), port=via)
+        ids = {name: registered[name] for name in SITES}
+        secure.wait_online(*ids.values())
+        yield ids
+
+
+def train(secure, overrides: list[str]) -> str:
+    config = f'overrides="{" ".join(overrides)}"'
+    return secure.run("flwr", "run", str(PROJECT), "loopback", "--stream", "--run-config", config)
+
+
+def clients_of(run: Path) -> list[dict[str, int]]:
+    return [json.loads(line)["clients"] for line in (run / "rounds.jsonl").read_text().splitlines()]
+
+
+ALL = {"language": 1, "audio": 1, "vision": 1}
+
+
+def test_registered_sites_train_over_tls(secure, sites, tiny, tmp_path) -> None:
+    printed = train(secure, [*tiny, f"run_dir={tmp_path}/run"])
+    assert "round 2" in printed
+    assert "left out" not in printed
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert list(summary["test"]) == ["multimodal", "language", "audio", "vision"]
+    assert summary["rounds"] == 2
+    assert clients_of(tmp_path / "run") == [ALL, ALL]
+
+
+def test_a_registered_site_that_says_it_is_another_is_left_out_and_named(
+    secure, registered, sites, tiny, tmp_path
+) -> None:
+    secure.add_node('modality="language" part=0', *secure.security_of(IMPOSTOR))
+    secure.wait_online(registered[IMPOSTOR])
+    printed = train(secure, [*tiny, f"run_dir={tmp_path}/run"])
+    said = f"node {registered[IMPOSTOR]} is registered as audio-1 and says that it is language-0"
+    assert printed.count(said) == 1
+    assert "error: " not in printed
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 2
+    assert clients_of(tmp_path / "run") == [ALL, ALL]
