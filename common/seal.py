@@ -62,7 +62,7 @@ def write_sealed(
     """
     # One key: safetensors writes several in no particular order.
     metadata = {_KEY: json.dumps({"seal": _BLANK, **header})}
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order="C") for name, array in arrays.items()}
     try:
         save_file(contiguous, path, metadata=metadata)
     except SafetensorError as error:

@@ -15,7 +15,7 @@ from server.run_folder import flat_settings
 T = TypeVar("T", RuntimeConfig, CheckpointConfig)
 
 #: What may differ from the run that broke off.
-FREE = ("rounds", "runtime", "checkpoint", "run_dir", "resume")
+FREE = ("rounds", "runtime", "checkpoint", "console", "run_dir", "resume")
 
 
 class MisfitError(UserError):

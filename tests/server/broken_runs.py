@@ -1,0 +1,100 @@
+"""Runs that break off, as by a kill, and are gone on with."""
+
+import os
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Context, Message, MessageType, RecordDict
+from tiny_runs import tiny
+
+from client.app import given_config, make_client_app
+from server.app import prepare
+from server.federation import Run
+from server.sequential import SequentialGrid
+
+#: The smallest: one client of each modality.
+ONE = ("clients.default=1",)
+
+
+class BreakError(BaseException):
+    """Ends a run as an interrupt does: nothing catches it to go on."""
+
+
+def execute(
+    run: Run,
+    before: int | None = None,
+    after: int | None = None,
+    spoilt: int | None = None,
+    since: int = 1,
+) -> None:
+    """Execute a prepared run.
+
+    Parameters
+    ----------
+    run
+        Gives its folder up at the end, as a process that ends does.
+    before
+        The round in which it breaks off, after its first client has answered.
+    after
+        The round that is on record when it breaks off, but has no checkpoint yet.
+    spoilt, since
+        The node whose updates are empty, and the round from which they are.
+    """
+    app = make_client_app(partial(given_config, run.config))
+
+    answered = []
+
+    def breaking(message: Message, context: Context) -> Message:
+        if message.metadata.group_id == str(before):
+            if answered:
+                raise BreakError
+            answered.append(context.node_id)
+        trains = message.metadata.message_type == MessageType.TRAIN
+        if trains and context.node_id == spoilt and int(message.metadata.group_id) >= since:
+            return Message(RecordDict(), reply_to=message)
+        return app(message, context)
+
+    show = run.console.round
+
+    def shown(record: dict[str, Any]) -> None:
+        show(record)
+        if record["round"] == after:
+            raise BreakError
+
+    run.console.round = shown
+    try:
+        run.execute(SequentialGrid(breaking, len(run.data.clients)))
+    except BreakError:
+        assert before is not None or after is not None
+    else:
+        assert before is None and after is None, "it was to break off"
+    finally:
+        run.folder.close()
+
+
+def begin(folder: Path, *overrides: str, **breaks: int) -> None:
+    """Run anew, up to a break if one is given."""
+    execute(prepare(tiny(*ONE, *overrides), folder), **breaks)
+
+
+def go_on(folder: Path, *overrides: str, **breaks: int) -> None:
+    """Go on with a run; only these overrides are given."""
+    given = [f"resume={folder}", *overrides]
+    execute(prepare(tiny(*given), folder.parent / "elsewhere", given), **breaks)
+
+
+def damage(path: Path) -> None:
+    """Flip a bit in the midst of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that is below a folder."""
+    return {
+        os.fspath(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

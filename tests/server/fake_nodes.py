@@ -1,0 +1,88 @@
+"""Nodes in memory, what they say that they hold, and what a registry makes of them."""
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+from flwr.app import Error, Message
+from flwr.proto.node_pb2 import NodeInfo
+from memory_grid import MemoryGrid
+
+from common.clients import ClientKey
+from common.data.moments import Moments
+from common.messages import ClientDescription, NodeDescription
+from common.protocol import encode_description
+from common.task import Task
+from server.registry import Registry
+
+Answer = Callable[[Message], Message | None]
+
+
+class FakeGrid(MemoryGrid):
+    """Nodes in memory: each answers a message, or, with None, does not; some have a name."""
+
+    def __init__(self, nodes: dict[int, Answer], names: dict[int, str] | None = None) -> None:
+        self.nodes = nodes
+        self.names = names or {}
+        self.asked: list[int] = []
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node, name=self.names.get(node)) for node in self.nodes]
+
+    def answers(self, messages: list[Message]) -> list[Message | None]:
+        self.asked += [message.metadata.dst_node_id for message in messages]
+        # In another order than they were asked in.
+        return [self.nodes[m.metadata.dst_node_id](m) for m in reversed(messages)]
+
+
+def client(
+    name: str,
+    *,
+    width: int = 4,
+    examples: int = 10,
+    sums: tuple[float, ...] | None = None,
+    task: Task = Task.regression,
+) -> ClientDescription:
+    modality, _, part = name.rpartition("-")
+    if sums is None:
+        sums = (examples, 1.0, 5.0)
+    else:
+        examples = int(sum(sums) if task is Task.classification else sums[0])
+    rng = np.random.default_rng([examples, len(name)])
+    rows = rng.normal(size=(examples, width))
+    moments = Moments(
+        np.full(width, float(examples)), rows.mean(axis=0), examples * rows.var(axis=0)
+    )
+    return ClientDescription(
+        ClientKey(modality, int(part)),
+        examples,
+        task,
+        torch.tensor(sums, dtype=torch.float64),
+        moments,
+    )
+
+
+def hosting(*clients: ClientDescription | str, error: str = "") -> Answer:
+    described = tuple(client(each) if isinstance(each, str) else each for each in clients)
+    content = encode_description(NodeDescription(described, error))
+    return lambda message: Message(content, reply_to=message)
+
+
+def silent(_: Message) -> None:
+    return None
+
+
+def failing(message: Message) -> Message:
+    return Message(Error(1, "no route"), reply_to=message)
+
+
+KNOWN = ("audio", "vision")
+
+
+def names(registry: Registry) -> list[str]:
+    return [str(key) for key in registry.members]
+
+
+def named(nodes: dict[int, Answer], **names: str) -> FakeGrid:
+    """A grid whose nodes were registered, as in ``n7="audio-0"``."""
+    return FakeGrid(nodes, {int(node[1:]): name for node, name in names.items()})

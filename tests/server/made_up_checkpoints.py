@@ -1,0 +1,66 @@
+"""Checkpoints that no run left."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from server.aggregation.server_optimizer import Moments
+from server.checkpoint import Checkpoint
+from server.labels import PooledLabels
+from server.strategy import StrategyState
+
+
+def checkpoint(number: int, size: int = 3, moments: bool = True, **changes: Any) -> Checkpoint:
+    """Make the checkpoint of a round; equal numbers give equal ones, and others differ."""
+    random = torch.Generator().manual_seed(number)
+
+    def some(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+        return torch.randn(shape, generator=random, dtype=dtype)
+
+    model = {
+        "encoders.audio.weight": some(size, 2, dtype=torch.float32),
+        "encoders.audio.empty": some(0, 4, dtype=torch.float32),
+        "decoder.bias": some(size),
+        "decoder.scale": some(dtype=torch.float32),
+    }
+    names = ("encoders.audio.weight", "decoder.bias") if moments else ()
+    parts: dict[str, Any] = {
+        "round": number,
+        "config": {"rounds": 9, "clients": {"default": None}, "dataset": {"label_bins": [0.5]}},
+        "items": {"train": 70, "validation": 10, "test": 20},
+        "model": model,
+        "strategy": StrategyState(
+            Moments(
+                {name: some(*model[name].shape) for name in names},
+                {name: some(*model[name].shape) ** 2 for name in names},
+            ),
+            {"audio": some(6), "vision": some(6)},
+            {7: 2, 2**63 - 1: number},
+        ),
+        "labels": PooledLabels(some(2), some(7).softmax(0), 1 / 3 + number),
+        "seconds": 12.345,
+    }
+    return Checkpoint(**(parts | changes))
+
+
+def assert_same(one: Checkpoint, other: Checkpoint) -> None:
+    """Assert that two checkpoints are equal to the bit, of the same shapes and types."""
+    for name in ("round", "config", "items", "seconds"):
+        assert getattr(one, name) == getattr(other, name)
+    assert one.strategy.faults == other.strategy.faults
+    assert one.labels.skew == other.labels.skew
+    tables = [_tensors(each) for each in (one, other)]
+    for first, second in zip(*tables, strict=True):
+        assert first.keys() == second.keys()
+        for name in first:
+            assert first[name].dtype == second[name].dtype, name
+            assert first[name].shape == second[name].shape, name
+            assert first[name].numpy().tobytes() == second[name].numpy().tobytes(), name
+
+
+def _tensors(each: Checkpoint) -> list[dict[str, Tensor]]:
+    moments = each.strategy.moments
+    labels = {"prior": each.labels.prior, "shares": each.labels.shares}
+    tables = (each.model, moments.first, moments.second, each.strategy.evidence, labels)
+    return [dict(table) for table in tables]
