@@ -3,7 +3,7 @@
 With the change D of encoder and decoder together, C = ``privacy.clip`` and z =
 ``privacy.noise_multiplier``:
 
-- ``central``: D min(1, C / ||D||) is sent; the server adds the noise (`server.privacy`);
+- ``central``: D min(1, C / ||D||) is sent; the server adds the noise (`server.acceptance.privacy`);
 - ``local``: N(0, (z C)^2) is added to every weight before it is sent, so that the server need not
   be trusted.
 

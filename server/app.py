@@ -11,11 +11,11 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import Config, Setting, config_of_run
 from common.data.federation import load_federation
 from common.errors import UserError
-from server.checkpoint import Checkpoints
-from server.console import make_console
-from server.federation import Run, check_evaluation_data, use_one_thread
-from server.resume import resumed_config
-from server.run_folder import CHECKPOINTS, RunFolder, read_settings
+from server.run.checkpoint import Checkpoints
+from server.run.console import make_console
+from server.run.federation import Run, check_evaluation_data, use_one_thread
+from server.run.folder import CHECKPOINTS, RunFolder, read_settings
+from server.run.resume import resumed_config
 
 RunGrid = Callable[[Grid], None]
 
@@ -42,7 +42,7 @@ def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = No
     folder
         Where a new run goes.
     given
-        The command's overrides, see `server.resume.resumed_config`.
+        The command's overrides, see `server.run.resume.resumed_config`.
 
     Raises
     ------

@@ -16,7 +16,7 @@ from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import given_config, make_client_app
-from server.federation import Run
+from server.run.federation import Run
 from server.simulation import prepare_machine
 
 #: Flower stamps messages with these; a SuperLink would give them.
@@ -108,7 +108,7 @@ def run_sequentially(run: Run) -> None:
     Raises
     ------
     UserError
-        As `server.federation.Run.execute`.
+        As `server.run.federation.Run.execute`.
     """
     prepare_machine(run)
     app = make_client_app(partial(given_config, run.config))

@@ -14,8 +14,8 @@ from client.trainer import choose_device
 from common.config import Config, RuntimeConfig
 from common.errors import UserError
 from server.app import make_server_app
-from server.federation import Run
-from server.run_folder import FLOWER_LOG
+from server.run.federation import Run
+from server.run.folder import FLOWER_LOG
 
 
 def simulate(run: Run) -> None:
@@ -24,7 +24,7 @@ def simulate(run: Run) -> None:
     Raises
     ------
     UserError
-        As `server.federation.Run.execute`.
+        As `server.run.federation.Run.execute`.
     """
     prepare_machine(run)
     with warnings.catch_warnings():

@@ -23,13 +23,13 @@ from common.model.evidence import no_evidence
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
-from server.acceptance import Gate
+from server.acceptance.gate import Gate
+from server.acceptance.privacy import privacy_spent
 from server.aggregation import server_optimizer
 from server.aggregation.client_weights import client_weight, trust_clients
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.labels import PooledLabels
-from server.privacy import privacy_spent
-from server.registry import QUERY_SECONDS, Member, Registry
+from server.run.labels import PooledLabels
+from server.run.registry import QUERY_SECONDS, Member, Registry
 
 
 @dataclass(frozen=True)
@@ -297,7 +297,7 @@ class HierarchicalAggregation(Strategy):
         return found.uplinks, sorted([*asked.faults, *found.rejected]), found.received
 
     def privacy_spent(self, rounds: int) -> dict[str, Any] | None:
-        """Say what so many rounds tell of a client, see `server.privacy.privacy_spent`."""
+        """Say what so many rounds tell of a client, see `server.acceptance.privacy`."""
         return privacy_spent(self.config, rounds)
 
     def configure_evaluate(

@@ -14,7 +14,7 @@ class PrivacyRule(StrEnum):
 
 @dataclass
 class PrivacyConfig:
-    """See `server.privacy` and `client.privacy`."""
+    """See `server.acceptance.privacy` and `client.privacy`."""
 
     name: PrivacyRule = PrivacyRule.none
     clip: float = 1.0  # L2 norm of a client's whole change, encoder and decoder

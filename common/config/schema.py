@@ -335,7 +335,7 @@ class ConsoleStyle(StrEnum):
 
 @dataclass
 class CheckpointConfig:
-    """Which checkpoints of a run are kept; see `server.checkpoint`."""
+    """Which checkpoints of a run are kept; see `server.run.checkpoint`."""
 
     keep: int = 2  # of the last
     best: bool = True  # and that of the round with the best validation score

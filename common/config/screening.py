@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass
 class ScreeningConfig:
-    """See `server.screening`; null switches a rule off."""
+    """See `server.acceptance.screening`; null switches a rule off."""
 
     # A change may be so many times the median of the round's, and of the arrays that were sent.
     norm_factor: float | None = 10.0

@@ -8,15 +8,15 @@ from common.config import Architecture, Setting, StrategyConfig
 from common.errors import UserError
 from common.metrics import HEADLINE
 from server.evaluate import Scores
-from server.federation import Run
-from server.learning_curve import learning_curve
 from server.reference.batching import MULTIMODAL
 from server.reference.bound import Bound
 from server.reference.centralised import centralised
 from server.reference.local import Local
 from server.reference.pooled import pooled
 from server.reference.sites import Sites, load_sites
-from server.run_folder import CURVE, MODEL
+from server.run.federation import Run
+from server.run.folder import CURVE, MODEL
+from server.run.learning_curve import learning_curve
 
 BOUNDS: Mapping[Setting, Callable[[Sites], Bound]] = {
     Setting.local: Local,

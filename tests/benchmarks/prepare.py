@@ -57,7 +57,13 @@ def main() -> None:
         subprocess.run([sys.executable, "-c", f"{writer}; {call}"], check=True)
         size = source.stat().st_size
         # Peak memory of children is the largest of all, so the measuring process is fresh as well.
-        command = [sys.executable, "-m", "server.prepare", f"path={source}", f"out={folder}/shards"]
+        command = [
+            sys.executable,
+            "-m",
+            "server.commands.prepare",
+            f"path={source}",
+            f"out={folder}/shards",
+        ]
         print(f"source: {size / 1e9:.2f} GB, {arguments.items} items")
         measure = (
             "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from made_up_checkpoints import checkpoint
 
-from server.checkpoint import Checkpoints
+from server.run.checkpoint import Checkpoints
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
@@ -31,7 +31,7 @@ from pathlib import Path
 
 import torch
 from made_up_checkpoints import assert_same, checkpoint
-from server.checkpoint import Checkpoints
+from server.run.checkpoint import Checkpoints
 
 torch.set_num_threads(1)
 kept, kills, chance = Checkpoints(Path(sys.argv[1])), int(sys.argv[2]), random.Random(sys.argv[1])

@@ -24,7 +24,7 @@ from common.data.shards import read_shard
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-COMMAND = [sys.executable, "-m", "server.prepare"]
+COMMAND = [sys.executable, "-m", "server.commands.prepare"]
 SETTINGS = ["format=synthetic", "clients.default=12"]
 MANY = ["format=synthetic", "clients.default=60"]
 KILLS = 20
@@ -33,14 +33,14 @@ KILLS = 20
 # has ended.
 FORKS = """
 import json, os, sys, traceback
-import server.partition_plot, server.prepare, server.prepare_console
+import server.preparation.partition_plot, server.commands.prepare, server.preparation.console
 from common.config import SyntheticConfig
 from common.data import preparation, synthetic
 
 config = SyntheticConfig(modalities=list(synthetic.VIEWS), num_items=1200, num_speakers=400)
 made = {seed: synthetic.make_synthetic(config, seed) for seed in (1, 1234)}
 preparation.make_synthetic = lambda config, seed: made[seed]
-server.partition_plot.partition_plot = lambda manifest: b"a picture"
+server.preparation.partition_plot.partition_plot = lambda manifest: b"a picture"
 
 print("ready", flush=True)
 for line in sys.stdin:
@@ -52,7 +52,7 @@ for line in sys.stdin:
             os.chdir(order["folder"])
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             sys.argv = order["argv"]
-            server.prepare.main()
+            server.commands.prepare.main()
             status = 0
         except SystemExit as exit:
             status = exit.code or 0

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from common.config.credentials import compose_credentials
-from server.certificates import utc_now
-from server.issuing import issue
+from server.credentials.certificates import utc_now
+from server.credentials.issuing import issue
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 

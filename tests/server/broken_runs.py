@@ -10,7 +10,7 @@ from tiny_runs import tiny
 
 from client.app import given_config, make_client_app
 from server.app import prepare
-from server.federation import Run
+from server.run.federation import Run
 from server.sequential import SequentialGrid
 
 #: The smallest: one client of each modality.

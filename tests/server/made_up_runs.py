@@ -8,8 +8,8 @@ from typing import Any
 
 from common.config import Config, compose_config
 from common.task import Task
-from server.results import Result
-from server.run_folder import RunFolder
+from server.report.results import Result
+from server.run.folder import RunFolder
 
 
 @cache

@@ -44,8 +44,8 @@ from common.seeding import derive_seed
 from common.task import Task
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.labels import PooledLabels
-from server.registry import Registry
+from server.run.labels import PooledLabels
+from server.run.registry import Registry
 from server.strategy import HierarchicalAggregation, RoundReport, from_record, to_record
 
 WIDTHS = {"audio": 3, "vision": 5}

@@ -17,11 +17,11 @@ from common.config.prepare import Format, PrepareConfig
 from common.data.preparation import prepare as prepare_shards
 from common.errors import UserError
 from server.app import prepare
-from server.console import RunConsole
-from server.federation import Run
 from server.model_file import load_model
 from server.reference import run_reference
-from server.run_folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY
+from server.run.console import RunConsole
+from server.run.federation import Run
+from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY
 
 SMALL = (
     "dataset.max_seq_len=4",
@@ -39,7 +39,7 @@ STRATEGIES = ("local", "pooled", "centralised", "early_fusion", "cross_modal")
 #: Those that leave a model.
 WHOLE = ("pooled", "centralised")
 MODALITIES = ["language", "audio", "vision"]
-#: What a federation writes a round and at the end; see `server.federation.Run`.
+#: What a federation writes a round and at the end; see `server.run.federation.Run`.
 ROUND_KEYS = {
     *("round", "train_loss", "validation", "fusion_weights", "clients", "reused", "rejected"),
     *("decoder_weights", "trust", "bytes_down", "bytes_up", "seconds"),

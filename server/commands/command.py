@@ -1,0 +1,81 @@
+"""What every command has in common: Hydra, one-line errors, exit statuses.
+
+Exit status 0 for success, 2 for a mistake of the user, 128 and its number for a signal.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from common.config import Config, explain
+from common.errors import UserError
+from server.run.interruption import InterruptedRunError
+
+Task = Callable[[DictConfig], None]
+
+
+def hydra_command(config_name: str, schema: type = Config) -> Callable[[Task], Callable[[], None]]:
+    """Turn a function of a composed configuration into a command.
+
+    Parameters
+    ----------
+    config_name
+        The primary file in ``conf/``.
+    schema
+        What it composes into.
+    """
+
+    def decorate(task: Task) -> Callable[[], None]:
+        def guarded(composed: DictConfig) -> None:
+            try:
+                task(composed)
+            except InterruptedRunError as error:
+                sys.exit(error.status)
+            except UserError as error:
+                # Not an exception to Hydra, which would print a traceback of its own.
+                fail(str(error))
+
+        def command() -> None:
+            # Hydra then raises instead of printing several lines and exiting with 1.
+            os.environ.setdefault("HYDRA_FULL_ERROR", "1")
+            try:
+                hydra.main(version_base=None, config_path="pkg://conf", config_name=config_name)(
+                    guarded
+                )()
+            except (HydraException, OmegaConfBaseException) as error:
+                fail(explain(error, schema))
+            except KeyboardInterrupt:
+                sys.exit(128 + signal.SIGINT)
+
+        return command
+
+    return decorate
+
+
+def run_folder(config: Config) -> Path:
+    """Return where a run goes: ``run_dir``, and in a sweep a numbered folder for each job."""
+    hydra_config = HydraConfig.get()
+    if hydra_config.mode is RunMode.MULTIRUN:
+        return Path(config.run_dir) / str(hydra_config.job.num)
+    return Path(config.run_dir)
+
+
+def given_overrides() -> list[str]:
+    """Return the overrides that were typed."""
+    return list(HydraConfig.get().overrides.task)
+
+
+def fail(message: str) -> None:
+    """Print one line on standard error and exit with status 2."""
+    line = " ".join(message.split())
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,144 @@
+"""`utmp-compose`: the clients of a federation on one machine, as a Docker Compose file.
+
+It goes beside ``docker/compose.yml``: each client is a service with a key of its own, and what the
+run and the registration must know of them is added to the services there. Paths are relative to
+``docker/``, as in every further file of a Compose project.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig
+
+from common.config.compose import ComposeConfig, parse_compose
+from common.errors import UserError
+from server.commands.command import hydra_command
+
+Service = dict[str, Any]
+
+CREDENTIALS = "${CREDENTIALS:-../credentials}"
+
+#: Where shards lie in a container.
+DATA = "/data"
+
+_HEADER = """\
+# Written by utmp-compose: the clients of a federation on one machine.
+#
+#   docker-compose -f docker/compose.yml -f THIS_FILE up -d
+#   docker-compose -f docker/compose.yml -f THIS_FILE run --rm train rounds=3
+"""
+
+
+@hydra_command("compose", ComposeConfig)
+def main(composed: DictConfig) -> None:
+    """Print the file."""
+    print(compose_file(parse_compose(composed)), end="")
+
+
+def compose_file(config: ComposeConfig) -> str:
+    """Return the clients as a Compose file.
+
+    Raises
+    ------
+    UserError
+        If a modality has no client or no shard, or a name that Compose does not take.
+    """
+    # Imported here, so that --help and a mistyped setting answer at once.
+    from common.clients import ClientKey
+
+    counts = _counts(config)
+    clients = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
+    overrides = [f"clients.{name}={count}" for name, count in counts.items()]
+    names = list(map(str, clients))
+    services: dict[str, Service] = {
+        "register": {"volumes": [_public_key(name) for name in names]},
+        "train": {"environment": {"OVERRIDES": " ".join(overrides)}},
+    }
+    if config.data is not None:
+        services["superlink"] = {"volumes": _evaluation(Path(config.data))}
+        overrides += [f"dataset.modalities=[{','.join(counts)}]"]
+        overrides += ["dataset=shards", f"dataset.path={DATA}"]
+        services["train"]["environment"]["OVERRIDES"] = " ".join(overrides)
+    for client in clients:
+        services[str(client)] = _client(str(client), client.modality, client.part, config)
+    text: str = yaml.safe_dump({"services": services}, sort_keys=False, allow_unicode=True)
+    return _HEADER + text
+
+
+def _counts(config: ComposeConfig) -> dict[str, int]:
+    """Count the clients of each modality."""
+    from common.clients import check_modality_name, clients_per_modality
+    from common.data.synthetic import VIEWS
+
+    prepared = None
+    if config.data is not None:
+        prepared = _prepared(Path(config.data))
+    named = [name for name in config.clients if name != "default"]
+    there = list(VIEWS) if prepared is None else list(prepared)
+    if not config.modalities and prepared is None and set(named) - set(there):
+        there = named
+    modalities = list(dict.fromkeys(config.modalities or there))
+    for name in modalities:
+        check_modality_name(name)
+        if not name.isascii():
+            raise UserError(f"modality {name!r}: Docker Compose takes plain letters alone")
+    counts = clients_per_modality(config.clients, modalities, prepared)
+    for name, count in counts.items():
+        if prepared is not None and count > prepared.get(name, 0):
+            raise UserError(
+                f"clients.{name}={count}: {config.data} was prepared for {prepared.get(name, 0)}"
+            )
+    return counts
+
+
+def _prepared(folder: Path) -> dict[str, int]:
+    """Count the shards of each modality in a folder."""
+    from common.data.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    keys = manifest.clients()
+    return {name: sum(key.modality == name for key in keys) for name in manifest.modalities}
+
+
+def _client(name: str, modality: str, part: int, config: ComposeConfig) -> Service:
+    environment = {"SITE": name, "MODALITY": modality, "PART": str(part)}
+    volumes = [_mount(f"{CREDENTIALS}/sites/{name}", "/credentials")]
+    if config.data is not None:
+        shard = f"{name}.safetensors"
+        environment["FILE"] = f"{DATA}/{shard}"
+        volumes.append(_mount(_on_host(Path(config.data) / shard), f"{DATA}/{shard}"))
+    service: Service = {
+        "extends": {"file": "compose.common.yml", "service": "supernode"},
+        "environment": environment,
+        "volumes": volumes,
+        "depends_on": {"register": {"condition": "service_completed_successfully"}},
+    }
+    if config.gpu:
+        device = {"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}
+        service["deploy"] = {"resources": {"reservations": {"devices": [device]}}}
+    return service
+
+
+def _public_key(name: str) -> Service:
+    return _mount(f"{CREDENTIALS}/sites/{name}/{name}.pub", f"/sites/{name}.pub")
+
+
+def _evaluation(folder: Path) -> list[Service]:
+    """Mount what the server reads of a folder of shards: no client's."""
+    names = ("manifest.json", "validation.safetensors", "test.safetensors")
+    return [_mount(_on_host(folder / name), f"{DATA}/{name}") for name in names]
+
+
+def _on_host(path: Path) -> str:
+    """Return an absolute path, in which Compose sees no variable."""
+    return str(path.resolve()).replace("$", "$$")
+
+
+def _mount(source: str, target: str) -> Service:
+    # In full: of the short form, Docker would make a folder where there is no such file.
+    return {"type": "bind", "source": source, "target": target, "read_only": True}
+
+
+if __name__ == "__main__":
+    main()

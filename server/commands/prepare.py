@@ -1,0 +1,30 @@
+"""`utmp-prepare`: from any supported file to a folder of shards."""
+
+from omegaconf import DictConfig
+
+from common.config.prepare import PrepareConfig, parse_prepare
+from server.commands.command import hydra_command
+
+
+@hydra_command("prepare", PrepareConfig)
+def main(composed: DictConfig) -> None:
+    """Prepare a folder of shards, or describe a source."""
+    config = parse_prepare(composed)
+    # Imported here, so that --help and a mistyped setting answer at once.
+    from common.data.preparation import prepare, read
+    from server.preparation.console import PrepareConsole
+    from server.preparation.partition_plot import PLOT, partition_plot
+
+    console = PrepareConsole()
+    if config.describe:
+        with console:
+            found = read(config, console.watch)
+        console.describe(found)
+        return
+    with console:
+        manifest = prepare(config, console.watch, lambda manifest: {PLOT: partition_plot(manifest)})
+    console.prepared(manifest, str(config.out))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,96 @@
+"""`utmp-report`: from run folders to tables of methods, with what differs and how sure it is."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from common.config.report import ReportConfig, parse_report
+from common.errors import UserError
+from server.commands.command import hydra_command
+
+if TYPE_CHECKING:
+    from server.report.tables import Report
+
+# What reads, compares and draws is imported in functions, so that --help and a mistyped setting
+# answer at once.
+
+
+@hydra_command("report", ReportConfig)
+def main(composed: DictConfig) -> None:
+    """Report runs."""
+    config = parse_report(composed)
+    from server.report.console import ReportConsole
+
+    report = make_report(config, HydraConfig.get().overrides.task)
+    write_report(report, config)
+    ReportConsole().show(report, config.out)
+
+
+def make_report(config: ReportConfig, overrides: Sequence[str]) -> "Report":
+    """Read runs and group them.
+
+    Parameters
+    ----------
+    config
+        What to report.
+    overrides
+        How the user gave it; quoted in the report, without the machine's places.
+
+    Raises
+    ------
+    UserError
+        If there are no runs, a file is damaged, two runs are the same or no run has a metric.
+    """
+    from server.report.blocks import blocks_of
+    from server.report.results import find_results
+    from server.report.tables import Report, check_metrics, without_places
+
+    found = find_results(config.places)
+    blocks = blocks_of(found.results)
+    check_metrics(blocks, config.metrics)
+    command = shlex.join(["utmp-report", *map(without_places, overrides)])
+    return Report(command, found, blocks, config.baseline, tuple(config.metrics))
+
+
+def write_report(report: "Report", config: ReportConfig) -> None:
+    """Write the report and its pictures as one whole folder.
+
+    Raises
+    ------
+    UserError
+        If the folder is there already, would replace runs, or cannot be written.
+    """
+    from common.data.whole_folder import whole_folder
+    from server.report.console import REPORT, markdown
+
+    out = Path(config.out).absolute()
+    for result in report.found.results:
+        if Path(result.folder).resolve().is_relative_to(out.resolve()):
+            raise UserError(f"out={config.out} holds the run {result.folder}; choose another")
+    with whole_folder(out, config.overwrite, REPORT) as folder:
+        (folder / REPORT).write_text(markdown(report))
+        for name, png in pictures(report).items():
+            (folder / name).write_bytes(png)
+
+
+def pictures(report: "Report") -> dict[str, bytes]:
+    """Draw each block; file name to PNG."""
+    from server.report.plot import report_plot
+
+    return {
+        report.picture_of(block): report_plot(
+            report.title_of(block),
+            report.metrics_of(block)[0],
+            report.baseline if report.compares_in(block) else None,
+            report.rows_of(block),
+        )
+        for block in report.blocks
+    }
+
+
+if __name__ == "__main__":
+    main()

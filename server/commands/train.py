@@ -1,0 +1,52 @@
+"""`utmp-train`: the whole federation on this machine, in Flower's simulation runtime."""
+
+import os
+
+# Before Flower is imported: no telemetry, no look for updates; before Ray is: no advice.
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from common.config import Runtime, Setting, parse_config
+from server.commands.command import given_overrides, hydra_command, run_folder
+from server.run.interruption import Interruption
+
+if TYPE_CHECKING:
+    from server.run.federation import Run
+
+
+@hydra_command("config")
+def main(composed: DictConfig) -> None:
+    """Train a federation."""
+    config = parse_config(composed)
+    # Imported here, so that --help and a mistyped setting answer at once.
+    from server.app import prepare
+
+    run = prepare(config, run_folder(config), given_overrides())
+    with Interruption() as interruption:
+        run.check = interruption.check
+        _train(run)
+
+
+def _train(run: "Run") -> None:
+    config = run.config
+    if config.strategy.setting is not Setting.federated:
+        from server.reference import run_reference
+
+        run_reference(run)
+    elif config.runtime.name is Runtime.sequential:
+        from server.sequential import run_sequentially
+
+        run_sequentially(run)
+    else:
+        from server.simulation import simulate
+
+        simulate(run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The credentials of a federation: an authority, certificates, keys of sites."""

@@ -1,0 +1,1 @@
+"""What `utmp-prepare` shows."""

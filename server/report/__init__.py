@@ -1,0 +1,1 @@
+"""Runs of several seeds and methods, compared."""

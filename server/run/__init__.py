@@ -1,0 +1,1 @@
+"""A run from the first query to the summary, on disk and on the terminal."""

@@ -1,0 +1,232 @@
+"""Which node hosts which clients: every node is asked once, when it is new."""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Message, MessageType
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.data.dataset import describe_shape
+from common.data.moments import Moments
+from common.errors import UserError
+from common.messages import ClientDescription
+from common.protocol import ProtocolError, decode_description, encode_query
+from common.task import Task
+from server.acceptance.validation import check_description
+from server.run.exchange import exchange
+
+#: How long a node may take to describe itself before it is asked again.
+QUERY_SECONDS = 30.0
+
+
+class ImpostorError(UserError):
+    """A node that is not the client that it says it is; no mistake of the others."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client that takes part.
+
+    Attributes
+    ----------
+    node
+        Flower's id of the node that hosts it.
+    client
+        What the node told of it.
+    """
+
+    node: int
+    client: ClientDescription
+
+
+@dataclass
+class Registry:
+    """The clients that nodes have told of.
+
+    Attributes
+    ----------
+    members
+        Client to where it is, in the order of their names.
+    asked
+        Nodes that have been asked, or are not to be.
+    named
+        Whether a node was seen that is registered with a name. Then every node needs one, and may
+        only be the client of that name.
+    """
+
+    members: dict[ClientKey, Member] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
+    named: bool = False
+
+    def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[str]:
+        """Ask the nodes that are new; forget the clients of nodes that are gone.
+
+        A node that cannot take part is asked once and left out. A client that a new node claims
+        moves to it: a node that was restarted comes back under another id.
+
+        Parameters
+        ----------
+        grid
+            Reaches the nodes.
+        known
+            The dataset's modalities.
+        timeout
+            Seconds to wait for answers.
+
+        Returns
+        -------
+        list of str
+            For each node that was left out or replaced another, one line that says why.
+        """
+        impostors, faults = self.ask_new(grid, known, timeout)
+        return impostors + faults
+
+    def ask_new(
+        self, grid: Grid, known: Collection[str], timeout: float
+    ) -> tuple[list[str], list[str]]:
+        """As `refresh`; return the lines about impostors, and apart those about mistakes."""
+        names = _registered_names(grid)
+        impostors = self._refuse_nameless(names)
+        self.asked &= names.keys()
+        self.members = {key: m for key, m in self.members.items() if m.node in names}
+        new = sorted(names.keys() - self.asked)
+        if not new:
+            return impostors, []
+        queries = [Message(encode_query(), node, MessageType.QUERY) for node in new]
+        faults: list[str] = []
+        replies = list(exchange(grid, queries, timeout))
+        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+            node = reply.metadata.src_node_id
+            self.asked.add(node)
+            try:
+                faults += self._add(reply, known, names.get(node, ""))
+            except ImpostorError as error:
+                impostors.append(str(error))
+            except UserError as error:
+                faults.append(f"node {node}: {error}")
+        self.members = dict(sorted(self.members.items()))
+        return impostors, faults
+
+    def _refuse_nameless(self, names: Mapping[int, str]) -> list[str]:
+        """Leave out nodes without a name, also such as came before the first that has one."""
+        nameless = {node for node, name in names.items() if not name}
+        if not self.named and len(nameless) < len(names):
+            self.named = True
+            self.asked -= nameless
+        refused = sorted(nameless - self.asked) if self.named else []
+        self.asked.update(refused)
+        self.members = {key: m for key, m in self.members.items() if m.node not in refused}
+        return [
+            f"node {node} is registered without a name, and others with one: it is left out until "
+            "it is registered with --name"
+            for node in refused
+        ]
+
+    def _add(self, reply: Message, known: Collection[str], name: str) -> list[str]:
+        """Take in the clients of a node, all or none; return the claims that it took over."""
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            raise UserError(f"it cannot be asked what it holds: {reply.error.reason}")
+        try:
+            description = decode_description(reply.content)
+        except ProtocolError as error:
+            raise UserError(f"it speaks another protocol: {error}") from error
+        if description.error:
+            raise UserError(description.error)
+        said = ", ".join(str(client.key) for client in description.clients)
+        if name not in ("", said):
+            raise ImpostorError(
+                f"node {node} is registered as {name} and says that it is {said or 'no client'}: "
+                "it is left out until its --node-config or its name is corrected"
+            )
+        for client in description.clients:
+            check_description(client, known)
+            self._check_width(client)
+        claimed = []
+        for client in description.clients:
+            other = self.members.get(client.key)
+            if other is not None:
+                claimed.append(
+                    f"nodes {other.node} and {node} both say that they are {client.key}; "
+                    "give each node of a modality its own part in --node-config, as in 'part=1'"
+                )
+            self.members[client.key] = Member(node, client)
+        return claimed
+
+    def _check_width(self, client: ClientDescription) -> None:
+        for member in self.by_modality().get(client.key.modality, []):
+            shapes = [each.moments.mean.shape for each in (member.client, client)]
+            if shapes[0] != shapes[1]:
+                here, there = map(describe_shape, shapes)
+                raise UserError(
+                    f"{client.key.modality} is {here} at client {member.client.key} but {there} "
+                    f"at {client.key}; all clients of a modality need the same features"
+                )
+
+    def by_modality(self) -> dict[str, list[Member]]:
+        """Modality to its members."""
+        found: dict[str, list[Member]] = {}
+        for key, member in self.members.items():
+            found.setdefault(key.modality, []).append(member)
+        return found
+
+    def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
+        """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.
+
+        Parameters
+        ----------
+        task, outputs
+            Kind of label, and outputs of the model.
+        bins
+            In which numbers are counted; 0: they are not.
+
+        Raises
+        ------
+        UserError
+            If a client's labels are of another kind than the server's evaluation data, or are
+            some that these do not know.
+        """
+        total = torch.zeros(
+            {Task.regression: 3 + bins, Task.classification: outputs, Task.multilabel: outputs + 1}[
+                task
+            ],
+            dtype=torch.float64,
+        )
+        for key, member in self.members.items():
+            sums = member.client.label_sums
+            if member.client.task is not task:
+                raise UserError(
+                    f"client {key} has labels for task={member.client.task}, and the evaluation "
+                    f"data for task={task}"
+                )
+            known = len(sums) <= len(total)
+            if not known or (task is not Task.classification and len(sums) != len(total)):
+                raise UserError(
+                    f"client {key} has labels for {len(sums)} outputs, the evaluation data for "
+                    f"{len(total)}"
+                )
+            total[: len(sums)] += sums
+        return total
+
+    def moments(self) -> dict[str, Moments]:
+        """Modality to the pooled moments of its features."""
+        return {name: _pooled(members) for name, members in self.by_modality().items()}
+
+
+def _registered_names(grid: Grid) -> dict[int, str]:
+    """Node to the name that the coordinator registered it with; empty where it has none."""
+    # Grids without registration know only the nodes' ids.
+    nodes = getattr(grid, "get_nodes", None)
+    if nodes is None:
+        return dict.fromkeys(grid.get_node_ids(), "")
+    return {node.node_id: node.name for node in nodes()}
+
+
+def _pooled(members: Sequence[Member]) -> Moments:
+    total = Moments.empty(*members[0].client.moments.mean.shape)
+    for member in members:
+        total = total.merge(member.client.moments)
+    return total

@@ -1,0 +1,520 @@
+"""One hostile client in a round of honest ones: it is named, and changes no bit of the result."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import cache, partial
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.supercore.task_identity import TaskIdentity
+from test_strategy import Federation, assert_bitwise, config_with, honest, update_of
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.config import Config
+from common.messages import Uplink
+from common.posterior import Gaussian
+from common.protocol import decode_downlink, decode_uplink, encode_failure, encode_uplink
+
+NODES = {11: ("audio-0",), 12: ("audio-1",), 13: ("audio-2",), 14: ("vision-0",)}
+BAD, BAD_NODE = "audio-1", 12
+ROUND = 2
+STRATEGIES = ["hierarchical", "few_rounds", "paper", "fedavg", "median"]
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.fixture(autouse=True)
+def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let messages be made outside a Flower process, and compute as `server.app` does."""
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+    torch.set_num_threads(1)
+
+
+def federation(*overrides: str) -> Federation:
+    return Federation(config_with(*overrides), dict(NODES))
+
+
+def split(messages: Iterable[Message]) -> tuple[Message, list[Message]]:
+    """Return the message to the bad client, and the others'."""
+    messages = list(messages)
+    (bad,) = (m for m in messages if m.metadata.dst_node_id == BAD_NODE)
+    return bad, [message for message in messages if message is not bad]
+
+
+Attack = Callable[[Message, Config], Message]
+
+
+def sending(**fields: object) -> Attack:
+    def attack(message: Message, config: Config) -> Message:
+        return packed(message, replace(update_of(message, config), **fields))
+
+    return attack
+
+
+def packed(message: Message, update: Uplink) -> Message:
+    return Message(encode_uplink(update), reply_to=message)
+
+
+def in_means(change: Callable[[Tensor], Tensor], part: str = "decoder", name: str = "") -> Attack:
+    """Change the means of a part, or one of them."""
+
+    def attack(message: Message, config: Config) -> Message:
+        update = update_of(message, config)
+        posterior = {
+            key: replace(each, mean=change(each.mean)) if name in ("", key) else each
+            for key, each in getattr(update, part).items()
+        }
+        return packed(message, replace(update, **{part: posterior}))
+
+    return attack
+
+
+def in_precisions(change: Callable[[Tensor], Tensor]) -> Attack:
+    """Change all precisions of the encoder; where none is asked for, send some."""
+
+    def attack(message: Message, config: Config) -> Message:
+        update = update_of(message, config)
+        encoder = {}
+        for key, each in update.encoder.items():
+            precision = torch.ones_like(each.mean) if each.precision is None else each.precision
+            form = "diagonal" if each.precision is None else each.form
+            encoder[key] = Gaussian(each.mean, change(precision), form)
+        return packed(message, replace(update, encoder=encoder))
+
+    return attack
+
+
+def in_content(change: Callable[[RecordDict], object]) -> Attack:
+    def attack(message: Message, config: Config) -> Message:
+        content = encode_uplink(update_of(message, config))
+        change(content)
+        return Message(content, reply_to=message)
+
+    return attack
+
+
+def in_figures(**values: object) -> Attack:
+    def change(content: RecordDict) -> None:
+        figures = dict(content.metric_records["metrics"])
+        content["metrics"] = MetricRecord(figures | values)
+
+    return in_content(change)
+
+
+def tenfold(content: RecordDict) -> None:
+    for record in content.array_records.values():
+        for name, array in list(record.items()):
+            record[name] = Array(np.tile(array.numpy().ravel(), 10))
+
+
+def far_away(mean: Tensor) -> Tensor:
+    return mean + 1e6 / mean.numel() ** 0.5
+
+
+def lopsided(precision: Tensor) -> Tensor:
+    larger = precision.clone()
+    larger.flatten()[0] = 1e9
+    return larger
+
+
+def header_bomb(content: RecordDict) -> None:
+    """Send few bytes that say that they are 8 TB."""
+    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117)
+    data = b"\x93NUMPY\x01\x00" + len(header + "\n").to_bytes(2, "little") + header.encode() + b"\n"
+    content.array_records["decoder"]["head.bias"] = Array(
+        "float64", (10**12,), "numpy.ndarray", data
+    )
+
+
+def broken_header(content: RecordDict) -> None:
+    header = b"{'descr': ((((('<f8', 'shape': (1,".ljust(117) + b"\n"
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
+    content.array_records["decoder"]["head.bias"] = Array("float64", (1,), "numpy.ndarray", data)
+
+
+def triangle_bomb(content: RecordDict) -> None:
+    """Send a long row, whose precision would have as many numbers as its square."""
+    row = np.zeros((1, 1000), np.float32)
+    content.array_records["decoder"]["head.weight"] = Array(row)
+    content.array_records["decoder-precision"] = ArrayRecord(
+        {"row:head.weight": Array(np.zeros(1, np.float32))}
+    )
+
+
+def with_text(key: str, text: str) -> Callable[[RecordDict], None]:
+    def change(content: RecordDict) -> None:
+        about = dict(content.config_records["about"])
+        content["about"] = ConfigRecord(about | {key: text})
+
+    return change
+
+
+def instead(content: RecordDict | Error) -> Attack:
+    return lambda message, _: Message(content, reply_to=message)
+
+
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+#: What a hostile client sends, and words that its line must have.
+ATTACKS: dict[str, tuple[Attack, list[str]]] = {
+    "decoder NaN": (in_means(lambda m: m * NAN), ["decoder", "not finite"]),
+    "encoder infinite": (in_means(lambda m: m + INF, "encoder"), ["encoder", "not finite"]),
+    "decoder of norm 1e6": (in_means(far_away, name="lstm.weight_ih_l0"), ["decoder", "1e+06"]),
+    "encoder of norm 1e6": (
+        in_means(far_away, "encoder", "embed.weight"),
+        ["norm of its encoder's change is 1e+06", "10 times the median"],
+    ),
+    "norm beyond float32's squares": (
+        in_means(lambda m: m * 0 + 1e30, name="head.bias"),
+        ["norm of its decoder's change is 1e+30"],
+    ),
+    "wrong shape": (in_means(lambda m: m[None], name="head.bias"), ["head.bias", "(1, 1)"]),
+    "wrong type": (in_means(Tensor.double, name="head.bias"), ["head.bias", "float64"]),
+    "missing array": (
+        in_content(lambda c: c.array_records["decoder"].pop("head.bias")),
+        ["head.bias"],
+    ),
+    "unknown array": (
+        in_content(
+            lambda c: c.array_records["decoder"].update(surplus=Array(np.zeros(1, np.float32)))
+        ),
+        ["surplus", "unexpected"],
+    ),
+    "array with a name of a megabyte": (
+        in_content(
+            lambda c: c.array_records["decoder"].update(
+                {"x" * 2**20: Array(np.zeros(1, np.float32))}
+            )
+        ),
+        ["letters"],
+    ),
+    "missing record": (in_content(lambda c: c.pop("metrics")), ["metrics", "missing"]),
+    "unknown record": (
+        in_content(lambda c: c.update({f"r{n}": ConfigRecord() for n in range(50)})),
+        ["56 records, expected at most 6"],
+    ),
+    "another modality": (sending(key=ClientKey("vision", 0)), ["vision-0", "not asked"]),
+    "unknown modality": (sending(key=ClientKey("smell\x1b[2J\n", 0)), ["smell [2J", "not asked"]),
+    "another's client": (sending(key=ClientKey("audio", 2)), ["audio-2", "not asked"]),
+    "negative examples": (sending(examples=-5), ["-5 examples"]),
+    "no examples": (sending(examples=0), ["0 examples"]),
+    "huge examples": (sending(examples=10**18), [f"{10**18} examples"]),
+    "examples that are no number": (in_figures(examples=1.5), ["examples is float"]),
+    "steps": (sending(steps=10**9), ["steps"]),
+    "loss NaN": (sending(train_loss=NAN), ["loss"]),
+    "nothing": (instead(RecordDict()), ["about"]),
+    "ten times the size": (in_content(tenfold), ["sends", "B of arrays, expected at most"]),
+    "header that lies": (in_content(header_bomb), ["0.0 kB whose header says 8000000.0 MB"]),
+    "header that is no literal": (in_content(broken_header), ["header cannot be read"]),
+    "precision that would fill the memory": (in_content(triangle_bomb), ["packed values"]),
+    "older round": (sending(round=1), ["round 1, expected 2"]),
+    "precision NaN": (in_precisions(lambda p: p * NAN), ["precision"]),
+    "precision negative": (in_precisions(lambda p: -p), ["precision"]),
+    "precision huge": (in_precisions(lambda p: p * 1e9), ["precision"]),
+    "precision lopsided": (
+        in_precisions(lopsided),
+        ["precision"],
+    ),
+    "evidence of minus 3 items": (
+        sending(evidence=numbers(-3, 0, 0, 0, 0, 0)),
+        ["evidence of -3 items"],
+    ),
+    "evidence of too many items": (
+        sending(evidence=numbers(1e7, 0, 1e7, 0, 1e7, 1e7)),
+        ["evidence of 1e+07 items"],
+    ),
+    "evidence that breaks Cauchy-Schwarz": (
+        sending(evidence=numbers(4, 0, 4, 0, 4, 5)),
+        ["Cauchy-Schwarz"],
+    ),
+    "evidence with a negative square": (
+        sending(evidence=numbers(4, 0, 4, 0, -1, 0)),
+        ["negative sum of squares"],
+    ),
+    "a megabyte of values": (in_figures(evidence=[0.0] * 2**17), ["values, expected at most"]),
+    "a megabyte of text": (in_content(with_text("modality", "x" * 2**20)), ["letters"]),
+    "a reason of a megabyte": (instead(encode_failure("x" * 2**20)), ["letters"]),
+    "a reason that clears the screen": (instead(encode_failure("\x1b[2J\x07gone")), ["gone"]),
+    "an error of a megabyte": (instead(Error(2, "x" * 2**20)), ["x" * 300]),
+}
+#: What is said by a client itself; no hostility, as far as the server can tell.
+OWN_FAILURES = {"a reason that clears the screen", "an error of a megabyte"}
+
+
+@cache
+def honest_alone(strategy: str) -> tuple[dict[str, Tensor], list[Message]]:
+    """Return what the others' replies are merged to, and the replies, for any number of rounds."""
+    run = federation(f"strategy={strategy}")
+    _, others = split(run.ask(ROUND))
+    replies = [honest(m, run.config) for m in others]
+    arrays, report = run.merge(replies, ROUND)
+    assert report.rejected == (f"{BAD}: no reply",) and report.refused == 0
+    return arrays, replies
+
+
+@pytest.mark.parametrize("attack", list(ATTACKS))
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_hostile_update_is_named_and_changes_no_bit(strategy: str, attack: str) -> None:
+    run = federation(f"strategy={strategy}")
+    bad, _ = split(run.ask(ROUND))
+    make, words = ATTACKS[attack]
+    expected, replies = honest_alone(strategy)
+    arrays, report = run.merge([make(bad, run.config), *replies], ROUND)
+    assert_bitwise(arrays, expected)
+    assert report.clients == {"audio": 2, "vision": 1}
+    (line,) = report.rejected
+    assert line.startswith(f"{BAD} (node {BAD_NODE}): ")
+    assert all(word in line for word in words), line
+    assert line.isprintable() and len(line) <= 600
+    refused = 0 if attack in OWN_FAILURES else 1
+    assert report.refused == refused
+    assert run.strategy.faults[BAD_NODE] == refused
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_second_reply_is_refused_whatever_it_holds(strategy: str) -> None:
+    baseline = federation(f"strategy={strategy}")
+    expected, _ = baseline.merge([honest(m, baseline.config) for m in baseline.ask(ROUND)], ROUND)
+    run = federation(f"strategy={strategy}")
+    bad, others = split(run.ask(ROUND))
+    again = in_means(lambda m: m * 1.01)(bad, run.config)
+    replies = [honest(m, run.config) for m in (bad, *others)]
+    arrays, report = run.merge([*replies, again], ROUND)
+    assert_bitwise(arrays, expected)
+    assert report.rejected == (f"{BAD} (node 12): {BAD} has answered before",)
+    assert report.refused == 1
+
+
+def test_node_that_was_not_asked_cannot_speak_for_one_that_was() -> None:
+    run = federation("strategy=fedavg")
+    messages = run.ask(ROUND)
+    for message in messages:
+        if message.metadata.dst_node_id == BAD_NODE:
+            message.metadata.dst_node_id = 99
+    arrays, report = run.merge([honest(m, run.config) for m in messages], ROUND)
+    assert_bitwise(arrays, honest_alone("fedavg")[0])
+    assert report.rejected == (
+        f"{BAD}: no reply",
+        f"no client that was asked (node 99): {BAD} was not asked of this node",
+    )
+
+
+def test_what_nobody_foresaw_costs_one_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(content: RecordDict) -> Uplink:
+        uplink = decode_uplink(content)
+        if str(uplink.key) == BAD:
+            raise RecursionError("too\ndeep")
+        return uplink
+
+    monkeypatch.setattr("server.acceptance.gate.decode_uplink", read)
+    run = federation("strategy=hierarchical")
+    arrays, report = run.merge([honest(m, run.config) for m in run.ask(ROUND)], ROUND)
+    assert_bitwise(arrays, honest_alone("hierarchical")[0])
+    assert report.rejected == (f"{BAD} (node 12): cannot be checked: RecursionError: too deep",)
+
+
+# --- Several of them --------------------------------------------------------------------------
+
+
+def unmoved(message: Message, config: Config) -> Message:
+    """Send what came, so that the median is next to nothing."""
+    update, sent = update_of(message, config), decode_downlink(message.content)
+    encoder = {
+        name: replace(each, mean=sent.encoder[name]) for name, each in update.encoder.items()
+    }
+    decoder = {
+        name: replace(each, mean=sent.decoder[name]) for name, each in update.decoder.items()
+    }
+    return packed(message, replace(update, encoder=encoder, decoder=decoder))
+
+
+def test_two_of_a_modality_that_send_nothing_do_not_make_the_third_look_large() -> None:
+    nodes = {n: (name,) for n, name in enumerate(["audio-0", "audio-1", "audio-2"], 11)}
+    nodes |= {n: (f"vision-{n}",) for n in range(20, 24)}
+    run = Federation(config_with("strategy=hierarchical"), nodes)
+    replies = [
+        (unmoved if m.metadata.dst_node_id in (11, 12) else honest)(m, run.config)
+        for m in run.ask(ROUND)
+    ]
+    _, report = run.merge(replies, ROUND)
+    assert report.rejected == () and report.clients == {"audio": 3, "vision": 4}
+
+
+def test_two_of_three_that_run_away_together_are_refused_and_the_third_is_not() -> None:
+    run = federation("strategy=hierarchical")
+    replies = [
+        (in_means(far_away, "encoder") if m.metadata.dst_node_id in (11, 12) else honest)(
+            m, run.config
+        )
+        for m in run.ask(ROUND)
+    ]
+    _, report = run.merge(replies, ROUND)
+    assert report.clients == {"audio": 1, "vision": 1} and report.refused == 2
+    assert all("norm of its encoder's change" in line for line in report.rejected)
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_without_a_median_what_was_sent_is_the_measure(count: int) -> None:
+    run = federation("strategy=hierarchical")
+    bad, others = split(run.ask(ROUND))
+    reply = in_means(far_away)(bad, run.config)
+    _, report = run.merge([reply, *(honest(m, run.config) for m in others[: count - 1])], ROUND)
+    (line,) = (line for line in report.rejected if "no reply" not in line)
+    assert line.startswith(f"{BAD} (node 12): the norm of its decoder's change")
+    assert line.endswith("that was sent")
+    assert sum(report.clients.values()) == count - 1
+
+
+def test_screening_can_be_switched_off() -> None:
+    run = federation("strategy=hierarchical", "strategy.screening.norm_factor=null")
+    bad, others = split(run.ask(ROUND))
+    replies = [in_means(far_away)(bad, run.config), *(honest(m, run.config) for m in others)]
+    _, report = run.merge(replies, ROUND)
+    assert report.rejected == () and report.clients == {"audio": 3, "vision": 1}
+
+
+# --- Again and again --------------------------------------------------------------------------
+
+
+def asked(messages: Iterable[Message]) -> set[int]:
+    return {message.metadata.dst_node_id for message in messages}
+
+
+@pytest.mark.parametrize("allowed", [1, 3])
+def test_node_is_left_out_after_so_many_refused_updates(allowed: int) -> None:
+    run = federation("strategy=fedavg", f"strategy.screening.max_faults={allowed}")
+    said = []
+    for server_round in range(1, allowed + 3):
+        messages = run.ask(server_round)
+        assert (BAD_NODE in asked(messages)) == (server_round <= allowed)
+        replies = [
+            (sending(examples=0) if m.metadata.dst_node_id == BAD_NODE else honest)(m, run.config)
+            for m in messages
+        ]
+        run.arrays, report = run.merge(replies, server_round)
+        said += [line for line in report.rejected if "left out" in line]
+        assert report.clients["audio"] == 2
+    times = f"after {allowed} refused updates"
+    assert said == [f"audio-1 (node 12): left out for the rest of the run {times}"]
+    assert dict(run.strategy.faults) == {BAD_NODE: allowed}
+
+
+def test_that_a_node_is_left_out_is_said_once_however_much_it_sends() -> None:
+    run = federation("strategy=fedavg", "strategy.screening.max_faults=2")
+    bad, _ = split(run.ask(1))
+    replies = [sending(examples=0)(bad, run.config) for _ in range(5)]
+    _, report = run.merge(replies, 1)
+    assert report.refused == 5
+    assert sum("left out for the rest of the run" in line for line in report.rejected) == 1
+
+
+def test_silence_and_own_failures_are_forgiven() -> None:
+    run = federation("strategy=fedavg", "strategy.screening.max_faults=1")
+    own = [instead(Error(2, "lost")), instead(encode_failure("its disk is full")), None]
+    for server_round, make in enumerate([*own, *own], 1):
+        bad, others = split(run.ask(server_round))
+        replies = [honest(m, run.config) for m in others]
+        replies += [] if make is None else [make(bad, run.config)]
+        run.arrays, report = run.merge(replies, server_round)
+        assert report.refused == 0 and len(report.rejected) == 1
+    assert BAD_NODE in asked(run.ask(7))
+
+
+def test_nobody_is_left_out_where_no_number_is_set() -> None:
+    run = federation("strategy=fedavg", "strategy.screening.max_faults=null")
+    for server_round in range(1, 7):
+        messages = run.ask(server_round)
+        assert BAD_NODE in asked(messages)
+        run.merge([sending(examples=0)(m, run.config) for m in messages], server_round)
+
+
+def test_modality_whose_nodes_are_all_left_out_keeps_its_encoder() -> None:
+    run = federation("strategy=fedavg", "strategy.screening.max_faults=1")
+    for server_round in (1, 2):
+        messages = run.ask(server_round)
+        replies = [
+            (sending(examples=0) if m.metadata.dst_node_id == 14 else honest)(m, run.config)
+            for m in messages
+        ]
+        _, report = run.merge(replies, server_round)
+        assert report.reused == ("vision",)
+    assert asked(messages) == {11, 12, 13}
+
+
+def test_faults_are_gone_on_with_after_a_restart() -> None:
+    before, after = (
+        federation("strategy=fedavg", "strategy.screening.max_faults=1") for _ in range(2)
+    )
+    bad, _ = split(before.ask(1))
+    before.merge([sending(examples=0)(bad, before.config)], 1)
+    after.strategy.restore(before.strategy.state())
+    assert asked(after.ask(2)) == {11, 13, 14}
+
+
+# --- Clipping ---------------------------------------------------------------------------------
+
+
+def test_clip_norm_scales_whole_changes_before_they_are_averaged() -> None:
+    clip = 0.25
+    overrides = ("strategy=fedavg", "strategy.weights=uniform")
+    run = federation(*overrides, f"strategy.screening.clip_norm={clip}")
+    messages = run.ask(ROUND)
+    arrays, report = run.merge([honest(m, run.config) for m in messages], ROUND)
+    assert report.rejected == ()
+    clipped = []
+    for update, sent in ((update_of(m, run.config), decode_downlink(m.content)) for m in messages):
+        pairs = [(each.mean, sent.encoder[name]) for name, each in update.encoder.items()]
+        pairs += [(each.mean, sent.decoder[name]) for name, each in update.decoder.items()]
+        norm = np.sqrt(sum(float(((a.double() - b.double()) ** 2).sum()) for a, b in pairs))
+        assert norm > clip
+        before, mean = sent.decoder["head.weight"], update.decoder["head.weight"].mean
+        clipped.append(before + clip / norm * (mean - before))
+    torch.testing.assert_close(
+        arrays["decoder.head.weight"], torch.stack(clipped).mean(dim=0), rtol=1e-5, atol=1e-7
+    )
+
+
+def test_clip_norm_leaves_small_changes_as_they_are() -> None:
+    large, off = (
+        federation("strategy=hierarchical", f"strategy.screening.clip_norm={norm}")
+        for norm in (1e6, "null")
+    )
+    results = [
+        run.merge(map(partial(honest, config=run.config), run.ask(ROUND)), ROUND)[0]
+        for run in (large, off)
+    ]
+    assert_bitwise(*results)
+
+
+def test_private_server_refuses_what_was_not_clipped_and_only_that() -> None:
+    run = federation("experiment=private", "strategy=fedavg", "privacy.clip=100")
+    bad, others = split(run.ask(ROUND))
+    replies = [in_means(far_away)(bad, run.config), *(honest(m, run.config) for m in others)]
+    arrays, report = run.merge(replies, ROUND)
+    (line,) = report.rejected
+    assert line.startswith(f"{BAD} (node 12): the norm of its change is")
+    assert line.endswith("expected at most privacy.clip=100")
+    assert report.clients == {"audio": 2, "vision": 1}
+    # With noise: of deviation clip / 3 in the decoder.
+    expected = honest_average(others, run.config)
+    noise = arrays["decoder.lstm.weight_ih_l0"] - expected
+    assert 20 < noise.std().item() < 50
+    assert run.strategy.privacy_spent(ROUND) is not None
+
+
+def honest_average(messages: list[Message], config: Config) -> Tensor:
+    means = [update_of(m, config).decoder["lstm.weight_ih_l0"].mean for m in messages]
+    return torch.stack(means).mean(dim=0)

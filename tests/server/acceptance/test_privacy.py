@@ -1,0 +1,209 @@
+"""The server's noise has the deviation that the accounting takes for granted."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.supercore.differential_privacy import compute_stdv
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.config import Config, PrivacyConfig, PrivacyRule, compose_config
+from common.errors import UserError
+from common.messages import Uplink, no_numbers
+from common.posterior import Gaussian
+from server.acceptance.privacy import (
+    NOT_COVERED,
+    add_noise,
+    gaussian_delta,
+    gaussian_epsilon,
+    privacy_spent,
+)
+from server.app import prepare
+from server.sequential import run_sequentially
+
+
+def update(modality: str, part: int) -> Uplink:
+    encoder, decoder = {"e": Gaussian(torch.zeros(3))}, {"d": Gaussian(torch.zeros(2, 2))}
+    key = ClientKey(modality, part)
+    return Uplink(key, 1, encoder, decoder, 5, 0.0, no_numbers(), no_numbers(), 1)
+
+
+def test_averages_get_the_noise_of_their_clients() -> None:
+    """The deviation is that of Flower's `compute_stdv`, for each average's own clients."""
+    config = PrivacyConfig(PrivacyRule.central, clip=2.0, noise_multiplier=0.7)
+    clients = [update("audio", 0), update("audio", 1), update("audio", 2), update("vision", 0)]
+    source = np.random.default_rng(0).bytes
+    draws: dict[str, list[Tensor]] = {"audio": [], "vision": [], "decoder": []}
+    for _ in range(1500):
+        noisy = add_noise(clients, config, source)
+        assert [each.key for each in noisy] == [each.key for each in clients]
+        for modality in ("audio", "vision"):
+            own = [each.encoder["e"].mean for each in noisy if each.key.modality == modality]
+            draws[modality].append(torch.stack(own).mean(dim=0))
+        draws["decoder"].append(torch.stack([u.decoder["d"].mean for u in noisy]).mean(dim=0))
+    for name, count in (("audio", 3), ("vision", 1), ("decoder", 4)):
+        noise = torch.stack(draws[name])
+        expected = compute_stdv(config.noise_multiplier, config.clip, count)
+        assert abs(noise.std().item() / expected - 1) < 5 / math.sqrt(2 * noise.numel())
+        assert noise.dtype == torch.float32
+
+
+# --- Accounting -------------------------------------------------------------------------------
+
+
+def test_delta_is_that_of_the_closed_form() -> None:
+    # Phi(-1/2) - e Phi(-3/2) of a table, and the total variation 2 Phi(mu/2) - 1 at epsilon 0.
+    assert gaussian_delta(1.0, 1.0) == pytest.approx(0.3085375 - math.e * 0.0668072, abs=1e-6)
+    assert gaussian_delta(2.0, 0.0) == pytest.approx(2 * 0.8413447 - 1, abs=1e-6)
+
+
+@pytest.mark.parametrize("mu", [0.01, 0.3, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize("delta", [1e-2, 1e-5, 1e-9])
+def test_epsilon_is_exact_and_below_what_renyi_gives(mu: float, delta: float) -> None:
+    epsilon = gaussian_epsilon(mu, delta)
+    renyi = mu**2 / 2 + mu * math.sqrt(2 * math.log(1 / delta))
+    assert 0 <= epsilon <= renyi
+    if epsilon > 0:
+        assert gaussian_delta(mu, epsilon) == pytest.approx(delta, rel=1e-6)
+    # The classical calibration holds for epsilon below 1 only (Dwork and Roth 2014, theorem A.1).
+    classical = mu * math.sqrt(2 * math.log(1.25 / delta))
+    if classical < 1:
+        assert epsilon < classical
+
+
+@pytest.mark.parametrize(
+    ("multiplier", "rounds", "numerical", "renyi"),
+    [
+        (10, 10, 1.19937, 1.30850),
+        (1, 1, 4.37718, 4.72851),
+        (2, 20, 11.48002, 12.30169),
+        (0.5, 20, 77.33009, 81.11631),
+    ],
+)
+def test_epsilon_is_that_of_a_published_accountant(
+    multiplier: float, rounds: int, numerical: float, renyi: float
+) -> None:
+    """Google's dp-accounting 0.6.0, at 1e-5: by loss distributions; by RDP, which Flower wraps."""
+    epsilon = gaussian_epsilon(math.sqrt(rounds) / multiplier, 1e-5)
+    assert epsilon == pytest.approx(numerical, abs=2e-5)
+    assert epsilon < renyi
+
+
+def private(*overrides: str) -> Config:
+    return compose_config("config", ["experiment=private", *overrides])
+
+
+def test_nothing_is_spent_without_a_mechanism() -> None:
+    assert privacy_spent(compose_config("config", []), 5) is None
+
+
+def test_what_is_spent_grows_with_the_rounds_and_says_what_it_is_of() -> None:
+    config = private("privacy.noise_multiplier=2", "privacy.delta=1e-6")
+    first, ninth = privacy_spent(config, 1), privacy_spent(config, 9)
+    assert first is not None and ninth is not None
+    assert first["epsilon"] == pytest.approx(gaussian_epsilon(0.5, 1e-6))
+    assert ninth["epsilon"] == pytest.approx(gaussian_epsilon(1.5, 1e-6))
+    assert ninth["epsilon_replaced"] == pytest.approx(gaussian_epsilon(3.0, 1e-6))
+    assert (ninth["unit"], ninth["rounds"], ninth["delta"]) == ("client", 9, 1e-6)
+    assert ninth["neighbours"] == "a client's data left out" and ninth["trusted"] == "the server"
+    assert ninth["not_covered"] == list(NOT_COVERED)
+    assert json.loads(json.dumps(ninth)) == ninth
+
+
+def test_local_privacy_is_of_any_two_data_sets() -> None:
+    spent = privacy_spent(private("privacy=local", "privacy.noise_multiplier=2"), 4)
+    assert spent is not None
+    assert spent["epsilon"] == spent["epsilon_replaced"]
+    assert spent["epsilon"] == pytest.approx(gaussian_epsilon(2.0, 1e-5))
+    assert spent["trusted"] == "nobody"
+
+
+# --- Configuration ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("overrides", "setting"),
+    [
+        (["strategy=pbea"], "strategy.sampler.name=last"),
+        (["strategy=hierarchical"], "strategy.encoder.merge=average"),
+        (["strategy=cmda"], "strategy.decoder.merge=average"),
+        (["strategy=median"], "strategy.encoder.merge=average"),
+        (["strategy.weights=examples"], "strategy.weights=uniform"),
+        (["strategy.weights=agreement"], "strategy.weights=uniform"),
+        (["strategy.normalise_steps=true"], "strategy.normalise_steps=false"),
+        (["strategy=pooled"], "strategy.setting=federated"),
+        (["fusion=auto"], "fusion.name=mean"),
+        (["runtime.min_clients=2"], "runtime.min_clients=1"),
+    ],
+)
+@pytest.mark.parametrize("rule", ["central", "local"])
+def test_what_the_mechanism_needs_is_asked_for_by_name(
+    rule: str, overrides: list[str], setting: str
+) -> None:
+    with pytest.raises(UserError, match=f"privacy={rule} needs {setting}, and the run has"):
+        private(f"privacy={rule}", *overrides)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("privacy.clip=0", "privacy.clip=-1", "privacy.noise_multiplier=0"),
+        *("privacy.delta=0", "privacy.delta=1", "strategy.screening.norm_factor=.5"),
+        *("strategy.screening.precision_factor=0", "strategy.screening.max_faults=0"),
+        "strategy.screening.clip_norm=0",
+    ],
+)
+def test_values_out_of_range_are_refused(setting: str) -> None:
+    with pytest.raises(UserError, match=setting.split("=")[0]):
+        private(setting)
+
+
+# --- Whole runs -------------------------------------------------------------------------------
+
+TINY = (
+    "runtime=sequential",
+    "rounds=2",
+    "clients.default=2",
+    "dataset.num_items=120",
+    "dataset.num_speakers=24",
+    "model.width=4",
+    "model.heads=2",
+    "model.layers=1",
+    "model.decoder_layers=1",
+    "client.local_epochs=1",
+    "client.device=cpu",
+)
+
+
+@pytest.fixture
+def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, 1)
+
+
+def rounds_of(folder: Path, *overrides: str) -> list[dict[str, Any]]:
+    run_sequentially(prepare(private(*TINY, *overrides), folder))
+    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("rule", ["central", "local"])
+def test_a_private_run_merges_everyone_and_reveals_no_figures(
+    tmp_path: Path, in_a_task: None, rule: str
+) -> None:
+    small = ("privacy.clip=.5", "privacy.noise_multiplier=.1")
+    first = rounds_of(tmp_path / "first", f"privacy={rule}", *small)
+    again = rounds_of(tmp_path / "again", f"privacy={rule}", *small)
+    for record in first:
+        assert record["rejected"] == []
+        assert record["clients"] == {"language": 2, "audio": 2, "vision": 2}
+        assert set(record["train_loss"].values()) == {0.0}
+        weights = list(record["fusion_weights"].values())
+        assert weights == pytest.approx([1 / 3] * 3)
+    # The noise does not follow from the seed.
+    assert first[0]["validation"] != again[0]["validation"]

@@ -1,0 +1,196 @@
+"""Who is out of all proportion to the others, and who only looks so."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from common.clients import ClientKey
+from common.config import (
+    Config,
+    DecoderConfig,
+    DecoderMerge,
+    EncoderConfig,
+    EncoderMerge,
+    Optimizer,
+    Sampler,
+    SamplerConfig,
+    Scale,
+    StrategyConfig,
+    Structure,
+)
+from common.messages import Uplink, no_numbers
+from common.model.ha_fedformer import Parts
+from common.posterior import Form, Gaussian
+from server.acceptance.screening import clip_update, overstep, screen
+
+#: The encoders have 4 and 16 numbers, and a norm of 2 and 4.
+SENT = Parts({"audio": {"e": torch.ones(4)}, "vision": {"e": torch.ones(16)}}, {"d": torch.ones(4)})
+#: What is sent is no mean of the optimiser's iterates, so that nothing is known of its reach.
+UNKNOWN = StrategyConfig("x", sampler=SamplerConfig(Sampler.sgld))
+
+
+def update(
+    name: str, encoder: float, decoder: float = 0.1, *, steps: int = 1, scale: float | None = None
+) -> Uplink:
+    """Move encoder and decoder by a norm each."""
+    modality, _, part = name.partition("-")
+    size = len(SENT.encoders[modality]["e"])
+    mean = 1 + torch.full((size,), encoder / size**0.5)
+    moved = Gaussian(mean)
+    if scale is not None:
+        moved = Gaussian(mean, torch.full((size,), scale), Form.diagonal)
+    head = Gaussian(1 + torch.full((4,), decoder / 2))
+    key = ClientKey(modality, int(part))
+    return Uplink(key, 1, {"e": moved}, {"d": head}, 9, 0.0, no_numbers(), no_numbers(), steps)
+
+
+def refused(*uplinks: Uplink, strategy: StrategyConfig = UNKNOWN, lr: float = 1e-3) -> set[str]:
+    config = Config(strategy=strategy)
+    config.client.lr = lr
+    return {str(key) for key in screen(uplinks, SENT, config)}
+
+
+def test_encoders_are_measured_by_the_median_of_their_modality() -> None:
+    others = [update("audio-0", 0.1), update("audio-1", 0.3)]
+    assert refused(*others, update("audio-2", 2.9)) == set()
+    assert refused(*others, update("audio-2", 3.1)) == {"audio-2"}
+
+
+def test_a_modality_that_moves_more_than_the_others_is_its_own_measure() -> None:
+    still = [update(f"vision-{part}", 0.01) for part in range(4)]
+    lively = [update(f"audio-{part}", 2.0) for part in range(3)]
+    assert refused(*still, *lively) == set()
+
+
+def test_decoders_are_measured_by_the_median_of_all() -> None:
+    others = [update("audio-0", 0.1, 0.1), update("vision-0", 0.2, 0.2)]
+    assert refused(*others, update("vision-1", 0.2, 1.9)) == set()
+    assert refused(*others, update("vision-1", 0.2, 2.1)) == {"vision-1"}
+
+
+def test_a_lone_client_of_its_modality_is_measured_by_the_others_root_mean_square() -> None:
+    # .1 over 4 numbers is as much as .2 over 16.
+    others = [update(f"audio-{part}", 0.1) for part in range(3)]
+    assert refused(*others, update("vision-0", 1.9)) == set()
+    assert refused(*others, update("vision-0", 2.1)) == {"vision-0"}
+
+
+def test_a_majority_of_a_modality_that_sends_nothing_changes_nothing_for_the_third() -> None:
+    nothing = [update("audio-0", 0.0), update("audio-1", 0.0)]
+    others = [update(f"vision-{part}", 0.2) for part in range(3)]
+    assert refused(*nothing, update("audio-2", 0.9), *others) == set()
+    assert refused(*nothing, update("audio-2", 1.1), *others) == {"audio-2"}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_fewer_than_three_are_measured_by_what_they_were_sent(count: int) -> None:
+    others = [update("vision-0", 0.1)][: count - 1]
+    assert refused(*others, update("audio-0", 19.9)) == set()
+    assert refused(*others, update("audio-0", 20.1)) == {"audio-0"}
+
+
+def test_a_majority_does_not_move_what_was_sent() -> None:
+    away = [update("audio-0", 100), update("audio-1", 100)]
+    assert refused(*away, update("audio-2", 0.1)) == {"audio-0", "audio-1"}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "steps", "far", "too_far"),
+    [
+        # .1 / sqrt(.001) = 3.16 rates a step for each of 4 numbers: 6.3 rates.
+        (Optimizer.adamw, 1000, 6.2, 6.4),
+        # The gradient's norm is at most 1.
+        (Optimizer.sgd, 6000, 5.9, 6.1),
+    ],
+)
+def test_what_local_training_can_do_is_never_refused(
+    optimizer: Optimizer, steps: int, far: float, too_far: float
+) -> None:
+    config = Config(strategy=StrategyConfig("x", sampler=SamplerConfig(Sampler.last)))
+    config.client.lr, config.client.optimizer = 1e-3, optimizer
+    config.client.weight_decay = 0.0
+    others = [update("audio-0", 0.1), update("audio-1", 0.1)]
+    for norm, expected in ((far, set()), (too_far, {"audio-2"})):
+        found = screen([*others, update("audio-2", norm, steps=steps)], SENT, config)
+        assert {str(key) for key in found} == expected
+
+
+def test_adam_really_goes_no_farther() -> None:
+    """The gradients that it goes farthest by: none for long, then a large one."""
+    config = Config(strategy=StrategyConfig("x", sampler=SamplerConfig(Sampler.last)))
+    steps = 60
+    weight = torch.nn.Parameter(torch.ones(4))
+    optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.0)
+    for step in range(steps):
+        weight.grad = torch.full((4,), 0.0 if step < 40 else 10.0 ** (step - 40))
+        optimizer.step()
+    moved = (weight - 1).norm().item()
+    config.client.lr, config.client.weight_decay = 0.01, 0.0
+    others = [update("audio-0", 1e-6, 1e-6), update("audio-1", 1e-6, 1e-6)]
+    assert moved > 1e-5 * 10
+    assert screen([*others, update("audio-2", moved, 1e-6, steps=steps)], SENT, config) == {}
+
+
+ABSOLUTE = replace(
+    UNKNOWN, encoder=EncoderConfig(EncoderMerge.pbea, Structure.diagonal, 0.5, Scale.absolute)
+)
+
+
+def test_a_precision_is_measured_by_the_median() -> None:
+    others = [update("audio-0", 0.1, scale=2.0), update("audio-1", 0.1, scale=3.0)]
+    for scale, expected in ((299.0, set()), (301.0, {"audio-2"}), (1e-9, set())):
+        third = update("audio-2", 0.1, scale=scale)
+        assert refused(*others, third, strategy=ABSOLUTE) == expected
+    relative = replace(ABSOLUTE, encoder=replace(ABSOLUTE.encoder, scale=Scale.relative))
+    assert refused(*others, update("audio-2", 0.1, scale=301), strategy=relative) == set()
+
+
+def test_precisions_of_next_to_nothing_do_not_make_the_third_look_large() -> None:
+    small = [update("audio-0", 0.1, scale=1e-9), update("audio-1", 0.1, scale=1e-9)]
+    others = [update(f"vision-{part}", 0.2, scale=1.0) for part in range(3)]
+    third = update("audio-2", 0.1, scale=1.0)
+    assert refused(*small, third, *others, strategy=ABSOLUTE) == set()
+
+
+def test_rules_can_be_switched_off() -> None:
+    off = replace(ABSOLUTE)
+    off.screening = replace(off.screening, norm_factor=None, precision_factor=None)
+    uplinks = [update(f"audio-{n}", 10.0**n, scale=1e3**n) for n in range(5)]
+    assert refused(*uplinks, strategy=off) == set()
+    assert refused(*uplinks, strategy=ABSOLUTE) != set()
+
+
+def test_decoders_posteriors_always_keep_their_scale() -> None:
+    strategy = replace(UNKNOWN, decoder=DecoderConfig(DecoderMerge.posterior))
+
+    def sure(name: str, scale: float) -> Uplink:
+        made = update(name, 0.1)
+        head = Gaussian(made.decoder["d"].mean, torch.full((4,), scale), Form.diagonal)
+        return replace(made, decoder={"d": head})
+
+    uplinks = [sure("audio-0", 1.0), sure("vision-0", 1.0), sure("vision-1", 101.0)]
+    assert refused(*uplinks, strategy=strategy) == {"vision-1"}
+
+
+# --- Clipping ---------------------------------------------------------------------------------
+
+
+def test_the_whole_change_is_scaled_down_to_the_norm() -> None:
+    clipped = clip_update(update("audio-0", 3.0, 4.0, scale=2.0), SENT, 2.5)
+    torch.testing.assert_close(clipped.encoder["e"].mean, 1 + torch.full((4,), 0.75))
+    torch.testing.assert_close(clipped.decoder["d"].mean, 1 + torch.full((4,), 1.0))
+    assert clipped.encoder["e"].precision is not None
+    assert clipped.encoder["e"].precision.tolist() == [2.0] * 4
+
+
+def test_a_smaller_change_stays_as_it_is() -> None:
+    small = update("audio-0", 3.0, 4.0)
+    assert clip_update(small, SENT, 5.1) is small
+
+
+def test_who_oversteps_the_clip_is_named() -> None:
+    uplinks = [update("audio-0", 0.3, 0.4), update("audio-1", 3.0, 4.0)]
+    assert overstep(uplinks, SENT, 0.5) == {
+        ClientKey("audio", 1): "the norm of its change is 5, expected at most privacy.clip=0.5"
+    }

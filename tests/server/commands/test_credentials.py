@@ -1,0 +1,664 @@
+"""`utmp-credentials`: what it writes is what strict verifiers and Flower take, and stays.
+
+Most tests call what the command does, with a time of their own; the command itself is run in a
+process that has its libraries loaded.
+"""
+
+import re
+import shutil
+import ssl
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import Path
+from threading import Barrier
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    load_pem_private_key,
+    load_ssh_private_key,
+    load_ssh_public_key,
+)
+from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from flwr.cli.supernode.register import try_load_public_key
+from flwr.supercore.primitives.asymmetric import (
+    bytes_to_public_key,
+    sign_message,
+    uses_nist_ec_curve,
+    verify_signature,
+)
+from forked_command import Answer, ForkedCommand, forked_command
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.config.credentials import CredentialsConfig, compose_credentials
+from common.errors import UserError
+from server.credentials.certificates import (
+    certificate_pem,
+    key_pem,
+    make_authority,
+    new_key,
+    parse_host,
+    sign_server,
+)
+from server.credentials.folder import CredentialFolder
+from server.credentials.issuing import Issued, issue
+
+NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+HOSTS = "hosts=[superlink.example.org,10.0.0.5]"
+CLIENTS = ("clients.language=2", "clients.audio=1")
+
+LOADS = """
+import server.credentials.certificates, server.credentials.console
+from server.commands.credentials import main
+"""
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "credentials"
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[ForkedCommand]:
+    with forked_command("utmp-credentials", LOADS) as command:
+        yield command
+
+
+@pytest.fixture
+def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
+    """Run the command in an empty folder."""
+    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
+
+
+def issued(out: Path, *overrides: str, now: datetime = NOW) -> Issued:
+    return issue(compose_credentials([f"out={out}", *overrides]), now)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def certificate(path: Path) -> x509.Certificate:
+    return x509.load_pem_x509_certificate(path.read_bytes())
+
+
+def subject_of(host: str) -> x509.DNSName | x509.IPAddress:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
+def verify(out: Path, host: str, at: datetime = NOW) -> list[x509.Certificate]:
+    """Verify the server's certificate as `cryptography` would for a web site."""
+    authority = certificate(out / "server" / "ca.crt")
+    policy = PolicyBuilder().store(Store([authority])).time(at.replace(tzinfo=None))
+    verifier = policy.build_server_verifier(subject_of(host))
+    return verifier.verify(certificate(out / "server" / "server.crt"), [])
+
+
+# What is written --------------------------------------------------------------------------------
+
+FILES = {
+    "ca.crt": 0o644,
+    "ca.key": 0o600,
+    "server/ca.crt": 0o644,
+    "server/server.crt": 0o644,
+    "server/server.key": 0o600,
+    **{
+        f"sites/{name}/{file}": mode
+        for name in ("language-0", "language-1", "audio-0")
+        for file, mode in ((f"{name}.key", 0o600), (f"{name}.pub", 0o644), ("ca.crt", 0o644))
+    },
+}
+
+
+def test_everyone_gets_a_folder_and_private_keys_are_for_their_owner(out: Path) -> None:
+    issued(out, HOSTS, *CLIENTS)
+    modes = {path.relative_to(out).as_posix(): path.stat().st_mode for path in out.rglob("*")}
+    files = {name: stat.S_IMODE(mode) for name, mode in modes.items() if stat.S_ISREG(mode)}
+    assert files == FILES
+    folders = [out.stat().st_mode, *(mode for mode in modes.values() if stat.S_ISDIR(mode))]
+    assert {stat.S_IMODE(mode) for mode in folders} == {0o700}
+    authorities = {(out / name).read_bytes() for name in files if name.endswith("ca.crt")}
+    assert len(authorities) == 1
+
+
+@pytest.mark.parametrize("host", ["superlink.example.org", "10.0.0.5", "127.0.0.1"])
+def test_certificate_holds_for_its_hosts_and_its_time(out: Path, host: str) -> None:
+    issued(out, HOSTS)
+    for at in (NOW, NOW + 364 * DAY):
+        assert verify(out, host, at) == [
+            certificate(out / "server" / "server.crt"),
+            certificate(out / "ca.crt"),
+        ]
+    for at in (NOW - 2 * DAY, NOW + 366 * DAY):
+        with pytest.raises(VerificationError, match="not valid at validation time"):
+            verify(out, host, at)
+
+
+@pytest.mark.parametrize("host", ["example.org", "10.0.0.6", "localhost"])
+def test_certificate_holds_for_no_other_host(out: Path, host: str) -> None:
+    issued(out, HOSTS)
+    with pytest.raises(VerificationError, match=r"subjectAltName|SAN|subject"):
+        verify(out, host)
+
+
+def test_certificate_does_not_outlive_its_authority(out: Path) -> None:
+    issued(out, HOSTS, "days=100", "ca_days=40")
+    ends = {certificate(out / name).not_valid_after_utc for name in ("ca.crt", "server/server.crt")}
+    assert ends == {NOW + 40 * DAY}
+
+
+LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
+NAMES = st.builds(
+    lambda labels, last: ".".join([*labels, last]),
+    st.lists(LABELS, max_size=3),
+    LABELS.filter(lambda label: not label.isdigit()),
+)
+ADDRESSES = st.ip_addresses().filter(lambda address: not address.is_unspecified)
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.one_of(NAMES, ADDRESSES.map(str)), min_size=1, max_size=4, unique=True))
+def test_any_hosts_are_told_apart_and_verified(hosts: list[str]) -> None:
+    key, server = new_key(), new_key()
+    authority = make_authority(key, 10, NOW)
+    parsed = [parse_host(host) for host in hosts]
+    leaf = sign_server(authority, key, server.public_key(), parsed, 5, NOW)
+    found = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert found.get_values_for_type(x509.IPAddress) == [
+        ip_address(host) for host in hosts if isinstance(subject_of(host), x509.IPAddress)
+    ]
+    policy = PolicyBuilder().store(Store([authority])).time(NOW.replace(tzinfo=None))
+    for host in hosts:
+        policy.build_server_verifier(subject_of(host)).verify(leaf, [])
+
+
+@given(st.text(max_size=30))
+def test_a_host_is_a_name_an_address_or_refused(text: str) -> None:
+    try:
+        parsed = parse_host(text)
+    except UserError:
+        return
+    if isinstance(parsed, x509.DNSName):
+        assert re.fullmatch(r"[a-z0-9.-]+", parsed.value)
+    else:
+        assert isinstance(parsed.value, IPv4Address | IPv6Address)
+
+
+# What others make of it -------------------------------------------------------------------------
+
+
+def shake_hands(out: Path, authority: Path, host: str) -> str:
+    """Connect a strict client to a server; return the version of TLS."""
+    serving = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    serving.load_cert_chain(out / "server" / "server.crt", out / "server" / "server.key")
+    asking = ssl.create_default_context(cafile=authority)
+    asking.verify_flags |= ssl.VERIFY_X509_STRICT
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    client = asking.wrap_bio(down, up, server_hostname=host)
+    server = serving.wrap_bio(up, down, server_side=True)
+    for side in (client, server, client, server):
+        try:
+            side.do_handshake()
+        except ssl.SSLWantReadError:
+            continue
+    return str(client.version())
+
+
+@pytest.mark.parametrize("host", ["superlink.example.org", "10.0.0.5", "127.0.0.1"])
+def test_strict_tls_client_takes_the_server(out: Path, host: str) -> None:
+    issued(out, HOSTS, *CLIENTS, now=datetime.now(UTC))
+    assert shake_hands(out, out / "sites" / "audio-0" / "ca.crt", host) == "TLSv1.3"
+
+
+def test_strict_tls_client_refuses_others(out: Path, tmp_path: Path) -> None:
+    issued(out, HOSTS, now=datetime.now(UTC))
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        shake_hands(out, out / "ca.crt", "superlink.example.com")
+    other = tmp_path / "other"
+    issued(other, HOSTS, now=datetime.now(UTC))
+    with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
+        shake_hands(out, other / "ca.crt", "10.0.0.5")
+    old = tmp_path / "old"
+    issued(old, HOSTS, now=datetime.now(UTC) - 366 * DAY)
+    with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
+        shake_hands(old, old / "ca.crt", "10.0.0.5")
+
+
+def test_flower_takes_the_keys_of_sites_and_each_has_its_own(out: Path) -> None:
+    issued(out, HOSTS, *CLIENTS)
+    known = set()
+    for name in ("language-0", "language-1", "audio-0"):
+        path = out / "sites" / name / name
+        # As flower-supernode and flwr supernode register read them.
+        private = load_ssh_private_key(path.with_suffix(".key").read_bytes(), None)
+        assert isinstance(private, ec.EllipticCurvePrivateKey)
+        registered = try_load_public_key(path.with_suffix(".pub"))
+        public = bytes_to_public_key(registered)
+        assert uses_nist_ec_curve(public)
+        assert verify_signature(public, b"text", sign_message(private, b"text"))
+        assert path.with_suffix(".pub").read_text().endswith(f" {name}\n")
+        known.add(registered)
+    assert len(known) == 3
+
+
+# What stays -------------------------------------------------------------------------------------
+
+
+def test_the_same_again_changes_nothing(out: Path) -> None:
+    issued(out, HOSTS, *CLIENTS)
+    before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*")}
+    again = issued(out, HOSTS, *CLIENTS, now=NOW + 3 * DAY)
+    assert (again.wrote, again.new_clients, again.warnings) == ((), (), ())
+    assert set(again.kept) == set(FILES)
+    after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*")}
+    assert after == before
+
+
+def test_more_clients_add_only_theirs(out: Path) -> None:
+    issued(out, HOSTS, *CLIENTS)
+    before = contents(out)
+    # Neither hosts nor the clients that are there need be said again.
+    more = issued(out, "clients.audio=2", now=NOW + DAY)
+    assert [str(client) for client in more.new_clients] == ["audio-1"]
+    assert set(more.wrote) == {f"sites/audio-1/{file}" for file in FILES_OF_AUDIO_1}
+    after = contents(out)
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == set(more.wrote)
+
+
+FILES_OF_AUDIO_1 = ("audio-1.key", "audio-1.pub", "ca.crt")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("whole") / "credentials"
+    issued(out, HOSTS, *CLIENTS)
+    return out
+
+
+def check_pairs(out: Path) -> None:
+    """Check that what is there belongs together."""
+    server = certificate(out / "server" / "server.crt")
+    server.verify_directly_issued_by(certificate(out / "ca.crt"))
+    pairs = [(out / "ca.key", certificate(out / "ca.crt").public_key())]
+    pairs.append((out / "server" / "server.key", server.public_key()))
+    for private, public in pairs:
+        if private.exists():
+            assert load_pem_private_key(private.read_bytes(), None).public_key() == public
+    for private in out.glob("sites/*/*.key"):
+        public = load_ssh_public_key(private.with_suffix(".pub").read_bytes())
+        assert load_ssh_private_key(private.read_bytes(), None).public_key() == public
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sets(st.sampled_from(sorted(FILES)), max_size=6))
+def test_whatever_is_missing_what_is_there_stays(
+    tmp_path_factory: pytest.TempPathFactory, whole: Path, missing: set[str]
+) -> None:
+    out = tmp_path_factory.mktemp("some") / "credentials"
+    shutil.copytree(whole, out)
+    for name in missing:
+        (out / name).unlink()
+    before = contents(out)
+    try:
+        done = issued(out, HOSTS, *CLIENTS, now=NOW + DAY)
+    except UserError:
+        assert contents(out) == before
+        assert missing & {"ca.crt", "ca.key"}
+        return
+    after = contents(out)
+    assert {name: after[name] for name in before} == before
+    assert set(done.wrote) == set(after) - set(before) <= missing
+    check_pairs(out)
+
+
+def test_key_that_only_the_site_has_is_not_made_anew(out: Path) -> None:
+    issued(out, HOSTS, *CLIENTS)
+    (out / "sites" / "audio-0" / "audio-0.key").unlink()
+    (out / "server" / "server.key").unlink()
+    again = issued(out, HOSTS, *CLIENTS)
+    assert (again.wrote, again.new_clients) == ((), ())
+
+
+def test_run_that_was_cut_short_is_completed_by_the_next(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = CredentialFolder.create
+    for stop in range(len(FILES)):
+        written = []
+
+        def until(
+            self: CredentialFolder,
+            name: str,
+            content: bytes,
+            *,
+            private: bool = False,
+            stop: int = stop,
+            written: list[str] = written,
+        ) -> None:
+            if len(written) == stop:
+                raise UserError("no space left")
+            create(self, name, content, private=private)
+            written.append(name)
+
+        folder = out.with_name(f"cut-{stop}")
+        monkeypatch.setattr(CredentialFolder, "create", until)
+        with pytest.raises(UserError, match="no space"):
+            issued(folder, HOSTS, *CLIENTS)
+        monkeypatch.setattr(CredentialFolder, "create", create)
+        half = contents(folder) if stop else {}
+        issued(folder, HOSTS, *CLIENTS)
+        after = contents(folder)
+        assert set(after) == set(FILES)
+        assert {name: after[name] for name in half} == half
+        check_pairs(folder)
+
+
+def test_what_another_run_wrote_meanwhile_is_kept(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create = CredentialFolder.create
+
+    def overtaken(*arguments: object, **options: bool) -> None:
+        monkeypatch.setattr(CredentialFolder, "create", create)
+        issued(out, HOSTS, *CLIENTS)
+        before.update(contents(out))
+        create(*arguments, **options)  # type: ignore[arg-type]
+
+    before: dict[str, bytes] = {}
+    monkeypatch.setattr(CredentialFolder, "create", overtaken)
+    with pytest.raises(UserError, match=r"ca\.key was written by another run meanwhile.*kept"):
+        issued(out, HOSTS, *CLIENTS)
+    assert contents(out) == before
+
+
+def test_runs_at_once_leave_one_set_of_credentials(tmp_path: Path) -> None:
+    for attempt in range(5):
+        out, start = tmp_path / str(attempt), Barrier(4)
+        # Hydra composes for one thread at a time.
+        config = compose_credentials([f"out={out}", HOSTS, *CLIENTS])
+
+        def run(config: CredentialsConfig = config, start: Barrier = start) -> str:
+            start.wait()
+            try:
+                issue(config, NOW)
+            except UserError as error:
+                return str(error)
+            return ""
+
+        with ThreadPoolExecutor(4) as pool:
+            said = list(pool.map(lambda _: run(), range(4)))
+        issued(out, HOSTS, *CLIENTS)
+        assert set(contents(out)) == set(FILES)
+        check_pairs(out)
+        assert [line for line in said if line and "by another run meanwhile" not in line] == []
+
+
+# Renewal ----------------------------------------------------------------------------------------
+
+
+def test_renewal_replaces_the_certificate_and_nothing_else(out: Path) -> None:
+    issued(out, HOSTS, *CLIENTS)
+    before = contents(out)
+    renewed = issued(out, "hosts=[other.example.org]", "renew=server", now=NOW + 360 * DAY)
+    after = contents(out)
+    former = str(renewed.former)
+    assert former.startswith("server/server.crt.2027-02-24.")
+    assert after.pop(former) == before["server/server.crt"]
+    assert after.pop("server/server.crt") != before.pop("server/server.crt")
+    assert after == before
+    verify(out, "other.example.org", NOW + 700 * DAY)
+    with pytest.raises(VerificationError):
+        verify(out, "superlink.example.org", NOW + 360 * DAY)
+    check_pairs(out)
+
+
+def test_renewal_keeps_the_hosts_where_none_are_given_and_needs_no_private_key_of_the_server(
+    out: Path,
+) -> None:
+    issued(out, HOSTS)
+    (out / "server" / "server.key").rename(out.parent / "server.key")
+    for _ in range(2):  # in one second
+        assert issued(out, "renew=server").hosts == (
+            "superlink.example.org",
+            "10.0.0.5",
+            "127.0.0.1",
+        )
+    assert len(list(out.glob("server/server.crt.*"))) == 2
+    (out.parent / "server.key").rename(out / "server" / "server.key")
+    check_pairs(out)
+
+
+def test_an_authority_whose_key_is_elsewhere_signs_nothing_and_needs_not(out: Path) -> None:
+    issued(out, HOSTS, "clients.audio=1")
+    (out / "ca.key").unlink()
+    assert issued(out, HOSTS, "clients.audio=2").new_clients
+    before = contents(out)
+    with pytest.raises(UserError, match=r"ca\.key is not there, and .* put it back for this run"):
+        issued(out, HOSTS, "clients.audio=3", "renew=server")
+    assert contents(out) == before
+
+
+def test_authority_of_the_user_s_own_may_have_an_rsa_key(out: Path) -> None:
+    key = rsa.generate_private_key(65537, 2048)
+    out.mkdir()
+    (out / "ca.crt").write_bytes(certificate_pem(make_authority(key, 100, NOW)))
+    (out / "ca.key").write_bytes(key_pem(key))
+    issued(out, HOSTS)
+    verify(out, "10.0.0.5")
+
+
+# Warnings ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("days", "says"),
+    [(334, None), (336, "expires on 2027-03-01"), (366, "has expired on 2027-03-01")],
+)
+def test_certificate_that_ends_is_warned_of_at_every_run(
+    out: Path, days: int, says: str | None
+) -> None:
+    issued(out, HOSTS)
+    for _ in range(2):
+        warnings = issued(out, "clients.audio=1", now=NOW + days * DAY).warnings
+        assert len(warnings) == (says is not None)
+        if says is not None:
+            assert f"server/server.crt {says}; sign a new one with renew=server" in warnings[0]
+
+
+def test_authority_that_ends_is_warned_of_and_signs_nothing_after_it(out: Path) -> None:
+    issued(out, HOSTS, "ca_days=100", "days=20")
+    authority, server = issued(out, now=NOW + 101 * DAY).warnings
+    assert "ca.crt has expired on 2026-06-09; make a new folder of credentials" in authority
+    assert "server.crt has expired" in server
+    with pytest.raises(UserError, match=r"ca\.crt has expired and can sign nothing"):
+        issued(out, "renew=server", now=NOW + 101 * DAY)
+
+
+def test_host_that_the_certificate_lacks_is_said(out: Path) -> None:
+    issued(out, HOSTS)
+    (line,) = issued(out, "hosts=[10.0.0.5,SUPERLINK.example.org,new.example.org,::1]").warnings
+    assert "is not valid for new.example.org, ::1, only for superlink.example.org, 10.0" in line
+    assert "renew=server" in line
+
+
+# Mistakes ---------------------------------------------------------------------------------------
+
+
+def own_files(out: Path) -> dict[str, bytes]:
+    """Contents that are good in themselves, and of something else."""
+    other = out.with_name("other")
+    issued(other, HOSTS, *CLIENTS)
+    return contents(other)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "says"),
+    [
+        ("ca.crt", None, r"ca\.crt is not a certificate in PEM format"),
+        ("ca.crt", "server/server.crt", r"ca\.crt is not the certificate of an authority"),
+        ("ca.key", None, r"ca\.key is not a private key in PEM format"),
+        ("ca.key", "ca.key", r"ca\.key does not belong to ca\.crt beside it"),
+        ("server/server.key", None, r"server\.key is not a private key"),
+        ("server/server.key", "ca.key", r"server\.key does not belong to server\.crt"),
+        ("server/server.crt", None, r"server\.crt is not a certificate"),
+        (
+            "server/server.crt",
+            "server/server.crt",
+            r"server\.crt is of another authority than \S*ca\.crt",
+        ),
+        ("server/ca.crt", "ca.crt", r"server/ca\.crt is of another authority"),
+        ("sites/audio-0/ca.crt", "ca.crt", r"audio-0/ca\.crt is of another authority"),
+        ("sites/audio-0/audio-0.key", None, r"audio-0\.key is not a private key in OpenSSH"),
+        (
+            "sites/audio-0/audio-0.key",
+            "sites/language-1/language-1.key",
+            r"audio-0\.key does not belong to audio-0\.pub",
+        ),
+        ("sites/audio-0/audio-0.pub", None, r"audio-0\.pub is not a public key in OpenSSH"),
+    ],
+)
+def test_files_that_do_not_fit_are_named_and_nothing_is_written(
+    out: Path, name: str, source: str | None, says: str
+) -> None:
+    issued(out, HOSTS, *CLIENTS)
+    (out / name).write_bytes(own_files(out)[source] if source else b"garbage")
+    before = contents(out)
+    with pytest.raises(UserError, match=says):
+        issued(out, HOSTS, *CLIENTS, "clients.vision=1")
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("kind", ["locked", "strange"])
+def test_key_of_an_authority_that_cannot_be_used_is_named(out: Path, kind: str) -> None:
+    issued(out, HOSTS)
+    if kind == "locked":
+        lock = BestAvailableEncryption(b"secret")
+        content = new_key().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, lock)
+    else:
+        key = ed25519.Ed25519PrivateKey.generate()
+        content = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (out / "ca.key").write_bytes(content)
+    says = {"locked": "locked with a passphrase", "strange": "elliptic curve or RSA"}[kind]
+    with pytest.raises(UserError, match=says):
+        issued(out, HOSTS)
+
+
+def test_authority_that_was_lost_is_copied_back_rather_than_made_anew(out: Path) -> None:
+    issued(out, HOSTS, *CLIENTS)
+    (out / "ca.crt").unlink()
+    (out / "ca.key").unlink()
+    with pytest.raises(UserError, match=r"ca\.crt is missing and server/ca\.crt is there"):
+        issued(out, HOSTS, *CLIENTS)
+    for copy in out.rglob("ca.crt"):
+        copy.unlink()
+    with pytest.raises(
+        UserError, match=r"server\.crt is there, and ca\.crt was not; put that back"
+    ):
+        issued(out, HOSTS, *CLIENTS)
+
+
+MISTAKES = {
+    "unknown": (("host=a",), "there is no setting 'host'; did you mean hosts?"),
+    "no out": (("out=null", "hosts=[a]"), "out is required; give it as out=…"),
+    "no hosts": ((), "hosts is required; give it as hosts=…"),
+    "empty hosts": (("hosts=[]",), "hosts=[]: expected the names and addresses"),
+    "null host": (("hosts=[a,null]",), "hosts=['a', None]: expected the names and addresses"),
+    "a map": (("hosts={a: b}",), "hosts={'a': 'b'}: expected the names and addresses"),
+    "a port": (("hosts=[a,'b:8000']",), "hosts: 'b:8000' is neither a DNS name nor an IP"),
+    "a URL": (("hosts=['https://a']",), "hosts: 'https://a' is neither a DNS name nor an IP"),
+    "a number": (("hosts=[10.0.0.300]",), "hosts: '10.0.0.300' is neither a DNS name nor an IP"),
+    "a label": (("hosts=[-a.example]",), "hosts: '-a.example' is neither a DNS name nor an IP"),
+    "long": ((f"hosts=[{'a' * 64}]",), f"hosts: '{'a' * 64}' is neither"),
+    "any address": (("hosts=[0.0.0.0]",), "hosts: 0.0.0.0 is not an address by which a site"),
+    "no client": (("hosts=[a]", "clients.audio=0"), "clients.audio=0: expected a number from 1"),
+    "negative": (("hosts=[a]", "clients.audio=-1"), "clients.audio=-1: expected a number from 1"),
+    "text": (("hosts=[a]", "clients.audio=many"), "clients.audio=many: Value 'many' of type"),
+    "modality": (("hosts=[a]", "clients.default=2"), "modality 'default': expected letters"),
+    "no days": (("hosts=[a]", "days=0"), "days=0: expected a number from 1 to 36500"),
+    "far": (("hosts=[a]", "ca_days=99999"), "ca_days=99999: expected a number from 1 to"),
+    "renewal": (("hosts=[a]", "renew=ca"), "renew=ca: Invalid value 'ca', expected one of"),
+    "a file": (("hosts=[a]", "out=file"), "out=file is a file; expected a folder"),
+    "below a file": (("hosts=[a]", "out=file/here"), "file/here"),
+    "long name": (("hosts=[a]", f"out={'x' * 300}"), f"{'x' * 300}"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_is_one_line_and_leaves_nothing(command: Run, tmp_path: Path, name: str) -> None:
+    arguments, says = MISTAKES[name]
+    (tmp_path / "file").touch()
+    error = command("out=credentials", *arguments).error
+    assert error.startswith(says), error
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_full_disk_is_one_line_and_leaves_no_half_file(command: Run, out: Path) -> None:
+    error = command("out=credentials", HOSTS, largest_file=100).error
+    assert "credentials/ca.key cannot be read or written: File too large" in error
+    assert list(out.iterdir()) == []
+
+
+# The command ------------------------------------------------------------------------------------
+
+
+def test_help_and_configuration_leave_nothing(command: Run, tmp_path: Path) -> None:
+    assert "hosts: null" in command("--help").shown
+    shown = command("--cfg", "job", "clients.audio=2").shown
+    assert "  audio: 2" in shown and "ca_days: 3650" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_command_says_what_it_wrote_what_it_kept_and_what_comes_next(command: Run) -> None:
+    shown = command("out=my credentials", HOSTS, "clients.audio=1").shown
+    lines = shown.splitlines()
+    assert "wrote my credentials: ca.key, ca.crt" in lines
+    assert "wrote my credentials/sites/audio-0: audio-0.key, audio-0.pub, ca.crt" in lines
+    register = "flwr supernode register 'my credentials/sites/audio-0/audio-0.pub' CONNECTION"
+    assert f"  {register} --name audio-0" in lines
+    (node,) = [line for line in lines if line.startswith("  flower-supernode ")]
+    assert "--superlink superlink.example.org:8000 --root-certificates ca.crt" in node
+    assert "--auth-supernode-private-key audio-0.key" in node
+    assert node.endswith("""--node-config 'modality="audio" part=0'""")
+    (server,) = [line for line in lines if line.startswith("  flower-superlink ")]
+    assert "--ssl-keyfile 'my credentials/server/server.key' --enable-supernode-auth" in server
+
+    shown = command("out=my credentials", "hosts=[elsewhere]", "clients.audio=2").shown
+    assert "kept my credentials/sites/audio-0: audio-0.key, audio-0.pub, ca.crt" in shown
+    assert "--name audio-1" in shown and "--name audio-0" not in shown
+    assert "flower-superlink" not in shown
+    assert "warning: my credentials/server/server.crt is not valid for elsewhere" in shown
+
+    shown = command("out=my credentials", "renew=server").shown
+    assert "kept the former certificate as my credentials/server/server.crt.2" in shown
+    assert "flower-superlink" in shown and "flwr supernode" not in shown
+
+
+def test_a_mistyped_setting_is_answered_before_libraries_are_loaded() -> None:
+    heavy = "{'torch', 'cryptography'}"
+    script = f"import server.commands.credentials, sys; print(*{heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")

@@ -1,0 +1,371 @@
+"""`utmp-prepare` as its users meet it.
+
+What is refused before the libraries are loaded runs as a process of its own. The rest would load
+them, for seconds, once a test; one process loads them once and forks for each command line.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+
+COMMAND = [sys.executable, "-m", "server.commands.prepare"]
+
+LOADS = """
+import common.data.preparation, server.preparation.partition_plot, server.preparation.console
+import matplotlib.backends.backend_agg, matplotlib.figure
+from server.commands.prepare import main
+"""
+
+
+Run = Callable[..., Answer]
+
+SYNTHETIC = "format=synthetic"
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Run:
+    """Run the command in an empty folder, in a process of its own."""
+
+    def run(*arguments: str) -> Answer:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[ForkedCommand]:
+    with forked_command("utmp-prepare", LOADS) as command:
+        yield command
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
+    """Run the command in an empty folder, with its libraries loaded already."""
+    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
+
+
+def write(folder: Path, name: str, **arrays: Any) -> str:
+    """Write a file of sixty items in thirty groups; None takes an array out."""
+    content = {
+        "label": np.linspace(-3, 3, 60),
+        "audio": np.ones((60, 4, 3)),
+        "video": np.repeat(np.arange(30), 2),
+        **arrays,
+    }
+    np.savez(folder / name, **{key: array for key, array in content.items() if array is not None})
+    return f"path={name}"
+
+
+def rows_of(text: str) -> dict[str, list[str]]:
+    """The cells of each row of the tables that were printed, by the first."""
+    rows = [[cell.strip() for cell in re.split("[│┃]", line)[1:-1]] for line in text.splitlines()]
+    return {row[0]: row[1:] for row in rows if row}
+
+
+# In a process of its own ------------------------------------------------------------------------
+
+
+def test_help(command: Run, tmp_path: Path) -> None:
+    shown = command("--help").shown
+    assert "Override anything in the config (foo.bar=value)" in shown
+    assert "partition: dirichlet" in shown
+    assert "max_seq_len: 50" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_configuration_is_printed_as_yaml(command: Run, tmp_path: Path) -> None:
+    shown = command("--cfg", "job", "partition=dirichlet", "clients.audio=2", "seed=7").shown
+    printed = yaml.safe_load(shown)
+    assert printed["seed"] == 7
+    assert printed["clients"] == {"default": None, "audio": 2}
+    assert printed["partition"] == {"name": "dirichlet", "min_items": 1, "alpha": 0.5, "bins": 5}
+    assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
+
+
+def test_a_setting_that_is_mistyped(command: Run, tmp_path: Path) -> None:
+    error = command(SYNTHETIC, "validation_fractoin=0.1").error
+    assert error.startswith("there is no setting 'validation_fractoin'; did you mean validation_fr")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_preparing_needs_no_more_libraries_than_it_uses() -> None:
+    heavy = ("datasets", "flwr_datasets", "h5py", "pyarrow", "pandas", "matplotlib")
+    script = f"import common.data.preparation, sys; print(*sorted(set({heavy}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
+
+
+# With its libraries loaded ----------------------------------------------------------------------
+
+
+def test_both_ways_of_running_agree(command: Run, loaded: Run) -> None:
+    one, other = (run("seed=5", SYNTHETIC, "describe=true") for run in (command, loaded))
+    assert one.shown == other.shown
+    one, other = (run(SYNTHETIC) for run in (command, loaded))
+    assert one.error == other.error
+
+
+def test_who_got_what_and_the_next_command(loaded: Run, tmp_path: Path) -> None:
+    shown = loaded(SYNTHETIC, "out=here/shards", "clients.default=2", "clients.audio=4").shown
+    manifest = json.loads((tmp_path / "here" / "shards" / "manifest.json").read_text())
+    rows = rows_of(shown)
+    for file, shard in manifest["shards"].items():
+        labels = shard["labels"]
+        assert rows[file.removesuffix(".safetensors")] == [
+            str(shard["items"]),
+            str(shard["groups"]),
+            f"{labels['mean']:.2f}",
+            f"{labels['sd']:.2f}",
+        ]
+    assert len(manifest["shards"]) == 10
+    sides = ", ".join(f"{name} {side['items']}" for name, side in manifest["sides"].items())
+    assert f"here/shards: 8 clients; items: {sides}; " in shown
+    assert shown.splitlines()[-1] == "next: utmp-train dataset=shards dataset.path=here/shards"
+
+
+def test_a_picture_lies_beside_the_shards(loaded: Run, tmp_path: Path) -> None:
+    loaded(SYNTHETIC, "out=one")
+    loaded(SYNTHETIC, "out=two")
+    one, two = ((tmp_path / name / "partition.png").read_bytes() for name in ("one", "two"))
+    assert one[:8] == b"\x89PNG\r\n\x1a\n"
+    assert one == two
+
+
+def test_the_file_is_named_with_its_fingerprint_and_what_was_cleaned(
+    loaded: Run, tmp_path: Path
+) -> None:
+    label = np.linspace(-3, 3, 60)
+    label[:4] = np.nan
+    shown = loaded(write(tmp_path, "calls.npz", label=label), "out=s").shown
+    assert re.search(r"^calls\.npz: \d+\.\d kB, SHA-256 [0-9a-f]{64}", shown, re.M)
+    assert re.search(r"^format npz: .*3 arrays", shown, re.M)
+    assert "cleaned: 4 items without a label, dropped\n" in shown
+
+
+def test_classes_are_counted_in_columns(loaded: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, "c.npz", label=np.arange(60) % 3)
+    rows = rows_of(loaded(file, "task=classification", "out=s").shown)
+    assert rows["shard"] == ["items", "groups", "0", "1", "2"]
+    for name in ("audio-0", "validation", "test"):
+        items, _, *counts = map(int, rows[name])
+        assert sum(counts) == items
+
+
+def test_there_is_no_next_command_for_a_site_or_a_server(loaded: Run) -> None:
+    site = loaded(SYNTHETIC, "out=site", "split=none", "clients.default=1").shown
+    server = loaded(SYNTHETIC, "out=server", "clients.default=0").shown
+    assert "utmp-train" not in site + server
+    assert "site: 3 clients; items: train 2400; " in site
+    assert "server: 0 clients; " in server
+
+
+def test_a_split_that_shares_groups_is_warned_of(loaded: Run, tmp_path: Path) -> None:
+    split = np.array(["train", "train", "test"])[np.arange(60) % 3]
+    file = write(tmp_path, "s.npz", split=split)
+    for arguments in (["out=s"], ["describe=true"]):
+        shown = loaded(file, "group=video", *arguments).shown
+        assert "warning: the source's own split has 20 groups" in shown
+
+
+@pytest.mark.parametrize("rule", ["groups", "iid", "dirichlet", "natural", "size"])
+def test_every_rule_prints_nothing_but_its_result(loaded: Run, tmp_path: Path, rule: str) -> None:
+    shown = loaded(write(tmp_path, "s.npz"), "group=video", "out=s", f"partition={rule}").shown
+    assert "audio-0" in rows_of(shown)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["s", "s.npz"]
+
+
+# Describing -------------------------------------------------------------------------------------
+
+
+def test_describing_writes_nothing_and_tells_all(loaded: Run, tmp_path: Path) -> None:
+    nan, split = np.ones((60, 4, 3)), np.array(["train", "dev", "test"])[np.arange(60) // 20]
+    nan[3, 1, 2], nan[4, 0], nan[:, :, 0] = np.nan, np.inf, 7
+    offsets = np.concatenate([[0, 0], np.cumsum(np.arange(59) % 5 + 1)])
+    vision = np.random.default_rng(0).normal(size=(offsets[-1], 6)).astype(np.float16)
+    file = write(tmp_path, "d.npz", audio=nan, vision=vision, vision_offsets=offsets, split=split)
+    shown = loaded(file, "group=video", "describe=true", "out=ignored").shown
+    assert [path.name for path in tmp_path.iterdir()] == ["d.npz"]
+    rows = rows_of(shown)
+    assert rows["train"] == ["20", "10"]
+    assert rows["validation"] == ["20", "10"]
+    assert rows["test"] == ["20", "10"]
+    assert rows["audio"] == ["3", "float32", "60", "0", "4-4-4", "1", "2", "3"]
+    assert rows["vision"] == ["6", "float16", "59", "1", "1-3-5", "0", "0", "0"]
+    bars = re.findall(r"^ *(\S+) to (\S+) +(\d+) +(█+)", shown, re.M)
+    assert [int(count) for _, _, count, _ in bars] == [9, 8, 9, 8, 9, 8, 9]
+    assert (bars[0][0], bars[-1][1]) == ("-3", "3")
+    assert len(bars[0][3]) > len(bars[1][3])
+
+
+def test_describing_items_without_sides(loaded: Run) -> None:
+    assert rows_of(loaded(SYNTHETIC, "describe=true").shown)["no side given"] == ["2400", "60"]
+
+
+def test_describing_several_labels(loaded: Run, tmp_path: Path) -> None:
+    label = np.stack([np.arange(60) % 2, np.arange(60) % 3 == 0], axis=1)
+    shown = loaded(write(tmp_path, "m.npz", label=label), "task=multilabel", "describe=true").shown
+    assert re.search(r"^ *0 +30 +█{30} *$", shown, re.M)
+    assert re.search(r"^ *1 +20 +█{20} *$", shown, re.M)
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["out=s"], "path is required; give it as path=…, or format=synthetic"),
+        (["out=s", "path=nope.npz"], "nope.npz does not exist"),
+        (["path=nope.npz", "describe=true"], "nope.npz does not exist"),
+        ([], "out is required; give it as out=…"),
+        (["sed=1"], "there is no setting 'sed'; did you mean seed?"),
+        (["+seeed=1"], "there is no setting 'seeed'"),
+        (
+            ["partition=unknown"],
+            "partition=unknown: there is no such partition; there are dirichlet, groups, iid, "
+            "natural, size",
+        ),
+        (["partition=dirichlet", "partition.alpha=0"], "partition.alpha=0.0: expected a number ab"),
+        (["partition=dirichlet", "partition.bins=0"], "partition.bins=0: expected a number above "),
+        (["partition.min_items=-1"], "partition.min_items=-1: expected a number of at least 0"),
+        (
+            ["partition.alpha=1"],
+            "partition.alpha is a setting of partition=dirichlet; give that too",
+        ),
+        (
+            ["partition=size", "partition.law=cubic"],
+            "partition.law=cubic: Invalid value 'cubic', e",
+        ),
+        (["clients.language=-1"], "clients.language=-1: expected a number of at least 0"),
+        (["clients.language=many"], "clients.language=many: "),
+        (
+            ["task=sentiment"],
+            "task=sentiment: Invalid value 'sentiment', expected one of [regression, "
+            "classification, multilabel, emotion]",
+        ),
+        (
+            ["validation_fraction=.6", "test_fraction=.6"],
+            "validation_fraction + test_fraction=1.2: expected less than 1",
+        ),
+        (["test_fraction=1"], "test_fraction=1.0: expected a share in [0, 1)"),
+        (["test_fraction=nan"], "test_fraction=nan: expected a share in [0, 1)"),
+        (["max_seq_len=0"], "max_seq_len=0: expected a number above 0"),
+        (["format=hdf"], "format=hdf: Invalid value 'hdf'"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    loaded: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    assert loaded(*arguments).error.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["clients.smell=2"],
+            "clients.smell: the dataset has no modality 'smell'; it has language",
+        ),
+        (["clients.default=30"], "90 clients are too many for the train items"),
+        (["clients.default=2", "clients.audio=0"], "modality 'audio' has no client; set clients."),
+        (["modalities=[smell]"], "modalities=['smell']: the synthetic dataset has language"),
+        (["task=classification"], "task=classification: the synthetic dataset has regression"),
+        (["split=source"], "the source does not say which items are for training"),
+        (["partition=natural", "clients.audio=2"], "partition=natural makes each group a client"),
+        (["partition=natural", "partition.min_items=99"], "client language-"),
+        (["partition=dirichlet", "partition.min_items=400"], "partition=dirichlet cannot deal "),
+    ],
+)
+def test_what_does_not_fit_the_data_is_one_line(
+    loaded: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    assert loaded(SYNTHETIC, "out=s", *arguments).error.startswith(message)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_exists(loaded: Run, tmp_path: Path) -> None:
+    loaded(SYNTHETIC, "out=s", "seed=1")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    error = loaded(SYNTHETIC, "out=s", "seed=2").error
+    assert error == (f"out={tmp_path / 's'} exists already; choose another, or give overwrite=true")
+    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
+    assert loaded(SYNTHETIC, "out=s", "seed=2", "overwrite=true").status == 0
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["settings"]["seed"] == 2
+
+
+def test_a_file_in_the_place_of_the_folder(loaded: Run, tmp_path: Path) -> None:
+    (tmp_path / "s").write_text("mine")
+    for arguments in ([], ["overwrite=true"]):
+        assert str(tmp_path / "s") in loaded(SYNTHETIC, "out=s", *arguments).error
+        assert (tmp_path / "s").read_text() == "mine"
+
+
+@pytest.mark.parametrize("place", ["file/s", "/proc/s"])
+def test_a_place_that_cannot_be_written(loaded: Run, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    error = loaded(SYNTHETIC, f"out={place}").error
+    assert re.fullmatch(r"out=\S+ cannot be written: [A-Z][a-z ]+", error)
+
+
+def test_a_disk_that_is_full(loaded: Run, tmp_path: Path) -> None:
+    error = loaded(SYNTHETIC, "out=s", largest_file=100_000).error
+    assert error.startswith(f"out={tmp_path / 's'} cannot be written: ")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_no_known_format(loaded: Run, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    error = loaded("path=notes.txt", "out=s").error
+    assert error.startswith("notes.txt is of no known format; expected one of ")
+    assert "npz" in error
+
+
+def test_names_are_shown_as_they_were_typed(loaded: Run, tmp_path: Path) -> None:
+    name = "[b]a:key:b[red]" + "a" * 150 + " " + "b" * 40
+    write(tmp_path, f"{name}.npz")
+    shown = loaded(f'path="{name}.npz"', f'out="{name}"').shown
+    assert f"{name}.npz: " in shown
+    assert f"{name}: 3 clients; " in shown
+
+
+# Without the extra ------------------------------------------------------------------------------
+
+MISSING = ("flwr_datasets", "datasets", "h5py", "pyarrow")
+
+
+@pytest.mark.parametrize("rule", ["iid", "dirichlet", "natural", "size"])
+def test_rules_of_flower_datasets_need_the_extra(loaded: Run, tmp_path: Path, rule: str) -> None:
+    error = loaded(SYNTHETIC, "out=s", f"partition={rule}", missing=MISSING).error
+    assert error == (
+        "partitions other than groups need flwr-datasets: pip install 'ha-fedformer[prepare]'"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_whole_groups_need_no_extra(loaded: Run, tmp_path: Path) -> None:
+    loaded(SYNTHETIC, "out=with", "partition=groups")
+    shown = loaded(SYNTHETIC, "out=without", "partition=groups", missing=MISSING).shown
+    assert "next: utmp-train" in shown
+    files = sorted(path.name for path in (tmp_path / "with").iterdir())
+    assert files == sorted(path.name for path in (tmp_path / "without").iterdir())
+    for name in files:
+        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()

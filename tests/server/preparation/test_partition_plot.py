@@ -1,0 +1,171 @@
+"""The picture of a partition: a PNG that shows every shard's labels, the same for the same."""
+
+import io
+import struct
+import warnings
+from typing import Any
+
+import matplotlib.axes
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from common.data.manifest import Manifest
+from common.data.shards import VERSION
+from common.seal import SUFFIX
+from common.task import Task
+from server.preparation.partition_plot import partition_plot
+
+
+def manifest_of(
+    counts: dict[str, list[int]], bins: list[str], task: Task = Task.regression
+) -> Manifest:
+    """A manifest as far as the picture needs one."""
+    return Manifest(
+        version=VERSION,
+        source={},
+        task=task,
+        outputs=1,
+        label_names=(),
+        modalities={},
+        sides={},
+        settings={"label_bins": bins},
+        cleaning={},
+        warnings=(),
+        shards={
+            f"{name}{SUFFIX}": {"items": sum(each), "labels": {"histogram": each}}
+            for name, each in counts.items()
+        },
+    )
+
+
+NUMBERS = ["-3 to -2", "-2 to -1", "-1 to 0", "0 to 1", "1 to 2", "2 to 3", "3 to 4"]
+
+
+def numbers(*names: str) -> Manifest:
+    rng = np.random.default_rng(0)
+    return manifest_of({name: rng.integers(0, 50, 7).tolist() for name in names}, NUMBERS)
+
+
+FEW = numbers("language-0", "audio-0", "validation", "test")
+MANY = numbers(*(f"vision-{part}" for part in range(60)))
+ONE = numbers("audio-0")
+CLASSES = manifest_of(
+    {"audio-0": [3, 0, 4], "audio-1": [0, 9, 1], "test": [5, 5, 5]},
+    ["0", "1", "2"],
+    Task.classification,
+)
+EMOTIONS = manifest_of(
+    {"text-0": [9, 1, 0, 3, 0, 2], "audio-0": [1, 8, 2, 0, 0, 1], "test": [4, 4, 4, 4, 4, 4]},
+    ["happiness", "sadness", "anger", "surprise", "disgust", "fear"],
+    Task.multilabel,
+)
+ALL = {"few": FEW, "many": MANY, "one": ONE, "classes": CLASSES, "emotions": EMOTIONS}
+EVERY = pytest.mark.parametrize("manifest", ALL.values(), ids=ALL)
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    assert png[12:16] == b"IHDR"
+    width, height = struct.unpack(">II", png[16:24])
+    return width, height
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Record what is drawn: bars by label, their names, and the words at the axes."""
+    found: dict[str, Any] = {"bars": {}}
+    barh, ticks, words = (
+        getattr(matplotlib.axes.Axes, name) for name in ("barh", "set_yticks", "set")
+    )
+
+    def record_bars(self: Any, y: Any, width: Any, *, left: Any, label: str, **style: Any) -> Any:
+        found["bars"][label] = (list(y), list(width), list(left))
+        return barh(self, y, width, left=left, label=label, **style)
+
+    def record_names(self: Any, places: Any, names: Any, **style: Any) -> Any:
+        found["names"] = dict(zip(places, names, strict=True))
+        return ticks(self, places, names, **style)
+
+    def record_words(self: Any, **given: Any) -> Any:
+        found.update(given)
+        return words(self, **given)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "barh", record_bars)
+    monkeypatch.setattr(matplotlib.axes.Axes, "set_yticks", record_names)
+    monkeypatch.setattr(matplotlib.axes.Axes, "set", record_words)
+    return found
+
+
+@EVERY
+def test_is_a_png_with_something_on_it_and_the_same_again(manifest: Manifest) -> None:
+    png = partition_plot(manifest)
+    width, height = size_of(png)
+    assert width == 1080
+    assert height >= 264
+    pixels = imread(io.BytesIO(png))[:, :, :3]
+    assert len(np.unique((pixels * 255).astype(np.uint32) @ (1, 256, 65536))) > 20
+    assert partition_plot(manifest) == png
+
+
+def test_other_labels_give_another_picture() -> None:
+    other = manifest_of({"audio-0": [1] * 7}, NUMBERS)
+    assert partition_plot(other) != partition_plot(ONE)
+
+
+@EVERY
+def test_every_shard_is_a_bar_divided_by_label(manifest: Manifest, drawn: dict[str, Any]) -> None:
+    partition_plot(manifest)
+    histograms = [shard["labels"]["histogram"] for shard in manifest.shards.values()]
+    names = [name.removesuffix(SUFFIX) for name in manifest.shards]
+    assert drawn["names"] == dict(enumerate(names))
+    assert list(drawn["bars"]) == manifest.settings["label_bins"]
+    before = np.zeros(len(names))
+    for column, (places, widths, left) in enumerate(drawn["bars"].values()):
+        assert places == list(range(len(names)))
+        assert widths == [histogram[column] for histogram in histograms]
+        assert left == before.tolist()
+        before += widths
+    assert before.tolist() == [sum(histogram) for histogram in histograms]
+
+
+@EVERY
+def test_what_is_counted_is_said(manifest: Manifest, drawn: dict[str, Any]) -> None:
+    partition_plot(manifest)
+    # An item of several labels is counted once for each.
+    assert drawn["xlabel"] == ("labels" if manifest.task is Task.multilabel else "items")
+
+
+def test_the_picture_grows_with_the_number_of_shards() -> None:
+    heights = [size_of(partition_plot(manifest))[1] for manifest in (ONE, FEW, MANY)]
+    assert 264 <= heights[0] < heights[1] < heights[2]
+    # Room for a line of text each.
+    assert heights[2] / 60 > 30
+
+
+def test_very_many_shards_still_fit_a_picture() -> None:
+    width, height = size_of(partition_plot(numbers(*(f"audio-{part}" for part in range(216)))))
+    assert (width, height) == (1080, 7200)
+
+
+def test_a_shard_without_a_label_of_several_has_no_bar() -> None:
+    empty = manifest_of({"audio-0": [0, 0], "test": [1, 2]}, ["joy", "rage"], Task.multilabel)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert size_of(partition_plot(empty))
+
+
+@pytest.mark.parametrize("count", [2, 40])
+def test_any_number_of_classes_fits(count: int) -> None:
+    rng = np.random.default_rng(0)
+    many = manifest_of(
+        {f"audio-{part}": rng.integers(0, 9, count).tolist() for part in range(9)},
+        [str(number) for number in range(count)],
+        Task.classification,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pixels = imread(io.BytesIO(partition_plot(many)))[:, :, :3]
+    # The bars, which are not grey, take a good part of the picture.
+    coloured = np.ptp(pixels, axis=2) > 0.2
+    assert coloured.mean() > 0.2

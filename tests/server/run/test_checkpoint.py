@@ -1,0 +1,320 @@
+"""Checkpoints: to the bit, the last ones and the best, and damage costs a round and not the run."""
+
+import errno
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_checkpoints import assert_same, checkpoint
+
+from common.errors import UserError
+from common.seal import read_sealed, write_sealed
+from server.run.checkpoint import FORMAT, Checkpoint, Checkpoints, read_checkpoint
+
+
+@pytest.fixture
+def kept(tmp_path: Path) -> Checkpoints:
+    return Checkpoints(tmp_path / "checkpoints")
+
+
+def silent(line: str) -> None:
+    pytest.fail(f"nothing was to be told: {line}")
+
+
+def latest(kept: Checkpoints) -> Checkpoint:
+    found = kept.latest(silent)
+    assert found is not None
+    return found
+
+
+def names(kept: Checkpoints) -> list[str]:
+    """All that is in the folder, hidden files too."""
+    return sorted(path.name for path in kept.folder.iterdir())
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+# What goes in comes out ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moments", [True, False])
+def test_what_is_saved_is_read_to_the_bit(kept: Checkpoints, moments: bool) -> None:
+    given = checkpoint(4, moments=moments)
+    kept.save(given)
+    found = latest(kept)
+    assert_same(found, given)
+    assert bool(found.strategy.moments.first) is moments
+    assert_same(read_checkpoint(kept.path(4)), given)
+
+
+def test_values_that_are_no_numbers_keep_their_bits(kept: Checkpoints) -> None:
+    odd = torch.tensor([0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32)
+    given = checkpoint(1)
+    given = replace(given, model={**given.model, "odd": odd.view(torch.float32)})
+    kept.save(given)
+    assert_same(latest(kept), given)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 10**6),
+    st.dictionaries(st.integers(0, 2**64 - 1), st.integers(1, 100), max_size=4),
+    st.floats(0, 1),
+    st.floats(0, 1e9),
+    st.text("abc/.ü", min_size=1, max_size=6),
+)
+def test_numbers_and_names_are_exact(
+    tmp_path_factory: pytest.TempPathFactory,
+    number: int,
+    faults: dict[int, int],
+    skew: float,
+    seconds: float,
+    name: str,
+) -> None:
+    given = checkpoint(1, round=number, seconds=seconds)
+    given = replace(
+        given,
+        model={**given.model, name: torch.ones(2)},
+        strategy=replace(given.strategy, faults=faults, evidence={name: torch.zeros(3)}),
+        labels=replace(given.labels, skew=skew),
+    )
+    kept = Checkpoints(tmp_path_factory.mktemp("any") / "checkpoints")
+    kept.save(given)
+    assert_same(latest(kept), given)
+
+
+def test_what_is_read_can_be_trained_on_and_is_no_part_of_the_file(kept: Checkpoints) -> None:
+    kept.save(checkpoint(1))
+    found = latest(kept)
+    for tensor in [*found.model.values(), *found.strategy.evidence.values()]:
+        tensor += 1
+    assert_same(latest(kept), checkpoint(1))
+    kept.path(1).write_bytes(b"")  # a mapped file would now end the process
+    assert all(torch.isfinite(tensor).all() for tensor in found.model.values())
+
+
+def test_equal_checkpoints_give_equal_files(kept: Checkpoints) -> None:
+    kept.save(checkpoint(3))
+    content = kept.path(3).read_bytes()
+    kept.save(checkpoint(3))
+    assert kept.path(3).read_bytes() == content
+
+
+def test_a_model_that_lies_otherwise_in_memory(kept: Checkpoints) -> None:
+    turned = torch.arange(6.0).reshape(2, 3).T
+    kept.save(replace(checkpoint(1), model={"turned": turned}))
+    assert torch.equal(latest(kept).model["turned"], turned)
+
+
+def test_others_may_read_it_as_the_umask_says(kept: Checkpoints) -> None:
+    former = os.umask(0o022)
+    try:
+        kept.save(checkpoint(1))
+    finally:
+        os.umask(former)
+    assert kept.path(1).stat().st_mode & 0o777 == 0o644
+
+
+# Which are kept -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("keep", [1, 2, 3, 10])
+def test_the_last_ones_are_kept_and_nothing_aside(kept: Checkpoints, keep: int) -> None:
+    kept = replace(kept, keep=keep)
+    for number in range(1, 6):
+        kept.save(checkpoint(number))
+        expected = range(max(1, number - keep + 1), number + 1)
+        assert kept.rounds() == list(expected)
+        assert names(kept) == [f"round-{each:06d}.safetensors" for each in expected]
+    assert_same(latest(kept), checkpoint(5))
+
+
+def test_the_best_is_kept_too_as_long_as_it_is_the_best(kept: Checkpoints) -> None:
+    for number, best, expected in [
+        (1, 1, [1]),
+        (2, 1, [1, 2]),
+        (3, 1, [1, 2, 3]),
+        (4, 1, [1, 3, 4]),
+        (5, 5, [4, 5]),
+        (6, 5, [5, 6]),
+        (7, 5, [5, 6, 7]),
+        (8, None, [7, 8]),
+    ]:
+        kept.save(checkpoint(number), best)
+        assert kept.rounds() == expected
+    assert_same(read_checkpoint(kept.path(7)), checkpoint(7))
+
+
+def test_rounds_are_in_the_order_of_numbers(kept: Checkpoints) -> None:
+    kept = replace(kept, keep=9)
+    for number in (2, 10, 999_999, 1_000_000):
+        kept.save(checkpoint(number))
+    assert kept.rounds() == [2, 10, 999_999, 1_000_000]
+    assert latest(kept).round == 1_000_000
+
+
+def test_what_a_killed_process_left_goes_with_the_next(kept: Checkpoints) -> None:
+    kept.save(checkpoint(1))
+    for name in (".round-000002.safetensors.part", ".tmpAbCdEf"):
+        (kept.folder / name).write_bytes(b"half")
+    assert latest(kept).round == 1
+    kept.save(checkpoint(2))
+    assert names(kept) == ["round-000001.safetensors", "round-000002.safetensors"]
+
+
+def test_files_of_the_user_are_left_alone(kept: Checkpoints) -> None:
+    kept.save(checkpoint(1))
+    (kept.folder / "notes.txt").write_text("mine")
+    for number in (2, 3, 4):
+        kept.save(checkpoint(number))
+    assert (kept.folder / "notes.txt").read_text() == "mine"
+    assert kept.rounds() == [3, 4]
+
+
+# Damage -------------------------------------------------------------------------------------------
+
+
+def test_none_yet(kept: Checkpoints) -> None:
+    assert kept.latest(silent) is None
+    kept.folder.mkdir()
+    (kept.folder / ".round-000001.safetensors.part").write_bytes(b"half")
+    assert kept.latest(silent) is None
+    assert kept.rounds() == []
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut", "empty"])
+def test_a_damaged_one_costs_its_round_and_is_told_in_one_line(kept: Checkpoints, how: str) -> None:
+    for number in (1, 2):
+        kept.save(checkpoint(number))
+    path = kept.path(2)
+    content = path.read_bytes()
+    if how == "flipped":
+        damage(path)
+    else:
+        path.write_bytes(content[: len(content) // 2] if how == "cut" else b"")
+    told: list[str] = []
+    found = kept.latest(told.append)
+    assert found is not None
+    assert_same(found, checkpoint(1))
+    (line,) = told
+    assert line.startswith(f"checkpoint {path} ") and line.endswith("; trying the one before")
+    assert "\n" not in line
+
+
+def test_all_damaged_is_one_error_that_says_what_to_do(kept: Checkpoints) -> None:
+    for number in (1, 2):
+        kept.save(checkpoint(number))
+        damage(kept.path(number))
+    told: list[str] = []
+    with pytest.raises(UserError) as raised:
+        kept.latest(told.append)
+    assert str(raised.value) == f"no checkpoint in {kept.folder} can be read; start the run anew"
+    assert [line.split()[1] for line in told] == [str(kept.path(number)) for number in (2, 1)]
+
+
+def test_the_one_that_is_done_again_stays_though_a_later_one_was_damaged(
+    kept: Checkpoints,
+) -> None:
+    kept = replace(kept, keep=1)
+    kept.save(checkpoint(1))
+    kept.save(checkpoint(3), best=1)
+    damage(kept.path(3))
+    kept.save(checkpoint(2), best=1)
+    assert kept.rounds() == [1, 2]
+    assert_same(latest(kept), checkpoint(2))
+
+
+def test_another_format_is_refused(kept: Checkpoints) -> None:
+    kept.save(checkpoint(1))
+    header, tensors, _ = read_sealed(kept.path(1))
+    del header["seal"]
+    arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
+    for other in ("ha-fedformer-checkpoint-0", None):
+        write_sealed(kept.path(2), arrays, {**header, "format": other})
+        with pytest.raises(UserError, match=f"has format {other}, expected {FORMAT}"):
+            read_checkpoint(kept.path(2))
+    assert_same(read_checkpoint(kept.path(1)), checkpoint(1))
+
+
+def test_one_that_cannot_be_opened_is_named_with_the_reason(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.safetensors cannot be read: No such file"):
+        read_checkpoint(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match="is a folder"):
+        read_checkpoint(tmp_path)
+
+
+# No room ------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Let this process write no larger file."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+
+
+@pytest.mark.parametrize("size", [0, 100, 5_000, 40_000])
+def test_a_file_that_may_not_be_so_large_leaves_all_as_it_was(kept: Checkpoints, size: int) -> None:
+    for number in (1, 2):
+        kept.save(checkpoint(number, size=1000))
+    assert kept.path(2).stat().st_size > 40_000
+    before = {path: path.read_bytes() for path in kept.folder.iterdir()}
+    with largest_file(size), pytest.raises(OSError, match=os.strerror(errno.EFBIG)):
+        kept.save(checkpoint(3, size=1000))
+    assert {path: path.read_bytes() for path in kept.folder.iterdir()} == before
+    kept.save(checkpoint(3, size=1000))
+    assert kept.rounds() == [2, 3]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB, where this user may mount one."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(disk)]
+    try:
+        subprocess.run(mount, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no disk can be mounted here")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_leaves_the_older_ones_and_nothing_aside(small_disk: Path) -> None:
+    kept = Checkpoints(small_disk / "checkpoints", keep=9)
+    saved: list[int] = []
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        for number in range(1, 9):
+            kept.save(checkpoint(number, size=1500))
+            saved.append(number)
+    assert 2 <= len(saved) < 8
+    assert names(kept) == [f"round-{number:06d}.safetensors" for number in saved]
+    for number in saved:
+        assert_same(read_checkpoint(kept.path(number)), checkpoint(number, size=1500))
+    # With room again it goes on.
+    kept.path(1).unlink()
+    kept.save(checkpoint(9, size=1500))
+    assert_same(latest(kept), checkpoint(9, size=1500))
+
+
+def test_a_folder_that_is_a_file_is_an_os_error(kept: Checkpoints) -> None:
+    kept.folder.write_text("")
+    with pytest.raises(OSError, match="File exists"):
+        kept.save(checkpoint(1))
+    assert kept.folder.read_text() == ""
