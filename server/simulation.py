@@ -29,6 +29,8 @@ def simulate(run: Run) -> None:
     prepare_machine(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        if run.config.runtime.ray.address is not None:
+            join_cluster(run)
         run_simulation(
             server_app=make_server_app(run),
             client_app=make_client_app(partial(given_config, run.config)),
@@ -56,9 +58,35 @@ def prepare_machine(run: Run) -> None:
     log_to_file(run.folder.path / FLOWER_LOG)
 
 
+def join_cluster(run: Run) -> None:
+    """Connect to the Ray cluster that the clients are to run on.
+
+    Its machines need this project, at the same place or installed, and the data at the same path.
+
+    Raises
+    ------
+    UserError
+        If none answers at its address; the folder is given up then.
+    """
+    import ray
+
+    address = run.config.runtime.ray.address
+    try:
+        # Flower uses the connection that there is.
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        run.folder.release()
+        raise UserError(
+            f"runtime.ray.address={address}: no Ray cluster answers there; start its head with "
+            f"'ray start --head' ({str(error).splitlines()[0]})"
+        ) from error
+
+
 def check_resources(config: Config) -> None:
     """Raise `UserError` for a device or resources that this machine does not have."""
     runtime = config.runtime
+    if runtime.ray.address is not None:
+        return
     cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
     if runtime.client_cpus > cpus:
         raise UserError(f"runtime.client_cpus={runtime.client_cpus}: this machine has {cpus}")
@@ -70,7 +98,9 @@ def check_resources(config: Config) -> None:
 def client_resources(runtime: RuntimeConfig) -> dict[str, int | float]:
     """Return what Ray reserves for a client; GPUs are shared by the clients that run at once."""
     gpus = runtime.client_gpus
-    if gpus is None:
+    if gpus is None and runtime.ray.address is not None:
+        gpus = 0.0  # what the cluster has is not known here
+    elif gpus is None:
         at_once = max((os.cpu_count() or 1) // runtime.client_cpus, 1)
         gpus = min(torch.cuda.device_count() / at_once, 1.0)
     return {"num_cpus": runtime.client_cpus, "num_gpus": gpus}

@@ -314,6 +314,13 @@ class Absent(StrEnum):
 
 
 @dataclass
+class RayConfig:
+    """The Ray cluster of a simulation that is larger than one machine."""
+
+    address: str | None = None  # host:port of its head; None: this machine alone
+
+
+@dataclass
 class RuntimeConfig:
     """Where clients run, how long the server waits for them, and how many it needs."""
 
@@ -324,6 +331,7 @@ class RuntimeConfig:
     round_timeout: float = 3600.0
     min_clients: int = 1  # of each modality, for its part of a round to count
     absent: Absent = Absent.reuse
+    ray: RayConfig = field(default_factory=RayConfig)
 
 
 class ConsoleStyle(StrEnum):
