@@ -115,6 +115,11 @@ class HierarchicalAggregation(Strategy):
         Names of the trained tensors of each encoder and of the decoder, as in the model.
     tell
         Takes the report of each round.
+
+    Attributes
+    ----------
+    busy
+        Nodes that are still at a former round; they are asked only where nobody else is there.
     """
 
     def __init__(
@@ -138,6 +143,7 @@ class HierarchicalAggregation(Strategy):
         self._asked = _Asked()
         self._arrays: dict[str, Tensor] = {}
         self._moments = server_optimizer.Moments()
+        self.busy: frozenset[int] = frozenset()
         self.faults: Counter[int] = Counter()
         self._gate = Gate(config, trained, task, self.prior, self.faults)
 
@@ -165,7 +171,14 @@ class HierarchicalAggregation(Strategy):
         messages = []
         local = self.config.strategy.local
         shares = self.labels.shares if self._holds(local.logit_adjustment) else no_numbers()
-        for member in self._choose(server_round):
+        chosen = self._choose(server_round)
+        free = [member for member in chosen if member.node not in self.busy]
+        self._asked.faults += [
+            f"{member.client.key}: not asked, it has not answered a former round yet"
+            for member in chosen
+            if free and member.node in self.busy
+        ]
+        for member in free or chosen:
             key = member.client.key
             self._asked.clients[key] = member.client
             downlink = Downlink(

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -14,16 +15,47 @@ _GROWTH = 1.5
 CLOCK_SECONDS = 60.0
 
 
+@dataclass
+class Backlog:
+    """Messages that were not answered in time: nodes are still at them, or will not answer.
+
+    A node works off its messages one by one. One that is slower than the deadline, and asked anew
+    each round, would be late in every round to come.
+
+    Attributes
+    ----------
+    grid
+        Reaches the nodes.
+    """
+
+    grid: Grid
+    _late: dict[str, tuple[int, float]] = field(default_factory=dict)
+
+    def add(self, key: str, node: int) -> None:
+        """Note a message that has just met its deadline."""
+        self._late[key] = (node, time.monotonic() + CLOCK_SECONDS)
+
+    def nodes(self) -> frozenset[int]:
+        """Return the nodes that are still at one; replies that came meanwhile are dropped."""
+        if self._late:
+            for reply in self.grid.pull_messages(list(self._late)):
+                self._late.pop(reply.metadata.reply_to_message_id, None)
+        now = time.monotonic()
+        self._late = {key: late for key, late in self._late.items() if late[1] > now}
+        return frozenset(node for node, _ in self._late.values())
+
+
 def exchange(
     grid: Grid,
     messages: Iterable[Message],
     timeout: float,
     check: Callable[[], None] = lambda: None,
+    backlog: Backlog | None = None,
 ) -> Iterator[Message]:
     """Send messages and yield each reply once, as it comes.
 
     Ends when all have been answered or after `timeout`. A reply that comes later belongs to no
-    message that anyone waits for, and is never fetched.
+    message that anyone waits for.
 
     Parameters
     ----------
@@ -36,24 +68,32 @@ def exchange(
         Seconds from now.
     check
         Called before each look for replies; may raise to end the wait.
+    backlog
+        Takes the messages that are not answered in time.
     """
     deadline = time.monotonic() + timeout
     outgoing = list(messages)
     for message in outgoing:
         message.metadata.ttl = timeout + CLOCK_SECONDS
-    pending = {key for key in grid.push_messages(outgoing) if key}
+    sent = {key for key in grid.push_messages(outgoing) if key}
+    nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in outgoing}
+    pending = {key: nodes[key] for key in nodes if key in sent}
     del outgoing
     pause, longest = POLL_SECONDS
     while pending:
         check()
-        replies = list(grid.pull_messages(pending))
+        replies = list(grid.pull_messages(list(pending)))
         for reply in replies:
             key = reply.metadata.reply_to_message_id
-            if key in pending:
-                pending.remove(key)
+            if pending.pop(key, None) is not None:
                 yield reply
         left = deadline - time.monotonic()
-        if not pending or left <= 0:
+        if left <= 0:
+            break
+        if not pending:
             return
         pause = POLL_SECONDS[0] if replies else min(pause * _GROWTH, longest)
         time.sleep(min(pause, left))
+    if backlog is not None:
+        for key, node in pending.items():
+            backlog.add(key, node)

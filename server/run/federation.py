@@ -32,7 +32,7 @@ from server.model_file import model_bytes
 from server.run.attendance import Attendance
 from server.run.checkpoint import Checkpoint, Checkpoints
 from server.run.console import RunConsole
-from server.run.exchange import exchange
+from server.run.exchange import Backlog, exchange
 from server.run.folder import CHECKPOINTS, CURVE, MODEL, RunFolder
 from server.run.labels import PooledLabels, pool_labels
 from server.run.learning_curve import learning_curve
@@ -129,6 +129,7 @@ class Run:
         trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
         strategy = HierarchicalAggregation(config, registry, labels, trained, self._remember)
         self._items = self._count_items(registry)
+        self._backlog = Backlog(grid)
         if former is not None:
             self._restore(former, model, strategy)
         for number in range(len(self.records) + 1, config.rounds + 1):
@@ -179,10 +180,12 @@ class Run:
         self._round_began = time.monotonic()
         log(INFO, "[ROUND %s/%s]", number, self.config.rounds)
         timeout = self.config.runtime.round_timeout
+        strategy.busy = self._backlog.nodes()
         messages = strategy.configure_train(
             number, to_record(model.state_dict()), no_settings(), grid
         )
-        arrays, _ = strategy.aggregate_train(number, exchange(grid, messages, timeout, self.check))
+        replies = exchange(grid, messages, timeout, self.check, self._backlog)
+        arrays, _ = strategy.aggregate_train(number, replies)
         assert arrays is not None
         model.load_state_dict(from_record(arrays))
         self._record_round(model, self._fusion(strategy), strategy.privacy_spent(number))

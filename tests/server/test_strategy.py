@@ -856,6 +856,28 @@ def test_bad_reply_of_one_round_does_not_count_in_the_next() -> None:
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
 
 
+# --- Nodes that are still at a former round ---------------------------------------------------
+
+
+def test_busy_node_is_not_asked_and_named() -> None:
+    federation = Federation(config_with())
+    busy = next(iter(federation.nodes))
+    federation.strategy.busy = frozenset({busy})
+    messages = federation.ask()
+    assert messages and all(message.metadata.dst_node_id != busy for message in messages)
+    _, report = federation.merge(map(honest, messages))
+    assert [line.split(":")[0] for line in report.rejected] == sorted(federation.nodes[busy])
+    assert all("has not answered a former round" in line for line in report.rejected)
+
+
+def test_where_all_are_busy_all_are_asked() -> None:
+    federation = Federation(config_with())
+    federation.strategy.busy = frozenset(federation.nodes)
+    messages = federation.ask()
+    _, report = federation.merge(map(honest, messages))
+    assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
+
+
 # --- With real clients, through Flower's own loop ---------------------------------------------
 
 

@@ -42,7 +42,7 @@ MODALITIES = ["language", "audio", "vision"]
 #: What a federation writes a round and at the end; see `server.run.federation.Run`.
 ROUND_KEYS = {
     *("round", "train_loss", "validation", "fusion_weights", "clients", "reused", "rejected"),
-    *("decoder_weights", "trust", "bytes_down", "bytes_up", "seconds"),
+    *("decoder_weights", "trust", "refused", "privacy", "bytes_down", "bytes_up", "seconds"),
 }
 SUMMARY_KEYS = {
     *("test", "validation", "rounds", "seed", "seconds", "fusion", "fusion_weights", "items"),

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import server.run.exchange
-from server.run.exchange import CLOCK_SECONDS, POLL_SECONDS, exchange
+from server.run.exchange import CLOCK_SECONDS, POLL_SECONDS, Backlog, exchange
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -228,3 +228,33 @@ def test_whenever_they_come(
     sent = set(moments) - refused
     if sent and {number + 1 for number in sent} != set(nodes):
         assert clock.now == pytest.approx(deadline), "it does not give up before"
+
+
+# Who is late --------------------------------------------------------------------------------------
+
+
+def test_node_that_is_late_is_busy_until_its_reply_comes_which_is_dropped(clock: Clock) -> None:
+    grid = TimedGrid(clock, [1.0, 15.0, None])
+    backlog = Backlog(grid)
+    assert backlog.nodes() == frozenset() and grid.pulls == []
+    replies = list(exchange(grid, messages(3), 10, backlog=backlog))
+    assert [reply.metadata.src_node_id for reply in replies] == [1]
+    assert backlog.nodes() == {2, 3}
+    clock.now += 5
+    assert backlog.nodes() == {3}
+
+
+def test_node_that_never_answers_is_asked_again_when_its_message_expired(clock: Clock) -> None:
+    grid = TimedGrid(clock, [None])
+    backlog = Backlog(grid)
+    list(exchange(grid, messages(1), 10, backlog=backlog))
+    clock.now += CLOCK_SECONDS - 1
+    assert backlog.nodes() == {1}
+    clock.now += 1
+    assert backlog.nodes() == frozenset()
+
+
+def test_nobody_is_busy_who_answered_in_time(clock: Clock) -> None:
+    backlog = Backlog(TimedGrid(clock, [1.0, 9.0]))
+    assert len(list(exchange(backlog.grid, messages(2), 10, backlog=backlog))) == 2
+    assert backlog.nodes() == frozenset()
