@@ -85,8 +85,13 @@ def exchange(
         replies = list(grid.pull_messages(list(pending)))
         for reply in replies:
             key = reply.metadata.reply_to_message_id
-            if pending.pop(key, None) is not None:
-                yield reply
+            node = pending.pop(key, None)
+            if node is None:
+                continue
+            if reply.has_error():
+                # The SuperLink answers for a node that is gone, under its own number.
+                reply.metadata.__dict__["_src_node_id"] = node
+            yield reply
         left = deadline - time.monotonic()
         if left <= 0:
             break

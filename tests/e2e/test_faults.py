@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
 MODALITIES = ("language", "audio", "vision")
-KILLS = int(os.environ.get("UTMP_KILLS", "2"))
+KILLS = int(os.environ.get("UTMP_KILLS", "1"))
 
 
 class Faulty(Federation):

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -258,3 +258,20 @@ def test_nobody_is_busy_who_answered_in_time(clock: Clock) -> None:
     backlog = Backlog(TimedGrid(clock, [1.0, 9.0]))
     assert len(list(exchange(backlog.grid, messages(2), 10, backlog=backlog))) == 2
     assert backlog.nodes() == frozenset()
+
+
+def test_error_that_the_network_sends_for_a_node_is_that_node_s(clock: Clock) -> None:
+    grid = TimedGrid(clock, [1.0, 1.0])
+    replies = exchange(grid, messages(2), 10)
+    sent = grid.push_messages
+
+    def push(outgoing: Iterable[Message]) -> list[str | None]:
+        keys = sent(outgoing)
+        moment, reply = grid.due["message-1"]
+        failed = Message(Error(3, "node unavailable"), reply_to=grid.sent[1])
+        failed.metadata.__dict__["_src_node_id"] = 1
+        grid.due["message-1"] = (moment, failed)
+        return keys
+
+    grid.push_messages = push  # type: ignore[method-assign]
+    assert [(r.has_error(), r.metadata.src_node_id) for r in replies] == [(False, 1), (True, 2)]
