@@ -267,7 +267,7 @@ def test_error_that_the_network_sends_for_a_node_is_that_node_s(clock: Clock) ->
 
     def push(outgoing: Iterable[Message]) -> list[str | None]:
         keys = sent(outgoing)
-        moment, reply = grid.due["message-1"]
+        moment, _ = grid.due["message-1"]
         failed = Message(Error(3, "node unavailable"), reply_to=grid.sent[1])
         failed.metadata.__dict__["_src_node_id"] = 1
         grid.due["message-1"] = (moment, failed)
