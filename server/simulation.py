@@ -2,6 +2,7 @@
 
 import logging
 import os
+import socket
 import warnings
 from functools import partial
 from pathlib import Path
@@ -70,15 +71,19 @@ def join_cluster(run: Run) -> None:
     """
     import ray
 
-    address = run.config.runtime.ray.address
+    address = str(run.config.runtime.ray.address)
+    host, _, port = address.rpartition(":")
     try:
+        # Ray itself would try for minutes.
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
         # Flower uses the connection that there is.
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError) as error:
         run.folder.release()
         raise UserError(
-            f"runtime.ray.address={address}: no Ray cluster answers there; start its head with "
-            f"'ray start --head' ({str(error).splitlines()[0]})"
+            f"runtime.ray.address={address}: no Ray cluster answers there ({error}); expected "
+            "HOST:PORT of one that was started with 'ray start --head --port PORT'"
         ) from error
 
 
