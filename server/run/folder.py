@@ -162,10 +162,7 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             os.truncate(path, size)
-            raise UserError(
-                f"{path} cannot be written: {error.strerror}; when that is mended, go on with "
-                f"resume={self.path}"
-            ) from error
+            raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary."""
