@@ -186,9 +186,9 @@ def test_a_registered_site_that_says_it_is_another_is_left_out_and_named(
 ) -> None:
     secure.add_node('modality="language" part=0', *secure.security_of(IMPOSTOR))
     secure.wait_online(registered[IMPOSTOR])
-    printed = train(secure, [*tiny, f"run_dir={tmp_path}/run"])
+    printed = train(secure, [*tiny, "rounds=1", f"run_dir={tmp_path}/run"])
     said = f"node {registered[IMPOSTOR]} is registered as audio-1 and says that it is language-0"
     assert printed.count(said) == 1
     assert "error: " not in printed
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 2
-    assert clients_of(tmp_path / "run") == [ALL, ALL]
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
+    assert clients_of(tmp_path / "run") == [ALL]
