@@ -71,21 +71,37 @@ def exchange(
     backlog
         Takes the messages that are not answered in time.
     """
-    deadline = time.monotonic() + timeout
+    pending = send(grid, messages, timeout + CLOCK_SECONDS)
+    yield from collect(grid, pending, timeout, check)
+    if backlog is not None:
+        for key, node in pending.items():
+            backlog.add(key, node)
+
+
+def send(grid: Grid, messages: Iterable[Message], lifetime: float) -> dict[str, int]:
+    """Send messages that expire after `lifetime` seconds; return the node of each, by its key."""
     outgoing = list(messages)
     for message in outgoing:
-        message.metadata.ttl = timeout + CLOCK_SECONDS
+        message.metadata.ttl = lifetime
     sent = {key for key in grid.push_messages(outgoing) if key}
     nodes = {message.metadata.message_id: message.metadata.dst_node_id for message in outgoing}
-    pending = {key: nodes[key] for key in nodes if key in sent}
-    del outgoing
+    return {key: nodes[key] for key in nodes if key in sent}
+
+
+def collect(
+    grid: Grid, pending: dict[str, int], timeout: float, check: Callable[[], None] = lambda: None
+) -> Iterator[Message]:
+    """Yield the replies to messages that were sent, as they come, for at most `timeout` seconds.
+
+    Those that were answered are taken out of `pending`, before their reply is yielded.
+    """
+    deadline = time.monotonic() + timeout
     pause, longest = POLL_SECONDS
     while pending:
         check()
         replies = list(grid.pull_messages(list(pending)))
         for reply in replies:
-            key = reply.metadata.reply_to_message_id
-            node = pending.pop(key, None)
+            node = pending.pop(reply.metadata.reply_to_message_id, None)
             if node is None:
                 continue
             if reply.has_error():
@@ -93,12 +109,7 @@ def exchange(
                 reply.metadata.__dict__["_src_node_id"] = node
             yield reply
         left = deadline - time.monotonic()
-        if left <= 0:
-            break
-        if not pending:
+        if left <= 0 or not pending:
             return
         pause = POLL_SECONDS[0] if replies else min(pause * _GROWTH, longest)
         time.sleep(min(pause, left))
-    if backlog is not None:
-        for key, node in pending.items():
-            backlog.add(key, node)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from flwr.app import Message, MessageType
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 from torch import Tensor
 
@@ -16,10 +17,18 @@ from common.messages import ClientDescription
 from common.protocol import ProtocolError, decode_description, encode_query
 from common.task import Task
 from server.acceptance.validation import check_description
-from server.run.exchange import exchange
+from server.run.exchange import collect, send
 
-#: How long a node may take to describe itself before it is asked again.
-QUERY_SECONDS = 30.0
+#: How long a wait for descriptions holds up everything else, and how long a query lives.
+QUERY_SECONDS = 10.0
+QUERY_LIFETIME = 600.0
+
+#: Errors that say nothing of a node but that it is not there; it is asked again when it is.
+_GONE = {
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+}
 
 
 class ImpostorError(UserError):
@@ -60,6 +69,7 @@ class Registry:
     members: dict[ClientKey, Member] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
     named: bool = False
+    _queries: dict[str, int] = field(default_factory=dict)
 
     def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[str]:
         """Ask the nodes that are new; forget the clients of nodes that are gone.
@@ -92,12 +102,14 @@ class Registry:
         impostors = self._refuse_nameless(names)
         self.asked &= names.keys()
         self.members = {key: m for key, m in self.members.items() if m.node in names}
-        new = sorted(names.keys() - self.asked)
-        if not new:
-            return impostors, []
+        self._queries = {key: node for key, node in self._queries.items() if node in names}
+        new = sorted(names.keys() - self.asked - set(self._queries.values()))
         queries = [Message(encode_query(), node, MessageType.QUERY) for node in new]
+        if queries:
+            self._queries |= send(grid, queries, QUERY_LIFETIME)
         faults: list[str] = []
-        replies = list(exchange(grid, queries, timeout))
+        # A reply that takes longer is taken in by a later call.
+        replies = [reply for reply in collect(grid, self._queries, timeout) if not _is_gone(reply)]
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
             self.asked.add(node)
@@ -230,3 +242,7 @@ def _pooled(members: Sequence[Member]) -> Moments:
     for member in members:
         total = total.merge(member.client.moments)
     return total
+
+
+def _is_gone(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code in _GONE

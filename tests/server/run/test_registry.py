@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 from fake_nodes import KNOWN, Answer, FakeGrid, client, failing, hosting, named, names, silent
-from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.app import ConfigRecord, Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 
 from common.clients import ClientKey
 from common.data.moments import Moments
@@ -76,14 +77,14 @@ def test_client_may_move_to_a_new_node_when_its_old_one_is_gone() -> None:
     assert registry.members[ClientKey("audio", 0)].node == 2
 
 
-def test_node_that_did_not_answer_is_asked_again() -> None:
+def test_node_that_does_not_answer_holds_up_nobody_and_is_asked_once() -> None:
     grid = FakeGrid({1: silent, 2: hosting("audio-0")})
     registry = Registry()
-    registry.refresh(grid, KNOWN, timeout=1)
-    grid.nodes[1] = hosting("audio-1")
-    registry.refresh(grid, KNOWN, timeout=1)
-    assert grid.asked == [1, 2, 1]
-    assert names(registry) == ["audio-0", "audio-1"]
+    for _ in range(2):
+        registry.refresh(grid, KNOWN, timeout=0)
+        assert names(registry) == ["audio-0"]
+    # Its query is still under way; the network says when it is lost.
+    assert grid.asked == [1, 2]
 
 
 # --- What is refused --------------------------------------------------------------------------
@@ -330,3 +331,37 @@ def test_labels_of_another_task_are_refused_though_their_sums_would_fit(
     registry = refreshed({1: hosting(client("audio-7", sums=(18.0, 22.6, 39.7)))})
     with pytest.raises(UserError, match="audio-7 has labels for task=regression"):
         registry.label_sums(task, outputs)
+
+
+# --- Nodes that are slow to answer --------------------------------------------------------------
+
+
+def test_a_description_that_comes_late_is_taken_in_and_nobody_is_asked_twice() -> None:
+    grid = FakeGrid({1: hosting("audio-0"), 2: hosting("vision-0")})
+    slow = grid.pull_messages
+    held = [True]
+    grid.pull_messages = lambda keys: slow(list(keys)[:1] if held[0] else keys)
+    registry = Registry()
+    registry.refresh(grid, KNOWN, timeout=0)
+    assert names(registry) == ["audio-0"]
+    held[0] = False
+    registry.refresh(grid, KNOWN, timeout=0)
+    assert names(registry) == ["audio-0", "vision-0"]
+    assert grid.asked == [1, 2]
+
+
+def test_a_node_that_was_not_there_to_be_asked_is_asked_again() -> None:
+    gone = [True]
+
+    def answer(message: Message) -> Message:
+        if gone[0]:
+            return Message(Error(ErrorCode.NODE_UNAVAILABLE, "no heartbeat"), reply_to=message)
+        return hosting("audio-0")(message)
+
+    grid, registry = FakeGrid({1: answer}), Registry()
+    assert registry.refresh(grid, KNOWN, timeout=1) == []
+    assert names(registry) == []
+    gone[0] = False
+    assert registry.refresh(grid, KNOWN, timeout=1) == []
+    assert names(registry) == ["audio-0"]
+    assert grid.asked == [1, 1]
