@@ -1,5 +1,6 @@
 """Which node hosts which clients: every node is asked once, when it is new."""
 
+import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,8 +20,10 @@ from common.task import Task
 from server.acceptance.validation import check_description
 from server.run.exchange import collect, send
 
-#: How long a wait for descriptions holds up everything else, and how long a query lives.
+#: How long a wait for descriptions holds up everything else; after how long a node that has not
+#: answered is asked again, for queries get lost in nodes; and how long a late answer still counts.
 QUERY_SECONDS = 10.0
+QUERY_AGAIN = 45.0
 QUERY_LIFETIME = 600.0
 
 #: Errors that say nothing of a node but that it is not there; it is asked again when it is.
@@ -70,6 +73,7 @@ class Registry:
     asked: set[int] = field(default_factory=set)
     named: bool = False
     _queries: dict[str, int] = field(default_factory=dict)
+    _asked_at: dict[int, float] = field(default_factory=dict)
 
     def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[str]:
         """Ask the nodes that are new; forget the clients of nodes that are gone.
@@ -102,16 +106,14 @@ class Registry:
         impostors = self._refuse_nameless(names)
         self.asked &= names.keys()
         self.members = {key: m for key, m in self.members.items() if m.node in names}
-        self._queries = {key: node for key, node in self._queries.items() if node in names}
-        new = sorted(names.keys() - self.asked - set(self._queries.values()))
-        queries = [Message(encode_query(), node, MessageType.QUERY) for node in new]
-        if queries:
-            self._queries |= send(grid, queries, QUERY_LIFETIME)
+        self._send_queries(grid, names.keys() - self.asked)
         faults: list[str] = []
         # A reply that takes longer is taken in by a later call.
         replies = [reply for reply in collect(grid, self._queries, timeout) if not _is_gone(reply)]
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
+            if node in self.asked:
+                continue  # it was asked twice
             self.asked.add(node)
             try:
                 faults += self._add(reply, known, names.get(node, ""))
@@ -121,6 +123,21 @@ class Registry:
                 faults.append(f"node {node}: {error}")
         self.members = dict(sorted(self.members.items()))
         return impostors, faults
+
+    def _send_queries(self, grid: Grid, nodes: Collection[int]) -> None:
+        """Ask those who are new, or have not answered for long; forget the queries to others."""
+        now = time.monotonic()
+        self._queries = {key: node for key, node in self._queries.items() if node in nodes}
+        waiting = set(self._queries.values())
+        due = [
+            node
+            for node in sorted(nodes)
+            if node not in waiting or now - self._asked_at[node] >= QUERY_AGAIN
+        ]
+        if due:
+            queries = [Message(encode_query(), node, MessageType.QUERY) for node in due]
+            self._queries |= send(grid, queries, QUERY_LIFETIME)
+            self._asked_at |= dict.fromkeys(due, now)
 
     def _refuse_nameless(self, names: Mapping[int, str]) -> list[str]:
         """Leave out nodes without a name, also such as came before the first that has one."""

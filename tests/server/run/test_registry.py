@@ -9,13 +9,14 @@ from fake_nodes import KNOWN, Answer, FakeGrid, client, failing, hosting, named,
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
+import server.run.registry
 from common.clients import ClientKey
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import NodeDescription
 from common.protocol import encode_description
 from common.task import Task
-from server.run.registry import Registry
+from server.run.registry import QUERY_AGAIN, Registry
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -348,6 +349,35 @@ def test_a_description_that_comes_late_is_taken_in_and_nobody_is_asked_twice() -
     registry.refresh(grid, KNOWN, timeout=0)
     assert names(registry) == ["audio-0", "vision-0"]
     assert grid.asked == [1, 2]
+
+
+def test_a_node_that_lost_its_query_is_asked_again_after_a_while(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(server.run.registry.time, "monotonic", lambda: now[0])
+    grid, registry = FakeGrid({1: silent}), Registry()
+    for seconds, asked in ((0.0, 1), (QUERY_AGAIN - 1, 1), (1.0, 2)):
+        now[0] += seconds
+        if asked == 2:
+            grid.nodes[1] = hosting("audio-0")
+        registry.refresh(grid, KNOWN, timeout=0)
+        assert len(grid.asked) == asked
+    assert names(registry) == ["audio-0"]
+
+
+def test_a_node_that_answers_two_queries_is_taken_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(server.run.registry.time, "monotonic", lambda: now[0])
+    grid, registry = FakeGrid({1: hosting("audio-0")}), Registry()
+    pull, held = grid.pull_messages, [True]
+    grid.pull_messages = lambda keys: [] if held[0] else pull(keys)
+    registry.refresh(grid, KNOWN, timeout=0)
+    now[0] += QUERY_AGAIN
+    registry.refresh(grid, KNOWN, timeout=0)
+    held[0] = False
+    assert registry.refresh(grid, KNOWN, timeout=0) == []
+    assert grid.asked == [1, 1] and names(registry) == ["audio-0"]
 
 
 def test_a_node_that_was_not_there_to_be_asked_is_asked_again() -> None:
