@@ -14,14 +14,19 @@ from common.config.composition import (
 )
 from common.config.privacy import PrivacyConfig, PrivacyRule
 from common.config.ranges import check_ranges
-from common.config.schema import (
+from common.config.runtime import (
     Absent,
-    Architecture,
     CheckpointConfig,
+    ConsoleStyle,
+    RayConfig,
+    Runtime,
+    RuntimeConfig,
+)
+from common.config.schema import (
+    Architecture,
     ClientConfig,
     ClientWeights,
     Config,
-    ConsoleStyle,
     DatasetConfig,
     DecoderConfig,
     DecoderMerge,
@@ -34,9 +39,6 @@ from common.config.schema import (
     ModelConfig,
     NpzConfig,
     Optimizer,
-    RayConfig,
-    Runtime,
-    RuntimeConfig,
     Sampler,
     SamplerConfig,
     Scale,

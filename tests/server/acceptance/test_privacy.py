@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.supercore.differential_privacy import compute_stdv
-from flwr.supercore.task_identity import TaskIdentity
+from tiny_runs import TINY
 from torch import Tensor
 
 from common.clients import ClientKey
@@ -165,26 +165,6 @@ def test_values_out_of_range_are_refused(setting: str) -> None:
 
 
 # --- Whole runs -------------------------------------------------------------------------------
-
-TINY = (
-    "runtime=sequential",
-    "rounds=2",
-    "clients.default=2",
-    "dataset.num_items=120",
-    "dataset.num_speakers=24",
-    "model.width=4",
-    "model.heads=2",
-    "model.layers=1",
-    "model.decoder_layers=1",
-    "client.local_epochs=1",
-    "client.device=cpu",
-)
-
-
-@pytest.fixture
-def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
 
 
 def rounds_of(folder: Path, *overrides: str) -> list[dict[str, Any]]:
