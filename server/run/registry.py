@@ -22,7 +22,7 @@ from server.run.exchange import collect, send
 
 #: How long a wait for descriptions holds up everything else; after how long a node that has not
 #: answered is asked again, for queries get lost in nodes; and how long a late answer still counts.
-QUERY_SECONDS = 10.0
+QUERY_SECONDS = 2.0
 QUERY_AGAIN = 45.0
 QUERY_LIFETIME = 600.0
 
