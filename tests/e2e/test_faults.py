@@ -148,7 +148,7 @@ def test_superlink_killed_at_any_moment_loses_at_most_a_round(
 def test_a_site_that_dies_hangs_or_comes_late(
     faulty: Faulty, tiny: list[str], tmp_path: Path
 ) -> None:
-    run, log, deadline = tmp_path / "run", tmp_path / "submitted.log", 20
+    run, log, deadline = tmp_path / "run", tmp_path / "submitted.log", 45
     settings = [
         *tiny,
         "rounds=9",
@@ -169,11 +169,11 @@ def test_a_site_that_dies_hangs_or_comes_late(
     hung = tree_of(nodes["audio"])
     send(signal.SIGSTOP, hung)
     late = first_without(run, "audio")
-    assert late["rejected"] == ["audio-0: no reply"]
+    assert "audio-0: no reply" in late["rejected"]
     assert deadline <= late["seconds"] < deadline + 5
     wait_for_round(run, late["round"] + 1)
-    (line,) = records_of(run)[late["round"]]["rejected"]
-    assert line.startswith("audio-0: not asked")
+    rejected = records_of(run)[late["round"]]["rejected"]
+    assert any(line.startswith("audio-0: not asked") for line in rejected), rejected
     send(signal.SIGCONT, hung)
     wait_until(lambda: not records_of(run)[-1]["reused"], "audio, which is back again", seconds=180)
 
