@@ -8,13 +8,15 @@ Notation: N items, M modalities, K classes or labels.
 import itertools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from common.data.batching import pad_all
-from common.data.dataset import MultimodalDataset
+from common.data.dataset import LabelArray, MultimodalDataset
+from common.diagnostics import diagnostics
 from common.metrics import ConstantPredictions, compute_metrics
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
@@ -30,6 +32,9 @@ Scores = dict[str, dict[str, float]]
 
 #: A fitted rule, and the modalities that it may use.
 Question = tuple[Fusion, Sequence[str]]
+
+#: Labels, and what was predicted: values and, of numbers, deviations.
+Answer = tuple[LabelArray, NDArray[np.float32], NDArray[np.float32] | None]
 
 
 def evaluate(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> Scores:
@@ -49,9 +54,7 @@ def evaluate(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> Sc
     dict
         ``multimodal`` and each modality to its metrics.
     """
-    names = list(items.sequences)
-    subsets = {"multimodal": names} | {name: [name] for name in names}
-    return _score(model, {title: (fusion, subset) for title, subset in subsets.items()}, items)
+    return _score(model, _together_and_alone(fusion, items), items)
 
 
 def evaluate_rules(
@@ -101,6 +104,28 @@ def evaluate_subsets(model: HAFedformer, fusion: Fusion, items: MultimodalDatase
     return _score(model, questions, items)
 
 
+def diagnose(
+    model: HAFedformer, fusion: Fusion, items: MultimodalDataset
+) -> dict[str, dict[str, Any]]:
+    """Tell what a model takes for what, and whether its certainty can be believed.
+
+    Parameters
+    ----------
+    model, fusion, items
+        As for `evaluate`.
+
+    Returns
+    -------
+    dict
+        ``multimodal`` and each modality to their `common.diagnostics.diagnostics`.
+    """
+    questions = _together_and_alone(fusion, items)
+    return {
+        title: diagnostics(fusion.task, *answer)
+        for title, answer in _answered(model, questions, items)
+    }
+
+
 def predictions(
     model: HAFedformer, fusion: Fusion, items: MultimodalDataset, modalities: list[str]
 ) -> NDArray[np.float32]:
@@ -116,9 +141,27 @@ def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
     return [subset for size in sizes for subset in itertools.combinations(names, size)]
 
 
+def _together_and_alone(fusion: Fusion, items: MultimodalDataset) -> dict[str, Question]:
+    names = list(items.sequences)
+    subsets = {"multimodal": names} | {name: [name] for name in names}
+    return {title: (fusion, subset) for title, subset in subsets.items()}
+
+
 def _score(
     model: HAFedformer, questions: Mapping[str, Question], items: MultimodalDataset
 ) -> Scores:
+    scores = {}
+    with warnings.catch_warnings():
+        # An untrained or a failed modality predicts a constant; corr=0 says so in the table.
+        warnings.simplefilter("ignore", ConstantPredictions)
+        for title, answer in _answered(model, questions, items):
+            scores[title] = compute_metrics(questions[title][0].task, *answer)
+    return scores
+
+
+def _answered(
+    model: HAFedformer, questions: Mapping[str, Question], items: MultimodalDataset
+) -> Iterator[tuple[str, Answer]]:
     """Answer each question on the items that have any of its modalities."""
     items = items.select(np.flatnonzero(_present(items, list(items.sequences)).any(axis=0)))
     rows = {}
@@ -126,14 +169,8 @@ def _score(
         rows[title] = np.flatnonzero(_present(items, names).any(axis=0))
         if len(rows[title]) == 0:
             raise ValueError(f"no item has any of {', '.join(names)}")
-    scores = {}
-    with warnings.catch_warnings():
-        # An untrained or a failed modality predicts a constant; corr=0 says so in the table.
-        warnings.simplefilter("ignore", ConstantPredictions)
-        for title, (values, std) in _answer(model, questions, items).items():
-            task, labels = questions[title][0].task, items.labels[rows[title]]
-            scores[title] = compute_metrics(task, labels, values, std)
-    return scores
+    for title, (values, std) in _answer(model, questions, items).items():
+        yield title, (items.labels[rows[title]], values, std)
 
 
 def _answer(

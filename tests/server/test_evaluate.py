@@ -11,12 +11,13 @@ import server.evaluate
 from common.config import FusionRule, ModelConfig
 from common.data.batching import pad_all
 from common.data.dataset import MultimodalDataset, Sequences
+from common.diagnostics import diagnostics
 from common.metrics import compute_metrics
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
 from common.model.predict import Prediction, predict
 from common.task import Task
-from server.evaluate import evaluate, evaluate_rules, evaluate_subsets, predictions
+from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets, predictions
 
 WIDTHS = {"audio": 3, "vision": 2}
 SMALL = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
@@ -304,3 +305,49 @@ def test_of_more_modalities_those_alone_all_but_one_and_all() -> None:
     found = evaluate_subsets(model_for(widths=widths), of_letters(5), items(widths=widths))
     all_but_one = ["z+y+x+w", "z+y+x+v", "z+y+w+v", "z+x+w+v", "y+x+w+v"]
     assert list(found) == [*"zyxwv", *all_but_one, "z+y+x+w+v"]
+
+
+# ---- diagnostics -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_diagnostics_are_of_the_predictions(
+    rule: FusionRule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.evaluate, "BATCH", 4)
+    dataset = items(without={"audio": [0, 3, 9], "vision": [3, 4]})
+    model, fusion = model_for(), fusion_for(rule)
+    found = diagnose(model, fusion, dataset)
+    assert list(found) == ["multimodal", "audio", "vision"]
+    left_out = {"multimodal": {3}, "audio": {0, 3, 9}, "vision": {3, 4}}
+    for title, missing in left_out.items():
+        names = ["audio", "vision"] if title == "multimodal" else [title]
+        usable = dataset.select(np.array([i for i in range(15) if i not in missing]))
+        alone = singly(model, fusion, usable, names)
+        values = np.array([each.values.item() for each in alone])
+        std = np.array([each.std.item() for each in alone])
+        expected = diagnostics(Task.regression, usable.labels, values, std)
+        assert found[title]["confusion"] == expected["confusion"]
+        for column, numbers in expected["calibration"].items():
+            assert found[title]["calibration"][column] == pytest.approx(numbers, rel=1e-4)
+
+
+def test_diagnostics_of_classes_agree_with_the_scores() -> None:
+    plain = items()
+    dataset = MultimodalDataset(plain.ids, plain.groups, np.arange(15) % 3, plain.sequences)
+    model = model_for(Task.classification, outputs=3)
+    prior = tuple(np.log([0.5, 0.3, 0.2]))
+    fusion = fusion_for(FusionRule.product_of_experts, Task.classification, prior)
+    scores = evaluate(model, fusion, dataset)
+    for title, parts in diagnose(model, fusion, dataset).items():
+        counts = np.array(parts["confusion"]["counts"])
+        assert counts.sum() == 15
+        assert np.trace(counts) / 15 == pytest.approx(scores[title]["accuracy"])
+
+
+def test_diagnostics_encode_every_item_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server.evaluate, "BATCH", 4)
+    model = model_for()
+    seen = count_encoding(model)
+    diagnose(model, fusion_for(FusionRule.product_of_experts), items())
+    assert seen == {"audio": 15, "vision": 15}

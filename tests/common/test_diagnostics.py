@@ -1,0 +1,188 @@
+"""Confusions and calibration against scikit-learn and SciPy, and by hand."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy.stats
+import sklearn.calibration
+import sklearn.metrics
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.diagnostics import coverage_table, diagnostics, reliability_table
+from common.metrics import calibration_error, compute_metrics, coverage_metrics
+from common.task import Task
+
+# Quarters: halves, which are rounded to even, are common, and so are values beyond the scale.
+quarters = st.integers(-16, 16).map(lambda each: each / 4)
+numbers = st.lists(st.tuples(quarters, quarters), min_size=1, max_size=30).map(
+    lambda pairs: np.array(pairs).T
+)
+
+
+def seven(value: float) -> int:
+    """Return the place of the class of a number, as Python rounds."""
+    return round(min(max(value, -3), 3)) + 3
+
+
+def drawn(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """Make true classes and probabilities that know something of them."""
+    rng = np.random.default_rng(classes)
+    truth = rng.integers(0, classes, count)
+    scores = rng.normal(size=(count, classes)) + 2 * np.eye(classes)[truth]
+    return truth, np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
+
+
+# ---- confusion ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=50, deadline=None)
+@given(numbers)
+def test_numbers_are_counted_in_seven_classes(drawn: np.ndarray) -> None:
+    truth, predicted = drawn
+    expected = np.zeros((7, 7), dtype=int)
+    for true, found in zip(truth, predicted, strict=True):
+        expected[seven(true), seven(found)] += 1
+    confusion = diagnostics(Task.regression, truth, predicted)["confusion"]
+    assert confusion == {"classes": [-3, -2, -1, 0, 1, 2, 3], "counts": expected.tolist()}
+
+
+def test_the_diagonal_is_the_seven_class_accuracy() -> None:
+    rng = np.random.default_rng(0)
+    truth = rng.normal(scale=2, size=200)
+    predicted = truth + rng.normal(size=200)
+    counts = np.array(diagnostics(Task.regression, truth, predicted)["confusion"]["counts"])
+    accuracy = compute_metrics(Task.regression, truth, predicted)["acc7"]
+    assert np.trace(counts) / counts.sum() == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_classes_are_counted_as_scikit_learn_counts_them(classes: int) -> None:
+    truth, probabilities = drawn(classes)
+    chosen = probabilities.argmax(axis=1)
+    found = diagnostics(Task.classification, truth, probabilities)["confusion"]
+    assert found["classes"] == list(range(classes))
+    assert found["counts"] == sklearn.metrics.confusion_matrix(truth, chosen).tolist()
+
+
+def test_a_class_that_never_occurs_keeps_its_row() -> None:
+    probabilities = np.array([[0.1, 0.7, 0.2], [0.6, 0.3, 0.1]])
+    found = diagnostics(Task.classification, np.array([1, 1]), probabilities)["confusion"]
+    assert found["counts"] == [[0, 0, 0], [1, 1, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize("labels", [1, 4])
+def test_each_label_has_a_matrix_of_its_own(labels: int) -> None:
+    rng = np.random.default_rng(labels)
+    truth = rng.integers(0, 2, (50, labels))
+    probabilities = rng.uniform(size=(50, labels))
+    probabilities[0] = 0.5
+    found = diagnostics(Task.multilabel, truth.astype(np.float32), probabilities)["confusion"]
+    assert found["classes"] == [0, 1]
+    assert found["counts"] == [
+        sklearn.metrics.confusion_matrix(truth[:, k], probabilities[:, k] >= 0.5).tolist()
+        for k in range(labels)
+    ]
+
+
+# ---- calibration -------------------------------------------------------------------------------
+
+
+def test_coverage_is_that_of_scipys_intervals() -> None:
+    rng = np.random.default_rng(1)
+    truth, predicted = rng.normal(size=(2, 300))
+    std = rng.uniform(0.5, 2, 300)
+    table = diagnostics(Task.regression, truth, predicted, std)["calibration"]
+    assert table["nominal"] == pytest.approx(np.arange(1, 10) / 10)
+    for level, observed, width in zip(*table.values(), strict=True):
+        low, high = scipy.stats.norm.interval(level, predicted, std)
+        assert observed == pytest.approx(np.mean((low <= truth) & (truth <= high)))
+        assert width == pytest.approx(np.mean(high - low))
+    metrics = coverage_metrics(truth, predicted, std)
+    assert table["observed"][4] == metrics["coverage_50"]
+    assert table["observed"][8] == metrics["coverage_90"]
+
+
+def test_right_deviations_cover_what_they_promise() -> None:
+    rng = np.random.default_rng(2)
+    std = rng.uniform(0.5, 2, 40_000)
+    table = coverage_table(rng.normal(size=40_000) * std, np.zeros(40_000), std)
+    assert table["observed"] == pytest.approx(table["nominal"], abs=0.01)
+
+
+def test_no_deviation_covers_only_what_is_hit() -> None:
+    table = coverage_table(np.array([1.0, 2.0]), np.array([1.0, 3.0]), np.zeros(2))
+    assert (table["observed"], table["width"]) == ([0.5] * 9, [0.0] * 9)
+
+
+def test_numbers_without_deviations_have_no_calibration() -> None:
+    assert "calibration" not in diagnostics(Task.regression, np.ones(2), np.ones(2))
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+def test_reliability_is_scikit_learns_curve(classes: int) -> None:
+    truth, probabilities = drawn(classes)
+    right = probabilities.argmax(axis=1) == truth
+    table = diagnostics(Task.classification, truth, probabilities)["calibration"]
+    frequency, mean = sklearn.calibration.calibration_curve(
+        right, probabilities.max(axis=1), n_bins=10
+    )
+    filled = [place for place, count in enumerate(table["count"]) if count]
+    assert [table["frequency"][place] for place in filled] == pytest.approx(frequency)
+    assert [table["probability"][place] for place in filled] == pytest.approx(mean)
+    assert sum(table["count"]) == len(truth)
+
+
+def test_labels_share_their_bins() -> None:
+    rng = np.random.default_rng(3)
+    truth, probabilities = rng.integers(0, 2, (60, 3)), rng.uniform(size=(60, 3))
+    table = diagnostics(Task.multilabel, truth, probabilities)["calibration"]
+    assert table == reliability_table(probabilities.ravel(), truth.ravel())
+    assert sum(table["count"]) == 180
+
+
+def test_bins_by_hand() -> None:
+    table = reliability_table(np.array([0.0, 0.1, 0.11, 0.95, 1.0]), np.array([1, 0, 1, 1, 0]))
+    assert table["upper"] == pytest.approx(np.arange(1, 11) / 10)
+    assert table["count"] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert table["frequency"] == [0.5, 1.0, *[None] * 7, 0.5]
+    assert table["probability"] == [0.05, 0.11, *[None] * 7, 0.975]
+
+
+def test_the_gaps_add_up_to_the_calibration_error() -> None:
+    rng = np.random.default_rng(4)
+    # Tenths, so that many lie on an edge.
+    probabilities, outcomes = rng.integers(0, 11, 500) / 10, rng.integers(0, 2, 500)
+    table = reliability_table(probabilities, outcomes)
+    gaps = [
+        count * abs(frequency - probability)
+        for count, probability, frequency in zip(
+            table["count"], table["probability"], table["frequency"], strict=True
+        )
+        if count
+    ]
+    assert sum(gaps) / 500 == pytest.approx(calibration_error(probabilities, outcomes))
+
+
+# ---- both --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("task", Task)
+def test_all_of_it_is_json(task: Task) -> None:
+    truth, probabilities = drawn(3)
+    given = {
+        Task.regression: (truth, truth.astype(np.float32), np.ones(len(truth), dtype=np.float32)),
+        Task.classification: (truth, probabilities.astype(np.float32)),
+        Task.multilabel: (np.eye(3)[truth].astype(np.float32), probabilities.astype(np.float32)),
+    }
+    found = diagnostics(task, *given[task])
+    assert list(found) == ["confusion", "calibration"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+def test_what_cannot_be_counted_is_refused() -> None:
+    with pytest.raises(ValueError, match="no items"):
+        diagnostics(Task.regression, np.zeros(0), np.zeros(0))
+    with pytest.raises(ValueError, match="a prediction is no number"):
+        diagnostics(Task.regression, np.zeros(2), np.array([0.0, np.nan]))
