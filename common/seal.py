@@ -100,18 +100,41 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     OSError
         If it cannot be read.
     """
+    header, written = check_seal(path)
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, ValueError) as error:
+        raise SealError(f"cannot be read: {str(error).splitlines()[0]}") from error
+    return header, tensors, written
+
+
+def check_seal(path: Path) -> tuple[dict[str, Any], str]:
+    """Check a file's seal, a little of it at a time.
+
+    Returns
+    -------
+    tuple
+        Its header, its seal.
+
+    Raises
+    ------
+    SealError
+        If it is no such file, or damaged.
+    OSError
+        If it cannot be read.
+    """
     written, computed = _seals(path)
     if written != computed:
         raise SealError("is damaged: its bytes do not match its seal")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads(file.metadata()[_KEY])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise SealError(f"cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(header, dict):
         raise SealError("cannot be read: its header is no object")
-    return header, tensors, written
+    return header, written
 
 
 def _seals(path: Path) -> tuple[str, str]:

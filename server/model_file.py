@@ -60,4 +60,7 @@ def load_model(path: str | Path) -> tuple[HAFedformer, Fusion]:
 
 def _spec(plain: dict[str, Any]) -> ModelSpec:
     features = {name: tuple(shape) for name, shape in plain["features"].items()}
-    return ModelSpec(features, plain["outputs"], Task(plain["task"]), ModelConfig(**plain["model"]))
+    # Models of version 0.1 had no names.
+    names = tuple(map(str, plain.get("label_names", ())))
+    task, model = Task(plain["task"]), ModelConfig(**plain["model"])
+    return ModelSpec(features, plain["outputs"], task, model, names)

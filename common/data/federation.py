@@ -75,6 +75,10 @@ class FederatedDataset(Protocol):
         """Numbers that a model of these data predicts."""
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the outputs mean, where that is known."""
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Modality, in order, to the shape of its features' statistics."""
 
@@ -129,6 +133,11 @@ class JointDataset:
     def outputs(self) -> int:
         """Numbers that a model of these data predicts."""
         return count_outputs(self.task, self.items.labels, self.test.labels)
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the outputs mean, where that is known."""
+        return self.items.label_names
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:

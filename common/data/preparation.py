@@ -13,8 +13,8 @@ from common.config import SyntheticConfig
 from common.config.prepare import Format, Labels, Precision, PrepareConfig, Split
 from common.data.dataset import IntArray, LabelArray, MultimodalDataset
 from common.data.federation import check_synthetic_modalities, count_outputs, paths_of
+from common.data.formats.array_files import array_files
 from common.data.formats.registry import read_source
-from common.data.formats.table import array_files
 from common.data.known_files import name_of
 from common.data.manifest import MANIFEST, Manifest, write_manifest
 from common.data.partitioners import Dealt, deal

@@ -48,6 +48,11 @@ class ShardFolder:
         return self.manifest.outputs
 
     @property
+    def label_names(self) -> tuple[str, ...]:
+        """What the outputs mean, where that is known."""
+        return self.manifest.label_names
+
+    @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Modality to the shape of its features' statistics."""
         there = (self.test, self.validation)

@@ -7,7 +7,8 @@ Features are mapped into memory, not read.
 Notation: N items, R rows of one modality, D feature width, K labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -115,10 +116,18 @@ def read_shard(path: Path) -> Shard:
     UserError
         If it is not a shard, is damaged, or is of another version.
     """
+    with told_as_shard(path):
+        header, tensors, seal = read_sealed(path)
+    return ShardReader(path, header, tensors).shard(seal)
+
+
+@contextmanager
+def told_as_shard(path: Path) -> Iterator[None]:
+    """Say of a sealed file that cannot be read what that means for a shard."""
     if path.is_dir():
         raise UserError(f"shard {path} is a folder; expected a file that utmp-prepare wrote")
     try:
-        header, tensors, seal = read_sealed(path)
+        yield
     except NotSealedError as error:
         raise UserError(
             f"{path} is not a shard, or only a part of one; utmp-prepare writes shards"
@@ -127,7 +136,6 @@ def read_shard(path: Path) -> Shard:
         raise UserError(f"shard {path} {error}; copy it again, or prepare it again") from error
     except OSError as error:
         raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
-    return _Reader(path, header, tensors).shard(seal)
 
 
 def _stored(values: FloatArray, dtype: np.dtype[Any] | None, name: str) -> NDArray[Any]:
@@ -173,19 +181,29 @@ def _unpack_text(content: bytes, ends: IntArray) -> NDArray[np.str_]:
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """What a shard holds, not trusted: a seal shows damage, not who wrote it."""
+class ShardReader:
+    """What a shard holds, not trusted: a seal shows damage, not who wrote it.
+
+    Attributes
+    ----------
+    path
+        The shard, for errors.
+    header, tensors
+        As they were read: all of it, or some of its items.
+    """
 
     path: Path
     header: Mapping[str, Any]
     tensors: Mapping[str, torch.Tensor]
 
     def fail(self, reason: str) -> UserError:
+        """Return the error of this shard."""
         return UserError(f"shard {self.path}: {reason}; prepare it again with utmp-prepare")
 
     def shard(self, seal: str) -> Shard:
+        """Check everything."""
         info = self.info()
-        labels = self.labels(info)
+        labels = self._labels(info)
         if not info.modalities:
             raise self.fail("it holds no modality")
         items = MultimodalDataset(
@@ -201,6 +219,7 @@ class _Reader:
         return Shard(info, items, seal)
 
     def info(self) -> ShardInfo:
+        """Return what it says of itself."""
         version = self.header.get("version")
         if version != VERSION:
             raise self.fail(f"it is of version {version}, and this release reads {VERSION}")
@@ -224,7 +243,7 @@ class _Reader:
                 raise self.fail(str(error)) from error
         return info
 
-    def array(self, name: str, dtypes: tuple[torch.dtype, ...], dims: int) -> NDArray[Any]:
+    def _array(self, name: str, dtypes: tuple[torch.dtype, ...], dims: int) -> NDArray[Any]:
         tensor = self.tensors.get(name)
         if tensor is None:
             raise self.fail(f"it lacks {name}")
@@ -233,10 +252,10 @@ class _Reader:
         array: NDArray[Any] = tensor.numpy()
         return array
 
-    def labels(self, info: ShardInfo) -> LabelArray:
+    def _labels(self, info: ShardInfo) -> LabelArray:
         whole = info.task is Task.classification
         dims = 2 if info.task is Task.multilabel else 1
-        labels = self.array("labels", (torch.int64 if whole else torch.float32,), dims)
+        labels = self._array("labels", (torch.int64 if whole else torch.float32,), dims)
         columns = info.outputs if dims == 2 else 1
         if len(labels) == 0 or labels.shape[1:] not in ((), (columns,)):
             raise self.fail(f"labels have the shape {labels.shape}")
@@ -247,8 +266,9 @@ class _Reader:
         return cast(LabelArray, labels)
 
     def text(self, name: str, items: int) -> NDArray[np.str_]:
-        content = self.array(name, (torch.uint8,), 1).tobytes()
-        ends = self.array(f"{name}.ends", (torch.int64,), 1)
+        """Return the names (items,) of ids or groups."""
+        content = self._array(name, (torch.uint8,), 1).tobytes()
+        ends = self._array(f"{name}.ends", (torch.int64,), 1)
         starts = np.concatenate([[0], ends[:-1]])
         if len(ends) != items or (ends < starts).any() or ends[-1] != len(content):
             raise self.fail(f"{name} are not one for each label")
@@ -260,9 +280,10 @@ class _Reader:
             raise self.fail(f"{name} are not text") from error
 
     def sequences(self, name: str, items: int, tabular: bool) -> Sequences:
-        values = self.array(f"{name}.values", (torch.float32, torch.float16), 2)
-        starts = self.array(f"{name}.starts", (torch.int64,), 1)
-        lengths = self.array(f"{name}.lengths", (torch.int64,), 1)
+        """Return the sequences of one modality, of so many items."""
+        values = self._array(f"{name}.values", (torch.float32, torch.float16), 2)
+        starts = self._array(f"{name}.starts", (torch.int64,), 1)
+        lengths = self._array(f"{name}.lengths", (torch.int64,), 1)
         if not len(starts) == len(lengths) == items or values.shape[1] == 0:
             raise self.fail(f"{name} has {len(lengths)} items of width {values.shape[1]}")
         within = (starts >= 0) & (lengths >= 0) & (lengths <= len(values) - starts)

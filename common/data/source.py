@@ -3,7 +3,7 @@
 Notation: N items.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -58,6 +58,11 @@ class ReadSettings:
         Modality to its file, for a table.
     prefix
         What stands before a setting's name on the user's command line.
+    lenient
+        Whether a source need not have all of `modalities`, but one.
+    predicting
+        Whether items are read to predict them. Then labels and sides are not read, and labels are
+        NaN; no item is dropped for what it lacks; and reading is lenient.
     """
 
     task: Task = Task.regression
@@ -70,6 +75,8 @@ class ReadSettings:
     labels: tuple[str, ...] = ()
     arrays: Mapping[str, str] = field(default_factory=dict)
     prefix: str = ""
+    lenient: bool = False
+    predicting: bool = False
 
 
 @dataclass(frozen=True)
@@ -143,14 +150,31 @@ def checked_labels(
         return labels.astype(np.float32)
 
 
-def drop_unlabelled(dataset: MultimodalDataset, splits: NDArray[np.str_], task: Task) -> Source:
+def modalities_there(settings: ReadSettings, there: Iterable[str]) -> tuple[str, ...]:
+    """Return the modalities to read: those asked for, and leniently those of them there are."""
+    if not (settings.predicting or settings.lenient):
+        return settings.modalities
+    found = set(there)
+    return tuple(name for name in settings.modalities if name in found) or settings.modalities
+
+
+def no_labels(items: int) -> NDArray[np.float32]:
+    """Return the labels (N,) of a source that is read without them: NaN."""
+    return np.full(items, np.nan, dtype=np.float32)
+
+
+def drop_unlabelled(
+    dataset: MultimodalDataset, splits: NDArray[np.str_], settings: ReadSettings
+) -> Source:
     """Drop items with a NaN among their labels and count them; classes become int64."""
+    if settings.predicting:
+        return Source(dataset, splits)
     unknown = np.isnan(dataset.labels)
     unlabelled = unknown if unknown.ndim == 1 else unknown.any(axis=1)
     labelled = np.flatnonzero(~unlabelled)
     kept = dataset.select(labelled)
     labels: LabelArray = kept.labels
-    if task is Task.classification:
+    if settings.task is Task.classification:
         labels = labels.astype(np.int64)
     dropped = int(unlabelled.sum())
     cleaning = dict(dataset.cleaning)

@@ -37,12 +37,15 @@ class ModelSpec:
         Kind of label.
     model
         Sizes and dropout rates.
+    label_names
+        What the outputs mean, where that is known; for people alone.
     """
 
     features: Mapping[str, Sequence[int]]
     outputs: int
     task: Task
     model: ModelConfig = field(default_factory=ModelConfig)
+    label_names: tuple[str, ...] = ()
 
 
 class HAFedformer(nn.Module):

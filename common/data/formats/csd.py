@@ -9,10 +9,10 @@ Notation: N items, T steps of one segment, D width.
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import prod
+from math import inf, prod
 from pathlib import Path
 from typing import Any, cast
 
@@ -28,6 +28,8 @@ from common.data.source import (
     check_unique,
     checked_labels,
     drop_unlabelled,
+    modalities_there,
+    no_labels,
 )
 from common.errors import UserError
 from common.task import Task
@@ -73,12 +75,16 @@ def read(paths: Sequence[Path], settings: ReadSettings) -> Source:
     files = [_named(path) for path in _files(paths)]
     named = [file for file in files if "label" in file.name.lower()]
     labels = named or [file for file in files if "label" in file.path.stem.lower()]
+    if settings.predicting and not labels:
+        modalities = _by_modality(files, None, settings)
+        return _items(paths[0], _own_segments(modalities.values()), modalities, settings)
     if len(labels) != 1:
         raise UserError(
             f"{paths[0]}: {len(labels)} of {len(files)} files hold labels; expected one, with "
             "'label' in its name"
         )
-    return _items(labels[0], _by_modality(files, labels[0], settings), settings)
+    modalities = _by_modality(files, labels[0], settings)
+    return _items(labels[0].path, _segments(labels[0]), modalities, settings)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:
@@ -103,6 +109,11 @@ class _File:
                     return modality
         plain = re.sub(r"[^A-Za-z0-9_]", "_", self.name)
         return plain if plain.isidentifier() else f"_{plain}"
+
+    def names(self) -> list[str]:
+        """Return the names of its segments."""
+        with _opened(self.path) as file:
+            return list(_group(_group(file, self.name, self.path), "data", self.path))
 
     def segments(self, wanted: Callable[[str], bool] = lambda _: True) -> tuple[Segments, int]:
         """Read the segments that are wanted; also count those that are not."""
@@ -198,7 +209,9 @@ def _segment(data: Any, segment: str, path: Path) -> tuple[NDArray[Any], NDArray
         return features[()].astype(kept), intervals[()].astype(np.float64)
 
 
-def _by_modality(files: Sequence[_File], labels: _File, settings: ReadSettings) -> dict[str, _File]:
+def _by_modality(
+    files: Sequence[_File], labels: _File | None, settings: ReadSettings
+) -> dict[str, _File]:
     found: dict[str, _File] = {}
     for file in files:
         if file is labels:
@@ -208,13 +221,14 @@ def _by_modality(files: Sequence[_File], labels: _File, settings: ReadSettings) 
             raise UserError(
                 f"{other.path} and {file.path} both hold {file.modality()}; give one of them"
             )
-    unknown = [name for name in settings.modalities if name not in found]
+    wanted = modalities_there(settings, found)
+    unknown = [name for name in wanted if name not in found]
     if unknown or not found:
+        missing = f"modality {unknown[0]!r}" if unknown else "modality"
         raise UserError(
-            f"{labels.path.parent} has no {f'modality {unknown[0]!r}' if unknown else 'modality'}; "
-            f"it has {', '.join(found) or 'labels only'}"
+            f"{files[0].path.parent} has no {missing}; it has {', '.join(found) or 'labels only'}"
         )
-    return {name: found[name] for name in settings.modalities or tuple(found)}
+    return {name: found[name] for name in wanted or tuple(found)}
 
 
 @dataclass(frozen=True)
@@ -231,11 +245,7 @@ def _segments(labels: _File) -> list[_Segment]:
     """Return the items that labels make; those of a whole video are numbered."""
     found = []
     for entry, (values, intervals) in labels.segments()[0].items():
-        if len(entry) > MAX_ID:
-            raise UserError(
-                f"{labels.path}: segment {entry[:20]!r}… has {len(entry)} characters, expected "
-                f"{MAX_ID} at most"
-            )
+        _check_length(entry, labels)
         video = _video(entry)
         for row, (label, interval) in enumerate(zip(values, intervals, strict=True)):
             name = entry if video != entry and len(values) == 1 else f"{entry}[{row}]"
@@ -243,10 +253,38 @@ def _segments(labels: _File) -> list[_Segment]:
     return found
 
 
-def _items(labels: _File, modalities: Mapping[str, _File], settings: ReadSettings) -> Source:
-    segments = _segments(labels)
-    values = checked_labels(_labels(labels, segments, settings), settings, labels.path)
-    ids = check_unique(np.array([each.id for each in segments], dtype=np.str_), labels.path)
+def _own_segments(files: Iterable[_File]) -> list[_Segment]:
+    """Return the items that modalities make where there are no labels: each segment is one."""
+    names = set()
+    for file in files:
+        for name in file.names():
+            _check_length(name, file)
+            names.add(name)
+    # Within a video, [2] comes before [10].
+    ordered = sorted(names, key=lambda name: (_video(name), len(name), name))
+    return [_Segment(name, _video(name), np.empty(0), np.array([-inf, inf])) for name in ordered]
+
+
+def _check_length(segment: str, file: _File) -> None:
+    if len(segment) > MAX_ID:
+        raise UserError(
+            f"{file.path}: segment {segment[:20]!r}… has {len(segment)} characters, expected "
+            f"{MAX_ID} at most"
+        )
+
+
+def _items(
+    path: Path,
+    segments: Sequence[_Segment],
+    modalities: Mapping[str, _File],
+    settings: ReadSettings,
+) -> Source:
+    values = (
+        no_labels(len(segments))
+        if settings.predicting
+        else checked_labels(_labels(path, segments, settings), settings, path)
+    )
+    ids = check_unique(np.array([each.id for each in segments], dtype=np.str_), path)
     counts, sequences = {}, {}
     for name, file in modalities.items():
         key = f"segments of {name} without a label, left out"
@@ -258,15 +296,17 @@ def _items(labels: _File, modalities: Mapping[str, _File], settings: ReadSetting
         sequences,
         label_names=EMOTIONS if settings.emotions else (),
     )
-    kept = items.select(np.flatnonzero(_spoken(items)))
+    spoken = _spoken(items)
+    kept = _muted(items, spoken) if settings.predicting else items.select(np.flatnonzero(spoken))
     counts["items whose language is all zero, dropped"] = len(items) - len(kept)
     for name, each in kept.sequences.items():
         counts[f"items without {name}"] = int((each.lengths == 0).sum())
     found = {what: count for what, count in counts.items() if count}
     splits = np.full(len(kept), "", dtype="U10")
-    if len(kept) == 0 or np.isnan(kept.labels).reshape(len(kept), -1).any(axis=1).all():
-        raise UserError(f"{labels.path}: no item has a label and language that is not all zero")
-    return drop_unlabelled(replace(kept, cleaning=found), splits, settings.task)
+    unlabelled = np.isnan(kept.labels.reshape(len(kept), values.size // len(values))).any(axis=1)
+    if unlabelled.all() and not settings.predicting:
+        raise UserError(f"{path}: no item has a label and language that is not all zero")
+    return drop_unlabelled(replace(kept, cleaning=found), splits, settings)
 
 
 def _video(segment: str) -> str:
@@ -282,21 +322,30 @@ def _spoken(items: MultimodalDataset) -> NDArray[np.bool_]:
     return np.array([bool((language[item] != 0).any()) for item in range(len(items))])
 
 
+def _muted(items: MultimodalDataset, spoken: NDArray[np.bool_]) -> MultimodalDataset:
+    """Have items whose language is all zero lack it."""
+    language = items.sequences.get("language")
+    if language is None:
+        return items
+    heard = replace(language, lengths=np.where(spoken, language.lengths, 0))
+    return replace(items, sequences={**items.sequences, "language": heard})
+
+
 def _labels(
-    labels: _File, segments: Sequence[_Segment], settings: ReadSettings
+    path: Path, segments: Sequence[_Segment], settings: ReadSettings
 ) -> NDArray[np.float64]:
     """Return (N,), or (N, 6) emotions."""
     widths = {len(each.label) for each in segments}
     if widths not in ({1}, {1 + len(EMOTIONS)}):
         raise UserError(
-            f"{labels.path}: labels are {sorted(widths)} wide; expected 1, or 7 for sentiment and "
+            f"{path}: labels are {sorted(widths)} wide; expected 1, or 7 for sentiment and "
             "six emotions"
         )
     stacked = np.array([each.label for each in segments], dtype=np.float64)
     if settings.emotions and widths == {1}:
-        raise UserError(f"{labels.path} has no emotions: labels have one column, expected 7")
+        raise UserError(f"{path} has no emotions: labels have one column, expected 7")
     if settings.task is Task.multilabel and not settings.emotions:
-        raise UserError(f"{labels.path} has one label an item, or six with task=emotion")
+        raise UserError(f"{path} has one label an item, or six with task=emotion")
     return stacked[:, 1:] if settings.emotions else stacked[:, 0]
 
 

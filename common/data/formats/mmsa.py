@@ -19,10 +19,10 @@ from common.task import Task
 def recognise(content: object) -> str | None:
     """Say why the contents of a pickle are of this format, or None."""
     keys = keys_of(content)
-    labels = keys & {"regression_labels", "classification_labels"}
-    if not (labels and "id" in keys):
+    own = keys & {"regression_labels", "classification_labels", "raw_text", "text_bert"}
+    if not (own and "id" in keys):
         return None
-    return f"a pickle of splits {', '.join(splits_of(content))} with {' and '.join(sorted(labels))}"
+    return f"a pickle of splits {', '.join(splits_of(content))} with {' and '.join(sorted(own))}"
 
 
 def read(content: object, path: Path, settings: ReadSettings) -> Source:

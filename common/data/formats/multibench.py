@@ -13,9 +13,9 @@ from common.data.source import ReadSettings, Source
 def recognise(content: object) -> str | None:
     """Say why the contents of a pickle are of this format, or None."""
     keys = keys_of(content)
-    if not ({"labels", "id"} <= keys and keys & set(MODALITIES)):
+    if not ("id" in keys and keys & set(MODALITIES)):
         return None
-    return f"a pickle of splits {', '.join(splits_of(content))} with labels and ids of text"
+    return f"a pickle of splits {', '.join(splits_of(content))} with ids of text"
 
 
 def read(content: object, path: Path, settings: ReadSettings) -> Source:

@@ -33,6 +33,8 @@ from common.data.source import (
     as_text,
     checked_labels,
     drop_unlabelled,
+    modalities_there,
+    no_labels,
 )
 from common.errors import UserError
 from common.task import Task
@@ -81,7 +83,8 @@ def read_npz(paths: Sequence[str | Path], settings: ReadSettings) -> Source:
         _File(Path(path), _load(Path(path)), settings, name)
         for path, name in zip(paths, _names(paths), strict=True)
     ]
-    names = list(settings.modalities or files[0].modalities())
+    wanted = modalities_there(settings, files[0].arrays)
+    names = list(wanted or files[0].modalities())
     if not names:
         raise UserError(f"{paths[0]}: no modality found; it has {files[0].listing()}")
     labels = [file.labels() for file in files]
@@ -97,7 +100,7 @@ def read_npz(paths: Sequence[str | Path], settings: ReadSettings) -> Source:
         np.concatenate(labels),
         {name: _joined(name, files) for name in names},
     )
-    return drop_unlabelled(items, np.concatenate([file.splits() for file in files]), settings.task)
+    return drop_unlabelled(items, np.concatenate([file.splits() for file in files]), settings)
 
 
 def _names(paths: Sequence[str | Path]) -> list[str]:
@@ -212,10 +215,27 @@ class _File:
 
     @property
     def items(self) -> int:
-        return len(self.labels())
+        if not self.settings.predicting:
+            return len(self.labels())
+        array = self.array(self.counted, self.option("modalities"))
+        if array.ndim == 0:
+            raise self.fail(f"{self.counted} is a single value, expected an item a row")
+        if f"{self.counted}_offsets" in self.arrays:
+            return len(self._offsets(self.counted, array)) - 1
+        return len(array)
+
+    @property
+    def counted(self) -> str:
+        """The array that says how many items there are: the labels, or the first modality."""
+        if not self.settings.predicting:
+            return "label"
+        there = modalities_there(self.settings, self.arrays) or self.modalities()
+        return next(iter(there), "id")
 
     def labels(self) -> NDArray[np.float32]:
         """Return (items,) or, for several labels, (items, K); NaN where there is none."""
+        if self.settings.predicting:
+            return no_labels(self.items)
         labels, task = self.array("label", "the labels"), self.settings.task
         if labels.dtype.kind not in "fiub" or labels.ndim not in (1, 2) or labels.size == 0:
             raise self.fail(
@@ -245,7 +265,7 @@ class _File:
 
     def splits(self) -> NDArray[np.str_]:
         """Return (items,) sides; without `split`, none."""
-        if "split" not in self.arrays:
+        if self.settings.predicting or "split" not in self.arrays:
             return np.full(self.items, "", dtype="U10")
         found = self._names("split", "the sides")
         unknown = sorted(set(found.tolist()) - set(SIDES))
@@ -257,7 +277,8 @@ class _File:
         names = self.array(name, setting)
         if names.shape != (self.items,):
             raise self.fail(
-                f"{name} has shape {names.shape}, expected one per label, ({self.items},)"
+                f"{name} has shape {names.shape}, expected one per item of {self.counted}, "
+                f"({self.items},)"
             )
         return np.array([as_text(each) for each in names.tolist()], dtype=np.str_)
 
@@ -292,8 +313,8 @@ class _File:
             lengths = np.ones_like(starts)
         if len(starts) != self.items:
             raise self.fail(
-                f"{name} has {len(starts)} items but label has {self.items}; if it is no modality, "
-                f"name those that are in {self.option('modalities')}"
+                f"{name} has {len(starts)} items but {self.counted} has {self.items}; if it is no "
+                f"modality, name those that are in {self.option('modalities')}"
             )
         if array.ndim == 2 and f"{name}_offsets" not in self.arrays:
             first = np.maximum(starts - self.settings.context, first_of_group(self.groups()))

@@ -27,6 +27,8 @@ from common.data.source import (
     as_text,
     checked_labels,
     drop_unlabelled,
+    modalities_there,
+    no_labels,
 )
 from common.errors import UserError
 from common.task import Task
@@ -112,7 +114,7 @@ class Pickled:
         items = MultimodalDataset(
             ids,
             groups,
-            checked_labels(labels, self.settings, self.path),
+            self._checked(labels),
             sequences,
             label_names=EMOTIONS if self.settings.emotions else (),
         )
@@ -120,6 +122,11 @@ class Pickled:
         if len(source.items) == 0:
             raise UserError(f"{self.path}: no item has a label and language that is not all zero")
         return source
+
+    def _checked(self, labels: NDArray[np.float64]) -> NDArray[np.float32]:
+        if self.settings.predicting:
+            return labels.astype(np.float32)
+        return checked_labels(labels, self.settings, self.path)
 
     def _check_splits(self) -> None:
         content = self.content if isinstance(self.content, dict) else {}
@@ -149,12 +156,13 @@ class Pickled:
         there = {key: name for key, name in MODALITIES.items() if key in found}
         if not there:
             raise UserError(f"{self.path} has no modality; expected {', '.join(MODALITIES)}")
-        unknown = [name for name in self.settings.modalities if name not in there.values()]
+        asked = modalities_there(self.settings, there.values())
+        unknown = [name for name in asked if name not in there.values()]
         if unknown:
             raise UserError(
                 f"{self.path} has no modality {unknown[0]!r}; it has {', '.join(there.values())}"
             )
-        wanted = self.settings.modalities or tuple(there.values())
+        wanted = asked or tuple(there.values())
         keys = {name: key for key, name in there.items()}
         return [keys[name] for name in dict.fromkeys(wanted)]
 
@@ -191,6 +199,8 @@ class Pickled:
 
     def _labels(self, split: str, count: int) -> NDArray[np.float64]:
         """Return (N,), or (N, 6) emotions."""
+        if self.settings.predicting:
+            return no_labels(count).astype(np.float64)
         key = self.labels_key
         found = self.numbers(split, key, count)
         flat = found.reshape(count, -1)
@@ -338,7 +348,7 @@ def _cleaned(items: MultimodalDataset, splits: NDArray[np.str_], settings: ReadS
     new = np.zeros(len(items), dtype=bool)
     new[first] = True
     spoken = np.ones(len(items), dtype=bool)
-    if "language" in items.sequences:
+    if "language" in items.sequences and not settings.predicting:
         spoken = items.sequences["language"].lengths > 0
     index = np.flatnonzero(new & spoken)
     kept = items.select(index)
@@ -349,4 +359,4 @@ def _cleaned(items: MultimodalDataset, splits: NDArray[np.str_], settings: ReadS
     for name, sequences in kept.sequences.items():
         counts[f"items without {name}"] = int((sequences.lengths == 0).sum())
     found = {what: count for what, count in counts.items() if count}
-    return drop_unlabelled(replace(kept, cleaning=found), splits[index], settings.task)
+    return drop_unlabelled(replace(kept, cleaning=found), splits[index], settings)

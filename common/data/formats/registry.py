@@ -51,7 +51,7 @@ def read_source(
         return _read_pickled(paths, format, settings)
     if format in PICKLED:
         raise UserError(f"{paths[0]} is not a pickle, which {settings.prefix}format={format} needs")
-    name, why = _recognise(paths[0], format, settings)
+    name, why = recognise(paths[0], format, settings)
     match name:
         case "npz":
             return npz.read_npz(paths, settings), name, why
@@ -72,7 +72,14 @@ def _one(paths: Sequence[Path], format: str) -> None:
         raise UserError(f"format {format} is one file; {len(paths)} paths were given")
 
 
-def _recognise(path: Path, format: str, settings: ReadSettings) -> tuple[str, str]:
+def recognise(path: Path, format: str, settings: ReadSettings) -> tuple[str, str]:
+    """Return the format of a source that is no pickle, and what it was recognised by.
+
+    Raises
+    ------
+    UserError
+        If it is of no known format.
+    """
     if format in ARRAYS:
         return format, f"{settings.prefix}format={format}"
     if format != "auto":

@@ -1,0 +1,176 @@
+"""Items to predict, a few at a time, from any source that `utmp-prepare` reads, and from shards.
+
+Shards, and tables whose arrays are ``.npy`` files, are read a part at a time, however large they
+are. Other formats are read whole.
+
+Notation: N items.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.dataset import Sequences
+from common.data.formats.registry import read_source, recognise
+from common.data.formats.table_stream import TableStream
+from common.data.manifest import MANIFEST
+from common.data.safe_pickle import is_pickle
+from common.data.shard_stream import ShardStream
+from common.data.source import ReadSettings
+from common.errors import UserError
+from common.seal import SUFFIX
+
+#: The name of the format that no reader of `common.data.formats` has.
+SHARD = "shard"
+
+
+@dataclass(frozen=True)
+class Items:
+    """Some items: (N,) ids, and modality to sequences, N each; length 0 where an item lacks it."""
+
+    ids: NDArray[np.str_]
+    sequences: Mapping[str, Sequences]
+
+
+@dataclass(frozen=True)
+class ItemStream:
+    """A source of items.
+
+    Attributes
+    ----------
+    format, why
+        Its name, and one line: what it was recognised by.
+    count
+        N.
+    parts
+        Yields all items in order, so many at a time.
+    cleaning
+        What was cleaned while reading and how many times.
+    label_names
+        What classes or labels are called, where the source says it.
+    """
+
+    format: str
+    why: str
+    count: int
+    parts: Callable[[int], Iterator[Items]]
+    cleaning: Mapping[str, int] = field(default_factory=dict)
+    label_names: tuple[str, ...] = ()
+
+
+def open_items(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream:
+    """Open a source of items to predict.
+
+    Parameters
+    ----------
+    paths
+        Shards; or one source as `common.data.formats.registry.read_source` takes it.
+    format
+        Its format, "shard", or "auto" to recognise it.
+    settings
+        How it is read, with `predicting` set.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read or has no items; what is wrong further on is raised while parts are
+        taken.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+    if format in (SHARD, "auto") and _is_shard(paths[0], format):
+        return _shards(paths, settings)
+    found = _table(paths, format, settings) or _whole(paths, format, settings)
+    if found.count == 0:
+        raise UserError(f"{paths[0]} has no items")
+    return found
+
+
+def _is_shard(path: Path, format: str) -> bool:
+    if (path / MANIFEST).exists():
+        names = sorted(each.name for each in path.glob(f"*{SUFFIX}"))
+        raise UserError(
+            f"{path} is a folder of shards; give one or several of them: {', '.join(names[:6])}"
+        )
+    return format == SHARD or (path.is_file() and path.suffix == SUFFIX)
+
+
+def _shards(paths: Sequence[Path], settings: ReadSettings) -> ItemStream:
+    streams = [ShardStream.open(path) for path in paths]
+    wanted = settings.modalities
+    for stream in streams:
+        if wanted and not set(wanted) & set(stream.info.modalities):
+            raise UserError(
+                f"shard {stream.path} holds {', '.join(stream.info.modalities)}, and none of "
+                f"{', '.join(wanted)}"
+            )
+
+    def parts(size: int) -> Iterator[Items]:
+        for stream in streams:
+            for index in _numbers(stream.count, size):
+                ids, sequences = stream.part(int(index[0]), int(index[-1]) + 1)
+                yield Items(ids, _cut(sequences, settings))
+
+    names = ", ".join(stream.info.name for stream in streams)
+    count = sum(stream.count for stream in streams)
+    return ItemStream(SHARD, names, count, parts, label_names=streams[0].info.label_names)
+
+
+def _table(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream | None:
+    """Open a table; None for another format, or where its arrays have to be read whole."""
+    pickled = paths[0].is_file() and is_pickle(paths[0])
+    if len(paths) > 1 or format not in ("table", "auto") or pickled:
+        return None
+    name, why = recognise(paths[0], format, settings)
+    stream = TableStream.open(paths[0], settings) if name == "table" else None
+    if stream is None:
+        return None
+
+    def parts(size: int) -> Iterator[Items]:
+        return itertools.starmap(Items, stream.parts(size))
+
+    return ItemStream(name, why, stream.count, parts)
+
+
+def _whole(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream:
+    source, name, why = read_source(paths, format, settings)
+    items = source.items
+
+    def parts(size: int) -> Iterator[Items]:
+        for index in _numbers(len(items), size):
+            part = items.select(index)
+            sequences = {name: _narrowed(each) for name, each in part.sequences.items()}
+            yield Items(part.ids, sequences)
+
+    return ItemStream(name, why, len(items), parts, items.cleaning)
+
+
+def _narrowed(sequences: Sequences) -> Sequences:
+    """Leave the rows before the first that is used and after the last behind."""
+    used = sequences.lengths > 0
+    first = int(sequences.starts[used].min(initial=len(sequences.values)))
+    last = int((sequences.starts + sequences.lengths)[used].max(initial=first))
+    return replace(
+        sequences,
+        values=sequences.values[first:last],
+        starts=np.where(used, sequences.starts - first, 0),
+    )
+
+
+def _cut(sequences: Mapping[str, Sequences], settings: ReadSettings) -> dict[str, Sequences]:
+    names = settings.modalities or tuple(sequences)
+    return {
+        name: sequences[name].last_steps(settings.max_seq_len)
+        for name in names
+        if name in sequences
+    }
+
+
+def _numbers(count: int, size: int) -> Iterator[NDArray[np.int64]]:
+    for start in range(0, count, size):
+        yield np.arange(start, min(start + size, count))

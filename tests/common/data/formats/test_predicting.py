@@ -1,0 +1,365 @@
+"""Every format read to predict: labels are not needed, and no item is lost for what it lacks."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from common.data.formats.registry import read_source
+from common.data.source import ReadSettings, Source
+from common.errors import UserError
+from common.task import Task
+from tests.common.data.formats import writers
+from tests.common.data.formats.test_round_trips import check
+from tests.common.data.formats.writers import MODALITIES, Utterance, make_utterances
+
+UTTERANCES = make_utterances(3, zero_text=5, missing_audio=4)
+
+Content = dict[str, dict[str, Any]]
+Change = Callable[[Content], object]
+
+
+def read(path: Path | list[Path], **options: Any) -> Source:
+    paths = path if isinstance(path, list) else [path]
+    return read_source(paths, "auto", ReadSettings(predicting=True, **options))[0]
+
+
+def unknown(_: Utterance) -> float:
+    return np.nan
+
+
+def check_all(
+    source: Source,
+    truth: list[Utterance] = UTTERANCES,
+    *,
+    split: bool = False,
+    modalities: tuple[str, ...] = MODALITIES,
+) -> None:
+    """Every item is there, with what it has, and without a label."""
+    check(source, truth, split=split, modalities=modalities, label=unknown)
+    lengths = {name: each.lengths for name, each in source.items.sequences.items()}
+    if "language" in modalities:
+        assert (lengths["language"] == 0).sum() == 5
+        assert source.items.cleaning.get("items without language", 5) == 5
+    assert not any("dropped" in what for what in source.items.cleaning)
+
+
+# Pickles ----------------------------------------------------------------------------------------
+
+CONTENTS: dict[str, Callable[[], Content]] = {
+    "multibench": lambda: writers.multibench_content(UTTERANCES),
+    "mult": lambda: writers.mult_content(UTTERANCES, aligned=False),
+    "mmsa": lambda: writers.mmsa_content(UTTERANCES, bert=False),
+}
+LABELS = ("labels", "regression_labels", "classification_labels", "annotations")
+each_pickle = pytest.mark.parametrize("format", CONTENTS)
+
+
+def pickled(folder: Path, format: str, change: Change) -> Path:
+    content = CONTENTS[format]()
+    change(content)
+    return writers.write_pickle(folder / "data.pkl", content, 4)
+
+
+def truth_of(format: str) -> list[Utterance]:
+    return writers.widened(UTTERANCES, 300) if format == "mmsa" else UTTERANCES
+
+
+def without(*keys: str) -> Change:
+    return lambda content: [split.pop(key, None) for split in content.values() for key in keys]
+
+
+def labelled(make: Callable[[Any], Any]) -> Change:
+    """Put something else in the place of every split's labels."""
+
+    def change(content: Content) -> None:
+        for split in content.values():
+            for key in LABELS:
+                if key in split:
+                    split[key] = make(split[key])
+
+    return change
+
+
+@each_pickle
+@pytest.mark.parametrize(
+    "change",
+    [
+        without(*LABELS),
+        labelled(lambda old: np.full(np.shape(old), np.nan)),
+        labelled(lambda old: ["?"] * len(old)),
+        labelled(lambda old: np.ones((1, 9))),
+        labelled(lambda _: None),
+    ],
+    ids=["none", "nan", "text", "another shape", "null"],
+)
+def test_pickles_without_labels(tmp_path: Path, format: str, change: Change) -> None:
+    path = pickled(tmp_path, format, change)
+    check_all(read(path), truth_of(format), split=True)
+
+
+@each_pickle
+def test_pickles_that_lack_a_modality(tmp_path: Path, format: str) -> None:
+    path = pickled(tmp_path, format, without("vision", *LABELS))
+    for asked in ((), MODALITIES, ("vision", "language", "audio")):
+        source = read(path, modalities=asked)
+        check_all(source, truth_of(format), split=True, modalities=("language", "audio"))
+    only = read(path, modalities=("audio", "vision"))
+    check_all(only, truth_of(format), split=True, modalities=("audio",))
+    with pytest.raises(UserError, match="has no modality 'vision'; it has language, audio"):
+        read(path, modalities=("vision",))
+
+
+@each_pickle
+def test_pickles_without_labels_are_not_for_training(tmp_path: Path, format: str) -> None:
+    path = pickled(tmp_path, format, without(*LABELS))
+    key = "regression_labels" if format == "mmsa" else "labels"
+    with pytest.raises(UserError, match=f"it lacks '{key}', which the format needs"):
+        read_source([path], "auto", ReadSettings())
+
+
+# Computational sequences ------------------------------------------------------------------------
+
+
+def labels_file(folder: Path) -> Path:
+    return folder / writers.CSD_LABELS[0]
+
+
+def test_sequences_without_labels(tmp_path: Path) -> None:
+    paths = writers.write_csd(tmp_path, UTTERANCES)
+    labels_file(tmp_path).unlink()
+    check_all(read(tmp_path))
+    check_all(read(paths[:-1]))
+    assert read(tmp_path).items.groups.tolist() == [
+        name.rpartition("[")[0] for name in read(tmp_path).items.ids.tolist()
+    ]
+
+
+def test_segments_follow_each_other(tmp_path: Path) -> None:
+    """Whichever file has them."""
+    for root, names in {"COVAREP": ["w[0]", "v[10]"], "FACET": ["v[2]", "w"]}.items():
+        with h5py.File(tmp_path / f"{root}.csd", "w") as file:
+            for name in names:
+                file[f"{root}/data/{name}/features"] = np.ones((2, 3))
+                file[f"{root}/data/{name}/intervals"] = np.ones((2, 2))
+    assert read(tmp_path).items.ids.tolist() == ["v[2]", "v[10]", "w", "w[0]"]
+
+
+def test_whole_videos_without_labels_are_the_items(tmp_path: Path) -> None:
+    writers.write_csd(tmp_path, UTTERANCES, per_video=True)
+    labels_file(tmp_path).unlink()
+    items = read(tmp_path).items
+    videos = writers.by_video(UTTERANCES)
+    assert sorted(items.ids.tolist()) == sorted(videos)
+    with h5py.File(tmp_path / writers.CSD["audio"][0]) as file:
+        for number, video in enumerate(items.ids.tolist()):
+            frames = file[f"COVAREP/data/{video}/features"][()]
+            np.testing.assert_array_equal(items.sequences["audio"][number], frames)
+
+
+@pytest.mark.parametrize("per_video", [False, True])
+def test_sequences_with_labels_that_are_broken(tmp_path: Path, per_video: bool) -> None:
+    """Labels still say which segments are items."""
+    writers.write_csd(tmp_path, UTTERANCES, per_video=per_video)
+    with h5py.File(labels_file(tmp_path), "r+") as file:
+        data = file[f"{writers.CSD_LABELS[1]}/data"]
+        for number, segment in enumerate(list(data)):
+            rows = len(data[segment]["intervals"])
+            del data[segment]["features"]
+            data[f"{segment}/features"] = np.full((rows, 3 + number % 2), np.nan)
+    check_all(read(tmp_path))
+
+
+def test_sequences_that_lack_a_modality(tmp_path: Path) -> None:
+    writers.write_csd(tmp_path, UTTERANCES)
+    (tmp_path / writers.CSD["vision"][0]).unlink()
+    for labels in (True, False):
+        if not labels:
+            labels_file(tmp_path).unlink()
+        check_all(read(tmp_path, modalities=MODALITIES), modalities=("language", "audio"))
+        with pytest.raises(UserError, match="has no modality 'vision'; it has"):
+            read(tmp_path, modalities=("vision",))
+
+
+def test_sequences_of_one_modality_are_the_items(tmp_path: Path) -> None:
+    writers.write_csd(tmp_path, UTTERANCES)
+    items = read(tmp_path / writers.CSD["audio"][0], modalities=MODALITIES).items
+    assert list(items.sequences) == ["audio"]
+    assert len(items) == len(UTTERANCES) - 4
+
+
+def test_labels_alone_are_no_items(tmp_path: Path) -> None:
+    writers.write_csd(tmp_path, UTTERANCES)
+    with pytest.raises(UserError, match="has no modality; it has labels only"):
+        read(labels_file(tmp_path))
+
+
+def test_a_segment_of_a_long_name(tmp_path: Path) -> None:
+    with h5py.File(tmp_path / "covarep.csd", "w") as file:
+        file[f"COVAREP/data/{'x' * 1001}/features"] = np.ones((2, 3))
+        file[f"COVAREP/data/{'x' * 1001}/intervals"] = np.ones((2, 2))
+    with pytest.raises(UserError, match="has 1001 characters, expected 1000 at most"):
+        read(tmp_path)
+
+
+# Arrays -----------------------------------------------------------------------------------------
+
+
+def npz(folder: Path, **changes: Any) -> Path:
+    """Write a file of utterances; None takes an array out."""
+    content = {**writers.npz_content(UTTERANCES), **changes}
+    path = folder / "data.npz"
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+    return path
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label": None},
+        {"label": np.full(30, np.nan)},
+        {"label": np.array(["?"] * 30)},
+        {"label": np.ones((7, 3))},
+        {"label": np.array([{}] * 30, object)},
+        {"label": None, "split": np.array(["later"] * 30)},
+        {"label": None, "split": np.ones(2)},
+    ],
+    ids=["none", "nan", "text", "another shape", "objects", "another split", "a broken split"],
+)
+def test_arrays_without_labels(tmp_path: Path, changes: dict[str, Any]) -> None:
+    check_all(read(npz(tmp_path, **changes), group="video"))
+
+
+def test_arrays_that_lack_a_modality(tmp_path: Path) -> None:
+    path = npz(tmp_path, label=None, vision=None, vision_offsets=None)
+    source = read(path, modalities=("vision", "audio", "language"), group="video")
+    check_all(source, modalities=("audio", "language"))
+    assert list(source.items.sequences) == ["audio", "language"]
+    with pytest.raises(UserError, match=r"has no array 'vision' \(modalities\)"):
+        read(path, modalities=("vision",))
+
+
+def test_arrays_of_vectors_and_their_context(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, audio=np.arange(4.0)[:, None], video=["a", "a", "b", "b"])
+    found = read(path, group="video", context=1).items.sequences["audio"]
+    assert [found[item].ravel().tolist() for item in range(4)] == [[0], [0, 1], [2], [2, 3]]
+    with pytest.raises(UserError, match="context=1 needs group"):
+        read(path, context=1)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"audio": np.float32(1)}, "audio is a single value, expected an item a row"),
+        ({"audio": np.ones(3)}, "audio is float64 of shape (3,)"),
+        ({"audio": np.array(["a"])}, "audio is <U1 of shape (1,)"),
+        ({"audio": np.ones((3, 2)), "audio_offsets": np.empty(0, int)}, "audio_offsets must rise"),
+        ({"audio": np.ones((3, 2)), "audio_offsets": np.int64(3)}, "audio_offsets must rise"),
+        ({"audio": np.ones((3, 2)), "audio_offsets": np.array([0, 2])}, "audio_offsets must rise"),
+        ({"audio": np.float32(1), "audio_offsets": np.array([0, 2])}, "audio is a single value"),
+        (
+            {"audio": np.ones((3, 2)), "vision": np.ones((4, 2))},
+            "vision has 4 items but audio has 3; if it is no modality, name those that are in moda",
+        ),
+        (
+            {"audio": np.ones((3, 2)), "id": np.array(["a"])},
+            "id has shape (1,), expected one per item of audio, (3,)",
+        ),
+    ],
+)
+def test_arrays_that_are_broken(tmp_path: Path, arrays: dict[str, Any], words: str) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(UserError) as caught:
+        read(tmp_path / "a.npz", modalities=("audio", "vision"))
+    assert words in str(caught.value)
+
+
+def test_a_second_file_without_any_modality(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", audio=np.ones((3, 2)))
+    np.savez(tmp_path / "b.npz", note=np.arange(3))
+    with pytest.raises(UserError, match=r"b\.npz has no array"):
+        read([tmp_path / "a.npz", tmp_path / "b.npz"])
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def tabled(folder: Path, kind: str, arrays: str, **changes: Any) -> Path:
+    """Write a table of utterances; None takes a column out."""
+    path = writers.write_table(folder, UTTERANCES, kind=kind, arrays=arrays)
+    columns = {**writers.table_columns(UTTERANCES), **changes}
+    return writers.write_columns(
+        path, {name: column for name, column in columns.items() if column is not None}
+    )
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"label": None},
+        {"label": ["?"] * 30},
+        {"label": None, "split": ["later"] * 30},
+        {"label": None, "split": [""] * 30, "group": [""] * 30},
+    ],
+    ids=["none", "text", "another split", "empty"],
+)
+@pytest.mark.parametrize(("kind", "arrays"), [("csv", "npy"), ("parquet", "npz-by-id")])
+def test_tables_without_labels(
+    tmp_path: Path, kind: str, arrays: str, changes: dict[str, Any]
+) -> None:
+    items = read(tabled(tmp_path, kind, arrays, **changes)).items
+    assert items.ids.tolist() == [item.name for item in UTTERANCES]
+    assert np.isnan(items.labels).all()
+    assert items.labels.shape == (30,)
+    for name in MODALITIES:
+        for number, item in enumerate(UTTERANCES):
+            np.testing.assert_array_equal(items.sequences[name][number], item.sequences[name])
+
+
+def test_tables_that_lack_a_modality(tmp_path: Path) -> None:
+    path = tabled(tmp_path, "csv", "npy", label=None)
+    (tmp_path / "vision.npy").unlink()
+    assert set(read(path, modalities=MODALITIES).items.sequences) == {"language", "audio"}
+    with pytest.raises(UserError, match="has no vision"):
+        read(path, modalities=("vision",))
+
+
+def test_context_in_a_table_still_needs_its_groups(tmp_path: Path) -> None:
+    np.save(tmp_path / "audio.npy", np.arange(3.0)[:, None])
+    path = writers.write_columns(tmp_path / "a.csv", {"id": ["a", "b", "c"]})
+    with pytest.raises(UserError, match="context=1 needs groups"):
+        read(path, context=1)
+    path = writers.write_columns(tmp_path / "a.csv", {"id": ["a", "b", "c"], "group": [1, 1, 2]})
+    found = read(path, context=1).items.sequences["audio"]
+    assert [found[item].ravel().tolist() for item in range(3)] == [[0], [0, 1], [2]]
+
+
+# Leniently, with labels -------------------------------------------------------------------------
+
+
+def lenient(path: Path, **options: Any) -> Source:
+    return read_source(
+        [path], "auto", ReadSettings(lenient=True, modalities=MODALITIES, **options)
+    )[0]
+
+
+def test_labels_are_read_of_what_there_is(tmp_path: Path) -> None:
+    """To evaluate, a source need not have all modalities, but its labels."""
+    truth = [item for item in UTTERANCES if not item.zero_text]
+    path = pickled(tmp_path, "multibench", without("vision"))
+    check(lenient(path), truth, modalities=("language", "audio"))
+    path = npz(tmp_path, vision=None, vision_offsets=None)
+    check(lenient(path, group="video"), UTTERANCES, modalities=("language", "audio"))
+    (tmp_path / "t").mkdir()
+    path = tabled(tmp_path / "t", "csv", "npy")
+    (tmp_path / "t" / "vision.npy").unlink()
+    check(lenient(path), UTTERANCES, modalities=("language", "audio"))
+    writers.write_csd(tmp_path / "c", UTTERANCES)
+    (tmp_path / "c" / writers.CSD["vision"][0]).unlink()
+    check(lenient(tmp_path / "c"), truth, split=False, modalities=("language", "audio"))
+    with pytest.raises(UserError, match="label is <U1"):
+        lenient(npz(tmp_path, label=np.array(["?"] * 30)), task=Task.regression)

@@ -1,0 +1,278 @@
+"""Items of every source a few at a time: the same as all of them together."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.data.dataset import MultimodalDataset, Sequences
+from common.data.formats.registry import read_source
+from common.data.item_stream import Items, ItemStream, open_items
+from common.data.manifest import MANIFEST
+from common.data.shards import ShardInfo, write_shard
+from common.data.source import ReadSettings
+from common.errors import UserError
+from common.task import Task
+from tests.common.data.formats import writers
+
+UTTERANCES = writers.make_utterances(0, count=20, zero_text=2, missing_audio=3)
+
+
+def opened(paths: Path | Sequence[Path], format: str = "auto", **options: Any) -> ItemStream:
+    listed = [paths] if isinstance(paths, Path) else paths
+    return open_items(listed, format, ReadSettings(predicting=True, **options))
+
+
+def fails(paths: Path | Sequence[Path], format: str = "auto", **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        opened(paths, format, **options)
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+def told(items: Items | MultimodalDataset, name: str) -> list[bytes]:
+    """The rows of each item, to the bit; a NaN is a NaN."""
+    sequences = items.sequences[name]
+    return [sequences[item].tobytes() for item in range(len(sequences))]
+
+
+def assert_joined(stream: ItemStream, size: int, items: MultimodalDataset) -> None:
+    parts = list(stream.parts(size))
+    assert stream.count == len(items) == sum(len(part.ids) for part in parts)
+    assert [name for part in parts for name in part.ids.tolist()] == items.ids.tolist()
+    assert all(0 < len(part.ids) <= size for part in parts)
+    for name in items.sequences:
+        assert [rows for part in parts for rows in told(part, name)] == told(items, name)
+    for part in parts:
+        assert list(part.sequences) == list(items.sequences)
+        for name, each in part.sequences.items():
+            assert each.tabular == items.sequences[name].tabular
+
+
+# Files ------------------------------------------------------------------------------------------
+
+WRITERS = {
+    "multibench": lambda folder: writers.write_multibench(folder / "a.pkl", UTTERANCES),
+    "mult": lambda folder: writers.write_mult(folder / "a.pkl", UTTERANCES),
+    "mmsa": lambda folder: writers.write_mmsa(folder / "a.pkl", UTTERANCES),
+    "csd": lambda folder: writers.write_csd(folder / "csd", UTTERANCES)[0].parent,
+    "npz": lambda folder: writers.write_npz(folder / "a.npz", UTTERANCES),
+    "table": lambda folder: writers.write_table(folder, UTTERANCES),
+}
+
+
+@pytest.mark.parametrize("format", WRITERS)
+@pytest.mark.parametrize("size", [1, 7, 20, 999])
+@pytest.mark.parametrize("options", [{}, {"modalities": ("vision", "audio"), "max_seq_len": 3}])
+def test_parts_of_any_size_are_the_whole(
+    tmp_path: Path, format: str, size: int, options: dict[str, Any]
+) -> None:
+    path = WRITERS[format](tmp_path)
+    whole, _, why = read_source([path], format, ReadSettings(predicting=True, **options))
+    stream = opened(path, **options)
+    assert stream.format == format
+    assert stream.cleaning == whole.items.cleaning
+    assert stream.why and (why == stream.why or why == f"format={format}")
+    assert stream.label_names == ()
+    assert_joined(stream, size, whole.items)
+    assert_joined(opened(path, format, **options), size, whole.items)
+
+
+def test_a_part_of_a_file_holds_its_own_rows(tmp_path: Path) -> None:
+    path = writers.write_npz(tmp_path / "a.npz", UTTERANCES)
+    for part in opened(path).parts(3):
+        for each in part.sequences.values():
+            assert len(each.values) == each.lengths.sum()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_context_reaches_across_parts(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    count = data.draw(st.integers(1, 12))
+    groups = data.draw(st.lists(st.sampled_from("ab"), min_size=count, max_size=count))
+    path = tmp_path_factory.mktemp("npz") / "a.npz"
+    np.savez(path, audio=np.arange(count * 2.0).reshape(count, 2), video=groups)
+    options = {"group": "video", "context": data.draw(st.integers(0, 4))}
+    whole = read_source([path], "npz", ReadSettings(predicting=True, **options))[0].items
+    assert_joined(opened(path, **options), data.draw(st.integers(1, 13)), whole)
+
+
+def test_several_files(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
+    for number, path in enumerate(paths):
+        np.savez(path, audio=np.full((2, 3, 1), number, np.float32))
+    stream = opened(paths)
+    assert stream.count == 4
+    ids = [name for part in stream.parts(3) for name in part.ids.tolist()]
+    assert ids == ["a.npz#0", "a.npz#1", "b.npz#0", "b.npz#1"]
+
+
+def test_a_table_among_sequences_is_only_a_table(tmp_path: Path) -> None:
+    """A folder of .csd files is one, whatever notes lie in it."""
+    writers.write_csd(tmp_path, UTTERANCES)
+    (tmp_path / "notes.csv").write_text("id,note\n1,a\n")
+    assert opened(tmp_path).format == "csd"
+
+
+def test_arrays_that_are_no_npy_files_are_read_whole(tmp_path: Path) -> None:
+    path = writers.write_table(tmp_path, UTTERANCES, arrays="npz-by-id")
+    stream = opened(path)
+    assert (stream.format, stream.count) == ("table", 20)
+    whole = read_source([path], "table", ReadSettings(predicting=True))[0].items
+    assert_joined(stream, 6, whole)
+
+
+def test_a_pickle_may_be_called_a_table(tmp_path: Path) -> None:
+    path = writers.write_multibench(tmp_path / "a.csv", UTTERANCES)
+    assert opened(path).format == "multibench"
+    assert "is a pickle and not of format=table" in fails(path, "table")
+
+
+# Shards -----------------------------------------------------------------------------------------
+
+
+def ragged(
+    lengths: list[int], width: int, first: float = 0, tabular: bool = False, dtype: str = "f4"
+) -> Sequences:
+    values = np.arange(sum(lengths) * width).reshape(-1, width) + first
+    starts = np.cumsum(lengths) - lengths
+    return Sequences(values.astype(dtype), starts, np.array(lengths), tabular)
+
+
+def write(
+    path: Path, ids: list[str], sequences: dict[str, Sequences], names: tuple[str, ...] = ()
+) -> MultimodalDataset:
+    task = Task.multilabel if names else Task.regression
+    shape = (len(ids), len(names)) if names else len(ids)
+    items = MultimodalDataset(
+        np.array(ids), np.array(ids), np.zeros(shape, np.float32), sequences, label_names=names
+    )
+    tabular = tuple(name for name, each in sequences.items() if each.tabular)
+    info = ShardInfo(path.stem, tuple(sequences), task, max(len(names), 1), names, tabular)
+    write_shard(path, items, info)
+    return items
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> list[Path]:
+    """One shard with two modalities, one with one of them."""
+    both = {"vision": ragged([2, 0, 1], 2), "audio": ragged([1, 4, 0], 3, dtype="f2")}
+    write(tmp_path / "test.safetensors", ["a", "b", "c"], both)
+    write(tmp_path / "audio-0.safetensors", ["c", "d"], {"audio": ragged([5, 2], 3, first=99)})
+    return [tmp_path / "test.safetensors", tmp_path / "audio-0.safetensors"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_several_shards_follow_each_other(two: list[Path], size: int) -> None:
+    stream = opened(two)
+    assert (stream.format, stream.why, stream.count) == ("shard", "test, audio-0", 5)
+    parts = list(stream.parts(size))
+    assert [name for part in parts for name in part.ids.tolist()] == ["a", "b", "c", "c", "d"]
+    here = [part for part in parts if "vision" in part.sequences]
+    there = [part for part in parts if "vision" not in part.sequences]
+    assert sum(len(part.ids) for part in here) == 3
+    assert sum(len(part.ids) for part in there) == 2
+    lengths = [n for part in parts for n in part.sequences["audio"].lengths.tolist()]
+    assert lengths == [1, 4, 0, 5, 2]
+    last = there[-1].sequences["audio"]
+    assert last[len(last) - 1].tolist() == [[114, 115, 116], [117, 118, 119]]
+
+
+def test_shards_are_read_as_asked(two: list[Path]) -> None:
+    first = next(opened(two, modalities=("smell", "audio"), max_seq_len=2).parts(9))
+    assert list(first.sequences) == ["audio"]
+    audio = first.sequences["audio"]
+    assert audio.lengths.tolist() == [1, 2, 0]
+    assert audio[1].tolist() == [[9, 10, 11], [12, 13, 14]]
+    order = next(opened(two, modalities=("audio", "vision")).parts(9))
+    assert list(order.sequences) == ["audio", "vision"]
+
+
+def test_what_a_shard_says_of_its_labels(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write(path, ["a"], {"audio": ragged([3], 1, tabular=True)}, ("joy", "größe"))
+    stream = opened(path)
+    assert stream.label_names == ("joy", "größe")
+    assert next(stream.parts(1)).sequences["audio"].tabular
+
+
+def test_a_shard_of_another_name(two: list[Path], tmp_path: Path) -> None:
+    path = tmp_path / "mine"
+    shutil.copy(two[0], path)
+    assert opened(path, "shard").count == 3
+    assert "is of no known format" in fails(path)
+
+
+def test_shards_without_any_modality_that_is_asked_for(two: list[Path]) -> None:
+    message = fails(two, modalities=("smell", "vision"))
+    assert message == f"shard {two[1]} holds audio, and none of smell, vision"
+
+
+def test_a_folder_of_shards(two: list[Path], tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text("{}")
+    for format in ("auto", "shard"):
+        assert fails(tmp_path, format) == (
+            f"{tmp_path} is a folder of shards; give one or several of them: "
+            "audio-0.safetensors, test.safetensors"
+        )
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+def test_what_is_not_there(two: list[Path], tmp_path: Path) -> None:
+    assert fails(tmp_path / "none.npz") == f"{tmp_path / 'none.npz'} does not exist"
+    assert fails([two[0], tmp_path / "none"]) == f"{tmp_path / 'none'} does not exist"
+
+
+def test_what_is_no_shard(two: list[Path], tmp_path: Path) -> None:
+    npz = writers.write_npz(tmp_path / "a.npz", UTTERANCES)
+    assert "is not a shard" in fails(npz, "shard")
+    assert "is not a shard" in fails([two[0], npz])
+    assert "test.safetensors is not an .npz file" in fails([npz, two[0]])
+    damaged = tmp_path / "b.safetensors"
+    damaged.write_bytes(two[0].read_bytes()[:-1])
+    assert "is damaged" in fails(damaged)
+
+
+def test_a_format_that_is_none(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("hello")
+    assert "is of no known format" in fails(tmp_path / "notes.txt")
+    assert fails(tmp_path / "notes.txt", "hdf").startswith("format=hdf: expected mmsa, mult, ")
+
+
+def test_several_tables(tmp_path: Path) -> None:
+    path = writers.write_table(tmp_path, UTTERANCES)
+    assert fails([path, path]) == "format table is one file; 2 paths were given"
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_source_without_items(tmp_path: Path, steps: int) -> None:
+    np.savez(tmp_path / "a.npz", audio=np.empty((0, steps, 2)) if steps else np.empty((0, 2)))
+    assert fails(tmp_path / "a.npz") == f"{tmp_path / 'a.npz'} has no items"
+    (tmp_path / "t").mkdir()
+    np.save(tmp_path / "t" / "audio.npy", np.empty((0, 2, 2)))
+    (tmp_path / "t" / "a.csv").write_text("id\n")
+    assert fails(tmp_path / "t" / "a.csv") == f"{tmp_path / 't' / 'a.csv'} has no items"
+
+
+def test_items_are_what_they_were(tmp_path: Path) -> None:
+    """Items that lack a modality, or have rows in any order, lose nothing in their part."""
+    values = np.arange(20, dtype=np.float32).reshape(10, 2)
+    starts, lengths = np.array([8, 0, 3, 9, 2]), np.array([2, 0, 4, 0, 1])
+    audio = Sequences(values, starts, lengths)
+    items = replace(
+        write(tmp_path / "x.safetensors", list("abcde"), {"audio": audio}),
+        sequences={"audio": audio},
+    )
+    for size in (1, 2, 5):
+        assert_joined(opened(tmp_path / "x.safetensors"), size, items)
