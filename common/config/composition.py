@@ -19,6 +19,9 @@ from common.config.ranges import check_ranges
 from common.config.schema import Config, NpzConfig, ShardsConfig, SyntheticConfig
 from common.errors import UserError
 
+#: The package with the files of the commands that use a trained model.
+TRAINED = "conf.trained"
+
 
 def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
     """Compose the configuration from ``conf/`` and overrides, outside a Hydra command.
@@ -43,8 +46,10 @@ def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
     return parse_config(composed(config_name, overrides, Config))
 
 
-def composed(config_name: str, overrides: Sequence[str], schema: type) -> DictConfig:
-    """Compose a file of ``conf/`` and overrides, not yet checked.
+def composed(
+    config_name: str, overrides: Sequence[str], schema: type, folder: str = "conf"
+) -> DictConfig:
+    """Compose a file of ``conf/``, or of a folder in it, and overrides, not yet checked.
 
     Raises
     ------
@@ -53,7 +58,7 @@ def composed(config_name: str, overrides: Sequence[str], schema: type) -> DictCo
     """
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("conf", version_base=None):
+        with initialize_config_module(folder, version_base=None):
             return compose(config_name, list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, schema)) from error

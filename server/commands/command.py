@@ -23,15 +23,20 @@ from server.run.interruption import InterruptedRunError
 Task = Callable[[DictConfig], None]
 
 
-def hydra_command(config_name: str, schema: type = Config) -> Callable[[Task], Callable[[], None]]:
+def hydra_command(
+    config_name: str, schema: type = Config, folder: str = "conf"
+) -> Callable[[Task], Callable[[], None]]:
     """Turn a function of a composed configuration into a command.
 
     Parameters
     ----------
     config_name
-        The primary file in ``conf/``.
+        The primary file in the folder.
     schema
         What it composes into.
+    folder
+        The package of configuration files; ``conf.trained`` has no groups, so that a setting may be
+        called as a group of ``conf`` is.
     """
 
     def decorate(task: Task) -> Callable[[], None]:
@@ -48,9 +53,9 @@ def hydra_command(config_name: str, schema: type = Config) -> Callable[[Task], C
             # Hydra then raises instead of printing several lines and exiting with 1.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             try:
-                hydra.main(version_base=None, config_path="pkg://conf", config_name=config_name)(
-                    guarded
-                )()
+                hydra.main(
+                    version_base=None, config_path=f"pkg://{folder}", config_name=config_name
+                )(guarded)()
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, schema))
             except KeyboardInterrupt:

@@ -1,0 +1,1 @@
+"""Prediction with a trained model: in Python, from files, for what asks."""

@@ -1,0 +1,99 @@
+"""How an input is read for a trained model: as the run read its data, where nobody says how."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from common.data.source import ReadSettings
+from common.errors import UserError
+from server.prediction.predictor import Predictor, dataset_settings, model_path, number_in
+
+
+class InputConfig(Protocol):
+    """The settings that say how an input is read."""
+
+    model: str | None
+    modalities: list[str]
+    group: str | None
+    context: int | None
+    arrays: dict[str, str]
+
+
+def input_settings(config: InputConfig, predictor: Predictor, **others: Any) -> ReadSettings:
+    """Return how an input is read.
+
+    Parameters
+    ----------
+    config
+        What the user says.
+    predictor
+        Decides about modalities, and which of them are tabular.
+    others
+        Further settings of `ReadSettings`.
+
+    Raises
+    ------
+    UserError
+        If a modality is not one of the model's.
+    """
+    names = tuple(dict.fromkeys(config.modalities or predictor.features))
+    check_modalities("modalities", names, predictor)
+    check_modalities("arrays", config.arrays, predictor)
+    assert config.model is not None
+    trained = dataset_settings(model_path(config.model).parent)
+    context = number_in(trained, "context") or 0 if config.context is None else config.context
+    return ReadSettings(
+        modalities=names,
+        # Groups are asked for where context is, and for nothing else here.
+        group=(config.group or trained.get("group")) if context else None,
+        context=context,
+        tabular=tuple(name for name in names if len(predictor.features[name]) == 2),
+        max_seq_len=predictor.max_seq_len,
+        arrays=config.arrays,
+        **others,
+    )
+
+
+def check_modalities(setting: str, names: Iterable[str], predictor: Predictor) -> None:
+    """Raise `UserError` where a setting names a modality that is not one of the model's."""
+    unknown = [name for name in names if name not in predictor.features]
+    if unknown:
+        raise UserError(
+            f"{setting}: there is no {unknown[0]!r}; the model takes "
+            f"{', '.join(predictor.features)}"
+        )
+
+
+def paths_named(setting: str, given: object) -> list[Path]:
+    """Return the paths that a setting names, one or several.
+
+    Raises
+    ------
+    UserError
+        If it names none.
+    """
+    listed = given if isinstance(given, list) else [given]
+    paths = [Path(path) for path in listed if isinstance(path, str) and path]
+    if not paths or len(paths) < len(listed):
+        raise UserError(f"{setting}={given}: expected a path or a list of paths")
+    return paths
+
+
+def device_named(name: str) -> str:
+    """Return a device that is there; ``auto`` takes CUDA where there is one.
+
+    Raises
+    ------
+    UserError
+        If torch does not know it, or it is not there.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device={name}: {reason}") from error
+    return name

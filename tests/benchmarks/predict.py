@@ -1,0 +1,139 @@
+"""Time and peak memory of `utmp-predict` by the number of items: memory is to stay where it is.
+
+    python tests/benchmarks/predict.py [--items 10000 100000 1000000] [--out csv] [--threads 1]
+        [--folder DIR]
+
+Writes a small model of two modalities with random weights, and items of random features in a shard,
+and again as a table with .npy arrays; predicts them, and prints for each the size of its features,
+items a second and peak resident memory. A million items take some minutes. Threads of torch: on
+layers this small more than one only wait for each other, and for whatever else the machine does.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 4
+WIDTHS = {"language": 16, "audio": 8}
+SOURCES = ("shard", "table")
+
+#: Peak memory of children is the largest of all, so that each is measured by a fresh process.
+MEASURE = (
+    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
+    "print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+)
+
+
+def write_model(path: Path) -> None:
+    """Write a model that nobody trained."""
+    from common.config import FusionRule, ModelConfig
+    from common.model.fusion import Expert, Fusion
+    from common.model.ha_fedformer import ModelSpec, build_model
+    from common.task import Task
+    from server.model_file import model_bytes
+
+    sizes = ModelConfig(width=8, heads=2, layers=1, decoder_layers=1)
+    features = {name: (width,) for name, width in WIDTHS.items()}
+    model = build_model(ModelSpec(features, 1, Task.regression, sizes), seed=0)
+    experts = {name: Expert(information=0.5, unexplained=0.7, count=100) for name in WIDTHS}
+    fusion = Fusion(FusionRule.reliability, Task.regression, (0.0, 1.0), experts)
+    path.write_bytes(model_bytes(model, fusion))
+
+
+def write_shard(folder: Path, items: int) -> None:
+    """Write a shard of sequences from one step to all of them."""
+    from common.data.dataset import MultimodalDataset, Sequences
+    from common.data.shards import info_of
+    from common.data.shards import write_shard as write
+    from common.task import Task
+
+    rng = np.random.default_rng(0)
+    sequences = {}
+    for name, width in WIDTHS.items():
+        lengths = rng.integers(1, STEPS + 1, size=items)
+        values = rng.standard_normal((int(lengths.sum()), width), dtype=np.float32)
+        sequences[name] = Sequences(values, np.cumsum(lengths) - lengths, lengths)
+    ids = np.array([f"call-{number}" for number in range(items)])
+    dataset = MultimodalDataset(ids, ids, np.zeros(items, np.float32), sequences)
+    write(folder / "shard.safetensors", dataset, info_of(dataset, "test", Task.regression, 1))
+
+
+def write_table(folder: Path, items: int) -> None:
+    """Write a table, and an array beside it for each modality."""
+    rng = np.random.default_rng(0)
+    for name, width in WIDTHS.items():
+        values = rng.standard_normal((items, STEPS, width), dtype=np.float32)
+        np.save(folder / f"{name}.npy", values)
+    with (folder / "table.csv").open("w") as file:
+        file.write("id,note\n")
+        file.writelines(f"call-{number},of no use\n" for number in range(items))
+
+
+def size_of(folder: Path, source: str) -> int:
+    """Return the bytes of a source's features."""
+    names = ["shard.safetensors"] if source == "shard" else [f"{name}.npy" for name in WIDTHS]
+    return sum((folder / name).stat().st_size for name in names)
+
+
+def in_a_process(call: str) -> None:
+    """Write something in a process of its own, whose memory does not count."""
+    paths = [str(Path(__file__).parent), str(ROOT)]
+    script = f"import sys; sys.path[:0] = {paths!r}; import predict; predict.{call}"
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+def measured(
+    folder: Path, source: str, items: int, suffix: str, threads: int
+) -> tuple[float, float]:
+    """Predict; return seconds and peak memory in MB."""
+    file = "shard.safetensors" if source == "shard" else "table.csv"
+    out = folder / f"predictions.{suffix}"
+    given = [f"model={folder / 'model.safetensors'}", f"input={folder / file}", f"out={out}"]
+    command = [sys.executable, "-m", "server.commands.predict", *given, "device=cpu"]
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *command],
+        check=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+    )
+    seconds = time.monotonic() - began
+    shown, peak = done.stdout.rsplit("PEAK", 1)
+    assert f"{items} items from language+audio" in shown
+    out.unlink()
+    return seconds, int(peak) * 1024 / 1e6
+
+
+def main() -> None:
+    """Write, predict, print."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--items", type=int, nargs="+", default=[10_000, 100_000, 1_000_000])
+    parser.add_argument("--out", choices=("csv", "json", "jsonl", "parquet"), default="csv")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--folder", type=Path)
+    arguments = parser.parse_args()
+    print(f"{'source':>6} {'items':>9} {'MB':>7} {'seconds':>8} {'items/s':>8} {'peak MB':>8}")
+    for source in SOURCES:
+        for items in arguments.items:
+            with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
+                folder = Path(name)
+                in_a_process(f"write_model(predict.Path({str(folder / 'model.safetensors')!r}))")
+                in_a_process(f"write_{source}(predict.Path({name!r}), {items})")
+                size = size_of(folder, source) / 1e6
+                seconds, peak = measured(folder, source, items, arguments.out, arguments.threads)
+            speed = items / seconds
+            row = f"{source:>6} {items:>9} {size:>7.1f} {seconds:>8.1f} {speed:>8.0f} {peak:>8.0f}"
+            print(row, flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,167 @@
+"""The files of the commands that use a trained model: they compose, and what is wrong is one line.
+
+Their folder is no group: `model` and `dataset` are settings here, and groups of ``conf/``.
+"""
+
+from collections.abc import Callable
+from dataclasses import fields
+from importlib import import_module
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from common.config import Config
+from common.config.composition import TRAINED, composed
+from common.config.evaluate import EvaluateConfig, Side, compose_evaluate
+from common.config.predict import PredictConfig, compose_predict
+from common.errors import UserError
+
+FOLDER = Path(str(files(TRAINED)))
+FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+Compose = Callable[[list[str]], Any]
+
+PREDICT = ["model=runs/a", "input=b.csv"]
+EVALUATE = ["model=runs/a"]
+COMMON = [
+    *("modalities=[vision,audio]", "labels=[joy,fear]", "max_seq_len=9", "group=video"),
+    *("context=0", "arrays.audio=a.npy", "arrays.new=b.npz", "device=cuda:1", "overwrite=true"),
+    "format=npz",
+]
+both = pytest.mark.parametrize(
+    ("compose", "least"), [(compose_predict, PREDICT), (compose_evaluate, EVALUATE)]
+)
+
+
+def refused(compose: Compose, *overrides: str) -> str:
+    with pytest.raises(UserError) as caught:
+        compose([*overrides])
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    return message
+
+
+# The files --------------------------------------------------------------------------------------
+
+
+def test_the_files_are_found() -> None:
+    assert {"predict", "evaluate"} <= set(FILES)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_composes_and_starts_with_its_command(name: str) -> None:
+    import_module(f"common.config.{name}")
+    found = composed(name, ["model=runs/2026-11-24/10-00-00"], Config, TRAINED)
+    assert found.model == "runs/2026-11-24/10-00-00"
+    text = (FOLDER / f"{name}.yaml").read_text()
+    assert f"`utmp-{name} model=" in text.splitlines()[0]
+    assert yaml.safe_load(text)["hydra"]["job"]["name"] == f"utmp-{name}"
+
+
+@pytest.mark.parametrize(
+    ("schema", "name"), [(PredictConfig, "predict"), (EvaluateConfig, "evaluate")]
+)
+def test_every_setting_is_in_its_file(schema: type, name: str) -> None:
+    written = set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) - {"defaults", "hydra"}
+    assert written == {field.name for field in fields(schema)}
+
+
+# What is composed -------------------------------------------------------------------------------
+
+
+def test_the_defaults_of_predict() -> None:
+    assert compose_predict(PREDICT) == PredictConfig("runs/a", "b.csv")
+
+
+def test_the_defaults_of_evaluate() -> None:
+    config = compose_evaluate(EVALUATE)
+    assert config == EvaluateConfig("runs/a")
+    assert config.side is Side.test
+
+
+def test_names_of_groups_are_settings() -> None:
+    for dataset in ("npz", "shards", "synthetic", "shards/mosei", "npz_schema", "/a/b=c.npz"):
+        quoted = f"dataset='{dataset}'" if "=" in dataset else f"dataset={dataset}"
+        config = compose_evaluate(["model=small", quoted])
+        assert (config.model, config.dataset) == ("small", dataset)
+
+
+@both
+def test_every_setting_can_be_given(compose: Compose, least: list[str]) -> None:
+    more = ["dataset=c"] if compose is compose_evaluate else []
+    config = compose([*least, *more, *COMMON])
+    assert (config.modalities, config.labels) == (["vision", "audio"], ["joy", "fear"])
+    assert (config.max_seq_len, config.group, config.context) == (9, "video", 0)
+    assert config.arrays == {"audio": "a.npy", "new": "b.npz"}
+    assert (config.device, config.overwrite, config.format) == ("cuda:1", True, "npz")
+
+
+def test_an_input_or_several() -> None:
+    assert compose_predict(["model=a", "input=[b.npz,c.npz]"]).input == ["b.npz", "c.npz"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
+def test_every_kind_of_file(suffix: str) -> None:
+    assert compose_predict([*PREDICT, f"out=far/a{suffix}"]).out == f"far/a{suffix}"
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+@both
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("modell=a", "there is no setting 'modell'; did you mean model?"),
+        ("+modell=a", "there is no setting 'modell'"),
+        ("+hydra_schema.x=a", "there is no setting 'hydra_schema'"),
+        ("model=null", "model is required; give it as model=…: a run folder or its model file"),
+        ("model=", "model is required; give it as model=…"),
+        ("max_seq_len=0", "max_seq_len=0: expected a number above 0"),
+        ("max_seq_len=many", "max_seq_len=many: "),
+        ("context=-1", "context=-1: expected a number of at least 0"),
+        ("overwrite=perhaps", "overwrite=perhaps: "),
+        ("modalities=audio", "modalities=audio: "),
+        ("dataset/x=y", "there is no setting 'dataset/x'"),
+        ("out=a.txt", "out=a.txt: expected a file that ends in .json"),
+        ("out=a", "out=a: expected a file that ends in .json"),
+        ("out=a.JSON", "out=a.JSON: expected a file that ends in .json"),
+    ],
+)
+def test_what_is_wrong_with_either(
+    compose: Compose, least: list[str], override: str, message: str
+) -> None:
+    told = refused(compose, *least, override).replace(".csv, .json", ".json")
+    assert told.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model=a"], "input is required; give it as input=…: a shard, or a file of any format"),
+        (["model=a", "input=[]"], "input is required"),
+        ([*PREDICT, "out=.csv"], "out=.csv: expected a file that ends in .csv, .json, .jsonl, .pa"),
+        ([*PREDICT, "batch_size=0"], "batch_size=0: expected a number above 0"),
+        ([*PREDICT, "dataset=a"], "there is no setting 'dataset'"),
+    ],
+)
+def test_what_is_wrong_with_predict(overrides: list[str], message: str) -> None:
+    assert refused(compose_predict, *overrides).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["side=train"], "side=train: Invalid value 'train', expected one of [validation, test]"),
+        (["input=a"], "there is no setting 'input'"),
+        (["labels=[joy]"], "labels says how a dataset is read; give that too, as dataset=…"),
+        (["format=npz"], "format says how a dataset is read; give that too, as dataset=…"),
+        (["arrays.audio=a.npy"], "arrays says how a dataset is read; give that too"),
+        (["emotions=true"], "emotions says how a dataset is read; give that too"),
+    ],
+)
+def test_what_is_wrong_with_evaluate(overrides: list[str], message: str) -> None:
+    assert refused(compose_evaluate, *EVALUATE, *overrides).startswith(message)

@@ -1,0 +1,519 @@
+"""`utmp-predict` as its users meet it.
+
+One process loads the libraries once and forks for each command line.
+"""
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import yaml
+from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from made_up_models import (
+    OUTPUTS,
+    STEPS,
+    WIDTHS,
+    Features,
+    features_for,
+    sequences_for,
+    write_model,
+)
+
+from common.data.dataset import MultimodalDataset, Sequences
+from common.data.manifest import MANIFEST
+from common.data.shards import ShardInfo, write_shard
+from common.task import Task
+from server.prediction.predictor import Predictions, Predictor
+from server.run.folder import MODEL
+
+torch.set_num_threads(1)
+
+COMMAND = [sys.executable, "-m", "server.commands.predict"]
+
+LOADS = """
+import torch
+torch.set_num_threads(1)
+import server.prediction.files, server.prediction.console, common.data.formats.table
+from server.commands.predict import main
+"""
+
+Run = Callable[..., Answer]
+
+IDS = ["a", "b,c", 'd "e"', "ü", "x\ny"]
+#: The third item has nothing at all, the fourth all three.
+LENGTHS = {"language": [4, 0, 0, 3, 0], "audio": [6, 5, 0, 1, 0], "vision": [0, 3, 0, 2, 7]}
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[ForkedCommand]:
+    with forked_command("utmp-predict", LOADS) as command:
+        yield command
+
+
+@pytest.fixture
+def loaded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
+    """Run the command in an empty folder, with its libraries loaded already."""
+    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model of numbers, in the folder where the command runs."""
+    return write_model(tmp_path / "run")
+
+
+def write_items(
+    path: Path,
+    features: Features | dict[str, Sequences],
+    ids: list[str],
+    task: Task = Task.regression,
+    names: tuple[str, ...] = (),
+) -> Path:
+    """Write a shard."""
+    sequences = {
+        name: each if isinstance(each, Sequences) else sequences_for({name: each})[name]
+        for name, each in features.items()
+    }
+    labels = {
+        Task.regression: np.zeros(len(ids), np.float32),
+        Task.classification: np.zeros(len(ids), np.int64),
+        Task.multilabel: np.zeros((len(ids), OUTPUTS[task]), np.float32),
+    }[task]
+    items = MultimodalDataset(np.array(ids), np.array(ids), labels, sequences, label_names=names)
+    tabular = tuple(name for name, each in sequences.items() if each.tabular)
+    info = ShardInfo(path.stem, tuple(sequences), task, OUTPUTS[task], names, tabular)
+    write_shard(path, items, info)
+    return path
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def number(cell: str) -> float:
+    return float(cell) if cell else np.nan
+
+
+def check_csv(path: Path, ids: list[str], expected: Predictions) -> None:
+    """Compare a file of numbers with what the model predicts in Python."""
+    rows = read_csv(path)
+    assert [row["id"] for row in rows] == ids
+    assert expected.std is not None
+    columns = {"prediction": expected.values, "std": expected.std}
+    columns |= {f"prediction_{name}": each for name, each in expected.alone.items()}
+    columns |= {f"weight_{name}": each for name, each in expected.weights.items()}
+    assert list(rows[0])[:5] == ["id", "prediction", "std", "seven_class", "sign"]
+    assert {*rows[0]} == {"id", "seven_class", "sign", *columns}
+    for column, values in columns.items():
+        found = np.array([number(row[column]) for row in rows])
+        np.testing.assert_allclose(found, values, atol=1e-6, rtol=0, err_msg=column)
+
+
+# In a process of its own ------------------------------------------------------------------------
+
+
+def test_help_and_configuration(tmp_path: Path) -> None:
+    def alone(*arguments: str) -> str:
+        done = subprocess.run(
+            [*COMMAND, *arguments],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        return Answer(done.returncode, done.stdout, done.stderr).shown
+
+    shown = alone("--help")
+    assert "out: predictions.csv" in shown
+    assert "npz_schema" not in shown
+    printed = yaml.safe_load(alone("--cfg", "job", "model=a", "input=[b,c]", "arrays.audio=d"))
+    assert (printed["input"], printed["arrays"]) == (["b", "c"], {"audio": "d"})
+    assert list(tmp_path.iterdir()) == []
+
+
+# What is predicted ------------------------------------------------------------------------------
+
+
+def test_a_shard(loaded: Run, model: Path, tmp_path: Path) -> None:
+    features = features_for(LENGTHS)
+    write_items(tmp_path / "test.safetensors", features, IDS)
+    shown = loaded("model=run", "input=test.safetensors").shown
+    check_csv(tmp_path / "predictions.csv", IDS, Predictor.load(model).predict(features))
+    assert shown.splitlines() == [
+        "model run: regression; language (4 wide), audio (3 wide), vision (2 wide); fusion "
+        "reliability",
+        "input: shard, test; 5 items",
+        "1 items from audio+vision",
+        "1 items from language+audio",
+        "1 items from language+audio+vision",
+        "1 items from vision",
+        "warning: 1 items have no modality: nothing is predicted of them",
+        "predictions: predictions.csv",
+    ]
+    assert sorted(each.name for each in tmp_path.iterdir()) == [
+        *("predictions.csv", "run", "test.safetensors")
+    ]
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_every_kind_of_file_says_the_same(loaded: Run, tmp_path: Path, task: Task) -> None:
+    write_model(tmp_path / "run", task)
+    features = features_for(LENGTHS)
+    write_items(tmp_path / "a.safetensors", features, IDS, task)
+    for suffix in ("csv", "json", "jsonl", "parquet"):
+        assert loaded("model=run", "input=a.safetensors", f"out=p.{suffix}").status == 0
+    expected = Predictor.load(tmp_path / "run").predict(features)
+    listed = json.loads((tmp_path / "p.json").read_text())
+    lines = (tmp_path / "p.jsonl").read_text().splitlines()
+    assert list(map(json.loads, lines)) == listed
+    table, rows = pq.read_table(tmp_path / "p.parquet").to_pylist(), read_csv(tmp_path / "p.csv")
+    assert [row["id"] for row in table] == [row["id"] for row in rows] == IDS
+    assert [record["id"] for record in listed] == IDS
+    name = "prediction" if task is Task.regression else "probability_1"
+    column = expected.values if task is Task.regression else expected.values[:, 1]
+    for item in (0, 1, 3, 4):
+        record = listed[item]
+        said = record["prediction"] if task is Task.regression else record["probabilities"]["1"]
+        assert said == pytest.approx(column[item], abs=1e-6)
+        assert table[item][name] == said
+        assert float(np.float32(rows[item][name])) == said
+    assert table[2]["prediction"] is listed[2]["prediction"] is None
+    assert rows[2]["prediction"] == ""
+
+
+def test_from_some_modalities(loaded: Run, model: Path, tmp_path: Path) -> None:
+    """As the README has it: all, two, one."""
+    features = features_for({name: [3, 4, 5] for name in WIDTHS})
+    write_items(tmp_path / "test.safetensors", features, ["a", "b", "c"])
+    predictor = Predictor.load(model)
+    for out, names in (("two.csv", ["language", "audio"]), ("one.csv", ["vision"])):
+        given = f"modalities=[{','.join(names)}]"
+        shown = loaded("model=run", "input=test.safetensors", f"out={out}", given).shown
+        assert f"3 items from {'+'.join(names)}\n" in shown
+        expected = predictor.predict({name: features[name] for name in names})
+        check_csv(tmp_path / out, ["a", "b", "c"], expected)
+    loaded("model=run", "input=test.safetensors", "out=all.csv")
+    alone = [row["prediction_vision"] for row in read_csv(tmp_path / "all.csv")]
+    assert [row["prediction"] for row in read_csv(tmp_path / "one.csv")] == alone
+
+
+def test_several_shards_of_one_modality_each(loaded: Run, model: Path, tmp_path: Path) -> None:
+    features = features_for({"audio": [3, 4], "vision": [1, 2]})
+    paths = [
+        write_items(tmp_path / f"{name}-0.safetensors", {name: each}, [f"{name}{i}" for i in "ab"])
+        for name, each in features.items()
+    ]
+    shown = loaded("model=run", f"input=[{','.join(each.name for each in paths)}]").shown
+    assert "input: shard, audio-0, vision-0; 4 items\n" in shown
+    joined = {
+        "language": [None] * 4,
+        "audio": [*features["audio"], None, None],
+        "vision": [None, None, *features["vision"]],
+    }
+    ids = ["audioa", "audiob", "visiona", "visionb"]
+    check_csv(tmp_path / "predictions.csv", ids, Predictor.load(model).predict(joined))
+
+
+@pytest.mark.parametrize("batch_size", [100, 3000])
+def test_more_items_than_are_read_together(
+    loaded: Run, model: Path, tmp_path: Path, batch_size: int
+) -> None:
+    """Without labels or ids, in a table and in a file that is read whole."""
+    count = 4500
+    rng = np.random.default_rng(0)
+    audio = rng.normal(size=(count, 2, 3)).astype(np.float32)
+    vision = rng.normal(size=(count, 2)).astype(np.float32)
+    (tmp_path / "t").mkdir()
+    np.save(tmp_path / "t" / "audio.npy", audio)
+    np.save(tmp_path / "t" / "vision.npy", vision)
+    (tmp_path / "t" / "calls.csv").write_text("note\n" + "x\n" * count)
+    np.savez(tmp_path / "calls.npz", audio=audio, vision=vision)
+    expected = Predictor.load(model).predict(
+        {"language": [None] * count, "audio": audio, "vision": vision[:, None]}
+    )
+    size = f"batch_size={batch_size}"
+    shown = loaded("model=run", "input=t/calls.csv", "out=t.csv", size).shown
+    assert f"input: table, a table, CSV; {count} items\n" in shown
+    check_csv(tmp_path / "t.csv", [str(item) for item in range(count)], expected)
+    shown = loaded("model=run", "input=calls.npz", "out=n.csv", size).shown
+    assert f"input: npz, a zip archive of 2 arrays; {count} items\n" in shown
+    check_csv(tmp_path / "n.csv", [f"calls.npz#{item}" for item in range(count)], expected)
+
+
+def test_arrays_elsewhere(loaded: Run, model: Path, tmp_path: Path) -> None:
+    (tmp_path / "far").mkdir()
+    np.save(tmp_path / "far" / "sound.npy", np.ones((2, 4, 3)))
+    (tmp_path / "calls.csv").write_text("id\na\nb\n")
+    shown = loaded("model=run", "input=calls.csv", "arrays.audio=far/sound.npy").shown
+    assert "2 items from audio\n" in shown
+    error = loaded("model=run", "input=calls.csv", "arrays.adio=far/sound.npy", "out=b.csv").error
+    assert error == "arrays: there is no 'adio'; the model takes language, audio, vision"
+
+
+def test_values_that_are_not_finite(loaded: Run, model: Path, tmp_path: Path) -> None:
+    audio = np.ones((2, 4, 3), np.float32)
+    audio[0, 1], audio[1, 2, 0] = np.nan, np.inf
+    np.savez(tmp_path / "a.npz", audio=audio)
+    shown = loaded("model=run", "input=a.npz").shown
+    assert "warning: 4 values of audio are not finite, and count as the mean\n" in shown
+
+
+def test_what_was_cleaned(loaded: Run, model: Path, tmp_path: Path) -> None:
+    from tests.common.data.formats import writers
+
+    items = writers.make_utterances(0, widths=WIDTHS, zero_text=3)
+    writers.write_multibench(tmp_path / "a.pkl", items)
+    shown = loaded("model=run", "input=a.pkl").shown
+    assert "input: multibench, a pickle of splits train, valid, test with " in shown
+    assert "; 30 items\n" in shown
+    assert "cleaned: 3 items without language\n" in shown
+    assert "3 items from audio+vision\n" in shown
+
+
+# As the run read its data -----------------------------------------------------------------------
+
+
+def test_as_many_steps_as_in_the_run(loaded: Run, tmp_path: Path) -> None:
+    write_model(tmp_path / "run", dataset={"max_seq_len": 2})
+    features = features_for({"audio": [5]})
+    write_items(tmp_path / "a.safetensors", features, ["a"])
+    np.savez(tmp_path / "a.npz", audio=np.stack(features["audio"]), id=["a"])
+    for steps, given in ((2, []), (3, ["max_seq_len=3"])):
+        cut = {"language": [None], "audio": [features["audio"][0][-steps:]], "vision": [None]}
+        expected = Predictor.load(tmp_path / "run", max_seq_len=9).predict(cut)
+        for source in ("a.safetensors", "a.npz"):
+            loaded("model=run", f"input={source}", "overwrite=true", *given)
+            check_csv(tmp_path / "predictions.csv", ["a"], expected)
+
+
+def test_context_as_in_the_run(loaded: Run, tmp_path: Path) -> None:
+    write_model(tmp_path / "run", dataset={"context": 1, "group": "video"})
+    audio = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
+    np.savez(tmp_path / "a.npz", audio=audio, video=["x", "x", "y"], id=["a", "b", "c"])
+    nothing = {"language": [None] * 3, "vision": [None] * 3}
+    predictor = Predictor.load(tmp_path / "run")
+    with_context = [audio[:1], audio[:2], audio[2:]]
+    without = [audio[:1], audio[1:2], audio[2:]]
+    for given, expected in (([], with_context), (["context=0"], without)):
+        loaded("model=run", "input=a.npz", "overwrite=true", *given)
+        found = predictor.predict({**nothing, "audio": expected})
+        check_csv(tmp_path / "predictions.csv", ["a", "b", "c"], found)
+    np.savez(tmp_path / "b.npz", audio=audio)
+    error = loaded("model=run", "input=b.npz", "out=b.csv").error
+    assert error.startswith("b.npz has no array 'video' (group)")
+
+
+def test_a_tabular_modality(loaded: Run, tmp_path: Path) -> None:
+    """Its zeros are values, and no padding."""
+    write_model(tmp_path / "run", tabular=["audio"])
+    audio = np.zeros((2, STEPS, 3), np.float32)
+    audio[0, 1] = 1
+    np.save(tmp_path / "audio.npy", audio)
+    (tmp_path / "calls.csv").write_text("id\na\nb\n")
+    loaded("model=run", "input=calls.csv")
+    nothing = {"language": [None] * 2, "vision": [None] * 2}
+    expected = Predictor.load(tmp_path / "run").predict({**nothing, "audio": audio})
+    check_csv(tmp_path / "predictions.csv", ["a", "b"], expected)
+
+
+@pytest.mark.parametrize(
+    ("of_model", "of_shard", "given", "expected"),
+    [
+        ((), (), (), ("0", "1")),
+        ((), ("joy", "fear"), (), ("joy", "fear")),
+        (("glee", "dread"), ("joy", "fear"), (), ("glee", "dread")),
+        (("glee", "dread"), ("joy", "fear"), ("+", "-"), ("+", "-")),
+    ],
+)
+def test_what_labels_are_called(
+    loaded: Run,
+    tmp_path: Path,
+    of_model: tuple[str, ...],
+    of_shard: tuple[str, ...],
+    given: tuple[str, ...],
+    expected: tuple[str, ...],
+) -> None:
+    write_model(tmp_path / "run", Task.multilabel, names=of_model)
+    features = features_for({"audio": [3, 1, 4]})
+    path = write_items(tmp_path / "a.safetensors", features, [*"abc"], Task.multilabel, of_shard)
+    labels = [f"labels=[{','.join(given)}]"] if given else []
+    loaded("model=run", f"input={path.name}", *labels)
+    values = Predictor.load(tmp_path / "run").predict(features).values
+    for row, probabilities in zip(read_csv(tmp_path / "predictions.csv"), values, strict=True):
+        for name, probability in zip(expected, probabilities, strict=True):
+            assert float(row[f"probability_{name}"]) == pytest.approx(probability, abs=1e-6)
+        chosen = [name for name, each in zip(expected, probabilities, strict=True) if each >= 0.5]
+        assert row["prediction"] == ";".join(chosen)
+
+
+def test_a_model_without_its_run(loaded: Run, model: Path, tmp_path: Path) -> None:
+    features = features_for(LENGTHS)
+    write_items(tmp_path / "a.safetensors", features, IDS)
+    loaded(f"model=run/{MODEL}", "input=a.safetensors")
+    check_csv(tmp_path / "predictions.csv", IDS, Predictor.load(model).predict(features))
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def items(tmp_path: Path) -> Path:
+    return write_items(tmp_path / "a.safetensors", features_for(LENGTHS), IDS)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "model is required; give it as model=…: a run folder or its model file"),
+        (["model=run"], "input is required; give it as input=…: a shard, or a file of any format"),
+        (["model=none"], "model file none does not exist"),
+        (["modell=run"], "there is no setting 'modell'; did you mean model?"),
+        (["model=a.safetensors"], "a.safetensors is not a model of this project"),
+        (["input=none.csv"], "none.csv does not exist"),
+        (["input=[a.safetensors,3]"], "input=['a.safetensors', 3]: expected a path or a list of"),
+        (["input=run"], "run is of no known format; expected one of "),
+        (["format=npz"], "a.safetensors is not an .npz file, or only a part of one"),
+        (["format=hdf"], "format=hdf: expected mmsa, mult, multibench, npz, csd, table"),
+        (
+            ["modalities=[smell]"],
+            "modalities: there is no 'smell'; the model takes language, audio",
+        ),
+        (["labels=[joy]"], "labels=['joy']: the model predicts numbers, which have no names"),
+        (["batch_size=0"], "batch_size=0: expected a number above 0"),
+        (["device=quantum"], "device=quantum: "),
+        (["device=meta"], "device=meta: "),
+        (["out=a.txt"], "out=a.txt: expected a file that ends in .csv, .json, .jsonl, .parquet"),
+        (["out=none/a.csv"], "out=none/a.csv cannot be written: there is no folder none"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    loaded: Run, model: Path, items: Path, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    before = sorted(each.name for each in tmp_path.iterdir())
+    given = {argument.partition("=")[0] for argument in arguments}
+    default = ["model=run", "input=a.safetensors"]
+    if message.startswith(("model is", "input is")):
+        default = []
+    filled = [each for each in default if each.partition("=")[0] not in given]
+    assert loaded(*filled, *arguments).error.startswith(message)
+    assert sorted(each.name for each in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("labels", ["[a]", "[a,a]", "[a,b,c]"])
+def test_names_that_do_not_fit_the_outputs(loaded: Run, tmp_path: Path, labels: str) -> None:
+    write_model(tmp_path / "run", Task.multilabel)
+    write_items(tmp_path / "a.safetensors", features_for({"audio": [1]}), ["a"])
+    error = loaded("model=run", "input=a.safetensors", f"labels={labels}").error
+    assert error.endswith(": expected 2 different names, one for each output")
+
+
+def test_nothing_is_overwritten_unasked(
+    loaded: Run, model: Path, items: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "p.csv").write_text("mine")
+    arguments = ("model=run", "input=a.safetensors", "out=p.csv")
+    error = loaded(*arguments).error
+    assert error == "out=p.csv is there already; choose another, or give overwrite=true"
+    assert (tmp_path / "p.csv").read_text() == "mine"
+    assert loaded(*arguments, "overwrite=true").status == 0
+    assert len(read_csv(tmp_path / "p.csv")) == 5
+
+
+def test_a_run_that_is_not_finished(loaded: Run, items: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    assert loaded("model=run", "input=a.safetensors").error.startswith(
+        f"run has no {MODEL}: expected the folder of a finished run; one that broke off goes on "
+    )
+
+
+def test_a_folder_of_shards(loaded: Run, model: Path, items: Path, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text("{}")
+    error = loaded("model=run", "input=.").error
+    assert error == ". is a folder of shards; give one or several of them: a.safetensors"
+
+
+def failed(answer: Answer) -> str:
+    """The line of an error that came after what was read was told."""
+    assert answer.status == 2
+    assert "Traceback" not in answer.stderr
+    line = answer.stderr.removeprefix("error: ").rstrip("\n")
+    assert answer.stderr == f"error: {line}\n"
+    assert "\n" not in line
+    return line
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_features_of_another_width(loaded: Run, model: Path, tmp_path: Path, suffix: str) -> None:
+    np.savez(tmp_path / "a.npz", audio=np.ones((2, 4, 9)))
+    answer = loaded("model=run", "input=a.npz", f"out=p.{suffix}")
+    assert failed(answer) == "audio is 9 wide; the model takes 3"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.npz", "run"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_what_goes_wrong_on_the_way_leaves_nothing(
+    loaded: Run, model: Path, tmp_path: Path, suffix: str
+) -> None:
+    """After a part that went well."""
+    np.save(tmp_path / "audio.npy", np.ones((5000, 1, 3), np.float32))
+    (tmp_path / "calls.csv").write_text("id\n" + "x\n" * 4999)
+    answer = loaded("model=run", "input=calls.csv", f"out=p.{suffix}")
+    assert failed(answer) == "audio.npy has 5000 items and the table 4999; expected as many"
+    assert "predictions" not in answer.stdout
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["audio.npy", "calls.csv", "run"]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_a_disk_that_is_full(loaded: Run, model: Path, tmp_path: Path, suffix: str) -> None:
+    np.savez(tmp_path / "a.npz", audio=np.random.default_rng(0).normal(size=(5000, 1, 3)))
+    (tmp_path / f"p.{suffix}").write_text("mine")
+    answer = loaded(
+        "model=run", "input=a.npz", f"out=p.{suffix}", "overwrite=true", largest_file=30_000
+    )
+    assert failed(answer).startswith(f"out=p.{suffix} cannot be written: ")
+    assert (tmp_path / f"p.{suffix}").read_text() == "mine"
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["a.npz", f"p.{suffix}", "run"]
+
+
+def test_a_damaged_shard(loaded: Run, model: Path, items: Path, tmp_path: Path) -> None:
+    content = bytearray(items.read_bytes())
+    content[-1] ^= 1
+    items.write_bytes(content)
+    error = loaded("model=run", "input=a.safetensors").error
+    assert error.startswith("shard a.safetensors is damaged: its bytes do not match its seal; copy")
+
+
+def test_without_pyarrow(loaded: Run, model: Path, items: Path, tmp_path: Path) -> None:
+    missing = ("pyarrow", "pyarrow.parquet", "pyarrow.csv")
+    error = loaded("model=run", "input=a.safetensors", "out=a.parquet", missing=missing).error
+    assert error == "a .parquet file needs pyarrow: pip install 'ha-fedformer[prepare]'"
+    np.save(tmp_path / "audio.npy", np.ones((1, 1, 3)))
+    (tmp_path / "calls.csv").write_text("id\na\n")
+    error = loaded("model=run", "input=calls.csv", missing=missing).error
+    assert error == "calls.csv needs pyarrow: pip install 'ha-fedformer[prepare]'"
+    assert loaded("model=run", "input=a.safetensors", missing=missing).status == 0
+
+
+def test_names_are_shown_as_they_were_typed(loaded: Run, tmp_path: Path) -> None:
+    name = "[b]a:key:b[red]" + "a" * 150 + " " + "b" * 40
+    write_model(tmp_path / name)
+    np.savez(tmp_path / f"{name}.npz", audio=np.ones((1, 1, 3)))
+    shown = loaded(f'model="{name}"', f'input="{name}.npz"', f'out="{name}.csv"').shown
+    assert f"model {name}: regression; " in shown
+    assert f"predictions: {name}.csv\n" in shown
+
+
+def test_a_progress_bar_is_not_for_files(loaded: Run, model: Path, items: Path) -> None:
+    shown = loaded("model=run", "input=a.safetensors").shown
+    assert "\x1b" not in shown
+    assert "predicting" not in shown

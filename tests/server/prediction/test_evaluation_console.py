@@ -1,0 +1,118 @@
+"""What is shown of an evaluation, on terminals of any width."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+from made_up_models import OUTPUTS, features_for, fusion_for, model_for, sequences_for
+from rich.console import Console
+
+from common.data.dataset import MultimodalDataset
+from common.task import Task
+from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
+from server.prediction.evaluation import Evaluation
+from server.prediction.evaluation_console import EvaluationConsole
+
+COUNT = 12
+
+
+def evaluation(task: Task, names: tuple[str, ...] = ()) -> Evaluation:
+    rng = np.random.default_rng(0)
+    features = features_for({"language": [3] * COUNT, "audio": [2] * COUNT, "vision": [4] * COUNT})
+    labels = {
+        Task.regression: rng.normal(size=COUNT).astype(np.float32),
+        Task.classification: np.arange(COUNT) % OUTPUTS[task],
+        Task.multilabel: rng.integers(0, 2, (COUNT, OUTPUTS[task])).astype(np.float32),
+    }[task]
+    ids = np.arange(COUNT).astype(np.str_)
+    items = MultimodalDataset(ids, ids, labels, sequences_for(features))
+    model, fusion = model_for(task), fusion_for(task)
+    results = {
+        "test": evaluate(model, fusion, items),
+        "test_by_fusion": evaluate_rules(model, {"reliability": fusion}, items),
+        "test_by_subset": evaluate_subsets(model, fusion, items),
+        "diagnostics": diagnose(model, fusion, items),
+    }
+    about = {"model": "runs/a", "dataset": "shards/b", "items": COUNT}
+    return Evaluation(about, task, names, results)
+
+
+def shown(found: Evaluation, width: int | None = None) -> str:
+    stream = io.StringIO()
+    terminal = width is not None
+    console = Console(file=stream, force_terminal=terminal, width=width, color_system=None)
+    EvaluationConsole(console).show(found)
+    return stream.getvalue()
+
+
+def rows_of(text: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        for line in text.splitlines()
+        if line[:1] in ("│", "┃")
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_figure_is_cut_on_a_narrow_terminal(width: int) -> None:
+    found = evaluation(Task.regression)
+    text = shown(found, width)
+    rows = rows_of(text)
+    for subset, scores in found.results["test_by_subset"].items():
+        assert [subset, f"{scores['corr']:.3f}"] in [row[:2] for row in rows]
+    told = "more metrics on a wider terminal, and all of them with out=….json"
+    assert (told in text) == (width < 200)
+    text = text.replace(told, "")
+    assert max(map(len, text.splitlines())) <= width
+    assert "…" not in text
+
+
+def test_into_a_file_goes_everything() -> None:
+    found = evaluation(Task.regression)
+    rows = rows_of(shown(found))
+    metrics = ["corr", *(name for name in found.results["test"]["audio"] if name != "corr")]
+    assert ["", *metrics] in rows
+    for subset, scores in found.results["test_by_subset"].items():
+        assert [subset, *(f"{scores[metric]:.3f}" for metric in metrics)] in rows
+    nominal, observed, width = found.results["diagnostics"]["multimodal"]["calibration"].values()
+    for each in zip(nominal, observed, width, strict=True):
+        assert [f"{value:.3f}" for value in each] in rows
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [((), ["0", "1", "2"]), (("joy", "fear", "[b]awe"), ["joy", "fear", "[b]awe"])],
+)
+def test_classes_are_called_by_their_names(names: tuple[str, ...], said: list[str]) -> None:
+    found = evaluation(Task.classification, names)
+    rows = rows_of(shown(found))
+    assert ["", *said] in rows
+    counts = found.results["diagnostics"]["multimodal"]["confusion"]["counts"]
+    for name, each in zip(said, counts, strict=True):
+        assert [f"true {name}", *map(str, each)] in rows
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [((), ["label 0", "label 1"]), (("joy", "[b]fear"), ["joy", "[b]fear"])],
+)
+def test_every_label_has_its_confusion(names: tuple[str, ...], said: list[str]) -> None:
+    found = evaluation(Task.multilabel, names)
+    lines = shown(found).splitlines()
+    counts = found.results["diagnostics"]["multimodal"]["confusion"]["counts"]
+    for name, (absent, present) in zip(said, counts, strict=True):
+        first = lines.index(f"Confusion of {name}: rows are true, columns predicted")
+        rows = rows_of("\n".join(lines[first : first + 7]))
+        assert rows[0] == ["", "0", "1"]
+        assert rows[1:3] == [["true 0", *map(str, absent)], ["true 1", *map(str, present)]]
+
+
+def test_an_empty_bin_is_an_empty_cell() -> None:
+    found = evaluation(Task.classification)
+    table = found.results["diagnostics"]["multimodal"]["calibration"]
+    assert None in table["probability"]
+    rows = rows_of(shown(found))
+    for upper, count, probability, _ in zip(*table.values(), strict=True):
+        if probability is None:
+            assert [f"{upper:.3f}", str(count), "", ""] in rows

@@ -1,0 +1,101 @@
+"""Runs that trained for a moment, on a dataset of each kind, and the files that they read."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
+
+from common.config import compose_config
+from common.config.prepare import compose_prepare
+from common.data.preparation import prepare as prepare_shards
+from server.app import prepare
+from server.sequential import run_sequentially
+from tests.common.data.formats.writers import write_columns
+
+#: Of every run: small, short, and heard by nobody.
+SMALL = (
+    "runtime=sequential",
+    "tracking=none",
+    "rounds=2",
+    "clients.default=2",
+    "model.width=4",
+    "model.heads=2",
+    "model.layers=1",
+    "model.decoder_layers=1",
+    "client.local_epochs=1",
+    "client.lr=0.03",
+    "client.device=cpu",
+)
+SYNTHETIC = ("dataset.num_items=120", "dataset.num_speakers=24")
+ITEMS = 120
+NAMES = ("joy", "fear", "awe")
+
+
+def train(folder: Path, *overrides: str) -> Path:
+    """Train, and return the run folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_run_id", "_node_id", "_task_id"):
+            patch.setattr(TaskIdentity, name, 1)
+        config = compose_config("config", [*SMALL, f"run_dir={folder}", *overrides])
+        run_sequentially(prepare(config, folder))
+    return folder
+
+
+def arrays() -> dict[str, np.ndarray]:
+    """Items of 30 videos: sequences of which some are missing, and a table of 4 quantities."""
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(0, 9, ITEMS)
+    sums = rng.normal(size=(ITEMS, 3))
+    audio = np.repeat(sums, lengths, axis=0) + rng.normal(size=(lengths.sum(), 3))
+    audio[5] = np.nan
+    return {
+        "sums": sums,
+        "audio": audio.astype(np.float32),
+        "audio_offsets": np.concatenate([[0], np.cumsum(lengths)]),
+        "vision": (sums[:, None, :2] + rng.normal(size=(ITEMS, 4, 2))).astype(np.float16),
+        "video": np.array([f"video {item // 4}" for item in range(ITEMS)]),
+    }
+
+
+def write_npz(path: Path) -> Path:
+    """Write them with one of three classes."""
+    content = arrays()
+    np.savez(path, label=content.pop("sums").argmax(axis=1), **content)
+    return path
+
+
+def write_table(folder: Path) -> Path:
+    """Write them with three labels that have names; return the table."""
+    content = arrays()
+    folder.mkdir()
+    np.savez(folder / "audio.npz", values=content["audio"], offsets=content["audio_offsets"])
+    np.save(folder / "vision.npy", content["vision"])
+    labels = (content["sums"] > 0).astype(int).T.tolist()
+    columns = {"group": content["video"].tolist(), **dict(zip(NAMES, labels, strict=True))}
+    return write_columns(folder / "items.csv", columns)
+
+
+def on_synthetic(folder: Path) -> Path:
+    return train(folder, *SYNTHETIC)
+
+
+def on_npz(folder: Path) -> Path:
+    """Classes, of a ragged and a tabular modality, cut to their last steps."""
+    settings = ("task=classification", "group=video", "tabular=[vision]", "max_seq_len=5")
+    path = write_npz(folder.parent / "items.npz")
+    return train(
+        folder, "dataset=npz", f"dataset.path={path}", *(f"dataset.{each}" for each in settings)
+    )
+
+
+def on_shards(folder: Path) -> Path:
+    """Labels with names, of the same items in shards."""
+    path, shards = write_table(folder.parent / "table"), folder.parent / "shards"
+    settings = ("task=multilabel", f"labels=[{','.join(NAMES)}]", "tabular=[vision]")
+    prepare_shards(
+        compose_prepare([f"path={path}", f"out={shards}", "clients.default=2", *settings]),
+        watch=lambda *_: None,
+        draw=lambda _: {},
+    )
+    return train(folder, "dataset=shards", f"dataset.path={shards}", "dataset.max_seq_len=5")
