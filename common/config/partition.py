@@ -53,9 +53,9 @@ class SizeConfig(PartitionConfig):
 def register_partition_schema() -> None:
     """Put the schema into Hydra's ConfigStore."""
     store = ConfigStore.instance()
-    store.store(group="partition", name="partition_schema", node=PartitionConfig)
-    store.store(group="partition", name="dirichlet_schema", node=DirichletConfig)
-    store.store(group="partition", name="size_schema", node=SizeConfig)
+    store.store(name="partition_schema", node=PartitionConfig)
+    store.store(name="dirichlet_schema", node=DirichletConfig)
+    store.store(name="size_schema", node=SizeConfig)
 
 
 register_partition_schema()
