@@ -1,0 +1,122 @@
+"""`utmp-serve`: a trained model that answers over HTTP, and a page to try it."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from omegaconf import DictConfig
+
+from common.config.composition import TRAINED
+from common.config.serve import ServeConfig, check_token, parse_serve
+from common.errors import UserError
+from server.commands.command import hydra_command
+
+if TYPE_CHECKING:
+    from server.prediction.predictor import Predictor
+    from server.service.examples import Examples
+    from server.terminal import Terminal
+
+# What loads a model and listens is imported in functions, so that --help and a mistyped setting
+# answer at once.
+
+
+@hydra_command("serve", ServeConfig, TRAINED)
+def main(composed: DictConfig) -> None:
+    """Serve a model until Ctrl-C."""
+    config = parse_serve(composed)
+    token = read_token(config)
+    from server.service.app import make_app
+    from server.service.listening import address_of, check_certificate, listen, run
+    from server.terminal import Terminal
+
+    terminal = Terminal()
+    check_certificate(config)
+    predictor = load_predictor(config)
+    app = make_app(predictor, config, find_examples(config, predictor, terminal), token)
+    with listen(config) as listener:
+        warn_of_others(config, token, terminal)
+        address = address_of(config, listener)
+        terminal.tell(f"{config.model} predicts {predictor.task} at {address}; Ctrl-C ends")
+        run(app, config, listener)
+
+
+def read_token(config: ServeConfig) -> str | None:
+    """Return what callers must know, if anything.
+
+    Raises
+    ------
+    UserError
+        If the file cannot be read, or does not hold a token.
+    """
+    if config.token_file is None:
+        return config.token
+    source = f"token_file={config.token_file}"
+    try:
+        token = Path(config.token_file).read_text(encoding="utf-8").strip()
+    except OSError as error:
+        raise UserError(f"{source}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{source}: expected text") from error
+    check_token(token, source)
+    return token
+
+
+def load_predictor(config: ServeConfig) -> "Predictor":
+    """Load the model.
+
+    Raises
+    ------
+    UserError
+        If there is none, it is damaged, its device is not there, or ``labels`` are not as many as
+        it has.
+    """
+    import torch
+
+    from server.prediction.input_settings import device_named
+    from server.prediction.predictor import Predictor
+
+    torch.set_num_threads(config.threads)
+    predictor = Predictor.load(str(config.model), device_named(config.device))
+    if config.labels and len(config.labels) != predictor.outputs:
+        raise UserError(
+            f"labels={config.labels}: expected {predictor.outputs} names, one for each output"
+        )
+    return predictor
+
+
+def find_examples(config: ServeConfig, predictor: "Predictor", terminal: "Terminal") -> "Examples":
+    """Return what the page offers to pick; nothing where the data of the run are not there.
+
+    Raises
+    ------
+    UserError
+        If a shard was named and cannot be used.
+    """
+    from server.service.examples import Examples, load_examples
+
+    try:
+        return load_examples(config, predictor)
+    except UserError as error:
+        if config.examples != "auto":
+            raise
+        terminal.tell(f"no examples to pick: {error}")
+        return Examples()
+
+
+def warn_of_others(config: ServeConfig, token: str | None, terminal: "Terminal") -> None:
+    """Say what others could do or see who reach this machine."""
+    if config.is_local:
+        return
+    if token is None:
+        terminal.warn(
+            f"host={config.host} without a token: whoever reaches this machine can ask the model; "
+            "give token_file=…"
+        )
+    elif config.ssl_cert is None:
+        terminal.warn(
+            f"host={config.host} without TLS: the token crosses the network in clear; give "
+            "ssl_cert=… and ssl_key=…, or let a proxy do it"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A trained model as a service over HTTP, and a page to try it."""

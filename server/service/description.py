@@ -1,0 +1,88 @@
+"""What a service tells of its model: `GET /model`."""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from common.config.serve import ServeConfig
+from common.errors import UserError
+from common.task import Task
+from server.prediction.predictor import Predictor, model_path
+from server.run.folder import CONFIG, SUMMARY, read_settings
+
+#: Of labels in seven classes, as those of sentiment are.
+SENTIMENT = (-3.0, 3.0)
+
+
+def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -> dict[str, Any]:
+    """Return plain values for JSON.
+
+    Parameters
+    ----------
+    config
+        Whose limits are told.
+    predictor
+        The model.
+    labels
+        What its classes or labels are called.
+    """
+    file = model_path(str(config.model)).absolute()
+    return {
+        "name": file.parent.name,
+        "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        "task": str(predictor.task),
+        "labels": list(labels),
+        "features": {
+            name: {"width": width, "steps": steps[0] if steps else None}
+            for name, (*steps, width) in predictor.features.items()
+        },
+        "max_seq_len": predictor.max_seq_len,
+        "scale": scale(predictor),
+        "fusion": {"rule": str(predictor.fusion.rule), "weights": predictor.fusion.weights},
+        "training": _training(file.parent),
+        "limits": {
+            "max_body_bytes": body_bytes(config),
+            "max_items": config.max_items,
+            "max_steps": config.max_steps,
+        },
+    }
+
+
+def body_bytes(config: ServeConfig) -> int:
+    """Return how large a body may be."""
+    return round(config.max_body_mb * 2**20)
+
+
+def scale(predictor: Predictor) -> list[float] | None:
+    """Return the ends of a scale for predicted numbers, None for classes and labels.
+
+    Labels that have room between -3 and 3 get these; others three deviations around their mean.
+    """
+    if predictor.task is not Task.regression:
+        return None
+    mean, variance = predictor.fusion.prior
+    deviation = math.sqrt(variance)
+    if abs(mean) + deviation <= SENTIMENT[1] <= 6 * deviation:
+        return list(SENTIMENT)
+    return [mean - 3 * deviation, mean + 3 * deviation]
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """Return what the run's folder tells, where the model lies in one."""
+    if not (folder / CONFIG).is_file() or not (folder / SUMMARY).is_file():
+        return {}
+    settings = read_settings(folder / CONFIG)
+    try:
+        summary = json.loads((folder / SUMMARY).read_text())
+        test = summary["test"]["multimodal"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / SUMMARY} is damaged: {error}") from error
+    return {
+        "strategy": (settings.get("strategy") or {}).get("name"),
+        "rounds": summary.get("rounds"),
+        "seed": summary.get("seed"),
+        "test": test,
+    }

@@ -1,0 +1,116 @@
+"""Where the service listens, and how it ends.
+
+Ctrl-C and SIGTERM end it once open requests are answered; a second Ctrl-C at once.
+"""
+
+import gc
+import signal
+import socket
+import ssl
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from common.config.serve import ServeConfig
+from common.errors import UserError
+
+#: Connections at a time; more are answered with 503.
+CONNECTIONS = 1000
+
+#: Connections that the system keeps until they are taken.
+BACKLOG = 2048
+
+#: Seconds that open requests have to be answered, once the service was told to end.
+GRACE = 20
+
+
+def listen(config: ServeConfig) -> socket.socket:
+    """Listen where the settings say.
+
+    Raises
+    ------
+    UserError
+        If it is taken, not of this machine, or not allowed.
+    """
+    where = f"host={config.host} port={config.port}"
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise UserError(f"{where}: {error.strerror}") from error
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise UserError(f"{where}: {error.strerror}; choose another") from error
+    return listener
+
+
+def address_of(config: ServeConfig, listener: socket.socket) -> str:
+    """Return the address of the page."""
+    scheme = "http" if config.ssl_cert is None else "https"
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    return f"{scheme}://{host}:{listener.getsockname()[1]}/"
+
+
+def check_certificate(config: ServeConfig) -> None:
+    """Refuse a certificate and a key that cannot be used.
+
+    Raises
+    ------
+    UserError
+        If one is missing or damaged, or they do not belong together.
+    """
+    if config.ssl_cert is None:
+        return
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
+            config.ssl_cert, config.ssl_key, password=_no_password
+        )
+    except (OSError, ValueError) as error:  # an SSLError is the former
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(
+            f"ssl_cert={config.ssl_cert} ssl_key={config.ssl_key}: {reason}; expected a "
+            "certificate and its key without a password, in PEM"
+        ) from error
+
+
+class _Server(uvicorn.Server):
+    """Takes the first signal as a wish; a second one ends the process as it would without this."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_DFL)
+
+
+def run(app: FastAPI, config: ServeConfig, listener: socket.socket) -> None:
+    """Answer until a signal ends it, which then does what it does without this."""
+    settings = uvicorn.Config(
+        app,
+        # It bounds the head of a request, which the faster parser does not.
+        http="h11",
+        ws="none",
+        lifespan="on",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=CONNECTIONS,
+        timeout_graceful_shutdown=GRACE,
+        ssl_certfile=config.ssl_cert,
+        ssl_keyfile=config.ssl_key,
+    )
+    # What was loaded stays: looking through it again and again would hold up requests.
+    gc.collect()
+    gc.freeze()
+    _Server(settings).run(sockets=[listener])
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")

@@ -1,0 +1,179 @@
+// What is predicted, as text and as rows on one axis: all together, then each modality by itself.
+
+import { make } from "./ask.js";
+
+const at = (id) => document.getElementById(id);
+
+// Of a normal distribution: nine tenths, and half, lie within so many deviations.
+const NINETY = 1.645;
+const FIFTY = 0.674;
+
+// Classes and labels that are shown at most.
+const MOST = 12;
+
+const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
+const percent = (share) => `${Math.round(100 * share)} %`;
+
+/** Show a record of /predict; truth is null where it is not known. */
+export function draw(record, model, truth) {
+  const numbers = model.scale !== null;
+  at("said").replaceChildren(...(numbers ? saidNumber(record) : saidNames(record)));
+  keep(at("chart"), numbers ? numberRows(record, model, truth) : nameRows(record, model, truth));
+  at("note").textContent = numbers ? numberNote(truth) : nameNote(record, truth);
+  keep(at("weights"), weightRows(record, model));
+}
+
+function saidNumber({ prediction, std, modalities }) {
+  const low = number(prediction - NINETY * std);
+  const high = number(prediction + NINETY * std);
+  return [
+    make("strong", { textContent: number(prediction) }),
+    make("span", { className: "sure", textContent: ` ± ${number(std)}` }),
+    make("span", {
+      className: "muted",
+      textContent: ` 90 % between ${low} and ${high}, from ${Object.keys(modalities).join(", ")}`,
+    }),
+  ];
+}
+
+function saidNames({ prediction, probabilities, modalities }) {
+  const chosen = [prediction].flat();
+  const said = chosen.flatMap((name) => [
+    make("span", { className: "said" }, make("strong", { textContent: name }),
+      make("span", { className: "sure", textContent: ` ${percent(probabilities[name])}` })),
+    " ",
+  ]);
+  return [
+    ...(said.length ? said : [make("strong", { textContent: "none" })]),
+    make("span", { className: "muted", textContent: `from ${Object.keys(modalities).join(", ")}` }),
+  ];
+}
+
+function numberNote(truth) {
+  const bars = "The bars hold 50 % and 90 % of what is likely.";
+  return truth === null ? bars : `${bars} The diamond is the truth, ${number(truth)}.`;
+}
+
+function nameNote({ probabilities }, truth) {
+  const all = Object.keys(probabilities).length;
+  const words = ["Dots are what each modality says by itself."];
+  if (all > MOST) words.push(`The ${MOST} most probable of ${all}.`);
+  if (truth !== null) words.push(`Truth: ${[truth].flat().join(", ") || "none"}.`);
+  return words.join(" ");
+}
+
+// Rows ---------------------------------------------------------------------------------------------
+
+function numberRows({ prediction, std, modalities }, { scale, features }, truth) {
+  const place = (value) => clamp((value - scale[0]) / (scale[1] - scale[0]));
+  const bar = (name, deviations) =>
+    mark(name, place(prediction - deviations * std), place(prediction + deviations * std));
+  const marks = [bar("thin", NINETY), bar("thick", FIFTY), mark("dot", place(prediction))];
+  if (truth !== null) marks.push(mark("truth", place(truth)));
+  return [
+    axis(ticks(scale), place),
+    row("together", "all together", number(prediction), marks),
+    ...Object.keys(features).map((name) => {
+      const own = modalities[name]?.prediction;
+      if (own === undefined) return row(name, name, "–", [], "off");
+      return row(name, name, number(own), [mark("dot", place(own))], colour(name, features));
+    }),
+  ];
+}
+
+function nameRows({ probabilities, modalities }, { features, task }, truth) {
+  const known = new Set(truth === null ? [] : [truth].flat());
+  const shown = Object.keys(probabilities)
+    .sort((one, other) => probabilities[other] - probabilities[one])
+    .slice(0, MOST);
+  const order = Object.keys(probabilities).filter((name) => shown.includes(name));
+  return order.map((name) => {
+    const line = task === "multilabel" ? [mark("half", 0.5)] : [];
+    const own = Object.entries(modalities).map(([modality, { probabilities: each }]) =>
+      mark(`dot ${colour(modality, features)}`, each[name]),
+    );
+    const title = known.has(name) ? `${name} ◆` : name;
+    const bar = mark("fill", 0, probabilities[name]);
+    return row(name, title, percent(probabilities[name]), [bar, ...line, ...own], "share");
+  });
+}
+
+function weightRows({ modalities }, { features }) {
+  return Object.keys(features).map((name) => {
+    const weight = modalities[name]?.weight ?? 0;
+    const off = name in modalities ? "" : " off";
+    const bar = mark("fill", 0, weight);
+    return row(name, name, percent(weight), [bar], `share ${colour(name, features)}${off}`);
+  });
+}
+
+// Elements -----------------------------------------------------------------------------------------
+
+function row(key, title, value, marks, kind = "") {
+  const track = make("span", { className: "track", ariaHidden: "true" }, ...marks);
+  const made = make(
+    "div",
+    { className: `row ${kind}` },
+    make("span", { className: "title", textContent: title }),
+    track,
+    make("span", { className: "value", textContent: value }),
+  );
+  made.dataset.key = key;
+  return made;
+}
+
+/** A mark at a share of the track's width, or from one share to another. */
+function mark(kind, from, to = from) {
+  const made = make("span", { className: `mark ${kind}` });
+  made.style.left = `${100 * from}%`;
+  if (to !== from) made.style.width = `${100 * (to - from)}%`;
+  return made;
+}
+
+function axis(values, place) {
+  const labels = values.map((value) => {
+    const label = make("span", { textContent: number(value, Number.isInteger(value) ? 0 : 1) });
+    label.style.left = `${100 * place(value)}%`;
+    return label;
+  });
+  const made = make(
+    "div", { className: "row axis", ariaHidden: "true" }, make("span", {}),
+    make("span", { className: "track" }, ...labels), make("span", {}),
+  );
+  made.dataset.key = "axis";
+  return made;
+}
+
+function ticks([low, high]) {
+  const step = (high - low) / 6;
+  return Array.from({ length: 7 }, (_, tick) => low + tick * step);
+}
+
+function colour(name, features) {
+  return `m${Object.keys(features).indexOf(name) % 6}`;
+}
+
+const clamp = (share) => Math.min(1, Math.max(0, share));
+
+/** Put rows into a box, keeping elements that are there already, so that marks glide. */
+function keep(box, rows) {
+  const there = new Map([...box.children].map((each) => [each.dataset.key, each]));
+  box.replaceChildren(...rows.map((made) => glide(there.get(made.dataset.key), made)));
+}
+
+function glide(old, made) {
+  const before = old ? [...old.querySelectorAll(".mark")] : [];
+  const after = [...made.querySelectorAll(".mark")];
+  if (!old || before.length !== after.length) return made;
+  old.className = made.className;
+  for (const part of [".title", ".value"]) {
+    const [was, is] = [old.querySelector(part), made.querySelector(part)];
+    if (was && is) was.textContent = is.textContent;
+  }
+  before.forEach((each, index) => {
+    each.className = after[index].className;
+    each.style.left = after[index].style.left;
+    each.style.width = after[index].style.width;
+  });
+  return old;
+}

@@ -1,0 +1,265 @@
+"""The page of `utmp-serve` in a browser: what one sees when modalities come and go."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+from browser import SCREENS, Visit, chromium, visit
+from processes import TINY
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Locator, Page
+
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("serve_page")]
+
+TOKEN = "open-sesame"
+
+MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator["Browser"]:
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, browser: "Browser") -> Path:
+    folder = tmp_path_factory.mktemp("serve") / "run"
+    command = [sys.executable, "-m", "server.commands.train", *TINY, "runtime=sequential"]
+    subprocess.run([*command, f"run_dir={folder}"], check=True, capture_output=True, timeout=120)
+    return folder
+
+
+@contextmanager
+def serving(run: Path, *settings: str) -> Iterator[str]:
+    """Start the service; give its address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "server.commands.serve", f"model={run}", "port=0", *settings],
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        found = None
+        while not found and (line := process.stdout.readline()):
+            found = re.search(r"http://\S+/", line)
+        try:
+            assert found, "the service did not start"
+            yield found[0]
+        finally:
+            process.terminate()
+            process.wait(timeout=30)
+
+
+@pytest.fixture(scope="module")
+def address(run: Path) -> Iterator[str]:
+    with serving(run) as address:
+        yield address
+
+
+def predicted(address: str, example: int, *modalities: str) -> dict[str, Any]:
+    """What the service predicts for one of its examples."""
+    item = httpx.get(f"{address}examples/{example}").json()["item"]
+    body = {"items": [item], "modalities": list(modalities)}
+    (record,) = httpx.post(f"{address}predict", json=body).json()["predictions"]
+    assert isinstance(record, dict)
+    return record
+
+
+def number(value: float) -> str:
+    """A number as the page writes it."""
+    return f"{value:.2f}".replace("-", MINUS)
+
+
+def row(page: "Page", box: str, key: str) -> "Locator":
+    return page.locator(f"#{box} [data-key='{key}']")
+
+
+def shows(page: "Page", record: dict[str, Any]) -> None:
+    """Wait until the page shows a record, and see that it does so everywhere."""
+    from playwright.sync_api import expect
+
+    said = page.get_by_role("status")
+    expect(said).to_contain_text(f"from {', '.join(record['modalities'])}")
+    expect(said.locator("strong")).to_have_text(number(record["prediction"]))
+    expect(said).to_contain_text(f"± {number(record['std'])}")
+    expect(row(page, "chart", "together").locator(".value")).to_have_text(
+        number(record["prediction"])
+    )
+    for name in ("language", "audio", "vision"):
+        own = record["modalities"].get(name)
+        value = number(own["prediction"]) if own else DASH
+        weight = own["weight"] if own else 0
+        expect(row(page, "chart", name).locator(".value")).to_have_text(value)
+        weights = row(page, "weights", name)
+        expect(weights.locator(".value")).to_have_text(f"{100 * weight:.0f} %")
+        width = weights.locator(".fill").evaluate("each => each.style.width")
+        assert float(width.rstrip("%") or 0) == pytest.approx(100 * weight, abs=0.01)
+
+
+def is_quiet(seen: Visit, address: str) -> None:
+    assert seen.complaints == []
+    assert seen.hosts == {httpx.URL(address).netloc.decode()}
+    assert seen.overflow == 0
+
+
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+def test_predictions_follow_the_switches(
+    browser: "Browser", address: str, width: int, scheme: str
+) -> None:
+    whole = predicted(address, 0, "language", "audio", "vision")
+    part = predicted(address, 0, "audio", "vision")
+    assert number(whole["prediction"]) != number(part["prediction"])
+    assert whole["std"] <= part["std"]
+    with visit(browser, address, width, scheme) as seen:
+        shows(seen.page, whole)
+        is_quiet(seen, address)
+        seen.page.get_by_role("switch", name="language").click()
+        shows(seen.page, part)
+        seen.page.get_by_role("switch", name="audio").click()
+        shows(seen.page, predicted(address, 0, "vision"))
+        seen.page.get_by_role("switch", name="language").click()
+        seen.page.get_by_role("switch", name="audio").click()
+        shows(seen.page, whole)
+        is_quiet(seen, address)
+        dark = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (dark == "rgb(20, 23, 28)") is (scheme == "dark")
+
+
+@pytest.mark.parametrize(("width", "scheme"), SCREENS)
+def test_the_list_of_what_is_answered(
+    browser: "Browser", address: str, width: int, scheme: str
+) -> None:
+    with visit(browser, f"{address}docs", width, scheme) as seen:
+        headings = seen.page.get_by_role("heading", level=2)
+        headings.first.wait_for()
+        assert headings.all_inner_texts() == [
+            "GET /health", "POST /predict", "GET /model", "GET /examples",
+            "GET /examples/{number}", "GET /metrics",
+        ]  # fmt: skip
+        assert '"language"?: [[number, …], …] | null' in seen.page.inner_text("main")
+        is_quiet(seen, address)
+        seen.page.get_by_role("link", name="Page").click()
+        seen.page.get_by_role("switch", name="audio").wait_for()
+
+
+def test_nothing_to_predict_from(browser: "Browser", address: str) -> None:
+    with visit(browser, address) as seen:
+        switches = seen.page.get_by_role("switch")
+        switches.first.wait_for()
+        for number in range(3):
+            switches.nth(number).click()
+        alert = seen.page.get_by_role("alert")
+        assert alert.inner_text() == "Nothing to predict from: language, audio, vision are off."
+        switches.nth(1).click()
+        shows(seen.page, predicted(address, 0, "audio"))
+        assert alert.count() == 0
+        is_quiet(seen, address)
+
+
+def test_the_keyboard_is_enough(browser: "Browser", address: str) -> None:
+    with visit(browser, address) as seen:
+        shows(seen.page, predicted(address, 0, "language", "audio", "vision"))
+        reached = []
+        for _ in range(6):
+            seen.page.keyboard.press("Tab")
+            reached.append(seen.page.evaluate("document.activeElement.id || 'other'"))
+        switches = ["switch-language", "switch-audio", "switch-vision"]
+        assert reached == ["other", "example", *switches, "other"]
+        seen.page.keyboard.press("Shift+Tab")
+        outline = seen.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
+        assert outline == "solid"
+        seen.page.keyboard.press("Space")
+        shows(seen.page, predicted(address, 0, "language", "audio"))
+        seen.page.locator("#example").focus()
+        seen.page.keyboard.press("ArrowDown")
+        # Another item; what was off stays off.
+        shows(seen.page, predicted(address, 1, "language", "audio"))
+
+
+def test_everything_is_named(browser: "Browser", address: str) -> None:
+    with visit(browser, address) as seen:
+        seen.page.get_by_role("switch").first.wait_for()
+        seen.page.locator("summary").click()
+        unnamed = seen.page.evaluate(
+            "[...document.querySelectorAll('input, select, textarea')]"
+            ".filter((each) => !each.labels?.length).map((each) => each.id)"
+        )
+        assert unnamed == []
+        assert seen.page.evaluate("document.documentElement.lang") == "en"
+        assert seen.page.title() == "run: prediction"
+        assert seen.page.get_by_role("group", name="Modalities").count() == 1
+        levels = seen.page.evaluate(
+            "[...document.querySelectorAll('h1, h2, h3')].map((each) => each.tagName)"
+        )
+        assert levels == ["H1", "H2", "H2", "H3"]
+        assert seen.overflow == 0
+
+
+def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
+    item = httpx.get(f"{address}examples/2").json()["item"]
+    with visit(browser, address, 390) as seen:
+        page = seen.page
+        shows(page, predicted(address, 0, "language", "audio", "vision"))
+        assert page.locator(".truth").count() == 1
+        page.locator("summary").click()
+        text = page.get_by_label("JSON, as /predict takes it")
+        shown = json.loads(text.input_value())
+        assert shown == httpx.get(f"{address}examples/0").json()["item"]
+        text.fill(json.dumps({"items": [{"vision": item["vision"], "audio": item["audio"]}]}))
+        shows(page, predicted(address, 2, "audio", "vision"))
+        assert page.locator(".truth").count() == 0
+        assert page.get_by_role("switch", name="language").is_disabled()
+        alert = page.get_by_role("alert")
+        for wrong, line in [
+            ('{"audio": [[NaN]]}', "This is not an item: "),
+            ("[1]", "This is not an item: expected an object"),
+            ('{"smell": [[1]]}', 'This is not an item: it has "smell"; expected only id, language'),
+            ('{"id": "a"}', "This is not an item: it has none of language, audio, vision"),
+            ('{"audio": [[1]]}', "items[0].audio[0] is 1 wide; the model takes 12"),
+        ]:
+            text.fill(wrong)
+            page.wait_for_function(
+                "line => document.getElementById('problem').textContent.startsWith(line)", arg=line
+            )
+            assert alert.is_visible()
+        assert seen.overflow == 0
+        # The browser itself tells of the answer with status 422, and of nothing else.
+        assert len(seen.complaints) == 1 and "422" in seen.complaints[0]
+
+
+def test_without_examples_an_item_is_pasted(browser: "Browser", run: Path) -> None:
+    with (
+        serving(run, f"token={TOKEN}", "examples=none") as address,
+        visit(browser, address) as seen,
+    ):
+        page = seen.page
+        token = page.get_by_label("Token of this service")
+        assert page.locator("main").is_hidden()
+        token.fill("guess")
+        token.press("Enter")
+        page.get_by_text("That is not it.").wait_for()
+        token.fill(TOKEN)
+        page.get_by_role("button", name="Go on").click()
+        text = page.get_by_label("JSON, as /predict takes it")
+        text.wait_for()
+        assert page.locator("#example").is_hidden() and page.locator("#result").is_hidden()
+        text.fill(json.dumps({"audio": [[0.5] * 12] * 3}))
+        page.get_by_role("status").get_by_text("from audio").wait_for()
+        assert page.get_by_role("switch").count() == 3
+        page.reload()
+        text.wait_for()  # it is not asked for again
+        page.goto(f"{address}docs")
+        page.get_by_role("heading", name="POST /predict").wait_for()
+        assert TOKEN not in page.content()
+        assert all("401" in each for each in seen.complaints) and seen.complaints
+        assert not any(TOKEN in each for each in seen.addresses)

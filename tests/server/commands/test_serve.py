@@ -1,0 +1,266 @@
+"""`utmp-serve` as its users meet it: settings, what it says, how it ends."""
+
+import io
+import os
+import re
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx
+import pytest
+from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from rich.console import Console
+from service_models import small_predictor
+
+from common.config.credentials import compose_credentials
+from common.config.serve import ServeConfig, compose_serve
+from common.errors import UserError
+from server.commands.serve import read_token, warn_of_others
+from server.credentials.certificates import utc_now
+from server.credentials.issuing import issue
+from server.model_file import model_bytes
+from server.run.folder import MODEL
+from server.terminal import Terminal
+
+LOADS = """
+import torch, uvicorn
+import server.service.app, server.service.listening
+from server.commands.serve import main
+"""
+
+Run = Callable[..., Answer]
+
+
+@pytest.fixture(scope="module")
+def forked() -> Iterator[ForkedCommand]:
+    with forked_command("utmp-serve", LOADS) as command:
+        yield command
+
+
+@pytest.fixture
+def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
+    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    predictor = small_predictor()
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / MODEL).write_bytes(model_bytes(predictor.model, predictor.fusion))
+    return tmp_path / "run"
+
+
+@contextmanager
+def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """Start the command; give its process, what it said, and its address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "server.commands.serve", "model=run", "port=0", *arguments],
+        cwd=folder,
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        try:
+            while not (address := re.search(r"https?://\S+/", said)):
+                line = process.stdout.readline()
+                assert line, process.stderr and process.stderr.read()
+                said += line
+            yield process, said, address[0]
+        finally:
+            process.kill()
+
+
+def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
+    """Send a signal; return the exit status, and what was still said."""
+    began = time.monotonic()
+    process.send_signal(number)
+    said, errors = process.communicate(timeout=30)
+    assert time.monotonic() - began < 10
+    return process.returncode, said, errors
+
+
+# The settings -----------------------------------------------------------------------------------
+
+
+def test_the_defaults() -> None:
+    config = compose_serve(["model=run"])
+    assert config == ServeConfig(model="run")
+    assert config.is_local
+    assert (config.host, config.port, config.threads) == ("127.0.0.1", 8100, 1)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.0.1"])
+def test_only_this_machine_is_answered(host: str) -> None:
+    assert compose_serve(["model=run", f"host='{host}'"]).is_local
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.org"])
+def test_others_are_answered(host: str) -> None:
+    assert not compose_serve(["model=run", f"host='{host}'"]).is_local
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ([], "model is required; give it as model=…: a run folder, or its model file"),
+        (["model=''"], "model is required"),
+        (["model=a", "modle=b"], "there is no setting 'modle'; did you mean model?"),
+        (["model=a", "+lr=1"], "there is no setting 'lr'"),
+        (["model=a", "port=http"], "port=http: "),
+        (["model=a", "port=65536"], "port=65536: expected a number from 0 to 65535"),
+        (["model=a", "threads=0"], "threads=0: expected a number from 1"),
+        (["model=a", "max_items=0"], "max_items=0: expected a number from 1"),
+        (["model=a", "max_batch=-1"], "max_batch=-1: expected a number from 1"),
+        (["model=a", "max_body_mb=0"], "max_body_mb=0.0: expected a number above 0, up to 1024"),
+        (["model=a", "max_wait_ms=-1"], "max_wait_ms=-1.0: expected a number from 0 to 1000"),
+        (["model=a", "max_queue=9"], "max_queue=9: expected max_items=1000 at least"),
+        (["model=a", "host=' '"], "host is required; 127.0.0.1 answers this machine only"),
+        (["model=a", "ssl_cert=c"], "ssl_cert and ssl_key belong together; give both, or neither"),
+        (["model=a", "token=x", "token_file=y"], "token and token_file are both given"),
+        (["model=a", "token=''"], "token: expected letters, digits and signs of ASCII"),
+    ],
+)
+def test_a_mistyped_setting(overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError) as raised:
+        compose_serve(overrides)
+    assert str(raised.value).startswith(message)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("token", ["two words", "ümlaut", "tab\there"])
+def test_a_token_is_not_shown(token: str) -> None:
+    with pytest.raises(UserError) as raised:
+        compose_serve(["model=a", f"token='{token}'"])
+    assert token not in str(raised.value)
+    assert token[:3] not in str(raised.value)
+
+
+# What is refused before anything is served ------------------------------------------------------
+
+
+def test_help(command: Run, tmp_path: Path) -> None:
+    shown = command("--help").shown
+    assert "port: 8100" in shown and "max_body_mb: 16" in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["model=nowhere"], "model file nowhere does not exist"),
+        (["model=."], ". has no model.safetensors: expected the folder of a finished run"),
+        (["model=run", "device=tpu9"], "device=tpu9: "),
+        (["model=run", "labels=[a,b]"], "labels=['a', 'b']: expected 1 names, one for each output"),
+        (["model=run", "examples=gone"], "shard gone cannot be read"),
+        (["model=run", "examples=run"], "shard run is a folder"),
+        (["model=run", "token_file=gone"], "token_file=gone: No such file or directory"),
+        (["model=run", "token_file=run"], "token_file=run: Is a directory"),
+        (["model=run", "examples=none", "host=no.such.host.invalid"], "host=no.such.host.invalid "),
+        (["model=run", "examples=none", "host=192.0.2.1"], "host=192.0.2.1 port=8100: "),
+        (["model=run", "ssl_cert=gone", "ssl_key=gone"], "ssl_cert=gone ssl_key=gone: No such "),
+        (["model=run", "ssl_cert=no.pem", "ssl_key=no.pem"], "ssl_cert=no.pem ssl_key=no.pem: "),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line(
+    command: Run, tmp_path: Path, model: Path, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "no.pem").write_text("no certificate")
+    # What is said before, such as that there are no examples, is no mistake.
+    assert command(*arguments).error.startswith(message)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n", b"two words\n", "ü".encode(), b"\xff\xfe"])
+def test_a_file_that_holds_no_token(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "token"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        read_token(ServeConfig(token_file=str(path)))
+    assert str(raised.value).startswith(f"token_file={path}: expected ")
+    assert "two" not in str(raised.value)
+
+
+def test_where_the_token_is(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("  s3cret\n\n")
+    assert read_token(ServeConfig(token_file=str(tmp_path / "token"))) == "s3cret"
+    assert read_token(ServeConfig(token="other")) == "other"
+    assert read_token(ServeConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("settings", "token", "warning"),
+    [
+        ({}, None, ""),
+        ({"host": "0.0.0.0"}, None, "host=0.0.0.0 without a token: whoever reaches this machine"),
+        ({"host": "0.0.0.0"}, "s3cret", "host=0.0.0.0 without TLS: the token crosses the network"),
+        ({"host": "0.0.0.0", "ssl_cert": "c", "ssl_key": "k"}, "s3cret", ""),
+    ],
+)
+def test_what_is_warned_of(settings: dict[str, str], token: str | None, warning: str) -> None:
+    shown = io.StringIO()
+    warn_of_others(ServeConfig(**settings), token, Terminal(Console(file=shown)))
+    assert shown.getvalue().startswith(f"warning: {warning}" if warning else "")
+    assert bool(shown.getvalue()) is bool(warning)
+    assert "s3cret" not in shown.getvalue()
+
+
+def test_an_address_that_is_taken(command: Run, model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        error = command("model=run", f"port={port}", "examples=none").error
+        assert error == f"host=127.0.0.1 port={port}: Address already in use; choose another"
+
+
+# What is served ---------------------------------------------------------------------------------
+
+
+def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
+    with serving(tmp_path) as (process, said, address):
+        assert said == (
+            "no examples to pick: run/config.yaml is not there, which says where the run's data "
+            f"are\nrun predicts regression at {address}; Ctrl-C ends\n"
+        )
+        with httpx.Client(base_url=address) as client:  # its connection stays open
+            assert client.get("/health").json() == {"status": "ok"}
+            body = {"items": [{"audio": [[1, 2]]}]}
+            assert client.post("/predict", json=body).status_code == 200
+            assert end(process, signal.SIGINT) == (130, "", "")
+
+
+def test_everyone_may_ask_who_knows_the_token_over_tls(tmp_path: Path, model: Path) -> None:
+    issue(compose_credentials([f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
+    server = tmp_path / "keys" / "server"
+    given = [f"ssl_cert={server}/server.crt", f"ssl_key={server}/server.key"]
+    (tmp_path / "token.txt").write_text("s3cret\n")
+    with serving(tmp_path, *given, "host=0.0.0.0", "token_file=token.txt", "examples=none") as (
+        process,
+        said,
+        address,
+    ):
+        assert said == f"run predicts regression at {address}; Ctrl-C ends\n"
+        assert address.startswith("https://0.0.0.0:")
+        trust = ssl.create_default_context(cafile=server / "ca.crt")
+        with httpx.Client(base_url=address.replace("0.0.0.0", "127.0.0.1"), verify=trust) as client:
+            assert client.get("/health").json() == {"status": "ok"}
+            assert client.get("/model").status_code == 401
+            known = client.get("/model", headers={"Authorization": "Bearer s3cret"})
+            assert known.status_code == 200
+        assert end(process, signal.SIGTERM) == (-signal.SIGTERM, "", "")
+
+
+def test_a_key_of_another_certificate(command: Run, tmp_path: Path, model: Path) -> None:
+    issue(compose_credentials([f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
+    server = tmp_path / "keys" / "server"
+    error = command("model=run", f"ssl_cert={server}/ca.crt", f"ssl_key={server}/server.key").error
+    assert error.startswith(f"ssl_cert={server}/ca.crt ssl_key={server}/server.key: ")
+    assert error.endswith("expected a certificate and its key without a password, in PEM")

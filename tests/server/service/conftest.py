@@ -1,0 +1,68 @@
+"""Services of a small model."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from service_models import SHAPES, Served, running, small_predictor
+
+from common.config.serve import ServeConfig
+from server.model_file import model_bytes
+from server.prediction.predictor import Predictor
+from server.run.folder import MODEL
+from server.service.app import make_app
+from server.service.examples import Examples
+
+
+@pytest.fixture(scope="session")
+def predictor() -> Predictor:
+    return small_predictor()
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory, predictor: Predictor) -> str:
+    path = tmp_path_factory.mktemp("run") / MODEL
+    path.write_bytes(model_bytes(predictor.model, predictor.fusion))
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def item() -> Callable[..., dict[str, Any]]:
+    """Make an item; its numbers depend on its seed."""
+
+    def make(seed: int = 0, *names: str, steps: int = 5) -> dict[str, Any]:
+        rng = np.random.default_rng(seed)
+        return {
+            name: rng.normal(size=(shape[0] if shape[1:] else steps, shape[-1])).round(3).tolist()
+            for name, shape in SHAPES.items()
+            if not names or name in names
+        }
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def served(predictor: Predictor, model_file: str) -> Served:
+    """Serve a model with some settings other than by default."""
+
+    def serve(
+        *,
+        model: Predictor = predictor,
+        token: str | None = None,
+        examples: Examples = Examples(),  # noqa: B008 - it is frozen
+        **settings: Any,
+    ) -> AbstractContextManager[httpx.Client]:
+        config = ServeConfig(model=model_file, **settings)
+        return running(make_app(model, config, examples, token), token)
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def client(served: Served) -> Iterator[httpx.Client]:
+    """Ask a service whose limits are low."""
+    with served(max_body_mb=0.125, max_items=20, max_steps=9) as client:
+        yield client

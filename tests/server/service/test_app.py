@@ -1,0 +1,453 @@
+"""The service over a real connection: what it answers, what it refuses, and that it goes on."""
+
+import json
+import re
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from service_models import Served, small_predictor
+
+from common.task import Task
+from server.prediction.predictor import Predictions, Predictor
+from server.service.examples import Example, Examples
+
+Item = Callable[..., dict[str, Any]]
+
+
+def ask(client: httpx.Client, *items: Any, **others: Any) -> httpx.Response:
+    return client.post("/predict", json={"items": items, **others})
+
+
+def error_of(answer: httpx.Response) -> str:
+    """The one line of an answer that is an error."""
+    assert answer.headers["content-type"] == "application/json"
+    assert list(answer.json()) == ["error"]
+    message = answer.json()["error"]
+    assert message and "\n" not in message
+    return str(message)
+
+
+def counted(client: httpx.Client, name: str, **labels: str) -> float:
+    """A number of the metrics; 0 where it was not counted yet."""
+    inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
+    wanted = f"{name}{{{inside}}}" if labels else name
+    for line in client.get("/metrics").text.splitlines():
+        if line.rpartition(" ")[0] == wanted:
+            return float(line.rpartition(" ")[2])
+    return 0.0
+
+
+# Predictions ------------------------------------------------------------------------------------
+
+
+def test_predictions_are_those_of_the_model(
+    client: httpx.Client, predictor: Predictor, item: Item
+) -> None:
+    given = [item(1), item(2, "audio", steps=3), item(3, "language", "table")]
+    answer = ask(client, {"id": "first", **given[0]}, *given[1:])
+    assert answer.status_code == 200
+    assert answer.headers["cache-control"] == "no-store"
+    found = answer.json()["predictions"]
+    assert [each["id"] for each in found] == ["first", "1", "2"]
+    for each, features in zip(found, given, strict=True):
+        expected = predictor.predict(
+            {name: np.array(rows, dtype=np.float32) for name, rows in features.items()}
+        )
+        assert each["prediction"] == pytest.approx(float(expected.values[0]), abs=1e-6)
+        assert expected.std is not None
+        assert each["std"] == pytest.approx(float(expected.std[0]), abs=1e-6)
+        assert list(each["modalities"]) == [name for name in predictor.features if name in features]
+        assert sum(own["weight"] for own in each["modalities"].values()) == pytest.approx(1)
+    model = client.get("/model").json()
+    assert answer.json()["model"] == {name: model[name] for name in ("name", "sha256")}
+
+
+def test_modalities_that_may_not_be_used_make_no_difference(
+    client: httpx.Client, item: Item
+) -> None:
+    whole, part = item(1), item(1)
+    del part["language"]
+    found = [
+        ask(client, whole, modalities=["table", "audio"]).json()["predictions"],
+        ask(client, part).json()["predictions"],
+    ]
+    assert found[0] == found[1]
+    assert found[0] != ask(client, whole).json()["predictions"]
+
+
+def test_together_as_alone(served: Served, item: Item) -> None:
+    subsets = [(), ("audio",), ("language", "table"), ("table",)]
+    given = [item(seed, *subsets[seed % 4], steps=1 + seed % 6) for seed in range(48)]
+
+    def predictions(client: httpx.Client, one: dict[str, Any]) -> dict[str, Any]:
+        (found,) = ask(client, one).json()["predictions"]
+        return found
+
+    with served(max_wait_ms=50) as client, ThreadPoolExecutor(16) as callers:
+        alone = [predictions(client, one) for one in given]
+        batches = counted(client, "utmp_batch_items_count")
+        assert batches == 48
+        together = list(callers.map(lambda one: predictions(client, one), given))
+        assert counted(client, "utmp_batch_items_count") - batches < 30
+        assert counted(client, "utmp_items_total") == 96
+    for one, other in zip(alone, together, strict=True):
+        assert one["prediction"] == pytest.approx(other["prediction"], abs=1e-6)
+        assert one["std"] == pytest.approx(other["std"], abs=1e-6)
+        assert list(one["modalities"]) == list(other["modalities"])
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_classes_and_labels_have_their_names(served: Served, item: Item, task: Task) -> None:
+    with served(model=small_predictor(task), labels=["joy", "fear", "anger"]) as client:
+        (found,) = ask(client, item(4)).json()["predictions"]
+        assert list(found["probabilities"]) == ["joy", "fear", "anger"]
+        best = max(found["probabilities"], key=found["probabilities"].get)
+        likely = [name for name, each in found["probabilities"].items() if each >= 0.5]
+        assert found["prediction"] == (best if task is Task.classification else likely)
+        model = client.get("/model").json()
+        assert (model["labels"], model["scale"]) == (["joy", "fear", "anger"], None)
+
+
+# What is refused --------------------------------------------------------------------------------
+
+JSON = {"Content-Type": "application/json"}
+FINE = b'{"items": [{"audio": [[1, 2]]}]}'
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "status", "message"),
+    [
+        (b'{"items": [', JSON, 400, "the body is not JSON: "),
+        (b'{"items": [{"audio": [[NaN, 1]]}]}', JSON, 400, "NaN and Infinity are not JSON"),
+        (b'{"items": [{"audio": [[1]]}]}', JSON, 422, "items[0].audio[0] is 1 wide"),
+        (b'{"items": [{"audio": [[1, 1e39]]}]}', JSON, 422, "is too large"),
+        (b'{"items": [' + b"{}," * 9_999 + b"{}]}", JSON, 413, "10000 items; expected 20"),
+        (b"[" * 100_000, JSON, 422, "expected an object"),
+        (b"0" * 200_000, JSON, 413, "the body is too large; expected 131072 bytes at most"),
+        (FINE, {}, 415, "Content-Type is ''; expected application/json"),
+        (FINE, {"Content-Type": "text/plain"}, 415, "Content-Type is 'text/plain'"),
+        (FINE, JSON | {"Content-Encoding": "gzip"}, 415, "Content-Encoding is 'gzip'"),
+    ],
+)
+def test_a_body_that_is_refused(
+    client: httpx.Client, body: bytes, headers: dict[str, str], status: int, message: str
+) -> None:
+    answer = client.post("/predict", content=body, headers=headers)
+    assert answer.status_code == status
+    assert message in error_of(answer)
+    again = client.post("/predict", content=FINE, headers={"Content-Type": "Application/JSON; x=y"})
+    assert again.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "message"),
+    [
+        ("GET", "/predict", 405, "/predict does not take GET"),
+        ("DELETE", "/model", 405, "/model does not take DELETE"),
+        ("GET", "/nothing", 404, "there is no /nothing; /docs lists what there is"),
+        ("GET", "/../conf", 404, "there is no /"),
+        ("GET", "/examples/7", 404, "there is no example 7; there are 0"),
+        ("GET", "/examples/-1", 404, "there is no example -1"),
+        ("GET", "/examples/x", 422, "number: "),
+    ],
+)
+def test_a_path_that_is_refused(
+    client: httpx.Client, method: str, path: str, status: int, message: str
+) -> None:
+    answer = client.request(method, path)
+    assert answer.status_code == status
+    assert error_of(answer).startswith(message)
+    if status == 405:
+        assert answer.headers["allow"]
+
+
+def test_a_body_without_an_end_is_refused_early_and_never_held(client: httpx.Client) -> None:
+    sent = 0
+
+    def pieces() -> Iterator[bytes]:
+        nonlocal sent
+        for _ in range(64):
+            sent += 1 << 20
+            yield b'{"items": [' + b"0" * (1 << 20)
+
+    answer = client.post("/predict", content=pieces(), headers=JSON)
+    assert answer.status_code == 413
+    assert "too large" in error_of(answer)
+    assert ask(client, {"audio": [[1, 2]]}).status_code == 200
+
+
+def connect(client: httpx.Client) -> socket.socket:
+    connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), 10)
+    connection.settimeout(10)
+    return connection
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+
+
+def test_a_declared_length_is_refused_before_anything_is_sent(client: httpx.Client) -> None:
+    with connect(client) as connection:
+        connection.sendall(HEAD + b"Content-Length: 1073741824\r\nExpect: 100-continue\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
+
+
+def test_who_leaves_in_the_middle_harms_nobody(client: httpx.Client) -> None:
+    before = counted(client, "utmp_requests_total", route="/predict", status="499")
+    with connect(client) as connection:
+        connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        time.sleep(0.1)
+    deadline = time.monotonic() + 10
+    while counted(client, "utmp_requests_total", route="/predict", status="499") == before:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert ask(client, {"audio": [[1, 2]]}).status_code == 200
+
+
+def test_a_body_that_does_not_come(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.service.body.SECONDS", 0.2)
+    with served() as client, connect(client) as connection:
+        connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+        answer = b""
+        while piece := connection.recv(1000):  # until it is closed
+            answer += piece
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b'{"error":"the body took longer than 0.2 s"}' in answer
+
+
+# When there is too much, or something breaks -----------------------------------------------------
+
+
+class SlowPredictor(Predictor):
+    """A model that answers when it is let."""
+
+    open = threading.Event()
+
+    def predict_sequences(self, *given: Any) -> Predictions:
+        assert self.open.wait(20)
+        return super().predict_sequences(*given)
+
+
+class BrokenPredictor(Predictor):
+    """A model that fails."""
+
+    def predict_sequences(self, *given: Any) -> Predictions:
+        raise RuntimeError("out of memory\nand luck")
+
+
+def test_a_full_line_asks_to_come_back(served: Served, predictor: Predictor, item: Item) -> None:
+    slow = SlowPredictor(predictor.model, predictor.fusion, predictor.max_seq_len)
+    slow.open.clear()
+    with served(model=slow, max_queue=3, max_items=3) as client, ThreadPoolExecutor(1) as callers:
+        first = callers.submit(ask, client, item(1), item(2))
+        try:
+            while counted(client, "utmp_waiting_items") < 2:
+                time.sleep(0.01)
+            refused = ask(client, item(3), item(4))
+            assert client.get("/health").json() == {"status": "ok"}
+        finally:
+            slow.open.set()
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert error_of(refused) == "2 items are waiting, and 3 may; come back later"
+        assert first.result().status_code == 200
+        assert ask(client, item(3), item(4)).status_code == 200
+        assert counted(client, "utmp_waiting_items") == 0
+
+
+def test_large_bodies_are_held_only_a_few_at_a_time(served: Served, predictor: Predictor) -> None:
+    slow = SlowPredictor(predictor.model, predictor.fusion, predictor.max_seq_len)
+    slow.open.clear()
+    large = {"id": "x" * 900, "audio": [[1, 2]]}
+    with served(model=slow, max_body_mb=1 / 1024) as client, ThreadPoolExecutor(8) as callers:
+        held = [callers.submit(ask, client, large) for _ in range(8)]
+        try:
+            while counted(client, "utmp_waiting_items") < 8:
+                time.sleep(0.01)
+            refused = ask(client, large)
+        finally:
+            slow.open.set()
+        assert refused.status_code == 503 and refused.headers["retry-after"] == "1"
+        assert error_of(refused) == "too many large requests; come back later"
+        assert [each.result().status_code for each in held] == [200] * 8
+        assert ask(client, large).status_code == 200
+
+
+def test_who_leaves_while_waiting_leaves_the_line(
+    served: Served, predictor: Predictor, item: Item
+) -> None:
+    slow = SlowPredictor(predictor.model, predictor.fusion, predictor.max_seq_len)
+    slow.open.clear()
+    with served(model=slow) as client:
+        body = json.dumps({"items": [item(1)]}).encode()
+        try:
+            with connect(client) as connection:
+                connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+                while counted(client, "utmp_waiting_items") < 1:
+                    time.sleep(0.01)
+            deadline = time.monotonic() + 5
+            while counted(client, "utmp_waiting_items") > 0:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+        finally:
+            slow.open.set()
+        assert ask(client, item(1)).status_code == 200
+
+
+def test_a_model_that_fails(served: Served, predictor: Predictor, item: Item) -> None:
+    broken = BrokenPredictor(predictor.model, predictor.fusion)
+    with served(model=broken) as client:
+        answer = ask(client, item(1))
+        assert answer.status_code == 500
+        assert error_of(answer) == "the model failed; the log says why"
+        assert client.get("/health").status_code == 200
+
+
+def test_open_requests_are_answered_before_the_end(
+    served: Served, predictor: Predictor, item: Item
+) -> None:
+    slow = SlowPredictor(predictor.model, predictor.fusion, predictor.max_seq_len)
+    slow.open.clear()
+    with ThreadPoolExecutor(1) as callers:
+        with served(model=slow) as client:
+            asked = callers.submit(
+                httpx.post, f"{client.base_url}/predict", json={"items": [item(1)]}, timeout=30
+            )
+            while counted(client, "utmp_waiting_items") < 1:
+                time.sleep(0.01)
+            threading.Timer(0.3, slow.open.set).start()
+        assert asked.result().status_code == 200
+
+
+# The token --------------------------------------------------------------------------------------
+
+OPEN = ["/", "/health", "/docs", "/app.js", "/style.css"]
+GUARDED = ["/model", "/metrics", "/examples", "/examples/0", "/openapi.json"]
+
+
+def test_what_needs_the_token(served: Served, item: Item) -> None:
+    with served(token="s3cret!") as client:
+        without = httpx.Client(base_url=client.base_url)
+        for path in OPEN:
+            assert without.get(path).status_code == 200
+        for path in GUARDED:
+            assert client.get(path).status_code in (200, 404)
+        for given in [
+            "",
+            "Bearer",
+            "Bearer x",
+            "Basic s3cret!",
+            "Bearer s3cret",
+            "Bearer s3cret!!",
+        ]:
+            headers = {"Authorization": given}
+            answers = [without.get(path, headers=headers) for path in GUARDED]
+            answers.append(without.post("/predict", json={"items": [item(1)]}, headers=headers))
+            for answer in answers:
+                assert answer.status_code == 401
+                assert answer.headers["www-authenticate"] == "Bearer"
+                assert "Authorization: Bearer TOKEN" in error_of(answer)
+        odd = without.get("/model", headers=[(b"authorization", "Bearer é".encode("latin-1"))])
+        assert odd.status_code == 401
+        assert ask(client, item(1)).status_code == 200
+        schema = client.get("/openapi.json").json()
+        assert schema["paths"]["/predict"]["post"]["security"] == [{"HTTPBearer": []}]
+        without.close()
+
+
+# What it tells of itself ------------------------------------------------------------------------
+
+
+def test_metrics(served: Served, item: Item) -> None:
+    with served() as client:
+        ask(client, item(1), item(2))
+        ask(client, {})
+        client.get("/made/up?" + "x" * 100)
+        client.request("MADEUP", "/model")
+        answer = client.get("/metrics")
+        assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+        lines = answer.text.splitlines()
+        for line in [
+            'utmp_requests_total{route="/predict",status="200"} 1.0',
+            'utmp_requests_total{route="/predict",status="422"} 1.0',
+            'utmp_requests_total{route="other",status="404"} 1.0',
+            "utmp_batch_items_sum 2.0",
+            "utmp_batch_items_count 1.0",
+            "utmp_batch_seconds_count 1.0",
+            "utmp_items_total 2.0",
+            "utmp_waiting_items 0.0",
+            'utmp_request_seconds_count{route="/predict"} 2.0',
+        ]:
+            assert line in lines
+        assert any(line.startswith("process_resident_memory_bytes ") for line in lines)
+        assert "made" not in answer.text and "MADEUP" not in answer.text
+
+
+def test_the_model(client: httpx.Client, predictor: Predictor) -> None:
+    model = client.get("/model").json()
+    assert model["task"] == "regression" and model["labels"] == [] and model["training"] == {}
+    assert model["features"] == {
+        "language": {"width": 3, "steps": None},
+        "audio": {"width": 2, "steps": None},
+        "table": {"width": 1, "steps": 4},
+    }
+    assert model["max_seq_len"] == 6
+    assert model["scale"] == [-3, 3]
+    assert model["fusion"] == {"rule": "reliability", "weights": predictor.fusion.weights}
+    assert model["limits"] == {"max_body_bytes": 1 << 17, "max_items": 20, "max_steps": 9}
+    assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
+
+
+def test_examples(served: Served, item: Item) -> None:
+    examples = Examples((Example("a", 1.5, item(1)), Example("b", -2.0, item(2, "audio"))))
+    with served(examples=examples) as client:
+        assert client.get("/examples").json() == [
+            {"id": "a", "label": 1.5, "modalities": ["language", "audio", "table"]},
+            {"id": "b", "label": -2, "modalities": ["audio"]},
+        ]
+        given = client.get("/examples/1").json()
+        assert given == {"label": -2, "item": {"id": "b", **item(2, "audio")}}
+        assert ask(client, given["item"]).json()["predictions"][0]["id"] == "b"
+
+
+def test_the_schema_lists_every_answer(client: httpx.Client) -> None:
+    schema = client.get("/openapi.json").json()
+    assert schema["openapi"].startswith("3.")
+    assert list(schema["paths"]) == [
+        "/health", "/predict", "/model", "/examples", "/examples/{number}", "/metrics",
+    ]  # fmt: skip
+    predict = schema["paths"]["/predict"]["post"]
+    assert list(predict["responses"]) == [
+        "200", "401", "400", "408", "413", "415", "422", "500", "503",
+    ]  # fmt: skip
+    references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema)))
+    assert references <= set(schema["components"]["schemas"])
+    request = schema["components"]["schemas"]["PredictRequest"]
+    assert list(request["properties"]) == ["items", "modalities"]
+    assert client.get("/openapi.json").json() == schema
+
+
+def test_the_page_needs_nothing_from_elsewhere(client: httpx.Client) -> None:
+    for path in ["/", "/docs"]:
+        answer = client.get(path)
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        policy = answer.headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+        assert "http://" not in answer.text and "https://" not in answer.text
+        assert not re.search(r"<script(?![^>]* src=)|<style| style=| on\w+=", answer.text)
+        for name in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
+            if name != "openapi.json":
+                assert client.get(f"/{name.removeprefix('./')}").status_code == 200
+        assert client.head(path).status_code == 200
+
+
+def test_two_services_do_not_mix(served: Served, item: Item) -> None:
+    with served() as one, served() as other:
+        ask(one, item(1))
+        assert counted(one, "utmp_items_total") == 1
+        assert counted(other, "utmp_items_total") == 0

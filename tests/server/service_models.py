@@ -1,0 +1,61 @@
+"""Small models that nobody trained, and services of them on loopback."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import httpx
+import numpy as np
+import uvicorn
+from fastapi import FastAPI
+
+from common.config import FusionRule, ModelConfig
+from common.data.moments import Moments
+from common.model.fusion import Expert, Fusion
+from common.model.ha_fedformer import ModelSpec, build_model, set_standardisation
+from common.task import Task
+from server.prediction.predictor import Predictor
+
+#: Language and audio are sequences; a table has four steps of one number.
+SHAPES: dict[str, tuple[int, ...]] = {"language": (3,), "audio": (2,), "table": (4, 1)}
+
+Served = Callable[..., AbstractContextManager[httpx.Client]]
+
+
+def small_predictor(task: Task = Task.regression, max_seq_len: int | None = 6) -> Predictor:
+    outputs = 1 if task is Task.regression else 3
+    sizes = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
+    model = build_model(ModelSpec(SHAPES, outputs, task, sizes), seed=3)
+    for name, shape in SHAPES.items():
+        moments = Moments(np.full(shape, 9.0), np.full(shape, 1.0), np.full(shape, 9.0))
+        set_standardisation(model, name, moments)
+    prior = (0.1, 1.3) if task is Task.regression else (-1.0, -0.5, 0.25)
+    experts = {name: Expert(0.8, 0.1, 0.6, 0.7 + i, 40.0) for i, name in enumerate(SHAPES)}
+    return Predictor(
+        model.eval(), Fusion(FusionRule.reliability, task, prior, experts), max_seq_len
+    )
+
+
+@contextmanager
+def running(app: FastAPI, token: str | None = None) -> Iterator[httpx.Client]:
+    """Serve on a free port, in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, http="h11", ws="none", log_level="critical"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])))
+        thread.start()
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        try:
+            with httpx.Client(
+                base_url=f"http://127.0.0.1:{port}", headers=headers, timeout=30
+            ) as client:
+                yield client
+        finally:
+            while not server.started and thread.is_alive():
+                time.sleep(0.01)
+            server.should_exit = True
+            thread.join(timeout=30)
+            assert not thread.is_alive()
