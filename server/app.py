@@ -16,6 +16,7 @@ from server.run.console import make_console
 from server.run.federation import Run, check_evaluation_data, use_one_thread
 from server.run.folder import CHECKPOINTS, RunFolder, read_settings
 from server.run.resume import resumed_config
+from server.tracking.tracker import check_tracking, make_tracking
 
 RunGrid = Callable[[Grid], None]
 
@@ -52,11 +53,14 @@ def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = No
     use_one_thread()
     if config.resume is not None:
         return _resume(config, given)
+    check_tracking(config.tracking)
     data = load_federation(config)
     check_evaluation_data(data)
     # The run's own record of its settings says what the data are.
     config = replace(config, dataset=replace(config.dataset, task=data.task))
-    run = Run(config, data, RunFolder(folder), make_console(config, data.task))
+    console = make_console(config, data.task)
+    run = Run(config, data, RunFolder(folder), console)
+    run.tracking = make_tracking(config, run.folder.path, console.warn)
     run.folder.write_config(config)
     return run
 
@@ -66,6 +70,7 @@ def _resume(asked: Config, given: Sequence[str] | None) -> Run:
     settings = read_settings(RunFolder.config_of(asked.resume))
     config = resumed_config(settings, asked, given)
     check_federated(config)
+    check_tracking(config.tracking)
     data = load_federation(config)
     check_evaluation_data(data)
     console = make_console(config, data.task)
@@ -78,7 +83,8 @@ def _resume(asked: Config, given: Sequence[str] | None) -> Run:
         )
     records = folder.keep_rounds(done)
     folder.write_config(config)
-    return Run(config, data, folder, console, checkpoint, records)
+    tracking = make_tracking(config, folder.path, console.warn)
+    return Run(config, data, folder, console, checkpoint, records, tracking=tracking)
 
 
 def check_federated(config: Config) -> None:

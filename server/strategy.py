@@ -28,6 +28,7 @@ from server.acceptance.privacy import privacy_spent
 from server.aggregation import server_optimizer
 from server.aggregation.client_weights import client_weight, trust_clients
 from server.aggregation.hierarchy import RoundSum, merge_round
+from server.aggregation.widths import posterior_widths
 from server.run.labels import PooledLabels
 from server.run.registry import QUERY_SECONDS, Member, Registry
 
@@ -56,6 +57,10 @@ class RoundReport:
         Of arrays, all clients together.
     refused
         Replies whose content was refused; a client's own failure or silence is none.
+    client_losses
+        Client that was merged to its train loss.
+    posterior_widths
+        Client to layer to width, see `server.aggregation.widths`.
     """
 
     round: int
@@ -68,6 +73,8 @@ class RoundReport:
     bytes_down: int
     bytes_up: int
     refused: int = 0
+    client_losses: Mapping[str, float] = field(default_factory=dict)
+    posterior_widths: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -231,7 +238,8 @@ class HierarchicalAggregation(Strategy):
         uplinks, few = self._enough(uplinks)
         rejected += few
         trusted = self._trust(uplinks)
-        for uplink in sorted(uplinks, key=lambda uplink: uplink.key):
+        merged = sorted(uplinks, key=lambda uplink: uplink.key)
+        for uplink in merged:
             trust = trusted.get(str(uplink.key), 1.0)
             weight = client_weight(uplink, self.config.strategy.weights, trust)
             total = total.add(uplink, weight, trust)
@@ -252,6 +260,8 @@ class HierarchicalAggregation(Strategy):
                 self._asked.bytes_down,
                 bytes_up,
                 self._asked.refused,
+                {str(each.key): each.train_loss for each in merged},
+                posterior_widths(merged),
             )
         )
         return to_record(self._arrays), None

@@ -54,6 +54,7 @@ from common.config.schema import (
     register_schema,
 )
 from common.config.screening import ScreeningConfig
+from common.config.tracking import TrackingConfig, TrackingTool
 
 __all__ = [
     "Absent",
@@ -92,6 +93,8 @@ __all__ = [
     "StrategyConfig",
     "Structure",
     "SyntheticConfig",
+    "TrackingConfig",
+    "TrackingTool",
     "When",
     "check_ranges",
     "compose_config",

@@ -21,6 +21,7 @@ class ReportConfig:
     overwrite: bool = False
     baseline: str | None = "fedavg"
     metrics: list[str] = field(default_factory=list)
+    details: int = 8
 
     @property
     def places(self) -> list[str]:
@@ -59,6 +60,8 @@ def parse_report(composition: DictConfig) -> ReportConfig:
         raise UserError(f"runs={config.runs}: expected a folder, a glob, or a list of them")
     if not config.out.strip():
         raise UserError("out is required; give it as out=…")
+    if config.details < 0:
+        raise UserError(f"details={config.details}: expected a number of runs, 0 or more")
     return config
 
 

@@ -11,6 +11,7 @@ from common.config.partition import PartitionConfig, PartitionRule
 from common.config.privacy import PrivacyConfig
 from common.config.runtime import CheckpointConfig, ConsoleStyle, RuntimeConfig
 from common.config.screening import ScreeningConfig
+from common.config.tracking import TrackingConfig
 from common.task import Task
 
 
@@ -319,6 +320,7 @@ class Config:
     strategy: StrategyConfig = field(default_factory=StrategyConfig)
     fusion: FusionConfig = field(default_factory=FusionConfig)
     privacy: PrivacyConfig = field(default_factory=PrivacyConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
@@ -331,9 +333,10 @@ def register_schema() -> None:
     OmegaConf.set_struct(schema.clients, False)
     OmegaConf.set_struct(schema.model.attention_dropout, False)
     store.store(name="schema", node=schema)
-    store.store(group="dataset", name="synthetic_schema", node=SyntheticConfig)
-    store.store(group="dataset", name="npz_schema", node=NpzConfig)
-    store.store(group="dataset", name="shards_schema", node=ShardsConfig)
+    # Outside their group: in it, Hydra would take the `dataset=…` of utmp-evaluate for a choice.
+    store.store(name="synthetic_schema", node=SyntheticConfig)
+    store.store(name="npz_schema", node=NpzConfig)
+    store.store(name="shards_schema", node=ShardsConfig)
 
 
 register_schema()

@@ -57,22 +57,26 @@ def make_report(config: ReportConfig, overrides: Sequence[str]) -> "Report":
 
 
 def write_report(report: "Report", config: ReportConfig) -> None:
-    """Write the report and its pictures as one whole folder.
+    """Write the report, as a page and as text with pictures, as one whole folder.
 
     Raises
     ------
     UserError
-        If the folder is there already, would replace runs, or cannot be written.
+        If the folder is there already, would replace runs, or cannot be written; or if the rounds
+        of a run are damaged.
     """
     from common.data.whole_folder import whole_folder
-    from server.report.console import REPORT, markdown
+    from server.report.console import PAGE, REPORT, markdown
+    from server.report.page import page
 
     out = Path(config.out).absolute()
     for result in report.found.results:
         if Path(result.folder).resolve().is_relative_to(out.resolve()):
             raise UserError(f"out={config.out} holds the run {result.folder}; choose another")
     with whole_folder(out, config.overwrite, REPORT) as folder:
-        (folder / REPORT).write_text(markdown(report))
+        # A name of a folder need not be text.
+        (folder / REPORT).write_bytes(markdown(report).encode("utf-8", "replace"))
+        (folder / PAGE).write_bytes(page(report, config.details))
         for name, png in pictures(report).items():
             (folder / name).write_bytes(png)
 

@@ -1,7 +1,7 @@
 """What a bound is to the run that trains and records it."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
 from common.data.dataset import MultimodalDataset
 from server.evaluate import Scores
@@ -22,6 +22,10 @@ class Bound(Protocol):
     def fusion_weights(self) -> Mapping[str, float]:
         """Modality to its weight, after the last round; empty where nothing is weighted."""
 
+    @property
+    def client_losses(self) -> Mapping[str, float]:
+        """Client to its train loss in the last round; empty where none trains by itself."""
+
     def train(self, number: int) -> dict[str, float]:
         """Train the round of that number, from 1, and fit what joins the modalities.
 
@@ -33,6 +37,9 @@ class Bound(Protocol):
 
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score what there is after the last round; see `server.evaluate.evaluate`."""
+
+    def diagnose(self, items: MultimodalDataset) -> Mapping[str, Mapping[str, Any]]:
+        """See `server.evaluate.diagnose`; empty where no one model predicts."""
 
     def model_file(self) -> bytes | None:
         """Return ``model.safetensors``, or None if what was trained is not one HA-Fedformer."""

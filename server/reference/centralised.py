@@ -8,6 +8,7 @@ Notation: B items, O outputs.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ from server.reference.batching import paired_pass
 from server.reference.bound import Bound
 from server.reference.cross_modal import CrossModal
 from server.reference.early_fusion import EarlyFusion
-from server.reference.scores import paired_scores
+from server.reference.scores import paired_diagnostics, paired_scores
 from server.reference.sites import Sites
 from server.reference.training import OnePass, Training
 from server.reference.whole import WholeModel
@@ -87,6 +88,11 @@ class OtherArchitecture:
         """Nothing is weighted."""
         return {}
 
+    @property
+    def client_losses(self) -> dict[str, float]:
+        """No client trains by itself."""
+        return {}
+
     def train(self, number: int) -> dict[str, float]:
         """Train a round; return the loss of what is predicted from all modalities."""
         return self._training.round(derive_seed(self._sites.config.seed, "train", number))
@@ -94,6 +100,10 @@ class OtherArchitecture:
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score all modalities together, and each alone with the others absent."""
         return paired_scores(self.model, self.model, items, self._sites.data.task)
+
+    def diagnose(self, items: MultimodalDataset) -> dict[str, dict[str, Any]]:
+        """Diagnose all modalities together, and each alone with the others absent."""
+        return paired_diagnostics(self.model, self.model, items, self._sites.data.task)
 
     def model_file(self) -> None:
         """Return nothing: the file is of HA-Fedformer."""

@@ -17,6 +17,7 @@ from server.reference.sites import Sites, load_sites
 from server.run.federation import Run
 from server.run.folder import CURVE, MODEL
 from server.run.learning_curve import learning_curve
+from server.run.phases import Phase, PhaseClock
 
 BOUNDS: Mapping[Setting, Callable[[Sites], Bound]] = {
     Setting.local: Local,
@@ -45,7 +46,7 @@ def run_reference(run: Run) -> dict[str, Any]:
     """
     execution = _Execution(run)
     try:
-        with run.console:
+        with run.console, run.tracking:
             return execution.execute()
     except BaseException:
         if not execution.records:
@@ -76,33 +77,41 @@ class _Execution:
         return self._finish(bound, sites, began)
 
     def _round(self, number: int, bound: Bound, sites: Sites) -> None:
-        began = time.monotonic()
+        began, clock = time.monotonic(), PhaseClock()
         losses = bound.train(number)
+        clock.end(Phase.train)
+        validation = bound.scores(sites.data.validation)
+        clock.end(Phase.evaluate)
         record = {
             "round": number,
             "train_loss": losses,
-            "validation": bound.scores(sites.data.validation),
+            "client_losses": bound.client_losses,
+            "validation": validation,
             "fusion_weights": bound.fusion_weights,
             "clients": {name: len(keys) for name, keys in sites.by_modality.items()},
             "reused": [],
             "rejected": [],
             "decoder_weights": {},
+            "posterior_widths": {},
             "trust": {},
             "refused": 0,
             "privacy": None,
             "bytes_down": 0,
             "bytes_up": 0,
             "seconds": round(time.monotonic() - began, 3),
+            "phases": clock.rounded(),
         }
         self.records.append(record)
         self.run.folder.append_round(record)
         self.run.console.round(record)
+        self.run.tracking.round(self.records)
 
     def _finish(self, bound: Bound, sites: Sites, began: float) -> dict[str, Any]:
         config, data, folder = self.run.config, self.run.data, self.run.folder
         test = bound.scores(data.test)
         summary = {
             "test": test,
+            "diagnostics": bound.diagnose(data.test),
             "validation": self.records[-1]["validation"],
             "rounds": config.rounds,
             "seed": config.seed,
@@ -122,6 +131,7 @@ class _Execution:
             folder.write(MODEL, model)
         folder.write(CURVE, learning_curve(self.records, data.task))
         folder.write_summary(summary)
+        self.run.tracking.finish(self.records, summary)
         self.run.console.scores(f"Test, {len(data.test)} items", test)
         self.run.console.tell(_what_won(test, HEADLINE[data.task]))
         self.run.console.tell(f"run folder: {folder.path}")

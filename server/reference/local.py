@@ -8,6 +8,7 @@ validation items; client k of every modality for each k, and the score is the me
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class Local:
             forward = partial(from_one_modality, model)
             self._trainings[key] = Training(model, forward, one_pass, task, client)
         self._evidence = self._listen()
+        self.client_losses: dict[str, float] = {}
 
     @property
     def parameters(self) -> int:
@@ -81,6 +83,7 @@ class Local:
             losses[key] = training.round(seed)[key.modality]
             examples[key] = len(self._sites.by_key[key].train)
         self._evidence = self._listen()
+        self.client_losses = {str(key): loss for key, loss in losses.items()}
         return {
             name: sum(losses[key] * examples[key] for key in keys)
             / sum(examples[key] for key in keys)
@@ -94,6 +97,10 @@ class Local:
             rows = items.in_modalities([name])
             alone[name] = mean_scores([self._alone(key, rows) for key in keys])
         return {MULTIMODAL: self._together(items)} | alone
+
+    def diagnose(self, items: MultimodalDataset) -> dict[str, dict[str, Any]]:
+        """Return nothing: there is no one model."""
+        return {}
 
     def model_file(self) -> None:
         """Return nothing: there is no one model."""

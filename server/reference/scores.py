@@ -4,13 +4,15 @@ Notation: N items, B of them at a time, O outputs.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences
+from common.diagnostics import diagnostics
 from common.metrics import ConstantPredictions, compute_metrics
 from common.model.predict import to_values
 from common.task import Task
@@ -83,14 +85,27 @@ def paired_scores(
     task
         Kind of label.
     """
+    answers = _paired_answers(model, forward, items, task)
+    return {title: score(task, labels, values) for title, labels, values in answers}
+
+
+def paired_diagnostics(
+    model: nn.Module, forward: Forward, items: MultimodalDataset, task: Task
+) -> dict[str, dict[str, Any]]:
+    """Diagnose such a model as `server.evaluate.diagnose` does; arguments as for the scores."""
+    answers = _paired_answers(model, forward, items, task)
+    return {title: diagnostics(task, labels, values.numpy()) for title, labels, values in answers}
+
+
+def _paired_answers(
+    model: nn.Module, forward: Forward, items: MultimodalDataset, task: Task
+) -> Iterator[tuple[str, LabelArray, Tensor]]:
     names = list(items.sequences)
     subsets = {MULTIMODAL: names} | {name: [name] for name in names}
-    scores = {}
     for title, subset in subsets.items():
         usable = items.select(having_any(items, subset))
         outputs = outputs_on(model, forward, only(usable.sequences, subset))
-        scores[title] = score(task, usable.labels, to_values(outputs, task))
-    return scores
+        yield title, usable.labels, to_values(outputs, task)
 
 
 def having_any(items: MultimodalDataset, modalities: Sequence[str]) -> IntArray:

@@ -1,11 +1,13 @@
 """One whole HA-Fedformer in training, whatever its batches hold."""
 
+from typing import Any
+
 from common.config import FusionRule
 from common.data.dataset import MultimodalDataset
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
 from common.seeding import derive_seed
-from server.evaluate import Scores, evaluate
+from server.evaluate import Scores, diagnose, evaluate
 from server.model_file import model_bytes
 from server.reference.batching import MULTIMODAL
 from server.reference.sites import Sites
@@ -55,6 +57,11 @@ class WholeModel:
         """Modality to its weight."""
         return self._fusion.weights
 
+    @property
+    def client_losses(self) -> dict[str, float]:
+        """No client trains by itself."""
+        return {}
+
     def train(self, number: int) -> dict[str, float]:
         """Train a round; return the mean loss of each modality, or of all together."""
         losses = self._training.round(derive_seed(self._sites.config.seed, "train", number))
@@ -68,6 +75,10 @@ class WholeModel:
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score all modalities together and each alone."""
         return evaluate(self.model, self._fusion, items)
+
+    def diagnose(self, items: MultimodalDataset) -> dict[str, dict[str, Any]]:
+        """Diagnose all modalities together and each alone."""
+        return diagnose(self.model, self._fusion, items)
 
     def model_file(self) -> bytes:
         """Return the model with its fusion rule."""

@@ -15,7 +15,7 @@ from server.report.comparison import Difference, less_is_better, paired_differen
 from server.report.results import TOGETHER, Metrics, Result
 
 #: Settings that do not change what is learnt: name, or group with its dot.
-_REPLICATE = ("seed", "run_dir", "runtime.")
+_REPLICATE = ("seed", "run_dir", "runtime.", "tracking.")
 
 #: Settings that make the method; all others make the block.
 _METHOD = ("strategy.", "fusion.", "client.")

@@ -1,4 +1,4 @@
-"""How a report is shown: as Markdown, and on the terminal."""
+"""How a report is shown: as Markdown, and on the terminal; `server.report.page` is for browsers."""
 
 from collections.abc import Iterator
 
@@ -11,6 +11,7 @@ from server.report.tables import MINOR, Report, Table, count, tables_of, without
 from server.terminal import Terminal
 
 REPORT = "report.md"
+PAGE = "report.html"
 
 #: Settings that are named where they are the same in all runs; a group with its dot.
 _WORTH_NAMING = (
@@ -43,7 +44,7 @@ def markdown(report: Report) -> str:
     """Return the text of ``report.md``."""
     parts = ["# Report", f"```sh\n{report.command}\n```", _runs(report), _same(report)]
     parts += [f"**Warning:** {line}" for line in report.warnings()]
-    parts += [_how_to_read(report), *_sections(report)]
+    parts += [" ".join(how_to_read(report)), *_sections(report)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -70,10 +71,11 @@ def _same(report: Report) -> str:
     return f"The same in all runs: {_code(assignments(same))}." if same else ""
 
 
-def _how_to_read(report: Report) -> str:
+def how_to_read(report: Report) -> list[str]:
+    """Say what the scores are, and where there is a baseline the differences."""
     if not report.compares:
-        return _SCORES
-    return f"{_SCORES} {_DIFFERENCES.format(baseline=report.baseline, level=LEVEL)}"
+        return [_SCORES]
+    return [_SCORES, _DIFFERENCES.format(baseline=report.baseline, level=LEVEL)]
 
 
 def _sections(report: Report) -> Iterator[str]:
@@ -125,7 +127,7 @@ class ReportConsole(Terminal):
                     self.tell(table.note, "dim")
         for line in report.warnings():
             self.warn(line)
-        for name in (REPORT, *map(report.picture_of, report.blocks)):
+        for name in (PAGE, REPORT, *map(report.picture_of, report.blocks)):
             self.tell(f"{out}/{name}")
 
 

@@ -141,11 +141,11 @@ def _tops(place: str) -> list[str]:
 def _seed(path: Path, settings: Mapping[str, str]) -> int:
     for name in ("seed", "strategy.name", "dataset.task"):
         if name not in settings:
-            raise _damaged(path, f"there is no {name}")
+            raise damaged(path, f"there is no {name}")
     try:
         return int(settings["seed"])
     except ValueError as error:
-        raise _damaged(path, f"seed={settings['seed']} is no whole number") from error
+        raise damaged(path, f"seed={settings['seed']} is no whole number") from error
 
 
 def _task(folder: Path, settings: Mapping[str, str], scores: Metrics) -> Task:
@@ -154,12 +154,12 @@ def _task(folder: Path, settings: Mapping[str, str], scores: Metrics) -> Task:
     if given == "null":
         task = next((task for task, headline in HEADLINE.items() if headline in scores), None)
         if task is None:
-            raise _damaged(folder / SUMMARY, f"there is no headline metric in test.{TOGETHER}")
+            raise damaged(folder / SUMMARY, f"there is no headline metric in test.{TOGETHER}")
         return task
     if given not in list(Task):
-        raise _damaged(folder / CONFIG, f"dataset.task={given}: expected one of {', '.join(Task)}")
+        raise damaged(folder / CONFIG, f"dataset.task={given}: expected one of {', '.join(Task)}")
     if HEADLINE[Task(given)] not in scores:
-        raise _damaged(folder / SUMMARY, f"there is no test.{TOGETHER}.{HEADLINE[Task(given)]}")
+        raise damaged(folder / SUMMARY, f"there is no test.{TOGETHER}.{HEADLINE[Task(given)]}")
     return Task(given)
 
 
@@ -168,7 +168,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
     try:
         summary = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     try:
         parts: dict[str, Any] = {
             part: _scores(summary.get(part) or {})
@@ -176,7 +176,7 @@ def _read_summary(path: Path) -> dict[str, Any]:
         }
         parts["seconds"] = _number(summary.get("seconds"))
     except (AttributeError, TypeError, ValueError) as error:
-        raise _damaged(path, "expected numbers by metric") from error
+        raise damaged(path, "expected numbers by metric") from error
     return parts
 
 
@@ -196,16 +196,17 @@ def _megabytes_up(path: Path) -> float:
     if not path.is_file():
         return math.nan
     try:
-        rounds = [json.loads(line) for line in path.read_text().splitlines()]
-        sent = [
-            record["bytes_up"] / sum(record["clients"].values())
-            for record in rounds
-            if record.get("bytes_up") and record.get("clients")
-        ]
+        with path.open("rb") as rounds:
+            sent = [
+                record["bytes_up"] / sum(record["clients"].values())
+                for record in map(json.loads, rounds)
+                if record.get("bytes_up") and record.get("clients")
+            ]
     except (OSError, ValueError, ArithmeticError, AttributeError, TypeError) as error:
-        raise _damaged(path, str(error)) from error
+        raise damaged(path, str(error)) from error
     return sum(sent) / len(sent) / 1e6 if sent else math.nan
 
 
-def _damaged(path: Path, reason: str) -> UserError:
+def damaged(path: Path, reason: str) -> UserError:
+    """Return the error for a file that is not as it should be."""
     return UserError(f"{path} is damaged: {' '.join(reason.split())}")

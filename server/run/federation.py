@@ -27,7 +27,7 @@ from common.model.ha_fedformer import (
     trained_names,
 )
 from common.seeding import derive_seed
-from server.evaluate import Scores, evaluate, evaluate_rules, evaluate_subsets
+from server.evaluate import Scores, diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.model_file import model_bytes
 from server.run.attendance import Attendance
 from server.run.checkpoint import Checkpoint, Checkpoints
@@ -36,6 +36,7 @@ from server.run.exchange import Backlog, exchange
 from server.run.folder import CHECKPOINTS, CURVE, MODEL, RunFolder
 from server.run.labels import PooledLabels, pool_labels
 from server.run.learning_curve import learning_curve
+from server.run.phases import Phase, PhaseClock
 from server.run.registry import Registry
 from server.run.resume import MisfitError, check_fits, plain_settings
 from server.strategy import (
@@ -45,6 +46,7 @@ from server.strategy import (
     no_settings,
     to_record,
 )
+from server.tracking.tracker import Tracking, no_tracking
 
 T = TypeVar("T")
 
@@ -66,6 +68,8 @@ class Run:
         The objects of ``rounds.jsonl`` so far.
     check
         Called between and in rounds; may raise to end the run.
+    tracking
+        Told of each round and of the end.
     """
 
     config: Config
@@ -75,6 +79,7 @@ class Run:
     checkpoint: Checkpoint | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     check: Callable[[], None] = lambda: None
+    tracking: Tracking = field(default_factory=no_tracking)
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
@@ -82,6 +87,7 @@ class Run:
         self._report: RoundReport | None = None
         self._faults: list[str] = []
         self._round_began = 0.0
+        self._clock = PhaseClock()
         self._began = time.monotonic()
         self._items: dict[str, int] = {}
 
@@ -94,7 +100,8 @@ class Run:
             If nodes are missing or do not fit, or a round cannot be merged.
         """
         try:
-            return self._execute(grid)
+            with self.tracking:
+                return self._execute(grid)
         except MisfitError:
             raise
         except UserError as error:
@@ -177,17 +184,21 @@ class Run:
         self, number: int, grid: Grid, model: HAFedformer, strategy: HierarchicalAggregation
     ) -> None:
         """Train, merge and evaluate once, and leave all of it on disk."""
-        self._round_began = time.monotonic()
+        self._round_began, self._clock = time.monotonic(), PhaseClock()
         log(INFO, "[ROUND %s/%s]", number, self.config.rounds)
         timeout = self.config.runtime.round_timeout
         strategy.busy = self._backlog.nodes()
         messages = strategy.configure_train(
             number, to_record(model.state_dict()), no_settings(), grid
         )
+        self._clock.end(Phase.configure)
         replies = exchange(grid, messages, timeout, self.check, self._backlog)
-        arrays, _ = strategy.aggregate_train(number, replies)
+        arrays, _ = strategy.aggregate_train(
+            number, self._clock.each(replies, Phase.wait, Phase.merge)
+        )
         assert arrays is not None
         model.load_state_dict(from_record(arrays))
+        self._clock.end(Phase.merge)
         self._record_round(model, self._fusion(strategy), strategy.privacy_spent(number))
         self._save(number, model, strategy)
 
@@ -236,6 +247,7 @@ class Run:
             self.data.outputs,
             self.data.task,
             self.config.model,
+            self.data.label_names,
         )
         model = build_model(spec, derive_seed(self.config.seed, "model"))
         for name in self.data.shapes:
@@ -264,25 +276,31 @@ class Run:
     ) -> None:
         report = self._report
         assert report is not None
+        validation = evaluate(model, fusion, self.data.validation)
+        self._clock.end(Phase.evaluate)
         record = {
             "round": report.round,
             "train_loss": self._in_order(report.train_loss),
-            "validation": evaluate(model, fusion, self.data.validation),
+            "client_losses": report.client_losses,
+            "validation": validation,
             "fusion_weights": fusion.weights,
             "clients": self._in_order(report.clients),
             "reused": list(report.reused),
             "rejected": [*self._faults, *report.rejected],
             "decoder_weights": report.decoder_weights,
+            "posterior_widths": report.posterior_widths,
             "trust": report.trust,
             "refused": report.refused,
             "privacy": privacy,
             "bytes_down": report.bytes_down,
             "bytes_up": report.bytes_up,
             "seconds": round(time.monotonic() - self._round_began, 3),
+            "phases": self._clock.rounded(),
         }
         self.records.append(record)
         self.folder.append_round(record)
         self.console.round(record)
+        self.tracking.round(self.records)
 
     def _in_order(self, by_modality: Mapping[str, T]) -> dict[str, T]:
         """Put the dataset's order of modalities on a mapping."""
@@ -296,6 +314,7 @@ class Run:
             "test": test,
             "test_by_fusion": evaluate_rules(model, rules, self.data.test),
             "test_by_subset": evaluate_subsets(model, fusion, self.data.test),
+            "diagnostics": diagnose(model, fusion, self.data.test),
             "validation": self.records[-1]["validation"],
             "rounds": config.rounds,
             "seed": config.seed,
@@ -311,6 +330,7 @@ class Run:
         self.folder.write(MODEL, model_bytes(model, fusion))
         self.folder.write(CURVE, learning_curve(self.records, self.data.task))
         self.folder.write_summary(summary)
+        self.tracking.finish(self.records, summary)
         self.console.scores(f"Test, {len(self.data.test)} items", test)
         self._say_what_won(test, fusion)
         return summary

@@ -1,8 +1,9 @@
 """What a run leaves on disk.
 
 ``config.yaml`` resolved; ``rounds.jsonl`` one object a round; ``checkpoints/``; ``summary.json``;
-the model with all that is needed to rebuild it; ``learning_curve.png``. Whole files are written
-aside and renamed, so that none is ever half there. A run locks ``rounds.jsonl`` while it lasts.
+the model with all that is needed to rebuild it; ``learning_curve.png``; what trackers leave, see
+`server.tracking`. Whole files are written aside and renamed, so that none is ever half there. A run
+locks ``rounds.jsonl`` while it lasts.
 """
 
 import fcntl
@@ -29,6 +30,8 @@ MODEL = "model.safetensors"
 CURVE = "learning_curve.png"
 FLOWER_LOG = "flower.log"
 CHECKPOINTS = "checkpoints"
+TENSORBOARD = "tensorboard"
+TRACKING = "tracking.json"
 
 #: How long a process that was told to end may take to let go of its run.
 LOCK_SECONDS = 60.0

@@ -8,14 +8,20 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from common.config import CheckpointConfig, Config, RuntimeConfig, config_of_settings
+from common.config import (
+    CheckpointConfig,
+    Config,
+    RuntimeConfig,
+    TrackingConfig,
+    config_of_settings,
+)
 from common.errors import UserError
 from server.run.folder import flat_settings
 
-T = TypeVar("T", RuntimeConfig, CheckpointConfig)
+T = TypeVar("T", RuntimeConfig, CheckpointConfig, TrackingConfig)
 
 #: What may differ from the run that broke off.
-FREE = ("rounds", "runtime", "checkpoint", "console", "run_dir", "resume")
+FREE = ("rounds", "runtime", "checkpoint", "tracking", "console", "run_dir", "resume")
 
 
 class MisfitError(UserError):
@@ -61,6 +67,7 @@ def resumed_config(
         rounds=composed.rounds if _is_given("rounds", given) else stored.rounds,
         runtime=_given_of("runtime", stored.runtime, composed.runtime, given),
         checkpoint=_given_of("checkpoint", stored.checkpoint, composed.checkpoint, given),
+        tracking=_given_of("tracking", stored.tracking, composed.tracking, given),
         resume=composed.resume,
     )
 

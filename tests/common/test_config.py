@@ -21,6 +21,8 @@ from common.config import (
     Setting,
     Structure,
     SyntheticConfig,
+    TrackingConfig,
+    TrackingTool,
     When,
     check_ranges,
     compose_config,
@@ -71,6 +73,7 @@ def test_the_defaults() -> None:
     assert config.strategy.decoder.merge is DecoderMerge.cmda
     assert config.fusion.name is FusionRule.auto
     assert config.runtime.client_gpus is None
+    assert config.tracking == TrackingConfig(TrackingTool.tensorboard)
     assert config.partition == PartitionConfig(PartitionRule.groups)
     assert config.dataset.label_bins == [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5]
     assert config.dataset.permuted_clients == 0
@@ -233,6 +236,7 @@ def test_a_wrong_type_is_one_line_that_names_the_setting(override: str, word: st
         ("strategy.server_optimizer.when=no", "never, always, skewed"),
         ("strategy.server_optimizer.name=yogi", "sgd, momentum, adam"),
         ("runtime.name=ray", "simulation, sequential"),
+        ("tracking.name=wandb", "tensorboard, mlflow, none"),
         ("dataset.task=ranking", "regression, classification, multilabel"),
     ],
 )

@@ -1,5 +1,6 @@
 """A whole run in this process: the same as over any other grid, and the same again."""
 
+import json
 from functools import partial
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from common.config import Config
 from common.errors import UserError
 from common.protocol import decode_description, encode_query
 from server.app import prepare
+from server.evaluate import diagnose
+from server.model_file import load_model
 from server.sequential import SequentialGrid, run_sequentially
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
@@ -53,6 +56,28 @@ def test_a_run_is_the_same_again_and_over_another_grid(tmp_path: Path) -> None:
     assert all(record["rejected"] == [] for record in rounds)
     assert all(sorted(record["trust"]) == CLIENTS for record in rounds)
     assert summary["rounds"] == 2
+
+
+def test_a_run_tells_what_a_report_shows(tmp_path: Path) -> None:
+    config = tiny("strategy=paper", "client.batch_size=4")
+    run = prepare(config, tmp_path / "run")
+    run_sequentially(run)
+    lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    for record in map(json.loads, lines):
+        assert list(record["phases"]) == ["configure", "wait", "merge", "evaluate"]
+        assert sum(record["phases"].values()) == pytest.approx(record["seconds"], abs=0.1)
+        assert list(record["client_losses"]) == list(record["posterior_widths"]) == CLIENTS
+        for name, loss in record["train_loss"].items():
+            own = [record["client_losses"][f"{name}-{part}"] for part in (0, 1)]
+            assert min(own) <= loss <= max(own)
+        widths = [
+            each for layers in record["posterior_widths"].values() for each in layers.values()
+        ]
+        # Of precisions that keep no scale: between the root of the shrinkage and 1.
+        assert all(0.5**0.5 - 1e-3 <= width <= 1 for width in widths)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    model, fusion = load_model(tmp_path / "run" / "model.safetensors")
+    assert summary["diagnostics"] == diagnose(model, fusion, run.data.test)
 
 
 def test_mistake_of_a_client_arrives_as_one_line_and_the_others_go_on(tmp_path: Path) -> None:

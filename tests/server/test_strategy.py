@@ -44,6 +44,7 @@ from common.seeding import derive_seed
 from common.task import Task
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
+from server.aggregation.widths import posterior_widths
 from server.run.labels import PooledLabels
 from server.run.registry import Registry
 from server.strategy import HierarchicalAggregation, RoundReport, from_record, to_record
@@ -392,6 +393,27 @@ def test_report_counts_and_weighs() -> None:
         assert loss == pytest.approx(expected)
     for shares in report.decoder_weights.values():
         assert sum(shares.values()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("strategy", ["paper", "hierarchical", "fedavg"])
+def test_report_tells_each_merged_client_apart(strategy: str) -> None:
+    federation = Federation(config := config_with(f"strategy={strategy}"))
+    messages = federation.ask()
+    updates = [update_of(message, config) for message in messages]
+    replies = [honest(message, config) for message in messages]
+    lost = next(index for index, each in enumerate(updates) if str(each.key) == BAD)
+    replies[lost] = Message(Error(1, "out of memory"), reply_to=messages[lost])
+    _, report = federation.merge(replies)
+    kept = sorted((each for each in updates if str(each.key) != BAD), key=lambda each: each.key)
+    assert report.client_losses == {str(each.key): each.train_loss for each in kept}
+    assert list(report.client_losses) == ["audio-0", "audio-2", "vision-0", "vision-1"]
+    assert report.posterior_widths == posterior_widths(kept)
+    names = [] if strategy == "fedavg" else list(report.client_losses)
+    assert list(report.posterior_widths) == names
+    for widths in report.posterior_widths.values():
+        assert widths["encoder.layers.0.attention.project_in"] > 0
+        # CmDA merges decoders by what they are, so they come without a precision.
+        assert all(layer.startswith("encoder.") for layer in widths)
 
 
 def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> None:

@@ -311,7 +311,8 @@ def test_the_terminal_shows_the_same_cells() -> None:
             assert re.search(" +│ +".join(map(re.escape, cells)), shown)
     assert "list=[red]" in shown
     assert shown.endswith(
-        "warning: 1 unfinished run left out: late\nout/report.md\nout/block-1.png\n"
+        "warning: 1 unfinished run left out: late\nout/report.html\nout/report.md\n"
+        "out/block-1.png\n"
     )
 
 
@@ -336,7 +337,8 @@ def test_places(given: str, places: list[str]) -> None:
 
 LOADS = """
 import server.report.tables, server.report.console
-import matplotlib.backends.backend_agg, matplotlib.figure
+import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg, matplotlib.figure
+import server.report.page
 from server.commands.report import main
 """
 
@@ -388,6 +390,7 @@ def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
     assert sorted(path.name for path in out.iterdir()) == [
         "block-1.png",
         "block-2.png",
+        "report.html",
         "report.md",
     ]
     assert [path.name for path in out.parent.iterdir()] == ["report"]
@@ -403,7 +406,8 @@ def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
     assert str(runs) not in text
     assert "1. clients.default=2" in shown
     assert shown.endswith(
-        "there/report/report.md\nthere/report/block-1.png\nthere/report/block-2.png\n"
+        "\nthere/report/report.html\nthere/report/report.md\nthere/report/block-1.png\n"
+        "there/report/block-2.png\n"
     )
 
 
@@ -412,16 +416,18 @@ def test_the_same_runs_give_the_same_bytes(command: Run, runs: Path) -> None:
     before = {path.name: path.read_bytes() for path in (runs / "report").iterdir()}
     assert command("runs=runs", "overwrite=true").status == 0
     after = {path.name: path.read_bytes() for path in (runs / "report").iterdir()}
-    assert [after[name] for name in ("block-1.png", "block-2.png")] == [
-        before[name] for name in ("block-1.png", "block-2.png")
-    ]
+    command_line = b"utmp-report runs=runs overwrite=true"
+    assert command_line in after["report.html"]
+    for name in ("report.html", "report.md"):
+        after[name] = after[name].replace(command_line, b"utmp-report runs=runs")
+    assert after == before
 
 
 def test_absolute_places_stay_out_of_the_report(command: Run, runs: Path) -> None:
     given = [f"runs={runs}/runs/*-2-*", f"out={runs}/report", "metrics=[mae,corr]"]
     assert command(*given).status == 0
     text = (runs / "report" / "report.md").read_text()
-    assert str(runs) not in text
+    assert str(runs) not in text + (runs / "report" / "report.html").read_text()
     assert "utmp-report 'runs=runs/*-2-*' out=report 'metrics=[mae,corr]'" in text
     assert "6 runs, " in text
 
@@ -460,6 +466,7 @@ def test_help(command: Run, tmp_path: Path) -> None:
         (["rums=x"], "there is no setting 'rums'; did you mean runs?"),
         (["+seed=1"], "there is no setting 'seed'"),
         (["runs=.", "overwrite=perhaps"], "overwrite=perhaps: "),
+        (["runs=.", "details=-1"], "details=-1: expected a number of runs, 0 or more"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -8,6 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from rich.console import Console
@@ -21,7 +22,7 @@ from server.model_file import load_model
 from server.reference import run_reference
 from server.run.console import RunConsole
 from server.run.federation import Run
-from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY
+from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY, TENSORBOARD
 
 SMALL = (
     "dataset.max_seq_len=4",
@@ -43,10 +44,11 @@ MODALITIES = ["language", "audio", "vision"]
 ROUND_KEYS = {
     *("round", "train_loss", "validation", "fusion_weights", "clients", "reused", "rejected"),
     *("decoder_weights", "trust", "refused", "privacy", "bytes_down", "bytes_up", "seconds"),
+    *("client_losses", "posterior_widths", "phases"),
 }
 SUMMARY_KEYS = {
     *("test", "validation", "rounds", "seed", "seconds", "fusion", "fusion_weights", "items"),
-    *("parameters", "cleaning"),
+    *("parameters", "cleaning", "diagnostics"),
 }
 
 
@@ -87,6 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finish
 def untimed(folder: Path) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     assert all(record.pop("seconds") >= 0 for record in records)
+    assert all(list(record.pop("phases")) == ["train", "evaluate"] for record in records)
     return records
 
 
@@ -98,7 +101,7 @@ def test_the_run_folder_is_that_of_a_federation(
     run, summary = done.run, done.summary
     folder = run.folder.path
     whole = strategy in WHOLE
-    expected = {CONFIG, ROUNDS, SUMMARY, CURVE, *([MODEL] if whole else [])}
+    expected = {CONFIG, ROUNDS, SUMMARY, CURVE, TENSORBOARD, *([MODEL] if whole else [])}
     assert {path.name for path in folder.iterdir()} == expected
     assert summary.keys() == SUMMARY_KEYS and json.loads((folder / SUMMARY).read_text()) == summary
     assert (folder / CURVE).read_bytes().startswith(b"\x89PNG")
@@ -111,6 +114,9 @@ def test_the_run_folder_is_that_of_a_federation(
         assert list(line["validation"]) == ["multimodal", *MODALITIES]
         assert line["clients"] == dict.fromkeys(MODALITIES, 2)
         assert (line["reused"], line["rejected"], line["decoder_weights"]) == ([], [], {})
+        assert line["posterior_widths"] == {}
+        assert list(line["phases"]) == ["train", "evaluate"]
+        assert sum(line["phases"].values()) == pytest.approx(line["seconds"], abs=0.1)
     assert summary["validation"] == lines[-1]["validation"]
     assert list(summary["test"]) == ["multimodal", *MODALITIES]
     assert summary["items"] == {
@@ -123,6 +129,37 @@ def test_the_run_folder_is_that_of_a_federation(
         model, _ = load_model(folder / MODEL)
         assert summary["parameters"] == sum(each.numel() for each in model.parameters())
     assert "round 1" in done.shown and f"run folder: {folder}" in done.shown
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_confusions_are_those_behind_the_scores(
+    strategy: str, finished: Callable[[str], Finished]
+) -> None:
+    summary = finished(strategy).summary
+    found = summary["diagnostics"]
+    assert list(found) == ([] if strategy == "local" else list(summary["test"]))
+    for title, parts in found.items():
+        counts = np.array(parts["confusion"]["counts"])
+        assert counts.sum() == summary["items"]["test"]
+        assert np.trace(counts) / counts.sum() == pytest.approx(summary["test"][title]["acc7"])
+        # Other architectures give no deviation.
+        assert ("calibration" in parts) == (strategy in WHOLE)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_only_clients_that_train_alone_have_losses(
+    strategy: str, finished: Callable[[str], Finished]
+) -> None:
+    folder = finished(strategy).run.folder.path
+    for line in untimed(folder):
+        losses = line["client_losses"]
+        if strategy != "local":
+            assert losses == {}
+            continue
+        assert sorted(losses) == sorted(f"{name}-{part}" for name in MODALITIES for part in (0, 1))
+        for name in MODALITIES:
+            own = [losses[f"{name}-{part}"] for part in (0, 1)]
+            assert min(own) <= line["train_loss"][name] <= max(own)
 
 
 def test_train_items_are_as_many_whatever_the_bound(finished: Callable[[str], Finished]) -> None:

@@ -16,10 +16,10 @@ def labels(block: Block) -> dict[str, list[int]]:
     return {method.label: [r.seed for r in method.results] for method in block.methods}
 
 
-def test_seed_place_and_runtime_make_replicates() -> None:
+def test_seed_place_runtime_and_tracking_make_replicates() -> None:
+    names = ("run_dir", "runtime.client_cpus", "tracking.name")
     runs = [
-        result("fedavg", seed, settings={"run_dir": f"r/{seed}", "runtime.client_cpus": str(seed)})
-        for seed in (3, 1, 2)
+        result("fedavg", seed, settings=dict.fromkeys(names, f"r/{seed}")) for seed in (3, 1, 2)
     ]
     (block,) = blocks_of(runs)
     assert labels(block) == {"fedavg": [1, 2, 3]}

@@ -17,7 +17,15 @@ from flwr.supercore.task_identity import TaskIdentity
 from forked_command import Answer, ForkedCommand, forked_command
 from tiny_runs import TINY, left_in, tiny
 
-from common.config import Absent, Config, Runtime, compose_config, config_of_settings
+from common.config import (
+    Absent,
+    Config,
+    Runtime,
+    TrackingConfig,
+    TrackingTool,
+    compose_config,
+    config_of_settings,
+)
 from common.errors import UserError
 from server.app import check_federated, prepare
 from server.run.folder import RunFolder, read_settings
@@ -144,16 +152,17 @@ def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path)
         ["runtime=sequential", "runtime.node_timeout=5", "checkpoint.best=false", "run_dir=x"],
     )
     stored = read_settings(written(tmp_path, former))
-    given = ["rounds=40", "runtime.absent=abort", "checkpoint.keep=7", "run_dir=y", "resume=x"]
+    free = ["rounds=40", "runtime.absent=abort", "checkpoint.keep=7", "tracking=mlflow"]
+    given = [*free, "run_dir=y", "resume=x"]
     config = resumed_config(stored, compose_config("config", given), given)
     assert config.rounds == 40
     assert config.runtime == replace(former.runtime, absent=Absent.abort)
     assert config.runtime.name is Runtime.sequential
     assert config.checkpoint == replace(former.checkpoint, keep=7)
+    assert config.tracking == TrackingConfig(TrackingTool.mlflow)
     # It stays where it is.
-    assert config == replace(
-        former, rounds=40, runtime=config.runtime, checkpoint=config.checkpoint, resume="x"
-    )
+    changed = {name: getattr(config, name) for name in ("runtime", "checkpoint", "tracking")}
+    assert config == replace(former, rounds=40, resume="x", **changed)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,274 @@
+"""The page by itself: whole, safe whatever the folders say, and the same from the same runs."""
+
+import base64
+import hashlib
+import json
+import os
+import re
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_up_runs import MODALITIES, full_record, write_full_run, write_run
+
+from common.errors import UserError
+from server.report.blocks import blocks_of
+from server.report.page import page
+from server.report.results import find_results
+from server.report.tables import Report
+from server.run.folder import ROUNDS
+
+SCRIPT = "<script>alert(1)</script>"
+
+#: Elements without an end.
+_VOID = {"meta", "link", "br", "wbr", "img", "hr", "input"}
+
+
+class Page(HTMLParser):
+    """Elements, text and names of a page; fails where an element is not closed in its turn."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: Counter[str] = Counter()
+        self.attributes: list[tuple[str, str, str]] = []
+        self.text: dict[str, list[str]] = {}
+        self._open: list[str] = []
+        self.feed(text)
+        self.close()
+        assert self._open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+        if tag not in _VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags[tag] += 1
+        self.attributes += [(tag, name, value or "") for name, value in attrs]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        for tag in self._open[-1:]:
+            self.text.setdefault(tag, []).append(data)
+
+    def values(self, name: str) -> list[str]:
+        return [value for _, each, value in self.attributes if each == name]
+
+
+def report_of(*places: Path, baseline: str | None = "fedavg") -> Report:
+    found = find_results(map(str, places))
+    return Report("utmp-report runs=runs", found, blocks_of(found.results), baseline, ())
+
+
+def text_of(*places: Path, details: int = 8) -> str:
+    return page(report_of(*places), details).decode()
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("runs")
+    for name in ("fedavg", "hierarchical"):
+        for seed in (1, 2):
+            parts = {"rejected": [f"audio-0 (node 1): {SCRIPT} & more"]} if seed == 1 else {}
+            write_full_run(folder / f"{name}{seed}", f"strategy={name}", seed=seed, **parts)
+    return text_of(folder)
+
+
+def test_it_is_whole(whole: str) -> None:
+    read = Page(whole)
+    assert whole.startswith("<!doctype html>\n")
+    assert whole.count("<title>HA-Fedformer: report</title>") == 1
+    assert (read.tags["style"], read.tags["script"]) == (1, 1)
+    headings = [text.strip() for tag in ("h1", "h2", "h3") for text in read.text[tag]]
+    assert headings == [
+        "HA-Fedformer: report",
+        "1. All runs",
+        "Runs in detail",
+        "What differs in the settings",
+        "How to read this",
+        "Learning curves",
+    ]
+    runs = [text for text in read.text["summary"] if "seed" in text]
+    assert runs == [
+        "fedavg, seed 1",
+        "hierarchical, seed 1",
+        "fedavg, seed 2",
+        "hierarchical, seed 2",
+    ]
+    assert "4 runs, 2 methods, 2 seeds (1, 2), 1 block." in whole
+    assert "<pre>utmp-report runs=runs</pre>" in whole
+
+
+def test_every_name_is_there_once_and_every_link_goes_somewhere(whole: str) -> None:
+    read = Page(whole)
+    names = Counter(read.values("id"))
+    assert max(names.values()) == 1
+    targets = {href.removeprefix("#") for href in read.values("href")}
+    targets |= {name for each in read.values("aria-labelledby") for name in each.split()}
+    targets |= set(re.findall(r"url\(#([^)]+)\)", whole))
+    assert targets <= set(names)
+    assert {"block-1", "block-1-curves", "runs", "run-1", "run-4", "settings", "reading"} <= targets
+
+
+def test_every_chart_is_read_out_and_has_its_data(whole: str) -> None:
+    read = Page(whole)
+    charts = read.values("role").count("img")
+    assert charts == 3 + 2 * 3 + 4 * 7
+    assert read.tags["desc"] == read.tags["figcaption"] == charts == whole.count("<summary>Data<")
+    # Each has the colours of the page, of either theme.
+    assert not re.findall(r'(?:fill|stroke)="#', whole)
+
+
+def test_nothing_is_loaded_from_anywhere(whole: str) -> None:
+    read = Page(whole)
+    assert all(href.startswith("#") for href in read.values("href"))
+    assert read.values("src") == [] and "@import" not in whole and "http:" not in whole
+    assert "https:" not in whole and not read.values("style")
+    assert not any(name.startswith("on") for _, name, _ in read.attributes)
+
+
+def test_the_policy_lets_through_what_is_there_and_nothing_else(whole: str) -> None:
+    read = Page(whole)
+    (policy,) = [value for value in read.values("content") if "default-src" in value]
+    rules = dict(rule.strip().split(" ", 1) for rule in policy.split(";"))
+    for tag in ("style", "script"):
+        digest = hashlib.sha256("".join(read.text[tag]).encode()).digest()
+        assert rules[f"{tag}-src"] == f"'sha256-{base64.b64encode(digest).decode()}'"
+    assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
+
+
+def test_both_themes_have_every_colour(whole: str) -> None:
+    style = "".join(Page(whole).text["style"])
+    used = set(re.findall(r"var\(--([\w-]+)\)", whole))
+    themes = re.split(r":root[^{]*\{", style)[1:]
+    assert len(themes) == 3
+    for theme in themes:
+        assert used <= set(re.findall(r"--([\w-]+):", theme))
+
+
+def test_markup_in_a_run_is_text(whole: str, tmp_path: Path) -> None:
+    assert SCRIPT not in whole
+    assert "audio-0 (node 1): &lt;script&gt;alert(1)&lt;/script&gt; &amp; more" in whole
+    odd = tmp_path / "<script>alert(2)<" / "script><b x='\"&"
+    odd.parent.mkdir()
+    names = {f"{SCRIPT}{place}": 0.5 for place in range(3)}
+    parts = {
+        "fusion_weights": names,
+        "client_losses": names,
+        "posterior_widths": {SCRIPT: names},
+        "decoder_weights": {SCRIPT: names},
+        "phases": names,
+        "train_loss": names,
+        "validation": {SCRIPT: {"corr": 1}},
+    }
+    text = text_of(write_full_run(odd, **parts))
+    assert Page(text).tags["script"] == 1 and Page(text).tags["b"] == 0
+    assert text.count("alert(1)") > 10 and text.count("alert(2)") == 1
+
+
+def test_equal_runs_give_equal_bytes(tmp_path: Path, whole: str) -> None:
+    for name in ("fedavg", "hierarchical"):
+        write_full_run(tmp_path / name, f"strategy={name}")
+    assert text_of(tmp_path) == text_of(tmp_path) != whole
+
+
+def test_runs_of_older_versions_have_a_page(tmp_path: Path) -> None:
+    for seed in (1, 2):
+        write_run(tmp_path / str(seed), "strategy=fedavg", seed=seed)
+    write_full_run(tmp_path / "new", "strategy=hierarchical")
+    text = text_of(tmp_path)
+    Page(text)
+    assert "Posterior widths: the version that made this run did not record them." in text
+    (tmp_path / "1" / ROUNDS).unlink()
+    Page(text_of(tmp_path / "1"))
+
+
+def test_warnings_come_first(tmp_path: Path) -> None:
+    write_full_run(tmp_path / "a")
+    (write_full_run(tmp_path / "late", seed=2) / "summary.json").unlink()
+    text = text_of(tmp_path)
+    assert "<strong>Warning:</strong> 1 unfinished run left out: " in text
+    assert "<strong>Warning:</strong> runs: no baseline fedavg" in text
+
+
+def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
+    for name in ("fedavg", "hierarchical"):
+        folder = write_run(tmp_path / name, f"strategy={name}", corr=None)
+        nothing = full_record(1, train_loss=dict.fromkeys(MODALITIES))
+        nothing["validation"]["multimodal"]["corr"] = float("nan")
+        (folder / ROUNDS).write_text(json.dumps(nothing) + "\n")
+    text = text_of(tmp_path)
+    Page(text)
+    assert "a score is not a number, so no difference can be told" in text
+
+
+def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe"))
+    assert "<dd>…/" in text_of(write_full_run(odd)).replace(str(tmp_path), "…")
+
+
+def test_a_damaged_round_is_one_line(tmp_path: Path) -> None:
+    folder = write_full_run(tmp_path / "a")
+    report = report_of(folder)
+    with (folder / ROUNDS).open("ab") as file:
+        file.write(b'{"round": 4, "validation": 3}\n')
+    with pytest.raises(UserError, match=r"^\S*rounds\.jsonl is damaged: line 4: [^\n]*$"):
+        page(report, 0)
+
+
+# Which runs are shown ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("details", "shown", "words"),
+    [
+        (0, [], "0 of 4 runs. "),
+        (1, ["fedavg, seed 1"], "1 of 4 runs. "),
+        (3, ["fedavg, seed 1", "median, seed 1", "fedavg, seed 2"], "give details=4, or"),
+        (8, ["fedavg, seed 1", "median, seed 1", "fedavg, seed 2", "median, seed 2"], ""),
+    ],
+)
+def test_the_first_seeds_are_shown_first(
+    tmp_path: Path, details: int, shown: list[str], words: str
+) -> None:
+    for name in ("fedavg", "median"):
+        for seed in (1, 2):
+            write_run(tmp_path / f"{name}{seed}", f"strategy={name}", seed=seed)
+    text = text_of(tmp_path, details=details)
+    read = Page(text)
+    assert [each for each in read.text.get("summary", []) if "seed" in each] == shown
+    assert words in text and ("For the rest" in text) == (details < 4)
+    opened = [tag for tag, name, _ in read.attributes if (tag, name) == ("details", "open")]
+    assert len(opened) == min(details, 1)
+
+
+def test_runs_of_several_blocks_say_of_which(tmp_path: Path) -> None:
+    for rounds in (3, 5):
+        write_run(tmp_path / str(rounds), "strategy=fedavg", f"rounds={rounds}")
+    read = Page(text_of(tmp_path))
+    assert [each for each in read.text["summary"] if "seed" in each] == [
+        "1. fedavg, seed 1",
+        "2. fedavg, seed 1",
+    ]
+    assert {"#block-1", "#block-2"} <= set(read.values("href"))
+
+
+def test_a_long_run_of_many_clients_stays_small(tmp_path: Path) -> None:
+    clients = [f"{name}-{part}" for name in MODALITIES for part in range(100)]
+    layers = {f"encoder.layers.{number}.expand": 0.1 + number for number in range(30)}
+    record = full_record(
+        1,
+        client_losses=dict.fromkeys(clients, 0.5),
+        posterior_widths=dict.fromkeys(clients[:32], layers),
+        rejected=["late"] * 3,
+    )
+    folder = write_full_run(tmp_path / "a")
+    with (folder / ROUNDS).open("w") as file:
+        for number in range(1, 601):
+            file.write(json.dumps({**record, "round": number}) + "\n")
+    assert (folder / ROUNDS).stat().st_size > 10_000_000
+    assert len(page(report_of(folder), 8)) < 500_000

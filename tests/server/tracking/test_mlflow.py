@@ -1,0 +1,264 @@
+"""An MLflow run says what the run folder says, read back with MLflow's own client."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from broken_runs import BreakError, execute, files
+from tiny_runs import left_in, tiny
+
+from common.config import Config
+from server.app import prepare
+from server.prediction.predictor import Predictor
+from server.reference import run_reference
+from server.run.federation import Run
+from server.run.folder import flat_settings, read_settings
+from server.run.interruption import InterruptedRunError
+from server.tracking.figures import round_figures, summary_figures
+
+ONE = ("clients.default=1", "strategy=fedavg", "tracking=mlflow")
+FILES = {"config.yaml", "learning_curve.png", "model.safetensors", "rounds.jsonl", "summary.json"}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where MLflow's database is, and its files go."""
+    folder = tmp_path_factory.mktemp("mlflow")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def in_place(place: Path, in_a_task: None) -> None:
+    """Run there."""
+
+
+def config_of(place: Path, *overrides: str) -> Config:
+    return tiny(*ONE, f"tracking.uri=sqlite:///{place}/mlflow.db", *overrides)
+
+
+def begin(place: Path, folder: Path, *overrides: str) -> Run:
+    return prepare(config_of(place, *overrides), folder)
+
+
+def resumed(folder: Path, *overrides: str) -> Run:
+    given = [f"resume={folder}", *overrides]
+    return prepare(tiny(*given), folder.parent / "elsewhere", given)
+
+
+def client(place: Path) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(f"sqlite:///{place}/mlflow.db")
+
+
+def run_of(place: Path, folder: Path) -> Any:
+    return client(place).get_run(json.loads((folder / "tracking.json").read_text())["run_id"])
+
+
+def told(place: Path, folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """Metric to its steps and values."""
+    run, asked = run_of(place, folder), client(place)
+    histories = {name: asked.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
+    return {
+        name: [(each.step, each.value) for each in history] for name, history in histories.items()
+    }
+
+
+def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
+    """The same from the run folder."""
+    metrics: dict[str, list[tuple[int, float]]] = {}
+    for line in (folder / "rounds.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        for name, value in round_figures(record).items():
+            metrics.setdefault(name, []).append((record["round"], pytest.approx(value)))
+    summary = json.loads((folder / "summary.json").read_text())
+    for name, value in summary_figures(summary).items():
+        metrics[name.replace("+", "-")] = [(summary["rounds"], pytest.approx(value))]
+    return metrics
+
+
+@pytest.fixture(scope="module")
+def finished(place: Path) -> Path:
+    """A run that went well; made by the first test that asks, in a task."""
+    return place / "runs" / "finished"
+
+
+def finish(place: Path, folder: Path) -> Path:
+    if not folder.exists():
+        execute(begin(place, folder))
+    return folder
+
+
+def test_metrics_are_those_of_rounds_and_summary(place: Path, finished: Path) -> None:
+    folder = finish(place, finished)
+    found = told(place, folder)
+    assert found == expected(folder)
+    assert [step for step, _ in found["validation/corr/multimodal"]] == [1, 2]
+    assert "test_by_subset/corr/language-audio" in found
+
+
+def test_parameters_are_the_settings(place: Path, finished: Path) -> None:
+    folder = finish(place, finished)
+    run = run_of(place, folder)
+    settings = flat_settings(read_settings(folder / "config.yaml"))
+    assert run.data.params == {
+        name: value
+        for name, value in settings.items()
+        if name != "resume" and not name.startswith("tracking.")
+    }
+    assert (run.info.status, run.info.run_name) == ("FINISHED", "runs/finished")
+    assert client(place).get_experiment(run.info.experiment_id).name == "ha-fedformer"
+
+
+def test_the_files_of_the_run_folder_are_there(place: Path, finished: Path) -> None:
+    folder = finish(place, finished)
+    run = run_of(place, folder)
+    kept = Path(run.info.artifact_uri)
+    assert {path.name for path in kept.iterdir()} == FILES
+    for name in FILES:
+        assert (kept / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_the_model_has_a_signature_and_predicts(place: Path, finished: Path) -> None:
+    import mlflow.pyfunc
+
+    folder = finish(place, finished)
+    (output,) = run_of(place, folder).outputs.model_outputs
+    location = client(place).get_logged_model(output.model_id).artifact_location
+    model = mlflow.pyfunc.load_model(location)
+    signature = model.metadata.signature
+    assert {each.name: (str(each.type), each.shape) for each in signature.inputs.inputs} == {
+        "language": ("float32", (-1, -1, 24)),
+        "language_lengths": ("int64", (-1,)),
+        "audio": ("float32", (-1, -1, 12)),
+        "audio_lengths": ("int64", (-1,)),
+        "vision": ("float32", (-1, -1, 16)),
+        "vision_lengths": ("int64", (-1,)),
+    }
+    assert [(each.name, each.shape) for each in signature.outputs.inputs] == [
+        ("prediction", (-1,)),
+        ("std", (-1,)),
+    ]
+    random = np.random.default_rng(0)
+    widths = {"language": 24, "audio": 12, "vision": 16}
+    values = {
+        name: random.normal(size=(3, 60, width)).astype(np.float32)
+        for name, width in widths.items()
+    }
+    lengths = {"language": [60, 2, 0], "audio": [3, 0, 0], "vision": [0, 4, 0]}
+    given = values | {f"{name}_lengths": np.array(each) for name, each in lengths.items()}
+    found = model.predict(given)
+    items = {
+        name: [values[name][item, :steps] if steps else None for item, steps in enumerate(each)]
+        for name, each in lengths.items()
+    }
+    alone = Predictor.load(folder).predict(items)
+    np.testing.assert_allclose(found["prediction"], alone.values, rtol=1e-6)
+    assert alone.std is not None
+    np.testing.assert_allclose(found["std"], alone.std, rtol=1e-6)
+    assert np.isnan(found["prediction"]).tolist() == [False, False, True]
+    example = model.input_example
+    assert set(example) == set(given)
+    assert np.isfinite(model.predict(example)["prediction"]).all()
+
+
+def breaking(run: Run, number: int, error: BaseException) -> Run:
+    """Have a run break off when its tracker knows a round, of which there is no checkpoint yet."""
+    tell = run.tracking.round
+
+    def breaks(records: list[dict[str, Any]]) -> None:
+        tell(records)
+        if len(records) == number:
+            raise error
+
+    run.tracking.round = breaks  # type: ignore[method-assign]
+    return run
+
+
+def test_it_goes_on_in_the_same_run_and_no_round_stands_twice(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    execute(breaking(begin(place, folder, "rounds=2"), 2, BreakError()), before=99)
+    first = run_of(place, folder)
+    assert first.info.status == "KILLED"
+    execute(resumed(folder, "rounds=3"))
+    run = run_of(place, folder)
+    assert run.info.run_id == first.info.run_id
+    assert run.info.status == "FINISHED"
+    found, wanted = told(place, folder), expected(folder)
+    assert {name: [step for step, _ in each] for name, each in found.items()} == {
+        name: [step for step, _ in each] for name, each in wanted.items()
+    }
+    assert found["validation/corr/multimodal"] == wanted["validation/corr/multimodal"]
+    assert (run.data.params["rounds"], run.data.tags["resumed.rounds"]) == ("2", "3")
+
+
+def test_it_goes_on_elsewhere_where_that_is_asked(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    execute(begin(place, folder, "rounds=1"))
+    first = run_of(place, folder)
+    execute(resumed(folder, "rounds=2", "tracking.experiment=another"))
+    second = run_of(place, folder)
+    assert second.info.run_id != first.info.run_id
+    assert told(place, folder) == expected(folder)
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(InterruptedRunError(2), "KILLED"), (RuntimeError("bug"), "FAILED")]
+)
+def test_it_says_how_a_run_ended(
+    place: Path, tmp_path: Path, error: Exception, status: str
+) -> None:
+    folder = tmp_path / "run"
+    with pytest.raises(type(error)):
+        execute(breaking(begin(place, folder), 1, error))
+    assert run_of(place, folder).info.status == status
+
+
+def test_a_bound_is_tracked_too(place: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    run_reference(begin(place, folder, "strategy=local", "rounds=1"))
+    run = run_of(place, folder)
+    assert told(place, folder) == expected(folder)
+    assert run.outputs.model_outputs == []
+    kept = {path.name for path in Path(run.info.artifact_uri).iterdir()}
+    assert kept == FILES - {"model.safetensors"}
+
+
+def test_before_the_first_round_there_is_nothing(place: Path, tmp_path: Path) -> None:
+    folder, asked = tmp_path / "run", client(place)
+    experiments = [each.experiment_id for each in asked.search_experiments()]
+    count = len(asked.search_runs(experiments))
+    execute(begin(place, folder), before=1)
+    assert list(files(folder)) == ["config.yaml"]
+    assert len(asked.search_runs(experiments)) == count
+
+
+def test_a_server_that_is_away_costs_a_line(
+    place: Path,
+    tmp_path: Path,
+    finished: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    folder = tmp_path / "run"
+    execute(begin(place, folder, "tracking.uri=http://127.0.0.1:9"))
+    shown = capsys.readouterr()
+    assert shown.out.count("warning: tracking=mlflow failed, and the run goes on:") == 1
+    assert left_in(folder) == left_in(finish(place, finished))
+    assert not (folder / "tracking.json").exists()
+
+
+def test_nothing_is_sent_to_its_makers(place: Path, finished: Path) -> None:
+    finish(place, finished)
+    from mlflow.telemetry.utils import is_telemetry_disabled
+
+    assert is_telemetry_disabled()
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
