@@ -6,7 +6,8 @@ touched. Here the file is opened anew for every part of it.
 Notation: N items, R rows of one modality, D feature width.
 """
 
-from collections.abc import Iterator, Mapping
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,15 +60,7 @@ class ShardStream:
         reader = ShardReader(path, header, {})
         info = reader.info()
         with _opened(path, reader) as file:
-            values = [f"{name}.values" for name in info.modalities]
-            lacking = [name for name in ("ids", *values) if name not in file.keys()]  # noqa: SIM118
-            if lacking:
-                raise reader.fail(f"it lacks {lacking[0]}")
-            count = _count(file, reader, "ids.ends")
-            for name in info.modalities:
-                counts = [_count(file, reader, f"{name}.{part}") for part in ("starts", "lengths")]
-                if counts != [count, count]:
-                    raise reader.fail(f"{name} has {counts[1]} items and ids {count}")
+            count = _items_in(file, reader, info.modalities)
         if count == 0 or not info.modalities:
             raise reader.fail("it holds no item, or no modality")
         return cls(path, info, count, header)
@@ -104,10 +97,23 @@ def _opened(path: Path, reader: ShardReader) -> Iterator[Any]:
         raise reader.fail(str(error).splitlines()[0]) from error
 
 
+def _items_in(file: Any, reader: ShardReader, modalities: Sequence[str]) -> int:
+    """Return N, after a look at what there is of each array."""
+    values, there = [f"{name}.values" for name in modalities], set(file.keys())
+    parts = {name: [f"{name}.starts", f"{name}.lengths"] for name in modalities}
+    for name in ("ids", "ids.ends", *values, *itertools.chain(*parts.values())):
+        if name not in there:
+            raise reader.fail(f"it lacks {name}")
+    items = _count(file, reader, "ids.ends")
+    for name, each in parts.items():
+        starts, lengths = (_count(file, reader, part) for part in each)
+        if not starts == lengths == items:
+            raise reader.fail(f"{name} has {starts} and {lengths} items, and ids {items}")
+    return items
+
+
 def _count(file: Any, reader: ShardReader, name: str) -> int:
     """Return how many whole numbers an array holds, without reading them."""
-    if name not in file.keys():  # noqa: SIM118
-        raise reader.fail(f"it lacks {name}")
     found = file.get_slice(name)
     if found.get_dtype() != "I64" or len(found.get_shape()) != 1:
         raise reader.fail(f"{name} is {found.get_dtype()} of {len(found.get_shape())} dimensions")

@@ -18,7 +18,7 @@ from server.prediction.predictor import Predictions, Predictor
 from server.prediction.writers import check_place, prediction_file
 
 #: Items that are read together.
-PART = 2048
+PART = 512
 
 
 def predict_file(config: PredictConfig, console: PredictConsole) -> None:

@@ -25,6 +25,9 @@ from server.prediction.records import records, seven_class, sign
 
 Column = list[Any]
 
+#: Rows of a Parquet file that are written together, and are read together too.
+ROW_GROUP = 1 << 16
+
 
 class Writer(Protocol):
     """What takes predictions, some items at a time."""
@@ -215,20 +218,33 @@ class _ParquetWriter:
     path: Path
     labels: tuple[str, ...]
     _writer: Any = field(default=None, init=False)
+    _waiting: list[Any] = field(default_factory=list, init=False)
 
     def write(self, ids: NDArray[np.str_], found: Predictions) -> None:
         import pyarrow
-        import pyarrow.parquet
 
         table = columns(ids, found, self.labels)
         schema = pyarrow.schema({name: _arrow_type(name, found.task) for name in table})
+        self._waiting.append(pyarrow.table(table, schema=schema))
+        if sum(map(len, self._waiting)) >= ROW_GROUP:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        import pyarrow.parquet
+
+        table = pyarrow.concat_tables(self._waiting)
+        self._waiting.clear()
         if self._writer is None:
-            self._writer = pyarrow.parquet.ParquetWriter(self.path, schema)
-        self._writer.write_table(pyarrow.table(table, schema=schema))
+            self._writer = pyarrow.parquet.ParquetWriter(self.path, table.schema)
+        self._writer.write_table(table)
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        try:
+            if self._waiting:
+                self._write_group()
+        finally:
+            if self._writer is not None:
+                self._writer.close()
 
 
 def _check_pyarrow() -> None:

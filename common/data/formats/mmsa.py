@@ -19,7 +19,9 @@ from common.task import Task
 def recognise(content: object) -> str | None:
     """Say why the contents of a pickle are of this format, or None."""
     keys = keys_of(content)
-    own = keys & {"regression_labels", "classification_labels", "raw_text", "text_bert"}
+    own = keys & {"regression_labels", "classification_labels"}
+    if "labels" not in keys:
+        own |= keys & {"raw_text", "text_bert"}  # what has no labels at all is told by these
     if not (own and "id" in keys):
         return None
     return f"a pickle of splits {', '.join(splits_of(content))} with {' and '.join(sorted(own))}"

@@ -6,6 +6,7 @@ Source: https://github.com/pliang279/MultiBench.
 
 from pathlib import Path
 
+from common.data.formats import mmsa
 from common.data.formats.pickled import MODALITIES, Pickled, keys_of, splits_of
 from common.data.source import ReadSettings, Source
 
@@ -14,6 +15,8 @@ def recognise(content: object) -> str | None:
     """Say why the contents of a pickle are of this format, or None."""
     keys = keys_of(content)
     if not ("id" in keys and keys & set(MODALITIES)):
+        return None
+    if "labels" not in keys and mmsa.recognise(content):
         return None
     return f"a pickle of splits {', '.join(splits_of(content))} with ids of text"
 

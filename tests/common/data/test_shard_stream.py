@@ -284,6 +284,15 @@ def test_forged_ids_are_refused(path: Path, what: str, size: int) -> None:
     assert word in refused(path, size)
 
 
+@pytest.mark.parametrize("ends", [[-25, -19, -8], [-20, 6, 26], [6, -1, 26], [6, 26, TOP]])
+def test_forged_ids_of_a_part_alone_are_refused(path: Path, ends: list[int]) -> None:
+    """Whatever was not read before it."""
+    forge(path, swap("ids.ends", ends))
+    stream = ShardStream.open(path)
+    with pytest.raises(UserError, match="ids are not one for each"):
+        stream.part(1, 3)
+
+
 @pytest.mark.parametrize("change", [put("vision.starts", 2, 6), put("vision.starts", 2, 3)])
 def test_where_a_missing_item_begins_does_not_matter(path: Path, change: Change) -> None:
     forge(path, change)

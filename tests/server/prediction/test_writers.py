@@ -315,6 +315,19 @@ def test_the_types_of_a_parquet_file(tmp_path: Path) -> None:
     assert set(types.values()) == {number}
 
 
+def test_parts_become_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.prediction.writers.ROW_GROUP", 6)
+    found, names = predictions(Task.regression, 20), ids(20)
+    with prediction_file(tmp_path / "a.parquet") as writer:
+        for first in range(0, 20, 4):
+            chosen = slice(first, first + 4)
+            writer.write(names[chosen], part(found, chosen))
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
+    assert groups == [8, 8, 4]
+    assert [row["id"] for row in read_rows(tmp_path / "a.parquet")] == names.tolist()
+
+
 def test_what_is_infinite_is_not_known(tmp_path: Path) -> None:
     values = np.array([np.inf, -np.inf, 1], np.float32)
     found = Predictions(Task.regression, values, np.abs(values), {}, {})

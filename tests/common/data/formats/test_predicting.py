@@ -101,6 +101,26 @@ def test_pickles_without_labels(tmp_path: Path, format: str, change: Change) -> 
     check_all(read(path), truth_of(format), split=True)
 
 
+def test_what_tells_formats_without_labels_apart(tmp_path: Path) -> None:
+    for format in CONTENTS:
+        path = pickled(tmp_path, format, without(*LABELS))
+        assert read_source([path], "auto", ReadSettings(predicting=True))[1] == format
+    path = pickled(tmp_path, "mmsa", without(*LABELS))
+    with pytest.raises(UserError, match="is a pickle, but not as "):
+        read_source([path], "multibench", ReadSettings(predicting=True))
+
+
+def test_words_beside_the_features_make_no_other_format(tmp_path: Path) -> None:
+    def spoken(content: Content) -> None:
+        for split in content.values():
+            split["raw_text"] = ["words"] * len(split["id"])
+
+    path = pickled(tmp_path, "multibench", spoken)
+    source, format, _ = read_source([path], "auto", ReadSettings())
+    assert format == "multibench"
+    assert len(source.items) == len(UTTERANCES) - 5
+
+
 @each_pickle
 def test_pickles_that_lack_a_modality(tmp_path: Path, format: str) -> None:
     path = pickled(tmp_path, format, without("vision", *LABELS))

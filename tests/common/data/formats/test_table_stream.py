@@ -116,12 +116,14 @@ def test_parts_of_any_size_are_the_whole(
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_many_items_come_in_order(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize("name", ["item {}", "two\nlines {}", None])
+def test_many_items_come_in_order(tmp_path: Path, kind: str, name: str | None) -> None:
     """More than PyArrow reads at once, whatever the parts."""
     count = 150_000
-    ids = [f"item {number}" for number in range(count)]
+    ids = [(name or "{}").format(number) for number in range(count)]
     audio = np.arange(count, dtype=np.float32)[:, None] + 1
-    path = make(tmp_path, {"id": ids, "label": list(range(count))}, kind, audio=audio)
+    columns = {"note": ["of no use"] * count, **({"id": ids} if name else {})}
+    path = make(tmp_path, columns, kind, audio=audio)
     parts = parts_of(path, 4096)
     assert ids_of(parts) == ids
     assert np.concatenate([each["audio"].values for _, each in parts]).tolist() == audio.tolist()
