@@ -109,7 +109,10 @@ def test_every_file_says_what_it_is_for(name: str) -> None:
 
 
 # A deployed client is a fresh process for each message, so every import costs at every round.
-HEAVY = ("sklearn", "scipy", "matplotlib", "pandas", "ray", "server")
+HEAVY = (
+    *("sklearn", "scipy", "matplotlib", "pandas", "ray", "server"),
+    *("tensorboard", "mlflow", "onnx", "onnxscript", "onnxruntime"),
+)
 
 
 def test_a_client_starts_light() -> None:

@@ -49,6 +49,7 @@ class Decoder(nn.Module):
             (B, O) numbers, or logits of classes or labels.
         """
         states, _ = self.lstm(encodings)
-        last = states[torch.arange(len(states), device=states.device), lengths.clamp(min=1) - 1]
+        items = torch.arange(states.shape[0], device=states.device)
+        last = states[items, lengths.clamp(min=1) - 1]
         decoded: Tensor = self.head(last + self.contract(F.relu(self.expand(last))))
         return decoded

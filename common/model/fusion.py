@@ -197,7 +197,10 @@ def reliability_weights(experts: Mapping[str, Expert]) -> dict[str, float]:
 
 
 def fuse_encodings(
-    encodings: Mapping[str, Tensor], lengths: Mapping[str, Tensor], weights: Mapping[str, float]
+    encodings: Mapping[str, Tensor],
+    lengths: Mapping[str, Tensor],
+    weights: Mapping[str, float],
+    steps: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Average the encodings of the modalities present, aligned at the last step.
 
@@ -209,19 +212,22 @@ def fuse_encodings(
         Modality to (B,); 0 where an item lacks it.
     weights
         Modality to its weight, above 0; renormalised over what is present at each step.
+    steps
+        T, for an export, which cannot look at lengths; by default that of the longest item.
 
     Returns
     -------
     tuple
-        (B, T, d) right-padded, T the longest, and (B,) the length of each item's longest modality.
+        (B, T, d) right-padded, and (B,) the length of each item's longest modality.
     """
     fused_lengths = torch.stack(list(lengths.values())).amax(dim=0)
-    steps = torch.arange(int(fused_lengths.max()), device=fused_lengths.device)
+    longest = int(fused_lengths.max()) if steps is None else steps
+    places = torch.arange(longest, device=fused_lengths.device)
     total: Tensor | float = 0.0
     mass: Tensor | float = 0.0
     for name, encoding in encodings.items():
         # Step t of the fusion, counted from the end, is this step of the modality.
-        own = steps - (fused_lengths - lengths[name])[:, None]
+        own = places - (fused_lengths - lengths[name])[:, None]
         weight = weights[name] * ((own >= 0) & (own < lengths[name][:, None])).unsqueeze(2)
         index = own.clamp(0, encoding.shape[1] - 1).unsqueeze(2).expand(-1, -1, encoding.shape[2])
         # where, not a product: what an absent modality encodes to may be anything.

@@ -118,11 +118,31 @@ def predict_encoded(
     if not present.any(dim=0).all():
         empty = (~present.any(dim=0)).nonzero()[0].item()
         raise ValueError(f"item {empty} of the batch has none of {', '.join(names)}")
+    return predict_present(model, fusion, encoded, names)
+
+
+def predict_present(
+    model: HAFedformer,
+    fusion: Fusion,
+    encoded: Encoded,
+    names: Sequence[str],
+    steps: int | None = None,
+) -> Prediction:
+    """Predict as `predict_encoded` does, without a look at any value: an export can follow it.
+
+    Parameters
+    ----------
+    model, fusion, encoded, names
+        As there. What is predicted for an item that has none of the modalities means nothing.
+    steps
+        At least as many as the longest item has; by default those.
+    """
     if fusion.rule is FusionRule.product_of_experts:
         return _multiply_experts(model, fusion, encoded, names)
+    present = encoded.present(names)
     encodings = {name: encoded.encodings[name] for name in names}
     lengths = {name: encoded.lengths[name] for name in names}
-    outputs: Tensor = model.decoder(*fuse_encodings(encodings, lengths, fusion.weights))
+    outputs: Tensor = model.decoder(*fuse_encodings(encodings, lengths, fusion.weights, steps))
     numbers = fusion.task is Task.regression
     std = deviation_of_seen_experts(fusion, names, present) if numbers else None
     return Prediction(to_values(outputs, fusion.task), std)

@@ -1,0 +1,36 @@
+"""`utmp-export`: a trained model as ONNX files, one for each subset of its modalities."""
+
+from importlib.util import find_spec
+
+from omegaconf import DictConfig
+
+from common.config.composition import TRAINED
+from common.config.export import ExportConfig, parse_export
+from common.errors import UserError
+from server.commands.command import hydra_command
+
+#: What makes ONNX files, and what runs them to check them.
+_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+@hydra_command("export", ExportConfig, TRAINED)
+def main(composed: DictConfig) -> None:
+    """Export a model."""
+    config = parse_export(composed)
+    check_packages()
+    # Imported here, so that --help and a mistyped setting answer at once.
+    from server.export.files import export_model
+    from server.terminal import Terminal
+
+    export_model(config, Terminal().tell)
+
+
+def check_packages() -> None:
+    """Raise `UserError` for the first package that is missing."""
+    for name in _PACKAGES:
+        if find_spec(name) is None:
+            raise UserError(f"utmp-export needs {name}: pip install 'ha-fedformer[export]'")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A trained model as ONNX files, one for each subset of its modalities."""

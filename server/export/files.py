@@ -1,0 +1,169 @@
+"""A folder of ONNX files, each checked, and `export.json`: what goes in and what comes out."""
+
+import hashlib
+import itertools
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+
+from common.config.export import ExportConfig
+from common.data.whole_folder import whole_folder
+from common.errors import UserError
+from common.model.ha_fedformer import ModelSpec
+from common.task import Task
+from server.export.comparison import TOLERANCE, largest_difference
+from server.export.graph import lengths_of, output_names, subset_graph, whole_graph
+from server.prediction.predictor import Predictor, model_path
+
+EXPORT = "export.json"
+FORMAT = "ha-fedformer-onnx-1"
+
+#: The most modalities of which every subset is exported where none is asked for.
+EVERY_SUBSET = 4
+
+#: What is predicted, by the kind of label.
+_MEANINGS = {
+    Task.regression: "a number, in units of the label",
+    Task.classification: "the probability of each class",
+    Task.multilabel: "the probability of each label",
+}
+
+Tell = Callable[[str], None]
+
+
+def export_model(config: ExportConfig, tell: Tell) -> None:
+    """Write a model's subsets as ONNX files, all of them or nothing.
+
+    Parameters
+    ----------
+    config
+        What to export, and where.
+    tell
+        Takes a line for each file.
+
+    Raises
+    ------
+    UserError
+        If there is no model, it has no such subset, a file does not predict what the model does,
+        or the folder is there already or cannot be written.
+    """
+    assert config.model is not None
+    path = model_path(config.model)
+    predictor = Predictor.load(path)
+    spec = predictor.model.spec
+    subsets = chosen_subsets(list(spec.features), config.subsets)
+    _check_names(spec, predictor.task)
+    out = Path(config.out).absolute()
+    if path.absolute().is_relative_to(out):
+        raise UserError(f"out={config.out} holds the model {path}; choose another")
+    with whole_folder(out, config.overwrite, EXPORT) as folder:
+        tell(f"{path}: torch follows the model, which may take a minute")
+        needed = [name for name in spec.features if any(name in each for each in subsets)]
+        whole = whole_graph(predictor.model, predictor.fusion, needed)
+        files = [_write(folder, whole, predictor, names, tell) for names in subsets]
+        about = _about(path, predictor, whole) | {"files": files}
+        (folder / EXPORT).write_text(json.dumps(about, indent=2) + "\n")
+    tell(f"{len(files)} files and {EXPORT}: {config.out}")
+
+
+def chosen_subsets(modalities: Sequence[str], asked: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the subsets that are asked for, in the model's order of modalities, each once.
+
+    Parameters
+    ----------
+    modalities
+        The model's.
+    asked
+        Names joined by ``+``; none: every subset, smaller ones first.
+
+    Raises
+    ------
+    UserError
+        If one is no subset of the model's modalities, or none is asked for of too many.
+    """
+    if not asked and len(modalities) > EVERY_SUBSET:
+        raise UserError(
+            f"the model takes {len(modalities)} modalities, which have "
+            f"{2 ** len(modalities) - 1} subsets; say which, as in subsets=[{'+'.join(modalities)}]"
+        )
+    if not asked:
+        sizes = range(1, len(modalities) + 1)
+        return [each for size in sizes for each in itertools.combinations(modalities, size)]
+    return list(dict.fromkeys(_subset(modalities, each) for each in asked))
+
+
+def _subset(modalities: Sequence[str], asked: str) -> tuple[str, ...]:
+    names = [name.strip() for name in asked.split("+")]
+    for name in names:
+        if name not in modalities:
+            raise UserError(
+                f"subsets has {asked!r}, and the model takes {', '.join(modalities)}; expected "
+                f"some of these, joined by +"
+            )
+    if len(set(names)) < len(names):
+        raise UserError(f"subsets has {asked!r}, which names a modality twice")
+    return tuple(name for name in modalities if name in names)
+
+
+def _check_names(spec: ModelSpec, task: Task) -> None:
+    """Refuse modalities that are called as something else in the files is."""
+    taken = [*output_names(task), *map(lengths_of, spec.features)]
+    for name in spec.features:
+        if name in taken:
+            raise UserError(
+                f"the modality {name} cannot be exported: in the ONNX files, {name} is another "
+                "input or output; train with another name"
+            )
+
+
+def _write(
+    folder: Path, whole: onnx.ModelProto, predictor: Predictor, names: Sequence[str], tell: Tell
+) -> dict[str, Any]:
+    """Write the file of a subset once it is right; return what `export.json` says of it."""
+    graph = subset_graph(whole, predictor.model.spec, predictor.task, names)
+    content = graph.SerializeToString(deterministic=True)
+    difference = largest_difference(content, predictor.model, predictor.fusion, names)
+    path = folder / f"{'+'.join(names)}.onnx"
+    path.write_bytes(content)
+    tell(f"{path.name}: {len(content) / 1e6:.2f} MB, differs from torch by {difference:.1g}")
+    return {
+        "file": path.name,
+        "modalities": list(names),
+        "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(),
+        "inputs": [_port(value) for value in graph.graph.input],
+        "outputs": [_port(value) for value in graph.graph.output],
+        "max_difference": difference,
+    }
+
+
+def _port(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    """Describe an input or output; a size that varies has a name."""
+    kind = value.type.tensor_type
+    return {
+        "name": value.name,
+        "dtype": onnx.helper.tensor_dtype_to_np_dtype(kind.elem_type).name,
+        "shape": [size.dim_param or size.dim_value for size in kind.shape.dim],
+    }
+
+
+def _about(path: Path, predictor: Predictor, whole: onnx.ModelProto) -> dict[str, Any]:
+    spec, fusion = predictor.model.spec, predictor.fusion
+    return {
+        "format": FORMAT,
+        "model_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "task": str(predictor.task),
+        "prediction": _MEANINGS[predictor.task],
+        "label_names": list(spec.label_names),
+        "fusion": str(fusion.rule),
+        "fusion_weights": fusion.weights,
+        "lengths": "steps of each item, from the first; 0 where it lacks the modality",
+        "last_steps": predictor.max_seq_len,
+        "opset": whole.opset_import[0].version,
+        "torch": torch.__version__,
+        "tolerance": TOLERANCE,
+    }

@@ -1,0 +1,65 @@
+"""`utmp-export` as its users meet it."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from forked_command import ForkedCommand, forked_command
+
+from common.config.export import ExportConfig, compose_export
+from common.errors import UserError
+from server.commands.export import check_packages
+
+
+@pytest.fixture(scope="module")
+def command() -> Iterator[ForkedCommand]:
+    with forked_command("utmp-export", "from server.commands.export import main\n") as loaded:
+        yield loaded
+
+
+def test_the_defaults() -> None:
+    assert compose_export(["model=runs/a"]) == ExportConfig("runs/a", "onnx", False, [])
+
+
+def test_subsets_are_joined_by_plus() -> None:
+    config = compose_export(["model=runs/a", "subsets=[language,language+audio]"])
+    assert config.subsets == ["language", "language+audio"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        ([], "model is required"),
+        (["model=a", "out=''"], "out is required"),
+        (["model=a", "subset=[b]"], "did you mean subsets"),
+        (["model=a", "subsets=b"], "subsets"),
+    ],
+)
+def test_what_is_mistyped_is_refused(overrides: list[str], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        compose_export(overrides)
+
+
+@pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])
+def test_a_package_that_is_missing_is_named(
+    command: ForkedCommand, tmp_path: Path, package: str
+) -> None:
+    answer = command.run(tmp_path, tmp_path, "model=runs/a", missing=(package,))
+    assert answer.error == f"utmp-export needs {package}: pip install 'ha-fedformer[export]'"
+
+
+def test_a_model_that_is_not_there_is_one_line(command: ForkedCommand, tmp_path: Path) -> None:
+    answer = command.run(tmp_path, tmp_path, "model=runs/a")
+    assert answer.error == "model file runs/a does not exist"
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_packages_are_here() -> None:
+    check_packages()
+
+
+def test_a_mistake_is_told_before_anything_heavy_is_loaded(
+    command: ForkedCommand, tmp_path: Path
+) -> None:
+    answer = command.run(tmp_path, tmp_path, "out=a", missing=("torch", "onnx", "onnxruntime"))
+    assert answer.error.startswith("model is required")

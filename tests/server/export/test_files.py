@@ -1,0 +1,202 @@
+"""A folder of ONNX files: all of them and what they are, or nothing."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from common.config import FusionRule, ModelConfig
+from common.config.export import ExportConfig
+from common.errors import UserError
+from common.model.fusion import Expert, Fusion
+from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
+from common.task import Task
+from server.export import comparison, files
+from server.export.files import chosen_subsets, export_model
+from server.export.graph import whole_graph
+from server.model_file import model_bytes
+
+NAMES = ("audio", "vision")
+
+
+def model_of(*names: str) -> tuple[HAFedformer, Fusion]:
+    sizes = ModelConfig(width=4, heads=2, layers=0, decoder_layers=1)
+    spec = ModelSpec(dict.fromkeys(names, (3,)), 2, Task.classification, sizes, ("no", "yes"))
+    experts = dict.fromkeys(names, Expert(1.0, information=1.0, count=9))
+    return build_model(spec, seed=0).eval(), Fusion(
+        FusionRule.mean, Task.classification, (-0.7, -0.7), experts
+    )
+
+
+@cache
+def followed() -> onnx.ModelProto:
+    return whole_graph(*model_of(*NAMES), NAMES)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run folder whose model torch followed before: that takes seconds."""
+    monkeypatch.setattr(files, "whole_graph", lambda *_: followed())
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "model.safetensors").write_bytes(model_bytes(*model_of(*NAMES)))
+    (folder / "config.yaml").write_text("dataset:\n  name: synthetic\n  max_seq_len: 7\n")
+    return folder
+
+
+def export(run: Path, **settings: Any) -> list[str]:
+    lines: list[str] = []
+    given = {"model": str(run), "out": str(run.parent / "onnx"), **settings}
+    export_model(ExportConfig(**given), lines.append)
+    return lines
+
+
+def refused(run: Path, **settings: Any) -> str:
+    with pytest.raises(UserError) as error:
+        export(run, **settings)
+    return str(error.value)
+
+
+def test_every_subset_has_a_file_and_an_entry(run: Path) -> None:
+    lines = export(run)
+    out = run.parent / "onnx"
+    named = ["audio.onnx", "vision.onnx", "audio+vision.onnx"]
+    assert {path.name for path in out.iterdir()} == {*named, "export.json"}
+    about = json.loads((out / "export.json").read_text())
+    assert [entry["file"] for entry in about["files"]] == named
+    for entry, line in zip(about["files"], lines[1:-1], strict=True):
+        content = (out / entry["file"]).read_bytes()
+        assert entry["sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry["bytes"] == len(content)
+        assert 0 <= entry["max_difference"] < 1e-6
+        assert line.startswith(f"{entry['file']}: ")
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        for ports, found in (
+            (entry["inputs"], session.get_inputs()),
+            (entry["outputs"], session.get_outputs()),
+        ):
+            assert [(port["name"], port["shape"]) for port in ports] == [
+                (each.name, each.shape) for each in found
+            ]
+    last = about["files"][-1]
+    assert last["modalities"] == ["audio", "vision"]
+    assert last["inputs"] == [
+        {"name": "audio", "dtype": "float32", "shape": ["batch", "audio_steps", 3]},
+        {"name": "audio_lengths", "dtype": "int64", "shape": ["batch"]},
+        {"name": "vision", "dtype": "float32", "shape": ["batch", "vision_steps", 3]},
+        {"name": "vision_lengths", "dtype": "int64", "shape": ["batch"]},
+    ]
+    assert last["outputs"] == [{"name": "prediction", "dtype": "float32", "shape": ["batch", 2]}]
+    model = (run / "model.safetensors").read_bytes()
+    assert about["model_sha256"] == hashlib.sha256(model).hexdigest()
+    assert (about["task"], about["fusion"]) == ("classification", "mean")
+    assert about["label_names"] == ["no", "yes"]
+    assert (about["last_steps"], about["torch"]) == (7, torch.__version__)
+    opsets = {each.domain: each.version for each in onnx.load(out / named[0]).opset_import}
+    assert about["opset"] == opsets[""]
+
+
+def test_the_same_model_gives_the_same_files(run: Path) -> None:
+    export(run)
+    export(run / "model.safetensors", out=str(run.parent / "again"))
+    first, again = ((run.parent / name / "export.json").read_text() for name in ("onnx", "again"))
+    assert first == again
+
+
+def test_the_subsets_that_are_asked_for(run: Path) -> None:
+    export(run, subsets=["vision + audio", "audio", "audio+vision"])
+    out = {path.name for path in (run.parent / "onnx").iterdir()}
+    assert out == {"audio+vision.onnx", "audio.onnx", "export.json"}
+
+
+def test_only_what_is_asked_for_is_followed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[str]] = []
+
+    def follow(model: HAFedformer, fusion: Fusion, names: list[str]) -> onnx.ModelProto:
+        asked.append(names)
+        return followed()
+
+    monkeypatch.setattr(files, "whole_graph", follow)
+    export(run, subsets=["vision"])
+    assert asked == [["vision"]]
+
+
+@pytest.mark.parametrize(
+    ("asked", "expected"),
+    [
+        ([], ["a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]),
+        (["c+a", "b"], ["a+c", "b"]),
+        (["a+b", "b+a"], ["a+b"]),
+    ],
+)
+def test_subsets_are_in_the_models_order(asked: list[str], expected: list[str]) -> None:
+    assert ["+".join(each) for each in chosen_subsets(["a", "b", "c"], asked)] == expected
+
+
+def test_four_modalities_have_fifteen_subsets_and_of_five_one_must_choose() -> None:
+    assert len(set(chosen_subsets("abcd", []))) == 15
+    with pytest.raises(UserError, match=r"5 modalities, which have 31 subsets; say which"):
+        chosen_subsets("abcde", [])
+    assert chosen_subsets("abcde", ["a+e"]) == [("a", "e")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "reason"),
+    [
+        ("audio+smell", r"subsets has 'audio\+smell', and the model takes audio, vision"),
+        ("", "subsets has ''"),
+        ("audio+", r"subsets has 'audio\+'"),
+        ("audio+audio", "names a modality twice"),
+    ],
+)
+def test_what_is_no_subset_is_refused(run: Path, asked: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        export(run, subsets=[asked])
+    assert not (run.parent / "onnx").exists()
+
+
+def test_a_folder_is_replaced_only_when_asked(run: Path) -> None:
+    out = run.parent / "onnx"
+    export(run, subsets=["audio"])
+    assert "exists already" in refused(run, subsets=["vision"])
+    export(run, subsets=["vision"], overwrite=True)
+    assert {path.name for path in out.iterdir()} == {"vision.onnx", "export.json"}
+    mine = run.parent / "mine"
+    mine.mkdir()
+    (mine / "notes.txt").write_text("")
+    assert "holds no export.json" in refused(run, out=str(mine), overwrite=True)
+
+
+def test_a_run_is_never_replaced(run: Path) -> None:
+    (run / "export.json").write_text("{}")
+    for out in (run, run.parent):
+        assert "holds the model" in refused(run, out=str(out), overwrite=True)
+    assert (run / "model.safetensors").exists()
+
+
+def test_a_file_that_is_not_near_enough_leaves_nothing(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(comparison, "TOLERANCE", -1.0)
+    assert "ONNX predicts another prediction than torch" in refused(run)
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+def test_there_must_be_a_model(run: Path) -> None:
+    (run / "model.safetensors").unlink()
+    assert "has no model.safetensors" in refused(run)
+    assert "does not exist" in refused(run / "elsewhere")
+    assert [path.name for path in run.parent.iterdir()] == ["run"]
+
+
+@pytest.mark.parametrize("names", [("audio", "audio_lengths"), ("prediction", "audio")])
+def test_names_that_the_files_use_themselves(run: Path, names: tuple[str, str]) -> None:
+    (run / "model.safetensors").write_bytes(model_bytes(*model_of(*names)))
+    assert "cannot be exported" in refused(run)
+    assert not (run.parent / "onnx").exists()
