@@ -34,6 +34,7 @@ class PredictConfig:
     labels: list[str] = field(default_factory=list)
     batch_size: int = 256
     device: str = "auto"
+    threads: int = 1
     max_seq_len: int | None = None
     group: str | None = None
     context: int | None = None
@@ -41,7 +42,11 @@ class PredictConfig:
 
 
 _RANGES: tuple[Check, ...] = (
-    ("a number above 0", lambda value: 0 < value < math.inf, ("max_seq_len", "batch_size")),
+    (
+        "a number above 0",
+        lambda value: 0 < value < math.inf,
+        ("max_seq_len", "batch_size", "threads"),
+    ),
     ("a number of at least 0", lambda value: 0 <= value < math.inf, ("context",)),
 )
 

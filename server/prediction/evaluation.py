@@ -29,6 +29,7 @@ from server.prediction.input_settings import (
 )
 from server.prediction.predictor import Predictor, model_path
 from server.prediction.writers import check_place
+from server.run.federation import use_one_thread
 from server.run.folder import CONFIG, read_settings
 
 
@@ -70,6 +71,7 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation:
     assert config.model is not None
     if config.out is not None:
         check_place(Path(config.out), config.overwrite)
+    use_one_thread()  # as in the run, so that sums are in the same order
     predictor = Predictor.load(config.model, device_named(config.device), config.max_seq_len)
     check_modalities("modalities", config.modalities, predictor)
     what, items = _own(config) if config.dataset is None else _given(config, predictor)

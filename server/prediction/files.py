@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from common.config.predict import PredictConfig
 from common.data.dataset import Sequences
@@ -37,6 +38,7 @@ def predict_file(config: PredictConfig, console: PredictConsole) -> None:
         If the model, the input or the output cannot be used.
     """
     assert config.model is not None
+    torch.set_num_threads(config.threads)
     out = Path(config.out)
     check_place(out, config.overwrite)
     paths = paths_named("input", config.input)
