@@ -1,4 +1,4 @@
-"""The same federation on real Flower processes."""
+"""The same federation on real Flower processes; its plainest form is in the README's test."""
 
 import json
 import subprocess
@@ -14,24 +14,6 @@ PROJECT = Path(__file__).parents[2]
 
 def run_config(overrides: list[str]) -> str:
     return f'overrides="{" ".join(overrides)}"'
-
-
-def test_three_supernodes_train_a_model_of_three_modalities(
-    federation, command, tiny, tmp_path
-) -> None:
-    for modality in ("language", "audio", "vision"):
-        federation.add_node(f'modality="{modality}"')
-    overrides = [*tiny, f"run_dir={tmp_path}/run"]
-    done = command(
-        "flwr", "run", str(PROJECT), "loopback", "--stream", "--run-config", run_config(overrides)
-    )
-
-    assert "round 2" in done.stdout
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert list(summary["test"]) == ["multimodal", "language", "audio", "vision"]
-    assert summary["rounds"] == 2
-    records = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
-    assert json.loads(records[1])["clients"] == {"language": 1, "audio": 1, "vision": 1}
 
 
 def test_sites_with_their_own_files_that_differ_in_width_are_named(

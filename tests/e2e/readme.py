@@ -1,0 +1,234 @@
+"""The README's commands, and stand-ins that run them smaller than they stand there.
+
+Each block of shell is run as it is, by bash, in one folder, in order. On its path stand this file's
+commands: they call the real ones, with a smaller model and fewer rounds; other ports; and `make`
+and Docker's commands are checked and not run, for `make test` runs this, and Docker needs an engine
+(tests/e2e/docker.sh runs those).
+"""
+
+import importlib
+import itertools
+import json
+import os
+import re
+import shlex
+import socket
+import subprocess
+import sys
+import tempfile
+import tomllib
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[2]
+README = PROJECT / "README.md"
+
+#: Commands of this project that the stand-ins call.
+OWN = ("train", "report", "evaluate", "predict", "prepare", "compose", "credentials", "export")
+STAND_INS = (
+    *(f"utmp-{name}" for name in OWN),
+    "make",
+    "pip",
+    "docker",
+    "docker-compose",
+    "pre-commit",
+    "tensorboard",
+)
+
+#: Names the variable that says where the process with the commands listens.
+SOCKET = "README_SOCKET"
+
+#: Of every training; the dataset's belong to the embedded one.
+MODEL = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
+ITEMS = ("dataset.num_items=240", "dataset.num_speakers=60")
+ROUNDS = 6
+
+
+@dataclass(frozen=True)
+class Block:
+    """A block of shell: its section, the line that it begins on, and its text."""
+
+    section: str
+    line: int
+    text: str
+
+    def __str__(self) -> str:
+        return f"README.md:{self.line} ({self.section})"
+
+
+def blocks(language: str = "sh") -> Iterator[Block]:
+    """Yield the README's blocks in one language."""
+    section, begin, lines = "", 0, list[str]()
+    for number, line in enumerate(README.read_text().splitlines(), 1):
+        if begin and line.strip() == "```":
+            yield Block(section, begin, "\n".join(lines))
+            begin = 0
+        elif begin:
+            lines.append(line)
+        elif line.strip() == f"```{language}":
+            begin, lines = number, []
+        elif line.startswith("#"):
+            section = line.lstrip("# ")
+
+
+def commands(text: str) -> Iterator[list[str]]:
+    """Yield the commands of a block, in words."""
+    for line in text.replace("\\\n", " ").splitlines():
+        words = shlex.split(line, comments=True)
+        if words:
+            yield words
+
+
+def inline_commands() -> Iterator[list[str]]:
+    """Yield the commands of this project in the README's sentences and tables."""
+    prose = re.sub(r"```.*?```", "", README.read_text(), flags=re.DOTALL)
+    for code in re.findall(r"`(utmp-\w+ [^`]+)`", prose):
+        yield shlex.split(" ".join(code.split()))
+
+
+def smaller(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments of a training that takes a second."""
+    given = dict(each.partition("=")[::2] for each in arguments)
+    rounds = [f"rounds={min(int(given['rounds']), ROUNDS)}"] if "rounds" in given else []
+    if "resume" in given:
+        return [*arguments, *rounds]
+    mine = [*MODEL, "client.local_epochs=1", *(rounds or ["rounds=1"])]
+    if "dataset" not in given:
+        mine += ITEMS
+    if "runtime" not in given:
+        mine += ["runtime=sequential"]
+    return [*arguments, *mine]
+
+
+def install(folder: Path) -> None:
+    """Put the stand-ins into a folder for the path."""
+    for name in STAND_INS:
+        script = folder / name
+        script.write_text(
+            f'#!/bin/sh\nexec "{sys.executable}" "{Path(__file__).resolve()}" {name} "$@"\n'
+        )
+        script.chmod(0o755)
+
+
+# What the stand-ins do --------------------------------------------------------------------------
+
+
+def stand_in(name: str, arguments: list[str]) -> int:
+    """Do what a command does, smaller; return its exit status."""
+    real = str(Path(sys.executable).parent / name)
+    match name:
+        case "utmp-train":
+            return _train(smaller(arguments))
+        case "make":
+            return subprocess.call(["/usr/bin/make", "--dry-run", "-C", str(PROJECT), *arguments])
+        case "pip":
+            return _extras(arguments)
+        case "docker" | "docker-compose":
+            return _docker(name, arguments)
+        case "pre-commit":
+            return 0 if (PROJECT / ".pre-commit-config.yaml").is_file() else 1
+        case "tensorboard":
+            return subprocess.call([real, *arguments, "--inspect"], stdout=subprocess.DEVNULL)
+        case _:
+            return _forked(name, arguments, 2)
+
+
+def _train(arguments: list[str]) -> int:
+    with tempfile.TemporaryFile("w+") as errors:
+        status = _forked("utmp-train", arguments, errors.fileno())
+        errors.seek(0)
+        said = errors.read()
+    sys.stderr.write(said)
+    if any("cuda" in each for each in arguments) and status == 2:
+        # Without a GPU it has to say so.
+        return 0 if "cuda" in said.lower() or "gpu" in said.lower() else 2
+    return status
+
+
+# Commands whose libraries are loaded once ------------------------------------------------------
+
+
+def _forked(name: str, arguments: list[str], errors: int) -> int:
+    """Have `Loaded` run a command here; return its exit status."""
+    order = {"argv": [name, *arguments], "folder": str(Path.cwd())}
+    with socket.socket(socket.AF_UNIX) as line:
+        line.connect(os.environ[SOCKET])
+        socket.send_fds(line, [json.dumps(order).encode() + b"\n"], [1, errors])
+        return int(line.makefile().readline())
+
+
+def serve_forks(path: str) -> None:
+    """Load what the commands need, and fork for each that is asked for."""
+    for module in ("common.config", "server.app", "server.sequential", "server.prediction.files"):
+        importlib.import_module(module)
+    mains = {
+        f"utmp-{name}": importlib.import_module(f"server.commands.{name}").main for name in OWN
+    }
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        while True:
+            line, _ = listener.accept()
+            with line:
+                content, descriptors, _, _ = socket.recv_fds(line, 1 << 20, 2)
+                order = json.loads(content)
+                child = os.fork()
+                if child == 0:
+                    _run(mains[order["argv"][0]], order, descriptors)
+                for each in descriptors:
+                    os.close(each)
+                _, status = os.waitpid(child, 0)
+                line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+
+
+def _run(main: Callable[[], None], order: dict[str, Any], descriptors: list[int]) -> None:
+    os.chdir(order["folder"])
+    for number, each in zip((1, 2), descriptors, strict=True):
+        os.dup2(each, number)
+    sys.argv = order["argv"]
+    status = 0
+    try:
+        main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _extras(arguments: list[str]) -> int:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    asked = re.findall(r"\[([\w,]+)\]", " ".join(arguments))
+    known = project["optional-dependencies"]
+    return 0 if asked and all(name in known for each in asked for name in each.split(",")) else 1
+
+
+def _docker(name: str, arguments: list[str]) -> int:
+    """Check the files that are named, and that the script with an engine does the same."""
+    script = (PROJECT / "tests/e2e/docker.sh").read_text()
+    named = [after for before, after in itertools.pairwise(arguments) if before in ("-f", "--file")]
+    known = [each for each in named if (PROJECT / each).is_file() or Path(each).is_file()]
+    verbs = {"up", "run", "build"} & set(arguments)
+    engine_only = [each for each in named if each.startswith("docker/compose")]
+    # GPUs are added to what the script runs.
+    tested = all(Path(each).name in script for each in engine_only if "gpu" not in each)
+    if known == named and named and verbs and tested:
+        return 0
+    print(
+        f"{name}: files {named}, of which there are {known}; verbs {verbs}; tested {tested}",
+        file=sys.stderr,
+    )
+    return 1
+
+
+if __name__ == "__main__" and sys.argv[1] == "serve-forks":
+    serve_forks(sys.argv[2])
+elif __name__ == "__main__":
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    sys.exit(stand_in(sys.argv[1], sys.argv[2:]))
