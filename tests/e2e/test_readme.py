@@ -20,6 +20,8 @@ from writers import make_utterances, write_multibench
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
+#: What comes first, and all else needs.
+FIRST = "Your first federation, in five minutes"
 #: Sections whose commands run beside each other, and have tests of their own below.
 APART = ("Your first real deployment", "Over TLS, with known sites")
 SERVICE = "utmp-serve"
@@ -87,10 +89,20 @@ def ordinary(block: Block) -> bool:
     return block.section not in APART and first not in (SERVICE, "curl", "SITE=audio-0")
 
 
-def test_every_block_of_shell(folder: Path, environment: dict[str, str]) -> None:
+@pytest.fixture(scope="module")
+def reader(folder: Path, environment: dict[str, str]) -> Path:
+    """The same after "Your first federation": there is a run, a report, predictions."""
+    for block in filter(ordinary, blocks()):
+        if block.section == FIRST:
+            run(block, block.text, folder, environment)
+    return folder
+
+
+def test_every_block_of_shell(reader: Path, environment: dict[str, str]) -> None:
+    folder = reader
     broken = folder / "runs/2026-11-24/10-00-00"
-    for block in blocks():
-        if not ordinary(block):
+    for block in filter(ordinary, blocks()):
+        if block.section == FIRST:
             continue
         if block.section == "When something breaks":
             shutil.copytree(folder / "runs/first", broken)
@@ -110,12 +122,12 @@ def test_every_block_of_shell(folder: Path, environment: dict[str, str]) -> None
     assert len((broken / "rounds.jsonl").read_text().splitlines()) == 6
 
 
-def test_the_lines_of_python(folder: Path) -> None:
+def test_the_lines_of_python(reader: Path) -> None:
     (block,) = blocks("python")
     given = "import numpy as np\nwords, sounds = np.ones((7, 24)), np.ones((9, 12))\n"
     done = subprocess.run(
         [sys.executable, "-c", given + block.text],
-        cwd=folder,
+        cwd=reader,
         capture_output=True,
         text=True,
         check=True,
@@ -123,7 +135,8 @@ def test_the_lines_of_python(folder: Path) -> None:
     assert re.match(r"\[\S+\] \[\S+\] \{'language': array", done.stdout)
 
 
-def test_the_service(folder: Path, environment: dict[str, str]) -> None:
+def test_the_service(reader: Path, environment: dict[str, str]) -> None:
+    folder = reader
     (served,) = [block for block in blocks() if block.text.startswith(SERVICE)]
     (asked,) = [block for block in blocks() if block.text.startswith("curl")]
     port = free_port()
