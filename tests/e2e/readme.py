@@ -45,6 +45,7 @@ SOCKET = "README_SOCKET"
 MODEL = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
 ITEMS = ("dataset.num_items=240", "dataset.num_speakers=60")
 ROUNDS = 6
+CLIENTS = 2
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,9 @@ def smaller(arguments: Sequence[str]) -> list[str]:
     rounds = [f"rounds={min(int(given['rounds']), ROUNDS)}"] if "rounds" in given else []
     if "resume" in given:
         return [*arguments, *rounds]
+    clients = [name for name in given if name.startswith("clients.") and int(given[name]) > CLIENTS]
     mine = [*MODEL, "client.local_epochs=1", *(rounds or ["rounds=1"])]
+    mine += [f"{name}={CLIENTS}" for name in clients]
     if "dataset" not in given:
         mine += ITEMS
     if "runtime" not in given:

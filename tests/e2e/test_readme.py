@@ -20,8 +20,6 @@ from writers import make_utterances, write_multibench
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
 
-#: What comes first, and all else needs.
-FIRST = "Your first federation, in five minutes"
 #: Sections whose commands run beside each other, and have tests of their own below.
 APART = ("Your first real deployment", "Over TLS, with known sites")
 SERVICE = "utmp-serve"
@@ -43,8 +41,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = {"label": rng.normal(size=60), "video": np.arange(60) // 2}
     arrays = {name: rng.normal(size=(60, 5, 4)).astype("f4") for name in ("language", "audio")}
     np.savez(work / "train.npz", **rows, **arrays)
-    calls = work / "calls"
-    calls.mkdir()
     (work / "calls.csv").write_text("id\n" + "\n".join(f"call {item}" for item in range(5)) + "\n")
     for name, width in WIDTHS.items():
         np.save(work / f"{name}.npy", rng.normal(size=(5, 6, width)).astype("f4"))
@@ -52,21 +48,27 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def environment(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def environment(folder: Path) -> dict[str, str]:
     home = folder / "flower-home"
     home.mkdir()
     known = flower_environment(home)
+    return known | {"PATH": f"{folder / 'bin'}{os.pathsep}{known['PATH']}"}
+
+
+@pytest.fixture
+def loaded(
+    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, str]]:
+    """The same, with the commands loaded once."""
     listens = tmp_path_factory.mktemp("forks") / "socket"
-    loaded = subprocess.Popen(
-        [sys.executable, Path(__file__).with_name("readme.py"), "serve-forks", listens], env=known
-    )
+    script = Path(__file__).with_name("readme.py")
+    process = subprocess.Popen([sys.executable, script, "serve-forks", listens], env=environment)
     try:
         wait_until(listens.exists, "the process that loads the commands")
-        path = f"{folder / 'bin'}{os.pathsep}{known['PATH']}"
-        yield known | {"PATH": path, SOCKET: str(listens)}
+        yield environment | {SOCKET: str(listens)}
     finally:
-        loaded.kill()
-        loaded.wait()
+        process.kill()
+        process.wait()
 
 
 def run(block: Block, text: str, folder: Path, environment: dict[str, str]) -> str:
@@ -89,26 +91,21 @@ def ordinary(block: Block) -> bool:
     return block.section not in APART and first not in (SERVICE, "curl", "SITE=audio-0")
 
 
-@pytest.fixture(scope="module")
-def reader(folder: Path, environment: dict[str, str]) -> Path:
-    """The same after "Your first federation": there is a run, a report, predictions."""
-    for block in filter(ordinary, blocks()):
-        if block.section == FIRST:
-            run(block, block.text, folder, environment)
-    return folder
-
-
-def test_every_block_of_shell(reader: Path, environment: dict[str, str]) -> None:
-    folder = reader
+def test_a_reader_who_runs_everything(folder: Path, loaded: dict[str, str]) -> None:
+    """One test: what comes later needs what came before, and loading takes long."""
     broken = folder / "runs/2026-11-24/10-00-00"
     for block in filter(ordinary, blocks()):
-        if block.section == FIRST:
-            continue
         if block.section == "When something breaks":
             shutil.copytree(folder / "runs/first", broken)
             (broken / "summary.json").unlink()
-        run(block, block.text, folder, environment)
+        run(block, block.text, folder, loaded)
+    check_files(folder, broken)
+    check_python(folder)
+    check_service(folder, loaded)
+    check_credentials(folder, loaded)
 
+
+def check_files(folder: Path, broken: Path) -> None:
     with (folder / "all.csv").open() as file:
         rows = list(csv.DictReader(file))
     with (folder / "one.csv").open() as file:
@@ -122,12 +119,12 @@ def test_every_block_of_shell(reader: Path, environment: dict[str, str]) -> None
     assert len((broken / "rounds.jsonl").read_text().splitlines()) == 6
 
 
-def test_the_lines_of_python(reader: Path) -> None:
+def check_python(folder: Path) -> None:
     (block,) = blocks("python")
     given = "import numpy as np\nwords, sounds = np.ones((7, 24)), np.ones((9, 12))\n"
     done = subprocess.run(
         [sys.executable, "-c", given + block.text],
-        cwd=reader,
+        cwd=folder,
         capture_output=True,
         text=True,
         check=True,
@@ -135,8 +132,7 @@ def test_the_lines_of_python(reader: Path) -> None:
     assert re.match(r"\[\S+\] \[\S+\] \{'language': array", done.stdout)
 
 
-def test_the_service(reader: Path, environment: dict[str, str]) -> None:
-    folder = reader
+def check_service(folder: Path, environment: dict[str, str]) -> None:
     (served,) = [block for block in blocks() if block.text.startswith(SERVICE)]
     (asked,) = [block for block in blocks() if block.text.startswith("curl")]
     port = free_port()
@@ -216,7 +212,7 @@ def test_the_first_real_deployment(folder: Path, environment: dict[str, str]) ->
     assert json.loads(records[1])["clients"] == {"language": 1, "audio": 1, "vision": 1}
 
 
-def test_credentials_over_tls(folder: Path, environment: dict[str, str]) -> None:
+def check_credentials(folder: Path, environment: dict[str, str]) -> None:
     made, node = [block for block in blocks() if block.section == "Over TLS, with known sites"]
     printed = run(made, made.text.replace("credentials '", "tls '"), folder, environment)
     # What follows is printed for those who made them, as the README has it.
