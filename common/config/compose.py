@@ -2,13 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config.composition import composed, explain, refuse_unknown
+from common.config.composition import composed, typed
 from common.config.ranges import Check, check_values
 from common.errors import UserError
 
@@ -45,11 +43,7 @@ def parse_compose(composition: DictConfig) -> ComposeConfig:
     UserError
         If a value is out of its range.
     """
-    try:
-        config = cast(ComposeConfig, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, ComposeConfig)) from error
+    config = typed(composition, ComposeConfig)
     check_values(config, _RANGES)
     if config.data is not None and not config.data.strip():
         raise UserError("data is empty: expected the folder of shards that utmp-prepare wrote")

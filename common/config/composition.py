@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from typing import cast
+from typing import TypeVar, cast
 
 from hydra import compose, initialize_config_module
 from hydra.core.global_hydra import GlobalHydra
@@ -18,6 +18,8 @@ from common.config.partition import DirichletConfig, SizeConfig
 from common.config.ranges import check_ranges
 from common.config.schema import Config, NpzConfig, ShardsConfig, SyntheticConfig
 from common.errors import UserError
+
+Schema = TypeVar("Schema")
 
 #: The package with the files of the commands that use a trained model.
 TRAINED = "conf.trained"
@@ -117,13 +119,31 @@ def parse_config(composition: DictConfig) -> Config:
     UserError
         If a value is out of its range or a required one is missing.
     """
-    try:
-        config = cast(Config, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from error
+    config = typed(composition, Config)
     check_ranges(config)
     return config
+
+
+def typed(composition: DictConfig, schema: type[Schema]) -> Schema:
+    """Turn a composed configuration into its schema's type; its ranges are not checked.
+
+    Raises
+    ------
+    UserError
+        If a value does not fit its type, or a required one is missing.
+    """
+    try:
+        config = cast(Schema, OmegaConf.to_object(composition))
+        refuse_unknown(composition)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, schema)) from error
+    return config
+
+
+def required_model(model: str | None) -> None:
+    """Raise `UserError` where a command that uses a trained model is given none."""
+    if model is None or not model.strip():
+        raise UserError("model is required; give it as model=…: a run folder or its model file")
 
 
 def refuse_unknown(composed: DictConfig, prefix: str = "") -> None:

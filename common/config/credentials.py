@@ -3,13 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config.composition import composed, explain, refuse_unknown
+from common.config.composition import composed, typed
 from common.config.ranges import Check, check_values
 from common.errors import UserError
 
@@ -64,11 +63,7 @@ def parse_credentials(composition: DictConfig) -> CredentialsConfig:
     UserError
         If a value is out of its range or a required one is missing.
     """
-    try:
-        config = cast(CredentialsConfig, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, CredentialsConfig)) from error
+    config = typed(composition, CredentialsConfig)
     check_values(config, _RANGES)
     if config.out is None or not config.out.strip():
         raise UserError("out is required; give it as out=…: the folder of all credentials")

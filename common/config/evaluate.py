@@ -7,13 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config.composition import TRAINED, composed, explain, refuse_unknown
+from common.config.composition import TRAINED, composed, required_model, typed
 from common.config.ranges import Check, check_values
 from common.errors import UserError
 
@@ -73,14 +72,9 @@ def parse_evaluate(composition: DictConfig) -> EvaluateConfig:
     UserError
         If a required setting is missing, or a value is out of its range.
     """
-    try:
-        config = cast(EvaluateConfig, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, EvaluateConfig)) from error
+    config = typed(composition, EvaluateConfig)
     check_values(config, _RANGES)
-    if not config.model:
-        raise UserError("model is required; give it as model=…: a run folder or its model file")
+    required_model(config.model)
     _check_reading(config)
     if config.out is not None and not config.out.endswith(".json"):
         raise UserError(f"out={config.out}: expected a file that ends in .json")

@@ -5,13 +5,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config.composition import TRAINED, composed, explain, refuse_unknown
+from common.config.composition import TRAINED, composed, required_model, typed
 from common.errors import UserError
 
 
@@ -44,13 +42,8 @@ def parse_export(composition: DictConfig) -> ExportConfig:
     UserError
         If a required setting is missing.
     """
-    try:
-        config = cast(ExportConfig, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, ExportConfig)) from error
-    if not config.model:
-        raise UserError("model is required; give it as model=…: a run folder or its model file")
+    config = typed(composition, ExportConfig)
+    required_model(config.model)
     if not config.out.strip():
         raise UserError("out is required; give it as out=…")
     return config

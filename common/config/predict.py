@@ -7,13 +7,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config.composition import TRAINED, composed, explain, refuse_unknown
+from common.config.composition import TRAINED, composed, required_model, typed
 from common.config.ranges import Check, check_values
 from common.errors import UserError
 
@@ -70,14 +69,9 @@ def parse_predict(composition: DictConfig) -> PredictConfig:
     UserError
         If a required setting is missing, or a value is out of its range.
     """
-    try:
-        config = cast(PredictConfig, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, PredictConfig)) from error
+    config = typed(composition, PredictConfig)
     check_values(config, _RANGES)
-    if not config.model:
-        raise UserError("model is required; give it as model=…: a run folder or its model file")
+    required_model(config.model)
     if not config.input:
         raise UserError("input is required; give it as input=…: a shard, or a file of any format")
     if Path(config.out).suffix not in SUFFIXES:

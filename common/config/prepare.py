@@ -4,13 +4,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config.composition import composed, explain, refuse_unknown
+from common.config.composition import composed, typed
 from common.config.partition import PartitionConfig
 from common.config.ranges import Check, check_values
 from common.errors import UserError
@@ -119,11 +118,7 @@ def parse_prepare(composition: DictConfig) -> PrepareConfig:
     UserError
         If a value is out of its range or a required one is missing.
     """
-    try:
-        config = cast(PrepareConfig, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, PrepareConfig)) from error
+    config = typed(composition, PrepareConfig)
     check_values(config, _RANGES)
     held_back = config.validation_fraction + config.test_fraction
     if held_back >= 1:

@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config.composition import composed, explain, refuse_unknown
+from common.config.composition import composed, typed
 from common.errors import UserError
 
 
@@ -49,11 +48,7 @@ def parse_report(composition: DictConfig) -> ReportConfig:
     UserError
         If a required setting is missing, or one holds nothing.
     """
-    try:
-        config = cast(ReportConfig, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, ReportConfig)) from error
+    config = typed(composition, ReportConfig)
     if config.runs is None or config.runs == []:
         raise UserError("runs is required; give it as runs=…: a folder, a glob, or a list of them")
     if isinstance(config.runs, dict) or not all(place.strip() for place in config.places):

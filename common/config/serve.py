@@ -7,13 +7,11 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import cast
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config.composition import TRAINED, composed, explain, refuse_unknown
+from common.config.composition import TRAINED, composed, required_model, typed
 from common.config.ranges import Check, check_values
 from common.errors import UserError
 
@@ -80,14 +78,9 @@ def parse_serve(composition: DictConfig) -> ServeConfig:
     UserError
         If a required setting is missing, one is out of its range, or two do not fit together.
     """
-    try:
-        config = cast(ServeConfig, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, ServeConfig)) from error
+    config = typed(composition, ServeConfig)
     check_values(config, _RANGES)
-    if config.model is None or not config.model.strip():
-        raise UserError("model is required; give it as model=…: a run folder, or its model file")
+    required_model(config.model)
     if not config.host.strip():
         raise UserError("host is required; 127.0.0.1 answers this machine only, 0.0.0.0 everyone")
     if config.token is not None and config.token_file is not None:

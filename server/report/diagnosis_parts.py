@@ -11,7 +11,7 @@ from server.report.drawing import Line
 from server.report.palette import Pens
 from server.report.records import Details, number
 from server.report.results import TOGETHER
-from server.report.round_parts import OLDER
+from server.report.round_parts import OLDER, left_out
 from server.report.view import MISSING, STRONGEST, Cell, Grid, Heat, Notes, Part, shown
 
 #: Classes up to which a confusion matrix is shown as one.
@@ -28,12 +28,8 @@ def diagnosis_parts(anchor: str, details: Details, pens: Pens) -> Iterator[Part]
     """Draw the calibration, and tabulate the confusions of all modalities and of each."""
     if not details.summary.get("diagnostics"):
         known = "diagnostics" in details.summary
-        yield Notes(
-            (
-                "Confusions and calibration: no one model predicts in this run."
-                if known
-                else OLDER.format(what="Confusions and calibration"),
-            )
+        yield left_out(
+            "Confusions and calibration", "no one model predicts in this run." if known else OLDER
         )
         return
     found: Mapping[str, Mapping[str, Any]] = details.summary["diagnostics"]

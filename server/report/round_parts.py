@@ -17,7 +17,12 @@ MOST_CLIENTS = 30
 MOST_BARS = 60
 
 #: Of what a run cannot have recorded.
-OLDER = "{what}: the version that made this run did not record them."
+OLDER = "the version that made this run did not record them."
+
+
+def left_out(what: str, why: str) -> Notes:
+    """Say why a part of the report is not there."""
+    return Notes((f"{what}: {why}",))
 
 
 def fusion_parts(anchor: str, details: Details, pens: Pens) -> Iterator[Part]:
@@ -42,12 +47,9 @@ def decoder_parts(anchor: str, details: Details, pens: Pens) -> Iterator[Part]:
     """Draw what the modalities weigh in the merged decoder, by layer and over the rounds."""
     if not details.decoder:
         known = "decoder_weights" in details.recorded
-        yield Notes(
-            (
-                "Decoder weights: this run has no merged decoder, or a rule without weights."
-                if known
-                else OLDER.format(what="Decoder weights"),
-            )
+        yield left_out(
+            "Decoder weights",
+            "this run has no merged decoder, or a rule without weights." if known else OLDER,
         )
         return
     last = max(details.decoder)
@@ -93,13 +95,7 @@ def loss_parts(anchor: str, details: Details, pens: Pens) -> Iterator[Part]:
     """Draw the train loss of each client, or of many clients their range."""
     if not details.losses:
         known = "client_losses" in details.recorded
-        yield Notes(
-            (
-                "Client losses: no client trains by itself here."
-                if known
-                else OLDER.format(what="Client losses"),
-            )
-        )
+        yield left_out("Client losses", "no client trains by itself here." if known else OLDER)
         return
     rounds = merged_rounds(details.losses.values())
     groups = by_modality(details.losses, pens)
@@ -132,7 +128,7 @@ def loss_parts(anchor: str, details: Details, pens: Pens) -> Iterator[Part]:
 def time_parts(anchor: str, details: Details) -> Iterator[Part]:
     """Draw the seconds of the rounds, by phase."""
     if not details.seconds:
-        yield Notes((OLDER.format(what="Seconds of the rounds"),))
+        yield left_out("Seconds of the rounds", OLDER)
         return
     rounds = sorted(details.seconds)
     names = list(dict.fromkeys(name for each in details.seconds.values() for name in each))

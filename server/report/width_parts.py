@@ -8,20 +8,17 @@ from server.report.charts import line_chart
 from server.report.curves import by_modality, envelope, modality_of
 from server.report.palette import Pens
 from server.report.records import Details, Series, Table
-from server.report.round_parts import MOST_CLIENTS, OLDER
-from server.report.view import STRONGEST, Cell, Heat, Notes, Part, shown
+from server.report.round_parts import MOST_CLIENTS, OLDER, left_out
+from server.report.view import STRONGEST, Cell, Heat, Part, shown
 
 
 def width_parts(anchor: str, details: Details, pens: Pens) -> Iterator[Part]:
     """Draw the widths over the rounds, and tabulate the last ones by layer and client."""
     if not details.widths:
         known = "posterior_widths" in details.recorded
-        yield Notes(
-            (
-                "Posterior widths: no client sent a precision, as where weights are averaged."
-                if known
-                else OLDER.format(what="Posterior widths"),
-            )
+        yield left_out(
+            "Posterior widths",
+            "no client sent a precision, as where weights are averaged." if known else OLDER,
         )
         return
     if len(details.widths) > 1:
