@@ -14,7 +14,7 @@ train: $(VENV)/installed ## Train a federation on the embedded dataset
 	$(BIN)/utmp-train $(ARGS)
 
 test: $(VENV)/installed-dev ## Run all tests
-	$(BIN)/pytest -n auto --dist loadgroup $(ARGS)
+	$(BIN)/pytest -n auto $(ARGS)
 
 lint: $(VENV)/installed-dev ## Check style and types
 	$(BIN)/ruff check .

@@ -109,6 +109,8 @@ def run(app: FastAPI, config: ServeConfig, listener: socket.socket) -> None:
     # What was loaded stays: looking through it again and again would hold up requests.
     gc.collect()
     gc.freeze()
+    # A script that starts it in the background has it ignore Ctrl-C, and so the status that tells.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     _Server(settings).run(sockets=[listener])
 
 

@@ -17,7 +17,7 @@ from made_up_checkpoints import checkpoint
 
 from server.run.checkpoint import Checkpoints
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 KILLS = 1_000
 KILLERS = 2

@@ -18,7 +18,7 @@ import pytest
 from processes import BIN, PROJECT, Federation, answers, run_command, wait_until
 from safetensors.torch import load_file
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 MODALITIES = ("language", "audio", "vision")
 KILLS = int(os.environ.get("UTMP_KILLS", "1"))

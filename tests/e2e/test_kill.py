@@ -22,7 +22,7 @@ import pytest
 from common.data.manifest import read_manifest
 from common.data.shards import read_shard
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 COMMAND = [sys.executable, "-m", "server.commands.prepare"]
 SETTINGS = ["format=synthetic", "clients.default=12"]

@@ -18,7 +18,7 @@ from processes import BIN, PROJECT, TIMEOUT, flower_environment, free_port, wait
 from readme import README, SOCKET, Block, blocks, commands, inline_commands, install
 from writers import make_utterances, write_multibench
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 #: Sections whose commands run beside each other, and have tests of their own below.
 APART = ("Your first real deployment", "Over TLS, with known sites")

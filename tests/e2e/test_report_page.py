@@ -15,7 +15,7 @@ from server.commands.report import make_report, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 PHONE, DESKTOP = 390, 1280

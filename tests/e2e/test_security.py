@@ -19,7 +19,7 @@ from common.config.credentials import compose_credentials
 from server.credentials.certificates import utc_now
 from server.credentials.issuing import issue
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("e2e")]
+pytestmark = pytest.mark.e2e
 
 PROJECT = Path(__file__).parents[2]
 

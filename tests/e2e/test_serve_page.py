@@ -18,7 +18,7 @@ from processes import TINY
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("serve_page")]
+pytestmark = pytest.mark.e2e
 
 TOKEN = "open-sesame"
 
