@@ -113,7 +113,7 @@ def test_others_are_answered(host: str) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ([], "model is required; give it as model=…: a run folder, or its model file"),
+        ([], "model is required; give it as model=…: a run folder or its model file"),
         (["model=''"], "model is required"),
         (["model=a", "modle=b"], "there is no setting 'modle'; did you mean model?"),
         (["model=a", "+lr=1"], "there is no setting 'lr'"),
