@@ -8,6 +8,7 @@ has only a partition number, and hosts the clients of that number modulo the num
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from common.data.federation import (
     load_federation,
     site_client_data,
 )
+from common.data.manifest import MANIFEST
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription
@@ -118,7 +120,7 @@ def client_data(node: Node, key: ClientKey, config: Config) -> ClientData:
     if isinstance(node, DeployedNode) and node.key != key:
         raise UserError(f"this node is {node.key} and was asked for {key}")
     if isinstance(node, DeployedNode) and node.data is not None:
-        return _site(_Frozen(config), node.data, key)
+        return _site(_Frozen(config, node.data), node.data, key)
     return client_data_of(_federation(config), key, config)
 
 
@@ -155,18 +157,43 @@ def label_edges(config: Config) -> Tensor:
 
 
 class _Frozen:
-    """A configuration as a cache key: equal where all its values are."""
+    """A configuration as a cache key: equal where all its values are, and the files it reads.
 
-    def __init__(self, config: Config) -> None:
+    A process that answers many messages must notice that a file was replaced meanwhile.
+    """
+
+    def __init__(self, config: Config, *files: str) -> None:
         self.config = config
+        read = [getattr(config.dataset, name, None) for name in ("path", "test_path")]
+        stamps = [_stamp(path) for each in (*read, *files) for path in _listed(each)]
         # Where the run folder goes is no matter of data, and differs from one message to the next.
-        self._text = repr(replace(config, run_dir="", resume=None))
+        self._text = repr((replace(config, run_dir="", resume=None), stamps))
 
     def __hash__(self) -> int:
         return hash(self._text)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Frozen) and self._text == other._text
+
+
+def _listed(setting: object) -> list[Path]:
+    """Return the paths of a setting and, of folders and of what lies beside files, theirs."""
+    paths = [
+        Path(each)
+        for each in (setting if isinstance(setting, (list, tuple)) else [setting])
+        if isinstance(each, str)
+    ]
+    inside = [file for path in paths if path.is_dir() for file in sorted(path.iterdir())]
+    return [*paths, *inside, *(path.parent / MANIFEST for path in paths)]
+
+
+def _stamp(path: Path) -> tuple[int, ...]:
+    """Return what changes when a file does; nothing where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _federation(config: Config) -> FederatedDataset:
@@ -178,6 +205,6 @@ def _load_federation(frozen: _Frozen) -> FederatedDataset:
     return load_federation(frozen.config)
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=2)
 def _site(frozen: _Frozen, path: str, key: ClientKey) -> ClientData:
     return site_client_data(path, key, frozen.config)

@@ -2,15 +2,19 @@
 
 One message each way per client and round. Server to client: `Downlink`. Client to server: `Uplink`.
 Before that, once per node: a query, answered by `NodeDescription`.
+
+All tensors of a message travel as one array, whose bytes are a safetensors file with names like
+``encoder/embed.weight``: Flower asks for each array of a message, and for its content, in requests
+of their own, at each of the hops between server and client.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import safetensors.torch
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import Tensor
 
 from common.clients import ClientKey
@@ -19,16 +23,19 @@ from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
 from common.posterior import Form, Gaussian, Posterior
 from common.task import Task
 
-VERSION = 2
+VERSION = 3
 
 # Record keys.
 _ABOUT = "about"
-_ENCODER = "encoder"
-_PRECISION = "-precision"  # after the part's
-_DECODER = "decoder"
 _METRICS = "metrics"
-_MOMENTS = "moments"
 _FAILURE = "failure"
+_TENSORS = "tensors"  # the one array's too, and what it says that it is
+
+# Parts: what comes before the slash in a tensor's name.
+_ENCODER = "encoder"
+_DECODER = "decoder"
+_PRECISION = "-precision"  # after the part's
+_MOMENTS = "moments"
 
 #: Characters of a client's reason that are kept.
 MAX_REASON = 300
@@ -53,8 +60,7 @@ def encode_downlink(downlink: Downlink) -> RecordDict:
     return RecordDict(
         {
             _ABOUT: ConfigRecord(about),
-            _ENCODER: _record(downlink.encoder),
-            _DECODER: _record(downlink.decoder),
+            _TENSORS: _tensors_record({_ENCODER: downlink.encoder, _DECODER: downlink.decoder}),
         }
     )
 
@@ -69,11 +75,12 @@ def decode_downlink(content: RecordDict) -> Downlink:
     """
     fields = {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
     about = _read_about(content, fields)
+    parts = _read_tensors(content, (_ENCODER, _DECODER))
     return Downlink(
         _key(about),
         about["round"],
-        _arrays(content, _ENCODER),
-        _arrays(content, _DECODER),
+        parts[_ENCODER],
+        parts[_DECODER],
         _numbers(about["prior"], f"{_ABOUT}.prior"),
         about["lr-scale"],
         _numbers(about["label-shares"], f"{_ABOUT}.label-shares"),
@@ -92,8 +99,10 @@ def encode_uplink(uplink: Uplink) -> RecordDict:
     return RecordDict(
         {
             _ABOUT: ConfigRecord(_about(uplink.key) | {"round": uplink.round}),
-            **_posterior_records(_ENCODER, uplink.encoder),
-            **_posterior_records(_DECODER, uplink.decoder),
+            _TENSORS: _tensors_record(
+                _posterior_parts(_ENCODER, uplink.encoder)
+                | _posterior_parts(_DECODER, uplink.decoder)
+            ),
             _METRICS: MetricRecord(metrics),
         }
     )
@@ -123,11 +132,13 @@ def decode_uplink(content: RecordDict) -> Uplink:
         _METRICS,
         {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int},
     )
+    means = (_ENCODER, _DECODER)
+    parts = _read_tensors(content, (*means, *(part + _PRECISION for part in means)))
     return Uplink(
         _key(about),
         about["round"],
-        _posterior(content, _ENCODER),
-        _posterior(content, _DECODER),
+        _posterior(parts, _ENCODER),
+        _posterior(parts, _DECODER),
         metrics["examples"],
         metrics["train-loss"],
         _numbers(metrics["evidence"], f"{_METRICS}.evidence"),
@@ -154,6 +165,7 @@ def encode_description(description: NodeDescription) -> RecordDict:
             )
         }
     )
+    moments = {}
     for index, client in enumerate(description.clients):
         about = _about(client.key) | {
             "examples": client.examples,
@@ -161,10 +173,10 @@ def encode_description(description: NodeDescription) -> RecordDict:
             "label-sums": client.label_sums.tolist(),
         }
         content[f"{_ABOUT}-{index}"] = ConfigRecord(about)
-        moments = vars(client.moments)
-        content[f"{_MOMENTS}-{index}"] = ArrayRecord(
-            {name: Array(array) for name, array in moments.items()}
-        )
+        moments[f"{_MOMENTS}-{index}"] = {
+            name: torch.from_numpy(array) for name, array in vars(client.moments).items()
+        }
+    content[_TENSORS] = _tensors_record(moments)
     return content
 
 
@@ -181,18 +193,20 @@ def decode_description(content: RecordDict) -> NodeDescription:
     )
     if about["version"] != VERSION:
         raise ProtocolError(f"protocol version {about['version']}, expected {VERSION}")
-    clients = tuple(_client(content, index) for index in range(about["clients"]))
+    names = tuple(f"{_MOMENTS}-{index}" for index in range(about["clients"]))
+    parts = _read_tensors(content, names)
+    clients = tuple(_client(content, index, parts[name]) for index, name in enumerate(names))
     return NodeDescription(clients, about["error"])
 
 
 def payload_bytes(content: RecordDict) -> int:
-    """Bytes of the arrays in a message."""
+    """Bytes of the tensors in a message, their names included."""
     return sum(
         len(array.data) for record in content.array_records.values() for array in record.values()
     )
 
 
-def _client(content: RecordDict, index: int) -> ClientDescription:
+def _client(content: RecordDict, index: int, moments: Mapping[str, Tensor]) -> ClientDescription:
     name = f"{_ABOUT}-{index}"
     fields = {"modality": str, "part": int, "examples": int, "task": str, "label-sums": list}
     about = _typed(content.config_records.get(name), name, fields)
@@ -203,12 +217,11 @@ def _client(content: RecordDict, index: int) -> ClientDescription:
         about["examples"],
         Task(about["task"]),
         _numbers(about["label-sums"], f"{name}.label-sums"),
-        _moments(content, f"{_MOMENTS}-{index}"),
+        _moments(moments, f"{_MOMENTS}-{index}"),
     )
 
 
-def _moments(content: RecordDict, name: str) -> Moments:
-    arrays = _arrays(content, name)
+def _moments(arrays: Mapping[str, Tensor], name: str) -> Moments:
     if set(arrays) != {"count", "mean", "squares"}:
         raise ProtocolError(f"{name} holds {sorted(arrays)}, expected count, mean, squares")
     shapes = {tuple(array.shape) for array in arrays.values()}
@@ -253,29 +266,35 @@ def _typed(
     return dict(record)
 
 
-def _record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
-    return ArrayRecord({name: Array(_to_numpy(tensor)) for name, tensor in arrays.items()})
+def _tensors_record(parts: Mapping[str, Mapping[str, Tensor]]) -> ArrayRecord:
+    data = safetensors.torch.save(
+        {
+            # A copy of its own: two names must not share their memory.
+            f"{part}/{name}": tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for part, tensors in parts.items()
+            for name, tensor in tensors.items()
+        }
+    )
+    return ArrayRecord({_TENSORS: Array("uint8", (len(data),), "safetensors", data)})
 
 
-def _to_numpy(tensor: Tensor) -> NDArray[np.generic]:
-    return tensor.detach().cpu().contiguous().numpy()
-
-
-def _arrays(content: RecordDict, name: str) -> dict[str, Tensor]:
-    record = content.array_records.get(name)
-    if record is None:
-        raise ProtocolError(f"record {name!r} is missing")
-    return {key: _tensor(array, f"{name}.{key}") for key, array in record.items()}
-
-
-def _tensor(array: Array, name: str) -> Tensor:
-    # Flower leaves the bytes to np.load, which would take a zip archive too.
-    if not array.data.startswith(b"\x93NUMPY"):
-        raise ProtocolError(f"array {name} is not in NumPy's format")
+def _read_tensors(content: RecordDict, parts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each part by name; none but these parts may be there."""
+    record = content.array_records.get(_TENSORS)
+    if record is None or set(record) != {_TENSORS}:
+        raise ProtocolError(f"record {_TENSORS!r} is missing, with one array of that name")
     try:
-        return torch.from_numpy(array.numpy().copy())
-    except (ValueError, TypeError, EOFError, MemoryError) as error:
-        raise ProtocolError(f"array {name} cannot be read: {error}") from error
+        tensors = safetensors.torch.load(record[_TENSORS].data)
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise ProtocolError(f"the tensors cannot be read: {error}") from error
+    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    # In an order of their own: the library's differs from one call to the next, and sums with it.
+    for full_name, tensor in sorted(tensors.items()):
+        part, _, name = full_name.partition("/")
+        if part not in found:
+            raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(parts)}")
+        found[part][name] = tensor
+    return found
 
 
 def _pack(gaussian: Gaussian) -> Tensor:
@@ -299,18 +318,18 @@ def _unpack(packed: Tensor, columns: int) -> Tensor:
     return full
 
 
-def _posterior_records(part: str, posterior: Posterior) -> dict[str, ArrayRecord]:
+def _posterior_parts(part: str, posterior: Posterior) -> dict[str, dict[str, Tensor]]:
     precisions = {
         f"{gaussian.form}:{name}": _pack(gaussian)
         for name, gaussian in posterior.items()
         if gaussian.precision is not None
     }
     means = {name: gaussian.mean for name, gaussian in posterior.items()}
-    return {part: _record(means), part + _PRECISION: _record(precisions)}
+    return {part: means, part + _PRECISION: precisions}
 
 
-def _posterior(content: RecordDict, part: str) -> dict[str, Gaussian]:
-    means, precisions = _arrays(content, part), _arrays(content, part + _PRECISION)
+def _posterior(parts: Mapping[str, Mapping[str, Tensor]], part: str) -> dict[str, Gaussian]:
+    means, precisions = parts[part], parts[part + _PRECISION]
     posterior = {name: Gaussian(mean) for name, mean in means.items()}
     for key, packed in precisions.items():
         form, _, name = key.partition(":")

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A SuperNode as its environment says: SITE, MODALITY, PART, SUPERLINK, and FILE if it brings data.
+# A site as its environment says: SITE, MODALITY, PART, SUPERLINK, and FILE if it brings data.
 set -eu
 
 node="modality=\"$MODALITY\" part=$PART"
@@ -12,4 +12,4 @@ else
     set -- --root-certificates /credentials/ca.crt \
         --auth-supernode-private-key "/credentials/$SITE.key"
 fi
-exec flower-supernode --superlink "$SUPERLINK" --node-config "$node" "$@"
+exec utmp-client --superlink "$SUPERLINK" --port 9094 --node-config "$node" "$@"

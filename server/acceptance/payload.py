@@ -1,21 +1,19 @@
-"""How large a reply may be; looked at before any of it is made into an array.
+"""How large a reply may be; looked at before any of it is made into a tensor.
 
 A client of modality m sends, for each trained tensor of its encoder and of the decoder, the mean,
 and a precision where the configuration asks for one (`common.posterior.posterior_form`). So the
-bytes of its arrays are known exactly:
+bytes of its tensors are known:
 
     sum over tensors of  H + b |mean|  +  (H + b |precision| where there is one)
 
-with b bytes a number, H those of NumPy's header, and of a symmetric matrix the upper triangle only.
+with b bytes a number, H what a name, a type and a shape take at most, and of a symmetric matrix the
+upper triangle only. The format itself holds no more than its bytes (`common.protocol`).
 """
 
-import io
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 
-import numpy as np
-from flwr.app import Array, RecordDict
+from flwr.app import RecordDict
 from torch import Tensor
 
 from common.config import StrategyConfig, Structure
@@ -30,63 +28,47 @@ from common.posterior import (
 from common.protocol import payload_bytes
 from server.acceptance.validation import RejectedUpdateError
 
-#: Bytes of the header of a `.npy` file of few dimensions.
-HEADER_BYTES = 128
+#: Bytes of the entry of a tensor in the header, its name not counted: its part, form, type, shape
+#: of up to four dimensions, and where its bytes are.
+HEADER_BYTES = 160
 
-#: What is more than that, but not more than so many times, is read, and the array that is too many
+#: What is more than that, but not more than so many times, is read, and the tensor that is too many
 #: or too large is named.
 SLACK = 2
 
-#: Records of an update: about, encoder, decoder, the precisions of both, metrics.
-MAX_RECORDS = 6
+#: Records of an update: about, tensors, metrics.
+MAX_RECORDS = 3
 
 #: Values that are no arrays: the key, the round, the figures and two short lists of sums.
 MAX_VALUES = 64
 
-#: Letters of keys and texts, of array names too; a site's reason for a failure is shorter.
+#: Letters of keys and texts; a site's reason for a failure is shorter.
 MAX_LETTERS = 65_536
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the arrays of an update may amount to.
-
-    Attributes
-    ----------
-    arrays
-        Their number.
-    nbytes
-        Their bytes, headers included.
-    """
-
-    arrays: int
-    nbytes: int
-
-
-def payload_limits(trained: Parts, config: StrategyConfig) -> dict[str, Limits]:
-    """Return modality to what a client of it sends at most."""
+def payload_limits(trained: Parts, config: StrategyConfig) -> dict[str, int]:
+    """Return modality to how many bytes the tensors of its client's update have at most."""
     decoder = _of_posterior(trained.decoder, decoder_structure(config.decoder))
-    limits = {}
-    for name, tensors in trained.encoders.items():
-        encoder = _of_posterior(tensors, encoder_structure(config.encoder))
-        limits[name] = Limits(encoder.arrays + decoder.arrays, encoder.nbytes + decoder.nbytes)
-    return limits
+    structure = encoder_structure(config.encoder)
+    return {
+        name: _of_posterior(tensors, structure) + decoder
+        for name, tensors in trained.encoders.items()
+    }
 
 
-def _of_posterior(tensors: Mapping[str, Tensor], structure: Structure | None) -> Limits:
-    arrays = nbytes = 0
-    for mean in tensors.values():
+def _of_posterior(tensors: Mapping[str, Tensor], structure: Structure | None) -> int:
+    nbytes = 0
+    for name, mean in tensors.items():
         numbers = [mean.numel()]
         form = posterior_form(mean, structure)
         if (shape := precision_shape(mean, form)) is not None:
             size = shape[0]
             numbers.append(size * (size + 1) // 2 if form is Form.row else math.prod(shape))
-        arrays += len(numbers)
-        nbytes += sum(HEADER_BYTES + mean.element_size() * count for count in numbers)
-    return Limits(arrays, nbytes)
+        nbytes += sum(HEADER_BYTES + len(name) + mean.element_size() * each for each in numbers)
+    return nbytes
 
 
-def check_payload(content: RecordDict, limits: Iterable[Limits]) -> None:
+def check_payload(content: RecordDict, limits: Iterable[int]) -> None:
     """Refuse a reply that is larger than any of the clients of its node can need.
 
     Parameters
@@ -94,28 +76,21 @@ def check_payload(content: RecordDict, limits: Iterable[Limits]) -> None:
     content
         Of the reply, as it came.
     limits
-        Of the modalities that the node was asked for.
+        In bytes, of the modalities that the node was asked for.
 
     Raises
     ------
     RejectedUpdateError
         With the size and what was expected.
     """
-    allowed = list(limits)
     _at_most(len(content), MAX_RECORDS, "records")
-    sent = payload_bytes(content)
-    most = max((each.nbytes for each in allowed), default=0)
+    sent, most = payload_bytes(content), max(limits, default=0)
     if sent > SLACK * most:
-        raise RejectedUpdateError(f"sends {_size(sent)} of arrays, expected at most {_size(most)}")
-    arrays = [array for record in content.array_records.values() for array in record.values()]
-    most_arrays = max((each.arrays for each in allowed), default=0)
-    if len(arrays) > SLACK * most_arrays:
-        raise RejectedUpdateError(f"sends {len(arrays)} arrays, expected at most {most_arrays}")
+        raise RejectedUpdateError(f"sends {_size(sent)} of tensors, expected at most {_size(most)}")
+    _at_most(sum(map(len, content.array_records.values())), 1, "arrays")
     texts, values = _words(content)
     _at_most(values, MAX_VALUES, "values")
     _at_most(sum(map(len, texts)), MAX_LETTERS, "letters and bytes of text")
-    for array in arrays:
-        _check_claim(array)
 
 
 def _at_most(found: int, most: int, what: str) -> None:
@@ -149,32 +124,6 @@ def _singles(values: Iterable[object]) -> Iterator[object]:
             yield from value
         else:
             yield value
-
-
-def _check_claim(array: Array) -> None:
-    """Refuse an array whose header says that it is larger than its bytes.
-
-    NumPy takes the memory that the header names before it looks for the bytes. What is no array at
-    all is left to whoever decodes it.
-    """
-    stream = io.BytesIO(array.data)
-    try:
-        version = np.lib.format.read_magic(stream)
-    except ValueError:
-        return
-    if version != (1, 0):
-        raise RejectedUpdateError(f"sends an array in NumPy's format {version}, expected (1, 0)")
-    try:
-        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-    except Exception as error:
-        # The header is a Python literal, whose reader fails in many ways.
-        raise RejectedUpdateError("sends an array whose header cannot be read") from error
-    claimed = math.prod(shape) * dtype.itemsize
-    there = len(array.data) - stream.tell()
-    if claimed != there:
-        raise RejectedUpdateError(
-            f"sends an array of {_size(there)} whose header says {_size(claimed)}"
-        )
 
 
 def _size(nbytes: int) -> str:

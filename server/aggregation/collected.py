@@ -116,9 +116,9 @@ def attend(
     generator
         Draws the noise.
     """
-    merged = {}
-    for name, stacked in collected.stacked().items():
-        ahead = current[name].double() - stacked
+    merged, stacked = {}, collected.stacked()
+    for name in current:
+        ahead = current[name].double() - stacked[name]
         attention = ahead.reshape(len(ahead), -1).norm(dim=1).softmax(dim=0)
         pull = torch.tensordot(attention, ahead, dims=1)
         noise = torch.randn(pull.shape, dtype=torch.float64, generator=generator)

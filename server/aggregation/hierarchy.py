@@ -182,10 +182,11 @@ def _merge_decoders(
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
     rule = config.decoder.merge
     if rule is DecoderMerge.cmda:
-        averages = {
-            name: _finalize(each.decoder, rule, current, config, generator)
-            for name, each in sums.items()
-        }
+        averages = {}
+        for name, each in sums.items():
+            average = _finalize(each.decoder, rule, current, config, generator)
+            # In the model's order, in which noise is drawn, whatever the order on the wire.
+            averages[name] = {layer: average[layer] for layer in current}
         return merge_decoders(averages, config.decoder, generator)
     everyone = reduce(_merge, [each.decoder for each in sums.values()])
     decoder = _finalize(everyone, rule, current, config, generator)

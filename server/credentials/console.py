@@ -73,6 +73,6 @@ def _supernode(client: ClientKey, host: str) -> str:
     address = f"[{host}]" if ":" in host else host
     node = f'modality="{client.modality}" part={client.part}'
     return (
-        f"flower-supernode --superlink {address}:8000 --root-certificates {CA} "
+        f"utmp-client --superlink {address}:8000 --root-certificates {CA} "
         f"--auth-supernode-private-key {client}.key --node-config {shlex.quote(node)}"
     )

@@ -106,7 +106,7 @@ class PrepareConsole(Terminal):
             self.tell(f"next: utmp-train dataset=shards dataset.path={out}")
         elif clients:
             node = f'modality="{clients[0].modality}" data="{out}/{clients[0]}{SUFFIX}"'
-            self.tell(f"next, at the site: flower-supernode … --node-config '{node}'")
+            self.tell(f"next, at the site: utmp-client … --node-config '{node}'")
 
     def _source(self, about: Mapping[str, Any]) -> None:
         for file in about["files"]:

@@ -9,7 +9,7 @@ from flwr.serverapp import Grid
 
 #: Seconds between looks for replies: from the first, growing, to the second.
 POLL_SECONDS = (0.02, 1.0)
-_GROWTH = 1.5
+_GROWTH = 1.2
 
 #: How far the clocks of a site and of the server may be apart.
 CLOCK_SECONDS = 60.0

@@ -12,6 +12,7 @@ from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
+from wire import tensors_of
 
 from client.app import given_config, make_client_app, received_model, run_round, submitted_config
 from client.node import (
@@ -49,7 +50,6 @@ from common.protocol import (
     encode_downlink,
     encode_query,
     encode_uplink,
-    payload_bytes,
 )
 from common.task import Task
 
@@ -121,13 +121,15 @@ def test_downlink_holds_one_encoder_and_the_decoder(modality: str) -> None:
     config = small()
     parts = global_parts(config)
     content = encode_downlink(downlink_to(ClientKey(modality, 1), config))
-    assert set(content) == {"about", "encoder", "decoder"}
-    assert set(content.array_records) == {"encoder", "decoder"}
-    for record, expected in (("encoder", parts.encoders[modality]), ("decoder", parts.decoder)):
-        sent = content.array_records[record]
-        assert set(sent) == set(expected)
-        for name, array in expected.items():
-            np.testing.assert_array_equal(sent[name].numpy(), array.numpy())
+    assert set(content) == {"about", "tensors"}
+    expected = {
+        f"{part}/{name}": tensor
+        for part, tensors in (("encoder", parts.encoders[modality]), ("decoder", parts.decoder))
+        for name, tensor in tensors.items()
+    }
+    sent = tensors_of(content)
+    assert sent.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in sent.items())
     assert set(content.config_records["about"]) == {
         *("modality", "part", "round", "prior", "lr-scale", "label-shares")
     }
@@ -140,23 +142,20 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder(modalit
     trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
     uplink = run_round(downlink_to(key, config), EVERYONE, config)
     content = encode_uplink(uplink)
-    assert set(content) == {
-        *("about", "encoder", "encoder-precision", "decoder", "decoder-precision", "metrics")
-    }
-    encoder, decoder = content.array_records["encoder"], content.array_records["decoder"]
-    assert set(encoder) == set(trained.encoders[modality])
-    assert set(decoder) == set(trained.decoder)
-    for name, array in trained.encoders[modality].items():
-        assert encoder[name].numpy().shape == tuple(array.shape)
-    for name, array in trained.decoder.items():
-        assert decoder[name].numpy().shape == tuple(array.shape)
+    assert set(content) == {"about", "tensors", "metrics"}
+    sent = tensors_of(content)
+    parts = {name.partition("/")[0] for name in sent}
+    assert parts <= {"encoder", "encoder-precision", "decoder", "decoder-precision"}
+    for part, expected in (("encoder", trained.encoders[modality]), ("decoder", trained.decoder)):
+        shapes = {f"{part}/{name}": tensor.shape for name, tensor in expected.items()}
+        assert {k: t.shape for k, t in sent.items() if k.startswith(f"{part}/")} == shapes
     # No statistics of the site's features, under any name.
-    assert not any(
-        "standardise" in name for record in content.array_records.values() for name in record
-    )
-    forms = {name.partition(":")[0] for name in content.array_records["encoder-precision"]}
-    tensors = {name.partition(":")[2] for name in content.array_records["encoder-precision"]}
-    assert forms <= {Form.row, Form.diagonal} and tensors <= set(trained.encoders[modality])
+    assert not any("standardise" in name for name in sent)
+    precisions = [name.partition("/")[2] for name in sent if name.startswith("encoder-precision/")]
+    assert precisions
+    for name in precisions:
+        form, _, tensor = name.partition(":")
+        assert form in (Form.row, Form.diagonal) and tensor in trained.encoders[modality]
     assert set(content.config_records["about"]) == {"modality", "part", "round"}
     assert set(content.metric_records["metrics"]) == {
         *("examples", "train-loss", "evidence", "agreement", "steps")
@@ -169,8 +168,7 @@ def test_fedavg_sends_no_precision() -> None:
     uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
     assert all(gaussian.form is Form.identity for gaussian in uplink.encoder.values())
     assert all(gaussian.form is Form.identity for gaussian in uplink.decoder.values())
-    records = encode_uplink(uplink).array_records
-    assert set(records["encoder-precision"]) == set(records["decoder-precision"]) == set()
+    assert not any("-precision/" in name for name in tensors_of(encode_uplink(uplink)))
 
 
 def test_client_builds_its_own_encoder_alone() -> None:
@@ -368,12 +366,13 @@ def test_maps_are_measured_in_early_rounds_alone(share: float, rounds: int, last
         measured = {("encoder", name) for name in with_precision(uplink.encoder)}
         measured |= {("decoder", name) for name in with_precision(uplink.decoder)}
         assert measured == (maps if server_round <= last else set())
-        sizes[server_round] = payload_bytes(encode_uplink(uplink))
+        sent = tensors_of(encode_uplink(uplink))
+        sizes[server_round] = sum(4 * tensor.numel() for tensor in sent.values())
     if last in sizes and last + 1 in sizes:
-        # A symmetric n x n goes as n (n + 1) / 2 numbers of four bytes, behind NumPy's header.
+        # A symmetric n x n goes as n (n + 1) / 2 numbers of four bytes.
         arrays = {"encoder": parts.encoders["audio"], "decoder": parts.decoder}
         columns = [arrays[part][name][0].numel() for part, name in maps]
-        triangles = sum(128 + 4 * n * (n + 1) // 2 for n in columns)
+        triangles = sum(4 * n * (n + 1) // 2 for n in columns)
         assert sizes[last] - sizes[last + 1] == triangles
 
 

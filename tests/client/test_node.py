@@ -225,3 +225,27 @@ def test_mistakes_become_the_description_s_error(tmp_path: Path) -> None:
         assert description.clients == ()
         assert word in description.error
         assert "\n" not in description.error
+
+
+# --- A process that stays ---------------------------------------------------------------------
+
+
+def test_a_site_s_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
+    path, key = tmp_path / "site.npz", ClientKey("audio", 0)
+    node = DeployedNode(key, str(path))
+    config = npz(tmp_path / "joint.npz")
+    write_site(path, items=12)
+    first = client_data(node, key, config)
+    assert client_data(node, key, config) is first
+    write_site(path, items=20)
+    assert len(client_data(node, key, config).labels) == 20
+
+
+def test_the_run_s_data_that_were_replaced_are_read_again(tmp_path: Path) -> None:
+    path, key = tmp_path / "joint.npz", ClientKey("audio", 0)
+    config, sizes = npz(path, "clients.default=1"), []
+    for items in (30, 60):
+        write_site(path, items)
+        data = client_data(DeployedNode(key, None), key, config)
+        sizes.append(len(data.labels))
+    assert sizes[0] < 30 < sizes[1] < 60

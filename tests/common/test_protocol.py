@@ -1,13 +1,13 @@
 """Messages survive the wire, Flower's own included; what does not follow the protocol is named."""
 
-import io
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
 from flwr.proto.recorddict_pb2 import RecordDict as RecordDictProto
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
@@ -15,6 +15,7 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from wire import put_bytes, put_tensors, tensors_of
 
 from common.clients import ClientKey
 from common.data.moments import Moments
@@ -105,14 +106,14 @@ Wire = Callable[[RecordDict], RecordDict]
 
 
 def assert_same_arrays(found: Any, expected: Any) -> None:
-    assert list(found) == list(expected)
+    assert found.keys() == expected.keys()
     for name, array in expected.items():
         assert found[name].dtype == array.dtype
         assert torch.equal(found[name], array)
 
 
 def assert_same_posterior(found: Any, expected: Any) -> None:
-    assert list(found) == list(expected)
+    assert found.keys() == expected.keys()
     for name, gaussian in expected.items():
         assert found[name].form is gaussian.form
         assert torch.equal(found[name].mean, gaussian.mean)
@@ -212,8 +213,14 @@ def test_every_form_of_precision_survives(
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
 def test_row_precision_is_sent_as_one_triangle(size: int) -> None:
     sent = uplink_of(Gaussian(torch.zeros(2, size), symmetric(size), Form.row))
-    (packed,) = encode_uplink(sent).array_records["encoder-precision"].values()
-    assert packed.numpy().shape == (size * (size + 1) // 2,)
+    packed = tensors_of(encode_uplink(sent))["encoder-precision/row:layers.0.a:b"]
+    assert packed.shape == (size * (size + 1) // 2,)
+
+
+def test_all_tensors_travel_as_one_array() -> None:
+    """Each array is requests of its own, wherever Flower passes a message on."""
+    for content in (encode_downlink(downlink()), encode_uplink(uplink())):
+        assert sum(map(len, content.array_records.values())) == 1
 
 
 def test_arrays_on_the_graph_or_not_contiguous_can_be_sent() -> None:
@@ -227,19 +234,14 @@ def test_arrays_on_the_graph_or_not_contiguous_can_be_sent() -> None:
 # --- Sizes ------------------------------------------------------------------------------------
 
 
-def test_payload_is_the_bytes_of_the_arrays_as_they_are_sent() -> None:
+def test_payload_is_the_bytes_of_the_tensors_and_what_says_which_they_are() -> None:
     content = encode_downlink(downlink())
-    sizes = []
-    for array in (
-        np.zeros((3, 2, 1), np.float32),
-        np.zeros(2, np.float32),
-        np.zeros(1, np.float32),
-    ):
-        buffer = io.BytesIO()
-        np.save(buffer, array)
-        sizes.append(len(buffer.getvalue()))
-    assert sizes == [128 + 24, 128 + 8, 128 + 4]
-    assert payload_bytes(content) == sum(sizes)
+    data = content.array_records["tensors"]["tensors"].data
+    header = int.from_bytes(data[:8], "little")
+    assert set(json.loads(data[8 : 8 + header])) == {
+        *("encoder/embed.weight", "encoder/standardise.mean", "decoder/head.bias")
+    }
+    assert payload_bytes(content) == len(data) == 8 + header + 4 * (3 * 2 * 1 + 2 + 1)
     assert payload_bytes(encode_query()) == 0
 
 
@@ -251,16 +253,13 @@ def without(content: RecordDict, record: str) -> RecordDict:
     return content
 
 
-@pytest.mark.parametrize("record", ["about", "encoder", "decoder"])
+@pytest.mark.parametrize("record", ["about", "tensors"])
 def test_downlink_without_a_record_is_refused(record: str) -> None:
     with pytest.raises(ProtocolError, match=f"'{record}' is missing"):
         decode_downlink(without(encode_downlink(downlink()), record))
 
 
-@pytest.mark.parametrize(
-    "record",
-    ["about", "encoder", "encoder-precision", "decoder", "decoder-precision", "metrics"],
-)
+@pytest.mark.parametrize("record", ["about", "tensors", "metrics"])
 def test_uplink_without_a_record_is_refused(record: str) -> None:
     with pytest.raises(ProtocolError, match=f"'{record}' is missing"):
         decode_uplink(without(encode_uplink(uplink()), record))
@@ -274,8 +273,8 @@ def test_empty_message_is_refused(decode: Callable[[RecordDict], object]) -> Non
 
 def test_record_of_the_wrong_kind_is_refused() -> None:
     content = encode_uplink(uplink())
-    content["encoder"] = ConfigRecord({"embed.weight": 1.0})
-    with pytest.raises(ProtocolError, match="'encoder' is missing"):
+    content["tensors"] = ConfigRecord({"tensors": 1.0})
+    with pytest.raises(ProtocolError, match="'tensors' is missing"):
         decode_uplink(content)
 
 
@@ -345,9 +344,17 @@ def test_downlink_with_another_field_or_type_is_refused_and_named(
     assert all(word in str(raised.value) for word in words)
 
 
-def repacked(name: str, array: np.ndarray) -> RecordDict:
+def with_tensor(name: str, tensor: Tensor) -> RecordDict:
     content = encode_uplink(uplink())
-    content["encoder-precision"] = ArrayRecord({name: Array(array)})
+    put_tensors(content, tensors_of(content) | {name: tensor})
+    return content
+
+
+def repacked(name: str, precision: Tensor) -> RecordDict:
+    """Return an uplink with this precision alone."""
+    content = encode_uplink(uplink())
+    kept = {key: each for key, each in tensors_of(content).items() if "-precision/" not in key}
+    put_tensors(content, kept | {f"encoder-precision/{name}": precision})
     return content
 
 
@@ -370,44 +377,63 @@ def test_precision_that_fits_no_array_is_refused_and_named(
     name: str, shape: tuple[int, ...], words: list[str]
 ) -> None:
     with pytest.raises(ProtocolError) as raised:
-        decode_uplink(repacked(name, np.ones(shape, np.float32)))
+        decode_uplink(repacked(name, torch.ones(shape)))
     assert all(word in str(raised.value) for word in words)
 
 
 def test_two_precisions_of_one_array_are_refused() -> None:
-    content = encode_uplink(uplink())
-    precision = content.array_records["encoder-precision"]
-    precision["diagonal:embed.weight"] = Array(np.ones((3, 2, 2), np.float32))
+    content = with_tensor("encoder-precision/diagonal:embed.weight", torch.ones(3, 2, 2))
     with pytest.raises(ProtocolError, match=r"embed\.weight"):
         decode_uplink(content)
 
 
+@pytest.mark.parametrize("name", ["head.bias", "decoders/head.bias", "", "moments-0/mean"])
+def test_tensor_of_no_part_is_refused_and_named(name: str) -> None:
+    with pytest.raises(ProtocolError, match=f"'{name}' is in no part: expected encoder, decoder"):
+        decode_uplink(with_tensor(name, torch.ones(1)))
+
+
+def file_of(header: bytes, data: bytes = b"") -> bytes:
+    return len(header).to_bytes(8, "little") + header + data
+
+
+HEADER = b'{"decoder/head.bias":{"dtype":"%s","shape":[%s],"data_offsets":[0,%d]}}'
+
+
 @pytest.mark.parametrize(
     "data",
-    [b"", b"nonsense", b"\x93NUMPY\x01\x00", b"PK\x03\x04 not a zip", b"PK\x05\x06" + bytes(18)],
-    ids=["empty", "nonsense", "cut off", "broken zip", "empty zip"],
+    [
+        b"",
+        b"nonsense",
+        b"\x93NUMPY\x01\x00",
+        b"PK\x03\x04 not a zip",
+        b"\x80\x04]\x94.",
+        file_of(b"{"),
+        (2**60).to_bytes(8, "little") + b"{}",
+        file_of(HEADER % (b"F32", b"1000000000000", 4), bytes(4)),
+        file_of(HEADER % (b"F32", b"1", 4), bytes(3)),
+        file_of(HEADER % (b"F32", b"1", 4), bytes(5)),
+        file_of(HEADER % (b"F32", b"-1", 4), bytes(4)),
+        file_of(HEADER % (b"object", b"1", 4), bytes(4)),
+    ],
+    ids=[
+        *("empty", "nonsense", "NumPy", "zip", "pickle", "cut off", "header beyond the end"),
+        *("8 TB", "too few bytes", "too many", "negative shape", "objects"),
+    ],
 )
-@pytest.mark.parametrize("record", ["encoder", "encoder-precision", "decoder", "decoder-precision"])
-def test_array_that_cannot_be_read_is_refused_and_named(record: str, data: bytes) -> None:
+def test_tensors_that_cannot_be_read_are_refused(data: bytes) -> None:
     content = encode_uplink(uplink())
-    arrays = content.array_records[record]
-    arrays[next(iter(arrays))] = Array("float32", (3,), "numpy.ndarray", data)
-    with pytest.raises(ProtocolError, match=record):
+    put_bytes(content, data)
+    with pytest.raises(ProtocolError, match="the tensors cannot be read: "):
         decode_uplink(content)
 
 
-@pytest.mark.parametrize("array", [np.array(["a"]), np.zeros(2, ">f4"), np.zeros(2, "M8[s]")])
-def test_array_that_torch_cannot_hold_is_refused_and_named(array: np.ndarray) -> None:
+@pytest.mark.parametrize("names", [["decoder"], ["tensors", "more"], []])
+def test_other_arrays_than_the_one_are_refused(names: list[str]) -> None:
     content = encode_uplink(uplink())
-    content.array_records["decoder"]["head.bias"] = Array(array)
-    with pytest.raises(ProtocolError, match="decoder"):
-        decode_uplink(content)
-
-
-def test_array_of_another_serialisation_is_refused() -> None:
-    content = encode_uplink(uplink())
-    content.array_records["encoder"]["norm.weight"] = Array("float32", (3,), "pickle", b"x")
-    with pytest.raises(ProtocolError, match="encoder"):
+    array = content.array_records["tensors"]["tensors"]
+    content["tensors"] = ArrayRecord(dict.fromkeys(names, array))
+    with pytest.raises(ProtocolError, match="'tensors' is missing, with one array of that name"):
         decode_uplink(content)
 
 
@@ -459,27 +485,25 @@ def test_description_that_promises_more_clients_than_it_holds_is_refused() -> No
         decode_description(content)
 
 
+def moments(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
+    return {name: torch.ones(shape, dtype=torch.float64) for name, shape in shapes.items()}
+
+
 @pytest.mark.parametrize(
-    "arrays",
+    "tensors",
     [
         {},
-        {"count": np.ones(4), "mean": np.ones(4)},
-        {"count": np.ones(4), "mean": np.ones(4), "squares": np.ones(4), "odd": np.ones(4)},
-        {"count": np.ones(4), "mean": np.ones(4), "squares": np.ones(3)},
-        {"count": np.ones(()), "mean": np.ones(()), "squares": np.ones(())},
-        {"count": np.ones(4), "mean": np.array(list("abcd")), "squares": np.ones(4)},
+        moments(count=(4,), mean=(4,)),
+        moments(count=(4,), mean=(4,), squares=(4,), odd=(4,)),
+        moments(count=(4,), mean=(4,), squares=(3,)),
+        moments(count=(), mean=(), squares=()),
+        moments(count=(4,), squares=(4,)) | {"mean": torch.ones(4)},
     ],
-    ids=["none", "one missing", "one more", "shapes differ", "of no features", "not numbers"],
+    ids=["none", "one missing", "one more", "shapes differ", "of no features", "of another type"],
 )
-def test_moments_that_are_none_are_refused_and_named(arrays: dict[str, np.ndarray]) -> None:
+def test_moments_that_are_none_are_refused_and_named(tensors: dict[str, Tensor]) -> None:
     content = encode_description(description())
-    content["moments-1"] = ArrayRecord({name: Array(array) for name, array in arrays.items()})
+    kept = {key: each for key, each in tensors_of(content).items() if "moments-1/" not in key}
+    put_tensors(content, kept | {f"moments-1/{name}": each for name, each in tensors.items()})
     with pytest.raises(ProtocolError, match="moments-1"):
-        decode_description(content)
-
-
-def test_moments_that_cannot_be_read_are_refused_and_named() -> None:
-    content = encode_description(description())
-    content.array_records["moments-0"]["mean"] = Array("float64", (4,), "numpy.ndarray", b"")
-    with pytest.raises(ProtocolError, match="moments-0"):
         decode_description(content)

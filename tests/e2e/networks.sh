@@ -78,7 +78,7 @@ for site in "${sites[@]}"; do
     at server flwr supernode register "$own/$site-0.pub" here --name "$site-0" >>register.log
     address=10.77.0.1
     [ "$site" = audio ] && address=10.78.0.1
-    at "$site" flower-supernode --superlink "$address:8000" --root-certificates "$own/ca.crt" \
+    at "$site" utmp-client --superlink "$address:8000" --root-certificates "$own/ca.crt" \
         --auth-supernode-private-key "$own/$site-0.key" --node-config "modality=\"$site\"" >"$site.log" 2>&1 &
 done
 echo "a request takes $(asks language 10.77.0.1) from a near site, $(asks audio 10.78.0.1) from the far one"

@@ -69,7 +69,7 @@ def run_command(
 
 @dataclass
 class Node:
-    """A SuperNode's process, and where it leaves what it prints."""
+    """A site's process, and where it leaves what it prints."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -81,7 +81,7 @@ class Node:
 
 
 class Federation:
-    """A SuperLink on loopback and the SuperNodes that were started for it."""
+    """A SuperLink on loopback and the sites that were started for it."""
 
     def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         self.folder = folder
@@ -107,16 +107,17 @@ class Federation:
         )
 
     def add_node(self, node_config: str) -> None:
-        """Start a SuperNode."""
+        """Start a site."""
+        address = f"127.0.0.1:{self.port}"
         self._spawn(
-            "flower-supernode",
-            "--insecure",
-            "--superlink",
-            f"127.0.0.1:{self.port}",
-            "--port",
-            str(free_port()),
-            "--node-config",
-            node_config,
+            *("utmp-client", "--insecure", "--superlink", address, "--node-config", node_config)
+        )
+
+    def add_flower_node(self, node_config: str) -> None:
+        """Start a site with Flower's own command."""
+        self._spawn(
+            *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}"),
+            *("--port", str(free_port()), "--node-config", node_config),
         )
 
     def _spawn(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
@@ -207,7 +208,7 @@ class SecureFederation(Federation):
         wait_until(online, f"nodes {', '.join(nodes)}")
 
     def add_node(self, node_config: str, *security: str, port: int | None = None) -> Node:
-        """Start a SuperNode.
+        """Start a site.
 
         Parameters
         ----------
@@ -218,14 +219,12 @@ class SecureFederation(Federation):
         port
             Where it connects to; the SuperLink's unless given.
         """
-        log = self.log_of(len(self.processes), "flower-supernode")
+        log = self.log_of(len(self.processes), "utmp-client")
         process = self._spawn(
-            "flower-supernode",
+            "utmp-client",
             *security,
             "--superlink",
             f"127.0.0.1:{port or self.port}",
-            "--port",
-            str(free_port()),
             "--node-config",
             node_config,
         )

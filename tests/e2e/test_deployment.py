@@ -24,8 +24,10 @@ def test_sites_with_their_own_files_that_differ_in_width_are_named(
     for name, width in widths.items():
         arrays = {"label": rng.normal(size=40), "audio": rng.normal(size=(40, 4, width))}
         np.savez(tmp_path / f"{name}.npz", **arrays)
-    for part, name in enumerate(("north", "south")):
-        federation.add_node(f'modality="audio" part={part} data="{tmp_path}/{name}.npz"')
+    # Flower's own command for a site does, too.
+    add = {"north": federation.add_flower_node, "south": federation.add_node}
+    for part, name in enumerate(add):
+        add[name](f'modality="audio" part={part} data="{tmp_path}/{name}.npz"')
     overrides = [
         *[override for override in tiny if not override.startswith("dataset.")],
         "clients.default=2",

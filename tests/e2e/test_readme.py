@@ -168,21 +168,21 @@ def test_the_first_real_deployment(folder: Path, environment: dict[str, str]) ->
         block
         for block in blocks()
         if block.section == "Your first real deployment"
-        and any(words[0].startswith(("flower-", "flwr")) for words in commands(block.text))
+        and any(words[0].startswith(("flower-superlink", "flwr")) for words in commands(block.text))
     ]
     (connection,) = blocks("toml")
-    ports = {number: str(free_port()) for number in ("8000", "9094", "9095", "9096")}
+    port = str(free_port())
 
     def moved(text: str) -> str:
-        return re.sub(r"\b(8000|909[456])\b", lambda found: ports[found[0]], text)
+        return re.sub(r"\b8000\b", port, text)
 
     started: list[subprocess.Popen[Any]] = []
     (Path(environment["FLWR_HOME"]) / "config.toml").write_text(moved(connection.text))
     try:
         for words in commands(moved(nodes.text)):
-            if not words[0].startswith("flower-"):
+            if words[0] not in ("flower-superlink", "utmp-client"):
                 continue
-            more = ["--port", ports["8000"]] if words[0] == "flower-superlink" else []
+            more = ["--port", port] if words[0] == "flower-superlink" else []
             with (folder / f"{len(started)}.log").open("wb") as log:
                 started.append(
                     subprocess.Popen(
@@ -194,7 +194,7 @@ def test_the_first_real_deployment(folder: Path, environment: dict[str, str]) ->
                     )
                 )
             if more:
-                url = f"http://127.0.0.1:{ports['8000']}/health"
+                url = f"http://127.0.0.1:{port}/health"
                 wait_until(lambda: _answers(url), "the SuperLink")  # noqa: B023
         overrides = "dataset.num_items=240 model.width=4 model.heads=2 model.layers=1"
         text = submit.text.replace("flwr run .", f"flwr run '{PROJECT}'")

@@ -8,10 +8,11 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from memory_grid import MemoryGrid
 from torch import Tensor
+from wire import put_bytes
 
 from client.app import given_config, make_client_app
 from common.clients import ClientKey
@@ -227,7 +228,7 @@ def test_each_client_gets_its_own_encoder_and_the_decoder_only() -> None:
     for message in messages:
         assert message.metadata.message_type == MessageType.TRAIN
         assert message.metadata.group_id == "3"
-        assert set(message.content) == {"about", "encoder", "decoder"}
+        assert set(message.content) == {"about", "tensors"}
         downlink = decode_downlink(message.content)
         asked.append((message.metadata.dst_node_id, str(downlink.key)))
         assert downlink.round == 3
@@ -664,9 +665,7 @@ def in_content(change: Callable[[RecordDict], object]) -> Damage:
 
 def unreadable(data: bytes) -> Damage:
     def change(content: RecordDict) -> None:
-        content.array_records["decoder"]["head.bias"] = Array(
-            "float32", (1,), "numpy.ndarray", data
-        )
+        put_bytes(content, data)
 
     return in_content(change)
 
@@ -751,8 +750,8 @@ BAD_REPLIES: dict[str, tuple[Damage, list[str]]] = {
         ["embed.weight"],
     ),
     "no record": (in_content(lambda content: content.pop("metrics")), ["metrics"]),
-    "array that is nonsense": (unreadable(b"nonsense"), ["decoder"]),
-    "array that is a broken zip": (unreadable(b"PK\x03\x04 not a zip"), ["decoder"]),
+    "array that is nonsense": (unreadable(b"nonsense"), ["tensors cannot be read"]),
+    "array that is a broken zip": (unreadable(b"PK\x03\x04 not a zip"), ["tensors cannot be read"]),
     "no protocol": (lambda m: Message(RecordDict(), reply_to=m), ["about"]),
     "error": (lambda m: Message(Error(2, "out of memory"), reply_to=m), ["out of memory"]),
     "error without a reason": (lambda m: Message(Error(2), reply_to=m), []),

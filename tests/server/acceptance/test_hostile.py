@@ -7,18 +7,11 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Error,
-    Message,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
 from flwr.supercore.task_identity import TaskIdentity
 from test_strategy import Federation, assert_bitwise, config_with, honest, update_of
 from torch import Tensor
+from wire import changed, put_bytes
 
 from common.clients import ClientKey
 from common.config import Config
@@ -112,10 +105,13 @@ def in_figures(**values: object) -> Attack:
     return in_content(change)
 
 
-def tenfold(content: RecordDict) -> None:
-    for record in content.array_records.values():
-        for name, array in list(record.items()):
-            record[name] = Array(np.tile(array.numpy().ravel(), 10))
+def in_tensors(change: Callable[[dict[str, Tensor]], object]) -> Attack:
+    return in_content(changed(change))
+
+
+def tenfold(tensors: dict[str, Tensor]) -> None:
+    for name, tensor in list(tensors.items()):
+        tensors[name] = tensor.flatten().tile(10)
 
 
 def far_away(mean: Tensor) -> Tensor:
@@ -130,26 +126,19 @@ def lopsided(precision: Tensor) -> Tensor:
 
 def header_bomb(content: RecordDict) -> None:
     """Send few bytes that say that they are 8 TB."""
-    header = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,), }".ljust(117)
-    data = b"\x93NUMPY\x01\x00" + len(header + "\n").to_bytes(2, "little") + header.encode() + b"\n"
-    content.array_records["decoder"]["head.bias"] = Array(
-        "float64", (10**12,), "numpy.ndarray", data
-    )
+    header = b'{"decoder/head.bias":{"dtype":"F64","shape":[1000000000000],"data_offsets":[0,8]}}'
+    put_bytes(content, len(header).to_bytes(8, "little") + header + bytes(8))
 
 
-def broken_header(content: RecordDict) -> None:
-    header = b"{'descr': ((((('<f8', 'shape': (1,".ljust(117) + b"\n"
-    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header
-    content.array_records["decoder"]["head.bias"] = Array("float64", (1,), "numpy.ndarray", data)
-
-
-def triangle_bomb(content: RecordDict) -> None:
+def triangle_bomb(tensors: dict[str, Tensor]) -> None:
     """Send a long row, whose precision would have as many numbers as its square."""
-    row = np.zeros((1, 1000), np.float32)
-    content.array_records["decoder"]["head.weight"] = Array(row)
-    content.array_records["decoder-precision"] = ArrayRecord(
-        {"row:head.weight": Array(np.zeros(1, np.float32))}
-    )
+    tensors["decoder/head.weight"] = torch.zeros(1, 1000)
+    tensors["decoder-precision/row:head.weight"] = torch.zeros(1)
+
+
+def many_arrays(content: RecordDict) -> None:
+    record = content.array_records["tensors"]
+    record.update({f"array {number}": record["tensors"] for number in range(3)})
 
 
 def with_text(key: str, text: str) -> Callable[[RecordDict], None]:
@@ -184,27 +173,30 @@ ATTACKS: dict[str, tuple[Attack, list[str]]] = {
     "wrong shape": (in_means(lambda m: m[None], name="head.bias"), ["head.bias", "(1, 1)"]),
     "wrong type": (in_means(Tensor.double, name="head.bias"), ["head.bias", "float64"]),
     "missing array": (
-        in_content(lambda c: c.array_records["decoder"].pop("head.bias")),
+        in_tensors(lambda t: t.pop("decoder/head.bias")),
         ["head.bias"],
     ),
     "unknown array": (
-        in_content(
-            lambda c: c.array_records["decoder"].update(surplus=Array(np.zeros(1, np.float32)))
-        ),
+        in_tensors(lambda t: t.update({"decoder/surplus": torch.zeros(1)})),
         ["surplus", "unexpected"],
     ),
     "array with a name of a megabyte": (
-        in_content(
-            lambda c: c.array_records["decoder"].update(
-                {"x" * 2**20: Array(np.zeros(1, np.float32))}
-            )
-        ),
-        ["letters"],
+        in_tensors(lambda t: t.update({"decoder/" + "x" * 2**20: torch.zeros(1)})),
+        ["MB of tensors, expected at most"],
     ),
+    "array with a name that clears the screen": (
+        in_tensors(lambda t: t.update({"decoder/\x1b[2J\n": torch.zeros(1)})),
+        ["[2J", "unexpected"],
+    ),
+    "array of no part": (
+        in_tensors(lambda t: t.update(surplus=torch.zeros(1))),
+        ["'surplus' is in no part"],
+    ),
+    "more arrays than one": (in_content(many_arrays), ["of tensors, expected at most"]),
     "missing record": (in_content(lambda c: c.pop("metrics")), ["metrics", "missing"]),
     "unknown record": (
         in_content(lambda c: c.update({f"r{n}": ConfigRecord() for n in range(50)})),
-        ["56 records, expected at most 6"],
+        ["53 records, expected at most 3"],
     ),
     "another modality": (sending(key=ClientKey("vision", 0)), ["vision-0", "not asked"]),
     "unknown modality": (sending(key=ClientKey("smell\x1b[2J\n", 0)), ["smell [2J", "not asked"]),
@@ -216,10 +208,13 @@ ATTACKS: dict[str, tuple[Attack, list[str]]] = {
     "steps": (sending(steps=10**9), ["steps"]),
     "loss NaN": (sending(train_loss=NAN), ["loss"]),
     "nothing": (instead(RecordDict()), ["about"]),
-    "ten times the size": (in_content(tenfold), ["sends", "B of arrays, expected at most"]),
-    "header that lies": (in_content(header_bomb), ["0.0 kB whose header says 8000000.0 MB"]),
-    "header that is no literal": (in_content(broken_header), ["header cannot be read"]),
-    "precision that would fill the memory": (in_content(triangle_bomb), ["packed values"]),
+    "ten times the size": (in_tensors(tenfold), ["sends", "B of tensors, expected at most"]),
+    "header that lies": (in_content(header_bomb), ["the tensors cannot be read"]),
+    "bytes of no format": (
+        in_content(lambda c: put_bytes(c, b"\x80\x04]\x94.")),
+        ["the tensors cannot be read"],
+    ),
+    "precision that would fill the memory": (in_tensors(triangle_bomb), ["packed values"]),
     "older round": (sending(round=1), ["round 1, expected 2"]),
     "precision NaN": (in_precisions(lambda p: p * NAN), ["precision"]),
     "precision negative": (in_precisions(lambda p: -p), ["precision"]),

@@ -1,6 +1,5 @@
 """The size of an update is known before one is made; nothing larger is read."""
 
-import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -19,7 +18,7 @@ from common.posterior import (
 )
 from common.protocol import encode_uplink, payload_bytes
 from common.task import Task
-from server.acceptance.payload import SLACK, Limits, check_payload, payload_limits
+from server.acceptance.payload import SLACK, check_payload, payload_limits
 from server.acceptance.validation import RejectedUpdateError
 
 SIZES = ("model.width=4", "model.heads=2", "model.layers=2")
@@ -63,39 +62,50 @@ def largest(parts: Parts, modality: str, strategy: StrategyConfig) -> RecordDict
         ["strategy=pbea", "strategy.encoder.structure=low_rank"],
     ],
 )
-def test_limit_is_the_size_of_the_largest_update_to_the_byte(overrides: list[str]) -> None:
+def test_limit_is_just_above_the_size_of_the_largest_update(overrides: list[str]) -> None:
     config = compose_config("config", [*SIZES, *overrides])
     parts = trained(config)
     limits = payload_limits(parts, config.strategy)
     for modality in ("audio", "vision"):
         content = largest(parts, modality, config.strategy)
-        arrays = sum(len(record) for record in content.array_records.values())
-        assert limits[modality] == Limits(arrays, payload_bytes(content))
+        # These models are tiny: what says which tensors there are is most of their bytes.
+        assert 0.6 * limits[modality] < payload_bytes(content) <= limits[modality]
         check_payload(content, [limits[modality]])
-    assert limits["vision"].nbytes > limits["audio"].nbytes
+    assert limits["vision"] > limits["audio"]
 
 
-def content_of(*arrays: np.ndarray) -> RecordDict:
-    named = {str(index): Array(array) for index, array in enumerate(arrays)}
-    return RecordDict({"encoder": ArrayRecord(named)})
+def test_limit_holds_for_long_names_and_large_tensors() -> None:
+    """What the header says of a tensor is bounded, whatever the tensor."""
+    config = compose_config("config", ["strategy=fedavg"])
+    large = torch.zeros(1000, 100, 10, 10)
+    parts = Parts({"audio": {f"layers.{n}." + "x" * 100: large for n in range(3)}}, {})
+    content = largest(parts, "audio", config.strategy)
+    limit = payload_limits(parts, config.strategy)["audio"]
+    assert 0 <= limit - payload_bytes(content) < 3 * 160
+
+
+def content_of(*sizes: int) -> RecordDict:
+    arrays = {
+        str(n): Array("uint8", (size,), "safetensors", bytes(size)) for n, size in enumerate(sizes)
+    }
+    return RecordDict({"tensors": ArrayRecord(arrays)})
 
 
 def test_more_bytes_or_arrays_than_that_are_refused_with_both_numbers() -> None:
-    limits = [Limits(2, 10_000), Limits(3, 1_000)]
-    check_payload(content_of(np.zeros(SLACK * 10_000 - 128, np.uint8)), limits)
-    with pytest.raises(RejectedUpdateError, match=r"sends 20\.0 kB of arrays, .* at most 10\.0 kB"):
-        check_payload(content_of(np.zeros(SLACK * 10_000 - 127, np.uint8)), limits)
-    with pytest.raises(RejectedUpdateError, match=r"sends 12\.3 MB of arrays, .* at most 10\.0 kB"):
-        check_payload(content_of(np.zeros(12_300_000 - 128, np.uint8)), limits)
-    check_payload(content_of(*[np.zeros(1)] * 6), limits)
-    with pytest.raises(RejectedUpdateError, match="sends 7 arrays, expected at most 3"):
-        check_payload(content_of(*[np.zeros(1)] * 7), limits)
+    limits = [10_000, 1_000]
+    check_payload(content_of(SLACK * 10_000), limits)
+    with pytest.raises(RejectedUpdateError, match=r"20\.0 kB of tensors, .* at most 10\.0 kB"):
+        check_payload(content_of(SLACK * 10_000 + 1), limits)
+    with pytest.raises(RejectedUpdateError, match=r"12\.3 MB of tensors, .* at most 10\.0 kB"):
+        check_payload(content_of(12_300_000), limits)
+    with pytest.raises(RejectedUpdateError, match="sends 2 arrays, expected at most 1"):
+        check_payload(content_of(1, 1), limits)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (RecordDict({str(n): ConfigRecord() for n in range(7)}), "7 records, expected at most 6"),
+        (RecordDict({str(n): ConfigRecord() for n in range(4)}), "4 records, expected at most 3"),
         (RecordDict({"m": MetricRecord({"a": [1.0] * 65})}), "65 values, expected at most 64"),
         (RecordDict({"c": ConfigRecord({str(n): n for n in range(65)})}), "65 values"),
         (RecordDict({"c": ConfigRecord({"a": "x" * 65_536})}), "65538 letters"),
@@ -107,11 +117,4 @@ def test_more_bytes_or_arrays_than_that_are_refused_with_both_numbers() -> None:
 )
 def test_what_is_no_array_has_its_bounds_too(content: RecordDict, words: str) -> None:
     with pytest.raises(RejectedUpdateError, match=words):
-        check_payload(content, [Limits(5, 1000)])
-
-
-def test_only_the_format_that_clients_write_is_read() -> None:
-    data = b"\x93NUMPY\x02\x00" + bytes(200)
-    content = RecordDict({"e": ArrayRecord({"a": Array("float32", (1,), "numpy.ndarray", data)})})
-    with pytest.raises(RejectedUpdateError, match=r"format \(2, 0\)"):
-        check_payload(content, [Limits(5, 1000)])
+        check_payload(content, [1000])

@@ -639,7 +639,7 @@ def test_command_says_what_it_wrote_what_it_kept_and_what_comes_next(command: Ru
     assert "wrote my credentials/sites/audio-0: audio-0.key, audio-0.pub, ca.crt" in lines
     register = "flwr supernode register 'my credentials/sites/audio-0/audio-0.pub' CONNECTION"
     assert f"  {register} --name audio-0" in lines
-    (node,) = [line for line in lines if line.startswith("  flower-supernode ")]
+    (node,) = [line for line in lines if line.startswith("  utmp-client ")]
     assert "--superlink superlink.example.org:8000 --root-certificates ca.crt" in node
     assert "--auth-supernode-private-key audio-0.key" in node
     assert node.endswith("""--node-config 'modality="audio" part=0'""")
