@@ -148,7 +148,7 @@ def test_superlink_killed_at_any_moment_loses_at_most_a_round(
 def test_a_site_that_dies_hangs_or_comes_late(
     faulty: Faulty, tiny: list[str], tmp_path: Path
 ) -> None:
-    run, log, deadline = tmp_path / "run", tmp_path / "submitted.log", 45
+    run, log, deadline = tmp_path / "run", tmp_path / "submitted.log", 20
     settings = [
         *tiny,
         "rounds=9",

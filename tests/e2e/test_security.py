@@ -3,12 +3,13 @@
 One SuperLink stays up for the whole file. Those who are refused must not come online there.
 """
 
+import asyncio
 import json
 import shutil
-import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
@@ -114,33 +115,32 @@ def relay(server: Path, port: int) -> Iterator[int]:
     serving.load_cert_chain(server / "server.crt", server / "server.key")
     asking = ssl.create_default_context(cafile=server / "ca.crt")
 
-    def copy(source: ssl.SSLSocket, sink: ssl.SSLSocket) -> None:
+    async def copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
         with suppress(OSError):
-            while content := source.recv(65536):
-                sink.sendall(content)
-            sink.shutdown(socket.SHUT_RDWR)
+            while content := await source.read(65536):
+                sink.write(content)
+                await sink.drain()
+        sink.close()
 
-    def carry(accepted: socket.socket) -> None:
-        with (
-            suppress(OSError),
-            serving.wrap_socket(accepted, server_side=True) as outer,
-            socket.create_connection(("127.0.0.1", port)) as plain,
-            asking.wrap_socket(plain, server_hostname="127.0.0.1") as inner,
-        ):
-            back = threading.Thread(target=copy, args=(inner, outer), daemon=True)
-            back.start()
-            copy(outer, inner)
-            back.join()
+    async def carry(outer: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
+        inner, on = await asyncio.open_connection("127.0.0.1", port, ssl=asking)
+        await asyncio.gather(copy(outer, on), copy(inner, back))
 
-    def serve(listener: socket.socket) -> None:
-        with suppress(OSError):
-            while True:
-                accepted, _ = listener.accept()
-                threading.Thread(target=carry, args=(accepted,), daemon=True).start()
+    async def serve(opened: Future[tuple[int, Callable[[], object]]]) -> None:
+        ended, loop = asyncio.Event(), asyncio.get_running_loop()
+        async with await asyncio.start_server(carry, "127.0.0.1", 0, ssl=serving) as listening:
+            number = int(listening.sockets[0].getsockname()[1])
+            opened.set_result((number, lambda: loop.call_soon_threadsafe(ended.set)))
+            await ended.wait()
 
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=serve, args=(listener,), daemon=True).start()
-        yield int(listener.getsockname()[1])
+    # In one thread: two of them must not use a TLS socket at a time.
+    opened: Future[tuple[int, Callable[[], object]]] = Future()
+    thread = threading.Thread(target=lambda: asyncio.run(serve(opened)))
+    thread.start()
+    number, end = opened.result()
+    yield number
+    end()
+    thread.join()
 
 
 # Who takes part ---------------------------------------------------------------------------------
