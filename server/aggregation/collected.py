@@ -117,7 +117,8 @@ def attend(
         Draws the noise.
     """
     merged, stacked = {}, collected.stacked()
-    for name in current:
+    # In the model's order, in which noise is drawn, whatever the order on the wire.
+    for name in [each for each in current if each in stacked]:
         ahead = current[name].double() - stacked[name]
         attention = ahead.reshape(len(ahead), -1).norm(dim=1).softmax(dim=0)
         pull = torch.tensordot(attention, ahead, dims=1)
