@@ -1,7 +1,7 @@
-"""How tests are dealt out to workers: those on real processes to one, all others as they come.
+"""How tests are dealt out to workers: file by file, and those on real processes to one.
 
-Two federations at once starve each other on two cores. pytest-xdist's own groups do not hold with
-pytest 9.
+Files share what takes long to make. Two federations at once starve each other on two cores;
+pytest-xdist's own groups do not hold with pytest 9.
 """
 
 import pytest
@@ -13,10 +13,10 @@ E2E = "tests/e2e/"
 
 
 class OneWorkerForProcesses(LoadScopeScheduling):
-    """Every test is a scope of its own, but for those in ``tests/e2e``, which are one."""
+    """Every file is a scope of its own, but for those in ``tests/e2e``, which are one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return E2E if nodeid.startswith(E2E) else nodeid
+        return E2E if nodeid.startswith(E2E) else nodeid.partition("::")[0]
 
 
 @pytest.hookimpl(optionalhook=True)

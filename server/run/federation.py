@@ -90,6 +90,7 @@ class Run:
         self._clock = PhaseClock()
         self._began = time.monotonic()
         self._items: dict[str, int] = {}
+        self._settings: dict[str, Any] = {}
 
     def execute(self, grid: Grid) -> dict[str, Any]:
         """Run the federation and return the summary, which is in the run folder too.
@@ -136,6 +137,8 @@ class Run:
         trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
         strategy = HierarchicalAggregation(config, registry, labels, trained, self._remember)
         self._items = self._count_items(registry)
+        # A tenth of a second, and the same in every checkpoint.
+        self._settings = plain_settings(config)
         self._backlog = Backlog(grid)
         if former is not None:
             self._restore(former, model, strategy)
@@ -206,7 +209,7 @@ class Run:
         """Write the checkpoint of a round; the run goes on where that fails."""
         checkpoint = Checkpoint(
             number,
-            plain_settings(self.config),
+            self._settings,
             self._items,
             model.state_dict(),
             strategy.state(),

@@ -141,7 +141,13 @@ CORPUS: list[Hostile] = [
     Hostile("builtins.eval", _python("builtins", "eval"), True, "builtins.eval"),
     Hostile("Python 2's __builtin__.eval", _python("__builtin__", "eval", 2), True, "eval"),
     Hostile("open a file", _with_plain(lambda m: Calls(*_opener(m))), True, "io.open"),
-    Hostile("timeit.timeit", _python("timeit", "timeit"), True, "timeit.timeit"),
+    Hostile(
+        "timeit.timeit",
+        # As the setup, which runs once.
+        lambda m: _program(_call(_global("timeit", "timeit"), _text("pass"), _touch(m))),
+        True,
+        "timeit.timeit",
+    ),
     Hostile("code.InteractiveInterpreter", _python("code", "compile_command"), False, "code."),
     Hostile("pty.spawn", lambda m: _program(_global("pty", "spawn")), False, "pty.spawn"),
     Hostile(

@@ -1,0 +1,146 @@
+"""A round on real processes, training included, against Flower's own that does nothing.
+
+    python tests/benchmarks/real_rounds.py [--rounds 8]
+
+Three sites on loopback, on a SuperLink each for the two, one after the other: first Flower's FedAvg
+over its own SuperNodes with one tensor and a client that returns it, then the README's deployment
+with `utmp-client` and the default model. Seconds of a round, without the first, which starts what
+stays; and CPU seconds of everything that was started, a round.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import re
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+from processes import BIN, PROJECT, Federation, flower_environment
+
+STOCK = """
+import time
+import numpy as np
+from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
+from flwr.serverapp.strategy import FedAvg
+
+client = ClientApp()
+
+@client.train()
+def train(message, context):
+    metrics = MetricRecord({"num-examples": 1})
+    content = RecordDict({"arrays": message.content["arrays"], "metrics": metrics})
+    return Message(content, reply_to=message)
+
+class Timed(FedAvg):
+    def configure_train(self, server_round, arrays, config, grid):
+        print(f"began {server_round} {time.time()}", flush=True)
+        return super().configure_train(server_round, arrays, config, grid)
+
+server = ServerApp()
+
+@server.main()
+def main(grid, context):
+    arrays = ArrayRecord({"w": Array(np.zeros(10, np.float32))})
+    strategy = Timed(fraction_evaluate=0.0, min_train_nodes=3, min_available_nodes=3)
+    strategy.start(grid=grid, initial_arrays=arrays, num_rounds=ROUNDS)
+    print(f"began {ROUNDS + 1} {time.time()}", flush=True)
+"""
+
+PYPROJECT = """
+[build-system]
+requires = ["hatchling"]
+build-backend = "hatchling.build"
+[project]
+name = "stock"
+version = "1.0.0"
+dependencies = []
+[tool.hatch.build.targets.wheel]
+packages = ["."]
+[tool.flwr.app]
+publisher = "benchmark"
+[tool.flwr.app.components]
+serverapp = "stock:server"
+clientapp = "stock:client"
+[tool.flwr.app.config]
+"""
+
+
+def cpu() -> float:
+    """Return the CPU seconds of all processes that ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def submit(federation: Federation, app: str, *more: str) -> str:
+    """Run an app to its end; return what it printed."""
+    done = subprocess.run(
+        [BIN / "flwr", "run", app, "loopback", "--stream", *more],
+        cwd=federation.folder,
+        env=federation.environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return done.stdout
+
+
+def stock(federation: Federation, rounds: int) -> list[float]:
+    """Return the seconds of each of Flower's rounds."""
+    app = federation.folder / "app"
+    app.mkdir()
+    (app / "stock.py").write_text(STOCK.replace("ROUNDS", str(rounds)))
+    (app / "pyproject.toml").write_text(PYPROJECT)
+    for number in range(3):
+        federation.add_flower_node(f"number={number}")
+    printed = submit(federation, str(app))
+    moments = [float(each) for each in re.findall(r"began \d+ ([\d.]+)", printed)]
+    return [after - before for before, after in itertools.pairwise(moments)]
+
+
+def ours(federation: Federation, rounds: int) -> list[float]:
+    """Return the seconds of each of this project's rounds."""
+    for modality in ("language", "audio", "vision"):
+        federation.add_node(f'modality="{modality}"')
+    run = federation.folder / "run"
+    overrides = f"clients.default=1 rounds={rounds} run_dir={run}"
+    submit(federation, str(PROJECT), "--run-config", f'overrides="{overrides}"')
+    lines = (run / "rounds.jsonl").read_text().splitlines()
+    return [json.loads(line)["seconds"] for line in lines]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=8)
+    arguments = parser.parse_args()
+    print(f"{os.cpu_count()} cores, 3 sites, {arguments.rounds} rounds")
+    for name, measure in (("Flower, no-op", stock), ("utmp-client", ours)):
+        with tempfile.TemporaryDirectory() as folder:
+            home = Path(folder) / "flower-home"
+            home.mkdir()
+            federation = Federation(Path(folder), flower_environment(home))
+            before, began = cpu(), time.monotonic()
+            try:
+                federation.start()
+                seconds = measure(federation, arguments.rounds)
+            finally:
+                federation.stop()
+            later = seconds[1:]
+            print(
+                f"{name:14} {statistics.median(later):6.2f} s a round "
+                f"({min(later):.2f} to {max(later):.2f}), first {seconds[0]:.2f}; "
+                f"all {time.monotonic() - began:.0f} s, CPU {cpu() - before:.0f} s"
+            )
+
+
+if __name__ == "__main__":
+    main()
