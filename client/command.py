@@ -80,7 +80,8 @@ class WorkerKeeper:
     """
 
     def __init__(self, arguments: Sequence[str], secret: bytes) -> None:
-        self._command = [sys.executable, "-m", "client.worker", *arguments]
+        # -P: whatever folder the command was started in, its own package is meant.
+        self._command = [sys.executable, "-P", "-m", "client.worker", *arguments]
         self._secret = secret
         self._ended = threading.Event()
         self.failed = False
@@ -97,7 +98,8 @@ class WorkerKeeper:
 
     def _start(self) -> None:
         self._began = time.monotonic()
-        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE)
+        # In a group of its own: Ctrl-C is for the SuperNode, which then ends the worker.
+        self._process = subprocess.Popen(self._command, stdin=subprocess.PIPE, process_group=0)
         assert self._process.stdin is not None
         # Left open: the worker ends when this process does.
         self._process.stdin.write(self._secret.hex().encode() + b"\n")

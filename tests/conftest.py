@@ -1,4 +1,4 @@
-"""How tests are dealt out to workers: file by file, and those on real processes to one.
+"""How tests are dealt out to workers: file by file, and all federations of processes to one.
 
 Files share what takes long to make. Two federations at once starve each other on two cores;
 pytest-xdist's own groups do not hold with pytest 9.
@@ -9,14 +9,23 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.scheduler.protocol import Scheduling
 
-E2E = "tests/e2e/"
+#: Files that start federations of several processes.
+FEDERATIONS = tuple(
+    f"tests/e2e/test_{name}.py"
+    for name in ("deployment", "faults", "readme", "security", "simulation")
+)
 
 
 class OneWorkerForProcesses(LoadScopeScheduling):
-    """Every file is a scope of its own, but for those in ``tests/e2e``, which are one."""
+    """Every file is a scope of its own, but for federations, which are one."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return E2E if nodeid.startswith(E2E) else nodeid.partition("::")[0]
+        return "federations" if nodeid.startswith(FEDERATIONS) else nodeid.partition("::")[0]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the federations: they take a worker as long as all else takes the other."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FEDERATIONS))
 
 
 @pytest.hookimpl(optionalhook=True)

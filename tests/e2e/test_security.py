@@ -122,8 +122,11 @@ def relay(server: Path, port: int) -> Iterator[int]:
                 await sink.drain()
         sink.close()
 
+    writers: list[asyncio.StreamWriter] = []
+
     async def carry(outer: asyncio.StreamReader, back: asyncio.StreamWriter) -> None:
         inner, on = await asyncio.open_connection("127.0.0.1", port, ssl=asking)
+        writers.extend((back, on))
         await asyncio.gather(copy(outer, on), copy(inner, back))
 
     async def serve(opened: Future[tuple[int, Callable[[], object]]]) -> None:
@@ -132,6 +135,9 @@ def relay(server: Path, port: int) -> Iterator[int]:
             number = int(listening.sockets[0].getsockname()[1])
             opened.set_result((number, lambda: loop.call_soon_threadsafe(ended.set)))
             await ended.wait()
+        for writer in writers:
+            writer.transport.abort()
+        await asyncio.sleep(0.5)
 
     # In one thread: two of them must not use a TLS socket at a time.
     opened: Future[tuple[int, Callable[[], object]]] = Future()
