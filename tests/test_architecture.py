@@ -108,7 +108,7 @@ def test_every_file_says_what_it_is_for(name: str) -> None:
     assert ast.get_docstring(TREES[name])
 
 
-# Under flower-supernode a client is a fresh process for each message: an import costs at each round.
+# Under flower-supernode each message starts a process, so an import costs at every round.
 HEAVY = (
     *("sklearn", "scipy", "matplotlib", "pandas", "ray", "server"),
     *("tensorboard", "mlflow", "onnx", "onnxscript", "onnxruntime"),

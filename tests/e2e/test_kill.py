@@ -2,6 +2,7 @@
 
 A process that has loaded its libraries and made its source forks for each preparation, of many
 shards, so that most kills hit the writing and the renaming, and not the seconds before.
+``UTMP_KILLS=20`` kills more often than a test suite has time for.
 """
 
 import hashlib
