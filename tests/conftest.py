@@ -30,5 +30,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
-    """Deal out so, whatever ``--dist`` says."""
+    """Deal out so, whatever ``--dist`` says, and in this order."""
+    config.option.loadscopereorder = False
     return OneWorkerForProcesses(config, log)

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Page, Request
 
 #: Widths of a telephone and of a desk, each by day and by night.
 SCREENS = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
@@ -44,7 +44,8 @@ class Visit:
     page
         Playwright's.
     complaints
-        Errors and warnings of its console, exceptions, and requests that failed.
+        Errors and warnings of its console, exceptions, and requests that failed; not those that
+        it withdrew itself.
     addresses
         Whatever it asked for.
     """
@@ -92,13 +93,18 @@ def visit(
     found = Visit(page)
     page.on("console", lambda each: _complain(found, each.type, each.text))
     page.on("pageerror", lambda error: found.complaints.append(str(error)))
-    page.on("requestfailed", lambda request: found.complaints.append(request.url))
+    page.on("requestfailed", lambda request: _failed(found, request))
     page.on("request", lambda request: found.addresses.append(request.url))
     try:
         page.goto(address)
         yield found
     finally:
         context.close()
+
+
+def _failed(found: Visit, request: "Request") -> None:
+    if request.failure != "net::ERR_ABORTED":
+        found.complaints.append(f"{request.url}: {request.failure}")
 
 
 def _complain(found: Visit, kind: str, text: str) -> None:

@@ -166,6 +166,29 @@ def test_nothing_to_predict_from(browser: "Browser", address: str) -> None:
         is_quiet(seen, address)
 
 
+ASK = """async (fault) => {
+  const { ask } = await import("/ask.js");
+  const json = () => Promise.reject(new DOMException("withdrawn", fault));
+  window.fetch = async () => ({ ok: true, status: 200, json });
+  return ask("model").then(() => "answered", (error) => `${error.name}: ${error.message}`);
+}"""
+
+
+@pytest.mark.parametrize(
+    ("fault", "raised"),
+    [
+        ("AbortError", "AbortError: withdrawn"),
+        ("SyntaxError", "Error: The answer of the service cannot be read."),
+    ],
+)
+def test_an_answer_that_breaks_off_is_none(
+    browser: "Browser", address: str, fault: str, raised: str
+) -> None:
+    """A question may be withdrawn when its answer is half read."""
+    with visit(browser, address) as seen:
+        assert seen.page.evaluate(ASK, fault) == raised
+
+
 def test_the_keyboard_is_enough(browser: "Browser", address: str) -> None:
     with visit(browser, address) as seen:
         shows(seen.page, predicted(address, 0, "language", "audio", "vision"))

@@ -22,8 +22,12 @@ export async function ask(path, options = {}) {
     if (error.name === "AbortError") throw error;
     throw new Refused(0, "The service does not answer.");
   }
-  const content = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Refused(answer.status, content.error ?? `Status ${answer.status}.`);
+  const content = await answer.json().catch((error) => {
+    if (error.name === "AbortError") throw error; // withdrawn while it was read
+    return null;
+  });
+  if (!answer.ok) throw new Refused(answer.status, content?.error ?? `Status ${answer.status}.`);
+  if (content === null) throw new Refused(answer.status, "The answer of the service cannot be read.");
   return content;
 }
 

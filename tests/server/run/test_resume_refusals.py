@@ -15,6 +15,7 @@ import yaml
 from broken_runs import ONE, begin, execute, files, go_on
 from flwr.supercore.task_identity import TaskIdentity
 from forked_command import Answer, ForkedCommand, forked_command
+from omegaconf import OmegaConf
 from tiny_runs import TINY, left_in, tiny
 
 from common.config import (
@@ -29,7 +30,7 @@ from common.config import (
 from common.errors import UserError
 from server.app import check_federated, prepare
 from server.run.folder import RunFolder, read_settings
-from server.run.resume import resumed_config
+from server.run.resume import plain_settings, resumed_config
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -180,6 +181,8 @@ def test_a_configuration_that_was_written_is_read_as_it_was(
 ) -> None:
     config = compose_config("config", [*overrides, "run_dir=x"])
     assert config_of_settings(read_settings(written(tmp_path, config))) == config
+    structured = OmegaConf.structured(config)
+    assert plain_settings(config) == OmegaConf.to_container(structured, enum_to_str=True)
 
 
 # What is there ------------------------------------------------------------------------------------
