@@ -20,6 +20,7 @@ TINY = (
     "model.decoder_layers=1",
     "client.local_epochs=1",
     "client.device=cpu",
+    "tracking=none",
 )
 
 

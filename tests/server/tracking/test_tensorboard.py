@@ -64,7 +64,7 @@ def breaking(run: Run, number: int) -> Run:
 
 
 def begin(folder: Path, *overrides: str) -> Run:
-    return prepare(tiny(*ONE, *overrides), folder)
+    return prepare(tiny(*ONE, "tracking=tensorboard", *overrides), folder)
 
 
 def resumed(folder: Path, *overrides: str) -> Run:
