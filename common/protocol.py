@@ -75,7 +75,7 @@ def decode_downlink(content: RecordDict) -> Downlink:
     """
     fields = {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
     about = _read_about(content, fields)
-    parts = _read_tensors(content, (_ENCODER, _DECODER))
+    parts = _read_tensors(tensor_bytes(content), (_ENCODER, _DECODER))
     return Downlink(
         _key(about),
         about["round"],
@@ -132,19 +132,45 @@ def decode_uplink(content: RecordDict) -> Uplink:
         _METRICS,
         {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int},
     )
-    means = (_ENCODER, _DECODER)
-    parts = _read_tensors(content, (*means, *(part + _PRECISION for part in means)))
+    encoder, decoder = read_posteriors(tensor_bytes(content))
     return Uplink(
         _key(about),
         about["round"],
-        _posterior(parts, _ENCODER),
-        _posterior(parts, _DECODER),
+        encoder,
+        decoder,
         metrics["examples"],
         metrics["train-loss"],
         _numbers(metrics["evidence"], f"{_METRICS}.evidence"),
         _numbers(metrics["agreement"], f"{_METRICS}.agreement"),
         metrics["steps"],
     )
+
+
+def tensor_bytes(content: RecordDict) -> bytes:
+    """Return the tensors of a message as they came.
+
+    Raises
+    ------
+    ProtocolError
+        If there are none.
+    """
+    record = content.array_records.get(_TENSORS)
+    if record is None or set(record) != {_TENSORS}:
+        raise ProtocolError(f"record {_TENSORS!r} is missing, with one array of that name")
+    return record[_TENSORS].data
+
+
+def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
+    """Read the posteriors of encoder and decoder from what `tensor_bytes` returned.
+
+    Raises
+    ------
+    ProtocolError
+        If a tensor is missing or of the wrong shape.
+    """
+    means = (_ENCODER, _DECODER)
+    parts = _read_tensors(data, (*means, *(part + _PRECISION for part in means)))
+    return _posterior(parts, _ENCODER), _posterior(parts, _DECODER)
 
 
 def encode_query() -> RecordDict:
@@ -194,7 +220,7 @@ def decode_description(content: RecordDict) -> NodeDescription:
     if about["version"] != VERSION:
         raise ProtocolError(f"protocol version {about['version']}, expected {VERSION}")
     names = tuple(f"{_MOMENTS}-{index}" for index in range(about["clients"]))
-    parts = _read_tensors(content, names)
+    parts = _read_tensors(tensor_bytes(content), names)
     clients = tuple(_client(content, index, parts[name]) for index, name in enumerate(names))
     return NodeDescription(clients, about["error"])
 
@@ -278,13 +304,10 @@ def _tensors_record(parts: Mapping[str, Mapping[str, Tensor]]) -> ArrayRecord:
     return ArrayRecord({_TENSORS: Array("uint8", (len(data),), "safetensors", data)})
 
 
-def _read_tensors(content: RecordDict, parts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+def _read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each part by name; none but these parts may be there."""
-    record = content.array_records.get(_TENSORS)
-    if record is None or set(record) != {_TENSORS}:
-        raise ProtocolError(f"record {_TENSORS!r} is missing, with one array of that name")
     try:
-        tensors = safetensors.torch.load(record[_TENSORS].data)
+        tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ProtocolError(f"the tensors cannot be read: {error}") from error
     found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}

@@ -5,8 +5,8 @@ All mathematics is in `server.aggregation`.
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,12 @@ from common.model.ha_fedformer import Parts, join_arrays, split_arrays
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
 from server.acceptance.gate import Gate
+from server.acceptance.held import Updates
 from server.acceptance.privacy import privacy_spent
 from server.aggregation import server_optimizer
 from server.aggregation.client_weights import client_weight, trust_clients
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.aggregation.widths import posterior_widths
+from server.aggregation.widths import first_clients, posterior_widths
 from server.run.labels import PooledLabels
 from server.run.registry import QUERY_SECONDS, Member, Registry
 
@@ -233,18 +234,17 @@ class HierarchicalAggregation(Strategy):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Merge the replies; a modality without one keeps its encoder."""
-        uplinks, rejected, bytes_up = self._accept(server_round, replies)
-        total = RoundSum(self.config.strategy)
-        uplinks, few = self._enough(uplinks)
+        updates, rejected, bytes_up = self._accept(server_round, replies)
+        updates, few = self._enough(updates)
         rejected += few
-        trusted = self._trust(uplinks)
-        merged = sorted(uplinks, key=lambda uplink: uplink.key)
-        for uplink in merged:
+        trusted = self._trust(updates.heads)
+        total = RoundSum(self.config.strategy)
+        for uplink in updates:
             trust = trusted.get(str(uplink.key), 1.0)
             weight = client_weight(uplink, self.config.strategy.weights, trust)
             total = total.add(uplink, weight, trust)
         modalities = self._trained.encoders
-        shares = self._merge(server_round, total) if uplinks else {}
+        shares = self._merge(server_round, total) if total.modalities else {}
         for name, modality in total.modalities.items():
             if modality.evidence is not None:
                 self.evidence[name] = modality.evidence
@@ -260,18 +260,18 @@ class HierarchicalAggregation(Strategy):
                 self._asked.bytes_down,
                 bytes_up,
                 self._asked.refused,
-                {str(each.key): each.train_loss for each in merged},
-                posterior_widths(merged),
+                {str(head.key): head.train_loss for head in updates.heads},
+                posterior_widths(map(updates.read, first_clients(updates.heads))),
             )
         )
         return to_record(self._arrays), None
 
-    def _enough(self, uplinks: list[Uplink]) -> tuple[list[Uplink], list[str]]:
+    def _enough(self, updates: Updates) -> tuple[Updates, list[str]]:
         """Leave out modalities with too few updates; return a line for each."""
         least = self.config.runtime.min_clients
-        found = Counter(uplink.key.modality for uplink in uplinks)
-        kept = [uplink for uplink in uplinks if found[uplink.key.modality] >= least]
-        return kept, [
+        found = Counter(head.key.modality for head in updates.heads)
+        heads = [head for head in updates.heads if found[head.key.modality] >= least]
+        return replace(updates, heads=heads), [
             f"{name}: {count} updates, and runtime.min_clients={least}"
             for name, count in sorted(found.items())
             if count < least
@@ -293,12 +293,12 @@ class HierarchicalAggregation(Strategy):
         self._arrays |= stepped
         return merged.decoder_weights
 
-    def _trust(self, uplinks: Iterable[Uplink]) -> dict[str, float]:
+    def _trust(self, uplinks: Sequence[Uplink]) -> dict[str, float]:
         """Return the trust in each client's labels, where clients are weighted by it."""
         if self.config.strategy.weights is not ClientWeights.agreement:
             return {}
         by_modality: dict[str, list[Uplink]] = {}
-        for uplink in sorted(uplinks, key=lambda uplink: uplink.key):
+        for uplink in uplinks:
             by_modality.setdefault(uplink.key.modality, []).append(uplink)
         return {
             str(uplink.key): trusted
@@ -310,14 +310,14 @@ class HierarchicalAggregation(Strategy):
 
     def _accept(
         self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[list[Uplink], list[str], int]:
+    ) -> tuple[Updates, list[str], int]:
         """Return the updates that pass, one line for each that does not, and the bytes received."""
         asked = self._asked
         found = self._gate.accept(
             server_round, replies, asked.keys, asked.clients, split_arrays(self._arrays)
         )
         asked.refused = found.refused
-        return found.uplinks, sorted([*asked.faults, *found.rejected]), found.received
+        return found.updates, sorted([*asked.faults, *found.rejected]), found.received
 
     def privacy_spent(self, rounds: int) -> dict[str, Any] | None:
         """Say what so many rounds tell of a client, see `server.acceptance.privacy`."""

@@ -1,7 +1,8 @@
 """From a round's replies to the updates that may be summed, with a line for each that may not.
 
 A reply is measured before it is read (`payload`), checked by itself (`validation`) and then against
-the others (`screening`). Nothing of a refused one is used.
+the others (`screening`), for which its arrays wait on disk (`held`). Nothing of a refused one is
+used.
 """
 
 from collections import Counter
@@ -21,11 +22,13 @@ from common.protocol import (
     ProtocolError,
     decode_uplink,
     payload_bytes,
+    tensor_bytes,
 )
 from common.task import Task
+from server.acceptance.held import Held, Updates
 from server.acceptance.payload import check_payload, payload_limits
 from server.acceptance.privacy import add_noise
-from server.acceptance.screening import clip_update, left_out, overstep, screen
+from server.acceptance.screening import Measures, Screening, clip_update, left_out, overstep
 from server.acceptance.validation import RejectedUpdateError, UpdateRules
 
 #: Letters of a line about a reply; what a client sends may be quoted in it.
@@ -38,8 +41,8 @@ class Accepted:
 
     Attributes
     ----------
-    uplinks
-        The updates to sum.
+    updates
+        To sum.
     rejected
         One line for each client without one.
     received
@@ -48,7 +51,7 @@ class Accepted:
         Replies whose content was refused.
     """
 
-    uplinks: list[Uplink] = field(default_factory=list)
+    updates: Updates = field(default_factory=Updates)
     rejected: list[str] = field(default_factory=list)
     received: int = 0
     refused: int = 0
@@ -78,6 +81,7 @@ class Gate:
         faults: MutableMapping[int, int],
     ) -> None:
         self._config = config
+        self._trained = trained
         self._rules = UpdateRules(trained, task, config, prior)
         self._limits = payload_limits(trained, config.strategy)
         self._faults = faults
@@ -112,15 +116,16 @@ class Gate:
         found, nodes = Accepted(), {key: node for node, keys in asked.items() for key in keys}
         pending = {node: list(keys) for node, keys in asked.items()}
         answers: Counter[int] = Counter()
-        passed: dict[ClientKey, Uplink] = {}
+        screening, held = Screening(self._trained_of(sent), self._config), Held()
+        passed: list[tuple[Uplink, Measures]] = []
         for reply in replies:
             node = reply.metadata.src_node_id
             answers[node] += 1
             try:
                 uplink = self._read(reply, pending.get(node, []), asked.get(node, ()), found)
                 self._rules.check(uplink, clients[uplink.key], server_round)
+                measures = screening.measure(uplink)
                 pending[node].remove(uplink.key)
-                passed[uplink.key] = uplink
             except ClientFailureError as error:
                 found.rejected.append(_line(node, asked.get(node, ()), str(error)))
             except (RejectedUpdateError, ProtocolError) as error:
@@ -129,11 +134,18 @@ class Gate:
                 # What nobody foresaw in what one client sent must not end the run of the others.
                 reason = f"cannot be checked: {type(error).__name__}: {error}"
                 self._refuse(found, node, asked.get(node, ()), reason)
+            else:
+                passed.append((held.put(uplink, tensor_bytes(reply.content)), measures))
         for node, keys in pending.items():
             found.rejected += [
                 f"{key}: no reply" for key in keys[: len(asked[node]) - answers[node]]
             ]
-        self._compare([passed[key] for key in sorted(passed)], nodes, sent, found)
+        passed.sort(key=lambda each: each[0].key)
+        odd = self._odd(screening, [measures for _, measures in passed])
+        for key, reason in odd.items():
+            self._refuse(found, nodes[key], [key], reason)
+        heads = [head for head, _ in passed if head.key not in odd]
+        found.updates = self._updates(held, heads, sent)
         found.rejected.sort()
         return found
 
@@ -156,29 +168,41 @@ class Gate:
             raise RejectedUpdateError(f"{uplink.key} {state}")
         return uplink
 
-    def _compare(
-        self,
-        uplinks: Sequence[Uplink],
-        nodes: Mapping[ClientKey, int],
-        sent: Parts,
-        found: Accepted,
-    ) -> None:
-        """Refuse updates that are out of proportion; clip the others, and make them noisy."""
+    def _trained_of(self, model: Parts) -> Parts:
+        """Leave out what is sent, but not trained."""
+        trained = self._trained
+        return Parts(
+            {
+                name: {each: model.encoders[name][each] for each in arrays}
+                for name, arrays in trained.encoders.items()
+            },
+            {each: model.decoder[each] for each in trained.decoder},
+        )
+
+    def _odd(self, screening: Screening, measures: Sequence[Measures]) -> dict[ClientKey, str]:
+        """Return the clients whose updates are out of proportion, with the reason."""
+        privacy = self._config.privacy
+        if privacy.name is PrivacyRule.central:
+            # Then what one client sends must not decide whether another counts.
+            return overstep(measures, privacy.clip)
+        return screening.odd(measures)
+
+    def _updates(self, held: Held, heads: Sequence[Uplink], sent: Parts) -> Updates:
+        """Return updates that are clipped, and made noisy, as they are read."""
         privacy, rules = self._config.privacy, self._config.strategy.screening
         central = privacy.name is PrivacyRule.central
-        # Then what one client sends must not decide whether another counts.
-        odd = (
-            overstep(uplinks, sent, privacy.clip)
-            if central
-            else screen(uplinks, sent, self._config)
-        )
-        for key, reason in odd.items():
-            self._refuse(found, nodes[key], [key], reason)
-        kept = [uplink for uplink in uplinks if uplink.key not in odd]
-        for norm in (rules.clip_norm, privacy.clip if central else None):
-            if norm is not None:
-                kept = [clip_update(uplink, sent, norm) for uplink in kept]
-        found.uplinks = add_noise(kept, privacy) if central else kept
+        norms = [norm for norm in (rules.clip_norm, privacy.clip if central else None) if norm]
+        peers = Counter(head.key.modality for head in heads)
+
+        def read(head: Uplink) -> Uplink:
+            uplink = held.get(head)
+            for norm in norms:
+                uplink = clip_update(uplink, sent, norm)
+            if central:
+                uplink = add_noise(uplink, peers[head.key.modality], len(heads), privacy)
+            return uplink
+
+        return Updates(heads, read)
 
     def _refuse(
         self, found: Accepted, node: int, clients: Sequence[ClientKey], reason: str

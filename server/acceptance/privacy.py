@@ -27,13 +27,8 @@ covered by the theorem (Mironov 2012).
 
 import math
 import os
-from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
-
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
 
 from common.config import Config, PrivacyConfig, PrivacyRule
 from common.messages import Uplink
@@ -50,29 +45,27 @@ NOT_COVERED = (
 
 
 def add_noise(
-    uplinks: Sequence[Uplink], config: PrivacyConfig, source: Source = os.urandom
-) -> list[Uplink]:
-    """Give each update its share of the noise of a round's sums.
+    uplink: Uplink, peers: int, everyone: int, config: PrivacyConfig, source: Source = os.urandom
+) -> Uplink:
+    """Give an update its share of the noise of a round's sums.
 
     Parameters
     ----------
-    uplinks
-        All that will be summed, each of norm `config.clip` at most, with equal weights.
+    uplink
+        Of norm `config.clip` at most.
+    peers, everyone
+        How many updates of its modality, and in all, will be summed, with equal weights.
     config
         The mechanism.
     source
         Of random bytes.
     """
-    counts = Counter(uplink.key.modality for uplink in uplinks)
     deviation = config.noise_multiplier * config.clip
-    return [
-        replace(
-            uplink,
-            encoder=_noisy(uplink.encoder, deviation / counts[uplink.key.modality] ** 0.5, source),
-            decoder=_noisy(uplink.decoder, deviation / len(uplinks) ** 0.5, source),
-        )
-        for uplink in uplinks
-    ]
+    return replace(
+        uplink,
+        encoder=_noisy(uplink.encoder, deviation / peers**0.5, source),
+        decoder=_noisy(uplink.decoder, deviation / everyone**0.5, source),
+    )
 
 
 def _noisy(posterior: Posterior, deviation: float, source: Source) -> Posterior:
@@ -129,12 +122,17 @@ def privacy_spent(config: Config, rounds: int) -> dict[str, Any] | None:
 
 def gaussian_delta(mu: float, epsilon: float) -> float:
     """Return delta of a Gaussian mechanism whose neighbours are mu deviations apart, above 0."""
+    # Imported here: more than a second that only runs with privacy need.
+    from scipy.special import log_ndtr
+
     likelier = math.exp(log_ndtr(mu / 2 - epsilon / mu))
     return max(0.0, likelier - math.exp(epsilon + log_ndtr(-mu / 2 - epsilon / mu)))
 
 
 def gaussian_epsilon(mu: float, delta: float) -> float:
     """Return the smallest epsilon at which the mechanism has at most this delta."""
+    from scipy.optimize import brentq
+
     if gaussian_delta(mu, 0.0) <= delta:
         return 0.0
     # What Renyi divergences give (Mironov 2017), which is never less.

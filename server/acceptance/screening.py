@@ -21,11 +21,11 @@ that have a tensor of that name.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from common.clients import ClientKey
@@ -71,57 +71,136 @@ class _Change:
     reach: float
 
 
-def screen(uplinks: Sequence[Uplink], sent: Parts, config: Config) -> dict[ClientKey, str]:
-    """Return the clients that are to be refused, each with the reason.
+@dataclass(frozen=True)
+class Measures:
+    """What is compared of an update, whose arrays need not stay for it.
+
+    Attributes
+    ----------
+    key
+        Whose it is.
+    encoder, decoder
+        How far they moved.
+    precisions
+        Part and array to the mean eigenvalue of its precision, where these are compared.
+    """
+
+    key: ClientKey
+    encoder: _Change
+    decoder: _Change
+    precisions: Mapping[tuple[str, str], float]
+
+
+class Screening:
+    """Compares the updates of a round.
 
     Parameters
     ----------
-    uplinks
-        That are right by themselves.
     sent
-        The model that they started from.
+        The trained arrays that clients started from.
     config
         The run's configuration.
     """
-    rules = config.strategy.screening
-    refused: dict[ClientKey, str] = {}
-    if rules.norm_factor is not None:
-        refused |= _large_changes(uplinks, sent, config, rules.norm_factor)
-    if rules.precision_factor is not None:
-        refused |= _large_precisions(uplinks, config, rules.precision_factor)
-    return refused
 
+    def __init__(self, sent: Parts, config: Config) -> None:
+        self._config = config
+        self._encoders = {name: _Start.of(arrays) for name, arrays in sent.encoders.items()}
+        self._decoder = _Start.of(sent.decoder)
 
-def _large_changes(
-    uplinks: Sequence[Uplink], sent: Parts, config: Config, factor: float
-) -> dict[ClientKey, str]:
-    encoders = {
-        uplink.key: _change(
-            uplink.encoder, sent.encoders[uplink.key.modality], config, uplink.steps, part="encoder"
+    def measure(self, uplink: Uplink) -> Measures:
+        """Measure an update that is right by itself."""
+        start = self._encoders[uplink.key.modality]
+        return Measures(
+            uplink.key,
+            self._change(uplink.encoder, start, uplink.steps, part="encoder"),
+            self._change(uplink.decoder, self._decoder, uplink.steps, part="decoder"),
+            {
+                (part, name): mean_precision(gaussian)
+                for part, posterior in (("decoder", uplink.decoder), ("encoder", uplink.encoder))
+                if self._compares_precisions(part)
+                for name, gaussian in posterior.items()
+                if gaussian.precision is not None
+            },
         )
-        for uplink in uplinks
-    }
-    decoders = {
-        uplink.key: _change(uplink.decoder, sent.decoder, config, uplink.steps, part="decoder")
-        for uplink in uplinks
-    }
-    everyone = "all clients"
-    refused: dict[ClientKey, str] = {}
-    for part, changes in (("decoder", decoders), ("encoder", encoders)):
-        # The root mean square compares encoders of different sizes.
-        figures = {key: change.norm / change.size**0.5 for key, change in changes.items()}
-        groups = {key: key.modality if part == "encoder" else everyone for key in changes}
-        medians = _medians(figures, groups)
-        for key, change in changes.items():
-            usual = medians.get(groups[key], math.inf) * change.size**0.5
-            measure = change.sent if _bounded(config, part) else math.inf
-            if change.norm > max(change.reach, factor * min(usual, measure)):
-                than = f"median {usual:.3g}" if usual <= measure else f"{measure:.3g} that was sent"
-                refused[key] = (
-                    f"the norm of its {part}'s change is {change.norm:.3g}, more than {factor:g} "
-                    f"times the {than}"
-                )
-    return refused
+
+    def odd(self, measures: Sequence[Measures]) -> dict[ClientKey, str]:
+        """Return the clients that are to be refused, each with the reason."""
+        rules = self._config.strategy.screening
+        refused: dict[ClientKey, str] = {}
+        if rules.norm_factor is not None:
+            refused |= self._large_changes(measures, rules.norm_factor)
+        if rules.precision_factor is not None:
+            refused |= _large_precisions(measures, rules.precision_factor)
+        return refused
+
+    def _change(self, posterior: Posterior, start: "_Start", steps: int, *, part: str) -> _Change:
+        config = self._config
+        plain = _trained_plainly(config, part)
+        return _Change(
+            norm=_norm(start.to(posterior)),
+            sent=start.norm,
+            size=len(start.values),
+            reach=_reach(config, steps, len(start.values), start.norm) if plain else 0.0,
+        )
+
+    def _compares_precisions(self, part: str) -> bool:
+        """Whether the precisions of a part keep their scale, and are compared."""
+        if self._config.strategy.screening.precision_factor is None:
+            return False
+        return part == "decoder" or self._config.strategy.encoder.scale is Scale.absolute
+
+    def _large_changes(self, measures: Sequence[Measures], factor: float) -> dict[ClientKey, str]:
+        everyone = "all clients"
+        refused: dict[ClientKey, str] = {}
+        for part in ("decoder", "encoder"):
+            changes: dict[ClientKey, _Change] = {each.key: getattr(each, part) for each in measures}
+            # The root mean square compares encoders of different sizes.
+            figures = {key: change.norm / change.size**0.5 for key, change in changes.items()}
+            groups = {key: key.modality if part == "encoder" else everyone for key in changes}
+            medians = _medians(figures, groups)
+            for key, change in changes.items():
+                usual = medians.get(groups[key], math.inf) * change.size**0.5
+                measure = change.sent if _bounded(self._config, part) else math.inf
+                if change.norm > max(change.reach, factor * min(usual, measure)):
+                    than = (
+                        f"median {usual:.3g}"
+                        if usual <= measure
+                        else f"{measure:.3g} that was sent"
+                    )
+                    refused[key] = (
+                        f"the norm of its {part}'s change is {change.norm:.3g}, more than "
+                        f"{factor:g} times the {than}"
+                    )
+        return refused
+
+
+@dataclass(frozen=True)
+class _Start:
+    """One part of the model that was sent, as one vector.
+
+    Attributes
+    ----------
+    names
+        Its arrays, in this order.
+    values
+        All their numbers, float64.
+    norm
+        L2.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+    norm: float
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Tensor]) -> "_Start":
+        values = torch.cat([array.reshape(-1) for array in arrays.values()]).double()
+        return cls(tuple(arrays), values, _norm(values))
+
+    def to(self, posterior: Posterior) -> Tensor:
+        """Return the way from here to a posterior's means."""
+        means = torch.cat([posterior[name].mean.reshape(-1) for name in self.names])
+        return means.double() - self.values
 
 
 def _medians(
@@ -138,23 +217,8 @@ def _medians(
     return medians
 
 
-def _change(
-    posterior: Posterior, sent: Mapping[str, Tensor], config: Config, steps: int, *, part: str
-) -> _Change:
-    size = sum(gaussian.mean.numel() for gaussian in posterior.values())
-    start = _norm(sent[name] for name in posterior)
-    reach = _reach(config, steps, size, start) if _trained_plainly(config, part) else 0.0
-    return _Change(_norm(_difference(posterior, sent).values()), start, size, reach)
-
-
-def _difference(posterior: Posterior, sent: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: gaussian.mean.double() - sent[name].double() for name, gaussian in posterior.items()
-    }
-
-
-def _norm(arrays: Iterable[Tensor]) -> float:
-    return math.sqrt(sum((array.double() ** 2).sum().item() for array in arrays))
+def _norm(values: Tensor) -> float:
+    return float(values.norm())
 
 
 def _structure(config: Config, part: str) -> Structure | None:
@@ -186,59 +250,36 @@ def _reach(config: Config, steps: int, size: int, start: float) -> float:
     return moved + client.lr * client.weight_decay * steps * (start + moved)
 
 
-def _large_precisions(
-    uplinks: Sequence[Uplink], config: Config, factor: float
-) -> dict[ClientKey, str]:
+def _large_precisions(measures: Sequence[Measures], factor: float) -> dict[ClientKey, str]:
+    by_array: dict[tuple[str, str], dict[ClientKey, float]] = {}
+    for each in measures:
+        for array, scale in each.precisions.items():
+            by_array.setdefault(array, {})[each.key] = scale
     refused: dict[ClientKey, str] = {}
-    for part in ("decoder", "encoder"):
-        if part == "encoder" and config.strategy.encoder.scale is Scale.relative:
-            continue
-        for name, scales in _scales_by_name(uplinks, part).items():
-            medians = _medians(scales, {key: key.modality for key in scales})
-            for key, scale in scales.items():
-                usual = medians.get(key.modality, math.inf)
-                if scale > factor * usual:
-                    refused[key] = (
-                        f"{part} array {name!r}: the mean eigenvalue of its precision is "
-                        f"{scale:.3g}, more than {factor:g} times the median {usual:.3g}"
-                    )
+    for (part, name), scales in by_array.items():
+        medians = _medians(scales, {key: key.modality for key in scales})
+        for key, scale in scales.items():
+            usual = medians.get(key.modality, math.inf)
+            if scale > factor * usual:
+                refused[key] = (
+                    f"{part} array {name!r}: the mean eigenvalue of its precision is "
+                    f"{scale:.3g}, more than {factor:g} times the median {usual:.3g}"
+                )
     return refused
 
 
-def _scales_by_name(uplinks: Sequence[Uplink], part: str) -> dict[str, dict[ClientKey, float]]:
-    found: dict[str, dict[ClientKey, float]] = {}
-    for uplink in uplinks:
-        posterior = uplink.encoder if part == "encoder" else uplink.decoder
-        for name, gaussian in posterior.items():
-            if gaussian.precision is not None:
-                found.setdefault(name, {})[uplink.key] = mean_precision(gaussian)
-    return found
-
-
-def overstep(uplinks: Sequence[Uplink], sent: Parts, norm: float) -> dict[ClientKey, str]:
+def overstep(measures: Sequence[Measures], norm: float) -> dict[ClientKey, str]:
     """Return the clients whose whole change is larger than they were to clip it to."""
     refused = {}
-    for uplink in uplinks:
-        whole = _norm(array for part in _changes(uplink, sent) for array in part.values())
-        start = _norm(
-            part[name]
-            for part, posterior in (
-                (sent.encoders[uplink.key.modality], uplink.encoder),
-                (sent.decoder, uplink.decoder),
-            )
-            for name in posterior
-        )
+    for each in measures:
+        whole = math.hypot(each.encoder.norm, each.decoder.norm)
+        start = math.hypot(each.encoder.sent, each.decoder.sent)
         # A hair more, for rounding in float32.
         if whole > 1.001 * norm + 1e-6 * start:
-            refused[uplink.key] = (
+            refused[each.key] = (
                 f"the norm of its change is {whole:.3g}, expected at most privacy.clip={norm:g}"
             )
     return refused
-
-
-def _changes(uplink: Uplink, sent: Parts) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    encoder = _difference(uplink.encoder, sent.encoders[uplink.key.modality])
-    return encoder, _difference(uplink.decoder, sent.decoder)
 
 
 def clip_update(uplink: Uplink, sent: Parts, norm: float) -> Uplink:
@@ -253,16 +294,21 @@ def clip_update(uplink: Uplink, sent: Parts, norm: float) -> Uplink:
     norm
         The largest L2 norm, of encoder and decoder together.
     """
-    changes = _changes(uplink, sent)
-    whole = _norm(array for part in changes for array in part.values())
+    starts = (sent.encoders[uplink.key.modality], sent.decoder)
+    changes = [
+        {name: gaussian.mean.double() - start[name].double() for name, gaussian in part.items()}
+        for part, start in zip((uplink.encoder, uplink.decoder), starts, strict=True)
+    ]
+    whole = math.hypot(*(_norm(array) for part in changes for array in part.values()))
     if whole <= norm:
         return uplink
-    scaled = partial(_scaled, factor=norm / whole)
-    return replace(
-        uplink,
-        encoder=scaled(uplink.encoder, sent.encoders[uplink.key.modality], changes[0]),
-        decoder=scaled(uplink.decoder, sent.decoder, changes[1]),
+    encoder, decoder = (
+        _scaled(part, start, change, norm / whole)
+        for part, start, change in zip(
+            (uplink.encoder, uplink.decoder), starts, changes, strict=True
+        )
     )
+    return replace(uplink, encoder=encoder, decoder=decoder)
 
 
 def _scaled(

@@ -240,8 +240,10 @@ def _check_arrays(where: str, found: Mapping[str, Tensor], expected: Mapping[str
                 f"{where}: array {name!r} is {array.dtype} {tuple(array.shape)}, "
                 f"expected {like.dtype} {tuple(like.shape)}"
             )
-        if not array.isfinite().all():
-            raise RejectedUpdateError(f"{where}: array {name!r} holds a value that is not finite")
+    # All at once: most updates are sound.
+    if not torch.cat([array.reshape(-1) for array in found.values()]).isfinite().all():
+        name = next(name for name, array in found.items() if not array.isfinite().all())
+        raise RejectedUpdateError(f"{where}: array {name!r} holds a value that is not finite")
 
 
 def _check_precision(where: str, gaussian: Gaussian, bounds: _Bounds) -> None:

@@ -51,19 +51,23 @@ class ModalitySum:
     clients: int = 0
 
     @classmethod
-    def of(
-        cls, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
+    def empty(cls, config: StrategyConfig) -> "ModalitySum":
+        """Return the sum of no client."""
+        return cls(_empty(config.encoder.merge), _empty(config.decoder.merge))
+
+    def add(
+        self, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
     ) -> "ModalitySum":
-        """Return the sum of one client; see `RoundSum.add`."""
+        """Add one client; see `RoundSum.add`."""
         share = weight / uplink.steps if config.normalise_steps else weight
-        return cls(
-            _summed(uplink.encoder, share, config.encoder.merge),
-            _summed(uplink.decoder, share, config.decoder.merge),
-            uplink.examples * uplink.train_loss,
-            trust * uplink.evidence,
-            StepSums().add(weight, uplink.steps),
-            uplink.examples,
-            1,
+        return ModalitySum(
+            _add_posterior(self.encoder, uplink.encoder, share),
+            _add_posterior(self.decoder, uplink.decoder, share),
+            self.loss + uplink.examples * uplink.train_loss,
+            _add(self.evidence, trust * uplink.evidence),
+            self.steps.add(weight, uplink.steps),
+            self.examples + uplink.examples,
+            self.clients + 1,
         )
 
     def merge(self, other: "ModalitySum") -> "ModalitySum":
@@ -99,8 +103,10 @@ class RoundSum:
             What its evidence counts.
         """
         counted = float(uplink.examples) if weight is None else weight
-        added = ModalitySum.of(uplink, counted, trust, self.config)
-        return self.merge(RoundSum(self.config, {uplink.key.modality: added}))
+        name = uplink.key.modality
+        total = self.modalities.get(name) or ModalitySum.empty(self.config)
+        added = total.add(uplink, counted, trust, self.config)
+        return replace(self, modalities={**self.modalities, name: added})
 
     def merge(self, other: "RoundSum") -> "RoundSum":
         """Return the sum of both."""
@@ -197,12 +203,16 @@ def _merge_decoders(
     return decoder, {layer: dict(shares) for layer in decoder}
 
 
-def _summed(
-    posterior: Posterior, weight: float, rule: EncoderMerge | DecoderMerge
+def _empty(rule: EncoderMerge | DecoderMerge) -> PosteriorSum | Collected:
+    return Collected() if rule in _COLLECTED else PosteriorSum()
+
+
+def _add_posterior(
+    total: PosteriorSum | Collected, posterior: Posterior, weight: float
 ) -> PosteriorSum | Collected:
-    if rule in _COLLECTED:
-        return Collected().add({name: each.mean for name, each in posterior.items()}, weight)
-    return PosteriorSum().add(posterior, weight)
+    if isinstance(total, Collected):
+        return total.add({name: each.mean for name, each in posterior.items()}, weight)
+    return total.add(posterior, weight)
 
 
 def _finalize(

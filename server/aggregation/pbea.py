@@ -13,14 +13,17 @@ Source: arXiv 2303.15486, section 4; the product of posteriors is that of FedPA,
 Notation: a tensor (out, ...) is read as a matrix (out, in) whose rows share a precision (in, in).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from common.posterior import Form, Gaussian, Posterior
 from server.aggregation.average import check_weight
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -50,12 +53,19 @@ class NaturalSum:
         precision = weight * gaussian.precision.double()
         return cls(precision, _apply(mean, precision, gaussian.form), gaussian.form)
 
+    def add(self, gaussian: Gaussian, weight: float) -> "NaturalSum":
+        """Multiply in one weighted Gaussian."""
+        mean = gaussian.mean
+        if self.form is not Form.identity or gaussian.precision is not None:
+            return self.merge(NaturalSum.of(gaussian, weight))
+        self._check_shape(mean)
+        # What `merge` gives, without arrays in between: most tensors of most updates come so.
+        shift = torch.add(self.shift, mean, alpha=weight)
+        return NaturalSum(self.precision + weight, shift, self.form)
+
     def merge(self, other: "NaturalSum") -> "NaturalSum":
         """Multiply two products; an identity takes the form of the other."""
-        if self.shift.shape != other.shift.shape:
-            raise ValueError(
-                f"shapes {tuple(self.shift.shape)} and {tuple(other.shift.shape)} differ"
-            )
+        self._check_shape(other.shift)
         form = other.form if self.form is Form.identity else self.form
         total = self._precision_as(form) + other._precision_as(form)
         return NaturalSum(total, self.shift + other.shift, form)
@@ -67,6 +77,10 @@ class NaturalSum:
         matrix = self.shift.reshape(len(self.shift), -1)
         factor = torch.linalg.cholesky(self.precision)
         return torch.cholesky_solve(matrix.T, factor).T.reshape(self.shift.shape)
+
+    def _check_shape(self, other: Tensor) -> None:
+        if self.shift.shape != other.shape:
+            raise ValueError(f"shapes {tuple(self.shift.shape)} and {tuple(other.shape)} differ")
 
     def _precision_as(self, form: Form) -> Tensor:
         if self.form is form:
@@ -109,26 +123,32 @@ class PosteriorSum:
         check_weight(weight)
         if not posterior:
             raise ValueError("posterior of no tensors")
-        return self.merge(
-            PosteriorSum(
+        if not self.tensors:
+            return PosteriorSum(
                 {name: NaturalSum.of(gaussian, weight) for name, gaussian in posterior.items()}
             )
-        )
+        return self._joined(posterior, lambda total, gaussian: total.add(gaussian, weight))
 
     def merge(self, other: "PosteriorSum") -> "PosteriorSum":
         """Multiply two products; an empty one changes nothing."""
         if not self.tensors or not other.tensors:
             return other if not self.tensors else self
-        if self.tensors.keys() != other.tensors.keys():
-            odd = sorted(self.tensors.keys() ^ other.tensors.keys())[0]
+        return self._joined(other.tensors, NaturalSum.merge)
+
+    def _joined(
+        self, others: Mapping[str, T], join: Callable[[NaturalSum, T], NaturalSum]
+    ) -> "PosteriorSum":
+        """Join each tensor with another's of its name."""
+        if self.tensors.keys() != others.keys():
+            odd = sorted(self.tensors.keys() ^ others.keys())[0]
             raise ValueError(f"tensor {odd!r} is in one posterior but not in the other")
-        merged = {}
+        joined = {}
         for name, natural in self.tensors.items():
             try:
-                merged[name] = natural.merge(other.tensors[name])
+                joined[name] = join(natural, others[name])
             except ValueError as error:
                 raise ValueError(f"tensor {name!r}: {error}") from error
-        return PosteriorSum(merged)
+        return PosteriorSum(joined)
 
     def finalize(self) -> dict[str, Tensor]:
         """Return the mode, float32.

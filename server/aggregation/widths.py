@@ -18,11 +18,10 @@ none.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 
-from common.clients import ClientKey
 from common.messages import Uplink
 from common.posterior import Form, Gaussian, Posterior
 
@@ -47,13 +46,11 @@ def posterior_widths(uplinks: Iterable[Uplink]) -> dict[str, dict[str, float]]:
         Client to layer to width, in the order of the clients; layers are named ``encoder.…`` and
         ``decoder.…``. Clients and layers without a precision are left out.
     """
-    by_client = {uplink.key: uplink for uplink in uplinks}
     found = {}
-    for key in _first(sorted(by_client)):
-        uplink = by_client[key]
+    for uplink in sorted(uplinks, key=lambda uplink: uplink.key):
         widths = _layers("encoder", uplink.encoder) | _layers("decoder", uplink.decoder)
         if widths:
-            found[str(key)] = widths
+            found[str(uplink.key)] = widths
     return found
 
 
@@ -83,12 +80,13 @@ def _mean_precision(gaussian: Gaussian) -> float:
     return precision.mean(dtype=torch.float64).item()
 
 
-def _first(keys: list[ClientKey]) -> list[ClientKey]:
-    """Return all clients, or of too many the first of each modality."""
-    if len(keys) <= MOST_CLIENTS:
-        return keys
-    by_modality: dict[str, list[ClientKey]] = defaultdict(list)
-    for key in keys:
-        by_modality[key.modality].append(key)
+def first_clients(uplinks: Sequence[Uplink]) -> list[Uplink]:
+    """Return all updates, or of more than `MOST_CLIENTS` the first of each modality."""
+    ordered = sorted(uplinks, key=lambda uplink: uplink.key)
+    if len(ordered) <= MOST_CLIENTS:
+        return ordered
+    by_modality: dict[str, list[Uplink]] = defaultdict(list)
+    for uplink in ordered:
+        by_modality[uplink.key.modality].append(uplink)
     each = max(1, MOST_CLIENTS // len(by_modality))
-    return [key for members in by_modality.values() for key in members[:each]]
+    return [uplink for members in by_modality.values() for uplink in members[:each]]

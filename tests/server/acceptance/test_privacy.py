@@ -41,7 +41,8 @@ def test_averages_get_the_noise_of_their_clients() -> None:
     source = np.random.default_rng(0).bytes
     draws: dict[str, list[Tensor]] = {"audio": [], "vision": [], "decoder": []}
     for _ in range(1500):
-        noisy = add_noise(clients, config, source)
+        peers = {"audio": 3, "vision": 1}
+        noisy = [add_noise(u, peers[u.key.modality], 4, config, source) for u in clients]
         assert [each.key for each in noisy] == [each.key for each in clients]
         for modality in ("audio", "vision"):
             own = [each.encoder["e"].mean for each in noisy if each.key.modality == modality]

@@ -1,5 +1,6 @@
 """Who is out of all proportion to the others, and who only looks so."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 
 import pytest
@@ -22,7 +23,7 @@ from common.config import (
 from common.messages import Uplink, no_numbers
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian
-from server.acceptance.screening import clip_update, overstep, screen
+from server.acceptance.screening import Screening, clip_update, overstep
 
 #: The encoders have 4 and 16 numbers, and a norm of 2 and 4.
 SENT = Parts({"audio": {"e": torch.ones(4)}, "vision": {"e": torch.ones(16)}}, {"d": torch.ones(4)})
@@ -48,7 +49,12 @@ def update(
 def refused(*uplinks: Uplink, strategy: StrategyConfig = UNKNOWN, lr: float = 1e-3) -> set[str]:
     config = Config(strategy=strategy)
     config.client.lr = lr
-    return {str(key) for key in screen(uplinks, SENT, config)}
+    return {str(key) for key in screened(uplinks, config)}
+
+
+def screened(uplinks: Iterable[Uplink], config: Config) -> dict[ClientKey, str]:
+    screening = Screening(SENT, config)
+    return screening.odd([screening.measure(uplink) for uplink in uplinks])
 
 
 def test_encoders_are_measured_by_the_median_of_their_modality() -> None:
@@ -112,7 +118,7 @@ def test_what_local_training_can_do_is_never_refused(
     config.client.weight_decay = 0.0
     others = [update("audio-0", 0.1), update("audio-1", 0.1)]
     for norm, expected in ((far, set()), (too_far, {"audio-2"})):
-        found = screen([*others, update("audio-2", norm, steps=steps)], SENT, config)
+        found = screened([*others, update("audio-2", norm, steps=steps)], config)
         assert {str(key) for key in found} == expected
 
 
@@ -129,7 +135,7 @@ def test_adam_really_goes_no_farther() -> None:
     config.client.lr, config.client.weight_decay = 0.01, 0.0
     others = [update("audio-0", 1e-6, 1e-6), update("audio-1", 1e-6, 1e-6)]
     assert moved > 1e-5 * 10
-    assert screen([*others, update("audio-2", moved, 1e-6, steps=steps)], SENT, config) == {}
+    assert screened([*others, update("audio-2", moved, 1e-6, steps=steps)], config) == {}
 
 
 ABSOLUTE = replace(
@@ -191,6 +197,7 @@ def test_a_smaller_change_stays_as_it_is() -> None:
 
 def test_who_oversteps_the_clip_is_named() -> None:
     uplinks = [update("audio-0", 0.3, 0.4), update("audio-1", 3.0, 4.0)]
-    assert overstep(uplinks, SENT, 0.5) == {
+    screening = Screening(SENT, Config(strategy=UNKNOWN))
+    assert overstep([screening.measure(uplink) for uplink in uplinks], 0.5) == {
         ClientKey("audio", 1): "the norm of its change is 5, expected at most privacy.clip=0.5"
     }

@@ -11,7 +11,7 @@ from common.clients import ClientKey
 from common.config import EncoderConfig, EncoderMerge, Scale, Structure
 from common.messages import Uplink
 from common.posterior import Form, Gaussian, Posterior
-from server.aggregation.widths import MOST_CLIENTS, layer_widths, posterior_widths
+from server.aggregation.widths import MOST_CLIENTS, first_clients, layer_widths, posterior_widths
 
 SHAPE = (6, 5)
 
@@ -137,11 +137,11 @@ def test_of_many_clients_each_modality_has_its_first() -> None:
         for name, count in many.items()
         for part in range(count)
     ]
-    found = posterior_widths(uplinks)
+    found = posterior_widths(first_clients(uplinks))
     share = MOST_CLIENTS // 3
     expected = [
         f"{name}-{part}" for name, count in many.items() for part in range(min(count, share))
     ]
     assert list(found) == expected
-    all_of_them = posterior_widths(uplinks[:MOST_CLIENTS])
+    all_of_them = posterior_widths(first_clients(uplinks[:MOST_CLIENTS]))
     assert list(all_of_them) == [f"audio-{part}" for part in range(MOST_CLIENTS)]

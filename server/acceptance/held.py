@@ -1,0 +1,81 @@
+"""Updates that wait until all have come: their arrays in a file, so that memory stays flat."""
+
+import tempfile
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from common.clients import ClientKey
+from common.errors import UserError
+from common.messages import Uplink
+from common.protocol import read_posteriors
+
+#: Bytes of arrays that wait in memory; more of them go to the disk.
+IN_MEMORY = 1 << 26
+
+
+class Held:
+    """A place for the arrays of updates, as they came."""
+
+    def __init__(self) -> None:
+        self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115
+        # And with that deleted, when the last that may read the updates is gone.
+        weakref.finalize(self, self._file.close)
+        self._places: dict[ClientKey, tuple[int, int]] = {}
+        self._end = 0
+
+    def put(self, uplink: Uplink, tensors: bytes) -> Uplink:
+        """Keep an update's arrays; return it without them.
+
+        Parameters
+        ----------
+        uplink
+            An update.
+        tensors
+            Its arrays, see `common.protocol.tensor_bytes`.
+
+        Raises
+        ------
+        UserError
+            If the disk has no place for them.
+        """
+        try:
+            self._file.seek(self._end)
+            self._file.write(tensors)
+        except OSError as error:
+            raise UserError(
+                f"the updates of a round cannot be kept in {tempfile.gettempdir()}: "
+                f"{error.strerror}; make room there, or set TMPDIR to another folder"
+            ) from error
+        self._places[uplink.key] = (self._end, len(tensors))
+        self._end += len(tensors)
+        return replace(uplink, encoder={}, decoder={})
+
+    def get(self, uplink: Uplink) -> Uplink:
+        """Return an update with its arrays again."""
+        start, size = self._places[uplink.key]
+        self._file.seek(start)
+        encoder, decoder = read_posteriors(self._file.read(size))
+        return replace(uplink, encoder=encoder, decoder=decoder)
+
+
+@dataclass(frozen=True)
+class Updates:
+    """The updates of a round that may be summed; iterating reads one after the other.
+
+    Attributes
+    ----------
+    heads
+        The updates in the order of their clients, without arrays.
+    read
+        Returns the update of a head, with arrays.
+    """
+
+    heads: Sequence[Uplink] = ()
+    read: Callable[[Uplink], Uplink] = lambda head: head
+
+    def __iter__(self) -> Iterator[Uplink]:
+        return map(self.read, self.heads)
+
+    def __len__(self) -> int:
+        return len(self.heads)
