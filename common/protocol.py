@@ -49,18 +49,28 @@ class ClientFailureError(ProtocolError):
     """A client says itself that it failed; its message is the client's reason."""
 
 
-def encode_downlink(downlink: Downlink) -> RecordDict:
-    """Return the content of the message."""
+def encode_downlink(downlink: Downlink, like: RecordDict | None = None) -> RecordDict:
+    """Return the content of the message.
+
+    Parameters
+    ----------
+    downlink
+        What a client receives.
+    like
+        Another with the same arrays, whose bytes then serve again.
+    """
     about = _about(downlink.key) | {
         "round": downlink.round,
         "prior": downlink.prior.tolist(),
         "lr-scale": downlink.lr_scale,
         "label-shares": downlink.label_shares.tolist(),
     }
+    tensors = like.array_records[_TENSORS] if like else None
     return RecordDict(
         {
             _ABOUT: ConfigRecord(about),
-            _TENSORS: _tensors_record({_ENCODER: downlink.encoder, _DECODER: downlink.decoder}),
+            _TENSORS: tensors
+            or _tensors_record({_ENCODER: downlink.encoder, _DECODER: downlink.decoder}),
         }
     )
 

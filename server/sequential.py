@@ -5,7 +5,7 @@ several runs fit beside each other on one machine.
 """
 
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import partial
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -24,7 +24,7 @@ _RUN_ID = 1
 
 
 class SequentialGrid(Grid):
-    """Nodes that answer when they are asked.
+    """Nodes that answer when their reply is pulled: no more than one reply is in memory.
 
     Parameters
     ----------
@@ -46,7 +46,7 @@ class SequentialGrid(Grid):
             )
             for number in range(nodes)
         }
-        self._replies: dict[str, Message] = {}
+        self._sent: dict[str, Message] = {}
         self._numbers = itertools.count()
         TaskIdentity.run_id = _RUN_ID
         TaskIdentity.node_id = 0
@@ -76,30 +76,34 @@ class SequentialGrid(Grid):
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Have each message answered; return keys of the replies."""
+        """Keep the messages until they are answered; return keys of the replies."""
         return [self._push(message) for message in messages]
 
     def _push(self, message: Message) -> str:
         # Where Flower's own grids put it, so that the reply says what it answers.
         key = message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+        self._sent[key] = message
+        return key
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Yield the replies of some keys, once."""
+        for key in list(message_ids):
+            if key in self._sent:
+                yield self._answer(self._sent.pop(key))
+
+    def _answer(self, message: Message) -> Message:
         try:
-            reply = self._client_app(message, self._contexts[message.metadata.dst_node_id])
+            return self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:
             # As Flower's runtimes do: one client's failure ends no run.
             fault = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
-            reply = Message(fault, reply_to=message)
-        self._replies[key] = reply
-        return key
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return the replies of some keys, once."""
-        return [self._replies.pop(key) for key in list(message_ids) if key in self._replies]
+            return Message(fault, reply_to=message)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
     ) -> list[Message]:
         """Return the replies, in the order of the messages."""
-        return self.pull_messages(self.push_messages(messages))
+        return list(self.pull_messages(self.push_messages(messages)))
 
 
 def run_sequentially(run: Run) -> None:

@@ -11,7 +11,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
@@ -186,6 +194,7 @@ class HierarchicalAggregation(Strategy):
             for member in chosen
             if free and member.node in self.busy
         ]
+        contents: dict[str, RecordDict] = {}
         for member in free or chosen:
             key = member.client.key
             self._asked.clients[key] = member.client
@@ -198,7 +207,8 @@ class HierarchicalAggregation(Strategy):
                 self._lr_scale(server_round),
                 shares,
             )
-            content = encode_downlink(downlink)
+            content = encode_downlink(downlink, contents.get(key.modality))
+            contents[key.modality] = content
             messages.append(
                 Message(content, member.node, MessageType.TRAIN, group_id=str(server_round))
             )

@@ -99,8 +99,10 @@ def collect(
     pause, longest = POLL_SECONDS
     while pending:
         check()
-        replies = list(grid.pull_messages(list(pending)))
-        for reply in replies:
+        came = False
+        # One at a time, where the grid has them so.
+        for reply in grid.pull_messages(list(pending)):
+            came = True
             node = pending.pop(reply.metadata.reply_to_message_id, None)
             if node is None:
                 continue
@@ -111,5 +113,5 @@ def collect(
         left = deadline - time.monotonic()
         if left <= 0 or not pending:
             return
-        pause = POLL_SECONDS[0] if replies else min(pause * _GROWTH, longest)
+        pause = POLL_SECONDS[0] if came else min(pause * _GROWTH, longest)
         time.sleep(min(pause, left))

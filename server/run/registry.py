@@ -186,14 +186,16 @@ class Registry:
         return claimed
 
     def _check_width(self, client: ClientDescription) -> None:
-        for member in self.by_modality().get(client.key.modality, []):
-            shapes = [each.moments.mean.shape for each in (member.client, client)]
-            if shapes[0] != shapes[1]:
-                here, there = map(describe_shape, shapes)
-                raise UserError(
-                    f"{client.key.modality} is {here} at client {member.client.key} but {there} "
-                    f"at {client.key}; all clients of a modality need the same features"
-                )
+        name = client.key.modality
+        # One speaks for all: they have been compared before.
+        first = next((m.client for key, m in self.members.items() if key.modality == name), client)
+        shapes = [each.moments.mean.shape for each in (first, client)]
+        if shapes[0] != shapes[1]:
+            here, there = map(describe_shape, shapes)
+            raise UserError(
+                f"{name} is {here} at client {first.key} but {there} at {client.key}; all clients "
+                "of a modality need the same features"
+            )
 
     def by_modality(self) -> dict[str, list[Member]]:
         """Modality to its members."""

@@ -1,6 +1,6 @@
 """Replies as they come, each once, until the deadline and not after it."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -58,14 +58,11 @@ class TimedGrid:
                 self.due[key] = (self.clock.now + delay, reply)
         return keys
 
-    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         wanted = frozenset(message_ids)
         self.pulls.append((self.clock.now, wanted))
-        for key in sorted(wanted):
-            moment, reply = self.due.get(key, (float("inf"), None))
-            if reply is not None and moment <= self.clock.now:
-                yield reply
-        yield from self.extra
+        due = (self.due[key] for key in sorted(wanted) if key in self.due)
+        return [reply for moment, reply in due if moment <= self.clock.now] + self.extra
 
     def at(self, number: int) -> float | None:
         """When a reply comes; None for never."""

@@ -1,0 +1,198 @@
+"""A round's uplinks from the wire into the new model, for 10 to 10,000 clients: time and memory.
+
+    python tests/benchmarks/aggregation.py [--clients 10 100 1000 10000] [--strategy fedavg …]
+
+The paper's model: encoders of 59 thousand weights and a decoder of 24 thousand. Every reply is a
+message of its own; the strategy of a federation measures, decodes, checks and compares it with the
+others, and merges them all. One thread. Each row is a process of its own; memory is how far its
+peak rose over the round. CPU seconds of `none` are those of making the replies alone.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.supercore.task_identity import TaskIdentity
+from torch import Tensor
+
+from client.posterior import fit_gaussian
+from common.clients import ClientKey
+from common.config import Config, EncoderConfig, Structure, compose_config
+from common.data.moments import Moments
+from common.messages import ClientDescription, Uplink, no_numbers
+from common.model.evidence import label_sums, prior_of
+from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
+from common.posterior import Posterior, decoder_structure, encoder_structure
+from common.protocol import encode_uplink, payload_bytes
+from common.task import Task
+from server.run.labels import PooledLabels
+from server.run.registry import Member, Registry
+from server.strategy import HierarchicalAggregation, RoundReport, no_settings, to_record
+
+WIDTHS = {"language": 100, "audio": 73, "vision": 100}
+LABELS = torch.linspace(-1, 1, 24)
+SAMPLES = 4
+
+
+class Nodes:
+    """A grid that knows who is there, and sends nothing."""
+
+    def __init__(self, count: int) -> None:
+        self._ids = list(range(1, count + 1))
+
+    def get_node_ids(self) -> list[int]:
+        """Return the nodes' ids."""
+        return self._ids
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Send nothing."""
+        return []
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        """Return nothing."""
+        return []
+
+
+def fitted(
+    arrays: Mapping[str, Tensor], config: EncoderConfig, structure: Structure | None
+) -> Posterior:
+    """Return what a client would send of arrays that are near these."""
+    generator = torch.Generator().manual_seed(0)
+    posterior = {}
+    for name, array in arrays.items():
+        noise = torch.randn(SAMPLES, *array.shape, generator=generator)
+        moments = None
+        if structure is Structure.inputs and array.ndim >= 2:
+            inputs = torch.randn(256, array[0].numel(), generator=generator, dtype=torch.float64)
+            moments = inputs.T @ inputs / len(inputs)
+        posterior[name] = fit_gaussian(array + 1e-3 * noise, config, array, moments)
+    return posterior
+
+
+def strategy_of(
+    config: Config, keys: Iterable[ClientKey], reports: list[RoundReport]
+) -> tuple[HierarchicalAggregation, dict[str, Tensor]]:
+    """Return the strategy of a federation with these clients, a node each, and its model."""
+    widths = {name: (width,) for name, width in WIDTHS.items()}
+    model = build_model(ModelSpec(widths, 1, Task.regression, config.model), seed=0)
+    arrays = model.state_dict()
+    sums = label_sums(LABELS, Task.regression, 1)
+    registry = Registry()
+    for number, key in enumerate(keys, 1):
+        moments = Moments(*np.ones((3, WIDTHS[key.modality])))
+        client = ClientDescription(key, len(LABELS), Task.regression, sums, moments)
+        registry.members[key] = Member(number, client)
+        registry.asked.add(number)
+    labels = PooledLabels(prior_of(sums, Task.regression), no_numbers(), skew=0.0)
+    trained = split_arrays({name: arrays[name] for name in trained_names(model)})
+    return HierarchicalAggregation(config, registry, labels, trained, reports.append), arrays
+
+
+def updates(
+    strategy: HierarchicalAggregation, arrays: Mapping[str, Tensor], config: Config
+) -> dict[str, RecordDict]:
+    """Return the content of a client's reply by modality."""
+    trained = strategy._trained
+    settings = config.strategy
+    y, p = LABELS[:2].double(), LABELS[:2].double() + 0.1
+    evidence = torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
+    steps = config.client.local_epochs * -(-len(LABELS) // config.client.batch_size)
+    contents = {}
+    for name, encoder in trained.encoders.items():
+        uplink = Uplink(
+            ClientKey(name, 0),
+            1,
+            fitted(encoder, settings.encoder, encoder_structure(settings.encoder)),
+            fitted(
+                trained.decoder,
+                EncoderConfig(settings.encoder.merge, Structure.inputs, settings.decoder.shrinkage),
+                decoder_structure(settings.decoder),
+            ),
+            len(LABELS),
+            0.5,
+            evidence,
+            no_numbers(),
+            steps,
+        )
+        contents[name] = encode_uplink(uplink)
+    return contents
+
+
+def replies(
+    messages: Iterable[Message], keys: Iterable[ClientKey], contents: Mapping[str, RecordDict]
+) -> Iterator[Message]:
+    """Answer each message, each with bytes of its own."""
+    for message, key in zip(messages, keys, strict=True):
+        content = RecordDict(dict(contents[key.modality]))
+        about = content.config_records["about"].copy()
+        about["part"] = key.part
+        content["about"] = about
+        (array,) = contents[key.modality].array_records["tensors"].values()
+        copied = type(array)(array.dtype, array.shape, array.stype, bytes(bytearray(array.data)))
+        content["tensors"] = ArrayRecord({"tensors": copied})
+        yield Message(content, reply_to=message)
+
+
+def measure(clients: int, name: str) -> dict[str, float]:
+    """Merge one round; return seconds, memory and bytes."""
+    torch.set_num_threads(1)
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    strategy_name = "fedavg" if name == "none" else name
+    overrides = [f"strategy={strategy_name}", "model=paper", "runtime.min_clients=1"]
+    config = compose_config("config", overrides)
+    keys = sorted(ClientKey(list(WIDTHS)[number % 3], number // 3) for number in range(clients))
+    reports: list[RoundReport] = []
+    strategy, arrays = strategy_of(config, keys, reports)
+    contents = updates(strategy, arrays, config)
+    messages = list(
+        strategy.configure_train(1, to_record(arrays), no_settings(), Nodes(clients))  # type: ignore[arg-type]
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    began, cpu = time.perf_counter(), time.process_time()
+    coming = replies(messages, keys, contents)
+    if name == "none":
+        for _ in coming:
+            pass
+    else:
+        strategy.aggregate_train(1, coming)
+        assert sum(reports[0].clients.values()) == clients, reports[0].rejected[:3]
+    return {
+        "seconds": time.perf_counter() - began,
+        "cpu": time.process_time() - cpu,
+        "memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3,
+        "sent": sum(map(payload_bytes, contents.values())) / len(contents),
+    }
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, nargs="*", default=[10, 100, 1_000, 10_000])
+    parser.add_argument("--strategy", nargs="*", default=["none", "fedavg", "hierarchical"])
+    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.one:
+        print(json.dumps(measure(int(given.one[0]), given.one[1])))
+        return
+    print(f"{'strategy':14}{'clients':>8}{'kB each':>9}{'seconds':>9}{'CPU s':>8}{'MB':>6}")
+    for name in given.strategy:
+        for clients in given.clients:
+            command = [sys.executable, __file__, "--one", str(clients), name]
+            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+            row = json.loads(done.stdout)
+            print(
+                f"{name:14}{clients:8}{row['sent'] / 1e3:9.0f}{row['seconds']:9.2f}"
+                f"{row['cpu']:8.2f}{row['memory']:6.0f}",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
