@@ -15,6 +15,12 @@ import numpy as np
 import pytest
 import yaml
 from forked_command import Answer, ForkedCommand, forked_command
+from hydra import initialize_config_module
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.object_type import ObjectType
+
+from server.commands.command import _group_options
 
 COMMAND = Path(sys.executable).with_name("utmp-train")
 
@@ -83,6 +89,16 @@ def test_help(command: Run) -> None:
     offered = set(choices.removeprefix("strategy: ").split(", "))
     assert {"fedavg", "hierarchical", "fednova", "centralised"} <= offered
     assert "runtime: sequential, simulation" in answer.stdout
+
+
+@pytest.mark.parametrize("group", ["", "strategy", "dataset", "hydra", "hydra/launcher"])
+@pytest.mark.parametrize("kind", [ObjectType.CONFIG, ObjectType.GROUP])
+def test_help_lists_groups_as_hydra_does(group: str, kind: ObjectType) -> None:
+    with initialize_config_module("conf", version_base=None):
+        loader = GlobalHydra.instance().config_loader()
+        assert isinstance(loader, ConfigLoaderImpl)
+        _, copied = loader._parse_overrides_and_create_caching_repo(None, [])
+        assert _group_options(loader, group, kind) == copied.get_group_options(group, kind)
 
 
 def test_the_configuration_is_printed_as_yaml(command: Run, tmp_path: Path) -> None:
