@@ -31,11 +31,14 @@ clean() {
     done
     kill "${line:-}" 2>/dev/null || true
     ip link del utmp-bridge 2>/dev/null || true
+    iptables -D FORWARD -i utmp-bridge -j ACCEPT 2>/dev/null || true
 }
 trap clean EXIT
 
 ip link add utmp-bridge type bridge
 ip link set utmp-bridge up
+# Where a Docker daemon runs, or ran, nothing else is let through bridges.
+iptables -I FORWARD -i utmp-bridge -j ACCEPT 2>/dev/null || true
 for number in "${!hosts[@]}"; do
     host=${hosts[$number]}
     ip netns add "utmp-$host"
