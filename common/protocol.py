@@ -86,11 +86,12 @@ def decode_downlink(content: RecordDict) -> Downlink:
     fields = {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
     about = _read_about(content, fields)
     parts = _read_tensors(tensor_bytes(content), (_ENCODER, _DECODER))
+    encoder, decoder = (_widened(parts[part]) for part in (_ENCODER, _DECODER))
     return Downlink(
         _key(about),
         about["round"],
-        parts[_ENCODER],
-        parts[_DECODER],
+        encoder,
+        decoder,
         _numbers(about["prior"], f"{_ABOUT}.prior"),
         about["lr-scale"],
         _numbers(about["label-shares"], f"{_ABOUT}.label-shares"),
@@ -328,6 +329,14 @@ def _read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tens
             raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(parts)}")
         found[part][name] = tensor
     return found
+
+
+def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return weights that came as float16 as the float32 that they are trained in."""
+    return {
+        name: tensor.float() if tensor.dtype is torch.float16 else tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def _pack(gaussian: Gaussian) -> Tensor:

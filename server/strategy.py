@@ -25,7 +25,8 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import ClientWeights, Config, ServerOptimizerConfig, When
+from common.config import ClientWeights, Config, Payload, ServerOptimizerConfig, When
+from common.errors import UserError
 from common.messages import ClientDescription, Downlink, Uplink, no_numbers
 from common.model.evidence import no_evidence
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
@@ -158,6 +159,7 @@ class HierarchicalAggregation(Strategy):
         self._trained = trained
         self._asked = _Asked()
         self._arrays: dict[str, Tensor] = {}
+        self._received = Parts({}, {})
         self._moments = server_optimizer.Moments()
         self.busy: frozenset[int] = frozenset()
         self.faults: Counter[int] = Counter()
@@ -182,7 +184,10 @@ class HierarchicalAggregation(Strategy):
         """Send each chosen client its own encoder and the decoder."""
         faults = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
         self._arrays = from_record(arrays)
-        parts = split_arrays(self._arrays)
+        sent = self._as_sent()
+        # What clients start from, which their changes are measured from.
+        self._received = split_arrays({name: array.float() for name, array in sent.items()})
+        parts = split_arrays(sent)
         self._asked = _Asked(faults)
         messages = []
         local = self.config.strategy.local
@@ -215,6 +220,24 @@ class HierarchicalAggregation(Strategy):
             self._asked.keys.setdefault(member.node, []).append(key)
             self._asked.bytes_down += payload_bytes(content)
         return messages
+
+    def _as_sent(self) -> dict[str, Tensor]:
+        """Return the model as it travels, with trained weights in ``strategy.payload``.
+
+        Raises
+        ------
+        UserError
+            If a weight is too large for it.
+        """
+        if self.config.strategy.payload is Payload.float32:
+            return dict(self._arrays)
+        halved = {name: self._arrays[name].half() for name in join_arrays(self._trained)}
+        if not all(array.isfinite().all() for array in halved.values()):
+            raise UserError(
+                "strategy.payload=float16 cannot hold a weight of the model, which is beyond "
+                "65504; use strategy.payload=float32"
+            )
+        return self._arrays | halved
 
     def _holds(self, when: When) -> bool:
         """Whether an option is in force."""
@@ -323,9 +346,7 @@ class HierarchicalAggregation(Strategy):
     ) -> tuple[Updates, list[str], int]:
         """Return the updates that pass, one line for each that does not, and the bytes received."""
         asked = self._asked
-        found = self._gate.accept(
-            server_round, replies, asked.keys, asked.clients, split_arrays(self._arrays)
-        )
+        found = self._gate.accept(server_round, replies, asked.keys, asked.clients, self._received)
         asked.refused = found.refused
         return found.updates, sorted([*asked.faults, *found.rejected]), found.received
 

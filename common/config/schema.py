@@ -262,6 +262,13 @@ class ServerOptimizerConfig:
     when: When = When.always
 
 
+class Payload(StrEnum):
+    """How the weights travel to the clients; what these return is always whole."""
+
+    float32 = "float32"
+    float16 = "float16"
+
+
 @dataclass
 class StrategyConfig:
     """One federated algorithm: what clients sample and how the server merges."""
@@ -276,6 +283,7 @@ class StrategyConfig:
     # The share of the rounds, from the first, in which clients measure what their maps read.
     posterior_rounds: float = 1.0
     skew_threshold: float = 0.1
+    payload: Payload = Payload.float32
     local: LocalConfig = field(default_factory=LocalConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)

@@ -14,11 +14,14 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import cast
 
 import numpy as np
 import torch
+from figures import Figure
 from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
@@ -76,10 +79,21 @@ def fitted(
     return posterior
 
 
+def keys_of(clients: int) -> list[ClientKey]:
+    """Return so many clients, of all modalities in turn."""
+    return sorted(ClientKey(list(WIDTHS)[number % 3], number // 3) for number in range(clients))
+
+
+def prepare_process() -> None:
+    """Let messages be made outside a Flower process, on one thread."""
+    torch.set_num_threads(1)
+    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+
+
 def strategy_of(
-    config: Config, keys: Iterable[ClientKey], reports: list[RoundReport]
-) -> tuple[HierarchicalAggregation, dict[str, Tensor]]:
-    """Return the strategy of a federation with these clients, a node each, and its model."""
+    config: Config, keys: Sequence[ClientKey], reports: list[RoundReport]
+) -> tuple[HierarchicalAggregation, dict[str, Tensor], Grid]:
+    """Return the strategy of a federation with these clients, its model, and a node for each."""
     widths = {name: (width,) for name, width in WIDTHS.items()}
     model = build_model(ModelSpec(widths, 1, Task.regression, config.model), seed=0)
     arrays = model.state_dict()
@@ -92,12 +106,11 @@ def strategy_of(
         registry.asked.add(number)
     labels = PooledLabels(prior_of(sums, Task.regression), no_numbers(), skew=0.0)
     trained = split_arrays({name: arrays[name] for name in trained_names(model)})
-    return HierarchicalAggregation(config, registry, labels, trained, reports.append), arrays
+    strategy = HierarchicalAggregation(config, registry, labels, trained, reports.append)
+    return strategy, arrays, cast(Grid, Nodes(len(keys)))
 
 
-def updates(
-    strategy: HierarchicalAggregation, arrays: Mapping[str, Tensor], config: Config
-) -> dict[str, RecordDict]:
+def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, RecordDict]:
     """Return the content of a client's reply by modality."""
     trained = strategy._trained
     settings = config.strategy
@@ -142,18 +155,13 @@ def replies(
 
 def measure(clients: int, name: str) -> dict[str, float]:
     """Merge one round; return seconds, memory and bytes."""
-    torch.set_num_threads(1)
-    TaskIdentity.run_id = TaskIdentity.node_id = TaskIdentity.task_id = 1
+    prepare_process()
     strategy_name = "fedavg" if name == "none" else name
-    overrides = [f"strategy={strategy_name}", "model=paper", "runtime.min_clients=1"]
-    config = compose_config("config", overrides)
-    keys = sorted(ClientKey(list(WIDTHS)[number % 3], number // 3) for number in range(clients))
-    reports: list[RoundReport] = []
-    strategy, arrays = strategy_of(config, keys, reports)
-    contents = updates(strategy, arrays, config)
-    messages = list(
-        strategy.configure_train(1, to_record(arrays), no_settings(), Nodes(clients))  # type: ignore[arg-type]
-    )
+    config = compose_config("config", [f"strategy={strategy_name}", "model=paper"])
+    keys, reports = keys_of(clients), list[RoundReport]()
+    strategy, arrays, nodes = strategy_of(config, keys, reports)
+    contents = updates(strategy, config)
+    messages = list(strategy.configure_train(1, to_record(arrays), no_settings(), nodes))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, cpu = time.perf_counter(), time.process_time()
     coming = replies(messages, keys, contents)
@@ -171,6 +179,25 @@ def measure(clients: int, name: str) -> dict[str, float]:
     }
 
 
+def measured_apart(clients: int, name: str) -> dict[str, float]:
+    """As `measure`, in a process of its own."""
+    command = [sys.executable, __file__, "--one", str(clients), name]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout)
+    return found
+
+
+def figures() -> Iterator[Figure]:
+    """Measure 10 to 10,000 clients."""
+    for name in ("fedavg", "hierarchical"):
+        for clients in (10, 100, 1_000, 10_000):
+            row, most = measured_apart(clients, name), clients == 10_000
+            what = f"merge {clients:,} clients, {name}"
+            seconds, cpu = row["seconds"], row["cpu"]
+            yield Figure(what, seconds, "s", 10 if most else None, "for 10,000", cpu)
+            yield Figure(f"{what}: memory", row["memory"], "MB", 100 if most else None, "flat")
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -184,9 +211,7 @@ def main() -> None:
     print(f"{'strategy':14}{'clients':>8}{'kB each':>9}{'seconds':>9}{'CPU s':>8}{'MB':>6}")
     for name in given.strategy:
         for clients in given.clients:
-            command = [sys.executable, __file__, "--one", str(clients), name]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            row = json.loads(done.stdout)
+            row = measured_apart(clients, name)
             print(
                 f"{name:14}{clients:8}{row['sent'] / 1e3:9.0f}{row['seconds']:9.2f}"
                 f"{row['cpu']:8.2f}{row['memory']:6.0f}",

@@ -15,9 +15,11 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+from figures import Figure
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
@@ -113,6 +115,27 @@ def measured(
     return seconds, int(peak) * 1024 / 1e6
 
 
+def row(
+    source: str, items: int, suffix: str, threads: int, folder: Path | None = None
+) -> tuple[float, float, float]:
+    """Write and predict; return MB of features, seconds and peak MB."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        inside = Path(name)
+        in_a_process(f"write_model(predict.Path({str(inside / 'model.safetensors')!r}))")
+        in_a_process(f"write_{source}(predict.Path({name!r}), {items})")
+        size = size_of(inside, source) / 1e6
+        seconds, peak = measured(inside, source, items, suffix, threads)
+    return size, seconds, peak
+
+
+def figures() -> Iterator[Figure]:
+    """Predict a hundred thousand items of each source."""
+    for source in SOURCES:
+        _, seconds, peak = row(source, 100_000, "csv", 1)
+        yield Figure(f"predict 100,000 items of a {source}", seconds, "s")
+        yield Figure(f"predict 100,000 items of a {source}: peak memory", peak, "MB")
+
+
 def main() -> None:
     """Write, predict, print."""
     parser = argparse.ArgumentParser()
@@ -120,19 +143,13 @@ def main() -> None:
     parser.add_argument("--out", choices=("csv", "json", "jsonl", "parquet"), default="csv")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--folder", type=Path)
-    arguments = parser.parse_args()
+    given = parser.parse_args()
     print(f"{'source':>6} {'items':>9} {'MB':>7} {'seconds':>8} {'items/s':>8} {'peak MB':>8}")
     for source in SOURCES:
-        for items in arguments.items:
-            with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
-                folder = Path(name)
-                in_a_process(f"write_model(predict.Path({str(folder / 'model.safetensors')!r}))")
-                in_a_process(f"write_{source}(predict.Path({name!r}), {items})")
-                size = size_of(folder, source) / 1e6
-                seconds, peak = measured(folder, source, items, arguments.out, arguments.threads)
-            speed = items / seconds
-            row = f"{source:>6} {items:>9} {size:>7.1f} {seconds:>8.1f} {speed:>8.0f} {peak:>8.0f}"
-            print(row, flush=True)
+        for items in given.items:
+            size, seconds, peak = row(source, items, given.out, given.threads, given.folder)
+            line = f"{source:>6} {items:>9} {size:>7.1f} {seconds:>8.1f} {items / seconds:>8.0f}"
+            print(f"{line} {peak:>8.0f}", flush=True)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+from figures import Figure
 from processes import BIN, PROJECT, Federation, flower_environment
 
 STOCK = """
@@ -117,6 +120,44 @@ def ours(federation: Federation, rounds: int) -> list[float]:
     return [json.loads(line)["seconds"] for line in lines]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What a federation took: seconds of each round, and of all with its start; CPU seconds."""
+
+    rounds: list[float]
+    whole: float
+    cpu: float
+
+    @property
+    def later(self) -> list[float]:
+        """Seconds of rounds without the first, which starts what stays."""
+        return self.rounds[1:]
+
+
+def run(measure: Callable[[Federation, int], list[float]], rounds: int) -> Measured:
+    """Start a federation, measure, stop it."""
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder) / "flower-home"
+        home.mkdir()
+        federation = Federation(Path(folder), flower_environment(home))
+        before, began = cpu(), time.monotonic()
+        try:
+            federation.start()
+            seconds = measure(federation, rounds)
+        finally:
+            federation.stop()
+        return Measured(seconds, time.monotonic() - began, cpu() - before)
+
+
+def figures() -> Iterator[Figure]:
+    """Measure both."""
+    theirs, own = run(stock, 6), run(ours, 6)
+    limit = statistics.median(theirs.later)
+    yield Figure("a round of Flower's FedAvg, no-op", limit, "s", cpu=theirs.cpu)
+    taken = statistics.median(own.later)
+    yield Figure("a round with utmp-client, training too", taken, "s", limit, "no-op", own.cpu)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -124,22 +165,12 @@ def main() -> None:
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, 3 sites, {arguments.rounds} rounds")
     for name, measure in (("Flower, no-op", stock), ("utmp-client", ours)):
-        with tempfile.TemporaryDirectory() as folder:
-            home = Path(folder) / "flower-home"
-            home.mkdir()
-            federation = Federation(Path(folder), flower_environment(home))
-            before, began = cpu(), time.monotonic()
-            try:
-                federation.start()
-                seconds = measure(federation, arguments.rounds)
-            finally:
-                federation.stop()
-            later = seconds[1:]
-            print(
-                f"{name:14} {statistics.median(later):6.2f} s a round "
-                f"({min(later):.2f} to {max(later):.2f}), first {seconds[0]:.2f}; "
-                f"all {time.monotonic() - began:.0f} s, CPU {cpu() - before:.0f} s"
-            )
+        found = run(measure, arguments.rounds)
+        print(
+            f"{name:14} {statistics.median(found.later):6.2f} s a round "
+            f"({min(found.later):.2f} to {max(found.later):.2f}), first {found.rounds[0]:.2f}; "
+            f"all {found.whole:.0f} s, CPU {found.cpu:.0f} s"
+        )
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from common.clients import ClientKey
 from common.config import ClientWeights, Config, Structure, compose_config
 from common.data.federation import load_joint
 from common.data.moments import Moments
+from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription, Uplink, no_numbers
 from common.model.ha_fedformer import (
     ModelSpec,
@@ -304,6 +305,36 @@ def test_choice_is_seeded_by_the_round() -> None:
     assert len(set.union(*rounds.values())) == 13
     other = Federation(config_with("strategy.fraction=0.3", "seed=5"), dict(TEN_AND_THREE))
     assert any(chosen(other, n) != names for n, names in rounds.items())
+
+
+def test_halved_weights_are_what_clients_start_from_and_are_measured_from() -> None:
+    whole, halved = Federation(config_with()), Federation(config_with("strategy.payload=float16"))
+    sizes = []
+    for message, other in zip(whole.ask(), halved.ask(), strict=True):
+        given, rounded = decode_downlink(message.content), decode_downlink(other.content)
+        for part in ("encoder", "decoder"):
+            for name, array in getattr(given, part).items():
+                kept = getattr(rounded, part)[name]
+                assert kept.dtype is torch.float32
+                # Statistics of the features may be of any size.
+                exact = name.startswith("standardise")
+                assert torch.equal(kept, array if exact else array.half().float())
+        sizes.append([payload_bytes(each.content) for each in (message, other)])
+        received = halved.strategy._received
+        own = received.encoders[given.key.modality]
+        assert all(torch.equal(own[name], array) for name, array in rounded.encoder.items())
+    assert all(half < full for full, half in sizes), sizes
+    # The server's own weights stay whole.
+    merged, report = halved.merge([])
+    assert_bitwise(merged, halved.arrays)
+    assert report.clients == {}
+
+
+def test_a_weight_that_cannot_be_halved_is_said() -> None:
+    federation = Federation(config_with("strategy.payload=float16"))
+    next(iter(split_arrays(federation.arrays).decoder.values())).fill_(7e4)
+    with pytest.raises(UserError, match=r"strategy\.payload=float16 cannot hold .* 65504"):
+        federation.ask()
 
 
 # --- Merging ----------------------------------------------------------------------------------

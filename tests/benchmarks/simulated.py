@@ -1,0 +1,112 @@
+"""Simulations: what a round costs over its clients' training, and how it grows with clients.
+
+    python tests/benchmarks/simulated.py [--clients 30 300 3000]
+
+The embedded dataset and the default model, unless it says otherwise.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from figures import BIN, Figure, Ran, print_figures, run_command
+
+SIZES = (30, 300, 3_000)
+
+
+def trained(folder: Path, *overrides: str) -> tuple[Ran, list[dict[str, Any]]]:
+    """Run `utmp-train`; return what it took, and its rounds."""
+    run = folder / "run"
+    ran = run_command(BIN / "utmp-train", f"run_dir={run}", "tracking=none", *overrides)
+    lines = (run / "rounds.jsonl").read_text().splitlines()
+    return ran, [json.loads(line) for line in lines]
+
+
+def overhead(rounds: int = 6) -> tuple[float, float]:
+    """Return the median seconds of a round of nine clients, and of their training alone."""
+    import client.app
+    from client.app import given_config, make_client_app
+    from common.config import compose_config
+    from server.app import prepare
+    from server.sequential import SequentialGrid
+
+    training: list[float] = []
+    inner = client.app.train
+
+    def timed(*given: Any) -> Any:
+        began = time.perf_counter()
+        try:
+            return inner(*given)
+        finally:
+            training.append(time.perf_counter() - began)
+
+    with tempfile.TemporaryDirectory() as folder:
+        run = prepare(
+            compose_config(
+                "config", ["runtime=sequential", f"rounds={rounds}", "clients.default=3"]
+            ),
+            Path(folder) / "run",
+        )
+        app = make_client_app(lambda context: given_config(run.config, context))
+        client.app.train = timed
+        try:
+            run.execute(SequentialGrid(app, len(run.data.clients)))
+        finally:
+            client.app.train = inner
+            run.folder.close()
+        seconds = [record["seconds"] for record in run.records]
+    pure = [sum(training[at : at + 9]) for at in range(0, len(training), 9)]
+    return statistics.median(seconds[1:]), statistics.median(pure[1:])
+
+
+def figures(sizes: tuple[int, ...] = SIZES) -> Iterator[Figure]:
+    """Measure starts, overhead and growth."""
+    helped = [run_command(BIN / "utmp-train", "--help") for _ in range(3)]
+    seconds = statistics.median(each.seconds for each in helped)
+    yield Figure("utmp-train --help", seconds, "s", 1, "at once", helped[0].cpu)
+    with tempfile.TemporaryDirectory() as folder:
+        ran, rounds = trained(Path(folder), "rounds=1")
+        yield Figure("start, first round and summary", ran.seconds, "s", 20, "soon", ran.cpu)
+    whole, pure = overhead()
+    yield Figure("a round of 9 clients, in one process", whole, "s", pure + 0.3, "training + .3")
+    with tempfile.TemporaryDirectory() as folder:
+        ran, rounds = trained(Path(folder), "rounds=6", "clients.default=3")
+        shared = pure / (os.cpu_count() or 1)
+        seconds = statistics.median(each["seconds"] for each in rounds[1:])
+        yield Figure(
+            "a round of 9 clients, simulation runtime",
+            seconds,
+            "s",
+            shared + 0.3,
+            "training / cores + .3",
+            ran.cpu,
+        )
+    for clients in sizes:
+        items = max(2_400, 10 * clients)
+        with tempfile.TemporaryDirectory() as folder:
+            ran, rounds = trained(
+                Path(folder),
+                "runtime=sequential",
+                "rounds=1",
+                f"clients.default={clients // 3}",
+                f"dataset.num_items={items}",
+                f"dataset.num_speakers={items}",
+            )
+        name = f"a round of {clients:,} clients, in one process"
+        assert sum(rounds[0]["clients"].values()) == clients
+        yield Figure(name, rounds[0]["seconds"], "s", cpu=ran.cpu)
+        yield Figure(f"{name}: peak memory", ran.megabytes, "MB")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, nargs="*", default=list(SIZES))
+    torch.set_num_threads(1)
+    print_figures(list(figures(tuple(parser.parse_args().clients))))
