@@ -3,10 +3,13 @@
 Notation: a tensor of shape (out, ...) is read as a matrix (out, in), `in` the product of the rest.
 """
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
+import torch
 from torch import Tensor
 
 from common.config import DecoderConfig, DecoderMerge, EncoderConfig, EncoderMerge, Structure
@@ -50,6 +53,66 @@ class Gaussian:
 
 
 Posterior = Mapping[str, Gaussian]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How named arrays lie one after the other in a vector.
+
+    Attributes
+    ----------
+    names, shapes
+        Of each array, in their order.
+    """
+
+    names: tuple[str, ...]
+    shapes: tuple[tuple[int, ...], ...]
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Tensor]) -> "Layout":
+        """Return that of arrays in the order of their names, in which they come off the wire."""
+        names = tuple(sorted(arrays))
+        return cls(names, tuple(tuple(arrays[name].shape) for name in names))
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_sizes", [math.prod(shape) for shape in self.shapes])
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return the arrays, as views of a vector."""
+        pieces = torch.split(vector, self.__dict__["_sizes"])
+        named = zip(self.names, pieces, self.shapes, strict=True)
+        return {name: piece.view(shape) for name, piece, shape in named}
+
+
+class Means(Mapping[str, Gaussian]):
+    """A posterior without precisions whose means are one vector.
+
+    It is as any other, but thousands of them can be checked and added in one piece each.
+
+    Attributes
+    ----------
+    layout
+        Of the arrays.
+    vector
+        All their numbers.
+    """
+
+    def __init__(self, layout: Layout, vector: Tensor) -> None:
+        self.layout = layout
+        self.vector = vector
+
+    @cached_property
+    def _gaussians(self) -> dict[str, Gaussian]:
+        return {name: Gaussian(mean) for name, mean in self.layout.split(self.vector).items()}
+
+    def __getitem__(self, name: str) -> Gaussian:
+        return self._gaussians[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.names)
+
+    def __len__(self) -> int:
+        return len(self.layout.names)
 
 
 def encoder_structure(config: EncoderConfig) -> Structure | None:

@@ -8,8 +8,11 @@ All tensors of a message travel as one array, whose bytes are a safetensors file
 of their own, at each of the hops between server and client.
 """
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -20,8 +23,10 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.data.moments import Moments
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
-from common.posterior import Form, Gaussian, Posterior
+from common.posterior import Form, Gaussian, Layout, Means, Posterior
 from common.task import Task
+
+Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
 
 VERSION = 3
 
@@ -65,7 +70,7 @@ def encode_downlink(downlink: Downlink, like: RecordDict | None = None) -> Recor
         "lr-scale": downlink.lr_scale,
         "label-shares": downlink.label_shares.tolist(),
     }
-    tensors = like.array_records[_TENSORS] if like else None
+    tensors = like[_TENSORS] if like else None
     return RecordDict(
         {
             _ABOUT: ConfigRecord(about),
@@ -134,12 +139,12 @@ def decode_uplink(content: RecordDict) -> Uplink:
     ClientFailureError
         If the client says that it failed.
     """
-    if _FAILURE in content.config_records:
-        failure = _typed(content.config_records[_FAILURE], _FAILURE, {"reason": str})
+    if failed := _record(content, _FAILURE, ConfigRecord):
+        failure = _typed(failed, _FAILURE, {"reason": str})
         raise ClientFailureError(" ".join(failure["reason"].split())[:MAX_REASON])
     about = _read_about(content, {"round": int})
     metrics = _typed(
-        content.metric_records.get(_METRICS),
+        _record(content, _METRICS, MetricRecord),
         _METRICS,
         {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int},
     )
@@ -165,7 +170,7 @@ def tensor_bytes(content: RecordDict) -> bytes:
     ProtocolError
         If there are none.
     """
-    record = content.array_records.get(_TENSORS)
+    record = _record(content, _TENSORS, ArrayRecord)
     if record is None or set(record) != {_TENSORS}:
         raise ProtocolError(f"record {_TENSORS!r} is missing, with one array of that name")
     return record[_TENSORS].data
@@ -180,8 +185,65 @@ def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
         If a tensor is missing or of the wrong shape.
     """
     means = (_ENCODER, _DECODER)
+    header = data[: 8 + int.from_bytes(data[:8], "little")]
+    if (plain := _PLAIN.get(header)) and plain.size == len(data):
+        return plain.read(data)
     parts = _read_tensors(data, (*means, *(part + _PRECISION for part in means)))
+    if plain := _Plain.of(header, parts):
+        # Now it is known that this header describes so many bytes.
+        _PLAIN[header] = plain
+        while len(_PLAIN) > _MOST_PLAIN:
+            _PLAIN.pop(next(iter(_PLAIN)))
     return _posterior(parts, _ENCODER), _posterior(parts, _DECODER)
+
+
+@dataclass(frozen=True)
+class _Plain:
+    """Where means lie in the bytes of uplinks that have nothing else, float32 all of them.
+
+    Attributes
+    ----------
+    size
+        Bytes of such an uplink.
+    parts
+        Of encoder and decoder: the layout, and the first byte and the one after the last.
+    """
+
+    size: int
+    parts: tuple[tuple[Layout, int, int], ...]
+
+    @classmethod
+    def of(cls, header: bytes, parts: Mapping[str, Mapping[str, Tensor]]) -> "_Plain | None":
+        """Return that of a safetensors header whose file was read, or None for other uplinks."""
+        places = {
+            name: each["data_offsets"]
+            for name, each in json.loads(header[8:]).items()
+            if name != "__metadata__"
+        }
+        found, start = [], len(header)
+        for part in (_ENCODER, _DECODER):
+            names = sorted(parts[part])
+            ends = [places[f"{part}/{name}"] for name in names]
+            together = all(one[1] == other[0] for one, other in itertools.pairwise(ends))
+            dtypes = {parts[part][name].dtype for name in names}
+            if not together or parts[part + _PRECISION] or dtypes != {torch.float32}:
+                return None
+            layout = Layout.of(parts[part])
+            found.append((layout, start + ends[0][0], start + ends[-1][1]))
+        return cls(start + max(end for _, end in places.values()), tuple(found))
+
+    def read(self, data: bytes) -> tuple[Posterior, Posterior]:
+        """Return encoder and decoder of such an uplink."""
+        encoder, decoder = (
+            Means(layout, torch.frombuffer(bytearray(data[start:end]), dtype=torch.float32))
+            for layout, start, end in self.parts
+        )
+        return encoder, decoder
+
+
+#: Headers of uplinks that were read in this process; there is one for each modality.
+_PLAIN: dict[bytes, _Plain] = {}
+_MOST_PLAIN = 64
 
 
 def encode_query() -> RecordDict:
@@ -226,7 +288,9 @@ def decode_description(content: RecordDict) -> NodeDescription:
         If it does not follow the protocol, or another version of it.
     """
     about = _typed(
-        content.config_records.get(_ABOUT), _ABOUT, {"version": int, "clients": int, "error": str}
+        _record(content, _ABOUT, ConfigRecord),
+        _ABOUT,
+        {"version": int, "clients": int, "error": str},
     )
     if about["version"] != VERSION:
         raise ProtocolError(f"protocol version {about['version']}, expected {VERSION}")
@@ -239,14 +303,17 @@ def decode_description(content: RecordDict) -> NodeDescription:
 def payload_bytes(content: RecordDict) -> int:
     """Bytes of the tensors in a message, their names included."""
     return sum(
-        len(array.data) for record in content.array_records.values() for array in record.values()
+        len(array.data)
+        for record in content.values()
+        if isinstance(record, ArrayRecord)
+        for array in record.values()
     )
 
 
 def _client(content: RecordDict, index: int, moments: Mapping[str, Tensor]) -> ClientDescription:
     name = f"{_ABOUT}-{index}"
     fields = {"modality": str, "part": int, "examples": int, "task": str, "label-sums": list}
-    about = _typed(content.config_records.get(name), name, fields)
+    about = _typed(_record(content, name, ConfigRecord), name, fields)
     if about["task"] not in set(Task):
         raise ProtocolError(f"{name}.task is {about['task']!r}, expected one of {', '.join(Task)}")
     return ClientDescription(
@@ -280,11 +347,21 @@ def _about(key: ClientKey) -> dict[str, Any]:
 
 def _read_about(content: RecordDict, fields: dict[str, type]) -> dict[str, Any]:
     expected = {"modality": str, "part": int, **fields}
-    return _typed(content.config_records.get(_ABOUT), _ABOUT, expected)
+    return _typed(_record(content, _ABOUT, ConfigRecord), _ABOUT, expected)
 
 
 def _key(about: Mapping[str, Any]) -> ClientKey:
     return ClientKey(about["modality"], about["part"])
+
+
+def _record(content: RecordDict, name: str, kind: type[Record]) -> Record | None:
+    """Return a record of a kind.
+
+    Not by ``content.array_records`` and the like: each makes a circle of references, in which a
+    message stays in memory until garbage is collected.
+    """
+    record = content.get(name)
+    return record if isinstance(record, kind) else None
 
 
 def _typed(

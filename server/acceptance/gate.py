@@ -117,7 +117,7 @@ class Gate:
         pending = {node: list(keys) for node, keys in asked.items()}
         answers: Counter[int] = Counter()
         screening, held = Screening(self._trained_of(sent), self._config), Held()
-        passed: list[tuple[Uplink, Measures]] = []
+        passed: list[Measures] = []
         for reply in replies:
             node = reply.metadata.src_node_id
             answers[node] += 1
@@ -135,16 +135,17 @@ class Gate:
                 reason = f"cannot be checked: {type(error).__name__}: {error}"
                 self._refuse(found, node, asked.get(node, ()), reason)
             else:
-                passed.append((held.put(uplink, tensor_bytes(reply.content)), measures))
+                held.put(uplink, tensor_bytes(reply.content))
+                passed.append(measures)
         for node, keys in pending.items():
             found.rejected += [
                 f"{key}: no reply" for key in keys[: len(asked[node]) - answers[node]]
             ]
-        passed.sort(key=lambda each: each[0].key)
-        odd = self._odd(screening, [measures for _, measures in passed])
+        passed.sort(key=lambda each: each.key)
+        odd = self._odd(screening, passed)
         for key, reason in odd.items():
             self._refuse(found, nodes[key], [key], reason)
-        heads = [head for head, _ in passed if head.key not in odd]
+        heads = [held.head(each.key) for each in passed if each.key not in odd]
         found.updates = self._updates(held, heads, sent)
         found.rejected.sort()
         return found

@@ -13,7 +13,7 @@ upper triangle only. The format itself holds no more than its bytes (`common.pro
 import math
 from collections.abc import Iterable, Iterator, Mapping
 
-from flwr.app import RecordDict
+from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from common.config import StrategyConfig, Structure
@@ -87,7 +87,8 @@ def check_payload(content: RecordDict, limits: Iterable[int]) -> None:
     sent, most = payload_bytes(content), max(limits, default=0)
     if sent > SLACK * most:
         raise RejectedUpdateError(f"sends {_size(sent)} of tensors, expected at most {_size(most)}")
-    _at_most(sum(map(len, content.array_records.values())), 1, "arrays")
+    records = [each for each in content.values() if isinstance(each, ArrayRecord)]
+    _at_most(sum(map(len, records)), 1, "arrays")
     texts, values = _words(content)
     _at_most(values, MAX_VALUES, "values")
     _at_most(sum(map(len, texts)), MAX_LETTERS, "letters and bytes of text")
@@ -102,19 +103,15 @@ def _words(content: RecordDict) -> tuple[list[str | bytes], int]:
     """Return all keys and texts of a message, and how many values it holds that are no arrays."""
     texts: list[str | bytes] = list(content)
     values = 0
-    records: list[Mapping[str, object]] = [
-        *content.config_records.values(),
-        *content.metric_records.values(),
-    ]
-    for words in records:
-        texts += list(words)
-        for single in _singles(words.values()):
+    for record in content.values():
+        texts += list(record)
+        if isinstance(record, ArrayRecord):
+            texts += [text for array in record.values() for text in (array.dtype, array.stype)]
+            continue
+        for single in _singles(record.values()):
             values += 1
             if isinstance(single, (str, bytes)):
                 texts.append(single)
-    for arrays in content.array_records.values():
-        texts += list(arrays)
-        texts += [text for array in arrays.values() for text in (array.dtype, array.stype)]
     return texts, values
 
 

@@ -18,6 +18,7 @@ prior, which the server knows. `agreement` is a constant minus such a loss: it i
 b = 0, and at most n (-log of the rarest of the client's own shares).
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -143,13 +144,13 @@ def _gram_fault(sums: Tensor) -> str | None:
     n, y, yy, p, pp, py = sums.tolist()
     if min(yy, pp) < 0:
         return f"a negative sum of squares: {sums.tolist()}"
-    scales = torch.tensor([n, yy, pp], dtype=torch.float64).sqrt()
-    gram = torch.tensor([[n, y, p], [y, yy, py], [p, py, pp]], dtype=torch.float64)
+    scales = np.sqrt([n, yy, pp])
+    gram = np.array([[n, y, p], [y, yy, py], [p, py, pp]])
     if (gram[:, scales == 0] != 0).any():
         return f"sums of no deviations: {sums.tolist()}"
     # As correlations, so that the unit of the labels does not matter.
-    scales = scales.clamp(min=torch.finfo(torch.float64).tiny)
-    lowest = torch.linalg.eigvalsh(gram / scales / scales[:, None])[0].item()
+    scales = np.maximum(scales, np.finfo(np.float64).tiny)
+    lowest = np.linalg.eigvalsh(gram / scales / scales[:, None])[0]
     if lowest < -_TOLERANCE:
         return f"sums that break Cauchy-Schwarz: {sums.tolist()}"
     return None

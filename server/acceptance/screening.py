@@ -39,7 +39,14 @@ from common.config import (
 )
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
-from common.posterior import Gaussian, Posterior, decoder_structure, encoder_structure
+from common.posterior import (
+    Gaussian,
+    Layout,
+    Means,
+    Posterior,
+    decoder_structure,
+    encoder_structure,
+)
 from server.acceptance.validation import mean_precision
 
 #: (1 - b1) / sqrt(1 - b2) with torch's .9 and .999.
@@ -117,7 +124,7 @@ class Screening:
             {
                 (part, name): mean_precision(gaussian)
                 for part, posterior in (("decoder", uplink.decoder), ("encoder", uplink.encoder))
-                if self._compares_precisions(part)
+                if self._compares_precisions(part) and not isinstance(posterior, Means)
                 for name, gaussian in posterior.items()
                 if gaussian.precision is not None
             },
@@ -180,27 +187,30 @@ class _Start:
 
     Attributes
     ----------
-    names
-        Its arrays, in this order.
+    layout
+        Of its arrays.
     values
         All their numbers, float64.
     norm
         L2.
     """
 
-    names: tuple[str, ...]
+    layout: Layout
     values: Tensor
     norm: float
 
     @classmethod
     def of(cls, arrays: Mapping[str, Tensor]) -> "_Start":
-        values = torch.cat([array.reshape(-1) for array in arrays.values()]).double()
-        return cls(tuple(arrays), values, _norm(values))
+        layout = Layout.of(arrays)
+        values = torch.cat([arrays[name].reshape(-1) for name in layout.names]).double()
+        return cls(layout, values, _norm(values))
 
     def to(self, posterior: Posterior) -> Tensor:
         """Return the way from here to a posterior's means."""
-        means = torch.cat([posterior[name].mean.reshape(-1) for name in self.names])
-        return means.double() - self.values
+        if isinstance(posterior, Means) and posterior.layout == self.layout:
+            return posterior.vector - self.values
+        means = torch.cat([posterior[name].mean.reshape(-1) for name in self.layout.names])
+        return means - self.values
 
 
 def _medians(

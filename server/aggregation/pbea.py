@@ -13,17 +13,14 @@ Source: arXiv 2303.15486, section 4; the product of posteriors is that of FedPA,
 Notation: a tensor (out, ...) is read as a matrix (out, in) whose rows share a precision (in, in).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from common.posterior import Form, Gaussian, Posterior
+from common.posterior import Form, Gaussian, Layout, Means, Posterior
 from server.aggregation.average import check_weight
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -53,19 +50,12 @@ class NaturalSum:
         precision = weight * gaussian.precision.double()
         return cls(precision, _apply(mean, precision, gaussian.form), gaussian.form)
 
-    def add(self, gaussian: Gaussian, weight: float) -> "NaturalSum":
-        """Multiply in one weighted Gaussian."""
-        mean = gaussian.mean
-        if self.form is not Form.identity or gaussian.precision is not None:
-            return self.merge(NaturalSum.of(gaussian, weight))
-        self._check_shape(mean)
-        # What `merge` gives, without arrays in between: most tensors of most updates come so.
-        shift = torch.add(self.shift, mean, alpha=weight)
-        return NaturalSum(self.precision + weight, shift, self.form)
-
     def merge(self, other: "NaturalSum") -> "NaturalSum":
         """Multiply two products; an identity takes the form of the other."""
-        self._check_shape(other.shift)
+        if self.shift.shape != other.shift.shape:
+            raise ValueError(
+                f"shapes {tuple(self.shift.shape)} and {tuple(other.shift.shape)} differ"
+            )
         form = other.form if self.form is Form.identity else self.form
         total = self._precision_as(form) + other._precision_as(form)
         return NaturalSum(total, self.shift + other.shift, form)
@@ -77,10 +67,6 @@ class NaturalSum:
         matrix = self.shift.reshape(len(self.shift), -1)
         factor = torch.linalg.cholesky(self.precision)
         return torch.cholesky_solve(matrix.T, factor).T.reshape(self.shift.shape)
-
-    def _check_shape(self, other: Tensor) -> None:
-        if self.shift.shape != other.shape:
-            raise ValueError(f"shapes {tuple(self.shift.shape)} and {tuple(other.shape)} differ")
 
     def _precision_as(self, form: Form) -> Tensor:
         if self.form is form:
@@ -107,10 +93,23 @@ class PosteriorSum:
     Attributes
     ----------
     tensors
-        Tensor name to its natural parameters.
+        Tensor name to its natural parameters, of clients that sent precisions.
+    means
+        Those of all others, whose tensors are one vector: its layout and its natural parameters.
     """
 
     tensors: Mapping[str, NaturalSum] = field(default_factory=dict)
+    means: tuple[Layout, NaturalSum] | None = None
+
+    @classmethod
+    def of(cls, posterior: Posterior, weight: float) -> "PosteriorSum":
+        """Return the natural parameters of one client's posterior, see `add`."""
+        check_weight(weight)
+        if not posterior:
+            raise ValueError("posterior of no tensors")
+        if isinstance(posterior, Means):
+            return cls(means=(posterior.layout, NaturalSum.of(Gaussian(posterior.vector), weight)))
+        return cls({name: NaturalSum.of(each, weight) for name, each in posterior.items()})
 
     def add(self, posterior: Posterior, weight: float) -> "PosteriorSum":
         """Multiply in one client's posterior with its number of examples.
@@ -120,35 +119,32 @@ class PosteriorSum:
         ValueError
             If the weight is not positive and finite, or names or shapes differ from the others'.
         """
-        check_weight(weight)
-        if not posterior:
-            raise ValueError("posterior of no tensors")
-        if not self.tensors:
-            return PosteriorSum(
-                {name: NaturalSum.of(gaussian, weight) for name, gaussian in posterior.items()}
-            )
-        return self._joined(posterior, lambda total, gaussian: total.add(gaussian, weight))
+        return self.merge(PosteriorSum.of(posterior, weight))
 
     def merge(self, other: "PosteriorSum") -> "PosteriorSum":
         """Multiply two products; an empty one changes nothing."""
-        if not self.tensors or not other.tensors:
-            return other if not self.tensors else self
-        return self._joined(other.tensors, NaturalSum.merge)
+        if not self or not other:
+            return self or other
+        if self.means and other.means and not self.tensors and not other.tensors:
+            (layout, own), (others, more) = self.means, other.means
+            if layout == others:
+                return PosteriorSum(means=(layout, own.merge(more)))
+        return PosteriorSum(_merged(self.by_name(), other.by_name()))
 
-    def _joined(
-        self, others: Mapping[str, T], join: Callable[[NaturalSum, T], NaturalSum]
-    ) -> "PosteriorSum":
-        """Join each tensor with another's of its name."""
-        if self.tensors.keys() != others.keys():
-            odd = sorted(self.tensors.keys() ^ others.keys())[0]
-            raise ValueError(f"tensor {odd!r} is in one posterior but not in the other")
-        joined = {}
-        for name, natural in self.tensors.items():
-            try:
-                joined[name] = join(natural, others[name])
-            except ValueError as error:
-                raise ValueError(f"tensor {name!r}: {error}") from error
-        return PosteriorSum(joined)
+    def by_name(self) -> Mapping[str, NaturalSum]:
+        """Return tensor name to its natural parameters, of all clients."""
+        if self.means is None:
+            return self.tensors
+        layout, total = self.means
+        own = {
+            name: NaturalSum(total.precision, shift, Form.identity)
+            for name, shift in layout.split(total.shift).items()
+        }
+        return _merged(self.tensors, own) if self.tensors else own
+
+    def __bool__(self) -> bool:
+        """Whether anything was added."""
+        return bool(self.tensors) or self.means is not None
 
     def finalize(self) -> dict[str, Tensor]:
         """Return the mode, float32.
@@ -158,6 +154,21 @@ class PosteriorSum:
         ValueError
             If nothing was added.
         """
-        if not self.tensors:
+        if not self:
             raise ValueError("product of no posteriors")
-        return {name: natural.mode().float() for name, natural in self.tensors.items()}
+        return {name: natural.mode().float() for name, natural in self.by_name().items()}
+
+
+def _merged(
+    left: Mapping[str, NaturalSum], right: Mapping[str, NaturalSum]
+) -> dict[str, NaturalSum]:
+    if left.keys() != right.keys():
+        odd = sorted(left.keys() ^ right.keys())[0]
+        raise ValueError(f"tensor {odd!r} is in one posterior but not in the other")
+    merged = {}
+    for name, natural in left.items():
+        try:
+            merged[name] = natural.merge(right[name])
+        except ValueError as error:
+            raise ValueError(f"tensor {name!r}: {error}") from error
+    return merged

@@ -20,7 +20,7 @@ from typing import cast
 import numpy as np
 import torch
 from figures import Figure
-from flwr.app import ArrayRecord, Message, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
@@ -144,10 +144,8 @@ def replies(
     """Answer each message, each with bytes of its own."""
     for message, key in zip(messages, keys, strict=True):
         content = RecordDict(dict(contents[key.modality]))
-        about = content.config_records["about"].copy()
-        about["part"] = key.part
-        content["about"] = about
-        (array,) = contents[key.modality].array_records["tensors"].values()
+        content["about"] = ConfigRecord({**content["about"], "part": key.part})
+        (array,) = content["tensors"].values()
         copied = type(array)(array.dtype, array.shape, array.stype, bytes(bytearray(array.data)))
         content["tensors"] = ArrayRecord({"tensors": copied})
         yield Message(content, reply_to=message)
