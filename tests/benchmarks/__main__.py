@@ -32,10 +32,10 @@ def main() -> None:
     print(f"{os.cpu_count()} cores ({platform.processor() or platform.machine()}), GPU: {gpu}")
     found: list[Figure] = []
     for name in given.names:
-        own = list(__import__(name).figures())
-        print(f"\n{name}")
-        print_figures(own)
-        found += own
+        print(f"\n{name}", flush=True)
+        for figure in __import__(name).figures():
+            print_figures([figure])
+            found.append(figure)
     if given.json:
         given.json.write_text(as_json(found) + "\n")
 

@@ -6,12 +6,14 @@ The embedded dataset and the default model, unless it says otherwise.
 """
 
 import argparse
+import io
 import json
 import os
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +49,7 @@ def overhead(rounds: int = 6) -> tuple[float, float]:
         finally:
             training.append(time.perf_counter() - began)
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         run = prepare(
             compose_config(
                 "config", ["runtime=sequential", f"rounds={rounds}", "clients.default=3"]
