@@ -187,9 +187,10 @@ def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
     means = (_ENCODER, _DECODER)
     header = data[: 8 + int.from_bytes(data[:8], "little")]
     if (plain := _PLAIN.get(header)) and plain.size == len(data):
+        _PLAIN[header] = _PLAIN.pop(header)
         return plain.read(data)
     parts = _read_tensors(data, (*means, *(part + _PRECISION for part in means)))
-    if plain := _Plain.of(header, parts):
+    if len(header) <= _LONGEST_PLAIN and (plain := _Plain.of(header, parts)):
         # Now it is known that this header describes so many bytes.
         _PLAIN[header] = plain
         while len(_PLAIN) > _MOST_PLAIN:
@@ -228,6 +229,8 @@ class _Plain:
             dtypes = {parts[part][name].dtype for name in names}
             if not together or parts[part + _PRECISION] or dtypes != {torch.float32}:
                 return None
+            if ends[0][0] == ends[-1][1]:
+                return None  # nothing but empty arrays
             layout = Layout.of(parts[part])
             found.append((layout, start + ends[0][0], start + ends[-1][1]))
         return cls(start + max(end for _, end in places.values()), tuple(found))
@@ -241,9 +244,11 @@ class _Plain:
         return encoder, decoder
 
 
-#: Headers of uplinks that were read in this process; there is one for each modality.
+#: Headers of uplinks that were read in this process, the last ones last; there is one for each
+#: modality. A client may send others, of some length, which must not fill the memory.
 _PLAIN: dict[bytes, _Plain] = {}
 _MOST_PLAIN = 64
+_LONGEST_PLAIN = 1 << 16
 
 
 def encode_query() -> RecordDict:
@@ -401,8 +406,8 @@ def _read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tens
     found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
     # In an order of their own: the library's differs from one call to the next, and sums with it.
     for full_name, tensor in sorted(tensors.items()):
-        part, _, name = full_name.partition("/")
-        if part not in found:
+        part, slash, name = full_name.partition("/")
+        if part not in found or not slash:
             raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(parts)}")
         found[part][name] = tensor
     return found

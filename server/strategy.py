@@ -30,6 +30,7 @@ from common.errors import UserError
 from common.messages import ClientDescription, Downlink, Uplink, no_numbers
 from common.model.evidence import no_evidence
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
+from common.posterior import decoder_structure, encoder_structure
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
 from server.acceptance.gate import Gate
@@ -294,10 +295,17 @@ class HierarchicalAggregation(Strategy):
                 bytes_up,
                 self._asked.refused,
                 {str(head.key): head.train_loss for head in updates.heads},
-                posterior_widths(map(updates.read, first_clients(updates.heads))),
+                self._widths(updates),
             )
         )
         return to_record(self._arrays), None
+
+    def _widths(self, updates: Updates) -> dict[str, dict[str, float]]:
+        """Return the widths of posteriors, where clients have any."""
+        strategy = self.config.strategy
+        if not (encoder_structure(strategy.encoder) or decoder_structure(strategy.decoder)):
+            return {}
+        return posterior_widths(map(updates.read, first_clients(updates.heads)))
 
     def _enough(self, updates: Updates) -> tuple[Updates, list[str]]:
         """Leave out modalities with too few updates; return a line for each."""
@@ -314,17 +322,29 @@ class HierarchicalAggregation(Strategy):
         """Step to the merged model; return each layer's shares of the modalities."""
         config = self.config.strategy
         noise = torch.Generator().manual_seed(derive_seed(self.config.seed, "noise", server_round))
-        merged = merge_round(total, split_arrays(self._arrays), noise)
+        merged = merge_round(total, self._received, noise)
         optimizer = config.server_optimizer
         stepped, self._moments = server_optimizer.step(
             self._arrays,
-            join_arrays(merged.parts),
+            self._from_here(join_arrays(merged.parts)),
             self._moments,
             optimizer if self._holds(optimizer.when) else ServerOptimizerConfig(),
             join_arrays(merged.change_scales),
         )
         self._arrays |= stepped
         return merged.decoder_weights
+
+    def _from_here(self, merged: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the arrays as far from the server's as the merged are from what clients received.
+
+        So a change that is smaller than the rounding of ``strategy.payload`` is not lost.
+        """
+        if self.config.strategy.payload is Payload.float32:
+            return merged
+        received = join_arrays(self._received)
+        return {
+            name: array + (self._arrays[name] - received[name]) for name, array in merged.items()
+        }
 
     def _trust(self, uplinks: Sequence[Uplink]) -> dict[str, float]:
         """Return the trust in each client's labels, where clients are weighted by it."""

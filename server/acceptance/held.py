@@ -47,6 +47,7 @@ class Held:
         try:
             self._file.seek(self._end)
             self._file.write(tensors)
+            self._file.flush()
         except OSError as error:
             raise UserError(
                 f"the updates of a round cannot be kept in {tempfile.gettempdir()}: "

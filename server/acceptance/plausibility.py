@@ -150,8 +150,10 @@ def _gram_fault(sums: Tensor) -> str | None:
         return f"sums of no deviations: {sums.tolist()}"
     # As correlations, so that the unit of the labels does not matter.
     scales = np.maximum(scales, np.finfo(np.float64).tiny)
-    lowest = np.linalg.eigvalsh(gram / scales / scales[:, None])[0]
-    if lowest < -_TOLERANCE:
+    with np.errstate(over="ignore", invalid="ignore"):
+        correlations = gram / scales / scales[:, None]
+    finite = np.isfinite(correlations).all()
+    if not finite or np.linalg.eigvalsh(correlations)[0] < -_TOLERANCE:
         return f"sums that break Cauchy-Schwarz: {sums.tolist()}"
     return None
 

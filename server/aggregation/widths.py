@@ -47,11 +47,12 @@ def posterior_widths(uplinks: Iterable[Uplink]) -> dict[str, dict[str, float]]:
         ``decoder.…``. Clients and layers without a precision are left out.
     """
     found = {}
-    for uplink in sorted(uplinks, key=lambda uplink: uplink.key):
+    # One at a time: they may be large.
+    for uplink in uplinks:
         widths = _layers("encoder", uplink.encoder) | _layers("decoder", uplink.decoder)
         if widths:
-            found[str(uplink.key)] = widths
-    return found
+            found[uplink.key] = widths
+    return {str(key): found[key] for key in sorted(found)}
 
 
 def layer_widths(posterior: Posterior) -> dict[str, float]:

@@ -24,6 +24,8 @@ from server.run.interruption import InterruptedRunError
 
 Task = Callable[[DictConfig], None]
 
+_hydras_group_options = ConfigLoaderImpl.get_group_options
+
 
 def hydra_command(
     config_name: str, schema: type = Config, folder: str = "conf"
@@ -79,8 +81,10 @@ def _group_options(
     """List a group as Hydra does, which copies all of its sources for it first.
 
     ``--help`` lists a hundred groups, and took three seconds for it. The copies serve overrides of
-    the search path alone, which help is not given.
+    the search path alone.
     """
+    if overrides:
+        return _hydras_group_options(loader, group_name, results_filter, config_name, overrides)
     return loader.repository.get_group_options(group_name, results_filter)
 
 

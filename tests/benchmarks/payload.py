@@ -2,8 +2,8 @@
 
     python tests/benchmarks/payload.py
 
-Whole messages as Flower serialises them, of the paper's model. The paper's code was seen to send
-1.6 MB up (eight samples' sums and the weights) and .8 MB down a client and round.
+Whole messages as Flower serialises them, of the paper's model. The paper's code sends 1.6 MB up and
+.8 MB down for a client and round.
 """
 
 from collections.abc import Iterator

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,6 +87,35 @@ def test_only_so_many_headers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
     for width in range(1, 9):
         read_posteriors(sent({"w": Gaussian(torch.zeros(width))}, made(0)))
         assert len(protocol._PLAIN) == min(width, 3)
+
+
+def test_the_headers_that_are_kept_are_the_last_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_MOST_PLAIN", 2)
+    first, *others = [sent({"w": Gaussian(torch.zeros(width))}, made(0)) for width in (1, 2, 3, 4)]
+    read_posteriors(first)
+    for other in others:
+        read_posteriors(other)
+        assert isinstance(read_posteriors(first)[0], Means)
+
+
+def test_long_headers_are_not_kept() -> None:
+    """Else a client could fill the server's memory with them, a new one each round."""
+    long = {f"{'w' * 200}{number}": Gaussian(torch.zeros(1)) for number in range(400)}
+    for _ in range(2):
+        assert same(read_posteriors(sent(long, made(0)))[0], long)
+    assert protocol._PLAIN == {}
+
+
+def test_empty_arrays_are_read_again_as_before() -> None:
+    nothing = {"w": Gaussian(torch.zeros(0))}
+    for _ in range(2):
+        assert read_posteriors(sent(nothing, made(0)))[0]["w"].mean.shape == (0,)
+
+
+def test_a_tensor_of_no_part_is_refused() -> None:
+    data = safetensors.torch.save({"encoder": torch.zeros(1), "decoder/d": torch.zeros(1)})
+    with pytest.raises(ProtocolError, match="tensor 'encoder' is in no part"):
+        read_posteriors(data)
 
 
 def test_parts_that_lie_apart_are_read_one_by_one() -> None:

@@ -330,6 +330,36 @@ def test_halved_weights_are_what_clients_start_from_and_are_measured_from() -> N
     assert report.clients == {}
 
 
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "hierarchical"])
+def test_changes_smaller_than_the_rounding_add_up(strategy: str) -> None:
+    overrides = (f"strategy={strategy}", "strategy.payload=float16")
+    federation = Federation(config := config_with(*overrides))
+    before = dict(federation.arrays)
+    step, rounds, name = 1e-6, 30, "decoder.contract.weight"
+    for number in range(1, rounds + 1):
+        replies = []
+        for message in federation.ask(number):
+            sent, made = decode_downlink(message.content), update_of(message, config)
+            encoder = {key: replace(g, mean=sent.encoder[key]) for key, g in made.encoder.items()}
+            decoder = {
+                key: replace(g, mean=sent.decoder[key] + step) for key, g in made.decoder.items()
+            }
+            moved = replace(made, encoder=encoder, decoder=decoder)
+            replies.append(Message(encode_uplink(moved), reply_to=message))
+        federation.arrays, report = federation.merge(replies, number)
+        assert report.rejected == ()
+    moved_by = federation.arrays[name] - before[name]
+    if strategy == "fedadam":
+        assert (moved_by > 0).all()
+    else:
+        expected = torch.full_like(moved_by, rounds * step)
+        torch.testing.assert_close(moved_by, expected, rtol=0.02, atol=0)
+    # What did not move at the clients did not at the server.
+    for key, array in federation.arrays.items():
+        if key.startswith("encoders."):
+            torch.testing.assert_close(array, before[key], rtol=0, atol=1e-6)
+
+
 def test_a_weight_that_cannot_be_halved_is_said() -> None:
     federation = Federation(config_with("strategy.payload=float16"))
     next(iter(split_arrays(federation.arrays).decoder.values())).fill_(7e4)

@@ -86,6 +86,9 @@ def test_evidence_of_a_model_that_tells_nothing_is_plausible(task: Task) -> None
         (Task.regression, [4, 0, 1, 0, 1, -1.01], "Cauchy-Schwarz"),
         # Each pair alone would do: centred, y has a square of 1, p of 1, and their product is -3.
         (Task.regression, [4, 4, 5, 4, 5, 1], "Cauchy-Schwarz"),
+        # Beyond what numbers can hold as correlations.
+        (Task.regression, [4, 0, 1e-300, 0, 1e-300, 9e99], "Cauchy-Schwarz"),
+        (Task.regression, [4, 9e99, 1e-300, -9e99, 1e-300, 0], "Cauchy-Schwarz"),
         (Task.classification, [0, *[1] * 9], "of no items"),
         (Task.classification, bent(8, -3), "log-loss of -0.8"),
         (Task.classification, bent(4, 0.5), "not convex"),
@@ -97,7 +100,7 @@ def test_evidence_of_a_model_that_tells_nothing_is_plausible(task: Task) -> None
     ],
 )
 def test_impossible_evidence_is_named(task: Task, sums: list[float], words: str) -> None:
-    fault = evidence_fault(torch.tensor(sums).double(), task, PRIORS[task], 10)
+    fault = evidence_fault(torch.tensor(sums, dtype=torch.float64), task, PRIORS[task], 10)
     assert fault is not None and words in fault, fault
 
 
