@@ -36,15 +36,10 @@ from common.model.ha_fedformer import (
     split_arrays,
 )
 from common.posterior import Posterior, decoder_structure, encoder_structure
-from common.protocol import (
-    ProtocolError,
-    decode_downlink,
-    encode_description,
-    encode_failure,
-    encode_uplink,
-)
+from common.protocol import decode_downlink, encode_description, encode_failure, encode_uplink
 from common.seeding import derive_seed
 from common.task import Task
+from common.wire import ProtocolError
 
 GetConfig = Callable[[Context], Config]
 

@@ -335,10 +335,7 @@ class HierarchicalAggregation(Strategy):
         return merged.decoder_weights
 
     def _from_here(self, merged: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return the arrays as far from the server's as the merged are from what clients received.
-
-        So a change that is smaller than the rounding of ``strategy.payload`` is not lost.
-        """
+        """Take the merged change from here, so that no rounding of ``strategy.payload`` is lost."""
         if self.config.strategy.payload is Payload.float32:
             return merged
         received = join_arrays(self._received)

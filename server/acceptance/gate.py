@@ -19,12 +19,12 @@ from common.model.ha_fedformer import Parts
 from common.protocol import (
     MAX_REASON,
     ClientFailureError,
-    ProtocolError,
     decode_uplink,
     payload_bytes,
     tensor_bytes,
 )
 from common.task import Task
+from common.wire import ProtocolError
 from server.acceptance.held import Held, Updates
 from server.acceptance.payload import check_payload, payload_limits
 from server.acceptance.privacy import add_noise

@@ -10,7 +10,7 @@ import torch
 from common.clients import ClientKey
 from common.errors import UserError
 from common.messages import Uplink, no_numbers
-from common.protocol import read_posteriors
+from common.wire import read_posteriors
 
 #: Bytes of arrays that wait in memory; more of them go to the disk.
 IN_MEMORY = 1 << 26

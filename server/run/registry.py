@@ -15,8 +15,9 @@ from common.data.dataset import describe_shape
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import ClientDescription
-from common.protocol import ProtocolError, decode_description, encode_query
+from common.protocol import decode_description, encode_query
 from common.task import Task
+from common.wire import ProtocolError
 from server.acceptance.validation import check_description
 from server.run.exchange import collect, send
 

@@ -44,7 +44,6 @@ from common.model.ha_fedformer import (
 )
 from common.posterior import Form, Posterior
 from common.protocol import (
-    ProtocolError,
     decode_description,
     decode_uplink,
     encode_downlink,
@@ -52,6 +51,7 @@ from common.protocol import (
     encode_uplink,
 )
 from common.task import Task
+from common.wire import ProtocolError
 
 SMALL = (
     "dataset.num_items=120",

@@ -27,8 +27,8 @@ from common.data.shards import VERSION, info_of, write_shard
 from common.errors import UserError
 from common.messages import Downlink
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays
-from common.protocol import ProtocolError
 from common.task import Task
+from common.wire import ProtocolError
 
 ITEMS, WIDTH = 24, 5
 AUDIO = ClientKey("audio", 0)

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common import protocol
+from common import wire
 from common.clients import ClientKey
 from common.messages import Uplink, no_numbers
 from common.posterior import Form, Gaussian, Layout, Means, Posterior
-from common.protocol import ProtocolError, encode_uplink, read_posteriors, tensor_bytes
+from common.protocol import encode_uplink, tensor_bytes
+from common.wire import ProtocolError, read_posteriors
 from server.aggregation.pbea import PosteriorSum
 
 SHAPES = {"b.weight": (3, 2), "a": (), "b.bias": (3,), "c": (1, 2, 2)}
@@ -45,7 +46,7 @@ def same(left: Posterior, right: Posterior) -> bool:
 
 @pytest.fixture(autouse=True)
 def nothing_read_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_PLAIN", {})
+    monkeypatch.setattr(wire, "_PLAIN", {})
 
 
 def test_the_second_is_read_in_one_piece_and_both_are_the_same() -> None:
@@ -83,14 +84,14 @@ def test_a_known_header_on_other_bytes_is_refused_as_ever(change: bytes) -> None
 
 
 def test_only_so_many_headers_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_MOST_PLAIN", 3)
+    monkeypatch.setattr(wire, "_MOST_PLAIN", 3)
     for width in range(1, 9):
         read_posteriors(sent({"w": Gaussian(torch.zeros(width))}, made(0)))
-        assert len(protocol._PLAIN) == min(width, 3)
+        assert len(wire._PLAIN) == min(width, 3)
 
 
 def test_the_headers_that_are_kept_are_the_last_that_came(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_MOST_PLAIN", 2)
+    monkeypatch.setattr(wire, "_MOST_PLAIN", 2)
     first, *others = [sent({"w": Gaussian(torch.zeros(width))}, made(0)) for width in (1, 2, 3, 4)]
     read_posteriors(first)
     for other in others:
@@ -103,7 +104,7 @@ def test_long_headers_are_not_kept() -> None:
     long = {f"{'w' * 200}{number}": Gaussian(torch.zeros(1)) for number in range(400)}
     for _ in range(2):
         assert same(read_posteriors(sent(long, made(0)))[0], long)
-    assert protocol._PLAIN == {}
+    assert wire._PLAIN == {}
 
 
 def test_empty_arrays_are_read_again_as_before() -> None:

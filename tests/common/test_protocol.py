@@ -23,7 +23,6 @@ from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
 from common.posterior import Form, Gaussian
 from common.protocol import (
     VERSION,
-    ProtocolError,
     decode_description,
     decode_downlink,
     decode_uplink,
@@ -34,6 +33,7 @@ from common.protocol import (
     payload_bytes,
 )
 from common.task import Task
+from common.wire import ProtocolError
 
 KEY = ClientKey("audio", 3)
 
