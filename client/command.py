@@ -13,11 +13,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from flwr.supercore.address import resolve_bind_address
+from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode, flower_supernode
 
@@ -40,6 +42,7 @@ def main() -> None:
     if options.ssl_ca_certfile:
         worker += ["--root-certificates", options.ssl_ca_certfile]
     _look_often()
+    _let_go_of_ended_runs()
     secret = secrets.token_bytes(32)
     keeper = WorkerKeeper(worker, secret)
     try:
@@ -60,6 +63,32 @@ def _look_often() -> None:
     start_client_internal.time = SimpleNamespace(  # type: ignore[assignment, attr-defined]
         sleep=GrowingPause().wait
     )
+
+
+def _let_go_of_ended_runs() -> None:
+    """Have the SuperNode drop a message whose run ends while its content is being fetched.
+
+    Flower 1.41 keeps such a message without its content, and its task: whoever takes that waits
+    for two hours. A fetch that fails for any other reason is cleared away, so it becomes one.
+    """
+    flowers_own = start_client_internal._pull_and_store_message
+
+    def letting_go(**arguments: Any) -> int | None:
+        for name in ("pull_object", "confirm_message_received"):
+            arguments[name] = _failing(arguments[name])
+        return flowers_own(**arguments)
+
+    start_client_internal._pull_and_store_message = letting_go  # type: ignore[assignment]
+
+
+def _failing(fetch: Callable[..., Any]) -> Callable[..., Any]:
+    def fetch_or_fail(*arguments: Any) -> Any:
+        try:
+            return fetch(*arguments)
+        except RunNotRunningException as error:
+            raise RuntimeError("the run has ended") from error
+
+    return fetch_or_fail
 
 
 def _free_port() -> int:

@@ -15,7 +15,6 @@ from logging import ERROR
 from pathlib import Path
 from typing import NoReturn
 
-import httpx
 from flwr.app import Context, Error, Message
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode, SubStatus
@@ -30,6 +29,7 @@ from flwr.supercore.interceptors import (
 )
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
@@ -94,8 +94,9 @@ class Worker:
                     pause.wait(LONGEST_PAUSE)
             except KeyboardInterrupt:
                 continue
-            except httpx.HTTPError as error:
-                log(ERROR, "A message could not be answered: %s", error)
+            except (Exception, RunNotRunningException) as error:
+                # Whatever became of this message, the next one is another matter.
+                log(ERROR, "A message could not be answered: %s", _name(error))
                 pause.wait(LONGEST_PAUSE)
 
     def _connect(self, component: str, *more: ProtobufClientInterceptor) -> RuntimeHttpClient:
@@ -121,15 +122,17 @@ class Worker:
                 status, details = SubStatus.COMPLETED, ""
             except Exception as error:
                 log(ERROR, "a message could not be answered", exc_info=error)
-                details = f"{type(error).__name__}: {error}"
+                details = _name(error)
                 reply = Message(
                     Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=message
                 )
             push_message(node, reply, context)
         finally:
-            push_task_output(node, context, status, details)
-            heartbeat.stop()
-            node.close()
+            try:
+                push_task_output(node, context, status, details)
+            finally:
+                heartbeat.stop()
+                node.close()
 
     def answer(self, message: Message, context: Context, wanted: str) -> Message:
         """Run the app on a message, unless its run is of another version than this site's code."""
@@ -140,6 +143,10 @@ class Worker:
             )
             return Message(Error(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, reason), reply_to=message)
         return self._app(message=message, context=context)
+
+
+def _name(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def main() -> NoReturn:

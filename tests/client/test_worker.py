@@ -4,10 +4,13 @@ import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
 import client.command
@@ -62,6 +65,33 @@ def test_an_app_that_fails_is_left_to_the_caller() -> None:
     app.query()(explode)
     with pytest.raises(RuntimeError, match="boom"):
         Worker(app, "127.0.0.1:1", b"s", installed="1").answer(*query(), "1")
+
+
+class Tokens:
+    """A SuperNode that has a task at every look."""
+
+    def AcquireTask(self, _request: object) -> SimpleNamespace:  # noqa: N802
+        return SimpleNamespace(token="t")
+
+
+@pytest.mark.parametrize(
+    "mishap",
+    [ObjectPullError("1", "gone"), RunNotRunningException(), RuntimeError("no message"), OSError()],
+    ids=lambda mishap: type(mishap).__name__,
+)
+def test_what_becomes_of_one_message_is_nothing_to_the_next(
+    monkeypatch: pytest.MonkeyPatch, mishap: BaseException
+) -> None:
+    outcomes = iter([mishap, SystemExit])
+
+    def work(_token: str) -> None:
+        raise next(outcomes)
+
+    tried = worker("1")
+    monkeypatch.setattr(tried, "_connect", lambda *_: Tokens())
+    monkeypatch.setattr(tried, "_work", work)
+    with pytest.raises(SystemExit):
+        tried.run()
 
 
 # --- Its process ------------------------------------------------------------------------------
