@@ -16,8 +16,8 @@ from flwr.supercore.run import Run as FlowerRun
 from flwr.supercore.task_identity import TaskIdentity
 
 from client.app import given_config, make_client_app
+from server.machine import prepare_machine
 from server.run.federation import Run
-from server.simulation import prepare_machine
 
 #: Flower stamps messages with these; a SuperLink would give them.
 _RUN_ID = 1
@@ -89,9 +89,10 @@ class SequentialGrid(Grid):
         """Yield the replies of some keys, once."""
         for key in list(message_ids):
             if key in self._sent:
-                yield self._answer(self._sent.pop(key))
+                yield self.answer(self._sent.pop(key))
 
-    def _answer(self, message: Message) -> Message:
+    def answer(self, message: Message) -> Message:
+        """Let the node that a message is for answer it."""
         try:
             return self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:

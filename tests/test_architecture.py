@@ -52,7 +52,7 @@ def test_clients_do_not_know_the_server() -> None:
 
 
 def test_the_server_knows_clients_only_to_run_them_itself() -> None:
-    runners = {"server/simulation.py", "server/sequential.py"}
+    runners = {f"server/{name}.py" for name in ("machine", "processes", "sequential", "simulation")}
     found = set(importers("client", below=("server/",)))
     assert runners <= found
     assert all(name.startswith("server/reference/") for name in found - runners)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from common.config.privacy import PrivacyRule
+from common.config.runtime import Runtime
 from common.config.schema import Config, DecoderMerge, EncoderMerge, StrategyConfig
 from common.errors import UserError
 
@@ -122,6 +123,12 @@ def check_ranges(config: Config) -> None:
         raise UserError(f"dataset.label_bins={edges}: expected ascending numbers")
     _check_steps(config.strategy)
     _check_privacy(config)
+    address, name = config.runtime.ray.address, config.runtime.name
+    if address is not None and name is not Runtime.simulation:
+        raise UserError(
+            f"runtime.ray.address={address} needs runtime=simulation, and the run has "
+            f"runtime={name}"
+        )
     if model.width % model.heads:
         raise UserError(f"model.width={model.width} is not divisible by model.heads={model.heads}")
 

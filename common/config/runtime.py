@@ -5,10 +5,11 @@ from enum import StrEnum
 
 
 class Runtime(StrEnum):
-    """Where `utmp-train` runs clients: on Ray, or one after the other in its own process."""
+    """Where `utmp-train` runs clients: in processes of its own, in itself one by one, or on Ray."""
 
-    simulation = "simulation"
+    processes = "processes"
     sequential = "sequential"
+    simulation = "simulation"
 
 
 class Absent(StrEnum):
@@ -29,7 +30,7 @@ class RayConfig:
 class RuntimeConfig:
     """Where clients run, how long the server waits for them, and how many it needs."""
 
-    name: Runtime = Runtime.simulation
+    name: Runtime = Runtime.processes
     client_cpus: int = 1
     client_gpus: float | None = None
     node_timeout: float = 120.0

@@ -42,6 +42,10 @@ def _train(run: "Run") -> None:
         from server.sequential import run_sequentially
 
         run_sequentially(run)
+    elif config.runtime.name is Runtime.processes:
+        from server.processes import run_in_processes
+
+        run_in_processes(run)
     else:
         from server.simulation import simulate
 

@@ -235,7 +235,7 @@ def test_a_wrong_type_is_one_line_that_names_the_setting(override: str, word: st
         ("strategy.local.lr_decay=cosine", "never, always, skewed"),
         ("strategy.server_optimizer.when=no", "never, always, skewed"),
         ("strategy.server_optimizer.name=yogi", "sgd, momentum, adam"),
-        ("runtime.name=ray", "simulation, sequential"),
+        ("runtime.name=ray", "processes, sequential, simulation"),
         ("tracking.name=wandb", "tensorboard, mlflow, none"),
         ("dataset.task=ranking", "regression, classification, multilabel"),
     ],
@@ -426,6 +426,15 @@ def test_the_heads_share_the_width() -> None:
 def test_edges_of_bins_are_finite_and_ascend(edges: list[float]) -> None:
     with pytest.raises(UserError, match=r"^dataset\.label_bins=\[.*\]: expected ascending"):
         check_ranges(changed("dataset.label_bins", edges))
+
+
+def test_a_cluster_needs_its_runtime() -> None:
+    given = ["runtime.ray.address=head:6379"]
+    with pytest.raises(
+        UserError, match=r"head:6379 needs runtime=simulation, .* runtime=processes"
+    ):
+        compose_config("config", given)
+    compose_config("config", [*given, "runtime=simulation"])
 
 
 @pytest.mark.parametrize("decoder", list(DecoderMerge))

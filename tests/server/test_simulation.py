@@ -14,7 +14,7 @@ from server.simulation import join_cluster
 def test_a_cluster_that_is_not_there_is_named_and_the_folder_given_up(
     tmp_path: Path, address: str
 ) -> None:
-    overrides = [f"runtime.ray.address={address}", "dataset.num_items=200"]
+    overrides = ["runtime=simulation", f"runtime.ray.address={address}", "dataset.num_items=200"]
     run = prepare(compose_config("config", overrides), tmp_path / "run")
     with pytest.raises(UserError) as raised:
         join_cluster(run)

@@ -29,9 +29,9 @@ import sys, types
 import server.sequential
 from server.commands.train import main
 
-simulation = types.ModuleType("server.simulation")
-simulation.simulate = lambda run: print("would train")
-sys.modules["server.simulation"] = simulation
+processes = types.ModuleType("server.processes")
+processes.run_in_processes = lambda run: print("would train")
+sys.modules["server.processes"] = processes
 """
 
 
@@ -88,7 +88,7 @@ def test_help(command: Run) -> None:
     choices = next(line for line in answer.stdout.splitlines() if line.startswith("strategy: "))
     offered = set(choices.removeprefix("strategy: ").split(", "))
     assert {"fedavg", "hierarchical", "fednova", "centralised"} <= offered
-    assert "runtime: sequential, simulation" in answer.stdout
+    assert "runtime: processes, sequential, simulation" in answer.stdout
 
 
 @pytest.mark.parametrize("group", ["", "strategy", "dataset", "hydra", "hydra/launcher"])

@@ -1,4 +1,4 @@
-"""`utmp-train` as a user runs it, on Ray."""
+"""`utmp-train` as a user runs it."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def test_a_run_shows_its_rounds_leaves_its_folder_and_comes_out_the_same_again(
 
     assert done.stdout.count("round ") == 2
     assert "Test, " in done.stdout
-    # Flower's and Ray's own words are in the log file, and nowhere else.
+    # Flower's own words are in the log file, and nowhere else.
     assert "INFO" not in done.stdout + done.stderr
     assert done.stderr == ""
     assert "ROUND 1/2" in (folder / "flower.log").read_text()
@@ -55,8 +55,11 @@ def test_a_run_shows_its_rounds_leaves_its_folder_and_comes_out_the_same_again(
     with safe_open(folder / "model.safetensors", framework="np") as model:
         assert {"format", "spec", "fusion"} <= set(model.metadata())
 
-    # The same seed, whatever the schedule: one client at a time instead of one a core.
-    command("utmp-train", *tiny, "clients.language=2", "run_dir=again", "runtime.client_cpus=2")
+    # The same seed, whatever the runtime: Flower's simulation on Ray.
+    done = command("utmp-train", *tiny, "clients.language=2", "run_dir=again", "runtime=simulation")
+    assert "INFO" not in done.stdout + done.stderr
+    assert done.stderr == ""
+    assert "ROUND 1/2" in (tmp_path / "again" / "flower.log").read_text()
     assert rounds_without_time(tmp_path / "again") == rounds_without_time(folder)
 
 
