@@ -15,7 +15,16 @@ import torch
 from figures import Figure, as_json, print_figures
 
 #: In this order; each has a function `figures`.
-NAMES = ("step", "payload", "loading", "aggregation", "simulated", "real_rounds", "predict")
+NAMES = (
+    "step",
+    "payload",
+    "loading",
+    "aggregation",
+    "tree",
+    "simulated",
+    "real_rounds",
+    "predict",
+)
 
 
 def main() -> None:

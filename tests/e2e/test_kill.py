@@ -28,7 +28,7 @@ pytestmark = pytest.mark.e2e
 COMMAND = [sys.executable, "-m", "server.commands.prepare"]
 SETTINGS = ["format=synthetic", "clients.default=12"]
 MANY = ["format=synthetic", "clients.default=60"]
-KILLS = int(os.environ.get("UTMP_KILLS", "8"))
+KILLS = int(os.environ.get("UTMP_KILLS", "4"))
 
 # Reads {"argv", "folder"} line by line; answers with the fork's number, and with its status when it
 # has ended.

@@ -1,0 +1,157 @@
+"""A tree of aggregators: two levels against one server, and a million clients on paper.
+
+    python tests/benchmarks/tree.py [--clients 300] [--aggregators 2] [--strategy fedavg …]
+
+The paper's model, as in `aggregation.py`. Each aggregator is a process with clients of its own: it
+checks and compares their updates, adds them, and sends its sum to the root, which merges the sums
+and takes the step. One thread each. On paper, every aggregator has a thousand below it, and seconds
+and bytes are those measured; where levels work one after the other, their seconds add.
+"""
+
+import argparse
+import math
+import multiprocessing
+import pickle
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from multiprocessing.connection import Connection
+
+import torch
+from aggregation import keys_of, prepare_process, replies, strategy_of, updates
+from figures import Figure
+
+from common.clients import ClientKey
+from common.config import Config, compose_config
+from common.model.ha_fedformer import Parts, join_arrays
+from server.aggregation.client_weights import client_weight
+from server.aggregation.hierarchy import RoundSum, merge_round
+from server.strategy import no_settings, to_record
+
+NAMES = ("fedavg", "hierarchical")
+FAN_OUT = 1_000
+
+
+def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, Parts, int]:
+    """Return what some clients' updates add up to, the model, and the bytes that came."""
+    strategy, arrays, nodes = strategy_of(config, keys, [])
+    contents = updates(strategy, config)
+    messages = list(strategy.configure_train(1, to_record(arrays), no_settings(), nodes))
+    accepted, rejected, came = strategy._accept(1, replies(messages, keys, contents))
+    assert not rejected, rejected[:3]
+    total = RoundSum(config.strategy)
+    for uplink in accepted:
+        total = total.add(uplink, client_weight(uplink, config.strategy.weights, 1.0))
+    return total, strategy._trained, came
+
+
+def aggregate(config: Config, keys: Sequence[ClientKey], root: Connection) -> None:
+    """Be an aggregator: send a sum up."""
+    prepare_process()
+    began = time.perf_counter()
+    total, _, came = sum_of(config, keys)
+    root.send_bytes(pickle.dumps((total, came, time.perf_counter() - began)))
+
+
+def merged(total: RoundSum, model: Parts) -> Mapping[str, torch.Tensor]:
+    """Return the model that a sum leads to."""
+    return join_arrays(merge_round(total, model, torch.Generator().manual_seed(0)).parts)
+
+
+def measure(name: str, clients: int, aggregators: int) -> dict[str, float]:
+    """Merge one round in a tree, and at one server."""
+    config = compose_config("config", [f"strategy={name}", "model=paper"])
+    keys = keys_of(clients)
+    prepare_process()
+    began = time.perf_counter()
+    flat, model, came = sum_of(config, keys)
+    expected = merged(flat, model)
+    alone = time.perf_counter() - began
+
+    context = multiprocessing.get_context("fork")
+    began = time.perf_counter()
+    pipes = []
+    for number in range(aggregators):
+        ours, theirs = context.Pipe(duplex=False)
+        context.Process(
+            target=aggregate, args=(config, keys[number::aggregators], theirs), daemon=True
+        ).start()
+        pipes.append(ours)
+    sums = [pipe.recv_bytes() for pipe in pipes]
+    arrived = time.perf_counter()
+    total = RoundSum(config.strategy)
+    longest = 0.0
+    for sent in sums:
+        part, _, seconds = pickle.loads(sent)
+        total, longest = total.merge(part), max(longest, seconds)
+    merging = time.perf_counter() - arrived
+    found = merged(total, model)
+    return {
+        "update": came / clients,
+        "sum": len(sums[0]),
+        "flat": alone,
+        "tree": time.perf_counter() - began,
+        "per update": longest / math.ceil(clients / aggregators),
+        "per sum": merging / aggregators,
+        "difference": max(float((found[each] - expected[each]).abs().max()) for each in expected),
+    }
+
+
+def on_paper(clients: int, row: Mapping[str, float]) -> tuple[int, float, float, float]:
+    """Return the levels, seconds, MB into the root, and GB into all aggregators of a round."""
+    below, levels, seconds = clients, 0, 0.0
+    each, size, everything, into_root = row["per update"], row["update"], 0.0, 0.0
+    while below > 1:
+        fan_out = min(below, FAN_OUT)
+        seconds += fan_out * each
+        everything += below * size
+        into_root = fan_out * size
+        below = math.ceil(below / FAN_OUT)
+        levels += 1
+        each, size = row["per sum"], row["sum"]
+    return levels, seconds, into_root / 1e6, everything / 1e9
+
+
+def figures() -> Iterator[Figure]:
+    """Measure two levels."""
+    for name in NAMES:
+        row = measure(name, 300, 2)
+        yield Figure(f"300 clients at one server, {name}", row["flat"], "s")
+        yield Figure(f"300 clients, two aggregators and a root, {name}", row["tree"], "s")
+        yield Figure(f"a sum that goes up, {name}", row["sum"] / 1e6, "MB")
+        yield Figure(f"largest difference of a weight, {name}", row["difference"], "", 1e-5, "same")
+        levels, seconds, root, _ = on_paper(1_000_000, row)
+        yield Figure(f"1,000,000 clients on paper, {levels} levels, {name}", seconds, "s")
+        yield Figure(f"1,000,000 clients on paper, into the root, {name}", root, "MB")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--clients", type=int, default=300)
+    parser.add_argument("--aggregators", type=int, default=2)
+    parser.add_argument("--strategy", nargs="*", default=list(NAMES))
+    given = parser.parse_args()
+    rows = {name: measure(name, given.clients, given.aggregators) for name in given.strategy}
+    print(f"{given.clients} clients, {given.aggregators} aggregators")
+    print(
+        f"{'strategy':14}{'update kB':>10}{'sum kB':>9}{'flat s':>8}{'tree s':>8}{'difference':>12}"
+    )
+    for name, row in rows.items():
+        print(
+            f"{name:14}{row['update'] / 1e3:10.0f}{row['sum'] / 1e3:9.0f}{row['flat']:8.2f}"
+            f"{row['tree']:8.2f}{row['difference']:12.1e}"
+        )
+    print(f"\non paper, {FAN_OUT:,} below each aggregator")
+    print(
+        f"{'strategy':14}{'clients':>10}{'levels':>8}{'seconds':>9}{'MB to root':>12}{'GB in all':>11}"
+    )
+    for name, row in rows.items():
+        for clients in (1_000, 10_000, 100_000, 1_000_000):
+            levels, seconds, root, everything = on_paper(clients, row)
+            print(f"{name:14}{clients:10,}{levels:8}{seconds:9.1f}{root:12.1f}{everything:11.2f}")
+
+
+if __name__ == "__main__":
+    main()
