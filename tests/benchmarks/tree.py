@@ -144,9 +144,8 @@ def main() -> None:
             f"{row['tree']:8.2f}{row['difference']:12.1e}"
         )
     print(f"\non paper, {FAN_OUT:,} below each aggregator")
-    print(
-        f"{'strategy':14}{'clients':>10}{'levels':>8}{'seconds':>9}{'MB to root':>12}{'GB in all':>11}"
-    )
+    head = f"{'strategy':14}{'clients':>10}{'levels':>8}{'seconds':>9}"
+    print(f"{head}{'MB to root':>12}{'GB in all':>11}")
     for name, row in rows.items():
         for clients in (1_000, 10_000, 100_000, 1_000_000):
             levels, seconds, root, everything = on_paper(clients, row)
