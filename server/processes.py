@@ -7,6 +7,7 @@ of this one, which has the libraries loaded and the data read, so they begin at 
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -52,9 +53,8 @@ class ProcessGrid(SequentialGrid):
         app = make_client_app(partial(given_config, config))
         super().__init__(app, nodes)
         self._processes = min(clients_at_once(config.runtime), nodes)
-        # A process that has used a GPU cannot be copied.
-        forks = "fork" in multiprocessing.get_all_start_methods()
-        forked = forks and not torch.cuda.is_available()
+        # A process that has used a GPU cannot be copied, nor safely one on macOS.
+        forked = sys.platform == "linux" and not torch.cuda.is_available()
         self._context = multiprocessing.get_context("fork" if forked else "spawn")
         if forked:
             # What every copy needs, and would else read and load for itself.

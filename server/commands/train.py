@@ -1,4 +1,4 @@
-"""`utmp-train`: the whole federation on this machine, in Flower's simulation runtime."""
+"""`utmp-train`: the whole federation on this machine, in processes of its own or on Ray."""
 
 import os
 

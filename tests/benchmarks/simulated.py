@@ -1,4 +1,4 @@
-"""Simulations: what a round costs over its clients' training, and how it grows with clients.
+"""Simulations: what a round costs over what its clients compute, and how it grows with clients.
 
     python tests/benchmarks/simulated.py [--clients 30 300 3000]
 
@@ -32,22 +32,22 @@ def trained(folder: Path, *overrides: str) -> tuple[Ran, list[dict[str, Any]]]:
 
 
 def overhead(rounds: int = 6) -> tuple[float, float]:
-    """Return the median seconds of a round of nine clients, and of their training alone."""
+    """Return the median seconds of a round of nine clients, and of what the clients compute."""
     import client.app
     from client.app import given_config, make_client_app
     from common.config import compose_config
     from server.app import prepare
     from server.sequential import SequentialGrid
 
-    training: list[float] = []
-    inner = client.app.train
+    computed: list[float] = []
+    inner = client.app.run_round
 
     def timed(*given: Any) -> Any:
         began = time.perf_counter()
         try:
             return inner(*given)
         finally:
-            training.append(time.perf_counter() - began)
+            computed.append(time.perf_counter() - began)
 
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         run = prepare(
@@ -57,14 +57,14 @@ def overhead(rounds: int = 6) -> tuple[float, float]:
             Path(folder) / "run",
         )
         app = make_client_app(lambda context: given_config(run.config, context))
-        client.app.train = timed
+        client.app.run_round = timed
         try:
             run.execute(SequentialGrid(app, len(run.data.clients)))
         finally:
-            client.app.train = inner
+            client.app.run_round = inner
             run.folder.close()
         seconds = [record["seconds"] for record in run.records]
-    pure = [sum(training[at : at + 9]) for at in range(0, len(training), 9)]
+    pure = [sum(computed[at : at + 9]) for at in range(0, len(computed), 9)]
     return statistics.median(seconds[1:]), statistics.median(pure[1:])
 
 
@@ -80,7 +80,7 @@ def figures(sizes: tuple[int, ...] = SIZES) -> Iterator[Figure]:
         yield Figure("start to the end of round 1", first, "s", 20, "soon")
         yield Figure("a run of one round, with its summary", ran.seconds, "s", cpu=ran.cpu)
     whole, pure = overhead()
-    yield Figure("a round of 9 clients, in one process", whole, "s", pure + 0.3, "training + .3")
+    yield Figure("a round of 9 clients, in one process", whole, "s", pure + 0.3, "clients + .3")
     with tempfile.TemporaryDirectory() as folder:
         ran, rounds = trained(Path(folder), "rounds=6", "clients.default=3")
         shared = pure / (os.cpu_count() or 1)
@@ -90,7 +90,7 @@ def figures(sizes: tuple[int, ...] = SIZES) -> Iterator[Figure]:
             seconds,
             "s",
             shared + 0.3,
-            "training / cores + .3",
+            "clients / cores + .3",
             ran.cpu,
         )
     for clients in sizes:
