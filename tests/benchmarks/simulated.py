@@ -1,6 +1,6 @@
 """Simulations: what a round costs over what its clients compute, and how it grows with clients.
 
-    python tests/benchmarks/simulated.py [--clients 30 300 3000]
+    python tests/benchmarks/simulated.py [--clients 30 300 3000] [--runtime simulation]
 
 The embedded dataset and the default model, unless it says otherwise.
 """
@@ -12,7 +12,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
@@ -68,25 +68,26 @@ def overhead(rounds: int = 6) -> tuple[float, float]:
     return statistics.median(seconds[1:]), statistics.median(pure[1:])
 
 
-def figures(sizes: tuple[int, ...] = SIZES) -> Iterator[Figure]:
+def figures(sizes: Sequence[int] = SIZES, runtime: str = "processes") -> Iterator[Figure]:
     """Measure starts, overhead and growth."""
+    where = f"runtime={runtime}"
     helped = [run_command(BIN / "utmp-train", "--help") for _ in range(3)]
     seconds = statistics.median(each.seconds for each in helped)
     yield Figure("utmp-train --help", seconds, "s", 1, "at once", helped[0].cpu)
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
-        ran, _ = trained(Path(folder), "rounds=1")
+        ran, _ = trained(Path(folder), where, "rounds=1")
         first = (Path(folder) / "run" / "rounds.jsonl").stat().st_mtime - began
         yield Figure("start to the end of round 1", first, "s", 20, "soon")
         yield Figure("a run of one round, with its summary", ran.seconds, "s", cpu=ran.cpu)
     whole, pure = overhead()
     yield Figure("a round of 9 clients, in one process", whole, "s", pure + 0.3, "clients + .3")
     with tempfile.TemporaryDirectory() as folder:
-        ran, rounds = trained(Path(folder), "rounds=6", "clients.default=3")
+        ran, rounds = trained(Path(folder), where, "rounds=6", "clients.default=3")
         shared = pure / (os.cpu_count() or 1)
         seconds = statistics.median(each["seconds"] for each in rounds[1:])
         yield Figure(
-            "a round of 9 clients, in processes",
+            f"a round of 9 clients, {where}",
             seconds,
             "s",
             shared + 0.3,
@@ -98,12 +99,13 @@ def figures(sizes: tuple[int, ...] = SIZES) -> Iterator[Figure]:
         with tempfile.TemporaryDirectory() as folder:
             ran, rounds = trained(
                 Path(folder),
+                where,
                 "rounds=1",
                 f"clients.default={clients // 3}",
                 f"dataset.num_items={items}",
                 f"dataset.num_speakers={items}",
             )
-        name = f"a round of {clients:,} clients, in processes"
+        name = f"a round of {clients:,} clients, {where}"
         assert sum(rounds[0]["clients"].values()) == clients
         yield Figure(name, rounds[0]["seconds"], "s", cpu=ran.cpu)
         yield Figure(f"{name}: memory of the largest", ran.megabytes, "MB")
@@ -112,5 +114,8 @@ def figures(sizes: tuple[int, ...] = SIZES) -> Iterator[Figure]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--clients", type=int, nargs="*", default=list(SIZES))
+    parser.add_argument("--runtime", default="processes")
+    given = parser.parse_args()
     torch.set_num_threads(1)
-    print_figures(list(figures(tuple(parser.parse_args().clients))))
+    for figure in figures(given.clients, given.runtime):
+        print_figures([figure])

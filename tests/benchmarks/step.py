@@ -1,12 +1,13 @@
 """A local training step, against a loop that has nothing but PyTorch in it.
 
-    python tests/benchmarks/step.py [--steps 50] [--pairs 10]
+    python tests/benchmarks/step.py [--steps 50] [--pairs 10] [--compile]
 
 One client of each modality at the paper's sizes: 20 steps of time, 24 items a batch, a model 30
 wide with 5 encoder layers, features 100, 73 and 100 wide, one thread. `ours` is a client's whole
 round of so many local steps without samples, `sampled` with the default's four; `bare` runs the
-same module on tensors that lie ready, with the same loss, clipping and optimiser. They take turns;
-CPU milliseconds a step, median over the pairs, and the median of the pairs' ratios.
+same module on tensors that lie ready, with the same loss, clipping and optimiser; `compiled` does
+that with `torch.compile`. They take turns; CPU milliseconds a step, median over the pairs, and the
+median of the pairs' ratios.
 """
 
 import argparse
@@ -51,9 +52,10 @@ def model_of(modality: str, config: Config) -> HAFedformer:
     return build_model(spec, seed=0)
 
 
-def bare(data: ClientData, config: Config) -> Callable[[], object]:
+def bare(data: ClientData, config: Config, *, compiled: bool = False) -> Callable[[], object]:
     """Return a loop over all items with nothing but PyTorch in it."""
     model = model_of(data.modality, config).train()
+    predict = torch.compile(model, dynamic=False) if compiled else model
     parameters = list(model.parameters())
     optimizer = torch.optim.AdamW(parameters, lr=config.client.lr, fused=True)
     padded, labels = pad_all(data.sequences), torch.from_numpy(data.labels)
@@ -62,7 +64,7 @@ def bare(data: ClientData, config: Config) -> Callable[[], object]:
 
     def run() -> None:
         for inputs, wanted in ready:
-            loss = nn.functional.l1_loss(model(data.modality, inputs)[:, 0], wanted)
+            loss = nn.functional.l1_loss(predict(data.modality, inputs)[:, 0], wanted)
             optimizer.zero_grad()
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, config.client.max_grad_norm)
@@ -84,7 +86,9 @@ def timed(run: Callable[[], object], steps: int) -> float:
     return 1e3 * (time.process_time() - began) / steps
 
 
-def compared(steps: int, pairs: int) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
+def compared(
+    steps: int, pairs: int, *, compiled: bool = False
+) -> Iterator[tuple[str, dict[str, float], dict[str, float]]]:
     """Yield for each modality the CPU ms of a step, and the ratios to the bare loop."""
     torch.set_num_threads(1)
     sampled = compose_config("config", ["client.local_epochs=1", f"client.batch_size={BATCH}"])
@@ -100,8 +104,13 @@ def compared(steps: int, pairs: int) -> Iterator[tuple[str, dict[str, float], di
             "ours": ours(data, plain),
             "sampled": ours(data, sampled),
         }
-        for run in runs.values():
+        if compiled:
+            runs["compiled"] = bare(data, plain, compiled=True)
+        for name, run in runs.items():
+            began = time.perf_counter()
             run()
+            if name == "compiled":
+                print(f"{modality}: the first compiled round, {time.perf_counter() - began:.1f} s")
         found: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(pairs):
             for name, run in runs.items():
@@ -109,7 +118,8 @@ def compared(steps: int, pairs: int) -> Iterator[tuple[str, dict[str, float], di
         middle = {name: statistics.median(each) for name, each in found.items()}
         ratios = {
             name: statistics.median(a / b for a, b in zip(found[name], found["bare"], strict=True))
-            for name in ("ours", "sampled")
+            for name in runs
+            if name != "bare"
         }
         yield modality, middle, ratios
 
@@ -128,13 +138,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--pairs", type=int, default=10)
-    arguments = parser.parse_args()
-    print(f"{'':10}{'bare':>8}{'ours':>8}{'sampled':>9}   ours/bare  sampled/bare")
-    for modality, middle, ratios in compared(arguments.steps, arguments.pairs):
-        print(
-            f"{modality:10}{middle['bare']:8.2f}{middle['ours']:8.2f}"
-            f"{middle['sampled']:9.2f}{ratios['ours']:12.3f}{ratios['sampled']:14.3f}"
-        )
+    parser.add_argument("--compile", action="store_true")
+    given = parser.parse_args()
+    print("CPU ms a step, and of the bare loop's")
+    for modality, middle, ratios in compared(given.steps, given.pairs, compiled=given.compile):
+        found = [f"{name} {ms:.2f} ({ratios.get(name, 1):.3f})" for name, ms in middle.items()]
+        print(f"{modality}: {', '.join(found)}", flush=True)
 
 
 if __name__ == "__main__":
