@@ -73,7 +73,7 @@ class ProcessGrid(SequentialGrid):
         # Nobody waits for what they may still be at.
         ours = [each for each in multiprocessing.active_children() if each not in self._others]
         for process in ours:
-            process.terminate()
+            process.kill()
         for process in ours:
             process.join()
 
@@ -121,8 +121,8 @@ def _begin(config: Config, nodes: int, log: Path, begun: "Synchronized[int]") ->
     """Make this process one that answers."""
     global _nodes
     # The user's Ctrl-C is for the server, which then ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for wish in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wish, signal.SIG_IGN)
     threading.Thread(target=_end_with_server, daemon=True).start()
     log_to_file(log)
     with begun.get_lock():

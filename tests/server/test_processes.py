@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -109,6 +109,24 @@ def test_a_process_that_dies_costs_what_was_under_way(
     assert not any(reply.has_error() for reply in again)
 
 
+def state(process: int | None) -> str:
+    """What a process does; nothing where it has ended."""
+    shown = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True
+    )
+    found = shown.stdout.strip()
+    return "" if found.startswith("Z") else found
+
+
+def ended(processes: Sequence[int | None]) -> bool:
+    """Whether all of them end soon."""
+    for _ in range(200):
+        if not any(map(state, processes)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
 def stuck(message: Message, _: Context) -> Message:
     time.sleep(600)
     return message
@@ -125,24 +143,15 @@ def test_what_processes_are_at_ends_with_the_run(
         assert list(grid.pull_messages(query(grid))) == []
         processes = multiprocessing.active_children()
         assert len(processes) == 2
+        while grid._begin[-1].value < 2:
+            time.sleep(0.05)
         # From the terminal it reaches all of them.
         for process in processes:
             assert process.pid is not None
             os.kill(process.pid, signal.SIGINT)
         assert all(process.is_alive() for process in processes)
         raise KeyboardInterrupt
-    for process in processes:
-        process.join(10)
-        assert process.exitcode == -signal.SIGTERM
-
-
-def state(process: int) -> str:
-    """What a process does; nothing where it has ended."""
-    shown = subprocess.run(
-        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True
-    )
-    found = shown.stdout.strip()
-    return "" if found.startswith("Z") else found
+    assert ended([process.pid for process in processes])
 
 
 def _serve(folder: Path, told: Connection) -> None:
@@ -162,11 +171,7 @@ def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
     assert [state(number) for number in workers].count("") == 0 and len(workers) == 2
     process.kill()
     process.join()
-    for _ in range(200):
-        if not any(map(state, workers)):
-            break
-        time.sleep(0.1)
-    assert list(map(state, workers)) == ["", ""]
+    assert ended(workers)
 
 
 @pytest.mark.parametrize(
