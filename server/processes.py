@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -83,13 +84,25 @@ class ProcessGrid(SequentialGrid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
         """Wait a moment for a reply to one of some messages; yield those that are there, once."""
         wanted = set(message_ids)
+        self._forget()
         self._submit()
-        wait(self._running.values(), _LOOK, FIRST_COMPLETED)
+        awaited = [future for key, future in self._running.items() if key in wanted]
+        wait(awaited, _LOOK, FIRST_COMPLETED)
         for key, future in list(self._running.items()):
             if key in wanted and future.done():
                 del self._running[key]
                 yield self._reply(self._sent.pop(key), future)
                 self._submit()
+
+    def _forget(self) -> None:
+        """Make room: drop messages that have expired, unless a process is at them."""
+        now = time.time()
+        for key, message in list(self._sent.items()):
+            if message.metadata.created_at + message.metadata.ttl < now:
+                future = self._running.get(key)
+                if future is None or future.done() or future.cancel():
+                    self._running.pop(key, None)
+                    del self._sent[key]
 
     def _submit(self) -> None:
         """Hand on messages, in the order in which they were sent."""

@@ -31,12 +31,11 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
-def query(grid: ProcessGrid) -> list[str]:
+def query(grid: ProcessGrid, lifetime: float = 3600.0) -> list[str]:
     """Ask every node; return the keys of the replies."""
-    return list(
-        grid.push_messages(
-            [Message(encode_query(), node, MessageType.QUERY) for node in grid.get_node_ids()]
-        )
+    nodes = grid.get_node_ids()
+    return grid.push_messages(
+        [Message(encode_query(), node, MessageType.QUERY, ttl=lifetime) for node in nodes]
     )
 
 
@@ -48,6 +47,7 @@ def answers(grid: ProcessGrid, keys: list[str]) -> Iterator[Message]:
             yield reply
         if not keys:
             return
+        time.sleep(0.05)
 
 
 def app_that(answer: Callable[[Message, Context], Message]) -> Callable[..., ClientApp]:
@@ -82,6 +82,22 @@ def test_two_messages_a_process_are_under_way(tmp_path: Path) -> None:
         keys = query(grid)
         for _ in answers(grid, keys):
             assert len(grid._running) <= 4
+
+
+def test_messages_that_have_expired_make_room(tmp_path: Path) -> None:
+    with ProcessGrid(tiny(), NODES, tmp_path / "log") as grid:
+        query(grid, lifetime=0.1)
+        # Nobody waits for them; four are under way.
+        assert list(grid.pull_messages([])) == []
+        assert len(grid._running) == 4
+        time.sleep(0.5)
+        assert len(list(answers(grid, query(grid)))) == NODES
+        for _ in range(200):
+            list(grid.pull_messages([]))
+            if not grid._sent:
+                break
+            time.sleep(0.05)
+        assert not grid._sent and not grid._running
 
 
 def test_a_process_that_dies_costs_what_was_under_way(
