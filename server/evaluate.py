@@ -1,14 +1,16 @@
 """Evaluation on multimodal items: all modalities together, each alone, any rule, any subset.
 
-Every batch is encoded once, whatever is asked of it.
+Every batch is encoded once, whatever is asked of it, and as many at a time as there are processors.
 
 Notation: N items, M modalities, K classes or labels.
 """
 
 import itertools
+import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,7 +24,8 @@ from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import Encoded, Prediction, encode, predict_encoded
 
-BATCH = 256
+#: Items of a batch: few enough that those of a small dataset are several.
+BATCH = 128
 
 #: The most modalities of which every subset is scored.
 EVERY_SUBSET = 4
@@ -32,6 +35,8 @@ Scores = dict[str, dict[str, float]]
 
 #: A fitted rule, and the modalities that it may use.
 Question = tuple[Fusion, Sequence[str]]
+
+T = TypeVar("T")
 
 #: Labels, and what was predicted: values and, of numbers, deviations.
 Answer = tuple[LabelArray, NDArray[np.float32], NDArray[np.float32] | None]
@@ -130,9 +135,11 @@ def predictions(
     model: HAFedformer, fusion: Fusion, items: MultimodalDataset, modalities: list[str]
 ) -> NDArray[np.float32]:
     """Predict from some modalities: (N,) numbers or (N, K) probabilities."""
-    encoded = _encoded_batches(model, items.in_modalities(modalities))
-    found = [predict_encoded(model, fusion, batch, modalities) for batch in encoded]
-    return _join(found)[0]
+
+    def predict(batch: Encoded) -> Prediction:
+        return predict_encoded(model, fusion, batch, modalities)
+
+    return _join(_of_each_batch(model, items.in_modalities(modalities), predict))[0]
 
 
 def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
@@ -177,26 +184,38 @@ def _answer(
     model: HAFedformer, questions: Mapping[str, Question], items: MultimodalDataset
 ) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
     """Predict the items that each question is about, in order: values and deviations."""
-    found: dict[str, list[Prediction]] = {title: [] for title in questions}
-    for encoded in _encoded_batches(model, items):
+
+    def ask(batch: Encoded) -> dict[str, Prediction]:
+        answers = {}
         for title, (fusion, names) in questions.items():
-            having = encoded.present(names).any(dim=0)
+            having = batch.present(names).any(dim=0)
             if having.any():
-                batch = encoded.select(having)
-                found[title].append(predict_encoded(model, fusion, batch, names))
-    return {title: _join(batches) for title, batches in found.items()}
+                answers[title] = predict_encoded(model, fusion, batch.select(having), names)
+        return answers
+
+    answers = _of_each_batch(model, items, ask)
+    return {title: _join([each[title] for each in answers if title in each]) for title in questions}
 
 
-def _encoded_batches(model: HAFedformer, items: MultimodalDataset) -> Iterator[Encoded]:
+def _of_each_batch(
+    model: HAFedformer, items: MultimodalDataset, ask: Callable[[Encoded], T]
+) -> list[T]:
+    """Encode batch by batch, and return what is asked of each, in order."""
     model.eval()
     device = next(model.parameters()).device
-    for start in range(0, len(items), BATCH):
+
+    def answer(start: int) -> T:
         index = np.arange(start, min(start + BATCH, len(items)))
         inputs = {
             name: pad_all(sequences.select(index)).to(device)
             for name, sequences in items.sequences.items()
         }
-        yield encode(model, inputs)
+        return ask(encode(model, inputs))
+
+    # Beside the threads of each operation; a GPU is kept busy by one.
+    threads = (os.cpu_count() or 1) // torch.get_num_threads() if device.type == "cpu" else 1
+    with ThreadPoolExecutor(max(threads, 1)) as pool:
+        return list(pool.map(answer, range(0, len(items), BATCH)))
 
 
 def _join(

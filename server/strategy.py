@@ -42,50 +42,7 @@ from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.widths import first_clients, posterior_widths
 from server.run.labels import PooledLabels
 from server.run.registry import QUERY_SECONDS, Member, Registry
-
-
-@dataclass(frozen=True)
-class RoundReport:
-    """What happened in a round, apart from evaluation.
-
-    Attributes
-    ----------
-    round
-        From 1.
-    clients
-        Modality to the number of clients that were merged.
-    train_loss
-        Modality to the mean train loss, weighted by examples.
-    reused
-        Modalities of which no client replied: their encoder stays as it was.
-    rejected
-        One line for each client that failed or whose update was refused.
-    decoder_weights
-        Layer to modality to its share in the decoder.
-    trust
-        Client to the trust in its labels, where clients are weighted by it.
-    bytes_down, bytes_up
-        Of arrays, all clients together.
-    refused
-        Replies whose content was refused; a client's own failure or silence is none.
-    client_losses
-        Client that was merged to its train loss.
-    posterior_widths
-        Client to layer to width, see `server.aggregation.widths`.
-    """
-
-    round: int
-    clients: Mapping[str, int]
-    train_loss: Mapping[str, float]
-    reused: tuple[str, ...]
-    rejected: tuple[str, ...]
-    decoder_weights: Mapping[str, Mapping[str, float]]
-    trust: Mapping[str, float]
-    bytes_down: int
-    bytes_up: int
-    refused: int = 0
-    client_losses: Mapping[str, float] = field(default_factory=dict)
-    posterior_widths: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+from server.run.round_report import RoundReport
 
 
 @dataclass(frozen=True)
@@ -182,9 +139,29 @@ class HierarchicalAggregation(Strategy):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Send each chosen client its own encoder and the decoder."""
+        """Do as `ask`, for Flower's own loop over rounds."""
+        return self.ask(server_round, from_record(arrays), grid)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Do as `merge`, for Flower's own loop over rounds."""
+        return to_record(self.merge(server_round, replies)), None
+
+    def ask(self, server_round: int, arrays: Mapping[str, Tensor], grid: Grid) -> list[Message]:
+        """Return what each chosen client is sent: its own encoder and the decoder.
+
+        Parameters
+        ----------
+        server_round
+            From 1.
+        arrays
+            The model's state.
+        grid
+            Reaches the nodes; new ones are asked who they are.
+        """
         faults = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
-        self._arrays = from_record(arrays)
+        self._arrays = {name: array.clone() for name, array in arrays.items()}
         sent = self._as_sent()
         # What clients start from, which their changes are measured from.
         self._received = split_arrays({name: array.float() for name, array in sent.items()})
@@ -264,10 +241,16 @@ class HierarchicalAggregation(Strategy):
             chosen += [members[index] for index in picked]
         return chosen
 
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Merge the replies; a modality without one keeps its encoder."""
+    def merge(self, server_round: int, replies: Iterable[Message]) -> dict[str, Tensor]:
+        """Return the model's state with the replies merged into it.
+
+        Parameters
+        ----------
+        server_round
+            The one that was asked for last.
+        replies
+            In any order; a modality without one keeps its encoder.
+        """
         updates, rejected, bytes_up = self._accept(server_round, replies)
         updates, few = self._enough(updates)
         rejected += few
@@ -278,7 +261,7 @@ class HierarchicalAggregation(Strategy):
             weight = client_weight(uplink, self.config.strategy.weights, trust)
             total = total.add(uplink, weight, trust)
         modalities = self._trained.encoders
-        shares = self._merge(server_round, total) if total.modalities else {}
+        shares = self._step(server_round, total) if total.modalities else {}
         for name, modality in total.modalities.items():
             if modality.evidence is not None:
                 self.evidence[name] = modality.evidence
@@ -298,7 +281,7 @@ class HierarchicalAggregation(Strategy):
                 self._widths(updates),
             )
         )
-        return to_record(self._arrays), None
+        return dict(self._arrays)
 
     def _widths(self, updates: Updates) -> dict[str, dict[str, float]]:
         """Return the widths of posteriors, where clients have any."""
@@ -318,7 +301,7 @@ class HierarchicalAggregation(Strategy):
             if count < least
         ]
 
-    def _merge(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
+    def _step(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
         """Step to the merged model; return each layer's shares of the modalities."""
         config = self.config.strategy
         noise = torch.Generator().manual_seed(derive_seed(self.config.seed, "noise", server_round))
@@ -387,11 +370,6 @@ class HierarchicalAggregation(Strategy):
 def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
     """Return tensors as Flower's record."""
     return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})
-
-
-def no_settings() -> ConfigRecord:
-    """Return what `HierarchicalAggregation.configure_train` takes and has no use for."""
-    return ConfigRecord()
 
 
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:

@@ -93,7 +93,7 @@ def test_record_keys_live_in_the_protocol() -> None:
     assert makers.pop("common/protocol.py")
     # A node's Context holds a record, empty here.
     assert makers == {
-        "server/strategy.py": {"no_settings", "to_record"},
+        "server/strategy.py": {"to_record"},
         "server/sequential.py": {"SequentialGrid"},
     }
 

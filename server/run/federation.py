@@ -39,13 +39,8 @@ from server.run.learning_curve import learning_curve
 from server.run.phases import Phase, PhaseClock
 from server.run.registry import Registry
 from server.run.resume import MisfitError, check_fits, plain_settings
-from server.strategy import (
-    HierarchicalAggregation,
-    RoundReport,
-    from_record,
-    no_settings,
-    to_record,
-)
+from server.run.round_report import RoundReport
+from server.strategy import HierarchicalAggregation
 from server.tracking.tracker import Tracking, no_tracking
 
 T = TypeVar("T")
@@ -191,16 +186,11 @@ class Run:
         log(INFO, "[ROUND %s/%s]", number, self.config.rounds)
         timeout = self.config.runtime.round_timeout
         strategy.busy = self._backlog.nodes()
-        messages = strategy.configure_train(
-            number, to_record(model.state_dict()), no_settings(), grid
-        )
+        messages = strategy.ask(number, model.state_dict(), grid)
         self._clock.end(Phase.configure)
         replies = exchange(grid, messages, timeout, self.check, self._backlog)
-        arrays, _ = strategy.aggregate_train(
-            number, self._clock.each(replies, Phase.wait, Phase.merge)
-        )
-        assert arrays is not None
-        model.load_state_dict(from_record(arrays))
+        arrays = strategy.merge(number, self._clock.each(replies, Phase.wait, Phase.merge))
+        model.load_state_dict(arrays)
         self._clock.end(Phase.merge)
         self._record_round(model, self._fusion(strategy), strategy.privacy_spent(number))
         self._save(number, model, strategy)

@@ -37,7 +37,8 @@ from common.protocol import encode_uplink, payload_bytes
 from common.task import Task
 from server.run.labels import PooledLabels
 from server.run.registry import Member, Registry
-from server.strategy import HierarchicalAggregation, RoundReport, no_settings, to_record
+from server.run.round_report import RoundReport
+from server.strategy import HierarchicalAggregation
 
 WIDTHS = {"language": 100, "audio": 73, "vision": 100}
 LABELS = torch.linspace(-1, 1, 24)
@@ -159,7 +160,7 @@ def measure(clients: int, name: str) -> dict[str, float]:
     keys, reports = keys_of(clients), list[RoundReport]()
     strategy, arrays, nodes = strategy_of(config, keys, reports)
     contents = updates(strategy, config)
-    messages = list(strategy.configure_train(1, to_record(arrays), no_settings(), nodes))
+    messages = strategy.ask(1, arrays, nodes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     began, cpu = time.perf_counter(), time.process_time()
     coming = replies(messages, keys, contents)
@@ -167,7 +168,7 @@ def measure(clients: int, name: str) -> dict[str, float]:
         for _ in coming:
             pass
     else:
-        strategy.aggregate_train(1, coming)
+        strategy.merge(1, coming)
         assert sum(reports[0].clients.values()) == clients, reports[0].rejected[:3]
     return {
         "seconds": time.perf_counter() - began,

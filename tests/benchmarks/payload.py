@@ -14,7 +14,7 @@ from flwr.app import RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from common.config import Payload, compose_config
-from server.strategy import RoundReport, no_settings, to_record
+from server.run.round_report import RoundReport
 
 #: Bytes that the paper's code sends, up and down.
 PAPERS = (1_600_000, 800_000)
@@ -31,7 +31,7 @@ def measure(*overrides: str) -> tuple[float, float]:
     reports: list[RoundReport] = []
     strategy, arrays, nodes = strategy_of(config, keys_of(3), reports)
     up = [bytes_of(content) for content in updates(strategy, config).values()]
-    messages = strategy.configure_train(1, to_record(arrays), no_settings(), nodes)
+    messages = strategy.ask(1, arrays, nodes)
     down = [bytes_of(message.content) for message in messages]
     return sum(up) / 3, sum(down) / 3
 

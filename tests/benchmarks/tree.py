@@ -25,7 +25,6 @@ from common.config import Config, compose_config
 from common.model.ha_fedformer import Parts, join_arrays
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.strategy import no_settings, to_record
 
 NAMES = ("fedavg", "hierarchical")
 FAN_OUT = 1_000
@@ -35,7 +34,7 @@ def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, Parts, 
     """Return what some clients' updates add up to, the model, and the bytes that came."""
     strategy, arrays, nodes = strategy_of(config, keys, [])
     contents = updates(strategy, config)
-    messages = list(strategy.configure_train(1, to_record(arrays), no_settings(), nodes))
+    messages = strategy.ask(1, arrays, nodes)
     accepted, rejected, came = strategy._accept(1, replies(messages, keys, contents))
     assert not rejected, rejected[:3]
     total = RoundSum(config.strategy)

@@ -49,7 +49,8 @@ from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.widths import posterior_widths
 from server.run.labels import PooledLabels
 from server.run.registry import Registry
-from server.strategy import HierarchicalAggregation, RoundReport, from_record, to_record
+from server.run.round_report import RoundReport
+from server.strategy import HierarchicalAggregation, from_record, to_record
 
 WIDTHS = {"audio": 3, "vision": 5}
 #: Node to its clients; the first hosts two, as a simulated node may.
