@@ -17,6 +17,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import sklearn
 from numpy.typing import NDArray
 from sklearn.metrics import (
     accuracy_score,
@@ -77,15 +78,17 @@ def compute_metrics(
     if len(truth) == 0:
         raise ValueError("metrics of no items")
     predicted = predicted.astype(np.float64)
-    match task:
-        case Task.regression:
-            truth = truth.astype(np.float64)
-            spread = {} if std is None else coverage_metrics(truth, predicted, std)
-            return regression_metrics(truth, predicted) | spread
-        case Task.classification:
-            return classification_metrics(truth, predicted)
-        case Task.multilabel:
-            return multilabel_metrics(truth, predicted)
+    # Whether we call scikit-learn rightly need not be looked at anew in every round.
+    with sklearn.config_context(skip_parameter_validation=True):
+        match task:
+            case Task.regression:
+                truth = truth.astype(np.float64)
+                spread = {} if std is None else coverage_metrics(truth, predicted, std)
+                return regression_metrics(truth, predicted) | spread
+            case Task.classification:
+                return classification_metrics(truth, predicted)
+            case Task.multilabel:
+                return multilabel_metrics(truth, predicted)
 
 
 def regression_metrics(truth: Array, predicted: Array) -> dict[str, float]:

@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import safetensors.numpy
-import safetensors.torch
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
@@ -123,7 +122,9 @@ def read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tenso
         If they cannot be read, or there is one that is in none of these parts.
     """
     try:
-        tensors = safetensors.torch.load(data)
+        tensors = {
+            name: torch.from_numpy(array) for name, array in safetensors.numpy.load(data).items()
+        }
     except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
         raise ProtocolError(f"the tensors cannot be read: {error}") from error
     found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}

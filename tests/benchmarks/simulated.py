@@ -8,12 +8,12 @@ The embedded dataset and the default model, unless it says otherwise.
 import argparse
 import io
 import json
-import os
 import statistics
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import redirect_stdout
+from operator import sub
 from pathlib import Path
 from typing import Any
 
@@ -31,41 +31,57 @@ def trained(folder: Path, *overrides: str) -> tuple[Ran, list[dict[str, Any]]]:
     return ran, [json.loads(line) for line in lines]
 
 
-def overhead(rounds: int = 6) -> tuple[float, float]:
-    """Return the median seconds of a round of nine clients, and of what the clients compute."""
+def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
+    """Return the median seconds of a round of nine clients, and of what the clients compute.
+
+    Parameters
+    ----------
+    runtime
+        ``sequential`` or ``processes``: what clients compute is of the same run, in seconds of the
+        process that each is in, and divided by how many there are.
+    rounds
+        The first is left out.
+    """
     import client.app
-    from client.app import given_config, make_client_app
     from common.config import compose_config
     from server.app import prepare
-    from server.sequential import SequentialGrid
+    from server.machine import clients_at_once
+    from server.processes import run_in_processes
+    from server.sequential import run_sequentially
 
-    computed: list[float] = []
     inner = client.app.run_round
-
-    def timed(*given: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return inner(*given)
-        finally:
-            computed.append(time.perf_counter() - began)
-
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
+        computed = Path(folder) / "computed"
+
+        def timed(*given: Any) -> Any:
+            began = time.perf_counter()
+            uplink = inner(*given)
+            # A copy of this process inherits this function, and one write is one line.
+            with computed.open("a") as file:
+                file.write(f"{uplink.round} {time.perf_counter() - began}\n")
+            return uplink
+
         run = prepare(
             compose_config(
-                "config", ["runtime=sequential", f"rounds={rounds}", "clients.default=3"]
+                "config", [f"runtime={runtime}", f"rounds={rounds}", "clients.default=3"]
             ),
             Path(folder) / "run",
         )
-        app = make_client_app(lambda context: given_config(run.config, context))
         client.app.run_round = timed
         try:
-            run.execute(SequentialGrid(app, len(run.data.clients)))
+            (run_sequentially if runtime == "sequential" else run_in_processes)(run)
         finally:
             client.app.run_round = inner
             run.folder.close()
-        seconds = [record["seconds"] for record in run.records]
-    pure = [sum(computed[at : at + 9]) for at in range(0, len(computed), 9)]
-    return statistics.median(seconds[1:]), statistics.median(pure[1:])
+        pure = [0.0] * rounds
+        for line in computed.read_text().splitlines():
+            number, seconds = line.split()
+            pure[int(number) - 1] += float(seconds)
+        cores = 1 if runtime == "sequential" else clients_at_once(run.config.runtime)
+        whole = [record["seconds"] for record in run.records]
+        shares = [each / cores for each in pure]
+        over = statistics.median(map(sub, whole[1:], shares[1:]))
+    return statistics.median(whole[1:]), over
 
 
 def figures(sizes: Sequence[int] = SIZES, runtime: str = "processes") -> Iterator[Figure]:
@@ -80,20 +96,17 @@ def figures(sizes: Sequence[int] = SIZES, runtime: str = "processes") -> Iterato
         first = (Path(folder) / "run" / "rounds.jsonl").stat().st_mtime - began
         yield Figure("start to the end of round 1", first, "s", 20, "soon")
         yield Figure("a run of one round, with its summary", ran.seconds, "s", cpu=ran.cpu)
-    whole, pure = overhead()
-    yield Figure("a round of 9 clients, in one process", whole, "s", pure + 0.3, "clients + .3")
-    with tempfile.TemporaryDirectory() as folder:
-        ran, rounds = trained(Path(folder), where, "rounds=6", "clients.default=3")
-        shared = pure / (os.cpu_count() or 1)
-        seconds = statistics.median(each["seconds"] for each in rounds[1:])
-        yield Figure(
-            f"a round of 9 clients, {where}",
-            seconds,
-            "s",
-            shared + 0.3,
-            "clients / cores + .3",
-            ran.cpu,
-        )
+    for each in dict.fromkeys(("sequential", runtime)):
+        name = f"a round of 9 clients, runtime={each}"
+        if each == "simulation":
+            with tempfile.TemporaryDirectory() as folder:
+                ran, rounds = trained(Path(folder), where, "rounds=6", "clients.default=3")
+            middle = statistics.median(each["seconds"] for each in rounds[1:])
+            yield Figure(name, middle, "s", cpu=ran.cpu)
+        else:
+            whole, over = overhead(each)
+            yield Figure(name, whole, "s")
+            yield Figure(f"{name}, but for what they compute", over, "s", 0.3, "an overhead")
     for clients in sizes:
         items = max(2_400, 10 * clients)
         with tempfile.TemporaryDirectory() as folder:
