@@ -7,6 +7,7 @@ import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import safetensors.numpy
 import torch
@@ -86,8 +87,9 @@ class _Plain:
 
     def read(self, data: bytes) -> tuple[Posterior, Posterior]:
         """Return encoder and decoder of such an uplink."""
+        whole = memoryview(data)
         encoder, decoder = (
-            Means(layout, torch.frombuffer(bytearray(data[start:end]), dtype=torch.float32))
+            Means(layout, torch.frombuffer(bytearray(whole[start:end]), dtype=torch.float32))
             for layout, start, end in self.parts
         )
         return encoder, decoder
@@ -142,8 +144,8 @@ def _pack(gaussian: Gaussian) -> Tensor:
     assert gaussian.precision is not None
     if gaussian.form is not Form.row:
         return gaussian.precision
-    size = len(gaussian.precision)
-    return gaussian.precision[*torch.triu_indices(size, size)]
+    rows, columns = torch.triu_indices(*gaussian.precision.shape)
+    return gaussian.precision[rows, columns]
 
 
 def _unpack(packed: Tensor, columns: int) -> Tensor:
@@ -151,11 +153,16 @@ def _unpack(packed: Tensor, columns: int) -> Tensor:
     # Before the indices, which take far more memory than the message did.
     if packed.shape != (count,):
         raise ValueError(f"{packed.numel()} packed values, expected {count}")
+    return packed[_places(columns)]
+
+
+@lru_cache(maxsize=32)
+def _places(columns: int) -> Tensor:
+    """Return where in its upper triangle each number of a symmetric matrix is."""
     rows, cols = torch.triu_indices(columns, columns)
-    full = packed.new_empty(columns, columns)
-    full[rows, cols] = packed
-    full[cols, rows] = packed
-    return full
+    places = torch.empty(columns, columns, dtype=torch.int64)
+    places[rows, cols] = places[cols, rows] = torch.arange(len(rows))
+    return places
 
 
 def posterior_parts(part: str, posterior: Posterior) -> dict[str, dict[str, Tensor]]:

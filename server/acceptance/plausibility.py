@@ -18,7 +18,8 @@ prior, which the server knows. `agreement` is a constant minus such a loss: it i
 b = 0, and at most n (-log of the rarest of the client's own shares).
 """
 
-import numpy as np
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -144,16 +145,16 @@ def _gram_fault(sums: Tensor) -> str | None:
     n, y, yy, p, pp, py = sums.tolist()
     if min(yy, pp) < 0:
         return f"a negative sum of squares: {sums.tolist()}"
-    scales = np.sqrt([n, yy, pp])
-    gram = np.array([[n, y, p], [y, yy, py], [p, py, pp]])
-    if (gram[:, scales == 0] != 0).any():
-        return f"sums of no deviations: {sums.tolist()}"
+    for square, products in ((n, (y, p)), (yy, (y, py)), (pp, (p, py))):
+        if square == 0 and any(products):
+            return f"sums of no deviations: {sums.tolist()}"
     # As correlations, so that the unit of the labels does not matter.
-    scales = np.maximum(scales, np.finfo(np.float64).tiny)
-    with np.errstate(over="ignore", invalid="ignore"):
-        correlations = gram / scales / scales[:, None]
-    finite = np.isfinite(correlations).all()
-    if not finite or np.linalg.eigvalsh(correlations)[0] < -_TOLERANCE:
+    scales = [math.sqrt(square) or 1.0 for square in (n, yy, pp)]
+    r, s, t = y / scales[0] / scales[1], p / scales[0] / scales[2], py / scales[1] / scales[2]
+    # With the tolerance on its diagonal, which is then d, no minor is to be negative.
+    d = 1 + _TOLERANCE
+    possible = all(abs(each) <= d for each in (r, s, t))
+    if not possible or d**3 + 2 * r * s * t - d * (r**2 + s**2 + t**2) < 0:
         return f"sums that break Cauchy-Schwarz: {sums.tolist()}"
     return None
 

@@ -144,7 +144,7 @@ class Screening:
         config = self._config
         plain = _trained_plainly(config, part)
         return _Change(
-            norm=_norm(start.to(posterior)),
+            norm=start.distance(posterior),
             sent=start.norm,
             size=len(start.values),
             reach=_reach(config, steps, len(start.values), start.norm) if plain else 0.0,
@@ -190,7 +190,7 @@ class _Start:
     layout
         Of its arrays.
     values
-        All their numbers, float64.
+        All their numbers.
     norm
         L2.
     """
@@ -202,15 +202,15 @@ class _Start:
     @classmethod
     def of(cls, arrays: Mapping[str, Tensor]) -> "_Start":
         layout = Layout.of(arrays)
-        values = torch.cat([arrays[name].reshape(-1) for name in layout.names]).double()
+        values = torch.cat([arrays[name].reshape(-1) for name in layout.names])
         return cls(layout, values, _norm(values))
 
-    def to(self, posterior: Posterior) -> Tensor:
-        """Return the way from here to a posterior's means."""
+    def distance(self, posterior: Posterior) -> float:
+        """Return how far from here a posterior's means are."""
         if isinstance(posterior, Means) and posterior.layout == self.layout:
-            return posterior.vector - self.values
+            return _norm(posterior.vector - self.values)
         means = torch.cat([posterior[name].mean.reshape(-1) for name in self.layout.names])
-        return means - self.values
+        return _norm(means - self.values)
 
 
 def _medians(
@@ -228,7 +228,7 @@ def _medians(
 
 
 def _norm(values: Tensor) -> float:
-    return float(values.norm())
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
 def _structure(config: Config, part: str) -> Structure | None:

@@ -152,8 +152,9 @@ class UpdateRules:
             ("agreement", uplink.agreement, agreement_size(self.task)),
         ):
             # Their squares are to be finite too.
-            if len(sums) != size or not (sums.abs() < 1e100).all():
-                raise RejectedUpdateError(f"{key} reports {name} {sums.tolist()}")
+            figures = sums.tolist()
+            if len(figures) != size or not all(abs(each) < 1e100 for each in figures):
+                raise RejectedUpdateError(f"{key} reports {name} {figures}")
 
     def _check_sums(self, uplink: Uplink, client: ClientDescription) -> None:
         evidence, task, prior = uplink.evidence, self.task, self.prior
@@ -249,8 +250,7 @@ def _check_posterior(
 
 def _is_sound(found: Means, layout: Layout) -> bool:
     """Whether there is no fault; as most updates have none, looked for in one piece."""
-    # A sum is finite only if all that it is of is.
-    return found.layout == layout and math.isfinite(found.vector.sum(dtype=torch.float64))
+    return found.layout == layout and _is_finite(found.vector)
 
 
 def _check_arrays(where: str, found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
@@ -266,8 +266,8 @@ def _check_arrays(where: str, found: Mapping[str, Tensor], expected: Mapping[str
                 f"expected {like.dtype} {tuple(like.shape)}"
             )
     # All at once: most updates are sound.
-    if not torch.cat([array.reshape(-1) for array in found.values()]).isfinite().all():
-        name = next(name for name, array in found.items() if not array.isfinite().all())
+    if not _is_finite(torch.cat([array.reshape(-1) for array in found.values()])):
+        name = next(name for name, array in found.items() if not _is_finite(array))
         raise RejectedUpdateError(f"{where}: array {name!r} holds a value that is not finite")
 
 
@@ -279,7 +279,7 @@ def _check_precision(where: str, gaussian: Gaussian, bounds: _Bounds) -> None:
         raise RejectedUpdateError(
             f"{where}: its precision is {precision.dtype}, expected {gaussian.mean.dtype}"
         )
-    if not precision.isfinite().all():
+    if not _is_finite(precision):
         raise RejectedUpdateError(f"{where}: its precision holds a value that is not finite")
     mean, share = mean_precision(gaussian), bounds.smallest(_size(gaussian))
     if not _above(gaussian, share * mean):
@@ -296,12 +296,18 @@ def _check_precision(where: str, gaussian: Gaussian, bounds: _Bounds) -> None:
         )
 
 
+def _is_finite(values: Tensor) -> bool:
+    # A sum is finite only if all that it is of is, and may still overflow if it is.
+    return math.isfinite(values.sum()) or bool(values.isfinite().all())
+
+
 def mean_precision(gaussian: Gaussian) -> float:
     """Return the mean eigenvalue of a precision; 1 of the identity."""
     if gaussian.precision is None:
         return 1.0
-    exact = gaussian.precision.double()
-    return (exact.diagonal() if gaussian.form is Form.row else exact).mean().item()
+    row = gaussian.form is Form.row
+    values = gaussian.precision.diagonal() if row else gaussian.precision
+    return values.mean(dtype=torch.float64).item()
 
 
 def _size(gaussian: Gaussian) -> int:
@@ -313,8 +319,9 @@ def _size(gaussian: Gaussian) -> int:
 def _above(gaussian: Gaussian, least: float) -> bool:
     """Whether all eigenvalues of a precision are above a number."""
     assert gaussian.precision is not None
-    exact = gaussian.precision.double()
+    exact = gaussian.precision.to(torch.float64, copy=True)
     if gaussian.form is not Form.row:
         return bool((exact > least).all())
-    _, failed = torch.linalg.cholesky_ex(exact - least * torch.eye(len(exact), dtype=exact.dtype))
+    exact.diagonal().sub_(least)
+    _, failed = torch.linalg.cholesky_ex(exact)
     return not failed

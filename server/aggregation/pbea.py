@@ -44,9 +44,10 @@ class NaturalSum:
     @classmethod
     def of(cls, gaussian: Gaussian, weight: float) -> "NaturalSum":
         """Return the natural parameters of one weighted Gaussian."""
-        mean = gaussian.mean.double()
         if gaussian.precision is None:
-            return cls(torch.tensor(weight, dtype=torch.float64), weight * mean, Form.identity)
+            shift = gaussian.mean.to(torch.float64, copy=True).mul_(weight)
+            return cls(torch.tensor(weight, dtype=torch.float64), shift, Form.identity)
+        mean = gaussian.mean.double()
         precision = weight * gaussian.precision.double()
         return cls(precision, _apply(mean, precision, gaussian.form), gaussian.form)
 
