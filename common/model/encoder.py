@@ -112,7 +112,7 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (B, T, d) to (B, T, d)."""
         x = x + self.residual_dropout(self.attention(self.attention_norm(x), mask))
-        hidden = self.relu_dropout(F.relu(self.expand(self.feed_forward_norm(x)), inplace=True))
+        hidden = self.relu_dropout(F.relu(self.expand(self.feed_forward_norm(x))))
         x = x + self.residual_dropout(self.contract(hidden))
         return x
 
