@@ -24,7 +24,7 @@ from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import Encoded, Prediction, encode, predict_encoded
 
-#: Items of a batch: few enough that those of a small dataset are several.
+#: Items of a batch, about: few enough that those of a small dataset are several.
 BATCH = 128
 
 #: The most modalities of which every subset is scored.
@@ -204,8 +204,7 @@ def _of_each_batch(
     model.eval()
     device = next(model.parameters()).device
 
-    def answer(start: int) -> T:
-        index = np.arange(start, min(start + BATCH, len(items)))
+    def answer(index: NDArray[np.int64]) -> T:
         inputs = {
             name: pad_all(sequences.select(index)).to(device)
             for name, sequences in items.sequences.items()
@@ -215,7 +214,8 @@ def _of_each_batch(
     # Beside the threads of each operation; a GPU is kept busy by one.
     threads = (os.cpu_count() or 1) // torch.get_num_threads() if device.type == "cpu" else 1
     with ThreadPoolExecutor(max(threads, 1)) as pool:
-        return list(pool.map(answer, range(0, len(items), BATCH)))
+        parts = np.array_split(np.arange(len(items)), max(round(len(items) / BATCH), 1))
+        return list(pool.map(answer, parts))
 
 
 def _join(

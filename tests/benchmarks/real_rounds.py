@@ -4,8 +4,8 @@
 
 Three sites on loopback, on a SuperLink each for the two, one after the other: first Flower's FedAvg
 over its own SuperNodes with one tensor and a client that returns it, then the README's deployment
-with `utmp-client` and the default model. Seconds of a round, without the first, which starts what
-stays; and CPU seconds of everything that was started, a round.
+with `utmp-client` and the default model; then the same with nine clients in three nodes. Seconds of
+a round, without the first, which starts what stays; and CPU seconds of everything that was started.
 """
 
 import argparse
@@ -26,6 +26,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from figures import Figure
 from processes import BIN, PROJECT, Federation, flower_environment
+
+MODALITIES = ("language", "audio", "vision")
 
 STOCK = """
 import time
@@ -111,13 +113,26 @@ def stock(federation: Federation, rounds: int) -> list[float]:
 
 def ours(federation: Federation, rounds: int) -> list[float]:
     """Return the seconds of each of this project's rounds."""
-    for modality in ("language", "audio", "vision"):
+    for modality in MODALITIES:
         federation.add_node(f'modality="{modality}"')
+    return trained(federation, rounds, clients=1)
+
+
+def hosted(federation: Federation, rounds: int) -> list[float]:
+    """Return the seconds of each round of nine clients, three in each node."""
+    for number in range(3):
+        federation.add_node(f"partition-id={number} num-partitions=3")
+    return trained(federation, rounds, clients=3)
+
+
+def trained(federation: Federation, rounds: int, clients: int) -> list[float]:
+    """Run with so many clients of each modality; return the seconds of each round."""
     run = federation.folder / "run"
-    overrides = f"clients.default=1 rounds={rounds} run_dir={run}"
+    overrides = f"clients.default={clients} rounds={rounds} run_dir={run}"
     submit(federation, str(PROJECT), "--run-config", f'overrides="{overrides}"')
-    lines = (run / "rounds.jsonl").read_text().splitlines()
-    return [json.loads(line)["seconds"] for line in lines]
+    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    assert all(record["clients"] == dict.fromkeys(MODALITIES, clients) for record in records)
+    return [record["seconds"] for record in records]
 
 
 @dataclass(frozen=True)
@@ -163,8 +178,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=8)
     arguments = parser.parse_args()
-    print(f"{os.cpu_count()} cores, 3 sites, {arguments.rounds} rounds")
-    for name, measure in (("Flower, no-op", stock), ("utmp-client", ours)):
+    print(f"{os.cpu_count()} cores, 3 nodes, {arguments.rounds} rounds")
+    for name, measure in (
+        ("Flower, no-op", stock),
+        ("utmp-client", ours),
+        ("9 in 3 nodes", hosted),
+    ):
         found = run(measure, arguments.rounds)
         print(
             f"{name:14} {statistics.median(found.later):6.2f} s a round "
