@@ -1,8 +1,9 @@
 """Which clients a node hosts, and their data.
 
 A deployed node says it in its node configuration: ``modality="audio"``, with ``data="site.npz"`` if
-it brings a file of its own, else ``part=0`` of what the run's dataset deals out. A simulated node
-has only a partition number, and hosts the clients of that number modulo the number of nodes.
+it brings a file of its own, else ``part=0`` of what the run's dataset deals out. A node of a
+simulation, or one that stands for several clients, has only a partition number, and hosts the
+clients of that number modulo the number of nodes.
 """
 
 from collections.abc import Mapping
@@ -31,6 +32,8 @@ from common.task import Task
 
 _SIMULATED = {"partition-id", "num-partitions"}
 _DEPLOYED: dict[str, type] = {"modality": str, "part": int, "data": str}
+
+_NAMES = (*_DEPLOYED, *sorted(_SIMULATED))
 
 NodeValue = bool | int | float | str | bytes
 
@@ -72,7 +75,7 @@ def parse_node(settings: Mapping[str, NodeValue]) -> Node:
     """
     for name, value in settings.items():
         if name not in _DEPLOYED and name not in _SIMULATED:
-            raise UserError(f"--node-config {name}: unknown; allowed are {', '.join(_DEPLOYED)}")
+            raise UserError(f"--node-config {name}: unknown; allowed are {', '.join(_NAMES)}")
         expected = _DEPLOYED.get(name, int)
         if type(value) is not expected:
             raise UserError(

@@ -103,8 +103,8 @@ _LONGEST_PLAIN = 1 << 16
 
 
 def write_tensors(parts: Mapping[str, Mapping[str, Tensor]]) -> bytes:
-    """Return the tensors of each part as bytes; they are what numpy knows too, so no bfloat16."""
-    # As by safetensors.torch, which looks for shared memory first, and so takes thrice as long.
+    """Return the tensors of each part as bytes; of types that numpy has, so no bfloat16."""
+    # The same bytes as of safetensors.torch, which looks for shared memory: thrice as long.
     content: bytes = safetensors.numpy.save(
         {
             f"{part}/{name}": tensor.detach().cpu().contiguous().numpy()
@@ -127,7 +127,11 @@ def read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tenso
         tensors = {
             name: torch.from_numpy(array) for name, array in safetensors.numpy.load(data).items()
         }
-    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+    except KeyError as error:
+        raise ProtocolError(
+            f"the tensors cannot be read: there is one of type {error}, which is never sent"
+        ) from error
+    except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise ProtocolError(f"the tensors cannot be read: {error}") from error
     found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
     # In an order of their own: the library's differs from one call to the next, and sums with it.
@@ -153,16 +157,21 @@ def _unpack(packed: Tensor, columns: int) -> Tensor:
     # Before the indices, which take far more memory than the message did.
     if packed.shape != (count,):
         raise ValueError(f"{packed.numel()} packed values, expected {count}")
-    return packed[_places(columns)]
+    # Those of wide matrices are made anew: a client may choose any width, and must not fill memory.
+    places = _kept_places if columns <= _WIDEST_KEPT else _places
+    return packed[places(columns)]
 
 
-@lru_cache(maxsize=32)
 def _places(columns: int) -> Tensor:
     """Return where in its upper triangle each number of a symmetric matrix is."""
     rows, cols = torch.triu_indices(columns, columns)
     places = torch.empty(columns, columns, dtype=torch.int64)
     places[rows, cols] = places[cols, rows] = torch.arange(len(rows))
     return places
+
+
+_WIDEST_KEPT = 256
+_kept_places = lru_cache(maxsize=16)(_places)
 
 
 def posterior_parts(part: str, posterior: Posterior) -> dict[str, dict[str, Tensor]]:

@@ -1,6 +1,6 @@
 """Evaluation on multimodal items: all modalities together, each alone, any rule, any subset.
 
-Every batch is encoded once, whatever is asked of it, and as many at a time as there are processors.
+Every batch is encoded once, whatever is asked of it; on a CPU several batches at a time.
 
 Notation: N items, M modalities, K classes or labels.
 """
@@ -26,6 +26,9 @@ from common.model.predict import Encoded, Prediction, encode, predict_encoded
 
 #: Items of a batch, about: few enough that those of a small dataset are several.
 BATCH = 128
+
+#: Batches at a time, at most: each has its place in memory.
+AT_ONCE = 8
 
 #: The most modalities of which every subset is scored.
 EVERY_SUBSET = 4
@@ -211,9 +214,9 @@ def _of_each_batch(
         }
         return ask(encode(model, inputs))
 
-    # Beside the threads of each operation; a GPU is kept busy by one.
-    threads = (os.cpu_count() or 1) // torch.get_num_threads() if device.type == "cpu" else 1
-    with ThreadPoolExecutor(max(threads, 1)) as pool:
+    # As many as there are processors for the threads of each operation; one keeps a GPU busy.
+    idle = (os.cpu_count() or 1) // torch.get_num_threads() if device.type == "cpu" else 1
+    with ThreadPoolExecutor(min(max(idle, 1), AT_ONCE)) as pool:
         parts = np.array_split(np.arange(len(items)), max(round(len(items) / BATCH), 1))
         return list(pool.map(answer, parts))
 

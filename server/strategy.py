@@ -261,7 +261,7 @@ class HierarchicalAggregation(Strategy):
             weight = client_weight(uplink, self.config.strategy.weights, trust)
             total = total.add(uplink, weight, trust)
         modalities = self._trained.encoders
-        shares = self._step(server_round, total) if total.modalities else {}
+        shares = self._merge_and_step(server_round, total) if total.modalities else {}
         for name, modality in total.modalities.items():
             if modality.evidence is not None:
                 self.evidence[name] = modality.evidence
@@ -301,7 +301,9 @@ class HierarchicalAggregation(Strategy):
             if count < least
         ]
 
-    def _step(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
+    def _merge_and_step(
+        self, server_round: int, total: RoundSum
+    ) -> Mapping[str, Mapping[str, float]]:
         """Step to the merged model; return each layer's shares of the modalities."""
         config = self.config.strategy
         noise = torch.Generator().manual_seed(derive_seed(self.config.seed, "noise", server_round))

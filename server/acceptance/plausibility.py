@@ -151,7 +151,7 @@ def _gram_fault(sums: Tensor) -> str | None:
     # As correlations, so that the unit of the labels does not matter.
     scales = [math.sqrt(square) or 1.0 for square in (n, yy, pp)]
     r, s, t = y / scales[0] / scales[1], p / scales[0] / scales[2], py / scales[1] / scales[2]
-    # With the tolerance on its diagonal, which is then d, no minor is to be negative.
+    # The matrix of correlations, with d on its diagonal, is to have no negative principal minor.
     d = 1 + _TOLERANCE
     possible = all(abs(each) <= d for each in (r, s, t))
     if not possible or d**3 + 2 * r * s * t - d * (r**2 + s**2 + t**2) < 0:

@@ -190,7 +190,7 @@ class _Start:
     layout
         Of its arrays.
     values
-        All their numbers.
+        All their numbers, float32.
     norm
         L2.
     """

@@ -16,9 +16,12 @@ from common.diagnostics import diagnostics
 from common.metrics import ConstantPredictions, compute_metrics
 from common.model.predict import to_values
 from common.task import Task
-from server.evaluate import BATCH, Scores
+from server.evaluate import Scores
 from server.reference.batching import MULTIMODAL, only, padded_inputs
 from server.reference.training import Forward
+
+#: Items of a batch.
+BATCH = 256
 
 
 @torch.inference_mode()

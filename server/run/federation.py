@@ -352,5 +352,5 @@ def check_evaluation_data(data: FederatedDataset) -> None:
 
 
 def use_one_thread() -> None:
-    """Leave the cores to the clients; sums in one order are reproducible too."""
+    """Have each operation use one core: clients need some, and sums in one order are the same."""
     torch.set_num_threads(1)

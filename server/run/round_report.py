@@ -1,4 +1,4 @@
-"""What a round was, apart from how good the model is after it."""
+"""The report of a round, which the strategy makes and the run writes down."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

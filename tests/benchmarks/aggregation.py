@@ -78,6 +78,17 @@ class Clocks:
         self.cpu += time.process_time() - self._began[1]
 
 
+def timed(messages: Iterable[Message], clocks: Clocks) -> Iterator[Message]:
+    """Yield messages; count what it takes to make them."""
+    coming = iter(messages)
+    while True:
+        with clocks:
+            message = next(coming, None)
+        if message is None:
+            return
+        yield message
+
+
 def fitted(
     arrays: Mapping[str, Tensor], config: EncoderConfig, structure: Structure | None
 ) -> Posterior:
@@ -175,18 +186,9 @@ def measure(clients: int, name: str) -> dict[str, float]:
     contents = updates(strategy, config)
     messages = strategy.ask(1, arrays, nodes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    made = Clocks()
-
-    def coming() -> Iterator[Message]:
-        each = replies(messages, keys, contents)
-        for _ in keys:
-            with made:
-                reply = next(each)
-            yield reply
-
-    whole = Clocks()
+    made, whole = Clocks(), Clocks()
     with whole:
-        strategy.merge(1, coming())
+        strategy.merge(1, timed(replies(messages, keys, contents), made))
     assert sum(reports[0].clients.values()) == clients, reports[0].rejected[:3]
     return {
         "seconds": whole.seconds - made.seconds,

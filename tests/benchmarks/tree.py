@@ -4,7 +4,8 @@
 
 The paper's model, as in `aggregation.py`. Each aggregator is a process with clients of its own: it
 checks and compares their updates, adds them, and sends its sum to the root, which merges the sums
-and takes the step. One thread each. On paper, every aggregator has a thousand below it, and seconds
+and takes the step. One thread each; seconds are those of the slowest aggregator and of the root,
+without the making of the replies. On paper, every aggregator has a thousand below it, and seconds
 and bytes are those measured; where levels work one after the other, their seconds add.
 """
 
@@ -17,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from multiprocessing.connection import Connection
 
 import torch
-from aggregation import keys_of, prepare_process, replies, strategy_of, updates
+from aggregation import Clocks, keys_of, prepare_process, replies, strategy_of, timed, updates
 from figures import Figure
 
 from common.clients import ClientKey
@@ -30,25 +31,27 @@ NAMES = ("fedavg", "hierarchical")
 FAN_OUT = 1_000
 
 
-def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, Parts, int]:
-    """Return what some clients' updates add up to, the model, and the bytes that came."""
+def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, Parts, int, float]:
+    """Return what some clients' updates add up to, the model, the bytes that came, and seconds."""
     strategy, arrays, nodes = strategy_of(config, keys, [])
     contents = updates(strategy, config)
     messages = strategy.ask(1, arrays, nodes)
-    accepted, rejected, came = strategy._accept(1, replies(messages, keys, contents))
-    assert not rejected, rejected[:3]
-    total = RoundSum(config.strategy)
-    for uplink in accepted:
-        total = total.add(uplink, client_weight(uplink, config.strategy.weights, 1.0))
-    return total, strategy._trained, came
+    whole, made = Clocks(), Clocks()
+    with whole:
+        coming = timed(replies(messages, keys, contents), made)
+        accepted, rejected, came = strategy._accept(1, coming)
+        assert not rejected, rejected[:3]
+        total = RoundSum(config.strategy)
+        for uplink in accepted:
+            total = total.add(uplink, client_weight(uplink, config.strategy.weights, 1.0))
+    return total, strategy._trained, came, whole.seconds - made.seconds
 
 
 def aggregate(config: Config, keys: Sequence[ClientKey], root: Connection) -> None:
     """Be an aggregator: send a sum up."""
     prepare_process()
-    began = time.perf_counter()
-    total, _, came = sum_of(config, keys)
-    root.send_bytes(pickle.dumps((total, came, time.perf_counter() - began)))
+    total, _, _, seconds = sum_of(config, keys)
+    root.send_bytes(pickle.dumps((total, seconds)))
 
 
 def merged(total: RoundSum, model: Parts) -> Mapping[str, torch.Tensor]:
@@ -61,13 +64,12 @@ def measure(name: str, clients: int, aggregators: int) -> dict[str, float]:
     config = compose_config("config", [f"strategy={name}", "model=paper"])
     keys = keys_of(clients)
     prepare_process()
+    flat, model, came, alone = sum_of(config, keys)
     began = time.perf_counter()
-    flat, model, came = sum_of(config, keys)
     expected = merged(flat, model)
-    alone = time.perf_counter() - began
+    alone += time.perf_counter() - began
 
     context = multiprocessing.get_context("fork")
-    began = time.perf_counter()
     pipes = []
     for number in range(aggregators):
         ours, theirs = context.Pipe(duplex=False)
@@ -80,7 +82,7 @@ def measure(name: str, clients: int, aggregators: int) -> dict[str, float]:
     total = RoundSum(config.strategy)
     longest = 0.0
     for sent in sums:
-        part, _, seconds = pickle.loads(sent)
+        part, seconds = pickle.loads(sent)
         total, longest = total.merge(part), max(longest, seconds)
     merging = time.perf_counter() - arrived
     found = merged(total, model)
@@ -88,7 +90,7 @@ def measure(name: str, clients: int, aggregators: int) -> dict[str, float]:
         "update": came / clients,
         "sum": len(sums[0]),
         "flat": alone,
-        "tree": time.perf_counter() - began,
+        "tree": longest + time.perf_counter() - arrived,
         "per update": longest / math.ceil(clients / aggregators),
         "per sum": merging / aggregators,
         "difference": max(float((found[each] - expected[each]).abs().max()) for each in expected),

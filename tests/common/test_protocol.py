@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from wire import put_bytes, put_tensors, tensors_of
 
+from common import wire
 from common.clients import ClientKey
 from common.data.moments import Moments
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
@@ -208,6 +209,16 @@ def test_every_form_of_precision_survives(
     if form is Form.row:
         received = found["layers.0.a:b"].precision
         assert received is not None and torch.equal(received, received.T)
+
+
+def test_wide_precisions_leave_nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a client could fill the server's with them: it chooses the width."""
+    monkeypatch.setattr(wire, "_WIDEST_KEPT", 5)
+    wire._kept_places.cache_clear()
+    for size in (4, 5, 6, 7):
+        sent = uplink_of(Gaussian(torch.zeros(2, size), symmetric(size), Form.row))
+        assert_same_posterior(decode_uplink(encode_uplink(sent)).encoder, sent.encoder)
+    assert wire._kept_places.cache_info().currsize == 2
 
 
 @pytest.mark.parametrize("size", [1, 2, 5, 12])
@@ -415,10 +426,11 @@ HEADER = b'{"decoder/head.bias":{"dtype":"%s","shape":[%s],"data_offsets":[0,%d]
         file_of(HEADER % (b"F32", b"1", 4), bytes(5)),
         file_of(HEADER % (b"F32", b"-1", 4), bytes(4)),
         file_of(HEADER % (b"object", b"1", 4), bytes(4)),
+        file_of(HEADER % (b"BF16", b"2", 4), bytes(4)),
     ],
     ids=[
         *("empty", "nonsense", "NumPy", "zip", "pickle", "cut off", "header beyond the end"),
-        *("8 TB", "too few bytes", "too many", "negative shape", "objects"),
+        *("8 TB", "too few bytes", "too many", "negative shape", "objects", "BF16"),
     ],
 )
 def test_tensors_that_cannot_be_read_are_refused(data: bytes) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections import Counter
+from threading import Lock
 
 import numpy as np
 import pytest
@@ -175,12 +176,14 @@ def test_model_is_left_in_evaluation_mode_and_dropout_does_not_show() -> None:
 
 
 def count_encoding(model: HAFedformer) -> Counter[str]:
-    """Count the items that each encoder sees from now on."""
+    """Count the items that each encoder sees from now on; batches come from several threads."""
     seen: Counter[str] = Counter()
+    lock = Lock()
     for name, encoder in model.encoders.items():
 
         def count(_: object, inputs: tuple[torch.Tensor, ...], name: str = name) -> None:
-            seen[name] += len(inputs[0])
+            with lock:
+                seen[name] += len(inputs[0])
 
         encoder.register_forward_pre_hook(count)
     return seen

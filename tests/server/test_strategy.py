@@ -240,6 +240,15 @@ def test_each_client_gets_its_own_encoder_and_the_decoder_only() -> None:
     assert sorted(asked) == sorted((node, name) for node, names in NODES.items() for name in names)
 
 
+def test_what_becomes_of_a_model_after_it_was_sent_changes_nothing() -> None:
+    federation, other = Federation(config_with()), Federation(config_with())
+    asked = federation.strategy.ask(1, federation.arrays, federation.grid)
+    expected, _ = other.merge(map(honest, other.ask()))
+    for array in federation.arrays.values():
+        array.zero_()
+    assert_bitwise(federation.strategy.merge(1, map(honest, asked)), expected)
+
+
 def test_node_that_joined_takes_part_in_the_next_round_and_one_that_left_does_not() -> None:
     federation = Federation(config_with())
     assert len(federation.ask(1)) == 5

@@ -28,7 +28,7 @@ from common.errors import UserError
 from common.messages import ClientDescription, Uplink
 from common.model.evidence import agreement_size, evidence_size
 from common.model.ha_fedformer import Parts
-from common.posterior import Form, Gaussian
+from common.posterior import Form, Gaussian, Layout, Means
 from common.task import Task
 from server.acceptance.validation import RejectedUpdateError, UpdateRules, check_description
 
@@ -94,6 +94,14 @@ def encoder_with(name: str, gaussian: Gaussian | None) -> Uplink:
 @pytest.mark.parametrize("task", list(Task))
 def test_good_update_passes(task: Task) -> None:
     check(good(task), task)
+
+
+def test_finite_numbers_pass_though_their_sum_is_not() -> None:
+    large = points(head=torch.full((1, 3), 3e38))
+    assert not large["head"].mean.sum().isfinite()
+    check(replace(good(), decoder=large))
+    mean = large["head"].mean
+    check(replace(good(), decoder=Means(Layout.of({"head": mean}), mean.flatten())))
 
 
 def test_update_without_precisions_passes() -> None:
