@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 
@@ -163,10 +164,22 @@ def test_killed_at_any_moment_a_folder_is_whole_or_not_there(forks: Forks, tmp_p
     assert contents(tmp_path / "again") == expected
 
     out, part = tmp_path / "shards", tmp_path / ".shards.part"
-    written = []
-    for moment in moments(seconds):
+    written, shards = [], 3 * 60
+
+    def until(count: int) -> None:
+        """Wait for so many shards."""
+        deadline = time.monotonic() + 60
+        while not out.exists() and time.monotonic() < deadline:
+            with suppress(FileNotFoundError):
+                if len(list(part.iterdir())) >= count:
+                    return
+
+    half = KILLS // 2
+    waits = [partial(time.sleep, moment) for moment in moments(seconds)[half:]]
+    waits += [partial(until, shards * number // (half + 1)) for number in range(1, half + 1)]
+    for wait in waits:
         number = forks.start("out=shards")
-        time.sleep(moment)
+        wait()
         kill(number)
         status = forks.end()
         assert status in (0, -signal.SIGKILL)
@@ -182,7 +195,7 @@ def test_killed_at_any_moment_a_folder_is_whole_or_not_there(forks: Forks, tmp_p
         assert {path.name for path in tmp_path.iterdir()} == {"undisturbed", "again", "shards"}
         rmtree(out)
     # A test of this test: kills hit the writing, at different shards.
-    assert len({count for count in written if 0 < count < 3 * 60 + 2}) >= 2, written
+    assert len({count for count in written if 0 < count < shards + 2}) >= 2, written
 
 
 def test_killed_while_it_overwrites_one_of_both_folders_is_whole(

@@ -47,14 +47,14 @@ def registered(secure) -> dict[str, str]:
 
 # Who is refused ---------------------------------------------------------------------------------
 
-#: What Flower says to each.
+#: What Flower says to each; either, where it is a matter of when the connection ends.
 REASONS = {
-    "key that was not registered": "[code: 2004] Failed to activate SuperNode.",
-    "no key": "[code: 2001] SuperNode authentication is enabled.",
-    "another authority": "certificate verify failed: unable to get local issuer certificate",
-    "no TLS": "Server disconnected without sending a response.",
-    "no TLS for a key": "SuperNode authentication requires a secure TLS connection",
-    "expired server": "certificate verify failed: certificate has expired",
+    "key that was not registered": ["[code: 2004] Failed to activate SuperNode."],
+    "no key": ["[code: 2001] SuperNode authentication is enabled."],
+    "another authority": ["certificate verify failed: unable to get local issuer certificate"],
+    "no TLS": ["Server disconnected without sending a response.", "Connection reset by peer"],
+    "no TLS for a key": ["SuperNode authentication requires a secure TLS connection"],
+    "expired server": ["certificate verify failed: certificate has expired"],
 }
 
 
@@ -99,7 +99,7 @@ def test_site_is_refused_and_told_why(refused, name: str) -> None:
     status, printed = refused[name]
     assert status == 1
     assert f"Exit Code: {303 if name == 'no TLS for a key' else 305}\n" in printed
-    assert REASONS[name] in printed
+    assert any(reason in printed for reason in REASONS[name]), printed
 
 
 def test_nobody_who_was_refused_was_ever_online(secure, registered, refused) -> None:
