@@ -33,7 +33,7 @@ from common.task import Task
 _SIMULATED = {"partition-id", "num-partitions"}
 _DEPLOYED: dict[str, type] = {"modality": str, "part": int, "data": str}
 
-_NAMES = (*_DEPLOYED, *sorted(_SIMULATED))
+_ALLOWED = (*_DEPLOYED, *sorted(_SIMULATED))
 
 NodeValue = bool | int | float | str | bytes
 
@@ -75,7 +75,7 @@ def parse_node(settings: Mapping[str, NodeValue]) -> Node:
     """
     for name, value in settings.items():
         if name not in _DEPLOYED and name not in _SIMULATED:
-            raise UserError(f"--node-config {name}: unknown; allowed are {', '.join(_NAMES)}")
+            raise UserError(f"--node-config {name}: unknown; allowed are {', '.join(_ALLOWED)}")
         expected = _DEPLOYED.get(name, int)
         if type(value) is not expected:
             raise UserError(

@@ -159,6 +159,11 @@ class HierarchicalAggregation(Strategy):
             The model's state.
         grid
             Reaches the nodes; new ones are asked who they are.
+
+        Raises
+        ------
+        UserError
+            If a weight is too large for ``strategy.payload``.
         """
         faults = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
         self._arrays = {name: array.clone() for name, array in arrays.items()}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -232,6 +233,12 @@ def test_all_tensors_travel_as_one_array() -> None:
     """Each array is requests of its own, wherever Flower passes a message on."""
     for content in (encode_downlink(downlink()), encode_uplink(uplink())):
         assert sum(map(len, content.array_records.values())) == 1
+
+
+def test_bytes_are_those_of_the_library_s_own_way_with_torch() -> None:
+    tensors = {"a": torch.randn(3, 4).T, "b": torch.tensor(2.0).half(), "c": torch.zeros(0, 2)}
+    named = {f"encoder/{name}": tensor.contiguous() for name, tensor in tensors.items()}
+    assert wire.write_tensors({"encoder": tensors}) == safetensors.torch.save(named)
 
 
 def test_arrays_on_the_graph_or_not_contiguous_can_be_sent() -> None:
