@@ -45,12 +45,12 @@ GetConfig = Callable[[Context], Config]
 
 
 def submitted_config(context: Context) -> Config:
-    """Take the configuration that `flwr run` sends."""
+    """Return the configuration of a run that `flwr run` submitted."""
     return config_of_run(context.run_config)
 
 
 def given_config(config: Config, _: Context) -> Config:
-    """Take the configuration that is at hand, as a simulation does."""
+    """Return a configuration that is known already, as in a simulation."""
     return config
 
 
@@ -68,13 +68,13 @@ def _train(get_config: GetConfig, message: Message, context: Context) -> Message
         uplink = run_round(downlink, parse_node(context.node_config), get_config(context))
         content = encode_uplink(uplink)
     except (UserError, ProtocolError, FloatingPointError) as error:
-        # As a reply of its own, so that the reason arrives whole whatever runtime carries it.
+        # As a reply of our own, so that every runtime carries the whole reason.
         content = encode_failure(str(error))
     return Message(content, reply_to=message)
 
 
 def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
-    """Evaluate what came, train, sample.
+    """Evaluate the received model, train it, sample its weights.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
 
 
 def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFedformer:
-    """Build the one-modality model and load the arrays that came.
+    """Build the one-modality model and load the received arrays.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     modality = downlink.key.modality
     head = downlink.decoder.get("head.bias")
     if head is None:
-        raise ProtocolError("the decoder that came has no head.bias")
+        raise ProtocolError("the received decoder has no head.bias")
     _check_outputs(downlink, data, len(head), config.dataset.label_bins)
     shape = data.sequences.statistics_shape
     spec = ModelSpec({modality: shape}, len(head), data.task, config.model)
@@ -134,7 +134,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
         model.load_state_dict(arrays)
     except RuntimeError as error:
         raise ProtocolError(
-            f"{downlink.key}, with features of shape {shape}, cannot take the arrays that came: "
+            f"{downlink.key}, with features of shape {shape}, cannot take the received arrays: "
             f"{' '.join(str(error).split())}"
         ) from error
     if config.dataset.standardisation is Standardisation.client:
@@ -147,15 +147,15 @@ def _check_outputs(
 ) -> None:
     """Refuse a decoder for another kind of label than the client's.
 
-    What the server says of its labels has a form for each task, see `evidence.prior_of`.
+    The prior and the label shares have a length for each task, see `evidence.prior_of`.
     """
     needs = count_outputs(data.task, data.labels)
     fits = outputs >= needs if data.task is Task.classification else outputs == needs
     expected = {Task.regression: 2, Task.classification: outputs, Task.multilabel: outputs}
     if not fits or len(downlink.prior) != expected[data.task]:
         raise ProtocolError(
-            f"{downlink.key} has labels for task={data.task} with {needs} outputs, and the model "
-            f"that came has {outputs}, with a prior of {len(downlink.prior)} numbers"
+            f"{downlink.key} has labels for task={data.task} with {needs} outputs, and the "
+            f"received model has {outputs}, with a prior of {len(downlink.prior)} numbers"
         )
     shares = outputs if data.task is not Task.regression else len(bins) + 1
     if len(downlink.label_shares) not in (0, shares):
@@ -172,7 +172,7 @@ def _fitted(
     modality = downlink.key.modality
     structures = (encoder_structure(strategy.encoder), decoder_structure(strategy.decoder))
     moments = Parts({modality: {}}, {})
-    # A hair less, for products that round to just above a whole number: 0.07 of 100 is 7.
+    # Less a hair, for products that round to just above a whole number: 0.07 of 100 is 7.
     in_time = downlink.round <= math.ceil(strategy.posterior_rounds * config.rounds - 1e-9)
     if in_time and Structure.inputs in structures:
         moments = split_arrays(read_moments(model, data))
@@ -194,7 +194,7 @@ def _fitted(
 
 
 def make_client_app(get_config: GetConfig) -> ClientApp:
-    """Build the app; `get_config` says where a node's configuration comes from."""
+    """Build the app; `get_config` returns the configuration of a node's run."""
     app = ClientApp()
     app.query()(partial(_query, get_config))
     app.train()(partial(_train, get_config))

@@ -1,13 +1,13 @@
 """Which clients a node hosts, and their data.
 
-A deployed node says it in its node configuration: ``modality="audio"``, with ``data="site.npz"`` if
-it brings a file of its own, else ``part=0`` of what the run's dataset deals out. A node of a
-simulation, or one that stands for several clients, has only a partition number, and hosts the
-clients of that number modulo the number of nodes.
+The configuration of a deployed node holds ``modality="audio"``, with ``data="site.npz"`` for a file
+of its own, or else ``part=0`` for a part of the run's dataset. A node of a simulation, or one that
+stands for several clients, has only a partition number, and hosts the clients of that number modulo
+the number of nodes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -30,22 +30,20 @@ from common.messages import ClientDescription, NodeDescription
 from common.model.evidence import label_sums
 from common.task import Task
 
-_SIMULATED = {"partition-id", "num-partitions"}
-_DEPLOYED: dict[str, type] = {"modality": str, "part": int, "data": str}
-
-_ALLOWED = (*_DEPLOYED, *sorted(_SIMULATED))
+_SIMULATED = {"partition-id": int, "num-partitions": int}
+_TYPES: dict[str, type] = {"modality": str, "part": int, "data": str, **_SIMULATED}
 
 NodeValue = bool | int | float | str | bytes
 
 
 @dataclass(frozen=True)
 class DeployedNode:
-    """A node of one site.
+    """A node that hosts one client.
 
     Attributes
     ----------
     key
-        The one client that it hosts.
+        The client.
     data
         Path of the site's own file; None for a part of the run's dataset.
     """
@@ -74,15 +72,8 @@ def parse_node(settings: Mapping[str, NodeValue]) -> Node:
         If a setting is unknown, of the wrong type or missing.
     """
     for name, value in settings.items():
-        if name not in _DEPLOYED and name not in _SIMULATED:
-            raise UserError(f"--node-config {name}: unknown; allowed are {', '.join(_ALLOWED)}")
-        expected = _DEPLOYED.get(name, int)
-        if type(value) is not expected:
-            raise UserError(
-                f"--node-config {name}={value!r}: expected {expected.__name__}, "
-                f"as in '{name}={'0' if expected is int else chr(34) + 'text' + chr(34)}'"
-            )
-    if "modality" not in settings and set(settings) >= _SIMULATED:
+        _check_type(name, value)
+    if "modality" not in settings and set(settings) >= set(_SIMULATED):
         return _simulated(int(settings["partition-id"]), int(settings["num-partitions"]))
     if "modality" not in settings:
         raise UserError("--node-config lacks modality, as in 'modality=\"audio\"'")
@@ -94,6 +85,17 @@ def parse_node(settings: Mapping[str, NodeValue]) -> Node:
     if data == "":
         raise UserError("--node-config data is empty: expected the path of the site's file")
     return DeployedNode(ClientKey(modality, part), None if data is None else str(data))
+
+
+def _check_type(name: str, value: NodeValue) -> None:
+    if name not in _TYPES:
+        raise UserError(f"--node-config {name}: unknown; allowed are {', '.join(_TYPES)}")
+    if type(value) is not _TYPES[name]:
+        example = "0" if _TYPES[name] is int else '"text"'
+        raise UserError(
+            f"--node-config {name}={value!r}: expected {_TYPES[name].__name__}, "
+            f"as in '{name}={example}'"
+        )
 
 
 def _simulated(partition: int, num_partitions: int) -> SimulatedNode:
@@ -109,7 +111,7 @@ def hosted_clients(node: Node, config: Config) -> list[ClientKey]:
     """Return the clients that a node hosts, in the dataset's order."""
     if isinstance(node, DeployedNode):
         return [node.key]
-    return list(_federation(config).clients)[node.partition :: node.num_partitions]
+    return list(_federation(_source(config)).clients)[node.partition :: node.num_partitions]
 
 
 def client_data(node: Node, key: ClientKey, config: Config) -> ClientData:
@@ -123,12 +125,12 @@ def client_data(node: Node, key: ClientKey, config: Config) -> ClientData:
     if isinstance(node, DeployedNode) and node.key != key:
         raise UserError(f"this node is {node.key} and was asked for {key}")
     if isinstance(node, DeployedNode) and node.data is not None:
-        return _site(_Frozen(config, node.data), node.data, key)
-    return client_data_of(_federation(config), key, config)
+        return _site(_source(config, node.data), node.data, key)
+    return client_data_of(_federation(_source(config)), key, config)
 
 
 def describe(node: Node, config: Config) -> NodeDescription:
-    """Answer the server's query; a user's mistake becomes the description's error."""
+    """Answer the server's query; a `UserError` becomes the description's error."""
     try:
         keys = hosted_clients(node, config)
         return NodeDescription(tuple(_describe_client(node, key, config) for key in keys))
@@ -155,59 +157,50 @@ def client_label_sums(data: ClientData, config: Config) -> Tensor:
 
 
 def label_edges(config: Config) -> Tensor:
-    """Return (K-1,) the edges of the bins in which labels that are numbers are counted."""
+    """Return (K-1,) edges of the bins in which numeric labels are counted."""
     return torch.tensor(config.dataset.label_bins, dtype=torch.float64)
 
 
-class _Frozen:
-    """A configuration as a cache key: equal where all its values are, and the files it reads.
+@dataclass(frozen=True)
+class _Source:
+    """What data are read from; equal while all settings and the files' stamps are.
 
-    A process that answers many messages must notice that a file was replaced meanwhile.
+    A process that answers many messages must notice that a file was replaced.
     """
 
-    def __init__(self, config: Config, *files: str) -> None:
-        self.config = config
-        read = [getattr(config.dataset, name, None) for name in ("path", "test_path")]
-        stamps = [_stamp(path) for each in (*read, *files) for path in _listed(each)]
-        # Where the run folder goes is no matter of data, and differs from one message to the next.
-        self._text = repr((replace(config, run_dir="", resume=None), stamps))
-
-    def __hash__(self) -> int:
-        return hash(self._text)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Frozen) and self._text == other._text
+    state: str
+    config: Config = field(compare=False)
 
 
-def _listed(setting: object) -> list[Path]:
-    """Return the paths of a setting and, of folders and of what lies beside files, theirs."""
-    paths = [
-        Path(each)
-        for each in (setting if isinstance(setting, (list, tuple)) else [setting])
-        if isinstance(each, str)
-    ]
+def _source(config: Config, *files: str) -> _Source:
+    read = [getattr(config.dataset, name, None) for name in ("path", "test_path")]
+    stamps = [_stamp(path) for setting in (*read, *files) for path in _paths(setting)]
+    # The run folder differs from one message to the next, and does not change the data.
+    return _Source(repr((replace(config, run_dir="", resume=None), stamps)), config)
+
+
+def _paths(setting: object) -> list[Path]:
+    """Return the paths of a setting, the files inside of folders, and manifests beside files."""
+    given = setting if isinstance(setting, (list, tuple)) else [setting]
+    paths = [Path(path) for path in given if isinstance(path, str)]
     inside = [file for path in paths if path.is_dir() for file in sorted(path.iterdir())]
     return [*paths, *inside, *(path.parent / MANIFEST for path in paths)]
 
 
 def _stamp(path: Path) -> tuple[int, ...]:
-    """Return what changes when a file does; nothing where there is none."""
+    """Return numbers that change when the file does; empty if there is no file."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return ()
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-def _federation(config: Config) -> FederatedDataset:
-    return _load_federation(_Frozen(config))
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @lru_cache(maxsize=2)
-def _load_federation(frozen: _Frozen) -> FederatedDataset:
-    return load_federation(frozen.config)
+def _federation(source: _Source) -> FederatedDataset:
+    return load_federation(source.config)
 
 
 @lru_cache(maxsize=2)
-def _site(frozen: _Frozen, path: str, key: ClientKey) -> ClientData:
-    return site_client_data(path, key, frozen.config)
+def _site(source: _Source, path: str, key: ClientKey) -> ClientData:
+    return site_client_data(path, key, source.config)

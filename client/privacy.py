@@ -1,4 +1,4 @@
-"""What a client does to its update, so that little of its data can be read from it.
+"""Differential privacy at a client: its update is clipped and, for ``local``, noisy.
 
 With the change D of encoder and decoder together, C = ``privacy.clip`` and z =
 ``privacy.noise_multiplier``:
@@ -8,16 +8,13 @@ With the change D of encoder and decoder together, C = ``privacy.clip`` and z =
   be trusted.
 
 Nothing else that depends on the data is sent then: no loss, no evidence, no agreement, no
-precision. Clipping is Flower's own (`flwr.supercore.differential_privacy`), whose mods need an
-update to be a single record; the noise is not, since Flower draws it from NumPy's global generator.
+precision.
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from flwr.supercore.differential_privacy import compute_clip_model_update
 from torch import Tensor
 
 from common.config import PrivacyConfig, PrivacyRule
@@ -29,7 +26,7 @@ from common.secure_noise import Source, normal
 def protect(
     uplink: Uplink, downlink: Downlink, config: PrivacyConfig, source: Source = os.urandom
 ) -> Uplink:
-    """Return what may be sent of an update.
+    """Return the part of an update that may be sent.
 
     Parameters
     ----------
@@ -58,29 +55,24 @@ def protect(
     )
 
 
-def _clipped(
-    uplink: Uplink, downlink: Downlink, clip: float
-) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the means of encoder and decoder, clipped jointly."""
-    pairs = [
-        (gaussian.mean, sent[name])
-        for posterior, sent in (
-            (uplink.encoder, downlink.encoder),
-            (uplink.decoder, downlink.decoder),
-        )
-        for name, gaussian in posterior.items()
+def _clipped(uplink: Uplink, downlink: Downlink, clip: float) -> list[dict[str, Tensor]]:
+    """Return the means of encoder and decoder, whose changes are clipped jointly."""
+    parts = ((uplink.encoder, downlink.encoder), (uplink.decoder, downlink.decoder))
+    changes = [
+        {name: gaussian.mean - sent[name] for name, gaussian in posterior.items()}
+        for posterior, sent in parts
     ]
-    means = [mean.numpy().copy() for mean, _ in pairs]
-    # Flower divides by the norm.
-    if any(not torch.equal(mean, sent) for mean, sent in pairs):
-        compute_clip_model_update(means, [sent.numpy() for _, sent in pairs], clip)
-    tensors = iter([torch.from_numpy(mean) for mean in means])
-    return {name: next(tensors) for name in uplink.encoder}, {
-        name: next(tensors) for name in uplink.decoder
-    }
+    flat = [change.double().flatten() for part in changes for change in part.values()]
+    norm = torch.cat(flat).norm().item()
+    if norm <= clip:
+        return [{name: each.mean for name, each in posterior.items()} for posterior, _ in parts]
+    return [
+        {name: sent[name] + change * (clip / norm) for name, change in part.items()}
+        for part, (_, sent) in zip(changes, parts, strict=True)
+    ]
 
 
-def _noisy(arrays: Mapping[str, Tensor], deviation: float, source: Source) -> dict[str, Tensor]:
+def _noisy(arrays: dict[str, Tensor], deviation: float, source: Source) -> dict[str, Tensor]:
     return {
         name: (array.double() + normal(array.shape, deviation, source)).to(array.dtype)
         for name, array in arrays.items()

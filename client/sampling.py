@@ -10,9 +10,9 @@ Until burn-in ends the local optimiser moves. After it, by sampler:
 
 where g is the gradient of the mean loss, so that n times the loss over the temperature T is the
 potential, n examples, and a the friction. A sample of the last two is the last iterate of its
-segment. All of them are `init` / `step` / `collect`.
+segment.
 
-Notation: S samples, P parameters, all in one vector.
+Notation: S samples, P parameters in one vector, T the temperature.
 """
 
 from dataclasses import dataclass
@@ -45,17 +45,17 @@ class SamplingPlan:
 
 
 def plan(config: SamplerConfig, steps: int) -> SamplingPlan:
-    """Fit samples into the local steps that there are.
+    """Fit the samples into the local steps of a round.
 
-    The last segment always ends at the last step. ``last`` is the one sample of the last iterate.
-    A client with fewer steps than samples first gives up burn-in, then samples: it never makes a
-    sample of no step. So does one whose segments of a given length do not fit: it shortens them.
+    The last segment always ends at the last step; ``last`` has one sample, the last iterate. A
+    client with too few steps shortens segments of a given length, then gives up burn-in, then
+    samples, so that every sample has at least one step.
 
     Parameters
     ----------
     config
-        Number of samples; the share of the steps to burn in, or the steps in a segment, which
-        then decide the burn-in.
+        Number of samples, and either the share of the steps to burn in or the steps of a segment,
+        which then decide the burn-in.
     steps
         Local steps, at least 1.
     """
@@ -69,43 +69,8 @@ def plan(config: SamplerConfig, steps: int) -> SamplingPlan:
     return SamplingPlan(num_samples, segment, steps - num_samples * segment)
 
 
-@dataclass
-class SamplerState:
-    """Samples in the making.
-
-    Attributes
-    ----------
-    config, plan
-        How, and what to take.
-    samples
-        (S, P) sums of the iterates of each segment, or the last of each.
-    velocity
-        (P,) of `sghmc`.
-    noise
-        (P,) deviation of the noise divided by the root of twice the rate: (T / n)^(1/2).
-    generator
-        Draws the noise.
-    taken
-        Local steps so far.
-    """
-
-    config: SamplerConfig
-    plan: SamplingPlan
-    samples: Tensor
-    velocity: Tensor
-    noise: float
-    generator: torch.Generator
-    taken: int = 0
-
-
-def init(
-    config: SamplerConfig,
-    sampling_plan: SamplingPlan,
-    parameters: Tensor,
-    examples: int,
-    seed: int,
-) -> SamplerState:
-    """Start before the first local step.
+class WeightSampler:
+    """Takes samples while local steps are made.
 
     Parameters
     ----------
@@ -118,89 +83,87 @@ def init(
     seed
         Of the noise.
     """
-    return SamplerState(
-        config,
-        sampling_plan,
-        parameters.new_zeros(sampling_plan.num_samples, len(parameters)),
-        torch.zeros_like(parameters),
-        (config.temperature / examples) ** 0.5,
-        torch.Generator(parameters.device).manual_seed(seed),
-    )
 
+    def __init__(
+        self,
+        config: SamplerConfig,
+        sampling_plan: SamplingPlan,
+        parameters: Tensor,
+        examples: int,
+        seed: int,
+    ) -> None:
+        self.plan = sampling_plan
+        self._config = config
+        self._samples = parameters.new_zeros(sampling_plan.num_samples, len(parameters))
+        self._velocity = torch.zeros_like(parameters)
+        # Deviation of the noise divided by the root of twice the rate.
+        self._noise = (config.temperature / examples) ** 0.5
+        self._generator = torch.Generator(parameters.device).manual_seed(seed)
+        self._taken = 0
 
-def wanted(state: SamplerState) -> bool:
-    """Whether the next iterate belongs to a sample, so that burn-in costs nothing."""
-    return state.taken >= state.plan.burn_in
+    @property
+    def wants(self) -> bool:
+        """Whether the next iterate belongs to a sample, so that burn-in costs nothing."""
+        return self._taken >= self.plan.burn_in
 
+    @property
+    def moves(self) -> bool:
+        """Whether the sampler makes the next local step itself, instead of the optimiser."""
+        return self.wants and self._config.name in _LANGEVIN
 
-def moves(state: SamplerState) -> bool:
-    """Whether the sampler makes the next local step itself, instead of the optimiser."""
-    return wanted(state) and state.config.name in _LANGEVIN
+    def step(self, parameters: Tensor | None, gradient: Tensor | None = None) -> Tensor | None:
+        """Account for one local step, and make it where the sampler `moves`.
 
+        Parameters
+        ----------
+        parameters
+            (P,) before the step where the sampler `moves`, else after the optimiser's. May be
+            None during burn-in.
+        gradient
+            (P,) of the mean loss at `parameters`, where the sampler `moves`.
 
-def step(
-    state: SamplerState, parameters: Tensor | None, gradient: Tensor | None = None
-) -> Tensor | None:
-    """Account for one local step.
+        Returns
+        -------
+        Tensor
+            (P,) the parameters after the step.
+        """
+        if self.wants:
+            assert parameters is not None
+            segment, position = divmod(self._taken - self.plan.burn_in, self.plan.segment)
+            if self.moves:
+                assert gradient is not None
+                parameters = self._move(parameters, gradient)
+                if position == self.plan.segment - 1:
+                    self._samples[segment] = parameters
+            else:
+                self._samples[segment] += parameters / self.plan.segment
+        self._taken += 1
+        return parameters
 
-    Parameters
-    ----------
-    state
-        Changed in place.
-    parameters
-        (P,). Where the sampler `moves`, before the step; else after the optimiser's. May be None
-        while not `wanted`.
-    gradient
-        (P,) of the mean loss at `parameters`, where the sampler `moves`.
+    def _move(self, parameters: Tensor, gradient: Tensor) -> Tensor:
+        lr, friction = self._config.lr, self._config.friction
+        drawn = torch.randn(
+            parameters.shape,
+            generator=self._generator,
+            dtype=parameters.dtype,
+            device=parameters.device,
+        )
+        if self._config.name is Sampler.sgld:
+            moved: Tensor = parameters - lr * gradient + (2 * lr) ** 0.5 * self._noise * drawn
+            return moved
+        noise = (2 * friction * lr) ** 0.5 * self._noise * drawn
+        self._velocity = (1 - friction) * self._velocity - lr * gradient + noise
+        return parameters + self._velocity
 
-    Returns
-    -------
-    Tensor
-        (P,) the parameters after the step.
-    """
-    if wanted(state):
-        assert parameters is not None
-        segment, position = divmod(state.taken - state.plan.burn_in, state.plan.segment)
-        if moves(state):
-            assert gradient is not None
-            parameters = _move(state, parameters, gradient)
-            if position == state.plan.segment - 1:
-                state.samples[segment] = parameters
-        else:
-            state.samples[segment] += parameters / state.plan.segment
-    state.taken += 1
-    return parameters
+    def collect(self) -> Tensor:
+        """Return the samples (S, P).
 
-
-def _move(state: SamplerState, parameters: Tensor, gradient: Tensor) -> Tensor:
-    config, lr = state.config, state.config.lr
-    noise = torch.randn(
-        parameters.shape,
-        generator=state.generator,
-        dtype=parameters.dtype,
-        device=parameters.device,
-    )
-    if config.name is Sampler.sgld:
-        moved: Tensor = parameters - lr * gradient + (2 * lr) ** 0.5 * state.noise * noise
-        return moved
-    velocity: Tensor = (
-        (1 - config.friction) * state.velocity
-        - lr * gradient
-        + (2 * config.friction * lr) ** 0.5 * state.noise * noise
-    )
-    state.velocity = velocity
-    return parameters + velocity
-
-
-def collect(state: SamplerState) -> Tensor:
-    """Return the samples (S, P).
-
-    Raises
-    ------
-    RuntimeError
-        If local steps are still missing.
-    """
-    expected = state.plan.burn_in + state.plan.num_samples * state.plan.segment
-    if state.taken != expected:
-        raise RuntimeError(f"the sampler saw {state.taken} of {expected} steps")
-    return state.samples
+        Raises
+        ------
+        RuntimeError
+            If local steps are still missing.
+        """
+        expected = self.plan.burn_in + self.plan.num_samples * self.plan.segment
+        if self._taken != expected:
+            raise RuntimeError(f"the sampler saw {self._taken} of {expected} steps")
+        return self._samples

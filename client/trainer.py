@@ -3,28 +3,29 @@
 Notation: B items, O outputs, P parameters, S samples.
 """
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
-from client import sampling
 from client.input_moments import InputMoments
 from client.objective import Objective
+from client.sampling import WeightSampler, plan
 from common.config import ClientConfig, Optimizer, SamplerConfig
 from common.data.batching import SequenceItems, batches
 from common.data.federation import ClientData
 from common.errors import UserError
 from common.model.ha_fedformer import HAFedformer
 
-#: Items in a batch that is only read.
+#: Items in a batch over which moments are measured.
 _MEASURED_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What local training leaves.
+    """The result of local training.
 
     Attributes
     ----------
@@ -33,7 +34,7 @@ class Trained:
     loss
         Mean training loss over the local steps.
     steps
-        Their number.
+        Number of local steps.
     """
 
     samples: dict[str, Tensor]
@@ -48,9 +49,9 @@ class RoundOptions:
     Attributes
     ----------
     objective
-        The loss; None: the task's.
+        The loss; None for the task's.
     lr_scale
-        What the local rates are multiplied by.
+        Factor of the local rates.
     proximal
         mu of FedProx (Li et al. 2020): mu/2 ||w - received||^2 is added to the loss.
     """
@@ -99,10 +100,10 @@ def train(
     config, sampler
         Local training and sampling.
     seed
-        Decides the order of the items and the dropout. Torch's global generators are seeded with
-        it, since dropout has no other.
+        Of the items' order, the sampler's noise and dropout, for which torch's global generators
+        are seeded.
     options
-        What the round changes; None: nothing.
+        What the round changes; None for nothing.
 
     Raises
     ------
@@ -114,7 +115,7 @@ def train(
     objective = options.objective or Objective(data.task)
     device = next(model.parameters()).device
     items = SequenceItems(data.sequences, data.labels, data.train)
-    mover = _Mover(model, config, sampler, options, len(items), seed)
+    steps = _Steps(model, config, sampler, options, len(items), seed)
     losses = []
     model.train()
     for epoch in range(config.local_epochs):
@@ -124,17 +125,17 @@ def train(
             loss = objective(model(data.modality, padded.to(device)), labels.to(device))
             model.zero_grad()
             torch.autograd.backward(loss)
-            mover.move()
+            steps.make()
             losses.append(loss.detach())
     mean_loss = torch.stack(losses).mean().item()
-    if mean_loss != mean_loss or mean_loss == float("inf"):
+    if not math.isfinite(mean_loss):
         raise FloatingPointError("the training loss is not finite; lower client.lr")
-    samples = sampling.collect(mover.state).cpu()
+    samples = steps.sampler.collect().cpu()
     return Trained(_by_name(model, samples), mean_loss, len(losses))
 
 
-class _Mover:
-    """One local step after another, made by the optimiser or by the sampler."""
+class _Steps:
+    """Local steps, made by the optimiser or by the sampler."""
 
     def __init__(
         self,
@@ -150,25 +151,23 @@ class _Mover:
         self.max_grad_norm = config.max_grad_norm
         self.proximal = options.proximal
         self.received = [parameter.detach().clone() for parameter in self.parameters]
-        steps = config.local_epochs * -(-examples // config.batch_size)
+        count = config.local_epochs * -(-examples // config.batch_size)
         scaled = replace(sampler, lr=sampler.lr * options.lr_scale)
-        self.state = sampling.init(
-            scaled, sampling.plan(sampler, steps), self._vector(), examples, seed
-        )
+        self.sampler = WeightSampler(scaled, plan(sampler, count), self._vector(), examples, seed)
 
-    def move(self) -> None:
-        """Make the step for which gradients are there; the sampler's are not clipped."""
-        if sampling.moves(self.state):
+    def make(self) -> None:
+        """Make one step with the gradients at hand; the sampler's steps are not clipped."""
+        if self.sampler.moves:
             self._pull()
             gradient = torch.cat([_gradient(each).flatten() for each in self.parameters])
-            moved = sampling.step(self.state, self._vector(), gradient)
+            moved = self.sampler.step(self._vector(), gradient)
             assert moved is not None
             nn.utils.vector_to_parameters(moved, self.parameters)
             return
         nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self._pull()
         self.optimizer.step()
-        sampling.step(self.state, self._vector() if sampling.wanted(self.state) else None)
+        self.sampler.step(self._vector() if self.sampler.wants else None)
 
     def _pull(self) -> None:
         """Add the gradient of the proximal term."""
@@ -200,7 +199,7 @@ def validation_outputs(model: HAFedformer, data: ClientData, batch_size: int) ->
 
 
 def read_moments(model: HAFedformer, data: ClientData) -> dict[str, Tensor]:
-    """Return what `client.input_moments` measures over the client's train items."""
+    """Return the moments of `client.input_moments` over the client's train items."""
     device = next(model.parameters()).device
     moments = InputMoments(model)
     items = SequenceItems(data.sequences, data.labels, data.train)
@@ -224,7 +223,7 @@ def make_optimizer(
 
 
 def _by_name(model: nn.Module, samples: Tensor) -> dict[str, Tensor]:
-    """Cut samples (S, P) into those of each parameter."""
+    """Split samples (S, P) by parameter."""
     named = list(model.named_parameters())
     pieces = torch.split(samples, [parameter.numel() for _, parameter in named], dim=1)
     return {

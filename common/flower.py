@@ -1,13 +1,13 @@
-"""What we set in Flower 1.41 itself, which has no option for it."""
+"""What we change in Flower 1.42 itself, which has no option for it."""
 
 from flwr.supercore.inflatable import inflatable_utils
 
-#: Seconds until Flower asks again for a part of a message that is still on its way, growing; its
-#: own is 1, and longer than a message of this project takes.
+#: Seconds until Flower asks again for a part of a message that has not arrived, growing. Flower's
+#: own is 1, which is longer than a message of this project takes.
 FIRST_BACKOFF = 0.02
 
 
-def ask_again_soon() -> None:
+def shorten_backoff() -> None:
     """Shorten the first pause of every later pull of a message in this process."""
     for function in (
         inflatable_utils.pull_objects,

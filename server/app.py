@@ -11,7 +11,7 @@ from flwr.serverapp import Grid, ServerApp
 from common.config import Config, Setting, config_of_run
 from common.data.federation import load_federation
 from common.errors import UserError
-from common.flower import ask_again_soon
+from common.flower import shorten_backoff
 from server.run.checkpoint import Checkpoints
 from server.run.console import make_console
 from server.run.federation import Run, check_evaluation_data, use_one_thread
@@ -103,7 +103,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config strings ``config-name`` and ``overrides`` describe."""
-    ask_again_soon()
+    shorten_backoff()
     try:
         config = config_of_run(context.run_config)
         check_federated(config)

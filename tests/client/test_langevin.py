@@ -15,8 +15,7 @@ import torch
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from client import sampling
-from client.sampling import SamplerState, SamplingPlan
+from client.sampling import SamplingPlan, WeightSampler
 from common.config import Sampler, SamplerConfig
 
 with warnings.catch_warnings():
@@ -51,13 +50,13 @@ def walk(
     examples: int = 1,
     seed: int = 0,
     gradient: Callable[[Tensor], Tensor] = gradient_at,
-) -> tuple[SamplerState, Tensor]:
+) -> tuple[WeightSampler, Tensor]:
     """Return the state at the end, and every iterate (steps, C * D)."""
-    state = sampling.init(config, plan, start, examples, seed)
+    state = WeightSampler(config, plan, start, examples, seed)
     iterates = []
     for _ in range(plan.num_samples * plan.segment):
-        assert sampling.moves(state)
-        moved = sampling.step(state, start, gradient(start))
+        assert state.moves
+        moved = state.step(start, gradient(start))
         assert moved is not None
         start = moved
         iterates.append(start)
@@ -67,13 +66,13 @@ def walk(
 def draws(config: SamplerConfig, examples: int, segment: int = 600, seed: int = 0) -> Tensor:
     """Return samples (S * C, D) of chains that begin at 0; those of a chain are far apart."""
     plan = SamplingPlan(2, segment, 0)
-    state = sampling.init(config, plan, torch.zeros(CHAINS * 3).double(), examples, seed)
+    state = WeightSampler(config, plan, torch.zeros(CHAINS * 3).double(), examples, seed)
     place = torch.zeros(CHAINS * 3, dtype=torch.float64)
     for _ in range(2 * segment):
-        moved = sampling.step(state, place, gradient_at(place))
+        moved = state.step(place, gradient_at(place))
         assert moved is not None
         place = moved
-    return sampling.collect(state).reshape(-1, 3)
+    return state.collect().reshape(-1, 3)
 
 
 # --- Steps by hand ----------------------------------------------------------------------------
@@ -87,12 +86,12 @@ def noise_of(seed: int, *shape: int) -> Tensor:
 def test_a_step_of_sgld_is_the_formula() -> None:
     config = SamplerConfig(Sampler.sgld, lr=0.1, temperature=3.0)
     start, gradient = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-4.0, 0.0, 5.0])
-    state = sampling.init(config, SamplingPlan(1, 1, 0), start, 50, seed=9)
-    moved = sampling.step(state, start, gradient)
+    state = WeightSampler(config, SamplingPlan(1, 1, 0), start, 50, seed=9)
+    moved = state.step(start, gradient)
     # The deviation is (2 lr T / n)^(1/2) = (0.6 / 50)^(1/2).
     expected = torch.tensor([1.4, 2.0, 2.5]) + 0.012**0.5 * noise_of(9, 1, 3)[0]
     torch.testing.assert_close(moved, expected)
-    torch.testing.assert_close(sampling.collect(state), expected[None])
+    torch.testing.assert_close(state.collect(), expected[None])
 
 
 def test_two_steps_of_sghmc_are_the_formula() -> None:
@@ -105,7 +104,7 @@ def test_two_steps_of_sghmc_are_the_formula() -> None:
     torch.testing.assert_close(iterates[0], start + velocity)
     velocity = 0.75 * velocity - 0.1 * gradient + second
     torch.testing.assert_close(iterates[1], iterates[0] + velocity)
-    torch.testing.assert_close(sampling.collect(state), iterates)
+    torch.testing.assert_close(state.collect(), iterates)
 
 
 @pytest.mark.parametrize(("name", "momentum"), [(Sampler.sgld, 0.0), (Sampler.sghmc, 0.7)])
@@ -126,13 +125,13 @@ def test_the_last_iterate_of_a_segment_is_its_sample(
     config: SamplerConfig, plan: SamplingPlan
 ) -> None:
     state, iterates = walk(config, plan, torch.zeros(6, dtype=torch.float64))
-    assert torch.equal(sampling.collect(state), iterates[plan.segment - 1 :: plan.segment])
+    assert torch.equal(state.collect(), iterates[plan.segment - 1 :: plan.segment])
 
 
 @both
 def test_the_seed_decides_the_samples(config: SamplerConfig) -> None:
     def samples(seed: int) -> Tensor:
-        return sampling.collect(walk(config, SamplingPlan(3, 4, 0), torch.zeros(6), 7, seed)[0])
+        return walk(config, SamplingPlan(3, 4, 0), torch.zeros(6), 7, seed)[0].collect()
 
     first = samples(1)
     torch.manual_seed(99)

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from client import sampling
-from client.sampling import SamplerState, SamplingPlan
+from client.sampling import SamplingPlan, WeightSampler
+from client.sampling import plan as make_plan
 from common.config import Sampler, SamplerConfig
 
 LAST = SamplerConfig(Sampler.last)
@@ -53,7 +53,7 @@ def iasg(num_samples: int, burn_in: float, segment: int | None = None) -> Sample
     ],
 )
 def test_plan(config: SamplerConfig, steps: int, expected: SamplingPlan) -> None:
-    assert sampling.plan(config, steps) == expected
+    assert make_plan(config, steps) == expected
 
 
 @given(
@@ -65,7 +65,7 @@ def test_plan(config: SamplerConfig, steps: int, expected: SamplingPlan) -> None
 def test_plan_ends_at_the_last_step_and_has_no_empty_segment(
     name: Sampler, num_samples: int, burn_in: float, steps: int
 ) -> None:
-    plan = sampling.plan(SamplerConfig(name, num_samples, burn_in), steps)
+    plan = make_plan(SamplerConfig(name, num_samples, burn_in), steps)
     assert 1 <= plan.num_samples <= num_samples
     assert plan.segment >= 1 and plan.burn_in >= 0
     assert plan.burn_in + plan.num_samples * plan.segment == steps
@@ -86,7 +86,7 @@ def test_plan_ends_at_the_last_step_and_has_no_empty_segment(
 def test_segments_of_a_given_length_are_kept_where_they_fit(
     name: Sampler, num_samples: int, burn_in: float, segment: int, steps: int
 ) -> None:
-    plan = sampling.plan(SamplerConfig(name, num_samples, burn_in, segment), steps)
+    plan = make_plan(SamplerConfig(name, num_samples, burn_in, segment), steps)
     assert plan.num_samples == min(num_samples, steps)
     assert plan.burn_in + plan.num_samples * plan.segment == steps
     assert 1 <= plan.segment <= segment and plan.burn_in >= 0
@@ -102,18 +102,18 @@ def start(
     *,
     examples: int = 1,
     seed: int = 0,
-) -> SamplerState:
-    return sampling.init(config, plan, parameters, examples, seed)
+) -> WeightSampler:
+    return WeightSampler(config, plan, parameters, examples, seed)
 
 
 def run(config: SamplerConfig, plan: SamplingPlan, iterates: Tensor) -> Tensor:
     """Sample from the iterates of an optimiser."""
     state = start(config, plan, iterates[0])
     for iterate in iterates:
-        assert not sampling.moves(state)
-        found = sampling.step(state, iterate if sampling.wanted(state) else None)
+        assert not state.moves
+        found = state.step(iterate if state.wants else None)
         assert found is None or found is iterate
-    return sampling.collect(state)
+    return state.collect()
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_samples_are_the_means_of_their_segments(plan: SamplingPlan) -> None:
 
 def test_last_is_the_last_iterate_bit_for_bit() -> None:
     iterates = torch.randn(9, 4)
-    assert torch.equal(run(LAST, sampling.plan(LAST, 9), iterates), iterates[-1:])
+    assert torch.equal(run(LAST, make_plan(LAST, 9), iterates), iterates[-1:])
 
 
 @pytest.mark.parametrize("name", FREE_ENDED)
@@ -138,9 +138,9 @@ def test_burn_in_wants_no_iterate_and_leaves_the_steps_to_the_optimiser(name: Sa
     state = start(SamplerConfig(name), SamplingPlan(2, 1, 3), parameters)
     wanted, moves = [], []
     for _ in range(5):
-        wanted.append(sampling.wanted(state))
-        moves.append(sampling.moves(state))
-        found = sampling.step(state, parameters if wanted[-1] else None, torch.ones(1))
+        wanted.append(state.wants)
+        moves.append(state.moves)
+        found = state.step(parameters if wanted[-1] else None, torch.ones(1))
         assert wanted[-1] or found is None
     assert wanted == [False, False, False, True, True]
     assert moves == (wanted if name in LANGEVIN else [False] * 5)
@@ -151,9 +151,9 @@ def test_burn_in_wants_no_iterate_and_leaves_the_steps_to_the_optimiser(name: Sa
 def test_collecting_too_early_raises(name: Sampler, taken: int) -> None:
     state = start(SamplerConfig(name), SamplingPlan(2, 2, 1), torch.zeros(3))
     for _ in range(taken):
-        sampling.step(state, torch.zeros(3), torch.zeros(3))
+        state.step(torch.zeros(3), torch.zeros(3))
     with pytest.raises(RuntimeError, match=f"{taken} of 5"):
-        sampling.collect(state)
+        state.collect()
 
 
 def noisy_descent(mean: Tensor, curvature: Tensor, rate: float, steps: int) -> Tensor:
@@ -172,7 +172,7 @@ def test_iasg_recovers_the_mean_and_the_directions_of_a_gaussian() -> None:
     mean, curvature = torch.tensor([1.0, -2.0, 0.5]), torch.tensor([1.0, 2.0, 4.0])
     iterates = noisy_descent(mean, curvature, rate=0.2, steps=4000)
     config = iasg(40, 0.1)
-    samples = run(config, sampling.plan(config, len(iterates)), iterates)
+    samples = run(config, make_plan(config, len(iterates)), iterates)
     error_of_the_mean = 1 / (curvature * 3600**0.5)
     assert ((samples.mean(dim=0) - mean).abs() < 4 * error_of_the_mean).all()
     expected_spread = 1 / (curvature * 90**0.5)
@@ -183,7 +183,7 @@ def test_burn_in_is_what_keeps_the_start_out_of_the_mean() -> None:
     mean, curvature = torch.tensor([1.0]), torch.tensor([1.0])
     iterates = noisy_descent(mean, curvature, rate=0.02, steps=400)
     errors = [
-        (run(config, sampling.plan(config, 400), iterates).mean() - mean).abs().item()
+        (run(config, make_plan(config, 400), iterates).mean() - mean).abs().item()
         for config in (iasg(4, 0.0), iasg(4, 0.5))
     ]
     assert errors[1] < errors[0] / 2

@@ -1,8 +1,8 @@
 """One process that answers all messages of a site's SuperNode.
 
-Flower starts a process for each message, which has PyTorch to import and the data to read before it
-can begin. This one is started once by ``utmp-client``, keeps both, and runs the code that is
-installed here whatever code the SuperLink hands out.
+Flower starts a process for each message, which has to import PyTorch and read the data before it
+can begin. ``utmp-client`` starts this one once. It keeps both, and runs the code that is installed
+here, whatever code the SuperLink hands out.
 """
 
 import argparse
@@ -34,10 +34,10 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from client.app import app
-from client.pauses import GrowingPause
-from common.flower import ask_again_soon
+from client.supernode.pauses import GrowingPause
+from common.flower import shorten_backoff
 
-#: Seconds between looks for a message, at most.
+#: Longest pause between two looks for a message, in seconds.
 LONGEST_PAUSE = 0.5
 
 _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
@@ -49,15 +49,15 @@ class Worker:
     Parameters
     ----------
     client_app
-        What answers a message.
+        Answers the messages.
     address
         Host and port of the SuperNode's Runtime API.
     secret
-        Shared with the SuperNode, so that nobody else on this machine is given tasks.
+        Shared with the SuperNode, which gives tasks to nobody else.
     certificates
-        The authority of the Runtime API's certificate, PEM; None: the API is not encrypted.
+        The authority of the Runtime API's certificate, PEM; None if the API is not encrypted.
     installed
-        The version of the code here; runs of another are refused.
+        The version of the code here; runs of another version are refused.
     """
 
     def __init__(
@@ -75,8 +75,8 @@ class Worker:
     def run(self) -> NoReturn:
         """Answer messages for ever.
 
-        A `KeyboardInterrupt` ends the task at hand only: this is how Flower tells that its run is
-        over. The process ends with the SuperNode's, see `main`.
+        A `KeyboardInterrupt` ends the current task only: Flower raises it when a run is over. The
+        process ends with the SuperNode's, see `main`.
         """
         pause = GrowingPause()
         signed = SuperExecAuthHttpInterceptor(
@@ -95,8 +95,8 @@ class Worker:
             except KeyboardInterrupt:
                 continue
             except (Exception, RunNotRunningException) as error:
-                # Whatever became of this message, the next one is another matter.
-                log(ERROR, "A message could not be answered: %s", _name(error))
+                # Whatever went wrong with this message, the next one is answered.
+                log(ERROR, "A message could not be answered: %s", _describe(error))
                 pause.wait(LONGEST_PAUSE)
 
     def _connect(self, component: str, *more: ProtobufClientInterceptor) -> RuntimeHttpClient:
@@ -121,8 +121,8 @@ class Worker:
                 reply = self.answer(message, context, run.fab_version)
                 status, details = SubStatus.COMPLETED, ""
             except Exception as error:
-                log(ERROR, "a message could not be answered", exc_info=error)
-                details = _name(error)
+                log(ERROR, "A message could not be answered", exc_info=error)
+                details = _describe(error)
                 reply = Message(
                     Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=message
                 )
@@ -135,7 +135,7 @@ class Worker:
                 node.close()
 
     def answer(self, message: Message, context: Context, wanted: str) -> Message:
-        """Run the app on a message, unless its run is of another version than this site's code."""
+        """Run the app on a message; refuse a run of another version than is installed."""
         if wanted != self._installed:
             reason = (
                 f"the run is of ha-fedformer {wanted} and this site has {self._installed} "
@@ -145,30 +145,28 @@ class Worker:
         return self._app(message=message, context=context)
 
 
-def _name(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
 def main() -> NoReturn:
-    """Work for the SuperNode that started this process, and end when it ends.
-
-    The secret comes as a line of hexadecimal digits on standard input, which the SuperNode's
-    process holds open for as long as it lives.
-    """
+    """Work for the SuperNode that started this process, and end when it ends."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("address")
+    parser.add_argument("secret", type=Path, help="file that holds it")
     parser.add_argument("--root-certificates", type=Path)
     arguments = parser.parse_args()
-    secret = bytes.fromhex(sys.stdin.readline())
-    ask_again_soon()
-    # What torch.optim takes two seconds to import at its first use, while nobody waits.
-    import_module("torch._dynamo")
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    path = arguments.root_certificates
-    Worker(app, arguments.address, secret, path.read_bytes() if path else None).run()
+    secret, authority = arguments.secret.read_bytes(), arguments.root_certificates
+    shorten_backoff()
+    # torch.optim takes two seconds to import this at its first use; now, nobody waits.
+    import_module("torch._dynamo")
+    certificates = authority.read_bytes() if authority else None
+    Worker(app, arguments.address, secret, certificates).run()
 
 
 def _end_with_parent() -> None:
+    """End when standard input ends, which the SuperNode's process holds open while it lives."""
     sys.stdin.read()
     os._exit(0)
 

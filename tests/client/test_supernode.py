@@ -1,0 +1,251 @@
+"""`utmp-client`: what it changes in Flower's SuperNode, and the worker that answers for it."""
+
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.supercore.constant import TaskType
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
+from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
+from flwr.supercore.object_store import ObjectStoreFactory
+from flwr.supercore.run import Run, RunNotRunningException
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supernode import start_client_internal
+from flwr.supernode.nodestate import NodeStateFactory
+from hypothesis import given
+from hypothesis import strategies as st
+
+from client.app import app
+from client.supernode import command
+from client.supernode.pauses import GrowingPause
+from client.supernode.worker import Worker
+from common.protocol import decode_description, encode_query
+
+RUN = 7
+
+
+@pytest.fixture(autouse=True)
+def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_run_id", "_node_id", "_task_id"):
+        monkeypatch.setattr(TaskIdentity, name, RUN)
+
+
+# --- Pauses -----------------------------------------------------------------------------------
+
+
+@given(longest=st.floats(0.1, 10), looks=st.integers(1, 200))
+def test_each_pause_is_a_tenth_of_the_wait_and_at_most_the_longest(
+    longest: float, looks: int
+) -> None:
+    slept: list[float] = []
+    pause = GrowingPause(slept.append)
+    for _ in range(looks):
+        pause.wait(longest)
+    for number, seconds in enumerate(slept):
+        assert seconds == pytest.approx(min(0.05 + 0.1 * sum(slept[:number]), longest), rel=1e-6)
+
+
+def test_pauses_start_anew_after_a_reset_and_for_another_limit() -> None:
+    slept: list[float] = []
+    pause = GrowingPause(slept.append)
+    for longest in (9, 9, 5, 9, 9):
+        pause.wait(longest)
+    pause.reset()
+    pause.wait(9)
+    assert slept == pytest.approx([0.05, 0.055, 0.05, 0.05, 0.055, 0.05])
+
+
+# --- Messages of runs that end ----------------------------------------------------------------
+
+
+def ended(*_: object) -> Any:
+    raise RunNotRunningException
+
+
+class SuperNode:
+    """A SuperNode's memory, and one message that waits for it at the SuperLink."""
+
+    def __init__(self) -> None:
+        store = ObjectStoreFactory()
+        self.state = NodeStateFactory(store).state()
+        self.store = store.store()
+        self.state.set_node_id(1)
+        self.state.store_run(Run.create_empty(RUN))
+        self.message = Message(RecordDict(), 1, MessageType.TRAIN)
+        self.message.metadata.__dict__["_message_id"] = self.message.object_id
+
+    def content(self, _run: int, number: str) -> bytes:
+        return get_all_nested_objects(self.message)[number].deflate()
+
+    def pull(self, pull_object: Callable[[int, str], bytes], confirm: Callable[..., None]) -> Any:
+        """Fetch the message with Flower's function, as its loop does."""
+        return start_client_internal._pull_and_store_message(
+            state=self.state,
+            object_store=self.store,
+            node_config={},
+            receive=lambda: (self.message, get_object_tree(self.message)),
+            get_run=ended,
+            get_fab=ended,
+            pull_object=pull_object,
+            confirm_message_received=confirm,
+            trusted_entities=None,
+        )
+
+    def waiting(self) -> tuple[int, int]:
+        """How many tasks and messages a worker would be handed."""
+        tasks = self.state.get_tasks(statuses=["pending"])
+        assert all(task.type == TaskType.CLIENT_APP for task in tasks)
+        return len(tasks), len(self.state.get_messages_legacy(is_reply=False))
+
+
+@pytest.fixture
+def patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    original = start_client_internal._pull_and_store_message
+    monkeypatch.setattr(start_client_internal, "_pull_and_store_message", original)
+    command._drop_messages_of_ended_runs()
+
+
+@pytest.mark.usefixtures("patched")
+def test_a_message_of_a_run_that_goes_on_is_kept() -> None:
+    node = SuperNode()
+    assert node.pull(node.content, lambda *_: None) == RUN
+    assert node.waiting() == (1, 1)
+
+
+@pytest.mark.usefixtures("patched")
+@pytest.mark.parametrize("while_fetching", [True, False])
+def test_a_message_whose_run_ends_leaves_nothing_to_wait_for(while_fetching: bool) -> None:
+    node = SuperNode()
+    pull, confirm = (ended, lambda *_: None) if while_fetching else (node.content, ended)
+    assert node.pull(pull, confirm) is None
+    assert node.waiting() == (0, 0)
+    assert len(node.store) == 0
+
+
+def test_flower_itself_leaves_a_task_without_content() -> None:
+    """The reason for the patch: once Flower cleans up here itself, this fails and it can go."""
+    node = SuperNode()
+    assert node.pull(ended, lambda *_: None) is None
+    assert node.waiting() == (1, 1)
+
+
+# --- What the worker answers ------------------------------------------------------------------
+
+
+def worker(client_app: ClientApp = app, installed: str = "1.2.3") -> Worker:
+    return Worker(client_app, "127.0.0.1:1", b"secret", installed=installed)
+
+
+def query() -> tuple[Message, Context]:
+    run_config: dict[str, Any] = {"config-name": "config", "overrides": "rounds=nonsense"}
+    context = Context(1, 1, {"modality": "audio"}, RecordDict(), run_config)
+    return Message(encode_query(), 1, MessageType.QUERY), context
+
+
+def test_it_answers_with_the_installed_code_and_refuses_runs_of_another_version() -> None:
+    reply = worker().answer(*query(), "1.2.3")
+    # The app itself answers with the mistake in the run's settings.
+    assert "rounds" in decode_description(reply.content).error
+    reply = worker().answer(*query(), "2.0.0")
+    assert reply.error.reason == (
+        "the run is of ha-fedformer 2.0.0 and this site has 1.2.3 installed; install the same "
+        "version on both sides"
+    )
+
+
+@pytest.mark.parametrize(
+    "mishap",
+    [ObjectPullError("1", "gone"), RunNotRunningException(), RuntimeError(), KeyboardInterrupt()],
+    ids=lambda mishap: type(mishap).__name__,
+)
+def test_a_message_that_fails_does_not_keep_the_next_from_being_answered(
+    monkeypatch: pytest.MonkeyPatch, mishap: BaseException
+) -> None:
+    outcomes = iter([mishap, SystemExit])
+
+    def work(_token: str) -> None:
+        raise next(outcomes)
+
+    tried = worker()
+    tasks = SimpleNamespace(AcquireTask=lambda _request: SimpleNamespace(token="t"))
+    monkeypatch.setattr(tried, "_connect", lambda *_: tasks)
+    monkeypatch.setattr(tried, "_work", work)
+    with pytest.raises(SystemExit):
+        tried.run()
+
+
+# --- Its process ------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def raised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Signals that this process would have received."""
+    signals: list[int] = []
+    monkeypatch.setattr(command.signal, "raise_signal", signals.append)
+    return signals
+
+
+def keeper(script: str) -> command.WorkerKeeper:
+    """A keeper of a worker that runs a script."""
+    made = command.WorkerKeeper([])
+    made._command = [sys.executable, "-c", f"import sys; {script}"]
+    return made
+
+
+def wait_for(condition: Callable[[], bool], running: command.WorkerKeeper) -> None:
+    for _ in range(100):
+        if condition():
+            return
+        running._ended.wait(0.1)
+    pytest.fail("waited 10 s")
+
+
+def test_a_worker_ends_with_the_node(capfd: pytest.CaptureFixture[str]) -> None:
+    with keeper("sys.stdin.read()") as running:
+        process = running._process
+        assert process.poll() is None
+    assert process.poll() is not None and not running.failed
+    assert "error" not in capfd.readouterr().err
+
+
+def test_a_worker_that_dies_later_is_replaced(
+    monkeypatch: pytest.MonkeyPatch, raised: list[int]
+) -> None:
+    monkeypatch.setattr(command, "TOO_SOON", 0.0)
+    with keeper("sys.stdin.read()") as running:
+        first = running._process
+        first.kill()
+        wait_for(lambda: running._process is not first, running)
+        assert running._process.poll() is None
+    assert raised == [] and not running.failed
+
+
+def test_a_worker_that_cannot_start_ends_the_node(
+    raised: list[int], capfd: pytest.CaptureFixture[str]
+) -> None:
+    with keeper("sys.exit(3)") as running:
+        wait_for(lambda: bool(raised), running)
+    assert running.failed and raised == [signal.SIGTERM]
+    assert "error: the worker ended with status 3" in capfd.readouterr().err
+
+
+def test_the_process_ends_when_its_input_does(tmp_path: Path) -> None:
+    """The operating system closes it when the SuperNode's process dies, however it does."""
+    (tmp_path / "secret").write_bytes(b"secret")
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "client.supernode.worker", address, tmp_path / "secret"],
+            stdin=subprocess.PIPE,
+        )
+        process.communicate(timeout=60)
+    assert process.returncode == 0
