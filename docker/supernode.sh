@@ -1,5 +1,6 @@
 #!/bin/sh
-# A site as its environment says: SITE, MODALITY, PART, SUPERLINK, and FILE if it brings data.
+# Starts a site from its environment: SITE, MODALITY, PART, SUPERLINK; FILE if it has data of its
+# own; SUPERNODE=flower-supernode for Flower's command instead of utmp-client.
 set -eu
 
 node="modality=\"$MODALITY\" part=$PART"
@@ -12,4 +13,4 @@ else
     set -- --root-certificates /credentials/ca.crt \
         --auth-supernode-private-key "/credentials/$SITE.key"
 fi
-exec utmp-client --superlink "$SUPERLINK" --port 9094 --node-config "$node" "$@"
+exec "${SUPERNODE:-utmp-client}" --superlink "$SUPERLINK" --port 9094 --node-config "$node" "$@"
