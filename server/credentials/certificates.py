@@ -1,13 +1,16 @@
 """X.509 and SSH: the federation's own authority, its server's certificate, the sites' keys.
 
-Extensions are those that strict verifiers ask for (RFC 5280; Python's ``VERIFY_X509_STRICT``). Keys
-are on P-384, the curve that Flower makes its own on.
+Certificates have the extensions that strict verifiers ask for (RFC 5280; Python's
+``VERIFY_X509_STRICT``). Keys are on P-384, the curve on which Flower makes its own.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import ip_address
+from typing import Any, Generic, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -29,11 +32,20 @@ from common.errors import UserError
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
-#: Clocks of sites may be behind by so much.
+#: The clocks of sites may be behind by this much.
 CLOCK_SKEW = timedelta(days=1)
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
 _NIST = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+_USAGES = (
+    *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
+    *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
+)
+
+
+def utc_now() -> datetime:
+    """Return the time in whole seconds, as certificates hold it."""
+    return datetime.now(UTC).replace(microsecond=0)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -47,7 +59,7 @@ def parse_host(text: str) -> x509.GeneralName:
     Raises
     ------
     UserError
-        If it is neither, or an address that a server listens on but nobody reaches it by.
+        If it is neither, or an address on which a server listens but at which nobody reaches it.
     """
     try:
         address = ip_address(text)
@@ -66,25 +78,17 @@ def parse_host(text: str) -> x509.GeneralName:
 
 
 def make_authority(key: SigningKey, days: int, now: datetime) -> x509.Certificate:
-    """Make the certificate of an authority, signed by itself.
+    """Make the certificate of an authority, signed with its own private key.
 
-    Parameters
-    ----------
-    key
-        Its private key.
-    days
-        How long it is valid from now.
-    now
-        The time, in UTC.
+    It is valid for `days` days from `now`, which is in UTC.
     """
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    # With a part of the key in it, authorities of several federations can be told apart.
+    # With a part of the key in the name, authorities of several federations can be told apart.
     name = _name(f"HA-Fedformer authority {identifier.digest.hex()[:12]}")
-    signs = _usage(key_cert_sign=True, crl_sign=True)
     return (
         _builder(key.public_key(), name, name, now, now + timedelta(days=days))
         .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(signs, critical=True)
+        .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
         .add_extension(_issued_by(identifier), critical=False)
         .sign(key, hashes.SHA384())
     )
@@ -103,11 +107,11 @@ def sign_server(
     Parameters
     ----------
     authority, key
-        Who signs, and with what.
+        The signing authority and its private key.
     public_key
         The server's.
     hosts
-        What it is valid for.
+        Names and addresses for which it is valid.
     days
         How long it is valid from now; not longer than its authority.
     now
@@ -119,7 +123,7 @@ def sign_server(
     return (
         _builder(public_key, _name("HA-Fedformer server"), authority.subject, now, until)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(_usage("digital_signature"), critical=True)
         .add_extension(_issued_by(identifier), critical=False)
         .add_extension(server, critical=False)
         .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
@@ -128,16 +132,17 @@ def sign_server(
 
 
 def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
-    """Return what a certificate is valid for."""
+    """Return the names and addresses for which a certificate is valid."""
     try:
-        found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        return list(
+            certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        )
     except x509.ExtensionNotFound:
         return []
-    return list(found.value)
 
 
 def is_authority(certificate: x509.Certificate) -> bool:
-    """Tell whether a certificate may sign others, and says by which key."""
+    """Return whether a certificate may sign others, and has the identifier that they refer to."""
     try:
         constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
         certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
@@ -146,8 +151,8 @@ def is_authority(certificate: x509.Certificate) -> bool:
     return constraints.value.ca
 
 
-def signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    """Tell whether an authority signed a certificate."""
+def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Return whether an authority signed a certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
     except (ValueError, TypeError, InvalidSignature):
@@ -155,126 +160,12 @@ def signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
     return True
 
 
-def server_public_key(path: str, certificate: x509.Certificate) -> PublicKey:
-    """Return the key that a certificate is for.
-
-    Raises
-    ------
-    UserError
-        If it is of a kind that is not signed here.
-    """
-    key = certificate.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey | rsa.RSAPublicKey):
-        raise UserError(f"{path} is for a key of another kind; expected elliptic curve or RSA")
-    return key
-
-
-def certificate_pem(certificate: x509.Certificate) -> bytes:
-    """Return a certificate as a file holds it."""
-    return certificate.public_bytes(Encoding.PEM)
-
-
-def key_pem(key: SigningKey) -> bytes:
-    """Return a private key of the authority or the server as a file holds it."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def site_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a private key as ``flower-supernode --auth-supernode-private-key`` reads it."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-
-
-def site_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
-    """Return a public key as ``flwr supernode register`` reads it."""
-    line = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    return line + f" {name}\n".encode()
-
-
-def read_certificate(path: str, content: bytes) -> x509.Certificate:
-    """Read a certificate.
-
-    Raises
-    ------
-    UserError
-        If it is none.
-    """
-    try:
-        certificate = x509.load_pem_x509_certificate(content)
-        # Its extensions are read only when they are asked for.
-        _ = certificate.extensions
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-        raise UserError(f"{path} is not a certificate in PEM format") from error
-    return certificate
-
-
-def read_key(path: str, content: bytes) -> SigningKey:
-    """Read a private key of the authority or the server.
-
-    Raises
-    ------
-    UserError
-        If it is none, or locked with a passphrase.
-    """
-    try:
-        key = load_pem_private_key(content, password=None)
-    except TypeError as error:
-        raise UserError(f"{path} is locked with a passphrase; unlock it for this run") from error
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UserError(f"{path} is not a private key in PEM format") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey):
-        raise UserError(f"{path} is a key of another kind; expected elliptic curve or RSA")
-    return key
-
-
-def read_site_key(path: str, content: bytes) -> ec.EllipticCurvePrivateKey:
-    """Read a site's private key.
-
-    Raises
-    ------
-    UserError
-        If it is none that Flower takes.
-    """
-    try:
-        key = load_ssh_private_key(content, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise UserError(f"{path} is not a private key in OpenSSH format") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, _NIST):
-        raise UserError(f"{path} is a key of another kind; expected one on a NIST curve")
-    return key
-
-
-def read_site_public_key(path: str, content: bytes) -> ec.EllipticCurvePublicKey:
-    """Read a site's public key.
-
-    Raises
-    ------
-    UserError
-        If it is none that Flower takes.
-    """
-    try:
-        key = load_ssh_public_key(content)
-    except (ValueError, UnsupportedAlgorithm) as error:
-        raise UserError(f"{path} is not a public key in OpenSSH format") from error
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, _NIST):
-        raise UserError(f"{path} is a key of another kind; expected one on a NIST curve")
-    return key
-
-
-def utc_now() -> datetime:
-    """Return the time, in whole seconds, as certificates hold it."""
-    return datetime.now(UTC).replace(microsecond=0)
-
-
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _builder(
-    public_key: PublicKey,
-    subject: x509.Name,
-    issuer: x509.Name,
-    now: datetime,
-    until: datetime,
+    public_key: PublicKey, subject: x509.Name, issuer: x509.Name, now: datetime, until: datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -292,17 +183,112 @@ def _issued_by(identifier: x509.SubjectKeyIdentifier) -> x509.AuthorityKeyIdenti
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
 
 
-def _usage(
-    *, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False
-) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=digital_signature,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=key_cert_sign,
-        crl_sign=crl_sign,
-        encipher_only=False,
-        decipher_only=False,
-    )
+def _usage(*usages: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{name: name in usages for name in _USAGES})
+
+
+# Files ------------------------------------------------------------------------------------------
+
+T = TypeVar("T")
+
+
+def certificate_pem(certificate: x509.Certificate) -> bytes:
+    """Return the content of a certificate's file."""
+    return certificate.public_bytes(Encoding.PEM)
+
+
+def key_pem(key: SigningKey) -> bytes:
+    """Return the content of a private key's file, of the authority or the server."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+
+
+def site_key(key: ec.EllipticCurvePrivateKey) -> bytes:
+    """Return a private key as ``flower-supernode --auth-supernode-private-key`` reads it."""
+    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
+
+
+def site_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
+    """Return a public key as ``flwr supernode register`` reads it."""
+    line = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+    return line + f" {name}\n".encode()
+
+
+@dataclass(frozen=True)
+class Format(Generic[T]):
+    """A kind of file.
+
+    Attributes
+    ----------
+    name
+        With its article.
+    load
+        Reads the content.
+    fits
+        Whether what was read is of a kind that is used here.
+    expected
+        The kinds that are.
+    """
+
+    name: str
+    load: Callable[[bytes], Any]
+    fits: Callable[[Any], bool]
+    expected: str
+
+    def read(self, path: str, content: bytes) -> T:
+        """Read the content of a file.
+
+        Raises
+        ------
+        UserError
+            If it is of another format or kind, or locked with a passphrase.
+        """
+        try:
+            loaded: T = self.load(content)
+        except TypeError as error:
+            raise UserError(
+                f"{path} is locked with a passphrase; unlock it for this run"
+            ) from error
+        except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+            raise UserError(f"{path} is not {self.name} format") from error
+        if not self.fits(loaded):
+            raise UserError(f"{path} is a key of another kind; expected {self.expected}")
+        return loaded
+
+
+def _load_certificate(content: bytes) -> x509.Certificate:
+    certificate = x509.load_pem_x509_certificate(content)
+    # Its extensions are parsed at the first access only.
+    _ = certificate.extensions
+    return certificate
+
+
+def _is_signing_key(key: object) -> bool:
+    return isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
+
+
+def _is_nist_key(key: object) -> bool:
+    kinds = ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey
+    return isinstance(key, kinds) and isinstance(key.curve, _NIST)
+
+
+CERTIFICATE: Format[x509.Certificate] = Format(
+    "a certificate in PEM",
+    _load_certificate,
+    lambda found: isinstance(found.public_key(), ec.EllipticCurvePublicKey | rsa.RSAPublicKey),
+    "elliptic curve or RSA",
+)
+KEY: Format[SigningKey] = Format(
+    "a private key in PEM",
+    partial(load_pem_private_key, password=None),
+    _is_signing_key,
+    "elliptic curve or RSA",
+)
+SITE_KEY: Format[ec.EllipticCurvePrivateKey] = Format(
+    "a private key in OpenSSH",
+    partial(load_ssh_private_key, password=None),
+    _is_nist_key,
+    "one on a NIST curve",
+)
+SITE_PUBLIC_KEY: Format[ec.EllipticCurvePublicKey] = Format(
+    "a public key in OpenSSH", load_ssh_public_key, _is_nist_key, "one on a NIST curve"
+)

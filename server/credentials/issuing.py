@@ -1,8 +1,8 @@
-"""What credentials a federation lacks, and what is to be said of those that it has.
+"""Which credentials a federation lacks, and warnings about those that it has.
 
 Everything is read and checked before the first file is written, so that a mistake leaves the folder
-as it was. A key is written before what is made from it, and read after it: a run that was cut short
-is completed by the next, and one at the same time never finds the second without the first.
+as it was. A key is written before the files made from it, and read after them: a run that was cut
+short is completed by the next, and one at the same time never finds the second without the first.
 """
 
 from dataclasses import dataclass, field
@@ -14,22 +14,23 @@ from common.clients import ClientKey, check_modality_name
 from common.config.credentials import CredentialsConfig, Renew
 from common.errors import UserError
 from server.credentials.certificates import (
+    CERTIFICATE,
+    KEY,
+    SITE_KEY,
+    SITE_PUBLIC_KEY,
+    Format,
     PublicKey,
     SigningKey,
+    T,
     certificate_pem,
     hosts_of,
     is_authority,
+    is_signed_by,
     key_pem,
     make_authority,
     new_key,
     parse_host,
-    read_certificate,
-    read_key,
-    read_site_key,
-    read_site_public_key,
-    server_public_key,
     sign_server,
-    signed_by,
     site_key,
     site_public_key,
 )
@@ -38,120 +39,87 @@ from server.credentials.folder import CredentialFolder
 CA, CA_KEY = "ca.crt", "ca.key"
 SERVER, SERVER_KEY = "server/server.crt", "server/server.key"
 
-#: Where the SuperLink's own processes reach it when it listens on all addresses.
+#: At this address its own processes reach a SuperLink that listens on all addresses.
 LOOPBACK = "127.0.0.1"
 
 RENEW = "renew=server"
 
-#: A certificate that expires within this time is warned of.
+#: A certificate that expires within this time gets a warning.
 SOON = timedelta(days=30)
 
 
-@dataclass(frozen=True)
-class Issued:
-    """What a run of `utmp-credentials` left.
+@dataclass
+class Credentials:
+    """The files of a federation: those that are there and stay, and those to be written, in order.
 
     Attributes
     ----------
-    wrote, kept
-        Names of files in the folder.
+    config, folder, now
+        What is wanted; where; the time, in UTC.
+    new
+        Name of each file to be written to its content, and whether it is private.
+    kept
+        Names of files that stay.
     former
-        Where the certificate that was renewed is now.
-    authority, server
-        The certificates that hold from now.
-    hosts
-        What the server's is valid for.
+        Where the certificate that is renewed goes.
     new_clients
-        Those that got a key.
+        Those that get a key.
     warnings
         One line each.
+    authority, server
+        The certificates that hold from now.
     """
-
-    wrote: tuple[str, ...]
-    kept: tuple[str, ...]
-    former: str | None
-    authority: x509.Certificate
-    server: x509.Certificate
-    hosts: tuple[str, ...]
-    new_clients: tuple[ClientKey, ...]
-    warnings: tuple[str, ...]
-
-
-def issue(config: CredentialsConfig, now: datetime) -> Issued:
-    """Write the credentials that are missing.
-
-    Parameters
-    ----------
-    config
-        Whose, for how long, and where.
-    now
-        The time, in UTC.
-
-    Raises
-    ------
-    UserError
-        If something does not fit what is there, or cannot be written.
-    """
-    clients = _clients(config)
-    hosts = [parse_host(name) for name in config.host_names]
-    draft = _Draft(config, CredentialFolder(str(config.out)), now)
-    authority, key = draft.authority()
-    server = draft.server(authority, key, hosts)
-    new_clients = tuple(client for client in clients if draft.site(client, authority))
-    draft.write()
-    return Issued(
-        tuple(draft.new),
-        tuple(sorted(draft.kept)),
-        draft.former,
-        authority,
-        server,
-        tuple(str(host.value) for host in hosts_of(server)),
-        new_clients,
-        tuple(draft.warnings),
-    )
-
-
-def site_folder(client: ClientKey) -> str:
-    """Return the folder of what one site is handed."""
-    return f"sites/{client}"
-
-
-def _clients(config: CredentialsConfig) -> list[ClientKey]:
-    for modality in config.clients:
-        check_modality_name(modality)
-    return [
-        ClientKey(modality, part)
-        for modality, count in config.clients.items()
-        for part in range(count)
-    ]
-
-
-@dataclass
-class _Draft:
-    """What is to be written, in order; and what is there and stays."""
 
     config: CredentialsConfig
     folder: CredentialFolder
     now: datetime
     new: dict[str, tuple[bytes, bool]] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
     former: str | None = None
+    new_clients: list[ClientKey] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    authority: x509.Certificate = field(init=False)
+    server: x509.Certificate = field(init=False)
+
+    @property
+    def hosts(self) -> list[str]:
+        """The names and addresses for which the server's certificate is valid."""
+        return [str(host.value) for host in hosts_of(self.server)]
+
+    def prepare(self) -> None:
+        """Read what is there, and make what is missing.
+
+        Raises
+        ------
+        UserError
+            If something does not fit, or cannot be read.
+        """
+        for modality in self.config.clients:
+            check_modality_name(modality)
+        hosts = [parse_host(name) for name in self.config.host_names]
+        authority_key = self._prepare_authority()
+        self._prepare_server(authority_key, hosts)
+        for modality, count in self.config.clients.items():
+            for part in range(count):
+                self._prepare_site(ClientKey(modality, part))
 
     def write(self) -> None:
-        """Write it."""
-        for name, (content, private) in self.new.items():
-            if name == SERVER and self.former:
-                self.folder.replace(name, content, self.former)
-            else:
-                self.folder.create(name, content, private=private)
+        """Write the new files.
 
-    def authority(self) -> tuple[x509.Certificate, SigningKey | None]:
-        """Return the authority's certificate, and its key unless that was taken away."""
+        Raises
+        ------
+        UserError
+            If one exists by now, or cannot be written.
+        """
+        for name, (content, private) in self.new.items():
+            former = self.former if name == SERVER else None
+            self.folder.write(name, content, private=private, former=former)
+
+    def _prepare_authority(self) -> SigningKey | None:
+        """Set the authority; return its key unless that was taken away."""
         copies = self.folder.find(f"server/{CA}") + self.folder.find(f"sites/*/{CA}")
-        content, key_content = self._present(CA), self._present(CA_KEY)
-        key = None if key_content is None else read_key(self._path(CA_KEY), key_content)
-        if content is None:
+        certificate, key = self._read(CA, CERTIFICATE), self._read(CA_KEY, KEY)
+        if certificate is None:
             if copies:
                 raise UserError(
                     f"{self._path(CA)} is missing and {copies[0]} is there; copy it back"
@@ -159,62 +127,41 @@ class _Draft:
             key = key or self._add_key(CA_KEY)
             certificate = make_authority(key, self.config.ca_days, self.now)
             self._add(CA, certificate_pem(certificate))
-        else:
-            certificate = read_certificate(self._path(CA), content)
-            if not is_authority(certificate):
-                raise UserError(f"{self._path(CA)} is not the certificate of an authority")
-            if key and key.public_key() != certificate.public_key():
-                raise UserError(
-                    f"{self._path(CA_KEY)} does not belong to {CA} beside it; put back the key or "
-                    "the certificate that does, or choose another folder with out=…"
-                )
+        elif not is_authority(certificate):
+            raise UserError(f"{self._path(CA)} is not the certificate of an authority")
+        elif key and key.public_key() != certificate.public_key():
+            raise UserError(
+                f"{self._path(CA_KEY)} does not belong to {CA} beside it; put back the key or "
+                "the certificate that does, or choose another folder with out=…"
+            )
         self._warn_of_end(CA, certificate, "make a new folder of credentials and hand it out anew")
-        return certificate, key
+        self.authority = certificate
+        return key
 
-    def server(
-        self,
-        authority: x509.Certificate,
-        authority_key: SigningKey | None,
-        hosts: list[x509.GeneralName],
-    ) -> x509.Certificate:
-        """Return the server's certificate: the one that is there, or a new one."""
+    def _prepare_server(
+        self, authority_key: SigningKey | None, hosts: list[x509.GeneralName]
+    ) -> None:
+        """Set the server's certificate: the one that is there, or a new one."""
         renewed = self.config.renew is Renew.server
-        content = self.folder.read(SERVER) if renewed else self._present(SERVER)
-        key_content = self._present(SERVER_KEY)
-        key = None if key_content is None else read_key(self._path(SERVER_KEY), key_content)
-        present = None if content is None else read_certificate(self._path(SERVER), content)
-        if present is not None:
-            self._check_server(present, key, authority)
+        present = self._read(SERVER, CERTIFICATE, keep=not renewed)
+        key = self._read(SERVER_KEY, KEY)
+        if present is not None and not is_signed_by(present, self.authority):
+            raise self._of_another_authority(SERVER)
+        if present is not None and key and key.public_key() != present.public_key():
+            raise UserError(
+                f"{self._path(SERVER_KEY)} does not belong to server.crt beside it; put back the "
+                "key or the certificate that does"
+            )
         if present is None or renewed:
-            certificate = self._sign(authority, authority_key, present, key, hosts)
+            self.server = self._sign(authority_key, present, key, hosts)
         else:
-            certificate = present
-            self._warn_of_hosts(present, hosts)
-        self._warn_of_end(SERVER, certificate, f"sign a new one with {RENEW}")
-        self._add_copy("server", authority)
-        return certificate
-
-    def site(self, client: ClientKey, authority: x509.Certificate) -> bool:
-        """Complete what one site is handed; return whether it gets a new key."""
-        path = f"{site_folder(client)}/{client}"
-        public_content, content = self._present(f"{path}.pub"), self._present(f"{path}.key")
-        key = None if content is None else read_site_key(self._path(f"{path}.key"), content)
-        if public_content is not None:
-            # Its key may be at the site alone by now.
-            public = read_site_public_key(self._path(f"{path}.pub"), public_content)
-            if key and key.public_key() != public:
-                raise UserError(f"{self._path(path)}.key does not belong to {client}.pub beside it")
-        else:
-            if key is None:
-                key = new_key()
-                self._add(f"{path}.key", site_key(key), private=True)
-            self._add(f"{path}.pub", site_public_key(key.public_key(), str(client)))
-        self._add_copy(site_folder(client), authority)
-        return public_content is None
+            self.server = present
+            self._warn_of_hosts(hosts)
+        self._warn_of_end(SERVER, self.server, f"sign a new one with {RENEW}")
+        self._add_copy("server")
 
     def _sign(
         self,
-        authority: x509.Certificate,
         authority_key: SigningKey | None,
         present: x509.Certificate | None,
         key: SigningKey | None,
@@ -225,75 +172,76 @@ class _Draft:
                 f"{self._path(CA_KEY)} is not there, and the server's certificate must be signed "
                 "with it; put it back for this run"
             )
-        if authority.not_valid_after_utc <= self.now:
+        if self.authority.not_valid_after_utc <= self.now:
             raise UserError(
                 f"{self._path(CA)} has expired and can sign nothing; make new credentials in "
                 "another folder with out=…"
             )
-        named = [*(hosts or (hosts_of(present) if present else []))]
+        named = hosts or (hosts_of(present) if present else [])
         if not named:
             raise UserError(
                 "hosts is required; give it as hosts=…: the names and addresses by which sites "
                 "reach the coordinator"
             )
+        named = list(dict.fromkeys([*named, parse_host(LOOPBACK)]))
         if present:
             self.former = f"{SERVER}.{self.now:%Y-%m-%d}.{present.serial_number:x}"[:-32]
+        public = self._server_public_key(present, key)
         certificate = sign_server(
-            authority,
-            authority_key,
-            self._server_public_key(key, present),
-            list(dict.fromkeys([*named, parse_host(LOOPBACK)])),
-            self.config.days,
-            self.now,
+            self.authority, authority_key, public, named, self.config.days, self.now
         )
         self._add(SERVER, certificate_pem(certificate))
         return certificate
 
     def _server_public_key(
-        self, key: SigningKey | None, present: x509.Certificate | None
+        self, present: x509.Certificate | None, key: SigningKey | None
     ) -> PublicKey:
-        """Return the key that stays, or a new one."""
+        """Return the key of the present certificate, or a new one."""
         if key is None and present is not None:
-            # The private one may be at the coordinator alone by now.
-            return server_public_key(self._path(SERVER), present)
+            # The private key may be at the coordinator alone by now.
+            public = present.public_key()
+            assert isinstance(public, PublicKey)
+            return public
         return (key or self._add_key(SERVER_KEY)).public_key()
 
-    def _check_server(
-        self, present: x509.Certificate, key: SigningKey | None, authority: x509.Certificate
-    ) -> None:
-        if not signed_by(present, authority):
-            raise self._of_another_authority(SERVER)
-        if key and key.public_key() != present.public_key():
-            raise UserError(
-                f"{self._path(SERVER_KEY)} does not belong to server.crt beside it; put back the "
-                "key or the certificate that does"
-            )
+    def _prepare_site(self, client: ClientKey) -> None:
+        """Complete the folder that one site is handed."""
+        path = f"sites/{client}/{client}"
+        public = self._read(f"{path}.pub", SITE_PUBLIC_KEY)
+        key = self._read(f"{path}.key", SITE_KEY)
+        if public is None:
+            if key is None:
+                key = new_key()
+                self._add(f"{path}.key", site_key(key), private=True)
+            self._add(f"{path}.pub", site_public_key(key.public_key(), str(client)))
+            self.new_clients.append(client)
+        # Without its key beside it, the key may be at the site alone by now.
+        elif key and key.public_key() != public:
+            raise UserError(f"{self._path(path)}.key does not belong to {client}.pub beside it")
+        self._add_copy(f"sites/{client}")
 
-    def _warn_of_hosts(self, present: x509.Certificate, hosts: list[x509.GeneralName]) -> None:
-        known = hosts_of(present)
+    def _warn_of_hosts(self, hosts: list[x509.GeneralName]) -> None:
+        known = hosts_of(self.server)
         lacking = ", ".join(str(host.value) for host in hosts if host not in known)
         if lacking:
-            shown = ", ".join(str(host.value) for host in known)
             self.warnings.append(
-                f"{self._path(SERVER)} is not valid for {lacking}, only for {shown}; sign a new "
-                f"one with {RENEW}"
+                f"{self._path(SERVER)} is not valid for {lacking}, only for "
+                f"{', '.join(self.hosts)}; sign a new one with {RENEW}"
             )
 
     def _warn_of_end(self, name: str, certificate: x509.Certificate, remedy: str) -> None:
         end = certificate.not_valid_after_utc
-        if end > self.now + SOON:
-            return
-        state = "has expired" if end <= self.now else "expires"
-        self.warnings.append(f"{self._path(name)} {state} on {end:%Y-%m-%d}; {remedy}")
+        if end <= self.now + SOON:
+            state = "has expired" if end <= self.now else "expires"
+            self.warnings.append(f"{self._path(name)} {state} on {end:%Y-%m-%d}; {remedy}")
 
-    def _add_copy(self, folder: str, authority: x509.Certificate) -> None:
-        """Add the authority's certificate to what is handed out."""
-        name = f"{folder}/{CA}"
-        content = self._present(name)
-        if content is None:
-            self._add(name, certificate_pem(authority))
-        elif read_certificate(self._path(name), content) != authority:
-            raise self._of_another_authority(name)
+    def _add_copy(self, folder: str) -> None:
+        """Add the authority's certificate to a folder that is handed out."""
+        copy = self._read(f"{folder}/{CA}", CERTIFICATE)
+        if copy is None:
+            self._add(f"{folder}/{CA}", certificate_pem(self.authority))
+        elif copy != self.authority:
+            raise self._of_another_authority(f"{folder}/{CA}")
 
     def _of_another_authority(self, name: str) -> UserError:
         if CA in self.new:
@@ -314,12 +262,35 @@ class _Draft:
     def _add(self, name: str, content: bytes, *, private: bool = False) -> None:
         self.new[name] = (content, private)
 
-    def _present(self, name: str) -> bytes | None:
-        """Return what a file holds, and note that it is kept."""
+    def _read(self, name: str, kind: Format[T], *, keep: bool = True) -> T | None:
+        """Read a file if it is there, and note that it is kept."""
         content = self.folder.read(name)
-        if content is not None:
+        if content is None:
+            return None
+        if keep:
             self.kept.append(name)
-        return content
+        return kind.read(self._path(name), content)
 
     def _path(self, name: str) -> str:
         return str(self.folder.path / name)
+
+
+def issue(config: CredentialsConfig, now: datetime) -> Credentials:
+    """Write the credentials that are missing.
+
+    Parameters
+    ----------
+    config
+        Clients, hosts, validity, folder.
+    now
+        The time, in UTC.
+
+    Raises
+    ------
+    UserError
+        If something does not fit the files that are there, or cannot be written.
+    """
+    credentials = Credentials(config, CredentialFolder(str(config.out)), now)
+    credentials.prepare()
+    credentials.write()
+    return credentials

@@ -163,26 +163,6 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder(modalit
     assert (len(uplink.evidence), len(uplink.agreement)) == (6, 0)
 
 
-def test_fedavg_sends_no_precision() -> None:
-    config = small("strategy=fedavg")
-    uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
-    assert all(gaussian.form is Form.identity for gaussian in uplink.encoder.values())
-    assert all(gaussian.form is Form.identity for gaussian in uplink.decoder.values())
-    assert not any("-precision/" in name for name in tensors_of(encode_uplink(uplink)))
-
-
-def test_client_builds_its_own_encoder_alone() -> None:
-    config, key = small(), ClientKey("vision", 0)
-    model = received_model(downlink_to(key, config), client_data(EVERYONE, key, config), config)
-    parts = split_arrays(model.state_dict())
-    expected = global_parts(config)
-    assert set(parts.encoders) == {"vision"}
-    for name, array in parts.encoders["vision"].items():
-        assert torch.equal(array, expected.encoders["vision"][name])
-    for name, array in parts.decoder.items():
-        assert torch.equal(array, expected.decoder[name])
-
-
 # --- What a round is --------------------------------------------------------------------------
 
 
@@ -196,15 +176,6 @@ def test_round_trains_and_reports_the_client_s_own_numbers() -> None:
     moved = uplink.encoder["embed.weight"].mean - downlink.encoder["embed.weight"]
     assert 0 < moved.abs().max() < 0.1
     assert not torch.equal(uplink.decoder["head.weight"].mean, downlink.decoder["head.weight"])
-
-
-def test_last_sampler_sends_where_training_ended() -> None:
-    # At a negligible rate that is where it began.
-    config = small("strategy=fedavg", "client.optimizer=sgd", "client.lr=1e-9")
-    downlink = downlink_to(ClientKey("audio", 1), config)
-    uplink = run_round(downlink, EVERYONE, config)
-    for name, gaussian in uplink.encoder.items():
-        torch.testing.assert_close(gaussian.mean, downlink.encoder[name], rtol=1e-5, atol=1e-6)
 
 
 def test_evidence_and_agreement_are_of_the_model_as_received() -> None:
@@ -247,15 +218,6 @@ def test_round_does_not_depend_on_what_ran_before() -> None:
     assert_identical(run_round(downlink, SimulatedNode(2, 5), config), first)
     assert other.train_loss != first.train_loss
     assert all(torch.equal(downlink.encoder[name], array) for name, array in before.items())
-
-
-def test_rounds_and_seeds_draw_differently() -> None:
-    config, key = small(), ClientKey("audio", 0)
-    losses = {
-        run_round(downlink_to(key, config, server_round), EVERYONE, config).train_loss
-        for server_round in (1, 2)
-    }
-    assert len(losses) == 2
 
 
 # --- What a strategy changes of it ------------------------------------------------------------
@@ -415,12 +377,6 @@ def test_moments_are_of_the_trained_model_on_the_train_items() -> None:
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-3, atol=1e-6)
 
 
-def test_steps_are_reported() -> None:
-    config, key = small("client.local_epochs=3", "client.batch_size=5"), ClientKey("audio", 0)
-    uplink = run_round(downlink_to(key, config), EVERYONE, config)
-    assert uplink.steps == 3 * -(-uplink.examples // 5)
-
-
 # --- Standardisation --------------------------------------------------------------------------
 
 
@@ -443,15 +399,6 @@ def test_client_standardisation_replaces_the_buffers_here_only() -> None:
     assert all(torch.equal(downlink.encoder[name], array) for name, array in sent.items())
     pooled = run_round(downlink, EVERYONE, small())
     assert pooled.train_loss != uplink.train_loss
-
-
-def test_pooled_standardisation_takes_the_buffers_that_came() -> None:
-    config, key = small(), ClientKey("audio", 0)
-    downlink = downlink_to(key, config)
-    model = received_model(downlink, client_data(EVERYONE, key, config), config)
-    for name in ("mean", "scale"):
-        found = dict(model.named_buffers())[f"encoders.audio.standardise.{name}"]
-        assert torch.equal(found, downlink.encoder[f"standardise.{name}"])
 
 
 # --- Refused ----------------------------------------------------------------------------------
@@ -499,25 +446,6 @@ def test_label_shares_of_other_bins_are_refused(count: int) -> None:
     bad = replace(good, label_shares=torch.full((count,), 1 / count))
     with pytest.raises(ProtocolError, match=f"audio-0 received {count} label shares, expected 7"):
         run_round(bad, EVERYONE, config)
-
-
-def test_encoder_of_another_modality_does_not_fit() -> None:
-    config, key = small(), ClientKey("audio", 0)
-    parts = global_parts(config)
-    bad = Downlink(key, 1, parts.encoders["vision"], parts.decoder, PRIOR)
-    with pytest.raises(ProtocolError, match=r"audio-0.*\(12,\)"):
-        run_round(bad, EVERYONE, config)
-
-
-def test_client_that_the_run_does_not_have_is_refused() -> None:
-    config = small()
-    downlink = downlink_to(ClientKey("audio", 0), config)
-    with pytest.raises(UserError, match="audio-8"):
-        run_round(
-            Downlink(ClientKey("audio", 8), 1, downlink.encoder, downlink.decoder, PRIOR),
-            EVERYONE,
-            config,
-        )
 
 
 def test_node_does_not_train_a_client_that_it_does_not_host() -> None:
@@ -580,21 +508,6 @@ def test_flower_query_to_a_node_with_a_mistake_is_answered_with_it(
     description = decode_description(reply.content)
     assert description.clients == ()
     assert word in description.error and "\n" not in description.error
-
-
-@pytest.mark.usefixtures("in_a_task")
-def test_flower_query_on_a_run_with_a_mistake_is_answered_with_it() -> None:
-    context = Context(
-        1,
-        5,
-        {"modality": "audio"},
-        RecordDict(),
-        {"config-name": "config", "overrides": "clients.defualt=2 model.widht=3"},
-    )
-    reply = make_client_app(submitted_config)(
-        Message(encode_query(), 5, MessageType.QUERY), context
-    )
-    assert "model.widht" in decode_description(reply.content).error
 
 
 @pytest.mark.usefixtures("in_a_task")

@@ -120,15 +120,6 @@ def test_without_temperature_it_is_gradient_descent(name: Sampler, momentum: flo
 
 
 @both
-@pytest.mark.parametrize("plan", [SamplingPlan(3, 4, 0), SamplingPlan(12, 1, 0)])
-def test_the_last_iterate_of_a_segment_is_its_sample(
-    config: SamplerConfig, plan: SamplingPlan
-) -> None:
-    state, iterates = walk(config, plan, torch.zeros(6, dtype=torch.float64))
-    assert torch.equal(state.collect(), iterates[plan.segment - 1 :: plan.segment])
-
-
-@both
 def test_the_seed_decides_the_samples(config: SamplerConfig) -> None:
     def samples(seed: int) -> Tensor:
         return walk(config, SamplingPlan(3, 4, 0), torch.zeros(6), 7, seed)[0].collect()

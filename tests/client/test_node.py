@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from client.node import (
     DeployedNode,
@@ -122,19 +121,6 @@ def test_simulated_nodes_share_all_clients_each_once(nodes: int) -> None:
     assert set(hosted) == set(load_joint(config).clients)
 
 
-def test_as_many_nodes_as_clients_host_one_each_in_order() -> None:
-    config = synthetic()
-    hosted = [hosted_clients(SimulatedNode(i, 6), config) for i in range(6)]
-    assert [list(map(str, keys)) for keys in hosted] == [
-        [f"{modality}-{part}"] for modality in ("language", "audio", "vision") for part in range(2)
-    ]
-
-
-def test_deployed_node_hosts_its_one_client() -> None:
-    key = ClientKey("vision", 5)
-    assert hosted_clients(DeployedNode(key, None), synthetic()) == [key]
-
-
 def test_same_client_has_the_same_data_on_any_node() -> None:
     config, key = synthetic(), ClientKey("audio", 1)
     joint = load_joint(config)
@@ -189,23 +175,6 @@ def test_description_of_a_site_s_own_file(tmp_path: Path) -> None:
     np.testing.assert_allclose(
         client.moments.mean, arrays["audio"].reshape(-1, 5).mean(axis=0), atol=1e-6
     )
-
-
-def test_node_without_a_client_describes_none() -> None:
-    description = describe(SimulatedNode(7, 8), synthetic())
-    assert description.clients == () and description.error == ""
-
-
-def test_classes_are_counted(tmp_path: Path) -> None:
-    arrays = write_site(tmp_path / "site.npz")
-    labels = np.array([0, 2, 2, 1, 0, 0, 2, 2, 2, 1, 0, 2])
-    np.savez(tmp_path / "site.npz", audio=arrays["audio"], label=labels)
-    config = npz(
-        tmp_path / "site.npz", "dataset.task=classification", "client.validation_fraction=0"
-    )
-    node = DeployedNode(ClientKey("audio", 0), str(tmp_path / "site.npz"))
-    (client,) = describe(node, config).clients
-    assert torch.equal(client.label_sums, torch.tensor([4, 2, 6], dtype=torch.float64))
 
 
 def test_mistakes_become_the_description_s_error(tmp_path: Path) -> None:

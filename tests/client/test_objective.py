@@ -135,18 +135,6 @@ def test_what_a_client_has_never_seen_or_always_sees_stays_finite(
     assert loss.isfinite() and outputs.grad is not None and outputs.grad.isfinite().all()
 
 
-def test_a_client_that_lacks_the_last_classes_is_told_of_them() -> None:
-    pooled = vector(0.4, 0.3, 0.2, 0.1)
-    short, long = (
-        local_objective(Task.classification, sums, pooled, None).offsets
-        for sums in (vector(6, 3), vector(6, 3, 0, 0))
-    )
-    assert short is not None and long is not None
-    assert torch.equal(short, long)
-    # Never seen in nine items: log of the tenth of an item over one.
-    torch.testing.assert_close(short[2:], vector(0.1, 0.1).log())
-
-
 # --- What is learnt ---------------------------------------------------------------------------
 
 # One feature of four values, labels that make some of them likelier.

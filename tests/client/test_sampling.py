@@ -177,13 +177,3 @@ def test_iasg_recovers_the_mean_and_the_directions_of_a_gaussian() -> None:
     assert ((samples.mean(dim=0) - mean).abs() < 4 * error_of_the_mean).all()
     expected_spread = 1 / (curvature * 90**0.5)
     torch.testing.assert_close(samples.std(dim=0), expected_spread, rtol=0.35, atol=0)
-
-
-def test_burn_in_is_what_keeps_the_start_out_of_the_mean() -> None:
-    mean, curvature = torch.tensor([1.0]), torch.tensor([1.0])
-    iterates = noisy_descent(mean, curvature, rate=0.02, steps=400)
-    errors = [
-        (run(config, make_plan(config, 400), iterates).mean() - mean).abs().item()
-        for config in (iasg(4, 0.0), iasg(4, 0.5))
-    ]
-    assert errors[1] < errors[0] / 2

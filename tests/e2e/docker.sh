@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The image and the Compose files for real: builds, trains on one machine with three and six
+# The image and the Compose files on a real engine: builds, trains on one machine with three and six
 # clients, then on a coordinator and sites that reach nothing but it. About ten minutes.
 #
 #   tests/e2e/docker.sh                    # or only some parts of it: machine, sites, laptop
@@ -60,9 +60,11 @@ coordinator() {
 }
 # site NAME COMMAND…
 site() {
-    local name=$1
+    local name=$1 supernode=utmp-client
     shift
-    SITE=$name MODALITY=${name%-*} PART=${name##*-} SUPERLINK=coordinator:$port \
+    # One of them does it with Flower's own command.
+    [ "$name" = vision-0 ] && supernode=flower-supernode
+    SUPERNODE=$supernode SITE=$name MODALITY=${name%-*} PART=${name##*-} SUPERLINK=coordinator:$port \
         CREDENTIALS=$work/credentials/sites/$name DATA=$work/$name FILE=/data/$name.safetensors \
         "${compose[@]}" --env-file "$work/env" -p "$project-$name" -f docker/compose.site.yml \
         -f "$work/hosts.yml" "$@"
@@ -190,6 +192,9 @@ END
         site "$name" up -d
         expect_healthy "$project-$name"
     done
+    site vision-0 logs --no-color | grep --quiet 'Starting Flower SuperNode' &&
+        ! docker top "$(container "$project-vision-0" site)" | grep --quiet client.supernode ||
+        fail "vision-0 is no plain flower-supernode"
     site=$(container "$project-audio-0" site)
     for other in language-0 vision-0; do
         address=$(docker inspect --format '{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}' \

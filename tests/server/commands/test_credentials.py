@@ -1,9 +1,7 @@
-"""`utmp-credentials`: what it writes is what strict verifiers and Flower take, and stays.
+"""`utmp-credentials`: strict verifiers and Flower take what it writes, and nothing is replaced."""
 
-Most tests call what the command does, with a time of their own; the command itself is run in a
-process that has its libraries loaded.
-"""
-
+import errno
+import os
 import re
 import shutil
 import ssl
@@ -13,7 +11,6 @@ import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from threading import Barrier
@@ -38,12 +35,12 @@ from flwr.supercore.primitives.asymmetric import (
     uses_nist_ec_curve,
     verify_signature,
 )
-from forked_command import Answer, ForkedCommand, forked_command
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.config.credentials import CredentialsConfig, compose_credentials
 from common.errors import UserError
+from server.commands import credentials as command
 from server.credentials.certificates import (
     certificate_pem,
     key_pem,
@@ -53,20 +50,16 @@ from server.credentials.certificates import (
     sign_server,
 )
 from server.credentials.folder import CredentialFolder
-from server.credentials.issuing import Issued, issue
+from server.credentials.issuing import Credentials, issue
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 DAY = timedelta(days=1)
 
-HOSTS = "hosts=[superlink.example.org,10.0.0.5]"
+HOSTS_OF = ("superlink.example.org", "10.0.0.5")
+HOSTS = f"hosts=[{','.join(HOSTS_OF)}]"
 CLIENTS = ("clients.language=2", "clients.audio=1")
 
-LOADS = """
-import server.credentials.certificates, server.credentials.console
-from server.commands.credentials import main
-"""
-
-Run = Callable[..., Answer]
+Run = Callable[..., str]
 
 
 @pytest.fixture
@@ -74,19 +67,30 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "credentials"
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedCommand]:
-    with forked_command("utmp-credentials", LOADS) as command:
-        yield command
-
-
 @pytest.fixture
-def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
-    """Run the command in an empty folder."""
-    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Run:
+    """Run the command here in an empty folder; return its output, or the line of its mistake."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str, status: int = 0) -> str:
+        monkeypatch.setattr(sys, "argv", ["utmp-credentials", *arguments])
+        ended = 0
+        try:
+            command.main()
+        except SystemExit as error:
+            ended = int(error.code or 0)
+        shown, said = capfd.readouterr()
+        assert ended == status, said
+        if status == 0:
+            assert said == ""
+            return shown
+        assert shown == "" and re.fullmatch(r"error: [^\n]+\n", said), said
+        return said.removeprefix("error: ").rstrip("\n")
+
+    return run
 
 
-def issued(out: Path, *overrides: str, now: datetime = NOW) -> Issued:
+def issued(out: Path, *overrides: str, now: datetime = NOW) -> Credentials:
     return issue(compose_credentials([f"out={out}", *overrides]), now)
 
 
@@ -144,30 +148,18 @@ def test_everyone_gets_a_folder_and_private_keys_are_for_their_owner(out: Path) 
     assert len(authorities) == 1
 
 
-@pytest.mark.parametrize("host", ["superlink.example.org", "10.0.0.5", "127.0.0.1"])
-def test_certificate_holds_for_its_hosts_and_its_time(out: Path, host: str) -> None:
+def test_certificate_holds_for_its_hosts_and_its_time_and_no_other(out: Path) -> None:
     issued(out, HOSTS)
-    for at in (NOW, NOW + 364 * DAY):
-        assert verify(out, host, at) == [
-            certificate(out / "server" / "server.crt"),
-            certificate(out / "ca.crt"),
-        ]
+    chain = [certificate(out / "server" / "server.crt"), certificate(out / "ca.crt")]
+    for host in (*HOSTS_OF, "127.0.0.1"):
+        for at in (NOW, NOW + 364 * DAY):
+            assert verify(out, host, at) == chain
     for at in (NOW - 2 * DAY, NOW + 366 * DAY):
         with pytest.raises(VerificationError, match="not valid at validation time"):
-            verify(out, host, at)
-
-
-@pytest.mark.parametrize("host", ["example.org", "10.0.0.6", "localhost"])
-def test_certificate_holds_for_no_other_host(out: Path, host: str) -> None:
-    issued(out, HOSTS)
-    with pytest.raises(VerificationError, match=r"subjectAltName|SAN|subject"):
-        verify(out, host)
-
-
-def test_certificate_does_not_outlive_its_authority(out: Path) -> None:
-    issued(out, HOSTS, "days=100", "ca_days=40")
-    ends = {certificate(out / name).not_valid_after_utc for name in ("ca.crt", "server/server.crt")}
-    assert ends == {NOW + 40 * DAY}
+            verify(out, "10.0.0.5", at)
+    for host in ("example.org", "10.0.0.6", "localhost"):
+        with pytest.raises(VerificationError, match=r"subjectAltName|SAN|subject"):
+            verify(out, host)
 
 
 LABELS = st.from_regex(r"[a-z0-9]([a-z0-9-]{0,20}[a-z0-9])?", fullmatch=True)
@@ -179,7 +171,7 @@ NAMES = st.builds(
 ADDRESSES = st.ip_addresses().filter(lambda address: not address.is_unspecified)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.lists(st.one_of(NAMES, ADDRESSES.map(str)), min_size=1, max_size=4, unique=True))
 def test_any_hosts_are_told_apart_and_verified(hosts: list[str]) -> None:
     key, server = new_key(), new_key()
@@ -227,22 +219,18 @@ def shake_hands(out: Path, authority: Path, host: str) -> str:
     return str(client.version())
 
 
-@pytest.mark.parametrize("host", ["superlink.example.org", "10.0.0.5", "127.0.0.1"])
-def test_strict_tls_client_takes_the_server(out: Path, host: str) -> None:
-    issued(out, HOSTS, *CLIENTS, now=datetime.now(UTC))
-    assert shake_hands(out, out / "sites" / "audio-0" / "ca.crt", host) == "TLSv1.3"
-
-
-def test_strict_tls_client_refuses_others(out: Path, tmp_path: Path) -> None:
-    issued(out, HOSTS, now=datetime.now(UTC))
+def test_strict_tls_client_takes_the_server_and_refuses_others(out: Path, tmp_path: Path) -> None:
+    now = datetime.now(UTC).replace(microsecond=0)
+    issued(out, HOSTS, *CLIENTS, now=now)
+    for host in (*HOSTS_OF, "127.0.0.1"):
+        assert shake_hands(out, out / "sites" / "audio-0" / "ca.crt", host) == "TLSv1.3"
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         shake_hands(out, out / "ca.crt", "superlink.example.com")
-    other = tmp_path / "other"
-    issued(other, HOSTS, now=datetime.now(UTC))
+    other, old = tmp_path / "other", tmp_path / "old"
+    issued(other, HOSTS, now=now)
     with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
         shake_hands(out, other / "ca.crt", "10.0.0.5")
-    old = tmp_path / "old"
-    issued(old, HOSTS, now=datetime.now(UTC) - 366 * DAY)
+    issued(old, HOSTS, now=now - 366 * DAY)
     with pytest.raises(ssl.SSLCertVerificationError, match="expired"):
         shake_hands(old, old / "ca.crt", "10.0.0.5")
 
@@ -271,7 +259,7 @@ def test_the_same_again_changes_nothing(out: Path) -> None:
     issued(out, HOSTS, *CLIENTS)
     before = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*")}
     again = issued(out, HOSTS, *CLIENTS, now=NOW + 3 * DAY)
-    assert (again.wrote, again.new_clients, again.warnings) == ((), (), ())
+    assert (again.new, again.new_clients, again.warnings) == ({}, [], [])
     assert set(again.kept) == set(FILES)
     after = {path: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.rglob("*")}
     assert after == before
@@ -283,10 +271,10 @@ def test_more_clients_add_only_theirs(out: Path) -> None:
     # Neither hosts nor the clients that are there need be said again.
     more = issued(out, "clients.audio=2", now=NOW + DAY)
     assert [str(client) for client in more.new_clients] == ["audio-1"]
-    assert set(more.wrote) == {f"sites/audio-1/{file}" for file in FILES_OF_AUDIO_1}
+    assert set(more.new) == {f"sites/audio-1/{file}" for file in FILES_OF_AUDIO_1}
     after = contents(out)
     assert {name: after[name] for name in before} == before
-    assert set(after) - set(before) == set(more.wrote)
+    assert set(after) - set(before) == set(more.new)
 
 
 FILES_OF_AUDIO_1 = ("audio-1.key", "audio-1.pub", "ca.crt")
@@ -313,7 +301,7 @@ def check_pairs(out: Path) -> None:
         assert load_ssh_private_key(private.read_bytes(), None).public_key() == public
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(st.sets(st.sampled_from(sorted(FILES)), max_size=6))
 def test_whatever_is_missing_what_is_there_stays(
     tmp_path_factory: pytest.TempPathFactory, whole: Path, missing: set[str]
@@ -331,7 +319,7 @@ def test_whatever_is_missing_what_is_there_stays(
         return
     after = contents(out)
     assert {name: after[name] for name in before} == before
-    assert set(done.wrote) == set(after) - set(before) <= missing
+    assert set(done.new) == set(after) - set(before) <= missing
     check_pairs(out)
 
 
@@ -340,36 +328,27 @@ def test_key_that_only_the_site_has_is_not_made_anew(out: Path) -> None:
     (out / "sites" / "audio-0" / "audio-0.key").unlink()
     (out / "server" / "server.key").unlink()
     again = issued(out, HOSTS, *CLIENTS)
-    assert (again.wrote, again.new_clients) == ((), ())
+    assert (again.new, again.new_clients) == ({}, [])
 
 
 def test_run_that_was_cut_short_is_completed_by_the_next(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = CredentialFolder.create
+    write = CredentialFolder.write
     for stop in range(len(FILES)):
-        written = []
+        left = iter([True] * stop + [False])
 
-        def until(
-            self: CredentialFolder,
-            name: str,
-            content: bytes,
-            *,
-            private: bool = False,
-            stop: int = stop,
-            written: list[str] = written,
-        ) -> None:
-            if len(written) == stop:
+        def until(*arguments: object, left: Iterator[bool] = left, **options: object) -> None:
+            if not next(left):
                 raise UserError("no space left")
-            create(self, name, content, private=private)
-            written.append(name)
+            write(*arguments, **options)  # type: ignore[arg-type]
 
         folder = out.with_name(f"cut-{stop}")
-        monkeypatch.setattr(CredentialFolder, "create", until)
-        with pytest.raises(UserError, match="no space"):
+        with monkeypatch.context() as patch, pytest.raises(UserError, match="no space"):
+            patch.setattr(CredentialFolder, "write", until)
             issued(folder, HOSTS, *CLIENTS)
-        monkeypatch.setattr(CredentialFolder, "create", create)
         half = contents(folder) if stop else {}
+        assert len(half) == stop
         issued(folder, HOSTS, *CLIENTS)
         after = contents(folder)
         assert set(after) == set(FILES)
@@ -380,23 +359,23 @@ def test_run_that_was_cut_short_is_completed_by_the_next(
 def test_what_another_run_wrote_meanwhile_is_kept(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    create = CredentialFolder.create
+    write = CredentialFolder.write
 
-    def overtaken(*arguments: object, **options: bool) -> None:
-        monkeypatch.setattr(CredentialFolder, "create", create)
+    def overtaken(*arguments: object, **options: object) -> None:
+        monkeypatch.setattr(CredentialFolder, "write", write)
         issued(out, HOSTS, *CLIENTS)
         before.update(contents(out))
-        create(*arguments, **options)  # type: ignore[arg-type]
+        write(*arguments, **options)  # type: ignore[arg-type]
 
     before: dict[str, bytes] = {}
-    monkeypatch.setattr(CredentialFolder, "create", overtaken)
+    monkeypatch.setattr(CredentialFolder, "write", overtaken)
     with pytest.raises(UserError, match=r"ca\.key was written by another run meanwhile.*kept"):
         issued(out, HOSTS, *CLIENTS)
     assert contents(out) == before
 
 
 def test_runs_at_once_leave_one_set_of_credentials(tmp_path: Path) -> None:
-    for attempt in range(5):
+    for attempt in range(3):
         out, start = tmp_path / str(attempt), Barrier(4)
         # Hydra composes for one thread at a time.
         config = compose_credentials([f"out={out}", HOSTS, *CLIENTS])
@@ -442,11 +421,7 @@ def test_renewal_keeps_the_hosts_where_none_are_given_and_needs_no_private_key_o
     issued(out, HOSTS)
     (out / "server" / "server.key").rename(out.parent / "server.key")
     for _ in range(2):  # in one second
-        assert issued(out, "renew=server").hosts == (
-            "superlink.example.org",
-            "10.0.0.5",
-            "127.0.0.1",
-        )
+        assert issued(out, "renew=server").hosts == [*HOSTS_OF, "127.0.0.1"]
     assert len(list(out.glob("server/server.crt.*"))) == 2
     (out.parent / "server.key").rename(out / "server" / "server.key")
     check_pairs(out)
@@ -491,6 +466,10 @@ def test_certificate_that_ends_is_warned_of_at_every_run(
 
 def test_authority_that_ends_is_warned_of_and_signs_nothing_after_it(out: Path) -> None:
     issued(out, HOSTS, "ca_days=100", "days=20")
+    # Nor does the server's certificate outlive it.
+    issued(out, "renew=server", "days=365")
+    ends = {certificate(out / name).not_valid_after_utc for name in ("ca.crt", "server/server.crt")}
+    assert ends == {NOW + 100 * DAY}
     authority, server = issued(out, now=NOW + 101 * DAY).warnings
     assert "ca.crt has expired on 2026-06-09; make a new folder of credentials" in authority
     assert "server.crt has expired" in server
@@ -508,44 +487,38 @@ def test_host_that_the_certificate_lacks_is_said(out: Path) -> None:
 # Mistakes ---------------------------------------------------------------------------------------
 
 
-def own_files(out: Path) -> dict[str, bytes]:
-    """Contents that are good in themselves, and of something else."""
-    other = out.with_name("other")
-    issued(other, HOSTS, *CLIENTS)
-    return contents(other)
+#: File, what is put there (a file of another federation; None: garbage), what is said.
+MISFITS = [
+    ("ca.crt", None, r"ca\.crt is not a certificate in PEM format"),
+    ("ca.crt", "server/server.crt", r"ca\.crt is not the certificate of an authority"),
+    ("ca.key", None, r"ca\.key is not a private key in PEM format"),
+    ("ca.key", "ca.key", r"ca\.key does not belong to ca\.crt beside it"),
+    ("server/server.key", "ca.key", r"server\.key does not belong to server\.crt"),
+    ("server/server.crt", "server/server.crt", r"server\.crt is of another authority than \S*ca"),
+    ("sites/audio-0/ca.crt", "ca.crt", r"audio-0/ca\.crt is of another authority"),
+    ("sites/audio-0/audio-0.key", None, r"audio-0\.key is not a private key in OpenSSH"),
+    (
+        *("sites/audio-0/audio-0.key", "sites/language-1/language-1.key"),
+        r"audio-0\.key does not belong to audio-0\.pub",
+    ),
+    ("sites/audio-0/audio-0.pub", None, r"audio-0\.pub is not a public key in OpenSSH"),
+]
 
 
-@pytest.mark.parametrize(
-    ("name", "source", "says"),
-    [
-        ("ca.crt", None, r"ca\.crt is not a certificate in PEM format"),
-        ("ca.crt", "server/server.crt", r"ca\.crt is not the certificate of an authority"),
-        ("ca.key", None, r"ca\.key is not a private key in PEM format"),
-        ("ca.key", "ca.key", r"ca\.key does not belong to ca\.crt beside it"),
-        ("server/server.key", None, r"server\.key is not a private key"),
-        ("server/server.key", "ca.key", r"server\.key does not belong to server\.crt"),
-        ("server/server.crt", None, r"server\.crt is not a certificate"),
-        (
-            "server/server.crt",
-            "server/server.crt",
-            r"server\.crt is of another authority than \S*ca\.crt",
-        ),
-        ("server/ca.crt", "ca.crt", r"server/ca\.crt is of another authority"),
-        ("sites/audio-0/ca.crt", "ca.crt", r"audio-0/ca\.crt is of another authority"),
-        ("sites/audio-0/audio-0.key", None, r"audio-0\.key is not a private key in OpenSSH"),
-        (
-            "sites/audio-0/audio-0.key",
-            "sites/language-1/language-1.key",
-            r"audio-0\.key does not belong to audio-0\.pub",
-        ),
-        ("sites/audio-0/audio-0.pub", None, r"audio-0\.pub is not a public key in OpenSSH"),
-    ],
-)
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Contents that are good in themselves, and of another federation."""
+    folder = tmp_path_factory.mktemp("other") / "credentials"
+    issued(folder, HOSTS, *CLIENTS)
+    return contents(folder)
+
+
+@pytest.mark.parametrize(("name", "source", "says"), MISFITS)
 def test_files_that_do_not_fit_are_named_and_nothing_is_written(
-    out: Path, name: str, source: str | None, says: str
+    out: Path, whole: Path, other: dict[str, bytes], name: str, source: str | None, says: str
 ) -> None:
-    issued(out, HOSTS, *CLIENTS)
-    (out / name).write_bytes(own_files(out)[source] if source else b"garbage")
+    shutil.copytree(whole, out)
+    (out / name).write_bytes(other[source] if source else b"garbage")
     before = contents(out)
     with pytest.raises(UserError, match=says):
         issued(out, HOSTS, *CLIENTS, "clients.vision=1")
@@ -585,55 +558,44 @@ MISTAKES = {
     "unknown": (("host=a",), "there is no setting 'host'; did you mean hosts?"),
     "no out": (("out=null", "hosts=[a]"), "out is required; give it as out=…"),
     "no hosts": ((), "hosts is required; give it as hosts=…"),
-    "empty hosts": (("hosts=[]",), "hosts=[]: expected the names and addresses"),
-    "null host": (("hosts=[a,null]",), "hosts=['a', None]: expected the names and addresses"),
     "a map": (("hosts={a: b}",), "hosts={'a': 'b'}: expected the names and addresses"),
+    "null host": (("hosts=[a,null]",), "hosts=['a', None]: expected the names and addresses"),
     "a port": (("hosts=[a,'b:8000']",), "hosts: 'b:8000' is neither a DNS name nor an IP"),
-    "a URL": (("hosts=['https://a']",), "hosts: 'https://a' is neither a DNS name nor an IP"),
     "a number": (("hosts=[10.0.0.300]",), "hosts: '10.0.0.300' is neither a DNS name nor an IP"),
-    "a label": (("hosts=[-a.example]",), "hosts: '-a.example' is neither a DNS name nor an IP"),
     "long": ((f"hosts=[{'a' * 64}]",), f"hosts: '{'a' * 64}' is neither"),
     "any address": (("hosts=[0.0.0.0]",), "hosts: 0.0.0.0 is not an address by which a site"),
     "no client": (("hosts=[a]", "clients.audio=0"), "clients.audio=0: expected a number from 1"),
-    "negative": (("hosts=[a]", "clients.audio=-1"), "clients.audio=-1: expected a number from 1"),
-    "text": (("hosts=[a]", "clients.audio=many"), "clients.audio=many: Value 'many' of type"),
     "modality": (("hosts=[a]", "clients.default=2"), "modality 'default': expected letters"),
-    "no days": (("hosts=[a]", "days=0"), "days=0: expected a number from 1 to 36500"),
-    "far": (("hosts=[a]", "ca_days=99999"), "ca_days=99999: expected a number from 1 to"),
-    "renewal": (("hosts=[a]", "renew=ca"), "renew=ca: Invalid value 'ca', expected one of"),
     "a file": (("hosts=[a]", "out=file"), "out=file is a file; expected a folder"),
     "below a file": (("hosts=[a]", "out=file/here"), "file/here"),
-    "long name": (("hosts=[a]", f"out={'x' * 300}"), f"{'x' * 300}"),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_line_and_leaves_nothing(command: Run, tmp_path: Path, name: str) -> None:
+def test_a_mistake_is_one_line_and_leaves_nothing(run: Run, tmp_path: Path, name: str) -> None:
     arguments, says = MISTAKES[name]
     (tmp_path / "file").touch()
-    error = command("out=credentials", *arguments).error
-    assert error.startswith(says), error
+    assert run("out=credentials", *arguments, status=2).startswith(says)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_full_disk_is_one_line_and_leaves_no_half_file(command: Run, out: Path) -> None:
-    error = command("out=credentials", HOSTS, largest_file=100).error
-    assert "credentials/ca.key cannot be read or written: File too large" in error
+def test_full_disk_is_one_line_and_leaves_no_half_file(
+    run: Run, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    said = run("out=credentials", HOSTS, status=2)
+    assert "credentials/ca.key cannot be read or written: No space left" in said
     assert list(out.iterdir()) == []
 
 
 # The command ------------------------------------------------------------------------------------
 
 
-def test_help_and_configuration_leave_nothing(command: Run, tmp_path: Path) -> None:
-    assert "hosts: null" in command("--help").shown
-    shown = command("--cfg", "job", "clients.audio=2").shown
-    assert "  audio: 2" in shown and "ca_days: 3650" in shown
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_command_says_what_it_wrote_what_it_kept_and_what_comes_next(command: Run) -> None:
-    shown = command("out=my credentials", HOSTS, "clients.audio=1").shown
+def test_command_says_what_it_wrote_what_it_kept_and_what_comes_next(run: Run) -> None:
+    shown = run("out=my credentials", HOSTS, "clients.audio=1")
     lines = shown.splitlines()
     assert "wrote my credentials: ca.key, ca.crt" in lines
     assert "wrote my credentials/sites/audio-0: audio-0.key, audio-0.pub, ca.crt" in lines
@@ -646,19 +608,29 @@ def test_command_says_what_it_wrote_what_it_kept_and_what_comes_next(command: Ru
     (server,) = [line for line in lines if line.startswith("  flower-superlink ")]
     assert "--ssl-keyfile 'my credentials/server/server.key' --enable-supernode-auth" in server
 
-    shown = command("out=my credentials", "hosts=[elsewhere]", "clients.audio=2").shown
+    shown = run("out=my credentials", "hosts=[elsewhere]", "clients.audio=2")
     assert "kept my credentials/sites/audio-0: audio-0.key, audio-0.pub, ca.crt" in shown
     assert "--name audio-1" in shown and "--name audio-0" not in shown
     assert "flower-superlink" not in shown
     assert "warning: my credentials/server/server.crt is not valid for elsewhere" in shown
 
-    shown = command("out=my credentials", "renew=server").shown
+    shown = run("out=my credentials", "renew=server")
     assert "kept the former certificate as my credentials/server/server.crt.2" in shown
     assert "flower-superlink" in shown and "flwr supernode" not in shown
 
 
-def test_a_mistyped_setting_is_answered_before_libraries_are_loaded() -> None:
+def test_the_command_of_a_process_loads_no_library_for_a_mistyped_setting(tmp_path: Path) -> None:
     heavy = "{'torch', 'cryptography'}"
-    script = f"import server.commands.credentials, sys; print(*{heavy} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
+    script = f"""
+import atexit, sys
+from server.commands.credentials import main
+atexit.register(lambda: print(*{heavy} & set(sys.modules)))
+sys.argv = ["utmp-credentials", "host=a"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.split()) == (2, [])
+    assert done.stderr.startswith("error: there is no setting 'host'; did you mean hosts?")
+    assert list(tmp_path.iterdir()) == []
