@@ -1,11 +1,11 @@
-"""A round on real processes, training included, against Flower's own that does nothing.
+"""A round on real processes, training included, against a round of Flower's that does nothing.
 
     python tests/benchmarks/real_rounds.py [--rounds 8]
 
-Three sites on loopback, on a SuperLink each for the two, one after the other: first Flower's FedAvg
-over its own SuperNodes with one tensor and a client that returns it, then the README's deployment
-with `utmp-client` and the default model; then the same with nine clients in three nodes. Seconds of
-a round, without the first, which starts what stays; and CPU seconds of everything that was started.
+Three sites on loopback, a SuperLink for each measurement, one after the other: Flower's FedAvg with
+`flower-supernode`, one tensor and a client that returns it; this project with `utmp-client`
+and the default model; the same with `flower-supernode`; nine clients in three nodes. Seconds of a
+round, without the first, which starts the processes that stay; and CPU seconds of all processes.
 """
 
 import argparse
@@ -118,6 +118,13 @@ def ours(federation: Federation, rounds: int) -> list[float]:
     return trained(federation, rounds, clients=1)
 
 
+def plain(federation: Federation, rounds: int) -> list[float]:
+    """Return the seconds of each of this project's rounds at sites that run Flower's command."""
+    for modality in MODALITIES:
+        federation.add_flower_node(f'modality="{modality}"')
+    return trained(federation, rounds, clients=1)
+
+
 def hosted(federation: Federation, rounds: int) -> list[float]:
     """Return the seconds of each round of nine clients, three in each node."""
     for number in range(3):
@@ -182,6 +189,7 @@ def main() -> None:
     for name, measure in (
         ("Flower, no-op", stock),
         ("utmp-client", ours),
+        ("flower-node", plain),
         ("9 in 3 nodes", hosted),
     ):
         found = run(measure, arguments.rounds)

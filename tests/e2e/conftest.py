@@ -1,4 +1,4 @@
-"""The federations that tests start."""
+"""Fixtures that start federations."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -97,7 +97,7 @@ echo "$(date +%T) cutting the far site's line in round $(($(lines) + 1))"
 ip -n utmp-audio link set far0 down
 sleep 60
 ip -n utmp-audio link set far0 up
-echo "$(date +%T) and mending it, after $(lines) rounds"
+echo "$(date +%T) restoring it, after $(lines) rounds"
 for _ in $(seq 400); do [ -e run/summary.json ] && break; sleep 1; done
 [ -e run/summary.json ] || { echo "failed: no summary; see $folder"; cat run.log; exit 1; }
 python - "$folder/run/rounds.jsonl" <<'END'

@@ -21,7 +21,7 @@ PROJECT = Path(__file__).parents[2]
 #: Seconds until a test gives up on a process.
 TIMEOUT = 240
 
-#: The smallest federation that is one: overrides for every run in these tests.
+#: Overrides for a tiny federation, for every run in these tests.
 TINY = [
     "rounds=2",
     "clients.default=1",
@@ -38,7 +38,7 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def flower_environment(flower_home: Path) -> dict[str, str]:
-    """The variables of processes that keep Flower's files in a folder of their own."""
+    """Return the environment of processes that keep Flower's files in a folder of their own."""
     return os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(flower_home),
@@ -69,7 +69,7 @@ def run_command(
 
 @dataclass
 class Node:
-    """A site's process, and where it leaves what it prints."""
+    """A site's process and its log."""
 
     process: subprocess.Popen[bytes]
     log: Path
@@ -133,7 +133,7 @@ class Federation:
         return process
 
     def log_of(self, number: int, name: str) -> Path:
-        """Where a process leaves what it prints."""
+        """Return the file of a process's output."""
         return self.folder / f"{name}-{number}.log"
 
     def stop(self) -> None:
@@ -191,7 +191,7 @@ class SecureFederation(Federation):
         return str(last_json(printed)["node-id"])
 
     def nodes(self) -> dict[str, tuple[str, str]]:
-        """Id of every node that was registered to its status, and when it came online last."""
+        """Id of every registered node to its status, and the time at which it last came online."""
         printed = self.run("flwr", "supernode", "list", "loopback", "--format=json")
         return {
             node["node-id"]: (node["status"], node["online-at"])
@@ -213,11 +213,11 @@ class SecureFederation(Federation):
         Parameters
         ----------
         node_config
-            What it holds.
+            Its node configuration.
         security
-            Its root certificates and its key, or what it has in place of them.
+            The options for its root certificates and its key.
         port
-            Where it connects to; the SuperLink's unless given.
+            The port that it connects to; by default the SuperLink's.
         """
         log = self.log_of(len(self.processes), "utmp-client")
         process = self._spawn(
@@ -231,7 +231,7 @@ class SecureFederation(Federation):
         return Node(process, log)
 
     def security_of(self, name: str) -> tuple[str, ...]:
-        """What a site gives its SuperNode, from what it was handed."""
+        """The options of a site with the files that it was handed."""
         site = self.credentials / "sites" / name
         authority, key = str(site / "ca.crt"), str(site / f"{name}.key")
         return ("--root-certificates", authority, "--auth-supernode-private-key", key)
@@ -251,7 +251,7 @@ def answers(url: str, trust: ssl.SSLContext | bool = True) -> bool:
 
 
 def last_json(printed: str) -> dict[str, Any]:
-    """What a command of Flower printed in JSON, below lines for people."""
+    """The JSON in the output of a Flower command, below lines for people."""
     return json.loads(printed[printed.index("{") :])
 
 

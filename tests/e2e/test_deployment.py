@@ -1,4 +1,4 @@
-"""The same federation on real Flower processes; its plainest form is in the README's test."""
+"""Federations on real Flower processes; the plainest one is in the test of the documents."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ def test_sites_with_their_own_files_that_differ_in_width_are_named(
     for name, width in widths.items():
         arrays = {"label": rng.normal(size=40), "audio": rng.normal(size=(40, 4, width))}
         np.savez(tmp_path / f"{name}.npz", **arrays)
-    # Flower's own command for a site does, too.
+    # With Flower's own command for a site, too.
     add = {"north": federation.add_flower_node, "south": federation.add_node}
     for part, name in enumerate(add):
         add[name](f'modality="audio" part={part} data="{tmp_path}/{name}.npz"')
@@ -47,7 +47,7 @@ def test_sites_with_their_own_files_that_differ_in_width_are_named(
     assert not (tmp_path / "run" / "summary.json").exists()
 
 
-def test_sites_with_shards_train_and_a_damaged_one_is_refused_by_name(
+def test_sites_of_either_command_train_and_a_damaged_shard_is_refused_by_name(
     federation, command, tiny, tmp_path
 ) -> None:
     prepared = tmp_path / "prepared"
@@ -58,8 +58,9 @@ def test_sites_with_shards_train_and_a_damaged_one_is_refused_by_name(
     whole = (prepared / shard.name).read_bytes()
     shard.write_bytes(whole)
     federation.add_node(f'modality="audio" data="{shard}"')
-    for name in ("language", "vision"):
-        federation.add_node(f'modality="{name}" data="{prepared}/{name}-0.safetensors"')
+    federation.add_node(f'modality="language" data="{prepared}/language-0.safetensors"')
+    # A site may be a plain flower-supernode.
+    federation.add_flower_node(f'modality="vision" data="{prepared}/vision-0.safetensors"')
     model = [each for each in tiny if not each.startswith(("dataset.", "clients."))]
 
     def run(name: str) -> str:
@@ -75,8 +76,11 @@ def test_sites_with_shards_train_and_a_damaged_one_is_refused_by_name(
     assert "round 2" in run("good")
     summary = json.loads((tmp_path / "good" / "summary.json").read_text())
     assert list(summary["test"]) == ["multimodal", "language", "audio", "vision"]
+    records = (tmp_path / "good" / "rounds.jsonl").read_text().splitlines()
+    for record in map(json.loads, records):
+        assert record["clients"] == {"language": 1, "audio": 1, "vision": 1}
 
-    # The same process of the site sees what became of its file; more in tests/client.
+    # The site's process, which stays, notices that its file changed; more in tests/client.
     damaged = bytearray(whole)
     damaged[-1] ^= 1
     shard.write_bytes(damaged)
@@ -106,5 +110,5 @@ def test_flwr_run_local_simulates_on_fewer_nodes_than_clients(
 
 
 def stop_local_superlink(flower_home: str) -> None:
-    """Stop the SuperLink that `flwr run . local` left running, told by its folder."""
+    """Stop the SuperLink that `flwr run . local` left running, found by its folder."""
     subprocess.run(["pkill", "--full", flower_home], check=False)

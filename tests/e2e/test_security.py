@@ -26,7 +26,7 @@ PROJECT = Path(__file__).parents[2]
 
 HOSTS = "hosts=[localhost,127.0.0.1]"
 SITES = ("language-0", "audio-0", "vision-0")
-#: Its site was registered, and says that it is another.
+#: Registered under this name, its site says that it is another.
 IMPOSTOR = "audio-1"
 
 
@@ -47,7 +47,7 @@ def registered(secure) -> dict[str, str]:
 
 # Who is refused ---------------------------------------------------------------------------------
 
-#: What Flower says to each; either, where it is a matter of when the connection ends.
+#: Flower's reason for each refusal; two where it depends on when the connection ends.
 REASONS = {
     "key that was not registered": ["[code: 2004] Failed to activate SuperNode."],
     "no key": ["[code: 2001] SuperNode authentication is enabled."],
@@ -95,7 +95,7 @@ def refused(secure, registered) -> dict[str, tuple[int, str]]:
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_site_is_refused_and_told_why(refused, name: str) -> None:
+def test_a_site_is_refused_with_the_reason(refused, name: str) -> None:
     status, printed = refused[name]
     assert status == 1
     assert f"Exit Code: {303 if name == 'no TLS for a key' else 305}\n" in printed
@@ -103,7 +103,7 @@ def test_site_is_refused_and_told_why(refused, name: str) -> None:
 
 
 def test_nobody_who_was_refused_was_ever_online(secure, registered, refused) -> None:
-    # With what is right, `sites` below come online, one of them through a relay as above.
+    # With the right credentials, `sites` below come online, one of them through a relay as above.
     assert set(refused) == set(REASONS)
     assert secure.nodes() == dict.fromkeys(registered.values(), ("registered", "N/A"))
 
