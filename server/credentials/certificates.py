@@ -6,11 +6,10 @@ Certificates have the extensions that strict verifiers ask for (RFC 5280; Python
 
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -102,20 +101,10 @@ def sign_server(
     days: int,
     now: datetime,
 ) -> x509.Certificate:
-    """Sign a certificate of the server.
+    """Sign a certificate of the server with the authority's private key.
 
-    Parameters
-    ----------
-    authority, key
-        The signing authority and its private key.
-    public_key
-        The server's.
-    hosts
-        Names and addresses for which it is valid.
-    days
-        How long it is valid from now; not longer than its authority.
-    now
-        The time, in UTC.
+    It is valid for the hosts, and for `days` days from `now`, which is in UTC, but not longer than
+    its authority.
     """
     until = min(now + timedelta(days=days), authority.not_valid_after_utc)
     identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
@@ -189,8 +178,6 @@ def _usage(*usages: str) -> x509.KeyUsage:
 
 # Files ------------------------------------------------------------------------------------------
 
-T = TypeVar("T")
-
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:
     """Return the content of a certificate's file."""
@@ -213,82 +200,53 @@ def site_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
     return line + f" {name}\n".encode()
 
 
-@dataclass(frozen=True)
-class Format(Generic[T]):
-    """A kind of file.
+def read_certificate(path: str, content: bytes) -> x509.Certificate:
+    """Read a certificate; this and the next three raise `UserError` for anything else."""
 
-    Attributes
-    ----------
-    name
-        With its article.
-    load
-        Reads the content.
-    fits
-        Whether what was read is of a kind that is used here.
-    expected
-        The kinds that are.
-    """
+    def load(content: bytes) -> x509.Certificate:
+        certificate = x509.load_pem_x509_certificate(content)
+        # Its extensions are parsed at the first access only.
+        _ = certificate.extensions
+        return certificate
 
-    name: str
-    load: Callable[[bytes], Any]
-    fits: Callable[[Any], bool]
-    expected: str
-
-    def read(self, path: str, content: bytes) -> T:
-        """Read the content of a file.
-
-        Raises
-        ------
-        UserError
-            If it is of another format or kind, or locked with a passphrase.
-        """
-        try:
-            loaded: T = self.load(content)
-        except TypeError as error:
-            raise UserError(
-                f"{path} is locked with a passphrase; unlock it for this run"
-            ) from error
-        except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-            raise UserError(f"{path} is not {self.name} format") from error
-        if not self.fits(loaded):
-            raise UserError(f"{path} is a key of another kind; expected {self.expected}")
-        return loaded
-
-
-def _load_certificate(content: bytes) -> x509.Certificate:
-    certificate = x509.load_pem_x509_certificate(content)
-    # Its extensions are parsed at the first access only.
-    _ = certificate.extensions
+    certificate: x509.Certificate = _read(path, content, load, "a certificate in PEM")
+    _check(path, isinstance(certificate.public_key(), PublicKey), "elliptic curve or RSA")
     return certificate
 
 
-def _is_signing_key(key: object) -> bool:
-    return isinstance(key, ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey)
+def read_key(path: str, content: bytes) -> SigningKey:
+    """Read a private key of the authority or the server."""
+    load = partial(load_pem_private_key, password=None)
+    key: SigningKey = _read(path, content, load, "a private key in PEM")
+    _check(path, isinstance(key, SigningKey), "elliptic curve or RSA")
+    return key
 
 
-def _is_nist_key(key: object) -> bool:
-    kinds = ec.EllipticCurvePrivateKey | ec.EllipticCurvePublicKey
-    return isinstance(key, kinds) and isinstance(key.curve, _NIST)
+def read_site_key(path: str, content: bytes) -> ec.EllipticCurvePrivateKey:
+    """Read a site's private key, of a kind that Flower takes."""
+    load = partial(load_ssh_private_key, password=None)
+    key: ec.EllipticCurvePrivateKey = _read(path, content, load, "a private key in OpenSSH")
+    _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
+    return key
 
 
-CERTIFICATE: Format[x509.Certificate] = Format(
-    "a certificate in PEM",
-    _load_certificate,
-    lambda found: isinstance(found.public_key(), ec.EllipticCurvePublicKey | rsa.RSAPublicKey),
-    "elliptic curve or RSA",
-)
-KEY: Format[SigningKey] = Format(
-    "a private key in PEM",
-    partial(load_pem_private_key, password=None),
-    _is_signing_key,
-    "elliptic curve or RSA",
-)
-SITE_KEY: Format[ec.EllipticCurvePrivateKey] = Format(
-    "a private key in OpenSSH",
-    partial(load_ssh_private_key, password=None),
-    _is_nist_key,
-    "one on a NIST curve",
-)
-SITE_PUBLIC_KEY: Format[ec.EllipticCurvePublicKey] = Format(
-    "a public key in OpenSSH", load_ssh_public_key, _is_nist_key, "one on a NIST curve"
-)
+def read_site_public_key(path: str, content: bytes) -> ec.EllipticCurvePublicKey:
+    """Read a site's public key, of a kind that Flower takes."""
+    loaded = _read(path, content, load_ssh_public_key, "a public key in OpenSSH")
+    key: ec.EllipticCurvePublicKey = loaded
+    _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
+    return key
+
+
+def _read(path: str, content: bytes, load: Callable[[bytes], Any], name: str) -> Any:
+    try:
+        return load(content)
+    except TypeError as error:
+        raise UserError(f"{path} is locked with a passphrase; unlock it for this run") from error
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        raise UserError(f"{path} is not {name} format") from error
+
+
+def _check(path: str, fits: bool, expected: str) -> None:
+    if not fits:
+        raise UserError(f"{path} is a key of another kind; expected {expected}")

@@ -12,15 +12,7 @@ from common.errors import UserError
 class CredentialFolder:
     """The folder that `utmp-credentials` writes; made with the first file.
 
-    Parameters
-    ----------
-    path
-        Where it is.
-
-    Raises
-    ------
-    UserError
-        If there is something else at that place.
+    Every method raises `UserError` where a file cannot be read or written.
     """
 
     def __init__(self, path: str | Path) -> None:

@@ -5,8 +5,10 @@ as it was. A key is written before the files made from it, and read after them: 
 short is completed by the next, and one at the same time never finds the second without the first.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from typing import TypeVar
 
 from cryptography import x509
 
@@ -14,14 +16,8 @@ from common.clients import ClientKey, check_modality_name
 from common.config.credentials import CredentialsConfig, Renew
 from common.errors import UserError
 from server.credentials.certificates import (
-    CERTIFICATE,
-    KEY,
-    SITE_KEY,
-    SITE_PUBLIC_KEY,
-    Format,
     PublicKey,
     SigningKey,
-    T,
     certificate_pem,
     hosts_of,
     is_authority,
@@ -30,11 +26,17 @@ from server.credentials.certificates import (
     make_authority,
     new_key,
     parse_host,
+    read_certificate,
+    read_key,
+    read_site_key,
+    read_site_public_key,
     sign_server,
     site_key,
     site_public_key,
 )
 from server.credentials.folder import CredentialFolder
+
+T = TypeVar("T")
 
 CA, CA_KEY = "ca.crt", "ca.key"
 SERVER, SERVER_KEY = "server/server.crt", "server/server.key"
@@ -87,13 +89,7 @@ class Credentials:
         return [str(host.value) for host in hosts_of(self.server)]
 
     def prepare(self) -> None:
-        """Read what is there, and make what is missing.
-
-        Raises
-        ------
-        UserError
-            If something does not fit, or cannot be read.
-        """
+        """Read and check what is there, and make what is missing."""
         for modality in self.config.clients:
             check_modality_name(modality)
         hosts = [parse_host(name) for name in self.config.host_names]
@@ -104,13 +100,7 @@ class Credentials:
                 self._prepare_site(ClientKey(modality, part))
 
     def write(self) -> None:
-        """Write the new files.
-
-        Raises
-        ------
-        UserError
-            If one exists by now, or cannot be written.
-        """
+        """Write the new files."""
         for name, (content, private) in self.new.items():
             former = self.former if name == SERVER else None
             self.folder.write(name, content, private=private, former=former)
@@ -118,7 +108,7 @@ class Credentials:
     def _prepare_authority(self) -> SigningKey | None:
         """Set the authority; return its key unless that was taken away."""
         copies = self.folder.find(f"server/{CA}") + self.folder.find(f"sites/*/{CA}")
-        certificate, key = self._read(CA, CERTIFICATE), self._read(CA_KEY, KEY)
+        certificate, key = self._read(CA, read_certificate), self._read(CA_KEY, read_key)
         if certificate is None:
             if copies:
                 raise UserError(
@@ -143,8 +133,8 @@ class Credentials:
     ) -> None:
         """Set the server's certificate: the one that is there, or a new one."""
         renewed = self.config.renew is Renew.server
-        present = self._read(SERVER, CERTIFICATE, keep=not renewed)
-        key = self._read(SERVER_KEY, KEY)
+        present = self._read(SERVER, read_certificate, keep=not renewed)
+        key = self._read(SERVER_KEY, read_key)
         if present is not None and not is_signed_by(present, self.authority):
             raise self._of_another_authority(SERVER)
         if present is not None and key and key.public_key() != present.public_key():
@@ -186,29 +176,22 @@ class Credentials:
         named = list(dict.fromkeys([*named, parse_host(LOOPBACK)]))
         if present:
             self.former = f"{SERVER}.{self.now:%Y-%m-%d}.{present.serial_number:x}"[:-32]
-        public = self._server_public_key(present, key)
+        # The server's private key may be at the coordinator alone by now.
+        public = (
+            present.public_key() if present else (key or self._add_key(SERVER_KEY)).public_key()
+        )
+        assert isinstance(public, PublicKey)
         certificate = sign_server(
             self.authority, authority_key, public, named, self.config.days, self.now
         )
         self._add(SERVER, certificate_pem(certificate))
         return certificate
 
-    def _server_public_key(
-        self, present: x509.Certificate | None, key: SigningKey | None
-    ) -> PublicKey:
-        """Return the key of the present certificate, or a new one."""
-        if key is None and present is not None:
-            # The private key may be at the coordinator alone by now.
-            public = present.public_key()
-            assert isinstance(public, PublicKey)
-            return public
-        return (key or self._add_key(SERVER_KEY)).public_key()
-
     def _prepare_site(self, client: ClientKey) -> None:
         """Complete the folder that one site is handed."""
         path = f"sites/{client}/{client}"
-        public = self._read(f"{path}.pub", SITE_PUBLIC_KEY)
-        key = self._read(f"{path}.key", SITE_KEY)
+        public = self._read(f"{path}.pub", read_site_public_key)
+        key = self._read(f"{path}.key", read_site_key)
         if public is None:
             if key is None:
                 key = new_key()
@@ -237,7 +220,7 @@ class Credentials:
 
     def _add_copy(self, folder: str) -> None:
         """Add the authority's certificate to a folder that is handed out."""
-        copy = self._read(f"{folder}/{CA}", CERTIFICATE)
+        copy = self._read(f"{folder}/{CA}", read_certificate)
         if copy is None:
             self._add(f"{folder}/{CA}", certificate_pem(self.authority))
         elif copy != self.authority:
@@ -262,33 +245,26 @@ class Credentials:
     def _add(self, name: str, content: bytes, *, private: bool = False) -> None:
         self.new[name] = (content, private)
 
-    def _read(self, name: str, kind: Format[T], *, keep: bool = True) -> T | None:
+    def _read(self, name: str, read: Callable[[str, bytes], T], *, keep: bool = True) -> T | None:
         """Read a file if it is there, and note that it is kept."""
         content = self.folder.read(name)
         if content is None:
             return None
         if keep:
             self.kept.append(name)
-        return kind.read(self._path(name), content)
+        return read(self._path(name), content)
 
     def _path(self, name: str) -> str:
         return str(self.folder.path / name)
 
 
 def issue(config: CredentialsConfig, now: datetime) -> Credentials:
-    """Write the credentials that are missing.
-
-    Parameters
-    ----------
-    config
-        Clients, hosts, validity, folder.
-    now
-        The time, in UTC.
+    """Write the credentials that are missing at a time in UTC.
 
     Raises
     ------
     UserError
-        If something does not fit the files that are there, or cannot be written.
+        If something does not fit the files that are there, or cannot be read or written.
     """
     credentials = Credentials(config, CredentialFolder(str(config.out)), now)
     credentials.prepare()

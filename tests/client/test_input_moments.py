@@ -165,19 +165,6 @@ def test_batches_add_up(shape: tuple[int, ...]) -> None:
         torch.testing.assert_close(two[name], moments, rtol=1e-4, atol=1e-6)
 
 
-def test_the_model_is_left_as_it_was() -> None:
-    model, padded = built(3), batch(*LENGTHS)
-    before = {name: array.clone() for name, array in model.state_dict().items()}
-    moments = InputMoments(model)
-    assert moments.mean() == {}
-    moments.add("audio", padded)
-    first = moments.mean()
-    model("audio", padded)  # by no hook
-    assert all(torch.equal(moments.mean()[name], array) for name, array in first.items())
-    assert not any(module._forward_hooks for module in model.modules())
-    assert all(torch.equal(model.state_dict()[name], array) for name, array in before.items())
-
-
 def test_dropout_does_not_reach_the_moments() -> None:
     config = ModelConfig(width=4, heads=2, residual_dropout=0.5, embedding_dropout=0.5)
     model = build_model(ModelSpec({"audio": (3,)}, 1, Task.regression, config), seed=0)

@@ -1,4 +1,4 @@
-"""Which clients a node hosts, and what it tells of them."""
+"""Which clients a node hosts, and how it describes them."""
 
 from functools import cache
 from pathlib import Path
@@ -73,25 +73,16 @@ def test_configuration_is_read(settings: dict[str, NodeValue], expected: Node) -
     ("settings", "words"),
     [
         ({}, ["modality"]),
-        ({"part": 0}, ["lacks modality"]),
         ({"partition-id": 0}, ["lacks modality"]),
-        ({"num-partitions": 4}, ["lacks modality"]),
         ({"modality": "audio", "parts": 1}, ["parts", "modality, part, data"]),
-        ({"Modality": "audio"}, ["Modality", "unknown"]),
         ({"modality": 3}, ["modality=3", "str", '"text"']),
         ({"modality": "audio", "part": "1"}, ["part='1'", "int", "part=0"]),
-        ({"modality": "audio", "part": 1.0}, ["part=1.0", "int"]),
         ({"modality": "audio", "part": True}, ["part=True", "int"]),
-        ({"modality": "audio", "data": 7}, ["data=7", "str"]),
         ({"modality": "two words"}, ["'two words'"]),
-        ({"modality": ""}, ["''"]),
-        ({"modality": "default"}, ["'default'"]),
-        ({"modality": "a.b"}, ["'a.b'"]),
         ({"modality": "audio", "part": -1}, ["part"]),
         ({"modality": "audio", "data": ""}, ["data"]),
         ({"partition-id": "one", "num-partitions": 3}, ["partition-id"]),
         ({"partition-id": 3, "num-partitions": 3}, ["partition-id"]),
-        ({"partition-id": -1, "num-partitions": 3}, ["partition-id"]),
         ({"partition-id": 0, "num-partitions": 0}, ["num-partitions"]),
     ],
 )
@@ -109,7 +100,7 @@ def test_mistake_in_the_configuration_is_one_line_that_names_it(
 # --- Who is hosted where ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nodes", [1, 2, 4, 6, 7, 11])
+@pytest.mark.parametrize("nodes", [1, 4, 7, 11])
 def test_simulated_nodes_share_all_clients_each_once(nodes: int) -> None:
     config = synthetic("clients.audio=3")
     hosted = [

@@ -222,14 +222,6 @@ def test_a_shard_is_the_same_data_as_the_same_npz(tmp_path: Path, site: Path) ->
     np.testing.assert_array_equal(one.clients[0].moments.mean, two.clients[0].moments.mean)
 
 
-@pytest.mark.parametrize("dataset", ["shards", "npz"])
-def test_the_run_says_how_many_steps_are_used(site: Path, dataset: str) -> None:
-    data = client_data(node_of(site), AUDIO, run_config(dataset, "dataset.max_seq_len=2"))
-    expected = items_of().sequences["audio"]
-    for item in range(ITEMS):
-        np.testing.assert_array_equal(data.sequences[item], expected[item][-2:])
-
-
 def test_a_part_of_the_run_s_shards_is_read_where_a_site_has_none_of_its_own(folder: Path) -> None:
     config = run_config("shards", f"dataset.path={folder}")
     key = ClientKey("audio", 2)
@@ -330,7 +322,6 @@ def test_a_spoilt_shard_is_refused_with_the_reason_and_read_once_it_is_mended(
         (Task.regression, Task.multilabel, 3, 3),
         (Task.multilabel, Task.regression, 1, 2),
         (Task.regression, Task.classification, 2, 2),  # a prior as long as that of regression
-        (Task.regression, Task.multilabel, 2, 2),
         (Task.classification, Task.classification, 2, 2),  # a class that the run does not know
         (Task.multilabel, Task.multilabel, 2, 2),
         (Task.multilabel, Task.multilabel, 4, 4),
@@ -355,20 +346,6 @@ def test_no_shard_of_other_outputs_is_trained_on(
     assert trained == []
 
 
-def test_a_site_that_has_one_class_only_is_not_taken_for_numbers(
-    tmp_path: Path, trained: list[object]
-) -> None:
-    path, items = tmp_path / "site.safetensors", items_of(Task.classification)
-    items = replace(items, labels=np.zeros(ITEMS, dtype=np.int64))
-    write_shard(path, items, info_of(items, "audio-0", Task.classification, 3))
-    config = run_config("shards")
-    with pytest.raises((UserError, ProtocolError)):
-        run_round(downlink_to(AUDIO, config, Task.regression), node_of(path), config)
-    assert trained == []
-    uplink = run_round(downlink_to(AUDIO, config, Task.classification), node_of(path), config)
-    assert np.isfinite(uplink.train_loss)
-
-
 def test_a_shard_without_one_item_of_its_modality_is_refused(
     tmp_path: Path, trained: list[object]
 ) -> None:
@@ -380,20 +357,10 @@ def test_a_shard_without_one_item_of_its_modality_is_refused(
     assert "audio-0 has no item with audio" in error
 
 
-def test_another_kind_of_file_is_refused_with_what_to_do(
-    tmp_path: Path, trained: list[object]
-) -> None:
-    path = tmp_path / "site.npz"
-    np.savez(path, label=np.ones(4), audio=np.ones((4, 2, WIDTH)))
-    message = refused(path, node_of(path), run_config("shards"), trained)
-    assert "utmp-prepare" in message
-    assert "dataset=npz" in message
-
-
 # Simulated nodes --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("nodes", [1, 2, 3, 5, 8])
+@pytest.mark.parametrize("nodes", [2, 8])
 def test_simulated_nodes_share_all_clients_of_a_folder(folder: Path, nodes: int) -> None:
     config = run_config("shards", f"dataset.path={folder}")
     hosted: list[ClientKey] = []
@@ -452,7 +419,7 @@ def without_test(folder: Path) -> str:
 
 
 @pytest.mark.parametrize("spoil", [old_manifest, flipped, missing, without_manifest, without_test])
-def test_a_spoilt_folder_is_told_in_the_description(
+def test_a_spoilt_folder_is_named_in_the_description(
     folder: Path, spoil: Callable[[Path], str], trained: list[object]
 ) -> None:
     words = spoil(folder)

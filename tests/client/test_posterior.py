@@ -49,7 +49,7 @@ def row_covariance(samples: Array) -> Array:
     return covariance / ((len(matrices) - 1) * matrices.shape[1])
 
 
-@pytest.mark.parametrize("shape", [(6, 4, 3), (2, 5, 2), (5, 3, 2, 3), (9, 1, 4)])
+@pytest.mark.parametrize("shape", [(6, 4, 3), (2, 5, 2), (5, 3, 2, 3)])
 @pytest.mark.parametrize("scale", list(Scale))
 @pytest.mark.parametrize("shrinkage", [0.05, 0.5])
 def test_row_precision_is_the_formula(

@@ -180,13 +180,6 @@ def test_first_step_of_adam_has_the_length_of_the_rate(optimizer: Optimizer, kep
 # --- Samples ----------------------------------------------------------------------------------
 
 
-def test_last_sample_is_the_final_model_bit_for_bit() -> None:
-    model = model_for(SMALL)
-    trained = train(model, client_data(), settings(local_epochs=3), LAST, 0)
-    for name, parameter in model.named_parameters():
-        assert torch.equal(trained.samples[name][0], parameter.detach())
-
-
 def test_samples_average_the_iterates_of_their_segments() -> None:
     # Six steps, the last four in two segments; the same run cut short gives every iterate.
     data, rate = client_data(30, validation=10), 0.05
