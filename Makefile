@@ -5,23 +5,26 @@ BIN := $(VENV)/bin
 # Extra arguments: make train ARGS="rounds=5 clients.language=4"; make test ARGS="-k pbea".
 ARGS ?=
 
-.PHONY: help train test lint format clean
+.PHONY: help train test test-all lint format clean
 
 help: ## Print this list
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
 
 train: $(VENV)/installed ## Train a federation on the embedded dataset
 	$(BIN)/utmp-train $(ARGS)
 
-test: $(VENV)/installed-dev ## Run all tests
-	$(BIN)/pytest -n auto $(ARGS)
+test: $(VENV)/installed-dev ## Run the tests, and one federation on real processes; minutes
+	$(BIN)/pytest -n auto -m "not slow" $(ARGS)
+
+test-all: test ## Run all tests: faults, kills, TLS, browsers, fuzzing too
+	$(BIN)/pytest -n auto -m slow $(ARGS)
 
 lint: $(VENV)/installed-dev ## Check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed-dev ## Mend style
+format: $(VENV)/installed-dev ## Fix formatting
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -49,11 +49,11 @@ def predict_file(config: PredictConfig, console: PredictConsole) -> None:
     console.model(predictor, config.model)
     console.source(stream)
     modalities, not_finite = Counter[str](), Counter[str]()
-    with prediction_file(out, labels) as writer, console:
+    with prediction_file(out, labels) as write, console:
         for part in stream.parts(max(PART, config.batch_size)):
-            found = _predict(predictor, part, settings, config.batch_size)
-            writer.write(part.ids, found)
-            modalities += _modalities(found)
+            predictions = _predict(predictor, part, settings, config.batch_size)
+            write(part.ids, predictions)
+            modalities += _modalities(predictions)
             for name, sequences in part.sequences.items():
                 not_finite[name] += sequences.not_finite()
             console.advance(len(part.ids))
@@ -93,10 +93,10 @@ def _predict(
     return predictor.predict_sequences(items, batch_size)
 
 
-def _modalities(found: Predictions) -> Counter[str]:
+def _modalities(predictions: Predictions) -> Counter[str]:
     """Count items by the modalities that they were predicted from, joined by ``+``."""
-    names = list(found.weights)
-    used = np.stack([found.weights[name] > 0 for name in names])
+    names = list(predictions.weights)
+    used = np.stack([predictions.weights[name] > 0 for name in names])
     patterns, numbers = np.unique(used, axis=1, return_counts=True)
     return Counter(
         {

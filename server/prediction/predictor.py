@@ -8,7 +8,7 @@
 Notation: N items, T steps, D feature width, K classes or labels.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from common.data.dataset import Sequences
 from common.errors import UserError
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
-from common.model.predict import Encoded, encode, predict_encoded
+from common.model.predict import encode, predict_encoded
 from common.task import Task
 from server.model_file import load_model
 from server.prediction.features import Features, sequences_of
@@ -177,8 +177,10 @@ class Predictor:
         self._check_counts({name: len(sequences) for name, sequences in items.items()})
         names = [name for name in self.features if name in items]
         cut = {name: items[name].last_steps(self.max_seq_len) for name in names}
-        parts = [self._batch(batch) for batch in _batches(cut, batch_size)]
-        return _joined(parts) if parts else self._nothing(0, names)
+        result = self._unknown(len(next(iter(cut.values()))), names)
+        for start in range(0, len(result), batch_size):
+            self._fill(result, cut, np.arange(start, min(start + batch_size, len(result))))
+        return result
 
     def check(self, name: str, sequences: Sequences) -> None:
         """Raise `UserError` for a modality that is not known, or not as the model takes it."""
@@ -200,53 +202,59 @@ class Predictor:
         if not counts:
             raise UserError(f"no modality is given; the model takes {', '.join(self.features)}")
         if len(set(counts.values())) > 1:
-            told = ", ".join(f"{count} of {name}" for name, count in counts.items())
-            raise UserError(f"items differ in number: {told}; put None where one lacks a modality")
+            listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise UserError(
+                f"items differ in number: {listed}; put None where one lacks a modality"
+            )
 
-    @torch.inference_mode()
-    def _batch(self, items: Mapping[str, Sequences]) -> Predictions:
-        """Predict some items; what none of them has is not computed."""
-        device = next(self.model.parameters()).device
-        names = [name for name, each in items.items() if (each.lengths > 0).any()]
-        count = len(next(iter(items.values())))
-        nothing = self._nothing(count, list(items))
-        if not names:
-            return nothing
-        present = np.stack([items[name].lengths > 0 for name in names]).any(axis=0)
-        having = np.flatnonzero(present)
-        inputs = {name: pad_all(items[name].select(having)).to(device) for name in names}
-        return _placed(self._predict(encode(self.model, inputs), names), having, nothing)
+    def _unknown(self, count: int, names: list[str]) -> Predictions:
+        """Return the predictions of items that have no modality, to be filled in."""
+        numbers = self.task is Task.regression
+        shape = (count,) if numbers else (count, self.outputs)
 
-    def _predict(self, encoded: Encoded, names: list[str]) -> Predictions:
-        """Predict items of which each has one modality at least."""
-        together = predict_encoded(self.model, self.fusion, encoded, names)
-        present = encoded.present(names)
-        alone = {}
-        for name, there in zip(names, present, strict=True):
-            own = torch.full_like(together.values, torch.nan)
-            chosen = encoded.select(there)
-            own[there] = predict_encoded(self.model, self.fusion, chosen, [name]).values
-            alone[name] = _numbers(own)
-        shares = torch.tensor([self.fusion.weights[name] for name in names])[:, None]
-        shares = shares * present.cpu()
-        weights = shares / shares.sum(dim=0)
+        def unknown() -> Floats:
+            return np.full(shape, np.nan, dtype=np.float32)
+
         return Predictions(
             self.task,
-            _numbers(together.values),
-            None if together.std is None else _numbers(together.std),
-            alone,
-            {name: _numbers(row) for name, row in zip(names, weights, strict=True)},
+            unknown(),
+            unknown() if numbers else None,
+            {name: unknown() for name in names},
+            {name: np.zeros(count, dtype=np.float32) for name in names},
         )
 
-    def _nothing(self, count: int, names: list[str]) -> Predictions:
-        """Return the predictions of items that have no modality."""
-        numbers = self.task is Task.regression
-        values = np.full((count,) if numbers else (count, self.outputs), np.nan, dtype=np.float32)
-        std = np.full(count, np.nan, dtype=np.float32) if numbers else None
-        nought = np.zeros(count, dtype=np.float32)
-        return Predictions(
-            self.task, values, std, dict.fromkeys(names, values), dict.fromkeys(names, nought)
-        )
+    @torch.inference_mode()
+    def _fill(
+        self, result: Predictions, items: Mapping[str, Sequences], index: NDArray[np.int64]
+    ) -> None:
+        """Predict some items, and put that into the result; a modality that none has costs nothing.
+
+        Parameters
+        ----------
+        result, items
+            Of N items.
+        index
+            (B,) which of them.
+        """
+        present = {name: each.lengths[index] > 0 for name, each in items.items()}
+        names = [name for name, there in present.items() if there.any()]
+        if not names:
+            return
+        rows = index[np.stack([present[name] for name in names]).any(axis=0)]
+        device = next(self.model.parameters()).device
+        inputs = {name: pad_all(items[name].select(rows)).to(device) for name in names}
+        encoded = encode(self.model, inputs)
+        together = predict_encoded(self.model, self.fusion, encoded, names)
+        result.values[rows] = _numbers(together.values)
+        if result.std is not None and together.std is not None:
+            result.std[rows] = _numbers(together.std)
+        having = encoded.present(names)
+        shares = torch.tensor([self.fusion.weights[name] for name in names])[:, None]
+        shares = shares * having.cpu()
+        for name, there, weights in zip(names, having, shares / shares.sum(dim=0), strict=True):
+            own = predict_encoded(self.model, self.fusion, encoded.select(there), [name])
+            result.alone[name][rows[there.cpu().numpy()]] = _numbers(own.values)
+            result.weights[name][rows] = _numbers(weights)
 
 
 def model_path(path: str | Path) -> Path:
@@ -298,48 +306,6 @@ def number_in(settings: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _batches(items: Mapping[str, Sequences], size: int) -> Iterator[dict[str, Sequences]]:
-    count = len(next(iter(items.values())))
-    for start in range(0, count, size):
-        index = np.arange(start, min(start + size, count))
-        yield {name: sequences.select(index) for name, sequences in items.items()}
-
-
 def _numbers(values: Tensor) -> Floats:
     numbers: Floats = values.float().cpu().numpy()
     return numbers
-
-
-def _joined(parts: Sequence[Predictions]) -> Predictions:
-    names = list(parts[0].alone)
-    deviations = [part.std for part in parts if part.std is not None]
-    return Predictions(
-        parts[0].task,
-        np.concatenate([part.values for part in parts]),
-        np.concatenate(deviations) if deviations else None,
-        {name: np.concatenate([part.alone[name] for part in parts]) for name in names},
-        {name: np.concatenate([part.weights[name] for part in parts]) for name in names},
-    )
-
-
-def _placed(found: Predictions, places: NDArray[np.int64], nothing: Predictions) -> Predictions:
-    """Put predictions at their places among items of which nothing is known."""
-
-    def at(values: Floats, others: Floats) -> Floats:
-        whole = others.copy()
-        whole[places] = values
-        return whole
-
-    def each(values: Mapping[str, Floats], others: Mapping[str, Floats]) -> dict[str, Floats]:
-        return {
-            name: at(values[name], other) if name in values else other
-            for name, other in others.items()
-        }
-
-    return Predictions(
-        found.task,
-        at(found.values, nothing.values),
-        None if found.std is None or nothing.std is None else at(found.std, nothing.std),
-        each(found.alone, nothing.alone),
-        each(found.weights, nothing.weights),
-    )

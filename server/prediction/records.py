@@ -17,31 +17,33 @@ from server.prediction.predictor import Predictions
 Record = dict[str, Any]
 
 
-def records(ids: Sequence[str], found: Predictions, labels: Sequence[str] = ()) -> list[Record]:
+def records(
+    ids: Sequence[str], predictions: Predictions, labels: Sequence[str] = ()
+) -> list[Record]:
     """Return a plain object for each item, ready for JSON; what is not known is None.
 
     Parameters
     ----------
     ids
         N names.
-    found
+    predictions
         Their predictions.
     labels
         Names of the K classes or labels; by default their numbers.
     """
-    names = list(labels) or [str(number) for number in range(found.values[:1].size)]
+    names = list(labels) or [str(number) for number in range(predictions.values[:1].size)]
     return [
         {
             "id": name,
-            **_said(found.task, found.values[item], names),
-            **({} if found.std is None else {"std": _plain(found.std[item])}),
+            **_said(predictions.task, predictions.values[item], names),
+            **({} if predictions.std is None else {"std": _plain(predictions.std[item])}),
             "modalities": {
                 modality: {
-                    **_said(found.task, alone[item], names),
-                    "weight": _plain(found.weights[modality][item]),
+                    **_said(predictions.task, alone[item], names),
+                    "weight": _plain(predictions.weights[modality][item]),
                 }
-                for modality, alone in found.alone.items()
-                if found.weights[modality][item] > 0
+                for modality, alone in predictions.alone.items()
+                if predictions.weights[modality][item] > 0
             },
         }
         for item, name in enumerate(ids)

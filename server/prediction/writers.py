@@ -8,11 +8,11 @@ holds `server.prediction.records`.
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,14 +29,8 @@ Column = list[Any]
 ROW_GROUP = 1 << 16
 
 
-class Writer(Protocol):
-    """What takes predictions, some items at a time."""
-
-    def write(self, ids: NDArray[np.str_], found: Predictions) -> None:
-        """Append some items."""
-
-    def close(self) -> None:
-        """Write what comes last."""
+#: Appends predictions of some items to a file.
+Write = Callable[[NDArray[np.str_], Predictions], None]
 
 
 def check_place(path: Path, overwrite: bool) -> None:
@@ -58,13 +52,13 @@ def check_place(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Writer]:
-    """Write a file of predictions aside, and put it in its place at the end.
+def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Write]:
+    """Write a file of predictions aside, and move it into place at the end.
 
     Parameters
     ----------
     path
-        Its suffix decides the format; one that is there is replaced.
+        Its suffix decides the format; an existing file is replaced.
     labels
         Names of the K classes or labels; by default their numbers.
 
@@ -74,12 +68,8 @@ def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Writer]:
         If it cannot be written.
     """
     try:
-        with whole_file(path) as aside:
-            writer = _WRITERS[path.suffix](aside, tuple(labels))
-            try:
-                yield writer
-            finally:
-                writer.close()
+        with whole_file(path) as aside, _WRITERS[path.suffix](aside, tuple(labels)) as write:
+            yield write
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
@@ -87,7 +77,7 @@ def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Writer]:
 
 
 def columns(
-    ids: NDArray[np.str_], found: Predictions, labels: Sequence[str] = ()
+    ids: NDArray[np.str_], predictions: Predictions, labels: Sequence[str] = ()
 ) -> dict[str, Column]:
     """Return predictions as columns of plain values; None is what is not known.
 
@@ -95,22 +85,22 @@ def columns(
     ----------
     ids
         (N,).
-    found
+    predictions
         Of N items.
     labels
         Names of the K classes or labels; by default their numbers.
     """
     table: dict[str, Column] = {"id": ids.tolist()}
-    table |= _values(found.task, found.values, labels, "")
-    if found.std is not None:
-        table["std"] = _plain(found.std)
-    if found.task is Task.regression:
+    table |= _values(predictions.task, predictions.values, labels, "")
+    if predictions.std is not None:
+        table["std"] = _plain(predictions.std)
+    if predictions.task is Task.regression:
         numbers = table["prediction"]
         table["seven_class"] = [None if each is None else seven_class(each) for each in numbers]
         table["sign"] = [None if each is None else sign(each) for each in numbers]
-    for modality, alone in found.alone.items():
-        table |= _values(found.task, alone, labels, f"_{modality}")
-        table[f"weight_{modality}"] = _plain(found.weights[modality])
+    for modality, alone in predictions.alone.items():
+        table |= _values(predictions.task, alone, labels, f"_{modality}")
+        table[f"weight_{modality}"] = _plain(predictions.weights[modality])
     return table
 
 
@@ -149,28 +139,24 @@ def _plain(values: Floats) -> Column:
     return [each if known else None for each, known in zip(numbers, finite.tolist(), strict=True)]
 
 
-@dataclass
-class _CsvWriter:
-    path: Path
-    labels: tuple[str, ...]
+@contextmanager
+def _csv(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer, begun = csv.writer(_Lines(file)), False
 
-    def __post_init__(self) -> None:
-        self._file = self.path.open("w", newline="", encoding="utf-8")
-        self._writer = csv.writer(_Lines(self._file))
-        self._header = False
+        def write(ids: NDArray[np.str_], predictions: Predictions) -> None:
+            nonlocal begun
+            table = columns(ids, predictions, labels)
+            if not begun:
+                writer.writerow(table)
+                begun = True
+            writer.writerows(
+                # A float32 in the digits that tell it from its neighbours.
+                [f"{value:.9g}" if isinstance(value, float) else value for value in row]
+                for row in zip(*table.values(), strict=True)
+            )
 
-    def write(self, ids: NDArray[np.str_], found: Predictions) -> None:
-        table = columns(ids, found, self.labels)
-        if not self._header:
-            self._writer.writerow(table)
-            self._header = True
-        self._writer.writerows(
-            [_shortest(each) if isinstance(each, float) else each for each in row]
-            for row in zip(*table.values(), strict=True)
-        )
-
-    def close(self) -> None:
-        self._file.close()
+        yield write
 
 
 @dataclass
@@ -183,68 +169,59 @@ class _Lines:
         self.file.write(line.removesuffix("\r\n") + "\n")
 
 
-def _shortest(number: float) -> str:
-    """Write a float32 in the digits that tell it from its neighbours."""
-    return f"{number:.9g}"
+@contextmanager
+def _json(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8") as file:
+        between = "[\n"
+
+        def write(ids: NDArray[np.str_], predictions: Predictions) -> None:
+            nonlocal between
+            for record in records(ids.tolist(), predictions, labels):
+                file.write(between + json.dumps(record, ensure_ascii=False))
+                between = ",\n"
+
+        yield write
+        file.write("[]\n" if between == "[\n" else "\n]\n")
 
 
-@dataclass
-class _JsonWriter:
-    """One list of objects; with `lines`, an object a line."""
+@contextmanager
+def _json_lines(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
+    with path.open("w", encoding="utf-8") as file:
 
-    path: Path
-    labels: tuple[str, ...]
-    lines: bool = False
+        def write(ids: NDArray[np.str_], predictions: Predictions) -> None:
+            for record in records(ids.tolist(), predictions, labels):
+                file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
-    def __post_init__(self) -> None:
-        self._file: IO[str] = self.path.open("w", encoding="utf-8")
-        self._between = "" if self.lines else "[\n"
-
-    def write(self, ids: NDArray[np.str_], found: Predictions) -> None:
-        for record in records(ids.tolist(), found, self.labels):
-            self._file.write(self._between + json.dumps(record, ensure_ascii=False))
-            self._between = "\n" if self.lines else ",\n"
-
-    def close(self) -> None:
-        with self._file:
-            if not self.lines:
-                self._file.write("[]\n" if self._between == "[\n" else "\n]\n")
-            elif self._between:
-                self._file.write("\n")
+        yield write
 
 
-@dataclass
-class _ParquetWriter:
-    path: Path
-    labels: tuple[str, ...]
-    _writer: Any = field(default=None, init=False)
-    _waiting: list[Any] = field(default_factory=list, init=False)
+@contextmanager
+def _parquet(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
+    import pyarrow
+    import pyarrow.parquet
 
-    def write(self, ids: NDArray[np.str_], found: Predictions) -> None:
-        import pyarrow
+    waiting: list[Any] = []
+    with ExitStack() as stack:
+        writer = None
 
-        table = columns(ids, found, self.labels)
-        schema = pyarrow.schema({name: _arrow_type(name, found.task) for name in table})
-        self._waiting.append(pyarrow.table(table, schema=schema))
-        if sum(map(len, self._waiting)) >= ROW_GROUP:
-            self._write_group()
+        def write_group() -> None:
+            nonlocal writer
+            table = pyarrow.concat_tables(waiting)
+            waiting.clear()
+            if writer is None:
+                writer = stack.enter_context(pyarrow.parquet.ParquetWriter(path, table.schema))
+            writer.write_table(table)
 
-    def _write_group(self) -> None:
-        import pyarrow.parquet
+        def write(ids: NDArray[np.str_], predictions: Predictions) -> None:
+            table = columns(ids, predictions, labels)
+            schema = pyarrow.schema({name: _arrow_type(name, predictions.task) for name in table})
+            waiting.append(pyarrow.table(table, schema=schema))
+            if sum(map(len, waiting)) >= ROW_GROUP:
+                write_group()
 
-        table = pyarrow.concat_tables(self._waiting)
-        self._waiting.clear()
-        if self._writer is None:
-            self._writer = pyarrow.parquet.ParquetWriter(self.path, table.schema)
-        self._writer.write_table(table)
-
-    def close(self) -> None:
-        try:
-            if self._waiting:
-                self._write_group()
-        finally:
-            if self._writer is not None:
-                self._writer.close()
+        yield write
+        if waiting:
+            write_group()
 
 
 def _check_pyarrow() -> None:
@@ -265,13 +242,9 @@ def _arrow_type(name: str, task: Task) -> Any:
     return pyarrow.int8() if name == "seven_class" else pyarrow.string()
 
 
-def _json_lines(path: Path, labels: tuple[str, ...]) -> _JsonWriter:
-    return _JsonWriter(path, labels, lines=True)
-
-
-_WRITERS: Mapping[str, Any] = {
-    ".csv": _CsvWriter,
-    ".json": _JsonWriter,
+_WRITERS: Mapping[str, Callable[[Path, tuple[str, ...]], AbstractContextManager[Write]]] = {
+    ".csv": _csv,
+    ".json": _json,
     ".jsonl": _json_lines,
-    ".parquet": _ParquetWriter,
+    ".parquet": _parquet,
 }

@@ -70,8 +70,8 @@ def ids(count: int = 5) -> np.ndarray:
 
 
 def write(path: Path, found: Predictions, names: np.ndarray, labels: Sequence[str] = ()) -> Path:
-    with prediction_file(path, labels) as writer:
-        writer.write(names, found)
+    with prediction_file(path, labels) as append:
+        append(names, found)
     return path
 
 
@@ -174,8 +174,8 @@ def test_classes_of_seven_and_signs(tmp_path: Path, suffix: str) -> None:
     nothing = np.zeros(len(numbers), np.float32)
     values = np.array(numbers, np.float32)
     found = Predictions(Task.regression, values, nothing, {}, {})
-    with prediction_file(tmp_path / f"a{suffix}") as writer:
-        writer.write(ids(len(numbers)), found)
+    with prediction_file(tmp_path / f"a{suffix}") as append:
+        append(ids(len(numbers)), found)
     read = tmp_path / f"a{suffix}"
     rows = (
         [json.loads(line) for line in read.read_text().splitlines()]
@@ -217,9 +217,9 @@ def test_every_float32_comes_back_exactly(tmp_path: Path, suffix: str) -> None:
 def test_parts_make_the_file_of_the_whole(tmp_path: Path, task: Task, suffix: str) -> None:
     found, names = predictions(task, 7), ids(7)
     whole = write(tmp_path / f"whole{suffix}", found, names)
-    with prediction_file(tmp_path / f"parts{suffix}") as writer:
+    with prediction_file(tmp_path / f"parts{suffix}") as append:
         for chosen in (slice(0, 1), slice(1, 4), slice(4, 4), slice(4, 7)):
-            writer.write(names[chosen], part(found, chosen))
+            append(names[chosen], part(found, chosen))
     parts = tmp_path / f"parts{suffix}"
     assert read_rows(parts) == read_rows(whole)
     if suffix != ".parquet":
@@ -318,10 +318,10 @@ def test_the_types_of_a_parquet_file(tmp_path: Path) -> None:
 def test_parts_become_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.prediction.writers.ROW_GROUP", 6)
     found, names = predictions(Task.regression, 20), ids(20)
-    with prediction_file(tmp_path / "a.parquet") as writer:
+    with prediction_file(tmp_path / "a.parquet") as append:
         for first in range(0, 20, 4):
             chosen = slice(first, first + 4)
-            writer.write(names[chosen], part(found, chosen))
+            append(names[chosen], part(found, chosen))
     file = pq.ParquetFile(tmp_path / "a.parquet")
     groups = [file.metadata.row_group(number).num_rows for number in range(file.num_row_groups)]
     assert groups == [8, 8, 4]
@@ -364,10 +364,10 @@ def test_a_disk_that_is_full(tmp_path: Path, suffix: str, before: str | None, ca
     with (
         largest_file(20_000),
         pytest.raises(UserError) as caught,
-        prediction_file(path) as writer,
+        prediction_file(path) as append,
     ):
         for seed in range(calls):
-            writer.write(ids(500), predictions(Task.regression, 500, seed) if seed else found)
+            append(ids(500), predictions(Task.regression, 500, seed) if seed else found)
     assert str(caught.value).startswith(f"out={path} cannot be written: ")
     assert len(str(caught.value).splitlines()) == 1
     assert [each.name for each in tmp_path.iterdir()] == ([] if before is None else [path.name])
@@ -381,9 +381,9 @@ def test_what_goes_wrong_in_the_middle_leaves_nothing(
     tmp_path: Path, suffix: str, error: BaseException, written: int
 ) -> None:
     path = tmp_path / f"a{suffix}"
-    with pytest.raises(type(error)) as caught, prediction_file(path) as writer:
+    with pytest.raises(type(error)) as caught, prediction_file(path) as append:
         for _ in range(written):
-            writer.write(ids(), predictions(Task.regression))
+            append(ids(), predictions(Task.regression))
         raise error
     assert caught.value is error
     assert list(tmp_path.iterdir()) == []
@@ -392,8 +392,8 @@ def test_what_goes_wrong_in_the_middle_leaves_nothing(
 @every_suffix
 def test_nothing_is_there_before_the_end(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    with prediction_file(path) as writer:
-        writer.write(ids(), predictions(Task.regression))
+    with prediction_file(path) as append:
+        append(ids(), predictions(Task.regression))
         assert not path.exists()
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
 

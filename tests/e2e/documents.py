@@ -1,9 +1,8 @@
-"""The README's commands, and stand-ins that run them smaller than they stand there.
+"""The commands of the documents, and stand-ins that run them with smaller settings.
 
-Each block of shell is run as it is, by bash, in one folder, in order. On its path stand this file's
-commands: they call the real ones, with a smaller model and fewer rounds; other ports; and `make`
-and Docker's commands are checked and not run, for `make test` runs this, and Docker needs an engine
-(tests/e2e/docker.sh runs those).
+Each shell block runs unchanged, by bash, in one folder, in order. The stand-ins on its path call the
+real commands with a smaller model and fewer rounds. `make` and Docker's commands are checked and not
+run: `make test-all` runs this, and Docker needs an engine (tests/e2e/docker.sh runs those).
 """
 
 import importlib
@@ -24,7 +23,16 @@ from pathlib import Path
 from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
-README = PROJECT / "README.md"
+
+#: What a user or a maintainer reads, in the order in which its commands run.
+DOCUMENTS = (
+    "README.md",
+    "conf/README.md",
+    "docker/README.md",
+    "server/aggregation/README.md",
+    "SECURITY.md",
+    "CONTRIBUTING.md",
+)
 
 #: Commands of this project that the stand-ins call.
 OWN = ("train", "report", "evaluate", "predict", "prepare", "compose", "credentials", "export")
@@ -39,7 +47,7 @@ STAND_INS = (
 )
 
 #: Names the variable that says where the process with the commands listens.
-SOCKET = "README_SOCKET"
+SOCKET = "COMMANDS_SOCKET"
 
 #: Of every training; the dataset's belong to the embedded one.
 MODEL = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
@@ -50,22 +58,28 @@ CLIENTS = 2
 
 @dataclass(frozen=True)
 class Block:
-    """A block of shell: its section, the line that it begins on, and its text."""
+    """A code block: its document and section, the line that it begins on, and its text."""
 
+    document: str
     section: str
     line: int
     text: str
 
     def __str__(self) -> str:
-        return f"README.md:{self.line} ({self.section})"
+        return f"{self.document}:{self.line} ({self.section})"
 
 
 def blocks(language: str = "sh") -> Iterator[Block]:
-    """Yield the README's blocks in one language."""
+    """Yield the blocks of all documents in one language."""
+    for document in DOCUMENTS:
+        yield from _blocks_of(document, language)
+
+
+def _blocks_of(document: str, language: str) -> Iterator[Block]:
     section, begin, lines = "", 0, list[str]()
-    for number, line in enumerate(README.read_text().splitlines(), 1):
+    for number, line in enumerate((PROJECT / document).read_text().splitlines(), 1):
         if begin and line.strip() == "```":
-            yield Block(section, begin, "\n".join(lines))
+            yield Block(document, section, begin, "\n".join(lines))
             begin = 0
         elif begin:
             lines.append(line)
@@ -84,10 +98,11 @@ def commands(text: str) -> Iterator[list[str]]:
 
 
 def inline_commands() -> Iterator[list[str]]:
-    """Yield the commands of this project in the README's sentences and tables."""
-    prose = re.sub(r"```.*?```", "", README.read_text(), flags=re.DOTALL)
-    for code in re.findall(r"`(utmp-\w+ [^`]+)`", prose):
-        yield shlex.split(" ".join(code.split()))
+    """Yield the commands of this project in the documents' sentences and tables."""
+    for document in DOCUMENTS:
+        prose = re.sub(r"```.*?```", "", (PROJECT / document).read_text(), flags=re.DOTALL)
+        for code in re.findall(r"`(utmp-\w+ [^`]+)`", prose):
+            yield shlex.split(" ".join(code.split()))
 
 
 def smaller(arguments: Sequence[str]) -> list[str]:

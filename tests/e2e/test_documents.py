@@ -1,4 +1,4 @@
-"""Every command of the README is run, and does what it says there."""
+"""Every command of the documents runs, and does what they say."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ import httpx
 import numpy as np
 import pytest
 from processes import BIN, PROJECT, TIMEOUT, flower_environment, free_port, wait_until
-from readme import README, SOCKET, Block, blocks, commands, inline_commands, install
+from documents import DOCUMENTS, SOCKET, Block, blocks, commands, inline_commands, install
 from writers import make_utterances, write_multibench
 
 pytestmark = pytest.mark.e2e
@@ -61,7 +61,7 @@ def loaded(
 ) -> Iterator[dict[str, str]]:
     """The same, with the commands loaded once."""
     listens = tmp_path_factory.mktemp("forks") / "socket"
-    script = Path(__file__).with_name("readme.py")
+    script = Path(__file__).with_name("documents.py")
     process = subprocess.Popen([sys.executable, script, "serve-forks", listens], env=environment)
     try:
         wait_until(listens.exists, "the process that loads the commands")
