@@ -1,10 +1,10 @@
-"""What it would gain to train clients of one modality in one program, their weights stacked.
+"""Whether training the clients of one modality as one program, with stacked weights, would pay.
 
     python tests/benchmarks/batched.py [--clients 1 3 10] [--pairs 5]
 
-The paper's model of vision, as `step.py` has it, with a weight of each client behind the other and
-every product of matrices one of batches; `torch.func.vmap` knows no LSTM, so that is written out.
-Gradients are clipped for each client by itself. CPU milliseconds of a client's step beside the bare
+The paper's model of vision, as in `step.py`, with the clients' weights stacked and every matrix
+product a batched one; `torch.func.vmap` supports no LSTM, so the LSTM is written out. Gradients are
+clipped for each client separately. CPU milliseconds of a client's step beside the bare
 loop for one client, in turns; medians over the pairs.
 """
 

@@ -1,11 +1,11 @@
-"""A local training step, against a loop that has nothing but PyTorch in it.
+"""A local training step, against a plain PyTorch loop.
 
     python tests/benchmarks/step.py [--steps 50] [--pairs 10] [--variants compiled …] [--profile]
 
 One client of each modality at the paper's sizes: 20 steps of time, 24 items a batch, a model 30
 wide with 5 encoder layers, features 100, 73 and 100 wide, one thread. `ours` is a client's whole
 round of so many local steps without samples, `sampled` with the default's four; `bare` runs the
-same module on tensors that lie ready, with the same loss, clipping and optimiser. They take turns;
+same module on tensors that are ready, with the same loss, clipping and optimiser. They take turns;
 CPU milliseconds a step, median over the pairs, and the median of the pairs' ratios. Variants are
 the bare loop with one thing done otherwise: `compiled` by `torch.compile`, `foreach` with an
 unfused optimiser, `math` with attention written out, `masks` with dropout that draws 16 bits an
