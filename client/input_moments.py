@@ -1,4 +1,4 @@
-"""What each linear map of a model reads: the second moments of its inputs over a client's items.
+"""Second moments of the inputs of each linear map of a model, over a client's items.
 
 For outputs W a with inputs a, the mean of (W a - W_i a)^2 over the client's items is the quadratic
 form of W - W_i with A_i = E[a a^T]: how much the client's own predictions would change if its W_i
@@ -24,7 +24,7 @@ Hook = Callable[[nn.Module, tuple[Tensor], Any], None]
 
 
 class InputMoments:
-    """Sums over batches.
+    """Sums of the moments over batches.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ class InputMoments:
 
     @torch.inference_mode()
     def add(self, modality: str, padded: Padded) -> None:
-        """Add a batch; steps beyond an item's length count for nothing."""
+        """Add a batch; steps beyond an item's length are left out."""
         self._model.eval()
         valid = valid_steps(padded.lengths, padded.values.shape[1])
         with self._watched(valid):
@@ -47,7 +47,7 @@ class InputMoments:
             self._model.decoder(encodings, padded.lengths)
 
     def mean(self) -> dict[str, Tensor]:
-        """Return tensor name to (in, in), float64 on the CPU, for each tensor that is a map."""
+        """Return the moments (in, in), float64 on the CPU, by the name of the map's tensor."""
         return {name: total.cpu() / self._rows[name] for name, total in self._sums.items()}
 
     @contextmanager
@@ -77,7 +77,7 @@ class InputMoments:
         def seen(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
             assert isinstance(module, SequenceEmbedding)
             padded = F.pad(inputs[0].transpose(1, 2), module.reach)
-            # (B, D, T, k), of which a step reads D x k numbers in this order.
+            # (B, D, T, k): a step reads D x k numbers in this order.
             windows = padded.unfold(2, module.kernel_size[0], 1).permute(0, 2, 1, 3)
             self._count(f"{name}.weight", windows[valid].flatten(1))
 
@@ -104,7 +104,7 @@ class InputMoments:
 
 
 def _single_layer(lstm: nn.LSTM, layer: int) -> nn.LSTM:
-    """Return one layer of an LSTM, so that what it hands to the next can be seen."""
+    """Return one layer of an LSTM alone, so that its outputs can be read."""
     first: Tensor = getattr(lstm, f"weight_ih_l{layer}")
     single = nn.LSTM(first.shape[1], lstm.hidden_size, batch_first=True).to(first)
     weights = {

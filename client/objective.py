@@ -1,7 +1,7 @@
-"""What a client minimises: the task's loss, corrected for labels that are unlike all clients'.
+"""The loss that a client minimises: the task's, corrected for skewed labels.
 
 A client whose labels are skewed learns its own prior as much as its features. With p_i its shares
-of the labels and p those of all clients, the correction is in the local loss alone:
+of the labels and p those of all clients, the local loss, and nothing else, is corrected:
 
 - classes: log(p_i / p) is added to the logits (logit adjustment, Menon et al. 2021), so that they
   themselves learn what the pooled prior would give; several labels: the same in log-odds;
@@ -21,7 +21,7 @@ from common.model.evidence import label_counts, own_shares
 from common.model.losses import task_loss
 from common.task import Task
 
-#: How much more or less than average an item may count.
+#: Largest factor by which an item may count more or less than average.
 MAX_WEIGHT = 5.0
 
 
@@ -34,9 +34,9 @@ class Objective:
     task
         Kind of label.
     offsets
-        (K,) what is added to the logits; the weights of the bins for numbers; None: nothing.
+        (K,) added to the logits; for regression the weights of the bins; None for no correction.
     edges
-        (K-1,) of the bins, for numbers.
+        (K-1,) of the bins, for regression.
     """
 
     task: Task
@@ -67,9 +67,9 @@ def local_objective(
     sums
         Of the client's train labels, see `common.model.evidence.label_sums`.
     pooled_shares
-        (K,) see `common.model.evidence.label_shares`, of all clients; empty: no correction.
+        (K,) see `common.model.evidence.label_shares`, of all clients; empty for no correction.
     edges
-        (K-1,) of the bins, for numbers.
+        (K-1,) of the bins, for regression.
     """
     if len(pooled_shares) == 0:
         return Objective(task)

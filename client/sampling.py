@@ -27,7 +27,7 @@ _LANGEVIN = (Sampler.sgld, Sampler.sghmc)
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """Which local steps make which sample.
+    """How local steps are divided into samples.
 
     Attributes
     ----------
