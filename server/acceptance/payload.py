@@ -1,7 +1,7 @@
 """How large a reply may be; looked at before any of it is made into a tensor.
 
 A client of modality m sends, for each trained tensor of its encoder and of the decoder, the mean,
-and a precision where the configuration asks for one (`common.posterior.posterior_form`). So the
+and a precision where the configuration asks for one (`common.structures`). So the
 bytes of its tensors are known:
 
     sum over tensors of  H + b |mean|  +  (H + b |precision| where there is one)
@@ -16,16 +16,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from common.config import StrategyConfig, Structure
+from common.config import StrategyConfig
 from common.model.ha_fedformer import Parts
-from common.posterior import (
-    Form,
-    decoder_structure,
-    encoder_structure,
-    posterior_form,
-    precision_shape,
-)
+from common.posterior import Form, precision_shape
 from common.protocol import payload_bytes
+from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from server.acceptance.validation import RejectedUpdateError
 
 #: Bytes of the entry of a tensor in the header, its name not counted: its part, form, type, shape

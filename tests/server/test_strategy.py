@@ -8,7 +8,16 @@ from functools import cache, partial
 import numpy as np
 import pytest
 import torch
-from flwr.app import ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import (
+    ArrayRecord,
+    ConfigRecord,
+    Context,
+    Error,
+    Message,
+    MessageType,
+    MetricRecord,
+    RecordDict,
+)
 from flwr.supercore.task_identity import TaskIdentity
 from memory_grid import MemoryGrid
 from torch import Tensor
@@ -16,7 +25,7 @@ from wire import put_bytes
 
 from client.app import given_config, make_client_app
 from common.clients import ClientKey
-from common.config import ClientWeights, Config, Structure, compose_config
+from common.config import ClientWeights, Config, compose_config
 from common.data.federation import load_joint
 from common.data.moments import Moments
 from common.errors import UserError
@@ -28,13 +37,7 @@ from common.model.ha_fedformer import (
     split_arrays,
     trained_names,
 )
-from common.posterior import (
-    Form,
-    Gaussian,
-    decoder_structure,
-    encoder_structure,
-    posterior_form,
-)
+from common.posterior import Form, Gaussian, Posterior
 from common.protocol import (
     decode_downlink,
     decode_uplink,
@@ -43,10 +46,16 @@ from common.protocol import (
     payload_bytes,
 )
 from common.seeding import derive_seed
+from common.structures import (
+    Structure,
+    decoder_structure,
+    encoder_structure,
+    posterior_form,
+)
 from common.task import Task
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.aggregation.widths import posterior_widths
+from server.aggregation.posterior_std import posterior_std
 from server.run.labels import PooledLabels
 from server.run.registry import Registry
 from server.run.round_report import RoundReport
@@ -127,16 +136,13 @@ class Federation:
     labels: PooledLabels = LABELS
 
     def __post_init__(self) -> None:
-        self.reports: list[RoundReport] = []
         self.grid = FakeGrid(self.nodes, lambda m: describe(m, self.nodes[m.metadata.dst_node_id]))
         shapes = {name: (width,) for name, width in WIDTHS.items()}
         spec = ModelSpec(shapes, 1, self.config.dataset.task, self.config.model)
         model = build_model(spec, seed=1)
         self.arrays = model.state_dict()
         self.trained = split_arrays({name: self.arrays[name] for name in trained_names(model)})
-        self.strategy = HierarchicalAggregation(
-            self.config, Registry(), self.labels, self.trained, self.reports.append
-        )
+        self.strategy = HierarchicalAggregation(self.config, Registry(), self.labels, self.trained)
 
     def ask(self, server_round: int = 1) -> list[Message]:
         return list(
@@ -149,8 +155,8 @@ class Federation:
         self, replies: Iterable[Message], server_round: int = 1
     ) -> tuple[dict[str, Tensor], RoundReport]:
         record, metrics = self.strategy.aggregate_train(server_round, replies)
-        assert record is not None and metrics is None
-        return from_record(record), self.reports[-1]
+        assert metrics is None and self.strategy.report is not None
+        return from_record(record), self.strategy.report
 
 
 def steps_of(examples: int, config: Config) -> int:
@@ -191,12 +197,14 @@ def update_of(message: Message, config: Config | None = None) -> Uplink:
     return Uplink(
         downlink.key,
         downlink.round,
-        {
-            name: gaussian(array, encoder)
-            for name, array in downlink.encoder.items()
-            if not name.startswith("standardise")
-        },
-        {name: gaussian(array, decoder) for name, array in downlink.decoder.items()},
+        Posterior.of(
+            {
+                name: gaussian(array, encoder)
+                for name, array in downlink.encoder.items()
+                if not name.startswith("standardise")
+            }
+        ),
+        Posterior.of({name: gaussian(array, decoder) for name, array in downlink.decoder.items()}),
         examples,
         train_loss=float(rng.uniform(0.5, 2)),
         evidence=some_evidence(rng),
@@ -242,11 +250,11 @@ def test_each_client_gets_its_own_encoder_and_the_decoder_only() -> None:
 
 def test_what_becomes_of_a_model_after_it_was_sent_changes_nothing() -> None:
     federation, other = Federation(config_with()), Federation(config_with())
-    asked = federation.strategy.ask(1, federation.arrays, federation.grid)
+    asked = federation.ask()
     expected, _ = other.merge(map(honest, other.ask()))
     for array in federation.arrays.values():
         array.zero_()
-    assert_bitwise(federation.strategy.merge(1, map(honest, asked)), expected)
+    assert_bitwise(federation.merge(map(honest, asked))[0], expected)
 
 
 def test_node_that_joined_takes_part_in_the_next_round_and_one_that_left_does_not() -> None:
@@ -330,7 +338,7 @@ def test_halved_weights_are_what_clients_start_from_and_are_measured_from() -> N
                 exact = name.startswith("standardise")
                 assert torch.equal(kept, array if exact else array.half().float())
         sizes.append([payload_bytes(each.content) for each in (message, other)])
-        received = halved.strategy._received
+        received = halved.strategy._sent
         own = received.encoders[given.key.modality]
         assert all(torch.equal(own[name], array) for name, array in rounded.encoder.items())
     assert all(half < full for full, half in sizes), sizes
@@ -479,7 +487,8 @@ def test_report_tells_each_merged_client_apart(strategy: str) -> None:
     kept = sorted((each for each in updates if str(each.key) != BAD), key=lambda each: each.key)
     assert report.client_losses == {str(each.key): each.train_loss for each in kept}
     assert list(report.client_losses) == ["audio-0", "audio-2", "vision-0", "vision-1"]
-    assert report.posterior_widths == posterior_widths(kept)
+    widths = {str(each.key): posterior_std(each) for each in kept}
+    assert report.posterior_widths == {name: stds for name, stds in widths.items() if stds}
     names = [] if strategy == "fedavg" else list(report.client_losses)
     assert list(report.posterior_widths) == names
     for widths in report.posterior_widths.values():
@@ -954,23 +963,35 @@ def test_bad_reply_of_one_round_does_not_count_in_the_next() -> None:
 def test_busy_node_is_not_asked_and_named() -> None:
     federation = Federation(config_with())
     busy = next(iter(federation.nodes))
-    federation.strategy.busy = frozenset({busy})
+    federation.strategy.registry.busy = frozenset({busy})
     messages = federation.ask()
     assert messages and all(message.metadata.dst_node_id != busy for message in messages)
     _, report = federation.merge(map(honest, messages))
     assert [line.split(":")[0] for line in report.rejected] == sorted(federation.nodes[busy])
-    assert all("has not answered a former round" in line for line in report.rejected)
+    assert all("skipped: still busy" in line for line in report.rejected)
 
 
 def test_where_all_are_busy_all_are_asked() -> None:
     federation = Federation(config_with())
-    federation.strategy.busy = frozenset(federation.nodes)
+    federation.strategy.registry.busy = frozenset(federation.nodes)
     messages = federation.ask()
     _, report = federation.merge(map(honest, messages))
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
 
 
 # --- With real clients, through Flower's own loop ---------------------------------------------
+
+
+class Recorded(HierarchicalAggregation):
+    reports: list[RoundReport]
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        merged = super().aggregate_train(server_round, replies)
+        assert self.report is not None
+        self.reports.append(self.report)
+        return merged
 
 
 def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[RoundReport], FakeGrid]:
@@ -995,7 +1016,8 @@ def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[Round
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
     trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
     reports: list[RoundReport] = []
-    strategy = HierarchicalAggregation(config, Registry(), LABELS, trained, reports.append)
+    strategy = Recorded(config, Registry(), LABELS, trained)
+    strategy.reports = reports
     result = strategy.start(grid, to_record(model.state_dict()), num_rounds=rounds)
     return from_record(result.arrays), reports, grid
 
