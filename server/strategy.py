@@ -351,10 +351,19 @@ def _of_merged(
 
 
 def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return tensors as Flower's record."""
-    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})
+    """Return tensors as Flower's record, with their bytes as they are."""
+    record = ArrayRecord()
+    for name, tensor in arrays.items():
+        array = tensor.detach().cpu().numpy()
+        record[name] = Array(str(array.dtype), array.shape, "bytes", array.tobytes())
+    return record
 
 
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return Flower's record as tensors."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+    """Return what `to_record` made as tensors, which may be written to."""
+    return {
+        name: torch.from_numpy(
+            np.frombuffer(bytearray(array.data), array.dtype).reshape(array.shape)
+        )
+        for name, array in record.items()
+    }
