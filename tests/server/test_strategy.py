@@ -21,7 +21,6 @@ from flwr.app import (
 from flwr.supercore.task_identity import TaskIdentity
 from memory_grid import MemoryGrid
 from torch import Tensor
-from wire import put_bytes
 
 from client.app import given_config, make_client_app
 from common.clients import ClientKey
@@ -215,10 +214,6 @@ def update_of(message: Message, config: Config | None = None) -> Uplink:
 
 def honest(message: Message, config: Config | None = None) -> Message:
     return Message(encode_uplink(update_of(message, config)), reply_to=message)
-
-
-def replies_by_client(messages: Iterable[Message]) -> dict[str, Message]:
-    return {str(decode_downlink(message.content).key): honest(message) for message in messages}
 
 
 def assert_bitwise(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
@@ -704,169 +699,6 @@ def changed(**fields: object) -> Damage:
     return damage
 
 
-def in_encoder(name: str, change: Callable[[Gaussian], Gaussian]) -> Damage:
-    def damage(message: Message) -> Message:
-        update = update_of(message)
-        encoder = dict(update.encoder) | {name: change(update.encoder[name])}
-        return Message(encode_uplink(replace(update, encoder=encoder)), reply_to=message)
-
-    return damage
-
-
-def in_decoder(change: Callable[[dict[str, Tensor]], object]) -> Damage:
-    def damage(message: Message) -> Message:
-        update = update_of(message)
-        arrays = {name: gaussian.mean for name, gaussian in update.decoder.items()}
-        change(arrays)
-        decoder = {name: Gaussian(array) for name, array in arrays.items()}
-        return Message(encode_uplink(replace(update, decoder=decoder)), reply_to=message)
-
-    return damage
-
-
-def changed_decoder(name: str, precision: Tensor) -> Damage:
-    def damage(message: Message) -> Message:
-        update = update_of(message)
-        precise = Gaussian(update.decoder[name].mean, precision, Form.row)
-        decoder = dict(update.decoder) | {name: precise}
-        return Message(encode_uplink(replace(update, decoder=decoder)), reply_to=message)
-
-    return damage
-
-
-def in_content(change: Callable[[RecordDict], object]) -> Damage:
-    def damage(message: Message) -> Message:
-        content = encode_uplink(update_of(message))
-        change(content)
-        return Message(content, reply_to=message)
-
-    return damage
-
-
-def unreadable(data: bytes) -> Damage:
-    def change(content: RecordDict) -> None:
-        put_bytes(content, data)
-
-    return in_content(change)
-
-
-def filled(value: float) -> Callable[[Gaussian], Gaussian]:
-    return lambda gaussian: replace(gaussian, mean=torch.full_like(gaussian.mean, value))
-
-
-def with_precision(change: Callable[[Tensor], Tensor]) -> Callable[[Gaussian], Gaussian]:
-    def apply(gaussian: Gaussian) -> Gaussian:
-        assert gaussian.precision is not None
-        return replace(gaussian, precision=change(gaussian.precision))
-
-    return apply
-
-
-BAD_REPLIES: dict[str, tuple[Damage, list[str]]] = {
-    "encoder NaN": (in_encoder("embed.weight", filled(float("nan"))), ["embed.weight"]),
-    "encoder infinite": (in_encoder("norm.bias", filled(float("inf"))), ["norm.bias"]),
-    "decoder NaN": (
-        in_decoder(lambda d: d.update({"head.bias": torch.tensor([float("nan")])})),
-        ["head.bias"],
-    ),
-    "wrong shape": (
-        in_decoder(lambda d: d.update({"head.bias": torch.zeros(2)})),
-        ["head.bias", "(2,)", "(1,)"],
-    ),
-    "shape that broadcasts": (
-        in_decoder(lambda d: d.update({"expand.bias": torch.zeros(1)})),
-        ["expand.bias", "(1,)", "(4,)"],
-    ),
-    "wrong dtype": (
-        in_decoder(lambda d: d.update({"head.bias": torch.zeros(1, dtype=torch.float64)})),
-        ["head.bias", "float64"],
-    ),
-    "missing array": (in_decoder(lambda d: d.pop("head.bias")), ["head.bias", "missing"]),
-    "surplus array": (
-        in_decoder(lambda d: d.update({"surplus": torch.zeros(1)})),
-        ["surplus", "unexpected"],
-    ),
-    "another round": (changed(round=9), ["round 9"]),
-    "another node's client": (changed(key=ClientKey("audio", 2)), ["audio-2"]),
-    "another modality's client": (changed(key=ClientKey("vision", 1)), ["vision-1"]),
-    "unknown client": (changed(key=ClientKey("smell", 0)), ["smell-0"]),
-    "no examples": (changed(examples=0), ["0 examples"]),
-    "negative examples": (changed(examples=-5), ["-5 examples"]),
-    "loss NaN": (changed(train_loss=float("nan")), ["loss"]),
-    "evidence of another task": (changed(evidence=torch.ones(10)), ["evidence"]),
-    "agreement of another task": (changed(agreement=torch.ones(9)), ["agreement"]),
-    "no steps": (changed(steps=0), ["0 local steps"]),
-    "more steps than there are": (changed(steps=10**6), ["1000000 local steps, expected"]),
-    "decoder precision that nobody asked for": (
-        changed_decoder("head.weight", torch.eye(4)),
-        ["decoder", "head.weight", "row"],
-    ),
-    "evidence infinite": (changed(evidence=torch.full((6,), float("inf"))), ["evidence"]),
-    "diagonal precision not positive": (
-        in_encoder("norm.bias", with_precision(lambda p: p - 1e6)),
-        ["norm.bias", "precision"],
-    ),
-    "row precision not positive": (
-        in_encoder("embed.weight", with_precision(lambda p: -p)),
-        ["embed.weight", "precision"],
-    ),
-    "precision NaN": (
-        in_encoder("embed.weight", with_precision(lambda p: p * float("nan"))),
-        ["embed.weight", "precision"],
-    ),
-    "precision complex": (
-        in_encoder("norm.bias", with_precision(lambda p: p.to(torch.complex64))),
-        ["norm.bias", "precision"],
-    ),
-    "precision that overflows when weighed": (
-        in_encoder("embed.weight", with_precision(lambda p: p.double() * 1e307)),
-        ["embed.weight", "precision"],
-    ),
-    "precision of another form": (
-        in_encoder(
-            "embed.weight",
-            lambda g: Gaussian(g.mean, torch.ones_like(g.mean), Form.diagonal),
-        ),
-        ["embed.weight"],
-    ),
-    "no record": (in_content(lambda content: content.pop("metrics")), ["metrics"]),
-    "array that is nonsense": (unreadable(b"nonsense"), ["tensors cannot be read"]),
-    "array that is a broken zip": (unreadable(b"PK\x03\x04 not a zip"), ["tensors cannot be read"]),
-    "no protocol": (lambda m: Message(RecordDict(), reply_to=m), ["about"]),
-    "error": (lambda m: Message(Error(2, "out of memory"), reply_to=m), ["out of memory"]),
-    "error without a reason": (lambda m: Message(Error(2), reply_to=m), []),
-}
-
-
-@cache
-def honest_alone() -> tuple[dict[str, Tensor], RoundReport]:
-    """Merge a round in which the bad client does not reply."""
-    federation = Federation(config_with())
-    replies = replies_by_client(federation.ask())
-    del replies[BAD]
-    return federation.merge(replies.values())
-
-
-@pytest.mark.parametrize("name", list(BAD_REPLIES))
-def test_bad_reply_is_left_out_and_counted(name: str) -> None:
-    damage, words = BAD_REPLIES[name]
-    expected, clean_report = honest_alone()
-    assert clean_report.rejected == (f"{BAD}: no reply",)
-    federation = Federation(config_with())
-    replies = [
-        damage(message) if str(decode_downlink(message.content).key) == BAD else honest(message)
-        for message in federation.ask()
-    ]
-    arrays, report = federation.merge(replies)
-    assert_bitwise(arrays, expected)
-    assert report.clients == {"audio": 2, "vision": 2}
-    assert report.train_loss == clean_report.train_loss
-    assert report.reused == ()
-    (line,) = report.rejected
-    assert BAD in line and "\n" not in line
-    assert all(word in line for word in words), line
-
-
 def test_several_bad_replies_are_all_named_in_a_fixed_order() -> None:
     lines = []
     for order in (1, -1):
@@ -881,17 +713,6 @@ def test_several_bad_replies_are_all_named_in_a_fixed_order() -> None:
         lines.append(report.rejected)
     assert lines[0] == lines[1]
     assert len(lines[0]) == 3
-
-
-def test_second_reply_of_a_client_is_left_out() -> None:
-    baseline = Federation(config_with())
-    expected, _ = baseline.merge(map(honest, baseline.ask()))
-    federation = Federation(config_with())
-    messages = federation.ask()
-    again = next(m for m in messages if str(decode_downlink(m.content).key) == BAD)
-    arrays, report = federation.merge([honest(message) for message in [*messages, again]])
-    assert_bitwise(arrays, expected)
-    assert len(report.rejected) == 1 and BAD in report.rejected[0]
 
 
 def test_reply_of_a_client_that_was_not_asked_is_left_out() -> None:

@@ -223,6 +223,12 @@ ATTACKS: dict[str, tuple[Attack, list[str]]] = {
         in_precisions(lopsided),
         ["precision"],
     ),
+    "precision of another form": (
+        in_tensors(
+            lambda t: t.update({"encoder-precision/diagonal:embed.weight": torch.ones(4, 3, 1)})
+        ),
+        ["precision"],
+    ),
     "evidence of minus 3 items": (
         sending(evidence=numbers(-3, 0, 0, 0, 0, 0)),
         ["evidence of -3 items"],
@@ -447,6 +453,36 @@ def test_modality_whose_nodes_are_all_left_out_keeps_its_encoder() -> None:
         _, report = run.merge(replies, server_round)
         assert report.reused == ("vision",)
     assert asked(messages) == {11, 12, 13}
+
+
+def test_an_update_is_compared_with_the_former_round_also_after_a_restart() -> None:
+    before, after = federation("strategy=fedavg"), federation("strategy=fedavg")
+    farther = in_means(lambda mean: mean + 1.5)
+    bad, others = split(before.ask(1))
+    # In round 1 only what was sent is the measure, and this is less than ten times that.
+    replies = [farther(bad, before.config), *(honest(m, before.config) for m in others)]
+    before.arrays, report = before.merge(replies, 1)
+    assert report.rejected == ()
+    after.arrays = before.arrays
+    after.strategy.restore(before.strategy.state())
+    results = []
+    for run in (before, after):
+        bad, others = split(run.ask(2))
+        replies = [farther(bad, run.config), *(honest(m, run.config) for m in others)]
+        results.append(run.merge(replies, 2))
+        (line,) = results[-1][1].rejected
+        assert line.startswith(f"{BAD} (node 12): the norm of its decoder's change")
+        assert "more than 10 times the median" in line
+    assert_bitwise(results[0][0], results[1][0])
+
+
+def test_a_round_of_too_few_leaves_the_medians_as_they_were() -> None:
+    run = federation("strategy=fedavg")
+    run.merge([honest(m, run.config) for m in run.ask(1)], 1)
+    medians = dict(run.strategy.state().medians)
+    assert medians.keys() == {"decoder", "encoder", "encoder/audio", "encoder/vision"}
+    run.merge([honest(m, run.config) for m in list(run.ask(2))[:2]], 2)
+    assert run.strategy.state().medians == medians
 
 
 def test_faults_are_gone_on_with_after_a_restart() -> None:

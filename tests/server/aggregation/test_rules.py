@@ -120,7 +120,7 @@ def test_unknown_names_are_refused_with_those_that_there_are() -> None:
     every = "average, fedatt, median, pbea, trimmed_mean"
     with pytest.raises(UserError, match=f"strategy.encoder.merge=mode: expected one of {every}"):
         find_rule("mode", "encoder")
-    with pytest.raises(UserError, match="strategy.encoder.merge=cmda: expected one of"):
+    with pytest.raises(UserError, match=r"strategy\.encoder\.merge=cmda: expected one of"):
         find_rule("cmda", "encoder")
     with pytest.raises(UserError, match="structure=cube: expected one of diagonal, inputs, low_"):
         find_structure("cube")
