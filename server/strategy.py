@@ -33,9 +33,8 @@ from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
 from server.acceptance.privacy import add_noise, privacy_spent
 from server.acceptance.update_filter import FilteredUpdates, UpdateFilter
-from server.aggregation.client_weights import client_weight, trust_round
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.aggregation.posterior_std import PosteriorReport
+from server.aggregation.round import sum_updates
 from server.aggregation.rules import find_rule
 from server.aggregation.server_optimizer import OptimizerState, step
 from server.run.labels import PooledLabels
@@ -259,44 +258,27 @@ class HierarchicalAggregation(Strategy):
         return to_record(self._model), None
 
     def _merge(self, server_round: int, updates: Iterable[Uplink]) -> RoundReport:
-        total, trusted = RoundSum(self.config.strategy), dict[ClientKey, float]()
-        losses, posteriors = dict[ClientKey, float](), PosteriorReport()
-        if self.config.strategy.weights == "agreement":
-            updates = list(updates)
-            trusted = trust_round(updates, self.prior, self._task)
-        for uplink in updates:
-            trust = trusted.get(uplink.key, 1.0)
-            total = total.add(
-                uplink, client_weight(uplink, self.config.strategy.weights, trust), trust
-            )
-            losses[uplink.key] = uplink.train_loss
-            posteriors.add(uplink)
-        least = self.config.runtime.min_clients
-        few = [
-            f"{name}: {modality.clients} updates, and runtime.min_clients={least}"
-            for name, modality in total.modalities.items()
-            if modality.clients < least
-        ]
-        total = total.of_at_least(least)
-        shares = self._step(server_round, total) if total.modalities else {}
-        for name, modality in total.modalities.items():
+        summed = sum_updates(updates, self.config.strategy, self.prior, self._task)
+        few = summed.without_few(self.config.runtime.min_clients)
+        modalities = dict(sorted(summed.total.modalities.items()))
+        shares = self._step(server_round, summed.total) if modalities else {}
+        for name, modality in modalities.items():
             if modality.evidence is not None:
                 self.evidence[name] = modality.evidence
-        merged = sorted(total.modalities.items())
-        counts = {name: modality.clients for name, modality in merged}
+        counts = {name: modality.clients for name, modality in modalities.items()}
         return RoundReport(
             round=server_round,
             clients=counts,
-            train_loss={name: modality.loss / modality.examples for name, modality in merged},
+            train_loss={name: each.loss / each.examples for name, each in modalities.items()},
             reused=tuple(name for name in self._trained.encoders if name not in counts),
-            rejected=tuple(sorted([*self._skipped, *self.updates.rejected]) + sorted(few)),
+            rejected=(*sorted([*self._skipped, *self.updates.rejected]), *few),
             decoder_weights=shares,
-            trust=_of_merged(trusted, counts),
+            trust=summed.by_client(summed.trust),
             bytes_down=self._bytes_down,
             bytes_up=self.updates.received,
             refused=self.updates.refused,
-            client_losses=_of_merged(losses, counts),
-            posterior_widths=posteriors.by_client(counts),
+            client_losses=summed.by_client(summed.losses),
+            posterior_widths=summed.posteriors.by_client(counts),
         )
 
     def _step(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
@@ -341,13 +323,6 @@ class HierarchicalAggregation(Strategy):
     ) -> MetricRecord | None:
         """Return nothing; see `configure_evaluate`."""
         return None
-
-
-def _of_merged(
-    figures: Mapping[ClientKey, float], modalities: Mapping[str, int]
-) -> dict[str, float]:
-    """Return the figures of merged modalities' clients, in the clients' order."""
-    return {str(key): figures[key] for key in sorted(figures) if key.modality in modalities}
 
 
 def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:

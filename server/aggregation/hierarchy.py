@@ -111,11 +111,6 @@ class RoundSum:
             merged[name] = merged[name].merge(added) if name in merged else added
         return replace(self, modalities=merged)
 
-    def of_at_least(self, clients: int) -> "RoundSum":
-        """Return the sum without the modalities that have fewer clients."""
-        enough = {name: each for name, each in self.modalities.items() if each.clients >= clients}
-        return replace(self, modalities=enough)
-
 
 @dataclass(frozen=True)
 class MergedRound:
