@@ -35,7 +35,7 @@ from server.acceptance.privacy import add_noise, privacy_spent
 from server.acceptance.update_filter import FilteredUpdates, UpdateFilter
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.round import sum_updates
-from server.aggregation.rules import find_rule
+from server.aggregation.rules import check_names
 from server.aggregation.server_optimizer import OptimizerState, step
 from server.run.labels import PooledLabels
 from server.run.registry import QUERY_SECONDS, Member, Registry
@@ -88,7 +88,7 @@ class HierarchicalAggregation(Strategy):
     Raises
     ------
     UserError
-        If the configuration names a rule that does not exist.
+        If the configuration names a rule or a structure that does not exist.
     """
 
     def __init__(
@@ -96,11 +96,7 @@ class HierarchicalAggregation(Strategy):
     ) -> None:
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
-        for part, rule in (
-            ("encoder", config.strategy.encoder),
-            ("decoder", config.strategy.decoder),
-        ):
-            find_rule(rule.merge, part)
+        check_names(config.strategy)
         self.config = config
         self.registry = registry
         self.labels = labels

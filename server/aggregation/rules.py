@@ -18,6 +18,7 @@ from torch import Tensor
 from common.config import StrategyConfig
 from common.errors import UserError
 from common.posterior import Posterior
+from common.structures import find_structure
 
 Arrays = dict[str, Tensor]
 
@@ -105,6 +106,13 @@ def find_rule(name: str, part: str) -> Rule:
     if name not in names:
         raise UserError(f"strategy.{part}.merge={name}: expected one of {', '.join(names)}")
     return RULES[name]
+
+
+def check_names(config: StrategyConfig) -> None:
+    """Raise UserError unless a strategy's rules and structure exist."""
+    find_rule(config.encoder.merge, "encoder")
+    find_rule(config.decoder.merge, "decoder")
+    find_structure(config.encoder.structure)
 
 
 @cache

@@ -112,21 +112,12 @@ def test_update_without_precisions_passes() -> None:
     ("changed", "words"),
     [
         ({"key": ClientKey("audio", 2)}, ["audio-1", "audio-2"]),
-        ({"key": ClientKey("vision", 1)}, ["audio-1", "vision-1"]),
-        ({"round": 3}, ["audio-1", "3", "4"]),
         ({"round": 5}, ["audio-1", "5", "4"]),
-        ({"examples": 0}, ["audio-1", "0 examples"]),
-        ({"examples": -7}, ["audio-1", "-7 examples"]),
-        ({"train_loss": float("nan")}, ["audio-1", "loss", "nan"]),
         ({"train_loss": float("inf")}, ["audio-1", "loss", "inf"]),
-        ({"evidence": torch.ones(5)}, ["audio-1", "evidence"]),
         ({"evidence": torch.ones(10)}, ["audio-1", "evidence"]),
-        ({"evidence": torch.ones(0)}, ["audio-1", "evidence"]),
         ({"evidence": torch.tensor([1, 1, 1, 1, 1, float("nan")])}, ["audio-1", "evidence"]),
         ({"evidence": torch.tensor([1, 1e200, 1, 1, 1, 1]).double()}, ["audio-1", "evidence"]),
-        ({"evidence": torch.tensor([1, 0, 1, 0, 1, -1e200]).double()}, ["audio-1", "evidence"]),
         ({"agreement": torch.ones(9)}, ["audio-1", "agreement"]),
-        ({"agreement": torch.ones(1)}, ["audio-1", "agreement"]),
         *(
             ({"steps": steps}, ["audio-1", f"{steps} local steps, expected {STEPS}"])
             for steps in (0, -3, STEPS - 1, STEPS + 1, 10**9)
