@@ -10,7 +10,6 @@ from flwr.clientapp import ClientApp
 
 from client.node import Node, client_data, client_label_sums, describe, label_edges, parse_node
 from client.objective import local_objective
-from client.posterior import fit_gaussian, mapped_gaussian
 from client.privacy import protect
 from client.trainer import (
     RoundOptions,
@@ -20,7 +19,7 @@ from client.trainer import (
     train,
     validation_outputs,
 )
-from common.config import Config, Standardisation, Structure, config_of_run
+from common.config import Config, Standardisation, config_of_run
 from common.data.federation import ClientData, count_outputs
 from common.data.moments import Moments
 from common.errors import UserError
@@ -35,9 +34,11 @@ from common.model.ha_fedformer import (
     set_standardisation,
     split_arrays,
 )
-from common.posterior import Posterior, decoder_structure, encoder_structure
+from common.posterior import Posterior
 from common.protocol import decode_downlink, encode_description, encode_failure, encode_uplink
 from common.seeding import derive_seed
+from common.structures import decoder_structure, encoder_structure, fit_gaussian
+from common.structures.inputs import mapped_gaussian
 from common.task import Task
 from common.wire import ProtocolError
 
@@ -174,7 +175,7 @@ def _fitted(
     moments = Parts({modality: {}}, {})
     # Less a hair, for products that round to just above a whole number: 0.07 of 100 is 7.
     in_time = downlink.round <= math.ceil(strategy.posterior_rounds * config.rounds - 1e-9)
-    if in_time and Structure.inputs in structures:
+    if in_time and any(each is not None and each.reads_inputs for each in structures):
         moments = split_arrays(read_moments(model, data))
     encoder = {
         name: fit_gaussian(
@@ -185,12 +186,12 @@ def _fitted(
         )
         for name, sample in samples.encoders[modality].items()
     }
-    read = moments.decoder if structures[1] is Structure.inputs else {}
+    read = {} if structures[1] is None else moments.decoder
     decoder = {
         name: mapped_gaussian(sample.mean(dim=0), read.get(name), strategy.decoder.shrinkage)
         for name, sample in samples.decoder.items()
     }
-    return encoder, decoder
+    return Posterior.of(encoder), Posterior.of(decoder)
 
 
 def make_client_app(get_config: GetConfig) -> ClientApp:

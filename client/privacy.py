@@ -19,7 +19,7 @@ from torch import Tensor
 
 from common.config import PrivacyConfig, PrivacyRule
 from common.messages import Downlink, Uplink
-from common.posterior import Gaussian
+from common.posterior import Gaussian, Posterior
 from common.secure_noise import Source, normal
 
 
@@ -47,8 +47,8 @@ def protect(
         encoder, decoder = (_noisy(part, deviation, source) for part in (encoder, decoder))
     return replace(
         uplink,
-        encoder={name: Gaussian(mean) for name, mean in encoder.items()},
-        decoder={name: Gaussian(mean) for name, mean in decoder.items()},
+        encoder=Posterior.of({name: Gaussian(mean) for name, mean in encoder.items()}),
+        decoder=Posterior.of({name: Gaussian(mean) for name, mean in decoder.items()}),
         train_loss=0.0,
         evidence=torch.zeros_like(uplink.evidence),
         agreement=torch.zeros_like(uplink.agreement),

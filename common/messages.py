@@ -1,4 +1,4 @@
-"""What client and server tell each other; `common.protocol` puts it on the wire."""
+"""The messages between client and server; `common.protocol` puts them on the wire."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ def no_numbers() -> Tensor:
 
 @dataclass(frozen=True)
 class ClientDescription:
-    """What the server learns of a client before the first round.
+    """What a client tells the server about itself before the first round.
 
     Attributes
     ----------

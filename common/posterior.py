@@ -1,6 +1,7 @@
-"""A client's belief about its weights: one Gaussian per tensor.
+"""A client's belief about its weights: one Gaussian per tensor, all means in one vector.
 
-Notation: a tensor of shape (out, ...) is read as a matrix (out, in), `in` the product of the rest.
+Notation: a tensor of shape (out, ...) is read as a matrix (out, in), `in` the product of the rest;
+P weights in all.
 """
 
 import math
@@ -11,8 +12,6 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-
-from common.config import DecoderConfig, DecoderMerge, EncoderConfig, EncoderMerge, Structure
 
 
 class Form(StrEnum):
@@ -51,92 +50,12 @@ class Gaussian:
         if found != expected:
             raise ValueError(f"{self.form} precision has shape {found}, expected {expected}")
 
-
-Posterior = Mapping[str, Gaussian]
-
-
-@dataclass(frozen=True)
-class Layout:
-    """How named arrays lie one after the other in a vector.
-
-    Attributes
-    ----------
-    names, shapes
-        Of each array, in their order.
-    """
-
-    names: tuple[str, ...]
-    shapes: tuple[tuple[int, ...], ...]
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, Tensor]) -> "Layout":
-        """Return that of arrays in the order of their names, in which they come off the wire."""
-        names = tuple(sorted(arrays))
-        return cls(names, tuple(tuple(arrays[name].shape) for name in names))
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "_sizes", [math.prod(shape) for shape in self.shapes])
-
-    def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """Return the arrays, as views of a vector."""
-        pieces = torch.split(vector, self.__dict__["_sizes"])
-        named = zip(self.names, pieces, self.shapes, strict=True)
-        return {name: piece.view(shape) for name, piece, shape in named}
-
-
-class Means(Mapping[str, Gaussian]):
-    """A posterior without precisions whose means are one vector.
-
-    It is as any other, but thousands of them can be checked and added in one piece each.
-
-    Attributes
-    ----------
-    layout
-        Of the arrays.
-    vector
-        All their numbers.
-    """
-
-    def __init__(self, layout: Layout, vector: Tensor) -> None:
-        self.layout = layout
-        self.vector = vector
-
-    @cached_property
-    def _gaussians(self) -> dict[str, Gaussian]:
-        return {name: Gaussian(mean) for name, mean in self.layout.split(self.vector).items()}
-
-    def __getitem__(self, name: str) -> Gaussian:
-        return self._gaussians[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.layout.names)
-
-    def __len__(self) -> int:
-        return len(self.layout.names)
-
-
-def encoder_structure(config: EncoderConfig) -> Structure | None:
-    """Return the structure of the encoders' posteriors; None where they are not merged by them."""
-    return config.structure if config.merge is EncoderMerge.pbea else None
-
-
-def decoder_structure(config: DecoderConfig) -> Structure | None:
-    """Return the structure of the decoders' posteriors; None where they are not merged by them."""
-    return Structure.inputs if config.merge is DecoderMerge.posterior else None
-
-
-def posterior_form(mean: Tensor, structure: Structure | None) -> Form:
-    """Return the form that a client's posterior over one tensor has, unless it tells nothing."""
-    matrix = mean.ndim >= 2
-    match structure:
-        case Structure.diagonal:
-            return Form.diagonal
-        case Structure.row:
-            return Form.row if matrix else Form.diagonal
-        case Structure.inputs:
-            return Form.row if matrix else Form.identity
-        case _:
-            return Form.identity
+    def mean_precision(self) -> float:
+        """Return the mean eigenvalue of the precision, which is the mean of its diagonal."""
+        if self.precision is None:
+            return 1.0
+        values = self.precision.diagonal() if self.form is Form.row else self.precision
+        return values.mean(dtype=torch.float64).item()
 
 
 def precision_shape(mean: Tensor, form: Form) -> tuple[int, ...] | None:
@@ -149,3 +68,108 @@ def precision_shape(mean: Tensor, form: Form) -> tuple[int, ...] | None:
         case Form.row:
             columns = mean[0].numel()
             return (columns, columns)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How named arrays follow one another in a vector, sorted by name as on the wire.
+
+    Attributes
+    ----------
+    names, shapes
+        Of each array.
+    """
+
+    names: tuple[str, ...] = ()
+    shapes: tuple[tuple[int, ...], ...] = ()
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Tensor]) -> "Layout":
+        """Return the layout of some arrays."""
+        names = tuple(sorted(arrays))
+        return cls(names, tuple(tuple(arrays[name].shape) for name in names))
+
+    @cached_property
+    def sizes(self) -> list[int]:
+        """Numbers in each array."""
+        return [math.prod(shape) for shape in self.shapes]
+
+    def join(self, arrays: Mapping[str, Tensor]) -> Tensor:
+        """Return arrays of this layout as one vector (P,)."""
+        return torch.cat([arrays[name].reshape(-1) for name in self.names])
+
+    def split(self, vector: Tensor) -> dict[str, Tensor]:
+        """Return the arrays as views of a vector (P,)."""
+        pieces = torch.split(vector, self.sizes)
+        named = zip(self.names, pieces, self.shapes, strict=True)
+        return {name: piece.view(shape) for name, piece, shape in named}
+
+    def difference(self, expected: "Layout") -> str | None:
+        """Name the first array that another layout lacks, has besides, or has in another shape."""
+        if self == expected:
+            return None
+        shapes, others = (
+            dict(zip(each.names, each.shapes, strict=True)) for each in (self, expected)
+        )
+        for name in sorted(shapes.keys() ^ others.keys()):
+            return f"array {name!r} is {'unexpected' if name in shapes else 'missing'}"
+        name = next(name for name in shapes if shapes[name] != others[name])
+        return f"array {name!r} has shape {shapes[name]}, expected {others[name]}"
+
+
+class Posterior(Mapping[str, Gaussian]):
+    """The Gaussians of an encoder or a decoder.
+
+    All means are one vector, so that an update is checked, compared and added in one piece;
+    precisions are few, and stay by name.
+
+    Parameters
+    ----------
+    layout
+        Of the tensors.
+    mean
+        (P,) their means.
+    precise
+        Tensor name to its Gaussian, of the tensors that have a precision.
+    """
+
+    def __init__(
+        self, layout: Layout, mean: Tensor, precise: Mapping[str, Gaussian] | None = None
+    ) -> None:
+        self.layout = layout
+        self.mean = mean
+        self.precise = precise or {}
+
+    @classmethod
+    def of(cls, gaussians: Mapping[str, Gaussian]) -> "Posterior":
+        """Put Gaussians by name together."""
+        means = {name: gaussian.mean for name, gaussian in gaussians.items()}
+        layout = Layout.of(means)
+        precise = {name: g for name, g in gaussians.items() if g.precision is not None}
+        return cls(layout, layout.join(means), precise)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the means and precisions."""
+        precisions = [g.precision.nbytes for g in self.precise.values() if g.precision is not None]
+        return self.mean.nbytes + sum(precisions)
+
+    def moved(self, mean: Tensor) -> "Posterior":
+        """Return the posterior with other means (P,) and the same precisions."""
+        views = self.layout.split(mean)
+        precise = {n: Gaussian(views[n], g.precision, g.form) for n, g in self.precise.items()}
+        return Posterior(self.layout, mean, precise)
+
+    @cached_property
+    def _gaussians(self) -> dict[str, Gaussian]:
+        plain = {name: Gaussian(mean) for name, mean in self.layout.split(self.mean).items()}
+        return plain | dict(self.precise)
+
+    def __getitem__(self, name: str) -> Gaussian:
+        return self._gaussians[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.layout.names)
+
+    def __len__(self) -> int:
+        return len(self.layout.names)

@@ -112,7 +112,10 @@ def encode_uplink(uplink: Uplink) -> RecordDict:
         {
             _ABOUT: ConfigRecord(_about(uplink.key) | {"round": uplink.round}),
             _TENSORS: _tensors_record(
-                posterior_parts(ENCODER, uplink.encoder) | posterior_parts(DECODER, uplink.decoder)
+                {
+                    **posterior_parts(ENCODER, uplink.encoder),
+                    **posterior_parts(DECODER, uplink.decoder),
+                }
             ),
             _METRICS: MetricRecord(metrics),
         }

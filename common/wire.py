@@ -3,8 +3,8 @@
 A posterior is two parts of it: the means, and the precisions where there are any.
 """
 
-import itertools
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,95 +14,21 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from common.posterior import Form, Gaussian, Layout, Means, Posterior
+from common.posterior import Form, Gaussian, Layout, Posterior
 
 # Parts: what comes before the slash in a tensor's name.
 ENCODER = "encoder"
 DECODER = "decoder"
 _PRECISION = "-precision"  # after the part's
 
+Parts = Mapping[str, Mapping[str, Tensor]]
+
 
 class ProtocolError(Exception):
     """A message that does not follow the protocol; says what was expected."""
 
 
-def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
-    """Read the posteriors of encoder and decoder from what `tensor_bytes` returned.
-
-    Raises
-    ------
-    ProtocolError
-        If a tensor is missing or of the wrong shape.
-    """
-    means = (ENCODER, DECODER)
-    header = data[: 8 + int.from_bytes(data[:8], "little")]
-    if (plain := _PLAIN.get(header)) and plain.size == len(data):
-        _PLAIN[header] = _PLAIN.pop(header)
-        return plain.read(data)
-    parts = read_tensors(data, (*means, *(part + _PRECISION for part in means)))
-    if len(header) <= _LONGEST_PLAIN and (plain := _Plain.of(header, parts)):
-        # Now it is known that this header describes so many bytes.
-        _PLAIN[header] = plain
-        while len(_PLAIN) > _MOST_PLAIN:
-            _PLAIN.pop(next(iter(_PLAIN)))
-    return _posterior(parts, ENCODER), _posterior(parts, DECODER)
-
-
-@dataclass(frozen=True)
-class _Plain:
-    """Where means lie in the bytes of uplinks that have nothing else, float32 all of them.
-
-    Attributes
-    ----------
-    size
-        Bytes of such an uplink.
-    parts
-        Of encoder and decoder: the layout, and the first byte and the one after the last.
-    """
-
-    size: int
-    parts: tuple[tuple[Layout, int, int], ...]
-
-    @classmethod
-    def of(cls, header: bytes, parts: Mapping[str, Mapping[str, Tensor]]) -> "_Plain | None":
-        """Return that of a safetensors header whose file was read, or None for other uplinks."""
-        places = {
-            name: each["data_offsets"]
-            for name, each in json.loads(header[8:]).items()
-            if name != "__metadata__"
-        }
-        found, start = [], len(header)
-        for part in (ENCODER, DECODER):
-            names = sorted(parts[part])
-            ends = [places[f"{part}/{name}"] for name in names]
-            together = all(one[1] == other[0] for one, other in itertools.pairwise(ends))
-            dtypes = {parts[part][name].dtype for name in names}
-            if not together or parts[part + _PRECISION] or dtypes != {torch.float32}:
-                return None
-            if ends[0][0] == ends[-1][1]:
-                return None  # nothing but empty arrays
-            layout = Layout.of(parts[part])
-            found.append((layout, start + ends[0][0], start + ends[-1][1]))
-        return cls(start + max(end for _, end in places.values()), tuple(found))
-
-    def read(self, data: bytes) -> tuple[Posterior, Posterior]:
-        """Return encoder and decoder of such an uplink."""
-        whole = memoryview(data)
-        encoder, decoder = (
-            Means(layout, torch.frombuffer(bytearray(whole[start:end]), dtype=torch.float32))
-            for layout, start, end in self.parts
-        )
-        return encoder, decoder
-
-
-#: Headers of uplinks that were read in this process, the last ones last; there is one for each
-#: modality. A client may send others, of some length, which must not fill the memory.
-_PLAIN: dict[bytes, _Plain] = {}
-_MOST_PLAIN = 64
-_LONGEST_PLAIN = 1 << 16
-
-
-def write_tensors(parts: Mapping[str, Mapping[str, Tensor]]) -> bytes:
+def write_tensors(parts: Parts) -> bytes:
     """Return the tensors of each part as bytes; of types that numpy has, so no bfloat16."""
     # The same bytes as of safetensors.torch, which looks for shared memory: thrice as long.
     content: bytes = safetensors.numpy.save(
@@ -116,12 +42,12 @@ def write_tensors(parts: Mapping[str, Mapping[str, Tensor]]) -> bytes:
 
 
 def read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each part by name.
+    """Return the tensors of each part by name, sorted.
 
     Raises
     ------
     ProtocolError
-        If they cannot be read, or there is one that is in none of these parts.
+        If they cannot be read, or one belongs to none of these parts.
     """
     try:
         tensors = {
@@ -133,26 +59,160 @@ def read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tenso
         ) from error
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise ProtocolError(f"the tensors cannot be read: {error}") from error
-    found: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
-    # In an order of their own: the library's differs from one call to the next, and sums with it.
+    by_part: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    # Sorted: the library's order differs from one call to the next, and sums with it.
     for full_name, tensor in sorted(tensors.items()):
         part, slash, name = full_name.partition("/")
-        if part not in found or not slash:
+        if part not in by_part or not slash:
             raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(parts)}")
-        found[part][name] = tensor
-    return found
+        by_part[part][name] = tensor
+    return by_part
 
 
-def _pack(gaussian: Gaussian) -> Tensor:
-    """Return what of a precision is sent: a symmetric matrix goes as its upper triangle."""
-    assert gaussian.precision is not None
-    if gaussian.form is not Form.row:
-        return gaussian.precision
-    rows, columns = torch.triu_indices(*gaussian.precision.shape)
-    return gaussian.precision[rows, columns]
+# Posteriors -------------------------------------------------------------------------------------
 
 
-def _unpack(packed: Tensor, columns: int) -> Tensor:
+def posterior_parts(part: str, posterior: Mapping[str, Gaussian]) -> Parts:
+    """Return the parts that a posterior is sent as; a symmetric matrix as its upper triangle."""
+    precisions = {
+        f"{gaussian.form}:{name}": _pack(gaussian.precision, gaussian.form)
+        for name, gaussian in posterior.items()
+        if gaussian.precision is not None
+    }
+    means = {name: gaussian.mean for name, gaussian in posterior.items()}
+    return {part: means, part + _PRECISION: precisions}
+
+
+def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
+    """Read the posteriors of encoder and decoder from the bytes of an uplink's tensors.
+
+    The first uplink with a header is read by the library, which checks it. Those that follow with
+    the same header and as many bytes have their numbers at the same places.
+
+    Raises
+    ------
+    ProtocolError
+        If a tensor is missing or has the wrong type or shape.
+    """
+    header = data[: 8 + int.from_bytes(data[:8], "little")]
+    places = _KNOWN.get(header)
+    if places is None or places.size != len(data):
+        places = _Places.of(header, data)
+    if len(header) <= _LONGEST_KNOWN:
+        # Put last; the first go when there are too many.
+        _KNOWN.pop(header, None)
+        _KNOWN[header] = places
+        while len(_KNOWN) > _MOST_KNOWN:
+            _KNOWN.pop(next(iter(_KNOWN)))
+    encoder, decoder = (part.read(data) for part in places.parts)
+    return encoder, decoder
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the bytes of some numbers are."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def end(self) -> int:
+        return self.start + math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, data: bytes) -> Tensor:
+        """Return them as a tensor of its own, which may be written to."""
+        if self.end == self.start:
+            return torch.empty(self.shape, dtype=self.dtype)
+        numbers = bytearray(memoryview(data)[self.start : self.end])
+        return torch.frombuffer(numbers, dtype=self.dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class _PartPlaces:
+    """Where the means of a part are, in one piece, and its precisions as they are packed."""
+
+    layout: Layout
+    means: _Place
+    precisions: Mapping[str, tuple[Form, _Place]]
+
+    @classmethod
+    def of(cls, part: str, parts: Parts, starts: Mapping[str, int]) -> "_PartPlaces":
+        means = parts[part]
+        layout = Layout.of(means)
+        for name, mean in means.items():
+            if mean.dtype is not torch.float32:
+                raise ProtocolError(
+                    f"{part} array {name!r} is {mean.dtype} {tuple(mean.shape)}, expected float32"
+                )
+        first = starts[f"{part}/{layout.names[0]}"] if layout.names else 0
+        expected = first
+        for name, size in zip(layout.names, layout.sizes, strict=True):
+            if starts[f"{part}/{name}"] != expected:
+                raise ProtocolError(f"the {part}'s arrays do not lie in the order of their names")
+            expected += 4 * size
+        precisions: dict[str, tuple[Form, _Place]] = {}
+        for key, packed in parts[part + _PRECISION].items():
+            form, _, name = key.partition(":")
+            if name not in means or form not in (Form.diagonal, Form.row):
+                raise ProtocolError(f"precision {key!r} belongs to no array")
+            if name in precisions:
+                raise ProtocolError(f"{name} has two precisions")
+            start = starts[f"{part}{_PRECISION}/{key}"]
+            precisions[name] = Form(form), _Place(packed.dtype, tuple(packed.shape), start)
+        return cls(layout, _Place(torch.float32, (sum(layout.sizes),), first), precisions)
+
+    def read(self, data: bytes) -> Posterior:
+        mean = self.means.read(data)
+        views = self.layout.split(mean) if self.precisions else {}
+        precise = {}
+        for name, (form, place) in self.precisions.items():
+            try:
+                precision = _unpack(place.read(data), views[name], form)
+                precise[name] = Gaussian(views[name], precision, form)
+            except (ValueError, IndexError) as error:
+                raise ProtocolError(f"precision of {name}: {error}") from error
+        return Posterior(self.layout, mean, precise)
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where everything is in the bytes of uplinks with one header, so many bytes in all."""
+
+    size: int
+    parts: tuple[_PartPlaces, _PartPlaces]
+
+    @classmethod
+    def of(cls, header: bytes, data: bytes) -> "_Places":
+        names = [name + suffix for suffix in ("", _PRECISION) for name in (ENCODER, DECODER)]
+        parts = read_tensors(data, names)
+        starts = {
+            name: len(header) + entry["data_offsets"][0]
+            for name, entry in json.loads(header[8:]).items()
+            if name != "__metadata__"
+        }
+        encoder, decoder = (_PartPlaces.of(part, parts, starts) for part in (ENCODER, DECODER))
+        return cls(len(data), (encoder, decoder))
+
+
+#: Headers of uplinks that were read in this process, the last ones last; there is one for each
+#: modality. A client may send others, of some length, which must not fill the memory.
+_KNOWN: dict[bytes, _Places] = {}
+_MOST_KNOWN = 64
+_LONGEST_KNOWN = 1 << 16
+
+
+def _pack(precision: Tensor, form: Form) -> Tensor:
+    if form is not Form.row:
+        return precision
+    rows, columns = torch.triu_indices(*precision.shape)
+    return precision[rows, columns]
+
+
+def _unpack(packed: Tensor, mean: Tensor, form: Form) -> Tensor:
+    if form is not Form.row:
+        return packed
+    columns = mean[0].numel()
     count = columns * (columns + 1) // 2
     # Before the indices, which take far more memory than the message did.
     if packed.shape != (count,):
@@ -172,32 +232,3 @@ def _places(columns: int) -> Tensor:
 
 _WIDEST_KEPT = 256
 _kept_places = lru_cache(maxsize=16)(_places)
-
-
-def posterior_parts(part: str, posterior: Posterior) -> dict[str, dict[str, Tensor]]:
-    """Return the parts that a posterior is sent as."""
-    precisions = {
-        f"{gaussian.form}:{name}": _pack(gaussian)
-        for name, gaussian in posterior.items()
-        if gaussian.precision is not None
-    }
-    means = {name: gaussian.mean for name, gaussian in posterior.items()}
-    return {part: means, part + _PRECISION: precisions}
-
-
-def _posterior(parts: Mapping[str, Mapping[str, Tensor]], part: str) -> dict[str, Gaussian]:
-    means, precisions = parts[part], parts[part + _PRECISION]
-    posterior = {name: Gaussian(mean) for name, mean in means.items()}
-    for key, packed in precisions.items():
-        form, _, name = key.partition(":")
-        if name not in means or form not in (Form.diagonal, Form.row):
-            raise ProtocolError(f"precision {key!r} belongs to no array")
-        if posterior[name].precision is not None:
-            raise ProtocolError(f"{name} has two precisions")
-        mean = means[name]
-        try:
-            precision = _unpack(packed, mean[0].numel()) if form == Form.row else packed
-            posterior[name] = Gaussian(mean, precision, Form(form))
-        except (ValueError, IndexError) as error:
-            raise ProtocolError(f"precision of {name}: {error}") from error
-    return posterior

@@ -4,9 +4,8 @@ All mathematics is in `server.aggregation`.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -25,21 +24,19 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import ClientWeights, Config, Payload, ServerOptimizerConfig, When
+from common.config import Config, Payload, PrivacyRule, ServerOptimizerConfig, When
 from common.errors import UserError
-from common.messages import ClientDescription, Downlink, Uplink, no_numbers
+from common.messages import Downlink, Uplink, no_numbers
 from common.model.evidence import no_evidence
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
-from common.posterior import decoder_structure, encoder_structure
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
-from server.acceptance.gate import Gate
-from server.acceptance.held import Updates
-from server.acceptance.privacy import privacy_spent
-from server.aggregation import server_optimizer
-from server.aggregation.client_weights import client_weight, trust_clients
+from server.acceptance.privacy import add_noise, privacy_spent
+from server.acceptance.update_filter import FilteredUpdates, UpdateFilter
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.aggregation.widths import first_clients, posterior_widths
+from server.aggregation.round import sum_updates
+from server.aggregation.rules import check_names
+from server.aggregation.server_optimizer import OptimizerState, step
 from server.run.labels import PooledLabels
 from server.run.registry import QUERY_SECONDS, Member, Registry
 from server.run.round_report import RoundReport
@@ -47,36 +44,28 @@ from server.run.round_report import RoundReport
 
 @dataclass(frozen=True)
 class StrategyState:
-    """What a strategy carries from one round to the next, beside the model.
+    """What a strategy carries from one round to the next, besides the model.
 
     Attributes
     ----------
-    moments
-        Of the server's optimiser.
+    optimizer
+        Of the server.
     evidence
         Modality to what its clients last saw of the model, see `common.model.evidence.evidence`.
     faults
         Node to the number of its refused updates.
+    medians
+        What changes and precisions were usual, see `server.acceptance.screening`.
     """
 
-    moments: server_optimizer.Moments
+    optimizer: OptimizerState
     evidence: Mapping[str, Tensor]
     faults: Mapping[int, int]
-
-
-@dataclass
-class _Asked:
-    """The clients asked in the current round, by the node and the order of asking."""
-
-    faults: list[str] = field(default_factory=list)
-    keys: dict[int, list[ClientKey]] = field(default_factory=dict)
-    clients: dict[ClientKey, ClientDescription] = field(default_factory=dict)
-    bytes_down: int = 0
-    refused: int = 0
+    medians: Mapping[str, float]
 
 
 class HierarchicalAggregation(Strategy):
-    """PbEA inside each modality, CmDA across modalities; FedAvg by configuration.
+    """PbEA inside each modality, CmDA across modalities; other rules by configuration.
 
     Parameters
     ----------
@@ -87,68 +76,63 @@ class HierarchicalAggregation(Strategy):
     labels
         What the clients' labels are together; its prior is sent to every client.
     trained
-        Names of the trained tensors of each encoder and of the decoder, as in the model.
-    tell
-        Takes the report of each round.
+        The trained tensors of each encoder and of the decoder.
 
     Attributes
     ----------
-    busy
-        Nodes that are still at a former round; they are asked only where nobody else is there.
+    updates
+        Those of the round that is under way; says whose replies there is room for.
+    report
+        Of the last round that was merged.
+
+    Raises
+    ------
+    UserError
+        If the configuration names a rule or a structure that does not exist.
     """
 
     def __init__(
-        self,
-        config: Config,
-        registry: Registry,
-        labels: PooledLabels,
-        trained: Parts,
-        tell: Callable[[RoundReport], None],
+        self, config: Config, registry: Registry, labels: PooledLabels, trained: Parts
     ) -> None:
+        task = config.dataset.task
+        assert task is not None, "the server knows the task of its data before it starts"
+        check_names(config.strategy)
         self.config = config
         self.registry = registry
         self.labels = labels
         self.prior = labels.prior
-        self.tell = tell
-        task = config.dataset.task
-        assert task is not None, "the server knows the task of its data before it starts"
         self.evidence = {name: no_evidence(task) for name in trained.encoders}
+        self.report: RoundReport | None = None
+        self.updates: FilteredUpdates
         self._task = task
+        self._filter = UpdateFilter(config, trained, task, labels.prior)
         self._trained = trained
-        self._asked = _Asked()
-        self._arrays: dict[str, Tensor] = {}
-        self._received = Parts({}, {})
-        self._moments = server_optimizer.Moments()
-        self.busy: frozenset[int] = frozenset()
-        self.faults: Counter[int] = Counter()
-        self._gate = Gate(config, trained, task, self.prior, self.faults)
+        self._optimizer = OptimizerState()
+        self._model: dict[str, Tensor] = {}
+        self._sent = Parts({}, {})
+        self._skipped: list[str] = []
+        self._bytes_down = 0
 
     def state(self) -> StrategyState:
         """Return what the next round needs."""
-        return StrategyState(self._moments, dict(self.evidence), dict(self.faults))
+        faults, medians = dict(self._filter.faults), dict(self._filter.medians)
+        return StrategyState(self._optimizer, dict(self.evidence), faults, medians)
 
     def restore(self, state: StrategyState) -> None:
         """Go on from what `state` returned."""
-        self._moments = state.moments
+        self._optimizer = state.optimizer
         self.evidence |= state.evidence
-        self.faults.update(state.faults)
+        self._filter.faults.update(state.faults)
+        self._filter.medians = dict(state.medians)
 
     def summary(self) -> None:
         """Log nothing: the configuration is in the run folder."""
 
+    # What clients are sent ------------------------------------------------------------------------
+
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Do as `ask`, for Flower's own loop over rounds."""
-        return self.ask(server_round, from_record(arrays), grid)
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Do as `merge`, for Flower's own loop over rounds."""
-        return to_record(self.merge(server_round, replies)), None
-
-    def ask(self, server_round: int, arrays: Mapping[str, Tensor], grid: Grid) -> list[Message]:
         """Return what each chosen client is sent: its own encoder and the decoder.
 
         Parameters
@@ -157,6 +141,8 @@ class HierarchicalAggregation(Strategy):
             From 1.
         arrays
             The model's state.
+        config
+            Not used: the strategy has the run's.
         grid
             Reaches the nodes; new ones are asked who they are.
 
@@ -165,43 +151,19 @@ class HierarchicalAggregation(Strategy):
         UserError
             If a weight is too large for ``strategy.payload``.
         """
-        faults = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
-        self._arrays = {name: array.clone() for name, array in arrays.items()}
+        self._skipped = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
+        self._model = from_record(arrays)
         sent = self._as_sent()
         # What clients start from, which their changes are measured from.
-        self._received = split_arrays({name: array.float() for name, array in sent.items()})
-        parts = split_arrays(sent)
-        self._asked = _Asked(faults)
-        messages = []
-        local = self.config.strategy.local
-        shares = self.labels.shares if self._holds(local.logit_adjustment) else no_numbers()
-        chosen = self._choose(server_round)
-        free = [member for member in chosen if member.node not in self.busy]
-        self._asked.faults += [
-            f"{member.client.key}: not asked, it has not answered a former round yet"
-            for member in chosen
-            if free and member.node in self.busy
-        ]
-        contents: dict[str, RecordDict] = {}
-        for member in free or chosen:
-            key = member.client.key
-            self._asked.clients[key] = member.client
-            downlink = Downlink(
-                key,
-                server_round,
-                parts.encoders[key.modality],
-                parts.decoder,
-                self.prior,
-                self._lr_scale(server_round),
-                shares,
-            )
-            content = encode_downlink(downlink, contents.get(key.modality))
-            contents[key.modality] = content
-            messages.append(
-                Message(content, member.node, MessageType.TRAIN, group_id=str(server_round))
-            )
-            self._asked.keys.setdefault(member.node, []).append(key)
-            self._asked.bytes_down += payload_bytes(content)
+        self._sent = split_arrays({name: array.float() for name, array in sent.items()})
+        members = self._available(self._choose(server_round))
+        asked: dict[int, list[ClientKey]] = {}
+        for member in members:
+            asked.setdefault(member.node, []).append(member.client.key)
+        clients = {member.client.key: member.client for member in members}
+        self.updates = self._filter.begin(server_round, asked, clients, self._sent)
+        messages = list(self._messages(server_round, members, split_arrays(sent)))
+        self._bytes_down = sum(payload_bytes(message.content) for message in messages)
         return messages
 
     def _as_sent(self) -> dict[str, Tensor]:
@@ -213,31 +175,20 @@ class HierarchicalAggregation(Strategy):
             If a weight is too large for it.
         """
         if self.config.strategy.payload is Payload.float32:
-            return dict(self._arrays)
-        halved = {name: self._arrays[name].half() for name in join_arrays(self._trained)}
+            return self._model
+        halved = {name: self._model[name].half() for name in join_arrays(self._trained)}
         if not all(array.isfinite().all() for array in halved.values()):
             raise UserError(
                 "strategy.payload=float16 cannot hold a weight of the model, which is beyond "
                 "65504; use strategy.payload=float32"
             )
-        return self._arrays | halved
-
-    def _holds(self, when: When) -> bool:
-        """Whether an option is in force."""
-        skewed = self.labels.skew > self.config.strategy.skew_threshold
-        return when is When.always or (when is When.skewed and skewed)
-
-    def _lr_scale(self, server_round: int) -> float:
-        """Return the factor on the local rates: a half cosine over the rounds, or 1."""
-        if not self._holds(self.config.strategy.local.lr_decay):
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
+        return self._model | halved
 
     def _choose(self, server_round: int) -> list[Member]:
         """Sample ``strategy.fraction`` of each modality's clients, at least one of those left."""
         chosen: list[Member] = []
         for name, everyone in self.registry.by_modality().items():
-            members = [member for member in everyone if not self._gate.closed(member.node)]
+            members = [member for member in everyone if not self._filter.is_banned(member.node)]
             if not members:
                 continue
             size = max(1, round(self.config.strategy.fraction * len(members)))
@@ -246,116 +197,112 @@ class HierarchicalAggregation(Strategy):
             chosen += [members[index] for index in picked]
         return chosen
 
-    def merge(self, server_round: int, replies: Iterable[Message]) -> dict[str, Tensor]:
-        """Return the model's state with the replies merged into it.
+    def _available(self, chosen: list[Member]) -> list[Member]:
+        """Leave out clients of nodes that are busy, unless all are."""
+        busy = self.registry.busy
+        free = [member for member in chosen if member.node not in busy]
+        self._skipped += [
+            f"{member.client.key}: skipped: still busy with an earlier round"
+            for member in chosen
+            if free and member.node in busy
+        ]
+        return free or chosen
+
+    def _messages(
+        self, server_round: int, members: Iterable[Member], model: Parts
+    ) -> Iterator[Message]:
+        scale = self._lr_scale(server_round)
+        adjusts = self._holds(self.config.strategy.local.logit_adjustment)
+        shares = self.labels.shares if adjusts else no_numbers()
+        contents: dict[str, RecordDict] = {}
+        for member in members:
+            key = member.client.key
+            encoder = model.encoders[key.modality]
+            downlink = Downlink(
+                key, server_round, encoder, model.decoder, self.prior, scale, shares
+            )
+            content = encode_downlink(downlink, contents.get(key.modality))
+            contents[key.modality] = content
+            yield Message(content, member.node, MessageType.TRAIN, group_id=str(server_round))
+
+    def _lr_scale(self, server_round: int) -> float:
+        """Return the factor on the local rates: a half cosine over the rounds, or 1."""
+        if not self._holds(self.config.strategy.local.lr_decay):
+            return 1.0
+        return 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
+
+    def _holds(self, when: When) -> bool:
+        """Whether an option is in force."""
+        skewed = self.labels.skew > self.config.strategy.skew_threshold
+        return when is When.always or (when is When.skewed and skewed)
+
+    # What becomes of the replies ------------------------------------------------------------------
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord, MetricRecord | None]:
+        """Return the model's state with the replies merged into it; `report` says how.
 
         Parameters
         ----------
         server_round
-            The one that was asked for last.
+            The one that was configured last.
         replies
             In any order; a modality without one keeps its encoder.
         """
-        updates, rejected, bytes_up = self._accept(server_round, replies)
-        updates, few = self._enough(updates)
-        rejected += few
-        trusted = self._trust(updates.heads)
-        total = RoundSum(self.config.strategy)
-        for uplink in updates:
-            trust = trusted.get(str(uplink.key), 1.0)
-            weight = client_weight(uplink, self.config.strategy.weights, trust)
-            total = total.add(uplink, weight, trust)
-        modalities = self._trained.encoders
-        shares = self._merge_and_step(server_round, total) if total.modalities else {}
-        for name, modality in total.modalities.items():
+        self.report = self._merge(server_round, self.updates.take(replies))
+        return to_record(self._model), None
+
+    def _merge(self, server_round: int, updates: Iterable[Uplink]) -> RoundReport:
+        summed = sum_updates(updates, self.config.strategy, self.prior, self._task)
+        few = summed.without_few(self.config.runtime.min_clients)
+        modalities = dict(sorted(summed.total.modalities.items()))
+        shares = self._step(server_round, summed.total) if modalities else {}
+        for name, modality in modalities.items():
             if modality.evidence is not None:
                 self.evidence[name] = modality.evidence
-        self.tell(
-            RoundReport(
-                server_round,
-                {name: modality.clients for name, modality in total.modalities.items()},
-                {name: m.loss / m.examples for name, m in total.modalities.items()},
-                tuple(name for name in modalities if name not in total.modalities),
-                tuple(rejected),
-                shares,
-                trusted,
-                self._asked.bytes_down,
-                bytes_up,
-                self._asked.refused,
-                {str(head.key): head.train_loss for head in updates.heads},
-                self._widths(updates),
-            )
+        counts = {name: modality.clients for name, modality in modalities.items()}
+        return RoundReport(
+            round=server_round,
+            clients=counts,
+            train_loss={name: each.loss / each.examples for name, each in modalities.items()},
+            reused=tuple(name for name in self._trained.encoders if name not in counts),
+            rejected=(*sorted([*self._skipped, *self.updates.rejected]), *few),
+            decoder_weights=shares,
+            trust=summed.by_client(summed.trust),
+            bytes_down=self._bytes_down,
+            bytes_up=self.updates.received,
+            refused=self.updates.refused,
+            client_losses=summed.by_client(summed.losses),
+            posterior_widths=summed.posteriors.by_client(counts),
         )
-        return dict(self._arrays)
 
-    def _widths(self, updates: Updates) -> dict[str, dict[str, float]]:
-        """Return the widths of posteriors, where clients have any."""
-        strategy = self.config.strategy
-        if not (encoder_structure(strategy.encoder) or decoder_structure(strategy.decoder)):
-            return {}
-        return posterior_widths(map(updates.read, first_clients(updates.heads)))
-
-    def _enough(self, updates: Updates) -> tuple[Updates, list[str]]:
-        """Leave out modalities with too few updates; return a line for each."""
-        least = self.config.runtime.min_clients
-        found = Counter(head.key.modality for head in updates.heads)
-        heads = [head for head in updates.heads if found[head.key.modality] >= least]
-        return replace(updates, heads=heads), [
-            f"{name}: {count} updates, and runtime.min_clients={least}"
-            for name, count in sorted(found.items())
-            if count < least
-        ]
-
-    def _merge_and_step(
-        self, server_round: int, total: RoundSum
-    ) -> Mapping[str, Mapping[str, float]]:
+    def _step(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
         """Step to the merged model; return each layer's shares of the modalities."""
-        config = self.config.strategy
+        config, privacy = self.config.strategy, self.config.privacy
         noise = torch.Generator().manual_seed(derive_seed(self.config.seed, "noise", server_round))
-        merged = merge_round(total, self._received, noise)
+        merged = merge_round(total, self._sent, noise)
+        parts = merged.parts
+        if privacy.name is PrivacyRule.central:
+            counts = {name: modality.clients for name, modality in total.modalities.items()}
+            parts = add_noise(parts, counts, privacy)
         optimizer = config.server_optimizer
-        stepped, self._moments = server_optimizer.step(
-            self._arrays,
-            self._from_here(join_arrays(merged.parts)),
-            self._moments,
+        stepped, self._optimizer = step(
+            self._model,
+            self._from_here(join_arrays(parts)),
+            self._optimizer,
             optimizer if self._holds(optimizer.when) else ServerOptimizerConfig(),
             join_arrays(merged.change_scales),
         )
-        self._arrays |= stepped
+        self._model |= stepped
         return merged.decoder_weights
 
     def _from_here(self, merged: dict[str, Tensor]) -> dict[str, Tensor]:
         """Take the merged change from here, so that no rounding of ``strategy.payload`` is lost."""
         if self.config.strategy.payload is Payload.float32:
             return merged
-        received = join_arrays(self._received)
-        return {
-            name: array + (self._arrays[name] - received[name]) for name, array in merged.items()
-        }
-
-    def _trust(self, uplinks: Sequence[Uplink]) -> dict[str, float]:
-        """Return the trust in each client's labels, where clients are weighted by it."""
-        if self.config.strategy.weights is not ClientWeights.agreement:
-            return {}
-        by_modality: dict[str, list[Uplink]] = {}
-        for uplink in uplinks:
-            by_modality.setdefault(uplink.key.modality, []).append(uplink)
-        return {
-            str(uplink.key): trusted
-            for clients in by_modality.values()
-            for uplink, trusted in zip(
-                clients, trust_clients(clients, self.prior, self._task), strict=True
-            )
-        }
-
-    def _accept(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[Updates, list[str], int]:
-        """Return the updates that pass, one line for each that does not, and the bytes received."""
-        asked = self._asked
-        found = self._gate.accept(server_round, replies, asked.keys, asked.clients, self._received)
-        asked.refused = found.refused
-        return found.updates, sorted([*asked.faults, *found.rejected]), found.received
+        sent = join_arrays(self._sent)
+        return {name: array + (self._model[name] - sent[name]) for name, array in merged.items()}
 
     def privacy_spent(self, rounds: int) -> dict[str, Any] | None:
         """Say what so many rounds tell of a client, see `server.acceptance.privacy`."""
@@ -375,10 +322,19 @@ class HierarchicalAggregation(Strategy):
 
 
 def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return tensors as Flower's record."""
-    return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in arrays.items()})
+    """Return tensors as Flower's record, with their bytes as they are."""
+    record = ArrayRecord()
+    for name, tensor in arrays.items():
+        array = tensor.detach().cpu().numpy()
+        record[name] = Array(str(array.dtype), array.shape, "bytes", array.tobytes())
+    return record
 
 
 def from_record(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return Flower's record as tensors."""
-    return {name: torch.from_numpy(array.numpy().copy()) for name, array in record.items()}
+    """Return what `to_record` made as tensors, which may be written to."""
+    return {
+        name: torch.from_numpy(
+            np.frombuffer(bytearray(array.data), array.dtype).reshape(array.shape)
+        )
+        for name, array in record.items()
+    }

@@ -1,8 +1,8 @@
-"""How large a reply may be; looked at before any of it is made into a tensor.
+"""How large a reply may be, checked before any of it is made into a tensor.
 
 A client of modality m sends, for each trained tensor of its encoder and of the decoder, the mean,
-and a precision where the configuration asks for one (`common.posterior.posterior_form`). So the
-bytes of its tensors are known:
+and a precision where the configuration asks for one (`common.structures`). So the bytes of its
+tensors are known:
 
     sum over tensors of  H + b |mean|  +  (H + b |precision| where there is one)
 
@@ -16,24 +16,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
-from common.config import StrategyConfig, Structure
+from common.config import StrategyConfig
 from common.model.ha_fedformer import Parts
-from common.posterior import (
-    Form,
-    decoder_structure,
-    encoder_structure,
-    posterior_form,
-    precision_shape,
-)
+from common.posterior import Form, precision_shape
 from common.protocol import payload_bytes
+from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from server.acceptance.validation import RejectedUpdateError
 
 #: Bytes of the entry of a tensor in the header, its name not counted: its part, form, type, shape
 #: of up to four dimensions, and where its bytes are.
 HEADER_BYTES = 160
 
-#: What is more than that, but not more than so many times, is read, and the tensor that is too many
-#: or too large is named.
+#: A reply of up to so many times the limit is still read, so that the refusal can name the tensor
+#: that is surplus or too large.
 SLACK = 2
 
 #: Records of an update: about, tensors, metrics.
@@ -64,7 +59,7 @@ def _of_posterior(tensors: Mapping[str, Tensor], structure: Structure | None) ->
         if (shape := precision_shape(mean, form)) is not None:
             size = shape[0]
             numbers.append(size * (size + 1) // 2 if form is Form.row else math.prod(shape))
-        nbytes += sum(HEADER_BYTES + len(name) + mean.element_size() * each for each in numbers)
+        nbytes += sum(HEADER_BYTES + len(name) + mean.element_size() * count for count in numbers)
     return nbytes
 
 
@@ -87,16 +82,16 @@ def check_payload(content: RecordDict, limits: Iterable[int]) -> None:
     sent, most = payload_bytes(content), max(limits, default=0)
     if sent > SLACK * most:
         raise RejectedUpdateError(f"sends {_size(sent)} of tensors, expected at most {_size(most)}")
-    records = [each for each in content.values() if isinstance(each, ArrayRecord)]
+    records = [record for record in content.values() if isinstance(record, ArrayRecord)]
     _at_most(sum(map(len, records)), 1, "arrays")
     texts, values = _words(content)
     _at_most(values, MAX_VALUES, "values")
     _at_most(sum(map(len, texts)), MAX_LETTERS, "letters and bytes of text")
 
 
-def _at_most(found: int, most: int, what: str) -> None:
-    if found > most:
-        raise RejectedUpdateError(f"sends {found} {what}, expected at most {most}")
+def _at_most(count: int, most: int, what: str) -> None:
+    if count > most:
+        raise RejectedUpdateError(f"sends {count} {what}, expected at most {most}")
 
 
 def _words(content: RecordDict) -> tuple[list[str | bytes], int]:

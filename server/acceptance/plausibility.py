@@ -1,4 +1,4 @@
-"""Sums that no data can have: what a client reports of its labels and predictions, put to the test.
+"""Sums that no data can have: checks of what a client reports about its labels and predictions.
 
 The sums are those of `common.model.evidence`. Each function returns what is wrong, or None.
 
@@ -153,7 +153,7 @@ def _gram_fault(sums: Tensor) -> str | None:
     r, s, t = y / scales[0] / scales[1], p / scales[0] / scales[2], py / scales[1] / scales[2]
     # The matrix of correlations, with d on its diagonal, is to have no negative principal minor.
     d = 1 + _TOLERANCE
-    possible = all(abs(each) <= d for each in (r, s, t))
+    possible = all(abs(correlation) <= d for correlation in (r, s, t))
     if not possible or d**3 + 2 * r * s * t - d * (r**2 + s**2 + t**2) < 0:
         return f"sums that break Cauchy-Schwarz: {sums.tolist()}"
     return None

@@ -9,9 +9,8 @@ every S_m is the Gaussian mechanism of noise multiplier z, once a round for each
 
     encoder of m: deviation z C / k_m        decoder: deviation z C / K
 
-The deviation of an average is what Flower's `compute_stdv` gives for its clients. Here each update
-gets its share, variance (z C)^2 / k_m or / K, which adds up to the same. Exchanging a client's data
-for other data moves the sums by up to 2 C.
+These deviations are what Flower's `compute_stdv` gives for an average's clients. Exchanging a
+client's data for other data moves the sums by up to 2 C.
 
 ``local``. Each update has N(0, (z C)^2) on it when it leaves (`client.privacy`). Two data sets of
 the client give changes up to 2 C apart: multiplier z / 2 towards everybody, the server included.
@@ -27,12 +26,13 @@ covered by the theorem (Mironov 2012).
 
 import math
 import os
-from dataclasses import replace
+from collections.abc import Mapping
 from typing import Any
 
+from torch import Tensor
+
 from common.config import Config, PrivacyConfig, PrivacyRule
-from common.messages import Uplink
-from common.posterior import Posterior
+from common.model.ha_fedformer import Parts
 from common.secure_noise import Source, normal
 
 #: What leaves a site without noise, whatever the mechanism.
@@ -45,38 +45,33 @@ NOT_COVERED = (
 
 
 def add_noise(
-    uplink: Uplink, peers: int, everyone: int, config: PrivacyConfig, source: Source = os.urandom
-) -> Uplink:
-    """Give an update its share of the noise of a round's sums.
+    merged: Parts, clients: Mapping[str, int], config: PrivacyConfig, source: Source = os.urandom
+) -> Parts:
+    """Add a round's noise to its averages.
 
     Parameters
     ----------
-    uplink
-        Of norm `config.clip` at most.
-    peers, everyone
-        How many updates of its modality, and in all, will be summed, with equal weights.
+    merged
+        Averages with equal weights of changes of norm `config.clip` at most.
+    clients
+        Modality to the number of clients that were averaged.
     config
         The mechanism.
     source
         Of random bytes.
     """
     deviation = config.noise_multiplier * config.clip
-    return replace(
-        uplink,
-        encoder=_noisy(uplink.encoder, deviation / peers**0.5, source),
-        decoder=_noisy(uplink.decoder, deviation / everyone**0.5, source),
-    )
+    encoders = {
+        name: _noisy(arrays, deviation / clients[name], source)
+        for name, arrays in merged.encoders.items()
+    }
+    return Parts(encoders, _noisy(merged.decoder, deviation / sum(clients.values()), source))
 
 
-def _noisy(posterior: Posterior, deviation: float, source: Source) -> Posterior:
+def _noisy(arrays: Mapping[str, Tensor], deviation: float, source: Source) -> dict[str, Tensor]:
     return {
-        name: replace(
-            gaussian,
-            mean=(gaussian.mean.double() + normal(gaussian.mean.shape, deviation, source)).to(
-                gaussian.mean.dtype
-            ),
-        )
-        for name, gaussian in posterior.items()
+        name: (array.double() + normal(array.shape, deviation, source)).to(array.dtype)
+        for name, array in arrays.items()
     }
 
 

@@ -1,15 +1,17 @@
-"""What a round's updates say of each other: none may be out of all proportion.
+"""How far an update may move the model, and how sure of itself it may be.
 
 Norms. With D the change of a client, its means minus the arrays that it was sent, the encoder's and
 the decoder's apart, an update is refused where
 
     ||D|| > max(reach, min(f median, f ||sent||)),   f = ``strategy.screening.norm_factor``
 
-The median is that of the modality's clients for encoders and of all clients for decoders, of three
-at least. So that those who send next to nothing cannot make honest changes look large, that of an
-encoder is not below the median of all modalities, by root mean square: the only one where a
-modality has fewer than three clients. With fewer than three in all, no median means anything, and
-only the arrays that were sent are the measure; these also hold where a majority conspires.
+The median is that of the former round, so that an update is compared when it comes: of the
+modality's clients for encoders and of all clients for decoders, of three at least. So that clients
+that send next to nothing cannot make honest changes look large, that of an encoder is not below the
+median of all modalities, by root mean square: the only one where a modality has fewer than three
+clients. A round of fewer than three in all leaves the medians as they were. Where there is none, as
+in round 1, only the arrays that were sent are the measure; these also hold where a majority
+conspires.
 
 ``reach`` is how far local training can move at all, and is never refused: a step of Adam moves a
 weight by at most lr (1 - b1) / sqrt(1 - b2) (Kingma and Ba 2015, section 2.1), one of SGD moves all
@@ -17,11 +19,12 @@ together by lr times the largest gradient. So clients with many more steps than 
 
 Precisions. Where they keep their scale, the mean eigenvalue of a tensor's precision may be
 ``strategy.screening.precision_factor`` times the median, formed as that of norms over the clients
-that have a tensor of that name.
+that have a precision of that tensor.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -29,25 +32,11 @@ import torch
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import (
-    Config,
-    Optimizer,
-    Sampler,
-    Scale,
-    ScreeningConfig,
-    Structure,
-)
+from common.config import Config, Optimizer, Sampler, Scale
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
-from common.posterior import (
-    Gaussian,
-    Layout,
-    Means,
-    Posterior,
-    decoder_structure,
-    encoder_structure,
-)
-from server.acceptance.validation import mean_precision
+from common.posterior import Layout, Posterior
+from common.structures import Structure, decoder_structure, encoder_structure
 
 #: (1 - b1) / sqrt(1 - b2) with torch's .9 and .999.
 _ADAM_STEP = 0.1 / math.sqrt(0.001)
@@ -55,32 +44,43 @@ _ADAM_STEP = 0.1 / math.sqrt(0.001)
 #: Clients without whom a median says nothing.
 _QUORUM = 3
 
+#: What was usual in a former round: a quantity, or quantity/modality, to its median.
+Medians = Mapping[str, float]
+
 
 @dataclass(frozen=True)
-class _Change:
+class Change:
     """The change of one part of a client's model.
 
     Attributes
     ----------
+    part
+        "encoder" or "decoder".
     norm
         L2.
     sent
-        L2 norm of what the client was sent.
+        L2 norm of what the client was sent; infinite where the change is not in its unit.
     size
         Numbers in it.
     reach
-        The largest norm that local training can give; 0 where there is no telling.
+        The largest norm that local training can give; 0 where that is unknown.
     """
 
+    part: str
     norm: float
     sent: float
     size: int
     reach: float
 
+    @property
+    def rms(self) -> float:
+        """Root mean square, which compares encoders of different sizes."""
+        return self.norm / math.sqrt(self.size)
+
 
 @dataclass(frozen=True)
 class Measures:
-    """What is compared of an update, whose arrays need not stay for it.
+    """What is compared of an update, without its arrays.
 
     Attributes
     ----------
@@ -89,17 +89,17 @@ class Measures:
     encoder, decoder
         How far they moved.
     precisions
-        Part and array to the mean eigenvalue of its precision, where these are compared.
+        Quantity to the mean eigenvalue of a tensor's precision, where these are compared.
     """
 
     key: ClientKey
-    encoder: _Change
-    decoder: _Change
-    precisions: Mapping[tuple[str, str], float]
+    encoder: Change
+    decoder: Change
+    precisions: Mapping[str, float]
 
 
 class Screening:
-    """Compares the updates of a round.
+    """Measures the updates of a round, and compares them with what is usual.
 
     Parameters
     ----------
@@ -111,43 +111,93 @@ class Screening:
 
     def __init__(self, sent: Parts, config: Config) -> None:
         self._config = config
-        self._encoders = {name: _Start.of(arrays) for name, arrays in sent.encoders.items()}
-        self._decoder = _Start.of(sent.decoder)
+        self._encoders = {name: Start.of(arrays) for name, arrays in sent.encoders.items()}
+        self._decoder = Start.of(sent.decoder)
 
     def measure(self, uplink: Uplink) -> Measures:
-        """Measure an update that is right by itself."""
+        """Measure an update that is sound by itself."""
         start = self._encoders[uplink.key.modality]
+        strategy = self._config.strategy
+        encoder = encoder_structure(strategy.encoder)
+        decoder = decoder_structure(strategy.decoder)
         return Measures(
             uplink.key,
-            self._change(uplink.encoder, start, uplink.steps, part="encoder"),
-            self._change(uplink.decoder, self._decoder, uplink.steps, part="decoder"),
+            self._change("encoder", uplink.encoder, start, uplink.steps, encoder),
+            self._change("decoder", uplink.decoder, self._decoder, uplink.steps, decoder),
             {
-                (part, name): mean_precision(gaussian)
+                f"precision of {part} array {name!r}": gaussian.mean_precision()
                 for part, posterior in (("decoder", uplink.decoder), ("encoder", uplink.encoder))
-                if self._compares_precisions(part) and not isinstance(posterior, Means)
-                for name, gaussian in posterior.items()
-                if gaussian.precision is not None
+                if self._compares_precisions(part)
+                for name, gaussian in posterior.precise.items()
             },
         )
 
-    def odd(self, measures: Sequence[Measures]) -> dict[ClientKey, str]:
-        """Return the clients that are to be refused, each with the reason."""
-        rules = self._config.strategy.screening
-        refused: dict[ClientKey, str] = {}
-        if rules.norm_factor is not None:
-            refused |= self._large_changes(measures, rules.norm_factor)
-        if rules.precision_factor is not None:
-            refused |= _large_precisions(measures, rules.precision_factor)
-        return refused
+    def outlier(self, measures: Measures, medians: Medians) -> str | None:
+        """Say why an update is out of proportion to the former round's; None if it is not."""
+        rules, modality = self._config.strategy.screening, measures.key.modality
+        if (factor := rules.norm_factor) is not None:
+            for change in (measures.decoder, measures.encoder):
+                usual = usual_of(change.part, modality, medians) * change.size**0.5
+                bound, measure = norm_bound(change, usual, factor)
+                if change.norm > bound:
+                    return (
+                        f"the norm of its {change.part}'s change is {change.norm:.3g}, more than "
+                        f"{factor:g} times the {measure}"
+                    )
+        if (factor := rules.precision_factor) is not None:
+            for name, scale in measures.precisions.items():
+                usual = usual_of(name, modality, medians)
+                if scale > factor * usual:
+                    return (
+                        f"the mean eigenvalue of the {name} is {scale:.3g}, more than {factor:g} "
+                        f"times the median {usual:.3g}"
+                    )
+        return None
 
-    def _change(self, posterior: Posterior, start: "_Start", steps: int, *, part: str) -> _Change:
-        config = self._config
-        plain = _trained_plainly(config, part)
-        return _Change(
-            norm=start.distance(posterior),
-            sent=start.norm,
-            size=len(start.values),
-            reach=_reach(config, steps, len(start.values), start.norm) if plain else 0.0,
+    def clipped(self, uplink: Uplink, norm: float) -> Uplink:
+        """Scale a whole change down to a norm: D min(1, norm / ||D||), precisions as they are.
+
+        Parameters
+        ----------
+        uplink
+            An update that is sound by itself.
+        norm
+            The largest L2 norm, of encoder and decoder together.
+        """
+        starts = (self._encoders[uplink.key.modality].values, self._decoder.values)
+        parts = (uplink.encoder, uplink.decoder)
+        changes = [
+            part.mean.double() - start.double() for part, start in zip(parts, starts, strict=True)
+        ]
+        whole = math.hypot(*map(_norm, changes))
+        if whole <= norm:
+            return uplink
+        encoder, decoder = (
+            part.moved((start.double() + norm / whole * change).to(part.mean.dtype))
+            for part, start, change in zip(parts, starts, changes, strict=True)
+        )
+        return replace(uplink, encoder=encoder, decoder=decoder)
+
+    def _change(
+        self,
+        part: str,
+        posterior: Posterior,
+        start: "Start",
+        steps: int,
+        structure: Structure | None,
+    ) -> Change:
+        sends_change = structure is not None and structure.sends_change
+        sampled = self._config.strategy.sampler.name in (Sampler.sgld, Sampler.sghmc)
+        # FedPA's P (theta - M) has its own unit where it keeps the client's scale.
+        comparable = not sends_change or self._config.strategy.encoder.scale is Scale.relative
+        plain = not (sampled or sends_change)
+        size = len(start.values)
+        return Change(
+            part,
+            _norm(posterior.mean - start.values),
+            start.norm if comparable else math.inf,
+            size,
+            _reach(self._config, steps, size, start.norm) if plain else 0.0,
         )
 
     def _compares_precisions(self, part: str) -> bool:
@@ -156,98 +206,79 @@ class Screening:
             return False
         return part == "decoder" or self._config.strategy.encoder.scale is Scale.absolute
 
-    def _large_changes(self, measures: Sequence[Measures], factor: float) -> dict[ClientKey, str]:
-        everyone = "all clients"
-        refused: dict[ClientKey, str] = {}
-        for part in ("decoder", "encoder"):
-            changes: dict[ClientKey, _Change] = {each.key: getattr(each, part) for each in measures}
-            # The root mean square compares encoders of different sizes.
-            figures = {key: change.norm / change.size**0.5 for key, change in changes.items()}
-            groups = {key: key.modality if part == "encoder" else everyone for key in changes}
-            medians = _medians(figures, groups)
-            for key, change in changes.items():
-                usual = medians.get(groups[key], math.inf) * change.size**0.5
-                measure = change.sent if _bounded(self._config, part) else math.inf
-                if change.norm > max(change.reach, factor * min(usual, measure)):
-                    than = (
-                        f"median {usual:.3g}"
-                        if usual <= measure
-                        else f"{measure:.3g} that was sent"
-                    )
-                    refused[key] = (
-                        f"the norm of its {part}'s change is {change.norm:.3g}, more than "
-                        f"{factor:g} times the {than}"
-                    )
-        return refused
-
 
 @dataclass(frozen=True)
-class _Start:
-    """One part of the model that was sent, as one vector.
+class Start:
+    """One part of the model that was sent: its numbers (P,) float32, and their L2 norm."""
 
-    Attributes
-    ----------
-    layout
-        Of its arrays.
-    values
-        All their numbers, float32.
-    norm
-        L2.
-    """
-
-    layout: Layout
     values: Tensor
     norm: float
 
     @classmethod
-    def of(cls, arrays: Mapping[str, Tensor]) -> "_Start":
-        layout = Layout.of(arrays)
-        values = torch.cat([arrays[name].reshape(-1) for name in layout.names])
-        return cls(layout, values, _norm(values))
-
-    def distance(self, posterior: Posterior) -> float:
-        """Return how far from here a posterior's means are."""
-        if isinstance(posterior, Means) and posterior.layout == self.layout:
-            return _norm(posterior.vector - self.values)
-        means = torch.cat([posterior[name].mean.reshape(-1) for name in self.layout.names])
-        return _norm(means - self.values)
+    def of(cls, arrays: Mapping[str, Tensor]) -> "Start":
+        """Join the arrays in the order in which updates have them."""
+        values = Layout.of(arrays).join(arrays)
+        return cls(values, _norm(values))
 
 
-def _medians(
-    figures: Mapping[ClientKey, float], groups: Mapping[ClientKey, str]
-) -> dict[str, float]:
-    """Return each group's median, not below that of all; empty where there are too few."""
-    if len(figures) < _QUORUM:
-        return {}
-    overall = float(np.median(list(figures.values())))
-    medians = {}
-    for group in set(groups.values()):
-        own = [figure for key, figure in figures.items() if groups[key] == group]
-        medians[group] = max(overall, float(np.median(own)) if len(own) >= _QUORUM else 0.0)
+def norm_bound(change: Change, usual: float, factor: float) -> tuple[float, str]:
+    """Return how large the norm of a change may be, and the measure that decides it.
+
+    Parameters
+    ----------
+    change
+        The change.
+    usual
+        Norm of the former round's median change; infinite where there is none.
+    factor
+        How many times the measure is allowed.
+    """
+    measure = min(usual, change.sent)
+    words = f"median {usual:.3g}" if usual <= change.sent else f"{measure:.3g} that was sent"
+    return max(change.reach, factor * measure), words
+
+
+def round_medians(measures: Iterable[Measures]) -> dict[str, float]:
+    """Return the medians that the next round's updates are compared with.
+
+    Quantities that fewer than three clients have are left out. That of a modality is not below that
+    of all.
+    """
+    figures: dict[str, dict[ClientKey, float]] = defaultdict(dict)
+    for each in measures:
+        figures["decoder"][each.key] = each.decoder.rms
+        figures["encoder"][each.key] = each.encoder.rms
+        for name, scale in each.precisions.items():
+            figures[name][each.key] = scale
+    medians: dict[str, float] = {}
+    for name, by_client in figures.items():
+        if len(by_client) < _QUORUM:
+            continue
+        medians[name] = overall = float(np.median(list(by_client.values())))
+        for modality in {key.modality for key in by_client} if name != "decoder" else ():
+            own = [figure for key, figure in by_client.items() if key.modality == modality]
+            typical = float(np.median(own)) if len(own) >= _QUORUM else overall
+            medians[f"{name}/{modality}"] = max(overall, typical)
     return medians
+
+
+def usual_of(name: str, modality: str, medians: Medians) -> float:
+    """Return the median of a quantity for a modality's clients; infinite where there is none."""
+    return medians.get(f"{name}/{modality}", medians.get(name, math.inf))
+
+
+def exceeds_clip(measures: Measures, norm: float) -> str | None:
+    """Say that a whole change is larger than the client was to clip it to, if it is."""
+    whole = math.hypot(measures.encoder.norm, measures.decoder.norm)
+    start = math.hypot(measures.encoder.sent, measures.decoder.sent)
+    # A hair more, for rounding in float32.
+    if whole <= 1.001 * norm + 1e-6 * start:
+        return None
+    return f"the norm of its change is {whole:.3g}, expected at most privacy.clip={norm:g}"
 
 
 def _norm(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
-
-
-def _structure(config: Config, part: str) -> Structure | None:
-    strategy = config.strategy
-    if part == "encoder":
-        return encoder_structure(strategy.encoder)
-    return decoder_structure(strategy.decoder)
-
-
-def _trained_plainly(config: Config, part: str) -> bool:
-    """Whether what is sent is where the optimiser went, or a mean of that."""
-    sampled = config.strategy.sampler.name in (Sampler.sgld, Sampler.sghmc)
-    return not sampled and _structure(config, part) is not Structure.low_rank
-
-
-def _bounded(config: Config, part: str) -> bool:
-    """Whether a change is in the weights' unit: FedPA's P (theta - M) is not, with its scale."""
-    low_rank = _structure(config, part) is Structure.low_rank
-    return not low_rank or config.strategy.encoder.scale is Scale.relative
 
 
 def _reach(config: Config, steps: int, size: int, start: float) -> float:
@@ -258,84 +289,3 @@ def _reach(config: Config, steps: int, size: int, start: float) -> float:
         moved = _ADAM_STEP * client.lr * steps * size**0.5
     # Weights decay towards zero besides.
     return moved + client.lr * client.weight_decay * steps * (start + moved)
-
-
-def _large_precisions(measures: Sequence[Measures], factor: float) -> dict[ClientKey, str]:
-    by_array: dict[tuple[str, str], dict[ClientKey, float]] = {}
-    for each in measures:
-        for array, scale in each.precisions.items():
-            by_array.setdefault(array, {})[each.key] = scale
-    refused: dict[ClientKey, str] = {}
-    for (part, name), scales in by_array.items():
-        medians = _medians(scales, {key: key.modality for key in scales})
-        for key, scale in scales.items():
-            usual = medians.get(key.modality, math.inf)
-            if scale > factor * usual:
-                refused[key] = (
-                    f"{part} array {name!r}: the mean eigenvalue of its precision is "
-                    f"{scale:.3g}, more than {factor:g} times the median {usual:.3g}"
-                )
-    return refused
-
-
-def overstep(measures: Sequence[Measures], norm: float) -> dict[ClientKey, str]:
-    """Return the clients whose whole change is larger than they were to clip it to."""
-    refused = {}
-    for each in measures:
-        whole = math.hypot(each.encoder.norm, each.decoder.norm)
-        start = math.hypot(each.encoder.sent, each.decoder.sent)
-        # A hair more, for rounding in float32.
-        if whole > 1.001 * norm + 1e-6 * start:
-            refused[each.key] = (
-                f"the norm of its change is {whole:.3g}, expected at most privacy.clip={norm:g}"
-            )
-    return refused
-
-
-def clip_update(uplink: Uplink, sent: Parts, norm: float) -> Uplink:
-    """Scale a client's whole change down to a norm: D min(1, norm / ||D||), precisions as they are.
-
-    Parameters
-    ----------
-    uplink
-        Its update.
-    sent
-        The model that it started from.
-    norm
-        The largest L2 norm, of encoder and decoder together.
-    """
-    starts = (sent.encoders[uplink.key.modality], sent.decoder)
-    changes = [
-        {name: gaussian.mean.double() - start[name].double() for name, gaussian in part.items()}
-        for part, start in zip((uplink.encoder, uplink.decoder), starts, strict=True)
-    ]
-    whole = math.hypot(*(_norm(array) for part in changes for array in part.values()))
-    if whole <= norm:
-        return uplink
-    encoder, decoder = (
-        _scaled(part, start, change, norm / whole)
-        for part, start, change in zip(
-            (uplink.encoder, uplink.decoder), starts, changes, strict=True
-        )
-    )
-    return replace(uplink, encoder=encoder, decoder=decoder)
-
-
-def _scaled(
-    posterior: Posterior,
-    sent: Mapping[str, Tensor],
-    change: Mapping[str, Tensor],
-    factor: float,
-) -> dict[str, Gaussian]:
-    return {
-        name: replace(
-            gaussian,
-            mean=(sent[name].double() + factor * change[name]).to(gaussian.mean.dtype),
-        )
-        for name, gaussian in posterior.items()
-    }
-
-
-def left_out(faults: int, rules: ScreeningConfig) -> bool:
-    """Whether a node with so many refused updates takes no further part."""
-    return rules.max_faults is not None and faults >= rules.max_faults

@@ -1,13 +1,23 @@
-"""Weighted average of arrays: FedAvg (McMahan et al. 2017), as a sum that can be merged.
+"""FedAvg, the weighted average of arrays, as a sum that can be merged.
+
+    W = sum_i n_i W_i / sum_i n_i
 
 Sums are kept in float64, so that order and grouping change a result by rounding only.
+
+Source: McMahan et al. 2017, arXiv 1602.05629.
+
+Notation: P weights in all.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from common.posterior import Layout, Posterior
+from server.aggregation.rules import RULES, Arrays, Rule, Setting, Shares, pooled
 
 
 @dataclass(frozen=True)
@@ -16,35 +26,52 @@ class WeightedSum:
 
     Attributes
     ----------
-    sums
-        Array name to sum_i n_i W_i, float64.
+    layout
+        Of the arrays.
+    vector
+        (P,) sum_i n_i W_i, float64.
     weight
         sum_i n_i.
     """
 
-    sums: Mapping[str, Tensor] = field(default_factory=dict)
+    layout: Layout = field(default_factory=Layout)
+    vector: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     weight: float = 0.0
 
-    def add(self, arrays: Mapping[str, Tensor], weight: float) -> "WeightedSum":
-        """Add one client's arrays with its weight.
+    @classmethod
+    def of(cls, posterior: Posterior, weight: float) -> "WeightedSum":
+        """Return one client's sum.
 
         Raises
         ------
         ValueError
-            If the weight is not positive and finite.
+            If the weight is not positive and finite, or there are no arrays.
         """
         check_weight(weight)
-        return self.merge(
-            WeightedSum({name: weight * array.double() for name, array in arrays.items()}, weight)
-        )
+        if not posterior:
+            raise ValueError("an update of no arrays")
+        vector = posterior.mean.to(torch.float64, copy=True).mul_(weight)
+        return cls(posterior.layout, vector, weight)
+
+    def add(self, posterior: Posterior, weight: float) -> "WeightedSum":
+        """Add the means of one client, see `of`."""
+        return self.merge(WeightedSum.of(posterior, weight))
 
     def merge(self, other: "WeightedSum") -> "WeightedSum":
-        """Return the sum of both; an empty sum changes nothing."""
-        if self.weight == 0 or other.weight == 0:
-            return other if self.weight == 0 else self
-        return WeightedSum(add_arrays(self.sums, other.sums), self.weight + other.weight)
+        """Return the sum of both; an empty sum changes nothing.
 
-    def finalize(self) -> dict[str, Tensor]:
+        Raises
+        ------
+        ValueError
+            If names or shapes differ, naming the first that does.
+        """
+        if not self.weight or not other.weight:
+            return self if self.weight else other
+        if fault := other.layout.difference(self.layout):
+            raise ValueError(f"updates that do not fit together: {fault}")
+        return WeightedSum(self.layout, self.vector + other.vector, self.weight + other.weight)
+
+    def finish(self) -> Arrays:
         """Return the average, float32.
 
         Raises
@@ -52,9 +79,9 @@ class WeightedSum:
         ValueError
             If nothing was added: an average of nothing is not zero.
         """
-        if not self.sums:
-            raise ValueError("average of no clients")
-        return {name: (total / self.weight).float() for name, total in self.sums.items()}
+        if not self.weight:
+            raise ValueError("no clients to merge")
+        return self.layout.split((self.vector / self.weight).float())
 
 
 def check_weight(weight: float) -> None:
@@ -63,21 +90,12 @@ def check_weight(weight: float) -> None:
         raise ValueError(f"weight {weight}: expected a positive finite number")
 
 
-def add_arrays(left: Mapping[str, Tensor], right: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add arrays name by name, without broadcasting.
+def weighted_across(rule: Rule, sums: Mapping[str, Any], setting: Setting) -> tuple[Arrays, Shares]:
+    """Merge all modalities' clients; the shares of modalities are those of their weights."""
+    decoder, _ = pooled(rule, sums, setting)
+    total = sum(setting.weights.values())
+    shares = {name: weight / total for name, weight in setting.weights.items()}
+    return decoder, {layer: dict(shares) for layer in decoder}
 
-    Raises
-    ------
-    ValueError
-        If names or shapes differ, naming the first that does.
-    """
-    if left.keys() != right.keys():
-        odd = sorted(left.keys() ^ right.keys())[0]
-        raise ValueError(f"array {odd!r} is in one update but not in the other")
-    for name, array in left.items():
-        if array.shape != right[name].shape:
-            raise ValueError(
-                f"array {name!r} has shape {tuple(array.shape)} in one update and "
-                f"{tuple(right[name].shape)} in another"
-            )
-    return {name: torch.add(array, right[name]) for name, array in left.items()}
+
+RULES["average"] = Rule(WeightedSum, lambda total, _: total.finish(), weighted_across)

@@ -30,7 +30,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.config import ClientWeights, FusionRule
+from common.clients import ClientKey
+from common.config import FusionRule
 from common.messages import Uplink
 from common.model.evidence import INVERSE_TEMPERATURES
 from common.model.fusion import fit_fusion
@@ -39,6 +40,16 @@ from common.task import Task
 #: How much likelier a client is taken to be sound than faulty, before it is seen.
 PRIOR_ODDS = 20.0
 _LOG_ODDS = math.log(PRIOR_ODDS)
+
+
+def trust_round(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> dict[ClientKey, float]:
+    """Return the trust in the labels of each client of a round, see `trust_clients`."""
+    trusts: dict[ClientKey, float] = {}
+    for modality in {uplink.key.modality for uplink in uplinks}:
+        clients = [uplink for uplink in uplinks if uplink.key.modality == modality]
+        keys = [uplink.key for uplink in clients]
+        trusts |= zip(keys, trust_clients(clients, prior, task), strict=True)
+    return trusts
 
 
 def trust_clients(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> list[float]:
@@ -57,9 +68,9 @@ def trust_clients(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> list[
     # What all together think decides first; then what those think who are trusted by it.
     for _ in range(2):
         pooled = torch.stack(
-            [share * each.evidence for share, each in zip(trusts, uplinks, strict=True)]
+            [trust * uplink.evidence for trust, uplink in zip(trusts, uplinks, strict=True)]
         ).sum(dim=0)
-        trusts = [_sigmoid(_ratio(each, pooled, prior, task) + _LOG_ODDS) for each in uplinks]
+        trusts = [_sigmoid(_ratio(uplink, pooled, prior, task) + _LOG_ODDS) for uplink in uplinks]
     return trusts
 
 
@@ -91,15 +102,13 @@ def _sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-min(max(value, -500.0), 500.0)))
 
 
-def client_weight(uplink: Uplink, rule: ClientWeights, trusted: float) -> float:
-    """Return w_i, above 0."""
-    match rule:
-        case ClientWeights.uniform:
-            return 1.0
-        case ClientWeights.examples:
-            return float(uplink.examples)
-        case ClientWeights.agreement:
-            return uplink.examples * max(trusted, 1e-6)
+def client_weight(uplink: Uplink, rule: str, trusted: float) -> float:
+    """Return w_i, above 0, by the name of the rule."""
+    if rule == "uniform":
+        return 1.0
+    if rule == "agreement":
+        return uplink.examples * max(trusted, 1e-6)
+    return float(uplink.examples)
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from torch import Tensor
 
 from common.config import DecoderConfig
 from server.aggregation.average import WeightedSum
+from server.aggregation.rules import RULES, Arrays, Rule, Setting, Shares
 
 
 def cmda_weights(layers: list[Tensor], config: DecoderConfig) -> Tensor:
@@ -57,31 +58,25 @@ def merge_decoders(
     decoders: Mapping[str, Mapping[str, Tensor]],
     config: DecoderConfig,
     generator: torch.Generator,
-) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+) -> tuple[Arrays, Shares]:
     """Merge the modalities' decoders.
 
     Parameters
     ----------
     decoders
-        Modality to its decoder.
+        Modality to its decoder; all have the same arrays.
     config
         CmDA's options.
     generator
-        Draws the noise.
+        Draws the noise, in the order of the arrays.
 
     Returns
     -------
     tuple
         The global decoder, float32; and layer to modality to w_m.
-
-    Raises
-    ------
-    ValueError
-        If decoders differ in names or shapes, or there are none.
     """
-    names = _common_names(decoders)
     merged, weights = {}, {}
-    for name in names:
+    for name in next(iter(decoders.values())):
         layers = [decoder[name] for decoder in decoders.values()]
         w = cmda_weights(layers, config)
         weights[name] = dict(zip(decoders, w.tolist(), strict=True))
@@ -92,11 +87,16 @@ def merge_decoders(
     return merged, weights
 
 
-def _common_names(decoders: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
-    """Return the layers' names, having checked that all decoders have the same."""
-    if not decoders:
-        raise ValueError("no decoders to merge")
-    check = WeightedSum()
-    for decoder in decoders.values():
-        check = check.add(decoder, 1.0)
-    return list(check.sums)
+def _across(rule: Rule, sums: Mapping[str, WeightedSum], setting: Setting) -> tuple[Arrays, Shares]:
+    first, *others = sums.values()
+    for other in others:
+        if fault := other.layout.difference(first.layout):
+            raise ValueError(f"decoders that do not fit together: {fault}")
+    averages = {}
+    for name, total in sums.items():
+        average = rule.finish(total, setting)
+        averages[name] = {layer: average[layer] for layer in setting.current}
+    return merge_decoders(averages, setting.config.decoder, setting.generator)
+
+
+RULES["cmda"] = Rule(WeightedSum, lambda total, _: total.finish(), _across, parts=("decoder",))

@@ -1,27 +1,22 @@
-"""The hierarchy: PbEA inside each modality, then CmDA across modalities.
+"""The hierarchy: a rule inside each modality, PbEA say, then one across modalities, CmDA say.
 
 A round is one `RoundSum`: add every client's `Uplink`, in any order and grouping, then
-`merge_round`. Other rules take the place of either by configuration.
+`merge_round`. The rules are those that the configuration names, see `server.aggregation.rules`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from common.config import DecoderMerge, EncoderMerge, StrategyConfig
+from common.config import StrategyConfig
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
-from common.posterior import Posterior
 from server.aggregation.client_weights import StepSums
-from server.aggregation.cmda import merge_decoders
-from server.aggregation.collected import Collected, attend, median, trimmed_mean
-from server.aggregation.pbea import PosteriorSum
-
-#: Rules that need every client's arrays at once.
-_COLLECTED = {"fedatt", "median", "trimmed_mean"}
+from server.aggregation.rules import Setting, Shares, find_rule
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class ModalitySum:
     Attributes
     ----------
     encoder, decoder
-        Products of the posteriors; or the clients themselves, for rules that need them.
+        Sums of the rules that merge them, see `server.aggregation.rules.ClientSum`.
     loss
         Sum of n_i times the train loss.
     evidence
@@ -42,8 +37,8 @@ class ModalitySum:
         Their numbers.
     """
 
-    encoder: PosteriorSum | Collected
-    decoder: PosteriorSum | Collected
+    encoder: Any
+    decoder: Any
     loss: float = 0.0
     evidence: Tensor | None = None
     steps: StepSums = field(default_factory=StepSums)
@@ -53,7 +48,8 @@ class ModalitySum:
     @classmethod
     def empty(cls, config: StrategyConfig) -> "ModalitySum":
         """Return the sum of no client."""
-        return cls(_empty(config.encoder.merge), _empty(config.decoder.merge))
+        encoder = find_rule(config.encoder.merge, "encoder").start()
+        return cls(encoder, find_rule(config.decoder.merge, "decoder").start())
 
     def add(
         self, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
@@ -61,8 +57,8 @@ class ModalitySum:
         """Add one client; see `RoundSum.add`."""
         share = weight / uplink.steps if config.normalise_steps else weight
         return ModalitySum(
-            _add_posterior(self.encoder, uplink.encoder, share),
-            _add_posterior(self.decoder, uplink.decoder, share),
+            self.encoder.add(uplink.encoder, share),
+            self.decoder.add(uplink.decoder, share),
             self.loss + uplink.examples * uplink.train_loss,
             _add(self.evidence, trust * uplink.evidence),
             self.steps.add(weight, uplink.steps),
@@ -73,8 +69,8 @@ class ModalitySum:
     def merge(self, other: "ModalitySum") -> "ModalitySum":
         """Return the sum of both."""
         return ModalitySum(
-            _merge(self.encoder, other.encoder),
-            _merge(self.decoder, other.decoder),
+            self.encoder.merge(other.encoder),
+            self.decoder.merge(other.decoder),
             self.loss + other.loss,
             _add(self.evidence, other.evidence),
             self.steps.merge(other.steps),
@@ -132,7 +128,7 @@ class MergedRound:
     """
 
     parts: Parts
-    decoder_weights: Mapping[str, Mapping[str, float]]
+    decoder_weights: Shares
     change_scales: Parts
 
 
@@ -144,29 +140,32 @@ def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> 
     total
         The round's sum, in which at least one client replied.
     current
-        What the clients started from; used by attention over clients alone.
+        What the clients started from.
     generator
         Draws the noise of CmDA and FedAtt.
 
     Raises
     ------
     ValueError
-        If no client replied.
+        If no client replied, or decoders do not fit together.
     """
     # In an order that does not depend on who replied first.
     sums = {name: total.modalities[name] for name in sorted(total.modalities)}
     if not sums:
         raise ValueError("no clients to merge")
     config = total.config
+    inside = find_rule(config.encoder.merge, "encoder")
     encoders = {
-        name: _finalize(
-            each.encoder, config.encoder.merge, current.encoders[name], config, generator
-        )
+        name: inside.finish(each.encoder, Setting(current.encoders[name], config, generator))
         for name, each in sums.items()
     }
-    decoder, weights = _merge_decoders(sums, current.decoder, config, generator)
+    across = find_rule(config.decoder.merge, "decoder")
+    decoders = {name: each.decoder for name, each in sums.items()}
+    weights = {name: each.steps.weight for name, each in sums.items()}
+    setting = Setting(current.decoder, config, generator, weights)
+    decoder, shares = across.across(across, decoders, setting)
     merged = Parts(encoders, decoder)
-    return MergedRound(merged, weights, _change_scales(sums, merged, config))
+    return MergedRound(merged, shares, _change_scales(sums, merged, config))
 
 
 def _change_scales(sums: Mapping[str, ModalitySum], merged: Parts, config: StrategyConfig) -> Parts:
@@ -178,70 +177,6 @@ def _change_scales(sums: Mapping[str, ModalitySum], merged: Parts, config: Strat
     }
     everyone = reduce(StepSums.merge, [each.steps for each in sums.values()])
     return Parts(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))
-
-
-def _merge_decoders(
-    sums: Mapping[str, ModalitySum],
-    current: Mapping[str, Tensor],
-    config: StrategyConfig,
-    generator: torch.Generator,
-) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-    rule = config.decoder.merge
-    if rule is DecoderMerge.cmda:
-        averages = {}
-        for name, each in sums.items():
-            average = _finalize(each.decoder, rule, current, config, generator)
-            # In the model's order, in which noise is drawn, whatever the order on the wire.
-            averages[name] = {layer: average[layer] for layer in current}
-        return merge_decoders(averages, config.decoder, generator)
-    everyone = reduce(_merge, [each.decoder for each in sums.values()])
-    decoder = _finalize(everyone, rule, current, config, generator)
-    if rule not in (DecoderMerge.average, DecoderMerge.posterior):
-        return decoder, {}
-    weight = sum(each.steps.weight for each in sums.values())
-    shares = {name: each.steps.weight / weight for name, each in sums.items()}
-    return decoder, {layer: dict(shares) for layer in decoder}
-
-
-def _empty(rule: EncoderMerge | DecoderMerge) -> PosteriorSum | Collected:
-    return Collected() if rule in _COLLECTED else PosteriorSum()
-
-
-def _add_posterior(
-    total: PosteriorSum | Collected, posterior: Posterior, weight: float
-) -> PosteriorSum | Collected:
-    if isinstance(total, Collected):
-        return total.add({name: each.mean for name, each in posterior.items()}, weight)
-    return total.add(posterior, weight)
-
-
-def _finalize(
-    total: PosteriorSum | Collected,
-    rule: EncoderMerge | DecoderMerge,
-    current: Mapping[str, Tensor],
-    config: StrategyConfig,
-    generator: torch.Generator,
-) -> dict[str, Tensor]:
-    if not isinstance(total, Collected):
-        return total.finalize()
-    match str(rule):
-        case "median":
-            return median(total)
-        case "trimmed_mean":
-            return trimmed_mean(total, config.trim)
-        case _:
-            return attend(total, current, config.fedatt, generator)
-
-
-def _merge(
-    left: PosteriorSum | Collected, right: PosteriorSum | Collected
-) -> PosteriorSum | Collected:
-    """Return the sum of two of a kind."""
-    if isinstance(left, Collected):
-        assert isinstance(right, Collected)
-        return left.merge(right)
-    assert isinstance(right, PosteriorSum)
-    return left.merge(right)
 
 
 def _add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

@@ -5,8 +5,9 @@ With n_i examples at client i the product has its mode M where
 
     (sum_i n_i P_i) M = sum_i n_i P_i M_i
 
-In the natural parameters n P and n P M that is a sum, so it can stream and reduce in a tree. Where
-all precisions are equal it is the weighted average, FedAvg.
+In the natural parameters n P and n P M that is a sum, so it streams and reduces in a tree. Where
+all precisions are equal it is the weighted average, FedAvg. As ``posterior`` it merges the decoders
+of all clients in the same way, by the second moments of what their linear maps read.
 
 Source: arXiv 2303.15486, section 4; the product of posteriors is that of FedPA, arXiv 2010.05273.
 
@@ -19,98 +20,92 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.posterior import Form, Gaussian, Layout, Means, Posterior
-from server.aggregation.average import check_weight
+from common.posterior import Form, Gaussian, Posterior
+from server.aggregation.average import WeightedSum, weighted_across
+from server.aggregation.rules import RULES, Arrays, Rule
 
 
 @dataclass(frozen=True)
-class NaturalSum:
-    """Natural parameters of a product of Gaussians over one tensor, float64.
+class Precision:
+    """sum n P of one tensor, float64.
 
     Attributes
     ----------
-    precision
-        sum n P. Shape () for the identity, the tensor's for a diagonal, (in, in) for rows.
-    shift
-        sum n P M, shaped like the tensor.
+    values
+        Shape (), the tensor's for a diagonal, (in, in) for rows.
     form
-        How to read `precision`.
+        How to read `values`.
     """
 
-    precision: Tensor
-    shift: Tensor
+    values: Tensor
     form: Form
 
     @classmethod
-    def of(cls, gaussian: Gaussian, weight: float) -> "NaturalSum":
-        """Return the natural parameters of one weighted Gaussian."""
-        if gaussian.precision is None:
-            shift = gaussian.mean.to(torch.float64, copy=True).mul_(weight)
-            return cls(torch.tensor(weight, dtype=torch.float64), shift, Form.identity)
-        mean = gaussian.mean.double()
-        precision = weight * gaussian.precision.double()
-        return cls(precision, _apply(mean, precision, gaussian.form), gaussian.form)
+    def of(cls, gaussian: Gaussian, weight: float) -> "Precision":
+        """Return the precision of one Gaussian times its weight."""
+        assert gaussian.precision is not None
+        return cls(weight * gaussian.precision.double(), gaussian.form)
 
-    def merge(self, other: "NaturalSum") -> "NaturalSum":
-        """Multiply two products; an identity takes the form of the other."""
-        if self.shift.shape != other.shift.shape:
-            raise ValueError(
-                f"shapes {tuple(self.shift.shape)} and {tuple(other.shift.shape)} differ"
-            )
-        form = other.form if self.form is Form.identity else self.form
-        total = self._precision_as(form) + other._precision_as(form)
-        return NaturalSum(total, self.shift + other.shift, form)
+    def times(self, tensor: Tensor) -> Tensor:
+        """Multiply a tensor by the precision: each row of (out, in) by the same (in, in)."""
+        if self.form is Form.row:
+            return (tensor.reshape(len(tensor), -1) @ self.values).reshape(tensor.shape)
+        return self.values * tensor
 
-    def mode(self) -> Tensor:
-        """Solve for the mode M."""
+    def solve(self, shift: Tensor) -> Tensor:
+        """Return M where P M is a tensor."""
         if self.form is not Form.row:
-            return self.shift / self.precision
-        matrix = self.shift.reshape(len(self.shift), -1)
-        factor = torch.linalg.cholesky(self.precision)
-        return torch.cholesky_solve(matrix.T, factor).T.reshape(self.shift.shape)
+            return shift / self.values
+        matrix = shift.reshape(len(shift), -1)
+        factor = torch.linalg.cholesky(self.values)
+        return torch.cholesky_solve(matrix.T, factor).T.reshape(shift.shape)
 
-    def _precision_as(self, form: Form) -> Tensor:
+    def plus(self, other: "Precision") -> "Precision":
+        """Return the sum of both; an identity takes the form of the other."""
+        form = other.form if self.form is Form.identity else self.form
+        return Precision(self._as(form, other) + other._as(form, self), form)
+
+    def _as(self, form: Form, like: "Precision") -> Tensor:
         if self.form is form:
-            return self.precision
+            return self.values
         if self.form is not Form.identity:
             raise ValueError(f"a {self.form} precision cannot be added to a {form} one")
         if form is Form.diagonal:
-            return self.precision.expand(self.shift.shape)
-        columns = self.shift[0].numel()
-        return self.precision * torch.eye(columns, dtype=torch.float64)
-
-
-def _apply(mean: Tensor, precision: Tensor, form: Form) -> Tensor:
-    """Multiply a tensor by a precision: each row of (out, in) by the same (in, in)."""
-    if form is Form.diagonal:
-        return precision * mean
-    return (mean.reshape(len(mean), -1) @ precision).reshape(mean.shape)
+            return self.values.expand(like.values.shape)
+        return self.values * torch.eye(len(like.values), dtype=torch.float64)
 
 
 @dataclass(frozen=True)
 class PosteriorSum:
-    """Product of clients' posteriors over an encoder.
+    """Product of clients' posteriors, by its natural parameters.
 
     Attributes
     ----------
-    tensors
-        Tensor name to its natural parameters, of clients that sent precisions.
-    means
-        Those of all others, whose tensors are one vector: its layout and its natural parameters.
+    shifts
+        sum n P M of every tensor, and sum n.
+    precisions
+        Tensor name to sum n P; that of tensors that are not named is sum n times the identity.
     """
 
-    tensors: Mapping[str, NaturalSum] = field(default_factory=dict)
-    means: tuple[Layout, NaturalSum] | None = None
+    shifts: WeightedSum = field(default_factory=WeightedSum)
+    precisions: Mapping[str, Precision] = field(default_factory=dict)
+
+    @property
+    def weight(self) -> float:
+        """Sum of n."""
+        return self.shifts.weight
 
     @classmethod
     def of(cls, posterior: Posterior, weight: float) -> "PosteriorSum":
         """Return the natural parameters of one client's posterior, see `add`."""
-        check_weight(weight)
-        if not posterior:
-            raise ValueError("posterior of no tensors")
-        if isinstance(posterior, Means):
-            return cls(means=(posterior.layout, NaturalSum.of(Gaussian(posterior.vector), weight)))
-        return cls({name: NaturalSum.of(each, weight) for name, each in posterior.items()})
+        shifts = WeightedSum.of(posterior, weight)
+        named = posterior.precise.items()
+        precisions = {name: Precision.of(gaussian, weight) for name, gaussian in named}
+        if precisions:
+            views = shifts.layout.split(shifts.vector)
+            for name, gaussian in named:
+                views[name].copy_(precisions[name].times(gaussian.mean.double()))
+        return cls(shifts, precisions)
 
     def add(self, posterior: Posterior, weight: float) -> "PosteriorSum":
         """Multiply in one client's posterior with its number of examples.
@@ -118,36 +113,29 @@ class PosteriorSum:
         Raises
         ------
         ValueError
-            If the weight is not positive and finite, or names or shapes differ from the others'.
+            If the weight is not positive and finite, or names, shapes or forms differ from the
+            others'.
         """
         return self.merge(PosteriorSum.of(posterior, weight))
 
     def merge(self, other: "PosteriorSum") -> "PosteriorSum":
         """Multiply two products; an empty one changes nothing."""
-        if not self or not other:
-            return self or other
-        if self.means and other.means and not self.tensors and not other.tensors:
-            (layout, own), (others, more) = self.means, other.means
-            if layout == others:
-                return PosteriorSum(means=(layout, own.merge(more)))
-        return PosteriorSum(_merged(self.by_name(), other.by_name()))
+        if not self.weight or not other.weight:
+            return self if self.weight else other
+        precisions = {}
+        shifts = self.shifts.merge(other.shifts)
+        for name in self.precisions.keys() | other.precisions.keys():
+            try:
+                precisions[name] = self._precision(name).plus(other._precision(name))
+            except ValueError as error:
+                raise ValueError(f"array {name!r}: {error}") from error
+        return PosteriorSum(shifts, precisions)
 
-    def by_name(self) -> Mapping[str, NaturalSum]:
-        """Return tensor name to its natural parameters, of all clients."""
-        if self.means is None:
-            return self.tensors
-        layout, total = self.means
-        own = {
-            name: NaturalSum(total.precision, shift, Form.identity)
-            for name, shift in layout.split(total.shift).items()
-        }
-        return _merged(self.tensors, own) if self.tensors else own
+    def _precision(self, name: str) -> Precision:
+        identity = Precision(torch.tensor(self.weight, dtype=torch.float64), Form.identity)
+        return self.precisions.get(name, identity)
 
-    def __bool__(self) -> bool:
-        """Whether anything was added."""
-        return bool(self.tensors) or self.means is not None
-
-    def finalize(self) -> dict[str, Tensor]:
+    def finish(self) -> Arrays:
         """Return the mode, float32.
 
         Raises
@@ -155,21 +143,14 @@ class PosteriorSum:
         ValueError
             If nothing was added.
         """
-        if not self:
-            raise ValueError("product of no posteriors")
-        return {name: natural.mode().float() for name, natural in self.by_name().items()}
+        modes = self.shifts.finish()
+        shifts = self.shifts.layout.split(self.shifts.vector) if self.precisions else {}
+        for name, precision in self.precisions.items():
+            modes[name] = precision.solve(shifts[name]).float()
+        return modes
 
 
-def _merged(
-    left: Mapping[str, NaturalSum], right: Mapping[str, NaturalSum]
-) -> dict[str, NaturalSum]:
-    if left.keys() != right.keys():
-        odd = sorted(left.keys() ^ right.keys())[0]
-        raise ValueError(f"tensor {odd!r} is in one posterior but not in the other")
-    merged = {}
-    for name, natural in left.items():
-        try:
-            merged[name] = natural.merge(right[name])
-        except ValueError as error:
-            raise ValueError(f"tensor {name!r}: {error}") from error
-    return merged
+RULES["pbea"] = Rule(PosteriorSum, lambda total, _: total.finish(), parts=("encoder",))
+RULES["posterior"] = Rule(
+    PosteriorSum, lambda total, _: total.finish(), weighted_across, parts=("decoder",)
+)

@@ -23,7 +23,7 @@ _ONE = torch.tensor(1.0)
 
 
 @dataclass(frozen=True)
-class Moments:
+class OptimizerState:
     """What the server remembers of former rounds, float64.
 
     Attributes
@@ -39,10 +39,10 @@ class Moments:
 def step(
     current: Arrays,
     merged: Arrays,
-    moments: Moments,
+    state: OptimizerState,
     config: ServerOptimizerConfig,
     scales: Arrays | None = None,
-) -> tuple[dict[str, Tensor], Moments]:
+) -> tuple[dict[str, Tensor], OptimizerState]:
     """Make one step.
 
     Parameters
@@ -51,8 +51,8 @@ def step(
         The model before the round; has every array of `merged`.
     merged
         What the clients' arrays were merged to.
-    moments
-        Of the rounds before.
+    state
+        After the rounds before.
     config
         The optimiser.
     scales
@@ -62,12 +62,12 @@ def step(
     Returns
     -------
     tuple
-        The new arrays, float32, those of `merged` only; and the moments for the next round.
+        The new arrays, float32, those of `merged` only; and the state for the next round.
     """
     if config.name is ServerOptimizer.sgd and config.lr == 1.0 and not scales:
-        return dict(merged), moments
+        return dict(merged), state
     stepped: dict[str, Tensor] = {}
-    first, second = dict(moments.first), dict(moments.second)
+    first, second = dict(state.first), dict(state.second)
     for name, target in merged.items():
         start = current[name].double()
         change = (scales or {}).get(name, _ONE) * (target.double() - start)
@@ -80,7 +80,7 @@ def step(
             )
             change = first[name] / (second[name].sqrt() + config.tau)
         stepped[name] = (start + config.lr * change).float()
-    return stepped, Moments(first, second)
+    return stepped, OptimizerState(first, second)
 
 
 def _moment(moments: Arrays, name: str, like: Tensor, initial: float = 0.0) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor
 from common.errors import UserError
 from common.seal import SUFFIX, SealError, read_sealed, write_sealed
 from common.whole_file import whole_file
-from server.aggregation.server_optimizer import Moments
+from server.aggregation.server_optimizer import OptimizerState
 from server.run.labels import PooledLabels
 from server.strategy import StrategyState
 
@@ -170,9 +170,10 @@ def read_checkpoint(path: Path) -> Checkpoint:
         header["items"],
         parts["model"],
         StrategyState(
-            Moments(parts.get("first", {}), parts.get("second", {})),
+            OptimizerState(parts.get("first", {}), parts.get("second", {})),
             parts.get("evidence", {}),
             {int(node): count for node, count in header["faults"].items()},
+            header.get("medians", {}),
         ),
         PooledLabels(labels["prior"], labels["shares"], header["skew"]),
         header["seconds"],
@@ -182,8 +183,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _arrays(checkpoint: Checkpoint) -> dict[str, Any]:
     parts: Iterable[tuple[str, Arrays]] = (
         ("model", checkpoint.model),
-        ("first", checkpoint.strategy.moments.first),
-        ("second", checkpoint.strategy.moments.second),
+        ("first", checkpoint.strategy.optimizer.first),
+        ("second", checkpoint.strategy.optimizer.second),
         ("evidence", checkpoint.strategy.evidence),
         ("labels", {"prior": checkpoint.labels.prior, "shares": checkpoint.labels.shares}),
     )
@@ -199,6 +200,7 @@ def _header(checkpoint: Checkpoint) -> dict[str, Any]:
         "config": checkpoint.config,
         "items": checkpoint.items,
         "faults": {str(node): count for node, count in checkpoint.strategy.faults.items()},
+        "medians": dict(checkpoint.strategy.medians),
         "skew": checkpoint.labels.skew,
         "seconds": checkpoint.seconds,
     }

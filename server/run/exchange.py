@@ -1,8 +1,9 @@
 """A round's messages out, and its replies in as they come, until a deadline."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -13,6 +14,18 @@ _GROWTH = 1.2
 
 #: How far the clocks of a site and of the server may be apart.
 CLOCK_SECONDS = 60.0
+
+
+class Intake(Protocol):
+    """Takes replies, and has room for so many; see `server.acceptance.order`."""
+
+    def wanted(self) -> Collection[int] | None:
+        """Return the nodes whose replies there is room for; None: all."""
+        ...
+
+    def give_up(self, node: int) -> None:
+        """Go on without a node that has not answered in time."""
+        ...
 
 
 @dataclass
@@ -51,6 +64,7 @@ def exchange(
     timeout: float,
     check: Callable[[], None] = lambda: None,
     backlog: Backlog | None = None,
+    intake: Intake | None = None,
 ) -> Iterator[Message]:
     """Send messages and yield each reply once, as it comes.
 
@@ -70,9 +84,11 @@ def exchange(
         Called before each look for replies; may raise to end the wait.
     backlog
         Takes the messages that are not answered in time.
+    intake
+        Says whose replies are looked for; others stay with the grid. None: all are.
     """
     pending = send(grid, messages, timeout + CLOCK_SECONDS)
-    yield from collect(grid, pending, timeout, check)
+    yield from collect(grid, pending, timeout, check, intake)
     if backlog is not None:
         for key, node in pending.items():
             backlog.add(key, node)
@@ -89,19 +105,29 @@ def send(grid: Grid, messages: Iterable[Message], lifetime: float) -> dict[str, 
 
 
 def collect(
-    grid: Grid, pending: dict[str, int], timeout: float, check: Callable[[], None] = lambda: None
+    grid: Grid,
+    pending: dict[str, int],
+    timeout: float,
+    check: Callable[[], None] = lambda: None,
+    intake: Intake | None = None,
 ) -> Iterator[Message]:
     """Yield the replies to messages that were sent, as they come, for at most `timeout` seconds.
 
-    Those that were answered are taken out of `pending`, before their reply is yielded.
+    Those that were answered are taken out of `pending`, before their reply is yielded. At the
+    deadline, replies for which there was no room may still be at the grid: then the nodes that are
+    waited for are given up one after the other.
     """
+    missed: set[int] = set()
     deadline = time.monotonic() + timeout
     pause, longest = POLL_SECONDS
     while pending:
         check()
         came = False
+        wanted = intake.wanted() if intake else None
+        there = {key: node for key, node in pending.items() if node not in missed}
+        keys = [key for key, node in there.items() if wanted is None or node in wanted]
         # One at a time, where the grid has them so.
-        for reply in grid.pull_messages(list(pending)):
+        for reply in grid.pull_messages(keys):
             came = True
             node = pending.pop(reply.metadata.reply_to_message_id, None)
             if node is None:
@@ -111,6 +137,11 @@ def collect(
                 reply.metadata.__dict__["_src_node_id"] = node
             yield reply
         left = deadline - time.monotonic()
+        if intake and wanted is not None and (left <= 0 or not keys):
+            missed.update(wanted)
+            for node in wanted:
+                intake.give_up(node)
+            continue
         if left <= 0 or not pending:
             return
         pause = POLL_SECONDS[0] if came else min(pause * _GROWTH, longest)

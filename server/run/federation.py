@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
@@ -40,7 +41,7 @@ from server.run.phases import Phase, PhaseClock
 from server.run.registry import Registry
 from server.run.resume import MisfitError, check_fits, plain_settings
 from server.run.round_report import RoundReport
-from server.strategy import HierarchicalAggregation
+from server.strategy import HierarchicalAggregation, from_record, to_record
 from server.tracking.tracker import Tracking, no_tracking
 
 T = TypeVar("T")
@@ -130,7 +131,7 @@ class Run:
         labels = former.labels if former else self._pool_labels(registry)
         model = self._initial_model(registry)
         trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
-        strategy = HierarchicalAggregation(config, registry, labels, trained, self._remember)
+        strategy = HierarchicalAggregation(config, registry, labels, trained)
         self._items = self._count_items(registry)
         # A tenth of a second, and the same in every checkpoint.
         self._settings = plain_settings(config)
@@ -185,12 +186,16 @@ class Run:
         self._round_began, self._clock = time.monotonic(), PhaseClock()
         log(INFO, "[ROUND %s/%s]", number, self.config.rounds)
         timeout = self.config.runtime.round_timeout
-        strategy.busy = self._backlog.nodes()
-        messages = strategy.ask(number, model.state_dict(), grid)
+        strategy.registry.busy = self._backlog.nodes()
+        record = to_record(model.state_dict())
+        messages = strategy.configure_train(number, record, ConfigRecord(), grid)
         self._clock.end(Phase.configure)
-        replies = exchange(grid, messages, timeout, self.check, self._backlog)
-        arrays = strategy.merge(number, self._clock.each(replies, Phase.wait, Phase.merge))
-        model.load_state_dict(arrays)
+        replies = exchange(grid, messages, timeout, self.check, self._backlog, strategy.updates)
+        merged, _ = strategy.aggregate_train(
+            number, self._clock.each(replies, Phase.wait, Phase.merge)
+        )
+        self._remember(strategy.report)
+        model.load_state_dict(from_record(merged))
         self._clock.end(Phase.merge)
         self._record_round(model, self._fusion(strategy), strategy.privacy_spent(number))
         self._save(number, model, strategy)
@@ -252,8 +257,9 @@ class Run:
             rule or self.config.fusion.name, self.data.task, strategy.prior, strategy.evidence
         )
 
-    def _remember(self, report: RoundReport) -> None:
+    def _remember(self, report: RoundReport | None) -> None:
         """Keep a round's report until its evaluation."""
+        assert report is not None
         if not report.clients:
             reason = report.rejected[0] if report.rejected else "no reply came in time"
             raise UserError(f"round {report.round}: no client could be merged; {reason}")

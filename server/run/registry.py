@@ -68,11 +68,14 @@ class Registry:
     named
         Whether a node was seen that is registered with a name. Then every node needs one, and may
         only be the client of that name.
+    busy
+        Nodes that are still at a former round; they are asked only where nobody else is there.
     """
 
     members: dict[ClientKey, Member] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
     named: bool = False
+    busy: frozenset[int] = frozenset()
     _queries: dict[str, int] = field(default_factory=dict)
     _asked_at: dict[int, float] = field(default_factory=dict)
 

@@ -25,20 +25,19 @@ from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
-from client.posterior import fit_gaussian
 from common.clients import ClientKey
-from common.config import Config, EncoderConfig, Structure, compose_config
+from common.config import Config, EncoderConfig, compose_config
 from common.data.moments import Moments
 from common.messages import ClientDescription, Uplink, no_numbers
 from common.model.evidence import label_sums, prior_of
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
-from common.posterior import Posterior, decoder_structure, encoder_structure
+from common.posterior import Gaussian, Posterior
 from common.protocol import encode_uplink, payload_bytes
+from common.structures import Structure, decoder_structure, encoder_structure
 from common.task import Task
 from server.run.labels import PooledLabels
 from server.run.registry import Member, Registry
-from server.run.round_report import RoundReport
-from server.strategy import HierarchicalAggregation
+from server.strategy import HierarchicalAggregation, to_record
 
 WIDTHS = {"language": 100, "audio": 73, "vision": 100}
 LABELS = torch.linspace(-1, 1, 24)
@@ -98,11 +97,16 @@ def fitted(
     for name, array in arrays.items():
         noise = torch.randn(SAMPLES, *array.shape, generator=generator)
         moments = None
-        if structure is Structure.inputs and array.ndim >= 2:
+        if structure is not None and structure.reads_inputs and array.ndim >= 2:
             inputs = torch.randn(256, array[0].numel(), generator=generator, dtype=torch.float64)
             moments = inputs.T @ inputs / len(inputs)
-        posterior[name] = fit_gaussian(array + 1e-3 * noise, config, array, moments)
-    return posterior
+        samples = array + 1e-3 * noise
+        if structure is None:
+            posterior[name] = Gaussian(samples.mean(dim=0))
+        else:
+            scale = config.scale if structure.sends_change else "absolute"
+            posterior[name] = structure.fit(samples, config.shrinkage, scale, array, moments)
+    return Posterior.of(posterior)
 
 
 def keys_of(clients: int) -> list[ClientKey]:
@@ -117,7 +121,7 @@ def prepare_process() -> None:
 
 
 def strategy_of(
-    config: Config, keys: Sequence[ClientKey], reports: list[RoundReport]
+    config: Config, keys: Sequence[ClientKey]
 ) -> tuple[HierarchicalAggregation, dict[str, Tensor], Grid]:
     """Return the strategy of a federation with these clients, its model, and a node for each."""
     widths = {name: (width,) for name, width in WIDTHS.items()}
@@ -132,7 +136,7 @@ def strategy_of(
         registry.asked.add(number)
     labels = PooledLabels(prior_of(sums, Task.regression), no_numbers(), skew=0.0)
     trained = split_arrays({name: arrays[name] for name in trained_names(model)})
-    strategy = HierarchicalAggregation(config, registry, labels, trained, reports.append)
+    strategy = HierarchicalAggregation(config, registry, labels, trained)
     return strategy, arrays, cast(Grid, Nodes(len(keys)))
 
 
@@ -151,7 +155,7 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
             fitted(encoder, settings.encoder, encoder_structure(settings.encoder)),
             fitted(
                 trained.decoder,
-                EncoderConfig(settings.encoder.merge, Structure.inputs, settings.decoder.shrinkage),
+                EncoderConfig(shrinkage=settings.decoder.shrinkage),
                 decoder_structure(settings.decoder),
             ),
             len(LABELS),
@@ -181,15 +185,16 @@ def measure(clients: int, name: str) -> dict[str, float]:
     """Merge one round; return seconds, memory and bytes."""
     prepare_process()
     config = compose_config("config", [f"strategy={name}", "model=paper"])
-    keys, reports = keys_of(clients), list[RoundReport]()
-    strategy, arrays, nodes = strategy_of(config, keys, reports)
+    keys = keys_of(clients)
+    strategy, arrays, nodes = strategy_of(config, keys)
     contents = updates(strategy, config)
-    messages = strategy.ask(1, arrays, nodes)
+    messages = strategy.configure_train(1, to_record(arrays), ConfigRecord(), nodes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     made, whole = Clocks(), Clocks()
     with whole:
-        strategy.merge(1, timed(replies(messages, keys, contents), made))
-    assert sum(reports[0].clients.values()) == clients, reports[0].rejected[:3]
+        strategy.aggregate_train(1, timed(replies(messages, keys, contents), made))
+    report = strategy.report
+    assert report and sum(report.clients.values()) == clients, report
     return {
         "seconds": whole.seconds - made.seconds,
         "cpu": whole.cpu - made.cpu,

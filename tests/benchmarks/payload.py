@@ -10,11 +10,11 @@ from collections.abc import Iterator
 
 from aggregation import keys_of, prepare_process, strategy_of, updates
 from figures import Figure, print_figures
-from flwr.app import RecordDict
+from flwr.app import ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from common.config import Payload, compose_config
-from server.run.round_report import RoundReport
+from server.strategy import to_record
 
 #: Bytes that the paper's code sends, up and down.
 PAPERS = (1_600_000, 800_000)
@@ -28,10 +28,9 @@ def bytes_of(content: RecordDict) -> int:
 def measure(*overrides: str) -> tuple[float, float]:
     """Return bytes up and down, the mean over the modalities."""
     config = compose_config("config", ["model=paper", *overrides])
-    reports: list[RoundReport] = []
-    strategy, arrays, nodes = strategy_of(config, keys_of(3), reports)
+    strategy, arrays, nodes = strategy_of(config, keys_of(3))
     up = [bytes_of(content) for content in updates(strategy, config).values()]
-    messages = strategy.ask(1, arrays, nodes)
+    messages = strategy.configure_train(1, to_record(arrays), ConfigRecord(), nodes)
     down = [bytes_of(message.content) for message in messages]
     return sum(up) / 3, sum(down) / 3
 

@@ -17,13 +17,13 @@ from itertools import product
 
 import torch
 
-from client.posterior import fit_gaussian
 from common.clients import ClientKey
-from common.config import EncoderConfig, EncoderMerge, ModelConfig, Structure
+from common.config import EncoderConfig, EncoderMerge, ModelConfig
 from common.messages import Uplink
 from common.model.encoder import Encoder
-from common.posterior import Posterior
+from common.posterior import Gaussian, Posterior
 from common.protocol import encode_uplink, payload_bytes
+from common.structures import fit_gaussian
 from server.aggregation.pbea import PosteriorSum
 
 FEATURES = 74
@@ -34,11 +34,11 @@ MEASURED = 10
 SIZES = {60_000: ModelConfig(), 6_000_000: ModelConfig(width=248, heads=8, layers=8)}
 
 
-def fitted(config: ModelConfig, structure: Structure | None) -> tuple[Posterior, float]:
+def fitted(config: ModelConfig, structure: str | None) -> tuple[Posterior, float]:
     """Return a posterior of an encoder with random samples, and the seconds that it took to fit."""
     settings = EncoderConfig(
         EncoderMerge.average if structure is None else EncoderMerge.pbea,
-        structure or Structure.row,
+        structure or "row",
         shrinkage=0.5,
     )
     generator = torch.Generator().manual_seed(0)
@@ -47,23 +47,33 @@ def fitted(config: ModelConfig, structure: Structure | None) -> tuple[Posterior,
     for name, each in encoder.named_parameters():
         noise = torch.randn(SAMPLES, *each.shape, generator=generator)
         samples[name] = each.detach() + 0.01 * noise
-        if structure is Structure.inputs and each.ndim >= 2:
+        if structure == "inputs" and each.ndim >= 2:
             inputs = torch.randn(256, each[0].numel(), generator=generator, dtype=torch.float64)
             moments[name] = inputs.T @ inputs / len(inputs)
     began = time.perf_counter()
-    posterior = {
+    gaussians = {
         name: fit_gaussian(each, settings, each[0], moments.get(name))
         for name, each in samples.items()
     }
-    return posterior, time.perf_counter() - began
+    return Posterior.of(gaussians), time.perf_counter() - began
 
 
-def measure(parameters: int, clients: int, structure: Structure | None) -> dict[str, float]:
+def measure(parameters: int, clients: int, structure: str | None) -> dict[str, float]:
     """Fit once and merge as many copies as there are clients."""
     torch.set_num_threads(1)
     posterior, fit_seconds = fitted(SIZES[parameters], structure)
     nothing = torch.zeros(0)
-    uplink = Uplink(ClientKey("audio", 0), 1, posterior, {}, 1, 0.0, nothing, nothing, 1)
+    uplink = Uplink(
+        ClientKey("audio", 0),
+        1,
+        posterior,
+        Posterior.of({"d": Gaussian(torch.zeros(1))}),
+        1,
+        0.0,
+        nothing,
+        nothing,
+        1,
+    )
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     merged = min(clients, MEASURED)
     total = PosteriorSum()
@@ -72,7 +82,7 @@ def measure(parameters: int, clients: int, structure: Structure | None) -> dict[
         total = total.add(posterior, 1.0)
     adding = time.perf_counter() - began
     began = time.perf_counter()
-    total.finalize()
+    total.finish()
     solving = time.perf_counter() - began
     return {
         "sent": payload_bytes(encode_uplink(uplink)) / 1e6,
@@ -91,7 +101,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         size, clients, structure = given.one
-        chosen = None if structure == "none" else Structure(structure)
+        chosen = None if structure == "none" else structure
         print(json.dumps(measure(int(size), int(clients), chosen)))
         return
     titles = (
@@ -106,7 +116,7 @@ def main() -> None:
     print(f"| {' | '.join(titles)} |")
     print("| ---: | ---: | --- | ---: | ---: | ---: | ---: |")
     for size, clients, structure in product(
-        given.parameters, given.clients, ["none", *map(str, Structure)]
+        given.parameters, given.clients, ["none", "diagonal", "row", "low_rank", "inputs"]
     ):
         command = [sys.executable, __file__, "--one", str(size), str(clients), structure]
         done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -20,12 +20,14 @@ from multiprocessing.connection import Connection
 import torch
 from aggregation import Clocks, keys_of, prepare_process, replies, strategy_of, timed, updates
 from figures import Figure
+from flwr.app import ConfigRecord
 
 from common.clients import ClientKey
 from common.config import Config, compose_config
 from common.model.ha_fedformer import Parts, join_arrays
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
+from server.strategy import to_record
 
 NAMES = ("fedavg", "hierarchical")
 FAN_OUT = 1_000
@@ -33,18 +35,17 @@ FAN_OUT = 1_000
 
 def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, Parts, int, float]:
     """Return what some clients' updates add up to, the model, the bytes that came, and seconds."""
-    strategy, arrays, nodes = strategy_of(config, keys, [])
+    strategy, arrays, nodes = strategy_of(config, keys)
     contents = updates(strategy, config)
-    messages = strategy.ask(1, arrays, nodes)
+    messages = strategy.configure_train(1, to_record(arrays), ConfigRecord(), nodes)
     whole, made = Clocks(), Clocks()
     with whole:
         coming = timed(replies(messages, keys, contents), made)
-        accepted, rejected, came = strategy._accept(1, coming)
-        assert not rejected, rejected[:3]
         total = RoundSum(config.strategy)
-        for uplink in accepted:
+        for uplink in strategy.updates.take(coming):
             total = total.add(uplink, client_weight(uplink, config.strategy.weights, 1.0))
-    return total, strategy._trained, came, whole.seconds - made.seconds
+    assert not strategy.updates.rejected, strategy.updates.rejected[:3]
+    return total, strategy._trained, strategy.updates.received, whole.seconds - made.seconds
 
 
 def aggregate(config: Config, keys: Sequence[ClientKey], root: Connection) -> None:

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from client.posterior import fit_gaussian, low_rank_change, mapped_gaussian
 from common.config import EncoderConfig, EncoderMerge, Scale, Structure
-from common.posterior import Form, Gaussian
+from common.posterior import Form, Gaussian, Posterior
+from common.structures import fit_gaussian
+from common.structures.inputs import mapped_gaussian
+from common.structures.low_rank import low_rank_change
 from server.aggregation.pbea import PosteriorSum
 
 Array = NDArray[np.float64]
@@ -163,7 +165,10 @@ def low_rank(shrinkage: float = 0.5, scale: Scale = Scale.relative) -> EncoderCo
 
 def change_of(samples: Array, received: Array, config: EncoderConfig) -> Array:
     change: Array = low_rank_change(
-        torch.from_numpy(samples), torch.from_numpy(received), config
+        torch.from_numpy(samples),
+        torch.from_numpy(received),
+        config.shrinkage,
+        config.scale,
     ).numpy()
     return change
 
@@ -291,8 +296,8 @@ def merged(
         gaussian = mapped_gaussian(
             torch.from_numpy(weight), torch.from_numpy(each), shrinkage, scale
         )
-        total = total.add({"w": gaussian}, items)
-    found: Array = total.finalize()["w"].numpy()
+        total = total.add(Posterior.of({"w": gaussian}), items)
+    found: Array = total.finish()["w"].numpy()
     return found
 
 

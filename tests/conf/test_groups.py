@@ -13,7 +13,6 @@ import torch
 import yaml
 
 from client import sampling
-from client.posterior import fit_gaussian, mapped_gaussian
 from client.trainer import read_moments, train
 from common.clients import ClientKey
 from common.config import (
@@ -48,9 +47,12 @@ from common.model.evidence import (
 from common.model.fusion import fit_fusion
 from common.model.ha_fedformer import ModelSpec, Parts, build_model, join_arrays, split_arrays
 from common.model.predict import predict
+from common.posterior import Posterior
+from common.structures import fit_gaussian
+from common.structures.inputs import mapped_gaussian
 from common.task import Task
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.aggregation.server_optimizer import Moments, step
+from server.aggregation.server_optimizer import OptimizerState, step
 
 CONF = Path(str(files("conf")))
 GROUPS = {
@@ -240,7 +242,8 @@ def trained_uplink(key: ClientKey, current: Parts, strategy: StrategyConfig) -> 
         for name, sample in samples.decoder.items()
     }
     sums = (torch.zeros(size(Task.regression)).double() for size in (evidence_size, agreement_size))
-    return Uplink(key, 1, encoder, decoder, 10, 1.0, *sums, trained.steps)
+    posteriors = (Posterior.of(encoder), Posterior.of(decoder))
+    return Uplink(key, 1, *posteriors, 10, 1.0, *sums, trained.steps)
 
 
 @pytest.mark.parametrize("name", [each for each in names("strategy") if each not in BOUNDS])
@@ -255,7 +258,7 @@ def test_every_federated_strategy_makes_a_round(name: str) -> None:
     scales, optimizer = join_arrays(result.change_scales), strategy.server_optimizer
     assert set(scales) == (set(sent) if strategy.normalise_steps else set())
     merged = join_arrays(result.parts)
-    stepped, moments = step(sent, merged, Moments(), optimizer, scales)
+    stepped, moments = step(sent, merged, OptimizerState(), optimizer, scales)
     remembered = set() if optimizer.name is ServerOptimizer.sgd else set(sent)
     assert set(moments.first) == remembered
     assert {key: array.shape for key, array in stepped.items()} == {

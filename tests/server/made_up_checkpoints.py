@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from server.aggregation.server_optimizer import Moments
+from server.aggregation.server_optimizer import OptimizerState
 from server.run.checkpoint import Checkpoint
 from server.run.labels import PooledLabels
 from server.strategy import StrategyState
@@ -31,12 +31,13 @@ def checkpoint(number: int, size: int = 3, moments: bool = True, **changes: Any)
         "items": {"train": 70, "validation": 10, "test": 20},
         "model": model,
         "strategy": StrategyState(
-            Moments(
+            OptimizerState(
                 {name: some(*model[name].shape) for name in names},
                 {name: some(*model[name].shape) ** 2 for name in names},
             ),
             {"audio": some(6), "vision": some(6)},
             {7: 2, 2**63 - 1: number},
+            {"decoder": 1 / 3, "encoder/audio": 1e-9 * number},
         ),
         "labels": PooledLabels(some(2), some(7).softmax(0), 1 / 3 + number),
         "seconds": 12.345,
@@ -49,6 +50,7 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
     for name in ("round", "config", "items", "seconds"):
         assert getattr(one, name) == getattr(other, name)
     assert one.strategy.faults == other.strategy.faults
+    assert one.strategy.medians == other.strategy.medians
     assert one.labels.skew == other.labels.skew
     tables = [_tensors(each) for each in (one, other)]
     for first, second in zip(*tables, strict=True):
@@ -60,7 +62,7 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
 
 
 def _tensors(each: Checkpoint) -> list[dict[str, Tensor]]:
-    moments = each.strategy.moments
+    moments = each.strategy.optimizer
     labels = {"prior": each.labels.prior, "shares": each.labels.shares}
     tables = (each.model, moments.first, moments.second, each.strategy.evidence, labels)
     return [dict(table) for table in tables]

@@ -5,18 +5,17 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from common.clients import ClientKey
-from common.config import Config, StrategyConfig, Structure, compose_config
+from common.config import Config, StrategyConfig, compose_config
 from common.messages import Uplink, no_numbers
 from common.model.ha_fedformer import ModelSpec, Parts, build_model, split_arrays, trained_names
-from common.posterior import (
-    Form,
-    Gaussian,
-    Posterior,
+from common.posterior import Form, Gaussian
+from common.protocol import encode_uplink, payload_bytes
+from common.structures import (
+    Structure,
     decoder_structure,
     encoder_structure,
     posterior_form,
 )
-from common.protocol import encode_uplink, payload_bytes
 from common.task import Task
 from server.acceptance.payload import SLACK, check_payload, payload_limits
 from server.acceptance.validation import RejectedUpdateError
@@ -30,7 +29,7 @@ def trained(config: Config) -> Parts:
     return split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
 
 
-def full(tensors: dict[str, torch.Tensor], structure: Structure | None) -> Posterior:
+def full(tensors: dict[str, torch.Tensor], structure: Structure | None) -> dict[str, Gaussian]:
     """Make a posterior with every precision that is asked for."""
     posterior = {}
     for name, mean in tensors.items():

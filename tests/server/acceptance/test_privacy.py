@@ -12,11 +12,9 @@ from flwr.supercore.differential_privacy import compute_stdv
 from tiny_runs import TINY
 from torch import Tensor
 
-from common.clients import ClientKey
 from common.config import Config, PrivacyConfig, PrivacyRule, compose_config
 from common.errors import UserError
-from common.messages import Uplink, no_numbers
-from common.posterior import Gaussian
+from common.model.ha_fedformer import Parts
 from server.acceptance.privacy import (
     NOT_COVERED,
     add_noise,
@@ -28,26 +26,19 @@ from server.app import prepare
 from server.sequential import run_sequentially
 
 
-def update(modality: str, part: int) -> Uplink:
-    encoder, decoder = {"e": Gaussian(torch.zeros(3))}, {"d": Gaussian(torch.zeros(2, 2))}
-    key = ClientKey(modality, part)
-    return Uplink(key, 1, encoder, decoder, 5, 0.0, no_numbers(), no_numbers(), 1)
-
-
 def test_averages_get_the_noise_of_their_clients() -> None:
     """The deviation is that of Flower's `compute_stdv`, for each average's own clients."""
     config = PrivacyConfig(PrivacyRule.central, clip=2.0, noise_multiplier=0.7)
-    clients = [update("audio", 0), update("audio", 1), update("audio", 2), update("vision", 0)]
+    averages = Parts(
+        {name: {"e": torch.zeros(3)} for name in ("audio", "vision")}, {"d": torch.zeros(2, 2)}
+    )
     source = np.random.default_rng(0).bytes
     draws: dict[str, list[Tensor]] = {"audio": [], "vision": [], "decoder": []}
     for _ in range(1500):
-        peers = {"audio": 3, "vision": 1}
-        noisy = [add_noise(u, peers[u.key.modality], 4, config, source) for u in clients]
-        assert [each.key for each in noisy] == [each.key for each in clients]
+        noisy = add_noise(averages, {"audio": 3, "vision": 1}, config, source)
         for modality in ("audio", "vision"):
-            own = [each.encoder["e"].mean for each in noisy if each.key.modality == modality]
-            draws[modality].append(torch.stack(own).mean(dim=0))
-        draws["decoder"].append(torch.stack([u.decoder["d"].mean for u in noisy]).mean(dim=0))
+            draws[modality].append(noisy.encoders[modality]["e"])
+        draws["decoder"].append(noisy.decoder["d"])
     for name, count in (("audio", 3), ("vision", 1), ("decoder", 4)):
         noise = torch.stack(draws[name])
         expected = compute_stdv(config.noise_multiplier, config.clip, count)

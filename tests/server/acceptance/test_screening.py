@@ -22,8 +22,8 @@ from common.config import (
 )
 from common.messages import Uplink, no_numbers
 from common.model.ha_fedformer import Parts
-from common.posterior import Form, Gaussian
-from server.acceptance.screening import Screening, clip_update, overstep
+from common.posterior import Form, Gaussian, Posterior
+from server.acceptance.screening import Screening, exceeds_clip, round_medians
 
 #: The encoders have 4 and 16 numbers, and a norm of 2 and 4.
 SENT = Parts({"audio": {"e": torch.ones(4)}, "vision": {"e": torch.ones(16)}}, {"d": torch.ones(4)})
@@ -43,7 +43,8 @@ def update(
         moved = Gaussian(mean, torch.full((size,), scale), Form.diagonal)
     head = Gaussian(1 + torch.full((4,), decoder / 2))
     key = ClientKey(modality, int(part))
-    return Uplink(key, 1, {"e": moved}, {"d": head}, 9, 0.0, no_numbers(), no_numbers(), steps)
+    parts = (Posterior.of({"e": moved}), Posterior.of({"d": head}))
+    return Uplink(key, 1, *parts, 9, 0.0, no_numbers(), no_numbers(), steps)
 
 
 def refused(*uplinks: Uplink, strategy: StrategyConfig = UNKNOWN, lr: float = 1e-3) -> set[str]:
@@ -53,8 +54,12 @@ def refused(*uplinks: Uplink, strategy: StrategyConfig = UNKNOWN, lr: float = 1e
 
 
 def screened(uplinks: Iterable[Uplink], config: Config) -> dict[ClientKey, str]:
+    """Refuse who is out of proportion to a former round of the same updates."""
     screening = Screening(SENT, config)
-    return screening.odd([screening.measure(uplink) for uplink in uplinks])
+    measures = [screening.measure(uplink) for uplink in uplinks]
+    medians = round_medians(measures)
+    faults = {each.key: screening.outlier(each, medians) for each in measures}
+    return {key: fault for key, fault in faults.items() if fault}
 
 
 def test_encoders_are_measured_by_the_median_of_their_modality() -> None:
@@ -173,7 +178,7 @@ def test_decoders_posteriors_always_keep_their_scale() -> None:
     def sure(name: str, scale: float) -> Uplink:
         made = update(name, 0.1)
         head = Gaussian(made.decoder["d"].mean, torch.full((4,), scale), Form.diagonal)
-        return replace(made, decoder={"d": head})
+        return replace(made, decoder=Posterior.of({"d": head}))
 
     uplinks = [sure("audio-0", 1.0), sure("vision-0", 1.0), sure("vision-1", 101.0)]
     assert refused(*uplinks, strategy=strategy) == {"vision-1"}
@@ -182,8 +187,12 @@ def test_decoders_posteriors_always_keep_their_scale() -> None:
 # --- Clipping ---------------------------------------------------------------------------------
 
 
+def clip_update(uplink: Uplink, norm: float) -> Uplink:
+    return Screening(SENT, Config(strategy=UNKNOWN)).clipped(uplink, norm)
+
+
 def test_the_whole_change_is_scaled_down_to_the_norm() -> None:
-    clipped = clip_update(update("audio-0", 3.0, 4.0, scale=2.0), SENT, 2.5)
+    clipped = clip_update(update("audio-0", 3.0, 4.0, scale=2.0), 2.5)
     torch.testing.assert_close(clipped.encoder["e"].mean, 1 + torch.full((4,), 0.75))
     torch.testing.assert_close(clipped.decoder["d"].mean, 1 + torch.full((4,), 1.0))
     assert clipped.encoder["e"].precision is not None
@@ -192,12 +201,13 @@ def test_the_whole_change_is_scaled_down_to_the_norm() -> None:
 
 def test_a_smaller_change_stays_as_it_is() -> None:
     small = update("audio-0", 3.0, 4.0)
-    assert clip_update(small, SENT, 5.1) is small
+    assert clip_update(small, 5.1) is small
 
 
 def test_who_oversteps_the_clip_is_named() -> None:
     uplinks = [update("audio-0", 0.3, 0.4), update("audio-1", 3.0, 4.0)]
     screening = Screening(SENT, Config(strategy=UNKNOWN))
-    assert overstep([screening.measure(uplink) for uplink in uplinks], 0.5) == {
-        ClientKey("audio", 1): "the norm of its change is 5, expected at most privacy.clip=0.5"
-    }
+    assert [exceeds_clip(screening.measure(uplink), 0.5) for uplink in uplinks] == [
+        None,
+        "the norm of its change is 5, expected at most privacy.clip=0.5",
+    ]

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from client.posterior import fit_gaussian
 from common.clients import ClientKey
 from common.config import (
     ClientConfig,
@@ -21,14 +20,14 @@ from common.config import (
     Scale,
     ScreeningConfig,
     StrategyConfig,
-    Structure,
 )
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import ClientDescription, Uplink
 from common.model.evidence import agreement_size, evidence_size
 from common.model.ha_fedformer import Parts
-from common.posterior import Form, Gaussian, Layout, Means
+from common.posterior import Form, Gaussian, Layout, Posterior
+from common.structures import fit_gaussian
 from common.task import Task
 from server.acceptance.validation import RejectedUpdateError, UpdateRules, check_description
 
@@ -45,15 +44,17 @@ CLIENT = ClientConfig(local_epochs=2, batch_size=5)
 STEPS = 6
 
 
-def points(**arrays: Tensor) -> dict[str, Gaussian]:
-    return {name: Gaussian(array) for name, array in arrays.items()}
+def points(**arrays: Tensor) -> Posterior:
+    return Posterior.of({name: Gaussian(array) for name, array in arrays.items()})
 
 
 def good(task: Task = Task.regression) -> Uplink:
-    encoder = {
-        "embed": Gaussian(torch.randn(3, 2), torch.tensor([[2.0, 0.5], [0.5, 1.0]]), Form.row),
-        "norm": Gaussian(torch.randn(3), torch.tensor([0.1, 1.0, 9.0]), Form.diagonal),
-    }
+    encoder = Posterior.of(
+        {
+            "embed": Gaussian(torch.randn(3, 2), torch.tensor([[2.0, 0.5], [0.5, 1.0]]), Form.row),
+            "norm": Gaussian(torch.randn(3), torch.tensor([0.1, 1.0, 9.0]), Form.diagonal),
+        }
+    )
     seen = torch.ones(evidence_size(task), dtype=torch.float64)
     agrees = torch.zeros(agreement_size(task), dtype=torch.float64)
     if task is not Task.regression:
@@ -88,7 +89,7 @@ def encoder_with(name: str, gaussian: Gaussian | None) -> Uplink:
         del encoder[name]
     else:
         encoder[name] = gaussian
-    return replace(good(), encoder=encoder)
+    return replace(good(), encoder=Posterior.of(encoder))
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -100,50 +101,37 @@ def test_finite_numbers_pass_though_their_sum_is_not() -> None:
     large = points(head=torch.full((1, 3), 3e38))
     assert not large["head"].mean.sum().isfinite()
     check(replace(good(), decoder=large))
-    mean = large["head"].mean
-    check(replace(good(), decoder=Means(Layout.of({"head": mean}), mean.flatten())))
 
 
 def test_update_without_precisions_passes() -> None:
     plain = {name: Gaussian(gaussian.mean) for name, gaussian in good().encoder.items()}
-    check(replace(good(), encoder=plain))
+    check(replace(good(), encoder=Posterior.of(plain)))
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
         ({"key": ClientKey("audio", 2)}, ["audio-1", "audio-2"]),
-        ({"key": ClientKey("vision", 1)}, ["audio-1", "vision-1"]),
-        ({"round": 3}, ["audio-1", "3", "4"]),
         ({"round": 5}, ["audio-1", "5", "4"]),
-        ({"examples": 0}, ["audio-1", "0 examples"]),
-        ({"examples": -7}, ["audio-1", "-7 examples"]),
-        ({"train_loss": float("nan")}, ["audio-1", "loss", "nan"]),
         ({"train_loss": float("inf")}, ["audio-1", "loss", "inf"]),
-        ({"evidence": torch.ones(5)}, ["audio-1", "evidence"]),
         ({"evidence": torch.ones(10)}, ["audio-1", "evidence"]),
-        ({"evidence": torch.ones(0)}, ["audio-1", "evidence"]),
         ({"evidence": torch.tensor([1, 1, 1, 1, 1, float("nan")])}, ["audio-1", "evidence"]),
         ({"evidence": torch.tensor([1, 1e200, 1, 1, 1, 1]).double()}, ["audio-1", "evidence"]),
-        ({"evidence": torch.tensor([1, 0, 1, 0, 1, -1e200]).double()}, ["audio-1", "evidence"]),
         ({"agreement": torch.ones(9)}, ["audio-1", "agreement"]),
-        ({"agreement": torch.ones(1)}, ["audio-1", "agreement"]),
         *(
             ({"steps": steps}, ["audio-1", f"{steps} local steps, expected {STEPS}"])
             for steps in (0, -3, STEPS - 1, STEPS + 1, 10**9)
         ),
-        ({"decoder": {}}, ["audio-1 decoder", "'head'", "missing"]),
+        (
+            {"decoder": Posterior(Layout(), torch.zeros(0))},
+            ["audio-1 decoder", "'head'", "missing"],
+        ),
         (
             {"decoder": points(head=torch.zeros(1, 3), tail=torch.zeros(1))},
             ["audio-1 decoder", "'tail'", "unexpected"],
         ),
         ({"decoder": points(head=torch.zeros(3))}, ["audio-1 decoder", "'head'", "(3,)", "(1, 3)"]),
         ({"decoder": points(head=torch.zeros(1, 1))}, ["'head'", "(1, 1)", "(1, 3)"]),
-        (
-            {"decoder": points(head=torch.zeros(1, 3, dtype=torch.float64))},
-            ["'head'", "float64", "float32"],
-        ),
-        ({"decoder": points(head=torch.zeros(1, 3, dtype=torch.int32))}, ["'head'", "int32"]),
         ({"decoder": points(head=torch.tensor([[0, float("nan"), 0]]))}, ["'head'", "not finite"]),
         ({"decoder": points(head=torch.tensor([[0, float("inf"), 0]]))}, ["'head'", "not finite"]),
     ],
@@ -184,7 +172,6 @@ def test_steps_are_those_of_the_configuration(
         ("norm", None, ["'norm'", "missing"]),
         ("surplus", Gaussian(torch.zeros(1)), ["'surplus'", "unexpected"]),
         ("embed", Gaussian(torch.zeros(3, 5)), ["'embed'", "(3, 5)", "(3, 2)"]),
-        ("embed", Gaussian(torch.zeros(3, 2).half()), ["'embed'", "float16"]),
         ("embed", Gaussian(torch.full((3, 2), float("-inf"))), ["'embed'", "not finite"]),
     ],
 )
@@ -199,13 +186,13 @@ def test_fault_in_the_encoder_is_refused_and_named(
 def test_posterior_of_the_decoder_is_taken_only_where_it_was_asked_for() -> None:
     head = Gaussian(torch.randn(1, 3), torch.eye(3), Form.row)
     asked = replace(PLAIN, decoder=DecoderConfig(DecoderMerge.posterior))
-    check(replace(good(), decoder={"head": head}), strategy=asked)
+    check(replace(good(), decoder=Posterior.of({"head": head})), strategy=asked)
     check(good(), strategy=asked)
     with pytest.raises(RejectedUpdateError, match=r"audio-1 decoder array 'head'.*row"):
-        check(replace(good(), decoder={"head": head}))
+        check(replace(good(), decoder=Posterior.of({"head": head})))
     bad = replace(head, precision=-torch.eye(3))
     with pytest.raises(RejectedUpdateError, match=r"audio-1 decoder array 'head'.*positive"):
-        check(replace(good(), decoder={"head": bad}), strategy=asked)
+        check(replace(good(), decoder=Posterior.of({"head": bad})), strategy=asked)
 
 
 INF, NAN = float("inf"), float("nan")
@@ -263,7 +250,7 @@ def test_precision_must_be_of_real_floating_point_numbers(
 # --- How sure a client can be -----------------------------------------------------------------
 
 
-def shaped(structure: Structure, shrinkage: float, scale: Scale) -> StrategyConfig:
+def shaped(structure: str, shrinkage: float, scale: Scale) -> StrategyConfig:
     return replace(PLAIN, encoder=EncoderConfig(EncoderMerge.pbea, structure, shrinkage, scale))
 
 
@@ -271,10 +258,12 @@ def embed_with(*eigenvalues: float) -> Uplink:
     precision = torch.diag(torch.tensor(eigenvalues))
     return replace(
         encoder_with("embed", Gaussian(torch.zeros(3, 2), precision, Form.row)),
-        encoder={
-            "embed": Gaussian(torch.zeros(3, 2), precision, Form.row),
-            "norm": Gaussian(torch.zeros(3)),
-        },
+        encoder=Posterior.of(
+            {
+                "embed": Gaussian(torch.zeros(3, 2), precision, Form.row),
+                "norm": Gaussian(torch.zeros(3)),
+            }
+        ),
     )
 
 
@@ -282,14 +271,12 @@ def embed_with(*eigenvalues: float) -> Uplink:
     ("structure", "least"),
     [
         # The smallest eigenvalue is .1 of the mean, and a tenth of that passes.
-        (Structure.inputs, 0.01),
+        ("inputs", 0.01),
         # .1 / (.1 + .9 * 2) of the mean.
-        (Structure.row, 0.1 / 1.9 / 10),
+        ("row", 0.1 / 1.9 / 10),
     ],
 )
-def test_a_precision_is_no_flatter_than_its_shrinkage_allows(
-    structure: Structure, least: float
-) -> None:
+def test_a_precision_is_no_flatter_than_its_shrinkage_allows(structure: str, least: float) -> None:
     strategy = shaped(structure, 0.1, Scale.absolute)
     # Of mean 1.
     check(embed_with(2 - 1.01 * least, 1.01 * least), strategy=strategy)
@@ -300,12 +287,13 @@ def test_a_precision_is_no_flatter_than_its_shrinkage_allows(
 
 
 def test_a_diagonal_is_no_flatter_than_its_shrinkage_allows() -> None:
-    strategy = shaped(Structure.diagonal, 0.1, Scale.absolute)
+    strategy = shaped("diagonal", 0.1, Scale.absolute)
     plain = dict(good().encoder) | {"embed": Gaussian(torch.zeros(3, 2))}
     for small, passes in ((0.0036, True), (0.0034, False)):  # .1 / (.1 + .9 * 3) / 10 of mean 1
         norm = torch.tensor([small, 1.0, 2 - small])
         update = replace(
-            good(), encoder=plain | {"norm": Gaussian(torch.zeros(3), norm, Form.diagonal)}
+            good(),
+            encoder=Posterior.of(plain | {"norm": Gaussian(torch.zeros(3), norm, Form.diagonal)}),
         )
         if passes:
             check(update, strategy=strategy)
@@ -314,11 +302,9 @@ def test_a_diagonal_is_no_flatter_than_its_shrinkage_allows() -> None:
                 check(update, strategy=strategy)
 
 
-@pytest.mark.parametrize(
-    ("structure", "most"), [(Structure.inputs, 100.0), (Structure.row, 1000.0)]
-)
+@pytest.mark.parametrize(("structure", "most"), [("inputs", 100.0), ("row", 1000.0)])
 def test_a_precision_without_a_scale_is_no_larger_than_its_shrinkage_allows(
-    structure: Structure, most: float
+    structure: str, most: float
 ) -> None:
     strategy = shaped(structure, 0.1, Scale.relative)
     check(embed_with(0.99 * most, 0.99 * most), strategy=strategy)
@@ -332,7 +318,7 @@ def test_a_precision_without_a_scale_is_no_larger_than_its_shrinkage_allows(
 
 @settings(max_examples=60, deadline=None)
 @given(
-    structure=st.sampled_from([Structure.row, Structure.diagonal, Structure.inputs]),
+    structure=st.sampled_from(["row", "diagonal", "inputs"]),
     shrinkage=st.sampled_from([1e-3, 0.1, 0.5, 1.0]),
     scale=st.sampled_from(list(Scale)),
     spread=st.sampled_from([1e-6, 1e-2, 10.0]),
@@ -340,7 +326,7 @@ def test_a_precision_without_a_scale_is_no_larger_than_its_shrinkage_allows(
     seed=st.integers(0, 10**6),
 )
 def test_what_clients_fit_passes(
-    structure: Structure, shrinkage: float, scale: Scale, spread: float, rank: int, seed: int
+    structure: str, shrinkage: float, scale: Scale, spread: float, rank: int, seed: int
 ) -> None:
     """Samples and moments of any size, in few directions too, where shrinkage is all there is."""
     rng = torch.Generator().manual_seed(seed)
@@ -356,7 +342,7 @@ def test_what_clients_fit_passes(
         )
         for name, mean in TRAINED.encoders["audio"].items()
     }
-    check(replace(good(), encoder=encoder), strategy=strategy)
+    check(replace(good(), encoder=Posterior.of(encoder)), strategy=strategy)
 
 
 @pytest.mark.parametrize(

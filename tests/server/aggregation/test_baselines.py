@@ -18,10 +18,10 @@ from common.clients import ClientKey
 from common.config import ClientWeights, EncoderConfig, StrategyConfig, compose_config
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts, join_arrays, split_arrays
-from common.posterior import Form, Gaussian
+from common.posterior import Form, Gaussian, Posterior
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.aggregation.server_optimizer import Moments, step
+from server.aggregation.server_optimizer import OptimizerState, step
 
 Array = NDArray[np.float64]
 START = Parts(
@@ -40,7 +40,8 @@ def uplink(name: str, *, n: int, steps: int, w: Gaussian, head: Tensor) -> Uplin
     modality, _, part = name.rpartition("-")
     sums = torch.zeros(2, dtype=torch.float64)
     key = ClientKey(modality, int(part))
-    return Uplink(key, 1, {"w": w}, {"head": Gaussian(head)}, n, 0.5, sums, sums, steps)
+    posteriors = (Posterior.of({"w": w}), Posterior.of({"head": Gaussian(head)}))
+    return Uplink(key, 1, *posteriors, n, 0.5, sums, sums, steps)
 
 
 def scalar(name: str, n: int, steps: int, w: float, head: float) -> Uplink:
@@ -60,7 +61,7 @@ class Server:
 
     config: StrategyConfig
     parts: Parts = START
-    moments: Moments = field(default_factory=Moments)
+    state: OptimizerState = field(default_factory=OptimizerState)
 
     def merge(self, uplinks: list[Uplink]) -> dict[str, Tensor]:
         """Do what `server.strategy` does with a round."""
@@ -69,10 +70,10 @@ class Server:
             total = total.add(each, client_weight(each, self.config.weights, trusted=1.0))
         result = merge_round(total, self.parts, torch.Generator())
         current = join_arrays(self.parts)
-        stepped, self.moments = step(
+        stepped, self.state = step(
             current,
             join_arrays(result.parts),
-            self.moments,
+            self.state,
             self.config.server_optimizer,
             join_arrays(result.change_scales),
         )
@@ -258,7 +259,10 @@ def test_exact_posteriors_reach_the_pooled_optimum_and_their_average_does_not() 
     optimum = np.linalg.solve(left, right.T).T
     average = np.average(optima, axis=0, weights=n)
     merged = Server(strategy("pbea")).merge(uplinks)
-    points = [replace(each, encoder={"w": Gaussian(each.encoder["w"].mean)}) for each in uplinks]
+    points = [
+        replace(each, encoder=Posterior.of({"w": Gaussian(each.encoder["w"].mean)}))
+        for each in uplinks
+    ]
     averaged = Server(strategy("fedavg")).merge(points)
     for name in ("encoders.audio.w", "encoders.vision.w"):
         np.testing.assert_allclose(merged[name].numpy(), optimum, rtol=1e-5, atol=1e-5)
@@ -293,8 +297,8 @@ def test_clients_that_return_what_they_received_change_nothing(name: str) -> Non
     uplinks = [
         replace(
             each,
-            encoder={"w": Gaussian(start.encoders[each.key.modality]["w"])},
-            decoder={"head": Gaussian(start.decoder["head"])},
+            encoder=Posterior.of({"w": Gaussian(start.encoders[each.key.modality]["w"])}),
+            decoder=Posterior.of({"head": Gaussian(start.decoder["head"])}),
         )
         for each in ROUND
     ]

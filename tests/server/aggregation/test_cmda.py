@@ -213,29 +213,3 @@ def test_noise_is_not_the_same_in_two_layers() -> None:
     decoders = {"m": {"a": torch.zeros(50), "b": torch.zeros(50)}}
     merged, _ = merge_decoders(decoders, DecoderConfig(noise=1.0), seeded())
     assert not torch.equal(merged["a"], merged["b"])
-
-
-@pytest.mark.parametrize(("left", "right"), [((1,), (3,)), ((2, 1), (2, 2)), ((4,), (2, 2))])
-def test_shapes_that_differ_raise_and_are_named(
-    left: tuple[int, ...], right: tuple[int, ...]
-) -> None:
-    decoders = {
-        "audio": {"ok": torch.ones(1), "odd": torch.ones(left)},
-        "vision": {"ok": torch.ones(1), "odd": torch.ones(right)},
-    }
-    with pytest.raises(ValueError, match="'odd'"):
-        merge_decoders(decoders, quiet(), seeded())
-
-
-def test_names_that_differ_raise_and_are_named() -> None:
-    decoders = {
-        "audio": {"ok": torch.ones(1), "odd": torch.ones(1)},
-        "vision": {"ok": torch.ones(1)},
-    }
-    with pytest.raises(ValueError, match="'odd'"):
-        merge_decoders(decoders, quiet(), seeded())
-
-
-def test_no_decoders_raise() -> None:
-    with pytest.raises(ValueError, match="no decoders"):
-        merge_decoders({}, quiet(), seeded())

@@ -14,7 +14,7 @@ from common.clients import ClientKey
 from common.config import DecoderConfig, DecoderMerge, StrategyConfig
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
-from common.posterior import Form, Gaussian
+from common.posterior import Form, Gaussian, Posterior
 from server.aggregation.hierarchy import MergedRound, RoundSum, merge_round
 
 FEDAVG = StrategyConfig("fedavg", decoder=DecoderConfig(merge=DecoderMerge.average))
@@ -32,11 +32,12 @@ def uplink(key: ClientKey, *, identity: bool = False) -> Uplink:
     mean = torch.from_numpy(rng.normal(size=(3, width))).float()
     spread = rng.normal(size=(width, width))
     precision = torch.from_numpy(spread @ spread.T + np.eye(width)).float()
+    embed = Gaussian(mean) if identity else Gaussian(mean, precision, Form.row)
     return Uplink(
         key,
         1,
-        {"embed": Gaussian(mean) if identity else Gaussian(mean, precision, Form.row)},
-        {"head": Gaussian(torch.from_numpy(rng.normal(size=(2, 3))).float())},
+        Posterior.of({"embed": embed}),
+        Posterior.of({"head": Gaussian(torch.from_numpy(rng.normal(size=(2, 3))).float())}),
         examples=int(rng.integers(5, 60)),
         train_loss=float(rng.uniform(0.1, 2)),
         evidence=torch.from_numpy(rng.normal(size=6)),
@@ -152,10 +153,11 @@ def test_decoders_with_precisions_merge_by_them_across_modalities() -> None:
         spread, mean = rng.normal(size=(3, 3)), each.decoder["head"].mean
         precision = spread @ spread.T + np.eye(3)
         head = Gaussian(mean, torch.from_numpy(precision), Form.row)
-        uplinks.append(replace(each, decoder={"head": head}))
+        uplinks.append(replace(each, decoder=Posterior.of({"head": head})))
         left += each.examples * precision
         right += each.examples * mean.double().numpy() @ precision
-    found = merged(total_of(uplinks, FEDAVG)).parts.decoder["head"].numpy()
+    sure = StrategyConfig("few_rounds", decoder=DecoderConfig(merge=DecoderMerge.posterior))
+    found = merged(total_of(uplinks, sure)).parts.decoder["head"].numpy()
     np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)
 
 
@@ -213,7 +215,9 @@ def test_round_without_a_client_raises(config: StrategyConfig) -> None:
 
 def test_decoders_that_differ_between_modalities_raise() -> None:
     one = uplink(ClientKey("audio", 0))
-    other = replace(one, key=ClientKey("vision", 0), decoder={"head": Gaussian(torch.ones(2, 1))})
+    other = replace(
+        one, key=ClientKey("vision", 0), decoder=Posterior.of({"head": Gaussian(torch.ones(2, 1))})
+    )
     for config in (FEDAVG, CMDA):
         with pytest.raises(ValueError, match="'head'"):
             merged(total_of([one, other], config))

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.config import ServerOptimizer, ServerOptimizerConfig
-from server.aggregation.server_optimizer import Moments, step
+from server.aggregation.server_optimizer import OptimizerState, step
 
 Array = NDArray[np.float64]
 
@@ -25,7 +25,7 @@ def targets(rounds: int = 4) -> list[Array]:
 
 def stepped(config: ServerOptimizerConfig, merged: list[Array], start: Array) -> list[Array]:
     """Return the weights after each round."""
-    current, moments, seen = {"w": torch.from_numpy(start).float()}, Moments(), []
+    current, moments, seen = {"w": torch.from_numpy(start).float()}, OptimizerState(), []
     for target in merged:
         current, moments = step(current, {"w": torch.from_numpy(target).float()}, moments, config)
         assert current["w"].dtype == torch.float32
@@ -83,7 +83,7 @@ def test_two_rounds_of_adam_by_hand() -> None:
 
 def test_a_constant_change_builds_momentum_up_to_its_geometric_sum() -> None:
     x = 0.0
-    current, moments = {"w": torch.zeros(1)}, Moments()
+    current, moments = {"w": torch.zeros(1)}, OptimizerState()
     for _ in range(60):
         merged = {"w": current["w"] + 1}
         x = current["w"].item()
@@ -103,7 +103,7 @@ def test_momentum_of_zero_is_a_scaled_average() -> None:
 def test_sgd_at_rate_1_takes_the_merged_model_bit_for_bit() -> None:
     # 1e8 + (0.1 - 1e8) is not 0.1, so it must not be calculated.
     current, merged = {"w": torch.tensor([1e8])}, {"w": torch.tensor([0.1])}
-    new, moments = step(current, merged, Moments(), SGD, {})
+    new, moments = step(current, merged, OptimizerState(), SGD, {})
     assert torch.equal(new["w"], merged["w"])
     assert not moments.first and not moments.second
 
@@ -112,10 +112,12 @@ def test_sgd_at_rate_1_takes_the_merged_model_bit_for_bit() -> None:
 def test_scales_multiply_the_change_of_what_they_name(config: ServerOptimizerConfig) -> None:
     current = {"a": torch.tensor([1.0]), "b": torch.tensor([1.0])}
     merged = {"a": torch.tensor([3.0]), "b": torch.tensor([3.0])}
-    scaled, _ = step(current, merged, Moments(), config, {"a": torch.tensor(2.5)})
-    farther, _ = step(current, {"a": torch.tensor([6.0])}, Moments(), config, {"a": torch.ones(())})
+    scaled, _ = step(current, merged, OptimizerState(), config, {"a": torch.tensor(2.5)})
+    farther, _ = step(
+        current, {"a": torch.tensor([6.0])}, OptimizerState(), config, {"a": torch.ones(())}
+    )
     torch.testing.assert_close(scaled["a"], farther["a"])
-    plain, _ = step(current, merged, Moments(), config)
+    plain, _ = step(current, merged, OptimizerState(), config)
     torch.testing.assert_close(scaled["b"], plain["b"])
 
 
@@ -123,7 +125,7 @@ def test_scales_multiply_the_change_of_what_they_name(config: ServerOptimizerCon
 def test_an_array_that_is_absent_keeps_its_moments(config: ServerOptimizerConfig) -> None:
     both = {"audio": torch.tensor([1.0]), "vision": torch.tensor([2.0])}
     current = {name: torch.zeros(1) for name in both}
-    _, moments = step(current, both, Moments(), config)
+    _, moments = step(current, both, OptimizerState(), config)
     new, later = step(current, {"audio": both["audio"]}, moments, config)
     assert set(new) == {"audio"}
     for former, kept in ((moments.first, later.first), (moments.second, later.second)):
@@ -134,7 +136,7 @@ def test_an_array_that_is_absent_keeps_its_moments(config: ServerOptimizerConfig
 
 def test_former_moments_and_the_model_stay_as_they_were() -> None:
     current, merged = {"w": torch.zeros(2)}, {"w": torch.ones(2)}
-    _, moments = step(current, merged, Moments(), ADAM)
+    _, moments = step(current, merged, OptimizerState(), ADAM)
     before: list[Tensor] = [moments.first["w"].clone(), moments.second["w"].clone()]
     step(current, merged, moments, ADAM)
     assert torch.equal(moments.first["w"], before[0])
@@ -145,5 +147,5 @@ def test_former_moments_and_the_model_stay_as_they_were() -> None:
 @pytest.mark.parametrize("config", [SGD, MOMENTUM, ADAM])
 def test_a_model_that_did_not_change_stays(config: ServerOptimizerConfig) -> None:
     current = {"w": torch.tensor([0.1, -7.0])}
-    new, _ = step(current, current, Moments(), config)
+    new, _ = step(current, current, OptimizerState(), config)
     assert torch.equal(new["w"], current["w"])

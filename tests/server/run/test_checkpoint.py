@@ -55,7 +55,7 @@ def test_what_is_saved_is_read_to_the_bit(kept: Checkpoints, moments: bool) -> N
     kept.save(given)
     found = latest(kept)
     assert_same(found, given)
-    assert bool(found.strategy.moments.first) is moments
+    assert bool(found.strategy.optimizer.first) is moments
     assert_same(read_checkpoint(kept.path(4)), given)
 
 

@@ -1,25 +1,35 @@
-"""Widths against closed forms, and against the covariances that NumPy inverts."""
+"""Standard deviations against closed forms, and against the covariances that NumPy inverts."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from client.posterior import fit_gaussian, mapped_gaussian
 from common.clients import ClientKey
 from common.config import EncoderConfig, EncoderMerge, Scale, Structure
 from common.messages import Uplink
 from common.posterior import Form, Gaussian, Posterior
-from server.aggregation.widths import MOST_CLIENTS, first_clients, layer_widths, posterior_widths
+from common.structures import fit_gaussian
+from common.structures.inputs import mapped_gaussian
+from server.aggregation.posterior_std import MOST_CLIENTS, PosteriorReport, layer_std
 
 SHAPE = (6, 5)
 
 
-def uplink(client: str, encoder: Posterior, decoder: Posterior) -> Uplink:
+def uplink(client: str, encoder: dict[str, Gaussian], decoder: dict[str, Gaussian]) -> Uplink:
     modality, _, part = client.rpartition("-")
     sums = torch.zeros(0)
-    return Uplink(ClientKey(modality, int(part)), 1, encoder, decoder, 1, 0.5, sums, sums, 1)
+    posteriors = (Posterior.of(encoder), Posterior.of(decoder))
+    return Uplink(ClientKey(modality, int(part)), 1, *posteriors, 1, 0.5, sums, sums, 1)
+
+
+def reported(uplinks: list[Uplink]) -> dict[str, dict[str, float]]:
+    report = PosteriorReport()
+    for each in uplinks:
+        report.add(each)
+    return report.by_client(Counter(each.key.modality for each in uplinks))
 
 
 def diagonal(*precision: float) -> Gaussian:
@@ -38,16 +48,18 @@ def fitted(structure: Structure, scale: Scale, rho: float, given: torch.Tensor) 
 
 
 @pytest.mark.parametrize("deviation", [1e-3, 0.25, 8.0])
-def test_equal_deviations_are_the_width(deviation: float) -> None:
+def test_equal_deviations_are_the_std(deviation: float) -> None:
     precision = deviation**-2
     row = Gaussian(torch.zeros(3, 2), precision * torch.eye(2), Form.row)
     posterior = {"a": diagonal(precision, precision), "b.weight": row}
-    assert layer_widths(posterior) == pytest.approx({"a": deviation, "b": deviation})
+    assert layer_std(Posterior.of(posterior)) == pytest.approx({"a": deviation, "b": deviation})
 
 
 def test_the_directions_known_best_count_most() -> None:
     # Variances 1 and 1/9: their harmonic mean is 1/5.
-    assert layer_widths({"a": diagonal(1.0, 9.0)}) == pytest.approx({"a": math.sqrt(1 / 5)})
+    assert layer_std(Posterior.of({"a": diagonal(1.0, 9.0)})) == pytest.approx(
+        {"a": math.sqrt(1 / 5)}
+    )
 
 
 def test_a_row_precision_is_turned_to_its_axes() -> None:
@@ -55,7 +67,7 @@ def test_a_row_precision_is_turned_to_its_axes() -> None:
     basis, _ = np.linalg.qr(rng.normal(size=(4, 4)))
     variances = np.array([0.1, 0.5, 2.0, 7.0])
     precision = torch.from_numpy(basis @ np.diag(1 / variances) @ basis.T).float()
-    found = layer_widths({"a": Gaussian(torch.zeros(3, 2, 2), precision, Form.row)})
+    found = layer_std(Posterior.of({"a": Gaussian(torch.zeros(3, 2, 2), precision, Form.row)}))
     assert found["a"] == pytest.approx(math.sqrt(4 / (1 / variances).sum()), rel=1e-5)
 
 
@@ -63,30 +75,32 @@ def test_a_layer_is_its_weight_and_its_bias_by_their_elements() -> None:
     # 3 x 2 elements of precision 4 and 16, 3 of precision 100.
     weight = Gaussian(torch.zeros(3, 2), torch.diag(torch.tensor([4.0, 16.0])), Form.row)
     posterior = {"x.weight": weight, "x.bias": diagonal(100, 100, 100)}
-    assert layer_widths(posterior) == pytest.approx({"x": (9 / (3 * 4 + 3 * 16 + 300)) ** 0.5})
+    assert layer_std(Posterior.of(posterior)) == pytest.approx(
+        {"x": (9 / (3 * 4 + 3 * 16 + 300)) ** 0.5}
+    )
 
 
 def test_a_bias_without_a_precision_does_not_count() -> None:
     weight = Gaussian(torch.zeros(3, 2), 4 * torch.eye(2), Form.row)
     posterior = {"x.weight": weight, "x.bias": Gaussian(torch.zeros(3))}
-    assert layer_widths(posterior) == pytest.approx({"x": 0.5})
+    assert layer_std(Posterior.of(posterior)) == pytest.approx({"x": 0.5})
 
 
 @pytest.mark.parametrize("structure", [Structure.row, Structure.diagonal])
-def test_many_samples_of_one_deviation_have_that_width(structure: Structure) -> None:
+def test_many_samples_of_one_deviation_have_it(structure: Structure) -> None:
     gaussian = fitted(structure, Scale.absolute, 0.05, samples(4000, 0.03))
-    assert layer_widths({"a": gaussian}) == pytest.approx({"a": 0.03}, rel=0.02)
+    assert layer_std(Posterior.of({"a": gaussian})) == pytest.approx({"a": 0.03}, rel=0.02)
 
 
 @pytest.mark.parametrize("structure", [Structure.row, Structure.diagonal])
-def test_without_the_scale_what_is_round_has_width_one(structure: Structure) -> None:
+def test_without_the_scale_what_is_round_has_std_one(structure: Structure) -> None:
     round_one = fitted(structure, Scale.relative, 0.3, samples(4000, 0.03))
-    assert layer_widths({"a": round_one})["a"] == pytest.approx(1, rel=0.02)
+    assert layer_std(Posterior.of({"a": round_one}))["a"] == pytest.approx(1, rel=0.02)
     # Half of the columns are sure: precisions 1 / rho and 1 / (rho + 2 (1 - rho)).
     stretched = samples(4000, 0.03, (6, 4)) * torch.tensor([0.0, 0.0, 1.0, 1.0])
     odd = fitted(structure, Scale.relative, 0.3, stretched)
     expected = ((1 / 0.3 + 1 / (0.3 + 0.7 * 2)) / 2) ** -0.5
-    assert layer_widths({"a": odd})["a"] == pytest.approx(expected, rel=0.02)
+    assert layer_std(Posterior.of({"a": odd}))["a"] == pytest.approx(expected, rel=0.02)
 
 
 def test_of_inputs_it_is_one_over_their_root_mean_square() -> None:
@@ -95,27 +109,27 @@ def test_of_inputs_it_is_one_over_their_root_mean_square() -> None:
     moments = torch.from_numpy(read.T @ read / 50)
     gaussian = mapped_gaussian(torch.zeros(SHAPE), moments, 0.1)
     expected = 1 / math.sqrt((read**2).mean())
-    assert layer_widths({"a.weight": gaussian})["a"] == pytest.approx(expected, rel=1e-6)
+    assert layer_std(Posterior.of({"a.weight": gaussian}))["a"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("structure", [Structure.low_rank, Structure.inputs, None])
-def test_without_a_precision_there_is_no_width(structure: Structure | None) -> None:
+def test_without_a_precision_there_is_none(structure: Structure | None) -> None:
     merge = EncoderMerge.average if structure is None else EncoderMerge.pbea
     config = EncoderConfig(merge, structure or Structure.row, 0.5)
     gaussian = fit_gaussian(samples(4, 0.1), config, received=torch.zeros(SHAPE))
     posterior = {"a.weight": gaussian}
-    assert layer_widths(posterior) == {}
-    assert posterior_widths([uplink("audio-0", posterior, posterior)]) == {}
+    assert layer_std(Posterior.of(posterior)) == {}
+    assert reported([uplink("audio-0", posterior, posterior)]) == {}
 
 
 def test_clients_come_in_their_order_and_parts_keep_apart() -> None:
     one, other = {"x.weight": diagonal(4.0)}, {"x.weight": diagonal(0.25)}
     uplinks = [
         uplink("vision-0", one, {"x.weight": Gaussian(torch.zeros(1))}),
-        uplink("audio-10", other, one),
         uplink("audio-2", one, other),
+        uplink("audio-10", other, one),
     ]
-    found = posterior_widths(uplinks)
+    found = reported(uplinks)
     assert found == {
         "audio-2": {"encoder.x": 0.5, "decoder.x": 2.0},
         "audio-10": {"encoder.x": 2.0, "decoder.x": 0.5},
@@ -124,8 +138,8 @@ def test_clients_come_in_their_order_and_parts_keep_apart() -> None:
     assert list(found) == ["audio-2", "audio-10", "vision-0"]
 
 
-def test_widths_have_four_digits() -> None:
-    found = posterior_widths([uplink("audio-0", {"x": diagonal(3.0)}, {"y": diagonal(3e-12)})])
+def test_they_have_four_digits() -> None:
+    found = reported([uplink("audio-0", {"x": diagonal(3.0)}, {"y": diagonal(3e-12)})])
     assert found == {"audio-0": {"encoder.x": 0.5774, "decoder.y": 577400.0}}
 
 
@@ -133,15 +147,15 @@ def test_of_many_clients_each_modality_has_its_first() -> None:
     posterior = {"x": diagonal(4.0)}
     many = {"audio": 100, "language": 3, "vision": 20}
     uplinks = [
-        uplink(f"{name}-{part}", posterior, {})
+        uplink(f"{name}-{part}", posterior, posterior)
         for name, count in many.items()
         for part in range(count)
     ]
-    found = posterior_widths(first_clients(uplinks))
+    found = reported(uplinks)
     share = MOST_CLIENTS // 3
     expected = [
         f"{name}-{part}" for name, count in many.items() for part in range(min(count, share))
     ]
     assert list(found) == expected
-    all_of_them = posterior_widths(first_clients(uplinks[:MOST_CLIENTS]))
+    all_of_them = reported(uplinks[:MOST_CLIENTS])
     assert list(all_of_them) == [f"audio-{part}" for part in range(MOST_CLIENTS)]

@@ -1,0 +1,149 @@
+"""Posterior structures: how a client's samples become a Gaussian, and what the server may expect.
+
+For a tensor read as (out, in), with S samples X_s of mean M, a structure estimates a covariance C
+or a precision. A covariance is shrunk towards its own mean variance t:
+
+    P = t (rho t I + (1-rho) C)^-1
+
+The factor t removes the client's overall scale, so that a client with small steps is not taken for
+a sure one; ``scale: absolute`` leaves it in. One sample, no spread or, without the scale, rho = 1
+carry no information about directions: then P = I.
+
+A structure is one class in a module of this package with an entry in `STRUCTURES`; its name is what
+``strategy.encoder.structure`` takes.
+
+Source: arXiv 2303.15486, section 4; shrinkage after Ledoit and Wolf 2004, with rho given.
+"""
+
+import pkgutil
+from functools import cache
+from importlib import import_module
+
+import torch
+from torch import Tensor
+
+from common.config import DecoderConfig, EncoderConfig
+from common.errors import UserError
+from common.posterior import Form, Gaussian
+
+
+class Structure:
+    """One way to fit a Gaussian to the samples of a tensor.
+
+    Attributes
+    ----------
+    reads_inputs
+        Whether clients measure the second moments of what each linear map reads.
+    sends_change
+        Whether the mean that is sent is no weight but the step that the server is to take.
+    """
+
+    reads_inputs = False
+    sends_change = False
+
+    def form(self, mean: Tensor) -> Form:
+        """Return the form of the precision of a tensor, unless its samples tell nothing."""
+        return Form.identity
+
+    def fit(
+        self,
+        samples: Tensor,
+        shrinkage: float,
+        scale: str,
+        received: Tensor | None = None,
+        moments: Tensor | None = None,
+    ) -> Gaussian:
+        """Fit a Gaussian to samples of one tensor.
+
+        Parameters
+        ----------
+        samples
+            (S, *shape), S at least 1.
+        shrinkage
+            rho in (0, 1].
+        scale
+            "relative" removes the client's overall scale, "absolute" keeps it.
+        received
+            The tensor that training began with; needed where `sends_change`.
+        moments
+            (in, in) of what the tensor reads, where `reads_inputs`; None: it is no map.
+
+        Returns
+        -------
+        Gaussian
+            Its mean has the samples' shape and dtype.
+        """
+        raise NotImplementedError
+
+    def smallest_share(self, shrinkage: float, size: int) -> float:
+        """Return the least eigenvalue of a precision as a share of their mean.
+
+        With eigenvalues of C in [0, n t], n rows or numbers of a diagonal, those of P are in
+        [1 / (rho + (1-rho) n), 1 / rho], or that over t where the scale is kept.
+        """
+        return shrinkage / (shrinkage + (1 - shrinkage) * size)
+
+    def largest_mean(self, shrinkage: float) -> float:
+        """Return the largest mean eigenvalue of a precision without a scale of its own."""
+        return 1 / shrinkage
+
+
+#: Name to structure, of the modules of this package that have been imported.
+STRUCTURES: dict[str, Structure] = {}
+
+
+def find_structure(name: str) -> Structure:
+    """Return a structure by its name.
+
+    Raises
+    ------
+    UserError
+        If there is none of that name; lists those that there are.
+    """
+    _import_structures()
+    if name not in STRUCTURES:
+        raise UserError(
+            f"strategy.encoder.structure={name}: expected one of {', '.join(sorted(STRUCTURES))}"
+        )
+    return STRUCTURES[name]
+
+
+@cache
+def _import_structures() -> None:
+    """Import all modules of this package, which put their structures into `STRUCTURES`."""
+    for module in pkgutil.iter_modules(__path__):
+        import_module(f"{__name__}.{module.name}")
+
+
+def encoder_structure(config: EncoderConfig) -> Structure | None:
+    """Return the structure of the encoders' posteriors; None where they are not merged by them."""
+    return find_structure(config.structure) if config.merge == "pbea" else None
+
+
+def decoder_structure(config: DecoderConfig) -> Structure | None:
+    """Return the structure of the decoders' posteriors; None where they are not merged by them."""
+    return find_structure("inputs") if config.merge == "posterior" else None
+
+
+def posterior_form(mean: Tensor, structure: Structure | None) -> Form:
+    """Return the form that a client's posterior over one tensor has, unless it tells nothing."""
+    return Form.identity if structure is None else structure.form(mean)
+
+
+def fit_gaussian(
+    samples: Tensor,
+    config: EncoderConfig,
+    received: Tensor | None = None,
+    moments: Tensor | None = None,
+) -> Gaussian:
+    """Fit a Gaussian to samples of one tensor of an encoder, see `Structure.fit`."""
+    structure = encoder_structure(config)
+    if structure is None:
+        return Gaussian(samples.mean(dim=0))
+    return structure.fit(samples, config.shrinkage, config.scale, received, moments)
+
+
+def has_spread(variance: Tensor, mean: Tensor) -> bool:
+    """Whether a mean variance is more than the rounding of float32."""
+    floor = (4 * torch.finfo(torch.float32).eps) ** 2 * mean.double().square().mean()
+    return bool(variance > floor.clamp(min=torch.finfo(torch.float32).tiny))

@@ -1,0 +1,70 @@
+"""``inputs``: no covariance of samples but, for a linear map, what it reads.
+
+The precision is A, the second moments of the map's inputs (`client.input_moments`), shrunk as
+(1-rho) A + rho t I with t their mean: a mean eigenvalue of t, and a least one of rho t. Tensors
+that are no map have none. Merging by it is RegMean (Jin et al. 2023, arXiv 2212.09849).
+"""
+
+import torch
+from torch import Tensor
+
+from common.posterior import Form, Gaussian
+from common.structures import STRUCTURES, Structure
+
+
+class Inputs(Structure):
+    """Second moments of the inputs as the precision of a map's rows."""
+
+    reads_inputs = True
+
+    def form(self, mean: Tensor) -> Form:
+        """Return the form of a map, or of a tensor that is none."""
+        return Form.row if mean.ndim >= 2 else Form.identity
+
+    def fit(
+        self,
+        samples: Tensor,
+        shrinkage: float,
+        scale: str,
+        received: Tensor | None = None,
+        moments: Tensor | None = None,
+    ) -> Gaussian:
+        """Take the mean of the samples, and the precision from the moments."""
+        return mapped_gaussian(samples.mean(dim=0), moments, shrinkage, scale)
+
+    def smallest_share(self, shrinkage: float, size: int) -> float:
+        """Return rho."""
+        return shrinkage
+
+    def largest_mean(self, shrinkage: float) -> float:
+        """Return 1: the mean eigenvalue is t, over t."""
+        return 1.0
+
+
+def mapped_gaussian(
+    mean: Tensor, moments: Tensor | None, shrinkage: float, scale: str = "absolute"
+) -> Gaussian:
+    """Return a Gaussian over the rows of a linear map, by what it reads.
+
+    Parameters
+    ----------
+    mean
+        (out, ...).
+    moments
+        (in, in) second moments; None, or all zero: nothing is known, P = I.
+    shrinkage
+        rho in (0, 1]; 1 leaves a multiple of the identity.
+    scale
+        "absolute": P keeps the size of the moments.
+    """
+    t = None if moments is None else moments.diagonal().mean()
+    if moments is None or t is None or not t > torch.finfo(torch.float32).tiny:
+        return Gaussian(mean)
+    eye = torch.eye(len(moments), dtype=moments.dtype)
+    precision = (1 - shrinkage) * moments + shrinkage * t * eye
+    if scale == "relative":
+        precision = precision / t
+    return Gaussian(mean, precision.to(mean.dtype), Form.row)
+
+
+STRUCTURES["inputs"] = Inputs()

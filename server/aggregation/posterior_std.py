@@ -1,0 +1,83 @@
+"""How uncertain the clients' posteriors are, layer by layer: a number to watch, not to merge by.
+
+A layer is a module's tensors together, ``weight`` and ``bias``. With P_k the precision of element k
+of the d elements of a layer that have one, on the diagonal of its tensor's precision,
+
+    std = (1/d sum_k P_k)^(-1/2)
+
+the standard deviation that all elements would have if they were independent and equally certain,
+with the same mean precision. Along the principal axes of one Gaussian it is the root of the
+harmonic mean of the variances: the directions that are known best count most.
+
+Its unit depends on the structure. Of samples with ``scale: absolute``: units of the weights. With
+``relative`` the client's scale is removed: 1 says that no direction is known better than another,
+less that some are, down to the root of the shrinkage. Of ``inputs``: 1 over the root mean square of
+what the layer reads. Without a precision, as under ``low_rank`` or for averages, there is none.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping
+
+from common.clients import ClientKey
+from common.messages import Uplink
+from common.posterior import Posterior
+
+#: The most clients in a report; of more, the first of each modality.
+MOST_CLIENTS = 32
+
+#: Significant digits: a round's record is a line of text.
+_DIGITS = 4
+
+
+def layer_std(posterior: Posterior) -> dict[str, float]:
+    """Return the standard deviation of each layer that has a precision."""
+    sums: dict[str, float] = defaultdict(float)
+    counts: dict[str, int] = defaultdict(int)
+    for name in posterior.layout.names:
+        if gaussian := posterior.precise.get(name):
+            layer = name.removesuffix(".weight").removesuffix(".bias")
+            size = gaussian.mean.numel()
+            sums[layer] += gaussian.mean_precision() * size
+            counts[layer] += size
+    return {layer: float((sums[layer] / counts[layer]) ** -0.5) for layer in sums}
+
+
+def posterior_std(uplink: Uplink) -> dict[str, float]:
+    """Return ``encoder.…`` and ``decoder.…`` layers to standard deviation, rounded."""
+    parts = (("encoder", uplink.encoder), ("decoder", uplink.decoder))
+    return {
+        f"{part}.{layer}": float(f"{std:.{_DIGITS}g}")
+        for part, posterior in parts
+        for layer, std in layer_std(posterior).items()
+    }
+
+
+class PosteriorReport:
+    """Collects the standard deviations of a round's first clients, in their order."""
+
+    def __init__(self) -> None:
+        self._stds: dict[str, dict[ClientKey, dict[str, float]]] = defaultdict(dict)
+
+    def add(self, uplink: Uplink) -> None:
+        """Add one client; those of one modality come in their order."""
+        clients = self._stds[uplink.key.modality]
+        if len(clients) < MOST_CLIENTS:
+            clients[uplink.key] = posterior_std(uplink)
+
+    def by_client(self, modalities: Mapping[str, int]) -> dict[str, dict[str, float]]:
+        """Return client to layer to standard deviation; clients without a precision are left out.
+
+        Parameters
+        ----------
+        modalities
+            Those that were merged, to their number of clients.
+        """
+        most = MOST_CLIENTS
+        if sum(modalities.values()) > MOST_CLIENTS:
+            most = max(1, MOST_CLIENTS // len(modalities))
+        return {
+            str(key): stds
+            for name in sorted(modalities)
+            for key, stds in list(self._stds[name].items())[:most]
+            if stds
+        }

@@ -1,0 +1,123 @@
+"""The registry of merge rules: what clients add up to, and how that becomes new weights.
+
+A rule is one module of this package with an entry in `RULES`; its name is what
+``strategy.encoder.merge`` and ``strategy.decoder.merge`` take. Encoders are merged inside their
+modality; decoders across modalities, by default as if all clients were of one.
+"""
+
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache, reduce
+from importlib import import_module
+from typing import Any, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from common.config import StrategyConfig
+from common.errors import UserError
+from common.posterior import Posterior
+from common.structures import find_structure
+
+Arrays = dict[str, Tensor]
+
+#: Layer to modality to its share in the decoder.
+Shares = dict[str, dict[str, float]]
+
+
+class ClientSum(Protocol):
+    """What some clients add up to; a monoid, so it streams and reduces in a tree."""
+
+    def add(self, posterior: Posterior, weight: float) -> Self:
+        """Add one client with its weight, above 0."""
+        ...
+
+    def merge(self, other: Self) -> Self:
+        """Return the sum of both; an empty one changes nothing."""
+        ...
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a rule may use besides the sum.
+
+    Attributes
+    ----------
+    current
+        The arrays that the clients started from, in the model's order: that in which noise is
+        drawn, whatever the order on the wire.
+    config
+        The strategy's options.
+    generator
+        Draws noise.
+    weights
+        Modality to the weight of its clients.
+    """
+
+    current: Mapping[str, Tensor]
+    config: StrategyConfig
+    generator: torch.Generator
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+def pooled(rule: "Rule", sums: Mapping[str, Any], setting: Setting) -> tuple[Arrays, Shares]:
+    """Merge all modalities' clients as if they were of one."""
+    return rule.finish(reduce(lambda left, right: left.merge(right), sums.values()), setting), {}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How clients are merged.
+
+    Attributes
+    ----------
+    start
+        Returns the sum of no clients.
+    finish
+        Returns the merged arrays, float32, of the sum of some clients.
+    across
+        Merges the sums of the modalities, which are sorted; returns the arrays and, where
+        modalities have them, their shares.
+    parts
+        What it can merge: "encoder", "decoder" or both.
+    """
+
+    start: Callable[[], ClientSum]
+    finish: Callable[[Any, Setting], Arrays]
+    across: Callable[["Rule", Mapping[str, Any], Setting], tuple[Arrays, Shares]] = pooled
+    parts: tuple[str, ...] = ("encoder", "decoder")
+
+
+#: Name to rule, of the modules that have been imported.
+RULES: dict[str, Rule] = {}
+
+
+def find_rule(name: str, part: str) -> Rule:
+    """Return the rule that merges a part.
+
+    Raises
+    ------
+    UserError
+        If there is none of that name; lists those that there are.
+    """
+    _import_rules()
+    names = sorted(each for each, rule in RULES.items() if part in rule.parts)
+    if name not in names:
+        raise UserError(f"strategy.{part}.merge={name}: expected one of {', '.join(names)}")
+    return RULES[name]
+
+
+def check_names(config: StrategyConfig) -> None:
+    """Raise UserError unless a strategy's rules and structure exist."""
+    find_rule(config.encoder.merge, "encoder")
+    find_rule(config.decoder.merge, "decoder")
+    find_structure(config.encoder.structure)
+
+
+@cache
+def _import_rules() -> None:
+    """Import all modules of this package, which put their rules into `RULES`."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(import_module(package).__path__):
+        import_module(f"{package}.{module.name}")
