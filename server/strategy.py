@@ -37,8 +37,8 @@ from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.round import sum_updates
 from server.aggregation.rules import check_names
 from server.aggregation.server_optimizer import OptimizerState, step
-from server.run.labels import PooledLabels
-from server.run.registry import QUERY_SECONDS, Member, Registry
+from server.roster.labels import PooledLabels
+from server.roster.registry import QUERY_SECONDS, Member, Registry
 from server.run.round_report import RoundReport
 
 

@@ -30,15 +30,15 @@ from common.model.ha_fedformer import (
 from common.seeding import derive_seed
 from server.evaluate import Scores, diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.model_file import model_bytes
-from server.run.attendance import Attendance
+from server.roster.attendance import Attendance
+from server.roster.exchange import exchange
+from server.roster.labels import PooledLabels, pool_labels
+from server.roster.registry import Registry
 from server.run.checkpoint import Checkpoint, Checkpoints
 from server.run.console import RunConsole
-from server.run.exchange import Backlog, exchange
 from server.run.folder import CHECKPOINTS, CURVE, MODEL, RunFolder
-from server.run.labels import PooledLabels, pool_labels
 from server.run.learning_curve import learning_curve
 from server.run.phases import Phase, PhaseClock
-from server.run.registry import Registry
 from server.run.resume import MisfitError, check_fits, plain_settings
 from server.run.round_report import RoundReport
 from server.strategy import HierarchicalAggregation, from_record, to_record
@@ -135,7 +135,6 @@ class Run:
         self._items = self._count_items(registry)
         # A tenth of a second, and the same in every checkpoint.
         self._settings = plain_settings(config)
-        self._backlog = Backlog(grid)
         if former is not None:
             self._restore(former, model, strategy)
         for number in range(len(self.records) + 1, config.rounds + 1):
@@ -186,11 +185,11 @@ class Run:
         self._round_began, self._clock = time.monotonic(), PhaseClock()
         log(INFO, "[ROUND %s/%s]", number, self.config.rounds)
         timeout = self.config.runtime.round_timeout
-        strategy.registry.busy = self._backlog.nodes()
         record = to_record(model.state_dict())
         messages = strategy.configure_train(number, record, ConfigRecord(), grid)
         self._clock.end(Phase.configure)
-        replies = exchange(grid, messages, timeout, self.check, self._backlog, strategy.updates)
+        backlog = strategy.registry.backlog
+        replies = exchange(grid, messages, timeout, self.check, backlog, strategy.updates)
         merged, _ = strategy.aggregate_train(
             number, self._clock.each(replies, Phase.wait, Phase.merge)
         )

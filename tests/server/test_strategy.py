@@ -55,8 +55,8 @@ from common.task import Task
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.posterior_std import posterior_std
-from server.run.labels import PooledLabels
-from server.run.registry import Registry
+from server.roster.labels import PooledLabels
+from server.roster.registry import Registry
 from server.run.round_report import RoundReport
 from server.strategy import HierarchicalAggregation, from_record, to_record
 
@@ -784,7 +784,7 @@ def test_bad_reply_of_one_round_does_not_count_in_the_next() -> None:
 def test_busy_node_is_not_asked_and_named() -> None:
     federation = Federation(config_with())
     busy = next(iter(federation.nodes))
-    federation.strategy.registry.busy = frozenset({busy})
+    federation.strategy.registry.backlog.add("late", busy)
     messages = federation.ask()
     assert messages and all(message.metadata.dst_node_id != busy for message in messages)
     _, report = federation.merge(map(honest, messages))
@@ -794,7 +794,8 @@ def test_busy_node_is_not_asked_and_named() -> None:
 
 def test_where_all_are_busy_all_are_asked() -> None:
     federation = Federation(config_with())
-    federation.strategy.registry.busy = frozenset(federation.nodes)
+    for node in federation.nodes:
+        federation.strategy.registry.backlog.add(str(node), node)
     messages = federation.ask()
     _, report = federation.merge(map(honest, messages))
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()

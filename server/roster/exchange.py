@@ -32,26 +32,20 @@ class Intake(Protocol):
 class Backlog:
     """Messages that were not answered in time: nodes are still at them, or will not answer.
 
-    A node works off its messages one by one. One that is slower than the deadline, and asked anew
-    each round, would be late in every round to come.
-
-    Attributes
-    ----------
-    grid
-        Reaches the nodes.
+    A node works off its messages one by one. One that is slower than the deadline, and asked again
+    every round, would be late in every round to come.
     """
 
-    grid: Grid
     _late: dict[str, tuple[int, float]] = field(default_factory=dict)
 
     def add(self, key: str, node: int) -> None:
         """Note a message that has just met its deadline."""
         self._late[key] = (node, time.monotonic() + CLOCK_SECONDS)
 
-    def nodes(self) -> frozenset[int]:
-        """Return the nodes that are still at one; replies that came meanwhile are dropped."""
+    def nodes(self, grid: Grid) -> frozenset[int]:
+        """Return the nodes that are still at one; late replies are discarded."""
         if self._late:
-            for reply in self.grid.pull_messages(list(self._late)):
+            for reply in grid.pull_messages(list(self._late)):
                 self._late.pop(reply.metadata.reply_to_message_id, None)
         now = time.monotonic()
         self._late = {key: late for key, late in self._late.items() if late[1] > now}

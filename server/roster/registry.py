@@ -19,7 +19,7 @@ from common.protocol import decode_description, encode_query
 from common.task import Task
 from common.wire import ProtocolError
 from server.acceptance.validation import check_description
-from server.run.exchange import collect, send
+from server.roster.exchange import Backlog, collect, send
 
 #: How long a wait for descriptions holds up everything else; after how long a node that has not
 #: answered is asked again, for queries get lost in nodes; and how long a late answer still counts.
@@ -68,13 +68,17 @@ class Registry:
     named
         Whether a node was seen that is registered with a name. Then every node needs one, and may
         only be the client of that name.
+    backlog
+        Messages that were not answered in time.
     busy
-        Nodes that are still at a former round; they are asked only where nobody else is there.
+        Nodes that were still at an earlier round at the last `refresh`; they are asked only where
+        no other is left.
     """
 
     members: dict[ClientKey, Member] = field(default_factory=dict)
     asked: set[int] = field(default_factory=set)
     named: bool = False
+    backlog: Backlog = field(default_factory=Backlog)
     busy: frozenset[int] = frozenset()
     _queries: dict[str, int] = field(default_factory=dict)
     _asked_at: dict[int, float] = field(default_factory=dict)
@@ -100,6 +104,7 @@ class Registry:
             For each node that was left out or replaced another, one line that says why.
         """
         impostors, faults = self.ask_new(grid, known, timeout)
+        self.busy = self.backlog.nodes(grid)
         return impostors + faults
 
     def ask_new(

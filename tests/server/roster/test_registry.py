@@ -9,14 +9,14 @@ from fake_nodes import KNOWN, Answer, FakeGrid, client, failing, hosting, named,
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
-import server.run.registry
+import server.roster.registry
 from common.clients import ClientKey
 from common.data.moments import Moments
 from common.errors import UserError
 from common.messages import NodeDescription
 from common.protocol import encode_description
 from common.task import Task
-from server.run.registry import QUERY_AGAIN, Registry
+from server.roster.registry import QUERY_AGAIN, Registry
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -355,7 +355,7 @@ def test_a_node_that_lost_its_query_is_asked_again_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(server.run.registry.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(server.roster.registry.time, "monotonic", lambda: now[0])
     grid, registry = FakeGrid({1: silent}), Registry()
     for seconds, asked in ((0.0, 1), (QUERY_AGAIN - 1, 1), (1.0, 2)):
         now[0] += seconds
@@ -368,7 +368,7 @@ def test_a_node_that_lost_its_query_is_asked_again_after_a_while(
 
 def test_a_node_that_answers_two_queries_is_taken_in_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(server.run.registry.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(server.roster.registry.time, "monotonic", lambda: now[0])
     grid, registry = FakeGrid({1: hosting("audio-0")}), Registry()
     pull, held = grid.pull_messages, [True]
     grid.pull_messages = lambda keys: [] if held[0] else pull(keys)

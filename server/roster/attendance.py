@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from common.errors import UserError
-from server.run.registry import QUERY_SECONDS, Registry
+from server.roster.registry import QUERY_SECONDS, Registry
 
 POLL_SECONDS = 0.2
 

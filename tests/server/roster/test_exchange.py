@@ -9,8 +9,8 @@ from flwr.app import Error, Message, MessageType, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-import server.run.exchange
-from server.run.exchange import CLOCK_SECONDS, POLL_SECONDS, Backlog, exchange
+import server.roster.exchange
+from server.roster.exchange import CLOCK_SECONDS, POLL_SECONDS, Backlog, exchange
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -72,7 +72,7 @@ class TimedGrid:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(server.run.exchange, "time", clock)
+    monkeypatch.setattr(server.roster.exchange, "time", clock)
     return clock
 
 
@@ -205,7 +205,7 @@ def test_whenever_they_come(
     refused: set[int],
 ) -> None:
     clock = Clock()
-    monkeypatch.setattr(server.run.exchange, "time", clock)
+    monkeypatch.setattr(server.roster.exchange, "time", clock)
     grid = TimedGrid(clock, delays, tuple(refused))
     found = exchanged(grid, timeout)
     deadline = 1000 + timeout
@@ -232,29 +232,29 @@ def test_whenever_they_come(
 
 def test_node_that_is_late_is_busy_until_its_reply_comes_which_is_dropped(clock: Clock) -> None:
     grid = TimedGrid(clock, [1.0, 15.0, None])
-    backlog = Backlog(grid)
-    assert backlog.nodes() == frozenset() and grid.pulls == []
+    backlog = Backlog()
+    assert backlog.nodes(grid) == frozenset() and grid.pulls == []
     replies = list(exchange(grid, messages(3), 10, backlog=backlog))
     assert [reply.metadata.src_node_id for reply in replies] == [1]
-    assert backlog.nodes() == {2, 3}
+    assert backlog.nodes(grid) == {2, 3}
     clock.now += 5
-    assert backlog.nodes() == {3}
+    assert backlog.nodes(grid) == {3}
 
 
 def test_node_that_never_answers_is_asked_again_when_its_message_expired(clock: Clock) -> None:
     grid = TimedGrid(clock, [None])
-    backlog = Backlog(grid)
+    backlog = Backlog()
     list(exchange(grid, messages(1), 10, backlog=backlog))
     clock.now += CLOCK_SECONDS - 1
-    assert backlog.nodes() == {1}
+    assert backlog.nodes(grid) == {1}
     clock.now += 1
-    assert backlog.nodes() == frozenset()
+    assert backlog.nodes(grid) == frozenset()
 
 
 def test_nobody_is_busy_who_answered_in_time(clock: Clock) -> None:
-    backlog = Backlog(TimedGrid(clock, [1.0, 9.0]))
-    assert len(list(exchange(backlog.grid, messages(2), 10, backlog=backlog))) == 2
-    assert backlog.nodes() == frozenset()
+    backlog, grid = Backlog(), TimedGrid(clock, [1.0, 9.0])
+    assert len(list(exchange(grid, messages(2), 10, backlog=backlog))) == 2
+    assert backlog.nodes(grid) == frozenset()
 
 
 def test_error_that_the_network_sends_for_a_node_is_that_node_s(clock: Clock) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from common.model.evidence import label_shares, label_sums, prior_of
 from common.task import Task
-from server.run.labels import label_skew, pool_labels
+from server.roster.labels import label_skew, pool_labels
 
 Array = NDArray[np.float64]
 

@@ -11,13 +11,13 @@ from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid
 from tiny_runs import left_in, tiny
 
-import server.run.attendance
+import server.roster.attendance
 from client.app import given_config, make_client_app
 from common.errors import UserError
 from server.app import prepare
-from server.run.attendance import PATIENCE_SECONDS, POLL_SECONDS, REMIND_SECONDS, Attendance
+from server.roster.attendance import PATIENCE_SECONDS, POLL_SECONDS, REMIND_SECONDS, Attendance
+from server.roster.registry import Registry
 from server.run.checkpoint import Checkpoints, read_checkpoint
-from server.run.registry import Registry
 from server.sequential import SequentialGrid
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
@@ -49,7 +49,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(server.run.attendance, "time", clock)
+    monkeypatch.setattr(server.roster.attendance, "time", clock)
     return clock
 
 
