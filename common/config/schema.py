@@ -201,7 +201,7 @@ class SamplerConfig:
 
 
 class Setting(StrEnum):
-    """Who trains on what; all but ``federated`` are bounds, see `server.reference`."""
+    """Who trains on what; all but ``federated`` are bounds, see `server.baselines`."""
 
     federated = "federated"
     local = "local"

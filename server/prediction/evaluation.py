@@ -19,6 +19,7 @@ from common.data.shards import read_shard
 from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
+from common.training import use_one_thread
 from common.whole_file import whole_file
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.prediction.input_settings import (
@@ -29,7 +30,6 @@ from server.prediction.input_settings import (
 )
 from server.prediction.predictor import Predictor, model_path
 from server.prediction.writers import check_place
-from server.run.federation import use_one_thread
 from server.run.folder import CONFIG, read_settings
 
 

@@ -10,7 +10,7 @@ from common.config import compose_config
 from common.config.prepare import compose_prepare
 from common.data.preparation import prepare as prepare_shards
 from server.app import prepare
-from server.sequential import run_sequentially
+from server.runtimes.local import run_locally
 from tests.common.data.formats.writers import write_columns
 
 #: Of every run: small, short, and heard by nobody.
@@ -38,7 +38,7 @@ def train(folder: Path, *overrides: str) -> Path:
         for name in ("_run_id", "_node_id", "_task_id"):
             patch.setattr(TaskIdentity, name, 1)
         config = compose_config("config", [*SMALL, f"run_dir={folder}", *overrides])
-        run_sequentially(prepare(config, folder))
+        run_locally(prepare(config, folder))
     return folder
 
 

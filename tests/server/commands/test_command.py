@@ -25,13 +25,10 @@ from server.commands.command import _group_options
 COMMAND = Path(sys.executable).with_name("utmp-train")
 
 LOADS = """
-import sys, types
-import server.sequential
+import server.runtimes.local
 from server.commands.train import main
 
-processes = types.ModuleType("server.processes")
-processes.run_in_processes = lambda run: print("would train")
-sys.modules["server.processes"] = processes
+server.runtimes.local.run_locally = lambda run: print("would train")
 """
 
 

@@ -18,7 +18,8 @@ from server.app import prepare
 from server.roster.attendance import PATIENCE_SECONDS, POLL_SECONDS, REMIND_SECONDS, Attendance
 from server.roster.registry import Registry
 from server.run.checkpoint import Checkpoints, read_checkpoint
-from server.sequential import SequentialGrid
+from server.run.federation import federate
+from server.runtimes.local import LocalGrid
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -239,7 +240,7 @@ def test_impostors_are_reported_and_are_no_clients(clock: Clock) -> None:
 # In a run -----------------------------------------------------------------------------------------
 
 
-class Leaving(SequentialGrid):
+class Leaving(LocalGrid):
     """Nodes of which some are gone from a round on, and, if given, back from another."""
 
     def __init__(self, app: object, nodes: int, gone: set[int], rounds: range) -> None:
@@ -260,7 +261,7 @@ class Leaving(SequentialGrid):
 def run(folder: Path, grid: Callable[..., Grid], *overrides: str) -> None:
     config = tiny("rounds=3", "runtime.node_timeout=0", "checkpoint.keep=9", *overrides)
     prepared = prepare(config, folder)
-    prepared.execute(grid(make_client_app(partial(given_config, config)), 6))
+    federate(prepared, grid(make_client_app(partial(given_config, config)), 6))
 
 
 AUDIO = {3, 4}  # the nodes that host its two clients
@@ -317,7 +318,7 @@ def test_replies_that_fail_may_end_the_run_too(tmp_path: Path) -> None:
         return real(message, context)
 
     with pytest.raises(UserError) as raised:
-        run(tmp_path / "run", lambda _, n: SequentialGrid(breaking, n), "runtime.absent=abort")
+        run(tmp_path / "run", lambda _, n: LocalGrid(breaking, n), "runtime.absent=abort")
     line = str(raised.value)
     assert line.startswith("round 2: too few updates of audio; ")
     assert "node 3" in line and "MemoryError" in line

@@ -5,6 +5,7 @@ Notation: N items, B of them at a time, O outputs.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,8 @@ from common.diagnostics import diagnostics
 from common.metrics import ConstantPredictions, compute_metrics
 from common.model.predict import to_values
 from common.task import Task
+from server.baselines.training import MULTIMODAL, Forward, padded_inputs
 from server.evaluate import Scores
-from server.reference.batching import MULTIMODAL, only, padded_inputs
-from server.reference.training import Forward
 
 #: Items of a batch.
 BATCH = 256
@@ -109,6 +109,14 @@ def _paired_answers(
         usable = items.select(having_any(items, subset))
         outputs = outputs_on(model, forward, only(usable.sequences, subset))
         yield title, usable.labels, to_values(outputs, task)
+
+
+def only(sequences: Mapping[str, Sequences], modalities: Sequence[str]) -> dict[str, Sequences]:
+    """Keep some modalities; of the others every item has no step."""
+    return {
+        name: each if name in modalities else replace(each, lengths=np.zeros_like(each.lengths))
+        for name, each in sequences.items()
+    }
 
 
 def having_any(items: MultimodalDataset, modalities: Sequence[str]) -> IntArray:

@@ -24,7 +24,7 @@ from common.task import Task
 
 
 @dataclass(frozen=True)
-class Opinion:
+class ExpertPrediction:
     """What one client's model predicts.
 
     Attributes
@@ -45,12 +45,12 @@ class Opinion:
     present: Tensor
 
 
-def combine(opinions: Sequence[Opinion], prior: Tensor, task: Task) -> Prediction:
+def combine(predictions: Sequence[ExpertPrediction], prior: Tensor, task: Task) -> Prediction:
     """Multiply experts.
 
     Parameters
     ----------
-    opinions
+    predictions
         M of them, of different modalities; every item is in one of these at least.
     prior
         Of the labels of all these clients together; see `common.model.evidence.prior_of`.
@@ -62,14 +62,14 @@ def combine(opinions: Sequence[Opinion], prior: Tensor, task: Task) -> Predictio
     Prediction
         For N items; with deviations of numbers.
     """
-    present = torch.stack([each.present for each in opinions])
+    present = torch.stack([each.present for each in predictions])
     if task is not Task.regression:
-        shared = prior.to(opinions[0].outputs)
-        scores = torch.stack([_moved_scores(each, shared) for each in opinions])
+        shared = prior.to(predictions[0].outputs)
+        scores = torch.stack([_moved_scores(each, shared) for each in predictions])
         return Prediction(to_values(product_of_scores(scores, present, shared), task))
     mean, variance = prior.tolist()
     means, variances = zip(
-        *(_moved_gaussian(each, mean, variance) for each in opinions), strict=True
+        *(_moved_gaussian(each, mean, variance) for each in predictions), strict=True
     )
     stacked = torch.stack(means)
     return Prediction(
@@ -77,24 +77,24 @@ def combine(opinions: Sequence[Opinion], prior: Tensor, task: Task) -> Predictio
     )
 
 
-def _moved_scores(opinion: Opinion, prior: Tensor) -> Tensor:
+def _moved_scores(expert: ExpertPrediction, prior: Tensor) -> Tensor:
     """Return (N, O) tempered scores, as they would be if `prior` were the client's own."""
-    own = torch.tensor(opinion.fusion.prior).to(opinion.outputs)
-    (scores,) = tempered_scores(opinion.fusion, {opinion.modality: opinion.outputs})
+    own = torch.tensor(expert.fusion.prior).to(expert.outputs)
+    (scores,) = tempered_scores(expert.fusion, {expert.modality: expert.outputs})
     moved: Tensor = scores - own + prior
     return moved
 
 
-def _moved_gaussian(opinion: Opinion, mean: float, variance: float) -> tuple[Tensor, float]:
+def _moved_gaussian(expert: ExpertPrediction, mean: float, variance: float) -> tuple[Tensor, float]:
     """Return (N,) means and their variance, as they would be if the prior were the client's own.
 
     In natural parameters what an expert adds to its prior is a difference, and its precision is
     at least 0, so that the variance that is returned is at most the prior's.
     """
-    expert = opinion.fusion.experts[opinion.modality]
-    own_mean, own_variance = opinion.fusion.prior
-    means = expert.intercept + expert.slope * opinion.outputs[:, 0]
-    posterior = own_variance * expert.unexplained
+    fitted = expert.fusion.experts[expert.modality]
+    own_mean, own_variance = expert.fusion.prior
+    means = fitted.intercept + fitted.slope * expert.outputs[:, 0]
+    posterior = own_variance * fitted.unexplained
     precision = 1 / posterior - 1 / own_variance + 1 / variance
     shift = means / posterior - own_mean / own_variance + mean / variance
     return shift / precision, 1 / precision

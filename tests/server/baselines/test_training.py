@@ -10,11 +10,11 @@ from common.data.batching import SequenceItems
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import ClientData
 from common.task import Task
-from server.reference.batching import (
+from server.baselines.scores import only
+from server.baselines.training import (
     MULTIMODAL,
     Batch,
     one_modality_pass,
-    only,
     padded_inputs,
     paired_pass,
     pooled_items,

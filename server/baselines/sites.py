@@ -1,4 +1,4 @@
-"""The clients of a simulated federation, with all that a bound needs to know of them."""
+"""The clients of a simulated federation, with all that a baseline needs of them."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from common.model.evidence import evidence, label_sums, no_evidence, prior_of
 from common.model.fusion import Fusion, fit_fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, set_standardisation
 from common.seeding import derive_seed
-from server.reference.scores import outputs_on
+from server.baselines.scores import outputs_on
 
 
 @dataclass(frozen=True)

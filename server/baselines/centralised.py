@@ -1,12 +1,13 @@
-"""The bound `centralised`: as many items as the clients train on, each with every modality.
+"""The baseline `centralised`: as many items as the clients train on, with every modality of each.
 
 No federation of sites with one modality each can have these data. What is trained on them is
-``strategy.architecture``: HA-Fedformer through the mean of its encodings, or another model.
+``strategy.architecture``: HA-Fedformer through the mean of its encodings, or a model of
+`ARCHITECTURES`, which takes all modalities at once and learns to join them.
 
 Notation: B items, O outputs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,29 +15,35 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from common.config import Architecture, FusionRule
+from common.config import FusionRule, ModelConfig
 from common.data.batching import Padded
 from common.data.dataset import MultimodalDataset
 from common.data.federation import JointDataset
 from common.data.moments import Moments
 from common.errors import UserError
-from common.model.encoder import Encoder
+from common.model.encoder import Encoder, Standardise
 from common.model.fusion import fuse_encodings
 from common.model.ha_fedformer import HAFedformer
 from common.seeding import derive_seed
+from server.baselines.baseline import BASELINES, Baseline
+from server.baselines.cross_modal import CrossModal
+from server.baselines.early_fusion import EarlyFusion
+from server.baselines.full_model import FullModel
+from server.baselines.scores import paired_diagnostics, paired_scores
+from server.baselines.sites import Sites
+from server.baselines.training import OnePass, Training, paired_pass
 from server.evaluate import Scores
-from server.reference.batching import paired_pass
-from server.reference.bound import Bound
-from server.reference.cross_modal import CrossModal
-from server.reference.early_fusion import EarlyFusion
-from server.reference.scores import paired_diagnostics, paired_scores
-from server.reference.sites import Sites
-from server.reference.training import OnePass, Training
-from server.reference.whole import WholeModel
+
+#: ``strategy.architecture`` to a model made of each modality's `Standardise`, the number of
+#: outputs, and the sizes; called with modality to `Padded`, it gives outputs (B, O).
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Standardise], int, ModelConfig], nn.Module]] = {
+    "early_fusion": EarlyFusion,
+    "cross_modal": CrossModal,
+}
 
 
-def centralised(sites: Sites) -> Bound:
-    """Build the bound; features are standardised with the moments of its train items.
+def centralised(sites: Sites) -> Baseline:
+    """Build the baseline; features are standardised with the moments of its train items.
 
     Raises
     ------
@@ -47,30 +54,33 @@ def centralised(sites: Sites) -> Bound:
     moments = {name: Moments.of(each) for name, each in items.sequences.items()}
     initial = sites.initial_model(moments)
     one_pass = partial(paired_pass, items, config.client.batch_size)
-    if config.strategy.architecture is Architecture.ha_fedformer:
+    if config.strategy.architecture == "ha_fedformer":
         forward = partial(from_mean, initial)
-        return WholeModel(sites, initial, forward, one_pass, FusionRule.mean)
+        return FullModel(sites, initial, forward, one_pass, FusionRule.mean)
     return OtherArchitecture(sites, build_other(sites, initial), one_pass)
 
 
-class OtherArchitecture:
-    """A model that takes all modalities at once and learns to join them; see `Bound`.
+BASELINES["centralised"] = centralised
+
+
+class OtherArchitecture(Baseline):
+    """A model of `ARCHITECTURES`.
 
     It predicts numbers without a deviation, so its scores have no coverage.
 
     Parameters
     ----------
     sites
-        Of the run.
+        The clients.
     model
-        Called with modality to `Padded`; gives outputs (B, O).
+        See `ARCHITECTURES`.
     one_pass
-        See `server.reference.training.Training`.
+        See `server.baselines.training.Training`.
     """
 
     def __init__(self, sites: Sites, model: nn.Module, one_pass: OnePass) -> None:
+        super().__init__(sites)
         self.model = model
-        self._sites = sites
         self._training = Training(model, model, one_pass, sites.data.task, sites.config.client)
 
     @property
@@ -81,36 +91,24 @@ class OtherArchitecture:
     @property
     def fusion(self) -> str:
         """Name of the architecture."""
-        return str(self._sites.config.strategy.architecture)
-
-    @property
-    def fusion_weights(self) -> dict[str, float]:
-        """Nothing is weighted."""
-        return {}
-
-    @property
-    def client_losses(self) -> dict[str, float]:
-        """No client trains by itself."""
-        return {}
+        return str(self.sites.config.strategy.architecture)
 
     def train(self, number: int) -> dict[str, float]:
         """Train a round; return the loss of what is predicted from all modalities."""
-        return self._training.round(derive_seed(self._sites.config.seed, "train", number))
+        return self._training.round(derive_seed(self.sites.config.seed, "train", number))
 
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score all modalities together, and each alone with the others absent."""
-        return paired_scores(self.model, self.model, items, self._sites.data.task)
+        return paired_scores(self.model, self.model, items, self.sites.data.task)
 
-    def diagnose(self, items: MultimodalDataset) -> dict[str, dict[str, Any]]:
+    def results(self, items: MultimodalDataset) -> dict[str, Any]:
         """Diagnose all modalities together, and each alone with the others absent."""
-        return paired_diagnostics(self.model, self.model, items, self._sites.data.task)
-
-    def model_file(self) -> None:
-        """Return nothing: the file is of HA-Fedformer."""
+        task = self.sites.data.task
+        return {"diagnostics": paired_diagnostics(self.model, self.model, items, task)}
 
 
 def paired_items(sites: Sites) -> MultimodalDataset:
-    """Return the items that clients train on, their validation items left out, unabridged.
+    """Return the items that clients train on, without their validation items, in all modalities.
 
     Raises
     ------
@@ -137,17 +135,23 @@ def from_mean(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
 
 
 def build_other(sites: Sites, initial: HAFedformer) -> nn.Module:
-    """Build what ``strategy.architecture`` names beside HA-Fedformer.
+    """Build the model of `ARCHITECTURES` that ``strategy.architecture`` names.
 
-    It has as many outputs as `initial`, standardises as that does, and its weights are drawn from
-    the same seed.
+    It standardises as `initial` does, and its weights are drawn from the same seed.
+
+    Raises
+    ------
+    UserError
+        If there is no such architecture.
     """
-    kinds = {Architecture.early_fusion: EarlyFusion, Architecture.cross_modal: CrossModal}
-    kind = kinds[sites.config.strategy.architecture]
+    name = str(sites.config.strategy.architecture)
+    if name not in ARCHITECTURES:
+        names = ", ".join(["ha_fedformer", *ARCHITECTURES])
+        raise UserError(f"strategy.architecture={name}: expected one of {names}")
     standardise = {}
-    for name, encoder in initial.encoders.items():
+    for modality, encoder in initial.encoders.items():
         assert isinstance(encoder, Encoder)
-        standardise[name] = encoder.standardise
+        standardise[modality] = encoder.standardise
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(sites.config.seed, "model"))
-        return kind(standardise, sites.data.outputs, sites.config.model)
+        return ARCHITECTURES[name](standardise, sites.data.outputs, sites.config.model)

@@ -17,7 +17,8 @@ from common.protocol import decode_description, encode_query
 from server.app import prepare
 from server.evaluate import diagnose
 from server.model_file import load_model
-from server.sequential import SequentialGrid, run_sequentially
+from server.run.federation import federate
+from server.runtimes.local import LocalGrid, run_locally
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -45,9 +46,9 @@ class TwoNodes(MemoryGrid):
 def test_a_run_is_the_same_again_and_over_another_grid(tmp_path: Path) -> None:
     config = tiny("strategy=fednova", "strategy.weights=agreement")
     for name in ("first", "again"):
-        run_sequentially(prepare(config, tmp_path / name))
+        run_locally(prepare(config, tmp_path / name))
     other = prepare(config, tmp_path / "other")
-    other.execute(TwoNodes(make_client_app(partial(given_config, config))))
+    federate(other, TwoNodes(make_client_app(partial(given_config, config))))
     first, again, elsewhere = (left_in(tmp_path / name) for name in ("first", "again", "other"))
     assert first == again == elsewhere
     rounds, summary, _ = first
@@ -61,7 +62,7 @@ def test_a_run_is_the_same_again_and_over_another_grid(tmp_path: Path) -> None:
 def test_a_run_tells_what_a_report_shows(tmp_path: Path) -> None:
     config = tiny("strategy=paper", "client.batch_size=4")
     run = prepare(config, tmp_path / "run")
-    run_sequentially(run)
+    run_locally(run)
     lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
     for record in map(json.loads, lines):
         assert list(record["phases"]) == ["configure", "wait", "merge", "evaluate"]
@@ -91,7 +92,7 @@ def test_mistake_of_a_client_arrives_as_one_line_and_the_others_go_on(tmp_path: 
         return config
 
     run = prepare(config, tmp_path / "run")
-    run.execute(SequentialGrid(make_client_app(get_config), 6))
+    federate(run, LocalGrid(make_client_app(get_config), 6))
     ((record,), _, _) = left_in(tmp_path / "run")
     (line,) = record["rejected"]
     assert " (node 3): " in line and line.endswith("its disk is full")
@@ -111,7 +112,7 @@ def test_a_client_that_breaks_is_left_out_and_the_run_goes_on(
         return real(message, context)
 
     run = prepare(config, tmp_path / "run")
-    run.execute(SequentialGrid(breaking, 6))
+    federate(run, LocalGrid(breaking, 6))
     rounds, summary, _ = left_in(tmp_path / "run")
     assert summary["rounds"] == len(rounds) == 2
     for record in rounds:
@@ -128,7 +129,7 @@ def test_a_run_that_no_client_can_take_part_in_ends_with_the_reason(tmp_path: Pa
 
     run = prepare(config, tmp_path / "run")
     with pytest.raises(UserError, match="no data here"):
-        run.execute(SequentialGrid(make_client_app(get_config), 6))
+        federate(run, LocalGrid(make_client_app(get_config), 6))
     # It can be started again in the same folder.
     assert not (tmp_path / "run" / "rounds.jsonl").exists()
 
@@ -136,9 +137,9 @@ def test_a_run_that_no_client_can_take_part_in_ends_with_the_reason(tmp_path: Pa
 def test_resources_that_are_not_there_are_refused(tmp_path: Path) -> None:
     config = tiny("runtime.client_cpus=100000")
     with pytest.raises(UserError, match=r"runtime\.client_cpus=100000"):
-        run_sequentially(prepare(config, tmp_path / "run"))
+        run_locally(prepare(config, tmp_path / "run"))
     # It can be started again in the same folder, and logs there.
-    run_sequentially(prepare(tiny("rounds=1"), tmp_path / "run"))
+    run_locally(prepare(tiny("rounds=1"), tmp_path / "run"))
     assert left_in(tmp_path / "run")[1]["rounds"] == 1
     assert "ROUND 1" in (tmp_path / "run" / "flower.log").read_text()
 
@@ -159,7 +160,7 @@ def echo() -> ClientApp:
 
 
 def test_each_message_is_answered_by_its_node_in_order() -> None:
-    grid = SequentialGrid(echo(), 3)
+    grid = LocalGrid(echo(), 3)
     assert grid.get_node_ids() == [1, 2, 3]
     messages = [
         grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (3, 1, 3, 2)
@@ -173,7 +174,7 @@ def test_each_message_is_answered_by_its_node_in_order() -> None:
 
 
 def test_a_reply_is_taken_once() -> None:
-    grid = SequentialGrid(echo(), 2)
+    grid = LocalGrid(echo(), 2)
     messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
     first, second = grid.push_messages(messages)
     assert [reply.metadata.src_node_id for reply in grid.pull_messages([second])] == [2]
@@ -188,7 +189,7 @@ def test_a_message_that_breaks_the_app_is_answered_by_an_error() -> None:
     def train(message: Message, context: Context) -> Message:
         raise ValueError(f"node {context.node_id} is broken")
 
-    grid = SequentialGrid(app, 2)
+    grid = LocalGrid(app, 2)
     messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
     replies = grid.send_and_receive(messages)
     assert [reply.metadata.src_node_id for reply in replies] == [1, 2]
@@ -197,7 +198,7 @@ def test_a_message_that_breaks_the_app_is_answered_by_an_error() -> None:
 
 
 def test_replies_of_two_rounds_are_not_mixed_up() -> None:
-    grid = SequentialGrid(echo(), 2)
+    grid = LocalGrid(echo(), 2)
     messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
     kept, taken = grid.push_messages(messages)
     grid.pull_messages([taken])
@@ -209,7 +210,7 @@ def test_replies_of_two_rounds_are_not_mixed_up() -> None:
 
 def test_node_k_holds_the_clients_of_partition_k() -> None:
     config = tiny()
-    grid = SequentialGrid(make_client_app(partial(given_config, config)), 6)
+    grid = LocalGrid(make_client_app(partial(given_config, config)), 6)
     queries = [Message(encode_query(), node, MessageType.QUERY) for node in grid.get_node_ids()]
     descriptions = [decode_description(r.content) for r in grid.send_and_receive(queries)]
     hosted = [str(client.key) for each in descriptions for client in each.clients]

@@ -7,7 +7,7 @@ import pytest
 from common.config import compose_config
 from common.errors import UserError
 from server.app import prepare
-from server.simulation import join_cluster
+from server.runtimes.simulation import join_cluster
 
 
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:ray"])

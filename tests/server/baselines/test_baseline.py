@@ -18,11 +18,11 @@ from common.config.prepare import Format, PrepareConfig
 from common.data.preparation import prepare as prepare_shards
 from common.errors import UserError
 from server.app import prepare
+from server.baselines.baseline import run_baseline
 from server.model_file import load_model
-from server.reference import run_reference
 from server.run.console import RunConsole
-from server.run.federation import Run
 from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY, TENSORBOARD
+from server.run.run import Run
 
 SMALL = (
     "dataset.max_seq_len=4",
@@ -80,7 +80,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Finish
     def finish(strategy: str) -> Finished:
         folder = tmp_path_factory.mktemp(strategy) / "run"
         run, shown = prepared(folder, f"strategy={strategy}", *SYNTHETIC)
-        summary = run_reference(run)
+        summary = run_baseline(run)
         return Finished(run, shown.getvalue(), summary)
 
     return finish
@@ -173,7 +173,7 @@ def test_the_same_run_again_gives_the_same_rounds(
     first = finished(strategy)
     torch.rand(7)
     run, _ = prepared(tmp_path / "again", f"strategy={strategy}", *SYNTHETIC)
-    again = run_reference(run)
+    again = run_baseline(run)
     assert untimed(run.folder.path) == untimed(first.run.folder.path)
     for key in ("test", "fusion_weights", "parameters"):
         assert again[key] == first.summary[key]
@@ -199,11 +199,11 @@ def test_shards_serve_where_items_need_one_modality_only(tmp_path: Path) -> None
     settings = ("dataset=shards", f"dataset.path={path}", "rounds=1", "client.batch_size=256")
     for strategy in ("local", "pooled"):
         run, _ = prepared(tmp_path / strategy, f"strategy={strategy}", *settings)
-        assert run_reference(run)["items"]["train"] > 0
+        assert run_baseline(run)["items"]["train"] > 0
     for strategy in ("centralised", "early_fusion", "cross_modal"):
         run, _ = prepared(tmp_path / strategy, f"strategy={strategy}", *settings)
         with pytest.raises(UserError, match=f"strategy={strategy} needs paired items"):
-            run_reference(run)
+            run_baseline(run)
         assert not (tmp_path / strategy / ROUNDS).exists()
 
 
@@ -220,7 +220,7 @@ def test_a_run_that_fails_before_its_first_round_gives_the_folder_up(
 ) -> None:
     run, _ = prepared(tmp_path / "run", *SYNTHETIC, *overrides)
     with pytest.raises(UserError, match=reason):
-        run_reference(run)
+        run_baseline(run)
     assert not (tmp_path / "run" / ROUNDS).exists()
     prepare(config_of(*SYNTHETIC, "strategy=local"), tmp_path / "run")
 
@@ -233,9 +233,9 @@ def test_a_run_that_fails_later_keeps_what_it_has(
     def refuse(*_: object) -> bytes:
         raise UserError("no picture")
 
-    monkeypatch.setattr("server.reference.execution.learning_curve", refuse)
-    with pytest.raises(UserError, match="no picture"):
-        run_reference(run)
+    monkeypatch.setattr("server.run.run.learning_curve", refuse)
+    with pytest.raises(UserError, match="no picture; a baseline cannot be resumed"):
+        run_baseline(run)
     assert [record["round"] for record in untimed(tmp_path / "run")] == [1, 2]
 
 
@@ -243,6 +243,6 @@ def test_what_was_cleaned_and_warned_of_is_told(tmp_path: Path) -> None:
     run, shown = prepared(tmp_path / "run", "strategy=pooled", "rounds=1", *SYNTHETIC)
     object.__setattr__(run.data, "warnings", ("labels are few",))
     run.data.items.cleaning["items without label"] = 3  # type: ignore[attr-defined]
-    run_reference(run)
+    run_baseline(run)
     assert "cleaned: 3 items without label" in shown.getvalue()
     assert "warning: labels are few" in shown.getvalue()

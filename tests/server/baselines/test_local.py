@@ -26,10 +26,10 @@ from common.model.ha_fedformer import (
 )
 from common.seeding import derive_seed
 from common.task import Task
+from server.baselines.experts import ExpertPrediction, combine
+from server.baselines.local import Local
+from server.baselines.sites import Sites, load_sites
 from server.evaluate import evaluate
-from server.reference.local import Local
-from server.reference.opinions import Opinion, combine
-from server.reference.sites import Sites, load_sites
 
 SMALL = (
     "strategy=local",
@@ -61,7 +61,7 @@ def sites_of(*overrides: str) -> Sites:
 
 
 def trained_by_hand(sites: Sites, key: ClientKey, rounds: int) -> HAFedformer:
-    """Train a client as its own script would, without anything of `server.reference` but data."""
+    """Train a client as its own script would, without anything of `server.baselines` but data."""
     config, site = sites.config, sites.by_key[key]
     whole = sites.initial_model({})
     parts = split_arrays(whole.state_dict())
@@ -167,7 +167,7 @@ def test_scores_are_means_over_clients_and_over_products(rule: FusionRule) -> No
                 outputs = bound.models[key].eval()(key.modality, pad_all(sequences))
             fusion = own_fusion(sites, bound, key, FusionRule.product_of_experts)
             present = torch.from_numpy(sequences.lengths > 0)
-            opinions.append(Opinion(key.modality, fusion, outputs, present))
+            opinions.append(ExpertPrediction(key.modality, fusion, outputs, present))
         labels = np.concatenate([sites.by_key[key].labels[sites.by_key[key].train] for key in team])
         prior = torch.tensor([labels.mean(), labels.var()])
         joined = combine(opinions, prior, Task.regression)

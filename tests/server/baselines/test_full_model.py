@@ -20,20 +20,19 @@ from common.model.evidence import evidence
 from common.model.fusion import fit_fusion
 from common.model.predict import predict
 from common.task import Task
-from server.evaluate import evaluate
-from server.model_file import load_model
-from server.reference.bound import Bound
-from server.reference.centralised import (
+from server.baselines.baseline import Baseline
+from server.baselines.centralised import (
     OtherArchitecture,
     build_other,
     centralised,
     from_mean,
     paired_items,
 )
-from server.reference.pooled import pooled
-from server.reference.scores import paired_scores
-from server.reference.sites import Sites, load_sites
-from server.reference.whole import WholeModel
+from server.baselines.full_model import FullModel, pooled
+from server.baselines.scores import paired_scores
+from server.baselines.sites import Sites, load_sites
+from server.evaluate import evaluate
+from server.model_file import load_model
 
 GROUPS, PER_GROUP = 40, 8
 ITEMS = GROUPS * PER_GROUP
@@ -102,12 +101,12 @@ def sites_of(folder: Path, strategy: str, task: Task = Task.regression, *more: s
     return load_sites(config, load_federation(config))
 
 
-def bound_of(sites: Sites) -> Bound:
+def bound_of(sites: Sites) -> Baseline:
     return (pooled if sites.config.strategy.name == "pooled" else centralised)(sites)
 
 
-def model_of(bound: Bound) -> nn.Module:
-    assert isinstance(bound, WholeModel | OtherArchitecture)
+def model_of(bound: Baseline) -> nn.Module:
+    assert isinstance(bound, FullModel | OtherArchitecture)
     return bound.model
 
 
@@ -195,7 +194,7 @@ def test_pooled_is_fused_by_the_sum_of_what_clients_see(tmp_path: Path) -> None:
     expected = fit_fusion(FusionRule.auto, Task.regression, prior, seen)
     assert bound.fusion == expected.rule == "reliability"
     assert bound.fusion_weights == pytest.approx(expected.weights, rel=1e-4)
-    assert bound.scores(sites.data.test) == evaluate(bound.model, bound._fusion, sites.data.test)
+    assert bound.scores(sites.data.test) == evaluate(bound.model, bound.fitted, sites.data.test)
 
 
 def test_a_model_file_rebuilds_the_model(tmp_path: Path) -> None:
@@ -286,10 +285,10 @@ def test_scores_of_paired_models_are_those_of_evaluate(
     batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HA-Fedformer can be scored both ways."""
-    monkeypatch.setattr("server.reference.scores.BATCH", batch)
+    monkeypatch.setattr("server.baselines.scores.BATCH", batch)
     sites = sites_of(tmp_path, "centralised")
     bound = centralised(sites)
-    assert isinstance(bound, WholeModel) and bound.fusion == "mean"
+    assert isinstance(bound, FullModel) and bound.fusion == "mean"
     bound.train(1)
     items = with_gaps(sites.data.test)
     forward = partial(from_mean, bound.model)
@@ -304,11 +303,11 @@ def test_scores_of_paired_models_are_those_of_evaluate(
 def test_training_runs_the_mean_that_is_predicted_with(tmp_path: Path) -> None:
     sites = sites_of(tmp_path, "centralised")
     bound = centralised(sites)
-    assert isinstance(bound, WholeModel)
+    assert isinstance(bound, FullModel)
     inputs = {name: pad_all(each) for name, each in with_gaps(sites.data.test).sequences.items()}
     with torch.inference_mode():
         found = from_mean(bound.model.eval(), inputs)[:, 0]
-    torch.testing.assert_close(found, predict(bound.model, bound._fusion, inputs).values)
+    torch.testing.assert_close(found, predict(bound.model, bound.fitted, inputs).values)
 
 
 @pytest.mark.parametrize("strategy", ["early_fusion", "cross_modal"])

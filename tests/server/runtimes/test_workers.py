@@ -14,12 +14,12 @@ from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
 from tiny_runs import left_in, tiny
 
-import server.processes
+import server.runtimes.local
+from common.config import Config
 from common.protocol import decode_description, encode_query
 from server.app import prepare
-from server.machine import clients_at_once
-from server.processes import ProcessGrid, run_in_processes
-from server.sequential import run_sequentially
+from server.runtimes.local import LocalGrid, Workers, run_locally
+from server.runtimes.machine import clients_at_once
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -31,7 +31,11 @@ def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
 
 
-def query(grid: ProcessGrid, lifetime: float = 3600.0) -> list[str]:
+def with_workers(config: Config, log: Path) -> LocalGrid:
+    return LocalGrid(ClientApp(), NODES, Workers(config, NODES, log))
+
+
+def query(grid: LocalGrid, lifetime: float = 3600.0) -> list[str]:
     """Ask every node; return the keys of the replies."""
     nodes = grid.get_node_ids()
     return grid.push_messages(
@@ -39,7 +43,7 @@ def query(grid: ProcessGrid, lifetime: float = 3600.0) -> list[str]:
     )
 
 
-def answers(grid: ProcessGrid, keys: list[str]) -> Iterator[Message]:
+def answers(grid: LocalGrid, keys: list[str]) -> Iterator[Message]:
     """Look until all have answered."""
     for _ in range(200):
         for reply in grid.pull_messages(keys):
@@ -57,9 +61,9 @@ def app_that(answer: Callable[[Message, Context], Message]) -> Callable[..., Cli
 
 
 def test_a_run_is_as_one_client_after_the_other(tmp_path: Path) -> None:
-    config = tiny("strategy=fedavg", "runtime=processes")
-    run_in_processes(prepare(config, tmp_path / "processes"))
-    run_sequentially(prepare(config, tmp_path / "sequential"))
+    for name in ("processes", "sequential"):
+        config = tiny("strategy=fedavg", f"runtime={name}")
+        run_locally(prepare(config, tmp_path / name))
     assert left_in(tmp_path / "processes") == left_in(tmp_path / "sequential")
     assert multiprocessing.active_children() == []
 
@@ -70,7 +74,7 @@ def test_every_node_answers_once(
 ) -> None:
     # Where there are GPUs, processes cannot be copies.
     monkeypatch.setattr("torch.cuda.is_available", lambda: not copied)
-    with ProcessGrid(tiny("client.device=cpu"), NODES, tmp_path / "log") as grid:
+    with with_workers(tiny("client.device=cpu"), tmp_path / "log") as grid:
         found = [decode_description(reply.content) for reply in answers(grid, query(grid))]
         assert len(multiprocessing.active_children()) == 2
     keys = sorted(str(client.key) for each in found for client in each.clients)
@@ -78,18 +82,18 @@ def test_every_node_answers_once(
 
 
 def test_two_messages_a_process_are_under_way(tmp_path: Path) -> None:
-    with ProcessGrid(tiny(), NODES, tmp_path / "log") as grid:
+    with with_workers(tiny(), tmp_path / "log") as grid:
         keys = query(grid)
         for _ in answers(grid, keys):
-            assert len(grid._running) <= 4
+            assert len(grid._workers._running) <= 4
 
 
 def test_messages_that_have_expired_make_room(tmp_path: Path) -> None:
-    with ProcessGrid(tiny(), NODES, tmp_path / "log") as grid:
+    with with_workers(tiny(), tmp_path / "log") as grid:
         query(grid, lifetime=0.1)
         # Nobody waits for them; four are under way.
         assert list(grid.pull_messages([])) == []
-        assert len(grid._running) == 4
+        assert len(grid._workers._running) == 4
         time.sleep(0.5)
         assert len(list(answers(grid, query(grid)))) == NODES
         for _ in range(200):
@@ -97,7 +101,7 @@ def test_messages_that_have_expired_make_room(tmp_path: Path) -> None:
             if not grid._sent:
                 break
             time.sleep(0.05)
-        assert not grid._sent and not grid._running
+        assert not grid._sent and not grid._workers._running
 
 
 def test_a_process_that_dies_costs_what_was_under_way(
@@ -111,8 +115,8 @@ def test_a_process_that_dies_costs_what_was_under_way(
             os._exit(9)
         return Message(encode_query(), reply_to=message)
 
-    monkeypatch.setattr(server.processes, "make_client_app", app_that(answer))
-    with ProcessGrid(tiny(), NODES, tmp_path / "log") as grid:
+    monkeypatch.setattr(server.runtimes.local, "make_client_app", app_that(answer))
+    with with_workers(tiny(), tmp_path / "log") as grid:
         first = list(answers(grid, query(grid)))
         lost = [reply for reply in first if reply.has_error()]
         assert len(first) == NODES and 1 <= len(lost) <= 4
@@ -151,15 +155,15 @@ def stuck(message: Message, _: Context) -> Message:
 def test_what_processes_are_at_ends_with_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server.processes, "make_client_app", app_that(stuck))
+    monkeypatch.setattr(server.runtimes.local, "make_client_app", app_that(stuck))
     with (
         pytest.raises(KeyboardInterrupt),
-        ProcessGrid(tiny(), NODES, tmp_path / "log") as grid,
+        with_workers(tiny(), tmp_path / "log") as grid,
     ):
         assert list(grid.pull_messages(query(grid))) == []
         processes = multiprocessing.active_children()
         assert len(processes) == 2
-        while grid._begin[-1].value < 2:
+        while grid._workers._begin[-1].value < 2:
             time.sleep(0.05)
         # From the terminal it reaches all of them.
         for process in processes:
@@ -171,8 +175,8 @@ def test_what_processes_are_at_ends_with_the_run(
 
 
 def _serve(folder: Path, told: Connection) -> None:
-    server.processes.make_client_app = app_that(stuck)
-    with ProcessGrid(tiny(), NODES, folder / "log") as grid:
+    server.runtimes.local.make_client_app = app_that(stuck)
+    with with_workers(tiny(), folder / "log") as grid:
         list(grid.pull_messages(query(grid)))
         told.send([process.pid for process in multiprocessing.active_children()])
         time.sleep(600)

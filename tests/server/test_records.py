@@ -4,8 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-import server.run.phases
-from server.run.phases import Phase, PhaseClock
+import server.records
+from server.records import Phase, PhaseClock
 
 
 class Clock:
@@ -20,7 +20,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(server.run.phases, "time", clock)
+    monkeypatch.setattr(server.records, "time", clock)
     return clock
 
 
@@ -41,7 +41,7 @@ def test_getting_and_using_are_told_apart(clock: Clock) -> None:
         clock.now += 10.0  # what never came
 
     phases = PhaseClock()
-    for _ in phases.each(slow(), Phase.wait, Phase.merge):
+    for _ in phases.split(slow(), Phase.wait, Phase.merge):
         clock.now += 0.5
     clock.now += 0.25
     phases.end(Phase.merge)
@@ -55,7 +55,7 @@ def test_nothing_to_get_is_waiting(clock: Clock) -> None:
         yield from ()
 
     phases = PhaseClock()
-    assert list(phases.each(silent(), Phase.wait, Phase.merge)) == []
+    assert list(phases.split(silent(), Phase.wait, Phase.merge)) == []
     assert phases.seconds == {"wait": 7.0}
 
 

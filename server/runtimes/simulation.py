@@ -12,8 +12,8 @@ from client.app import given_config, make_client_app
 from common.config import RuntimeConfig
 from common.errors import UserError
 from server.app import make_server_app
-from server.machine import clients_at_once, prepare_machine
-from server.run.federation import Run
+from server.run.run import Run
+from server.runtimes.machine import clients_at_once, prepare_machine
 
 
 def simulate(run: Run) -> None:
@@ -22,7 +22,7 @@ def simulate(run: Run) -> None:
     Raises
     ------
     UserError
-        As `server.run.federation.Run.execute`.
+        As `server.run.federation.federate`.
     """
     prepare_machine(run)
     with warnings.catch_warnings():

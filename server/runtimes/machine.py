@@ -1,4 +1,4 @@
-"""What a run that trains its clients on this machine needs of it."""
+"""What a run that trains its clients on this machine needs from it."""
 
 import logging
 import os
@@ -6,11 +6,11 @@ from pathlib import Path
 
 import torch
 
-from client.trainer import choose_device
 from common.config import Config, RuntimeConfig
 from common.errors import UserError
-from server.run.federation import Run
+from common.training import choose_device
 from server.run.folder import FLOWER_LOG
+from server.run.run import Run
 
 
 def prepare_machine(run: Run) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 from common.config import FusionRule
 from common.model.fusion import Expert, Fusion, product_of_gaussians
 from common.task import Task
-from server.reference.opinions import Opinion, combine
+from server.baselines.experts import ExpertPrediction, combine
 
 RULE = FusionRule.product_of_experts
 EVERY = torch.ones(3, dtype=torch.bool)
@@ -16,7 +16,7 @@ EVERY = torch.ones(3, dtype=torch.bool)
 
 def gaussian_expert(
     name: str, seen: Tensor, noise: float, mean: float, variance: float, present: Tensor = EVERY
-) -> Opinion:
+) -> ExpertPrediction:
     """Say the exact posterior of y ~ N(mean, variance) after `seen` = y + N(0, noise).
 
     The model gives what was seen; the calibration is the posterior's line.
@@ -24,7 +24,7 @@ def gaussian_expert(
     share = variance / (variance + noise)
     expert = Expert(share, (1 - share) * mean, 1 - share, 1.0, 10.0)
     fusion = Fusion(RULE, Task.regression, (mean, variance), {name: expert})
-    return Opinion(name, fusion, seen[:, None], present)
+    return ExpertPrediction(name, fusion, seen[:, None], present)
 
 
 def test_numbers_give_the_exact_posterior_under_the_common_prior() -> None:
@@ -67,7 +67,7 @@ def test_classes_give_the_exact_posterior_under_the_common_prior(task: Task) -> 
     priors = torch.from_numpy(rng.dirichlet(np.ones(4), size=3))
     scores = priors.log() if task is Task.classification else priors.logit()
     opinions = [
-        Opinion(
+        ExpertPrediction(
             name,
             Fusion(RULE, task, tuple(scores[index].tolist()), {name: Expert()}),
             (scores[index] + likelihoods[index]).float(),
@@ -82,6 +82,10 @@ def test_classes_give_the_exact_posterior_under_the_common_prior(task: Task) -> 
     assert found.std is None
 
 
+def fusion_of(task: Task, prior: Tensor, name: str, expert: Expert) -> Fusion:
+    return Fusion(RULE, task, tuple(prior.tolist()), {name: expert})
+
+
 @pytest.mark.parametrize("task", list(Task))
 def test_what_an_absent_modality_says_does_not_matter(task: Task) -> None:
     outputs = 1 if task is Task.regression else 4
@@ -92,7 +96,7 @@ def test_what_an_absent_modality_says_does_not_matter(task: Task) -> None:
         said = torch.linspace(-1, 1, 3 * outputs).reshape(3, outputs)
         said[1] = absent
         opinions = [
-            Opinion(name, Fusion(RULE, task, tuple(prior.tolist()), {name: expert}), each, there)
+            ExpertPrediction(name, fusion_of(task, prior, name, expert), each, there)
             for name, expert, each, there in (
                 ("audio", Expert(0.5, 0.1, 0.6), said, present),
                 ("vision", Expert(0.7, 0.2, 0.8), torch.ones(3, outputs), EVERY),
