@@ -14,8 +14,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from common.clients import ClientKey, check_modality_name, clients_per_modality
-from common.config import Config, NpzConfig, ShardsConfig, SyntheticConfig
-from common.config.partition import PartitionRule
+from common.config import Config, NpzConfig, PartitionRule, ShardsConfig, SyntheticConfig
 from common.data.dataset import (
     IntArray,
     LabelArray,

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from common.clients import ClientKey
-from common.config.partition import DirichletConfig, PartitionConfig, PartitionRule, SizeConfig
+from common.config import DirichletConfig, PartitionConfig, PartitionRule, SizeConfig
 from common.data.dataset import IntArray, MultimodalDataset
 from common.data.partition import deal_groups, partition_groups
 from common.errors import UserError

@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from common.clients import check_modality_name, clients_per_modality
-from common.config import SyntheticConfig
-from common.config.prepare import Format, Labels, Precision, PrepareConfig, Split
+from common.config import Format, Labels, Precision, PrepareConfig, Split, SyntheticConfig
 from common.data.dataset import IntArray, LabelArray, MultimodalDataset
 from common.data.federation import check_synthetic_modalities, count_outputs, paths_of
 from common.data.formats.array_files import array_files

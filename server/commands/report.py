@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from common.config.report import ReportConfig, parse_report
+from common.config import ReportConfig
 from common.errors import UserError
 from server.commands.command import hydra_command
 
@@ -19,10 +18,9 @@ if TYPE_CHECKING:
 # answer at once.
 
 
-@hydra_command("report", ReportConfig)
-def main(composed: DictConfig) -> None:
+@hydra_command(ReportConfig)
+def main(config: ReportConfig) -> None:
     """Report runs."""
-    config = parse_report(composed)
     from server.report.console import ReportConsole
 
     report = make_report(config, HydraConfig.get().overrides.task)

@@ -10,7 +10,7 @@ from typing import Any
 import onnx
 import torch
 
-from common.config.export import ExportConfig
+from common.config import ExportConfig
 from common.data.whole_folder import whole_folder
 from common.errors import UserError
 from common.model.ha_fedformer import ModelSpec

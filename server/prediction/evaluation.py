@@ -7,9 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from common.config import FusionRule
-from common.config.composition import config_of_settings
-from common.config.evaluate import EvaluateConfig
+from common.config import EvaluateConfig, FusionRule, config_of_settings
 from common.data.dataset import MultimodalDataset
 from common.data.federation import count_outputs, load_federation
 from common.data.formats.registry import read_source

@@ -155,7 +155,7 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
             fitted(encoder, settings.encoder, encoder_structure(settings.encoder)),
             fitted(
                 trained.decoder,
-                EncoderConfig(shrinkage=settings.decoder.shrinkage),
+                EncoderConfig("pbea", shrinkage=settings.decoder.shrinkage),
                 decoder_structure(settings.decoder),
             ),
             len(LABELS),

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from documents import SOCKET, Block, blocks, commands, inline_commands, install
 from processes import BIN, PROJECT, TIMEOUT, flower_environment, free_port, wait_until
-from documents import DOCUMENTS, SOCKET, Block, blocks, commands, inline_commands, install
 from writers import make_utterances, write_multibench
 
 pytestmark = pytest.mark.e2e
@@ -224,22 +224,25 @@ def check_credentials(folder: Path, environment: dict[str, str]) -> None:
 
 
 def test_commands_in_sentences_are_ones_that_there_are(folder: Path) -> None:
-    from common.config import compose_config
-    from common.config.compose import compose_compose
-    from common.config.credentials import compose_credentials
-    from common.config.evaluate import compose_evaluate
-    from common.config.predict import compose_predict
-    from common.config.prepare import compose_prepare
-    from common.config.report import compose_report
+    from common.config import (
+        ComposeConfig,
+        CredentialsConfig,
+        EvaluateConfig,
+        PredictConfig,
+        PrepareConfig,
+        ReportConfig,
+        compose,
+        compose_config,
+    )
 
     composers = {
         "utmp-train": lambda given: compose_config("config", given),
-        "utmp-compose": compose_compose,
-        "utmp-credentials": compose_credentials,
-        "utmp-evaluate": compose_evaluate,
-        "utmp-predict": compose_predict,
-        "utmp-prepare": compose_prepare,
-        "utmp-report": compose_report,
+        "utmp-compose": lambda given: compose(ComposeConfig, given),
+        "utmp-credentials": lambda given: compose(CredentialsConfig, given),
+        "utmp-evaluate": lambda given: compose(EvaluateConfig, given),
+        "utmp-predict": lambda given: compose(PredictConfig, given),
+        "utmp-prepare": lambda given: compose(PrepareConfig, given),
+        "utmp-report": lambda given: compose(ReportConfig, given),
     }
     found = [words for words in inline_commands() if "…" not in " ".join(words)]
     assert len(found) >= 6

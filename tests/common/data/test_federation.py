@@ -9,13 +9,17 @@ import pytest
 
 from client.node import SimulatedNode, describe
 from common.clients import ClientKey
-from common.config import ClientConfig, Config, NpzConfig, ShardsConfig, SyntheticConfig
-from common.config.partition import (
+from common.config import (
+    ClientConfig,
+    Config,
     DirichletConfig,
+    NpzConfig,
     PartitionConfig,
     PartitionRule,
+    ShardsConfig,
     SizeConfig,
     SizeLaw,
+    SyntheticConfig,
 )
 from common.data.federation import (
     ClientData,

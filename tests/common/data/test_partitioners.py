@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.clients import ClientKey
-from common.config import Config, NpzConfig
-from common.config.partition import (
+from common.config import (
+    Config,
     DirichletConfig,
+    NpzConfig,
     PartitionConfig,
     PartitionRule,
     SizeConfig,

@@ -17,8 +17,16 @@ import numpy as np
 import pytest
 
 import common.data.preparation as preparation
-from common.config.partition import DirichletConfig, PartitionConfig, PartitionRule
-from common.config.prepare import Format, Labels, Precision, PrepareConfig, Split
+from common.config import (
+    DirichletConfig,
+    Format,
+    Labels,
+    PartitionConfig,
+    PartitionRule,
+    Precision,
+    PrepareConfig,
+    Split,
+)
 from common.data.dataset import MultimodalDataset
 from common.data.manifest import Manifest, read_manifest
 from common.data.preparation import prepare, read

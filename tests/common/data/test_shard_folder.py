@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 
 from common.clients import DEFAULT_CLIENTS, ClientKey
-from common.config import ClientConfig, Config, NpzConfig, ShardsConfig
-from common.config.partition import PartitionConfig, PartitionRule
-from common.config.prepare import Labels, PrepareConfig
+from common.config import (
+    ClientConfig,
+    Config,
+    Labels,
+    NpzConfig,
+    PartitionConfig,
+    PartitionRule,
+    PrepareConfig,
+    ShardsConfig,
+)
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import (
     ClientData,

@@ -17,6 +17,8 @@ from common.config import (
     DecoderMerge,
     EncoderConfig,
     EncoderMerge,
+    Sampler,
+    SamplerConfig,
     Scale,
     ScreeningConfig,
     StrategyConfig,
@@ -62,7 +64,12 @@ def good(task: Task = Task.regression) -> Uplink:
     return Uplink(KEY, 4, encoder, points(head=torch.randn(1, 3)), 12, 0.5, seen, agrees, STEPS)
 
 
-PLAIN = StrategyConfig("plain")
+PLAIN = StrategyConfig(
+    "plain",
+    sampler=SamplerConfig(Sampler.iasg),
+    encoder=EncoderConfig("pbea"),
+    decoder=DecoderConfig("cmda"),
+)
 #: Of two classes; of two labels, each present in half of the items.
 PRIOR = {
     Task.regression: torch.tensor([0.0, 1.0], dtype=torch.float64),

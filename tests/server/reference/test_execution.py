@@ -13,8 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from common.config import Config, compose_config
-from common.config.prepare import Format, PrepareConfig
+from common.config import Config, Format, PrepareConfig, compose_config
 from common.data.preparation import prepare as prepare_shards
 from common.errors import UserError
 from server.app import prepare
