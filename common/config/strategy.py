@@ -103,7 +103,7 @@ class SamplerConfig:
 
 
 class TrainingMode(StrEnum):
-    """Who trains on what; all but ``federated`` are bounds."""
+    """Who trains on what; all but ``federated`` are baselines."""
 
     federated = "federated"
     local = "local"
@@ -112,7 +112,7 @@ class TrainingMode(StrEnum):
 
 
 class Architecture(StrEnum):
-    """What the centralised bound trains."""
+    """What the centralised baseline trains."""
 
     ha_fedformer = "ha_fedformer"
     early_fusion = "early_fusion"
