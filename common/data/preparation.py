@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from common.atomic import atomic_folder
 from common.clients import check_modality_name, clients_per_modality
 from common.config import SyntheticConfig
 from common.config.prepare import Format, Labels, Precision, PrepareConfig, Split
@@ -23,7 +24,6 @@ from common.data.source import ReadSettings, Source
 from common.data.split import Sides, split_by_source, split_groups
 from common.data.statistics import bin_edges, label_bins, label_statistics, sequence_statistics
 from common.data.synthetic import VIEWS, make_synthetic
-from common.data.whole_folder import whole_folder
 from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
@@ -162,7 +162,7 @@ def prepare(
     if not config.out:
         raise UserError("out is required; give it as out=…, or describe=true to write nothing")
     out = Path(config.out).absolute()
-    with whole_folder(out, config.overwrite, MANIFEST) as folder:
+    with atomic_folder(out, config.overwrite, MANIFEST) as folder:
         found = read(config, watch)
         manifest = _Writer(config, found, folder, watch).write()
         write_manifest(folder, manifest)

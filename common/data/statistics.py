@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import CHUNK, LabelArray, Sequences
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.task import Task
 
 #: Bars of a histogram of numbers.
@@ -74,15 +74,15 @@ def sequence_statistics(sequences: Sequences) -> dict[str, Any]:
     lengths = sequences.lengths[sequences.lengths > 0]
     rows = sequences.rows()
     nan = infinite = 0
-    moments = Moments.empty(*sequences.statistics_shape)
+    moments = FeatureMoments.empty(*sequences.statistics_shape)
     for start in range(0, len(rows), CHUNK):
         values = sequences.values[rows[start : start + CHUNK]]
         nan += int(np.isnan(values).sum())
         infinite += int(np.isinf(values).sum())
         if not sequences.tabular:
-            moments = moments.merge(Moments.of_rows(values))
+            moments = moments.merge(FeatureMoments.of_rows(values))
     if sequences.tabular:
-        moments = Moments.of(sequences)
+        moments = FeatureMoments.of(sequences)
     return {
         "width": sequences.width,
         "tabular": sequences.tabular,

@@ -17,9 +17,9 @@ from typing import IO, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from common.atomic import atomic_file
 from common.errors import UserError
 from common.task import Task
-from common.whole_file import whole_file
 from server.prediction.predictor import Floats, Predictions
 from server.prediction.records import records, seven_class, sign
 
@@ -74,7 +74,7 @@ def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Writer]:
         If it cannot be written.
     """
     try:
-        with whole_file(path) as aside:
+        with atomic_file(path) as aside:
             writer = _WRITERS[path.suffix](aside, tuple(labels))
             try:
                 yield writer
