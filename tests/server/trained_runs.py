@@ -8,8 +8,8 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from common.config import compose_config
 from common.config.prepare import compose_prepare
-from common.data.preparation import prepare as prepare_shards
 from server.app import prepare
+from server.preparation.preparation import prepare as prepare_shards
 from server.sequential import run_sequentially
 from tests.common.data.formats.writers import write_columns
 

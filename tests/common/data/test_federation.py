@@ -28,7 +28,7 @@ from common.data.federation import (
     site_client_data,
 )
 from common.data.moments import FeatureMoments
-from common.data.partitioners import deal
+from common.data.partition import deal
 from common.errors import UserError
 from common.task import Task
 

@@ -1,4 +1,4 @@
-"""What data are like, in numbers: labels and sequences, for manifests and descriptions.
+"""Statistics of labels and sequences, for manifests and descriptions.
 
 Notation: N items, K labels.
 """
@@ -62,16 +62,16 @@ def label_statistics(
     labels: LabelArray, task: Task, outputs: int, edges: NDArray[np.float64] | None
 ) -> dict[str, Any]:
     """Return the histogram of labels and, of numbers, mean and standard deviation."""
-    found: dict[str, Any] = {"histogram": label_histogram(labels, task, outputs, edges)}
+    statistics: dict[str, Any] = {"histogram": label_histogram(labels, task, outputs, edges)}
     if task is Task.regression and len(labels):
         values = labels.astype(np.float64)
-        found |= {"mean": round(float(values.mean()), 6), "sd": round(float(values.std()), 6)}
-    return found
+        statistics |= {"mean": round(float(values.mean()), 6), "sd": round(float(values.std()), 6)}
+    return statistics
 
 
 def sequence_statistics(sequences: Sequences) -> dict[str, Any]:
     """Return width, lengths, and what is missing, not finite or constant in a modality."""
-    lengths = sequences.lengths[sequences.lengths > 0]
+    lengths = sequences.lengths[sequences.present]
     rows = sequences.rows()
     nan = infinite = 0
     moments = FeatureMoments.empty(*sequences.statistics_shape)
