@@ -13,7 +13,8 @@ from xdist.scheduler.protocol import Scheduling
 
 #: Files that start federations of several processes.
 FEDERATIONS = tuple(
-    f"tests/e2e/test_{name}.py" for name in ("deployment", "faults", "documents", "security", "train")
+    f"tests/e2e/test_{name}.py"
+    for name in ("deployment", "faults", "documents", "security", "train")
 )
 
 

@@ -8,9 +8,10 @@ from server.commands.command import hydra_command
 def main(config: PrepareConfig) -> None:
     """Prepare a folder of shards, or describe a source."""
     # Imported here, so that --help and a mistyped setting answer at once.
-    from common.data.preparation import prepare, read
     from server.preparation.console import PrepareConsole
     from server.preparation.partition_plot import PLOT, partition_plot
+    from server.preparation.preparation import prepare
+    from server.preparation.reading import read
 
     console = PrepareConsole()
     if config.describe:

@@ -63,7 +63,7 @@ def write_report(report: "Report", config: ReportConfig) -> None:
         If the folder is there already, would replace runs, or cannot be written; or if the rounds
         of a run are damaged.
     """
-    from common.data.whole_folder import whole_folder
+    from common.atomic import atomic_folder
     from server.report.console import PAGE, REPORT, markdown
     from server.report.page import page
 
@@ -71,7 +71,7 @@ def write_report(report: "Report", config: ReportConfig) -> None:
     for result in report.found.results:
         if Path(result.folder).resolve().is_relative_to(out.resolve()):
             raise UserError(f"out={config.out} holds the run {result.folder}; choose another")
-    with whole_folder(out, config.overwrite, REPORT) as folder:
+    with atomic_folder(out, config.overwrite, REPORT) as folder:
         # A name of a folder need not be text.
         (folder / REPORT).write_bytes(markdown(report).encode("utf-8", "replace"))
         (folder / PAGE).write_bytes(page(report, config.details))

@@ -7,8 +7,8 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
 from common.config import PrepareConfig, compose, compose_config
-from common.data.preparation import prepare as prepare_shards
 from server.app import prepare
+from server.preparation.preparation import prepare as prepare_shards
 from server.sequential import run_sequentially
 from tests.common.data.formats.writers import write_columns
 

@@ -26,8 +26,7 @@ from common.config import (
 )
 from common.data.dataset import MultimodalDataset
 from common.data.federation import load_joint, read_items
-from common.data.partitioners import Dealt, deal
-from common.data.split import split_groups
+from common.data.partition import Dealt, deal, split_groups
 from common.errors import UserError
 from common.task import Task
 

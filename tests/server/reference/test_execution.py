@@ -14,10 +14,10 @@ import torch
 from rich.console import Console
 
 from common.config import Config, Format, PrepareConfig, compose_config
-from common.data.preparation import prepare as prepare_shards
 from common.errors import UserError
 from server.app import prepare
 from server.model_file import load_model
+from server.preparation.preparation import prepare as prepare_shards
 from server.reference import run_reference
 from server.run.console import RunConsole
 from server.run.federation import Run
