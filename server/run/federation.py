@@ -10,7 +10,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
-from common.config import Absent, FusionRule
+from common.config import FusionRule, OnMissingModality
 from common.data.dataset import MultimodalDataset, describe_shape
 from common.errors import UserError
 from common.model.fusion import Fusion, fit_fusion
@@ -166,7 +166,7 @@ class Federation(OneModel, RoundSource):
         runtime = self._run.config.runtime
         needed = dict.fromkeys(self._run.data.shapes, runtime.min_clients)
         short, faults = self._attendance.quorum(needed)
-        if short and runtime.absent is Absent.abort:
+        if short and runtime.absent is OnMissingModality.abort:
             raise UserError(
                 f"round {number}: too few clients ({', '.join(short)}) after "
                 f"{runtime.node_timeout:.0f} s; runtime.absent=reuse goes on without"
@@ -179,7 +179,7 @@ class Federation(OneModel, RoundSource):
         if not report.clients:
             reason = report.rejected[0] if report.rejected else "no reply came in time"
             raise UserError(f"round {report.round}: no client could be merged; {reason}")
-        if report.reused and self._run.config.runtime.absent is Absent.abort:
+        if report.reused and self._run.config.runtime.absent is OnMissingModality.abort:
             raise UserError(
                 f"round {report.round}: too few updates of {', '.join(report.reused)}; "
                 f"{'; '.join(report.rejected) or 'no reply came in time'}"

@@ -13,11 +13,10 @@ import pytest
 import torch
 from rich.console import Console
 
-from common.config import Config, compose_config
-from common.config.prepare import Format, PrepareConfig
-from common.data.preparation import prepare as prepare_shards
+from common.config import Config, Format, PrepareConfig, compose_config
 from common.errors import UserError
 from server.app import prepare
+from server.preparation.preparation import prepare as prepare_shards
 from server.baselines.baseline import run_baseline
 from server.model_file import load_model
 from server.run.console import RunConsole

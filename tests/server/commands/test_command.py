@@ -32,7 +32,6 @@ train = server.runtimes.local.run_locally
 
 
 def run_locally(run):
-    """Train for real only in this process."""
     train(run) if run.config.runtime.name == "sequential" else print("would train")
 
 
