@@ -13,6 +13,8 @@ Notation: N items, K classes or labels.
 """
 
 import warnings
+from collections.abc import Callable
+from functools import partial
 from statistics import NormalDist
 from typing import Any
 
@@ -30,6 +32,9 @@ from sklearn.metrics import (
 from common.task import Task
 
 Array = NDArray[Any]
+
+#: From truth and prediction to a score.
+Metric = Callable[[Array, Array], float]
 
 #: The metric that a run is judged by; more is better.
 HEADLINE: dict[Task, str] = {
@@ -68,7 +73,8 @@ def compute_metrics(
     Returns
     -------
     dict
-        Metric to value, in a fixed order.
+        Metric to value, in a fixed order; of several labels also each metric of `LABEL_METRICS` for
+        label k, as ``f1_k``.
 
     Raises
     ------
@@ -78,33 +84,18 @@ def compute_metrics(
     if len(truth) == 0:
         raise ValueError("metrics of no items")
     predicted = predicted.astype(np.float64)
-    # Whether we call scikit-learn rightly need not be looked at anew in every round.
+    if task is Task.regression:
+        truth = truth.astype(np.float64)
+    # Whether we call scikit-learn rightly need not be checked again in every round.
     with sklearn.config_context(skip_parameter_validation=True):
-        match task:
-            case Task.regression:
-                truth = truth.astype(np.float64)
-                spread = {} if std is None else coverage_metrics(truth, predicted, std)
-                return regression_metrics(truth, predicted) | spread
-            case Task.classification:
-                return classification_metrics(truth, predicted)
-            case Task.multilabel:
-                return multilabel_metrics(truth, predicted)
-
-
-def regression_metrics(truth: Array, predicted: Array) -> dict[str, float]:
-    """Compute the metrics of sentiment; both arguments (N,)."""
-    nonzero = truth != 0
-    return {
-        "mae": float(mean_absolute_error(truth, predicted)),
-        "mse": float(mean_squared_error(truth, predicted)),
-        "corr": correlation(truth, predicted),
-        "acc2": float(accuracy_score(truth >= 0, predicted >= 0)),
-        "acc2_nonzero": _accuracy(truth[nonzero] > 0, predicted[nonzero] > 0),
-        "f1": _weighted_f1(truth >= 0, predicted >= 0),
-        "f1_nonzero": _weighted_f1(truth[nonzero] > 0, predicted[nonzero] > 0),
-        "acc5": rounded_agreement(truth, predicted, 2),
-        "acc7": rounded_agreement(truth, predicted, 3),
-    }
+        by_label = _by_label(truth, predicted) if task is Task.multilabel else {}
+        means = {name: float(np.mean(values)) for name, values in by_label.items()}
+        scores = {name: float(metric(truth, predicted)) for name, metric in METRICS[task].items()}
+    for name, values in by_label.items():
+        scores |= {f"{name}_{k}": value for k, value in enumerate(values)}
+    if task is Task.regression and std is not None:
+        scores |= coverage_metrics(truth, predicted, std)
+    return means | scores
 
 
 def correlation(truth: Array, predicted: Array) -> float:
@@ -149,43 +140,13 @@ def calibration_error(probabilities: Array, outcomes: Array) -> float:
     return float(np.abs(np.bincount(bins, weights=outcomes - probabilities)).sum() / len(bins))
 
 
-def classification_metrics(truth: Array, probabilities: Array) -> dict[str, float]:
-    """Compute the metrics of classes: truth (N,) whole numbers, probabilities (N, K).
-
-    Of equally probable classes the first is chosen. The calibration error is that of the chosen.
-    """
-    chosen = probabilities.argmax(axis=1)
-    return {
-        "accuracy": float(accuracy_score(truth, chosen)),
-        "f1": _weighted_f1(truth, chosen),
-        "log_loss": float(
-            log_loss(truth, _rows_sum_to_one(probabilities), labels=range(probabilities.shape[1]))
-        ),
-        "ece": calibration_error(probabilities.max(axis=1), chosen == truth),
-    }
+def _by_label(truth: Array, probabilities: Array) -> dict[str, list[float]]:
+    """Compute the metrics of each label, K of each; both arguments (N, K)."""
+    pairs = list(zip(truth.T > 0, probabilities.T >= 0.5, strict=True))
+    return {name: [metric(*pair) for pair in pairs] for name, metric in LABEL_METRICS.items()}
 
 
-def multilabel_metrics(truth: Array, probabilities: Array) -> dict[str, float]:
-    """Compute the metrics of several labels, as means over labels; both arguments (N, K).
-
-    The weighted accuracy is the mean of the recalls of presence and absence: plain accuracy is high
-    for a label that is nearly always absent. The calibration error is that of the probabilities of
-    presence, all items and labels in the same bins.
-    """
-    present = probabilities >= 0.5
-    columns = range(truth.shape[1])
-    accuracies = [_weighted_accuracy(truth[:, k] > 0, present[:, k]) for k in columns]
-    scores = {f"weighted_accuracy_{k}": accuracies[k] for k in columns}
-    scores |= {f"f1_{k}": _weighted_f1(truth[:, k] > 0, present[:, k]) for k in columns}
-    means = {
-        "weighted_accuracy": float(np.mean(accuracies)),
-        "f1": float(np.mean([scores[f"f1_{k}"] for k in columns])),
-        "ece": calibration_error(probabilities.ravel(), truth.ravel() > 0),
-    }
-    return means | scores
-
-
-def _weighted_accuracy(truth: Array, predicted: Array) -> float:
+def weighted_accuracy(truth: Array, predicted: Array) -> float:
     """Mean recall of the sides that occur; scikit-learn warns where only one does."""
     return float(np.mean([np.mean(predicted[truth == side] == side) for side in np.unique(truth)]))
 
@@ -196,11 +157,76 @@ def _rows_sum_to_one(probabilities: Array) -> NDArray[np.float64]:
     return rows
 
 
-def _accuracy(truth: Array, predicted: Array) -> float:
+def accuracy(truth: Array, predicted: Array) -> float:
+    """Share of items that agree; 0 of no items."""
     return float(accuracy_score(truth, predicted)) if len(truth) else 0.0
 
 
-def _weighted_f1(truth: Array, predicted: Array) -> float:
+def weighted_f1(truth: Array, predicted: Array) -> float:
+    """F1 of each class, weighted by how often it is true; 0 of no items."""
     if len(truth) == 0:
         return 0.0
     return float(f1_score(truth, predicted, average="weighted", zero_division=0.0))
+
+
+def nonzero(metric: Metric) -> Metric:
+    """Return a metric of negative against positive, without the items whose label is 0."""
+
+    def of_nonzero(truth: Array, predicted: Array) -> float:
+        kept = truth != 0
+        return metric(truth[kept] > 0, predicted[kept] > 0)
+
+    return of_nonzero
+
+
+def nonnegative(metric: Metric) -> Metric:
+    """Return a metric of negative against non-negative, over all items."""
+    return lambda truth, predicted: metric(truth >= 0, predicted >= 0)
+
+
+def chosen(metric: Metric) -> Metric:
+    """Return a metric of the most probable class, of equals the first."""
+    return lambda truth, probabilities: metric(truth, probabilities.argmax(axis=1))
+
+
+def _log_loss(truth: Array, probabilities: Array) -> float:
+    classes = range(probabilities.shape[1])
+    return float(log_loss(truth, _rows_sum_to_one(probabilities), labels=classes))
+
+
+def _class_calibration(truth: Array, probabilities: Array) -> float:
+    """Calibration error of the chosen class."""
+    return calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
+
+
+def _presence_calibration(truth: Array, probabilities: Array) -> float:
+    """Calibration error of presence, all items and labels in the same bins."""
+    return calibration_error(probabilities.ravel(), truth.ravel() > 0)
+
+
+#: The metrics of each task by name: from truth and prediction, as in `compute_metrics`, to a score.
+#: Another one is one function with an entry here.
+METRICS: dict[Task, dict[str, Metric]] = {
+    Task.regression: {
+        "mae": mean_absolute_error,
+        "mse": mean_squared_error,
+        "corr": correlation,
+        "acc2": nonnegative(accuracy),
+        "acc2_nonzero": nonzero(accuracy),
+        "f1": nonnegative(weighted_f1),
+        "f1_nonzero": nonzero(weighted_f1),
+        "acc5": partial(rounded_agreement, limit=2),
+        "acc7": partial(rounded_agreement, limit=3),
+    },
+    Task.classification: {
+        "accuracy": chosen(accuracy),
+        "f1": chosen(weighted_f1),
+        "log_loss": _log_loss,
+        "ece": _class_calibration,
+    },
+    Task.multilabel: {"ece": _presence_calibration},
+}
+
+#: Metrics of one label by itself, from (N,) bool truth and prediction; their means over the labels
+#: are metrics of several labels. Plain accuracy is high for a label that is nearly always absent.
+LABEL_METRICS: dict[str, Metric] = {"weighted_accuracy": weighted_accuracy, "f1": weighted_f1}

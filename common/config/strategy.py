@@ -102,23 +102,6 @@ class SamplerConfig:
     friction: float = share_above_zero(0.1)
 
 
-class TrainingMode(StrEnum):
-    """Who trains on what; all but ``federated`` are baselines."""
-
-    federated = "federated"
-    local = "local"
-    pooled = "pooled"
-    centralised = "centralised"
-
-
-class Architecture(StrEnum):
-    """What the centralised baseline trains."""
-
-    ha_fedformer = "ha_fedformer"
-    early_fusion = "early_fusion"
-    cross_modal = "cross_modal"
-
-
 class ClientWeights(StrEnum):
     """How much each client counts; see `server.aggregation.client_weights`."""
 
@@ -190,8 +173,8 @@ class StrategyConfig:
     """One federated algorithm."""
 
     name: str = MISSING
-    setting: TrainingMode = TrainingMode.federated
-    architecture: Architecture = Architecture.ha_fedformer
+    setting: str = "federated"  # or the name of a baseline, see server.baselines
+    architecture: str = "ha_fedformer"  # what the centralised baseline trains
     fraction: float = share_above_zero(1.0)
     weights: ClientWeights = ClientWeights.examples
     normalise_steps: bool = False

@@ -73,7 +73,7 @@ def find_baseline(strategy: StrategyConfig) -> Callable[[Sites], Baseline]:
         If there is no such baseline, or it does not train the architecture.
     """
     _import_baselines()
-    setting, architecture = str(strategy.setting), str(strategy.architecture)
+    setting, architecture = strategy.setting, strategy.architecture
     if setting not in BASELINES:
         names = ", ".join(["federated", *sorted(BASELINES)])
         raise UserError(f"strategy.setting={setting}: expected one of {names}")

@@ -91,7 +91,7 @@ class OtherArchitecture(Baseline):
     @property
     def fusion(self) -> str:
         """Name of the architecture."""
-        return str(self.sites.config.strategy.architecture)
+        return self.sites.config.strategy.architecture
 
     def train(self, number: int) -> dict[str, float]:
         """Train a round; return the loss of what is predicted from all modalities."""
@@ -144,7 +144,7 @@ def build_other(sites: Sites, initial: HAFedformer) -> nn.Module:
     UserError
         If there is no such architecture.
     """
-    name = str(sites.config.strategy.architecture)
+    name = sites.config.strategy.architecture
     if name not in ARCHITECTURES:
         names = ", ".join(["ha_fedformer", *ARCHITECTURES])
         raise UserError(f"strategy.architecture={name}: expected one of {names}")

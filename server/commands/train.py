@@ -23,6 +23,10 @@ def main(config: Config) -> None:
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.app import prepare
 
+    if config.strategy.setting != "federated":
+        from server.baselines.baseline import find_baseline
+
+        find_baseline(config.strategy)
     run = prepare(config, run_folder(config), given_overrides())
     with Interruption() as interruption:
         run.check = interruption.check

@@ -30,7 +30,6 @@ from common.config import (
     SyntheticConfig,
     TrackingConfig,
     TrackingTool,
-    TrainingMode,
     check,
     compose_config,
     setting_names,
@@ -81,7 +80,7 @@ def test_the_defaults() -> None:
 
 def test_by_default_nothing_corrects_for_labels_that_differ() -> None:
     strategy = composed().strategy
-    assert strategy.setting is TrainingMode.federated
+    assert strategy.setting == "federated"
     assert strategy.weights is ClientWeights.examples
     assert strategy.local.proximal == 0
     assert strategy.local.logit_adjustment is strategy.local.lr_decay is Condition.never
@@ -221,8 +220,6 @@ def test_a_wrong_type_is_one_line_that_names_the_setting(override: str, word: st
     [
         ("client.optimizer=rmsprop", "adamw, adam, sgd"),
         ("strategy.sampler.name=hmc", "last, iasg, sgld, sghmc"),
-        ("strategy.setting=alone", "federated, local, pooled, centralised"),
-        ("strategy.architecture=late", "ha_fedformer, early_fusion, cross_modal"),
         ("strategy.weights=loss", "examples, uniform, agreement"),
         ("strategy.local.logit_adjustment=yes", "never, always, skewed"),
         ("strategy.server_optimizer.name=yogi", "sgd, momentum, adam"),
