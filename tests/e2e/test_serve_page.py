@@ -248,7 +248,7 @@ def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
             ("[1]", "This is not an item: expected an object"),
             ('{"smell": [[1]]}', 'This is not an item: it has "smell"; expected only id, language'),
             ('{"id": "a"}', "This is not an item: it has none of language, audio, vision"),
-            ('{"audio": [[1]]}', "items[0].audio[0] is 1 wide; the model takes 12"),
+            ('{"audio": [[1]]}', "items[0].audio[0]: list should have at least 12 items"),
         ]:
             text.fill(wrong)
             page.wait_for_function(
