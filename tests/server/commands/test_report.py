@@ -18,10 +18,11 @@ from rich.console import Console
 from common.config.report import compose_report
 from common.errors import UserError
 from common.task import Task
-from server.report.blocks import blocks_of
-from server.report.console import ReportConsole, markdown
+from server.report.console import markdown, show
+from server.report.groups import group_results
 from server.report.results import Found, Result
 from server.report.tables import Report, check_metrics, tables_of, without_places
+from server.terminal import Terminal
 
 NAN = float("nan")
 
@@ -33,12 +34,12 @@ def report_of(
     unfinished: tuple[str, ...] = (),
 ) -> Report:
     found = Found(tuple(results), unfinished)
-    return Report("utmp-report runs=runs", found, blocks_of(results), baseline, metrics)
+    return Report("utmp-report runs=runs", found, group_results(results), baseline, metrics)
 
 
 def first_rows(report: Report) -> list[dict[str, str]]:
     """The rows of the first table, cells by column."""
-    table = tables_of(report, report.blocks[0])[0]
+    table = tables_of(report, report.groups[0])[0]
     return [dict(zip(table.header, row, strict=True)) for row in table.rows]
 
 
@@ -84,7 +85,7 @@ def test_the_whole_text() -> None:
 utmp-report runs=runs
 ```
 
-4 runs, 2 seeds (1, 2), 1 block.
+4 runs, 2 methods, 2 seeds (1, 2), 1 comparison group.
 
 The same in all runs: `dataset.name=synthetic`, `dataset.task=regression`, `rounds=20`, \
 `client.lr=0.001`.
@@ -95,7 +96,7 @@ Scores are of the test items, all modalities together unless a column says other
 mean ± sd over the seeds. Runs that differ in nothing but the seed are one method. MB up: \
 10^6 bytes that a client sends in a round. The difference to the baseline, fedavg, is paired by \
 seed, with the 95% interval and the p of the paired t-test; "no difference" where the interval \
-holds 0. Better means better, also where less is better. Intervals and p are not corrected for \
+contains 0. Better means better, also where less is better. Intervals and p are not corrected for \
 the number of comparisons.
 
 ## 1. All runs
@@ -124,7 +125,13 @@ Against the baseline in the same column: + better, - worse, = no difference.
 | fedavg | n/a |
 | hierarchical | 0.500 ± 0.000 |
 
-![corr of each method](block-1.png)
+![Test corr](block-1.png)
+
+Test corr. Mean and sd over the seeds; more is better.
+
+![Test corr minus that of fedavg](block-1-differences.png)
+
+Test corr minus that of fedavg. 95% interval. Blue: better; orange: worse; grey: no difference.
 """
     )
 
@@ -155,14 +162,14 @@ def test_blocks_of_other_tasks_have_their_own_metrics() -> None:
     }
     runs = [result("a", task=task, test={"multimodal": each}) for task, each in tests.items()]
     report = report_of(runs, None)
-    assert {block.task: report.metrics_of(block) for block in report.blocks} == {
+    assert {group.task: report.metrics_of(group) for group in report.groups} == {
         Task.regression: ["corr", "mae", "acc2"],
         Task.classification: ["accuracy", "log_loss"],
         Task.multilabel: ["f1", "weighted_accuracy"],
     }
     # Each keeps, of the chosen ones, those that it has; the headline where it has none.
     chosen = report_of(runs, None, ("log_loss", "mae"))
-    assert {block.task: chosen.metrics_of(block) for block in chosen.blocks} == {
+    assert {group.task: chosen.metrics_of(group) for group in chosen.groups} == {
         Task.regression: ["mae"],
         Task.classification: ["log_loss"],
         Task.multilabel: ["f1"],
@@ -251,8 +258,8 @@ def test_a_block_without_the_baseline_is_named() -> None:
     assert list(report.warnings()) == [
         "2. rounds=9: no baseline fedavg, so no differences; there are hier"
     ]
-    assert "difference of corr" in tables_of(report, report.blocks[0])[0].header
-    assert "difference of corr" not in tables_of(report, report.blocks[1])[0].header
+    assert "difference of corr" in tables_of(report, report.groups[0])[0].header
+    assert "difference of corr" not in tables_of(report, report.groups[1])[0].header
 
 
 def test_what_a_dataset_does_not_have_is_not_named() -> None:
@@ -262,7 +269,7 @@ def test_what_a_dataset_does_not_have_is_not_named() -> None:
         result("fedavg", settings={"dataset.name": "synthetic", "dataset.noise": "2"}),
     ]
     report = report_of(runs)
-    assert [report.title_of(block) for block in report.blocks] == [
+    assert [report.title_of(group) for group in report.groups] == [
         "1. dataset.name=npz",
         "2. dataset.name=synthetic, dataset.noise=1",
         "3. dataset.name=synthetic, dataset.noise=2",
@@ -276,10 +283,10 @@ def test_many_unfinished_runs_are_not_all_named() -> None:
 
 
 def test_a_metric_that_does_not_exist() -> None:
-    blocks = report_of(FEDAVG).blocks
-    check_metrics(blocks, ["corr"])
+    groups = report_of(FEDAVG).groups
+    check_metrics(groups, ["corr"])
     with pytest.raises(UserError, match=r"^metrics: there is no metric 'cor'; there are corr$"):
-        check_metrics(blocks, ["corr", "cor"])
+        check_metrics(groups, ["corr", "cor"])
 
 
 @pytest.mark.parametrize(
@@ -302,17 +309,16 @@ def test_the_terminal_shows_the_same_cells() -> None:
     runs = [*FEDAVG, *scores(0.6, 0.7, settings=settings, by_fusion={"mean": {"corr": 0.5}})]
     report = report_of([*runs, result("hier", 7)], unfinished=("late",))
     console = Console(file=io.StringIO(), width=200)
-    ReportConsole(console).show(report, "out")
+    show(report, "out", Terminal(console))
     assert isinstance(console.file, io.StringIO)
     shown = console.file.getvalue()
-    for table in tables_of(report, report.blocks[0]):
+    for table in tables_of(report, report.groups[0]):
         for row in table.rows:
-            cells = ["" if each is None else each for each in row]
-            assert re.search(" +│ +".join(map(re.escape, cells)), shown)
+            assert re.search(" +│ +".join(map(re.escape, map(str, row))), shown)
     assert "list=[red]" in shown
     assert shown.endswith(
         "warning: 1 unfinished run left out: late\nout/report.html\nout/report.md\n"
-        "out/block-1.png\n"
+        "out/block-1.png\nout/block-1-differences.png\n"
     )
 
 
@@ -388,7 +394,9 @@ def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
     shown = command("runs=runs", "out=there/report").shown
     out = runs / "there" / "report"
     assert sorted(path.name for path in out.iterdir()) == [
+        "block-1-differences.png",
         "block-1.png",
+        "block-2-differences.png",
         "block-2.png",
         "report.html",
         "report.md",
@@ -396,7 +404,7 @@ def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
     assert [path.name for path in out.parent.iterdir()] == ["report"]
     text = (out / "report.md").read_text()
     assert "```sh\nutmp-report runs=runs out=there/report\n```" in text
-    assert "12 runs, 3 seeds (1, 2, 3), 2 blocks." in text
+    assert "12 runs, 4 methods, 3 seeds (1, 2, 3), 2 comparison groups." in text
     assert "## 1. clients.default=2" in text and "## 2. clients.default=3" in text
     row = re.search(r"\| hierarchical .*", text)
     assert row is not None
@@ -405,10 +413,7 @@ def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
     assert cells[5].startswith("+0.110 [") and cells[7:] == ["better", "1.50", "20.0"]
     assert str(runs) not in text
     assert "1. clients.default=2" in shown
-    assert shown.endswith(
-        "\nthere/report/report.html\nthere/report/report.md\nthere/report/block-1.png\n"
-        "there/report/block-2.png\n"
-    )
+    assert shown.endswith("\nthere/report/block-2.png\nthere/report/block-2-differences.png\n")
 
 
 def test_the_same_runs_give_the_same_bytes(command: Run, runs: Path) -> None:
