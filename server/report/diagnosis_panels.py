@@ -3,9 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server.report.figures import STRONGEST, Line, Pens, calibration_figure
+from server.report.colours import STRONGEST, Pens
+from server.report.figures import calibration_figure
 from server.report.records import number
 from server.report.results import TOGETHER
+from server.report.series import Line
 from server.report.view import MISSING, Cell, Panel, chart, notes, shown
 
 #: Classes up to which a confusion matrix is shown as one.

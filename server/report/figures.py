@@ -1,8 +1,7 @@
 """The charts of a report: one function per chart, which returns a matplotlib figure.
 
-The page takes a figure as SVG, ``report.md`` as PNG. Figures are drawn in the light colours of
-`COLOURS`; in the SVG each becomes a CSS variable, ``var(--NAME)``, with another value on a dark
-ground. Sizes are in inches: a narrow screen shows one chart in a row, a wide one several.
+The page takes a figure as SVG, ``report.md`` as PNG. Sizes are in inches: a narrow screen shows one
+chart in a row, a wide one several.
 """
 
 import html
@@ -14,14 +13,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import wraps
 from itertools import cycle
-from statistics import median
 from typing import TYPE_CHECKING, Any, ParamSpec
 
 import numpy as np
 from numpy.typing import NDArray
 
-from server.report.comparison import Difference, Spread, Verdict, spread
-from server.report.results import TOGETHER
+from server.report.colours import COLOURS, Pen
+from server.report.comparison import Difference, Spread, Verdict
+from server.report.series import Line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -30,42 +29,7 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 
-#: CSS variable to its value on a light and on a dark ground. The first four modalities are far
-#: apart for colour-blind people too; lines differ in their dashes, marks in their shapes besides.
-COLOURS: Mapping[str, tuple[str, str]] = {
-    "page": ("#f6f7f9", "#14171c"),
-    "card": ("#ffffff", "#1d2128"),
-    "text": ("#1a1e24", "#e8eaed"),
-    "muted": ("#59616c", "#a3abb6"),
-    "line": ("#d5d9df", "#3a414c"),
-    "link": ("#0a58a8", "#7db7f5"),
-    "warn": ("#7a4d00", "#f0c060"),
-    "modality-0": ("#004e98", "#4094ff"),
-    "modality-1": ("#d45500", "#ff8c42"),
-    "modality-2": ("#00996b", "#7fe5bd"),
-    "modality-3": ("#e05cc0", "#f0a6ff"),
-    "modality-4": ("#5e4b00", "#ffe9a8"),
-    "modality-5": ("#64798a", "#9db2c4"),
-    "step-0": ("#332288", "#b4a7ff"),
-    "step-1": ("#882255", "#d795b5"),
-    "step-2": ("#11708f", "#5cc4de"),
-    "step-3": ("#7a6a00", "#d8c95a"),
-    "step-4": ("#8a4b2a", "#e2a684"),
-    "step-5": ("#6b7280", "#c3c9d2"),
-    "heat-0": ("#fbfcfd", "#20252d"),
-    "heat-1": ("#e4eef8", "#22303f"),
-    "heat-2": ("#c9dff2", "#243c54"),
-    "heat-3": ("#a6cbea", "#264a6c"),
-    "heat-4": ("#7fb4df", "#275985"),
-    "heat-5": ("#2f78b3", "#7db4e6"),
-    "heat-6": ("#1f639c", "#9dc8f0"),
-    "heat-7": ("#124e82", "#bcdaf6"),
-    "heat-8": ("#083863", "#dcecfb"),
-}
 TEXT, MUTED, LINE = (COLOURS[name][0] for name in ("text", "muted", "line"))
-
-#: The strongest level of heat, and the weakest on which text has the card's colour.
-STRONGEST, INVERTED = 8, 5
 
 #: The most names in a legend; more are in the data table alone.
 LEGEND = 8
@@ -94,108 +58,7 @@ _STYLE: Any = {
     "legend.fontsize": 8,
 }
 
-_DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
 _DOTTED = (0, (2, 2))
-
-
-@dataclass(frozen=True)
-class Pen:
-    """How a series is drawn: a name of `COLOURS`, lengths of dashes, and a width in points."""
-
-    name: str
-    dashes: tuple[float, ...] = ()
-    width: float = 1.4
-
-    @property
-    def colour(self) -> str:
-        """On a light ground."""
-        return COLOURS[self.name][0]
-
-
-class Pens(dict[str, Pen]):
-    """Name to pen; a muted one for an unknown name."""
-
-    def __missing__(self, name: str) -> Pen:
-        return Pen("muted")
-
-    def ordered(self, names: Iterable[str]) -> list[str]:
-        """Return names in the order of the pens, unknown ones last."""
-        given = dict.fromkeys(names)
-        return [*(name for name in self if name in given), *(n for n in given if n not in self)]
-
-
-def modality_pens(names: Iterable[str]) -> Pens:
-    """Return a pen for all modalities together, and one for each in its order."""
-    pens = Pens({TOGETHER: Pen("text", width=2.2)})
-    for place, name in enumerate(name for name in dict.fromkeys(names) if name != TOGETHER):
-        turn, index = divmod(place, 6)
-        pens[name] = Pen(f"modality-{index}", _DASHES[(index + turn + 1) % len(_DASHES)])
-    return pens
-
-
-def step_pens(names: Iterable[str]) -> Pens:
-    """Return a pen for each of a few methods or phases, from dark to light."""
-    return Pens(
-        {
-            name: Pen(f"step-{place % 6}", _DASHES[place % len(_DASHES)])
-            for place, name in enumerate(names)
-        }
-    )
-
-
-@dataclass(frozen=True)
-class Line:
-    """A series with its band, if any; NaN is a gap. `spread` is the sd that a table shows."""
-
-    x: Sequence[float]
-    y: Sequence[float]
-    low: Sequence[float] = ()
-    high: Sequence[float] = ()
-    spread: Sequence[float] = ()
-
-
-def line_of(series: Mapping[int, float], rounds: Sequence[int]) -> Line:
-    """Return a series at some rounds."""
-    return Line(rounds, [series.get(at, math.nan) for at in rounds])
-
-
-def band(seeds: Sequence[Mapping[int, float]], rounds: Sequence[int]) -> Line:
-    """Return the mean over the seeds ± one sd at some rounds; no band for one seed."""
-    spreads = [spread(series[at] for series in seeds if at in series) for at in rounds]
-    means = [point.mean for point in spreads]
-    if len(seeds) == 1:
-        return Line(rounds, means)
-    sds = [point.sd for point in spreads]
-    widths = np.nan_to_num(sds)  # no width where only one seed of several has the round
-    low, high = np.array(means) - widths, np.array(means) + widths
-    return Line(rounds, means, low.tolist(), high.tolist(), sds)
-
-
-def envelope(series: Iterable[Mapping[int, float]], rounds: Sequence[int]) -> Line:
-    """Return the median of many series, in a band from the least to the greatest."""
-    columns = list(series)
-    known = [[s[at] for s in columns if math.isfinite(s.get(at, math.nan))] for at in rounds]
-    return Line(
-        rounds,
-        [median(values) if values else math.nan for values in known],
-        [min(values, default=math.nan) for values in known],
-        [max(values, default=math.nan) for values in known],
-    )
-
-
-def by_modality(
-    clients: Mapping[str, Mapping[int, float]], pens: Pens
-) -> dict[str, dict[str, Mapping[int, float]]]:
-    """Return the series of clients by their modality, in the order of the pens."""
-    groups: dict[str, dict[str, Mapping[int, float]]] = {}
-    for name, series in clients.items():
-        groups.setdefault(modality_of(name), {})[name] = series
-    return {name: groups[name] for name in pens.ordered(groups)}
-
-
-def modality_of(client: str) -> str:
-    """Return the modality of a client, which is named as ``audio-0``."""
-    return client.rpartition("-")[0] or client
 
 
 @dataclass(frozen=True)

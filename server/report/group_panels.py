@@ -3,8 +3,8 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
+from server.report.colours import Pens, step_pens
 from server.report.comparison import LEVEL, Difference, Verdict, less_is_better, spread
-from server.report.figures import Pens, band, step_pens
 from server.report.groups import (
     ABSENT,
     ComparisonGroup,
@@ -15,6 +15,7 @@ from server.report.groups import (
 )
 from server.report.records import Series, merged_rounds, read_curves
 from server.report.results import TOGETHER
+from server.report.series import band
 from server.report.tables import Report, count, pictures_of, tables_of, without_places
 from server.report.view import Panel, Section, chart, line_chart, notes, shown
 

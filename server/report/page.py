@@ -12,8 +12,8 @@ from importlib import resources
 from itertools import zip_longest
 from typing import TYPE_CHECKING
 
+from server.report.colours import COLOURS, INVERTED, Pens, modality_pens
 from server.report.console import how_to_read
-from server.report.figures import COLOURS, INVERTED, Pens, modality_pens
 from server.report.group_panels import group_section, settings_section
 from server.report.groups import ComparisonGroup, Method
 from server.report.results import TOGETHER, Result

@@ -5,19 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
+from server.report.colours import STRONGEST, Pen, Pens, step_pens
 from server.report.diagnosis_panels import diagnosis_panels
-from server.report.figures import (
-    STRONGEST,
-    Pen,
-    Pens,
-    bar_figure,
-    by_modality,
-    dot_figure,
-    envelope,
-    line_of,
-    modality_of,
-    step_pens,
-)
+from server.report.figures import bar_figure, dot_figure
 from server.report.group_panels import LEAST_WEIGHT
 from server.report.records import (
     Details,
@@ -29,6 +19,7 @@ from server.report.records import (
     reading,
 )
 from server.report.results import Metrics, Result
+from server.report.series import by_modality, envelope, line_of, modality_of
 from server.report.tables import without_places
 from server.report.view import Cell, Panel, Section, chart, line_chart, mean_of, notes, shown
 from server.run.folder import SUMMARY

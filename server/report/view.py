@@ -5,7 +5,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from server.report.figures import Line, Pen, line_figure, to_svg
+from server.report.colours import Pen
+from server.report.figures import line_figure, to_svg
+from server.report.series import Line
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -9,27 +9,20 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from server.report.colours import COLOURS, INVERTED, Pens, modality_pens, step_pens
 from server.report.comparison import paired_difference, spread
 from server.report.figures import (
-    COLOURS,
-    INVERTED,
-    Line,
-    Pens,
     Row,
-    band,
     bar_figure,
-    by_modality,
     calibration_figure,
     difference_figure,
     dot_figure,
-    envelope,
     line_figure,
-    modality_pens,
     score_figure,
-    step_pens,
     to_png,
     to_svg,
 )
+from server.report.series import Line, band, by_modality, envelope
 
 NAN, INF = math.nan, math.inf
 PENS = modality_pens(["audio", "vision"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from made_up_runs import MODALITIES, full_record, result, write_full_run, write_run
 
-from server.report.figures import modality_pens
+from server.report.colours import modality_pens
 from server.report.group_panels import (
     MOST_COLUMNS,
     MOST_TOGETHER,

@@ -9,8 +9,8 @@ import pytest
 from made_up_runs import CLIENTS, MODALITIES, full_record, write_full_run, write_run
 
 from common.errors import UserError
+from server.report.colours import modality_pens
 from server.report.diagnosis_panels import MOST_CLASSES, confusion_panel
-from server.report.figures import modality_pens
 from server.report.records import MOST_REJECTIONS
 from server.report.results import read_result
 from server.report.run_panels import MOST_BARS, MOST_CLIENTS, run_section
