@@ -21,7 +21,7 @@ from client.trainer import (
 )
 from common.config import Config, Standardisation, config_of_run
 from common.data.federation import ClientData, count_outputs
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import Downlink, NodeDescription, Uplink
 from common.model.evidence import agreement, evidence
@@ -139,7 +139,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
             f"{' '.join(str(error).split())}"
         ) from error
     if config.dataset.standardisation is Standardisation.client:
-        set_standardisation(model, modality, Moments.of(data.sequences.select(data.train)))
+        set_standardisation(model, modality, FeatureMoments.of(data.sequences.select(data.train)))
     return model.to(choose_device(config.client.device))
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import Config, Setting, config_of_run
+from common.config import Config, TrainingMode, config_of_run
 from common.data.federation import load_federation
 from common.errors import UserError
 from common.flower import shorten_backoff
@@ -90,7 +90,7 @@ def _resume(asked: Config, given: Sequence[str] | None) -> Run:
 
 def check_federated(config: Config) -> None:
     """Raise `UserError` for a strategy that is no federation, see `server.reference`."""
-    if config.strategy.setting is not Setting.federated:
+    if config.strategy.setting is not TrainingMode.federated:
         name = config.strategy.name
         raise UserError(
             f"strategy={name} is a bound that one machine trains: utmp-train strategy={name}"

@@ -24,7 +24,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import Config, Payload, PrivacyRule, ServerOptimizerConfig, When
+from common.config import Condition, Config, Payload, PrivacyRule, ServerOptimizerConfig
 from common.errors import UserError
 from common.messages import Downlink, Uplink, no_numbers
 from common.model.evidence import no_evidence
@@ -231,10 +231,10 @@ class HierarchicalAggregation(Strategy):
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
 
-    def _holds(self, when: When) -> bool:
+    def _holds(self, when: Condition) -> bool:
         """Whether an option is in force."""
         skewed = self.labels.skew > self.config.strategy.skew_threshold
-        return when is When.always or (when is When.skewed and skewed)
+        return when is Condition.always or (when is Condition.skewed and skewed)
 
     # What becomes of the replies ------------------------------------------------------------------
 

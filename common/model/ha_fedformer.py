@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from common.config import ModelConfig
 from common.data.batching import Padded
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.model.decoder import Decoder
 from common.model.encoder import Encoder
 from common.task import Task
@@ -137,7 +137,7 @@ def trained_names(modules: nn.Module) -> list[str]:
     return [name for name, _ in modules.named_parameters()]
 
 
-def set_standardisation(model: HAFedformer, modality: str, moments: Moments) -> None:
+def set_standardisation(model: HAFedformer, modality: str, moments: FeatureMoments) -> None:
     """Give an encoder the statistics that it standardises its features with.
 
     Raises

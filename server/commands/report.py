@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from common.config.report import ReportConfig, parse_report
+from common.config import ReportConfig
 from common.errors import UserError
 from server.commands.command import hydra_command
 
@@ -19,10 +18,9 @@ if TYPE_CHECKING:
 # answer at once.
 
 
-@hydra_command("report", ReportConfig)
-def main(composed: DictConfig) -> None:
+@hydra_command(ReportConfig)
+def main(config: ReportConfig) -> None:
     """Report runs."""
-    config = parse_report(composed)
     from server.report.console import show
     from server.terminal import Terminal
 
@@ -66,7 +64,7 @@ def write_report(report: "Report", config: ReportConfig) -> None:
         If the folder is there already, would replace runs, or cannot be written; or if the rounds
         of a run are damaged.
     """
-    from common.data.whole_folder import whole_folder
+    from common.atomic import atomic_folder
     from server.report.console import PAGE, REPORT, markdown
     from server.report.figures import to_png
     from server.report.page import page
@@ -76,7 +74,7 @@ def write_report(report: "Report", config: ReportConfig) -> None:
     for result in report.found.results:
         if Path(result.folder).resolve().is_relative_to(out.resolve()):
             raise UserError(f"out={config.out} holds the run {result.folder}; choose another")
-    with whole_folder(out, config.overwrite, REPORT) as folder:
+    with atomic_folder(out, config.overwrite, REPORT) as folder:
         # A name of a folder need not be text.
         (folder / REPORT).write_bytes(markdown(report).encode("utf-8", "replace"))
         (folder / PAGE).write_bytes(page(report, config.details))

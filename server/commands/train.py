@@ -9,9 +9,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
-from common.config import Runtime, Setting, parse_config
+from common.config import Config, Runtime, TrainingMode
 from server.commands.command import given_overrides, hydra_command, run_folder
 from server.run.interruption import Interruption
 
@@ -19,10 +17,9 @@ if TYPE_CHECKING:
     from server.run.federation import Run
 
 
-@hydra_command("config")
-def main(composed: DictConfig) -> None:
+@hydra_command(Config)
+def main(config: Config) -> None:
     """Train a federation."""
-    config = parse_config(composed)
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.app import prepare
 
@@ -34,7 +31,7 @@ def main(composed: DictConfig) -> None:
 
 def _train(run: "Run") -> None:
     config = run.config
-    if config.strategy.setting is not Setting.federated:
+    if config.strategy.setting is not TrainingMode.federated:
         from server.reference import run_reference
 
         run_reference(run)

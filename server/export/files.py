@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 import torch
 
-from common.config.export import ExportConfig
-from common.data.whole_folder import whole_folder
+from common.atomic import atomic_folder
+from common.config import ExportConfig
 from common.errors import UserError
 from common.model.ha_fedformer import ModelSpec
 from common.task import Task
@@ -60,7 +60,7 @@ def export_model(config: ExportConfig, tell: Tell) -> None:
     out = Path(config.out).absolute()
     if path.absolute().is_relative_to(out):
         raise UserError(f"out={config.out} holds the model {path}; choose another")
-    with whole_folder(out, config.overwrite, EXPORT) as folder:
+    with atomic_folder(out, config.overwrite, EXPORT) as folder:
         tell(f"{path}: torch follows the model, which may take a minute")
         needed = [name for name in spec.features if any(name in each for each in subsets)]
         whole = whole_graph(predictor.model, predictor.fusion, needed)

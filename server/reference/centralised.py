@@ -18,7 +18,7 @@ from common.config import Architecture, FusionRule
 from common.data.batching import Padded
 from common.data.dataset import MultimodalDataset
 from common.data.federation import JointDataset
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.model.encoder import Encoder
 from common.model.fusion import fuse_encodings
@@ -44,7 +44,7 @@ def centralised(sites: Sites) -> Bound:
         If the data are not paired, as shards of clients are not.
     """
     config, items = sites.config, paired_items(sites)
-    moments = {name: Moments.of(each) for name, each in items.sequences.items()}
+    moments = {name: FeatureMoments.of(each) for name, each in items.sequences.items()}
     initial = sites.initial_model(moments)
     one_pass = partial(paired_pass, items, config.client.batch_size)
     if config.strategy.architecture is Architecture.ha_fedformer:

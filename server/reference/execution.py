@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from common.config import Architecture, Setting, StrategyConfig
+from common.config import Architecture, StrategyConfig, TrainingMode
 from common.errors import UserError
 from common.metrics import HEADLINE
 from server.evaluate import Scores
@@ -19,10 +19,10 @@ from server.run.folder import CURVE, MODEL
 from server.run.learning_curve import learning_curve
 from server.run.phases import Phase, PhaseClock
 
-BOUNDS: Mapping[Setting, Callable[[Sites], Bound]] = {
-    Setting.local: Local,
-    Setting.pooled: pooled,
-    Setting.centralised: centralised,
+BOUNDS: Mapping[TrainingMode, Callable[[Sites], Bound]] = {
+    TrainingMode.local: Local,
+    TrainingMode.pooled: pooled,
+    TrainingMode.centralised: centralised,
 }
 
 
@@ -141,10 +141,10 @@ class _Execution:
 def check(strategy: StrategyConfig) -> None:
     """Raise `UserError` for an architecture that needs paired items in a setting without any."""
     fits = strategy.architecture is Architecture.ha_fedformer
-    if not fits and strategy.setting is not Setting.centralised:
+    if not fits and strategy.setting is not TrainingMode.centralised:
         raise UserError(
             f"strategy.architecture={strategy.architecture} needs "
-            f"strategy.setting={Setting.centralised}, not {strategy.setting}"
+            f"strategy.setting={TrainingMode.centralised}, not {strategy.setting}"
         )
 
 

@@ -17,7 +17,7 @@ from common.clients import ClientKey
 from common.config import FusionRule
 from common.data.batching import SequenceItems
 from common.data.dataset import MultimodalDataset
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.model.fusion import Expert, Fusion, fit_fusion, reliability_weights
 from common.model.ha_fedformer import (
     HAFedformer,
@@ -158,6 +158,6 @@ def _initial_models(sites: Sites) -> dict[ClientKey, HAFedformer]:
         spec = replace(initial.spec, features={name: initial.spec.features[name]})
         model = build_model(spec, seed=0)
         model.load_state_dict(join_arrays(Parts({name: parts.encoders[name]}, parts.decoder)))
-        set_standardisation(model, name, Moments.of(site.sequences.select(site.train)))
+        set_standardisation(model, name, FeatureMoments.of(site.sequences.select(site.train)))
         models[key] = model
     return models

@@ -12,7 +12,7 @@ from common.config import Config, FusionRule
 from common.data.batching import Padded
 from common.data.dataset import describe_shape
 from common.data.federation import ClientData, FederatedDataset, client_data_of
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.model.evidence import evidence, label_sums, no_evidence, prior_of
 from common.model.fusion import Fusion, fit_fusion
@@ -61,15 +61,15 @@ class Sites:
         ]
         return prior_of(torch.stack(sums).sum(dim=0), self.data.task)
 
-    def moments(self, modality: str) -> Moments:
+    def moments(self, modality: str) -> FeatureMoments:
         """Return the pooled moments of a modality's features, over its clients' train items."""
-        total = Moments.empty(*self.data.shapes[modality])
+        total = FeatureMoments.empty(*self.data.shapes[modality])
         for key in self.by_modality[modality]:
             site = self.by_key[key]
-            total = total.merge(Moments.of(site.sequences.select(site.train)))
+            total = total.merge(FeatureMoments.of(site.sequences.select(site.train)))
         return total
 
-    def initial_model(self, moments: Mapping[str, Moments]) -> HAFedformer:
+    def initial_model(self, moments: Mapping[str, FeatureMoments]) -> HAFedformer:
         """Build the model that a federation of the same seed starts from.
 
         Parameters

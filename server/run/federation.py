@@ -13,7 +13,7 @@ from flwr.app import ConfigRecord
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
-from common.config import Absent, Config, FusionRule
+from common.config import Config, FusionRule, OnMissingModality
 from common.data.dataset import describe_shape
 from common.data.federation import FederatedDataset
 from common.errors import UserError
@@ -172,7 +172,7 @@ class Run:
         """Wait for enough clients; return a line for each node that was left out meanwhile."""
         runtime = self.config.runtime
         short, faults = attendance.quorum(dict.fromkeys(self.data.shapes, runtime.min_clients))
-        if short and runtime.absent is Absent.abort:
+        if short and runtime.absent is OnMissingModality.abort:
             raise UserError(
                 f"round {number}: too few clients ({', '.join(short)}) after "
                 f"{runtime.node_timeout:.0f} s; runtime.absent=reuse goes on without"
@@ -263,7 +263,7 @@ class Run:
         if not report.clients:
             reason = report.rejected[0] if report.rejected else "no reply came in time"
             raise UserError(f"round {report.round}: no client could be merged; {reason}")
-        if report.reused and self.config.runtime.absent is Absent.abort:
+        if report.reused and self.config.runtime.absent is OnMissingModality.abort:
             raise UserError(
                 f"round {report.round}: too few updates of {', '.join(report.reused)}; "
                 f"{'; '.join(report.rejected) or 'no reply came in time'}"

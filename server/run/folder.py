@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from common.atomic import atomic_file
 from common.config import Config
 from common.errors import UserError
-from common.whole_file import whole_file
 
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
@@ -173,7 +173,7 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file aside and rename it."""
-        with whole_file(self.path / name) as aside:
+        with atomic_file(self.path / name) as aside:
             aside.write_bytes(content)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from common.clients import ClientKey
 from common.data.dataset import describe_shape
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription
 from common.protocol import decode_description, encode_query
@@ -246,7 +246,7 @@ class Registry:
             total[: len(sums)] += sums
         return total
 
-    def moments(self) -> dict[str, Moments]:
+    def moments(self) -> dict[str, FeatureMoments]:
         """Modality to the pooled moments of its features."""
         return {name: _pooled(members) for name, members in self.by_modality().items()}
 
@@ -260,8 +260,8 @@ def _registered_names(grid: Grid) -> dict[int, str]:
     return {node.node_id: node.name for node in nodes()}
 
 
-def _pooled(members: Sequence[Member]) -> Moments:
-    total = Moments.empty(*members[0].client.moments.mean.shape)
+def _pooled(members: Sequence[Member]) -> FeatureMoments:
+    total = FeatureMoments.empty(*members[0].client.moments.mean.shape)
     for member in members:
         total = total.merge(member.client.moments)
     return total

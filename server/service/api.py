@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 from fastapi import FastAPI, Request, Response
 
-from common.config.serve import ServeConfig
+from common.config import ServeConfig
 from server.prediction.predictor import Predictor
 from server.prediction.records import Record, records
 from server.service.batcher import Batcher

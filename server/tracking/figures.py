@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from common.config import Config
@@ -9,6 +10,15 @@ from server.run.folder import flat_settings
 from server.run.resume import plain_settings
 
 Record = Mapping[str, Any]
+
+
+class Outcome(StrEnum):
+    """How a run ended, in MLflow's words."""
+
+    finished = "FINISHED"
+    failed = "FAILED"
+    killed = "KILLED"
+
 
 #: Scores: ``validation/corr/audio`` rather than ``validation/audio/corr``, so that modalities stand
 #: side by side.

@@ -20,13 +20,13 @@ from common.metrics import HEADLINE
 from server.run.folder import TENSORBOARD
 from server.run.resume import plain_settings
 from server.tracking.figures import (
+    Outcome,
     Record,
     end_times,
     parameters,
     round_figures,
     summary_figures,
 )
-from server.tracking.tracker import Outcome
 
 #: How TensorBoard knows its files.
 _PREFIX = "events.out.tfevents"

@@ -1,7 +1,6 @@
 """Follow a run with what ``tracking`` names; whatever a tracker cannot do ends no run."""
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
@@ -11,18 +10,10 @@ from urllib.parse import urlsplit
 from common.config import Config, TrackingConfig, TrackingTool
 from common.errors import UserError
 from server.run.interruption import InterruptedRunError
-from server.tracking.figures import Record
+from server.tracking.figures import Outcome, Record
 
 #: What MLflow needs here, by the names that are imported.
 _MLFLOW = ("mlflow", "pandas", "sqlalchemy", "alembic")
-
-
-class Outcome(StrEnum):
-    """How a run ended, in MLflow's words."""
-
-    finished = "FINISHED"
-    failed = "FAILED"
-    killed = "KILLED"
 
 
 class Tracker(Protocol):

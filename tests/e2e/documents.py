@@ -1,8 +1,8 @@
 """The commands of the documents, and stand-ins that run them with smaller settings.
 
-Each shell block runs unchanged, by bash, in one folder, in order. The stand-ins on its path call the
-real commands with a smaller model and fewer rounds. `make` and Docker's commands are checked and not
-run: `make test-all` runs this, and Docker needs an engine (tests/e2e/docker.sh runs those).
+Each shell block runs unchanged, by bash, in one folder, in order. The stand-ins on its path call
+the real commands with a smaller model and fewer rounds. `make` and Docker's commands are checked
+and not run: `make test-all` runs this, and Docker needs an engine (tests/e2e/docker.sh has one).
 """
 
 import importlib

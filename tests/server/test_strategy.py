@@ -26,7 +26,7 @@ from client.app import given_config, make_client_app
 from common.clients import ClientKey
 from common.config import ClientWeights, Config, compose_config
 from common.data.federation import load_joint
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription, Uplink, no_numbers
 from common.model.ha_fedformer import (
@@ -119,7 +119,7 @@ def describe(message: Message, hosted: Iterable[str]) -> Message:
             examples_of(key_of(name)),
             Task.regression,
             examples_of(key_of(name)) * torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64),
-            Moments(*np.ones((3, WIDTHS.get(key_of(name).modality, 2)))),
+            FeatureMoments(*np.ones((3, WIDTHS.get(key_of(name).modality, 2)))),
         )
         for name in hosted
     )

@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.config import compose_config
-from common.config.prepare import compose_prepare
-from common.data.preparation import prepare as prepare_shards
+from common.config import PrepareConfig, compose, compose_config
 from server.app import prepare
+from server.preparation.preparation import prepare as prepare_shards
 from server.sequential import run_sequentially
 from tests.common.data.formats.writers import write_columns
 
@@ -94,7 +93,7 @@ def on_shards(folder: Path) -> Path:
     path, shards = write_table(folder.parent / "table"), folder.parent / "shards"
     settings = ("task=multilabel", f"labels=[{','.join(NAMES)}]", "tabular=[vision]")
     prepare_shards(
-        compose_prepare([f"path={path}", f"out={shards}", "clients.default=2", *settings]),
+        compose(PrepareConfig, [f"path={path}", f"out={shards}", "clients.default=2", *settings]),
         watch=lambda *_: None,
         draw=lambda _: {},
     )

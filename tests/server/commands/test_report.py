@@ -15,7 +15,7 @@ from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
 from made_up_runs import result, write_run
 from rich.console import Console
 
-from common.config.report import compose_report
+from common.config import ReportConfig, compose
 from common.errors import UserError
 from common.task import Task
 from server.report.console import markdown, show
@@ -336,7 +336,7 @@ def test_the_terminal_shows_the_same_cells() -> None:
     ],
 )
 def test_places(given: str, places: list[str]) -> None:
-    assert compose_report([given]).places == places
+    assert compose(ReportConfig, [given]).places == places
 
 
 # The command ------------------------------------------------------------------------------------

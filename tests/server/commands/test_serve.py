@@ -20,8 +20,7 @@ from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
 from rich.console import Console
 from service_models import small_predictor
 
-from common.config.credentials import compose_credentials
-from common.config.serve import ServeConfig, compose_serve
+from common.config import CredentialsConfig, ServeConfig, compose
 from common.errors import UserError
 from server.commands.serve import read_token, warn_of_others
 from server.credentials.certificates import utc_now
@@ -94,7 +93,7 @@ def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
 
 
 def test_the_defaults() -> None:
-    config = compose_serve(["model=run"])
+    config = compose(ServeConfig, ["model=run"])
     assert config == ServeConfig(model="run")
     assert config.is_local
     assert (config.host, config.port, config.threads) == ("127.0.0.1", 8100, 1)
@@ -102,12 +101,12 @@ def test_the_defaults() -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.0.1"])
 def test_only_this_machine_is_answered(host: str) -> None:
-    assert compose_serve(["model=run", f"host='{host}'"]).is_local
+    assert compose(ServeConfig, ["model=run", f"host='{host}'"]).is_local
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.org"])
 def test_others_are_answered(host: str) -> None:
-    assert not compose_serve(["model=run", f"host='{host}'"]).is_local
+    assert not compose(ServeConfig, ["model=run", f"host='{host}'"]).is_local
 
 
 @pytest.mark.parametrize(
@@ -133,7 +132,7 @@ def test_others_are_answered(host: str) -> None:
 )
 def test_a_mistyped_setting(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as raised:
-        compose_serve(overrides)
+        compose(ServeConfig, overrides)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
 
@@ -141,7 +140,7 @@ def test_a_mistyped_setting(overrides: list[str], message: str) -> None:
 @pytest.mark.parametrize("token", ["two words", "ümlaut", "tab\there"])
 def test_a_token_is_not_shown(token: str) -> None:
     with pytest.raises(UserError) as raised:
-        compose_serve(["model=a", f"token='{token}'"])
+        compose(ServeConfig, ["model=a", f"token='{token}'"])
     assert token not in str(raised.value)
     assert token[:3] not in str(raised.value)
 
@@ -238,7 +237,7 @@ def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
 
 
 def test_everyone_may_ask_who_knows_the_token_over_tls(tmp_path: Path, model: Path) -> None:
-    issue(compose_credentials([f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
+    issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
     server = tmp_path / "keys" / "server"
     given = [f"ssl_cert={server}/server.crt", f"ssl_key={server}/server.key"]
     (tmp_path / "token.txt").write_text("s3cret\n")
@@ -259,7 +258,7 @@ def test_everyone_may_ask_who_knows_the_token_over_tls(tmp_path: Path, model: Pa
 
 
 def test_a_key_of_another_certificate(command: Run, tmp_path: Path, model: Path) -> None:
-    issue(compose_credentials([f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
+    issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
     server = tmp_path / "keys" / "server"
     error = command("model=run", f"ssl_cert={server}/ca.crt", f"ssl_key={server}/server.key").error
     assert error.startswith(f"ssl_cert={server}/ca.crt ssl_key={server}/server.key: ")

@@ -13,12 +13,11 @@ import pytest
 import torch
 from rich.console import Console
 
-from common.config import Config, compose_config
-from common.config.prepare import Format, PrepareConfig
-from common.data.preparation import prepare as prepare_shards
+from common.config import Config, Format, PrepareConfig, compose_config
 from common.errors import UserError
 from server.app import prepare
 from server.model_file import load_model
+from server.preparation.preparation import prepare as prepare_shards
 from server.reference import run_reference
 from server.run.console import RunConsole
 from server.run.federation import Run

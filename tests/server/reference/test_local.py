@@ -12,7 +12,7 @@ from common.clients import ClientKey
 from common.config import Config, FusionConfig, FusionRule, compose_config
 from common.data.batching import SequenceItems, batches, pad_all
 from common.data.federation import load_federation
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.metrics import compute_metrics
 from common.model.evidence import evidence, label_sums, prior_of
 from common.model.fusion import Expert, Fusion, fit_fusion
@@ -69,7 +69,7 @@ def trained_by_hand(sites: Sites, key: ClientKey, rounds: int) -> HAFedformer:
     spec = replace(whole.spec, features={name: whole.spec.features[name]})
     model = build_model(spec, seed=99)
     model.load_state_dict(join_arrays(Parts({name: parts.encoders[name]}, parts.decoder)))
-    set_standardisation(model, name, Moments.of(site.sequences.select(site.train)))
+    set_standardisation(model, name, FeatureMoments.of(site.sequences.select(site.train)))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.client.lr, weight_decay=config.client.weight_decay, fused=True
     )
@@ -105,7 +105,7 @@ def test_clients_start_alike_but_for_their_statistics() -> None:
     whole = sites.initial_model({}).state_dict()
     for key, model in models.items():
         site = sites.by_key[key]
-        mean = Moments.of(site.sequences.select(site.train)).mean
+        mean = FeatureMoments.of(site.sequences.select(site.train)).mean
         for name, array in model.state_dict().items():
             if name.endswith("standardise.mean"):
                 np.testing.assert_allclose(array.numpy(), mean, rtol=1e-5, atol=1e-6)

@@ -14,7 +14,7 @@ from common.config import Config, FusionRule, compose_config
 from common.data.batching import pad_all
 from common.data.dataset import MultimodalDataset
 from common.data.federation import JointDataset, load_federation
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.model.evidence import evidence
 from common.model.fusion import fit_fusion
@@ -232,7 +232,7 @@ def test_centralised_standardises_with_all_its_train_items(tmp_path: Path) -> No
     state = model_of(centralised(sites)).state_dict()
     for name, sequences in items.sequences.items():
         mean = state[f"encoders.{name}.standardise.mean"].numpy()
-        np.testing.assert_allclose(mean, Moments.of(sequences).mean, rtol=1e-5)
+        np.testing.assert_allclose(mean, FeatureMoments.of(sequences).mean, rtol=1e-5)
 
 
 def test_the_federation_starts_from_the_same_weights(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from flwr.common.constant import ErrorCode
 
 import server.run.registry
 from common.clients import ClientKey
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import NodeDescription
 from common.protocol import encode_description
@@ -114,7 +114,7 @@ def test_tables_of_other_lengths_are_named_with_their_clients() -> None:
     tables = []
     for name, steps in (("audio-0", 5), ("audio-1", 7)):
         plain = client(name)
-        tables.append(replace(plain, moments=Moments(*np.ones((3, steps, 4)))))
+        tables.append(replace(plain, moments=FeatureMoments(*np.ones((3, steps, 4)))))
     with pytest.raises(UserError) as raised:
         refreshed({1: hosting(tables[0]), 2: hosting(tables[1])})
     for word in ("audio-0", "5", "audio-1", "7"):
@@ -162,13 +162,13 @@ def test_bad_node_is_left_out_and_the_others_stay() -> None:
 @pytest.mark.parametrize(
     "moments",
     [
-        Moments(np.ones(4), np.full(4, np.inf), np.ones(4)),
-        Moments(np.ones(4), np.ones(4), -np.ones(4)),
-        Moments(-np.ones(4), np.ones(4), np.ones(4)),
+        FeatureMoments(np.ones(4), np.full(4, np.inf), np.ones(4)),
+        FeatureMoments(np.ones(4), np.ones(4), -np.ones(4)),
+        FeatureMoments(-np.ones(4), np.ones(4), np.ones(4)),
     ],
     ids=["infinite mean", "negative squares", "negative count"],
 )
-def test_moments_that_cannot_be_are_refused_with_their_client(moments: Moments) -> None:
+def test_moments_that_cannot_be_are_refused_with_their_client(moments: FeatureMoments) -> None:
     with pytest.raises(UserError, match=r"audio-0.*cannot be"):
         refreshed({1: hosting(replace(client("audio-0"), moments=moments))})
 

@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from tiny_runs import TINY, left_in, tiny
 
 from common.config import (
-    Absent,
     Config,
+    OnMissingModality,
     Runtime,
     TrackingConfig,
     TrackingTool,
@@ -157,7 +157,7 @@ def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path)
     given = [*free, "run_dir=y", "resume=x"]
     config = resumed_config(stored, compose_config("config", given), given)
     assert config.rounds == 40
-    assert config.runtime == replace(former.runtime, absent=Absent.abort)
+    assert config.runtime == replace(former.runtime, absent=OnMissingModality.abort)
     assert config.runtime.name is Runtime.sequential
     assert config.checkpoint == replace(former.checkpoint, keep=7)
     assert config.tracking == TrackingConfig(TrackingTool.mlflow)

@@ -12,8 +12,8 @@ from common.config import TrackingConfig, TrackingTool
 from common.errors import UserError
 from server.app import prepare
 from server.run.interruption import InterruptedRunError
-from server.tracking.figures import Record
-from server.tracking.tracker import Outcome, Tracking, check_tracking, make_tracking
+from server.tracking.figures import Outcome, Record
+from server.tracking.tracker import Tracking, check_tracking, make_tracking
 
 RECORDS: list[dict[str, Any]] = [{"round": number} for number in range(1, 30)]
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from common.data.dataset import CHUNK, Sequences
-from common.data.statistics import (
+from common.task import Task
+from server.preparation.statistics import (
     BINS,
     bin_edges,
     label_bins,
@@ -14,7 +15,6 @@ from common.data.statistics import (
     label_statistics,
     sequence_statistics,
 )
-from common.task import Task
 
 NUMBERS = np.array([-3, -1.5, -0.2, 0, 0.1, 0.1, 2.9, 3], dtype=np.float32)
 CLASSES = np.array([2, 0, 2, 2, 1], dtype=np.int64)

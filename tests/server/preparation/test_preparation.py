@@ -16,16 +16,25 @@ from typing import Any
 import numpy as np
 import pytest
 
-import common.data.preparation as preparation
-from common.config.partition import DirichletConfig, PartitionConfig, PartitionRule
-from common.config.prepare import Format, Labels, Precision, PrepareConfig, Split
+import server.preparation.preparation as preparation
+from common.config import (
+    DirichletConfig,
+    Format,
+    Labels,
+    PartitionConfig,
+    PartitionRule,
+    Precision,
+    PrepareConfig,
+    Split,
+)
 from common.data.dataset import MultimodalDataset
 from common.data.manifest import Manifest, read_manifest
-from common.data.preparation import prepare, read
 from common.data.shards import Shard, read_shard
 from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
+from server.preparation.preparation import prepare
+from server.preparation.reading import read
 
 GROUPS, PER_GROUP, STEPS = 30, 3, 4
 ITEMS = GROUPS * PER_GROUP

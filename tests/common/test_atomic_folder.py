@@ -5,21 +5,21 @@ from pathlib import Path
 
 import pytest
 
-from common.data.whole_folder import whole_folder
+from common.atomic import atomic_folder
 from common.errors import UserError
 
 HOLDS = "manifest.json"
 
 
 def fill(out: Path, overwrite: bool = False, text: str = "new") -> None:
-    with whole_folder(out, overwrite, HOLDS) as folder:
+    with atomic_folder(out, overwrite, HOLDS) as folder:
         assert folder.parent == out.parent
         (folder / HOLDS).write_text(text)
         (folder / "shard").touch(mode=0o600)
 
 
 def test_it_appears_at_the_end(tmp_path: Path) -> None:
-    with whole_folder(tmp_path / "out", False, HOLDS) as folder:
+    with atomic_folder(tmp_path / "out", False, HOLDS) as folder:
         (folder / HOLDS).touch()
         assert not (tmp_path / "out").exists()
     assert [each.name for each in tmp_path.iterdir()] == ["out"]
@@ -48,7 +48,7 @@ def test_what_is_there_is_replaced_only_if_asked_and_of_the_same_kind(tmp_path: 
 def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
     with (
         pytest.raises(KeyboardInterrupt),
-        whole_folder(tmp_path / "out", False, HOLDS) as folder,
+        atomic_folder(tmp_path / "out", False, HOLDS) as folder,
     ):
         (folder / HOLDS).touch()
         raise KeyboardInterrupt
@@ -57,7 +57,7 @@ def test_what_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(tmp_path: Path) -> None:
     with (
-        whole_folder(tmp_path / "out", False, HOLDS),
+        atomic_folder(tmp_path / "out", False, HOLDS),
         pytest.raises(UserError, match="another command"),
     ):
         fill(tmp_path / "out")

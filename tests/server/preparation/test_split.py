@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.dataset import MultimodalDataset
+from common.data.partition import Sides, split_groups
 from common.data.source import Source
-from common.data.split import Sides, shared_groups, split_by_source, split_groups
 from common.errors import UserError
+from server.preparation.split import shared_groups, split_by_source
 
 
 def items_of(groups: list[str] | np.ndarray) -> MultimodalDataset:

@@ -1,7 +1,7 @@
-"""A folder that is there as a whole or not at all.
+"""Files and folders that appear complete or not at all, even if the machine crashes.
 
-It is filled under another name beside its place and renamed at the end. A program that is killed
-leaves a hidden folder, which the next one clears away.
+Both are written under a hidden name beside their place and renamed at the end. A program that is
+killed leaves the hidden one behind; the next writer removes it.
 """
 
 import fcntl
@@ -12,26 +12,64 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from common.errors import UserError
-from common.whole_file import make_readable, sync
 
 
 @contextmanager
-def whole_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `out` if all goes well.
+def atomic_file(target: Path) -> Iterator[Path]:
+    """Yield a path beside the target to write to, which is renamed to the target at the end.
+
+    If the block raises, that file is removed and the target stays as it was.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written.
+    """
+    aside = target.with_name(f".{target.name}.part")
+    try:
+        yield aside
+        make_readable(aside)
+        sync(aside)
+        aside.replace(target)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync(target.parent)
+
+
+def make_readable(path: Path) -> None:
+    """Give a file the permissions that `open` would give it, instead of a temporary file's."""
+    mask = os.umask(0)
+    os.umask(mask)
+    path.chmod(0o666 & ~mask)
+
+
+def sync(path: Path) -> None:
+    """Flush a file's bytes, or a folder's entries, to disk."""
+    number = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
+
+
+@contextmanager
+def atomic_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
+    """Yield a folder to write into, which is renamed to `out` at the end.
 
     Parameters
     ----------
     out
-        Its place, absolute. It may be an empty folder.
+        Absolute path of the folder; an empty folder may exist there.
     overwrite
-        Whether a folder there that has a file `holds` is replaced.
+        Whether to replace an existing folder that contains a file named `holds`.
     holds
-        A file by which a folder of this kind is known.
+        Name of the file that identifies a folder of this kind.
 
     Raises
     ------
     UserError
-        If something else is at its place, it cannot be written, or another process is writing it.
+        If `out` is taken, cannot be written, or is being written by another process.
     """
     _check_place(out, overwrite, holds)
     part, former = (out.with_name(f".{out.name}.{what}") for what in ("part", "former"))
@@ -39,23 +77,23 @@ def whole_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
         part.mkdir(parents=True, exist_ok=True)
         lock = os.open(part, os.O_RDONLY)
     except OSError as error:
-        raise _not_written(out, error) from error
+        raise _write_error(out, error) from error
     try:
-        _take(lock, part, out)
+        _claim(lock, part, out)
         with _cleared(part):
             yield part
             _sync(part)
             _check_place(out, overwrite, holds)
             _replace(part, out, former)
     except OSError as error:
-        raise _not_written(out, error) from error
+        raise _write_error(out, error) from error
     finally:
         os.close(lock)
 
 
 @contextmanager
 def _cleared(part: Path) -> Iterator[None]:
-    """Clear away what a killed program left, and at the end what is not in its place."""
+    """Remove what a killed program left, and at the end whatever was not renamed."""
     for left in part.iterdir():
         left.unlink()
     try:
@@ -78,19 +116,19 @@ def _check_place(out: Path, overwrite: bool, holds: str) -> None:
         )
 
 
-def _take(lock: int, part: Path, out: Path) -> None:
+def _claim(lock: int, part: Path, out: Path) -> None:
     busy = UserError(f"out={out}: another command is writing it")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise busy from error
-    # The one who had it may just have given it its name.
+    # The process that held the lock may just have renamed the folder.
     if not part.exists() or part.stat().st_ino != os.fstat(lock).st_ino:
         raise busy
 
 
 def _replace(part: Path, out: Path, former: Path) -> None:
-    """Put the new folder in its place; if that fails, the former one is put back."""
+    """Rename the new folder into place; if that fails, restore the former one."""
     if not out.exists():
         part.rename(out)
     else:
@@ -105,12 +143,12 @@ def _replace(part: Path, out: Path, former: Path) -> None:
 
 
 def _sync(folder: Path) -> None:
-    """Have everything on disk, as readable as other files, before the folder gets its name."""
+    """Set permissions and flush everything to disk before the folder is renamed."""
     for path in folder.iterdir():
         make_readable(path)
     for path in [*folder.iterdir(), folder]:
         sync(path)
 
 
-def _not_written(out: Path, error: OSError) -> UserError:
+def _write_error(out: Path, error: OSError) -> UserError:
     return UserError(f"out={out} cannot be written: {error.strerror or error}")

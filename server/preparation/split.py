@@ -1,57 +1,13 @@
-"""Who is trained on and who is evaluated on: by group, or as the source says."""
-
-from dataclasses import dataclass
+"""The split that a source comes with."""
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.dataset import IntArray, MultimodalDataset
-from common.data.partition import partition_groups
+from common.data.dataset import MultimodalDataset
+from common.data.partition import Sides, partition_groups
 from common.data.source import Source
 from common.errors import UserError
 from common.seeding import generator
-
-
-@dataclass(frozen=True)
-class Sides:
-    """The items of each side, as indices.
-
-    Attributes
-    ----------
-    train, validation, test
-        Ascending.
-    warnings
-        What a user should know of this split.
-    """
-
-    train: IntArray
-    validation: IntArray
-    test: IntArray
-    warnings: tuple[str, ...] = ()
-
-
-def split_groups(
-    items: MultimodalDataset, validation_fraction: float, test_fraction: float, seed: int
-) -> Sides:
-    """Split at random, whole groups at a time.
-
-    Raises
-    ------
-    UserError
-        If there are fewer groups than sides.
-    """
-    shares = {
-        "train": 1 - validation_fraction - test_fraction,
-        "validation": validation_fraction,
-        "test": test_fraction,
-    }
-    used = [name for name, share in shares.items() if share > 0]
-    parts = partition_groups(
-        items.groups, [shares[name] for name in used], generator(seed, "split")
-    )
-    none = np.empty(0, dtype=np.int64)
-    index = dict.fromkeys(shares, none) | dict(zip(used, parts, strict=True))
-    return Sides(index["train"], index["validation"], index["test"])
 
 
 def split_by_source(source: Source, validation_fraction: float, seed: int) -> Sides:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.whole_file import make_readable, whole_file
+from common.atomic import atomic_file, make_readable
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_it_appears_at_the_end(target: Path) -> None:
-    with whole_file(target) as aside:
+    with atomic_file(target) as aside:
         aside.write_bytes(b"new")
         assert aside.parent == target.parent
         assert not target.exists()
@@ -30,7 +30,7 @@ def test_it_appears_at_the_end(target: Path) -> None:
 
 def test_the_old_one_is_there_until_then(target: Path) -> None:
     target.write_bytes(b"old")
-    with whole_file(target) as aside:
+    with atomic_file(target) as aside:
         aside.write_bytes(b"new")
         assert target.read_bytes() == b"old"
     assert target.read_bytes() == b"new"
@@ -43,16 +43,16 @@ def test_any_content_replaces_any_other(
 ) -> None:
     target = tmp_path_factory.mktemp("any") / "file"
     for content in (old, new):
-        with whole_file(target) as aside:
+        with atomic_file(target) as aside:
             aside.write_bytes(content)
         assert target.read_bytes() == content
 
 
 def test_what_a_killed_process_left_aside_is_written_over(target: Path) -> None:
-    with whole_file(target) as aside:
+    with atomic_file(target) as aside:
         aside.write_bytes(b"x")
     aside.write_bytes(b"half of something long")
-    with whole_file(target) as again:
+    with atomic_file(target) as again:
         assert again == aside
         again.write_bytes(b"new")
     assert target.read_bytes() == b"new"
@@ -69,7 +69,7 @@ def test_whatever_ends_the_block_leaves_the_target(
 ) -> None:
     if there:
         target.write_bytes(b"old")
-    with pytest.raises(type(fault)), whole_file(target) as aside:
+    with pytest.raises(type(fault)), atomic_file(target) as aside:
         if written:
             aside.write_bytes(b"half")
         raise fault
@@ -87,7 +87,7 @@ def test_a_fault_at_any_step_leaves_the_target(
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(os, step, fail)
-    with pytest.raises(OSError, match="Input/output"), whole_file(target) as aside:
+    with pytest.raises(OSError, match="Input/output"), atomic_file(target) as aside:
         aside.write_bytes(b"new")
     assert target.read_bytes() == b"old"
     assert names(target.parent) == [target.name]
@@ -95,7 +95,7 @@ def test_a_fault_at_any_step_leaves_the_target(
 
 def test_a_block_that_writes_nothing_is_an_error(target: Path) -> None:
     target.write_bytes(b"old")
-    with pytest.raises(FileNotFoundError), whole_file(target):
+    with pytest.raises(FileNotFoundError), atomic_file(target):
         pass
     assert target.read_bytes() == b"old"
 
@@ -116,7 +116,7 @@ def test_its_bytes_are_on_disk_before_its_name_and_its_name_after(
 
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(os, "replace", replaced)
-    with whole_file(target) as aside:
+    with atomic_file(target) as aside:
         aside.write_bytes(b"new")
     assert done == [aside.name, "renamed", target.parent.name]
 
@@ -127,7 +127,7 @@ def test_permissions_are_those_of_a_file_that_is_simply_opened(
 ) -> None:
     former = os.umask(mask)
     try:
-        with whole_file(target) as aside:
+        with atomic_file(target) as aside:
             aside.touch(mode=0o600)
             aside.write_bytes(b"new")
         (target.parent / "opened").write_bytes(b"")

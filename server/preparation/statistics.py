@@ -1,4 +1,4 @@
-"""What data are like, in numbers: labels and sequences, for manifests and descriptions.
+"""Statistics of labels and sequences, for manifests and descriptions.
 
 Notation: N items, K labels.
 """
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import CHUNK, LabelArray, Sequences
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.task import Task
 
 #: Bars of a histogram of numbers.
@@ -62,27 +62,27 @@ def label_statistics(
     labels: LabelArray, task: Task, outputs: int, edges: NDArray[np.float64] | None
 ) -> dict[str, Any]:
     """Return the histogram of labels and, of numbers, mean and standard deviation."""
-    found: dict[str, Any] = {"histogram": label_histogram(labels, task, outputs, edges)}
+    statistics: dict[str, Any] = {"histogram": label_histogram(labels, task, outputs, edges)}
     if task is Task.regression and len(labels):
         values = labels.astype(np.float64)
-        found |= {"mean": round(float(values.mean()), 6), "sd": round(float(values.std()), 6)}
-    return found
+        statistics |= {"mean": round(float(values.mean()), 6), "sd": round(float(values.std()), 6)}
+    return statistics
 
 
 def sequence_statistics(sequences: Sequences) -> dict[str, Any]:
     """Return width, lengths, and what is missing, not finite or constant in a modality."""
-    lengths = sequences.lengths[sequences.lengths > 0]
+    lengths = sequences.lengths[sequences.present]
     rows = sequences.rows()
     nan = infinite = 0
-    moments = Moments.empty(*sequences.statistics_shape)
+    moments = FeatureMoments.empty(*sequences.statistics_shape)
     for start in range(0, len(rows), CHUNK):
         values = sequences.values[rows[start : start + CHUNK]]
         nan += int(np.isnan(values).sum())
         infinite += int(np.isinf(values).sum())
         if not sequences.tabular:
-            moments = moments.merge(Moments.of_rows(values))
+            moments = moments.merge(FeatureMoments.of_rows(values))
     if sequences.tabular:
-        moments = Moments.of(sequences)
+        moments = FeatureMoments.of(sequences)
     return {
         "width": sequences.width,
         "tabular": sequences.tabular,
