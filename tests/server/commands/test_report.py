@@ -3,6 +3,7 @@
 import io
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -136,7 +137,7 @@ Test corr minus that of fedavg. 95% interval. Blue: better; orange: worse; grey:
     )
 
 
-def test_a_block_says_what_is_its_own() -> None:
+def test_a_group_says_what_is_its_own() -> None:
     sets = [
         {"dataset.name": "npz", "dataset.path": "a|b.npz", "rounds": "9"},
         {"dataset.name": "synthetic", "dataset.path": "(none)", "rounds": "20"},
@@ -154,7 +155,7 @@ def test_a_cell_stays_a_cell() -> None:
     assert r"| fedavg, weights=a\|b c | 1 |" in text
 
 
-def test_blocks_of_other_tasks_have_their_own_metrics() -> None:
+def test_groups_of_other_tasks_have_their_own_metrics() -> None:
     tests: dict[Task, dict[str, float]] = {
         Task.regression: {"mse": 1.0, "mae": 1.0, "corr": 0.5, "acc2": 0.5},
         Task.classification: {"f1": 0.5, "accuracy": 0.5, "log_loss": 1.0},
@@ -209,11 +210,8 @@ def test_what_a_difference_may_be(
     runs: list[Result], difference: str, p: str, verdict: str
 ) -> None:
     _, row = first_rows(report_of([*FEDAVG, *runs]))
-    assert [row[name] for name in ("difference of corr", "p", "verdict")] == [
-        difference,
-        p,
-        verdict,
-    ]
+    shown = (row["difference of corr"], row["p"], row["verdict"])
+    assert shown == (difference, p, verdict)
 
 
 def test_what_is_not_known_is_said() -> None:
@@ -222,20 +220,15 @@ def test_what_is_not_known_is_said() -> None:
     assert list(row.values()) == ["fedavg", "1", "nan", "n/a", "", "", "baseline", "n/a", "n/a"]
 
 
-def test_several_baselines_are_told_apart() -> None:
+def test_several_baselines_are_distinguished() -> None:
     runs = [
         result(name, seed, 0.5 + seed / 10, settings={"client.lr": lr})
         for name in ("fedavg", "hier")
         for lr in ("1", "2")
         for seed in (1, 2)
     ]
-    rows = first_rows(report_of(runs))
-    assert [row["against"] for row in rows] == [
-        "",
-        "",
-        "fedavg, client.lr=1",
-        "fedavg, client.lr=2",
-    ]
+    against = [row["against"] for row in first_rows(report_of(runs))]
+    assert against == ["", "", "fedavg, client.lr=1", "fedavg, client.lr=2"]
 
 
 @pytest.mark.parametrize("baseline", ["fedavgg", None])
@@ -251,12 +244,13 @@ def test_without_a_baseline_there_are_no_differences(baseline: str | None) -> No
     assert "| hier | 0.500 ± 0.000 |" in text
 
 
-def test_a_block_without_the_baseline_is_named() -> None:
+def test_a_group_without_the_baseline_is_named() -> None:
     settings = {"rounds": "9"}
     runs = [*scores(0.5, name="fedavg", settings={"rounds": "3"}), *scores(0.5, settings=settings)]
-    report = report_of(runs)
+    report = report_of(runs, unfinished=tuple(f"r/{number}" for number in range(9)))
     assert list(report.warnings()) == [
-        "2. rounds=9: no baseline fedavg, so no differences; there are hier"
+        "9 unfinished runs left out: r/0, r/1, r/2, …",
+        "2. rounds=9: no baseline fedavg, so no differences; there are hier",
     ]
     assert "difference of corr" in tables_of(report, report.groups[0])[0].header
     assert "difference of corr" not in tables_of(report, report.groups[1])[0].header
@@ -277,11 +271,6 @@ def test_what_a_dataset_does_not_have_is_not_named() -> None:
     assert "(absent)" not in markdown(report)
 
 
-def test_many_unfinished_runs_are_not_all_named() -> None:
-    report = report_of(FEDAVG, unfinished=tuple(f"r/{number}" for number in range(9)))
-    assert list(report.warnings()) == ["9 unfinished runs left out: r/0, r/1, r/2, …"]
-
-
 def test_a_metric_that_does_not_exist() -> None:
     groups = report_of(FEDAVG).groups
     check_metrics(groups, ["corr"])
@@ -300,7 +289,7 @@ def test_a_metric_that_does_not_exist() -> None:
         ("{cwd}/x", "x"),
     ],
 )
-def test_places_of_the_machine_are_not_told(text: str, shown: str) -> None:
+def test_places_of_the_machine_stay_private(text: str, shown: str) -> None:
     assert without_places(text.replace("{cwd}", str(Path.cwd()))) == shown
 
 
@@ -329,9 +318,7 @@ def test_the_terminal_shows_the_same_cells() -> None:
     ("given", "places"),
     [
         ("runs=a/b", ["a/b"]),
-        ("runs=a/*/c?", ["a/*/c?"]),
         ("runs=[a,b/**]", ["a", "b/**"]),
-        ("runs=2026", ["2026"]),
         ("runs=[2026-11-24,1]", ["2026-11-24", "1"]),
     ],
 )
@@ -362,32 +349,26 @@ def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: Fo
     return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
 
 
-@pytest.fixture
-def runs(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
     for clients in (2, 3):
         for name, gain in (("fedavg", 0.0), ("hierarchical", 0.1)):
             for seed in (1, 2, 3):
                 write_run(
-                    tmp_path / "runs" / f"{name}-{clients}-{seed}",
+                    folder / f"{name}-{clients}-{seed}",
                     f"strategy={name}",
                     f"clients.default={clients}",
                     seed=seed,
                     corr=0.5 + seed / 50 + gain * (1 + seed / 20),
                 )
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path, finished: Path) -> Path:
+    shutil.copytree(finished, tmp_path / "runs")
     return tmp_path
-
-
-def test_a_process_of_its_own(runs: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "server.commands.report", "runs=runs"],
-        cwd=runs,
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert (runs / "report" / "report.md").exists()
 
 
 def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
@@ -411,20 +392,35 @@ def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
     cells = [cell.strip() for cell in row[0].split("|")[1:-1]]
     assert cells[0:5] == ["hierarchical", "3", "0.650 ± 0.025", "1.000 ± 0.000", "audio 0.250"]
     assert cells[5].startswith("+0.110 [") and cells[7:] == ["better", "1.50", "20.0"]
-    assert str(runs) not in text
     assert "1. clients.default=2" in shown
     assert shown.endswith("\nthere/report/block-2.png\nthere/report/block-2-differences.png\n")
 
 
-def test_the_same_runs_give_the_same_bytes(command: Run, runs: Path) -> None:
-    assert command("runs=runs").status == 0
-    before = {path.name: path.read_bytes() for path in (runs / "report").iterdir()}
+def test_another_process_writes_the_same_bytes(command: Run, runs: Path) -> None:
+    """Also: a report is replaced only when asked."""
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (runs / "report").iterdir()}
+
+    done = subprocess.run(
+        [sys.executable, "-m", "server.commands.report", "runs=runs"],
+        cwd=runs,
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    before = files()
+    assert command("runs=runs", "metrics=[mae]").error == (
+        f"out={runs / 'report'} exists already; choose another, or give overwrite=true"
+    )
+    assert files() == before
     assert command("runs=runs", "overwrite=true").status == 0
-    after = {path.name: path.read_bytes() for path in (runs / "report").iterdir()}
-    command_line = b"utmp-report runs=runs overwrite=true"
-    assert command_line in after["report.html"]
+    after = files()
     for name in ("report.html", "report.md"):
-        after[name] = after[name].replace(command_line, b"utmp-report runs=runs")
+        assert after[name] != before[name]
+        after[name] = after[name].replace(b"runs=runs overwrite=true", b"runs=runs")
     assert after == before
 
 
@@ -435,22 +431,6 @@ def test_absolute_places_stay_out_of_the_report(command: Run, runs: Path) -> Non
     assert str(runs) not in text + (runs / "report" / "report.html").read_text()
     assert "utmp-report 'runs=runs/*-2-*' out=report 'metrics=[mae,corr]'" in text
     assert "6 runs, " in text
-
-
-def test_unfinished_runs_and_a_missing_baseline_are_warned_of(command: Run, runs: Path) -> None:
-    (runs / "runs" / "hierarchical-2-1" / "summary.json").unlink()
-    shown = command("runs=runs", "baseline=local").shown
-    assert "warning: 1 unfinished run left out: runs/hierarchical-2-1\n" in shown
-    assert (
-        "warning: runs: no baseline local, so no differences; there are fedavg, hierarchical\n"
-    ) in shown
-
-
-def test_scores_of_nan(command: Run, tmp_path: Path) -> None:
-    for name in ("fedavg", "hierarchical"):
-        for seed in (1, 2):
-            write_run(tmp_path / f"{name}{seed}", f"strategy={name}", seed=seed, corr=None)
-    assert "not a number" in command("runs=.", "out=report").shown
 
 
 def test_help(command: Run, tmp_path: Path) -> None:
@@ -492,17 +472,6 @@ def test_runs_that_cannot_be_reported(command: Run, runs: Path) -> None:
     (runs / "twin" / "summary.json").write_text("{")
     assert command("runs=twin").error.startswith("twin/summary.json is damaged: ")
     assert not (runs / "report").exists()
-
-
-def test_a_report_is_replaced_only_when_asked(command: Run, runs: Path) -> None:
-    assert command("runs=runs").status == 0
-    before = (runs / "report" / "report.md").read_text()
-    assert command("runs=runs", "metrics=[mae]").error == (
-        f"out={runs / 'report'} exists already; choose another, or give overwrite=true"
-    )
-    assert (runs / "report" / "report.md").read_text() == before
-    assert command("runs=runs", "metrics=[mae]", "overwrite=true").status == 0
-    assert (runs / "report" / "report.md").read_text() != before
 
 
 @pytest.mark.parametrize("out", [".", "runs", "runs/fedavg-2-1"])
