@@ -1,26 +1,20 @@
-"""The body of a request, within limits: of its size, of the time it takes, of all that are held.
+"""The body of a request, within limits: of its size, of its duration, of all bodies in memory.
 
-What is too large is refused at its Content-Length, or as soon as more has come than may, and never
-held. The server then throws away what still comes of it.
+A body that is too large is refused by its Content-Length, or as soon as more bytes arrive than are
+allowed; it is never kept. The server then discards what still arrives of it.
 """
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from starlette.requests import ClientDisconnect, Request
+from fastapi import HTTPException, Request
 
-from server.service.refusal import RefusedError
-
-#: A body must be there after so many seconds.
+#: A body must be complete after this many seconds.
 SECONDS = 60.0
 
-#: Bodies of the largest size that are held at a time.
+#: How many bodies of the largest size are in memory at a time.
 AT_ONCE = 8
-
-
-class GoneError(Exception):
-    """Who asked is not there any more."""
 
 
 class BodyReader:
@@ -38,7 +32,7 @@ class BodyReader:
 
     @contextmanager
     def holding(self) -> Iterator[bytearray]:
-        """Give an empty body to fill; what it takes of all that may be held is free at the end."""
+        """Give an empty body to fill; at the end its memory counts as free again."""
         body = bytearray()
         try:
             yield body
@@ -50,11 +44,11 @@ class BodyReader:
 
         Raises
         ------
-        RefusedError
+        HTTPException
             413 if it is too large, 415 if it is not JSON, 408 if it takes too long, 503 if too
-            much is held.
-        GoneError
-            If the caller broke off.
+            many bodies are in memory.
+        ClientDisconnect
+            If the client disconnects.
         """
         _check_type(request)
         declared = request.headers.get("content-length", "")
@@ -66,26 +60,22 @@ class BodyReader:
                     if len(body) + len(chunk) > self._largest:
                         raise self._too_large()
                     if len(chunk) > self._free:
-                        raise RefusedError(
-                            503, "too many large requests; come back later", {"Retry-After": "1"}
-                        )
+                        message = "too many large requests; try again later"
+                        raise HTTPException(503, message, {"Retry-After": "1"})
                     self._free -= len(chunk)
                     body += chunk
         except TimeoutError as error:
-            raise RefusedError(
-                408, f"the body took longer than {SECONDS:g} s", {"Connection": "close"}
-            ) from error
-        except ClientDisconnect as error:
-            raise GoneError from error
+            message = f"the body took longer than {SECONDS:g} s"
+            raise HTTPException(408, message, {"Connection": "close"}) from error
 
-    def _too_large(self) -> RefusedError:
-        return RefusedError(413, f"the body is too large; expected {self._largest} bytes at most")
+    def _too_large(self) -> HTTPException:
+        return HTTPException(413, f"the body is too large; at most {self._largest} bytes fit")
 
 
 def _check_type(request: Request) -> None:
     kind = request.headers.get("content-type", "")
     if kind.partition(";")[0].strip().lower() != "application/json":
-        raise RefusedError(415, f"Content-Type is {kind!r}; expected application/json")
+        raise HTTPException(415, f"Content-Type is {kind!r}; expected application/json")
     coding = request.headers.get("content-encoding", "identity")
     if coding.strip().lower() != "identity":
-        raise RefusedError(415, f"Content-Encoding is {coding!r}; expected no compression")
+        raise HTTPException(415, f"Content-Encoding is {coding!r}; expected no compression")

@@ -1,7 +1,7 @@
-"""Which runs may be compared: blocks of methods, and methods of seeds.
+"""Which runs may be compared: comparison groups of methods, and methods of seeds.
 
-Runs that differ in nothing but the seed are one method. Methods are compared inside a block, where
-everything that does not belong to the method is equal.
+Runs that differ in nothing but the seed are one method. Methods are compared inside a group, where
+every setting that does not belong to the method is equal.
 """
 
 import math
@@ -14,10 +14,10 @@ from common.task import Task
 from server.report.comparison import Difference, less_is_better, paired_difference, spread
 from server.report.results import TOGETHER, Metrics, Result
 
-#: Settings that do not change what is learnt: name, or group with its dot.
+#: Settings that do not change what is learnt: a name, or a group with its dot.
 _REPLICATE = ("seed", "run_dir", "runtime.", "tracking.")
 
-#: Settings that make the method; all others make the block.
+#: Settings that make the method; all others make the comparison group.
 _METHOD = ("strategy.", "fusion.", "client.")
 
 #: The value of a setting that a run's version, or its dataset, did not have.
@@ -37,7 +37,7 @@ class Method:
     settings
         Those of the method that differ among the reported runs.
     differs
-        Of these, the ones that tell it from methods of the same name in its block.
+        Of these, the ones that distinguish it from methods of the same name in its group.
     results
         By seed.
     """
@@ -54,8 +54,8 @@ class Method:
 
     def scores(self, metric: str, pick: Callable[[Result], Metrics]) -> dict[int, float]:
         """Seed to a metric of one kind of prediction, for the runs that have it."""
-        found = {result.seed: pick(result) for result in self.results}
-        return {seed: metrics[metric] for seed, metrics in found.items() if metric in metrics}
+        picked = {result.seed: pick(result) for result in self.results}
+        return {seed: metrics[metric] for seed, metrics in picked.items() if metric in metrics}
 
     def together(self, metric: str) -> dict[int, float]:
         """Seed to a metric of all modalities together."""
@@ -80,92 +80,76 @@ Scores = Callable[[Method], Mapping[int, float]]
 
 
 @dataclass(frozen=True)
-class Block:
-    """Methods that were tried on the same.
+class ComparisonGroup:
+    """Methods that were tried on the same data under the same conditions.
 
     Attributes
     ----------
-    telling, others
-        Settings that differ among blocks: those that suffice to tell them apart, and the rest.
+    title_settings, other_settings
+        Settings that differ among groups: those that suffice to distinguish them, and the rest.
     task
         Of all its runs.
     methods
         By name and settings.
     """
 
-    telling: Settings
-    others: Settings
+    title_settings: Settings
+    other_settings: Settings
     task: Task
     methods: tuple[Method, ...]
 
     def baselines(self, name: str | None) -> list[Method]:
         """Return the method with a label, or all that have it as their ``strategy.name``."""
-        labelled = [each for each in self.methods if each.label == name]
-        return labelled or [each for each in self.methods if each.name == name]
+        labelled = [method for method in self.methods if method.label == name]
+        return labelled or [method for method in self.methods if method.name == name]
 
     def baseline_of(self, method: Method, name: str | None) -> Method | None:
         """Return the baseline that is nearest in its settings; the first of equals."""
-        candidates = self.baselines(name)
-        return min(candidates, key=lambda each: _distance(each, method), default=None)
+
+        def distance(baseline: Method) -> int:
+            return sum(baseline.settings[key] != method.settings[key] for key in method.settings)
+
+        return min(self.baselines(name), key=distance, default=None)
 
     def difference(
         self, method: Method, baseline: str | None, metric: str, scores: Scores
     ) -> Difference | None:
-        """Compare a method with its baseline; None for the baseline itself, or without one.
-
-        Parameters
-        ----------
-        method, baseline
-            Of this block; and a label, or a ``strategy.name``.
-        metric
-            Decides whether less is better.
-        scores
-            A method to its scores by seed.
-        """
+        """Compare a method with its baseline; None for the baseline itself, or without one."""
         other = self.baseline_of(method, baseline)
         if other is None or method in self.baselines(baseline):
             return None
         return paired_difference(scores(method), scores(other), less=less_is_better(metric))
 
 
-def blocks_of(results: Sequence[Result]) -> tuple[Block, ...]:
-    """Group results into blocks of methods.
-
-    Raises
-    ------
-    UserError
-        If two runs are the same.
-    """
+def group_results(results: Sequence[Result]) -> tuple[ComparisonGroup, ...]:
+    """Sort results into comparison groups of methods; raise `UserError` for equal runs."""
     _refuse_twins(results)
     names = [name for name in differing(results) if not _in(name, _REPLICATE)]
     outer = [name for name in names if not _in(name, _METHOD)]
     inner = [name for name in names if _in(name, _METHOD)]
-    groups = _grouped(results, outer)
-    telling = _telling(outer, [members[0] for members in groups.values()])
-    others = [name for name in outer if name not in telling]
-    blocks = [
-        Block(
-            _values(members[0], telling),
+    parts = _partition(results, outer)
+    title = _distinguishing(outer, [members[0] for members in parts])
+    others = [name for name in outer if name not in title]
+    groups = [
+        ComparisonGroup(
+            _values(members[0], title),
             _values(members[0], others),
             members[0].task,
             _methods(members, inner),
         )
-        for members in groups.values()
+        for members in parts
     ]
-    return tuple(sorted(blocks, key=lambda block: list(map(_natural, block.telling.values()))))
+    return tuple(sorted(groups, key=lambda each: list(map(_natural, each.title_settings.values()))))
 
 
-def differing(results: Iterable[Result]) -> list[str]:
-    """Names of the settings that are not the same in all results, as they come."""
-    values: dict[str, set[str]] = {}
-    all_results = list(results)
-    for name in dict.fromkeys(name for result in all_results for name in result.settings):
-        values[name] = {result.settings.get(name, ABSENT) for result in all_results}
-    return [name for name, found in values.items() if len(found) > 1]
+def differing(results: Sequence[Result]) -> list[str]:
+    """Names of the settings that are not the same in all results, in their order."""
+    names = dict.fromkeys(name for result in results for name in result.settings)
+    return [n for n in names if len({result.settings.get(n, ABSENT) for result in results}) > 1]
 
 
 def assignments(settings: Settings) -> list[str]:
-    """``name=value`` of each; the strategy's own without their group."""
+    """``name=value`` of each setting; the strategy's own without their group."""
     return [f"{name.removeprefix('strategy.')}={value}" for name, value in settings.items()]
 
 
@@ -175,50 +159,40 @@ def present(settings: Settings) -> dict[str, str]:
 
 
 def _in(name: str, names: tuple[str, ...]) -> bool:
-    return any(name.startswith(each) if each.endswith(".") else name == each for each in names)
+    return name in names or name.startswith(tuple(group for group in names if group[-1] == "."))
 
 
 def _values(result: Result, names: Iterable[str]) -> dict[str, str]:
     return {name: result.settings.get(name, ABSENT) for name in names}
 
 
-def _grouped(
-    results: Iterable[Result], names: Sequence[str]
-) -> dict[tuple[str, ...], list[Result]]:
-    groups: dict[tuple[str, ...], list[Result]] = {}
+def _partition(results: Iterable[Result], names: Sequence[str]) -> list[list[Result]]:
+    """Return results with equal values of some settings together."""
+    parts: dict[tuple[str, ...], list[Result]] = {}
     for result in results:
-        groups.setdefault(tuple(_values(result, names).values()), []).append(result)
-    return groups
+        parts.setdefault(tuple(_values(result, names).values()), []).append(result)
+    return list(parts.values())
 
 
 def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, ...]:
     methods = []
-    for namesakes in _grouped(results, ["strategy.name"]).values():
+    for namesakes in _partition(results, ["strategy.name"]):
         here = set(differing(namesakes))
-        for members in _grouped(namesakes, names).values():
+        for members in _partition(namesakes, names):
             settings = _values(members[0], names)
-            methods.append(
-                Method(
-                    members[0].settings["strategy.name"],
-                    settings,
-                    {name: value for name, value in settings.items() if name in here},
-                    tuple(sorted(members, key=lambda result: result.seed)),
-                )
-            )
+            differs = {name: value for name, value in settings.items() if name in here}
+            seeds = tuple(sorted(members, key=lambda result: result.seed))
+            methods.append(Method(seeds[0].settings["strategy.name"], settings, differs, seeds))
     return tuple(sorted(methods, key=lambda method: _natural(method.label)))
 
 
-def _telling(names: Iterable[str], results: Sequence[Result]) -> list[str]:
-    """Return settings that suffice to tell results apart, names of things first."""
+def _distinguishing(names: Iterable[str], results: Sequence[Result]) -> list[str]:
+    """Return settings that suffice to distinguish results, names of things first."""
     chosen: list[str] = []
     for name in sorted(names, key=lambda name: not name.endswith(".name")):
-        if len(_grouped(results, [*chosen, name])) > len(_grouped(results, chosen)):
+        if len(_partition(results, [*chosen, name])) > len(_partition(results, chosen)):
             chosen.append(name)
     return chosen
-
-
-def _distance(one: Method, other: Method) -> int:
-    return sum(one.settings[name] != other.settings[name] for name in one.settings)
 
 
 def _natural(text: str) -> list[tuple[float, str]]:
