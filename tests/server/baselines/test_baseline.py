@@ -16,9 +16,9 @@ from rich.console import Console
 from common.config import Config, Format, PrepareConfig, compose_config
 from common.errors import UserError
 from server.app import prepare
-from server.preparation.preparation import prepare as prepare_shards
 from server.baselines.baseline import run_baseline
 from server.model_file import load_model
+from server.preparation.preparation import prepare as prepare_shards
 from server.run.console import RunConsole
 from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY, TENSORBOARD
 from server.run.run import Run
