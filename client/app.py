@@ -14,7 +14,6 @@ from client.privacy import protect
 from client.trainer import (
     RoundOptions,
     Trained,
-    choose_device,
     read_moments,
     train,
     validation_outputs,
@@ -40,6 +39,7 @@ from common.seeding import derive_seed
 from common.structures import decoder_structure, encoder_structure, fit_gaussian
 from common.structures.inputs import mapped_gaussian
 from common.task import Task
+from common.training import choose_device
 from common.wire import ProtocolError
 
 GetConfig = Callable[[Context], Config]

@@ -32,10 +32,9 @@ SLOW = (
     "tests/server/commands/test_serve.py",
     "tests/server/export/",
     "tests/server/preparation/",
-    "tests/server/reference/",
+    "tests/server/baselines/",
     "tests/server/run/test_resume",
-    "tests/server/test_processes.py",
-    "tests/server/test_simulation.py",
+    "tests/server/runtimes/",
     "tests/server/tracking/test_mlflow.py",
 )
 

@@ -18,6 +18,7 @@ from common.data.shards import read_shard
 from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
+from common.training import use_one_thread
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.prediction.input_settings import (
     check_modalities,
@@ -27,7 +28,6 @@ from server.prediction.input_settings import (
 )
 from server.prediction.predictor import Predictor, model_path
 from server.prediction.writers import check_place
-from server.run.federation import use_one_thread
 from server.run.folder import CONFIG, read_settings
 
 

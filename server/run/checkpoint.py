@@ -17,7 +17,7 @@ from common.atomic import atomic_file
 from common.errors import UserError
 from common.seal import SUFFIX, SealError, read_sealed, write_sealed
 from server.aggregation.server_optimizer import OptimizerState
-from server.run.labels import PooledLabels
+from server.roster.labels import PooledLabels
 from server.strategy import StrategyState
 
 FORMAT = "ha-fedformer-checkpoint-1"

@@ -1,29 +1,24 @@
-"""Requests that come at the same time go through the model together.
+"""Requests that arrive at the same time go through the model together.
 
-One thread predicts, so that the event loop stays free. What waits is taken in turns: a request of
-many items gives way to the others after each of its batches. The line is bounded; who finds it full
-is asked to come back.
-
-Notation: N items.
+One thread predicts, so that the event loop stays free. A request of many items is queued one part
+after the other, so that it gives way to others. The queue is bounded.
 """
 
 import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple
 
 import numpy as np
+from fastapi import HTTPException
 
-from common.data.dataset import Sequences, concatenate
-from server.service.refusal import RefusedError
-from server.service.requests import Question
+from server.service.requests import Question, join
 
-#: Items times the square of the longest: the pairs of steps that attention looks at in one batch.
+#: Items times the square of the longest: the pairs of steps that attention compares in one batch.
 #: 84 MB for five heads.
 PAIRS = 1 << 22
 
@@ -35,35 +30,11 @@ Answer = Callable[[Question], Sequence[Record]]
 logger = logging.getLogger(__name__)
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """A request in line, and what was answered of it."""
+class _Waiting(NamedTuple):
+    """A part of a request in the queue, and its answer to come."""
 
     question: Question
-    answered: asyncio.Future[list[Record]]
-    records: list[Record] = field(default_factory=list)
-
-    def next(self, items: int, steps: int, most: int) -> Question:
-        """Return those of its items that fit into a batch; perhaps none.
-
-        Parameters
-        ----------
-        items, steps
-            What the batch has: items, and the steps of the longest.
-        most
-            Items that it takes.
-        """
-        first = len(self.records)
-        longest = self.question.longest[first : first + most - items]
-        longest = np.maximum.accumulate(np.maximum(longest, steps))
-        pairs = longest**2 * (items + 1 + np.arange(len(longest)))
-        fitting = int((pairs <= PAIRS).sum())
-        # An item that is too long for any batch goes alone.
-        return self.question.select(slice(first, first + max(fitting, int(items == 0))))
-
-
-#: A request, and those of its items that are in a batch.
-_Share = tuple[_Waiting, Question]
+    answer: asyncio.Future[Sequence[Record]]
 
 
 class Batcher:
@@ -76,14 +47,18 @@ class Batcher:
     answer
         Answers items, in order.
     max_batch
-        Items that are answered at a time.
+        Items in one batch.
     max_wait
-        Seconds that a question may wait for others, where others are likely: one is being read, or
-        the last batch had several.
+        Seconds that a batch waits to fill up, if the batch before it joined several requests.
     max_queue
         Items that may wait.
     observe
-        Told the items and the seconds of every batch.
+        Called with the items and the seconds of every batch.
+
+    Attributes
+    ----------
+    held
+        Items that are not answered yet.
     """
 
     def __init__(
@@ -99,174 +74,125 @@ class Batcher:
         self._max_wait = max_wait
         self._max_queue = max_queue
         self._observe = observe
-        self._line: deque[_Waiting] = deque()
-        self._held = 0
-        self._announced = 0
+        self.held = 0
+        self._queue: deque[_Waiting] = deque()
+        self._arrived = asyncio.Event()
         self._crowded = False
-        self._changed = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, "predict")
-        self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> "Batcher":
         self._task = asyncio.create_task(self._run())
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        assert self._task is not None
         self._task.cancel()
         with suppress(asyncio.CancelledError):
             await self._task
-        _give_up(self._line)
+        for waiting in self._queue:
+            waiting.answer.cancel()
         self._thread.shutdown()
 
-    @property
-    def held(self) -> int:
-        """Items that were asked and are not answered."""
-        return self._held
-
-    @contextmanager
-    def announced(self) -> Iterator[None]:
-        """Tell that a question is on its way."""
-        self._announced += 1
-        try:
-            yield
-        finally:
-            self._announced -= 1
-            self._changed.set()
-
     async def ask(self, question: Question) -> list[Record]:
-        """Answer a question; whoever is cancelled while it waits leaves the line.
+        """Answer a question; if the caller is cancelled, what still waits is not predicted.
 
         Raises
         ------
-        RefusedError
-            503 if the line is full, 500 if the model fails.
+        HTTPException
+            503 if the queue is full, 500 if the model fails.
         """
-        count = len(question)
-        if self._held + count > self._max_queue:
-            raise RefusedError(
-                503,
-                f"{self._held} items are waiting, and {self._max_queue} may; come back later",
-                {"Retry-After": "1"},
-            )
-        waiting = _Waiting(question, asyncio.get_running_loop().create_future())
-        self._held += count
-        self._line.append(waiting)
-        self._changed.set()
+        count, held = len(question), self.held
+        if held + count > self._max_queue:
+            message = f"{held} items are waiting, of at most {self._max_queue}; try again later"
+            raise HTTPException(503, message, {"Retry-After": "1"})
+        self.held += count
+        records: list[Record] = []
         try:
-            return await waiting.answered
+            for part in self._parts(question):
+                waiting = _Waiting(part, asyncio.get_running_loop().create_future())
+                self._queue.append(waiting)
+                self._arrived.set()
+                records += await waiting.answer
         finally:
-            self._held -= count
+            self.held -= count
+        return records
+
+    def _parts(self, question: Question) -> Iterator[Question]:
+        """Split a question into parts that fit into a batch; a very long item goes alone."""
+        first = 0
+        while first < len(question):
+            longest = np.maximum.accumulate(question.longest[first : first + self._max_batch])
+            pairs = longest**2 * np.arange(1, len(longest) + 1)
+            end = first + max(1, int((pairs <= PAIRS).sum()))
+            yield question.select(slice(first, end))
+            first = end
 
     async def _run(self) -> None:
         while True:
             await self._gather()
             batch = self._next_batch()
-            try:
-                if batch:
-                    await self._predict(batch)
-            except asyncio.CancelledError:
-                _give_up(waiting for waiting, _ in batch)
-                raise
             self._crowded = len(batch) > 1
+            if batch:
+                await self._predict(batch)
 
     async def _gather(self) -> None:
-        """Wait until a question is in line, and then for others that are likely."""
-        while not self._line:
-            await self._change(None)
-        until = time.monotonic() + self._max_wait
-        while (self._crowded or self._announced) and self._held < self._max_batch:
-            left = until - time.monotonic()
-            if left <= 0:
-                break
-            await self._change(left)
-
-    async def _change(self, seconds: float | None) -> None:
-        self._changed.clear()
+        """Wait for a question, and then for others if others are likely."""
+        while not self._queue:
+            await self._arrival()
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
+            async with asyncio.timeout(self._max_wait):
+                while self._crowded and self.held < self._max_batch:
+                    await self._arrival()
 
-    def _next_batch(self) -> list[_Share]:
-        """Take from the line what goes through the model next."""
-        batch: list[_Share] = []
+    async def _arrival(self) -> None:
+        self._arrived.clear()
+        await self._arrived.wait()
+
+    def _next_batch(self) -> list[_Waiting]:
+        """Take from the queue what goes through the model next; cancelled requests are dropped."""
+        batch: list[_Waiting] = []
         items = steps = 0
-        while self._line and items < self._max_batch:
-            waiting = self._line[0]
-            if not waiting.answered.done():  # it is where nobody waits for it any more
-                share = waiting.next(items, steps, self._max_batch)
-                if len(share) == 0:
+        while self._queue:
+            waiting = self._queue[0]
+            if not waiting.answer.done():
+                items += len(waiting.question)
+                steps = max(steps, int(waiting.question.longest.max()))
+                if batch and (items > self._max_batch or items * steps**2 > PAIRS):
                     break
-                items += len(share)
-                steps = max(steps, int(share.longest.max()))
-                batch.append((waiting, share))
-            self._line.popleft()
+                batch.append(waiting)
+            self._queue.popleft()
         return batch
 
-    async def _predict(self, batch: list[_Share]) -> None:
-        loop = asyncio.get_running_loop()
+    async def _predict(self, batch: list[_Waiting]) -> None:
+        asked = join([waiting.question for waiting in batch])
         began = time.perf_counter()
         try:
-            joined = _joined([share for _, share in batch])
-            records = await loop.run_in_executor(self._thread, self._answer, joined)
-            if len(records) != len(joined):
-                raise RuntimeError(f"{len(joined)} items were asked, {len(records)} answered")
+            loop = asyncio.get_running_loop()
+            records = await loop.run_in_executor(self._thread, self._answer, asked)
+            if len(records) != len(asked):
+                raise RuntimeError(f"{len(asked)} items were asked, {len(records)} answered")
+            self._observe(len(asked), time.perf_counter() - began)
+            self._hand_out(batch, records)
         except Exception:
             await self._fail(batch)
-            return
-        self._observe(len(joined), time.perf_counter() - began)
-        self._hand_out(batch, records)
+        finally:
+            for waiting in batch:
+                waiting.answer.cancel()  # has no effect on an answer that is there
 
-    async def _fail(self, batch: list[_Share]) -> None:
-        """Ask each alone, so that one does not fail the others."""
+    async def _fail(self, batch: list[_Waiting]) -> None:
+        """Predict requests one by one, so that one does not fail the others."""
         if len(batch) > 1:
-            for share in batch:
-                await self._predict([share])
-            return
-        ((waiting, _),) = batch
-        logger.exception("the model failed")
-        if not waiting.answered.done():
-            waiting.answered.set_exception(RefusedError(500, "the model failed; the log says why"))
-
-    def _hand_out(self, batch: list[_Share], records: Sequence[Record]) -> None:
-        first = 0
-        for waiting, share in batch:
-            waiting.records += records[first : first + len(share)]
-            first += len(share)
-            if waiting.answered.done():
-                continue
-            if len(waiting.records) < len(waiting.question):
-                self._line.append(waiting)
-            else:
-                waiting.answered.set_result(waiting.records)
-
-
-def _give_up(line: Iterable[_Waiting]) -> None:
-    for waiting in line:
-        waiting.answered.cancel()
-
-
-def _joined(questions: Sequence[Question]) -> Question:
-    """Join questions into one."""
-    if len(questions) == 1:
-        return questions[0]
-    widths = {name: each.width for asked in questions for name, each in asked.items.items()}
-    ids = tuple(name for asked in questions for name in asked.ids)
-    return Question(
-        ids,
-        {
-            name: concatenate(
-                [
-                    asked.items[name] if name in asked.items else _absent(len(asked), width)
-                    for asked in questions
-                ]
+            for waiting in batch:
+                await self._predict([waiting])
+        elif not batch[0].answer.done():
+            logger.exception("the model failed")
+            batch[0].answer.set_exception(
+                HTTPException(500, "the model failed; see the log of the service")
             )
-            for name, width in widths.items()
-        },
-    )
 
-
-def _absent(items: int, width: int) -> Sequences:
-    """Return the sequences of items that lack a modality."""
-    nothing = np.zeros(items, dtype=np.int64)
-    return Sequences(np.empty((0, width), dtype=np.float32), nothing, nothing)
+    def _hand_out(self, batch: list[_Waiting], records: Sequence[Record]) -> None:
+        first = 0
+        for question, answer in batch:
+            end = first + len(question)
+            if not answer.done():
+                answer.set_result(records[first:end])
+            first = end

@@ -1,4 +1,4 @@
-"""What a service tells of its model: `GET /model`."""
+"""The description of a model: `GET /model`."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from common.task import Task
 from server.prediction.predictor import Predictor, model_path
 from server.run.folder import CONFIG, SUMMARY, read_settings
 
-#: Of labels in seven classes, as those of sentiment are.
+#: The scale of sentiment labels, which have seven classes.
 SENTIMENT = (-3.0, 3.0)
 
 
@@ -23,11 +23,11 @@ def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -
     Parameters
     ----------
     config
-        Whose limits are told.
+        The model file, and limits of requests.
     predictor
         The model.
     labels
-        What its classes or labels are called.
+        Names of its classes or labels.
     """
     file = model_path(str(config.model)).absolute()
     return {
@@ -52,14 +52,14 @@ def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -
 
 
 def body_bytes(config: ServeConfig) -> int:
-    """Return how large a body may be."""
+    """Return the size limit of a body."""
     return round(config.max_body_mb * 2**20)
 
 
 def scale(predictor: Predictor) -> list[float] | None:
     """Return the ends of a scale for predicted numbers, None for classes and labels.
 
-    Labels that have room between -3 and 3 get these; others three deviations around their mean.
+    The scale is -3 to 3 if the labels fit it, otherwise three deviations around their mean.
     """
     if predictor.task is not Task.regression:
         return None
@@ -71,7 +71,7 @@ def scale(predictor: Predictor) -> list[float] | None:
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """Return what the run's folder tells, where the model lies in one."""
+    """Return facts of the run, if the model is in a run folder."""
     if not (folder / CONFIG).is_file() or not (folder / SUMMARY).is_file():
         return {}
     settings = read_settings(folder / CONFIG)

@@ -1,6 +1,6 @@
-"""Items that the page offers to pick, with what is known of them.
+"""Items that the page offers to pick, with their true labels.
 
-They come from a shard, or are test items of the model's own run, read as the run reads them.
+They come from a shard, or from the test items of the model's own run.
 
 Notation: T steps, D feature width.
 """
@@ -24,7 +24,7 @@ from common.task import Task
 from server.prediction.predictor import Predictor, model_path
 from server.run.folder import CONFIG, read_settings
 
-#: How many are offered at most.
+#: The largest number of examples.
 COUNT = 20
 
 #: A number, the name of a class, or the names of labels.
@@ -38,11 +38,11 @@ class Example:
     Attributes
     ----------
     name
-        Of the item.
+        Name of the item.
     label
-        What is true of it.
+        Its true label.
     features
-        Modality to (T, D) plain numbers, of those that it has.
+        Modality to (T, D) plain numbers, without the modalities that it lacks.
     """
 
     name: str
@@ -52,26 +52,26 @@ class Example:
 
 @dataclass(frozen=True)
 class Examples:
-    """What can be picked, and what classes or labels are called, where the data say it."""
+    """Examples, and the names of classes or labels if the data hold them."""
 
     items: tuple[Example, ...] = ()
     label_names: tuple[str, ...] = ()
 
 
 def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
-    """Read the examples that ``examples=…`` names.
+    """Read the examples that ``examples=…`` selects.
 
     Parameters
     ----------
     config
         ``examples`` is "none", "auto" for those of the model's run, or the path of a shard.
     predictor
-        Which they must fit.
+        The model that they must fit.
 
     Raises
     ------
     UserError
-        If they cannot be read, or are not for this model.
+        If they cannot be read, or do not fit this model.
     """
     if config.examples == "none":
         return Examples()
@@ -80,25 +80,25 @@ def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
     _check(items, task, predictor, "the data of the run" if of_run else config.examples)
     names = items.label_names if len(items.label_names) == predictor.outputs else ()
     known = known_labels(config, predictor, names) or tuple(map(str, range(predictor.outputs)))
-    found = (
+    examples = (
         Example(str(items.ids[number]), _label(items.labels, number, task, known), features)
         for number in range(len(items))
         if (features := _features(items, number, predictor, config.max_steps))
     )
-    return Examples(tuple(islice(found, COUNT)), names)
+    return Examples(tuple(islice(examples, COUNT)), names)
 
 
 def known_labels(
     config: ServeConfig, predictor: Predictor, of_examples: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Return what classes or labels are called, by whoever says it first; perhaps nothing."""
+    """Return names of classes or labels: from the settings, the model, or the examples."""
     return tuple(config.labels) or predictor.label_names or tuple(of_examples)
 
 
 def _of_run(model: str) -> tuple[MultimodalDataset, Task]:
     file = model_path(model).parent / CONFIG
     if not file.is_file():
-        raise UserError(f"{file} is not there, which says where the run's data are")
+        raise UserError(f"{file} is missing; it says where the run's data are")
     config = config_of_settings(read_settings(file))
     if isinstance(config.dataset, ShardsConfig):
         folder = load_shard_folder(config.dataset, config.clients)
@@ -114,7 +114,7 @@ def _of_shard(path: Path) -> tuple[MultimodalDataset, Task]:
 
 def _check(items: MultimodalDataset, task: Task, predictor: Predictor, where: str) -> None:
     if task is not predictor.task:
-        raise UserError(f"{where}: labels are of {task}, and the model predicts {predictor.task}")
+        raise UserError(f"{where}: labels are for {task}, and the model predicts {predictor.task}")
     shared = [name for name in predictor.features if name in items.sequences]
     if not shared:
         raise UserError(f"{where}: holds none of {', '.join(predictor.features)}")
@@ -130,16 +130,16 @@ def _features(
     items: MultimodalDataset, number: int, predictor: Predictor, max_steps: int
 ) -> dict[str, list[list[float]]]:
     """Return the modalities of one item that a request can carry."""
-    found = {}
+    features = {}
     for name, sequences in items.sequences.items():
         rows = sequences.last_steps(predictor.max_seq_len)[number]
         if name in predictor.features and 0 < len(rows) <= max_steps and np.isfinite(rows).all():
-            found[name] = _plain(rows)
-    return found
+            features[name] = _plain(rows)
+    return features
 
 
 def _plain(rows: NDArray[Any]) -> list[list[float]]:
-    """Return numbers with as many digits as tell them apart: 0.1, not 0.10000000149011612."""
+    """Return numbers with the fewest digits that identify them: 0.1, not 0.10000000149011612."""
     shortest: list[list[float]] = rows.astype(np.float32).astype(str).astype(np.float64).tolist()
     return shortest
 
@@ -151,4 +151,4 @@ def _label(labels: LabelArray, number: int, task: Task, names: Sequence[str]) ->
         case Task.classification:
             return names[int(labels[number])]
         case Task.multilabel:
-            return [name for name, there in zip(names, labels[number], strict=True) if there]
+            return [name for name, is_set in zip(names, labels[number], strict=True) if is_set]

@@ -1,6 +1,6 @@
-"""Where the service listens, and how it ends.
+"""Where the service listens, and how it stops.
 
-Ctrl-C and SIGTERM end it once open requests are answered; a second Ctrl-C at once.
+Ctrl-C and SIGTERM stop it after open requests are answered; a second Ctrl-C stops it at once.
 """
 
 import gc
@@ -15,23 +15,23 @@ from fastapi import FastAPI
 from common.config import ServeConfig
 from common.errors import UserError
 
-#: Connections at a time; more are answered with 503.
+#: Simultaneous connections; further ones are answered with 503.
 CONNECTIONS = 1000
 
-#: Connections that the system keeps until they are taken.
+#: Connections that the system queues until they are accepted.
 BACKLOG = 2048
 
-#: Seconds that open requests have to be answered, once the service was told to end.
+#: Seconds that open requests have to be answered once the service stops.
 GRACE = 20
 
 
 def listen(config: ServeConfig) -> socket.socket:
-    """Listen where the settings say.
+    """Listen on the configured host and port.
 
     Raises
     ------
     UserError
-        If it is taken, not of this machine, or not allowed.
+        If the address is in use, not of this machine, or not allowed.
     """
     where = f"host={config.host} port={config.port}"
     try:
@@ -52,7 +52,7 @@ def listen(config: ServeConfig) -> socket.socket:
 
 
 def address_of(config: ServeConfig, listener: socket.socket) -> str:
-    """Return the address of the page."""
+    """Return the URL of the page."""
     scheme = "http" if config.ssl_cert is None else "https"
     host = f"[{config.host}]" if ":" in config.host else config.host
     return f"{scheme}://{host}:{listener.getsockname()[1]}/"
@@ -64,7 +64,7 @@ def check_certificate(config: ServeConfig) -> None:
     Raises
     ------
     UserError
-        If one is missing or damaged, or they do not belong together.
+        If one is missing or damaged, or the two do not match.
     """
     if config.ssl_cert is None:
         return
@@ -81,19 +81,19 @@ def check_certificate(config: ServeConfig) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Takes the first signal as a wish; a second one ends the process as it would without this."""
+    """Stops gracefully at the first signal; the second one has its default effect."""
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
-        for each in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(each, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_DFL)
 
 
 def run(app: FastAPI, config: ServeConfig, listener: socket.socket) -> None:
-    """Answer until a signal ends it, which then does what it does without this."""
+    """Serve until a signal arrives, then let the signal take its default effect."""
     settings = uvicorn.Config(
         app,
-        # It bounds the head of a request, which the faster parser does not.
+        # It limits the head of a request; the faster httptools does not.
         http="h11",
         ws="none",
         lifespan="on",
@@ -106,10 +106,10 @@ def run(app: FastAPI, config: ServeConfig, listener: socket.socket) -> None:
         ssl_certfile=config.ssl_cert,
         ssl_keyfile=config.ssl_key,
     )
-    # What was loaded stays: looking through it again and again would hold up requests.
+    # What is loaded by now stays in memory; collecting it again would only delay requests.
     gc.collect()
     gc.freeze()
-    # A script that starts it in the background has it ignore Ctrl-C, and so the status that tells.
+    # A process that a script starts in the background ignores SIGINT otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _Server(settings).run(sockets=[listener])
 

@@ -1,4 +1,4 @@
-"""The page, and the list of what the service answers: files that need nothing from elsewhere."""
+"""The page, and the documentation of the API: files that need nothing from elsewhere."""
 
 from collections.abc import Awaitable, Callable
 from importlib.resources import files
@@ -17,7 +17,7 @@ FILES = {
     "/docs.js": ("docs.js", "text/javascript"),
 }
 
-#: Only what is served here may run, be shown or be asked; nobody may frame it.
+#: The browser loads and asks only what this service serves; no other page may frame it.
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -32,7 +32,7 @@ _HEADERS = {
 
 
 def page_routes() -> APIRouter:
-    """Return a route for each file; they are open, since they show nothing by themselves."""
+    """Return a route for each file; they need no token, since they hold nothing of the model."""
     router = APIRouter(include_in_schema=False)
     folder = files("server.service") / "page"
     for path, (name, kind) in FILES.items():

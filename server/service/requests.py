@@ -1,58 +1,48 @@
-"""From the body of a request to what the model is asked, or one line that says what is wrong.
+"""Requests for one model: validated by pydantic, turned into arrays.
 
     {"items": [{"id": "a", "language": [[...], ...], "audio": null}], "modalities": ["language"]}
 
-Everything is checked here, before a request waits in line, so that none can fail another. Reading
-stops at the first mistake and goes step by step, so that a body of millions of numbers becomes
-32-bit floats at once and other threads have their turns meanwhile.
+Everything is checked before a request is queued, so that no request can fail another one. Each
+validation stops at its first mistake, and each modality becomes 32-bit floats as soon as it is
+validated.
 
 Notation: N items, T steps, D feature width.
 """
 
-import re
+from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated, Any, Literal
 
-import msgspec
 import numpy as np
+from fastapi import HTTPException
 from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
 
-from common.data.dataset import IntArray, Sequences
+from common.data.dataset import IntArray, Sequences, concatenate
 from common.errors import UserError
-from server.service.refusal import RefusedError
 
-Rows = list[list[float]]
 Floats = NDArray[np.float32]
 
-_NULL = msgspec.Raw(b"null")
+#: The largest magnitude of a 32-bit float.
+_LARGEST = float(np.finfo(np.float32).max)
 
-_Json = bytes | bytearray | msgspec.Raw
+_STRICT = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
 
-#: Words of a request that no modality can have for its name.
-_TAKEN = ("id",)
-
-_WORDS = {
-    "array": "a list",
-    "bool": "true or false",
-    "float": "a number",
-    "int": "a number",
-    "null": "null",
-    "object": "an object",
-    "str": "text",
-}
+_Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of the model.
+    """Items for the model to predict.
 
     Attributes
     ----------
     ids
         N names.
     items
-        Modality to N sequences; length 0 where an item lacks it. Each item has one.
+        Modality to N sequences, of length 0 where an item lacks it. Each item has at least one.
     """
 
     ids: tuple[str, ...]
@@ -64,14 +54,33 @@ class Question:
     @property
     def longest(self) -> IntArray:
         """(N,) steps of each item's longest modality."""
-        lengths: IntArray = np.max([each.lengths for each in self.items.values()], axis=0)
+        lengths: IntArray = np.max([part.lengths for part in self.items.values()], axis=0)
         return lengths
 
     def select(self, chosen: slice) -> "Question":
-        """Return some of the items; the rows are shared."""
+        """Return some of the items; their rows are shared."""
         index = np.arange(len(self))[chosen]
-        items = {name: each.select(index) for name, each in self.items.items()}
+        items = {name: sequences.select(index) for name, sequences in self.items.items()}
         return Question(self.ids[chosen], items)
+
+
+def join(questions: Sequence[Question]) -> Question:
+    """Join questions into one; items have length 0 in modalities that only others have."""
+    if len(questions) == 1:
+        return questions[0]
+    widths = {name: part.width for asked in questions for name, part in asked.items.items()}
+    items = {
+        name: concatenate(
+            [asked.items.get(name) or _absent(len(asked), width) for asked in questions]
+        )
+        for name, width in widths.items()
+    }
+    return Question(tuple(name for asked in questions for name in asked.ids), items)
+
+
+def _absent(items: int, width: int) -> Sequences:
+    nothing = np.zeros(items, dtype=np.int64)
+    return Sequences(np.empty((0, width), dtype=np.float32), nothing, nothing)
 
 
 class RequestReader:
@@ -80,11 +89,11 @@ class RequestReader:
     Parameters
     ----------
     features
-        Modality, in order, to (D,), or to (T, D) where it takes T steps at most.
+        Modality, in the model's order, to (D,), or to (T, D) if it takes at most T steps.
     last_steps
-        At most so many last steps reach the model; None for all.
+        How many of the last steps reach the model; None for all.
     max_items, max_steps
-        How much one request may ask.
+        Limits of one request.
 
     Raises
     ------
@@ -99,150 +108,100 @@ class RequestReader:
         max_items: int,
         max_steps: int,
     ) -> None:
-        for name in set(_TAKEN) & set(features):
-            raise UserError(f"the model has a modality {name!r}, which requests use otherwise")
+        if "id" in features:
+            raise UserError("the model has a modality 'id', which requests use otherwise")
         self._features = dict(features)
         self._last_steps = last_steps
-        self._max_items = max_items
-        self._max_steps = max_steps
-        self._fields = {name: f"modality_{number}" for number, name in enumerate(features)}
-        described = {name: Annotated[Rows | None, self._meta(name)] for name in features}
-        self.request_type = self._make_type(described)
-        self._request = msgspec.json.Decoder(self._make_type(dict.fromkeys(features, msgspec.Raw)))
-        self._rows = msgspec.json.Decoder(list[msgspec.Raw])
-        self._row = msgspec.json.Decoder(list[float])
+        self._model = _request_model(features, max_items, max_steps)
+
+    def schema(self) -> dict[str, Any]:
+        """Return the JSON schema of a request, without references."""
+        schema = self._model.model_json_schema()
+        schema["properties"]["items"]["items"] = schema.pop("$defs")["Item"]
+        return schema
 
     def read(self, body: bytes | bytearray) -> Question:
         """Read a body.
 
         Raises
         ------
-        RefusedError
-            400 for what is not JSON, 413 for too many items, 422 for all else.
+        HTTPException
+            400 if it is not JSON, 413 if it has too many items, 422 for any other mistake.
         """
-        request = self._decoded(self._request, body)
-        names = self._asked(request.modalities)
-        count = len(request.items)
-        if count == 0:
-            raise RefusedError(422, "items is empty; expected one at least")
-        if count > self._max_items:
-            raise RefusedError(
-                413, f"{count} items; expected {self._max_items} at most in a request"
-            )
-        ids, arrays = [], []
-        for number, item in enumerate(request.items):
-            ids.append(str(number) if item.id is None else item.id)
-            arrays.append(self._arrays(item, f"items[{number}]"))
-            if not arrays[-1].keys() & names:
-                raise RefusedError(422, f"items[{number}] has none of {', '.join(names)}")
-        having = [name for name in names if any(name in each for each in arrays)]
-        return Question(tuple(ids), {name: self._sequences(name, arrays) for name in having})
-
-    def _make_type(self, rows: Mapping[str, Any]) -> type[msgspec.Struct]:
-        """Return the type of a request, given that of each modality."""
-        item = msgspec.defstruct(
-            "Item",
-            [
-                ("id", str | None, None),
-                *((field, rows[name], None) for name, field in self._fields.items()),
-            ],
-            rename={field: name for name, field in self._fields.items()},
-            forbid_unknown_fields=True,
-            gc=False,
-        )
-        return msgspec.defstruct(
-            "PredictRequest",
-            [("items", list[item]), ("modalities", list[str] | None, None)],  # type: ignore[valid-type]
-            forbid_unknown_fields=True,
-            gc=False,
-        )
-
-    def _meta(self, name: str) -> msgspec.Meta:
-        *steps, width = self._features[name]
-        most = min([self._max_steps, *steps])
-        return msgspec.Meta(description=f"At most {most} steps of {width} numbers each.")
-
-    def _decoded(self, decoder: msgspec.json.Decoder[Any], body: _Json, where: str = "") -> Any:
         try:
-            return decoder.decode(body)
-        except msgspec.ValidationError as error:
-            raise RefusedError(422, self._explained(str(error), where)) from error
-        except RecursionError as error:
-            raise RefusedError(400, "the body is nested too deeply") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            reason = str(error).removeprefix("JSON is malformed: ")
-            literal = re.search(rb"NaN|Infinity", memoryview(body))
-            hint = "; NaN and Infinity are not JSON" if literal else ""
-            raise RefusedError(400, f"the body is not JSON: {reason}{hint}") from error
+            request: Any = self._model.model_validate_json(body)
+        except ValidationError as error:
+            raise _refusal(error) from None
+        names = [name for name in self._features if name in (request.modalities or self._features)]
+        arrays = [self._arrays(item) for item in request.items]
+        for number, modalities in enumerate(arrays):
+            if modalities.keys().isdisjoint(names):
+                raise HTTPException(422, f"items[{number}] has none of {', '.join(names)}")
+        ids = (str(n) if item.id is None else item.id for n, item in enumerate(request.items))
+        used = [name for name in names if any(name in modalities for modalities in arrays)]
+        return Question(tuple(ids), {name: self._sequences(name, arrays) for name in used})
 
-    def _explained(self, message: str, where: str) -> str:
-        """Say in our words what msgspec refused, at a place of the body or below."""
-        what, _, path = message.partition(" - at ")
-        where += path.strip("`").removeprefix("$")
-        where = where.removeprefix(".") or "the body"
-        if unknown := re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL):
-            takes = ["id", *self._features] if where != "the body" else ["items", "modalities"]
-            return f"{where} has {unknown[1]!r}; expected only {', '.join(takes)}"
-        if missing := re.fullmatch(r"Object missing required field `(.*)`", what):
-            return f"{where} lacks {missing[1]}"
-        if unfit := re.fullmatch(r"Expected `(.*)`, got `(.*)`", what):
-            expected, got = (
-                " or ".join(_WORDS.get(word, word) for word in words.split(" | "))
-                for words in unfit.groups()
-            )
-            return f"{where}: expected {expected}, got {got}"
-        return f"{where}: {what[:1].lower()}{what[1:]}"
-
-    def _asked(self, modalities: Sequence[str] | None) -> list[str]:
-        """Return which modalities may be used, in the model's order."""
-        if modalities is None:
-            return list(self._features)
-        for name in modalities:
-            if name not in self._features:
-                raise RefusedError(
-                    422,
-                    f"modalities: there is no {name!r}; the model takes "
-                    f"{', '.join(self._features)}",
-                )
-        if not modalities:
-            raise RefusedError(422, "modalities is empty; leave it out to use all")
-        return [name for name in self._features if name in modalities]
-
-    def _arrays(self, item: Any, where: str) -> dict[str, Floats]:
-        """Return the modalities that an item has, each (T, D)."""
-        given = ((name, getattr(item, field)) for name, field in self._fields.items())
-        return {
-            name: self._array(text, self._features[name], f"{where}.{name}")
-            for name, text in given
-            if text not in (None, _NULL)
-        }
-
-    def _array(self, text: msgspec.Raw, shape: tuple[int, ...], where: str) -> Floats:
-        *steps, width = shape
-        most = min([self._max_steps, *steps])
-        rows = self._decoded(self._rows, text, where)
-        if not rows:
-            raise RefusedError(422, f"{where} has no steps; leave it out where an item lacks it")
-        if len(rows) > most:
-            raise RefusedError(422, f"{where} has {len(rows)} steps; expected {most} at most")
-        array = np.empty((len(rows), width), dtype=np.float32)
-        with np.errstate(over="ignore"):
-            for step, row in enumerate(rows):
-                numbers = self._decoded(self._row, row, f"{where}[{step}]")
-                if len(numbers) != width:
-                    raise RefusedError(
-                        422, f"{where}[{step}] is {len(numbers)} wide; the model takes {width}"
-                    )
-                array[step] = numbers
-        if not np.isfinite(array).all():
-            step, column = np.argwhere(~np.isfinite(array))[0]
-            raise RefusedError(
-                422, f"{where}[{step}][{column}] is too large; expected a 32-bit float"
-            )
-        return array if self._last_steps is None else array[-self._last_steps :].copy()
+    def _arrays(self, item: Any) -> dict[str, Floats]:
+        """Return the modalities that an item has, (T, D) each."""
+        given = ((name, getattr(item, _field(n))) for n, name in enumerate(self._features))
+        return {name: array for name, array in given if array is not None}
 
     def _sequences(self, name: str, arrays: Sequence[Mapping[str, Floats]]) -> Sequences:
         lacking = np.empty((0, self._features[name][-1]), dtype=np.float32)
-        found = [each.get(name, lacking) for each in arrays]
-        lengths = np.array([len(each) for each in found], dtype=np.int64)
-        return Sequences(np.concatenate(found), np.cumsum(lengths) - lengths, lengths)
+        last = slice(None if self._last_steps is None else -self._last_steps, None)
+        parts = [modalities.get(name, lacking)[last] for modalities in arrays]
+        lengths = np.array([len(part) for part in parts], dtype=np.int64)
+        return Sequences(np.concatenate(parts), np.cumsum(lengths) - lengths, lengths)
+
+
+def _field(number: int) -> str:
+    """Return an identifier for a modality, whatever its name is."""
+    return f"modality_{number}"
+
+
+def _request_model(
+    features: Mapping[str, tuple[int, ...]], max_items: int, max_steps: int
+) -> type[BaseModel]:
+    modalities: dict[str, Any] = {
+        _field(number): (_rows(shape, max_steps) | None, Field(None, alias=name))
+        for number, (name, shape) in enumerate(features.items())
+    }
+    item = create_model("Item", __config__=_STRICT, id=(str | None, None), **modalities)
+    fields: dict[str, Any] = {
+        "items": (_list(item, 1, max_items), ...),
+        "modalities": (_list(Literal[tuple(features)], 1) | None, None),
+    }
+    return create_model("PredictRequest", __config__=_STRICT, **fields)
+
+
+def _rows(shape: tuple[int, ...], max_steps: int) -> Any:
+    """Return the type of a modality of one item: lists in JSON, (T, D) once validated."""
+    *steps, width = shape
+    most = min([max_steps, *steps])
+    # A row of Python's floats would take eight times the memory.
+    row: Any = Annotated[_list(_Number, width, width), AfterValidator(partial(array, "f"))]
+    rows: Any = _list(row, 1, most)
+    return Annotated[
+        rows,
+        Field(description=f"At most {most} steps of {width} numbers each."),
+        AfterValidator(lambda rows: np.frombuffer(b"".join(rows), np.float32).reshape(-1, width)),
+    ]
+
+
+def _list(of: Any, least: int, most: int | None = None) -> Any:
+    """Return the type of a list whose validation stops at the first mistake."""
+    bounds = Field(fail_fast=True, min_length=least, max_length=most)
+    return Annotated[list[of], bounds]
+
+
+def _refusal(error: ValidationError) -> HTTPException:
+    """Say in one line what pydantic refused first, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    if first["type"] == "json_invalid":
+        return HTTPException(400, f"the body is not JSON: {first['ctx']['error']}")
+    place = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in first["loc"])
+    too_many = first["type"] == "too_long" and first["loc"] == ("items",)
+    message = first["msg"][:1].lower() + first["msg"][1:]
+    return HTTPException(
+        413 if too_many else 422, f"{place.removeprefix('.') or 'the body'}: {message}"
+    )

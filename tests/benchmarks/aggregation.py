@@ -35,8 +35,8 @@ from common.posterior import Gaussian, Posterior
 from common.protocol import encode_uplink, payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure
 from common.task import Task
-from server.run.labels import PooledLabels
-from server.run.registry import Member, Registry
+from server.roster.labels import PooledLabels
+from server.roster.registry import Member, Registry
 from server.strategy import HierarchicalAggregation, to_record
 
 WIDTHS = {"language": 100, "audio": 73, "vision": 100}

@@ -1,12 +1,13 @@
-"""What `utmp-serve` bears: requests a second, latencies, memory.
+"""Load on `utmp-serve`: requests per second, latencies, memory.
 
     python tests/benchmarks/serve_load.py [--run RUN] [--seconds 20] [--callers 1 8 64]
     python tests/benchmarks/serve_load.py --minutes 10      # and then a soak
     python tests/benchmarks/serve_load.py --gigabyte        # and a body of 1 GB, in three ways
 
-Starts the service on a free port of loopback, on a run folder or on a tiny run that it trains, and
-asks it for one item a request, each caller as soon as it was answered. In the soak 8 callers ask,
-and a ninth sends what must be refused; the resident memory of the service is told every 30 s.
+Starts the service on a free port of loopback, for a run folder or for a tiny run that it trains.
+Each request has one item; each caller sends the next one as soon as it is answered. In the soak,
+8 callers send valid requests and a ninth sends requests that must be refused; the resident memory
+of the service is printed every 30 s.
 """
 
 import argparse
@@ -38,15 +39,15 @@ TINY = [
     "client.local_epochs=1",
 ]
 
-#: What must be refused, and how.
+#: Requests that must be refused: body, Content-Type, expected status.
 BAD: list[tuple[bytes, str, int]] = [
     (b'{"items": [', "application/json", 400),
-    (b'{"items": [{"id": NaN}]}', "application/json", 400),
+    (b'{"items": [{"id": NaN}]}', "application/json", 422),
     (b'{"items": [{"smell": [[1]]}]}', "application/json", 422),
     (b'{"items": [{"id": "a"}]}', "application/json", 422),
     (b'{"items": []}', "application/json", 422),
     (b'{"items": [' + b"{}," * 9_999 + b"{}]}", "application/json", 413),
-    (b"[" * 100_000, "application/json", 422),
+    (b"[" * 100_000, "application/json", 400),
     (b"{}", "text/plain", 415),
     (b"0" * (20 << 20), "application/json", 413),
 ]
@@ -54,14 +55,14 @@ BAD: list[tuple[bytes, str, int]] = [
 
 @dataclass
 class Load:
-    """What some callers met."""
+    """Latencies and errors of some callers."""
 
     seconds: list[float] = field(default_factory=list)
     errors: Counter[str] = field(default_factory=Counter)
 
 
 class Service:
-    """A `utmp-serve` of its own."""
+    """A running `utmp-serve`."""
 
     def __init__(self, process: subprocess.Popen[str], address: str) -> None:
         self.process = process
@@ -69,16 +70,16 @@ class Service:
 
     @property
     def memory(self) -> float:
-        """Resident MB now."""
+        """Resident memory now, in MB."""
         return self._status("VmRSS")
 
     @property
     def peak(self) -> float:
-        """Resident MB at most since `forget_peak`."""
+        """Peak resident memory since `forget_peak`, in MB."""
         return self._status("VmHWM")
 
     def forget_peak(self) -> None:
-        """Start the peak anew, where the system lets us."""
+        """Reset the peak, where the system allows it."""
         with contextlib.suppress(OSError):
             Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
 
@@ -90,7 +91,7 @@ class Service:
 
 @contextlib.contextmanager
 def running(run: Path, settings: list[str]) -> Iterator[Service]:
-    """Start the service, and end it with Ctrl-C."""
+    """Start the service, and stop it with Ctrl-C."""
     command = [sys.executable, "-m", "server.commands.serve", f"model={run}", "port=0", *settings]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -110,7 +111,7 @@ def running(run: Path, settings: list[str]) -> Iterator[Service]:
 
 
 async def bodies_of(address: str) -> list[bytes]:
-    """Return requests of one item each: the examples of the service."""
+    """Return requests of one item each, made from the examples of the service."""
     async with aiohttp.ClientSession(address) as session:
         async with session.get("examples") as answer:
             count = len(await answer.json())
@@ -124,7 +125,7 @@ async def bodies_of(address: str) -> list[bytes]:
 async def call(
     session: aiohttp.ClientSession, bodies: list[bytes], first: int, until: float, load: Load
 ) -> None:
-    """Ask, one request after the other."""
+    """Send one request after the other."""
     headers = {"Content-Type": "application/json"}
     turn = first
     while time.perf_counter() < until:
@@ -143,7 +144,7 @@ async def call(
 
 
 async def misbehave(session: aiohttp.ClientSession, until: float, load: Load) -> None:
-    """Send what must be refused, about ten times a second."""
+    """Send requests that must be refused, about ten per second."""
     turn = 0
     while time.perf_counter() < until:
         body, kind, status = BAD[turn % len(BAD)]
@@ -159,14 +160,14 @@ async def misbehave(session: aiohttp.ClientSession, until: float, load: Load) ->
 
 
 async def under_load(address: str, callers: int, seconds: float) -> tuple[Load, float]:
-    """Ask with some callers at a time; return what they met, and how long it took."""
+    """Run some callers at a time; return their load, and its duration in seconds."""
     bodies = await bodies_of(address)
     load = Load()
     async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0)) as session:
         await call(session, bodies, 0, time.perf_counter() + 1, Load())  # warm
         began = time.perf_counter()
         await asyncio.gather(
-            *(call(session, bodies, each, began + seconds, load) for each in range(callers))
+            *(call(session, bodies, first, began + seconds, load) for first in range(callers))
         )
         return load, time.perf_counter() - began
 
@@ -188,7 +189,7 @@ def table(service: Service, callers: list[int], seconds: float) -> None:
 
 
 async def soak(service: Service, minutes: float) -> None:
-    """Ask for long, well and badly, and tell the memory."""
+    """Send valid and invalid requests for long, and print the memory."""
     bodies = await bodies_of(service.address)
     good, bad = Load(), Load()
     began = time.perf_counter()
@@ -197,8 +198,8 @@ async def soak(service: Service, minutes: float) -> None:
         service.address, connector=aiohttp.TCPConnector(limit=0)
     ) as session:
         tasks = [
-            asyncio.create_task(call(session, bodies, each, until, good))
-            for each in range(SOAK_CALLERS)
+            asyncio.create_task(call(session, bodies, first, until, good))
+            for first in range(SOAK_CALLERS)
         ]
         tasks.append(asyncio.create_task(misbehave(session, until, bad)))
         print("   s   RSS MB   answered   refused   errors")
@@ -220,7 +221,7 @@ PIECES = (1 << 30) // len(PIECE) + 1
 
 
 async def polite(address: str, declared: bool) -> tuple[int, str]:
-    """Send a body of 1 GB until it is answered; return what was sent, and the answer."""
+    """Send a body of 1 GB until it is answered; return the bytes sent, and the answer."""
     sent = 0
 
     async def pieces() -> AsyncIterator[bytes]:
@@ -240,7 +241,7 @@ async def polite(address: str, declared: bool) -> tuple[int, str]:
 
 
 async def blind(address: str) -> tuple[int, str]:
-    """Send all of it, whatever is answered meanwhile, and then look."""
+    """Send all of it before reading the answer."""
     host, port = address.removeprefix("http://").rstrip("/").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
@@ -254,7 +255,7 @@ async def blind(address: str) -> tuple[int, str]:
 
 
 async def gigabyte(service: Service) -> None:
-    """Send a body of 1 GB in three ways, and tell what it took."""
+    """Send a body of 1 GB in three ways, and print time and memory."""
     ways = {
         "declared": polite(service.address, declared=True),
         "chunked": polite(service.address, declared=False),
@@ -280,7 +281,7 @@ def main() -> None:
     parser.add_argument("--callers", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--minutes", type=float, default=0)
     parser.add_argument("--gigabyte", action="store_true")
-    parser.add_argument("settings", nargs="*", help="of utmp-serve, such as max_batch=64")
+    parser.add_argument("settings", nargs="*", help="settings of utmp-serve, such as max_batch=64")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as folder:

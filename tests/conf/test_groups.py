@@ -221,7 +221,7 @@ def test_every_local_training_moves_every_weight(name: str) -> None:
     assert all(not torch.equal(weight, before[key]) for key, weight in model.named_parameters())
 
 
-#: Strategies without a federation; `server.reference` runs them.
+#: Strategies without a federation; `server.baselines` runs them.
 BOUNDS = {"local", "pooled", "centralised", "early_fusion", "cross_modal"}
 
 

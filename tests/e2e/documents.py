@@ -180,7 +180,8 @@ def _forked(name: str, arguments: list[str], errors: int) -> int:
 
 def serve_forks(path: str) -> None:
     """Load what the commands need, and fork for each that is asked for."""
-    for module in ("common.config", "server.app", "server.sequential", "server.prediction.files"):
+    loaded = ("common.config", "server.app", "server.runtimes.local", "server.prediction.files")
+    for module in loaded:
         importlib.import_module(module)
     mains = {
         f"utmp-{name}": importlib.import_module(f"server.commands.{name}").main for name in OWN

@@ -120,7 +120,7 @@ def check_files(folder: Path, broken: Path) -> None:
 
 
 def check_python(folder: Path) -> None:
-    (block,) = blocks("python")
+    (block,) = [each for each in blocks("python") if each.document == "README.md"]
     given = "import numpy as np\nwords, sounds = np.ones((7, 24)), np.ones((9, 12))\n"
     done = subprocess.run(
         [sys.executable, "-c", given + block.text],

@@ -1,4 +1,4 @@
-"""The page of `utmp-serve` in a browser: what one sees when modalities come and go."""
+"""The page of `utmp-serve` in a browser."""
 
 import json
 import os
@@ -67,7 +67,7 @@ def address(run: Path) -> Iterator[str]:
 
 
 def predicted(address: str, example: int, *modalities: str) -> dict[str, Any]:
-    """What the service predicts for one of its examples."""
+    """Ask the service about one of its examples."""
     item = httpx.get(f"{address}examples/{example}").json()["item"]
     body = {"items": [item], "modalities": list(modalities)}
     (record,) = httpx.post(f"{address}predict", json=body).json()["predictions"]
@@ -76,7 +76,7 @@ def predicted(address: str, example: int, *modalities: str) -> dict[str, Any]:
 
 
 def number(value: float) -> str:
-    """A number as the page writes it."""
+    """Format a number as the page does."""
     return f"{value:.2f}".replace("-", MINUS)
 
 
@@ -85,7 +85,7 @@ def row(page: "Page", box: str, key: str) -> "Locator":
 
 
 def shows(page: "Page", record: dict[str, Any]) -> None:
-    """Wait until the page shows a record, and see that it does so everywhere."""
+    """Wait until every part of the page shows a record."""
     from playwright.sync_api import expect
 
     said = page.get_by_role("status")
@@ -106,7 +106,7 @@ def shows(page: "Page", record: dict[str, Any]) -> None:
         assert float(width.rstrip("%") or 0) == pytest.approx(100 * weight, abs=0.01)
 
 
-def is_quiet(seen: Visit, address: str) -> None:
+def assert_quiet(seen: Visit, address: str) -> None:
     assert seen.complaints == []
     assert seen.hosts == {httpx.URL(address).netloc.decode()}
     assert seen.overflow == 0
@@ -122,7 +122,7 @@ def test_predictions_follow_the_switches(
     assert whole["std"] <= part["std"]
     with visit(browser, address, width, scheme) as seen:
         shows(seen.page, whole)
-        is_quiet(seen, address)
+        assert_quiet(seen, address)
         seen.page.get_by_role("switch", name="language").click()
         shows(seen.page, part)
         seen.page.get_by_role("switch", name="audio").click()
@@ -130,16 +130,13 @@ def test_predictions_follow_the_switches(
         seen.page.get_by_role("switch", name="language").click()
         seen.page.get_by_role("switch", name="audio").click()
         shows(seen.page, whole)
-        is_quiet(seen, address)
+        assert_quiet(seen, address)
         dark = seen.page.evaluate("getComputedStyle(document.body).backgroundColor")
         assert (dark == "rgb(20, 23, 28)") is (scheme == "dark")
 
 
-@pytest.mark.parametrize(("width", "scheme"), SCREENS)
-def test_the_list_of_what_is_answered(
-    browser: "Browser", address: str, width: int, scheme: str
-) -> None:
-    with visit(browser, f"{address}docs", width, scheme) as seen:
+def test_the_documentation_of_the_api(browser: "Browser", address: str) -> None:
+    with visit(browser, f"{address}docs", 390) as seen:
         headings = seen.page.get_by_role("heading", level=2)
         headings.first.wait_for()
         assert headings.all_inner_texts() == [
@@ -147,7 +144,7 @@ def test_the_list_of_what_is_answered(
             "GET /examples/{number}", "GET /metrics",
         ]  # fmt: skip
         assert '"language"?: [[number, …], …] | null' in seen.page.inner_text("main")
-        is_quiet(seen, address)
+        assert_quiet(seen, address)
         seen.page.get_by_role("link", name="Page").click()
         seen.page.get_by_role("switch", name="audio").wait_for()
 
@@ -163,7 +160,7 @@ def test_nothing_to_predict_from(browser: "Browser", address: str) -> None:
         switches.nth(1).click()
         shows(seen.page, predicted(address, 0, "audio"))
         assert alert.count() == 0
-        is_quiet(seen, address)
+        assert_quiet(seen, address)
 
 
 ASK = """async (fault) => {
@@ -181,10 +178,9 @@ ASK = """async (fault) => {
         ("SyntaxError", "Error: The answer of the service cannot be read."),
     ],
 )
-def test_an_answer_that_breaks_off_is_none(
+def test_an_answer_that_breaks_off(
     browser: "Browser", address: str, fault: str, raised: str
 ) -> None:
-    """A question may be withdrawn when its answer is half read."""
     with visit(browser, address) as seen:
         assert seen.page.evaluate(ASK, fault) == raised
 
@@ -209,7 +205,7 @@ def test_the_keyboard_is_enough(browser: "Browser", address: str) -> None:
         shows(seen.page, predicted(address, 1, "language", "audio"))
 
 
-def test_everything_is_named(browser: "Browser", address: str) -> None:
+def test_controls_have_labels_and_headings_have_levels(browser: "Browser", address: str) -> None:
     with visit(browser, address) as seen:
         seen.page.get_by_role("switch").first.wait_for()
         seen.page.locator("summary").click()
@@ -229,6 +225,8 @@ def test_everything_is_named(browser: "Browser", address: str) -> None:
 
 
 def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
+    from playwright.sync_api import expect
+
     item = httpx.get(f"{address}examples/2").json()["item"]
     with visit(browser, address, 390) as seen:
         page = seen.page
@@ -236,6 +234,7 @@ def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
         assert page.locator(".truth").count() == 1
         page.locator("summary").click()
         text = page.get_by_label("JSON, as /predict takes it")
+        expect(text).not_to_have_value("")  # it is written once the details are open
         shown = json.loads(text.input_value())
         assert shown == httpx.get(f"{address}examples/0").json()["item"]
         text.fill(json.dumps({"items": [{"vision": item["vision"], "audio": item["audio"]}]}))
@@ -248,7 +247,7 @@ def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
             ("[1]", "This is not an item: expected an object"),
             ('{"smell": [[1]]}', 'This is not an item: it has "smell"; expected only id, language'),
             ('{"id": "a"}', "This is not an item: it has none of language, audio, vision"),
-            ('{"audio": [[1]]}', "items[0].audio[0] is 1 wide; the model takes 12"),
+            ('{"audio": [[1]]}', "items[0].audio[0]: list should have at least 12 items"),
         ]:
             text.fill(wrong)
             page.wait_for_function(
@@ -256,7 +255,7 @@ def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
             )
             assert alert.is_visible()
         assert seen.overflow == 0
-        # The browser itself tells of the answer with status 422, and of nothing else.
+        # The browser reports the answer with status 422, and nothing else.
         assert len(seen.complaints) == 1 and "422" in seen.complaints[0]
 
 

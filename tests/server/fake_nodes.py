@@ -13,7 +13,7 @@ from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
 from common.task import Task
-from server.run.registry import Registry
+from server.roster.registry import Registry
 
 Answer = Callable[[Message], Message | None]
 

@@ -9,7 +9,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from common.config import PrepareConfig, compose, compose_config
 from server.app import prepare
 from server.preparation.preparation import prepare as prepare_shards
-from server.sequential import run_sequentially
+from server.runtimes.local import run_locally
 from tests.common.data.formats.writers import write_columns
 
 #: Of every run: small, short, and heard by nobody.
@@ -37,7 +37,7 @@ def train(folder: Path, *overrides: str) -> Path:
         for name in ("_run_id", "_node_id", "_task_id"):
             patch.setattr(TaskIdentity, name, 1)
         config = compose_config("config", [*SMALL, f"run_dir={folder}", *overrides])
-        run_sequentially(prepare(config, folder))
+        run_locally(prepare(config, folder))
     return folder
 
 

@@ -260,17 +260,17 @@ def test_a_run_that_goes_on_holds_its_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["local", "pooled", "centralised"])
-def test_a_bound_is_no_run_that_can_be_gone_on_with(tmp_path: Path, name: str) -> None:
+def test_a_baseline_is_no_run_that_can_be_gone_on_with(tmp_path: Path, name: str) -> None:
     written(tmp_path, tiny(*ONE, f"strategy={name}", "run_dir=x"))
     line = refused(tmp_path)
-    assert line.startswith(f"strategy={name} is a bound that one machine trains")
+    assert line.startswith(f"strategy={name} is a baseline that one machine trains")
     check_federated(tiny())
 
 
 # The command --------------------------------------------------------------------------------------
 
 LOADS = """
-import server.sequential
+import server.runtimes.local
 from server.commands.train import main
 """
 

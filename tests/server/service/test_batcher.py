@@ -1,4 +1,4 @@
-"""Who waits with whom, for how long, and what becomes of those who fail or leave."""
+"""Which requests go through the model together, and what happens when one fails or leaves."""
 
 import asyncio
 import threading
@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fastapi import HTTPException
 
 from common.data.dataset import Sequences
 from server.service.batcher import PAIRS, Batcher, Record
-from server.service.refusal import RefusedError
 from server.service.requests import Question
 
 
@@ -24,25 +24,21 @@ def question(*values: float, name: str = "audio", steps: int = 1) -> Question:
 
 
 class Model:
-    """Answers each item with its numbers; keeps the batches that it was given.
-
-    While it is closed it keeps whoever asks waiting.
-    """
+    """Answers an item with its sums, and records batches; blocks while it is closed."""
 
     def __init__(self) -> None:
         self.batches: list[list[str]] = []
-        self.threads: set[str] = set()
         self.open = threading.Event()
         self.open.set()
 
     def __call__(self, asked: Question) -> Sequence[Record]:
         self.batches.append(list(asked.ids))
-        self.threads.add(threading.current_thread().name)
+        assert threading.current_thread().name == "predict_0"
         assert self.open.wait(10)
         if "13.0" in asked.ids:
             raise ValueError("13")
         return [
-            {name: each[number].sum().item() for name, each in asked.items.items()}
+            {name: part[number].sum().item() for name, part in asked.items.items()}
             for number in range(len(asked))
         ]
 
@@ -54,18 +50,18 @@ class Model:
 def run(
     model: Model, play: Callable[[Batcher], Awaitable[Any]], **settings: Any
 ) -> list[tuple[int, float]]:
-    """Play with a batcher; return what it told of its batches."""
-    told: list[tuple[int, float]] = []
+    """Play with a batcher; return what it observed."""
+    observed: list[tuple[int, float]] = []
 
     async def whole() -> None:
         given = {"max_batch": 4, "max_wait": 0.0, "max_queue": 100} | settings
-        batcher = Batcher(model, observe=lambda *each: told.append(each), **given)
+        batcher = Batcher(model, observe=lambda *batch: observed.append(batch), **given)
         async with batcher:
             await asyncio.wait_for(play(batcher), 20)
         assert batcher.held == 0
 
     asyncio.run(whole())
-    return told
+    return observed
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -73,46 +69,48 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def test_each_gets_its_own_answer_in_order() -> None:
+async def occupied(model: Model, batcher: Batcher) -> asyncio.Task[list[Record]]:
+    """Have the closed model work on a question, so that what is asked next has to wait."""
+    model.open.clear()
+    task = asyncio.create_task(batcher.ask(question(0)))
+    await until(lambda: model.sizes[-1:] == [1])
+    return task
+
+
+def test_answers_are_in_order() -> None:
     model = Model()
 
     async def play(batcher: Batcher) -> None:
-        asked = [
-            question(*(10 * caller + each for each in range(caller + 1))) for caller in range(7)
-        ]
+        asked = [question(*(10 * caller + n for n in range(caller + 1))) for caller in range(7)]
         answers = await asyncio.gather(*map(batcher.ask, asked))
         for caller, answer in enumerate(answers):
-            assert answer == [{"audio": 10 * caller + each} for each in range(caller + 1)]
+            assert answer == [{"audio": 10 * caller + n} for n in range(caller + 1)]
 
-    told = run(model, play)
-    assert [items for items, _ in told] == model.sizes
+    observed = run(model, play)
+    assert [items for items, _ in observed] == model.sizes
     assert sum(model.sizes) == 28 and max(model.sizes) <= 4
-    assert all(seconds >= 0 for _, seconds in told)
-    assert model.threads == {"predict_0"}
+    assert all(seconds >= 0 for _, seconds in observed)
 
 
-def test_modalities_of_one_are_lacking_for_the_other() -> None:
+def test_items_lack_modalities_that_only_other_requests_have() -> None:
     model = Model()
 
     async def play(batcher: Batcher) -> None:
-        model.open.clear()
-        tasks = [asyncio.create_task(batcher.ask(question(1)))]
-        await until(lambda: model.sizes == [1])
-        tasks += [
-            asyncio.create_task(batcher.ask(question(2, 3))),
-            asyncio.create_task(batcher.ask(question(5, name="vision"))),
-        ]
+        first = await occupied(model, batcher)
+        both = asyncio.gather(batcher.ask(question(2, 3)), batcher.ask(question(5, name="vision")))
         await until(lambda: batcher.held == 4)
         model.open.set()
-        assert await tasks[1] == [{"audio": 2, "vision": 0}, {"audio": 3, "vision": 0}]
-        assert await tasks[2] == [{"audio": 0, "vision": 5}]
-        await tasks[0]
+        assert await both == [
+            [{"audio": 2, "vision": 0}, {"audio": 3, "vision": 0}],
+            [{"audio": 0, "vision": 5}],
+        ]
+        await first
 
     run(model, play)
     assert model.sizes == [1, 3]
 
 
-def test_many_items_give_way() -> None:
+def test_a_request_of_many_items_gives_way() -> None:
     model = Model()
 
     async def play(batcher: Batcher) -> None:
@@ -124,59 +122,38 @@ def test_many_items_give_way() -> None:
         model.open.set()
         assert await short == [{"audio": 50}]
         assert not long.done()
-        assert await long == [{"audio": each} for each in range(10)]
+        assert await long == [{"audio": n} for n in range(10)]
 
     run(model, play)
-    # The short one goes with what the long one still has, and before the rest of it.
-    assert model.batches[1] == ["50", "4", "5", "6"]
-    assert model.sizes == [4, 4, 3]
+    assert model.batches[1] == ["50"]
 
 
-def test_who_is_alone_does_not_wait() -> None:
+@pytest.mark.parametrize("others", [0, 1, 3])
+def test_a_batch_waits_only_if_others_are_likely_and_it_is_not_full(others: int) -> None:
+    """Others are likely where the batch before joined several; three of them fill the batch."""
+    model = Model()
+
     async def play(batcher: Batcher) -> None:
+        first = await occupied(model, batcher)
+        waiting = [asyncio.create_task(batcher.ask(question(n))) for n in range(others)]
+        await until(lambda: batcher.held == 1 + others)
+        model.open.set()
+        await asyncio.gather(first, *waiting)
         began = time.monotonic()
-        await batcher.ask(question(1))
+        await asyncio.gather(*(batcher.ask(question(n)) for n in range(max(1, others))))
+        took = time.monotonic() - began
+        assert took >= 0.2 if others == 3 else took < 0.2
+
+    run(model, play, max_wait=0.2)
+    full = Model()
+
+    async def fill(batcher: Batcher) -> None:
+        began = time.monotonic()
+        for _ in range(3):
+            await asyncio.gather(*(batcher.ask(question(n)) for n in range(4)))
         assert time.monotonic() - began < 5
 
-    run(Model(), play, max_wait=10.0)
-
-
-def test_who_is_not_alone_waits_for_what_was_announced() -> None:
-    model = Model()
-
-    async def play(batcher: Batcher) -> None:
-        with batcher.announced():
-            first = asyncio.create_task(batcher.ask(question(1)))
-            await asyncio.sleep(0.05)
-            assert model.batches == []
-            second = asyncio.create_task(batcher.ask(question(2)))
-            await asyncio.sleep(0)
-        await asyncio.gather(first, second)
-
-    run(model, play, max_wait=10.0)
-    assert model.sizes == [2]
-
-
-def test_nobody_waits_for_longer_than_may_be() -> None:
-    model = Model()
-
-    async def play(batcher: Batcher) -> None:
-        with batcher.announced():
-            began = time.monotonic()
-            await batcher.ask(question(1))
-            assert 0.05 <= time.monotonic() - began < 5
-
-    run(model, play, max_wait=0.05)
-
-
-def test_a_full_batch_does_not_wait() -> None:
-    async def play(batcher: Batcher) -> None:
-        with batcher.announced():
-            began = time.monotonic()
-            await asyncio.gather(*(batcher.ask(question(each)) for each in range(4)))
-            assert time.monotonic() - began < 5
-
-    run(Model(), play, max_wait=10.0)
+    run(full, fill, max_wait=10.0)
 
 
 def test_long_items_go_in_smaller_batches() -> None:
@@ -185,23 +162,24 @@ def test_long_items_go_in_smaller_batches() -> None:
 
     async def play(batcher: Batcher) -> None:
         answer = await batcher.ask(question(1, 2, 3, steps=steps))
-        assert [round(each["audio"] / steps) for each in answer] == [1, 2, 3]
+        assert [round(record["audio"] / steps) for record in answer] == [1, 2, 3]
         await batcher.ask(question(1, 2, 3, steps=2 * steps))
+        await asyncio.gather(*(batcher.ask(question(n, steps=steps)) for n in range(3)))
 
     run(model, play)
-    assert model.sizes == [2, 1, 1, 1, 1]
+    assert model.sizes == [2, 1, 1, 1, 1, 2, 1]
 
 
-def test_the_line_is_bounded() -> None:
+def test_the_queue_is_bounded() -> None:
     model = Model()
 
     async def play(batcher: Batcher) -> None:
         model.open.clear()
         asked = asyncio.create_task(batcher.ask(question(1, 2, 3)))
         await until(lambda: model.sizes == [3])
-        with pytest.raises(RefusedError, match="3 items are waiting, and 5 may") as raised:
+        with pytest.raises(HTTPException, match="3 items are waiting, of at most 5") as raised:
             await batcher.ask(question(1, 2, 3))
-        assert (raised.value.status, raised.value.headers) == (503, {"Retry-After": "1"})
+        assert (raised.value.status_code, raised.value.headers) == (503, {"Retry-After": "1"})
         more = asyncio.create_task(batcher.ask(question(4, 5)))
         await until(lambda: batcher.held == 5)
         model.open.set()
@@ -211,13 +189,11 @@ def test_the_line_is_bounded() -> None:
     run(model, play, max_queue=5)
 
 
-def test_who_leaves_the_line_is_not_predicted() -> None:
+def test_cancelled_requests_are_not_predicted() -> None:
     model = Model()
 
     async def play(batcher: Batcher) -> None:
-        model.open.clear()
-        running = asyncio.create_task(batcher.ask(question(1)))
-        await until(lambda: model.sizes == [1])
+        running = await occupied(model, batcher)
         gone = asyncio.create_task(batcher.ask(question(2)))
         stays = asyncio.create_task(batcher.ask(question(3)))
         await until(lambda: batcher.held == 3)
@@ -228,41 +204,38 @@ def test_who_leaves_the_line_is_not_predicted() -> None:
         assert await stays == [{"audio": 3}]
 
     run(model, play)
-    assert model.batches == [["1"], ["3"]]
+    assert model.batches == [["0"], ["3"]]
 
 
-def test_one_that_fails_does_not_fail_the_others(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_request_that_fails_does_not_fail_the_others(caplog: pytest.LogCaptureFixture) -> None:
     model = Model()
 
     async def play(batcher: Batcher) -> None:
-        with batcher.announced():
-            asked = [batcher.ask(question(each)) for each in (12.0, 13.0, 14.0)]
-            answers = await asyncio.gather(*asked, return_exceptions=True)
+        asked = [batcher.ask(question(value)) for value in (12.0, 13.0, 14.0)]
+        answers = await asyncio.gather(*asked, return_exceptions=True)
         assert answers[0] == [{"audio": 12}] and answers[2] == [{"audio": 14}]
-        assert isinstance(answers[1], RefusedError) and answers[1].status == 500
+        assert isinstance(answers[1], HTTPException) and answers[1].status_code == 500
         assert await batcher.ask(question(1)) == [{"audio": 1}]
 
-    run(model, play, max_wait=0.05)
+    run(model, play)
     assert model.sizes == [3, 1, 1, 1, 1]
-    assert [record.message for record in caplog.records] == ["the model failed"]
+    (record,) = caplog.records
+    assert record.message == "the model failed" and "ValueError: 13" in (record.exc_text or "")
 
 
-def test_what_still_waits_at_the_end_is_given_up() -> None:
+def test_waiting_requests_are_cancelled_at_the_end() -> None:
     model = Model()
-
-    async def play(batcher: Batcher) -> None:
-        model.open.clear()
-        tasks = [asyncio.create_task(batcher.ask(question(each))) for each in range(8)]
-        await until(lambda: batcher.held == 8)
-        model.open.set()
-        await batcher.__aexit__()
-        done = await asyncio.gather(*tasks, return_exceptions=True)
-        assert any(isinstance(each, asyncio.CancelledError) for each in done)
 
     async def whole() -> None:
         batcher = Batcher(model, 4, 0.0, 100)
         await batcher.__aenter__()
-        await play(batcher)
+        model.open.clear()
+        tasks = [asyncio.create_task(batcher.ask(question(n))) for n in range(8)]
+        await until(lambda: batcher.held == 8)
+        threading.Timer(0.1, model.open.set).start()
+        await batcher.__aexit__()
+        await asyncio.wait(tasks, timeout=10)
+        assert all(task.cancelled() for task in tasks)
         assert batcher.held == 0
 
     asyncio.run(whole())

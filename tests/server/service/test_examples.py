@@ -120,7 +120,7 @@ def test_none() -> None:
 @pytest.mark.parametrize(
     ("changes", "task", "message"),
     [
-        ({}, Task.classification, "labels are of classification, and the model predicts regressi"),
+        ({}, Task.classification, "labels are for classification, and the model predicts regress"),
         ({"sequences": {"smell": sequences(6, (2,))}}, Task.regression, "holds none of language"),
         ({"sequences": {"audio": sequences(6, (5,))}}, Task.regression, "audio is 5 wide, and the"),
     ],

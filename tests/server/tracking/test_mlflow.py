@@ -13,11 +13,11 @@ from tiny_runs import left_in, tiny
 
 from common.config import Config
 from server.app import prepare
+from server.baselines.baseline import run_baseline
 from server.prediction.predictor import Predictor
-from server.reference import run_reference
-from server.run.federation import Run
 from server.run.folder import flat_settings, read_settings
 from server.run.interruption import InterruptedRunError
+from server.run.run import Run
 from server.tracking.figures import round_figures, summary_figures
 
 ONE = ("clients.default=1", "strategy=fedavg", "tracking=mlflow")
@@ -223,7 +223,7 @@ def test_it_says_how_a_run_ended(
 
 def test_a_bound_is_tracked_too(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run_reference(begin(place, folder, "strategy=local", "rounds=1"))
+    run_baseline(begin(place, folder, "strategy=local", "rounds=1"))
     run = run_of(place, folder)
     assert told(place, folder) == expected(folder)
     assert run.outputs.model_outputs == []

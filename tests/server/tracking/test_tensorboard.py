@@ -12,7 +12,7 @@ from broken_runs import BreakError, execute, files
 from tiny_runs import left_in, tiny
 
 from server.app import prepare
-from server.run.federation import Run
+from server.run.run import Run
 from server.tracking.figures import round_figures, summary_figures
 
 pytestmark = pytest.mark.usefixtures("in_a_task")

@@ -1,0 +1,107 @@
+"""The answers of the service, as `/openapi.json` describes them."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+Label = float | str | list[str]
+
+
+class ErrorAnswer(BaseModel):
+    """Why there is no other answer."""
+
+    error: str = Field(description="One line: what is wrong, and what was expected.")
+
+
+class HealthAnswer(BaseModel):
+    """The service is running."""
+
+    status: str
+
+
+class _Outcome(BaseModel):
+    prediction: Label
+    seven_class: int | None = None
+    sign: str | None = None
+    probabilities: dict[str, float] | None = None
+
+
+class ModalityRecord(_Outcome):
+    """The prediction from one modality of an item alone, and its share in the joint one."""
+
+    weight: float
+
+
+class ItemRecord(_Outcome):
+    """The prediction for an item: numbers with a deviation, classes with probabilities."""
+
+    id: str
+    std: float | None = None
+    modalities: dict[str, ModalityRecord]
+
+
+class ModelName(BaseModel):
+    """Which model answered."""
+
+    name: str
+    sha256: str
+
+
+class PredictAnswer(BaseModel):
+    """Predictions, in the order of the items."""
+
+    predictions: list[ItemRecord]
+    model: ModelName
+
+
+class ModalityAnswer(BaseModel):
+    """The feature width and the largest number of steps of a modality; null: any number."""
+
+    width: int
+    steps: int | None
+
+
+class ModelAnswer(ModelName):
+    """The inputs and outputs of the model, its fusion of modalities, and limits of a request."""
+
+    task: str
+    labels: list[str]
+    features: dict[str, ModalityAnswer]
+    max_seq_len: int | None = Field(description="Only this many last steps are used.")
+    scale: list[float] | None = Field(description="Approximate range of predicted numbers.")
+    fusion: dict[str, Any]
+    training: dict[str, Any]
+    limits: dict[str, int]
+
+
+class ExampleName(BaseModel):
+    """An item that can be picked."""
+
+    id: str
+    label: Label
+    modalities: list[str]
+
+
+class ExampleAnswer(BaseModel):
+    """An item, in the form of a request, and its true label."""
+
+    label: Label
+    item: dict[str, Any]
+
+
+_REASONS = {
+    400: "The body is not JSON.",
+    401: "The token is missing or wrong.",
+    404: "There is no such example.",
+    408: "The body took too long.",
+    413: "The body is too large, or has too many items.",
+    415: "The Content-Type is not JSON, or the body is compressed.",
+    422: "The request does not fit the model.",
+    500: "The model failed.",
+    503: "Too much is waiting; try again after Retry-After seconds.",
+}
+
+
+def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """Describe answers that are errors, by their status."""
+    return {status: {"model": ErrorAnswer, "description": _REASONS[status]} for status in statuses}
