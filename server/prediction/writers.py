@@ -73,9 +73,7 @@ def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Write]:
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"out={path} cannot be written: an id or a name is not text"
-        ) from error
+        raise UserError(f"out={path} cannot be written: an id or a name is not text") from error
 
 
 def columns(
