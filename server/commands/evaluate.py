@@ -10,15 +10,15 @@ from server.commands.command import hydra_command
 def main(config: EvaluateConfig) -> None:
     """Evaluate."""
     # Imported here, so that --help and a mistyped setting answer at once.
+    from server.prediction.console import show_evaluation
     from server.prediction.evaluation import evaluate_model, write_evaluation
-    from server.prediction.evaluation_console import EvaluationConsole
+    from server.terminal import Terminal
 
-    evaluation = evaluate_model(config)
-    console = EvaluationConsole()
-    console.show(evaluation)
+    evaluation, terminal = evaluate_model(config), Terminal()
+    show_evaluation(terminal, evaluation)
     if config.out is not None:
         write_evaluation(evaluation, Path(config.out))
-        console.tell(f"evaluation: {config.out}")
+        terminal.tell(f"evaluation: {config.out}")
 
 
 if __name__ == "__main__":

@@ -8,10 +8,10 @@ from server.commands.command import hydra_command
 def main(config: PredictConfig) -> None:
     """Predict."""
     # Imported here, so that --help and a mistyped setting answer at once.
-    from server.prediction.console import PredictConsole
     from server.prediction.files import predict_file
+    from server.terminal import Terminal
 
-    predict_file(config, PredictConsole())
+    predict_file(config, Terminal())
 
 
 if __name__ == "__main__":

@@ -13,24 +13,18 @@ from common.data.item_stream import Items, ItemStream, open_items
 from common.data.source import ReadSettings
 from common.errors import UserError
 from common.task import Task
-from server.prediction.console import PredictConsole
+from server.prediction.console import progress, show_input, show_predicted
 from server.prediction.input_settings import device_named, input_settings, paths_named
 from server.prediction.predictor import Predictions, Predictor
 from server.prediction.writers import check_place, prediction_file
+from server.terminal import Terminal
 
 #: Items that are read together.
 PART = 512
 
 
-def predict_file(config: PredictConfig, console: PredictConsole) -> None:
+def predict_file(config: PredictConfig, terminal: Terminal) -> None:
     """Predict all items of an input.
-
-    Parameters
-    ----------
-    config
-        With what, from where, to where.
-    console
-        Follows the progress.
 
     Raises
     ------
@@ -46,22 +40,21 @@ def predict_file(config: PredictConfig, console: PredictConsole) -> None:
     settings = input_settings(config, predictor, predicting=True)
     stream = open_items(paths, config.format, settings)
     labels = label_names(config.labels, stream, predictor)
-    console.model(predictor, config.model)
-    console.source(stream)
+    show_input(terminal, predictor, config.model, stream)
     modalities, not_finite = Counter[str](), Counter[str]()
-    with prediction_file(out, labels) as write, console:
+    with prediction_file(out, labels) as write, progress(terminal, stream.count) as advance:
         for part in stream.parts(max(PART, config.batch_size)):
             predictions = _predict(predictor, part, settings, config.batch_size)
             write(part.ids, predictions)
             modalities += _modalities(predictions)
             for name, sequences in part.sequences.items():
                 not_finite[name] += sequences.not_finite()
-            console.advance(len(part.ids))
-    console.predicted(modalities, not_finite, config.out)
+            advance(len(part.ids))
+    show_predicted(terminal, modalities, not_finite, config.out)
 
 
 def label_names(given: list[str], stream: ItemStream, predictor: Predictor) -> tuple[str, ...]:
-    """Return what classes or labels are called; nothing where nobody says.
+    """Return the names of the classes or labels; empty if they have none.
 
     Raises
     ------
@@ -73,14 +66,14 @@ def label_names(given: list[str], stream: ItemStream, predictor: Predictor) -> t
         raise UserError(f"labels={given}: the model predicts numbers, which have no names")
     if given and not outputs == len(given) == len(set(given)):
         raise UserError(f"labels={given}: expected {outputs} different names, one for each output")
-    told = stream.label_names if len(set(stream.label_names)) == outputs else ()
-    return tuple(given) or predictor.label_names or told
+    names = stream.label_names if len(set(stream.label_names)) == outputs else ()
+    return tuple(given) or predictor.label_names or names
 
 
 def _predict(
     predictor: Predictor, part: Items, settings: ReadSettings, batch_size: int
 ) -> Predictions:
-    """Predict a part; every modality gets its columns, also where no item has it."""
+    """Predict a part; a modality that no item has still gets its columns."""
     lacking = np.zeros(len(part.ids), dtype=np.int64)
     items: Mapping[str, Sequences] = {
         name: part.sequences[name]
@@ -100,7 +93,7 @@ def _modalities(predictions: Predictions) -> Counter[str]:
     patterns, numbers = np.unique(used, axis=1, return_counts=True)
     return Counter(
         {
-            "+".join(name for name, there in zip(names, pattern, strict=True) if there): number
+            "+".join(name for name, has_it in zip(names, pattern, strict=True) if has_it): number
             for pattern, number in zip(patterns.T, numbers.tolist(), strict=True)
         }
     )

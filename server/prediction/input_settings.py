@@ -1,4 +1,4 @@
-"""How an input is read for a trained model: as the run read its data, where nobody says how."""
+"""How an input is read for a trained model: by default as the run read its data."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -22,16 +22,7 @@ class InputConfig(Protocol):
 
 
 def input_settings(config: InputConfig, predictor: Predictor, **others: Any) -> ReadSettings:
-    """Return how an input is read.
-
-    Parameters
-    ----------
-    config
-        What the user says.
-    predictor
-        Decides about modalities, and which of them are tabular.
-    others
-        Further settings of `ReadSettings`.
+    """Return how an input is read for a predictor, with further settings of `ReadSettings`.
 
     Raises
     ------
@@ -46,7 +37,7 @@ def input_settings(config: InputConfig, predictor: Predictor, **others: Any) -> 
     context = number_in(trained, "context") or 0 if config.context is None else config.context
     return ReadSettings(
         modalities=names,
-        # Groups are asked for where context is, and for nothing else here.
+        # Groups matter only where an item takes context from its neighbours.
         group=(config.group or trained.get("group")) if context else None,
         context=context,
         tabular=tuple(name for name in names if len(predictor.features[name]) == 2),
@@ -67,13 +58,7 @@ def check_modalities(setting: str, names: Iterable[str], predictor: Predictor) -
 
 
 def paths_named(setting: str, given: object) -> list[Path]:
-    """Return the paths that a setting names, one or several.
-
-    Raises
-    ------
-    UserError
-        If it names none.
-    """
+    """Return the path or paths that a setting names; raise `UserError` if it names none."""
     listed = given if isinstance(given, list) else [given]
     paths = [Path(path) for path in listed if isinstance(path, str) and path]
     if not paths or len(paths) < len(listed):
@@ -82,12 +67,12 @@ def paths_named(setting: str, given: object) -> list[Path]:
 
 
 def device_named(name: str) -> str:
-    """Return a device that is there; ``auto`` takes CUDA where there is one.
+    """Return a device that works; ``auto`` takes CUDA if there is one.
 
     Raises
     ------
     UserError
-        If torch does not know it, or it is not there.
+        If torch does not know it, or the machine does not have it.
     """
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"

@@ -20,26 +20,19 @@ Record = dict[str, Any]
 def records(
     ids: Sequence[str], predictions: Predictions, labels: Sequence[str] = ()
 ) -> list[Record]:
-    """Return a plain object for each item, ready for JSON; what is not known is None.
+    """Return a plain object for each of N items, ready for JSON; unknown values are None.
 
-    Parameters
-    ----------
-    ids
-        N names.
-    predictions
-        Their predictions.
-    labels
-        Names of the K classes or labels; by default their numbers.
+    The labels are the names of the K classes or labels, by default their numbers.
     """
     names = list(labels) or [str(number) for number in range(predictions.values[:1].size)]
     return [
         {
             "id": name,
-            **_said(predictions.task, predictions.values[item], names),
+            **_outcome(predictions.task, predictions.values[item], names),
             **({} if predictions.std is None else {"std": _plain(predictions.std[item])}),
             "modalities": {
                 modality: {
-                    **_said(predictions.task, alone[item], names),
+                    **_outcome(predictions.task, alone[item], names),
                     "weight": _plain(predictions.weights[modality][item]),
                 }
                 for modality, alone in predictions.alone.items()
@@ -60,7 +53,7 @@ def sign(value: float) -> str:
     return "positive" if value >= 0 else "negative"
 
 
-def _said(task: Task, values: NDArray[np.float32], names: Sequence[str]) -> Record:
+def _outcome(task: Task, values: NDArray[np.float32], names: Sequence[str]) -> Record:
     missing = not np.isfinite(values).all()
     if task is Task.regression:
         number = float(values)
@@ -71,10 +64,10 @@ def _said(task: Task, values: NDArray[np.float32], names: Sequence[str]) -> Reco
         }
     if missing:
         return {"prediction": None, "probabilities": None}
-    probabilities = {name: float(each) for name, each in zip(names, values, strict=True)}
+    probabilities = {name: float(value) for name, value in zip(names, values, strict=True)}
     if task is Task.classification:
         return {"prediction": names[int(values.argmax())], "probabilities": probabilities}
-    chosen = [name for name, each in probabilities.items() if each >= 0.5]
+    chosen = [name for name, value in probabilities.items() if value >= 0.5]
     return {"prediction": chosen, "probabilities": probabilities}
 
 

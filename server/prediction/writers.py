@@ -1,4 +1,4 @@
-"""Files of predictions: CSV, JSON, JSON lines, Parquet; each written as it comes.
+"""Files of predictions: CSV, JSON, JSON lines, Parquet, written part by part.
 
 CSV and Parquet have a column for everything: ``id``, ``prediction``, ``std``, ``seven_class`` and
 ``sign`` of a number, or ``prediction`` and ``probability_CLASS`` of classes and labels, of which
@@ -34,12 +34,12 @@ Write = Callable[[NDArray[np.str_], Predictions], None]
 
 
 def check_place(path: Path, overwrite: bool) -> None:
-    """Check that a file can be written, before there is anything to write.
+    """Check early that a file can be written.
 
     Raises
     ------
     UserError
-        If it is there already, has no folder, or needs a library that is not there.
+        If it exists, its folder does not, or it needs a library that is not installed.
     """
     if path.is_dir():
         raise UserError(f"out={path} is a folder; expected a file")
@@ -73,22 +73,15 @@ def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Write]:
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
-        raise UserError(f"out={path} cannot be written: an id or a name is no text") from error
+        raise UserError(f"out={path} cannot be written: an id or a name is not text") from error
 
 
 def columns(
     ids: NDArray[np.str_], predictions: Predictions, labels: Sequence[str] = ()
 ) -> dict[str, Column]:
-    """Return predictions as columns of plain values; None is what is not known.
+    """Return predictions of N items as columns of plain values; unknown ones are None.
 
-    Parameters
-    ----------
-    ids
-        (N,).
-    predictions
-        Of N items.
-    labels
-        Names of the K classes or labels; by default their numbers.
+    The labels are the names of the K classes or labels, by default their numbers.
     """
     table: dict[str, Column] = {"id": ids.tolist()}
     table |= _values(predictions.task, predictions.values, labels, "")
@@ -96,8 +89,8 @@ def columns(
         table["std"] = _plain(predictions.std)
     if predictions.task is Task.regression:
         numbers = table["prediction"]
-        table["seven_class"] = [None if each is None else seven_class(each) for each in numbers]
-        table["sign"] = [None if each is None else sign(each) for each in numbers]
+        table["seven_class"] = [None if value is None else seven_class(value) for value in numbers]
+        table["sign"] = [None if value is None else sign(value) for value in numbers]
     for modality, alone in predictions.alone.items():
         table |= _values(predictions.task, alone, labels, f"_{modality}")
         table[f"weight_{modality}"] = _plain(predictions.weights[modality])
@@ -109,21 +102,21 @@ def _values(task: Task, values: Floats, labels: Sequence[str], suffix: str) -> d
         return {f"prediction{suffix}": _plain(values)}
     names = list(labels) or [str(number) for number in range(values.shape[1])]
     known = [all(row) for row in np.isfinite(values).tolist()]
-    said: Column
+    chosen: Column
     if task is Task.classification:
-        said = [
+        chosen = [
             names[best] if there else None
             for best, there in zip(np.nan_to_num(values).argmax(axis=1), known, strict=True)
         ]
     else:
-        said = [
-            ";".join(name for name, each in zip(names, row, strict=True) if each >= 0.5)
+        chosen = [
+            ";".join(name for name, value in zip(names, row, strict=True) if value >= 0.5)
             if there
             else None
             for row, there in zip(values.tolist(), known, strict=True)
         ]
     return {
-        f"prediction{suffix}": said,
+        f"prediction{suffix}": chosen,
         **{
             f"probability{suffix}_{name}": _plain(values[:, number])
             for number, name in enumerate(names)
@@ -136,7 +129,7 @@ def _plain(values: Floats) -> Column:
     finite = np.isfinite(values)
     if finite.all():
         return numbers
-    return [each if known else None for each, known in zip(numbers, finite.tolist(), strict=True)]
+    return [value if known else None for value, known in zip(numbers, finite.tolist(), strict=True)]
 
 
 @contextmanager
@@ -151,7 +144,7 @@ def _csv(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
                 writer.writerow(table)
                 begun = True
             writer.writerows(
-                # A float32 in the digits that tell it from its neighbours.
+                # Nine digits identify a float32.
                 [f"{value:.9g}" if isinstance(value, float) else value for value in row]
                 for row in zip(*table.values(), strict=True)
             )

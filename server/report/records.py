@@ -1,6 +1,7 @@
 """The rounds of a run, read line by line from its folder, so that a long run fits in memory.
 
-Older versions recorded less. What a run did not record is left out, never made up.
+Not as `server.records.RoundRecord`: runs of other versions have fewer or further keys, and still
+have a report. What a run did not record is left out, never made up.
 """
 
 import json

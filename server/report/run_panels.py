@@ -188,7 +188,7 @@ def _seconds_rows(details: Details, names: Sequence[str]) -> list[tuple[str, ...
     ]
 
 
-# Posterior widths, see `server.aggregation.widths` ----------------------------------------------
+# Posterior widths, see `server.aggregation.posterior_std` -----------------------------------------
 
 
 def _widths(anchor: str, details: Details, pens: Pens) -> Iterator[Panel]:

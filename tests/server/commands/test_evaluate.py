@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "server.commands.evaluate"]
 LOADS = """
 import torch
 torch.set_num_threads(1)
-import server.prediction.evaluation, server.prediction.evaluation_console
+import server.prediction.evaluation, server.prediction.console
 from server.commands.evaluate import main
 """
 

@@ -157,7 +157,7 @@ def test_a_shard(loaded: Run, model: Path, tmp_path: Path) -> None:
         "1 items from language+audio",
         "1 items from language+audio+vision",
         "1 items from vision",
-        "warning: 1 items have no modality: nothing is predicted of them",
+        "warning: 1 items have no modality: they get no prediction",
         "predictions: predictions.csv",
     ]
     assert sorted(each.name for each in tmp_path.iterdir()) == [
@@ -265,7 +265,7 @@ def test_values_that_are_not_finite(loaded: Run, model: Path, tmp_path: Path) ->
     audio[0, 1], audio[1, 2, 0] = np.nan, np.inf
     np.savez(tmp_path / "a.npz", audio=audio)
     shown = loaded("model=run", "input=a.npz").shown
-    assert "warning: 4 values of audio are not finite, and count as the mean\n" in shown
+    assert "warning: 4 values of audio are not finite and count as the mean\n" in shown
 
 
 def test_what_was_cleaned(loaded: Run, model: Path, tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from rich.console import Console
 from common.data.dataset import MultimodalDataset
 from common.task import Task
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
+from server.prediction.console import show_evaluation
 from server.prediction.evaluation import Evaluation
-from server.prediction.evaluation_console import EvaluationConsole
+from server.terminal import Terminal
 
 COUNT = 12
 
@@ -42,7 +43,7 @@ def shown(found: Evaluation, width: int | None = None) -> str:
     stream = io.StringIO()
     terminal = width is not None
     console = Console(file=stream, force_terminal=terminal, width=width, color_system=None)
-    EvaluationConsole(console).show(found)
+    show_evaluation(Terminal(console), found)
     return stream.getvalue()
 
 

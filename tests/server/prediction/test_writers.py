@@ -403,7 +403,7 @@ def test_an_id_that_is_no_text(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(UserError) as caught:
         write(tmp_path / f"a{suffix}", predictions(Task.regression, 1), np.array(["\ud800"]))
     path = tmp_path / f"a{suffix}"
-    assert str(caught.value) == f"out={path} cannot be written: an id or a name is no text"
+    assert str(caught.value) == f"out={path} cannot be written: an id or a name is not text"
     assert list(tmp_path.iterdir()) == []
 
 
