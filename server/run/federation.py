@@ -42,7 +42,7 @@ from server.run.registry import Registry
 from server.run.resume import MisfitError, check_fits, plain_settings
 from server.run.round_report import RoundReport
 from server.strategy import HierarchicalAggregation, from_record, to_record
-from server.tracking.tracker import Tracking, no_tracking
+from server.tracking.tracker import Tracking
 
 T = TypeVar("T")
 
@@ -75,7 +75,7 @@ class Run:
     checkpoint: Checkpoint | None = None
     records: list[dict[str, Any]] = field(default_factory=list)
     check: Callable[[], None] = lambda: None
-    tracking: Tracking = field(default_factory=no_tracking)
+    tracking: Tracking = field(default_factory=Tracking)
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
