@@ -14,14 +14,13 @@ from client.privacy import protect
 from client.trainer import (
     RoundOptions,
     Trained,
-    choose_device,
     read_moments,
     train,
     validation_outputs,
 )
 from common.config import Config, Standardisation, config_of_run
 from common.data.federation import ClientData, count_outputs
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import Downlink, NodeDescription, Uplink
 from common.model.evidence import agreement, evidence
@@ -40,6 +39,7 @@ from common.seeding import derive_seed
 from common.structures import decoder_structure, encoder_structure, fit_gaussian
 from common.structures.inputs import mapped_gaussian
 from common.task import Task
+from common.training import choose_device
 from common.wire import ProtocolError
 
 GetConfig = Callable[[Context], Config]
@@ -139,7 +139,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
             f"{' '.join(str(error).split())}"
         ) from error
     if config.dataset.standardisation is Standardisation.client:
-        set_standardisation(model, modality, Moments.of(data.sequences.select(data.train)))
+        set_standardisation(model, modality, FeatureMoments.of(data.sequences.select(data.train)))
     return model.to(choose_device(config.client.device))
 
 

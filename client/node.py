@@ -24,7 +24,7 @@ from common.data.federation import (
     site_client_data,
 )
 from common.data.manifest import MANIFEST
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription
 from common.model.evidence import label_sums
@@ -145,7 +145,7 @@ def _describe_client(node: Node, key: ClientKey, config: Config) -> ClientDescri
         len(data.train),
         data.task,
         client_label_sums(data, config),
-        Moments.of(data.sequences.select(data.train)),
+        FeatureMoments.of(data.sequences.select(data.train)),
     )
 
 

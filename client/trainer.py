@@ -4,7 +4,6 @@ Notation: B items, O outputs, P parameters, S samples.
 """
 
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,11 +12,11 @@ from torch import Tensor, nn
 from client.input_moments import InputMoments
 from client.objective import Objective
 from client.sampling import WeightSampler, plan
-from common.config import ClientConfig, Optimizer, SamplerConfig
+from common.config import ClientConfig, SamplerConfig
 from common.data.batching import SequenceItems, batches
 from common.data.federation import ClientData
-from common.errors import UserError
 from common.model.ha_fedformer import HAFedformer
+from common.training import make_optimizer
 
 #: Items in a batch over which moments are measured.
 _MEASURED_AT_ONCE = 256
@@ -59,26 +58,6 @@ class RoundOptions:
     objective: Objective | None = None
     lr_scale: float = 1.0
     proximal: float = 0.0
-
-
-def choose_device(setting: str) -> torch.device:
-    """Return the device of ``client.device``; ``auto`` is CUDA where there is one.
-
-    Raises
-    ------
-    UserError
-        If torch knows no such device, or this machine has none.
-    """
-    if setting == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(setting)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"client.device={setting} cannot be used here: {str(error).splitlines()[0]}"
-        ) from error
-    return device
 
 
 def train(
@@ -206,20 +185,6 @@ def read_moments(model: HAFedformer, data: ClientData) -> dict[str, Tensor]:
     for padded, _ in batches(items, _MEASURED_AT_ONCE):
         moments.add(data.modality, padded.to(device))
     return moments.mean()
-
-
-def make_optimizer(
-    parameters: Iterable[nn.Parameter], config: ClientConfig, lr_scale: float = 1.0
-) -> torch.optim.Optimizer:
-    """Build the optimiser that ``client.*`` names."""
-    lr, decay = config.lr * lr_scale, config.weight_decay
-    match config.optimizer:
-        case Optimizer.adamw:
-            return torch.optim.AdamW(parameters, lr=lr, weight_decay=decay, fused=True)
-        case Optimizer.adam:
-            return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=True)
-        case Optimizer.sgd:
-            return torch.optim.SGD(parameters, lr=lr, weight_decay=decay, fused=True)
 
 
 def _by_name(model: nn.Module, samples: Tensor) -> dict[str, Tensor]:

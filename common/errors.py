@@ -1,4 +1,4 @@
-"""The one exception that means: the user can mend this."""
+"""The one exception for mistakes that the user must fix."""
 
 
 class UserError(Exception):
@@ -9,6 +9,6 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        # A name out of a file may hold anything; the message stays one line of text.
-        printable = (each if each.isprintable() else " " for each in message)
+        # A name read from a file may hold any character; the message stays one line of text.
+        printable = (character if character.isprintable() else " " for character in message)
         super().__init__("".join(printable))

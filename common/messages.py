@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.posterior import Posterior
 from common.task import Task
 
@@ -39,7 +39,7 @@ class ClientDescription:
     examples: int
     task: Task
     label_sums: Tensor
-    moments: Moments
+    moments: FeatureMoments
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
 from common.task import Task
 from common.wire import (
@@ -253,14 +253,14 @@ def _client(content: RecordDict, index: int, moments: Mapping[str, Tensor]) -> C
     )
 
 
-def _moments(arrays: Mapping[str, Tensor], name: str) -> Moments:
+def _moments(arrays: Mapping[str, Tensor], name: str) -> FeatureMoments:
     if set(arrays) != {"count", "mean", "squares"}:
         raise ProtocolError(f"{name} holds {sorted(arrays)}, expected count, mean, squares")
     shapes = {tuple(array.shape) for array in arrays.values()}
     dtypes = {array.dtype for array in arrays.values()}
     if len(shapes) > 1 or () in shapes or dtypes != {torch.float64}:
         raise ProtocolError(f"{name} has shapes {shapes} and types {dtypes}, expected one, float64")
-    return Moments(**{key: array.numpy() for key, array in arrays.items()})
+    return FeatureMoments(**{key: array.numpy() for key, array in arrays.items()})
 
 
 def _numbers(values: list[Any], name: str) -> Tensor:

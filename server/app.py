@@ -8,15 +8,17 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import Config, Setting, config_of_run
-from common.data.federation import load_federation
+from common.config import Config, config_of_run
+from common.data.federation import FederatedDataset, load_federation
 from common.errors import UserError
 from common.flower import shorten_backoff
+from common.training import use_one_thread
 from server.run.checkpoint import Checkpoints
 from server.run.console import make_console
-from server.run.federation import Run, check_evaluation_data, use_one_thread
+from server.run.federation import federate
 from server.run.folder import CHECKPOINTS, RunFolder, read_settings
 from server.run.resume import resumed_config
+from server.run.run import Run
 from server.tracking.tracker import check_tracking, make_tracking
 
 RunGrid = Callable[[Grid], None]
@@ -31,7 +33,7 @@ def make_server_app(run: Run) -> ServerApp:
 
 def _execute(run: Run, grid: Grid, context: Context) -> None:
     with run.console:
-        run.execute(grid)
+        federate(run, grid)
 
 
 def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = None) -> Run:
@@ -60,10 +62,10 @@ def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = No
     # The run's own record of its settings says what the data are.
     config = replace(config, dataset=replace(config.dataset, task=data.task))
     console = make_console(config, data.task)
-    run = Run(config, data, RunFolder(folder), console)
-    run.tracking = make_tracking(config, run.folder.path, console.warn)
-    run.folder.write_config(config)
-    return run
+    opened = RunFolder(folder)
+    tracking = make_tracking(config, opened.path, console.warn)
+    opened.write_config(config)
+    return Run(config, data, opened, console, tracking)
 
 
 def _resume(asked: Config, given: Sequence[str] | None) -> Run:
@@ -85,16 +87,26 @@ def _resume(asked: Config, given: Sequence[str] | None) -> Run:
     records = folder.keep_rounds(done)
     folder.write_config(config)
     tracking = make_tracking(config, folder.path, console.warn)
-    return Run(config, data, folder, console, checkpoint, records, tracking=tracking)
+    return Run(config, data, folder, console, tracking, checkpoint, records)
 
 
 def check_federated(config: Config) -> None:
-    """Raise `UserError` for a strategy that is no federation, see `server.reference`."""
-    if config.strategy.setting is not Setting.federated:
+    """Raise `UserError` for a baseline: it is trained without a federation."""
+    if config.strategy.setting != "federated":
         name = config.strategy.name
         raise UserError(
-            f"strategy={name} is a bound that one machine trains: utmp-train strategy={name}"
+            f"strategy={name} is a baseline that one machine trains: utmp-train strategy={name}"
         )
+
+
+def check_evaluation_data(data: FederatedDataset) -> None:
+    """Raise `UserError` unless there is something to evaluate on."""
+    for title, items in (("validation", data.validation), ("test", data.test)):
+        if len(items) == 0:
+            raise UserError(f"there are no {title} items; raise dataset.{title}_fraction above 0")
+        for name, sequences in items.sequences.items():
+            if not (sequences.lengths > 0).any():
+                raise UserError(f"no {title} item has {name}")
 
 
 app = ServerApp()

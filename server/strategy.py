@@ -24,7 +24,7 @@ from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import Config, Payload, PrivacyRule, ServerOptimizerConfig, When
+from common.config import Condition, Config, Payload, PrivacyRule, ServerOptimizerConfig
 from common.errors import UserError
 from common.messages import Downlink, Uplink, no_numbers
 from common.model.evidence import no_evidence
@@ -37,9 +37,9 @@ from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.round import sum_updates
 from server.aggregation.rules import check_names
 from server.aggregation.server_optimizer import OptimizerState, step
-from server.run.labels import PooledLabels
-from server.run.registry import QUERY_SECONDS, Member, Registry
-from server.run.round_report import RoundReport
+from server.records import RoundRecord
+from server.roster.labels import PooledLabels
+from server.roster.registry import QUERY_SECONDS, Member, Registry
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class HierarchicalAggregation(Strategy):
         self.labels = labels
         self.prior = labels.prior
         self.evidence = {name: no_evidence(task) for name in trained.encoders}
-        self.report: RoundReport | None = None
+        self.report: RoundRecord | None = None
         self.updates: FilteredUpdates
         self._task = task
         self._filter = UpdateFilter(config, trained, task, labels.prior)
@@ -231,10 +231,10 @@ class HierarchicalAggregation(Strategy):
             return 1.0
         return 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
 
-    def _holds(self, when: When) -> bool:
+    def _holds(self, when: Condition) -> bool:
         """Whether an option is in force."""
         skewed = self.labels.skew > self.config.strategy.skew_threshold
-        return when is When.always or (when is When.skewed and skewed)
+        return when is Condition.always or (when is Condition.skewed and skewed)
 
     # What becomes of the replies ------------------------------------------------------------------
 
@@ -253,7 +253,7 @@ class HierarchicalAggregation(Strategy):
         self.report = self._merge(server_round, self.updates.take(replies))
         return to_record(self._model), None
 
-    def _merge(self, server_round: int, updates: Iterable[Uplink]) -> RoundReport:
+    def _merge(self, server_round: int, updates: Iterable[Uplink]) -> RoundRecord:
         summed = sum_updates(updates, self.config.strategy, self.prior, self._task)
         few = summed.without_few(self.config.runtime.min_clients)
         modalities = dict(sorted(summed.total.modalities.items()))
@@ -262,7 +262,7 @@ class HierarchicalAggregation(Strategy):
             if modality.evidence is not None:
                 self.evidence[name] = modality.evidence
         counts = {name: modality.clients for name, modality in modalities.items()}
-        return RoundReport(
+        return RoundRecord(
             round=server_round,
             clients=counts,
             train_loss={name: each.loss / each.examples for name, each in modalities.items()},

@@ -13,8 +13,33 @@ from xdist.scheduler.protocol import Scheduling
 
 #: Files that start federations of several processes.
 FEDERATIONS = tuple(
-    f"tests/e2e/test_{name}.py" for name in ("deployment", "faults", "documents", "security", "train")
+    f"tests/e2e/test_{name}.py"
+    for name in ("deployment", "faults", "documents", "security", "train")
 )
+
+
+#: Files and folders that `make test` leaves to `make test-all`: they take most of the time.
+SLOW = (
+    "tests/e2e/",
+    "tests/common/data/formats/test_fuzz.py",
+    "tests/common/data/formats/test_hostile_contents.py",
+    "tests/common/data/formats/test_round_trips.py",
+    "tests/common/data/test_shards.py",
+    "tests/server/commands/test_credentials.py",
+    "tests/server/commands/test_predict.py",
+    "tests/server/commands/test_prepare.py",
+    "tests/server/commands/test_report.py",
+    "tests/server/commands/test_serve.py",
+    "tests/server/export/",
+    "tests/server/preparation/",
+    "tests/server/baselines/",
+    "tests/server/run/test_resume",
+    "tests/server/runtimes/",
+    "tests/server/tracking/test_mlflow.py",
+)
+
+#: The federation on real processes that `make test` runs: the README's.
+FIRST_DEPLOYMENT = "tests/e2e/test_documents.py::test_the_first_real_deployment"
 
 
 class OneWorkerForProcesses(LoadScopeScheduling):
@@ -24,8 +49,12 @@ class OneWorkerForProcesses(LoadScopeScheduling):
         return "federations" if nodeid.startswith(FEDERATIONS) else nodeid.partition("::")[0]
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the federations: they take a worker as long as all else takes the other."""
+    """Mark what is slow, and begin with the federations: they keep one worker busy throughout."""
+    for item in items:
+        if item.nodeid.startswith(SLOW) and item.nodeid != FIRST_DEPLOYMENT:
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: not item.nodeid.startswith(FEDERATIONS))
 
 

@@ -51,10 +51,10 @@ def test_clients_do_not_know_the_server() -> None:
 
 
 def test_the_server_knows_clients_only_to_run_them_itself() -> None:
-    runners = {f"server/{name}.py" for name in ("machine", "processes", "sequential", "simulation")}
+    runners = {f"server/runtimes/{name}.py" for name in ("local", "simulation")}
     found = set(importers("client", below=("server/",)))
     assert runners <= found
-    assert all(name.startswith("server/reference/") for name in found - runners)
+    assert all(name.startswith("server/baselines/") for name in found - runners)
 
 
 def test_mathematics_knows_no_framework() -> None:
@@ -70,7 +70,7 @@ def test_only_the_simulation_needs_the_simulator() -> None:
         for name, found in modules.items()
         if any(module.startswith(("ray", "flwr.simulation")) for module in found)
     ]
-    assert users == ["server/simulation.py"]
+    assert users == ["server/runtimes/simulation.py"]
 
 
 RECORDS = {"ArrayRecord", "ConfigRecord", "MetricRecord", "RecordDict"}
@@ -92,8 +92,9 @@ def test_record_keys_live_in_the_protocol() -> None:
     assert makers.pop("common/protocol.py")
     # A node's Context holds a record, empty here.
     assert makers == {
+        "server/run/federation.py": {"Federation"},
         "server/strategy.py": {"to_record"},
-        "server/sequential.py": {"SequentialGrid"},
+        "server/runtimes/local.py": {"LocalGrid"},
     }
 
 
@@ -126,22 +127,8 @@ def file_graph() -> dict[str, set[str]]:
     return graph
 
 
-def room(name: str) -> str:
-    """The folder that a file belongs to: of the server its part, else the package."""
-    parts = name.split("/")
-    return "/".join(parts[:2]) if parts[0] == "server" else parts[0]
-
-
 def test_no_import_circle_between_files() -> None:
     assert list(TopologicalSorter(file_graph()).static_order())
-
-
-def test_no_import_circle_between_rooms() -> None:
-    graph: dict[str, set[str]] = {}
-    for name, imported in file_graph().items():
-        graph.setdefault(room(name), set()).update(map(room, imported))
-    without_itself = {name: rooms - {name} for name, rooms in graph.items()}
-    assert list(TopologicalSorter(without_itself).static_order())
 
 
 # Under flower-supernode each message starts a process, so an import costs at every round.

@@ -1,109 +1,14 @@
-"""The typed configuration: one for `utmp-train` and for `flwr run`.
+"""The typed settings of every command.
 
-The YAML files under ``conf/`` hold the values, `common.config.schema` their names and types. A
-value of the wrong type or a name that does not exist is refused when the configuration is composed.
+The YAML files under ``conf/`` hold the values, the dataclasses here their names, types and ranges.
+A value of the wrong type or an unknown name is refused when the settings are composed.
+Every name of these modules can be imported from here.
 """
 
-from common.config.composition import (
-    compose_config,
-    config_of_run,
-    config_of_settings,
-    explain,
-    parse_config,
-    setting_names,
-)
-from common.config.privacy import PrivacyConfig, PrivacyRule
-from common.config.ranges import check_ranges
-from common.config.runtime import (
-    Absent,
-    CheckpointConfig,
-    ConsoleStyle,
-    RayConfig,
-    Runtime,
-    RuntimeConfig,
-)
-from common.config.schema import (
-    Architecture,
-    ClientConfig,
-    ClientWeights,
-    Config,
-    DatasetConfig,
-    DecoderConfig,
-    DecoderMerge,
-    EncoderConfig,
-    EncoderMerge,
-    FedAttConfig,
-    FusionConfig,
-    FusionRule,
-    LocalConfig,
-    ModelConfig,
-    NpzConfig,
-    Optimizer,
-    Payload,
-    Sampler,
-    SamplerConfig,
-    Scale,
-    ServerOptimizer,
-    ServerOptimizerConfig,
-    Setting,
-    ShardsConfig,
-    Standardisation,
-    StrategyConfig,
-    Structure,
-    SyntheticConfig,
-    When,
-    register_schema,
-)
-from common.config.screening import ScreeningConfig
-from common.config.tracking import TrackingConfig, TrackingTool
-
-__all__ = [
-    "Absent",
-    "Architecture",
-    "CheckpointConfig",
-    "ClientConfig",
-    "ClientWeights",
-    "Config",
-    "ConsoleStyle",
-    "DatasetConfig",
-    "DecoderConfig",
-    "DecoderMerge",
-    "EncoderConfig",
-    "EncoderMerge",
-    "FedAttConfig",
-    "FusionConfig",
-    "FusionRule",
-    "LocalConfig",
-    "ModelConfig",
-    "NpzConfig",
-    "Optimizer",
-    "Payload",
-    "PrivacyConfig",
-    "PrivacyRule",
-    "RayConfig",
-    "Runtime",
-    "RuntimeConfig",
-    "Sampler",
-    "SamplerConfig",
-    "Scale",
-    "ScreeningConfig",
-    "ServerOptimizer",
-    "ServerOptimizerConfig",
-    "Setting",
-    "ShardsConfig",
-    "Standardisation",
-    "StrategyConfig",
-    "Structure",
-    "SyntheticConfig",
-    "TrackingConfig",
-    "TrackingTool",
-    "When",
-    "check_ranges",
-    "compose_config",
-    "config_of_run",
-    "config_of_settings",
-    "explain",
-    "parse_config",
-    "register_schema",
-    "setting_names",
-]
+from common.config.commands import *  # noqa: F403
+from common.config.composition import *  # noqa: F403
+from common.config.dataset import *  # noqa: F403
+from common.config.ranges import *  # noqa: F403
+from common.config.schema import *  # noqa: F403
+from common.config.strategy import *  # noqa: F403
+from common.config.trained import *  # noqa: F403

@@ -1,4 +1,4 @@
-"""From ``conf/`` and overrides to a checked `Config`, or one line that says what is wrong."""
+"""From ``conf/`` and overrides to checked settings, or one line that says what is wrong."""
 
 import difflib
 import itertools
@@ -9,50 +9,79 @@ from dataclasses import fields, is_dataclass
 from functools import lru_cache
 from typing import TypeVar, cast
 
-from hydra import compose, initialize_config_module
+from hydra import compose as hydra_compose
+from hydra import initialize_config_module
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from common.config.partition import DirichletConfig, SizeConfig
-from common.config.ranges import check_ranges
-from common.config.schema import Config, NpzConfig, ShardsConfig, SyntheticConfig
+from common.config.commands import ComposeConfig, CredentialsConfig, PrepareConfig, ReportConfig
+from common.config.dataset import KINDS, PartitionConfig
+from common.config.ranges import Settings, check_ranges
+from common.config.schema import Config
+from common.config.trained import EvaluateConfig, ExportConfig, PredictConfig, ServeConfig
 from common.errors import UserError
 
-Schema = TypeVar("Schema")
+Schema = TypeVar("Schema", bound=Settings)
 
-#: The package with the files of the commands that use a trained model.
-TRAINED = "conf.trained"
+#: The schema of every command.
+SCHEMAS: tuple[type[Settings], ...] = (
+    Config,
+    *(ComposeConfig, CredentialsConfig, PrepareConfig, ReportConfig),
+    *(EvaluateConfig, ExportConfig, PredictConfig, ServeConfig),
+)
 
 
-def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
-    """Compose the configuration from ``conf/`` and overrides, outside a Hydra command.
+def compose(schema: type[Schema], overrides: Sequence[str], file: str | None = None) -> Schema:
+    """Compose the settings of a command from ``conf/`` and overrides, outside the command.
 
     Parameters
     ----------
-    config_name
-        Name of the primary file in ``conf/``, without ``.yaml``.
+    schema
+        The type of the settings, for example `Config` of `utmp-train`.
     overrides
         Hydra overrides, for example ``["clients.language=4", "rounds=50"]``.
-
-    Returns
-    -------
-    Config
-        The checked configuration.
+    file
+        Name of the primary file, without ``.yaml``; None: the command's.
 
     Raises
     ------
     UserError
-        If an override names nothing or does not fit its type.
+        If an override names nothing or does not fit its type, a value is out of its range, or
+        two do not fit together.
     """
-    return parse_config(composed(config_name, overrides, Config))
+    return parse(schema, composed(schema, overrides, file))
+
+
+def parse(schema: type[Schema], composition: DictConfig) -> Schema:
+    """Turn a composed configuration into checked settings.
+
+    Raises
+    ------
+    UserError
+        If a value is out of its range, a required one is missing, or two do not fit together.
+    """
+    try:
+        settings = cast(Schema, OmegaConf.to_object(composition))
+        _refuse_unknown(composition)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, schema)) from error
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Raise `UserError` for the first value out of its range, or that does not fit another."""
+    check_ranges(settings)
+    settings.check()
 
 
 def composed(
-    config_name: str, overrides: Sequence[str], schema: type, folder: str = "conf"
+    schema: type[Settings], overrides: Sequence[str], file: str | None = None
 ) -> DictConfig:
-    """Compose a file of ``conf/``, or of a folder in it, and overrides, not yet checked.
+    """Compose as `compose`, without a check.
 
     Raises
     ------
@@ -60,20 +89,25 @@ def composed(
         If an override names nothing in the schema or does not fit its type.
     """
     try:
-        found = _compose_once(config_name, tuple(overrides), folder)
+        composition = _compose_once(file or schema.file, tuple(overrides), schema.folder)
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(explain(error, schema)) from error
-    # What is asked for once for each composition, the time.
-    OmegaConf.clear_cache(found)
-    return found
+    # Resolvers that are evaluated once for each composition, such as the time.
+    OmegaConf.clear_cache(composition)
+    return composition
 
 
 @lru_cache(maxsize=64)
-def _compose_once(config_name: str, overrides: tuple[str, ...], folder: str) -> DictConfig:
+def _compose_once(file: str, overrides: tuple[str, ...], folder: str) -> DictConfig:
     """Compose: a fifth of a second, and a client has the same settings in every round."""
     GlobalHydra.instance().clear()
     with initialize_config_module(folder, version_base=None):
-        return compose(config_name, list(overrides))
+        return hydra_compose(file, list(overrides))
+
+
+def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
+    """Compose the settings of a run, as `compose`, from a file of ``conf/``."""
+    return compose(Config, overrides, config_name)
 
 
 def config_of_run(settings: Mapping[str, object]) -> Config:
@@ -87,13 +121,13 @@ def config_of_run(settings: Mapping[str, object]) -> Config:
     Raises
     ------
     UserError
-        As `compose_config`.
+        As `compose`, or if the quotes do not match.
     """
     try:
         overrides = shlex.split(str(settings["overrides"]))
     except ValueError as error:
         raise UserError(f"overrides={settings['overrides']!r}: {error}") from error
-    return compose_config(str(settings["config-name"]), overrides)
+    return compose(Config, overrides, str(settings["config-name"]))
 
 
 def config_of_settings(settings: Mapping[str, object]) -> Config:
@@ -106,66 +140,53 @@ def config_of_settings(settings: Mapping[str, object]) -> Config:
     """
     plain = OmegaConf.create(dict(settings))
     config = Config()
-    for kind in (SyntheticConfig, NpzConfig, ShardsConfig):
-        if plain.get("dataset", {}).get("name") == kind.name:
-            config.dataset = kind()
-    for rule in (DirichletConfig, SizeConfig):
-        if plain.get("partition", {}).get("name") == rule.name:
-            config.partition = rule()
+    for group in ("dataset", "partition"):
+        name = plain.get(group, {}).get("name")
+        if kind := KINDS.get(f"{group}={name}"):
+            setattr(config, group, kind())
     try:
-        schema = OmegaConf.structured(config)
-        OmegaConf.set_struct(schema.clients, False)
-        OmegaConf.set_struct(schema.model.attention_dropout, False)
-        return cast(Config, OmegaConf.to_object(OmegaConf.merge(schema, plain)))
+        return cast(Config, OmegaConf.to_object(OmegaConf.merge(_structured(config), plain)))
     except OmegaConfBaseException as error:
         raise UserError(explain(error)) from error
 
 
-def parse_config(composition: DictConfig) -> Config:
-    """Turn a composed configuration into a typed `Config` and check its ranges.
-
-    Raises
-    ------
-    UserError
-        If a value is out of its range or a required one is missing.
-    """
-    config = typed(composition, Config)
-    check_ranges(config)
-    return config
+def _structured(schema: object) -> DictConfig:
+    """Return a typed configuration whose maps take any key: modalities are the user's words."""
+    node = OmegaConf.structured(schema)
+    _open_maps(node)
+    return cast(DictConfig, node)
 
 
-def typed(composition: DictConfig, schema: type[Schema]) -> Schema:
-    """Turn a composed configuration into its schema's type; its ranges are not checked.
-
-    Raises
-    ------
-    UserError
-        If a value does not fit its type, or a required one is missing.
-    """
-    try:
-        config = cast(Schema, OmegaConf.to_object(composition))
-        refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, schema)) from error
-    return config
+def _open_maps(node: DictConfig) -> None:
+    for key in node:
+        below = None if OmegaConf.is_missing(node, key) else node[key]
+        if isinstance(below, DictConfig):
+            if is_dataclass(OmegaConf.get_type(below)):
+                _open_maps(below)
+            else:
+                OmegaConf.set_struct(below, False)
 
 
-def required_model(model: str | None) -> None:
-    """Raise `UserError` where a command that uses a trained model is given none."""
-    if model is None or not model.strip():
-        raise UserError("model is required; give it as model=…: a run folder or its model file")
+def register_schemas() -> None:
+    """Put all schemas into Hydra's ConfigStore under the names that ``conf/`` refers to."""
+    store = ConfigStore.instance()
+    for schema in SCHEMAS:
+        store.store(name=f"{schema.file}_schema", node=_structured(schema))
+    # Outside their group: in it, Hydra would take the `dataset=…` of utmp-evaluate for a choice.
+    for choice, kind in {**KINDS, "=partition": PartitionConfig}.items():
+        store.store(name=f"{choice.partition('=')[2]}_schema", node=kind)
 
 
-def refuse_unknown(composed: DictConfig, prefix: str = "") -> None:
+def _refuse_unknown(node: DictConfig, prefix: str = "") -> None:
     """Refuse what ``+name=value`` added: the schema has all there is."""
-    schema = OmegaConf.get_type(composed)
+    schema = OmegaConf.get_type(node)
     if not is_dataclass(schema):
         return
-    for key in map(str, composed):
+    for key in map(str, node):
         if key not in {item.name for item in fields(schema)}:
             raise UserError(f"there is no setting {prefix + key!r} (--cfg job prints them all)")
-        if isinstance(composed[key], DictConfig):
-            refuse_unknown(composed[key], f"{prefix}{key}.")
+        if isinstance(node[key], DictConfig):
+            _refuse_unknown(node[key], f"{prefix}{key}.")
 
 
 def explain(error: Exception, schema: type = Config) -> str:
@@ -205,13 +226,9 @@ def _options(lines: list[str]) -> list[str]:
 
 
 def _kinds(schema: type) -> dict[str, type]:
-    """Return the choices of a group that have settings of their own, by how they are given."""
-    partitions: dict[str, type] = {
-        "partition=dirichlet": DirichletConfig,
-        "partition=size": SizeConfig,
-    }
-    datasets = {f"dataset={kind.name}": kind for kind in (SyntheticConfig, NpzConfig, ShardsConfig)}
-    return {**(datasets if schema is Config else {}), **partitions}
+    """Return the choices with settings of their own of the groups that a schema has."""
+    groups = {item.name for item in fields(schema) if is_dataclass(item.type)}
+    return {choice: kind for choice, kind in KINDS.items() if choice.partition("=")[0] in groups}
 
 
 def _owner_of(name: str, schema: type) -> str | None:
@@ -236,3 +253,6 @@ def _names_below(node: DictConfig, prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
             yield from _names_below(node[key], f"{prefix}{key}.")
+
+
+register_schemas()

@@ -42,6 +42,21 @@ class Sequences:
     lengths: IntArray
     tabular: bool = False
 
+    @classmethod
+    def ragged(cls, values: FloatArray, lengths: IntArray, tabular: bool = False) -> "Sequences":
+        """Return sequences whose rows follow one another in `values`."""
+        return cls(values, np.cumsum(lengths) - lengths, lengths, tabular)
+
+    @property
+    def present(self) -> NDArray[np.bool_]:
+        """(N,) whether an item has this modality."""
+        return self.lengths > 0
+
+    @property
+    def uneven(self) -> bool:
+        """Whether items that have a tabular modality differ in length, which is a mistake."""
+        return self.tabular and len(np.unique(self.lengths[self.present])) > 1
+
     @property
     def width(self) -> int:
         """Feature width D."""
@@ -141,6 +156,14 @@ class MultimodalDataset:
             labels=self.labels[items],
             sequences={name: seq.select(items) for name, seq in self.sequences.items()},
         )
+
+    def present(self, names: Sequence[str] | None = None) -> NDArray[np.bool_]:
+        """Return (N,) whether an item has any of some modalities; None for all of them."""
+        chosen = self.sequences if names is None else names
+        present: NDArray[np.bool_] = np.any(
+            [self.sequences[name].present for name in chosen], axis=0
+        )
+        return present
 
     def in_modalities(self, names: Sequence[str]) -> "MultimodalDataset":
         """Return the items in some modalities, in the order given."""

@@ -14,8 +14,7 @@ from typing import Protocol, cast
 import numpy as np
 
 from common.clients import ClientKey, check_modality_name, clients_per_modality
-from common.config import Config, NpzConfig, ShardsConfig, SyntheticConfig
-from common.config.partition import PartitionRule
+from common.config import Config, NpzConfig, PartitionRule, ShardsConfig, SyntheticConfig
 from common.data.dataset import (
     IntArray,
     LabelArray,
@@ -24,11 +23,9 @@ from common.data.dataset import (
     describe_shape,
 )
 from common.data.formats.npz import read_npz
-from common.data.partition import partition_groups
-from common.data.partitioners import deal
+from common.data.partition import deal, partition_groups, split_groups
 from common.data.shard_folder import load_shard_folder, read_listed_shard
 from common.data.source import ReadSettings
-from common.data.split import split_groups
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError
 from common.seal import SUFFIX
@@ -369,7 +366,7 @@ def _client_data(
     items: MultimodalDataset, task: Task, key: ClientKey, config: Config
 ) -> ClientData:
     sequences, groups = items.sequences[key.modality], items.groups
-    present = np.flatnonzero(sequences.lengths > 0)
+    present = np.flatnonzero(sequences.present)
     share = config.client.validation_fraction
     train, validation = present, np.empty(0, dtype=np.int64)
     if share > 0 and len(np.unique(groups[present])) > 1:

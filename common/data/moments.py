@@ -22,7 +22,7 @@ CONSTANT = 1e-6
 
 
 @dataclass(frozen=True)
-class Moments:
+class FeatureMoments:
     """Per-feature moments.
 
     Attributes
@@ -40,12 +40,12 @@ class Moments:
     squares: Float64Array
 
     @classmethod
-    def empty(cls, *shape: int) -> "Moments":
+    def empty(cls, *shape: int) -> "FeatureMoments":
         """Return the moments of nothing, of shape F."""
         return cls(*np.zeros((3, *shape)))
 
     @classmethod
-    def of(cls, sequences: Sequences) -> "Moments":
+    def of(cls, sequences: Sequences) -> "FeatureMoments":
         """Measure every row that belongs to an item, each once."""
         rows = sequences.rows()
         if sequences.tabular:
@@ -53,7 +53,7 @@ class Moments:
         return cls.of_rows(sequences.values[rows])
 
     @classmethod
-    def of_rows(cls, rows: FloatArray) -> "Moments":
+    def of_rows(cls, rows: FloatArray) -> "FeatureMoments":
         """Measure rows, (R, *F)."""
         values = rows.astype(np.float64)
         finite = np.isfinite(values)
@@ -63,7 +63,7 @@ class Moments:
         squares = (np.where(finite, values - mean, 0.0) ** 2).sum(axis=0)
         return cls(count, mean, squares)
 
-    def merge(self, other: "Moments") -> "Moments":
+    def merge(self, other: "FeatureMoments") -> "FeatureMoments":
         """Return the moments of both together.
 
         Raises
@@ -76,7 +76,7 @@ class Moments:
         count = self.count + other.count
         share = other.count / np.maximum(count, 1)
         delta = other.mean - self.mean
-        return Moments(
+        return FeatureMoments(
             count,
             self.mean + delta * share,
             self.squares + other.squares + delta**2 * self.count * share,

@@ -154,7 +154,7 @@ def _stored(values: FloatArray, dtype: np.dtype[Any] | None, name: str) -> NDArr
 def _compact(sequences: Sequences) -> tuple[IntArray, IntArray]:
     """Return the rows in use, and where each item begins among them."""
     rows = sequences.rows()
-    return rows, np.where(sequences.lengths > 0, np.searchsorted(rows, sequences.starts), 0)
+    return rows, np.where(sequences.present, np.searchsorted(rows, sequences.starts), 0)
 
 
 def _pack_text(name: str, texts: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
@@ -289,9 +289,10 @@ class ShardReader:
         within = (starts >= 0) & (lengths >= 0) & (lengths <= len(values) - starts)
         if not within.all():
             raise self.fail(f"an item of {name} lies outside its rows")
-        if tabular and len(np.unique(lengths[lengths > 0])) > 1:
+        sequences = Sequences(values, starts, lengths, tabular)
+        if sequences.uneven:
             raise self.fail(f"{name} is tabular and has items of different lengths")
-        return Sequences(values, starts, lengths, tabular)
+        return sequences
 
 
 def info_of(items: MultimodalDataset, name: str, task: Task, outputs: int) -> ShardInfo:

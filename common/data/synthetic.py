@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.config import SyntheticConfig
-from common.data.dataset import MultimodalDataset, Sequences, concatenate
+from common.data.dataset import MultimodalDataset, Sequences
 from common.seeding import generator
 
 #: Per modality: feature width, shortest and longest sequence, how it sees the three emotions.
@@ -85,11 +85,5 @@ def _view(
         # Noise shared by a whole utterance does not average out over its frames.
         shared = rng.normal(scale=0.45 * noise, size=width)
         values = signal + shared + rng.normal(scale=noise, size=(length, width))
-        parts.append(
-            Sequences(
-                values.astype(np.float32),
-                np.zeros(1, dtype=np.int64),
-                np.array([length], dtype=np.int64),
-            )
-        )
-    return concatenate(parts)
+        parts.append(values.astype(np.float32))
+    return Sequences.ragged(np.concatenate(parts), lengths)

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -18,35 +19,24 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from common.config import Config, explain
+from common.config import Config, Settings, explain, parse
 from common.errors import UserError
 from server.run.interruption import InterruptedRunError
 
-Task = Callable[[DictConfig], None]
+Schema = TypeVar("Schema", bound=Settings)
 
 _hydras_group_options = ConfigLoaderImpl.get_group_options
 
 
 def hydra_command(
-    config_name: str, schema: type = Config, folder: str = "conf"
-) -> Callable[[Task], Callable[[], None]]:
-    """Turn a function of a composed configuration into a command.
+    schema: type[Schema],
+) -> Callable[[Callable[[Schema], None]], Callable[[], None]]:
+    """Turn a function of checked settings into a command; the schema names its YAML file."""
 
-    Parameters
-    ----------
-    config_name
-        The primary file in the folder.
-    schema
-        What it composes into.
-    folder
-        The package of configuration files; ``conf.trained`` has no groups, so that a setting may be
-        called as a group of ``conf`` is.
-    """
-
-    def decorate(task: Task) -> Callable[[], None]:
-        def guarded(composed: DictConfig) -> None:
+    def decorate(task: Callable[[Schema], None]) -> Callable[[], None]:
+        def guarded(composition: DictConfig) -> None:
             try:
-                task(composed)
+                task(parse(schema, composition))
             except InterruptedRunError as error:
                 sys.exit(error.status)
             except UserError as error:
@@ -57,10 +47,10 @@ def hydra_command(
             # Hydra then raises instead of printing several lines and exiting with 1.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
             ConfigLoaderImpl.get_group_options = _group_options  # type: ignore[method-assign,assignment]
+            folder = f"pkg://{schema.folder}"
+            run = hydra.main(version_base=None, config_path=folder, config_name=schema.file)
             try:
-                hydra.main(
-                    version_base=None, config_path=f"pkg://{folder}", config_name=config_name
-                )(guarded)()
+                run(guarded)()
             except (HydraException, OmegaConfBaseException) as error:
                 fail(explain(error, schema))
             except KeyboardInterrupt:

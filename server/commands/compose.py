@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig
 
-from common.config.compose import ComposeConfig, parse_compose
+from common.config import ComposeConfig
 from common.errors import UserError
 from server.commands.command import hydra_command
 
@@ -30,10 +29,10 @@ _HEADER = """\
 """
 
 
-@hydra_command("compose", ComposeConfig)
-def main(composed: DictConfig) -> None:
+@hydra_command(ComposeConfig)
+def main(config: ComposeConfig) -> None:
     """Print the file."""
-    print(compose_file(parse_compose(composed)), end="")
+    print(compose_file(config), end="")
 
 
 def compose_file(config: ComposeConfig) -> str:

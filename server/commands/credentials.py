@@ -1,15 +1,12 @@
 """`utmp-credentials`: the keys and certificates of a federation over TLS."""
 
-from omegaconf import DictConfig
-
-from common.config.credentials import CredentialsConfig, parse_credentials
+from common.config import CredentialsConfig
 from server.commands.command import hydra_command
 
 
-@hydra_command("credentials", CredentialsConfig)
-def main(composed: DictConfig) -> None:
+@hydra_command(CredentialsConfig)
+def main(config: CredentialsConfig) -> None:
     """Write the credentials that are missing."""
-    config = parse_credentials(composed)
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.credentials.certificates import utc_now
     from server.credentials.console import show_issued

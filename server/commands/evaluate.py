@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-from omegaconf import DictConfig
-
-from common.config.composition import TRAINED
-from common.config.evaluate import EvaluateConfig, parse_evaluate
+from common.config import EvaluateConfig
 from server.commands.command import hydra_command
 
 
-@hydra_command("evaluate", EvaluateConfig, TRAINED)
-def main(composed: DictConfig) -> None:
+@hydra_command(EvaluateConfig)
+def main(config: EvaluateConfig) -> None:
     """Evaluate."""
-    config = parse_evaluate(composed)
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.prediction.evaluation import evaluate_model, write_evaluation
     from server.prediction.evaluation_console import EvaluationConsole

@@ -2,10 +2,7 @@
 
 from importlib.util import find_spec
 
-from omegaconf import DictConfig
-
-from common.config.composition import TRAINED
-from common.config.export import ExportConfig, parse_export
+from common.config import ExportConfig
 from common.errors import UserError
 from server.commands.command import hydra_command
 
@@ -13,10 +10,9 @@ from server.commands.command import hydra_command
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
-@hydra_command("export", ExportConfig, TRAINED)
-def main(composed: DictConfig) -> None:
+@hydra_command(ExportConfig)
+def main(config: ExportConfig) -> None:
     """Export a model."""
-    config = parse_export(composed)
     check_packages()
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.export.files import export_model

@@ -1,19 +1,17 @@
 """`utmp-prepare`: from any supported file to a folder of shards."""
 
-from omegaconf import DictConfig
-
-from common.config.prepare import PrepareConfig, parse_prepare
+from common.config import PrepareConfig
 from server.commands.command import hydra_command
 
 
-@hydra_command("prepare", PrepareConfig)
-def main(composed: DictConfig) -> None:
+@hydra_command(PrepareConfig)
+def main(config: PrepareConfig) -> None:
     """Prepare a folder of shards, or describe a source."""
-    config = parse_prepare(composed)
     # Imported here, so that --help and a mistyped setting answer at once.
-    from common.data.preparation import prepare, read
     from server.preparation.console import PrepareConsole
     from server.preparation.partition_plot import PLOT, partition_plot
+    from server.preparation.preparation import prepare
+    from server.preparation.reading import read
 
     console = PrepareConsole()
     if config.describe:

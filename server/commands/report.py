@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
 
-from common.config.report import ReportConfig, parse_report
+from common.config import ReportConfig
 from common.errors import UserError
 from server.commands.command import hydra_command
 
@@ -19,15 +18,15 @@ if TYPE_CHECKING:
 # answer at once.
 
 
-@hydra_command("report", ReportConfig)
-def main(composed: DictConfig) -> None:
+@hydra_command(ReportConfig)
+def main(config: ReportConfig) -> None:
     """Report runs."""
-    config = parse_report(composed)
-    from server.report.console import ReportConsole
+    from server.report.console import show
+    from server.terminal import Terminal
 
     report = make_report(config, HydraConfig.get().overrides.task)
     write_report(report, config)
-    ReportConsole().show(report, config.out)
+    show(report, config.out, Terminal())
 
 
 def make_report(config: ReportConfig, overrides: Sequence[str]) -> "Report":
@@ -45,15 +44,15 @@ def make_report(config: ReportConfig, overrides: Sequence[str]) -> "Report":
     UserError
         If there are no runs, a file is damaged, two runs are the same or no run has a metric.
     """
-    from server.report.blocks import blocks_of
+    from server.report.groups import group_results
     from server.report.results import find_results
     from server.report.tables import Report, check_metrics, without_places
 
     found = find_results(config.places)
-    blocks = blocks_of(found.results)
-    check_metrics(blocks, config.metrics)
+    groups = group_results(found.results)
+    check_metrics(groups, config.metrics)
     command = shlex.join(["utmp-report", *map(without_places, overrides)])
-    return Report(command, found, blocks, config.baseline, tuple(config.metrics))
+    return Report(command, found, groups, config.baseline, tuple(config.metrics))
 
 
 def write_report(report: "Report", config: ReportConfig) -> None:
@@ -65,35 +64,24 @@ def write_report(report: "Report", config: ReportConfig) -> None:
         If the folder is there already, would replace runs, or cannot be written; or if the rounds
         of a run are damaged.
     """
-    from common.data.whole_folder import whole_folder
+    from common.atomic import atomic_folder
     from server.report.console import PAGE, REPORT, markdown
+    from server.report.figures import to_png
     from server.report.page import page
+    from server.report.tables import pictures_of
 
     out = Path(config.out).absolute()
     for result in report.found.results:
         if Path(result.folder).resolve().is_relative_to(out.resolve()):
             raise UserError(f"out={config.out} holds the run {result.folder}; choose another")
-    with whole_folder(out, config.overwrite, REPORT) as folder:
+    with atomic_folder(out, config.overwrite, REPORT) as folder:
         # A name of a folder need not be text.
         (folder / REPORT).write_bytes(markdown(report).encode("utf-8", "replace"))
         (folder / PAGE).write_bytes(page(report, config.details))
-        for name, png in pictures(report).items():
-            (folder / name).write_bytes(png)
-
-
-def pictures(report: "Report") -> dict[str, bytes]:
-    """Draw each block; file name to PNG."""
-    from server.report.plot import report_plot
-
-    return {
-        report.picture_of(block): report_plot(
-            report.title_of(block),
-            report.metrics_of(block)[0],
-            report.baseline if report.compares_in(block) else None,
-            report.rows_of(block),
-        )
-        for block in report.blocks
-    }
+        for group in report.groups:
+            metric, rows = report.metrics_of(group)[0], report.rows_of(group)
+            for picture in pictures_of(report, group):
+                (folder / picture.file).write_bytes(to_png(picture.draw(metric, rows)))
 
 
 if __name__ == "__main__":

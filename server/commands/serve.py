@@ -3,10 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
-from common.config.composition import TRAINED
-from common.config.serve import ServeConfig, check_token, parse_serve
+from common.config import ServeConfig, check_token
 from common.errors import UserError
 from server.commands.command import hydra_command
 
@@ -19,10 +16,9 @@ if TYPE_CHECKING:
 # answer at once.
 
 
-@hydra_command("serve", ServeConfig, TRAINED)
-def main(composed: DictConfig) -> None:
+@hydra_command(ServeConfig)
+def main(config: ServeConfig) -> None:
     """Serve a model until Ctrl-C."""
-    config = parse_serve(composed)
     token = read_token(config)
     from server.service.app import make_app
     from server.service.listening import address_of, check_certificate, listen, run

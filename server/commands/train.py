@@ -9,20 +9,17 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
-
-from common.config import Runtime, Setting, parse_config
+from common.config import Config, Runtime
 from server.commands.command import given_overrides, hydra_command, run_folder
 from server.run.interruption import Interruption
 
 if TYPE_CHECKING:
-    from server.run.federation import Run
+    from server.run.run import Run
 
 
-@hydra_command("config")
-def main(composed: DictConfig) -> None:
+@hydra_command(Config)
+def main(config: Config) -> None:
     """Train a federation."""
-    config = parse_config(composed)
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.app import prepare
 
@@ -33,23 +30,18 @@ def main(composed: DictConfig) -> None:
 
 
 def _train(run: "Run") -> None:
-    config = run.config
-    if config.strategy.setting is not Setting.federated:
-        from server.reference import run_reference
+    if run.config.strategy.setting != "federated":
+        from server.baselines.baseline import run_baseline
 
-        run_reference(run)
-    elif config.runtime.name is Runtime.sequential:
-        from server.sequential import run_sequentially
-
-        run_sequentially(run)
-    elif config.runtime.name is Runtime.processes:
-        from server.processes import run_in_processes
-
-        run_in_processes(run)
-    else:
-        from server.simulation import simulate
+        run_baseline(run)
+    elif run.config.runtime.name is Runtime.simulation:
+        from server.runtimes.simulation import simulate
 
         simulate(run)
+    else:
+        from server.runtimes.local import run_locally
+
+        run_locally(run)
 
 
 if __name__ == "__main__":

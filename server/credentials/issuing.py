@@ -13,7 +13,7 @@ from typing import TypeVar
 from cryptography import x509
 
 from common.clients import ClientKey, check_modality_name
-from common.config.credentials import CredentialsConfig, Renew
+from common.config import CredentialsConfig, Renew
 from common.errors import UserError
 from server.credentials.certificates import (
     PublicKey,

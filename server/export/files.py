@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 import torch
 
-from common.config.export import ExportConfig
-from common.data.whole_folder import whole_folder
+from common.atomic import atomic_folder
+from common.config import ExportConfig
 from common.errors import UserError
 from common.model.ha_fedformer import ModelSpec
 from common.task import Task
@@ -60,7 +60,7 @@ def export_model(config: ExportConfig, tell: Tell) -> None:
     out = Path(config.out).absolute()
     if path.absolute().is_relative_to(out):
         raise UserError(f"out={config.out} holds the model {path}; choose another")
-    with whole_folder(out, config.overwrite, EXPORT) as folder:
+    with atomic_folder(out, config.overwrite, EXPORT) as folder:
         tell(f"{path}: exporting {len(subsets)} subsets, which may take a minute")
         files = [_write(folder, predictor, names, tell) for names in subsets]
         about = _about(path, predictor, folder / files[0]["file"]) | {"files": files}

@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from common.config import FusionRule
-from common.config.composition import config_of_settings
-from common.config.evaluate import EvaluateConfig
+from common.atomic import atomic_file
+from common.config import EvaluateConfig, FusionRule, config_of_settings
 from common.data.dataset import MultimodalDataset
 from common.data.federation import count_outputs, load_federation
 from common.data.formats.registry import read_source
@@ -19,7 +18,7 @@ from common.data.shards import read_shard
 from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
-from common.whole_file import whole_file
+from common.training import use_one_thread
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.prediction.input_settings import (
     check_modalities,
@@ -29,7 +28,6 @@ from server.prediction.input_settings import (
 )
 from server.prediction.predictor import Predictor, model_path
 from server.prediction.writers import check_place
-from server.run.federation import use_one_thread
 from server.run.folder import CONFIG, read_settings
 
 
@@ -100,7 +98,7 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
         If it cannot be written.
     """
     try:
-        with whole_file(path) as aside:
+        with atomic_file(path) as aside:
             aside.write_bytes(evaluation.to_json())
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error.strerror or error}") from error

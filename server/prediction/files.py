@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from common.config.predict import PredictConfig
+from common.config import PredictConfig
 from common.data.dataset import Sequences
 from common.data.item_stream import Items, ItemStream, open_items
 from common.data.source import ReadSettings

@@ -17,9 +17,9 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from common.atomic import atomic_file
 from common.errors import UserError
 from common.task import Task
-from common.whole_file import whole_file
 from server.prediction.predictor import Floats, Predictions
 from server.prediction.records import records, seven_class, sign
 
@@ -68,7 +68,7 @@ def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Write]:
         If it cannot be written.
     """
     try:
-        with whole_file(path) as aside, _WRITERS[path.suffix](aside, tuple(labels)) as write:
+        with atomic_file(path) as aside, _WRITERS[path.suffix](aside, tuple(labels)) as write:
             yield write
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error.strerror or error}") from error

@@ -10,11 +10,16 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from common.data.manifest import Manifest
-from common.data.preparation import ReadSource
-from common.data.split import shared_groups
-from common.data.statistics import bin_edges, label_bins, label_histogram, sequence_statistics
 from common.seal import SUFFIX
 from common.task import Task
+from server.preparation.reading import ReadSource
+from server.preparation.split import shared_groups
+from server.preparation.statistics import (
+    bin_edges,
+    label_bins,
+    label_histogram,
+    sequence_statistics,
+)
 from server.terminal import Terminal
 
 #: Cells of a histogram's longest bar.

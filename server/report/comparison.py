@@ -22,7 +22,7 @@ LESS_IS_BETTER = frozenset({"mae", "mse", "log_loss", "ece"})
 
 
 class Verdict(StrEnum):
-    """What a difference says."""
+    """What a difference means."""
 
     better = "better"
     worse = "worse"
@@ -43,18 +43,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, method less baseline.
+    """A paired difference, method minus baseline.
 
     Attributes
     ----------
     mean, low, high
-        In units of the metric, with the interval's ends; NaN where they are not defined.
+        In units of the metric, with the ends of the interval; NaN where they are not defined.
     p
         Two-sided, of the paired t-test; NaN where there is none.
     pairs
-        Seeds that both have.
+        Number of seeds that both have.
     verdict
-        In words; whether more or less is better is in it.
+        Takes into account whether more or less is better.
     """
 
     mean: float
@@ -96,26 +96,19 @@ def paired_difference(
     Difference
         With the `LEVEL` interval of the paired t-test, from two shared seeds on.
     """
-    seeds = sorted(method.keys() & baseline.keys())
-    differences = [method[seed] - baseline[seed] for seed in seeds]
-    found = spread(differences)
-    if not seeds or math.isnan(found.mean):
-        verdict = Verdict.undefined if seeds else Verdict.no_pair
-        return Difference(math.nan, math.nan, math.nan, math.nan, len(seeds), verdict)
-    if len(seeds) == 1:
-        return Difference(found.mean, math.nan, math.nan, math.nan, 1, Verdict.one_seed)
-    error, freedom = found.sd / math.sqrt(len(seeds)), len(seeds) - 1
+    shared = method.keys() & baseline.keys()
+    differences = spread(method[seed] - baseline[seed] for seed in sorted(shared))
+    mean, pairs = differences.mean, differences.count
+    if math.isnan(mean):
+        verdict = Verdict.undefined if pairs else Verdict.no_pair
+        return Difference(math.nan, math.nan, math.nan, math.nan, pairs, verdict)
+    if pairs == 1:
+        return Difference(mean, math.nan, math.nan, math.nan, 1, Verdict.one_seed)
+    error, freedom = differences.sd / math.sqrt(pairs), pairs - 1
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
-    low, high = found.mean - half, found.mean + half
-    if low <= 0 <= high:
+    verdict = Verdict.better if (mean > 0) is not less else Verdict.worse
+    if abs(mean) <= half:
         verdict = Verdict.none
-    else:
-        verdict = Verdict.better if (found.mean > 0) is not less else Verdict.worse
-    return Difference(found.mean, low, high, _p(found.mean, error, freedom), len(seeds), verdict)
-
-
-def _p(mean: float, error: float, freedom: int) -> float:
-    """Two-sided p of Student's t; where all differences are equal, its limit."""
-    if error == 0:
-        return 1.0 if mean == 0 else 0.0
-    return float(2 * stdtr(freedom, -abs(mean) / error))
+    # Where all differences are equal, the limit of p.
+    p = 2 * stdtr(freedom, -abs(mean) / error) if error else float(mean == 0)
+    return Difference(mean, mean - half, mean + half, float(p), pairs, verdict)

@@ -1,13 +1,14 @@
-"""How a report is shown: as Markdown, and on the terminal; `server.report.page` is for browsers."""
+"""The report as Markdown, and on the terminal; `server.report.page` is for browsers."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from rich.table import Table as RichTable
+from rich.table import Table
 from rich.text import Text
 
-from server.report.blocks import assignments, differing, present
 from server.report.comparison import LEVEL
-from server.report.tables import MINOR, Report, Table, count, tables_of, without_places
+from server.report.groups import ComparisonGroup, assignments, differing, present
+from server.report.tables import MINOR, Report, pictures_of, tables_of, without_places
+from server.report.view import Panel
 from server.terminal import Terminal
 
 REPORT = "report.md"
@@ -34,27 +35,27 @@ _SCORES = (
 
 _DIFFERENCES = (
     "The difference to the baseline, {baseline}, is paired by seed, with the {level:.0%} interval "
-    'and the p of the paired t-test; "no difference" where the interval holds 0. Better means '
+    'and the p of the paired t-test; "no difference" where the interval contains 0. Better means '
     "better, also where less is better. Intervals and p are not corrected for the number of "
     "comparisons."
 )
 
 
+def how_to_read(report: Report) -> list[str]:
+    """Explain the scores, and where there is a baseline the differences."""
+    if not any(map(report.compares, report.groups)):
+        return [_SCORES]
+    return [_SCORES, _DIFFERENCES.format(baseline=report.baseline, level=LEVEL)]
+
+
 def markdown(report: Report) -> str:
     """Return the text of ``report.md``."""
-    parts = ["# Report", f"```sh\n{report.command}\n```", _runs(report), _same(report)]
+    parts = ["# Report", f"```sh\n{report.command}\n```", f"{report.counts}.", _same(report)]
     parts += [f"**Warning:** {line}" for line in report.warnings()]
-    parts += [" ".join(how_to_read(report)), *_sections(report)]
+    parts.append(" ".join(how_to_read(report)))
+    for group in report.groups:
+        parts += _group_markdown(report, group)
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _runs(report: Report) -> str:
-    results = report.found.results
-    seeds = sorted({result.seed for result in results})
-    return (
-        f"{count(len(results), 'run')}, {count(len(seeds), 'seed')} "
-        f"({', '.join(map(str, seeds))}), {count(len(report.blocks), 'block')}."
-    )
 
 
 def _same(report: Report) -> str:
@@ -71,75 +72,55 @@ def _same(report: Report) -> str:
     return f"The same in all runs: {_code(assignments(same))}." if same else ""
 
 
-def how_to_read(report: Report) -> list[str]:
-    """Say what the scores are, and where there is a baseline the differences."""
-    if not report.compares:
-        return [_SCORES]
-    return [_SCORES, _DIFFERENCES.format(baseline=report.baseline, level=LEVEL)]
+def _group_markdown(report: Report, group: ComparisonGroup) -> Iterator[str]:
+    yield f"## {report.title_of(group)}"
+    if others := present(group.other_settings):
+        yield f"Here also: {_code(assignments(others))}."
+    for table in tables_of(report, group):
+        yield f"### {table.title}" if table.title else ""
+        yield table.note
+        rules = ["---", *["---:"] * (len(table.header) - 1)]
+        yield "\n".join(map(_markdown_row, [table.header, rules, *table.rows]))
+    for picture in pictures_of(report, group):
+        yield f"![{picture.title}]({picture.file})"
+        yield f"{picture.title}. {picture.note}"
 
 
-def _sections(report: Report) -> Iterator[str]:
-    for block in report.blocks:
-        yield f"## {report.title_of(block)}"
-        if others := present(block.others):
-            yield f"Here also: {_code(assignments(others))}."
-        for table in tables_of(report, block):
-            yield f"### {table.title}" if table.title else ""
-            yield table.note
-            yield _markdown_table(table)
-        yield f"![{report.metrics_of(block)[0]} of each method]({report.picture_of(block)})"
-
-
-def _markdown_table(table: Table) -> str:
-    rules = ["---", *["---:"] * (len(table.header) - 1)]
-    lines = [table.header, rules, *table.rows]
-    return "\n".join(f"| {' | '.join(map(_escaped, cells))} |" for cells in lines)
-
-
-def _escaped(cell: str) -> str:
-    return " ".join(cell.replace("|", r"\|").split())
+def _markdown_row(cells: Sequence[object]) -> str:
+    escaped = (" ".join(str(cell).replace("|", r"\|").split()) for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def _code(words: list[str]) -> str:
     return ", ".join(f"`{without_places(word)}`" for word in words)
 
 
-class ReportConsole(Terminal):
-    """The terminal of a report."""
-
-    def show(self, report: Report, out: str) -> None:
-        """Print the tables, and where the files are.
-
-        Parameters
-        ----------
-        report
-            All of it.
-        out
-            The folder that was written.
-        """
-        for block in report.blocks:
-            self.tell(report.title_of(block), "bold")
-            for table in tables_of(report, block):
-                if table.title:
-                    self.tell(table.title)
-                self.console.print(_rich_table(table, self.console.width))
-                if table.note:
-                    self.tell(table.note, "dim")
-        for line in report.warnings():
-            self.warn(line)
-        for name in (PAGE, REPORT, *map(report.picture_of, report.blocks)):
-            self.tell(f"{out}/{name}")
+def show(report: Report, out: str, terminal: Terminal) -> None:
+    """Print the tables, the warnings and the files in the folder `out`."""
+    for group in report.groups:
+        terminal.tell(report.title_of(group), "bold")
+        for table in tables_of(report, group):
+            if table.title:
+                terminal.tell(table.title)
+            terminal.console.print(_rich_table(table, terminal.console.width))
+            if table.note:
+                terminal.tell(table.note, "dim")
+    for line in report.warnings():
+        terminal.warn(line)
+    pictures = (picture for group in report.groups for picture in pictures_of(report, group))
+    for name in (PAGE, REPORT, *(picture.file for picture in pictures)):
+        terminal.tell(f"{out}/{name}")
 
 
-def _rich_table(table: Table, width: int) -> RichTable:
+def _rich_table(table: Panel, width: int) -> Table:
     """Build a table for a terminal so many characters wide."""
-    columns = [(name, *cells) for name, *cells in zip(table.header, *table.rows, strict=True)]
+    columns = [list(map(str, column)) for column in zip(table.header, *table.rows, strict=True)]
     if sum(max(map(len, column)) + 3 for column in columns) > width:
         columns = [column for column in columns if column[0] not in MINOR]
     # As text: a list in a setting looks like markup.
-    shown = RichTable()
-    for number, (name, *_) in enumerate(columns):
-        shown.add_column(Text(name), justify="right" if number else "left", overflow="fold")
+    shown = Table()
+    for place, (name, *_) in enumerate(columns):
+        shown.add_column(Text(name), justify="right" if place else "left", overflow="fold")
     for cells in list(zip(*columns, strict=True))[1:]:
         shown.add_row(*map(Text, cells))
     return shown

@@ -12,6 +12,7 @@ from typing import Any
 from common.errors import UserError
 from common.metrics import HEADLINE
 from common.task import Task
+from server.report.records import Record, damaged, for_each_round, number, reading
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_settings
 
 #: Name of a metric to its value.
@@ -55,14 +56,14 @@ class Result:
 
 @dataclass(frozen=True)
 class Found:
-    """The results in a place, and the folders of runs that have not ended."""
+    """Results of finished runs, and the folders of runs that have not ended."""
 
     results: tuple[Result, ...]
     unfinished: tuple[str, ...]
 
 
 def find_results(places: Iterable[str]) -> Found:
-    """Read every run below some folders.
+    """Read every run in and below some folders.
 
     Parameters
     ----------
@@ -72,7 +73,7 @@ def find_results(places: Iterable[str]) -> Found:
     Raises
     ------
     UserError
-        If a place is not there, there is no run, or a file of a run is damaged.
+        If a place does not exist, holds no run, or a file of a run is damaged.
     """
     named = list(places)
     finished, unfinished = [], []
@@ -90,32 +91,8 @@ def find_results(places: Iterable[str]) -> Found:
     return Found(tuple(map(read_result, finished)), tuple(unfinished))
 
 
-def read_result(folder: Path) -> Result:
-    """Read a run folder.
-
-    Raises
-    ------
-    UserError
-        If a file of it is damaged.
-    """
-    settings = flat_settings(read_settings(folder / CONFIG))
-    seed = _seed(folder / CONFIG, settings)
-    summary = _read_summary(folder / SUMMARY)
-    return Result(
-        str(folder),
-        settings,
-        seed,
-        _task(folder, settings, summary["test"].get(TOGETHER, {})),
-        summary["test"],
-        summary["test_by_fusion"],
-        summary["test_by_subset"],
-        summary["seconds"],
-        _megabytes_up(folder / ROUNDS),
-    )
-
-
 def _folders(places: Iterable[str]) -> Iterator[Path]:
-    """Every folder at and below some places, once."""
+    """Yield every folder in and below some places, once."""
     seen = set()
     for place in places:
         for top in _tops(place):
@@ -131,11 +108,27 @@ def _tops(place: str) -> list[str]:
     if Path(place).is_dir():
         return [place]
     # Not Path.glob, which takes no absolute pattern.
-    found = glob.glob(place, recursive=True)  # noqa: PTH207
-    folders = sorted(path for path in found if Path(path).is_dir())
+    matches = glob.glob(place, recursive=True)  # noqa: PTH207
+    folders = sorted(path for path in matches if Path(path).is_dir())
     if not folders:
         raise UserError(f"runs={place}: there is no such folder")
     return folders
+
+
+def read_result(folder: Path) -> Result:
+    """Read a run folder; raise `UserError` if a file of it is damaged."""
+    settings = flat_settings(read_settings(folder / CONFIG))
+    seed = _seed(folder / CONFIG, settings)
+    with reading(folder / SUMMARY, "expected numbers by metric"):
+        summary = json.loads((folder / SUMMARY).read_bytes())
+        test, by_fusion, by_subset = (
+            _scores(summary.get(part) or {})
+            for part in ("test", "test_by_fusion", "test_by_subset")
+        )
+        seconds = number(summary.get("seconds"))
+    task = _task(folder, settings, test.get(TOGETHER, {}))
+    megabytes = _megabytes_up(folder)
+    return Result(str(folder), settings, seed, task, test, by_fusion, by_subset, seconds, megabytes)
 
 
 def _seed(path: Path, settings: Mapping[str, str]) -> int:
@@ -145,11 +138,11 @@ def _seed(path: Path, settings: Mapping[str, str]) -> int:
     try:
         return int(settings["seed"])
     except ValueError as error:
-        raise damaged(path, f"seed={settings['seed']} is no whole number") from error
+        raise damaged(path, f"seed={settings['seed']} is not an integer") from error
 
 
 def _task(folder: Path, settings: Mapping[str, str], scores: Metrics) -> Task:
-    """Return the task, which a run on shards leaves to them: then the metrics tell it."""
+    """Return the task. A run on shards takes it from them, so here the metrics decide."""
     given = settings["dataset.task"]
     if given == "null":
         task = next((task for task, headline in HEADLINE.items() if headline in scores), None)
@@ -163,50 +156,19 @@ def _task(folder: Path, settings: Mapping[str, str], scores: Metrics) -> Task:
     return Task(given)
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
-    """Return the parts of a summary that are reported, in their types."""
-    try:
-        summary = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise damaged(path, str(error)) from error
-    try:
-        parts: dict[str, Any] = {
-            part: _scores(summary.get(part) or {})
-            for part in ("test", "test_by_fusion", "test_by_subset")
-        }
-        parts["seconds"] = _number(summary.get("seconds"))
-    except (AttributeError, TypeError, ValueError) as error:
-        raise damaged(path, "expected numbers by metric") from error
-    return parts
-
-
 def _scores(given: Mapping[str, Mapping[str, Any]]) -> dict[str, Metrics]:
     return {
-        name: {metric: _number(value) for metric, value in metrics.items()}
+        name: {metric: number(value) for metric, value in metrics.items()}
         for name, metrics in given.items()
     }
 
 
-def _number(value: Any) -> float:
-    return math.nan if value is None else float(value)
+def _megabytes_up(folder: Path) -> float:
+    sent = []
 
+    def use(record: Record) -> None:
+        if record.get("bytes_up") and record.get("clients"):
+            sent.append(record["bytes_up"] / sum(record["clients"].values()))
 
-def _megabytes_up(path: Path) -> float:
-    """Mean over the rounds of what a client sent; NaN where the rounds do not say."""
-    if not path.is_file():
-        return math.nan
-    try:
-        with path.open("rb") as rounds:
-            sent = [
-                record["bytes_up"] / sum(record["clients"].values())
-                for record in map(json.loads, rounds)
-                if record.get("bytes_up") and record.get("clients")
-            ]
-    except (OSError, ValueError, ArithmeticError, AttributeError, TypeError) as error:
-        raise damaged(path, str(error)) from error
+    for_each_round(folder, use)
     return sum(sent) / len(sent) / 1e6 if sent else math.nan
-
-
-def damaged(path: Path, reason: str) -> UserError:
-    """Return the error for a file that is not as it should be."""
-    return UserError(f"{path} is damaged: {' '.join(reason.split())}")

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
+from common.atomic import atomic_file
 from common.errors import UserError
 from common.seal import SUFFIX, SealError, read_sealed, write_sealed
-from common.whole_file import whole_file
 from server.aggregation.server_optimizer import OptimizerState
-from server.run.labels import PooledLabels
+from server.roster.labels import PooledLabels
 from server.strategy import StrategyState
 
 FORMAT = "ha-fedformer-checkpoint-1"
@@ -89,7 +89,7 @@ class Checkpoints:
             If it cannot be written; the others are as they were then.
         """
         self.folder.mkdir(exist_ok=True)
-        with whole_file(self.path(checkpoint.round)) as aside:
+        with atomic_file(self.path(checkpoint.round)) as aside:
             write_sealed(aside, _arrays(checkpoint), _header(checkpoint))
         rounds = self.rounds()
         # Later ones were damaged, or the run would have gone on from them.

@@ -1,7 +1,6 @@
 """What a run shows: one line a round above a progress bar, and a table at the end; or JSON."""
 
 import json
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -13,6 +12,7 @@ from common.config import Config, ConsoleStyle
 from common.metrics import HEADLINE
 from common.task import Task
 from server.evaluate import Scores
+from server.records import RoundRecord
 from server.terminal import Terminal
 
 
@@ -52,27 +52,27 @@ class RunConsole(Terminal):
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
 
-    def round(self, record: Mapping[str, Any]) -> None:
-        """Print the line of a round, given its object in ``rounds.jsonl``."""
+    def round(self, record: RoundRecord) -> None:
+        """Print the line of a round."""
         metric = HEADLINE[self.task]
-        loss = "  ".join(f"{name} {value:.3f}" for name, value in record["train_loss"].items())
-        scores = record["validation"]
+        loss = "  ".join(f"{name} {value:.3f}" for name, value in record.train_loss.items())
+        scores = record.validation
         alone = "  ".join(
             f"{name} {values[metric]:.3f}"
             for name, values in scores.items()
             if name != "multimodal"
         )
         self.console.print(
-            f"round {record['round']:>{self._digits}}  [dim]loss[/] {loss}  "
+            f"round {record.round:>{self._digits}}  [dim]loss[/] {loss}  "
             f"[dim]val {metric}[/] [bold]multimodal {scores['multimodal'][metric]:.3f}[/]  "
             f"{alone}  "
-            f"[dim]{record['seconds']:.1f} s[/]",
+            f"[dim]{record.seconds:.1f} s[/]",
             soft_wrap=True,
             emoji=False,
         )
-        if record["reused"]:
-            self.warn(f"no reply from {', '.join(record['reused'])}: the encoder stays as it was")
-        for line in record["rejected"]:
+        if record.reused:
+            self.warn(f"no reply from {', '.join(record.reused)}: the encoder stays as it was")
+        for line in record.rejected:
             self.warn(f"left out: {line}")
         self._progress.advance(self._bar)
 
@@ -108,10 +108,10 @@ class JsonConsole(RunConsole):
         """Print one line that asks for attention as an event."""
         self._event("message", "warning", message=line)
 
-    def round(self, record: Mapping[str, Any]) -> None:
+    def round(self, record: RoundRecord) -> None:
         """Print a round as an event."""
-        level = "warning" if record["reused"] or record["rejected"] else "info"
-        self._event("round", level, **record)
+        level = "warning" if record.reused or record.rejected else "info"
+        self._event("round", level, **record.to_json())
 
     def scores(self, title: str, scores: Scores) -> None:
         """Print final scores as an event."""

@@ -19,9 +19,10 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from common.atomic import atomic_file
 from common.config import Config
 from common.errors import UserError
-from common.whole_file import whole_file
+from server.records import RoundRecord
 
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
@@ -120,7 +121,7 @@ class RunFolder:
                     ) from error
                 time.sleep(0.2)
 
-    def keep_rounds(self, count: int) -> list[dict[str, Any]]:
+    def keep_rounds(self, count: int) -> list[RoundRecord]:
         """Read the first rounds, and cut off what comes after them, the summary too.
 
         Raises
@@ -131,10 +132,10 @@ class RunFolder:
         content = (self.path / ROUNDS).read_bytes()
         lines = content.splitlines(keepends=True)[:count]
         try:
-            records = [json.loads(line) for line in lines]
-            if [record["round"] for record in records] != list(range(1, count + 1)):
+            records = [RoundRecord.from_json(json.loads(line)) for line in lines]
+            if [record.round for record in records] != list(range(1, count + 1)):
                 raise ValueError(f"expected rounds 1 to {count}")
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError) as error:
             raise UserError(f"{self.path / ROUNDS} is damaged: {error}") from error
         (self.path / SUMMARY).unlink(missing_ok=True)
         os.truncate(self.path / ROUNDS, sum(map(len, lines)))
@@ -173,7 +174,7 @@ class RunFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Write a file aside and rename it."""
-        with whole_file(self.path / name) as aside:
+        with atomic_file(self.path / name) as aside:
             aside.write_bytes(content)
 
 

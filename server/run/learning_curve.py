@@ -1,20 +1,20 @@
 """The learning curve of a run as a picture."""
 
 import io
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from common.metrics import HEADLINE
 from common.task import Task
+from server.records import RoundRecord
 
 
-def learning_curve(rounds: Sequence[Mapping[str, Any]], task: Task) -> bytes:
+def learning_curve(rounds: Sequence[RoundRecord], task: Task) -> bytes:
     """Draw train loss per modality, and the headline metric on the validation items.
 
     Parameters
     ----------
     rounds
-        The objects of ``rounds.jsonl``.
+        At least one.
     task
         Kind of label; decides the metric.
 
@@ -30,13 +30,13 @@ def learning_curve(rounds: Sequence[Mapping[str, Any]], task: Task) -> bytes:
     figure = matplotlib.figure.Figure(figsize=(10, 4), layout="constrained")
     losses, scores = figure.subplots(1, 2)
     metric = HEADLINE[task]
-    numbers = [record["round"] for record in rounds]
-    for name in rounds[0]["validation"]:
+    numbers = [record.round for record in rounds]
+    for name in rounds[0].validation:
         together = name == "multimodal"
         style = {"color": "black", "linewidth": 2.5} if together else {"linewidth": 1.2}
-        score = [record["validation"][name][metric] for record in rounds]
+        score = [record.validation[name][metric] for record in rounds]
         (line,) = scores.plot(numbers, score, label=name, **style)
-        loss = [record["train_loss"].get(name) for record in rounds]
+        loss = [record.train_loss.get(name) for record in rounds]
         if any(value is not None for value in loss):
             losses.plot(
                 numbers,

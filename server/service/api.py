@@ -10,7 +10,7 @@ from fastapi.responses import PlainTextResponse
 from pydantic_core import to_json
 from starlette.requests import ClientDisconnect
 
-from common.config.serve import ServeConfig
+from common.config import ServeConfig
 from server.prediction.predictor import Predictor
 from server.prediction.records import Record, records
 from server.service.answers import (

@@ -14,7 +14,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import ClientDisconnect
 
-from common.config.serve import ServeConfig
+from common.config import ServeConfig
 from common.task import Task
 from server.prediction.predictor import Predictor
 from server.service.api import Api, json_answer

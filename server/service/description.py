@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from common.config.serve import ServeConfig
+from common.config import ServeConfig
 from common.errors import UserError
 from common.task import Task
 from server.prediction.predictor import Predictor, model_path

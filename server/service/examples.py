@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.config import ShardsConfig, config_of_settings
-from common.config.serve import ServeConfig
+from common.config import ServeConfig, ShardsConfig, config_of_settings
 from common.data.dataset import LabelArray, MultimodalDataset
 from common.data.federation import count_outputs, load_joint
 from common.data.shard_folder import load_shard_folder

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 from fastapi import FastAPI
 
-from common.config.serve import ServeConfig
+from common.config import ServeConfig
 from common.errors import UserError
 
 #: Simultaneous connections; further ones are answered with 503.

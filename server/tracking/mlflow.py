@@ -26,8 +26,8 @@ import mlflow
 from mlflow.entities import RunStatus
 from mlflow.exceptions import MlflowException
 
+from common.atomic import atomic_file
 from common.config import Config
-from common.whole_file import whole_file
 from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY, TRACKING
 from server.tracking.figures import (
     Record,
@@ -116,7 +116,7 @@ class MlflowTracker:
         tags = {"mlflow.source.name": "utmp-train", "run_folder": str(self._folder)}
         run = self._client.create_run(self._experiment, tags=tags, run_name=title)
         name = str(run.info.run_id)
-        with whole_file(self._folder / TRACKING) as aside:
+        with atomic_file(self._folder / TRACKING) as aside:
             content = {"run_id": name, "experiment_id": self._experiment}
             aside.write_text(json.dumps(content) + "\n")
         return name

@@ -51,10 +51,7 @@ class Tracking:
     """
 
     def __init__(
-        self,
-        name: str = TrackingTool.none,
-        start: Callable[[], Tracker] | None = None,
-        warn: Callable[[str], None] = print,
+        self, name: str, start: Callable[[], Tracker] | None, warn: Callable[[str], None]
     ) -> None:
         self._name, self._start, self._warn = name, start, warn
         self._tracker: Tracker | None = None

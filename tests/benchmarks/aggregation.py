@@ -27,7 +27,7 @@ from torch import Tensor
 
 from common.clients import ClientKey
 from common.config import Config, EncoderConfig, compose_config
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Uplink, no_numbers
 from common.model.evidence import label_sums, prior_of
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
@@ -35,8 +35,8 @@ from common.posterior import Gaussian, Posterior
 from common.protocol import encode_uplink, payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure
 from common.task import Task
-from server.run.labels import PooledLabels
-from server.run.registry import Member, Registry
+from server.roster.labels import PooledLabels
+from server.roster.registry import Member, Registry
 from server.strategy import HierarchicalAggregation, to_record
 
 WIDTHS = {"language": 100, "audio": 73, "vision": 100}
@@ -130,7 +130,7 @@ def strategy_of(
     sums = label_sums(LABELS, Task.regression, 1)
     registry = Registry()
     for number, key in enumerate(keys, 1):
-        moments = Moments(*np.ones((3, WIDTHS[key.modality])))
+        moments = FeatureMoments(*np.ones((3, WIDTHS[key.modality])))
         client = ClientDescription(key, len(LABELS), Task.regression, sums, moments)
         registry.members[key] = Member(number, client)
         registry.asked.add(number)
@@ -155,7 +155,7 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
             fitted(encoder, settings.encoder, encoder_structure(settings.encoder)),
             fitted(
                 trained.decoder,
-                EncoderConfig(shrinkage=settings.decoder.shrinkage),
+                EncoderConfig("pbea", shrinkage=settings.decoder.shrinkage),
                 decoder_structure(settings.decoder),
             ),
             len(LABELS),

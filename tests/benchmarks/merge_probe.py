@@ -38,7 +38,7 @@ from common.model.ha_fedformer import (
 from common.model.losses import task_loss
 from common.seeding import derive_seed
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.run.registry import Member, Registry
+from server.roster.registry import Member, Registry
 
 
 @dataclass

@@ -46,9 +46,8 @@ def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
     import client.app
     from common.config import compose_config
     from server.app import prepare
-    from server.machine import clients_at_once
-    from server.processes import run_in_processes
-    from server.sequential import run_sequentially
+    from server.runtimes.local import run_locally
+    from server.runtimes.machine import clients_at_once
 
     inner = client.app.run_round
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
@@ -70,7 +69,7 @@ def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
         )
         client.app.run_round = timed
         try:
-            (run_sequentially if runtime == "sequential" else run_in_processes)(run)
+            run_locally(run)
         finally:
             client.app.run_round = inner
             run.folder.close()
@@ -79,7 +78,7 @@ def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
             number, seconds = line.split()
             pure[int(number) - 1] += float(seconds)
         cores = 1 if runtime == "sequential" else clients_at_once(run.config.runtime)
-        whole = [record["seconds"] for record in run.records]
+        whole = [record.seconds for record in run.records]
         shares = [each / cores for each in pure]
         over = statistics.median(map(sub, whole[1:], shares[1:]))
     return statistics.median(whole[1:]), over

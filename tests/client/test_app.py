@@ -28,7 +28,7 @@ from common.clients import ClientKey
 from common.config import Config, compose_config
 from common.data.batching import pad_all
 from common.data.federation import load_joint
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import Downlink, Uplink
 from common.model.evidence import agreement, evidence
@@ -79,7 +79,7 @@ def global_model(config: Config) -> HAFedformer:
     shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.items.sequences}
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=7)
     for name in joint.items.sequences:
-        set_standardisation(model, name, Moments.of(joint.items.sequences[name]))
+        set_standardisation(model, name, FeatureMoments.of(joint.items.sequences[name]))
     return model
 
 

@@ -17,7 +17,7 @@ from server.aggregation.pbea import PosteriorSum
 
 Array = NDArray[np.float64]
 
-ROW = EncoderConfig(structure=Structure.row)
+ROW = EncoderConfig("pbea", structure=Structure.row)
 WITH_A_PRECISION = (Structure.diagonal, Structure.row)
 
 
@@ -85,7 +85,7 @@ def test_diagonal_precision_is_the_formula(shape: tuple[int, ...], scale: Scale)
 @pytest.mark.parametrize("scale", list(Scale))
 def test_single_sample_is_an_identity(shape: tuple[int, ...], scale: Scale) -> None:
     samples = draws(*shape)
-    gaussian = fit(samples, EncoderConfig(scale=scale))
+    gaussian = fit(samples, EncoderConfig("pbea", scale=scale))
     assert gaussian.form is Form.identity
     np.testing.assert_array_equal(gaussian.mean.numpy(), samples[0])
 
@@ -95,7 +95,7 @@ def test_single_sample_is_an_identity(shape: tuple[int, ...], scale: Scale) -> N
 def test_no_spread_is_an_identity(structure: Structure, scale: Scale) -> None:
     # In float32 five equal numbers need not have exactly that mean.
     samples = torch.from_numpy(draws(1, 4, 3)).float().expand(5, 4, 3)
-    config = EncoderConfig(structure=structure, scale=scale)
+    config = EncoderConfig("pbea", structure=structure, scale=scale)
     gaussian = fit_gaussian(samples, config, received=torch.zeros(4, 3))
     torch.testing.assert_close(gaussian.mean, samples[0], rtol=1e-6, atol=0)
     assert gaussian.form is Form.identity
@@ -118,11 +118,11 @@ def test_overall_scale_of_the_deviations(factor: float, structure: Structure) ->
     samples = draws(6, 4, 3)
     mean = samples.mean(axis=0)
     stretched = mean + factor * (samples - mean)
-    relative = EncoderConfig(structure=structure)
+    relative = EncoderConfig("pbea", structure=structure)
     np.testing.assert_allclose(
         precision_of(stretched, relative), precision_of(samples, relative), rtol=1e-5, atol=1e-7
     )
-    absolute = EncoderConfig(structure=structure, scale=Scale.absolute)
+    absolute = EncoderConfig("pbea", structure=structure, scale=Scale.absolute)
     np.testing.assert_allclose(
         factor**2 * precision_of(stretched, absolute),
         precision_of(samples, absolute),

@@ -20,7 +20,7 @@ from wire import put_bytes, put_tensors, tensors_of
 
 from common import wire
 from common.clients import ClientKey
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
 from common.posterior import Form, Gaussian
 from common.protocol import (
@@ -79,7 +79,7 @@ def description() -> NodeDescription:
             10 + part,
             Task.classification if part else Task.regression,
             torch.tensor([10.0, 0.1 + part, 1 / 3], dtype=torch.float64),
-            Moments(*np.random.default_rng(part).normal(size=(3, *shape))),
+            FeatureMoments(*np.random.default_rng(part).normal(size=(3, *shape))),
         )
         for modality, part, shape in (("audio", 0, (4,)), ("vision", 12, (2, 4)))
     )

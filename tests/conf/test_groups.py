@@ -1,7 +1,7 @@
 """Every file of every group composes, and what it configures can be built and used."""
 
 import shlex
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -19,20 +19,24 @@ from common.config import (
     ClientConfig,
     Config,
     DecoderMerge,
+    DirichletConfig,
     FusionRule,
     ModelConfig,
     NpzConfig,
     Optimizer,
+    PartitionConfig,
+    PrepareConfig,
+    Sampler,
     SamplerConfig,
     ServerOptimizer,
-    Setting,
     ShardsConfig,
+    SizeConfig,
     StrategyConfig,
     SyntheticConfig,
+    TrainingMode,
+    compose,
     compose_config,
 )
-from common.config.partition import DirichletConfig, PartitionConfig, SizeConfig
-from common.config.prepare import PrepareConfig, compose_prepare
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData, read_items
@@ -100,7 +104,7 @@ def overrides_for(group: str, name: str) -> list[str]:
 @cache
 def composed(group: str, name: str) -> Any:
     if group == "partition":
-        return compose_prepare(overrides_for(group, name))
+        return compose(PrepareConfig, overrides_for(group, name))
     return compose_config("config", overrides_for(group, name))
 
 
@@ -210,19 +214,21 @@ def test_every_local_training_moves_every_weight(name: str) -> None:
     config = composed("client", name).client
     model = build_model(spec(SMALL, "audio"), seed=0)
     before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
-    trained = train(model, client_data(), config, SamplerConfig(num_samples=2), seed=1)
+    trained = train(
+        model, client_data(), config, SamplerConfig(Sampler.iasg, num_samples=2), seed=1
+    )
     assert set(trained.samples) == set(before)
     assert all(not torch.equal(weight, before[key]) for key, weight in model.named_parameters())
 
 
-#: Strategies without a federation; `server.reference` runs them.
+#: Strategies without a federation; `server.baselines` runs them.
 BOUNDS = {"local", "pooled", "centralised", "early_fusion", "cross_modal"}
 
 
 @pytest.mark.parametrize("name", names("strategy"))
 def test_all_but_the_bounds_are_federated(name: str) -> None:
     strategy = composed("strategy", name).strategy
-    assert (strategy.setting is not Setting.federated) == (name in BOUNDS)
+    assert (strategy.setting is not TrainingMode.federated) == (name in BOUNDS)
 
 
 def trained_uplink(key: ClientKey, current: Parts, strategy: StrategyConfig) -> Uplink:
@@ -236,7 +242,7 @@ def trained_uplink(key: ClientKey, current: Parts, strategy: StrategyConfig) -> 
         name: fit_gaussian(sample, strategy.encoder, received[name], own.get(name))
         for name, sample in samples.encoders[key.modality].items()
     }
-    maps = read.decoder if strategy.decoder.merge is DecoderMerge.posterior else {}
+    maps = read.decoder if strategy.decoder.merge == DecoderMerge.posterior else {}
     decoder = {
         name: mapped_gaussian(sample.mean(dim=0), maps.get(name), strategy.decoder.shrinkage)
         for name, sample in samples.decoder.items()
@@ -268,37 +274,81 @@ def test_every_federated_strategy_makes_a_round(name: str) -> None:
     assert all(not torch.equal(array, sent[key]) for key, array in stepped.items())
 
 
-def test_baselines_are_what_their_names_say() -> None:
-    strategies = {name: composed("strategy", name).strategy for name in names("strategy")}
-    plain = replace(strategies["fedavg"], name="")
-    changes = {
-        name: {
-            field.name
-            for field in fields(strategy)
-            if field.name != "name" and getattr(strategy, field.name) != getattr(plain, field.name)
-        }
-        for name, strategy in strategies.items()
-    }
-    assert changes == {
-        "fedavg": set(),
-        "fedprox": {"local"},
-        "fednova": {"normalise_steps"},
-        "fedavgm": {"server_optimizer"},
-        "fedadam": {"server_optimizer"},
-        "fedatt": {"encoder", "decoder"},
-        "median": {"encoder", "decoder"},
-        "trimmed_mean": {"encoder", "decoder", "trim"},
-        "pbea": {"encoder", "sampler"},
-        "cmda": {"decoder"},
-        "paper": {"encoder", "decoder", "sampler"},
-        "hierarchical": {"encoder", "decoder", "posterior_rounds"},
-        "few_rounds": {"encoder", "decoder", "posterior_rounds"},
-        "local": {"setting"},
-        "pooled": {"setting"},
-        "centralised": {"setting"},
-        "early_fusion": {"setting", "architecture"},
-        "cross_modal": {"setting", "architecture"},
-    }
+def settings_of(node: Any, prefix: str = "") -> dict[str, Any]:
+    """Return dotted name to value."""
+    found: dict[str, Any] = {}
+    for item in fields(node):
+        value = getattr(node, item.name)
+        name = prefix + item.name
+        found |= settings_of(value, f"{name}.") if is_dataclass(value) else {name: value}
+    return found
+
+
+IASG = {"sampler.name": "iasg"}
+PBEA, CMDA = {"encoder.merge": "pbea"}, {"decoder.merge": "cmda"}
+BY_INPUTS: dict[str, Any] = {
+    **PBEA,
+    "encoder.structure": "inputs",
+    "encoder.shrinkage": 0.1,
+    "encoder.scale": "absolute",
+    "posterior_rounds": 0.34,
+}
+CENTRALISED = {"setting": "centralised"}
+
+#: What distinguishes each strategy from FedAvg.
+DIFFERENCES: dict[str, dict[str, Any]] = {
+    "fedavg": {},
+    "fedprox": {"local.proximal": 0.01},
+    "fednova": {"normalise_steps": True},
+    "fedavgm": {
+        "server_optimizer.name": "momentum",
+        "server_optimizer.lr": 0.7,
+        "server_optimizer.momentum": 0.6,
+    },
+    "fedadam": {"server_optimizer.name": "adam", "server_optimizer.lr": 0.003},
+    "fedatt": {"encoder.merge": "fedatt", "decoder.merge": "fedatt"},
+    "median": {"encoder.merge": "median", "decoder.merge": "median"},
+    "trimmed_mean": {
+        "encoder.merge": "trimmed_mean",
+        "decoder.merge": "trimmed_mean",
+        "trim": 0.34,
+    },
+    "pbea": {**IASG, **PBEA},
+    "cmda": CMDA,
+    "paper": {**IASG, **PBEA, **CMDA},
+    "hierarchical": {**BY_INPUTS, **CMDA, "decoder.noise": 0.0},
+    "few_rounds": {**BY_INPUTS, "decoder.merge": "posterior"},
+    "local": {"setting": "local"},
+    "pooled": {"setting": "pooled"},
+    "centralised": CENTRALISED,
+    "early_fusion": {**CENTRALISED, "architecture": "early_fusion"},
+    "cross_modal": {**CENTRALISED, "architecture": "cross_modal"},
+}
+
+#: FedAvg, in full.
+FEDAVG: dict[str, Any] = {
+    **{"setting": "federated", "architecture": "ha_fedformer", "fraction": 1.0},
+    **{"weights": "examples", "normalise_steps": False, "trim": 0.2, "posterior_rounds": 1.0},
+    **{"skew_threshold": 0.1, "payload": "float32", "local.proximal": 0.0},
+    **{"local.logit_adjustment": "never", "local.lr_decay": "never"},
+    **{"sampler.name": "last", "sampler.num_samples": 4, "sampler.burn_in": 0.75},
+    **{"sampler.segment": None, "sampler.lr": 0.01, "sampler.temperature": 1.0},
+    **{"sampler.friction": 0.1, "encoder.merge": "average", "encoder.structure": "row"},
+    **{"encoder.shrinkage": 0.5, "encoder.scale": "relative", "decoder.merge": "average"},
+    **{"decoder.shrinkage": 0.1, "decoder.epsilon": 1.2, "decoder.temperature": 1.0},
+    **{"decoder.sign": 1, "decoder.noise": 0.001, "fedatt.epsilon": 1.2, "fedatt.noise": 0.001},
+    **{"server_optimizer.name": "sgd", "server_optimizer.lr": 1.0},
+    **{"server_optimizer.momentum": 0.9, "server_optimizer.beta2": 0.99},
+    **{"server_optimizer.tau": 0.001, "server_optimizer.when": "always"},
+    **{"screening.norm_factor": 10.0, "screening.precision_factor": 100.0},
+    **{"screening.clip_norm": None, "screening.max_faults": 3},
+}
+
+
+@pytest.mark.parametrize("name", names("strategy"))
+def test_a_strategy_is_what_its_name_says(name: str) -> None:
+    expected = {**FEDAVG, **DIFFERENCES[name], "name": name}
+    assert settings_of(composed("strategy", name).strategy) == expected
 
 
 @pytest.mark.parametrize("name", names("partition"))

@@ -5,7 +5,7 @@ Their folder is no group: `model` and `dataset` are settings here, and groups of
 
 from collections.abc import Callable
 from dataclasses import fields
-from importlib import import_module
+from functools import partial
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -13,16 +13,18 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import Config
-from common.config.composition import TRAINED, composed
-from common.config.evaluate import EvaluateConfig, Side, compose_evaluate
-from common.config.predict import PredictConfig, compose_predict
+from common.config import SCHEMAS, EvaluateConfig, PredictConfig, Side, compose, composed
 from common.errors import UserError
 
-FOLDER = Path(str(files(TRAINED)))
+FOLDER = Path(str(files("conf.trained")))
 FILES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
+SCHEMAS_BY_FILE = {schema.file: schema for schema in SCHEMAS}
+
 Compose = Callable[[list[str]], Any]
+
+predict: Compose = partial(compose, PredictConfig)
+evaluate: Compose = partial(compose, EvaluateConfig)
 
 PREDICT = ["model=runs/a", "input=b.csv"]
 EVALUATE = ["model=runs/a"]
@@ -31,9 +33,7 @@ COMMON = [
     *("context=0", "arrays.audio=a.npy", "arrays.new=b.npz", "device=cuda:1", "overwrite=true"),
     "format=npz",
 ]
-both = pytest.mark.parametrize(
-    ("compose", "least"), [(compose_predict, PREDICT), (compose_evaluate, EVALUATE)]
-)
+both = pytest.mark.parametrize(("compose", "least"), [(predict, PREDICT), (evaluate, EVALUATE)])
 
 
 def refused(compose: Compose, *overrides: str) -> str:
@@ -53,9 +53,8 @@ def test_the_files_are_found() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_composes_and_starts_with_its_command(name: str) -> None:
-    import_module(f"common.config.{name}")
-    found = composed(name, ["model=runs/2026-11-24/10-00-00"], Config, TRAINED)
-    assert found.model == "runs/2026-11-24/10-00-00"
+    composition = composed(SCHEMAS_BY_FILE[name], ["model=runs/2026-11-24/10-00-00"])
+    assert composition.model == "runs/2026-11-24/10-00-00"
     text = (FOLDER / f"{name}.yaml").read_text()
     assert f"`utmp-{name} model=" in text.splitlines()[0]
     assert yaml.safe_load(text)["hydra"]["job"]["name"] == f"utmp-{name}"
@@ -73,11 +72,11 @@ def test_every_setting_is_in_its_file(schema: type, name: str) -> None:
 
 
 def test_the_defaults_of_predict() -> None:
-    assert compose_predict(PREDICT) == PredictConfig("runs/a", "b.csv")
+    assert predict(PREDICT) == PredictConfig("runs/a", "b.csv")
 
 
 def test_the_defaults_of_evaluate() -> None:
-    config = compose_evaluate(EVALUATE)
+    config = evaluate(EVALUATE)
     assert config == EvaluateConfig("runs/a")
     assert config.side is Side.test
 
@@ -85,13 +84,13 @@ def test_the_defaults_of_evaluate() -> None:
 def test_names_of_groups_are_settings() -> None:
     for dataset in ("npz", "shards", "synthetic", "shards/mosei", "npz_schema", "/a/b=c.npz"):
         quoted = f"dataset='{dataset}'" if "=" in dataset else f"dataset={dataset}"
-        config = compose_evaluate(["model=small", quoted])
+        config = evaluate(["model=small", quoted])
         assert (config.model, config.dataset) == ("small", dataset)
 
 
 @both
 def test_every_setting_can_be_given(compose: Compose, least: list[str]) -> None:
-    more = ["dataset=c"] if compose is compose_evaluate else []
+    more = ["dataset=c"] if compose is evaluate else []
     config = compose([*least, *more, *COMMON])
     assert (config.modalities, config.labels) == (["vision", "audio"], ["joy", "fear"])
     assert (config.max_seq_len, config.group, config.context) == (9, "video", 0)
@@ -100,12 +99,12 @@ def test_every_setting_can_be_given(compose: Compose, least: list[str]) -> None:
 
 
 def test_an_input_or_several() -> None:
-    assert compose_predict(["model=a", "input=[b.npz,c.npz]"]).input == ["b.npz", "c.npz"]
+    assert predict(["model=a", "input=[b.npz,c.npz]"]).input == ["b.npz", "c.npz"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
 def test_every_kind_of_file(suffix: str) -> None:
-    assert compose_predict([*PREDICT, f"out=far/a{suffix}"]).out == f"far/a{suffix}"
+    assert predict([*PREDICT, f"out=far/a{suffix}"]).out == f"far/a{suffix}"
 
 
 # What is refused --------------------------------------------------------------------------------
@@ -149,7 +148,7 @@ def test_what_is_wrong_with_either(
     ],
 )
 def test_what_is_wrong_with_predict(overrides: list[str], message: str) -> None:
-    assert refused(compose_predict, *overrides).startswith(message)
+    assert refused(predict, *overrides).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -164,4 +163,4 @@ def test_what_is_wrong_with_predict(overrides: list[str], message: str) -> None:
     ],
 )
 def test_what_is_wrong_with_evaluate(overrides: list[str], message: str) -> None:
-    assert refused(compose_evaluate, *EVALUATE, *overrides).startswith(message)
+    assert refused(evaluate, *EVALUATE, *overrides).startswith(message)

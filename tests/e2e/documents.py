@@ -1,8 +1,8 @@
 """The commands of the documents, and stand-ins that run them with smaller settings.
 
-Each shell block runs unchanged, by bash, in one folder, in order. The stand-ins on its path call the
-real commands with a smaller model and fewer rounds. `make` and Docker's commands are checked and not
-run: `make test-all` runs this, and Docker needs an engine (tests/e2e/docker.sh runs those).
+Each shell block runs unchanged, by bash, in one folder, in order. The stand-ins on its path call
+the real commands with a smaller model and fewer rounds. `make` and Docker's commands are checked
+and not run: `make test-all` runs this, and Docker needs an engine (tests/e2e/docker.sh has one).
 """
 
 import importlib
@@ -180,7 +180,8 @@ def _forked(name: str, arguments: list[str], errors: int) -> int:
 
 def serve_forks(path: str) -> None:
     """Load what the commands need, and fork for each that is asked for."""
-    for module in ("common.config", "server.app", "server.sequential", "server.prediction.files"):
+    loaded = ("common.config", "server.app", "server.runtimes.local", "server.prediction.files")
+    for module in loaded:
         importlib.import_module(module)
     mains = {
         f"utmp-{name}": importlib.import_module(f"server.commands.{name}").main for name in OWN

@@ -37,11 +37,12 @@ FORKS = """
 import json, os, sys, traceback
 import server.preparation.partition_plot, server.commands.prepare, server.preparation.console
 from common.config import SyntheticConfig
-from common.data import preparation, synthetic
+from common.data import synthetic
+from server.preparation import reading
 
 config = SyntheticConfig(modalities=list(synthetic.VIEWS), num_items=1200, num_speakers=400)
 made = {seed: synthetic.make_synthetic(config, seed) for seed in (1, 1234)}
-preparation.make_synthetic = lambda config, seed: made[seed]
+reading.make_synthetic = lambda config, seed: made[seed]
 server.preparation.partition_plot.partition_plot = lambda manifest: b"a picture"
 
 print("ready", flush=True)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from made_up_runs import write_full_run
 
-from common.config.report import compose_report
+from common.config import ReportConfig, compose
 from server.commands.report import make_report, write_report
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -38,7 +38,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
             write_full_run(
                 folder / "runs" / f"{name}{seed}", f"strategy={name}", seed=seed, rejected=rejected
             )
-    config = compose_report([f"runs={folder / 'runs'}", f"out={folder / 'out'}"])
+    config = compose(ReportConfig, [f"runs={folder / 'runs'}", f"out={folder / 'out'}"])
     write_report(make_report(config, [f"runs={SCRIPT}"]), config)
     return (folder / "out" / "report.html").as_uri()
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from common.config.credentials import compose_credentials
+from common.config import CredentialsConfig, compose
 from server.credentials.certificates import utc_now
 from server.credentials.issuing import issue
 
@@ -65,7 +65,7 @@ def refused(secure, registered) -> dict[str, tuple[int, str]]:
     elsewhere = secure.folder / "elsewhere"
     expired = secure.folder / "expired"
     shutil.copytree(secure.credentials, expired)
-    renewal = compose_credentials([f"out={expired}", "renew=server", "days=30"])
+    renewal = compose(CredentialsConfig, [f"out={expired}", "renew=server", "days=30"])
     issue(renewal, utc_now() - timedelta(days=31))
 
     right = secure.security_of("audio-0")

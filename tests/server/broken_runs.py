@@ -3,15 +3,16 @@
 import os
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message, MessageType, RecordDict
 from tiny_runs import tiny
 
 from client.app import given_config, make_client_app
 from server.app import prepare
-from server.run.federation import Run
-from server.sequential import SequentialGrid
+from server.records import RoundRecord
+from server.run.federation import federate
+from server.run.run import Run
+from server.runtimes.local import LocalGrid
 
 #: The smallest: one client of each modality.
 ONE = ("clients.default=1",)
@@ -57,14 +58,14 @@ def execute(
 
     show = run.console.round
 
-    def shown(record: dict[str, Any]) -> None:
+    def shown(record: RoundRecord) -> None:
         show(record)
-        if record["round"] == after:
+        if record.round == after:
             raise BreakError
 
     run.console.round = shown
     try:
-        run.execute(SequentialGrid(breaking, len(run.data.clients)))
+        federate(run, LocalGrid(breaking, len(run.data.clients)))
     except BreakError:
         assert before is not None or after is not None
     else:

@@ -9,11 +9,11 @@ from flwr.proto.node_pb2 import NodeInfo
 from memory_grid import MemoryGrid
 
 from common.clients import ClientKey
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
 from common.task import Task
-from server.run.registry import Registry
+from server.roster.registry import Registry
 
 Answer = Callable[[Message], Message | None]
 
@@ -50,7 +50,7 @@ def client(
         examples = int(sum(sums) if task is Task.classification else sums[0])
     rng = np.random.default_rng([examples, len(name)])
     rows = rng.normal(size=(examples, width))
-    moments = Moments(
+    moments = FeatureMoments(
         np.full(width, float(examples)), rows.mean(axis=0), examples * rows.var(axis=0)
     )
     return ClientDescription(

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from server.aggregation.server_optimizer import OptimizerState
+from server.roster.labels import PooledLabels
 from server.run.checkpoint import Checkpoint
-from server.run.labels import PooledLabels
 from server.strategy import StrategyState
 
 

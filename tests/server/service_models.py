@@ -13,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from common.config import FusionRule, ModelConfig
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import ModelSpec, build_model, set_standardisation
 from common.task import Task
@@ -30,7 +30,7 @@ def small_predictor(task: Task = Task.regression, max_seq_len: int | None = 6) -
     sizes = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
     model = build_model(ModelSpec(SHAPES, outputs, task, sizes), seed=3)
     for name, shape in SHAPES.items():
-        moments = Moments(np.full(shape, 9.0), np.full(shape, 1.0), np.full(shape, 9.0))
+        moments = FeatureMoments(np.full(shape, 9.0), np.full(shape, 1.0), np.full(shape, 9.0))
         set_standardisation(model, name, moments)
     prior = (0.1, 1.3) if task is Task.regression else (-1.0, -0.5, 0.25)
     experts = {name: Expert(0.8, 0.1, 0.6, 0.7 + i, 40.0) for i, name in enumerate(SHAPES)}

@@ -8,8 +8,8 @@ from server.app import check_federated
 
 
 @pytest.mark.parametrize("name", ["local", "pooled", "centralised", "early_fusion", "cross_modal"])
-def test_a_bound_is_no_federation(name: str) -> None:
-    with pytest.raises(UserError, match=f"strategy={name} is a bound .* utmp-train"):
+def test_a_baseline_is_no_federation(name: str) -> None:
+    with pytest.raises(UserError, match=f"strategy={name} is a baseline .* utmp-train"):
         check_federated(compose_config("config", [f"strategy={name}"]))
 
 

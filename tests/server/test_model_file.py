@@ -10,7 +10,7 @@ from safetensors.torch import save
 
 from common.config import FusionRule, ModelConfig
 from common.data.batching import Padded
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, set_standardisation
@@ -35,7 +35,7 @@ def model_for(task: Task) -> HAFedformer:
     model = build_model(ModelSpec(SHAPES, 1 if task is Task.regression else 3, task, SMALL), seed=8)
     for name, shape in SHAPES.items():
         rng = np.random.default_rng(len(shape))
-        moments = Moments(
+        moments = FeatureMoments(
             np.full(shape, 9.0), rng.normal(size=shape), 9 * rng.uniform(0.5, 2, shape)
         )
         set_standardisation(model, name, moments)

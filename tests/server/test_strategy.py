@@ -26,7 +26,7 @@ from client.app import given_config, make_client_app
 from common.clients import ClientKey
 from common.config import ClientWeights, Config, compose_config
 from common.data.federation import load_joint
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription, Uplink, no_numbers
 from common.model.ha_fedformer import (
@@ -55,9 +55,9 @@ from common.task import Task
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.posterior_std import posterior_std
-from server.run.labels import PooledLabels
-from server.run.registry import Registry
-from server.run.round_report import RoundReport
+from server.records import RoundRecord
+from server.roster.labels import PooledLabels
+from server.roster.registry import Registry
 from server.strategy import HierarchicalAggregation, from_record, to_record
 
 WIDTHS = {"audio": 3, "vision": 5}
@@ -119,7 +119,7 @@ def describe(message: Message, hosted: Iterable[str]) -> Message:
             examples_of(key_of(name)),
             Task.regression,
             examples_of(key_of(name)) * torch.tensor([1.0, 0.5, 1.0], dtype=torch.float64),
-            Moments(*np.ones((3, WIDTHS.get(key_of(name).modality, 2)))),
+            FeatureMoments(*np.ones((3, WIDTHS.get(key_of(name).modality, 2)))),
         )
         for name in hosted
     )
@@ -152,7 +152,7 @@ class Federation:
 
     def merge(
         self, replies: Iterable[Message], server_round: int = 1
-    ) -> tuple[dict[str, Tensor], RoundReport]:
+    ) -> tuple[dict[str, Tensor], RoundRecord]:
         record, metrics = self.strategy.aggregate_train(server_round, replies)
         assert metrics is None and self.strategy.report is not None
         return from_record(record), self.strategy.report
@@ -567,7 +567,7 @@ def without_precisions(message: Message) -> Message:
     return honest(message, config_with("strategy=fedavg"))
 
 
-def play(federation: Federation, server_round: int) -> RoundReport:
+def play(federation: Federation, server_round: int) -> RoundRecord:
     """Make a round; its model is the next one's."""
     replies = map(without_precisions, federation.ask(server_round))
     federation.arrays, report = federation.merge(replies, server_round)
@@ -784,7 +784,7 @@ def test_bad_reply_of_one_round_does_not_count_in_the_next() -> None:
 def test_busy_node_is_not_asked_and_named() -> None:
     federation = Federation(config_with())
     busy = next(iter(federation.nodes))
-    federation.strategy.registry.busy = frozenset({busy})
+    federation.strategy.registry.backlog.add("late", busy)
     messages = federation.ask()
     assert messages and all(message.metadata.dst_node_id != busy for message in messages)
     _, report = federation.merge(map(honest, messages))
@@ -794,7 +794,8 @@ def test_busy_node_is_not_asked_and_named() -> None:
 
 def test_where_all_are_busy_all_are_asked() -> None:
     federation = Federation(config_with())
-    federation.strategy.registry.busy = frozenset(federation.nodes)
+    for node in federation.nodes:
+        federation.strategy.registry.backlog.add(str(node), node)
     messages = federation.ask()
     _, report = federation.merge(map(honest, messages))
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
@@ -804,7 +805,7 @@ def test_where_all_are_busy_all_are_asked() -> None:
 
 
 class Recorded(HierarchicalAggregation):
-    reports: list[RoundReport]
+    reports: list[RoundRecord]
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -815,7 +816,7 @@ class Recorded(HierarchicalAggregation):
         return merged
 
 
-def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[RoundReport], FakeGrid]:
+def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[RoundRecord], FakeGrid]:
     config = config_with(
         "strategy=few_rounds",
         "dataset.num_items=120",
@@ -836,7 +837,7 @@ def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[Round
     shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.items.sequences}
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
     trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
-    reports: list[RoundReport] = []
+    reports: list[RoundRecord] = []
     strategy = Recorded(config, Registry(), LABELS, trained)
     strategy.reports = reports
     result = strategy.start(grid, to_record(model.state_dict()), num_rounds=rounds)

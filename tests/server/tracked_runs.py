@@ -8,7 +8,7 @@ import pytest
 from tiny_runs import tiny
 
 from server.app import prepare
-from server.run.federation import Run
+from server.run.run import Run
 from server.tracking.figures import round_figures, summary_figures
 
 Steps = dict[str, list[tuple[int, float]]]

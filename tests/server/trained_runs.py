@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
 
-from common.config import compose_config
-from common.config.prepare import compose_prepare
-from common.data.preparation import prepare as prepare_shards
+from common.config import PrepareConfig, compose, compose_config
 from server.app import prepare
-from server.sequential import run_sequentially
+from server.preparation.preparation import prepare as prepare_shards
+from server.runtimes.local import run_locally
 from tests.common.data.formats.writers import write_columns
 
 #: Of every run: small, short, and heard by nobody.
@@ -38,7 +37,7 @@ def train(folder: Path, *overrides: str) -> Path:
         for name in ("_run_id", "_node_id", "_task_id"):
             patch.setattr(TaskIdentity, name, 1)
         config = compose_config("config", [*SMALL, f"run_dir={folder}", *overrides])
-        run_sequentially(prepare(config, folder))
+        run_locally(prepare(config, folder))
     return folder
 
 
@@ -94,7 +93,7 @@ def on_shards(folder: Path) -> Path:
     path, shards = write_table(folder.parent / "table"), folder.parent / "shards"
     settings = ("task=multilabel", f"labels=[{','.join(NAMES)}]", "tabular=[vision]")
     prepare_shards(
-        compose_prepare([f"path={path}", f"out={shards}", "clients.default=2", *settings]),
+        compose(PrepareConfig, [f"path={path}", f"out={shards}", "clients.default=2", *settings]),
         watch=lambda *_: None,
         draw=lambda _: {},
     )

@@ -9,13 +9,17 @@ import pytest
 
 from client.node import SimulatedNode, describe
 from common.clients import ClientKey
-from common.config import ClientConfig, Config, NpzConfig, ShardsConfig, SyntheticConfig
-from common.config.partition import (
+from common.config import (
+    ClientConfig,
+    Config,
     DirichletConfig,
+    NpzConfig,
     PartitionConfig,
     PartitionRule,
+    ShardsConfig,
     SizeConfig,
     SizeLaw,
+    SyntheticConfig,
 )
 from common.data.federation import (
     ClientData,
@@ -27,8 +31,8 @@ from common.data.federation import (
     read_items,
     site_client_data,
 )
-from common.data.moments import Moments
-from common.data.partitioners import deal
+from common.data.moments import FeatureMoments
+from common.data.partition import deal
 from common.errors import UserError
 from common.task import Task
 
@@ -485,9 +489,9 @@ def test_rows_of_several_labels_move_together() -> None:
 # Standardisation --------------------------------------------------------------------------------
 
 
-def pooled(config: Config) -> dict[str, Moments]:
+def pooled(config: Config) -> dict[str, FeatureMoments]:
     """What the server standardises with: the moments that clients tell of, merged."""
-    total = {name: Moments.empty(width) for name, width in WIDTHS.items()}
+    total = {name: FeatureMoments.empty(width) for name, width in WIDTHS.items()}
     for client in describe(SimulatedNode(0, 1), config).clients:
         total[client.key.modality] = total[client.key.modality].merge(client.moments)
     return total

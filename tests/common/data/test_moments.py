@@ -1,4 +1,4 @@
-"""Moments against NumPy on everything at once."""
+"""FeatureMoments against NumPy on everything at once."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from common.data.dataset import Sequences
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 
 WIDTH = 3
 numbers = st.floats(-1e3, 1e3, width=32) | st.sampled_from([np.nan, np.inf, -np.inf])
@@ -20,7 +20,7 @@ def whole(values: np.ndarray) -> Sequences:
     return Sequences(values, np.array([0]), np.array([len(values)]))
 
 
-def check_against_numpy(moments: Moments, values: np.ndarray) -> None:
+def check_against_numpy(moments: FeatureMoments, values: np.ndarray) -> None:
     for column in range(values.shape[1]):
         finite = values[np.isfinite(values[:, column]), column].astype(np.float64)
         assert moments.count[column] == len(finite)
@@ -29,7 +29,7 @@ def check_against_numpy(moments: Moments, values: np.ndarray) -> None:
             np.testing.assert_allclose(moments.std[column], finite.std(), atol=1e-5, rtol=1e-9)
 
 
-def check_equal(one: Moments, two: Moments) -> None:
+def check_equal(one: FeatureMoments, two: FeatureMoments) -> None:
     assert np.array_equal(one.count, two.count)
     np.testing.assert_allclose(one.mean, two.mean, atol=1e-9)
     np.testing.assert_allclose(one.squares, two.squares, atol=1e-5, rtol=1e-9)
@@ -38,32 +38,32 @@ def check_equal(one: Moments, two: Moments) -> None:
 @given(tables)
 @settings(max_examples=40, deadline=None)
 def test_of_equals_numpy_on_what_is_finite(values: np.ndarray) -> None:
-    check_against_numpy(Moments.of(whole(values)), values)
+    check_against_numpy(FeatureMoments.of(whole(values)), values)
 
 
 @given(st.lists(tables, min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_merge_equals_numpy_on_the_concatenation(parts: list[np.ndarray]) -> None:
-    total = Moments.empty(WIDTH)
+    total = FeatureMoments.empty(WIDTH)
     for part in parts:
-        total = total.merge(Moments.of(whole(part)))
+        total = total.merge(FeatureMoments.of(whole(part)))
     check_against_numpy(total, np.concatenate(parts))
 
 
 @given(tables, tables, tables)
 @settings(max_examples=40, deadline=None)
 def test_merge_is_a_commutative_monoid(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> None:
-    a, b, c = (Moments.of(whole(values)) for values in (one, two, three))
+    a, b, c = (FeatureMoments.of(whole(values)) for values in (one, two, three))
     check_equal(a.merge(b), b.merge(a))
     check_equal(a.merge(b).merge(c), a.merge(b.merge(c)))
-    check_equal(a.merge(Moments.empty(WIDTH)), a)
-    check_equal(Moments.empty(WIDTH).merge(a), a)
+    check_equal(a.merge(FeatureMoments.empty(WIDTH)), a)
+    check_equal(FeatureMoments.empty(WIDTH).merge(a), a)
 
 
 def test_only_rows_of_items_count_each_once() -> None:
     values = np.array([[1.0], [2.0], [4.0], [1e6], [8.0]], dtype=np.float32)
     overlapping = Sequences(values, np.array([0, 1, 4, 3]), np.array([2, 2, 1, 0]))
-    check_against_numpy(Moments.of(overlapping), np.array([[1.0], [2.0], [4.0], [8.0]]))
+    check_against_numpy(FeatureMoments.of(overlapping), np.array([[1.0], [2.0], [4.0], [8.0]]))
 
 
 def table(values: np.ndarray) -> Sequences:
@@ -80,25 +80,25 @@ def table(values: np.ndarray) -> Sequences:
 def test_each_step_of_a_table_is_a_feature_of_its_own(values: np.ndarray, absent: set[int]) -> None:
     values[4, 0, 0] = 1.0  # one item at least has the modality
     values[sorted(absent)] = np.nan
-    moments = Moments.of(table(values))
+    moments = FeatureMoments.of(table(values))
     assert moments.mean.shape == (3, 2)
-    flat = Moments(*(array.ravel() for array in vars(moments).values()))
+    flat = FeatureMoments(*(array.ravel() for array in vars(moments).values()))
     check_against_numpy(flat, values.reshape(5, -1))
 
 
 def test_tables_merge_like_features() -> None:
     values = np.random.default_rng(0).normal(size=(8, 3, 2)).astype(np.float32)
-    total = Moments.empty(3, 2)
+    total = FeatureMoments.empty(3, 2)
     for part in (values[:3], values[3:]):
-        total = total.merge(Moments.of(table(part)))
-    check_equal(total, Moments.of(table(values)))
+        total = total.merge(FeatureMoments.of(table(part)))
+    check_equal(total, FeatureMoments.of(table(values)))
 
 
 def test_every_constant_is_seen() -> None:
     constants = [0.0, 0.1, -3.0, 1e6, -1e6, 123456.789, 1e-8]
     values = np.tile(np.array(constants, dtype=np.float32), (1000, 1))
-    halves = [Moments.of(whole(values[:300])), Moments.of(whole(values[300:]))]
-    assert Moments.of(whole(values)).constant.all()
+    halves = [FeatureMoments.of(whole(values[:300])), FeatureMoments.of(whole(values[300:]))]
+    assert FeatureMoments.of(whole(values)).constant.all()
     assert halves[0].merge(halves[1]).constant.all()
 
 
@@ -106,25 +106,25 @@ def test_every_constant_is_seen() -> None:
 def test_what_float32_rounds_differently_is_constant(level: float) -> None:
     near = np.float32(level)
     values = np.array([[near], [np.nextafter(near, np.float32(9e9))]] * 50)
-    moments = Moments.of(whole(values))
+    moments = FeatureMoments.of(whole(values))
     assert (moments.std > 0).all()
     assert moments.constant.all()
 
 
 def test_a_column_that_is_never_finite_says_nothing() -> None:
     values = np.array([[np.nan, np.inf, 1.0], [np.nan, -np.inf, 2.0]])
-    moments = Moments.of(whole(values))
+    moments = FeatureMoments.of(whole(values))
     assert moments.count.tolist() == [0, 0, 2]
     assert moments.constant.tolist() == [True, True, False]
     assert np.isfinite(moments.mean).all() and np.isfinite(moments.std).all()
 
 
 def test_moments_of_nothing_are_constant() -> None:
-    assert Moments.empty(2).constant.all()
+    assert FeatureMoments.empty(2).constant.all()
 
 
 def test_clients_that_differ_are_not_constant_together() -> None:
-    one, two = (Moments.of(whole(np.full((5, 1), level))) for level in (1.0, 2.0))
+    one, two = (FeatureMoments.of(whole(np.full((5, 1), level))) for level in (1.0, 2.0))
     assert one.constant.all() and two.constant.all()
     assert not one.merge(two).constant.any()
 
@@ -132,7 +132,7 @@ def test_clients_that_differ_are_not_constant_together() -> None:
 @pytest.mark.parametrize(("mean", "std"), [(1e6, 10.0), (-1e4, 0.5), (0.0, 1e-4), (3.0, 1e-3)])
 def test_a_small_spread_is_not_constant(mean: float, std: float) -> None:
     values = np.random.default_rng(0).normal(mean, std, size=(500, 1))
-    assert not Moments.of(whole(values)).constant.any()
+    assert not FeatureMoments.of(whole(values)).constant.any()
 
 
 @pytest.mark.parametrize(("mean", "std"), [(1e6, 0.1), (1e6, 1.0), (-3e5, 0.2)])
@@ -140,13 +140,13 @@ def test_a_far_mean_cancels_nothing(mean: float, std: float) -> None:
     # Plain float64 sums of squares, let alone float32 ones, lose these digits.
     values = np.random.default_rng(0).normal(mean, std, size=(4000, 1)).astype(np.float32)
     exact = values.astype(np.float64)
-    total = Moments.empty(1)
+    total = FeatureMoments.empty(1)
     for part in np.array_split(values, 7):
-        total = total.merge(Moments.of(whole(part)))
+        total = total.merge(FeatureMoments.of(whole(part)))
     np.testing.assert_allclose(total.mean, exact.mean(axis=0), rtol=1e-13)
     np.testing.assert_allclose(total.std, exact.std(axis=0), rtol=1e-9)
 
 
 def test_float32_extremes_do_not_overflow() -> None:
     values = np.array([[3e38], [-3e38]], dtype=np.float32)
-    np.testing.assert_allclose(Moments.of(whole(values)).std, values[0].astype(np.float64))
+    np.testing.assert_allclose(FeatureMoments.of(whole(values)).std, values[0].astype(np.float64))

@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.clients import ClientKey
-from common.config import Config, NpzConfig
-from common.config.partition import (
+from common.config import (
+    Config,
     DirichletConfig,
+    NpzConfig,
     PartitionConfig,
     PartitionRule,
     SizeConfig,
@@ -25,8 +26,7 @@ from common.config.partition import (
 )
 from common.data.dataset import MultimodalDataset
 from common.data.federation import load_joint, read_items
-from common.data.partitioners import Dealt, deal
-from common.data.split import split_groups
+from common.data.partition import Dealt, deal, split_groups
 from common.errors import UserError
 from common.task import Task
 

@@ -11,9 +11,16 @@ import numpy as np
 import pytest
 
 from common.clients import DEFAULT_CLIENTS, ClientKey
-from common.config import ClientConfig, Config, NpzConfig, ShardsConfig
-from common.config.partition import PartitionConfig, PartitionRule
-from common.config.prepare import Labels, PrepareConfig
+from common.config import (
+    ClientConfig,
+    Config,
+    Labels,
+    NpzConfig,
+    PartitionConfig,
+    PartitionRule,
+    PrepareConfig,
+    ShardsConfig,
+)
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import (
     ClientData,
@@ -24,11 +31,11 @@ from common.data.federation import (
     load_joint,
 )
 from common.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
-from common.data.preparation import prepare
 from common.data.shard_folder import ShardFolder, load_shard_folder, read_listed_shard
 from common.data.shards import VERSION, info_of, write_shard
 from common.errors import UserError
 from common.task import Task
+from server.preparation.preparation import prepare
 
 GROUPS, PER_GROUP, STEPS = 30, 3, 4
 ITEMS = GROUPS * PER_GROUP

@@ -457,8 +457,7 @@ def test_a_large_shard_takes_memory_only_where_it_is_read(path: Path, tmp_path: 
 # Damage -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", [0x01, 0x20, 0x80, 0xFF])
-def test_every_flipped_byte_is_refused(path: Path, mask: int) -> None:
+def test_every_flipped_byte_is_refused(path: Path) -> None:
     items = dataset(Task.multilabel)
     write(path, items, Task.multilabel)
     content = path.read_bytes()
@@ -466,7 +465,7 @@ def test_every_flipped_byte_is_refused(path: Path, mask: int) -> None:
     assert len(content) > 8 + header > 8 + len(content[8 : 8 + header].rstrip(b" ")) > 8  # padding
     for place in range(len(content)):
         damaged = bytearray(content)
-        damaged[place] ^= mask
+        damaged[place] ^= (0x01, 0x20, 0x80, 0xFF)[place % 4]
         path.write_bytes(damaged)
         assert "shard" in refused(path), place
     path.write_bytes(content)

@@ -11,7 +11,7 @@ from common.clients import check_modality_name
 from common.config import ModelConfig
 from common.data.batching import Padded
 from common.data.dataset import Sequences
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.model.decoder import Decoder
 from common.model.encoder import Encoder
@@ -55,9 +55,9 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         assert torch.equal(found[name], expected[name]), name
 
 
-def moments(values: np.ndarray) -> Moments:
+def moments(values: np.ndarray) -> FeatureMoments:
     rows = values.astype(np.float32)
-    return Moments.of(Sequences(rows, np.array([0]), np.array([len(rows)])))
+    return FeatureMoments.of(Sequences(rows, np.array([0]), np.array([len(rows)])))
 
 
 # ---- building ----------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ def test_a_constant_column_becomes_zero_whatever_comes_later(constant: float) ->
 
 def test_the_statistics_of_nothing_silence_the_modality() -> None:
     built = model()
-    set_standardisation(built, "language", Moments.empty(4))
+    set_standardisation(built, "language", FeatureMoments.empty(4))
     assert (built.encoders["language"].standardise(torch.ones(2, 4)) == 0).all()
 
 
@@ -255,7 +255,7 @@ def test_a_tabular_modality_has_statistics_for_each_step() -> None:
     rows = items.reshape(120, 2).astype(np.float32)
     table = Sequences(rows, np.arange(0, 120, 3), np.full(40, 3), tabular=True)
     built = tabular_model(3)
-    set_standardisation(built, "table", Moments.of(table))
+    set_standardisation(built, "table", FeatureMoments.of(table))
     found = built.encoders["table"].standardise(torch.from_numpy(items).float()).numpy()
     deviation = items.std(axis=0)
     deviation[1, 0] = 1.0

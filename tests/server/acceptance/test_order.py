@@ -14,7 +14,7 @@ from common.messages import Uplink, no_numbers
 from common.posterior import Gaussian, Posterior
 from server.acceptance import order
 from server.acceptance.order import ClientOrder
-from server.run.exchange import collect, send
+from server.roster.exchange import collect, send
 
 KEYS = [ClientKey(modality, part) for modality in ("audio", "vision") for part in range(4)]
 SIZE = 12  # bytes of an update here

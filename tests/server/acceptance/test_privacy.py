@@ -23,7 +23,7 @@ from server.acceptance.privacy import (
     privacy_spent,
 )
 from server.app import prepare
-from server.sequential import run_sequentially
+from server.runtimes.local import run_locally
 
 
 def test_averages_get_the_noise_of_their_clients() -> None:
@@ -160,7 +160,7 @@ def test_values_out_of_range_are_refused(setting: str) -> None:
 
 
 def rounds_of(folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    run_sequentially(prepare(private(*TINY, *overrides), folder))
+    run_locally(prepare(private(*TINY, *overrides), folder))
     return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 

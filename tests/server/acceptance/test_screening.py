@@ -28,7 +28,12 @@ from server.acceptance.screening import Screening, exceeds_clip, round_medians
 #: The encoders have 4 and 16 numbers, and a norm of 2 and 4.
 SENT = Parts({"audio": {"e": torch.ones(4)}, "vision": {"e": torch.ones(16)}}, {"d": torch.ones(4)})
 #: What is sent is no mean of the optimiser's iterates, so that nothing is known of its reach.
-UNKNOWN = StrategyConfig("x", sampler=SamplerConfig(Sampler.sgld))
+UNKNOWN = StrategyConfig(
+    "x",
+    sampler=SamplerConfig(Sampler.sgld),
+    encoder=EncoderConfig("pbea"),
+    decoder=DecoderConfig("cmda"),
+)
 
 
 def update(
@@ -118,7 +123,14 @@ def test_a_majority_does_not_move_what_was_sent() -> None:
 def test_what_local_training_can_do_is_never_refused(
     optimizer: Optimizer, steps: int, far: float, too_far: float
 ) -> None:
-    config = Config(strategy=StrategyConfig("x", sampler=SamplerConfig(Sampler.last)))
+    config = Config(
+        strategy=StrategyConfig(
+            "x",
+            sampler=SamplerConfig(Sampler.last),
+            encoder=EncoderConfig("pbea"),
+            decoder=DecoderConfig("cmda"),
+        )
+    )
     config.client.lr, config.client.optimizer = 1e-3, optimizer
     config.client.weight_decay = 0.0
     others = [update("audio-0", 0.1), update("audio-1", 0.1)]
@@ -129,7 +141,14 @@ def test_what_local_training_can_do_is_never_refused(
 
 def test_adam_really_goes_no_farther() -> None:
     """The gradients that it goes farthest by: none for long, then a large one."""
-    config = Config(strategy=StrategyConfig("x", sampler=SamplerConfig(Sampler.last)))
+    config = Config(
+        strategy=StrategyConfig(
+            "x",
+            sampler=SamplerConfig(Sampler.last),
+            encoder=EncoderConfig("pbea"),
+            decoder=DecoderConfig("cmda"),
+        )
+    )
     steps = 60
     weight = torch.nn.Parameter(torch.ones(4))
     optimizer = torch.optim.AdamW([weight], lr=0.01, weight_decay=0.0)

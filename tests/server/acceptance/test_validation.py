@@ -17,11 +17,13 @@ from common.config import (
     DecoderMerge,
     EncoderConfig,
     EncoderMerge,
+    Sampler,
+    SamplerConfig,
     Scale,
     ScreeningConfig,
     StrategyConfig,
 )
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription, Uplink
 from common.model.evidence import agreement_size, evidence_size
@@ -62,7 +64,12 @@ def good(task: Task = Task.regression) -> Uplink:
     return Uplink(KEY, 4, encoder, points(head=torch.randn(1, 3)), 12, 0.5, seen, agrees, STEPS)
 
 
-PLAIN = StrategyConfig("plain")
+PLAIN = StrategyConfig(
+    "plain",
+    sampler=SamplerConfig(Sampler.iasg),
+    encoder=EncoderConfig("pbea"),
+    decoder=DecoderConfig("cmda"),
+)
 #: Of two classes; of two labels, each present in half of the items.
 PRIOR = {
     Task.regression: torch.tensor([0.0, 1.0], dtype=torch.float64),
@@ -78,7 +85,7 @@ LABEL_SUMS = {
 
 
 def check(uplink: Uplink, task: Task = Task.regression, strategy: StrategyConfig = PLAIN) -> None:
-    client = ClientDescription(KEY, 12, task, LABEL_SUMS[task], Moments.empty(2))
+    client = ClientDescription(KEY, 12, task, LABEL_SUMS[task], FeatureMoments.empty(2))
     config = Config(client=CLIENT, strategy=strategy)
     UpdateRules(TRAINED, task, config, PRIOR[task]).check(uplink, client, 4)
 
@@ -160,7 +167,9 @@ def test_steps_are_those_of_the_configuration(
     client = ClientConfig(local_epochs=epochs, batch_size=batch)
     task = Task.regression
     rules = UpdateRules(TRAINED, task, Config(client=client, strategy=PLAIN), PRIOR[task])
-    described = ClientDescription(KEY, examples, Task.regression, torch.ones(3), Moments.empty(2))
+    described = ClientDescription(
+        KEY, examples, Task.regression, torch.ones(3), FeatureMoments.empty(2)
+    )
     rules.check(replace(good(), examples=examples, steps=steps), described, 4)
     with pytest.raises(RejectedUpdateError, match=f"{steps + 1} local steps, expected {steps}"):
         rules.check(replace(good(), examples=examples, steps=steps + 1), described, 4)
@@ -369,7 +378,7 @@ def test_impossible_agreement_is_refused() -> None:
 
 def described(examples: int, *sums: float, task: Task = Task.regression) -> ClientDescription:
     exact = torch.tensor(sums, dtype=torch.float64)
-    return ClientDescription(KEY, examples, task, exact, Moments.empty(2))
+    return ClientDescription(KEY, examples, task, exact, FeatureMoments.empty(2))
 
 
 def test_a_description_must_be_possible() -> None:

@@ -312,7 +312,7 @@ def test_clients_that_return_what_they_received_change_nothing(name: str) -> Non
     [
         lambda config: replace(config, normalise_steps=True),
         lambda config: replace(config, server_optimizer=strategy("fedavgm").server_optimizer),
-        lambda config: replace(config, encoder=EncoderConfig()),
+        lambda config: replace(config, encoder=EncoderConfig("pbea")),
         lambda config: replace(config, weights=ClientWeights.uniform),
     ],
     ids=["per step", "with momentum", "with PbEA", "uniform"],

@@ -198,7 +198,7 @@ def test_layers_are_weighed_each_on_its_own() -> None:
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_noise_is_the_mean_of_independent_draws(count: int) -> None:
     decoders = {f"m{i}": {"w": torch.zeros(200, 100)} for i in range(count)}
-    config = DecoderConfig(noise=0.3)
+    config = DecoderConfig("cmda", noise=0.3)
     merged, _ = merge_decoders(decoders, config, seeded(5))
     expected = 0.3 / math.sqrt(count)
     assert merged["w"].std().item() == pytest.approx(expected, rel=0.03)
@@ -211,5 +211,5 @@ def test_noise_is_the_mean_of_independent_draws(count: int) -> None:
 
 def test_noise_is_not_the_same_in_two_layers() -> None:
     decoders = {"m": {"a": torch.zeros(50), "b": torch.zeros(50)}}
-    merged, _ = merge_decoders(decoders, DecoderConfig(noise=1.0), seeded())
+    merged, _ = merge_decoders(decoders, DecoderConfig("cmda", noise=1.0), seeded())
     assert not torch.equal(merged["a"], merged["b"])

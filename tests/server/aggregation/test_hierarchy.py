@@ -11,15 +11,21 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import DecoderConfig, DecoderMerge, StrategyConfig
+from common.config import DecoderConfig, DecoderMerge, EncoderConfig, StrategyConfig
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian, Posterior
 from server.aggregation.hierarchy import MergedRound, RoundSum, merge_round
 
-FEDAVG = StrategyConfig("fedavg", decoder=DecoderConfig(merge=DecoderMerge.average))
-CMDA = StrategyConfig("hierarchical", decoder=DecoderConfig(noise=0.0))
-NOISY = StrategyConfig("hierarchical", decoder=DecoderConfig(noise=0.1))
+FEDAVG = StrategyConfig(
+    "fedavg", encoder=EncoderConfig("pbea"), decoder=DecoderConfig(merge=DecoderMerge.average)
+)
+CMDA = StrategyConfig(
+    "hierarchical", encoder=EncoderConfig("pbea"), decoder=DecoderConfig("cmda", noise=0.0)
+)
+NOISY = StrategyConfig(
+    "hierarchical", encoder=EncoderConfig("pbea"), decoder=DecoderConfig("cmda", noise=0.1)
+)
 
 WIDTHS = {"audio": 2, "language": 3, "vision": 4}
 KEYS = [ClientKey(m, part) for m in ("audio", "language", "vision") for part in range(2)]
@@ -156,7 +162,11 @@ def test_decoders_with_precisions_merge_by_them_across_modalities() -> None:
         uplinks.append(replace(each, decoder=Posterior.of({"head": head})))
         left += each.examples * precision
         right += each.examples * mean.double().numpy() @ precision
-    sure = StrategyConfig("few_rounds", decoder=DecoderConfig(merge=DecoderMerge.posterior))
+    sure = StrategyConfig(
+        "few_rounds",
+        encoder=EncoderConfig("pbea"),
+        decoder=DecoderConfig(merge=DecoderMerge.posterior),
+    )
     found = merged(total_of(uplinks, sure)).parts.decoder["head"].numpy()
     np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)
 

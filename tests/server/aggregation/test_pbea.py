@@ -142,10 +142,10 @@ def test_sure_direction_wins_in_that_direction_only() -> None:
 @pytest.mark.parametrize(
     ("samples", "config"),
     [
-        (1, EncoderConfig(structure=Structure.row)),
-        (1, EncoderConfig(structure=Structure.diagonal, scale=Scale.absolute)),
-        (6, EncoderConfig(structure=Structure.row, shrinkage=1.0)),
-        (6, EncoderConfig(structure=Structure.diagonal, shrinkage=1.0)),
+        (1, EncoderConfig("pbea", structure=Structure.row)),
+        (1, EncoderConfig("pbea", structure=Structure.diagonal, scale=Scale.absolute)),
+        (6, EncoderConfig("pbea", structure=Structure.row, shrinkage=1.0)),
+        (6, EncoderConfig("pbea", structure=Structure.diagonal, shrinkage=1.0)),
         (6, EncoderConfig(merge=EncoderMerge.average)),
     ],
 )
@@ -168,7 +168,7 @@ def test_posteriors_without_directions_give_fedavg(
 @pytest.mark.parametrize("structure", [Structure.row, Structure.diagonal])
 def test_full_shrinkage_at_absolute_scale_weighs_by_spread(structure: Structure) -> None:
     rng = np.random.default_rng(4)
-    config = EncoderConfig(structure=structure, shrinkage=1.0, scale=Scale.absolute)
+    config = EncoderConfig("pbea", structure=structure, shrinkage=1.0, scale=Scale.absolute)
     weights, drawn = [2.0, 5.0], [rng.normal(size=(6, 4, 3)), 3 * rng.normal(size=(6, 4, 3))]
     total = product([fit_gaussian(torch.from_numpy(each), config) for each in drawn], weights)
     inverse_spread = [n / each.var(axis=0, ddof=1).mean() for n, each in zip(weights, drawn)]  # noqa: B905

@@ -17,7 +17,7 @@ from common.posterior import Form
 from common.structures import STRUCTURES, find_structure, fit_gaussian
 from server.aggregation.rules import RULES, find_rule
 from server.app import prepare
-from server.sequential import run_sequentially
+from server.runtimes.local import run_locally
 
 RULE = '''
 """The average of the arrays, doubled."""
@@ -93,12 +93,12 @@ def test_a_rule_of_a_temporary_module_merges_by_its_name() -> None:
 def test_a_run_trains_with_both_by_their_names(tmp_path: Path) -> None:
     run = prepare(config_of_run("strategy=pbea"), tmp_path / "run")
     run.config = with_merge(run.config, structure="flat")
-    run_sequentially(run)
+    run_locally(run)
     (first, *_) = run.records
-    assert first["rejected"] == []
+    assert first.rejected == []
     # Precisions of 1 / rho, so a standard deviation of its root.
     rho = run.config.strategy.encoder.shrinkage
-    stds = {std for client in first["posterior_widths"].values() for std in client.values()}
+    stds = {std for client in first.posterior_widths.values() for std in client.values()}
     assert stds == {float(f"{rho**0.5:.4g}")}
 
 

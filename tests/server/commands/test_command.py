@@ -25,13 +25,17 @@ from server.commands.command import _group_options
 COMMAND = Path(sys.executable).with_name("utmp-train")
 
 LOADS = """
-import sys, types
-import server.sequential
+import server.runtimes.local
 from server.commands.train import main
 
-processes = types.ModuleType("server.processes")
-processes.run_in_processes = lambda run: print("would train")
-sys.modules["server.processes"] = processes
+train = server.runtimes.local.run_locally
+
+
+def run_locally(run):
+    train(run) if run.config.runtime.name == "sequential" else print("would train")
+
+
+server.runtimes.local.run_locally = run_locally
 """
 
 

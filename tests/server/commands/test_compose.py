@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config.compose import compose_compose
+from common.config import ComposeConfig, compose
 from common.errors import UserError
 from server.commands.compose import compose_file
 
@@ -19,7 +19,7 @@ SHARED = ("register", "train", "superlink")
 
 def written(*overrides: str) -> dict[str, Any]:
     """The services that are written, as Compose reads them."""
-    content = yaml.safe_load(compose_file(compose_compose(overrides)))
+    content = yaml.safe_load(compose_file(compose(ComposeConfig, overrides)))
     assert list(content) == ["services"]
     services: dict[str, Any] = content["services"]
     return services

@@ -38,7 +38,7 @@ from flwr.supercore.primitives.asymmetric import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config.credentials import CredentialsConfig, compose_credentials
+from common.config import CredentialsConfig, compose
 from common.errors import UserError
 from server.commands import credentials as command
 from server.credentials.certificates import (
@@ -91,7 +91,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
 
 
 def issued(out: Path, *overrides: str, now: datetime = NOW) -> Credentials:
-    return issue(compose_credentials([f"out={out}", *overrides]), now)
+    return issue(compose(CredentialsConfig, [f"out={out}", *overrides]), now)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -378,7 +378,7 @@ def test_runs_at_once_leave_one_set_of_credentials(tmp_path: Path) -> None:
     for attempt in range(3):
         out, start = tmp_path / str(attempt), Barrier(4)
         # Hydra composes for one thread at a time.
-        config = compose_credentials([f"out={out}", HOSTS, *CLIENTS])
+        config = compose(CredentialsConfig, [f"out={out}", HOSTS, *CLIENTS])
 
         def run(config: CredentialsConfig = config, start: Barrier = start) -> str:
             start.wait()

@@ -84,10 +84,9 @@ def test_help_and_configuration(tmp_path: Path) -> None:
 
 def test_a_mistake_loads_no_library(tmp_path: Path) -> None:
     script = (
-        "import sys; from common.config.evaluate import compose_evaluate as compose\n"
-        "from common.config.predict import compose_predict\n"
+        "import sys; from common.config import EvaluateConfig, PredictConfig, compose\n"
         "import server.commands.evaluate, server.commands.predict\n"
-        "compose(['model=a']); compose_predict(['model=a', 'input=b'])\n"
+        "compose(EvaluateConfig, ['model=a']); compose(PredictConfig, ['model=a', 'input=b'])\n"
         "print(*sorted({'torch', 'numpy', 'rich', 'pyarrow', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from forked_command import ForkedCommand, forked_command
 
-from common.config.export import ExportConfig, compose_export
+from common.config import ExportConfig, compose
 from common.errors import UserError
 from server.commands.export import check_packages
 
@@ -18,11 +18,11 @@ def command() -> Iterator[ForkedCommand]:
 
 
 def test_the_defaults() -> None:
-    assert compose_export(["model=runs/a"]) == ExportConfig("runs/a", "onnx", False, [])
+    assert compose(ExportConfig, ["model=runs/a"]) == ExportConfig("runs/a", "onnx", False, [])
 
 
 def test_subsets_are_joined_by_plus() -> None:
-    config = compose_export(["model=runs/a", "subsets=[language,language+audio]"])
+    config = compose(ExportConfig, ["model=runs/a", "subsets=[language,language+audio]"])
     assert config.subsets == ["language", "language+audio"]
 
 
@@ -37,7 +37,7 @@ def test_subsets_are_joined_by_plus() -> None:
 )
 def test_what_is_mistyped_is_refused(overrides: list[str], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
-        compose_export(overrides)
+        compose(ExportConfig, overrides)
 
 
 @pytest.mark.parametrize("package", ["onnx", "onnxscript", "onnxruntime"])

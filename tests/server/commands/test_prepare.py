@@ -21,7 +21,7 @@ from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
 COMMAND = [sys.executable, "-m", "server.commands.prepare"]
 
 LOADS = """
-import common.data.preparation, server.preparation.partition_plot, server.preparation.console
+import server.preparation.preparation, server.preparation.partition_plot, server.preparation.console
 import matplotlib.backends.backend_agg, matplotlib.figure
 from server.commands.prepare import main
 """
@@ -108,7 +108,8 @@ def test_a_setting_that_is_mistyped(command: Run, tmp_path: Path) -> None:
 
 def test_preparing_needs_no_more_libraries_than_it_uses() -> None:
     heavy = ("datasets", "flwr_datasets", "h5py", "pyarrow", "pandas", "matplotlib")
-    script = f"import common.data.preparation, sys; print(*sorted(set({heavy}) & set(sys.modules)))"
+    module = "server.preparation.preparation"
+    script = f"import {module}, sys; print(*sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
 

@@ -20,8 +20,7 @@ from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
 from rich.console import Console
 from service_models import small_predictor
 
-from common.config.credentials import compose_credentials
-from common.config.serve import ServeConfig, compose_serve
+from common.config import CredentialsConfig, ServeConfig, compose
 from common.errors import UserError
 from server.commands.serve import read_token, warn_of_others
 from server.credentials.certificates import utc_now
@@ -94,15 +93,20 @@ def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
 
 
 def test_the_defaults() -> None:
-    assert compose_serve(["model=run"]) == ServeConfig(model="run")
+    config = compose(ServeConfig, ["model=run"])
+    assert config == ServeConfig(model="run")
+    assert config.is_local
+    assert (config.host, config.port, config.threads) == ("127.0.0.1", 8100, 1)
 
 
-@pytest.mark.parametrize(
-    ("host", "is_local"),
-    [("localhost", True), ("::1", True), ("127.8.0.1", True), ("::", False), ("10.0.0.5", False)],
-)
-def test_hosts_that_only_this_machine_reaches(host: str, is_local: bool) -> None:
-    assert compose_serve(["model=run", f"host='{host}'"]).is_local is is_local
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.0.1"])
+def test_only_this_machine_is_answered(host: str) -> None:
+    assert compose(ServeConfig, ["model=run", f"host='{host}'"]).is_local
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.org"])
+def test_others_are_answered(host: str) -> None:
+    assert not compose(ServeConfig, ["model=run", f"host='{host}'"]).is_local
 
 
 @pytest.mark.parametrize(
@@ -122,7 +126,7 @@ def test_hosts_that_only_this_machine_reaches(host: str, is_local: bool) -> None
 )
 def test_a_mistyped_setting(overrides: list[str], message: str) -> None:
     with pytest.raises(UserError) as raised:
-        compose_serve(overrides)
+        compose(ServeConfig, overrides)
     assert str(raised.value).startswith(message)
     assert "\n" not in str(raised.value)
 
@@ -130,7 +134,7 @@ def test_a_mistyped_setting(overrides: list[str], message: str) -> None:
 @pytest.mark.parametrize("token", ["two words", "ümlaut", "tab\there"])
 def test_a_token_is_not_shown(token: str) -> None:
     with pytest.raises(UserError) as raised:
-        compose_serve(["model=a", f"token='{token}'"])
+        compose(ServeConfig, ["model=a", f"token='{token}'"])
     assert token not in str(raised.value)
     assert token[:3] not in str(raised.value)
 
@@ -224,8 +228,8 @@ def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
             assert end(process, signal.SIGINT) == (130, "", "")
 
 
-def test_token_and_tls(tmp_path: Path, model: Path) -> None:
-    issue(compose_credentials([f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
+def test_everyone_may_ask_who_knows_the_token_over_tls(tmp_path: Path, model: Path) -> None:
+    issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
     server = tmp_path / "keys" / "server"
     given = [f"ssl_cert={server}/server.crt", f"ssl_key={server}/server.key"]
     (tmp_path / "token.txt").write_text("s3cret\n")
@@ -246,7 +250,7 @@ def test_token_and_tls(tmp_path: Path, model: Path) -> None:
 
 
 def test_a_key_of_another_certificate(command: Run, tmp_path: Path, model: Path) -> None:
-    issue(compose_credentials([f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
+    issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
     server = tmp_path / "keys" / "server"
     error = command("model=run", f"ssl_cert={server}/ca.crt", f"ssl_key={server}/server.key").error
     assert error.startswith(f"ssl_cert={server}/ca.crt ssl_key={server}/server.key: ")

@@ -11,8 +11,7 @@ import onnxruntime
 import pytest
 import torch
 
-from common.config import FusionRule, ModelConfig
-from common.config.export import ExportConfig
+from common.config import ExportConfig, FusionRule, ModelConfig
 from common.errors import UserError
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model

@@ -12,7 +12,7 @@ import torch
 
 from common.config import FusionRule, ModelConfig
 from common.data.batching import Padded
-from common.data.moments import Moments
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, set_standardisation
@@ -58,7 +58,7 @@ def model_of(
     for name, shape in shapes.items():
         rows = random.normal(0.5, 1.5, size=(20, *shape)).astype(np.float32)
         rows[..., 1] = 0.25  # a feature that is constant
-        set_standardisation(model, name, Moments.of_rows(rows))
+        set_standardisation(model, name, FeatureMoments.of_rows(rows))
     with torch.no_grad():
         for weight in model.parameters():
             weight.mul_(2)

@@ -12,7 +12,7 @@ import torch
 import trained_runs
 from trained_runs import NAMES, arrays, write_npz, write_table
 
-from common.config.evaluate import compose_evaluate
+from common.config import EvaluateConfig, compose
 from common.data.shards import read_shard
 from common.errors import UserError
 from common.task import Task
@@ -50,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def evaluated(model: Path, *overrides: str) -> Evaluation:
-    return evaluate_model(compose_evaluate([f"model={model}", *overrides]))
+    return evaluate_model(compose(EvaluateConfig, [f"model={model}", *overrides]))
 
 
 def refused(model: Path, *overrides: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from server.report.records import (
     merged_rounds,
     read_curves,
     read_details,
+    thinned,
 )
 from server.run.folder import ROUNDS, SUMMARY
 
@@ -25,15 +27,13 @@ def write_rounds(folder: Path, *records: dict[str, Any]) -> str:
 
 
 def test_curves_are_those_of_the_rounds(tmp_path: Path) -> None:
-    curves = read_curves(str(write_full_run(tmp_path / "a", rounds=3)), "corr")
-    assert curves.losses["audio"] == pytest.approx({1: 3, 2: 2, 3: 1 + 2 / 3})
-    assert curves.scores["vision"] == pytest.approx({1: -0.04, 2: 0.06, 3: 0.16})
-    assert curves.weights["language"] == {1: 0.5, 2: 0.5, 3: 0.5}
-    assert list(curves.scores) == ["multimodal", "language", "audio", "vision"]
-
-
-def test_a_metric_that_is_not_there_has_no_curve(tmp_path: Path) -> None:
-    assert read_curves(str(write_full_run(tmp_path / "a")), "bleu").scores == {}
+    folder = str(write_full_run(tmp_path / "a", rounds=3))
+    curves = read_curves(folder, "corr")
+    assert curves["losses"]["audio"] == pytest.approx({1: 3, 2: 2, 3: 1 + 2 / 3})
+    assert curves["scores"]["vision"] == pytest.approx({1: -0.04, 2: 0.06, 3: 0.16})
+    assert curves["weights"]["language"] == {1: 0.5, 2: 0.5, 3: 0.5}
+    assert list(curves["scores"]) == ["multimodal", "language", "audio", "vision"]
+    assert read_curves(folder, "bleu")["scores"] == {}
 
 
 def test_details_are_those_of_the_rounds(tmp_path: Path) -> None:
@@ -49,68 +49,66 @@ def test_details_are_those_of_the_rounds(tmp_path: Path) -> None:
     assert details.summary["parameters"] == 1234
 
 
-def test_an_older_run_has_less(tmp_path: Path) -> None:
-    details = read_details(str(write_run(tmp_path / "a")))
+def test_a_run_without_details_or_rounds_has_less(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a")
+    details = read_details(str(folder))
     assert (details.count, details.rejected) == (2, 0)
     assert not (details.fusion or details.losses or details.decoder or details.widths)
     assert details.seconds == {} and "client_losses" not in details.recorded
-    curves = read_curves(str(tmp_path / "a"), "corr")
-    assert (curves.losses, curves.scores) == ({}, {})
-
-
-def test_seconds_without_phases_are_all_of_the_round(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
-    write_rounds(folder, {"round": 1, "seconds": 2.5}, {"round": 2, "seconds": None})
-    seconds = read_details(str(folder)).seconds
-    assert seconds[1] == {"": 2.5} and math.isnan(seconds[2][""])
-
-
-def test_a_run_without_rounds_has_nothing(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
     (folder / ROUNDS).unlink()
     assert read_details(str(folder)).count == 0
-    assert read_curves(str(folder), "corr").scores == {}
+    assert not any(read_curves(str(folder), "corr").values())
 
 
-def test_what_is_no_number_is_a_gap(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
-    text = '{"round": 1, "train_loss": {"audio": NaN}, "validation": {"audio": {"corr": null}}}\n'
-    (folder / ROUNDS).write_text(text)
-    curves = read_curves(str(folder), "corr")
-    assert math.isnan(curves.losses["audio"][1]) and math.isnan(curves.scores["audio"][1])
+def test_null_and_nan_are_gaps(tmp_path: Path) -> None:
+    folder = write_rounds(
+        write_run(tmp_path / "a"),
+        {"round": 1, "seconds": 2.5, "train_loss": {"audio": math.nan}},
+        {"round": 2, "seconds": None, "validation": {"audio": {"corr": None}}},
+    )
+    seconds, curves = read_details(folder).seconds, read_curves(folder, "corr")
+    assert seconds[1] == {"": 2.5} and math.isnan(seconds[2][""])
+    assert math.isnan(curves["losses"]["audio"][1]) and math.isnan(curves["scores"]["audio"][2])
 
 
 def test_of_a_long_run_some_rounds_are_kept_but_all_seconds(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
     count = 10 * MOST_POINTS
     line = full_record(1, rejected=["one", "other"])
-    write_rounds(folder, *({**line, "round": number} for number in range(1, count + 1)))
-    details = read_details(str(folder))
+    rounds = [{**line, "round": number} for number in range(1, count + 1)]
+    details = read_details(write_rounds(write_run(tmp_path / "a"), *rounds))
     assert details.count == count == len(details.seconds)
     assert len(details.decoder) == len(details.fusion["audio"]) == MOST_POINTS
     assert {1, count} <= details.decoder.keys()
     assert details.rejected == 2 * count and len(details.rejections) == MOST_REJECTIONS
 
 
+@pytest.mark.parametrize(("count", "most"), [(0, 5), (1, 5), (6, 5), (3000, 100), (7, 2)])
+def test_thinned_places_are_spread_evenly(count: int, most: int) -> None:
+    places = thinned(count, most)
+    assert len(places) == min(count, most) and places == sorted(set(places))
+    assert not count or (places[0], places[-1]) == (0, count - 1)
+    gaps = [after - before for before, after in pairwise(places)]
+    assert not gaps or max(gaps) - min(gaps) <= 1
+
+
 def test_rounds_of_several_series_are_put_together() -> None:
     assert merged_rounds([{1: 0.0, 3: 0.0}, {2: 0.0, 3: 0.0}]) == [1, 2, 3]
-    many = merged_rounds([dict.fromkeys(range(5 * MOST_POINTS), 0.0)])
-    assert len(many) == MOST_POINTS and (many[0], many[-1]) == (0, 5 * MOST_POINTS - 1)
+    assert len(merged_rounds([dict.fromkeys(range(5 * MOST_POINTS))])) == MOST_POINTS
 
 
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
-        (b'{"round": 1', "line 2: JSONDecodeError: "),
-        (b"3", "line 2: TypeError: "),
-        (b"\xff\xfe", "line 2: UnicodeDecodeError: "),
-        (b"{}", "line 2: KeyError: 'round'"),
-        (b'{"round": "one"}', "line 2: TypeError: round 'one' is no whole number"),
-        (b'{"round": 2, "client_losses": [1]}', "line 2: AttributeError: "),
-        (b'{"round": 2, "client_losses": {"audio-0": "much"}}', "line 2: ValueError: "),
-        (b'{"round": 2, "decoder_weights": {"head": 3}}', "line 2: AttributeError: "),
-        (b'{"round": 2, "phases": {"wait": []}}', "line 2: TypeError: "),
-        (b'{"round": 2, "rejected": 7}', "line 2: TypeError: "),
+        (b'{"round": 1', "JSONDecodeError: "),
+        (b"3", "TypeError: "),
+        (b"\xff\xfe", "UnicodeDecodeError: "),
+        (b"{}", "KeyError: 'round'"),
+        (b'{"round": "one"}', "TypeError: round 'one' is not an integer"),
+        (b'{"round": 2, "client_losses": [1]}', "AttributeError: "),
+        (b'{"round": 2, "client_losses": {"audio-0": "much"}}', "ValueError: "),
+        (b'{"round": 2, "decoder_weights": {"head": 3}}', "AttributeError: "),
+        (b'{"round": 2, "phases": {"wait": []}}', "TypeError: "),
+        (b'{"round": 2, "rejected": 7}', "TypeError: "),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
@@ -118,7 +116,7 @@ def test_a_damaged_line_is_named(tmp_path: Path, line: bytes, reason: str) -> No
     (folder / ROUNDS).write_bytes(b'{"round": 1}\n' + line + b"\n")
     with pytest.raises(UserError) as raised:
         read_details(str(folder))
-    assert str(raised.value).startswith(f"{folder / ROUNDS} is damaged: {reason}")
+    assert str(raised.value).startswith(f"{folder / ROUNDS} is damaged: line 2: {reason}")
     assert "\n" not in str(raised.value)
 
 

@@ -7,6 +7,7 @@ import pytest
 from rich.console import Console
 
 from common.task import Task
+from server.records import RoundRecord
 from server.run.console import RunConsole
 
 
@@ -18,16 +19,15 @@ def text_of(screen: Console) -> str:
     return screen.export_text(styles=False)
 
 
-def record(**changes: Any) -> dict[str, Any]:
+def record(**changes: Any) -> RoundRecord:
     scores = {"multimodal": 0.6126, "language": 0.5994, "audio": -0.1}
-    return {
+    parts = {
         "round": 7,
         "train_loss": {"language": 0.91239, "audio": 1.25},
         "validation": {name: {"corr": value, "mae": 99.0} for name, value in scores.items()},
-        "reused": [],
-        "rejected": [],
         "seconds": 12.34,
-    } | changes
+    }
+    return RoundRecord(**(parts | changes))
 
 
 def printed(width: int = 100, rounds: int = 120, **changes: Any) -> str:

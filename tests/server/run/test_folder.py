@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -111,4 +112,4 @@ def test_old_file_stays_when_writing_breaks_off(
 def test_config_of_every_field_is_written(tmp_path: Path) -> None:
     RunFolder(tmp_path).write_config(compose_config("config", []))
     plain = yaml.safe_load((tmp_path / CONFIG).read_text())
-    assert set(plain) == set(Config.__dataclass_fields__)
+    assert set(plain) == {item.name for item in fields(Config)}

@@ -10,25 +10,24 @@ import pytest
 from matplotlib.image import imread
 
 from common.task import Task
+from server.records import RoundRecord
 from server.run.learning_curve import learning_curve
 
 
-def rounds(
-    count: int, *, metric: str = "corr", **losses: list[float | None]
-) -> list[dict[str, Any]]:
+def rounds(count: int, *, metric: str = "corr", **losses: list[float | None]) -> list[RoundRecord]:
     """Make records; `losses` are a modality's, round by round, None where it did not reply."""
     names = list(losses) or ["audio", "vision"]
     records = []
     for n in range(count):
         loss = {name: losses[name][n] if losses else 1 / (n + 1) for name in names}
         records.append(
-            {
-                "round": n + 1,
-                "train_loss": {name: value for name, value in loss.items() if value is not None},
-                "validation": {
+            RoundRecord(
+                n + 1,
+                {name: value for name, value in loss.items() if value is not None},
+                validation={
                     name: {metric: 0.1 * n, "other": 5.0} for name in ["multimodal", *names]
                 },
-            }
+            )
         )
     return records
 
@@ -93,7 +92,7 @@ def test_modality_that_never_replied_does_not_spoil_the_picture() -> None:
 
 def test_loss_that_is_given_as_none_is_a_gap() -> None:
     records = rounds(2)
-    records[0]["train_loss"]["audio"] = None
+    records[0].train_loss["audio"] = None
     assert size_of(learning_curve(records, Task.regression)) == (1500, 600)
 
 

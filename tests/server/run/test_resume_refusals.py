@@ -19,8 +19,8 @@ from omegaconf import OmegaConf
 from tiny_runs import TINY, left_in, tiny
 
 from common.config import (
-    Absent,
     Config,
+    OnMissingModality,
     Runtime,
     TrackingConfig,
     TrackingTool,
@@ -157,7 +157,7 @@ def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path)
     given = [*free, "run_dir=y", "resume=x"]
     config = resumed_config(stored, compose_config("config", given), given)
     assert config.rounds == 40
-    assert config.runtime == replace(former.runtime, absent=Absent.abort)
+    assert config.runtime == replace(former.runtime, absent=OnMissingModality.abort)
     assert config.runtime.name is Runtime.sequential
     assert config.checkpoint == replace(former.checkpoint, keep=7)
     assert config.tracking == TrackingConfig(TrackingTool.mlflow)
@@ -260,17 +260,17 @@ def test_a_run_that_goes_on_holds_its_folder(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["local", "pooled", "centralised"])
-def test_a_bound_is_no_run_that_can_be_gone_on_with(tmp_path: Path, name: str) -> None:
+def test_a_baseline_is_no_run_that_can_be_gone_on_with(tmp_path: Path, name: str) -> None:
     written(tmp_path, tiny(*ONE, f"strategy={name}", "run_dir=x"))
     line = refused(tmp_path)
-    assert line.startswith(f"strategy={name} is a bound that one machine trains")
+    assert line.startswith(f"strategy={name} is a baseline that one machine trains")
     check_federated(tiny())
 
 
 # The command --------------------------------------------------------------------------------------
 
 LOADS = """
-import server.sequential
+import server.runtimes.local
 from server.commands.train import main
 """
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from service_models import SHAPES, Served, running, small_predictor
 
-from common.config.serve import ServeConfig
+from common.config import ServeConfig
 from server.model_file import model_bytes
 from server.prediction.predictor import Predictor
 from server.run.folder import MODEL

@@ -9,8 +9,7 @@ import pytest
 from service_models import SHAPES, small_predictor
 from tiny_runs import tiny
 
-from common.config import compose_config
-from common.config.serve import ServeConfig
+from common.config import ServeConfig, compose_config
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import load_joint
 from common.data.shards import ShardInfo, write_shard

@@ -13,11 +13,11 @@ from broken_runs import BreakError, execute, files
 from tiny_runs import left_in
 from tracked_runs import Steps, breaking, resumed
 
+from server.baselines.baseline import run_baseline
 from server.prediction.predictor import Predictor
-from server.reference import run_reference
-from server.run.federation import Run
 from server.run.folder import flat_settings, read_settings
 from server.run.interruption import InterruptedRunError
+from server.run.run import Run
 
 FILES = {"config.yaml", "learning_curve.png", "model.safetensors", "rounds.jsonl", "summary.json"}
 
@@ -192,7 +192,7 @@ def test_the_status_is_how_the_run_ended(
 
 def test_a_baseline_is_tracked_too(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    run_reference(begin(place, folder, "strategy=local", "rounds=1"))
+    run_baseline(begin(place, folder, "strategy=local", "rounds=1"))
     run = run_of(place, folder)
     assert logged(place, folder) == expected(folder)
     assert run.outputs.model_outputs == []

@@ -12,7 +12,7 @@ from broken_runs import BreakError, execute, files
 from tiny_runs import left_in
 from tracked_runs import Steps, breaking, expected, resumed
 
-from server.run.federation import Run
+from server.run.run import Run
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 

@@ -1,0 +1,115 @@
+"""What a baseline is to the run that records it, and the registry of baselines."""
+
+import pkgutil
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cache
+from importlib import import_module
+from typing import Any
+
+from common.config import StrategyConfig
+from common.errors import UserError
+from server.baselines.sites import Sites, load_sites
+from server.records import Phase, PhaseClock, RoundRecord
+from server.run.run import Run
+from server.run.source import RoundSource
+
+
+class Baseline(RoundSource):
+    """One or several models in training on all clients' data.
+
+    Parameters
+    ----------
+    sites
+        The clients.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        self.sites = sites
+        self.items = {
+            "train": sites.train_items,
+            "validation": len(sites.data.validation),
+            "test": len(sites.data.test),
+        }
+
+    @abstractmethod
+    def train(self, number: int) -> dict[str, float]:
+        """Train the round of that number, from 1, and fit what joins the modalities.
+
+        Returns
+        -------
+        dict
+            Modality, or ``multimodal``, to the mean train loss.
+
+        Raises
+        ------
+        UserError
+            If the loss stops being finite.
+        """
+
+    @property
+    def client_losses(self) -> Mapping[str, float]:
+        """Client to its train loss in the last round; empty where none trains by itself."""
+        return {}
+
+    def round(self, number: int, clock: PhaseClock) -> RoundRecord:
+        """Train a round and return its record."""
+        losses = self.train(number)
+        clock.end(Phase.train)
+        clients = {name: len(keys) for name, keys in self.sites.by_modality.items()}
+        return RoundRecord(number, losses, self.client_losses, clients=clients)
+
+
+#: ``strategy.setting`` to what builds the baseline, of the modules that have been imported.
+BASELINES: dict[str, Callable[[Sites], Baseline]] = {}
+
+
+def find_baseline(strategy: StrategyConfig) -> Callable[[Sites], Baseline]:
+    """Return what builds the baseline that a strategy names.
+
+    Raises
+    ------
+    UserError
+        If there is no such baseline, or it does not train the architecture.
+    """
+    _import_baselines()
+    setting, architecture = str(strategy.setting), str(strategy.architecture)
+    if setting not in BASELINES:
+        names = ", ".join(["federated", *sorted(BASELINES)])
+        raise UserError(f"strategy.setting={setting}: expected one of {names}")
+    if architecture != "ha_fedformer" and setting != "centralised":
+        raise UserError(
+            f"strategy.architecture={architecture} needs strategy.setting=centralised, "
+            f"not {setting}"
+        )
+    return BASELINES[setting]
+
+
+@cache
+def _import_baselines() -> None:
+    """Import all modules of this package, which put their baselines into `BASELINES`."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(import_module(package).__path__):
+        import_module(f"{package}.{module.name}")
+
+
+def run_baseline(run: Run) -> dict[str, Any]:
+    """Train the baseline that ``strategy.setting`` names, and return the summary.
+
+    Parameters
+    ----------
+    run
+        Prepared; its folder is given up if the run ends before its first round does.
+
+    Raises
+    ------
+    UserError
+        If the data or the device do not suit it, or the loss stops being finite.
+    """
+
+    def begin(run: Run) -> Baseline:
+        build = find_baseline(run.config.strategy)
+        return build(load_sites(run.config, run.data))
+
+    with run.console:
+        return run.execute(begin)

@@ -1,0 +1,157 @@
+"""The baseline `centralised`: as many items as the clients train on, with every modality of each.
+
+No federation of sites with one modality each can have these data. What is trained on them is
+``strategy.architecture``: HA-Fedformer through the mean of its encodings, or a model of
+`ARCHITECTURES`, which takes all modalities at once and learns to join them.
+
+Notation: B items, O outputs.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.config import FusionRule, ModelConfig
+from common.data.batching import Padded
+from common.data.dataset import MultimodalDataset
+from common.data.federation import JointDataset
+from common.data.moments import FeatureMoments
+from common.errors import UserError
+from common.model.encoder import Encoder, Standardise
+from common.model.fusion import fuse_encodings
+from common.model.ha_fedformer import HAFedformer
+from common.seeding import derive_seed
+from server.baselines.baseline import BASELINES, Baseline
+from server.baselines.cross_modal import CrossModal
+from server.baselines.early_fusion import EarlyFusion
+from server.baselines.full_model import FullModel
+from server.baselines.scores import paired_diagnostics, paired_scores
+from server.baselines.sites import Sites
+from server.baselines.training import OnePass, Training, paired_pass
+from server.evaluate import Scores
+
+#: ``strategy.architecture`` to a model made of each modality's `Standardise`, the number of
+#: outputs, and the sizes; called with modality to `Padded`, it gives outputs (B, O).
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Standardise], int, ModelConfig], nn.Module]] = {
+    "early_fusion": EarlyFusion,
+    "cross_modal": CrossModal,
+}
+
+
+def centralised(sites: Sites) -> Baseline:
+    """Build the baseline; features are standardised with the moments of its train items.
+
+    Raises
+    ------
+    UserError
+        If the data are not paired, as shards of clients are not.
+    """
+    config, items = sites.config, paired_items(sites)
+    moments = {name: FeatureMoments.of(each) for name, each in items.sequences.items()}
+    initial = sites.initial_model(moments)
+    one_pass = partial(paired_pass, items, config.client.batch_size)
+    if config.strategy.architecture == "ha_fedformer":
+        forward = partial(from_mean, initial)
+        return FullModel(sites, initial, forward, one_pass, FusionRule.mean)
+    return OtherArchitecture(sites, build_other(sites, initial), one_pass)
+
+
+BASELINES["centralised"] = centralised
+
+
+class OtherArchitecture(Baseline):
+    """A model of `ARCHITECTURES`.
+
+    It predicts numbers without a deviation, so its scores have no coverage.
+
+    Parameters
+    ----------
+    sites
+        The clients.
+    model
+        See `ARCHITECTURES`.
+    one_pass
+        See `server.baselines.training.Training`.
+    """
+
+    def __init__(self, sites: Sites, model: nn.Module, one_pass: OnePass) -> None:
+        super().__init__(sites)
+        self.model = model
+        self._training = Training(model, model, one_pass, sites.data.task, sites.config.client)
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters."""
+        return self._training.parameters
+
+    @property
+    def fusion(self) -> str:
+        """Name of the architecture."""
+        return str(self.sites.config.strategy.architecture)
+
+    def train(self, number: int) -> dict[str, float]:
+        """Train a round; return the loss of what is predicted from all modalities."""
+        return self._training.round(derive_seed(self.sites.config.seed, "train", number))
+
+    def scores(self, items: MultimodalDataset) -> Scores:
+        """Score all modalities together, and each alone with the others absent."""
+        return paired_scores(self.model, self.model, items, self.sites.data.task)
+
+    def results(self, items: MultimodalDataset) -> dict[str, Any]:
+        """Diagnose all modalities together, and each alone with the others absent."""
+        task = self.sites.data.task
+        return {"diagnostics": paired_diagnostics(self.model, self.model, items, task)}
+
+
+def paired_items(sites: Sites) -> MultimodalDataset:
+    """Return the items that clients train on, without their validation items, in all modalities.
+
+    Raises
+    ------
+    UserError
+        If the data hold only the modality of each client.
+    """
+    data = sites.data
+    if not isinstance(data, JointDataset):
+        raise UserError(
+            f"strategy={sites.config.strategy.name} needs paired items; use dataset=npz or "
+            "dataset=synthetic"
+        )
+    dealt = [data.dealt[key][site.train] for key, site in sites.by_key.items()]
+    return data.items.select(np.sort(np.concatenate(dealt)))
+
+
+def from_mean(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
+    """Run HA-Fedformer on all modalities at once: outputs (B, O) of the mean of the encodings."""
+    encodings = {name: model.encode(name, padded) for name, padded in inputs.items()}
+    lengths = {name: padded.lengths for name, padded in inputs.items()}
+    fused, longest = fuse_encodings(encodings, lengths, dict.fromkeys(inputs, 1 / len(inputs)))
+    outputs: Tensor = model.decoder(fused, longest)
+    return outputs
+
+
+def build_other(sites: Sites, initial: HAFedformer) -> nn.Module:
+    """Build the model of `ARCHITECTURES` that ``strategy.architecture`` names.
+
+    It standardises as `initial` does, and its weights are drawn from the same seed.
+
+    Raises
+    ------
+    UserError
+        If there is no such architecture.
+    """
+    name = str(sites.config.strategy.architecture)
+    if name not in ARCHITECTURES:
+        names = ", ".join(["ha_fedformer", *ARCHITECTURES])
+        raise UserError(f"strategy.architecture={name}: expected one of {names}")
+    standardise = {}
+    for modality, encoder in initial.encoders.items():
+        assert isinstance(encoder, Encoder)
+        standardise[modality] = encoder.standardise
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(sites.config.seed, "model"))
+        return ARCHITECTURES[name](standardise, sites.data.outputs, sites.config.model)

@@ -1,0 +1,166 @@
+"""The baseline `local`: no federation; every client trains alone on its own items.
+
+Alone, a modality's score is the mean over its clients. Together: the clients have decoders of their
+own, so what one encodes another cannot decode, and encodings cannot be mixed. One client of each
+modality is joined with the others by the product of their experts, each calibrated on its own
+validation items; client k of every modality for each k, and the score is the mean over k.
+"""
+
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.config import FusionRule
+from common.data.batching import SequenceItems
+from common.data.dataset import MultimodalDataset
+from common.data.moments import FeatureMoments
+from common.model.fusion import Expert, Fusion, fit_fusion, reliability_weights
+from common.model.ha_fedformer import (
+    HAFedformer,
+    Parts,
+    build_model,
+    join_arrays,
+    set_standardisation,
+    split_arrays,
+)
+from common.seeding import derive_seed
+from server.baselines.baseline import BASELINES, Baseline
+from server.baselines.experts import ExpertPrediction, combine
+from server.baselines.scores import having_any, mean_scores, outputs_on, score
+from server.baselines.sites import Sites, from_one_modality
+from server.baselines.training import MULTIMODAL, Training, one_modality_pass
+from server.evaluate import Scores, evaluate
+
+
+class Local(Baseline):
+    """One model a client.
+
+    A client starts from the weights that a federation of the same seed would send it and
+    standardises with statistics of its own.
+    """
+
+    def __init__(self, sites: Sites) -> None:
+        super().__init__(sites)
+        self.models = _initial_models(sites)
+        client, task = sites.config.client, sites.data.task
+        self._trainings: dict[ClientKey, Training] = {}
+        for key, model in self.models.items():
+            site = sites.by_key[key]
+            items = {key.modality: SequenceItems(site.sequences, site.labels, site.train)}
+            one_pass = partial(one_modality_pass, items, client.batch_size, client.num_workers)
+            forward = partial(from_one_modality, model)
+            self._trainings[key] = Training(model, forward, one_pass, task, client)
+        self._evidence = self._measure_evidence()
+        self._losses: dict[str, float] = {}
+
+    @property
+    def fusion(self) -> str:
+        """The product of the clients' experts."""
+        return str(FusionRule.product_of_experts)
+
+    @property
+    def client_losses(self) -> dict[str, float]:
+        """Client to its train loss in the last round."""
+        return self._losses
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained parameters of one model of each modality."""
+        return sum(self._trainings[keys[0]].parameters for keys in self.sites.by_modality.values())
+
+    @property
+    def fusion_weights(self) -> dict[str, float]:
+        """Modality to what it is worth in the product, the mean over the products."""
+        shares = []
+        for team in self._teams():
+            experts: dict[str, Expert] = {}
+            for key in team:
+                experts |= self._fusion(key, FusionRule.product_of_experts).experts
+            shares.append(reliability_weights(experts))
+        return mean_scores(shares)
+
+    def train(self, number: int) -> dict[str, float]:
+        """Train a round of every client; return each modality's mean loss, by examples."""
+        losses, examples = {}, {}
+        for key, training in self._trainings.items():
+            seed = derive_seed(self.sites.config.seed, "train", number, str(key))
+            losses[key] = training.round(seed)[key.modality]
+            examples[key] = len(self.sites.by_key[key].train)
+        self._evidence = self._measure_evidence()
+        self._losses = {str(key): loss for key, loss in losses.items()}
+        return {
+            name: sum(losses[key] * examples[key] for key in keys)
+            / sum(examples[key] for key in keys)
+            for name, keys in self.sites.by_modality.items()
+        }
+
+    def scores(self, items: MultimodalDataset) -> Scores:
+        """Score products of clients, and the clients of each modality alone."""
+        alone = {}
+        for name, keys in self.sites.by_modality.items():
+            rows = items.in_modalities([name])
+            alone[name] = mean_scores([self._alone(key, rows) for key in keys])
+        return {MULTIMODAL: self._together(items)} | alone
+
+    def _measure_evidence(self) -> dict[ClientKey, Tensor]:
+        """Return each client's evidence of its own validation items, around its own prior."""
+        return {
+            key: self.sites.evidence(model, key, self.sites.prior([key]))
+            for key, model in self.models.items()
+        }
+
+    def _fusion(self, key: ClientKey, rule: FusionRule) -> Fusion:
+        """Calibrate a client's expert."""
+        seen = {key.modality: self._evidence[key]}
+        return fit_fusion(rule, self.sites.data.task, self.sites.prior([key]), seen)
+
+    def _teams(self) -> list[tuple[ClientKey, ...]]:
+        """Return one client of each modality, as many times as a modality has clients at most."""
+        members = self.sites.by_modality.values()
+        rounds = range(max(len(keys) for keys in members))
+        return [tuple(keys[k % len(keys)] for keys in members) for k in rounds]
+
+    def _alone(self, key: ClientKey, items: MultimodalDataset) -> dict[str, float]:
+        fusion = self._fusion(key, self.sites.config.fusion.name)
+        return evaluate(self.models[key], fusion, items)[key.modality]
+
+    def _together(self, items: MultimodalDataset) -> dict[str, float]:
+        usable = items.select(having_any(items, list(items.sequences)))
+        task = self.sites.data.task
+        predictions = {key: self._predict(key, usable) for key in self.models}
+        scores = []
+        for team in self._teams():
+            joined = combine([predictions[key] for key in team], self.sites.prior(team), task)
+            scores.append(score(task, usable.labels, joined.values, joined.std))
+        return mean_scores(scores)
+
+    def _predict(self, key: ClientKey, items: MultimodalDataset) -> ExpertPrediction:
+        model, sequences = self.models[key], items.sequences[key.modality]
+        forward = partial(from_one_modality, model)
+        return ExpertPrediction(
+            key.modality,
+            self._fusion(key, FusionRule.product_of_experts),
+            outputs_on(model, forward, {key.modality: sequences}),
+            torch.from_numpy(sequences.lengths > 0),
+        )
+
+
+BASELINES["local"] = Local
+
+
+def _initial_models(sites: Sites) -> dict[ClientKey, HAFedformer]:
+    """Build a model of one modality for each client, all from the same initial weights."""
+    initial = sites.initial_model({})
+    parts = split_arrays(initial.state_dict())
+    models = {}
+    for key, site in sites.by_key.items():
+        name = key.modality
+        spec = replace(initial.spec, features={name: initial.spec.features[name]})
+        model = build_model(spec, seed=0)
+        model.load_state_dict(join_arrays(Parts({name: parts.encoders[name]}, parts.decoder)))
+        set_standardisation(model, name, FeatureMoments.of(site.sequences.select(site.train)))
+        models[key] = model
+    return models

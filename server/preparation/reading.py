@@ -1,0 +1,125 @@
+"""Reads the source of a preparation and identifies its files."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.clients import check_modality_name
+from common.config import Format, Labels, PrepareConfig, SyntheticConfig
+from common.data.federation import check_synthetic_modalities, paths_of
+from common.data.formats.array_files import array_files
+from common.data.formats.registry import read_source
+from common.data.known_files import name_of
+from common.data.source import ReadSettings, Source
+from common.data.synthetic import VIEWS, make_synthetic
+from common.errors import UserError
+from common.task import Task
+
+#: Called with the stage, how much of it is done, and how much there is.
+Watch = Callable[[str, int, int], None]
+
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class ReadSource:
+    """What was read from a source.
+
+    Attributes
+    ----------
+    source
+        Its items and sides.
+    task
+        Kind of label.
+    about
+        The format, how it was recognised, and the name, size and SHA-256 of every file.
+    """
+
+    source: Source
+    task: Task
+    about: Mapping[str, Any]
+
+
+def read(config: PrepareConfig, watch: Watch) -> ReadSource:
+    """Read the source that a configuration names.
+
+    Raises
+    ------
+    UserError
+        If it cannot be read.
+    """
+    task = Task.multilabel if config.task is Labels.emotion else Task(config.task)
+    if config.format is Format.synthetic:
+        return ReadSource(_synthetic(config), task, {"format": "synthetic", "why": "", "files": []})
+    if config.path is None:
+        raise UserError("path is required; give it as path=…, or format=synthetic")
+    paths = [Path(path) for path in paths_of(config.path, "")]
+    files = [_fingerprint(path, watch) for path in _files(paths)]
+    watch("reading", 0, 1)
+    settings = ReadSettings(
+        task=task,
+        emotions=config.task is Labels.emotion,
+        modalities=tuple(config.modalities),
+        group=config.group,
+        context=config.context,
+        tabular=tuple(config.tabular),
+        max_seq_len=config.max_seq_len,
+        labels=tuple(config.labels),
+        arrays=config.arrays,
+    )
+    source, name, why = read_source(paths, config.format, settings)
+    if name == "table" and paths[0].is_file():
+        # The files of a folder are all fingerprinted already.
+        files += [_fingerprint(path, watch) for path in array_files(paths[0], settings).values()]
+    watch("reading", 1, 1)
+    for modality in source.items.sequences:
+        check_modality_name(modality)
+    unknown = sorted(set(config.tabular) - set(source.items.sequences))
+    if unknown:
+        raise UserError(f"tabular: {unknown[0]!r} is not among {', '.join(source.items.sequences)}")
+    if len(source.items) == 0:
+        raise UserError(f"{paths[0]}: no item is left after cleaning")
+    return ReadSource(source, task, {"format": name, "why": why, "files": files})
+
+
+def _synthetic(config: PrepareConfig) -> Source:
+    if config.task is not Labels.regression:
+        raise UserError(f"task={config.task}: the synthetic dataset has regression")
+    modalities = config.modalities or list(VIEWS)
+    check_synthetic_modalities(modalities, "")
+    made = SyntheticConfig(modalities=modalities, max_seq_len=config.max_seq_len)
+    items = make_synthetic(made, config.seed)
+    return Source(items, np.full(len(items), "", dtype="U10"))
+
+
+def _files(paths: list[Path]) -> list[Path]:
+    """Return the files at some paths; those of a folder sorted by name."""
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+    return [
+        file
+        for path in paths
+        for file in ([path] if path.is_file() else sorted(path.iterdir()))
+        if file.is_file()
+    ]
+
+
+def _fingerprint(path: Path, watch: Watch) -> dict[str, Any]:
+    digest, size, done = hashlib.sha256(), path.stat().st_size, 0
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+                done += len(chunk)
+                watch(f"hashing {path.name}", done, size)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+    sha256 = digest.hexdigest()
+    known = name_of(sha256)
+    about = {"name": path.name, "bytes": size, "sha256": sha256}
+    return about | ({"known": known} if known else {})

@@ -1,0 +1,143 @@
+"""The record of a round: one type for federations, baselines, the console, and ``rounds.jsonl``."""
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+from typing import Any, Self, TypeVar
+
+T = TypeVar("T")
+
+
+class Phase(StrEnum):
+    """The phases of a round.
+
+    ``configure``: choose clients and encode what they are sent. ``wait``: send it, and wait while
+    clients train. ``merge``: decode, check and merge the replies, also while others are still
+    awaited. ``evaluate``: score the validation items. Waiting for absent clients before a round and
+    writing the checkpoint after it are in none. A baseline has ``train`` in place of the first
+    three.
+    """
+
+    train = "train"
+    configure = "configure"
+    wait = "wait"
+    merge = "merge"
+    evaluate = "evaluate"
+
+
+class PhaseClock:
+    """Counts the seconds of each phase of a round; every moment is in one phase.
+
+    Attributes
+    ----------
+    seconds
+        Phase to seconds so far, in the order in which the phases first ended.
+    """
+
+    def __init__(self) -> None:
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin the round now."""
+        self._began = self._last = time.monotonic()
+        self.seconds: dict[str, float] = {}
+
+    def end(self, phase: Phase) -> None:
+        """Count the time since the last phase ended as part of this phase."""
+        now = time.monotonic()
+        self.seconds[str(phase)] = self.seconds.get(str(phase), 0.0) + now - self._last
+        self._last = now
+
+    def split(self, items: Iterable[T], getting: Phase, using: Phase) -> Iterator[T]:
+        """Yield items; fetching one counts as one phase, what is done with it as another."""
+        for item in items:
+            self.end(getting)
+            yield item
+            self.end(using)
+        self.end(getting)
+
+    def elapsed(self) -> float:
+        """Return the seconds since the round began."""
+        return round(time.monotonic() - self._began, 3)
+
+    def rounded(self) -> dict[str, float]:
+        """Return the seconds of each phase, in milliseconds' precision."""
+        return {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What happened in a round; field for field the JSON object of ``rounds.jsonl``.
+
+    A strategy, or a baseline, fills in what it knows of training; the run adds the evaluation.
+
+    Attributes
+    ----------
+    round
+        From 1.
+    train_loss
+        Modality, or ``multimodal``, to the mean train loss, weighted by examples.
+    client_losses
+        Client to its train loss.
+    validation
+        ``multimodal`` and each modality to metric to score, of the merged model.
+    fusion_weights
+        Modality to its weight.
+    clients
+        Modality to the number of clients that were merged.
+    reused
+        Modalities of which no client replied: their encoder stays as it was.
+    rejected
+        One line for each client that failed or whose update was refused.
+    decoder_weights
+        Layer to modality to its share in the decoder.
+    posterior_widths
+        Client to layer to standard deviation, see `server.aggregation.posterior_std`.
+    trust
+        Client to the trust in its labels, where clients are weighted by it.
+    refused
+        Replies whose content was refused; a client's own failure or silence is not counted.
+    privacy
+        What the rounds so far disclose, see `server.acceptance.privacy`; None without privacy.
+    bytes_down, bytes_up
+        Of arrays, all clients together.
+    seconds
+        How long the round took.
+    phases
+        `Phase` to seconds.
+    """
+
+    round: int
+    train_loss: Mapping[str, float] = field(default_factory=dict)
+    client_losses: Mapping[str, float] = field(default_factory=dict)
+    validation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    fusion_weights: Mapping[str, float] = field(default_factory=dict)
+    clients: Mapping[str, int] = field(default_factory=dict)
+    reused: Sequence[str] = ()
+    rejected: Sequence[str] = ()
+    decoder_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    posterior_widths: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    trust: Mapping[str, float] = field(default_factory=dict)
+    refused: int = 0
+    privacy: Mapping[str, Any] | None = None
+    bytes_down: int = 0
+    bytes_up: int = 0
+    seconds: float = 0.0
+    phases: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the object of ``rounds.jsonl``, with its keys in their order."""
+        parts = {each.name: getattr(self, each.name) for each in fields(self)}
+        return parts | {"reused": list(self.reused), "rejected": list(self.rejected)}
+
+    @classmethod
+    def from_json(cls, parts: Mapping[str, Any]) -> Self:
+        """Return the record of an object of ``rounds.jsonl``.
+
+        Raises
+        ------
+        TypeError
+            If it has no ``round``, or a key that no record has.
+        """
+        return cls(**parts)

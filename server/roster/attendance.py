@@ -1,0 +1,135 @@
+"""Waiting for clients: for all of them before the first round, for enough of them before each."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.serverapp import Grid
+
+from common.errors import UserError
+from server.roster.registry import QUERY_SECONDS, Registry
+
+POLL_SECONDS = 0.2
+
+#: A wait shorter than this is not worth a line.
+PATIENCE_SECONDS = 3.0
+
+#: How often a wait is told of again.
+REMIND_SECONDS = 15.0
+
+
+@dataclass
+class Attendance:
+    """Who is there, and how long to wait for those who are not.
+
+    Attributes
+    ----------
+    registry
+        Who takes part.
+    grid
+        Reaches the nodes.
+    timeout
+        Seconds to wait for those who are missing.
+    tell
+        Takes one line for the user.
+    """
+
+    registry: Registry
+    grid: Grid
+    timeout: float
+    tell: Callable[[str], None]
+    _given_up: set[str] = field(default_factory=set)
+    _faults: list[str] = field(default_factory=list)
+
+    def gather(self, counts: Mapping[str, int]) -> None:
+        """Wait until each modality has all its clients; go on with some of each.
+
+        Parameters
+        ----------
+        counts
+            Modality to the number of clients expected.
+
+        Raises
+        ------
+        UserError
+            If a modality has no client at all by then, or a node cannot take part: before the first
+            round that is a mistake to mend.
+        """
+        missing = self._wait(lambda: self._short(counts), counts, strict=True)
+        absent = [name for name in missing if name not in self.registry.by_modality()]
+        if absent:
+            raise UserError(
+                f"no client of modality {absent[0]!r} after {self.timeout:.0f} s; start a node "
+                f"with --node-config 'modality=\"{absent[0]}\"'"
+            )
+        if missing:
+            self.tell(f"going on without all clients ({', '.join(missing.values())})")
+
+    def quorum(self, counts: Mapping[str, int]) -> tuple[list[str], list[str]]:
+        """Wait until each modality has enough clients for a round.
+
+        A modality that was waited for in vain is not waited for again until it has been there.
+
+        Parameters
+        ----------
+        counts
+            Modality to the number of clients needed.
+
+        Returns
+        -------
+        tuple
+            One line for each modality that is still short; and one for each node that came
+            meanwhile and was left out or replaced another.
+        """
+
+        def waited_for() -> dict[str, str]:
+            short = self._short(counts)
+            self._given_up &= short.keys()
+            return {name: line for name, line in short.items() if name not in self._given_up}
+
+        # In a line of its own: the wait itself takes from what was given up.
+        vain = self._wait(waited_for, counts, strict=False)
+        self._given_up |= vain.keys()
+        faults, self._faults = self._faults, []
+        return list(self._short(counts).values()), faults
+
+    def _wait(
+        self, missing: Callable[[], dict[str, str]], known: Mapping[str, int], *, strict: bool
+    ) -> dict[str, str]:
+        """Ask new nodes until nothing is missing, at most for the time that there is."""
+        began = time.monotonic()
+        told, told_at = "", began
+        while True:
+            left = began + self.timeout - time.monotonic()
+            self._refresh(known, min(max(left, 0.0), QUERY_SECONDS), strict)
+            short = missing()
+            now = time.monotonic()
+            left = began + self.timeout - now
+            if not short or left <= 0:
+                return short
+            line = ", ".join(short.values())
+            due = line != told or now - told_at >= REMIND_SECONDS
+            if due and now - began > PATIENCE_SECONDS:
+                told, told_at = line, now
+                self.tell(f"waiting for {line}, {left:.0f} s left")
+            time.sleep(min(POLL_SECONDS, left))
+
+    def _refresh(self, known: Mapping[str, int], timeout: float, strict: bool) -> None:
+        impostors, mistakes = self.registry.ask_new(self.grid, known, timeout)
+        if not strict:
+            self._faults += impostors + mistakes
+            return
+        for line in impostors:
+            # They must not be able to end the run of the others.
+            self.tell(line)
+        if mistakes:
+            raise UserError(mistakes[0])
+
+    def _short(self, counts: Mapping[str, int]) -> dict[str, str]:
+        """Say which modalities have fewer clients than they need."""
+        found = {name: len(members) for name, members in self.registry.by_modality().items()}
+        return {
+            name: f"{name}: {found.get(name, 0)} of {count}"
+            for name, count in counts.items()
+            if found.get(name, 0) < count
+        }

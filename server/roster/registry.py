@@ -1,0 +1,276 @@
+"""Which node hosts which clients: every node is asked once, when it is new."""
+
+import time
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from flwr.app import Message, MessageType
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from common.clients import ClientKey
+from common.data.dataset import describe_shape
+from common.data.moments import FeatureMoments
+from common.errors import UserError
+from common.messages import ClientDescription
+from common.protocol import decode_description, encode_query
+from common.task import Task
+from common.wire import ProtocolError
+from server.acceptance.validation import check_description
+from server.roster.exchange import Backlog, collect, send
+
+#: How long a wait for descriptions holds up everything else; after how long a node that has not
+#: answered is asked again, for queries get lost in nodes; and how long a late answer still counts.
+QUERY_SECONDS = 2.0
+QUERY_AGAIN = 45.0
+QUERY_LIFETIME = 600.0
+
+#: Errors that say nothing of a node but that it is not there; it is asked again when it is.
+_GONE = {
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+}
+
+
+class ImpostorError(UserError):
+    """A node that is not the client that it says it is; no mistake of the others."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """A client that takes part.
+
+    Attributes
+    ----------
+    node
+        Flower's id of the node that hosts it.
+    client
+        What the node told of it.
+    """
+
+    node: int
+    client: ClientDescription
+
+
+@dataclass
+class Registry:
+    """The clients that nodes have told of.
+
+    Attributes
+    ----------
+    members
+        Client to where it is, in the order of their names.
+    asked
+        Nodes that have been asked, or are not to be.
+    named
+        Whether a node was seen that is registered with a name. Then every node needs one, and may
+        only be the client of that name.
+    backlog
+        Messages that were not answered in time.
+    busy
+        Nodes that were still at an earlier round at the last `refresh`; they are asked only where
+        no other is left.
+    """
+
+    members: dict[ClientKey, Member] = field(default_factory=dict)
+    asked: set[int] = field(default_factory=set)
+    named: bool = False
+    backlog: Backlog = field(default_factory=Backlog)
+    busy: frozenset[int] = frozenset()
+    _queries: dict[str, int] = field(default_factory=dict)
+    _asked_at: dict[int, float] = field(default_factory=dict)
+
+    def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[str]:
+        """Ask the nodes that are new; forget the clients of nodes that are gone.
+
+        A node that cannot take part is asked once and left out. A client that a new node claims
+        moves to it: a node that was restarted comes back under another id.
+
+        Parameters
+        ----------
+        grid
+            Reaches the nodes.
+        known
+            The dataset's modalities.
+        timeout
+            Seconds to wait for answers.
+
+        Returns
+        -------
+        list of str
+            For each node that was left out or replaced another, one line that says why.
+        """
+        impostors, faults = self.ask_new(grid, known, timeout)
+        self.busy = self.backlog.nodes(grid)
+        return impostors + faults
+
+    def ask_new(
+        self, grid: Grid, known: Collection[str], timeout: float
+    ) -> tuple[list[str], list[str]]:
+        """As `refresh`; return the lines about impostors, and apart those about mistakes."""
+        names = _registered_names(grid)
+        impostors = self._refuse_nameless(names)
+        self.asked &= names.keys()
+        self.members = {key: m for key, m in self.members.items() if m.node in names}
+        self._send_queries(grid, names.keys() - self.asked)
+        faults: list[str] = []
+        # A reply that takes longer is taken in by a later call.
+        replies = [reply for reply in collect(grid, self._queries, timeout) if not _is_gone(reply)]
+        for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
+            node = reply.metadata.src_node_id
+            if node in self.asked:
+                continue  # it was asked twice
+            self.asked.add(node)
+            try:
+                faults += self._add(reply, known, names.get(node, ""))
+            except ImpostorError as error:
+                impostors.append(str(error))
+            except UserError as error:
+                faults.append(f"node {node}: {error}")
+        self.members = dict(sorted(self.members.items()))
+        return impostors, faults
+
+    def _send_queries(self, grid: Grid, nodes: Collection[int]) -> None:
+        """Ask those who are new, or have not answered for long; forget the queries to others."""
+        now = time.monotonic()
+        self._queries = {key: node for key, node in self._queries.items() if node in nodes}
+        waiting = set(self._queries.values())
+        due = [
+            node
+            for node in sorted(nodes)
+            if node not in waiting or now - self._asked_at[node] >= QUERY_AGAIN
+        ]
+        if due:
+            queries = [Message(encode_query(), node, MessageType.QUERY) for node in due]
+            self._queries |= send(grid, queries, QUERY_LIFETIME)
+            self._asked_at |= dict.fromkeys(due, now)
+
+    def _refuse_nameless(self, names: Mapping[int, str]) -> list[str]:
+        """Leave out nodes without a name, also such as came before the first that has one."""
+        nameless = {node for node, name in names.items() if not name}
+        if not self.named and len(nameless) < len(names):
+            self.named = True
+            self.asked -= nameless
+        refused = sorted(nameless - self.asked) if self.named else []
+        self.asked.update(refused)
+        self.members = {key: m for key, m in self.members.items() if m.node not in refused}
+        return [
+            f"node {node} is registered without a name, and others with one: it is left out until "
+            "it is registered with --name"
+            for node in refused
+        ]
+
+    def _add(self, reply: Message, known: Collection[str], name: str) -> list[str]:
+        """Take in the clients of a node, all or none; return the claims that it took over."""
+        node = reply.metadata.src_node_id
+        if reply.has_error():
+            raise UserError(f"it cannot be asked what it holds: {reply.error.reason}")
+        try:
+            description = decode_description(reply.content)
+        except ProtocolError as error:
+            raise UserError(f"it speaks another protocol: {error}") from error
+        if description.error:
+            raise UserError(description.error)
+        said = ", ".join(str(client.key) for client in description.clients)
+        if name not in ("", said):
+            raise ImpostorError(
+                f"node {node} is registered as {name} and says that it is {said or 'no client'}: "
+                "it is left out until its --node-config or its name is corrected"
+            )
+        for client in description.clients:
+            check_description(client, known)
+            self._check_width(client)
+        claimed = []
+        for client in description.clients:
+            other = self.members.get(client.key)
+            if other is not None:
+                claimed.append(
+                    f"nodes {other.node} and {node} both say that they are {client.key}; "
+                    "give each node of a modality its own part in --node-config, as in 'part=1'"
+                )
+            self.members[client.key] = Member(node, client)
+        return claimed
+
+    def _check_width(self, client: ClientDescription) -> None:
+        name = client.key.modality
+        # One speaks for all: they have been compared before.
+        first = next((m.client for key, m in self.members.items() if key.modality == name), client)
+        shapes = [each.moments.mean.shape for each in (first, client)]
+        if shapes[0] != shapes[1]:
+            here, there = map(describe_shape, shapes)
+            raise UserError(
+                f"{name} is {here} at client {first.key} but {there} at {client.key}; all clients "
+                "of a modality need the same features"
+            )
+
+    def by_modality(self) -> dict[str, list[Member]]:
+        """Modality to its members."""
+        found: dict[str, list[Member]] = {}
+        for key, member in self.members.items():
+            found.setdefault(key.modality, []).append(member)
+        return found
+
+    def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
+        """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.
+
+        Parameters
+        ----------
+        task, outputs
+            Kind of label, and outputs of the model.
+        bins
+            In which numbers are counted; 0: they are not.
+
+        Raises
+        ------
+        UserError
+            If a client's labels are of another kind than the server's evaluation data, or are
+            some that these do not know.
+        """
+        total = torch.zeros(
+            {Task.regression: 3 + bins, Task.classification: outputs, Task.multilabel: outputs + 1}[
+                task
+            ],
+            dtype=torch.float64,
+        )
+        for key, member in self.members.items():
+            sums = member.client.label_sums
+            if member.client.task is not task:
+                raise UserError(
+                    f"client {key} has labels for task={member.client.task}, and the evaluation "
+                    f"data for task={task}"
+                )
+            known = len(sums) <= len(total)
+            if not known or (task is not Task.classification and len(sums) != len(total)):
+                raise UserError(
+                    f"client {key} has labels for {len(sums)} outputs, the evaluation data for "
+                    f"{len(total)}"
+                )
+            total[: len(sums)] += sums
+        return total
+
+    def moments(self) -> dict[str, FeatureMoments]:
+        """Modality to the pooled moments of its features."""
+        return {name: _pooled(members) for name, members in self.by_modality().items()}
+
+
+def _registered_names(grid: Grid) -> dict[int, str]:
+    """Node to the name that the coordinator registered it with; empty where it has none."""
+    # Grids without registration know only the nodes' ids.
+    nodes = getattr(grid, "get_nodes", None)
+    if nodes is None:
+        return dict.fromkeys(grid.get_node_ids(), "")
+    return {node.node_id: node.name for node in nodes()}
+
+
+def _pooled(members: Sequence[Member]) -> FeatureMoments:
+    total = FeatureMoments.empty(*members[0].client.moments.mean.shape)
+    for member in members:
+        total = total.merge(member.client.moments)
+    return total
+
+
+def _is_gone(reply: Message) -> bool:
+    return reply.has_error() and reply.error.code in _GONE

@@ -1,0 +1,281 @@
+"""All clients on this machine, without Ray: in this process, or in several worker processes.
+
+The same apps and the same messages as in Flower's simulation. Without workers clients answer one
+after the other, so that several runs fit beside each other on one machine. Workers are copies of
+this process, which has the libraries loaded and the data read, so they start at once.
+"""
+
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from importlib import import_module
+from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
+
+import torch
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run as FlowerRun
+from flwr.supercore.task_identity import TaskIdentity
+
+from client.app import given_config, make_client_app
+from client.node import SimulatedNode, hosted_clients
+from common.config import Config, Runtime
+from server.run.federation import federate
+from server.run.folder import FLOWER_LOG
+from server.run.run import Run
+from server.runtimes.machine import clients_at_once, log_to_file, prepare_machine
+
+#: Flower stamps messages with this number; a SuperLink would assign it.
+_RUN_ID = 1
+
+#: Seconds that one look for replies waits for the first.
+_LOOK = 0.5
+
+#: Messages per worker, with the one that it is at: the next lies ready, and few replies wait.
+_AHEAD = 2
+
+
+class LocalGrid(Grid):
+    """Nodes that answer when their reply is pulled; use as a context manager, which ends workers.
+
+    Parameters
+    ----------
+    client_app
+        What every node runs, where there are no workers.
+    nodes
+        How many there are; node k has partition k.
+    workers
+        Processes that answer instead; None: one reply at a time is in memory.
+    """
+
+    def __init__(self, client_app: ClientApp, nodes: int, workers: "Workers | None" = None) -> None:
+        self._client_app = client_app
+        self._workers = workers
+        self._contexts = {
+            number + 1: Context(
+                _RUN_ID,
+                number + 1,
+                {"partition-id": number, "num-partitions": nodes},
+                RecordDict(),
+                {},
+            )
+            for number in range(nodes)
+        }
+        self._sent: dict[str, Message] = {}
+        self._numbers = itertools.count()
+        TaskIdentity.run_id = _RUN_ID
+        TaskIdentity.node_id = 0
+        TaskIdentity.task_id = _RUN_ID
+
+    def __enter__(self) -> "LocalGrid":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._workers is not None:
+            self._workers.kill()
+
+    def set_run(self, run: FlowerRun) -> None:
+        """Ignore it: there is one run."""
+
+    @property
+    def run(self) -> FlowerRun:
+        """The run."""
+        return FlowerRun.create_empty(_RUN_ID)
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message to a node."""
+        return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
+
+    def get_node_ids(self) -> list[int]:
+        """Return the nodes' ids, from 1."""
+        return list(self._contexts)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        """Keep the messages until they are answered; return keys of the replies."""
+        return [self._push(message) for message in messages]
+
+    def _push(self, message: Message) -> str:
+        # Where Flower's own grids put it, so that the reply says what it answers.
+        key = message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+        self._sent[key] = message
+        return key
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Yield the replies of some keys that are there, once."""
+        if self._workers is not None:
+            yield from self._workers.replies(set(message_ids), self._sent)
+            return
+        for key in list(message_ids):
+            if key in self._sent:
+                yield self.answer(self._sent.pop(key))
+
+    def answer(self, message: Message) -> Message:
+        """Let the node that a message is for answer it."""
+        try:
+            return self._client_app(message, self._contexts[message.metadata.dst_node_id])
+        except Exception as error:
+            # As Flower's runtimes do: one client's failure ends no run.
+            fault = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
+            return Message(fault, reply_to=message)
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        """Return the replies, in the order of the messages."""
+        return list(self.pull_messages(self.push_messages(messages)))
+
+
+class Workers:
+    """Processes that answer for the nodes of a `LocalGrid`.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    nodes
+        How many there are.
+    log
+        File for what Flower logs.
+    """
+
+    def __init__(self, config: Config, nodes: int, log: Path) -> None:
+        self._processes = min(clients_at_once(config.runtime), nodes)
+        # A process that has used a GPU cannot be copied, nor safely one on macOS.
+        forked = sys.platform == "linux" and not torch.cuda.is_available()
+        self._context = multiprocessing.get_context("fork" if forked else "spawn")
+        if forked:
+            # What every copy needs, and would otherwise read and load itself.
+            hosted_clients(SimulatedNode(0, nodes), config)
+            import_module("torch._dynamo")
+        self._begin = (config, nodes, log, self._context.Value("i", 0))
+        self._others = multiprocessing.active_children()
+        self._running: dict[str, Future[Message]] = {}
+        self._pool, self._broken = self._start(), False
+
+    def _start(self) -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(self._processes, self._context, _begin, self._begin)
+
+    def kill(self) -> None:
+        """End the processes; their unfinished answers are not awaited."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        ours = [each for each in multiprocessing.active_children() if each not in self._others]
+        for process in ours:
+            process.kill()
+        for process in ours:
+            process.join()
+
+    def replies(self, wanted: set[str], sent: dict[str, Message]) -> Iterator[Message]:
+        """Wait a moment for a reply to one of some messages; yield those that are there, once.
+
+        Parameters
+        ----------
+        wanted
+            Keys of messages.
+        sent
+            Key to every message that is not answered yet; those that are yielded are taken out.
+        """
+        self._forget_expired(sent)
+        self._submit(sent)
+        awaited = [future for key, future in self._running.items() if key in wanted]
+        wait(awaited, _LOOK, FIRST_COMPLETED)
+        for key, future in list(self._running.items()):
+            if key in wanted and future.done():
+                del self._running[key]
+                yield self._reply(sent.pop(key), future)
+                self._submit(sent)
+
+    def _forget_expired(self, sent: dict[str, Message]) -> None:
+        """Drop messages that have expired, unless a worker is at them."""
+        now = time.time()
+        for key, message in list(sent.items()):
+            if message.metadata.created_at + message.metadata.ttl < now:
+                future = self._running.get(key)
+                if future is None or future.done() or future.cancel():
+                    self._running.pop(key, None)
+                    del sent[key]
+
+    def _submit(self, sent: dict[str, Message]) -> None:
+        """Hand on messages, in the order in which they were sent."""
+        if self._broken and not self._running:
+            self._pool, self._broken = self._start(), False
+        for key, message in sent.items():
+            if self._broken or len(self._running) >= _AHEAD * self._processes:
+                return
+            if key not in self._running:
+                try:
+                    self._running[key] = self._pool.submit(_answer, message)
+                except BrokenProcessPool:
+                    self._broken = True
+
+    def _reply(self, message: Message, future: "Future[Message]") -> Message:
+        try:
+            return future.result()
+        except BrokenProcessPool:
+            # All that were under way fail with it: nobody knows whose process it was.
+            self._broken = True
+            reason = "the process of a client ended; was there too little memory?"
+            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
+
+
+_nodes: LocalGrid
+
+
+def _begin(config: Config, nodes: int, log: Path, begun: "Synchronized[int]") -> None:
+    """Make this process one that answers."""
+    global _nodes
+    # The user's Ctrl-C is for the server, which then ends this process.
+    for wish in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(wish, signal.SIG_IGN)
+    threading.Thread(target=_end_with_server, daemon=True).start()
+    log_to_file(log)
+    with begun.get_lock():
+        number, begun.value = begun.value, begun.value + 1
+    if (gpus := torch.cuda.device_count()) > 1:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+    _nodes = LocalGrid(make_client_app(partial(given_config, config)), nodes)
+
+
+def _end_with_server() -> None:
+    server = multiprocessing.parent_process()
+    assert server is not None
+    server.join()
+    os._exit(1)
+
+
+def _answer(message: Message) -> Message:
+    return _nodes.answer(message)
+
+
+def run_locally(run: Run) -> None:
+    """Execute a prepared run; ``runtime=processes`` has workers, ``runtime=sequential`` none.
+
+    Raises
+    ------
+    UserError
+        As `server.run.federation.federate`.
+    """
+    prepare_machine(run)
+    config, nodes = run.config, len(run.data.clients)
+    parallel = config.runtime.name is Runtime.processes
+    workers = Workers(config, nodes, run.folder.path / FLOWER_LOG) if parallel else None
+    app = make_client_app(partial(given_config, config))
+    with run.console, LocalGrid(app, nodes, workers) as grid:
+        federate(run, grid)

@@ -1,0 +1,78 @@
+"""All clients on this machine: Flower's simulation runtime on Ray."""
+
+import logging
+import socket
+import warnings
+from functools import partial
+
+import torch
+from flwr.simulation import run_simulation
+
+from client.app import given_config, make_client_app
+from common.config import RuntimeConfig
+from common.errors import UserError
+from server.app import make_server_app
+from server.run.run import Run
+from server.runtimes.machine import clients_at_once, prepare_machine
+
+
+def simulate(run: Run) -> None:
+    """Execute a prepared run with one simulated SuperNode for each client.
+
+    Raises
+    ------
+    UserError
+        As `server.run.federation.federate`.
+    """
+    prepare_machine(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if run.config.runtime.ray.address is not None:
+            join_cluster(run)
+        run_simulation(
+            server_app=make_server_app(run),
+            client_app=make_client_app(partial(given_config, run.config)),
+            num_supernodes=len(run.data.clients),
+            backend_config={
+                "init_args": {"logging_level": "ERROR", "log_to_driver": False},
+                "client_resources": {**client_resources(run.config.runtime)},
+            },
+        )
+
+
+def join_cluster(run: Run) -> None:
+    """Connect to the Ray cluster that the clients are to run on.
+
+    Its machines need this project, at the same place or installed, and the data at the same path.
+
+    Raises
+    ------
+    UserError
+        If none answers at its address; the folder is given up then.
+    """
+    import ray
+
+    address = str(run.config.runtime.ray.address)
+    host, _, port = address.rpartition(":")
+    try:
+        # Ray itself would try for minutes.
+        with socket.create_connection((host, int(port)), timeout=10):
+            pass
+        # Flower uses the connection that there is.
+        ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    except (OSError, RuntimeError, ValueError) as error:
+        run.folder.release()
+        raise UserError(
+            f"runtime.ray.address={address}: no Ray cluster answers there ({error}); expected "
+            "HOST:PORT of one that was started with 'ray start --head --port PORT'"
+        ) from error
+
+
+def client_resources(runtime: RuntimeConfig) -> dict[str, int | float]:
+    """Return what Ray reserves for a client; GPUs are shared by the clients that run at once."""
+    gpus = runtime.client_gpus
+    if gpus is None and runtime.ray.address is not None:
+        gpus = 0.0  # what the cluster has is not known here
+    elif gpus is None:
+        gpus = min(torch.cuda.device_count() / clients_at_once(runtime), 1.0)
+    return {"num_cpus": runtime.client_cpus, "num_gpus": gpus}

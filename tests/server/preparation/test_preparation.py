@@ -1,0 +1,897 @@
+"""From a source to a folder: what the manifest says is true, and the folder is whole or not there.
+
+Every item can be told by its id, and every feature by its value.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping
+from itertools import chain, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import server.preparation.preparation as preparation
+from common.config import (
+    DirichletConfig,
+    Format,
+    Labels,
+    PartitionConfig,
+    PartitionRule,
+    Precision,
+    PrepareConfig,
+    Split,
+)
+from common.data.dataset import MultimodalDataset
+from common.data.manifest import Manifest, read_manifest
+from common.data.shards import Shard, read_shard
+from common.errors import UserError
+from common.seal import SUFFIX
+from common.task import Task
+from server.preparation.preparation import prepare
+from server.preparation.reading import read
+
+GROUPS, PER_GROUP, STEPS = 30, 3, 4
+ITEMS = GROUPS * PER_GROUP
+
+
+def write(path: Path, **arrays: Any) -> Path:
+    """Write items whose features say which item and step they are of; None takes an array out."""
+    items = np.arange(ITEMS)
+    feature = (items[:, None] * 10 + np.arange(STEPS))[..., None]
+    content = {
+        "label": np.sin(items),
+        "video": items // PER_GROUP,
+        "audio": np.concatenate([feature, -feature], axis=2).astype(np.float32),
+        "vision": np.concatenate([feature, feature + 0.5, feature * 2], axis=2).astype(np.float32),
+        **arrays,
+    }
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+    return path
+
+
+def groups_rule(**settings: Any) -> PartitionConfig:
+    return PartitionConfig(name=PartitionRule.groups, **settings)
+
+
+def config_of(path: Any, out: Any, **settings: Any) -> PrepareConfig:
+    defaults = {"group": "video", "partition": groups_rule(), "test_fraction": 0.2}
+    return PrepareConfig(
+        path=None if path is None else str(path), out=str(out), **(defaults | settings)
+    )
+
+
+def quiet(stage: str, done: int, total: int) -> None:
+    assert 0 <= done <= total or total == 0
+
+
+def drawn(manifest: Manifest) -> Mapping[str, bytes]:
+    """Stand for the picture."""
+    return {"partition.png": json.dumps(manifest.shards).encode()}
+
+
+def run(path: Any, out: Any, **settings: Any) -> Manifest:
+    return prepare(config_of(path, out, **settings), quiet, drawn)
+
+
+def refused(path: Any, out: Any, **settings: Any) -> str:
+    with pytest.raises(UserError) as error:
+        run(path, out, **settings)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        file.relative_to(folder).as_posix(): file.read_bytes()
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+
+
+def shards_of(folder: Path) -> dict[str, Shard]:
+    return {
+        file.name.removesuffix(SUFFIX): read_shard(file)
+        for file in sorted(folder.glob(f"*{SUFFIX}"))
+    }
+
+
+def ids_of(items: MultimodalDataset) -> list[int]:
+    """The numbers of items, from ids such as ``joint.npz#7``."""
+    return [int(name.rpartition("#")[2]) for name in items.ids.tolist()]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "source").mkdir()
+    return write(tmp_path / "source" / "joint.npz")
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    (tmp_path / "place").mkdir()
+    return tmp_path / "place" / "shards"
+
+
+def left(out: Path) -> list[str]:
+    """What lies where the folder should be, hidden files too."""
+    return sorted(path.name for path in out.parent.iterdir())
+
+
+# What is written --------------------------------------------------------------------------------
+
+
+def test_the_folder_holds_a_shard_for_each_client_and_side(file: Path, out: Path) -> None:
+    manifest = run(file, out, clients={"default": 2, "vision": 3})
+    names = ["audio-0", "audio-1", "vision-0", "vision-1", "vision-2", "validation", "test"]
+    assert list(manifest.shards) == [f"{name}{SUFFIX}" for name in names]
+    assert set(contents(out)) == {*manifest.shards, "manifest.json", "partition.png"}
+    assert left(out) == ["shards"]
+    shards = shards_of(out)
+    for name, shard in shards.items():
+        assert shard.info.name == name
+        modality = name.partition("-")[0]
+        expected = ("audio", "vision") if modality in ("validation", "test") else (modality,)
+        assert tuple(shard.items.sequences) == shard.info.modalities == expected
+        assert (shard.info.task, shard.info.outputs) == (Task.regression, 1)
+
+
+def test_the_manifest_is_returned_as_it_is_written(file: Path, out: Path) -> None:
+    manifest = run(file, out)
+    assert read_manifest(out) == manifest
+
+
+def test_without_counts_every_modality_has_three_clients(file: Path, out: Path) -> None:
+    manifest = run(file, out)
+    assert [str(key) for key in manifest.clients()] == [
+        f"{name}-{part}" for name in ("audio", "vision") for part in range(3)
+    ]
+    assert manifest.settings["clients"] == {"audio": 3, "vision": 3}
+
+
+@pytest.mark.parametrize("rule", [PartitionRule.groups, PartitionRule.iid, PartitionRule.natural])
+def test_no_item_is_in_two_shards_and_none_is_lost(
+    file: Path, out: Path, rule: PartitionRule
+) -> None:
+    run(file, out, partition=PartitionConfig(name=rule))
+    held = [ids_of(shard.items) for shard in shards_of(out).values()]
+    assert sorted(chain(*held)) == list(range(ITEMS))
+
+
+def test_no_group_is_on_two_sides_or_at_two_clients(file: Path, out: Path) -> None:
+    run(file, out)
+    held = [set(shard.items.groups.tolist()) for shard in shards_of(out).values()]
+    assert sum(map(len, held)) == GROUPS
+
+
+def test_no_group_is_on_two_sides_where_items_are_dealt_at_random(file: Path, out: Path) -> None:
+    run(file, out, partition=PartitionConfig(name=PartitionRule.iid))
+    sides: dict[str, set[str]] = {}
+    for name, shard in shards_of(out).items():
+        side = name if name in ("validation", "test") else "train"
+        sides.setdefault(side, set()).update(shard.items.groups.tolist())
+    assert len(sides) == 3
+    assert sum(map(len, sides.values())) == GROUPS
+
+
+def test_shards_hold_their_items_as_they_were(file: Path, out: Path) -> None:
+    run(file, out)
+    for shard in shards_of(out).values():
+        items = shard.items
+        numbers = ids_of(items)
+        assert items.labels == pytest.approx(np.sin(numbers), abs=1e-6)
+        assert items.groups.tolist() == [str(number // PER_GROUP) for number in numbers]
+        for name, sequences in items.sequences.items():
+            for item, number in enumerate(numbers):
+                first = sequences[item][:, 0].tolist()
+                assert first == [number * 10 + step for step in range(STEPS)]
+            assert sequences.width == {"audio": 2, "vision": 3}[name]
+
+
+# What the manifest says -------------------------------------------------------------------------
+
+
+def test_the_source_is_named_and_fingerprinted(file: Path, out: Path) -> None:
+    about = run(file, out).source
+    content = file.read_bytes()
+    (listed,) = about["files"]
+    assert listed["name"] == "joint.npz"
+    assert listed["bytes"] == len(content)
+    assert listed["sha256"] == hashlib.sha256(content).hexdigest()
+    assert about["format"] == "npz"
+    assert "4 arrays" in about["why"]
+
+
+def test_a_source_of_several_files_is_fingerprinted_file_by_file(
+    tmp_path: Path, file: Path, out: Path
+) -> None:
+    other = write(tmp_path / "other.npz", label=np.cos(np.arange(ITEMS)))
+    settings = config_of(None, out, seed=1)
+    settings.path = [str(file), str(other)]
+    manifest = prepare(settings, quiet, drawn)
+    assert [each["name"] for each in manifest.source["files"]] == ["joint.npz", "other.npz"]
+    assert [each["sha256"] for each in manifest.source["files"]] == [
+        hashlib.sha256(path.read_bytes()).hexdigest() for path in (file, other)
+    ]
+    assert sum(shard["items"] for shard in manifest.shards.values()) == 2 * ITEMS
+
+
+def test_the_embedded_dataset_has_no_files(out: Path) -> None:
+    manifest = run(None, out, format=Format.synthetic, group=None)
+    assert manifest.source == {"format": "synthetic", "why": "", "files": []}
+    assert list(manifest.modalities) == ["language", "audio", "vision"]
+    assert sum(shard["items"] for shard in manifest.shards.values()) == 2400
+
+
+def test_every_shard_is_fingerprinted(file: Path, out: Path) -> None:
+    manifest = run(file, out)
+    for name, listed in manifest.shards.items():
+        content = (out / name).read_bytes()
+        assert listed["sha256"] == hashlib.sha256(content).hexdigest()
+        assert listed["bytes"] == len(content)
+        assert listed["seal"] == read_shard(out / name).seal
+
+
+def test_counts_and_labels_are_those_of_the_shards(file: Path, out: Path) -> None:
+    manifest = run(file, out)
+    edges = np.linspace(np.sin(np.arange(ITEMS)).min(), np.sin(np.arange(ITEMS)).max(), 8)
+    shards = shards_of(out)
+    for name, shard in shards.items():
+        listed, labels = manifest.shards[f"{name}{SUFFIX}"], shard.items.labels.astype(float)
+        assert listed["items"] == len(labels)
+        assert listed["groups"] == len(set(shard.items.groups.tolist()))
+        assert listed["labels"]["mean"] == pytest.approx(labels.mean(), abs=1e-6)
+        assert listed["labels"]["sd"] == pytest.approx(labels.std(), abs=1e-6)
+        # A label on an edge may fall on either side of it.
+        inside = (edges[:-1] + 1e-6, edges[1:] - 1e-6)
+        for bar, count in enumerate(listed["labels"]["histogram"]):
+            surely = (labels > inside[0][bar]) & (labels < inside[1][bar])
+            maybe = (labels >= edges[bar] - 1e-6) & (labels <= edges[bar + 1] + 1e-6)
+            assert surely.sum() <= count <= maybe.sum()
+        assert sum(listed["labels"]["histogram"]) == len(labels)
+    clients = [name for name in shards if "-" in name]
+    assert manifest.sides["train"]["items"] == sum(len(shards[name].items) for name in clients)
+    for side in ("validation", "test"):
+        assert manifest.sides[side] == {
+            key: manifest.shards[f"{side}{SUFFIX}"][key] for key in ("items", "groups", "labels")
+        }
+    assert manifest.sides["test"]["groups"] == 6
+    assert len(manifest.settings["label_bins"]) == 7
+
+
+def test_modalities_are_described(tmp_path: Path, out: Path) -> None:
+    audio = np.ones((ITEMS, STEPS, 2), dtype=np.float16)
+    audio[:, :, 1] = np.arange(STEPS)
+    offsets = np.concatenate([[0], np.cumsum(np.arange(ITEMS) % 4)])
+    vision = np.random.default_rng(0).normal(size=(offsets[-1], 3)).astype(np.float32)
+    vision[5, 1], vision[6] = np.nan, np.inf
+    # Every fourth item has no vision; whichever are dealt to vision are left out.
+    source = write(tmp_path / "s.npz", audio=audio, vision=vision, vision_offsets=offsets)
+    manifest = run(source, out, clients={"default": 1})
+    described = manifest.modalities["audio"]
+    assert (described["width"], described["dtype"]) == (2, "float16")
+    assert (described["items"], described["missing"], described["constant"]) == (ITEMS, 0, 1)
+    described = manifest.modalities["vision"]
+    assert (described["rows"], described["nan"], described["infinite"]) == (offsets[-1], 1, 3)
+    missing = int((np.arange(ITEMS) % 4 == 0).sum())
+    assert (described["items"], described["missing"]) == (ITEMS - missing, missing)
+    assert described["lengths"] == {"min": 1, "median": 2.0, "max": 3}
+
+
+def test_what_was_cleaned_is_counted(tmp_path: Path, out: Path) -> None:
+    label = np.sin(np.arange(ITEMS))
+    label[[3, 40, 41]] = np.nan
+    audio = np.random.default_rng(0).normal(size=(ITEMS, STEPS, 2)).astype(np.float32)
+    audio[7, 1, 0], audio[8, 2] = np.nan, np.inf
+    source = write(tmp_path / "s.npz", label=label, audio=audio)
+    manifest = run(source, out)
+    assert manifest.cleaning == {
+        "items without a label, dropped": 3,
+        "audio values not finite, set to the mean": 3,
+    }
+    held = sorted(chain(*(ids_of(shard.items) for shard in shards_of(out).values())))
+    assert held == [number for number in range(ITEMS) if number not in (3, 40, 41)]
+
+
+def test_items_that_lack_the_modality_that_they_are_dealt_in_are_left_out_and_counted(
+    tmp_path: Path, out: Path
+) -> None:
+    lengths = np.where(np.arange(ITEMS) % 3 == 0, 0, 2)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    vision = np.ones((offsets[-1], 3), dtype=np.float32)
+    source = write(tmp_path / "s.npz", vision=vision, vision_offsets=offsets)
+    manifest = run(source, out, clients={"default": 2})
+    shards = shards_of(out)
+    held = set(chain(*(ids_of(shard.items) for shard in shards.values())))
+    gone = set(range(ITEMS)) - held
+    assert gone
+    assert all(number % 3 == 0 for number in gone)
+    assert manifest.cleaning == {
+        "items dealt to a client whose modality they lack, left out": len(gone)
+    }
+    for name, shard in shards.items():
+        if name.startswith("vision"):
+            assert (shard.items.sequences["vision"].lengths > 0).all()
+        assert manifest.shards[f"{name}{SUFFIX}"]["items"] == len(shard.items)
+    # Items for evaluation need only one of the modalities.
+    evaluated = [number for name in ("validation", "test") for number in ids_of(shards[name].items)]
+    assert any(number % 3 == 0 for number in evaluated)
+
+
+def test_a_client_without_any_item_of_its_modality_is_refused(tmp_path: Path, out: Path) -> None:
+    nothing = {"vision": np.ones((2, 3)), "vision_offsets": np.r_[np.zeros(ITEMS), 2].astype(int)}
+    source = write(tmp_path / "s.npz", **nothing)
+    assert re.match(r"vision-\d gets no item that has vision", refused(source, out))
+    assert left(out) == []
+
+
+def test_settings_say_everything_that_decides_and_nothing_of_places(file: Path, out: Path) -> None:
+    settings = run(file, out, seed=77, arrays={"audio": "/data/private/a.npy"}).settings
+    assert settings["seed"] == 77
+    assert settings["group"] == "video"
+    assert settings["partition"]["name"] == "groups"
+    assert settings["arrays"] == {"audio": "a.npy"}
+    assert not {"path", "out", "describe", "overwrite"} & set(settings)
+
+
+def strings(value: Any) -> Iterator[str]:
+    if isinstance(value, dict):
+        for key, each in value.items():
+            yield str(key)
+            yield from strings(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from strings(each)
+    elif isinstance(value, str):
+        yield value
+
+
+def test_the_manifest_holds_no_absolute_path_and_no_time(
+    tmp_path: Path, file: Path, out: Path
+) -> None:
+    run(file, out, arrays={"audio": str(tmp_path / "a.npy")})
+    text = (out / "manifest.json").read_text()
+    assert str(tmp_path) not in text
+    found = list(strings(json.loads(text)))
+    assert not [each for each in found if "/" in each or "\\" in each]
+    assert not [
+        each for each in found if re.search(r"\d{4}-\d\d-\d\d|\d\d:\d\d|seconds|date", each)
+    ]
+    for shard in out.glob(f"*{SUFFIX}"):
+        assert str(tmp_path).encode() not in shard.read_bytes()
+
+
+# The same again ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        groups_rule(),
+        PartitionConfig(name=PartitionRule.iid),
+        DirichletConfig(alpha=1.0),
+        PartitionConfig(name=PartitionRule.natural),
+    ],
+    ids=lambda rule: str(rule.name),
+)
+def test_preparing_again_gives_the_same_bytes(
+    tmp_path: Path, file: Path, out: Path, rule: PartitionConfig
+) -> None:
+    run(file, out, partition=rule)
+    run(file, tmp_path / "again", partition=rule)
+    assert contents(tmp_path / "again") == contents(out)
+
+
+def test_where_the_source_lies_and_whence_it_is_called_do_not_matter(
+    tmp_path: Path, file: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(file, out)
+    elsewhere = tmp_path / "some" / "where"
+    elsewhere.mkdir(parents=True)
+    (elsewhere / "joint.npz").write_bytes(file.read_bytes())
+    monkeypatch.chdir(elsewhere)
+    run("joint.npz", "other-name")
+    assert contents(elsewhere / "other-name") == contents(out)
+    monkeypatch.chdir(tmp_path)
+    run("some/where/joint.npz", "some/third")
+    assert contents(tmp_path / "some" / "third") == contents(out)
+
+
+def test_the_embedded_dataset_gives_the_same_bytes_again(tmp_path: Path, out: Path) -> None:
+    for folder in (out, tmp_path / "again"):
+        run(None, folder, format=Format.synthetic, group=None)
+    assert contents(tmp_path / "again") == contents(out)
+
+
+def test_the_seed_decides(tmp_path: Path, file: Path, out: Path) -> None:
+    run(file, out, seed=1)
+    run(file, tmp_path / "other", seed=2)
+    one, other = contents(out), contents(tmp_path / "other")
+    assert set(one) == set(other)
+    assert all(one[name] != other[name] for name in one)
+
+
+# What is there already --------------------------------------------------------------------------
+
+
+def test_a_folder_that_exists_is_refused_and_left_as_it_was(file: Path, out: Path) -> None:
+    run(file, out, seed=1)
+    before = contents(out)
+    error = refused(file, out, seed=2)
+    assert error == f"out={out} exists already; choose another, or give overwrite=true"
+    assert contents(out) == before
+    assert left(out) == ["shards"]
+
+
+def test_it_is_refused_before_anything_is_read(out: Path) -> None:
+    out.mkdir()
+    (out / "mine.txt").write_text("mine")
+    assert "exists already" in refused("nowhere.npz", out)
+
+
+def test_a_file_in_its_place_is_refused(file: Path, out: Path) -> None:
+    out.write_text("mine")
+    assert "exists already" in refused(file, out)
+    assert out.read_text() == "mine"
+
+
+def test_a_file_is_not_overwritten_either(file: Path, out: Path) -> None:
+    out.write_text("mine")
+    assert f"out={out}" in refused(file, out, overwrite=True)
+    assert out.read_text() == "mine"
+    assert left(out) == ["shards"]
+
+
+def test_an_empty_folder_may_be_there(file: Path, out: Path) -> None:
+    out.mkdir()
+    run(file, out)
+    assert "manifest.json" in contents(out)
+    assert left(out) == ["shards"]
+
+
+def test_overwriting_replaces_a_folder_of_shards(tmp_path: Path, file: Path, out: Path) -> None:
+    run(file, out, clients={"default": 5})
+    run(file, out, clients={"default": 2}, overwrite=True)
+    run(file, tmp_path / "fresh", clients={"default": 2})
+    assert contents(out) == contents(tmp_path / "fresh")
+    assert left(out) == ["shards"]
+
+
+def test_overwriting_what_is_not_there_is_fine(file: Path, out: Path) -> None:
+    run(file, out, overwrite=True)
+    assert left(out) == ["shards"]
+
+
+def test_overwriting_refuses_a_folder_of_something_else(file: Path, out: Path) -> None:
+    out.mkdir()
+    (out / "thesis.tex").write_text("years of work")
+    error = refused(file, out, overwrite=True)
+    assert error.startswith(f"out={out} ")
+    assert "overwrite=true replaces" in error
+    assert contents(out) == {"thesis.tex": b"years of work"}
+    assert left(out) == ["shards"]
+
+
+def test_what_appears_meanwhile_is_not_overwritten(file: Path, out: Path) -> None:
+    def meanwhile(manifest: Manifest) -> Mapping[str, bytes]:
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+        return {}
+
+    with pytest.raises(UserError, match="exists already"):
+        prepare(config_of(file, out), quiet, meanwhile)
+    assert contents(out) == {"thesis.tex": b"years of work"}
+    assert left(out) == ["shards"]
+
+
+def test_parents_are_made(file: Path, out: Path) -> None:
+    run(file, out / "deep" / "er")
+    assert "manifest.json" in contents(out / "deep" / "er")
+
+
+def test_a_place_below_a_file_is_refused(file: Path, out: Path) -> None:
+    out.write_text("mine")
+    assert "cannot be written: " in refused(file, out / "shards")
+
+
+# What goes wrong on the way ---------------------------------------------------------------------
+
+Break = Callable[[BaseException], None]
+
+
+@pytest.fixture
+def broken(monkeypatch: pytest.MonkeyPatch) -> Break:
+    """Make the third shard fail, when half of it is written."""
+
+    def arrange(error: BaseException) -> None:
+        calls = 0
+        whole = preparation.write_shard
+
+        def fail(path: Path, *arguments: Any) -> str:
+            nonlocal calls
+            calls += 1
+            if calls == 3:
+                path.write_bytes(b"half of a sh")
+                raise error
+            return whole(path, *arguments)
+
+        monkeypatch.setattr(preparation, "write_shard", fail)
+
+    return arrange
+
+
+ERRORS = [UserError("too large"), KeyboardInterrupt(), MemoryError(), RuntimeError("a bug")]
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_breaks_leaves_neither_a_folder_nor_a_part(
+    file: Path, out: Path, broken: Break, error: BaseException
+) -> None:
+    broken(error)
+    with pytest.raises(type(error)):
+        run(file, out)
+    assert left(out) == []
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_breaks_leaves_the_former_folder_as_it_was(
+    file: Path, out: Path, broken: Break, error: BaseException
+) -> None:
+    run(file, out, seed=1)
+    before = contents(out)
+    broken(error)
+    with pytest.raises(type(error)):
+        run(file, out, seed=2, overwrite=True)
+    assert contents(out) == before
+    assert left(out) == ["shards"]
+
+
+def test_a_full_disk_is_one_line(file: Path, out: Path, broken: Break) -> None:
+    broken(OSError(28, "No space left on device"))
+    assert refused(file, out) == f"out={out} cannot be written: No space left on device"
+    assert left(out) == []
+
+
+def test_a_picture_that_fails_leaves_nothing(file: Path, out: Path) -> None:
+    def fail(manifest: Manifest) -> Mapping[str, bytes]:
+        raise ValueError("no such colour")
+
+    with pytest.raises(ValueError, match="no such colour"):
+        prepare(config_of(file, out), quiet, fail)
+    assert left(out) == []
+
+
+@pytest.mark.parametrize("error", [OSError(13, "Permission denied"), KeyboardInterrupt()])
+def test_a_folder_that_cannot_get_its_name_leaves_the_former_one(
+    file: Path, out: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    run(file, out, seed=1)
+    before = contents(out)
+    rename = Path.rename
+
+    def fail(self: Path, target: Any) -> Path:
+        if self.name.endswith(".part"):
+            raise error
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises((UserError, KeyboardInterrupt)):
+        run(file, out, seed=2, overwrite=True)
+    assert contents(out) == before
+    assert left(out) == ["shards"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_a_killed_run_left_is_cleared_away(
+    tmp_path: Path, file: Path, out: Path, overwrite: bool
+) -> None:
+    if overwrite:
+        run(file, out, seed=1)
+    part, former = (out.parent / f".shards.{what}" for what in ("part", "former"))
+    part.mkdir()
+    (part / f"smell-0{SUFFIX}").write_bytes(b"half of a sh")
+    former.mkdir()
+    (former / "manifest.json").write_text("{}")
+    run(file, out, overwrite=overwrite)
+    run(file, tmp_path / "fresh")
+    assert contents(out) == contents(tmp_path / "fresh")
+    assert left(out) == ["shards"]
+
+
+def test_a_second_preparation_at_the_same_time_is_refused(file: Path, out: Path) -> None:
+    part = out.parent / ".shards.part"
+    part.mkdir()
+    (part / "of-the-first").write_text("in progress")
+    lock = os.open(part, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        error = refused(file, out)
+    finally:
+        os.close(lock)
+    assert error == f"out={out}: another command is writing it"
+    # The first one's work is left alone.
+    assert contents(part) == {"of-the-first": b"in progress"}
+    assert not out.exists()
+    run(file, out)
+    assert left(out) == ["shards"]
+
+
+def test_a_preparation_keeps_others_out_while_it_lasts(file: Path, out: Path) -> None:
+    errors = []
+
+    def second(manifest: Manifest) -> Mapping[str, bytes]:
+        errors.append(refused(file, out))
+        return {}
+
+    prepare(config_of(file, out), quiet, second)
+    assert errors == [f"out={out}: another command is writing it"]
+    assert "manifest.json" in contents(out)
+
+
+# Sides ------------------------------------------------------------------------------------------
+
+
+def test_a_site_prepares_clients_only(file: Path, out: Path) -> None:
+    manifest = run(
+        file,
+        out,
+        split=Split.none,
+        clients={"default": 1},
+        modalities=["audio"],
+        validation_fraction=0.5,
+        test_fraction=0.4,
+    )
+    assert list(manifest.shards) == [f"audio-0{SUFFIX}"]
+    assert ids_of(shards_of(out)["audio-0"].items) == list(range(ITEMS))
+    assert (manifest.sides["validation"]["items"], manifest.sides["test"]["items"]) == (0, 0)
+    assert manifest.sides["train"]["items"] == ITEMS
+
+
+def test_a_server_prepares_evaluation_only(file: Path, out: Path) -> None:
+    manifest = run(file, out, clients={"default": 0})
+    assert list(manifest.shards) == [f"validation{SUFFIX}", f"test{SUFFIX}"]
+    assert manifest.clients() == []
+    assert manifest.settings["clients"] == {}
+    assert left(out) == ["shards"]
+
+
+def test_a_server_evaluates_on_the_same_items_as_with_clients(
+    tmp_path: Path, file: Path, out: Path
+) -> None:
+    run(file, out, clients={"default": 0})
+    run(file, tmp_path / "joint")
+    for side in ("validation", "test"):
+        name = f"{side}{SUFFIX}"
+        assert (out / name).read_bytes() == (tmp_path / "joint" / name).read_bytes()
+
+
+def test_neither_clients_nor_evaluation_is_nothing(file: Path, out: Path) -> None:
+    error = refused(file, out, clients={"default": 0}, split=Split.none)
+    assert error == "nothing to write: no clients and no items for evaluation"
+    assert left(out) == []
+
+
+def test_a_fraction_of_zero_makes_no_shard(file: Path, out: Path) -> None:
+    manifest = run(file, out, validation_fraction=0.0)
+    assert f"validation{SUFFIX}" not in manifest.shards
+    assert f"test{SUFFIX}" in manifest.shards
+
+
+def sides_by_group() -> np.ndarray:
+    """Two thirds of the groups are for training."""
+    names = np.array(["train", "train", "train", "train", "valid", "test"])
+    return names[np.arange(ITEMS) // PER_GROUP % 6]
+
+
+@pytest.mark.parametrize("split", [Split.auto, Split.source])
+def test_a_source_that_has_sides_decides(tmp_path: Path, out: Path, split: Split) -> None:
+    source = write(tmp_path / "s.npz", split=sides_by_group())
+    manifest = run(source, out, split=split)
+    assert manifest.warnings == ()
+    for name, word in (("validation", "valid"), ("test", "test")):
+        expected = np.flatnonzero(sides_by_group() == word).tolist()
+        assert ids_of(shards_of(out)[name].items) == expected
+
+
+def test_a_random_split_may_be_asked_for_in_spite_of_the_source(
+    tmp_path: Path, file: Path, out: Path
+) -> None:
+    source = write(tmp_path / "joint.npz", split=sides_by_group())
+    run(source, out, split=Split.random)
+    run(file, tmp_path / "without")
+    name = f"test{SUFFIX}"
+    assert (out / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+
+
+def test_a_split_by_a_source_without_sides_is_refused(file: Path, out: Path) -> None:
+    assert "the source does not say" in refused(file, out, split=Split.source)
+    assert left(out) == []
+
+
+def test_groups_on_two_sides_are_warned_of(tmp_path: Path, out: Path) -> None:
+    sides = sides_by_group()
+    sides[0] = "test"
+    source = write(tmp_path / "s.npz", split=sides)
+    (warning,) = run(source, out).warnings
+    assert "1 groups" in warning
+    assert read_manifest(out).warnings == (warning,)
+
+
+def test_one_client_of_each_group_takes_no_counts(file: Path, out: Path) -> None:
+    natural = PartitionConfig(name=PartitionRule.natural)
+    error = refused(file, out, partition=natural, clients={"default": None, "audio": 2})
+    assert error.startswith("partition=natural makes each group a client")
+    manifest = run(file, out, partition=natural, clients={"default": None})
+    assert len(manifest.clients()) == manifest.sides["train"]["groups"]
+    assert sum(manifest.settings["clients"].values()) == len(manifest.clients())
+
+
+# Kinds of labels --------------------------------------------------------------------------------
+
+
+def test_classes(tmp_path: Path, out: Path) -> None:
+    source = write(tmp_path / "s.npz", label=np.arange(ITEMS) % 4)
+    manifest = run(source, out, task=Labels.classification)
+    assert (manifest.task, manifest.outputs) == (Task.classification, 4)
+    assert manifest.settings["label_bins"] == ["0", "1", "2", "3"]
+    for name, shard in shards_of(out).items():
+        assert (shard.info.outputs, shard.items.labels.dtype) == (4, np.int64)
+        counts = np.bincount(shard.items.labels, minlength=4).tolist()
+        assert manifest.shards[f"{name}{SUFFIX}"]["labels"] == {"histogram": counts}
+
+
+def test_several_labels(tmp_path: Path, out: Path) -> None:
+    label = np.stack([np.arange(ITEMS) % 2, np.arange(ITEMS) % 5 == 0, np.ones(ITEMS)], axis=1)
+    manifest = run(write(tmp_path / "s.npz", label=label), out, task=Labels.multilabel)
+    assert (manifest.task, manifest.outputs) == (Task.multilabel, 3)
+    for name, shard in shards_of(out).items():
+        counts = shard.items.labels.sum(axis=0).astype(int).tolist()
+        assert manifest.shards[f"{name}{SUFFIX}"]["labels"] == {"histogram": counts}
+
+
+# Features ---------------------------------------------------------------------------------------
+
+
+def values_by_item(shard: Shard, name: str) -> dict[int, list[Any]]:
+    sequences = shard.items.sequences[name]
+    return {number: sequences[item].tolist() for item, number in enumerate(ids_of(shard.items))}
+
+
+@pytest.mark.parametrize(
+    ("held", "asked", "stored"),
+    [
+        (np.float32, Precision.auto, np.float32),
+        (np.float16, Precision.auto, np.float16),
+        (np.float64, Precision.auto, np.float32),
+        (np.float32, Precision.float16, np.float16),
+        (np.float16, Precision.float32, np.float32),
+    ],
+)
+def test_features_are_stored_as_asked(
+    tmp_path: Path, out: Path, held: Any, asked: Precision, stored: Any
+) -> None:
+    audio = np.random.default_rng(0).normal(size=(ITEMS, STEPS, 2)).astype(held)
+    run(write(tmp_path / "s.npz", audio=audio), out, dtype=asked, clients={"default": 2})
+    shards = shards_of(out)
+    for name in ("audio-0", "audio-1", "test"):
+        assert shards[name].items.sequences["audio"].values.dtype == stored
+        for number, values in values_by_item(shards[name], "audio").items():
+            assert values == audio[number].astype(stored).tolist()
+
+
+def test_features_too_large_for_half_precision_are_refused(tmp_path: Path, out: Path) -> None:
+    audio = np.ones((ITEMS, STEPS, 2), dtype=np.float32)
+    audio[17, 2, 1] = 1e6
+    source = write(tmp_path / "s.npz", audio=audio)
+    error = refused(source, out, dtype=Precision.float16)
+    assert error == ("audio has values up to 1e+06, too large for float16; use dtype=float32")
+    assert left(out) == []
+
+
+@pytest.mark.parametrize("steps", [1, 3, None])
+def test_the_last_steps_are_kept(file: Path, out: Path, steps: int | None) -> None:
+    manifest = run(file, out, max_seq_len=steps)
+    kept = list(range(STEPS))[-(steps or STEPS) :]
+    assert manifest.modalities["audio"]["lengths"]["max"] == len(kept)
+    assert manifest.modalities["audio"]["rows"] == ITEMS * len(kept)
+    for shard in shards_of(out).values():
+        for name in shard.items.sequences:
+            for number, values in values_by_item(shard, name).items():
+                assert [row[0] for row in values] == [number * 10 + step for step in kept]
+
+
+def test_only_some_modalities_may_be_asked_for(file: Path, out: Path) -> None:
+    manifest = run(file, out, modalities=["vision"])
+    assert list(manifest.modalities) == ["vision"]
+    assert {str(key).partition("-")[0] for key in manifest.clients()} == {"vision"}
+
+
+def test_tables_stay_tables(file: Path, out: Path) -> None:
+    manifest = run(file, out, tabular=["audio"])
+    assert manifest.modalities["audio"]["tabular"] is True
+    assert manifest.modalities["vision"]["tabular"] is False
+    shards = shards_of(out)
+    assert shards["audio-0"].info.tabular == ("audio",)
+    assert shards["test"].info.tabular == ("audio",)
+    assert shards["vision-0"].info.tabular == ()
+
+
+# What is refused --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tabular": ["smell"]}, "tabular: 'smell' is not among audio, vision"),
+        ({"clients": {"smell": 1}}, "clients.smell: the dataset has no modality 'smell'"),
+        ({"clients": {"default": 20}}, "40 clients are too many for the train items"),
+        ({"partition": groups_rule(min_items=50)}, "client audio-0 gets "),
+        ({"task": Labels.classification}, "classes must be whole numbers from 0"),
+        ({"group": "speaker"}, "no array 'speaker' (group)"),
+        ({"modalities": ["smell"]}, "no array 'smell' (modalities)"),
+    ],
+)
+def test_what_does_not_fit_is_refused_and_leaves_nothing(
+    file: Path, out: Path, settings: dict[str, Any], message: str
+) -> None:
+    assert message in refused(file, out, **settings)
+    assert left(out) == []
+
+
+def test_no_path(out: Path) -> None:
+    assert refused(None, out) == "path is required; give it as path=…, or format=synthetic"
+
+
+def test_a_path_that_is_not_there(out: Path) -> None:
+    assert refused("nowhere.npz", out) == "nowhere.npz does not exist"
+    assert left(out) == []
+
+
+def test_no_place(file: Path) -> None:
+    settings = config_of(file, "x")
+    settings.out = None
+    with pytest.raises(UserError, match="out is required; give it as out=…"):
+        prepare(settings, quiet, drawn)
+
+
+def test_no_item_is_left(tmp_path: Path, out: Path) -> None:
+    source = write(tmp_path / "s.npz", label=np.full(ITEMS, np.nan))
+    assert "every label is NaN" in refused(source, out)
+
+
+def test_the_embedded_dataset_has_numbers_and_its_own_modalities(out: Path) -> None:
+    synthetic = {"format": Format.synthetic, "group": None}
+    error = refused(None, out, task=Labels.classification, **synthetic)
+    assert error == "task=classification: the synthetic dataset has regression"
+    error = refused(None, out, modalities=["smell"], **synthetic)
+    assert "the synthetic dataset has language, audio, vision" in error
+
+
+# Progress and reading ---------------------------------------------------------------------------
+
+
+def test_progress_begins_at_nothing_and_ends_at_everything(file: Path, out: Path) -> None:
+    told: list[tuple[str, int, int]] = []
+    prepare(config_of(file, out), lambda *news: told.append(news), drawn)
+    stages = list(dict.fromkeys(stage for stage, _, _ in told))
+    assert stages == ["hashing joint.npz", "reading", "writing shards"]
+    for stage in stages:
+        done = [part for name, part, _ in told if name == stage]
+        assert done == sorted(done)
+        assert done[-1] == next(total for name, _, total in told if name == stage)
+    written = [(done, total) for stage, done, total in told if stage == "writing shards"]
+    assert written == [(number, 8) for number in range(9)]
+    assert all(one != other for one, other in pairwise(written))
+
+
+def test_reading_alone_writes_nothing(file: Path, out: Path) -> None:
+    found = read(config_of(file, out), quiet)
+    assert len(found.source.items) == ITEMS
+    assert found.task is Task.regression
+    assert found.about["format"] == "npz"
+    assert left(out) == []

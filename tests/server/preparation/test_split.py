@@ -1,0 +1,200 @@
+"""Sides of a split: whole groups at random, or exactly as the source says."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from common.data.dataset import MultimodalDataset
+from common.data.partition import Sides, split_groups
+from common.data.source import Source
+from common.errors import UserError
+from server.preparation.split import shared_groups, split_by_source
+
+
+def items_of(groups: list[str] | np.ndarray) -> MultimodalDataset:
+    """Items that are nothing but their groups."""
+    count = len(groups)
+    return MultimodalDataset(
+        ids=np.array([f"item{number}" for number in range(count)], dtype=np.str_),
+        groups=np.array(groups, dtype=np.str_),
+        labels=np.arange(count, dtype=np.float32),
+        sequences={},
+    )
+
+
+def source_of(sides: dict[str, list[str]]) -> Source:
+    """A source that says for each side which groups its items are of; items in mixed order."""
+    pairs = [(side, group) for side, groups in sides.items() for group in groups]
+    order = np.random.default_rng(0).permutation(len(pairs))
+    mixed = [pairs[index] for index in order]
+    return Source(
+        items_of([group for _, group in mixed]),
+        np.array([side for side, _ in mixed], dtype="U10"),
+    )
+
+
+def each(sides: Sides) -> dict[str, list[int]]:
+    return {name: getattr(sides, name).tolist() for name in ("train", "validation", "test")}
+
+
+def many_groups(number: int, size: int = 5) -> list[str]:
+    return [f"g{group}" for group in range(number) for _ in range(size)]
+
+
+@st.composite
+def grouped(draw: st.DrawFn) -> list[str]:
+    """At least three groups of any size, their items in any order."""
+    sizes = draw(st.lists(st.integers(1, 9), min_size=3, max_size=15))
+    groups = np.repeat([f"g{number}" for number in range(len(sizes))], sizes)
+    return list(np.random.default_rng(draw(st.integers(0, 99))).permutation(groups))
+
+
+FRACTIONS = st.sampled_from([0.0, 0.1, 0.3, 0.45])
+
+
+# At random --------------------------------------------------------------------------------------
+
+
+@given(grouped(), FRACTIONS, FRACTIONS, st.integers(0, 99))
+@settings(max_examples=80, deadline=None)
+def test_a_random_split_never_shares_a_group_and_loses_no_item(
+    groups: list[str], validation: float, test: float, seed: int
+) -> None:
+    sides = split_groups(items_of(groups), validation, test, seed)
+    found = each(sides)
+    assert sorted(itertools.chain(*found.values())) == list(range(len(groups)))
+    held = [{groups[item] for item in side} for side in found.values()]
+    assert sum(map(len, held)) == len(set(groups))
+    assert all(side == sorted(side) for side in found.values())
+    assert sides.warnings == ()
+
+
+@given(grouped(), FRACTIONS, FRACTIONS, st.integers(0, 99))
+@settings(max_examples=50, deadline=None)
+def test_a_side_is_empty_exactly_where_its_fraction_is_zero(
+    groups: list[str], validation: float, test: float, seed: int
+) -> None:
+    found = each(split_groups(items_of(groups), validation, test, seed))
+    assert found["train"]
+    assert bool(found["validation"]) == (validation > 0)
+    assert bool(found["test"]) == (test > 0)
+
+
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0.3, 0.05), (0.0, 0.5)])
+def test_fractions_are_missed_by_little(validation: float, test: float) -> None:
+    found = each(split_groups(items_of(many_groups(200)), validation, test, 7))
+    wanted = {"train": 1 - validation - test, "validation": validation, "test": test}
+    for name, share in wanted.items():
+        assert len(found[name]) / 1000 == pytest.approx(share, abs=0.01)
+
+
+def test_the_seed_decides_a_random_split() -> None:
+    items = items_of(many_groups(40))
+    one, same, other = (each(split_groups(items, 0.1, 0.2, seed)) for seed in (1, 1, 2))
+    assert one == same
+    assert one["test"] != other["test"]
+    assert one["validation"] != other["validation"]
+
+
+def test_two_groups_are_too_few_for_three_sides() -> None:
+    with pytest.raises(UserError, match=r"3 parts need at least 3 groups .* there are 2"):
+        split_groups(items_of(["a", "a", "b"]), 0.1, 0.2, 0)
+
+
+def test_one_group_is_enough_for_one_side() -> None:
+    assert each(split_groups(items_of(["a", "a"]), 0.0, 0.0, 0)) == {
+        "train": [0, 1],
+        "validation": [],
+        "test": [],
+    }
+
+
+# As the source says -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.4])
+def test_a_source_with_all_sides_is_kept_exactly(fraction: float) -> None:
+    source = source_of({"train": ["a", "b"] * 8, "validation": ["c"] * 3, "test": ["d"] * 5})
+    found = each(split_by_source(source, fraction, 3))
+    for name, side in found.items():
+        assert side == np.flatnonzero(source.splits == name).tolist()
+    assert [len(side) for side in found.values()] == [16, 3, 5]
+
+
+def test_validation_is_taken_from_train_by_group_where_the_source_has_none() -> None:
+    source = source_of({"train": many_groups(40), "test": ["t1", "t2"] * 20})
+    sides = split_by_source(source, 0.25, 3)
+    found, groups = each(sides), source.items.groups
+    assert found["test"] == np.flatnonzero(source.splits == "test").tolist()
+    both = sorted(found["train"] + found["validation"])
+    assert both == np.flatnonzero(source.splits == "train").tolist()
+    assert not set(groups[found["train"]]) & set(groups[found["validation"]])
+    assert len(found["validation"]) == pytest.approx(50, abs=5)
+    assert all(side == sorted(side) for side in found.values())
+    # Groups that were held back are no mistake of the source.
+    assert sides.warnings == ()
+
+
+def test_the_seed_decides_what_is_held_back() -> None:
+    source = source_of({"train": many_groups(40), "test": ["t"]})
+    one, same, other = (each(split_by_source(source, 0.25, seed)) for seed in (1, 1, 2))
+    assert one == same
+    assert one["validation"] != other["validation"]
+
+
+def test_nothing_is_held_back_at_a_fraction_of_zero() -> None:
+    source = source_of({"train": many_groups(4), "test": ["t"]})
+    found = each(split_by_source(source, 0.0, 3))
+    assert found["validation"] == []
+    assert len(found["train"]) == 20
+
+
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        ({"": ["a", "b"]}, "the source does not say which items are for training"),
+        ({"train": ["a"], "test": ["b"], "": ["c"]}, "the source does not say which items"),
+        ({"train": ["a", "b"]}, "the source has no test items; split=random makes a split"),
+        ({"train": ["a"], "validation": ["b"]}, "the source has no test items"),
+        ({"validation": ["a"], "test": ["b"]}, "the source has no train items"),
+        ({"train": ["a", "a"], "test": ["b"]}, "2 parts need at least 2 groups"),
+    ],
+)
+def test_a_source_without_its_sides_is_refused_in_one_line(
+    sides: dict[str, list[str]], message: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        split_by_source(source_of(sides), 0.2, 0)
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
+
+
+def test_groups_on_two_sides_are_counted_and_one_is_named() -> None:
+    source = source_of(
+        {"train": ["v1", "v2", "v3"], "validation": ["v2", "v4"], "test": ["v3", "v5", "v3"]}
+    )
+    (warning,) = split_by_source(source, 0.2, 0).warnings
+    assert "has 2 groups" in warning
+    assert "as v2:" in warning
+    assert "split=random" in warning
+    assert "\n" not in warning
+
+
+def test_a_group_on_three_sides_counts_once() -> None:
+    source = source_of({"train": ["v"], "validation": ["v"], "test": ["v", "v"]})
+    (warning,) = shared_groups(source.items, source.splits)
+    assert "has 1 groups" in warning
+
+
+def test_groups_on_one_side_each_need_no_warning() -> None:
+    source = source_of({"train": ["a", "a", "b"], "validation": ["c"], "test": ["d", "d"]})
+    assert shared_groups(source.items, source.splits) == ()
+    assert split_by_source(source, 0.2, 0).warnings == ()
+
+
+def test_a_source_without_sides_has_nothing_to_warn_of() -> None:
+    source = source_of({"": ["a", "a", "b"]})
+    assert shared_groups(source.items, source.splits) == ()

@@ -1,0 +1,207 @@
+"""A comparison group: differences in words, curves over the seeds, and what differs."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_runs import MODALITIES, full_record, result, write_full_run, write_run
+
+from server.report.colours import modality_pens
+from server.report.group_panels import (
+    MOST_COLUMNS,
+    MOST_TOGETHER,
+    group_section,
+    sentences,
+    settings_section,
+)
+from server.report.groups import group_results
+from server.report.results import Found, Result, find_results
+from server.report.tables import Report
+from server.report.view import Panel, Section
+from server.run.folder import ROUNDS
+
+PENS = modality_pens(MODALITIES)
+
+
+def report_of(*results: Result, baseline: str | None = "fedavg", metrics: str = "") -> Report:
+    chosen = tuple(metrics.split())
+    return Report("utmp-report", Found(results, ()), group_results(results), baseline, chosen)
+
+
+def scores(name: str, *corrs: float) -> list[Result]:
+    return [result(name, seed, corr) for seed, corr in enumerate(corrs, 1)]
+
+
+def section_of(folder: Path) -> Section:
+    report = report_of(*find_results([str(folder)]).results)
+    return group_section(report, report.groups[0], PENS)
+
+
+def charts(section: Section) -> dict[str, Panel]:
+    return {panel.title: panel for panel in section.panels if panel.kind == "chart"}
+
+
+BASE = scores("fedavg", 0.5, 0.6, 0.7)
+
+
+# Differences in words ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("runs", "words"),
+    [
+        (
+            scores("hier", 0.60, 0.71, 0.79),
+            "better; corr +0.100, 95% interval +0.075 to +0.125, 3 shared seeds.",
+        ),
+        (
+            scores("hier", 0.40, 0.51, 0.59),
+            "worse; corr -0.100, 95% interval -0.125 to -0.075, 3 shared seeds.",
+        ),
+        (
+            scores("hier", 0.6, 0.5, 0.7),
+            "no difference that these seeds can show; corr +0.000, "
+            "95% interval -0.248 to +0.248, 3 shared seeds.",
+        ),
+        (scores("hier", 0.6), "corr +0.100 with one seed, which may be chance."),
+        ([result("hier", 9)], "no seed in common, so there is no difference to report."),
+        (
+            scores("hier", float("nan"), 0.6),
+            "a score is not a number, so there is no difference to report.",
+        ),
+    ],
+)
+def test_a_difference_in_words(runs: list[Result], words: str) -> None:
+    report = report_of(*BASE, *runs)
+    assert sentences(report, report.groups[0]) == [f"hier against fedavg: {words}"]
+    report = report_of(*BASE, *runs, baseline=None)
+    assert sentences(report, report.groups[0]) == []
+
+
+def test_where_less_is_better_the_words_say_so() -> None:
+    errors = {"fedavg": (1.0, 1.1), "hier": (0.5, 0.61)}
+    runs = [
+        result(name, seed, test={"multimodal": {"corr": 0.0, "mae": mae}})
+        for name, maes in errors.items()
+        for seed, mae in enumerate(maes)
+    ]
+    report = report_of(*runs, metrics="mae")
+    (sentence,) = sentences(report, report.groups[0])
+    assert sentence.startswith("hier against fedavg: better, and less is better; mae -0.495, ")
+
+
+def test_many_differences_are_left_to_the_table() -> None:
+    runs = [run for letter in "abcdefghij" for run in scores(letter, 0.5, 0.6)]
+    report = report_of(*BASE, *runs)
+    lines = sentences(report, report.groups[0])
+    assert len(lines) == 9 and lines[-1] == "2 more differences are in the table."
+
+
+# Curves -----------------------------------------------------------------------------------------
+
+
+def test_curves_are_means_over_the_seeds(tmp_path: Path) -> None:
+    for name in ("fedavg", "hierarchical"):
+        for seed in (1, 3, 8):
+            write_full_run(tmp_path / f"{name}{seed}", f"strategy={name}", seed=seed)
+    # A seed that broke its record off does not take the others' curves away.
+    (tmp_path / "fedavg8" / ROUNDS).write_text(json.dumps(full_record(1, 8)) + "\n")
+    section = section_of(tmp_path)
+    shared = charts(section)
+    assert list(shared) == [
+        "Test corr",
+        "Test corr minus that of fedavg",
+        "Validation corr of the methods",
+    ]
+    table = next(panel for panel in section.panels if panel.kind == "table")
+    assert table.header[0] == "method" and "verdict" in table.header
+    mean, sd = np.mean([1, 3, 8]) / 100, np.std([1, 3, 8], ddof=1) / 100
+    assert shared["Test corr"].rows[0] == ("fedavg", f"{0.5 + mean:.4g}", f"{sd:.4g}")
+    assert list(shared["Test corr minus that of fedavg"].rows[0]) == ["fedavg", "0", "n/a"]
+    (curves,) = section.sections
+    assert [method.title for method in curves.sections] == ["fedavg", "hierarchical"]
+    fedavg, hierarchical = map(charts, curves.sections)
+    assert list(fedavg) == ["Validation corr", "Train loss", "Modality weights"]
+    data = hierarchical["Validation corr"]
+    assert data.header == ("round", "multimodal", *MODALITIES)
+    assert data.rows[1][1] == f"{0.2 + mean:.4g} ± {sd:.2g}"
+    assert fedavg["Validation corr"].rows[1][1] == "0.22 ± 0.014"
+    assert fedavg["Train loss"].rows[0] == ["1", "2 ± 0", "3 ± 0", "4 ± 0"]
+    together = shared["Validation corr of the methods"]
+    assert together.header == ("round", "fedavg", "hierarchical")
+    assert together.rows[1][2] == data.rows[1][1]
+
+
+def test_one_run_has_curves_without_a_spread(tmp_path: Path) -> None:
+    section = section_of(write_full_run(tmp_path / "a"))
+    assert charts(section) == {}
+    (curves,) = section.sections
+    assert curves.panels[0].lines[0].endswith("One seed each, so there is no spread.")
+    assert charts(curves.sections[0])["Validation corr"].rows[0][1] == "0.11"
+
+
+def test_runs_without_curves_say_so(tmp_path: Path) -> None:
+    (curves,) = section_of(write_run(tmp_path / "a")).sections
+    assert curves.panels[0].lines == ("No run here recorded validation scores over its rounds.",)
+
+
+def test_of_many_methods_the_baseline_and_the_best_share_a_chart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("server.report.group_panels.MOST_METHODS", MOST_TOGETHER + 2)
+    for place in range(MOST_TOGETHER + 3):
+        setting = f"client.lr=0.{place + 1}"
+        folder = write_full_run(
+            tmp_path / str(place), "strategy=fedprox", setting, seed=100 * place
+        )
+        (folder / ROUNDS).write_text(json.dumps(full_record(1)) + "\n")
+    write_full_run(tmp_path / "base", "strategy=fedavg", seed=-900)
+    section = section_of(tmp_path)
+    chart = charts(section)["Validation corr of the methods"]
+    best = (f"fedprox, client.lr=0.{place + 1}" for place in range(4, MOST_TOGETHER + 3))
+    assert tuple(chart.header) == ("round", "fedavg", *best)
+    assert f"Of {MOST_TOGETHER + 4} methods the baseline and the best" in chart.note
+    (curves,) = section.sections
+    assert [each.folded for each in curves.sections] == [False] * MOST_TOGETHER + [True] * 2
+    assert curves.panels[0].lines[1] == "Of 10 methods the first 8 are shown."
+
+
+# Settings ---------------------------------------------------------------------------------------
+
+
+def settings_of(*results: Result) -> Panel:
+    (panel,) = settings_section(report_of(*results)).panels
+    return panel
+
+
+def test_settings_that_differ_are_a_table() -> None:
+    same = {"client.lr": "1", "rounds": "9"}
+    panel = settings_of(
+        result("fedavg", 1, settings={**same, "run_dir": "a", "runtime.name": "x"}),
+        result("fedavg", 2, settings={**same, "run_dir": "b", "runtime.name": "y"}),
+        result("hier", 1, settings={"client.lr": "2", "rounds": "9", "run_dir": "c"}),
+    )
+    assert panel.header == ["setting", "fedavg", "hier"]
+    assert panel.rows == [
+        ["strategy.name", "fedavg", "hier"],
+        ["client.lr", "1", "2"],
+        ["runtime.name", "x / y", "(absent)"],
+    ]
+
+
+def test_groups_are_numbered() -> None:
+    runs = [result("fedavg", settings={"rounds": rounds}) for rounds in ("3", "9")]
+    assert settings_of(*runs).header == ["setting", "1. fedavg", "2. fedavg"]
+
+
+def test_nothing_to_compare_is_said() -> None:
+    assert settings_of(BASE[0]).lines == ("One run: there is nothing to compare it with.",)
+    assert settings_of(*BASE).lines == ("All runs differ in nothing but seeds and folders.",)
+
+
+def test_very_many_methods_are_not_all_columns() -> None:
+    runs = [result("a", settings={"client.lr": str(n)}) for n in range(MOST_COLUMNS + 2)]
+    panel = settings_of(*runs)
+    assert len(panel.header) == MOST_COLUMNS + 1
+    assert panel.note.endswith(f"2 methods beyond the first {MOST_COLUMNS} are not shown.")

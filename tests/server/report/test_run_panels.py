@@ -1,0 +1,293 @@
+"""The report of one run, against what is in its folder."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_runs import CLIENTS, MODALITIES, full_record, write_full_run, write_run
+
+from common.errors import UserError
+from server.report.colours import modality_pens
+from server.report.diagnosis_panels import MOST_CLASSES, confusion_panel
+from server.report.records import MOST_REJECTIONS
+from server.report.results import read_result
+from server.report.run_panels import MOST_BARS, MOST_CLIENTS, run_section
+from server.report.view import Cell, Panel, Section, shown
+from server.run.folder import ROUNDS, SUMMARY
+
+PENS = modality_pens(MODALITIES)
+
+
+def section_of(folder: Path) -> Section:
+    return run_section("run-1", "A run", read_result(folder), PENS, folded=False)
+
+
+def panel_of(section: Section, title: str) -> Panel:
+    (panel,) = (panel for panel in section.panels if panel.title.startswith(title))
+    return panel
+
+
+def rows_of(section: Section, title: str) -> list[list[str | Cell]]:
+    return [list(row) for row in panel_of(section, title).rows]
+
+
+def lines(section: Section) -> list[str]:
+    return [line for panel in section.panels for line in panel.lines]
+
+
+def change_summary(folder: Path, **parts: Any) -> Path:
+    summary = json.loads((folder / SUMMARY).read_text())
+    (folder / SUMMARY).write_text(json.dumps(summary | parts))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Section:
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return section_of(write_full_run(folder, rejected=["audio-1 (node 7): no reply"]))
+
+
+def test_all_of_it_is_there(whole: Section) -> None:
+    assert [(panel.kind, panel.title) for panel in whole.panels] == [
+        ("chart", "Modality weights"),
+        ("chart", "Decoder weights by layer, round 3"),
+        ("chart", "Decoder weights over the rounds"),
+        ("chart", "Train loss of each client"),
+        ("chart", "Seconds of a round, by phase"),
+        ("chart", "Posterior widths over the rounds"),
+        ("chart", "Calibration"),
+        *(("heat", f"Confusions: {name}") for name in ("all modalities", *MODALITIES)),
+        ("wide heat", "Posterior width by layer and client, round 3"),
+        ("lines", "Rejections: 3"),
+        ("table", "Test scores"),
+        ("table", "Test scores by subset"),
+        ("table", "Test scores by fusion rule"),
+        ("words", "All settings"),
+    ]
+    assert dict(whole.facts[1:]) == {
+        "seed": "1",
+        "rounds": "3",
+        "seconds": "10",
+        "items": "100 train, 10 validation, 20 test",
+        "parameters": "1,234",
+        "fusion": "reliability",
+        "label skew": "0.125",
+    }
+
+
+def test_weights_and_losses_are_those_of_the_rounds(whole: Section) -> None:
+    assert panel_of(whole, "Modality weights").header == ("round", *MODALITIES)
+    assert rows_of(whole, "Modality weights")[0] == ["1", "0.5", "0.2", "0.3"]
+    assert rows_of(whole, "Decoder weights by layer, round 3") == [
+        ["head.weight", "0.35", "0.25", "0.4"],
+        ["head.bias", "0.3", "0.5", "0.2"],
+    ]
+    # The medians of two layers.
+    assert rows_of(whole, "Decoder weights over")[0] == ["1", "0.325", "0.375", "0.3"]
+    losses = panel_of(whole, "Train loss of each client")
+    assert losses.header == ("round", "language-0", "language-1", *CLIENTS[:2], *CLIENTS[4:])
+    assert list(losses.rows[1]) == ["2", "2.5", "3.5", "0.5", "1.5", "4.5", "5.5"]
+
+
+def test_time_is_summed_by_phase(whole: Section) -> None:
+    assert rows_of(whole, "Seconds of a round, by phase") == [
+        ["configure", "0.3", "0.1", "10.0%"],
+        ["wait", "1.8", "0.6", "60.0%"],
+        ["merge", "0.6", "0.2", "20.0%"],
+        ["evaluate", "0.3", "0.1", "10.0%"],
+    ]
+
+
+def test_widths_are_stronger_the_wider_on_a_logarithmic_scale(whole: Section) -> None:
+    heat = panel_of(whole, "Posterior width by")
+    assert heat.header == ("layer", "language-0", "language-1", *CLIENTS[:2], *CLIENTS[4:])
+    levels = [8 * math.log(width / 1.5) / math.log(7 / 1.5) for width in (4, 5, 2, 3, 6, 7)]
+    assert rows_of(whole, "Posterior width by") == [
+        ["encoder.embed", *[Cell("1.5", 0)] * 6],
+        ["encoder.norm", *map(Cell, "452367", map(round, levels))],
+    ]
+    # Of audio-0 in round 1 the median of 0.5 and 2; of audio-1 of 0.5 and 3.
+    assert rows_of(whole, "Posterior widths over")[0][2] == f"{(1.25 + 1.75) / 2:g}"
+
+
+def test_calibration_and_confusions_are_those_of_the_summary(whole: Section) -> None:
+    assert panel_of(whole, "Calibration").header == ("", "nominal", "observed", "width")
+    assert rows_of(whole, "Calibration")[:3] == [
+        ["all modalities", "0.1", "0.2", "1"],
+        ["all modalities", "0.5", "0.4", "2"],
+        ["all modalities", "0.9", "0.8", "4"],
+    ]
+    assert panel_of(whole, "Confusions: all").header == ("truth", "-1", "0", "1")
+    assert rows_of(whole, "Confusions: all") == [
+        ["-1", Cell("8", 6), Cell("2", 2), Cell("0", 0)],
+        ["0", Cell("1", 1), Cell("9", 7), Cell("0", 0)],
+        ["1", Cell("0", 0), Cell("0", 0), Cell("0", 0)],
+    ]
+    explained = [bool(panel.note) for panel in whole.panels if panel.kind == "heat"]
+    assert explained == [True, False, False, False]
+
+
+def test_rejections_scores_and_settings_are_complete(whole: Section) -> None:
+    rejected = [[str(number), "audio-1 (node 7): no reply"] for number in (1, 2, 3)]
+    assert rows_of(whole, "Rejections: 3") == rejected and not panel_of(whole, "Rejections").note
+    (scores,) = (panel for panel in whole.panels if panel.title == "Test scores")
+    assert scores.header == ("", "corr", "mae")
+    assert list(scores.rows[1]) == ["language", "0.410", "1.000"]
+    assert rows_of(whole, "Test scores by subset") == [["language+audio", "0.510", "1.000"]]
+    settings = rows_of(whole, "All settings")
+    assert ["strategy.name", "hierarchical"] in settings and ["seed", "1"] in settings
+
+
+# What is missing --------------------------------------------------------------------------------
+
+
+def test_an_older_run_says_what_it_did_not_record(tmp_path: Path) -> None:
+    section = section_of(write_run(tmp_path / "a"))
+    older = "the version that made this run did not record them."
+    assert lines(section) == [
+        "Modality weights: nothing is weighted in this run.",
+        f"Decoder weights: {older}",
+        f"Client losses: {older}",
+        f"Seconds of the rounds: {older}",
+        f"Posterior widths: {older}",
+        "Rejections: no client failed, and no update was refused.",
+        f"Confusions and calibration: {older}",
+    ]
+    titles = [panel.title for panel in section.panels]
+    assert titles == ["Test scores", "All settings", "Not shown, and why"]
+
+
+def test_a_run_that_has_nothing_of_a_kind_says_why(tmp_path: Path) -> None:
+    kinds = ("fusion_weights", "decoder_weights", "posterior_widths", "client_losses")
+    nothing: dict[str, Any] = {kind: {} for kind in kinds}
+    folder = change_summary(write_full_run(tmp_path / "a", **nothing), diagnostics={})
+    assert lines(section_of(folder)) == [
+        "Modality weights: nothing is weighted in this run.",
+        "Decoder weights: this run has no merged decoder, or a rule without weights.",
+        "Client losses: no client trains by itself here.",
+        "Posterior widths: no client sent a precision, as where weights are averaged.",
+        "Rejections: no client failed, and no update was refused.",
+        "Confusions and calibration: this run has no single model that predicts.",
+    ]
+
+
+def test_rounds_without_phases_or_precisions_say_so(tmp_path: Path) -> None:
+    folder = write_full_run(tmp_path / "a", rounds=2, phases={})
+    with (folder / ROUNDS).open("a") as file:
+        file.write(json.dumps(full_record(3, posterior_widths={}, phases={})) + "\n")
+    section = section_of(folder)
+    assert rows_of(section, "Seconds of a round") == [["round", "3", "1", "100.0%"]]
+    assert "did not record phases" in panel_of(section, "Seconds of a round").note
+    heat = panel_of(section, "Posterior width by layer and client, round 2")
+    assert heat.note.endswith("Round 2 is the last in which clients sent precisions.")
+
+
+def test_a_model_without_deviations_has_confusions_only(tmp_path: Path) -> None:
+    parts = {"confusion": {"classes": [0, 1], "counts": [[1, 2], [3, 4]]}}
+    folder = change_summary(write_full_run(tmp_path / "a"), diagnostics={"multimodal": parts})
+    section = section_of(folder)
+    assert panel_of(section, "Confusions: all modalities").rows
+    assert "Calibration: this model predicts numbers without a deviation." in lines(section)
+
+
+def test_empty_bins_are_gaps(tmp_path: Path) -> None:
+    table = {
+        "upper": [0.5, 1],
+        "count": [0, 4],
+        "probability": [None, 0.75],
+        "frequency": [None, 1],
+    }
+    parts = {"confusion": {"classes": [0], "counts": [[4]]}, "calibration": table}
+    folder = change_summary(write_full_run(tmp_path / "a"), diagnostics={"audio": parts})
+    section = section_of(folder)
+    expected = [["audio", "0.5", "0", "n/a", "n/a"], ["audio", "1", "4", "0.75", "1"]]
+    assert rows_of(section, "Calibration") == expected
+    assert panel_of(section, "Calibration").note.startswith("Bins of equal width.")
+
+
+# Large runs -------------------------------------------------------------------------------------
+
+
+def test_many_clients_are_shown_by_their_modality(tmp_path: Path) -> None:
+    names = [f"{name}-{part}" for name in MODALITIES for part in range(1 + MOST_CLIENTS // 3)]
+    losses = {name: float(name.rpartition("-")[2]) for name in names}
+    widths = {name: {"encoder.embed": 1 + loss} for name, loss in losses.items()}
+    parts = {"client_losses": losses, "posterior_widths": widths}
+    section = section_of(write_full_run(tmp_path / "a", **parts))
+    chart = panel_of(section, "Train loss of each client")
+    assert chart.header == ("round", *MODALITIES)
+    assert list(chart.rows[0]) == ["1", "5", "5", "5"]
+    assert chart.note.startswith("33 clients, more than 30: ")
+    heat = panel_of(section, "Posterior width by")
+    assert heat.header == ("layer", *MODALITIES)
+    assert list(heat.rows[0]) == ["encoder.embed", *[Cell("6", 4)] * 3]
+    assert "33 clients: the medians of each modality's." in heat.note
+
+
+def test_many_rounds_share_bars_and_many_rejections_are_counted(tmp_path: Path) -> None:
+    folder = write_full_run(tmp_path / "a", rounds=1)
+    count = 2 * MOST_BARS + 1
+    parts = {"phases": {"wait": 2.0}, "rejected": ["late"]}
+    records = [full_record(1, round=number, **parts) for number in range(1, count + 1)]
+    (folder / ROUNDS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    section = section_of(folder)
+    chart = panel_of(section, "Seconds of a round, by phase")
+    assert chart.note.startswith("Each bar is the mean of 3 rounds.")
+    assert list(chart.rows[0]) == ["wait", str(2 * count), "2", "100.0%"]
+    assert 41 <= chart.svg.count('fill="var(--step-0)"') <= 42  # one may be in the legend
+    rejections = panel_of(section, f"Rejections: {count}")
+    assert len(rejections.rows) == MOST_REJECTIONS
+    assert rejections.note == f"The first {MOST_REJECTIONS} of {count}."
+
+
+def test_of_many_classes_the_greatest_confusions_are_listed() -> None:
+    size = MOST_CLASSES + 1
+    counts = [[10 if row == column else 0 for column in range(size)] for row in range(size)]
+    counts[3][4], counts[5][0] = 30, 10
+    panel = confusion_panel("audio", {"classes": list(range(size)), "counts": counts})
+    assert panel.rows == [("3", "4", "30", "75%"), ("5", "0", "10", "50%")]
+    assert panel.note == f"{size} classes; {10 * size} of {10 * size + 40} items are right."
+
+
+def test_labels_have_a_row_each() -> None:
+    counts = [[[50, 10], [5, 20]], [[9, 0], [0, 0]]]
+    panel = confusion_panel("audio", {"classes": [0, 1], "counts": counts})
+    assert panel.rows == [
+        ("0", "20", "10", "5", "50", "0.67", "0.80"),
+        ("1", "0", "0", "0", "9", "n/a", "n/a"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.65432, "0.6543"),
+        (12345.0, "12345"),
+        (-0.00012345, "-0.0001234"),
+        (1e9, "1e+09"),
+        (math.inf, "inf"),
+        (math.nan, "n/a"),
+        (0.0, "0"),
+    ],
+)
+def test_numbers_are_short(value: float, text: str) -> None:
+    assert shown(value) == text
+
+
+@pytest.mark.parametrize(
+    "diagnostics",
+    [
+        [1],
+        {"audio": 1},
+        {"audio": {"calibration": {"nominal": [1]}}},
+        {"audio": {"confusion": {"classes": [0, 1], "counts": [[1, 2]]}}},
+        {"audio": {"confusion": {"classes": [0], "counts": [["x"]]}}},
+        {"audio": {"confusion": {"classes": [0], "counts": []}, "calibration": {"nominal": ["x"]}}},
+    ],
+)
+def test_damaged_diagnostics_are_one_line(tmp_path: Path, diagnostics: Any) -> None:
+    folder = change_summary(write_full_run(tmp_path / "a"), diagnostics=diagnostics)
+    with pytest.raises(UserError, match=r"^[^\n]*summary\.json is damaged: diagnostics: [^\n]*$"):
+        section_of(folder)

@@ -1,0 +1,337 @@
+"""Who is waited for, how long, and what is said meanwhile."""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from fake_nodes import FakeGrid, client, failing, hosting, named, names, silent
+from flwr.app import Context, Message, MessageType
+from flwr.serverapp import Grid
+from tiny_runs import left_in, tiny
+
+import server.roster.attendance
+from client.app import given_config, make_client_app
+from common.errors import UserError
+from server.app import prepare
+from server.roster.attendance import PATIENCE_SECONDS, POLL_SECONDS, REMIND_SECONDS, Attendance
+from server.roster.registry import Registry
+from server.run.checkpoint import Checkpoints, read_checkpoint
+from server.run.federation import federate
+from server.runtimes.local import LocalGrid
+
+pytestmark = pytest.mark.usefixtures("in_a_task")
+
+BOTH = {"audio": 1, "vision": 1}
+
+
+class Clock:
+    """Time that passes only while someone sleeps; then things happen at their time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.events: list[tuple[float, Callable[[], object]]] = []
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert 0 < seconds <= POLL_SECONDS
+        self.now += seconds
+        for event in [event for event in self.events if event[0] <= self.now]:
+            self.events.remove(event)
+            event[1]()
+
+    def at(self, seconds: float, event: Callable[[], object]) -> None:
+        self.events.append((seconds, event))
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(server.roster.attendance, "time", clock)
+    return clock
+
+
+# Before the first round ---------------------------------------------------------------------------
+
+
+def wait(grid: FakeGrid, counts: dict[str, int], timeout: float) -> tuple[Registry, list[str]]:
+    registry, told = Registry(), []
+    Attendance(registry, grid, timeout, told.append).gather(counts)
+    return registry, told
+
+
+def test_nothing_is_said_when_everyone_is_there() -> None:
+    registry, told = wait(FakeGrid({1: hosting("audio-0", "audio-1")}), {"audio": 2}, 10)
+    assert len(registry.members) == 2 and told == []
+
+
+def test_modality_without_a_client_is_named_after_the_timeout() -> None:
+    with pytest.raises(UserError) as raised:
+        wait(FakeGrid({1: hosting("audio-0")}), BOTH, 0.0)
+    assert "'vision'" in str(raised.value) and 'modality="vision"' in str(raised.value)
+    with pytest.raises(UserError, match="'audio'"):
+        wait(FakeGrid({}), {"audio": 1}, 0.0)
+
+
+def test_goes_on_when_some_clients_are_missing() -> None:
+    registry, told = wait(FakeGrid({1: hosting("audio-0")}), {"audio": 3}, 0.0)
+    assert len(registry.members) == 1
+    assert told == ["going on without all clients (audio: 1 of 3)"]
+
+
+def test_waits_for_a_node_that_joins_and_says_once_what_is_missing(clock: Clock) -> None:
+    grid = FakeGrid({1: hosting("audio-0")})
+    clock.at(8, lambda: grid.nodes.update({2: hosting("audio-1")}))
+    registry, told = wait(grid, {"audio": 2}, 60.0)
+    assert names(registry) == ["audio-0", "audio-1"]
+    assert told == ["waiting for audio: 1 of 2, 57 s left"]
+    assert 8 <= clock.now < 9
+    assert grid.asked == [1, 2]
+
+
+def test_modality_that_the_dataset_does_not_have_is_named() -> None:
+    with pytest.raises(UserError, match=r"'smell'.*audio, vision"):
+        wait(FakeGrid({1: hosting("smell-0")}), BOTH, 0.0)
+
+
+def test_impostors_are_told_of_once_and_the_others_go_on() -> None:
+    nodes = {1: hosting("audio-0"), 2: hosting("vision-0"), 3: hosting("audio-0"), 4: silent}
+    grid = named(nodes, n1="audio-0", n2="vision-0", n3="vision-9")
+    registry, told = wait(grid, BOTH, 10)
+    assert names(registry) == ["audio-0", "vision-0"]
+    assert [line.split(" is ")[0] for line in told] == ["node 4", "node 3"]
+
+
+def test_mistakes_of_nodes_with_a_name_end_the_wait() -> None:
+    grid = named({1: hosting(error="data=x.npz does not exist")}, n1="audio-0")
+    with pytest.raises(UserError, match=r"node 1: data=x\.npz does not exist"):
+        wait(grid, {"audio": 1}, 10)
+
+
+# Before each round --------------------------------------------------------------------------------
+
+
+def attending(grid: FakeGrid, timeout: float = 45.0) -> tuple[Attendance, list[str]]:
+    told: list[str] = []
+    return Attendance(Registry(), grid, timeout, told.append), told
+
+
+def test_enough_are_not_waited_for(clock: Clock) -> None:
+    attendance, told = attending(FakeGrid({1: hosting("audio-0"), 2: hosting("vision-0")}))
+    assert attendance.quorum(BOTH) == ([], [])
+    assert (clock.now, told) == (0, [])
+
+
+def test_a_wait_is_told_of_with_names_and_numbers_and_reminded_of(clock: Clock) -> None:
+    attendance, told = attending(FakeGrid({1: hosting("vision-0")}))
+    assert attendance.quorum(BOTH) == (["audio: 0 of 1"], [])
+    assert told[0] == "waiting for audio: 0 of 1, 42 s left"
+    # Once a quarter of a minute, not at every look.
+    lefts = [int(line.split(", ")[1].split()[0]) for line in told]
+    assert len(told) == 1 + (45 - PATIENCE_SECONDS) // REMIND_SECONDS
+    assert [early - late for early, late in pairwise(lefts)] == [15, 15]
+    assert clock.now == pytest.approx(45)
+
+
+def test_the_line_says_what_is_missing_now(clock: Clock) -> None:
+    grid = FakeGrid({})
+    clock.at(5, lambda: grid.nodes.update({1: hosting("audio-0")}))
+    clock.at(10, lambda: grid.nodes.update({2: hosting("vision-0", "vision-1")}))
+    attendance, told = attending(grid)
+    assert attendance.quorum({"audio": 1, "vision": 2}) == ([], [])
+    assert [line.rpartition(",")[0] for line in told] == [
+        "waiting for audio: 0 of 1, vision: 0 of 2",
+        "waiting for vision: 0 of 2",
+    ]
+    assert 10 <= clock.now < 11
+
+
+def test_an_absence_is_waited_for_once_until_it_has_ended(clock: Clock) -> None:
+    audio, vision = hosting("audio-0"), hosting("vision-0")
+    grid = FakeGrid({1: audio, 2: vision})
+    attendance, _ = attending(grid)
+
+    def waited() -> tuple[list[str], float]:
+        began = clock.now
+        short, _ = attendance.quorum(BOTH)
+        return short, round(clock.now - began)
+
+    assert waited() == ([], 0)
+    del grid.nodes[1]
+    assert waited() == (["audio: 0 of 1"], 45)
+    assert [waited(), waited()] == [(["audio: 0 of 1"], 0)] * 2
+    # Back for one round, and gone again: that is a new absence.
+    grid.nodes[3] = audio
+    assert waited() == ([], 0)
+    del grid.nodes[3]
+    assert waited() == (["audio: 0 of 1"], 45)
+    # The absence of another does not hang on it.
+    del grid.nodes[2]
+    assert waited() == (["audio: 0 of 1", "vision: 0 of 1"], 45)
+    assert waited() == (["audio: 0 of 1", "vision: 0 of 1"], 0)
+
+
+def test_one_given_up_is_not_named_while_another_is_waited_for(clock: Clock) -> None:
+    grid = FakeGrid({2: hosting("vision-0")})
+    attendance, told = attending(grid)
+    attendance.quorum(BOTH)
+    told.clear()
+    grid.nodes.clear()
+    attendance.quorum(BOTH)
+    assert told[0] == "waiting for vision: 0 of 1, 42 s left"
+
+
+def test_one_given_up_that_is_back_during_another_wait_is_waited_for_again(clock: Clock) -> None:
+    audio, grid = hosting("audio-0"), FakeGrid({2: hosting("vision-0")})
+    attendance, _ = attending(grid)
+    attendance.quorum(BOTH)
+    grid.nodes.clear()
+    clock.at(clock.now + 10, lambda: grid.nodes.update({3: audio}))
+    clock.at(clock.now + 20, grid.nodes.clear)
+    clock.at(clock.now + 30, lambda: grid.nodes.update({2: hosting("vision-0")}))
+    began = clock.now
+    assert attendance.quorum(BOTH) == (["audio: 0 of 1"], [])
+    assert clock.now - began == pytest.approx(45), "not ended by the other, at 30"
+
+
+def test_more_clients_than_one_may_be_needed(clock: Clock) -> None:
+    grid = FakeGrid({1: hosting("audio-0")})
+    clock.at(4, lambda: grid.nodes.update({2: hosting("audio-1"), 3: hosting("audio-2")}))
+    attendance, told = attending(grid)
+    assert attendance.quorum({"audio": 3}) == ([], [])
+    assert told == ["waiting for audio: 1 of 3, 42 s left"]
+
+
+def test_nodes_that_were_left_out_meanwhile_are_reported_once_and_end_nothing(
+    clock: Clock,
+) -> None:
+    grid = FakeGrid({1: hosting("audio-0"), 5: hosting(error="its disk is gone"), 6: failing})
+    clock.at(2, lambda: grid.nodes.update({7: hosting("smell-0")}))
+    clock.at(3, lambda: grid.nodes.update({8: hosting(client("audio-1", width=9))}))
+    attendance, _ = attending(grid)
+    short, faults = attendance.quorum(BOTH)
+    assert short == ["vision: 0 of 1"]
+    assert [line.split(":")[0] for line in faults] == ["node 5", "node 6", "node 7", "node 8"]
+    assert "its disk is gone" in faults[0]
+    assert attendance.quorum(BOTH) == (short, [])
+
+
+def test_a_node_that_takes_a_client_over_is_reported(clock: Clock) -> None:
+    grid = FakeGrid({1: hosting("audio-0")})
+    attendance, _ = attending(grid)
+    assert attendance.quorum({"audio": 1}) == ([], [])
+    grid.nodes[2] = hosting("audio-0")
+    short, (line,) = attendance.quorum({"audio": 1})
+    assert short == [] and line.startswith("nodes 1 and 2 both say that they are audio-0")
+
+
+def test_impostors_are_reported_and_are_no_clients(clock: Clock) -> None:
+    grid = named({1: hosting("audio-0"), 3: hosting("vision-0")}, n1="audio-0", n3="audio-9")
+    attendance, told = attending(grid)
+    short, (line,) = attendance.quorum(BOTH)
+    assert short == ["vision: 0 of 1"]
+    assert line.startswith("node 3 is registered as audio-9 and says that it is vision-0")
+    assert all(each.startswith("waiting for vision: 0 of 1") for each in told)
+
+
+# In a run -----------------------------------------------------------------------------------------
+
+
+class Leaving(LocalGrid):
+    """Nodes of which some are gone from a round on, and, if given, back from another."""
+
+    def __init__(self, app: object, nodes: int, gone: set[int], rounds: range) -> None:
+        super().__init__(app, nodes)
+        self.gone, self.rounds, self.round = gone, rounds, 0
+
+    def get_node_ids(self) -> list[int]:
+        away = self.gone if self.round + 1 in self.rounds else set()
+        return [node for node in super().get_node_ids() if node not in away]
+
+    def push_messages(self, messages: list[Message]) -> list[str]:
+        keys = super().push_messages(messages)
+        if any(message.metadata.message_type == MessageType.TRAIN for message in messages):
+            self.round += 1
+        return keys
+
+
+def run(folder: Path, grid: Callable[..., Grid], *overrides: str) -> None:
+    config = tiny("rounds=3", "runtime.node_timeout=0", "checkpoint.keep=9", *overrides)
+    prepared = prepare(config, folder)
+    federate(prepared, grid(make_client_app(partial(given_config, config)), 6))
+
+
+AUDIO = {3, 4}  # the nodes that host its two clients
+
+
+def encoder(folder: Path, number: int, modality: str) -> dict[str, bytes]:
+    """The bits of an encoder after a round."""
+    model = read_checkpoint(Checkpoints(folder / "checkpoints").path(number)).model
+    parts = {name: array for name, array in model.items() if modality in name}
+    assert parts
+    return {name: array.numpy().tobytes() for name, array in parts.items()}
+
+
+def test_a_modality_that_is_gone_keeps_its_encoder_and_comes_back(tmp_path: Path) -> None:
+    run(tmp_path / "run", partial(Leaving, gone=AUDIO, rounds=range(2, 3)))
+    rounds, _, _ = left_in(tmp_path / "run")
+    assert [record["reused"] for record in rounds] == [[], ["audio"], []]
+    assert [record["clients"].get("audio", 0) for record in rounds] == [2, 0, 2]
+    first, second, third = (encoder(tmp_path / "run", number, "audio") for number in (1, 2, 3))
+    assert first == second != third
+    assert encoder(tmp_path / "run", 1, "vision") != encoder(tmp_path / "run", 2, "vision")
+
+
+def test_too_few_clients_of_a_modality_are_no_update_of_it(tmp_path: Path) -> None:
+    overrides = ("runtime.min_clients=2", "rounds=2")
+    run(tmp_path / "run", partial(Leaving, gone={3}, rounds=range(2, 3)), *overrides)
+    rounds, _, _ = left_in(tmp_path / "run")
+    assert [record["reused"] for record in rounds] == [[], ["audio"]]
+    assert rounds[1]["rejected"] == ["audio: 1 updates, and runtime.min_clients=2"]
+    assert rounds[1]["clients"] == {"language": 2, "vision": 2}
+    assert encoder(tmp_path / "run", 1, "audio") == encoder(tmp_path / "run", 2, "audio")
+
+
+@pytest.mark.parametrize("least", [1, 2])
+def test_an_absence_may_end_the_run_and_says_how_to_go_on(tmp_path: Path, least: int) -> None:
+    overrides = ("runtime.absent=abort", f"runtime.min_clients={least}")
+    gone = AUDIO if least == 1 else {3}
+    with pytest.raises(UserError) as raised:
+        run(tmp_path / "run", partial(Leaving, gone=gone, rounds=range(3, 4)), *overrides)
+    assert str(raised.value) == (
+        f"round 3: too few clients (audio: {least - 1} of {least}) after 0 s; runtime.absent=reuse "
+        f"goes on without; round 2 is kept: go on with resume={tmp_path / 'run'}"
+    )
+    assert Checkpoints(tmp_path / "run" / "checkpoints").rounds() == [1, 2]
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_replies_that_fail_may_end_the_run_too(tmp_path: Path) -> None:
+    real = make_client_app(partial(given_config, tiny()))
+
+    def breaking(message: Message, context: Context) -> Message:
+        if context.node_id in AUDIO and message.metadata.group_id == "2":
+            raise MemoryError
+        return real(message, context)
+
+    with pytest.raises(UserError) as raised:
+        run(tmp_path / "run", lambda _, n: LocalGrid(breaking, n), "runtime.absent=abort")
+    line = str(raised.value)
+    assert line.startswith("round 2: too few updates of audio; ")
+    assert "node 3" in line and "MemoryError" in line
+    assert line.endswith(f"; round 1 is kept: go on with resume={tmp_path / 'run'}")
+
+
+def test_nothing_is_kept_of_a_run_that_ends_before_its_first_round(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^round 1: too few clients \(audio: 1 of 2\)") as raised:
+        run(
+            tmp_path / "run",
+            partial(Leaving, gone={3}, rounds=range(1, 4)),
+            "runtime.absent=abort",
+            "runtime.min_clients=2",
+        )
+    assert "resume=" not in str(raised.value)
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()

@@ -1,0 +1,274 @@
+"""Replies as they come, each once, until the deadline and not after it."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+from flwr.app import Error, Message, MessageType, RecordDict
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import server.roster.exchange
+from server.roster.exchange import CLOCK_SECONDS, POLL_SECONDS, Backlog, exchange
+
+pytestmark = pytest.mark.usefixtures("in_a_task")
+
+
+@dataclass
+class Clock:
+    """Time that passes only where someone sleeps, or works."""
+
+    now: float = 1000.0
+    longest: float = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.longest = max(self.longest, seconds)
+        self.now += seconds
+
+
+@dataclass
+class TimedGrid:
+    """Nodes that answer after so many seconds, or, with None, not at all."""
+
+    clock: Clock
+    delays: list[float | None]
+    refused: tuple[int, ...] = ()
+    extra: list[Message] = field(default_factory=list)
+    pulls: list[tuple[float, frozenset[str]]] = field(default_factory=list)
+    sent: list[Message] = field(default_factory=list)
+    due: dict[str, tuple[float, Message]] = field(default_factory=dict)
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
+        keys: list[str | None] = []
+        for number, message in enumerate(messages):
+            self.sent.append(message)
+            if number in self.refused:
+                keys.append(None)
+                continue
+            key = message.metadata.__dict__["_message_id"] = f"message-{number}"
+            keys.append(key)
+            delay = self.delays[number]
+            if delay is not None:
+                reply = Message(RecordDict(), reply_to=message)
+                self.due[key] = (self.clock.now + delay, reply)
+        return keys
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        wanted = frozenset(message_ids)
+        self.pulls.append((self.clock.now, wanted))
+        due = (self.due[key] for key in sorted(wanted) if key in self.due)
+        return [reply for moment, reply in due if moment <= self.clock.now] + self.extra
+
+    def at(self, number: int) -> float | None:
+        """When a reply comes; None for never."""
+        return self.due[key][0] if (key := f"message-{number}") in self.due else None
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(server.roster.exchange, "time", clock)
+    return clock
+
+
+def messages(count: int) -> list[Message]:
+    return [Message(RecordDict(), node, MessageType.TRAIN) for node in range(1, count + 1)]
+
+
+def exchanged(grid: TimedGrid, timeout: float) -> list[tuple[float, int]]:
+    """When each reply was yielded, and of which node."""
+    replies = exchange(grid, messages(len(grid.delays)), timeout)
+    return [(grid.clock.now, reply.metadata.src_node_id) for reply in replies]
+
+
+def test_replies_come_as_they_come_and_not_in_the_order_of_asking(clock: Clock) -> None:
+    found = exchanged(TimedGrid(clock, [5.0, 0.0, 30.0, 1.0]), 100)
+    assert [node for _, node in found] == [2, 4, 1, 3]
+    for (moment, _), delay in zip(found, (0, 1, 5, 30), strict=True):
+        assert 0 <= moment - 1000 - delay <= POLL_SECONDS[1]
+    assert clock.now == found[-1][0], "it ends with the last reply"
+
+
+def test_first_replies_are_yielded_before_the_last_are_there(clock: Clock) -> None:
+    grid = TimedGrid(clock, [0.0, 50.0])
+    replies = exchange(grid, messages(2), 100)
+    assert next(replies).metadata.src_node_id == 1
+    assert clock.now == 1000
+    assert next(replies).metadata.src_node_id == 2
+    assert list(replies) == []
+
+
+def test_what_has_answered_is_not_looked_for_again(clock: Clock) -> None:
+    grid = TimedGrid(clock, [0.0, 2.0])
+    exchanged(grid, 10)
+    assert grid.pulls[0][1] == {"message-0", "message-1"}
+    assert {wanted for _, wanted in grid.pulls[1:]} == {frozenset({"message-1"})}
+
+
+def test_looks_become_rarer_and_often_again_after_a_reply(clock: Clock) -> None:
+    grid = TimedGrid(clock, [20.0, 60.0])
+    exchanged(grid, 100)
+    moments = [moment for moment, _ in grid.pulls]
+    gaps = [later - earlier for earlier, later in pairwise(moments)]
+    came = next(number for number, (_, wanted) in enumerate(grid.pulls) if len(wanted) == 1) - 1
+    assert gaps[0] < 2 * POLL_SECONDS[0] and gaps[came - 1] == pytest.approx(POLL_SECONDS[1])
+    assert gaps[came] == pytest.approx(POLL_SECONDS[0])
+    assert all(gap <= POLL_SECONDS[1] + 1e-9 for gap in gaps)
+    assert len(moments) < 100, "not asked over and over"
+
+
+def test_a_late_reply_is_never_fetched(clock: Clock) -> None:
+    grid = TimedGrid(clock, [1.0, 10.5, None])
+    assert [node for _, node in exchanged(grid, 10)] == [1]
+    assert clock.now == pytest.approx(1010)
+    clock.now += 100
+    assert all(moment <= 1010 + 1e-6 for moment, _ in grid.pulls)
+
+
+def test_a_reply_just_before_the_deadline_counts(clock: Clock) -> None:
+    assert len(exchanged(TimedGrid(clock, [9.99]), 10)) == 1
+
+
+def test_a_timeout_of_nothing_takes_what_is_there(clock: Clock) -> None:
+    grid = TimedGrid(clock, [0.0, 0.1, None])
+    assert [node for _, node in exchanged(grid, 0)] == [1]
+    assert clock.now == 1000 and len(grid.pulls) == 1
+
+
+def test_time_that_the_work_on_a_reply_takes_counts(clock: Clock) -> None:
+    grid = TimedGrid(clock, [0.0, 5.0, None])
+    found = []
+    for reply in exchange(grid, messages(3), 10):
+        found.append(reply.metadata.src_node_id)
+        clock.now += 20
+    assert found == [1]
+    assert len(grid.pulls) == 1
+
+
+def test_replies_that_nobody_waits_for_are_ignored(clock: Clock) -> None:
+    grid = TimedGrid(clock, [0.0, 1.0])
+    (other,) = messages(1)
+    other.metadata.__dict__["_message_id"] = "of another round"
+    grid.extra = [Message(RecordDict(), reply_to=other)] * 2
+    assert [node for _, node in exchanged(grid, 10)] == [1, 2]
+
+
+def test_a_reply_that_comes_twice_is_yielded_once(clock: Clock) -> None:
+    grid = TimedGrid(clock, [0.0, 1.0])
+    grid.push_messages(messages(2))
+    grid.extra = [grid.due["message-0"][1]] * 2
+    assert [node for _, node in exchanged(grid, 10)] == [1, 2]
+
+
+def test_messages_that_could_not_be_sent_are_not_waited_for(clock: Clock) -> None:
+    grid = TimedGrid(clock, [1.0, 1.0, 1.0], refused=(0, 2))
+    assert [node for _, node in exchanged(grid, 100)] == [2]
+    assert all(wanted == {"message-1"} for _, wanted in grid.pulls)
+    assert exchanged(TimedGrid(clock, [1.0], refused=(0,)), 100) == []
+
+
+def test_nothing_to_send_is_nothing_to_wait_for(clock: Clock) -> None:
+    grid = TimedGrid(clock, [])
+    assert exchanged(grid, 100) == []
+    assert clock.now == 1000 and grid.pulls == []
+
+
+def test_messages_expire_soon_after_the_deadline(clock: Clock) -> None:
+    grid = TimedGrid(clock, [0.0, 0.0])
+    exchanged(grid, 7.5)
+    assert [message.metadata.ttl for message in grid.sent] == [7.5 + CLOCK_SECONDS] * 2
+
+
+def test_all_are_sent_before_the_first_look(clock: Clock) -> None:
+    grid = TimedGrid(clock, [0.0] * 3)
+    next(exchange(grid, iter(messages(3)), 10))
+    assert len(grid.sent) == 3 and len(grid.pulls) == 1
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    st.lists(st.none() | st.floats(0, 40), max_size=6),
+    st.floats(0, 30),
+    st.sets(st.integers(0, 5), max_size=2),
+)
+def test_whenever_they_come(
+    monkeypatch: pytest.MonkeyPatch,
+    delays: list[float | None],
+    timeout: float,
+    refused: set[int],
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr(server.roster.exchange, "time", clock)
+    grid = TimedGrid(clock, delays, tuple(refused))
+    found = exchanged(grid, timeout)
+    deadline = 1000 + timeout
+    moments = {number: grid.at(number) for number in range(len(delays))}
+    in_time = {
+        number + 1 for number, at in moments.items() if at is not None and at <= deadline - 1e-9
+    }
+    nodes = [node for _, node in found]
+    assert len(set(nodes)) == len(nodes)
+    # To the rounding of the clock, all that came in time and nothing that did not.
+    assert in_time <= set(nodes)
+    for moment, node in found:
+        came = moments[node - 1]
+        assert came is not None
+        assert came <= moment <= min(came + POLL_SECONDS[1], deadline) + 1e-6
+    assert clock.now <= deadline + 1e-6
+    sent = set(moments) - refused
+    if sent and {number + 1 for number in sent} != set(nodes):
+        assert clock.now == pytest.approx(deadline), "it does not give up before"
+
+
+# Who is late --------------------------------------------------------------------------------------
+
+
+def test_node_that_is_late_is_busy_until_its_reply_comes_which_is_dropped(clock: Clock) -> None:
+    grid = TimedGrid(clock, [1.0, 15.0, None])
+    backlog = Backlog()
+    assert backlog.nodes(grid) == frozenset() and grid.pulls == []
+    replies = list(exchange(grid, messages(3), 10, backlog=backlog))
+    assert [reply.metadata.src_node_id for reply in replies] == [1]
+    assert backlog.nodes(grid) == {2, 3}
+    clock.now += 5
+    assert backlog.nodes(grid) == {3}
+
+
+def test_node_that_never_answers_is_asked_again_when_its_message_expired(clock: Clock) -> None:
+    grid = TimedGrid(clock, [None])
+    backlog = Backlog()
+    list(exchange(grid, messages(1), 10, backlog=backlog))
+    clock.now += CLOCK_SECONDS - 1
+    assert backlog.nodes(grid) == {1}
+    clock.now += 1
+    assert backlog.nodes(grid) == frozenset()
+
+
+def test_nobody_is_busy_who_answered_in_time(clock: Clock) -> None:
+    backlog, grid = Backlog(), TimedGrid(clock, [1.0, 9.0])
+    assert len(list(exchange(grid, messages(2), 10, backlog=backlog))) == 2
+    assert backlog.nodes(grid) == frozenset()
+
+
+def test_error_that_the_network_sends_for_a_node_is_that_node_s(clock: Clock) -> None:
+    grid = TimedGrid(clock, [1.0, 1.0])
+    replies = exchange(grid, messages(2), 10)
+    sent = grid.push_messages
+
+    def push(outgoing: Iterable[Message]) -> list[str | None]:
+        keys = sent(outgoing)
+        moment, _ = grid.due["message-1"]
+        failed = Message(Error(3, "node unavailable"), reply_to=grid.sent[1])
+        failed.metadata.__dict__["_src_node_id"] = 1
+        grid.due["message-1"] = (moment, failed)
+        return keys
+
+    grid.push_messages = push  # type: ignore[method-assign]
+    assert [(r.has_error(), r.metadata.src_node_id) for r in replies] == [(False, 1), (True, 2)]

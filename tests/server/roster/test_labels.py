@@ -1,0 +1,203 @@
+"""How much clients' labels differ: against scikit-learn, and on clients drawn to differ so much."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from sklearn.metrics import mutual_info_score
+from torch import Tensor
+
+from common.model.evidence import label_shares, label_sums, prior_of
+from common.task import Task
+from server.roster.labels import label_skew, pool_labels
+
+Array = NDArray[np.float64]
+
+tables = st.integers(2, 5).flatmap(
+    lambda labels: st.lists(
+        st.lists(st.integers(0, 30), min_size=labels, max_size=labels), min_size=2, max_size=6
+    )
+)
+
+
+def skew(table: Array) -> float:
+    return label_skew([torch.from_numpy(np.asarray(row, dtype=float)) for row in table])
+
+
+def entropy(counts: Array) -> float:
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log(shares)).sum())
+
+
+def by_sklearn(table: Array) -> float:
+    """Return the measure with the mutual information of scikit-learn."""
+    clients, labels = np.nonzero(table)
+    counts = table[clients, labels].astype(int)
+    told = mutual_info_score(np.repeat(clients, counts), np.repeat(labels, counts))
+    occurring = (table.sum(axis=1) > 0).sum(), (table.sum(axis=0) > 0).sum()
+    chance = (occurring[0] - 1) * (occurring[1] - 1) / (2 * table.sum())
+    return float(np.clip((told - chance) / entropy(table.sum(axis=0)), 0, 1))
+
+
+def drawn(alpha: float, seed: int, *, clients: int = 6, labels: int = 4, items: int = 80) -> Array:
+    """Draw clients whose shares are Dirichlet(alpha); infinite: all the same."""
+    rng = np.random.default_rng(seed)
+    even = np.full(labels, 1 / labels)
+    shares = [even if math.isinf(alpha) else rng.dirichlet(alpha * even) for _ in range(clients)]
+    return np.stack([rng.multinomial(items, each) for each in shares]).astype(float)
+
+
+def mean_skew(alpha: float, **sizes: int) -> float:
+    return float(np.mean([skew(drawn(alpha, seed, **sizes)) for seed in range(40)]))
+
+
+# --- The measure ------------------------------------------------------------------------------
+
+
+@given(rows=tables)
+def test_equals_scikit_learn_s_mutual_information_less_chance(rows: list[list[int]]) -> None:
+    table = np.array(rows, dtype=float)
+    if (table.sum(axis=1) > 0).sum() < 2 or (table.sum(axis=0) > 0).sum() < 2:
+        assert skew(table) == 0
+    else:
+        assert skew(table) == pytest.approx(by_sklearn(table), abs=1e-9)
+
+
+@given(rows=tables, data=st.data())
+def test_order_of_clients_and_of_labels_does_not_matter(
+    rows: list[list[int]], data: st.DataObject
+) -> None:
+    table = np.array(rows, dtype=float)
+    clients = data.draw(st.permutations(range(table.shape[0])))
+    labels = data.draw(st.permutations(range(table.shape[1])))
+    assert skew(table[clients][:, labels]) == pytest.approx(skew(table), abs=1e-12)
+
+
+@given(rows=tables)
+def test_empty_clients_and_labels_that_nobody_has_do_not_matter(rows: list[list[int]]) -> None:
+    table = np.array(rows, dtype=float)
+    assert skew(np.pad(table, ((0, 2), (1, 3)))) == pytest.approx(skew(table), abs=1e-12)
+
+
+@given(rows=tables, factor=st.integers(2, 50))
+def test_the_same_shares_of_more_items_tell_more_by_what_chance_told_of_fewer(
+    rows: list[list[int]], factor: int
+) -> None:
+    table = np.array(rows, dtype=float)
+    assert 0 <= skew(table) <= skew(factor * table) <= 1
+    clients, labels = (table.sum(axis=1) > 0).sum(), (table.sum(axis=0) > 0).sum()
+    if skew(table) > 0:
+        chance = (clients - 1) * (labels - 1) / (2 * table.sum()) / entropy(table.sum(axis=0))
+        grown = min(skew(table) + (1 - 1 / factor) * chance, 1)
+        assert skew(factor * table) == pytest.approx(grown, abs=1e-9)
+
+
+@pytest.mark.parametrize("labels", [2, 3, 10])
+def test_clients_of_one_label_each_are_1_but_for_chance(labels: int) -> None:
+    table = 50 * np.eye(labels)
+    chance = (labels - 1) ** 2 / (2 * 50 * labels)
+    assert skew(table) == pytest.approx(1 - chance / math.log(labels))
+    assert skew(1e6 * table) == pytest.approx(1, abs=1e-6)
+
+
+def test_clients_with_the_same_shares_are_0() -> None:
+    assert skew(np.array([[6, 3, 1], [60, 30, 10], [12, 6, 2]])) == 0
+
+
+@pytest.mark.parametrize("items", [20, 100, 1000])
+@pytest.mark.parametrize("clients", [3, 20])
+def test_clients_that_draw_from_the_same_shares_are_near_0(clients: int, items: int) -> None:
+    assert mean_skew(math.inf, clients=clients, items=items) < 0.02
+    # Without the correction for chance, few items look like skew.
+    chance = (clients - 1) * 3 / (2 * clients * items) / math.log(4)
+    assert (items > 20) or chance > 0.02
+
+
+def test_skew_falls_with_the_concentration_of_the_shares() -> None:
+    found = [mean_skew(alpha) for alpha in (0.1, 0.3, 1.0, 10.0, math.inf)]
+    assert found == sorted(found, reverse=True)
+    assert min(-np.diff(found[:4])) > 0.02
+    assert found[0] > 0.6
+
+
+@pytest.mark.parametrize(
+    "table",
+    [np.zeros((2, 3)), np.eye(1), [[5, 3]], [[5, 0], [9, 0]], [[5, 4], [0, 0]], [[], []]],
+    ids=["no items", "one", "one client", "one label", "one client with items", "no labels"],
+)
+def test_nothing_to_tell_is_0(table: Array) -> None:
+    assert skew(np.asarray(table, dtype=float)) == 0
+
+
+# --- Pooling ----------------------------------------------------------------------------------
+
+EDGES = torch.tensor([-1.0, 0.0, 1.0])
+
+
+def pooled(clients: list[Tensor], task: Task, outputs: int) -> tuple[list[Tensor], Tensor]:
+    sums = [label_sums(labels, task, outputs, EDGES) for labels in clients]
+    return sums, label_sums(torch.cat(clients), task, outputs, EDGES)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_pooled_labels_are_those_of_all_items_together(task: Task) -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randn(60, generator=generator)
+    if task is Task.classification:
+        labels = torch.randint(0, 3, (60,), generator=generator)
+    if task is Task.multilabel:
+        labels = (torch.randn((60, 3), generator=generator) > 0.5).float()
+    sums, total = pooled(list(labels.split([10, 30, 20])), task, 3)
+    found = pool_labels(sums, total, task)
+    torch.testing.assert_close(found.prior, prior_of(total, task))
+    torch.testing.assert_close(found.shares, label_shares(total, task))
+    shares = found.shares.numpy()
+    if task is Task.regression:
+        counts = np.histogram(labels, bins=[-np.inf, *EDGES.tolist(), np.inf])[0]
+        np.testing.assert_allclose(shares, (counts + 1 / 4) / 61)
+    elif task is Task.classification:
+        np.testing.assert_allclose(shares, (np.bincount(labels) + 1 / 3) / 61)
+    else:
+        np.testing.assert_allclose(shares, (labels.double().sum(dim=0) + 0.5) / 61)
+
+
+def test_clients_that_know_fewer_classes_have_none_of_the_others() -> None:
+    total = torch.tensor([20.0, 20.0, 20.0], dtype=torch.float64)
+    short = [torch.tensor([20.0]), torch.tensor([0.0, 20.0]), torch.tensor([0.0, 0.0, 20.0])]
+    full = [20 * row for row in torch.eye(3)]
+    skews = [
+        pool_labels([each.double() for each in clients], total, Task.classification).skew
+        for clients in (short, full)
+    ]
+    assert skews[0] == skews[1] > 0.9
+
+
+def test_skew_of_numbers_is_that_of_their_bins() -> None:
+    low, high = -2 - torch.rand(50), 2 + torch.rand(50)
+    sums, total = pooled([low, high], Task.regression, 1)
+    apart = pool_labels(sums, total, Task.regression).skew
+    assert apart == pytest.approx(1 - 1 / 200 / math.log(2))
+    mixed = [torch.cat([low[:25], high[:25]]), torch.cat([low[25:], high[25:]])]
+    sums, total = pooled(mixed, Task.regression, 1)
+    assert pool_labels(sums, total, Task.regression).skew == 0
+
+
+def test_skew_of_several_labels_is_the_mean_over_them() -> None:
+    # The first label tells the client, the second does not, the third never occurs.
+    split = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).repeat(25, 1)
+    rest = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).repeat(25, 1)
+    sums, total = pooled([split, rest], Task.multilabel, 3)
+    found = pool_labels(sums, total, Task.multilabel).skew
+    assert found == pytest.approx((1 - 1 / 200 / math.log(2)) / 3)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_a_single_client_has_no_skew(task: Task) -> None:
+    labels = torch.tensor([0.0, 1.0, 2.0])
+    labels = {Task.classification: labels.long(), Task.multilabel: torch.eye(3)}.get(task, labels)
+    sums, total = pooled([labels], task, 3)
+    assert pool_labels(sums, total, task).skew == 0

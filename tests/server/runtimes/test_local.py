@@ -1,0 +1,218 @@
+"""A whole run in this process: the same as over any other grid, and the same again."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.clientapp import ClientApp
+from memory_grid import MemoryGrid
+from tiny_runs import left_in, tiny
+
+from client.app import given_config, make_client_app
+from common.config import Config
+from common.errors import UserError
+from common.protocol import decode_description, encode_query
+from server.app import prepare
+from server.evaluate import diagnose
+from server.model_file import load_model
+from server.run.federation import federate
+from server.runtimes.local import LocalGrid, run_locally
+
+pytestmark = pytest.mark.usefixtures("in_a_task")
+
+CLIENTS = [f"{modality}-{part}" for modality in ("audio", "language", "vision") for part in (0, 1)]
+
+
+class TwoNodes(MemoryGrid):
+    """Another grid: two nodes that host all clients, and whose replies come in backwards."""
+
+    def __init__(self, app: ClientApp) -> None:
+        self.app = app
+
+    def get_node_ids(self) -> list[int]:
+        return [70, 71]
+
+    def answers(self, messages: list[Message]) -> list[Message]:
+        return [self.answer(message) for message in messages][::-1]
+
+    def answer(self, message: Message) -> Message:
+        node = message.metadata.dst_node_id
+        settings = {"partition-id": node - 70, "num-partitions": 2}
+        return self.app(message, Context(1, node, settings, RecordDict(), {}))
+
+
+def test_a_run_is_the_same_again_and_over_another_grid(tmp_path: Path) -> None:
+    config = tiny("strategy=fednova", "strategy.weights=agreement")
+    for name in ("first", "again"):
+        run_locally(prepare(config, tmp_path / name))
+    other = prepare(config, tmp_path / "other")
+    federate(other, TwoNodes(make_client_app(partial(given_config, config))))
+    first, again, elsewhere = (left_in(tmp_path / name) for name in ("first", "again", "other"))
+    assert first == again == elsewhere
+    rounds, summary, _ = first
+    assert [record["round"] for record in rounds] == [1, 2]
+    assert all(record["clients"] == dict.fromkeys(record["clients"], 2) for record in rounds)
+    assert all(record["rejected"] == [] for record in rounds)
+    assert all(sorted(record["trust"]) == CLIENTS for record in rounds)
+    assert summary["rounds"] == 2
+
+
+def test_a_run_tells_what_a_report_shows(tmp_path: Path) -> None:
+    config = tiny("strategy=paper", "client.batch_size=4")
+    run = prepare(config, tmp_path / "run")
+    run_locally(run)
+    lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
+    for record in map(json.loads, lines):
+        assert list(record["phases"]) == ["configure", "wait", "merge", "evaluate"]
+        assert sum(record["phases"].values()) == pytest.approx(record["seconds"], abs=0.1)
+        assert list(record["client_losses"]) == list(record["posterior_widths"]) == CLIENTS
+        for name, loss in record["train_loss"].items():
+            own = [record["client_losses"][f"{name}-{part}"] for part in (0, 1)]
+            assert min(own) <= loss <= max(own)
+        widths = [
+            each for layers in record["posterior_widths"].values() for each in layers.values()
+        ]
+        # Of precisions that keep no scale: between the root of the shrinkage and 1.
+        assert all(0.5**0.5 - 1e-3 <= width <= 1 for width in widths)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    model, fusion = load_model(tmp_path / "run" / "model.safetensors")
+    assert summary["diagnostics"] == diagnose(model, fusion, run.data.test)
+
+
+def test_mistake_of_a_client_arrives_as_one_line_and_the_others_go_on(tmp_path: Path) -> None:
+    config = tiny("rounds=1")
+    asked: list[int] = []
+
+    def get_config(context: Context) -> Config:
+        asked.append(context.node_id)
+        if context.node_id == 3 and asked.count(3) > 1:  # not when it describes itself
+            raise UserError("its disk\nis full")
+        return config
+
+    run = prepare(config, tmp_path / "run")
+    federate(run, LocalGrid(make_client_app(get_config), 6))
+    ((record,), _, _) = left_in(tmp_path / "run")
+    (line,) = record["rejected"]
+    assert " (node 3): " in line and line.endswith("its disk is full")
+    assert sum(record["clients"].values()) == 5
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("out of\nmemory"), MemoryError(), KeyError("a")])
+def test_a_client_that_breaks_is_left_out_and_the_run_goes_on(
+    tmp_path: Path, fault: Exception
+) -> None:
+    config = tiny()
+    real = make_client_app(partial(given_config, config))
+
+    def breaking(message: Message, context: Context) -> Message:
+        if context.node_id == 3 and message.metadata.message_type == MessageType.TRAIN:
+            raise fault
+        return real(message, context)
+
+    run = prepare(config, tmp_path / "run")
+    federate(run, LocalGrid(breaking, 6))
+    rounds, summary, _ = left_in(tmp_path / "run")
+    assert summary["rounds"] == len(rounds) == 2
+    for record in rounds:
+        (line,) = record["rejected"]
+        assert " (node 3): " in line and type(fault).__name__ in line and "\n" not in line
+        assert sum(record["clients"].values()) == 5
+
+
+def test_a_run_that_no_client_can_take_part_in_ends_with_the_reason(tmp_path: Path) -> None:
+    config = tiny()
+
+    def get_config(context: Context) -> Config:
+        raise UserError("no data here")
+
+    run = prepare(config, tmp_path / "run")
+    with pytest.raises(UserError, match="no data here"):
+        federate(run, LocalGrid(make_client_app(get_config), 6))
+    # It can be started again in the same folder.
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+
+
+def test_resources_that_are_not_there_are_refused(tmp_path: Path) -> None:
+    config = tiny("runtime.client_cpus=100000")
+    with pytest.raises(UserError, match=r"runtime\.client_cpus=100000"):
+        run_locally(prepare(config, tmp_path / "run"))
+    # It can be started again in the same folder, and logs there.
+    run_locally(prepare(tiny("rounds=1"), tmp_path / "run"))
+    assert left_in(tmp_path / "run")[1]["rounds"] == 1
+    assert "ROUND 1" in (tmp_path / "run" / "flower.log").read_text()
+
+
+# The grid alone ---------------------------------------------------------------------------------
+
+
+def echo() -> ClientApp:
+    """Make an app that says which node and partition it is."""
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        said = {"node": context.node_id, **context.node_config}
+        return Message(RecordDict({"said": ConfigRecord(said)}), reply_to=message)
+
+    return app
+
+
+def test_each_message_is_answered_by_its_node_in_order() -> None:
+    grid = LocalGrid(echo(), 3)
+    assert grid.get_node_ids() == [1, 2, 3]
+    messages = [
+        grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (3, 1, 3, 2)
+    ]
+    replies = grid.send_and_receive(messages, timeout=0.0)
+    assert [dict(reply.content["said"]) for reply in replies] == [
+        {"node": node, "partition-id": node - 1, "num-partitions": 3} for node in (3, 1, 3, 2)
+    ]
+    assert [reply.metadata.src_node_id for reply in replies] == [3, 1, 3, 2]
+    assert all(not reply.has_error() for reply in replies)
+
+
+def test_a_reply_is_taken_once() -> None:
+    grid = LocalGrid(echo(), 2)
+    messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
+    first, second = grid.push_messages(messages)
+    assert [reply.metadata.src_node_id for reply in grid.pull_messages([second])] == [2]
+    assert list(grid.pull_messages([second])) == []
+    assert [reply.metadata.src_node_id for reply in grid.pull_messages([first, second])] == [1]
+
+
+def test_a_message_that_breaks_the_app_is_answered_by_an_error() -> None:
+    app = ClientApp()
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        raise ValueError(f"node {context.node_id} is broken")
+
+    grid = LocalGrid(app, 2)
+    messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
+    replies = grid.send_and_receive(messages)
+    assert [reply.metadata.src_node_id for reply in replies] == [1, 2]
+    assert all(reply.has_error() for reply in replies)
+    assert "ValueError: node 2 is broken" in (replies[1].error.reason or "")
+
+
+def test_replies_of_two_rounds_are_not_mixed_up() -> None:
+    grid = LocalGrid(echo(), 2)
+    messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
+    kept, taken = grid.push_messages(messages)
+    grid.pull_messages([taken])
+    (again,) = grid.push_messages([messages[1]])
+    assert len({kept, taken, again}) == 3
+    sources = [reply.metadata.src_node_id for reply in grid.pull_messages([kept, again])]
+    assert sources == [1, 2]
+
+
+def test_node_k_holds_the_clients_of_partition_k() -> None:
+    config = tiny()
+    grid = LocalGrid(make_client_app(partial(given_config, config)), 6)
+    queries = [Message(encode_query(), node, MessageType.QUERY) for node in grid.get_node_ids()]
+    descriptions = [decode_description(r.content) for r in grid.send_and_receive(queries)]
+    hosted = [str(client.key) for each in descriptions for client in each.clients]
+    assert [len(each.clients) for each in descriptions] == [1] * 6
+    assert sorted(hosted) == CLIENTS

@@ -1,0 +1,212 @@
+"""Clients in processes of their own: the same run, and what becomes of processes."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+from flwr.app import Context, Message, MessageType
+from flwr.clientapp import ClientApp
+from tiny_runs import left_in, tiny
+
+import server.runtimes.local
+from common.config import Config
+from common.protocol import decode_description, encode_query
+from server.app import prepare
+from server.runtimes.local import LocalGrid, Workers, run_locally
+from server.runtimes.machine import clients_at_once
+
+pytestmark = pytest.mark.usefixtures("in_a_task")
+
+NODES = 6
+
+
+@pytest.fixture(autouse=True)
+def two_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+
+
+def with_workers(config: Config, log: Path) -> LocalGrid:
+    return LocalGrid(ClientApp(), NODES, Workers(config, NODES, log))
+
+
+def query(grid: LocalGrid, lifetime: float = 3600.0) -> list[str]:
+    """Ask every node; return the keys of the replies."""
+    nodes = grid.get_node_ids()
+    return grid.push_messages(
+        [Message(encode_query(), node, MessageType.QUERY, ttl=lifetime) for node in nodes]
+    )
+
+
+def answers(grid: LocalGrid, keys: list[str]) -> Iterator[Message]:
+    """Look until all have answered."""
+    for _ in range(200):
+        for reply in grid.pull_messages(keys):
+            keys.remove(reply.metadata.reply_to_message_id)
+            yield reply
+        if not keys:
+            return
+        time.sleep(0.05)
+
+
+def app_that(answer: Callable[[Message, Context], Message]) -> Callable[..., ClientApp]:
+    app = ClientApp()
+    app.query()(answer)
+    return lambda _: app
+
+
+def test_a_run_is_as_one_client_after_the_other(tmp_path: Path) -> None:
+    for name in ("processes", "sequential"):
+        config = tiny("strategy=fedavg", f"runtime={name}")
+        run_locally(prepare(config, tmp_path / name))
+    assert left_in(tmp_path / "processes") == left_in(tmp_path / "sequential")
+    assert multiprocessing.active_children() == []
+
+
+@pytest.mark.parametrize("copied", [True, False], ids=["copied", "begun anew"])
+def test_every_node_answers_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
+) -> None:
+    # Where there are GPUs, processes cannot be copies.
+    monkeypatch.setattr("torch.cuda.is_available", lambda: not copied)
+    with with_workers(tiny("client.device=cpu"), tmp_path / "log") as grid:
+        found = [decode_description(reply.content) for reply in answers(grid, query(grid))]
+        assert len(multiprocessing.active_children()) == 2
+    keys = sorted(str(client.key) for each in found for client in each.clients)
+    assert keys == [f"{name}-{part}" for name in ("audio", "language", "vision") for part in (0, 1)]
+
+
+def test_two_messages_a_process_are_under_way(tmp_path: Path) -> None:
+    with with_workers(tiny(), tmp_path / "log") as grid:
+        keys = query(grid)
+        for _ in answers(grid, keys):
+            assert len(grid._workers._running) <= 4
+
+
+def test_messages_that_have_expired_make_room(tmp_path: Path) -> None:
+    with with_workers(tiny(), tmp_path / "log") as grid:
+        query(grid, lifetime=0.1)
+        # Nobody waits for them; four are under way.
+        assert list(grid.pull_messages([])) == []
+        assert len(grid._workers._running) == 4
+        time.sleep(0.5)
+        assert len(list(answers(grid, query(grid)))) == NODES
+        for _ in range(200):
+            list(grid.pull_messages([]))
+            if not grid._sent:
+                break
+            time.sleep(0.05)
+        assert not grid._sent and not grid._workers._running
+
+
+def test_a_process_that_dies_costs_what_was_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = tmp_path / "died"
+
+    def answer(message: Message, _: Context) -> Message:
+        if message.metadata.dst_node_id == 1 and not died.exists():
+            died.touch()
+            os._exit(9)
+        return Message(encode_query(), reply_to=message)
+
+    monkeypatch.setattr(server.runtimes.local, "make_client_app", app_that(answer))
+    with with_workers(tiny(), tmp_path / "log") as grid:
+        first = list(answers(grid, query(grid)))
+        lost = [reply for reply in first if reply.has_error()]
+        assert len(first) == NODES and 1 <= len(lost) <= 4
+        assert {reply.error.reason for reply in lost} == {
+            "the process of a client ended; was there too little memory?"
+        }
+        assert 1 in {reply.metadata.src_node_id for reply in lost}
+        again = list(answers(grid, query(grid)))
+    assert len(again) == NODES
+    assert not any(reply.has_error() for reply in again)
+
+
+def state(process: int | None) -> str:
+    """What a process does; nothing where it has ended."""
+    shown = subprocess.run(
+        ["ps", "-o", "stat=", "-p", str(process)], capture_output=True, text=True
+    )
+    found = shown.stdout.strip()
+    return "" if found.startswith("Z") else found
+
+
+def ended(processes: Sequence[int | None]) -> bool:
+    """Whether all of them end soon."""
+    for _ in range(200):
+        if not any(map(state, processes)):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def stuck(message: Message, _: Context) -> Message:
+    time.sleep(600)
+    return message
+
+
+def test_what_processes_are_at_ends_with_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server.runtimes.local, "make_client_app", app_that(stuck))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        with_workers(tiny(), tmp_path / "log") as grid,
+    ):
+        assert list(grid.pull_messages(query(grid))) == []
+        processes = multiprocessing.active_children()
+        assert len(processes) == 2
+        while grid._workers._begin[-1].value < 2:
+            time.sleep(0.05)
+        # From the terminal it reaches all of them.
+        for process in processes:
+            assert process.pid is not None
+            os.kill(process.pid, signal.SIGINT)
+        assert all(process.is_alive() for process in processes)
+        raise KeyboardInterrupt
+    assert ended([process.pid for process in processes])
+
+
+def _serve(folder: Path, told: Connection) -> None:
+    server.runtimes.local.make_client_app = app_that(stuck)
+    with with_workers(tiny(), folder / "log") as grid:
+        list(grid.pull_messages(query(grid)))
+        told.send([process.pid for process in multiprocessing.active_children()])
+        time.sleep(600)
+
+
+def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=_serve, args=(tmp_path, theirs))
+    process.start()
+    assert ours.poll(60)
+    workers = ours.recv()
+    assert [state(number) for number in workers].count("") == 0 and len(workers) == 2
+    process.kill()
+    process.join()
+    assert ended(workers)
+
+
+@pytest.mark.parametrize(
+    ("settings", "gpus", "expected"),
+    [
+        ([], 0, 8),
+        (["runtime.client_cpus=3"], 0, 2),
+        (["runtime.client_cpus=8"], 0, 1),
+        (["runtime.client_gpus=0.5"], 2, 4),
+        (["runtime.client_gpus=1"], 1, 1),
+    ],
+)
+def test_as_many_at_once_as_there_is_room_for(
+    monkeypatch: pytest.MonkeyPatch, settings: list[str], gpus: int, expected: int
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    assert clients_at_once(tiny(*settings).runtime) == expected
