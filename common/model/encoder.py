@@ -30,7 +30,7 @@ def sinusoidal_positions(steps: int, width: int, device: torch.device) -> Tensor
 
 
 class Standardise(nn.Module):
-    """Centre and scale each feature; what is constant or not finite becomes 0.
+    """Centre and scale features; constant features and values that are not finite become 0.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ class Standardise(nn.Module):
         Raises
         ------
         ValueError
-            If each step has its own statistics, and there are more steps than that.
+            If steps have statistics of their own, and there are more steps than statistics.
         """
         steps = slice(None) if self.mean.ndim == 1 else slice(values.shape[1])
         if self.mean.ndim == 2 and values.shape[1] > len(self.mean):
@@ -118,7 +118,7 @@ class EncoderLayer(nn.Module):
 
 
 class StepEmbedding(nn.Module):
-    """A linear map of its own for each step, where steps are different quantities.
+    """A separate linear map for each step, for steps that are different quantities.
 
     The tokens of Gorishniy et al. 2021 (arXiv 2106.11959, section 3.3), for steps of any width: a
     convolution would read every quantity with the same weights.
@@ -143,16 +143,16 @@ class StepEmbedding(nn.Module):
 
 
 class SequenceEmbedding(nn.Conv1d):
-    """A convolution over time without bias, with as many steps as before.
+    """A convolution over time without bias, which keeps the number of steps.
 
     Parameters
     ----------
     features, width
         D and d.
     kernel_size
-        Steps that it sees at once.
+        Steps of the kernel.
     causal
-        Whether it sees none ahead.
+        Whether it sees no later steps.
     """
 
     def __init__(self, features: int, width: int, kernel_size: int, *, causal: bool) -> None:
@@ -207,7 +207,7 @@ class Encoder(nn.Module):
         values
             (B, T, D) raw features.
         lengths
-            (B,) number of real steps. What comes out beyond them means nothing.
+            (B,) number of real steps. Encodings beyond them have no meaning.
 
         Returns
         -------
@@ -215,8 +215,8 @@ class Encoder(nn.Module):
             (B, T, d).
         """
         steps = values.shape[1]
-        # An absent modality (length 0) still gets one key: what attention does without any is left
-        # to each kernel, and may be NaN.
+        # An absent modality (length 0) still gets one key: attention without any key depends on the
+        # kernel, and may be NaN.
         valid = valid_steps(lengths.clamp(min=1), steps)
         features = self.standardise(values) * valid[..., None]
         embedded: Tensor = self.embed(features)

@@ -1,7 +1,8 @@
-"""What a client tells of its own validation predictions: a few sums, no labels, no items.
+"""What a client reports about its own validation predictions: a few sums, no labels, no items.
 
-Sums add up over clients, so the server learns how well each modality predicts without seeing one
-item. Three kinds: *label sums* give the prior, *evidence* gives the quality of a modality.
+Sums add up over clients, so the server learns how well each modality predicts without seeing any
+item: *label sums* give the prior, *evidence* the quality of a modality, and *agreement* tells
+whether a client's labels belong to its features.
 
 Notation: B items, O outputs, K classes or labels.
 """
@@ -17,7 +18,7 @@ INVERSE_TEMPERATURES = (0.0, 0.125, 0.25, 0.354, 0.5, 0.707, 1.0, 1.414, 2.0)
 
 
 def label_sums(labels: Tensor, task: Task, outputs: int, edges: Tensor | None = None) -> Tensor:
-    """Summarise labels: what the prior is made of.
+    """Summarise labels, for the prior.
 
     Parameters
     ----------
@@ -26,7 +27,7 @@ def label_sums(labels: Tensor, task: Task, outputs: int, edges: Tensor | None = 
     task, outputs
         Kind of label, and O.
     edges
-        (K-1,) ascending, of the bins in which numbers are counted; None: they are not.
+        (K-1,) ascending edges of bins in which numbers are counted; None to count none.
 
     Returns
     -------
@@ -72,7 +73,7 @@ def own_shares(sums: Tensor, pooled: Tensor, task: Task) -> Tensor:
 
 
 def prior_of(sums: Tensor, task: Task) -> Tensor:
-    """Turn pooled label sums into the prior; that of classes and labels is smoothed by one item.
+    """Turn pooled label sums into the prior; for classes and labels it is smoothed by one item.
 
     Returns
     -------
@@ -98,9 +99,9 @@ def evidence(
     """Summarise predictions on labelled items.
 
     The items of a video or a speaker share a level of the label, and a client validates on a
-    handful of them: that the levels of predictions and labels agree over so few is chance, though
-    it may look like the agreement of a hundred items. So for numbers only what happens within
-    groups counts, around the prior mean, where groups hold two items or more on average.
+    handful of such groups. If the levels of predictions and labels agree over so few, that is
+    chance, though it looks like the agreement of a hundred items. So for numbers only variation
+    within groups counts, around the prior mean, if groups hold two items or more on average.
 
     Parameters
     ----------
@@ -113,7 +114,7 @@ def evidence(
     task
         Kind of label.
     groups
-        (B,) whole numbers; items of equal number share a group. None: each stands for itself.
+        (B,) whole numbers; items of equal number share a group. None: items are independent.
 
     Returns
     -------
@@ -126,8 +127,8 @@ def evidence(
         p, y = outputs[:, 0].double(), labels.double()
         share = 1.0
         if groups is not None and 0 < 2 * (number := len(torch.unique(groups))) <= len(groups):
-            p, y = (within_groups(each, groups, prior[0]) for each in (p, y))
-            # As many items fewer as means were taken out; the sums shrink with the count.
+            p, y = (within_groups(values, groups, prior[0]) for values in (p, y))
+            # Each mean that is removed costs one item; the sums shrink with the count.
             share = 1 - number / len(groups)
         ones = torch.ones_like(y)
         sums: Tensor = share * torch.stack([ones, y, y**2, p, p**2, p * y]).sum(dim=1)
@@ -140,19 +141,19 @@ def evidence(
 
 
 def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task: Task) -> Tensor:
-    """Summarise whether a client's labels belong to its features, as the received model sees it.
+    """Summarise whether a client's labels belong to its features, according to the received model.
 
-    Two stories of the client's validation items are compared: their labels follow the model, moved
-    to the client's own shares of the labels; or they follow those shares whatever the features. So
-    a client that has a single class is neither for nor against, and one whose labels were permuted
-    is against. Unlike a loss it cannot be improved by easy labels.
+    Compares two hypotheses about the client's validation items: labels follow the model, moved to
+    the client's own shares of the labels; or they follow those shares whatever the features. The
+    ratio is neutral for a client with a single class, and negative for one whose labels were
+    permuted. Unlike a loss it cannot be improved by easy labels.
 
     Parameters
     ----------
     outputs, labels
         (B, O), and (B,) or (B, O).
     sums
-        Of the client's train labels, see `label_sums`.
+        Sums of the client's train labels, see `label_sums`.
     prior
         From `prior_of`, of all clients.
     task
@@ -161,8 +162,8 @@ def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task
     Returns
     -------
     Tensor
-        float64. The log-likelihood ratio of the two stories, summed over items, at each of
-        `INVERSE_TEMPERATURES`. Empty for numbers, of which `evidence` tells as much.
+        float64. The log-likelihood ratio of the two hypotheses, summed over items, at each of
+        `INVERSE_TEMPERATURES`. Empty for numbers, for which `evidence` says as much.
     """
     if task is Task.regression:
         return outputs.new_zeros(0, dtype=torch.float64)
@@ -174,7 +175,7 @@ def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task
         for beta in INVERSE_TEMPERATURES
     ]
     by_shares = _log_loss(own_prior.expand(len(outputs), -1), labels, task)
-    return torch.stack([by_shares - _log_loss(each, labels, task) for each in scores])
+    return torch.stack([by_shares - _log_loss(own_scores, labels, task) for own_scores in scores])
 
 
 def agreement_size(task: Task) -> int:
@@ -196,7 +197,7 @@ def evidence_size(task: Task) -> int:
 
 
 def no_evidence(task: Task) -> Tensor:
-    """Return the evidence of no items, to which evidence can be added."""
+    """Return the evidence of no items: the empty sum."""
     return torch.zeros(evidence_size(task), dtype=torch.float64)
 
 

@@ -1,21 +1,21 @@
-"""How modalities that were never trained together predict together.
+"""Joint predictions of modalities that were never trained together.
 
 Three rules, each for any subset of modalities:
 
 - ``mean`` of the encodings, as in arXiv 2303.15486;
 - ``reliability``: encodings weighted by the information that their modality carries about the
   label, 1/s_m^2 - 1/s_0^2 (s_m^2 residual variance of modality m, s_0^2 variance of the label),
-  shrunk towards the mean by how little evidence there is;
+  shrunk towards the mean if there is little evidence;
 - ``product_of_experts`` on predictions, with the prior counted once.
 
-``auto`` takes the product of experts for labels that are classes and reliability for numbers. All
-that a rule needs is fitted from sums that clients report (`common.model.evidence`).
+``auto`` is the product of experts for classes and labels, and reliability for numbers. Rules are
+fitted to sums that clients report (`common.model.evidence`).
 
 Classes and labels: ``mean`` and ``reliability`` decode the fused encodings and take the logits as
 they come. One decoder's logits hold the prior once, however many modalities were fused, so there is
 none to divide out; it is the pooled prior where the local loss is logit-adjusted. Nor are they
 calibrated: experts' temperatures are for the product alone, which multiplies posteriors that each
-hold the prior, and so has to count it once.
+hold the prior, and so must count it once.
 
 Numbers: each rule gives a standard deviation too, that of the experts' product,
 ``1/s^2 = 1/s_0^2 + sum_m (1/s_m^2 - 1/s_0^2)``. It belongs to the product's mean. `mean` and
@@ -36,7 +36,7 @@ from common.config import FusionRule
 from common.model.evidence import INVERSE_TEMPERATURES, temper
 from common.task import Task
 
-#: How many items the belief about a regression expert weighs, before any is seen.
+#: The weight, in items, of the prior belief about a regression expert.
 PSEUDO_ITEMS = 10
 
 
@@ -53,8 +53,8 @@ class Expert:
     unexplained
         Regression: residual variance as a share of the label's variance, in (0, 1].
     information
-        What the modality tells of the label, at least 0. Regression: 1/unexplained - 1. Otherwise
-        twice the nats an item by which it beats the prior, which is the same for weak Gaussians.
+        Information about the label, at least 0. Regression: 1/unexplained - 1. Otherwise twice the
+        nats per item by which it beats the prior, which is the same for weak Gaussians.
     count
         Validation items behind these figures.
     """
@@ -125,13 +125,13 @@ def fit_fusion(
     Parameters
     ----------
     rule
-        Which; ``auto`` is resolved by the task.
+        The rule; ``auto`` is resolved by the task.
     task
         Kind of label.
     prior
-        Of the pooled labels.
+        Prior of the pooled labels.
     evidence
-        Modality to the sum of its clients' evidence; all zero where there is none yet.
+        Modality to the sum of its clients' evidence; zero if there is none yet.
     """
     if rule is FusionRule.auto:
         numbers = task is Task.regression
@@ -144,8 +144,8 @@ def fit_fusion(
 def _linear_expert(sums: Tensor, prior: Tensor) -> Expert:
     """Fit y = a + b p, b >= 0, and its residual variance, adjusted for the two parameters.
 
-    Few items fit a line too well, so `PSEUDO_ITEMS` are added that follow the prior and whose
-    prediction, as spread as the seen ones, explains a quarter of the label's variance at most.
+    A line fits few items too well, so `PSEUDO_ITEMS` are added that follow the prior, and whose
+    predictions, as spread as the others, explain at most a quarter of the label's variance.
     """
     n, y, yy, p, pp, py = sums.tolist()
     mean, variance = prior.tolist()
@@ -167,10 +167,10 @@ def _linear_expert(sums: Tensor, prior: Tensor) -> Expert:
 
 
 def _tempered_expert(sums: Tensor, _: Tensor) -> Expert:
-    """Choose the temperature of the lowest pooled log-loss.
+    """Choose the temperature with the lowest pooled log-loss.
 
-    A priori log2 of the temperature is N(0, 2), so that a few items do not set it: to call a
-    modality worthless takes 4 nats.
+    The prior of log2 of the temperature is N(0, 2), so that a few items do not decide it: it takes
+    4 nats to call a modality worthless.
     """
     n, losses = sums[0].item(), sums[1:]
     betas = torch.tensor(INVERSE_TEMPERATURES, dtype=losses.dtype).clamp(min=1 / 16)
@@ -180,10 +180,10 @@ def _tempered_expert(sums: Tensor, _: Tensor) -> Expert:
 
 
 def reliability_weights(experts: Mapping[str, Expert]) -> dict[str, float]:
-    """Weigh modalities by their information, shrunk towards uniform by how little is known.
+    """Weigh modalities by their information, shrunk towards uniform if there is little evidence.
 
-    n x information is a likelihood-ratio statistic: how far the items that were seen speak against
-    a modality that tells nothing. With E their sum over modalities, the shrinkage is 1 / (1 + E).
+    n x information is a likelihood-ratio statistic against a modality without any information. With
+    E their sum over modalities, the shrinkage is 1 / (1 + E).
     """
     modalities = len(experts)
     total = sum(expert.information for expert in experts.values())
@@ -213,7 +213,7 @@ def fuse_encodings(
     weights
         Modality to its weight, above 0; renormalised over what is present at each step.
     steps
-        T, for an export, which cannot look at lengths; by default that of the longest item.
+        T, for an export, which cannot depend on lengths; by default that of the longest item.
 
     Returns
     -------
@@ -230,7 +230,7 @@ def fuse_encodings(
         own = places - (fused_lengths - lengths[name])[:, None]
         weight = weights[name] * ((own >= 0) & (own < lengths[name][:, None])).unsqueeze(2)
         index = own.clamp(0, encoding.shape[1] - 1).unsqueeze(2).expand(-1, -1, encoding.shape[2])
-        # where, not a product: what an absent modality encodes to may be anything.
+        # where, not a product: the encoding of an absent modality may be anything, even NaN.
         total = total + torch.where(weight > 0, weight * encoding.gather(1, index), 0.0)
         mass = mass + weight
     assert isinstance(total, Tensor) and isinstance(mass, Tensor)
@@ -260,7 +260,7 @@ def product_of_gaussians(
     tuple
         (B,) mean and (B,) standard deviation.
     """
-    # where, not a product: what an absent modality predicts may be anything.
+    # where, not a product: the prediction of an absent modality may be anything, even NaN.
     shifts = torch.where(present, present / variances[:, None] * means, 0.0)
     surplus = (present.sum(dim=0) - 1).to(means.dtype)
     mean = shifts.sum(dim=0) - surplus * prior_mean / prior_variance
@@ -271,7 +271,7 @@ def product_of_gaussians(
 def deviation_of_seen_experts(fusion: Fusion, names: Sequence[str], present: Tensor) -> Tensor:
     """Return the standard deviation of the product of experts on numbers, whatever the centre.
 
-    An expert without evidence adds nothing here; the product itself lets it add what it believes.
+    An expert without evidence adds nothing here; in the product it adds its prior belief.
 
     Parameters
     ----------
@@ -285,7 +285,7 @@ def deviation_of_seen_experts(fusion: Fusion, names: Sequence[str], present: Ten
     Returns
     -------
     Tensor
-        (B,) float32; the prior's deviation where no expert present has seen an item.
+        (B,) float32; the prior's deviation if no expert present has any evidence.
     """
     prior_variance = fusion.prior[1]
     seen = [

@@ -38,7 +38,7 @@ class ModelSpec:
     model
         Sizes and dropout rates.
     label_names
-        What the outputs mean, where that is known; for people alone.
+        Names of the outputs, if known; only for display.
     """
 
     features: Mapping[str, Sequence[int]]
@@ -49,12 +49,12 @@ class ModelSpec:
 
 
 class HAFedformer(nn.Module):
-    """The model; with one modality it is what a client trains.
+    """The model; a client trains one with its single modality.
 
     Parameters
     ----------
     spec
-        What to build.
+        Features, outputs and sizes.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -75,7 +75,7 @@ class HAFedformer(nn.Module):
         return encodings
 
     def forward(self, modality: str, padded: Padded) -> Tensor:
-        """Return the outputs (B, O) from one modality alone, as a client trains it."""
+        """Return the outputs (B, O) from one modality alone."""
         outputs: Tensor = self.decoder(self.encode(modality, padded), padded.lengths)
         return outputs
 
@@ -87,7 +87,7 @@ def build_model(spec: ModelSpec, seed: int) -> HAFedformer:
         return HAFedformer(spec)
 
 
-# Where encoder ends and decoder begins is decided here and nowhere else ------------------------
+# The only place that knows which arrays belong to encoders and which to the decoder --------------
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def join_arrays(parts: Parts) -> Arrays:
 
 
 def trained_names(modules: nn.Module) -> list[str]:
-    """Names of the parameters, in order: what is trained and merged, so no buffers."""
+    """Return the names of what is trained and merged, in order: parameters, not buffers."""
     return [name for name, _ in modules.named_parameters()]
 
 

@@ -1,7 +1,7 @@
 """Prediction from any subset of modalities.
 
-Encoders take nearly all of the time, and what they give does not depend on rule or subset: `encode`
-once, then `predict_encoded` for each question. `predict` does both, for one.
+Encoders take nearly all of the time, and encodings do not depend on the rule or the subset: call
+`encode` once, then `predict_encoded` for each subset. `predict` does both, for one subset.
 
 Notation: B items, M modalities, T steps, d model width, O outputs, K classes or labels.
 """
@@ -28,7 +28,7 @@ from common.task import Task
 
 @dataclass(frozen=True)
 class Prediction:
-    """What is predicted for a batch.
+    """Predictions for a batch.
 
     Attributes
     ----------
@@ -36,8 +36,8 @@ class Prediction:
         Regression: (B,) in units of the label. Otherwise (B, K) probabilities.
     std
         Regression: (B,) predictive standard deviation, that of the experts' product. With `mean`
-        and `reliability` it stands around another centre than the product's, so it is approximate,
-        and its coverage is what judges it. Otherwise None.
+        and `reliability` the centre is another one than the product's, so it is approximate, and
+        its coverage must be measured. Otherwise None.
     """
 
     values: Tensor
@@ -55,7 +55,7 @@ class Encoded:
     lengths
         Modality to (B,); 0 where an item lacks it.
     outputs
-        Modality to (B, O), decoded from it alone: kept here when a rule first asks for it.
+        Modality to (B, O), decoded from it alone; a cache, filled by the rule that needs it.
     """
 
     encodings: Mapping[str, Tensor]
@@ -63,15 +63,15 @@ class Encoded:
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def present(self, names: Sequence[str]) -> Tensor:
-        """Return (M, B) bool: which items have each named modality."""
+        """Return (M, B) bool: which items have which of the named modalities."""
         return torch.stack([self.lengths[name] > 0 for name in names])
 
     def select(self, chosen: Tensor) -> "Encoded":
-        """Return the items where `chosen`, (B,) bool; without a copy if that is all of them."""
+        """Return the items where `chosen`, (B,) bool; no copy is made if all are chosen."""
         if bool(chosen.all()):
             return self
         parts = (self.encodings, self.lengths, self.outputs)
-        return Encoded(*({name: each[chosen] for name, each in part.items()} for part in parts))
+        return Encoded(*({name: values[chosen] for name, values in part.items()} for part in parts))
 
 
 @torch.inference_mode()
@@ -101,13 +101,13 @@ def predict_encoded(
     Parameters
     ----------
     model
-        The one that encoded.
+        The model that encoded.
     fusion
         A fitted rule.
     encoded
         From `encode`.
     names
-        Modalities that may be used, one at least; each item must have one of them.
+        Modalities that may be used, at least one; each item must have one of them.
 
     Raises
     ------
@@ -128,14 +128,14 @@ def predict_present(
     names: Sequence[str],
     steps: int | None = None,
 ) -> Prediction:
-    """Predict as `predict_encoded` does, without a look at any value: an export can follow it.
+    """Predict as `predict_encoded` does, with no branch on any value, so that it can be exported.
 
     Parameters
     ----------
     model, fusion, encoded, names
-        As there. What is predicted for an item that has none of the modalities means nothing.
+        As there. Predictions for items without any of the modalities have no meaning.
     steps
-        At least as many as the longest item has; by default those.
+        Steps of the fused sequences, at least those of the longest item, which is the default.
     """
     if fusion.rule is FusionRule.product_of_experts:
         return _multiply_experts(model, fusion, encoded, names)

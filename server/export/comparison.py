@@ -1,4 +1,4 @@
-"""An ONNX file beside the model that it was made from: the same numbers, whatever the batch.
+"""Compares an ONNX file with the model that it was exported from, on random batches.
 
 Notation: B items, T steps, D feature width.
 """
@@ -20,10 +20,10 @@ from common.model.predict import predict
 from common.seeding import derive_seed
 from server.export.graph import lengths_of, output_names, steps_of
 
-#: How far ONNX may be from torch; times the largest number predicted, if that is above 1.
+#: The largest difference from torch, relative to the largest predicted number if that exceeds 1.
 TOLERANCE = 1e-4
 
-#: Items, and the most steps, of the batches that are tried; none is the one that torch followed.
+#: Items, and the most steps, of the random batches; none has the sizes of the exported example.
 BATCHES = ((1, 1), (1, 7), (2, 1), (5, 3), (16, 12), (3, 40))
 
 Inputs = Mapping[str, Padded]
@@ -38,30 +38,30 @@ def largest_difference(
     Parameters
     ----------
     content
-        The file's.
+        Content of the file.
     model, fusion
-        In evaluation mode, on the CPU; and its fitted rule.
+        The model in evaluation mode, on the CPU, and its fitted rule.
     names
         The modalities that the file takes.
 
     Returns
     -------
     float
-        The largest difference of any two numbers.
+        The largest difference between two numbers.
 
     Raises
     ------
     UserError
-        If one is not as near as `TOLERANCE`.
+        If a difference exceeds `TOLERANCE`.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     worst = 0.0
     for number, inputs in enumerate(batches(model, names)):
-        found, wanted = run_onnx(session, inputs), run_torch(model, fusion, inputs)
-        for name, expected in wanted.items():
-            difference = _difference(found[name], expected)
+        outputs = run_onnx(session, inputs)
+        for name, expected in run_torch(model, fusion, inputs).items():
+            difference = _difference(outputs[name], expected)
             if not difference <= TOLERANCE * max(1.0, float(np.nanmax(np.abs(expected)))):
                 raise UserError(
                     f"{'+'.join(names)}: ONNX predicts another {name} than torch, by "
@@ -75,7 +75,7 @@ def largest_difference(
 def batches(model: HAFedformer, names: Sequence[str]) -> Iterator[dict[str, Padded]]:
     """Draw batches like the model's own features: short, long, with absent modalities, with NaN.
 
-    Each has an item with a modality at least; the last item of the larger ones may have none.
+    The first item of a batch has every modality, the last one of a larger batch has none.
     """
     for number, (items, most) in enumerate(BATCHES):
         random = torch.Generator().manual_seed(derive_seed("export", number))
@@ -83,7 +83,6 @@ def batches(model: HAFedformer, names: Sequence[str]) -> Iterator[dict[str, Padd
             name: _draw(model, name, items, max(most - place, 1), random)
             for place, name in enumerate(names)
         }
-        # Of the first item everything is there, and of the last one nothing.
         for padded in inputs.values():
             padded.lengths[0] = padded.values.shape[1]
             if items > 2:
@@ -93,17 +92,14 @@ def batches(model: HAFedformer, names: Sequence[str]) -> Iterator[dict[str, Padd
 
 def run_torch(model: HAFedformer, fusion: Fusion, inputs: Inputs) -> Outputs:
     """Predict with the model; NaN for items without any modality."""
-    having = torch.stack([padded.lengths > 0 for padded in inputs.values()]).any(dim=0)
+    known = torch.stack([padded.lengths > 0 for padded in inputs.values()]).any(dim=0)
     chosen = {
-        name: Padded(padded.values[having], padded.lengths[having])
-        for name, padded in inputs.items()
+        name: Padded(padded.values[known], padded.lengths[known]) for name, padded in inputs.items()
     }
-    found = predict(model, fusion, chosen)
-    parts = [found.values, *([] if found.std is None else [found.std])]
-    return {
-        name: _spread(part, having)
-        for name, part in zip(output_names(fusion.task), parts, strict=True)
-    }
+    predicted = predict(model, fusion, chosen)
+    parts = [predicted.values, *([] if predicted.std is None else [predicted.std])]
+    names = output_names(fusion.task)
+    return {name: _spread(part, known) for name, part in zip(names, parts, strict=True)}
 
 
 def run_onnx(session: onnxruntime.InferenceSession, inputs: Inputs) -> Outputs:
@@ -130,15 +126,15 @@ def _draw(model: HAFedformer, name: str, items: int, most: int, random: torch.Ge
     return Padded(values, lengths)
 
 
-def _spread(part: Tensor, having: Tensor) -> NDArray[np.float32]:
-    whole = torch.full((len(having), *part.shape[1:]), torch.nan)
-    whole[having] = part
-    array: NDArray[np.float32] = whole.numpy()
+def _spread(part: Tensor, known: Tensor) -> NDArray[np.float32]:
+    """Return the values of known items at their places, NaN elsewhere."""
+    array = np.full((len(known), *part.shape[1:]), np.nan, dtype=np.float32)
+    array[known.numpy()] = part.numpy()
     return array
 
 
-def _difference(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Return the largest difference; infinity where only one is NaN, or shapes differ."""
-    if found.shape != expected.shape or (np.isnan(found) != np.isnan(expected)).any():
+def _difference(output: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Return the largest difference; infinity if only one of two is NaN, or shapes differ."""
+    if output.shape != expected.shape or (np.isnan(output) != np.isnan(expected)).any():
         return float("inf")
-    return float(np.nanmax(np.abs(found - expected)))
+    return float(np.nanmax(np.abs(output - expected)))

@@ -1,4 +1,4 @@
-"""A folder of ONNX files, each checked, and `export.json`: what goes in and what comes out."""
+"""A folder of checked ONNX files, and `export.json`, which describes their inputs and outputs."""
 
 import hashlib
 import itertools
@@ -16,16 +16,16 @@ from common.errors import UserError
 from common.model.ha_fedformer import ModelSpec
 from common.task import Task
 from server.export.comparison import TOLERANCE, largest_difference
-from server.export.graph import lengths_of, output_names, subset_graph, whole_graph
+from server.export.graph import lengths_of, output_names, subset_graph
 from server.prediction.predictor import Predictor, model_path
 
 EXPORT = "export.json"
 FORMAT = "ha-fedformer-onnx-1"
 
-#: The most modalities of which every subset is exported where none is asked for.
+#: The most modalities for which every subset is exported by default.
 EVERY_SUBSET = 4
 
-#: What is predicted, by the kind of label.
+#: The meaning of a prediction.
 _MEANINGS = {
     Task.regression: "a number, in units of the label",
     Task.classification: "the probability of each class",
@@ -36,20 +36,20 @@ Tell = Callable[[str], None]
 
 
 def export_model(config: ExportConfig, tell: Tell) -> None:
-    """Write a model's subsets as ONNX files, all of them or nothing.
+    """Write ONNX files for subsets of a model's modalities: all of them, or nothing.
 
     Parameters
     ----------
     config
-        What to export, and where.
+        Which model and subsets to export, and the folder.
     tell
         Takes a line for each file.
 
     Raises
     ------
     UserError
-        If there is no model, it has no such subset, a file does not predict what the model does,
-        or the folder is there already or cannot be written.
+        If there is no model, it has no such subset, a file predicts something else than the model,
+        or the folder exists already or cannot be written.
     """
     assert config.model is not None
     path = model_path(config.model)
@@ -61,29 +61,27 @@ def export_model(config: ExportConfig, tell: Tell) -> None:
     if path.absolute().is_relative_to(out):
         raise UserError(f"out={config.out} holds the model {path}; choose another")
     with atomic_folder(out, config.overwrite, EXPORT) as folder:
-        tell(f"{path}: torch follows the model, which may take a minute")
-        needed = [name for name in spec.features if any(name in each for each in subsets)]
-        whole = whole_graph(predictor.model, predictor.fusion, needed)
-        files = [_write(folder, whole, predictor, names, tell) for names in subsets]
-        about = _about(path, predictor, whole) | {"files": files}
+        tell(f"{path}: exporting {len(subsets)} subsets, which may take a minute")
+        files = [_write(folder, predictor, names, tell) for names in subsets]
+        about = _about(path, predictor, folder / files[0]["file"]) | {"files": files}
         (folder / EXPORT).write_text(json.dumps(about, indent=2) + "\n")
     tell(f"{len(files)} files and {EXPORT}: {config.out}")
 
 
 def chosen_subsets(modalities: Sequence[str], asked: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the subsets that are asked for, in the model's order of modalities, each once.
+    """Return the distinct subsets, with modalities in the model's order.
 
     Parameters
     ----------
     modalities
-        The model's.
+        Those of the model.
     asked
-        Names joined by ``+``; none: every subset, smaller ones first.
+        Names joined by ``+``; empty for every subset, smaller ones first.
 
     Raises
     ------
     UserError
-        If one is no subset of the model's modalities, or none is asked for of too many.
+        If one is not a subset, or the model has too many modalities to export every subset.
     """
     if not asked and len(modalities) > EVERY_SUBSET:
         raise UserError(
@@ -92,8 +90,8 @@ def chosen_subsets(modalities: Sequence[str], asked: Sequence[str]) -> list[tupl
         )
     if not asked:
         sizes = range(1, len(modalities) + 1)
-        return [each for size in sizes for each in itertools.combinations(modalities, size)]
-    return list(dict.fromkeys(_subset(modalities, each) for each in asked))
+        return [names for size in sizes for names in itertools.combinations(modalities, size)]
+    return list(dict.fromkeys(_subset(modalities, names) for names in asked))
 
 
 def _subset(modalities: Sequence[str], asked: str) -> tuple[str, ...]:
@@ -110,7 +108,7 @@ def _subset(modalities: Sequence[str], asked: str) -> tuple[str, ...]:
 
 
 def _check_names(spec: ModelSpec, task: Task) -> None:
-    """Refuse modalities that are called as something else in the files is."""
+    """Refuse modalities with the name of another input or output of the files."""
     taken = [*output_names(task), *map(lengths_of, spec.features)]
     for name in spec.features:
         if name in taken:
@@ -120,11 +118,9 @@ def _check_names(spec: ModelSpec, task: Task) -> None:
             )
 
 
-def _write(
-    folder: Path, whole: onnx.ModelProto, predictor: Predictor, names: Sequence[str], tell: Tell
-) -> dict[str, Any]:
-    """Write the file of a subset once it is right; return what `export.json` says of it."""
-    graph = subset_graph(whole, predictor.model.spec, predictor.task, names)
+def _write(folder: Path, predictor: Predictor, names: Sequence[str], tell: Tell) -> dict[str, Any]:
+    """Write the file of a subset if it predicts what the model does; return its description."""
+    graph = subset_graph(predictor.model, predictor.fusion, names)
     content = graph.SerializeToString(deterministic=True)
     difference = largest_difference(content, predictor.model, predictor.fusion, names)
     path = folder / f"{'+'.join(names)}.onnx"
@@ -142,7 +138,7 @@ def _write(
 
 
 def _port(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    """Describe an input or output; a size that varies has a name."""
+    """Describe an input or output; sizes that vary have a name."""
     kind = value.type.tensor_type
     return {
         "name": value.name,
@@ -151,7 +147,7 @@ def _port(value: onnx.ValueInfoProto) -> dict[str, Any]:
     }
 
 
-def _about(path: Path, predictor: Predictor, whole: onnx.ModelProto) -> dict[str, Any]:
+def _about(path: Path, predictor: Predictor, file: Path) -> dict[str, Any]:
     spec, fusion = predictor.model.spec, predictor.fusion
     return {
         "format": FORMAT,
@@ -163,7 +159,7 @@ def _about(path: Path, predictor: Predictor, whole: onnx.ModelProto) -> dict[str
         "fusion_weights": fusion.weights,
         "lengths": "steps of each item, from the first; 0 where it lacks the modality",
         "last_steps": predictor.max_seq_len,
-        "opset": whole.opset_import[0].version,
+        "opset": onnx.load(file).opset_import[0].version,
         "torch": torch.__version__,
         "tolerance": TOLERANCE,
     }

@@ -1,49 +1,51 @@
-"""The ONNX graph of a model, and those of its subsets.
+"""The ONNX graph that predicts from a subset of a model's modalities.
 
-torch follows the model once, with all modalities that are asked for, which takes most of the time.
-The graph of a subset is cut out of that one: a modality that it lacks has length 0 for every item,
-and its encoder goes.
+It computes what `common.model.predict.predict` computes. Two things differ: the LSTM is ONNX's own
+operator, since torch would unroll it for a fixed number of steps; and fused sequences are as long
+as the inputs rather than as their longest item, which adds padding that nothing reads.
+
+Notation: B items, T steps, D feature width, d model width, K classes or labels.
 """
 
+import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import onnx
 import torch
-from onnx.helper import make_node, make_tensor
-from onnx.utils import Extractor
-from torch import Tensor
+from torch import Tensor, nn
 
+from common.data.batching import Padded
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec
+from common.model.predict import Encoded, predict_present
 from common.task import Task
-from server.export.fused_model import FusedModel
 
-#: Items and steps that torch sees; any other number works as well.
+#: Items and steps of the example that torch traces; the graph takes any other number as well.
 _EXAMPLE_ITEMS, _EXAMPLE_STEPS = 3, 5
 
 
 def output_names(task: Task) -> list[str]:
-    """Return what comes out."""
+    """Return the names of the outputs."""
     return ["prediction", "std"] if task is Task.regression else ["prediction"]
 
 
 def lengths_of(name: str) -> str:
-    """Return what the lengths of a modality are called."""
+    """Return the name of the input that holds a modality's lengths."""
     return f"{name}_lengths"
 
 
 def steps_of(spec: ModelSpec, name: str) -> int | None:
-    """Return how many steps a modality always has; None where it is any number."""
+    """Return how many steps a modality always has; None if it takes any number."""
     shape = spec.features[name]
     return shape[0] if len(shape) > 1 else None
 
 
-def whole_graph(model: HAFedformer, fusion: Fusion, names: Sequence[str]) -> onnx.ModelProto:
-    """Follow a model with some of its modalities.
+def subset_graph(model: HAFedformer, fusion: Fusion, names: Sequence[str]) -> onnx.ModelProto:
+    """Export what predicts from a subset of the modalities.
 
     Parameters
     ----------
@@ -52,59 +54,107 @@ def whole_graph(model: HAFedformer, fusion: Fusion, names: Sequence[str]) -> onn
     fusion
         Its fitted rule.
     names
-        The modalities that any of the subsets has.
+        The subset, in the model's order.
     """
     inputs, shapes = _example(model.spec, names)
     with _quiet():
         program = torch.onnx.export(
-            FusedModel(model, fusion, names).eval(),
+            _Subset(model, fusion, names).eval(),
             tuple(inputs),
-            input_names=[each for name in names for each in (name, lengths_of(name))],
-            output_names=[*output_names(fusion.task), *map(_encoding_of, names)],
-            # Of one argument, the starred one.
+            input_names=[port for name in names for port in (name, lengths_of(name))],
+            output_names=output_names(fusion.task),
+            # The module has one argument, the starred one.
             dynamic_shapes=(tuple(shapes),),
             dynamo=True,
             verbose=False,
         )
     assert program is not None
     graph: onnx.ModelProto = program.model_proto
-    _anonymise(graph)
+    graph.graph.name = "+".join(names)
+    _remove_traces(graph)
     _name_sizes(graph, model.spec)
     return graph
 
 
-def subset_graph(
-    whole: onnx.ModelProto, spec: ModelSpec, task: Task, names: Sequence[str]
-) -> onnx.ModelProto:
-    """Cut out what predicts from a subset.
+class _Subset(nn.Module):
+    """A model and its fusion rule as a function of tensors alone, which torch can export.
 
-    Parameters
-    ----------
-    whole
-        From `whole_graph`; stays as it is.
-    spec, task
-        Of its model.
-    names
-        The subset, one modality at least.
+    Takes, for each modality, its features (B, T, D), right-padded, and its lengths (B,), 0 where an
+    item lacks it. Returns predictions, (B,) or (B, K), NaN for an item without any modality; for
+    numbers their deviations (B,) too.
     """
-    model = onnx.ModelProto()
-    model.CopyFrom(whole)
-    absent = [name for name in spec.features if name not in names]
-    for node in model.graph.node:
-        for place, output in enumerate(node.output):
-            if output in map(_encoding_of, absent):
-                node.output[place] = f"{output}_unused"
-    nodes = [_batch_size(lengths_of(names[0]))]
-    for name in absent:
-        nodes += _nothing(spec, name)
-    kept = [*nodes, *model.graph.node]
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-    inputs = [each for name in names for each in (name, lengths_of(name))]
-    cut: onnx.ModelProto = Extractor(model).extract_model(inputs, output_names(task))
-    cut.graph.name = "+".join(names)
-    cut.producer_name = whole.producer_name
-    return cut
+
+    def __init__(self, model: HAFedformer, fusion: Fusion, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model = copy.deepcopy(model)
+        self.model.decoder.lstm = _OnnxLSTM(model.decoder.lstm)  # type: ignore[assignment]
+        self.fusion = fusion
+        self.names = list(names)
+
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        pairs = zip(inputs[::2], inputs[1::2], strict=True)
+        padded = {name: Padded(*pair) for name, pair in zip(self.names, pairs, strict=True)}
+        encoded = Encoded(
+            {name: self.model.encode(name, part) for name, part in padded.items()},
+            {name: part.lengths for name, part in padded.items()},
+        )
+        steps = _most_steps(padded)
+        predicted = predict_present(self.model, self.fusion, encoded, self.names, steps)
+        known = encoded.present(self.names).any(dim=0)
+        mask = known if predicted.values.ndim == 1 else known[:, None]
+        outputs = [torch.where(mask, predicted.values, torch.nan)]
+        if predicted.std is not None:
+            outputs.append(torch.where(known, predicted.std, torch.nan))
+        return outputs
+
+
+def _most_steps(padded: Mapping[str, Padded]) -> int:
+    """Return the most steps of any modality; a symbolic expression while torch traces."""
+    most, *others = (part.values.shape[1] for part in padded.values())
+    for steps in others:
+        most = torch.sym_max(most, steps)  # type: ignore[no-untyped-call]
+    return most
+
+
+class _OnnxLSTM(nn.Module):
+    """ONNX's operator for an LSTM in one direction, batch first, with biases.
+
+    Only torch's exporter can run it.
+    """
+
+    def __init__(self, lstm: nn.LSTM) -> None:
+        super().__init__()
+        self.width = lstm.hidden_size
+        self.layers = nn.ParameterList(
+            nn.ParameterList(_layer(lstm, number)) for number in range(lstm.num_layers)
+        )
+
+    def forward(self, sequences: Tensor) -> tuple[Tensor, None]:
+        """Map (B, T, d) to the states of the last layer, (B, T, d)."""
+        steps = sequences.transpose(0, 1)
+        for layer in self.layers:
+            # (T, directions, B, d)
+            states = torch.onnx.ops.symbolic(
+                "LSTM",
+                [steps, *layer],
+                {"hidden_size": self.width},
+                dtype=torch.float32,
+                shape=[steps.shape[0], 1, steps.shape[1], self.width],
+            )
+            steps = states.squeeze(1)
+        return steps.transpose(0, 1), None
+
+
+def _layer(lstm: nn.LSTM, number: int) -> list[Tensor]:
+    """Return a layer's weights in ONNX's form: of inputs, of states, both biases."""
+
+    def reordered(kind: str) -> Tensor:
+        # torch: input, forget, cell, output. ONNX: input, output, forget, cell.
+        gates = getattr(lstm, f"{kind}_l{number}").detach().chunk(4)
+        return torch.cat([gates[index] for index in (0, 3, 1, 2)])
+
+    biases = torch.cat([reordered("bias_ih"), reordered("bias_hh")])
+    return [part[None] for part in (reordered("weight_ih"), reordered("weight_hh"), biases)]
 
 
 def _example(spec: ModelSpec, names: Sequence[str]) -> tuple[list[Tensor], list[dict[int, Any]]]:
@@ -121,8 +171,8 @@ def _example(spec: ModelSpec, names: Sequence[str]) -> tuple[list[Tensor], list[
     return inputs, shapes
 
 
-def _anonymise(model: onnx.ModelProto) -> None:
-    """Drop what torch tells of this machine's source files, and shapes inside, under its names."""
+def _remove_traces(model: onnx.ModelProto) -> None:
+    """Remove the names of this machine's source files, and shapes of intermediate values."""
     for node in model.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
@@ -134,7 +184,7 @@ def _anonymise(model: onnx.ModelProto) -> None:
 
 
 def _name_sizes(model: onnx.ModelProto, spec: ModelSpec) -> None:
-    """Call sizes that vary by what they are."""
+    """Give sizes that vary a name that says what they are."""
     for value in [*model.graph.input, *model.graph.output]:
         sizes = value.type.tensor_type.shape.dim
         sizes[0].dim_param = "batch"
@@ -142,39 +192,9 @@ def _name_sizes(model: onnx.ModelProto, spec: ModelSpec) -> None:
             sizes[1].dim_param = f"{value.name}_steps"
 
 
-def _encoding_of(name: str) -> str:
-    return f"{name}_encoding"
-
-
-_BATCH_SIZE = "batch_size"
-
-
-def _batch_size(lengths: str) -> onnx.NodeProto:
-    return make_node("Shape", [lengths], [_BATCH_SIZE])
-
-
-def _nothing(spec: ModelSpec, name: str) -> list[onnx.NodeProto]:
-    """Return what stands for a modality that no item has: features, encodings, lengths of 0."""
-    steps = steps_of(spec, name) or 1
-    float_zero, no_steps = (
-        make_tensor("value", kind, [1], [0])
-        for kind in (onnx.TensorProto.FLOAT, onnx.TensorProto.INT64)
-    )
-    nodes = [make_node("ConstantOfShape", [_BATCH_SIZE], [lengths_of(name)], value=no_steps)]
-    widths = {name: spec.features[name][-1], _encoding_of(name): spec.model.width}
-    for value, width in widths.items():
-        size, shape = f"{value}_size", f"{value}_shape"
-        nodes += [
-            make_node("Constant", [], [size], value_ints=[steps, width]),
-            make_node("Concat", [_BATCH_SIZE, size], [shape], axis=0),
-            make_node("ConstantOfShape", [shape], [value], value=float_zero),
-        ]
-    return nodes
-
-
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drop what torch's exporter says of itself: of a package it does without, of its own code."""
+    """Silence what torch's exporter logs and warns about itself."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     former = logger.level
     logger.setLevel(logging.ERROR)

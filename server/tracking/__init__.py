@@ -1,4 +1,4 @@
-"""What a run's figures are shown with: TensorBoard, MLflow, or nothing but the run folder.
+"""Trackers of a run: TensorBoard and MLflow.
 
-A tracker is told what stands in ``rounds.jsonl`` and ``summary.json``, and nothing else.
+A tracker takes what ``rounds.jsonl`` and ``summary.json`` hold, and nothing else.
 """

@@ -1,4 +1,4 @@
-"""The model as MLflow loads it: any subset of the modalities in, predictions out.
+"""The model that MLflow loads: any subset of the modalities in, predictions out.
 
     model = mlflow.pyfunc.load_model("models:/m-…")
     model.predict({"language": words, "language_lengths": lengths, "audio": …})
@@ -15,7 +15,6 @@ from typing import Any
 
 import mlflow.pyfunc
 import numpy as np
-from mlflow.entities import LoggedModel
 from mlflow.models import Model, ModelSignature
 from mlflow.types import Schema, TensorSpec
 from numpy.typing import NDArray
@@ -32,7 +31,7 @@ Arrays = dict[str, Numbers]
 
 
 class ServedModel:
-    """What MLflow calls.
+    """The object that MLflow calls.
 
     Parameters
     ----------
@@ -49,7 +48,7 @@ class ServedModel:
         Parameters
         ----------
         inputs
-            For each modality its features (N, T, D), right-padded, and its lengths (N,); 0 where an
+            For each modality its features (N, T, D), right-padded, and its lengths (N,), 0 if an
             item lacks it.
 
         Returns
@@ -60,44 +59,39 @@ class ServedModel:
         """
         names = [name for name in self._predictor.features if name in inputs]
         items = {name: _sequences(inputs[name], inputs[f"{name}_lengths"]) for name in names}
-        found = self._predictor.predict_sequences(items)
-        outputs: Arrays = {"prediction": found.values}
-        return outputs if found.std is None else {**outputs, "std": found.std}
+        predictions = self._predictor.predict_sequences(items)
+        outputs: Arrays = {"prediction": predictions.values}
+        return outputs if predictions.std is None else {**outputs, "std": predictions.std}
 
 
 def _load_pyfunc(path: str) -> ServedModel:
-    """Load the model; MLflow looks for this name."""
+    """Load the model; MLflow calls the loader module's function of this name."""
     return ServedModel(Predictor.load(path))
 
 
-def save_served(path: Path, run: Path, run_id: str, logged: LoggedModel) -> None:
-    """Save the model of a run folder as MLflow wants it.
+def log_served(folder: Path, run_id: str) -> None:
+    """Log the model of a run folder to an MLflow run, with a signature and an example.
 
     Parameters
     ----------
-    path
-        The folder that is made.
-    run
+    folder
         The run folder.
-    run_id, logged
-        The MLflow run, and the model that MLflow has an entry of.
+    run_id
+        The MLflow run.
     """
-    with TemporaryDirectory() as folder:
-        data = Path(folder) / "run"
+    with TemporaryDirectory() as temporary:
+        data = Path(temporary) / "run"
         data.mkdir()
         for name in (MODEL, CONFIG):
-            shutil.copy(run / name, data / name)
+            shutil.copy(folder / name, data / name)
         predictor = Predictor.load(data)
-        mlflow.pyfunc.save_model(
-            path,
+        Model.log(
+            artifact_path=None,
+            flavor=mlflow.pyfunc,
+            name="model",
+            run_id=run_id,
             loader_module=__name__,
             data_path=str(data),
-            mlflow_model=Model(
-                artifact_path=logged.artifact_location,
-                run_id=run_id,
-                model_uuid=logged.model_id,
-                model_id=logged.model_id,
-            ),
             signature=signature(predictor),
             input_example=_example(predictor),
             pip_requirements=[_requirement()],
@@ -105,7 +99,7 @@ def save_served(path: Path, run: Path, run_id: str, logged: LoggedModel) -> None
 
 
 def signature(predictor: Predictor) -> ModelSignature:
-    """Return the names, types and shapes of what goes in and what comes out."""
+    """Return the names, types and shapes of inputs and outputs."""
     outputs = [TensorSpec(np.dtype(np.float32), _shape(predictor), "prediction")]
     if predictor.task is Task.regression:
         outputs.append(TensorSpec(np.dtype(np.float32), (-1,), "std"))

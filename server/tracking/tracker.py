@@ -1,4 +1,4 @@
-"""Follow a run with what ``tracking`` names; whatever a tracker cannot do ends no run."""
+"""Track a run with the tool that ``tracking`` selects; a tool that fails never ends a run."""
 
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
@@ -10,17 +10,17 @@ from urllib.parse import urlsplit
 from common.config import Config, TrackingConfig, TrackingTool
 from common.errors import UserError
 from server.run.interruption import InterruptedRunError
-from server.tracking.figures import Outcome, Record
+from server.tracking.figures import Record
 
-#: What MLflow needs here, by the names that are imported.
+#: Packages that MLflow needs here, by the names that are imported.
 _MLFLOW = ("mlflow", "pandas", "sqlalchemy", "alembic")
 
 
 class Tracker(Protocol):
-    """One tool that follows one run.
+    """A tool that tracks one run.
 
-    Made when there is something to tell, anew for a run that is gone on with: what it is told
-    first are all rounds so far, and it passes over those that the tool has.
+    It is made for the first round, and again after a failure or a resume. It is given all rounds
+    so far each time, and skips those that the tool already has.
     """
 
     def rounds(self, records: Sequence[Record]) -> None:
@@ -29,28 +29,29 @@ class Tracker(Protocol):
     def finish(self, summary: Record) -> None:
         """Take the summary; the run folder is complete."""
 
-    def close(self, outcome: Outcome) -> None:
-        """End."""
+    def close(self, status: str) -> None:
+        """End with MLflow's status: FINISHED, FAILED or KILLED."""
 
 
 class Tracking:
-    """Tells a tracker of a run; use as a context manager while it lasts.
+    """Passes a run on to a tracker; use as a context manager while the run lasts.
 
-    Where a tracker fails, a line says so once, and it is tried again, with all that it missed,
-    after 1 more round, 2, 4, … and at the end.
+    If a tracker fails, one line warns, and a new tracker is tried after 1 more round, 2, 4, … and
+    at the end, with everything that was missed.
 
     Parameters
     ----------
     name
-        Of the tool, for the line.
+        Name of the tool, for the warning.
     start
-        Makes the tracker; called at the first round, so that a run without any leaves no trace.
+        Makes the tracker, at the first round, so that a run without any round leaves no trace;
+        None to track nothing.
     warn
-        Takes the line.
+        Takes the warning.
     """
 
     def __init__(
-        self, name: str, start: Callable[[], Tracker], warn: Callable[[str], None]
+        self, name: str, start: Callable[[], Tracker] | None, warn: Callable[[str], None]
     ) -> None:
         self._name, self._start, self._warn = name, start, warn
         self._tracker: Tracker | None = None
@@ -58,15 +59,15 @@ class Tracking:
         self._pause = 0
 
     def round(self, records: Sequence[Record]) -> None:
-        """Tell of a round, the last of all so far."""
+        """Track a round, the last of all so far."""
         if self._pause > 0:
             self._pause -= 1
-            return
-        self._tell(records)
+        else:
+            self._track(records)
 
     def finish(self, records: Sequence[Record], summary: Record) -> None:
-        """Tell of the end, when everything is in the run folder."""
-        self._tell(records, summary)
+        """Track the end, when the run folder is complete."""
+        self._track(records, summary)
 
     def __enter__(self) -> "Tracking":
         return self
@@ -77,81 +78,85 @@ class Tracking:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._tracker is None:
-            return
-        try:
-            self._tracker.close(_outcome(kind))
-        except Exception as fault:
-            self._say(fault)
-        self._tracker = None
+        tracker, self._tracker = self._tracker, None
+        if tracker is not None:
+            try:
+                tracker.close(_status(kind))
+            except Exception as fault:
+                self._report(fault)
 
-    def _tell(self, records: Sequence[Record], summary: Record | None = None) -> None:
+    def _track(self, records: Sequence[Record], summary: Record | None = None) -> None:
+        if self._start is None:
+            return
         try:
             if self._tracker is None:
                 self._tracker = self._start()
             self._tracker.rounds(records)
             if summary is not None:
                 self._tracker.finish(summary)
-        # Whatever it is: libraries of others, their servers and their disks.
+        # Anything can fail: other people's libraries, servers, disks.
         except Exception as fault:
-            self._say(fault)
+            self._report(fault)
             self._tracker = None
             self._pause = 2**self._failures - 1
             self._failures += 1
 
-    def _say(self, fault: Exception) -> None:
+    def _report(self, fault: Exception) -> None:
         if self._failures == 0:
             reason = " ".join(str(fault).split())[:300] or type(fault).__name__
             self._warn(f"tracking={self._name} failed, and the run goes on: {reason}")
 
 
+def _status(kind: type[BaseException] | None) -> str:
+    if kind is None:
+        return "FINISHED"
+    killed = issubclass(kind, InterruptedRunError) or not issubclass(kind, Exception)
+    return "KILLED" if killed else "FAILED"
+
+
+def _tensorboard(config: Config, folder: Path) -> Tracker:
+    from server.tracking.tensorboard import TensorBoardTracker
+
+    return TensorBoardTracker(config, folder)
+
+
+def _mlflow(config: Config, folder: Path) -> Tracker:
+    from server.tracking.mlflow import MlflowTracker
+
+    return MlflowTracker(config, folder)
+
+
+#: Tool to what makes its tracker; each is imported when it is used.
+TRACKERS: dict[TrackingTool, Callable[[Config, Path], Tracker]] = {
+    TrackingTool.tensorboard: _tensorboard,
+    TrackingTool.mlflow: _mlflow,
+}
+
+
 def make_tracking(config: Config, folder: Path, warn: Callable[[str], None]) -> Tracking:
-    """Return what follows a run.
+    """Return the tracking of a run.
 
     Parameters
     ----------
     config
-        Of the run.
+        Configuration of the run.
     folder
         Its run folder, absolute.
     warn
-        Takes a line where tracking fails.
+        Takes a line if tracking fails.
     """
-
-    def start() -> Tracker:
-        if config.tracking.name is TrackingTool.none:
-            return NoTracker()
-        if config.tracking.name is TrackingTool.mlflow:
-            from server.tracking.mlflow import MlflowTracker
-
-            return MlflowTracker(config, folder)
-        from server.tracking.tensorboard import TensorBoardTracker
-
-        return TensorBoardTracker(config, folder)
-
+    make = TRACKERS.get(config.tracking.name)
+    start = None if make is None else lambda: make(config, folder)
     return Tracking(config.tracking.name, start, warn)
 
 
-class NoTracker:
-    """Follows nothing."""
-
-    def rounds(self, records: Sequence[Record]) -> None:
-        """Ignore them."""
-
-    def finish(self, summary: Record) -> None:
-        """Ignore it."""
-
-    def close(self, outcome: Outcome) -> None:
-        """Do nothing."""
-
-
 def check_tracking(config: TrackingConfig) -> None:
-    """Raise `UserError` for a tracker that could not follow anything.
+    """Refuse settings with which nothing could be tracked.
 
     Raises
     ------
     UserError
-        If MLflow is not installed, or its place cannot be what it is said to be.
+        If MLflow is not installed, or its URI or experiment is not valid.
     """
     if config.name is not TrackingTool.mlflow:
         if config.uri is not None:
@@ -176,21 +181,9 @@ def _check_uri(uri: str) -> None:
             "as in sqlite:///mlflow.db, or a server, as in http://127.0.0.1:5000"
         )
     if parts.password is not None:
-        # Settings are in the run folder, and sent to all sites of a federation.
+        # Settings are stored in the run folder, and sent to all sites of a federation.
         raise UserError(
             "tracking.uri holds a password, and settings are no secret; give it in the "
             "environment, as MLFLOW_TRACKING_URI, or MLFLOW_TRACKING_USERNAME and "
             "MLFLOW_TRACKING_PASSWORD"
         )
-
-
-def _outcome(kind: type[BaseException] | None) -> Outcome:
-    if kind is None:
-        return Outcome.finished
-    killed = issubclass(kind, InterruptedRunError) or not issubclass(kind, Exception)
-    return Outcome.killed if killed else Outcome.failed
-
-
-def no_tracking() -> Tracking:
-    """Return what follows nothing."""
-    return Tracking(TrackingTool.none, NoTracker, lambda _: None)

@@ -1,4 +1,4 @@
-"""An MLflow run says what the run folder says, read back with MLflow's own client."""
+"""An MLflow run holds what the run folder holds, read back with MLflow's own client."""
 
 import json
 import os
@@ -8,25 +8,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tracked_runs
 from broken_runs import BreakError, execute, files
-from tiny_runs import left_in, tiny
+from tiny_runs import left_in
+from tracked_runs import Steps, breaking, resumed
 
-from common.config import Config
-from server.app import prepare
 from server.baselines.baseline import run_baseline
 from server.prediction.predictor import Predictor
 from server.run.folder import flat_settings, read_settings
 from server.run.interruption import InterruptedRunError
 from server.run.run import Run
-from server.tracking.figures import round_figures, summary_figures
 
-ONE = ("clients.default=1", "strategy=fedavg", "tracking=mlflow")
 FILES = {"config.yaml", "learning_curve.png", "model.safetensors", "rounds.jsonl", "summary.json"}
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Where MLflow's database is, and its files go."""
+    """The folder of MLflow's database and files."""
     folder = tmp_path_factory.mktemp("mlflow")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -39,17 +37,9 @@ def in_place(place: Path, in_a_task: None) -> None:
     """Run there."""
 
 
-def config_of(place: Path, *overrides: str) -> Config:
-    return tiny(*ONE, f"tracking.uri=sqlite:///{place}/mlflow.db", *overrides)
-
-
 def begin(place: Path, folder: Path, *overrides: str) -> Run:
-    return prepare(config_of(place, *overrides), folder)
-
-
-def resumed(folder: Path, *overrides: str) -> Run:
-    given = [f"resume={folder}", *overrides]
-    return prepare(tiny(*given), folder.parent / "elsewhere", given)
+    uri = f"tracking.uri=sqlite:///{place}/mlflow.db"
+    return tracked_runs.begin(folder, "tracking=mlflow", uri, *overrides)
 
 
 def client(place: Path) -> Any:
@@ -62,7 +52,7 @@ def run_of(place: Path, folder: Path) -> Any:
     return client(place).get_run(json.loads((folder / "tracking.json").read_text())["run_id"])
 
 
-def told(place: Path, folder: Path) -> dict[str, list[tuple[int, float]]]:
+def logged(place: Path, folder: Path) -> Steps:
     """Metric to its steps and values."""
     run, asked = run_of(place, folder), client(place)
     histories = {name: asked.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
@@ -71,22 +61,14 @@ def told(place: Path, folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The same from the run folder."""
-    metrics: dict[str, list[tuple[int, float]]] = {}
-    for line in (folder / "rounds.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        for name, value in round_figures(record).items():
-            metrics.setdefault(name, []).append((record["round"], pytest.approx(value)))
-    summary = json.loads((folder / "summary.json").read_text())
-    for name, value in summary_figures(summary).items():
-        metrics[name.replace("+", "-")] = [(summary["rounds"], pytest.approx(value))]
-    return metrics
+def expected(folder: Path) -> Steps:
+    """The same from the run folder; MLflow has no + in names."""
+    return {name.replace("+", "-"): each for name, each in tracked_runs.expected(folder).items()}
 
 
 @pytest.fixture(scope="module")
 def finished(place: Path) -> Path:
-    """A run that went well; made by the first test that asks, in a task."""
+    """The folder of a finished run, which the first test that needs it makes."""
     return place / "runs" / "finished"
 
 
@@ -96,9 +78,9 @@ def finish(place: Path, folder: Path) -> Path:
     return folder
 
 
-def test_metrics_are_those_of_rounds_and_summary(place: Path, finished: Path) -> None:
+def test_metrics_are_those_of_the_run_folder(place: Path, finished: Path) -> None:
     folder = finish(place, finished)
-    found = told(place, folder)
+    found = logged(place, folder)
     assert found == expected(folder)
     assert [step for step, _ in found["validation/corr/multimodal"]] == [1, 2]
     assert "test_by_subset/corr/language-audio" in found
@@ -117,7 +99,7 @@ def test_parameters_are_the_settings(place: Path, finished: Path) -> None:
     assert client(place).get_experiment(run.info.experiment_id).name == "ha-fedformer"
 
 
-def test_the_files_of_the_run_folder_are_there(place: Path, finished: Path) -> None:
+def test_the_files_of_the_run_folder_are_artefacts(place: Path, finished: Path) -> None:
     folder = finish(place, finished)
     run = run_of(place, folder)
     kept = Path(run.info.artifact_uri)
@@ -169,20 +151,7 @@ def test_the_model_has_a_signature_and_predicts(place: Path, finished: Path) -> 
     assert np.isfinite(model.predict(example)["prediction"]).all()
 
 
-def breaking(run: Run, number: int, error: BaseException) -> Run:
-    """Have a run break off when its tracker knows a round, of which there is no checkpoint yet."""
-    tell = run.tracking.round
-
-    def breaks(records: list[dict[str, Any]]) -> None:
-        tell(records)
-        if len(records) == number:
-            raise error
-
-    run.tracking.round = breaks  # type: ignore[method-assign]
-    return run
-
-
-def test_it_goes_on_in_the_same_run_and_no_round_stands_twice(place: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     execute(breaking(begin(place, folder, "rounds=2"), 2, BreakError()), before=99)
     first = run_of(place, folder)
@@ -191,7 +160,7 @@ def test_it_goes_on_in_the_same_run_and_no_round_stands_twice(place: Path, tmp_p
     run = run_of(place, folder)
     assert run.info.run_id == first.info.run_id
     assert run.info.status == "FINISHED"
-    found, wanted = told(place, folder), expected(folder)
+    found, wanted = logged(place, folder), expected(folder)
     assert {name: [step for step, _ in each] for name, each in found.items()} == {
         name: [step for step, _ in each] for name, each in wanted.items()
     }
@@ -199,20 +168,20 @@ def test_it_goes_on_in_the_same_run_and_no_round_stands_twice(place: Path, tmp_p
     assert (run.data.params["rounds"], run.data.tags["resumed.rounds"]) == ("2", "3")
 
 
-def test_it_goes_on_elsewhere_where_that_is_asked(place: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_goes_on_in_another_experiment_if_asked(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     execute(begin(place, folder, "rounds=1"))
     first = run_of(place, folder)
     execute(resumed(folder, "rounds=2", "tracking.experiment=another"))
     second = run_of(place, folder)
     assert second.info.run_id != first.info.run_id
-    assert told(place, folder) == expected(folder)
+    assert logged(place, folder) == expected(folder)
 
 
 @pytest.mark.parametrize(
     ("error", "status"), [(InterruptedRunError(2), "KILLED"), (RuntimeError("bug"), "FAILED")]
 )
-def test_it_says_how_a_run_ended(
+def test_the_status_is_how_the_run_ended(
     place: Path, tmp_path: Path, error: Exception, status: str
 ) -> None:
     folder = tmp_path / "run"
@@ -221,17 +190,17 @@ def test_it_says_how_a_run_ended(
     assert run_of(place, folder).info.status == status
 
 
-def test_a_bound_is_tracked_too(place: Path, tmp_path: Path) -> None:
+def test_a_baseline_is_tracked_too(place: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     run_baseline(begin(place, folder, "strategy=local", "rounds=1"))
     run = run_of(place, folder)
-    assert told(place, folder) == expected(folder)
+    assert logged(place, folder) == expected(folder)
     assert run.outputs.model_outputs == []
     kept = {path.name for path in Path(run.info.artifact_uri).iterdir()}
     assert kept == FILES - {"model.safetensors"}
 
 
-def test_before_the_first_round_there_is_nothing(place: Path, tmp_path: Path) -> None:
+def test_nothing_is_logged_before_the_first_round(place: Path, tmp_path: Path) -> None:
     folder, asked = tmp_path / "run", client(place)
     experiments = [each.experiment_id for each in asked.search_experiments()]
     count = len(asked.search_runs(experiments))
@@ -240,7 +209,7 @@ def test_before_the_first_round_there_is_nothing(place: Path, tmp_path: Path) ->
     assert len(asked.search_runs(experiments)) == count
 
 
-def test_a_server_that_is_away_costs_a_line(
+def test_a_server_that_is_down_costs_one_line(
     place: Path,
     tmp_path: Path,
     finished: Path,
@@ -256,7 +225,7 @@ def test_a_server_that_is_away_costs_a_line(
     assert not (folder / "tracking.json").exists()
 
 
-def test_nothing_is_sent_to_its_makers(place: Path, finished: Path) -> None:
+def test_telemetry_is_off(place: Path, finished: Path) -> None:
     finish(place, finished)
     from mlflow.telemetry.utils import is_telemetry_disabled
 

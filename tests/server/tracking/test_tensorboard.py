@@ -1,23 +1,20 @@
-"""Event files say what ``rounds.jsonl`` says, read back with TensorBoard's own reader."""
+"""Event files hold what ``rounds.jsonl`` holds, read back with TensorBoard's own reader."""
 
 import itertools
-import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tracked_runs
 from broken_runs import BreakError, execute, files
-from tiny_runs import left_in, tiny
+from tiny_runs import left_in
+from tracked_runs import Steps, breaking, expected, resumed
 
-from server.app import prepare
 from server.run.run import Run
-from server.tracking.figures import round_figures, summary_figures
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
-
-ONE = ("clients.default=1", "strategy=fedavg")
 
 
 def reader(folder: Path) -> Any:
@@ -28,8 +25,7 @@ def reader(folder: Path) -> Any:
         return EventAccumulator(str(folder / "tensorboard")).Reload()
 
 
-def told(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """Tag to its steps and values."""
+def shown(folder: Path) -> Steps:
     found = reader(folder)
     return {
         tag: [(event.step, event.value) for event in found.Scalars(tag)]
@@ -37,39 +33,8 @@ def told(folder: Path) -> dict[str, list[tuple[int, float]]]:
     }
 
 
-def expected(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """The same from the run folder."""
-    tags: dict[str, list[tuple[int, float]]] = {}
-    for line in (folder / "rounds.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        for name, value in round_figures(record).items():
-            tags.setdefault(name, []).append((record["round"], pytest.approx(value, rel=1e-6)))
-    summary = json.loads((folder / "summary.json").read_text())
-    for name, value in summary_figures(summary).items():
-        tags[name] = [(summary["rounds"], pytest.approx(value, rel=1e-6))]
-    return tags
-
-
-def breaking(run: Run, number: int) -> Run:
-    """Have a run break off when its tracker knows a round, of which there is no checkpoint yet."""
-    tell = run.tracking.round
-
-    def breaks(records: list[dict[str, Any]]) -> None:
-        tell(records)
-        if len(records) == number:
-            raise BreakError
-
-    run.tracking.round = breaks  # type: ignore[assignment, method-assign]
-    return run
-
-
 def begin(folder: Path, *overrides: str) -> Run:
-    return prepare(tiny(*ONE, "tracking=tensorboard", *overrides), folder)
-
-
-def resumed(folder: Path, *overrides: str) -> Run:
-    given = [f"resume={folder}", *overrides]
-    return prepare(tiny(*given), folder.parent / "elsewhere", given)
+    return tracked_runs.begin(folder, "tracking=tensorboard", *overrides)
 
 
 @pytest.fixture(scope="module")
@@ -79,9 +44,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("in_a_task")
-def test_all_figures_of_rounds_and_summary_are_there(finished: Path) -> None:
-    found = told(finished)
+def test_all_figures_are_shown(finished: Path) -> None:
+    found = shown(finished)
     assert found == expected(finished)
     assert {
         *("train_loss/audio", "validation/corr/multimodal", "validation/mae/vision"),
@@ -91,7 +55,7 @@ def test_all_figures_of_rounds_and_summary_are_there(finished: Path) -> None:
     assert [step for step, _ in found["seconds"]] == [1, 2]
 
 
-def test_settings_can_be_read_and_compared(finished: Path) -> None:
+def test_settings_are_shown(finished: Path) -> None:
     from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
     found = reader(finished)
@@ -111,80 +75,71 @@ def test_settings_can_be_read_and_compared(finished: Path) -> None:
     assert "session_end_info" in parts
 
 
-def test_a_round_that_is_done_again_stands_once(tmp_path: Path) -> None:
+def test_a_repeated_round_is_shown_once(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    execute(breaking(begin(folder, "rounds=3"), 2), before=99)
+    execute(breaking(begin(folder, "rounds=3"), 2, BreakError()), before=99)
     open_all_along = reader(folder)
     assert [event.step for event in open_all_along.Scalars("seconds")] == [1, 2]
     execute(resumed(folder))
-    assert told(folder) == expected(folder)
+    assert shown(folder) == expected(folder)
     again = open_all_along.Reload().Scalars("seconds")
     assert [event.step for event in again] == [1, 2, 3]
+    for before, after in itertools.pairwise(again):
+        assert after.wall_time - before.wall_time >= after.value - 0.01
 
 
-def test_more_rounds_replace_the_scores_of_fewer(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    execute(begin(folder, "rounds=1"))
-    execute(resumed(folder, "rounds=2"))
-    assert told(folder) == expected(folder)
-    assert [step for step, _ in told(folder)["test/corr/multimodal"]] == [2]
-
-
-def test_a_run_that_was_not_tracked_can_be_from_where_it_goes_on(tmp_path: Path) -> None:
+def test_tracking_can_begin_with_a_resume_and_more_rounds_replace_scores(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     execute(begin(folder, "rounds=1", "tracking=none"))
     assert not (folder / "tensorboard").exists()
-    execute(resumed(folder, "rounds=2", "tracking=tensorboard"))
-    assert told(folder) == expected(folder)
+    for rounds in (2, 3):
+        execute(resumed(folder, f"rounds={rounds}", "tracking=tensorboard"))
+        assert shown(folder) == expected(folder)
+        assert [step for step, _ in shown(folder)["test/corr/multimodal"]] == [rounds]
 
 
-def test_before_the_first_round_there_is_nothing(tmp_path: Path) -> None:
+def test_nothing_is_written_before_the_first_round(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     execute(begin(folder), before=1)
     assert list(files(folder)) == ["config.yaml"]
 
 
-def test_times_are_those_of_the_rounds(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    execute(breaking(begin(folder, "rounds=3"), 2), before=99)
-    execute(resumed(folder))
-    events = reader(folder).Scalars("seconds")
-    for before, after in itertools.pairwise(events):
-        assert after.wall_time - before.wall_time >= after.value - 0.01
-
-
-def test_a_place_that_cannot_be_written_costs_a_line(
+def test_a_folder_that_cannot_be_written_costs_one_line(
     tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     (folder / "tensorboard").write_text("not a folder")
     execute(begin(folder))
-    shown = capsys.readouterr().out
-    assert shown.count("warning: tracking=tensorboard failed, and the run goes on:") == 1
+    output = capsys.readouterr().out
+    assert output.count("warning: tracking=tensorboard failed, and the run goes on:") == 1
     assert left_in(folder) == left_in(finished)
 
 
-def test_a_run_is_the_same_tracked_or_not(tmp_path: Path, finished: Path) -> None:
+def test_tracking_does_not_change_a_run(tmp_path: Path, finished: Path) -> None:
     execute(begin(tmp_path / "run", "tracking=none"))
     assert left_in(tmp_path / "run") == left_in(finished)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_disk_that_was_full_for_a_while_leaves_no_gap(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from server.tracking.tensorboard import TensorBoardTracker
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
 
-    write: Callable[..., None] = TensorBoardTracker._write
+    write: Callable[..., None] = RecordWriter.write
+    failed = []
 
-    def half_written(tracker: TensorBoardTracker, events: list[Any]) -> None:
-        if events[0].step == 2:
-            with tracker._path.open("ab") as file:
-                file.write(b"\x20\0\0\0")
+    def half_written(writer: Any, event: bytes) -> None:
+        if Event.FromString(event).step == 2 and not failed:
+            failed.append(event)
+            writer._writer.write(b"\x20\0\0\0")
             raise OSError(28, "No space left on device")
-        write(tracker, events)
+        write(writer, event)
 
-    monkeypatch.setattr(TensorBoardTracker, "_write", half_written)
+    monkeypatch.setattr(RecordWriter, "write", half_written)
     folder = tmp_path / "run"
     execute(begin(folder, "rounds=3"))
-    assert told(folder) == expected(folder)
+    assert failed and "No space left on device" in capsys.readouterr().out
+    assert shown(folder) == expected(folder)
