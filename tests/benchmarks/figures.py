@@ -78,7 +78,7 @@ import json, resource, subprocess, sys
 done = subprocess.run(sys.argv[1:], capture_output=True, text=True)
 used = resource.getrusage(resource.RUSAGE_CHILDREN)
 print(done.stdout, done.stderr, file=sys.stderr)
-print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss / 1e3, done.returncode]))
+print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6, done.returncode]))
 """
 
 

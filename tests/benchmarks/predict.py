@@ -14,23 +14,15 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from figures import Figure
+from figures import BIN, PROJECT, Figure, run_command
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 4
 WIDTHS = {"language": 16, "audio": 8}
 SOURCES = ("shard", "table")
-
-#: Peak memory of children is the largest of all, so that each is measured by a fresh process.
-MEASURE = (
-    "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
-    "print('PEAK', resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-)
 
 
 def write_model(path: Path) -> None:
@@ -86,7 +78,7 @@ def size_of(folder: Path, source: str) -> int:
 
 def in_a_process(call: str) -> None:
     """Write something in a process of its own, whose memory does not count."""
-    paths = [str(Path(__file__).parent), str(ROOT)]
+    paths = [str(Path(__file__).parent), str(PROJECT)]
     script = f"import sys; sys.path[:0] = {paths!r}; import predict; predict.{call}"
     subprocess.run([sys.executable, "-c", script], check=True)
 
@@ -98,21 +90,11 @@ def measured(
     file = "shard.safetensors" if source == "shard" else "table.csv"
     out = folder / f"predictions.{suffix}"
     given = [f"model={folder / 'model.safetensors'}", f"input={folder / file}", f"out={out}"]
-    command = [sys.executable, "-m", "server.commands.predict", *given, "device=cpu"]
-    began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, *command],
-        check=True,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": str(threads)},
-        capture_output=True,
-        text=True,
-    )
-    seconds = time.monotonic() - began
-    shown, peak = done.stdout.rsplit("PEAK", 1)
-    assert f"{items} items from language+audio" in shown
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    ran = run_command(BIN / "utmp-predict", *given, "device=cpu")
+    assert f"{items} items from language+audio" in ran.output
     out.unlink()
-    return seconds, int(peak) * 1024 / 1e6
+    return ran.seconds, ran.megabytes
 
 
 def row(

@@ -12,10 +12,10 @@ import pickle
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import numpy as np
+from figures import BIN, run_command
 
 STEPS = 50
 WIDTHS = {"text": 300, "audio": 74, "vision": 35}
@@ -56,28 +56,10 @@ def main() -> None:
         call = f"prepare.write_source(prepare.Path({str(source)!r}), {arguments.items})"
         subprocess.run([sys.executable, "-c", f"{writer}; {call}"], check=True)
         size = source.stat().st_size
-        # Peak memory of children is the largest of all, so the measuring process is fresh as well.
-        command = [
-            sys.executable,
-            "-m",
-            "server.commands.prepare",
-            f"path={source}",
-            f"out={folder}/shards",
-        ]
         print(f"source: {size / 1e9:.2f} GB, {arguments.items} items")
-        measure = (
-            "import resource, subprocess, sys; subprocess.run(sys.argv[1:], check=True);"
-            "u = resource.getrusage(resource.RUSAGE_CHILDREN);"
-            "print('USAGE', u.ru_maxrss, u.ru_utime + u.ru_stime)"
-        )
-        began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-c", measure, *command], check=True, capture_output=True, text=True
-        )
-        seconds = time.monotonic() - began
-        kilobytes, cpu = done.stdout.rsplit("USAGE", 1)[1].split()
-        peak = 1024 * int(kilobytes)
-        print(f"seconds: {seconds:.1f} wall, {float(cpu):.1f} CPU")
+        ran = run_command(BIN / "utmp-prepare", f"path={source}", f"out={folder}/shards")
+        print(f"seconds: {ran.seconds:.1f} wall, {ran.cpu:.1f} CPU")
+        peak = ran.megabytes * 1e6
         print(f"peak memory: {peak / 1e9:.2f} GB, {peak / size:.2f} times the source (limit 2.5)")
 
 
