@@ -47,22 +47,15 @@ def trust_round(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> dict[Cl
     trusts: dict[ClientKey, float] = {}
     for modality in {uplink.key.modality for uplink in uplinks}:
         clients = [uplink for uplink in uplinks if uplink.key.modality == modality]
-        keys = [uplink.key for uplink in clients]
-        trusts |= zip(keys, trust_clients(clients, prior, task), strict=True)
+        found = trust_clients(clients, prior, task)
+        trusts |= {client.key: trust for client, trust in zip(clients, found, strict=True)}
     return trusts
 
 
 def trust_clients(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> list[float]:
-    """Return the trust in the labels of each client of one modality, in (0, 1).
+    """Return the trust, in (0, 1), in the labels of each client of one modality in one round.
 
-    Parameters
-    ----------
-    uplinks
-        Of the clients of one modality in one round; their reports are of the same model.
-    prior
-        Of the pooled labels, see `common.model.evidence.prior_of`.
-    task
-        Kind of label.
+    `prior` is that of the pooled labels, see `common.model.evidence.prior_of`.
     """
     trusts = [1.0] * len(uplinks)
     # What all together think decides first; then what those think who are trusted by it.

@@ -21,26 +21,16 @@ from server.aggregation.rules import Setting, Shares, find_rule
 
 @dataclass(frozen=True)
 class ModalitySum:
-    """What the clients of one modality add up to.
+    """What the clients of one modality add up to."""
 
-    Attributes
-    ----------
-    encoder, decoder
-        Sums of the rules that merge them, see `server.aggregation.rules.ClientSum`.
-    loss
-        Sum of n_i times the train loss.
-    evidence
-        Sum of the clients' evidence, None for no client.
-    steps
-        For the scale of changes per local step.
-    examples, clients
-        Their numbers.
-    """
-
+    #: Sums of the rules that merge them, see `server.aggregation.rules.ClientSum`.
     encoder: Any
     decoder: Any
+    #: Of n_i times the train loss.
     loss: float = 0.0
-    evidence: Tensor | None = None
+    #: Of the clients' evidence.
+    evidence: Tensor = field(default_factory=lambda: torch.zeros(()))
+    #: For the scale of changes per local step.
     steps: StepSums = field(default_factory=StepSums)
     examples: int = 0
     clients: int = 0
@@ -60,7 +50,7 @@ class ModalitySum:
             self.encoder.add(uplink.encoder, share),
             self.decoder.add(uplink.decoder, share),
             self.loss + uplink.examples * uplink.train_loss,
-            _add(self.evidence, trust * uplink.evidence),
+            self.evidence + trust * uplink.evidence,
             self.steps.add(weight, uplink.steps),
             self.examples + uplink.examples,
             self.clients + 1,
@@ -72,7 +62,7 @@ class ModalitySum:
             self.encoder.merge(other.encoder),
             self.decoder.merge(other.decoder),
             self.loss + other.loss,
-            _add(self.evidence, other.evidence),
+            self.evidence + other.evidence,
             self.steps.merge(other.steps),
             self.examples + other.examples,
             self.clients + other.clients,
@@ -89,14 +79,7 @@ class RoundSum:
     def add(self, uplink: Uplink, weight: float | None = None, trust: float = 1.0) -> "RoundSum":
         """Add one client.
 
-        Parameters
-        ----------
-        uplink
-            Its update.
-        weight
-            What it counts, see `server.aggregation.client_weights`; None: its examples.
-        trust
-            What its evidence counts.
+        `weight` is what its update counts, by default its examples; `trust` what its evidence does.
         """
         counted = float(uplink.examples) if weight is None else weight
         name = uplink.key.modality
@@ -114,35 +97,20 @@ class RoundSum:
 
 @dataclass(frozen=True)
 class MergedRound:
-    """The new global model.
+    """The new global model."""
 
-    Attributes
-    ----------
-    parts
-        Encoders of the modalities that replied, and the decoder; trained tensors only.
-    decoder_weights
-        Layer to modality to its share in the decoder; empty where clients have none.
-    change_scales
-        What the change of each tensor is to be multiplied by, () each; see `StepSums`. Empty unless
-        steps are normalised.
-    """
-
+    #: Trained tensors only: encoders of the modalities that replied, and the decoder.
     parts: Parts
+    #: Layer to modality to its share in the decoder; empty where clients have none.
     decoder_weights: Shares
+    #: What the change of each tensor is multiplied by, () each; empty unless steps are normalised.
     change_scales: Parts
 
 
 def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> MergedRound:
     """Merge encoders inside, decoders across modalities.
 
-    Parameters
-    ----------
-    total
-        The round's sum, in which at least one client replied.
-    current
-        What the clients started from.
-    generator
-        Draws the noise of CmDA and FedAtt.
+    `current` is what the clients started from, `generator` draws the noise of CmDA and FedAtt.
 
     Raises
     ------
@@ -177,9 +145,3 @@ def _change_scales(sums: Mapping[str, ModalitySum], merged: Parts, config: Strat
     }
     everyone = reduce(StepSums.merge, [each.steps for each in sums.values()])
     return Parts(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))
-
-
-def _add(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return left + right

@@ -37,7 +37,7 @@ from common.structures import Structure, decoder_structure, encoder_structure
 from common.task import Task
 from server.roster.labels import PooledLabels
 from server.roster.registry import Member, Registry
-from server.strategy import HierarchicalAggregation, to_record
+from server.strategy import HierarchicalAggregation
 
 WIDTHS = {"language": 100, "audio": 73, "vision": 100}
 LABELS = torch.linspace(-1, 1, 24)
@@ -188,7 +188,7 @@ def measure(clients: int, name: str) -> dict[str, float]:
     keys = keys_of(clients)
     strategy, arrays, nodes = strategy_of(config, keys)
     contents = updates(strategy, config)
-    messages = strategy.configure_train(1, to_record(arrays), ConfigRecord(), nodes)
+    messages = strategy.configure_train(1, ArrayRecord(arrays), ConfigRecord(), nodes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     made, whole = Clocks(), Clocks()
     with whole:

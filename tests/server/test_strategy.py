@@ -18,7 +18,6 @@ from flwr.app import (
     MetricRecord,
     RecordDict,
 )
-from flwr.supercore.task_identity import TaskIdentity
 from memory_grid import MemoryGrid
 from torch import Tensor
 
@@ -58,7 +57,7 @@ from server.aggregation.posterior_std import posterior_std
 from server.records import RoundRecord
 from server.roster.labels import PooledLabels
 from server.roster.registry import Registry
-from server.strategy import HierarchicalAggregation, from_record, to_record
+from server.strategy import HierarchicalAggregation
 
 WIDTHS = {"audio": 3, "vision": 5}
 #: Node to its clients; the first hosts two, as a simulated node may.
@@ -71,12 +70,7 @@ LABELS = PooledLabels(PRIOR, SHARES, skew=0.05)
 BAD = "audio-1"
 
 
-@pytest.fixture(autouse=True)
-def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let messages be made outside a Flower process, and compute as `server.app` does."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("in_a_task")
 
 
 class FakeGrid(MemoryGrid):
@@ -146,7 +140,7 @@ class Federation:
     def ask(self, server_round: int = 1) -> list[Message]:
         return list(
             self.strategy.configure_train(
-                server_round, to_record(self.arrays), ConfigRecord(), self.grid
+                server_round, ArrayRecord(self.arrays), ConfigRecord(), self.grid
             )
         )
 
@@ -155,7 +149,7 @@ class Federation:
     ) -> tuple[dict[str, Tensor], RoundRecord]:
         record, metrics = self.strategy.aggregate_train(server_round, replies)
         assert metrics is None and self.strategy.report is not None
-        return from_record(record), self.strategy.report
+        return record.to_torch_state_dict(), self.strategy.report
 
 
 def steps_of(examples: int, config: Config) -> int:
@@ -277,7 +271,7 @@ def test_node_that_joins_with_a_modality_that_the_model_lacks_is_left_out_and_na
 
 def test_nothing_is_sent_for_evaluation() -> None:
     federation = Federation(config_with())
-    record = to_record(federation.arrays)
+    record = ArrayRecord(federation.arrays)
     asked = federation.strategy.configure_evaluate(1, record, ConfigRecord(), federation.grid)
     assert list(asked) == []
     assert federation.strategy.aggregate_evaluate(1, []) is None
@@ -840,8 +834,8 @@ def run_for_real(nodes: int, rounds: int) -> tuple[dict[str, Tensor], list[Round
     reports: list[RoundRecord] = []
     strategy = Recorded(config, Registry(), LABELS, trained)
     strategy.reports = reports
-    result = strategy.start(grid, to_record(model.state_dict()), num_rounds=rounds)
-    return from_record(result.arrays), reports, grid
+    result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=rounds)
+    return result.arrays.to_torch_state_dict(), reports, grid
 
 
 def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:

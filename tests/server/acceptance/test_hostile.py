@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, MetricRecord, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from test_strategy import Federation, assert_bitwise, config_with, honest, update_of
 from torch import Tensor
 from wire import changed, put_bytes
@@ -18,6 +17,7 @@ from common.config import Config
 from common.messages import Uplink
 from common.posterior import Form, Gaussian
 from common.protocol import decode_downlink, decode_uplink, encode_failure, encode_uplink
+from server.acceptance.privacy import privacy_spent
 
 NODES = {11: ("audio-0",), 12: ("audio-1",), 13: ("audio-2",), 14: ("vision-0",)}
 BAD, BAD_NODE = "audio-1", 12
@@ -26,12 +26,7 @@ STRATEGIES = ["paper", "fedavg"]
 NAN, INF = float("nan"), float("inf")
 
 
-@pytest.fixture(autouse=True)
-def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let messages be made outside a Flower process, and compute as `server.app` does."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
-    torch.set_num_threads(1)
+pytestmark = pytest.mark.usefixtures("in_a_task")
 
 
 def federation(*overrides: str) -> Federation:
@@ -182,7 +177,7 @@ ATTACKS: dict[str, tuple[Attack, list[str]]] = {
     ),
     "array with a name of a megabyte": (
         in_tensors(lambda t: t.update({"decoder/" + "x" * 2**20: torch.zeros(1)})),
-        ["MB of tensors, expected at most"],
+        ["bytes of tensors, expected at most"],
     ),
     "array with a name that clears the screen": (
         in_tensors(lambda t: t.update({"decoder/\x1b[2J\n": torch.zeros(1)})),
@@ -208,7 +203,7 @@ ATTACKS: dict[str, tuple[Attack, list[str]]] = {
     "steps": (sending(steps=10**9), ["steps"]),
     "loss NaN": (sending(train_loss=NAN), ["loss"]),
     "nothing": (instead(RecordDict()), ["about"]),
-    "ten times the size": (in_tensors(tenfold), ["sends", "B of tensors, expected at most"]),
+    "ten times the size": (in_tensors(tenfold), ["sends", "bytes of tensors, expected at most"]),
     "header that lies": (in_content(header_bomb), ["the tensors cannot be read"]),
     "bytes of no format": (
         in_content(lambda c: put_bytes(c, b"\x80\x04]\x94.")),
@@ -243,9 +238,9 @@ ATTACKS: dict[str, tuple[Attack, list[str]]] = {
     ),
     "evidence with a negative square": (
         sending(evidence=numbers(4, 0, 4, 0, -1, 0)),
-        ["negative sum of squares"],
+        ["no numbers have"],
     ),
-    "a megabyte of values": (in_figures(evidence=[0.0] * 2**17), ["values, expected at most"]),
+    "a megabyte of values": (in_figures(evidence=[0.0] * 2**17), ["letters"]),
     "a megabyte of text": (in_content(with_text("modality", "x" * 2**20)), ["letters"]),
     "a reason of a megabyte": (instead(encode_failure("x" * 2**20)), ["letters"]),
     "a reason that clears the screen": (instead(encode_failure("\x1b[2J\x07gone")), ["gone"]),
@@ -543,7 +538,7 @@ def test_private_server_refuses_what_was_not_clipped_and_only_that() -> None:
     expected = honest_average(others, run.config)
     noise = arrays["decoder.lstm.weight_ih_l0"] - expected
     assert 20 < noise.std().item() < 50
-    assert run.strategy.privacy_spent(ROUND) is not None
+    assert privacy_spent(run.config, ROUND) is not None
 
 
 def honest_average(messages: list[Message], config: Config) -> Tensor:

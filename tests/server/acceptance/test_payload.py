@@ -56,7 +56,6 @@ def largest(parts: Parts, modality: str, strategy: StrategyConfig) -> RecordDict
         ["strategy=few_rounds"],
         ["strategy=paper"],
         ["strategy=fedavg"],
-        ["strategy=median"],
         ["strategy=pbea", "strategy.encoder.structure=diagonal"],
         ["strategy=pbea", "strategy.encoder.structure=low_rank"],
     ],
@@ -90,30 +89,32 @@ def content_of(*sizes: int) -> RecordDict:
     return RecordDict({"tensors": ArrayRecord(arrays)})
 
 
-def test_more_bytes_or_arrays_than_that_are_refused_with_both_numbers() -> None:
+def test_more_bytes_than_that_are_refused_with_both_numbers() -> None:
     limits = [10_000, 1_000]
     check_payload(content_of(SLACK * 10_000), limits)
-    with pytest.raises(RejectedUpdateError, match=r"20\.0 kB of tensors, .* at most 10\.0 kB"):
+    with pytest.raises(RejectedUpdateError, match=r"20,001 bytes of tensors, .* at most 10,000"):
         check_payload(content_of(SLACK * 10_000 + 1), limits)
-    with pytest.raises(RejectedUpdateError, match=r"12\.3 MB of tensors, .* at most 10\.0 kB"):
-        check_payload(content_of(12_300_000), limits)
-    with pytest.raises(RejectedUpdateError, match="sends 2 arrays, expected at most 1"):
-        check_payload(content_of(1, 1), limits)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        (content_of(1, 1), "2 arrays, expected at most 1"),
         (RecordDict({str(n): ConfigRecord() for n in range(4)}), "4 records, expected at most 3"),
-        (RecordDict({"m": MetricRecord({"a": [1.0] * 65})}), "65 values, expected at most 64"),
-        (RecordDict({"c": ConfigRecord({str(n): n for n in range(65)})}), "65 values"),
-        (RecordDict({"c": ConfigRecord({"a": "x" * 65_536})}), "65538 letters"),
-        (RecordDict({"c": ConfigRecord({"a": ["x" * 40_000] * 2})}), "80002 letters"),
-        (RecordDict({"c": ConfigRecord({"a": b"x" * 65_536})}), "letters and bytes"),
-        (RecordDict({"c" * 65_537: ConfigRecord()}), "65537 letters"),
-        (RecordDict({"m": MetricRecord({"a" * 65_537: 1})}), "letters"),
+        (RecordDict({"m": MetricRecord({"a": [1.0] * 20_000})}), r"\d letters"),
+        (RecordDict({"c": ConfigRecord({str(n): n for n in range(10_000)})}), r"\d letters"),
+        (RecordDict({"c": ConfigRecord({"a": "x" * 65_536})}), "65,5.. letters"),
+        (RecordDict({"c": ConfigRecord({"a": ["x" * 40_000] * 2})}), "80,0.. letters"),
+        (RecordDict({"c": ConfigRecord({"a": [""] * 40_000})}), r"\d letters"),
+        (RecordDict({"c": ConfigRecord({"a": b"x" * 65_536})}), "65,5.. letters"),
+        (RecordDict({"c" * 65_537: ConfigRecord()}), "65,539 letters"),
+        (RecordDict({"m": MetricRecord({"a" * 65_537: 1})}), "65,5.. letters"),
+        (
+            RecordDict({"t": ArrayRecord({"a": Array("x" * 65_536, (), "numpy.ndarray", b"")})}),
+            "letters",
+        ),
     ],
 )
-def test_what_is_no_array_has_its_bounds_too(content: RecordDict, words: str) -> None:
+def test_what_is_no_tensor_has_its_bounds_too(content: RecordDict, words: str) -> None:
     with pytest.raises(RejectedUpdateError, match=words):
         check_payload(content, [1000])

@@ -11,14 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import DecoderConfig, DecoderMerge, EncoderConfig, StrategyConfig
+from common.config import DecoderConfig, EncoderConfig, StrategyConfig
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian, Posterior
 from server.aggregation.hierarchy import MergedRound, RoundSum, merge_round
 
 FEDAVG = StrategyConfig(
-    "fedavg", encoder=EncoderConfig("pbea"), decoder=DecoderConfig(merge=DecoderMerge.average)
+    "fedavg", encoder=EncoderConfig("pbea"), decoder=DecoderConfig(merge="average")
 )
 CMDA = StrategyConfig(
     "hierarchical", encoder=EncoderConfig("pbea"), decoder=DecoderConfig("cmda", noise=0.0)
@@ -165,7 +165,7 @@ def test_decoders_with_precisions_merge_by_them_across_modalities() -> None:
     sure = StrategyConfig(
         "few_rounds",
         encoder=EncoderConfig("pbea"),
-        decoder=DecoderConfig(merge=DecoderMerge.posterior),
+        decoder=DecoderConfig(merge="posterior"),
     )
     found = merged(total_of(uplinks, sure)).parts.decoder["head"].numpy()
     np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)

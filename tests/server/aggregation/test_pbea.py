@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.config import EncoderConfig, EncoderMerge, Scale, Structure
+from common.config import EncoderConfig, Scale
 from common.posterior import Form, Gaussian, Posterior
 from common.structures import fit_gaussian
 from server.aggregation.pbea import PosteriorSum
@@ -142,11 +142,11 @@ def test_sure_direction_wins_in_that_direction_only() -> None:
 @pytest.mark.parametrize(
     ("samples", "config"),
     [
-        (1, EncoderConfig("pbea", structure=Structure.row)),
-        (1, EncoderConfig("pbea", structure=Structure.diagonal, scale=Scale.absolute)),
-        (6, EncoderConfig("pbea", structure=Structure.row, shrinkage=1.0)),
-        (6, EncoderConfig("pbea", structure=Structure.diagonal, shrinkage=1.0)),
-        (6, EncoderConfig(merge=EncoderMerge.average)),
+        (1, EncoderConfig("pbea", structure="row")),
+        (1, EncoderConfig("pbea", structure="diagonal", scale=Scale.absolute)),
+        (6, EncoderConfig("pbea", structure="row", shrinkage=1.0)),
+        (6, EncoderConfig("pbea", structure="diagonal", shrinkage=1.0)),
+        (6, EncoderConfig(merge="average")),
     ],
 )
 @pytest.mark.parametrize("shape", [(4, 3), (5,), (2, 3, 2)])
@@ -165,8 +165,8 @@ def test_posteriors_without_directions_give_fedavg(
         np.testing.assert_allclose(total.finish()["w"].numpy(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.mark.parametrize("structure", [Structure.row, Structure.diagonal])
-def test_full_shrinkage_at_absolute_scale_weighs_by_spread(structure: Structure) -> None:
+@pytest.mark.parametrize("structure", ["row", "diagonal"])
+def test_full_shrinkage_at_absolute_scale_weighs_by_spread(structure: str) -> None:
     rng = np.random.default_rng(4)
     config = EncoderConfig("pbea", structure=structure, shrinkage=1.0, scale=Scale.absolute)
     weights, drawn = [2.0, 5.0], [rng.normal(size=(6, 4, 3)), 3 * rng.normal(size=(6, 4, 3))]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from common.clients import ClientKey
-from common.config import EncoderConfig, EncoderMerge, Scale, Structure
+from common.config import EncoderConfig, Scale
 from common.messages import Uplink
 from common.posterior import Form, Gaussian, Posterior
 from common.structures import fit_gaussian
@@ -42,8 +42,8 @@ def samples(count: int, deviation: float, shape: tuple[int, ...] = SHAPE) -> tor
     return deviation * torch.randn(count, *shape, generator=generator)
 
 
-def fitted(structure: Structure, scale: Scale, rho: float, given: torch.Tensor) -> Gaussian:
-    config = EncoderConfig(EncoderMerge.pbea, structure, rho, scale)
+def fitted(structure: str, scale: Scale, rho: float, given: torch.Tensor) -> Gaussian:
+    config = EncoderConfig("pbea", structure, rho, scale)
     return fit_gaussian(given, config, received=torch.zeros(given.shape[1:]))
 
 
@@ -86,14 +86,14 @@ def test_a_bias_without_a_precision_does_not_count() -> None:
     assert layer_std(Posterior.of(posterior)) == pytest.approx({"x": 0.5})
 
 
-@pytest.mark.parametrize("structure", [Structure.row, Structure.diagonal])
-def test_many_samples_of_one_deviation_have_it(structure: Structure) -> None:
+@pytest.mark.parametrize("structure", ["row", "diagonal"])
+def test_many_samples_of_one_deviation_have_it(structure: str) -> None:
     gaussian = fitted(structure, Scale.absolute, 0.05, samples(4000, 0.03))
     assert layer_std(Posterior.of({"a": gaussian})) == pytest.approx({"a": 0.03}, rel=0.02)
 
 
-@pytest.mark.parametrize("structure", [Structure.row, Structure.diagonal])
-def test_without_the_scale_what_is_round_has_std_one(structure: Structure) -> None:
+@pytest.mark.parametrize("structure", ["row", "diagonal"])
+def test_without_the_scale_what_is_round_has_std_one(structure: str) -> None:
     round_one = fitted(structure, Scale.relative, 0.3, samples(4000, 0.03))
     assert layer_std(Posterior.of({"a": round_one}))["a"] == pytest.approx(1, rel=0.02)
     # Half of the columns are sure: precisions 1 / rho and 1 / (rho + 2 (1 - rho)).
@@ -112,10 +112,10 @@ def test_of_inputs_it_is_one_over_their_root_mean_square() -> None:
     assert layer_std(Posterior.of({"a.weight": gaussian}))["a"] == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("structure", [Structure.low_rank, Structure.inputs, None])
-def test_without_a_precision_there_is_none(structure: Structure | None) -> None:
-    merge = EncoderMerge.average if structure is None else EncoderMerge.pbea
-    config = EncoderConfig(merge, structure or Structure.row, 0.5)
+@pytest.mark.parametrize("structure", ["low_rank", "inputs", None])
+def test_without_a_precision_there_is_none(structure: str | None) -> None:
+    merge = "average" if structure is None else "pbea"
+    config = EncoderConfig(merge, structure or "row", 0.5)
     gaussian = fit_gaussian(samples(4, 0.1), config, received=torch.zeros(SHAPE))
     posterior = {"a.weight": gaussian}
     assert layer_std(Posterior.of(posterior)) == {}
