@@ -109,49 +109,6 @@ def test_empty_round_is_neutral() -> None:
     assert_same_round(total.merge(RoundSum(CMDA)), total)
 
 
-def test_fedavg_is_the_average_by_examples() -> None:
-    uplinks = [uplink(key, identity=True) for key in KEYS]
-    result = merged(total_of(uplinks, FEDAVG))
-    examples = [each.examples for each in uplinks]
-    heads = np.stack([each.decoder["head"].mean.double().numpy() for each in uplinks])
-    np.testing.assert_allclose(
-        result.parts.decoder["head"].numpy(),
-        np.average(heads, axis=0, weights=examples),
-        atol=1e-6,
-    )
-    for modality in ("audio", "language", "vision"):
-        own = [each for each in uplinks if each.key.modality == modality]
-        means = np.stack([each.encoder["embed"].mean.double().numpy() for each in own])
-        np.testing.assert_allclose(
-            result.parts.encoders[modality]["embed"].numpy(),
-            np.average(means, axis=0, weights=[each.examples for each in own]),
-            atol=1e-6,
-        )
-
-
-def test_fedavg_reports_each_modality_s_share_of_the_examples() -> None:
-    uplinks = [uplink(key) for key in KEYS]
-    shares = merged(total_of(uplinks, FEDAVG)).decoder_weights["head"]
-    everyone = sum(each.examples for each in uplinks)
-    for modality, share in shares.items():
-        own = sum(each.examples for each in uplinks if each.key.modality == modality)
-        assert share == pytest.approx(own / everyone)
-    assert sum(shares.values()) == pytest.approx(1)
-
-
-def test_row_posteriors_merge_by_their_precisions() -> None:
-    uplinks = [uplink(ClientKey("language", part)) for part in range(3)]
-    left, right = np.zeros((3, 3)), np.zeros((3, 3))
-    for each in uplinks:
-        gaussian = each.encoder["embed"]
-        assert gaussian.precision is not None
-        precision = each.examples * gaussian.precision.double().numpy()
-        left += precision
-        right += gaussian.mean.double().numpy() @ precision
-    found = merged(total_of(uplinks, CMDA)).parts.encoders["language"]["embed"].numpy()
-    np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)
-
-
 def test_decoders_with_precisions_merge_by_them_across_modalities() -> None:
     rng = np.random.default_rng(3)
     uplinks, left, right = [], np.zeros((3, 3)), np.zeros((2, 3))
@@ -184,15 +141,6 @@ def test_cmda_of_two_modalities_is_the_mean_of_their_averages() -> None:
     assert result.decoder_weights["head"] == pytest.approx({"audio": 0.5, "language": 0.5})
     by_examples = merged(total_of(uplinks, FEDAVG)).parts.decoder["head"].numpy()
     assert np.abs(found - by_examples).max() > 1e-3
-
-
-def test_modality_without_reply_is_absent() -> None:
-    for config in (FEDAVG, CMDA):
-        result = merged(total_of([uplink(key) for key in KEYS[:4]], config))
-        assert set(result.parts.encoders) == {"audio", "language"}
-        assert all(
-            set(shares) == {"audio", "language"} for shares in result.decoder_weights.values()
-        )
 
 
 def test_losses_evidence_and_counts_are_summed() -> None:

@@ -1,35 +1,35 @@
 """Standard deviations against closed forms, and against the covariances that NumPy inverts."""
 
 import math
-from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
 from common.clients import ClientKey
-from common.config import EncoderConfig, Scale
+from common.config import EncoderConfig, Scale, StrategyConfig
 from common.messages import Uplink
 from common.posterior import Form, Gaussian, Posterior
 from common.structures import fit_gaussian
 from common.structures.inputs import mapped_gaussian
-from server.aggregation.posterior_std import MOST_CLIENTS, PosteriorReport, layer_std
+from common.task import Task
+from server.aggregation.posterior_std import MOST_CLIENTS, layer_std
+from server.aggregation.round import sum_updates
 
 SHAPE = (6, 5)
+SUMS = torch.zeros(0, dtype=torch.float64)
 
 
 def uplink(client: str, encoder: dict[str, Gaussian], decoder: dict[str, Gaussian]) -> Uplink:
     modality, _, part = client.rpartition("-")
-    sums = torch.zeros(0)
     posteriors = (Posterior.of(encoder), Posterior.of(decoder))
-    return Uplink(ClientKey(modality, int(part)), 1, *posteriors, 1, 0.5, sums, sums, 1)
+    return Uplink(ClientKey(modality, int(part)), 1, *posteriors, 1, 0.5, SUMS, SUMS, 1)
 
 
 def reported(uplinks: list[Uplink]) -> dict[str, dict[str, float]]:
-    report = PosteriorReport()
-    for each in uplinks:
-        report.add(each)
-    return report.by_client(Counter(each.key.modality for each in uplinks))
+    summed = sum_updates(uplinks, StrategyConfig("x"), SUMS, Task.regression)
+    summed.without_few(1)
+    return summed.stds_by_client()
 
 
 def diagonal(*precision: float) -> Gaussian:
@@ -78,12 +78,6 @@ def test_a_layer_is_its_weight_and_its_bias_by_their_elements() -> None:
     assert layer_std(Posterior.of(posterior)) == pytest.approx(
         {"x": (9 / (3 * 4 + 3 * 16 + 300)) ** 0.5}
     )
-
-
-def test_a_bias_without_a_precision_does_not_count() -> None:
-    weight = Gaussian(torch.zeros(3, 2), 4 * torch.eye(2), Form.row)
-    posterior = {"x.weight": weight, "x.bias": Gaussian(torch.zeros(3))}
-    assert layer_std(Posterior.of(posterior)) == pytest.approx({"x": 0.5})
 
 
 @pytest.mark.parametrize("structure", ["row", "diagonal"])
