@@ -1,31 +1,23 @@
 """How large a reply may be, checked before any of it is made into a tensor.
 
 A client of modality m sends, for each trained tensor of its encoder and of the decoder, the mean,
-and a precision where the configuration asks for one (`common.structures`). So the bytes of its
-tensors are known:
-
-    sum over tensors of  H + b |mean|  +  (H + b |precision| where there is one)
-
-with b bytes a number, H what a name, a type and a shape take at most, and of a symmetric matrix the
-upper triangle only.
+and a precision where the configuration asks for one (`common.structures`). So how many bytes its
+tensors have at most is known before it answers.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 
+import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from common.config import StrategyConfig
 from common.model.ha_fedformer import Parts
-from common.posterior import Form, precision_shape
+from common.posterior import Gaussian, precision_shape
 from common.protocol import payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
+from common.wire import DECODER, ENCODER, posterior_parts, write_tensors
 from server.acceptance.validation import RejectedUpdateError
-
-#: Bytes of the header's entry for a tensor besides its name: part, form, type, up to four
-#: dimensions, and where its bytes are.
-HEADER_BYTES = 160
 
 #: Up to so many times the limit is still read, so that the refusal can name the faulty tensor.
 SLACK = 2
@@ -39,23 +31,23 @@ MAX_LETTERS = 65_536
 
 def payload_limits(trained: Parts, config: StrategyConfig) -> dict[str, int]:
     """Return modality to the most bytes that the tensors of a client's update may have."""
-    decoder = _posterior_limit(trained.decoder, decoder_structure(config.decoder))
     structure = encoder_structure(config.encoder)
-    return {
-        name: _posterior_limit(tensors, structure) + decoder
+    decoder = posterior_parts(DECODER, _largest(trained.decoder, decoder_structure(config.decoder)))
+    encoders = {
+        name: posterior_parts(ENCODER, _largest(tensors, structure))
         for name, tensors in trained.encoders.items()
     }
+    return {name: len(write_tensors({**parts, **decoder})) for name, parts in encoders.items()}
 
 
-def _posterior_limit(tensors: Mapping[str, Tensor], structure: Structure | None) -> int:
-    nbytes = 0
+def _largest(tensors: Mapping[str, Tensor], structure: Structure | None) -> dict[str, Gaussian]:
+    """Return a posterior with every precision that is asked for."""
+    posterior = {}
     for name, mean in tensors.items():
-        numbers, form = [mean.numel()], posterior_form(mean, structure)
-        if (shape := precision_shape(mean, form)) is not None:
-            triangle = shape[0] * (shape[0] + 1) // 2 if form is Form.row else math.prod(shape)
-            numbers.append(triangle)
-        nbytes += sum(HEADER_BYTES + len(name) + mean.element_size() * count for count in numbers)
-    return nbytes
+        form = posterior_form(mean, structure)
+        shape = precision_shape(mean, form)
+        posterior[name] = Gaussian(mean, None if shape is None else torch.ones(shape), form)
+    return posterior
 
 
 def check_payload(content: RecordDict, limits: Iterable[int]) -> None:

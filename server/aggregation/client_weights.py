@@ -25,7 +25,7 @@ which is the average with weights w_i / tau_i, whose change is scaled by tau (su
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,8 +72,8 @@ def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
     if task is not Task.regression:
         expert = fit_fusion(FusionRule.product_of_experts, task, prior, {"": pooled}).experts[""]
         return uplink.agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
-    _, yy, pp, py = _deviations(pooled)
-    _, own_yy, _, own_py = _deviations(uplink.evidence)
+    yy, pp, py = _deviations(pooled)
+    own_yy, _, own_py = _deviations(uplink.evidence)
     if min(yy, pp, py) < 1e-100:
         return 0.0
     slope = py / yy
@@ -83,12 +83,10 @@ def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
     return ratio if math.isfinite(ratio) else 0.0
 
 
-def _deviations(sums: Tensor) -> tuple[float, float, float, float]:
-    """Return n and the sums of products of deviations yy, pp, py, from `evidence` of numbers."""
+def _deviations(sums: Tensor) -> tuple[float, float, float]:
+    """Return the sums of products of deviations yy, pp, py, from `evidence` of numbers."""
     n, y, yy, p, pp, py = sums.tolist()
-    if n <= 0:
-        return 0.0, 0.0, 0.0, 0.0
-    return n, yy - y * y / n, pp - p * p / n, py - p * y / n
+    return (yy - y * y / n, pp - p * p / n, py - p * y / n) if n > 0 else (0.0, 0.0, 0.0)
 
 
 def _sigmoid(value: float) -> float:
@@ -104,8 +102,7 @@ def client_weight(uplink: Uplink, rule: str, trusted: float) -> float:
     return float(uplink.examples)
 
 
-@dataclass(frozen=True)
-class StepSums:
+class StepSums(NamedTuple):
     """What the scale of a change per step is made of: sums of w, w tau and w / tau over clients."""
 
     weight: float = 0.0
@@ -118,11 +115,7 @@ class StepSums:
 
     def merge(self, other: "StepSums") -> "StepSums":
         """Return the sums of both."""
-        return StepSums(
-            self.weight + other.weight,
-            self.steps + other.steps,
-            self.inverse_steps + other.inverse_steps,
-        )
+        return StepSums(*(own + others for own, others in zip(self, other, strict=True)))
 
     def scale(self) -> float:
         """Return tau (sum_i p_i / tau_i): 1 where all clients make the same number of steps."""

@@ -27,33 +27,28 @@ class ModalitySum:
     encoder: Any
     decoder: Any
     #: Of n_i times the train loss.
-    loss: float = 0.0
-    #: Of the clients' evidence.
-    evidence: Tensor = field(default_factory=lambda: torch.zeros(()))
+    loss: float
+    #: Of the clients' evidence, each times the trust in it.
+    evidence: Tensor
     #: For the scale of changes per local step.
-    steps: StepSums = field(default_factory=StepSums)
-    examples: int = 0
-    clients: int = 0
+    steps: StepSums
+    examples: int
+    clients: int
 
     @classmethod
-    def empty(cls, config: StrategyConfig) -> "ModalitySum":
-        """Return the sum of no client."""
-        encoder = find_rule(config.encoder.merge, "encoder").start()
-        return cls(encoder, find_rule(config.decoder.merge, "decoder").start())
-
-    def add(
-        self, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
+    def of(
+        cls, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
     ) -> "ModalitySum":
-        """Add one client; see `RoundSum.add`."""
+        """Return one client's sum; see `RoundSum.add`."""
         share = weight / uplink.steps if config.normalise_steps else weight
-        return ModalitySum(
-            self.encoder.add(uplink.encoder, share),
-            self.decoder.add(uplink.decoder, share),
-            self.loss + uplink.examples * uplink.train_loss,
-            self.evidence + trust * uplink.evidence,
-            self.steps.add(weight, uplink.steps),
-            self.examples + uplink.examples,
-            self.clients + 1,
+        return cls(
+            find_rule(config.encoder.merge, "encoder").start().add(uplink.encoder, share),
+            find_rule(config.decoder.merge, "decoder").start().add(uplink.decoder, share),
+            uplink.examples * uplink.train_loss,
+            trust * uplink.evidence,
+            StepSums().add(weight, uplink.steps),
+            uplink.examples,
+            1,
         )
 
     def merge(self, other: "ModalitySum") -> "ModalitySum":
@@ -82,10 +77,8 @@ class RoundSum:
         `weight` is what its update counts, by default its examples; `trust` what its evidence does.
         """
         counted = float(uplink.examples) if weight is None else weight
-        name = uplink.key.modality
-        total = self.modalities.get(name) or ModalitySum.empty(self.config)
-        added = total.add(uplink, counted, trust, self.config)
-        return replace(self, modalities={**self.modalities, name: added})
+        one = ModalitySum.of(uplink, counted, trust, self.config)
+        return self.merge(RoundSum(self.config, {uplink.key.modality: one}))
 
     def merge(self, other: "RoundSum") -> "RoundSum":
         """Return the sum of both."""

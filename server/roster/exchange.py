@@ -60,26 +60,12 @@ def exchange(
     backlog: Backlog | None = None,
     intake: Intake | None = None,
 ) -> Iterator[Message]:
-    """Send messages and yield each reply once, as it comes.
+    """Send messages, then yield each reply once, as it comes, for at most `timeout` seconds.
 
-    Ends when all have been answered or after `timeout`. A reply that comes later belongs to no
-    message that anyone waits for.
-
-    Parameters
-    ----------
-    grid
-        Reaches the nodes.
-    messages
-        All are sent before the first reply is looked for. They expire soon after the deadline, so
-        that a node which hung does not work off the rounds that it missed.
-    timeout
-        Seconds from now.
-    check
-        Called before each look for replies; may raise to end the wait.
-    backlog
-        Takes the messages that are not answered in time.
-    intake
-        Says whose replies are looked for; others stay with the grid. None: all are.
+    Messages expire soon after the deadline, so that a node which hung does not work off the rounds
+    that it missed; late replies are discarded, and `backlog` notes whose they are. `check` is
+    called before each look for replies, and may raise to end the wait. `intake` says whose replies
+    are looked for; others stay with the grid.
     """
     pending = send(grid, messages, timeout + CLOCK_SECONDS)
     yield from collect(grid, pending, timeout, check, intake)

@@ -127,7 +127,7 @@ def header_bomb(content: RecordDict) -> None:
 
 def triangle_bomb(tensors: dict[str, Tensor]) -> None:
     """Send a long row, whose precision would have as many numbers as its square."""
-    tensors["decoder/head.weight"] = torch.zeros(1, 1000)
+    tensors["decoder/head.weight"] = torch.zeros(1, 400)
     tensors["decoder-precision/row:head.weight"] = torch.zeros(1)
 
 
