@@ -23,7 +23,7 @@ that have a precision of that tensor.
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -32,11 +32,12 @@ import torch
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import Config, Optimizer, Sampler, Scale
+from common.config import Config, Optimizer, PrivacyRule, Sampler, Scale
 from common.messages import Uplink
 from common.model.ha_fedformer import Parts
 from common.posterior import Layout, Posterior
 from common.structures import Structure, decoder_structure, encoder_structure
+from server.acceptance.validation import RejectedUpdateError
 
 #: (1 - b1) / sqrt(1 - b2) with torch's .9 and .999.
 _ADAM_STEP = 0.1 / math.sqrt(0.001)
@@ -79,16 +80,66 @@ class Measure(NamedTuple):
 
 
 class Screening:
-    """Measures and clips the updates of a round, from the trained arrays that clients were sent."""
+    """Compares and clips the updates of a round.
 
-    def __init__(self, sent: Parts, config: Config) -> None:
-        self._config, strategy = config, config.strategy
+    `sent` are the trained arrays that clients started from, `medians` what was usual before.
+    """
+
+    def __init__(self, sent: Parts, config: Config, medians: Medians) -> None:
+        self._config, strategy, privacy = config, config.strategy, config.privacy
         self._encoders = {name: _Start.of(arrays) for name, arrays in sent.encoders.items()}
         self._decoder = _Start.of(sent.decoder)
         self._structures = encoder_structure(strategy.encoder), decoder_structure(strategy.decoder)
+        self._clip = privacy.clip if privacy.name is PrivacyRule.central else None
+        self._former = medians
+        self._measured: list[tuple[ClientKey, list[Measure]]] = []
 
-    def measure(self, uplink: Uplink) -> list[Measure]:
-        """Measure an update that is sound by itself."""
+    def screen(self, uplink: Uplink) -> Uplink:
+        """Return an update that is sound by itself, clipped where that is asked for.
+
+        Raises
+        ------
+        RejectedUpdateError
+            If its change, or a precision, is out of proportion.
+        """
+        if self._clip is not None:
+            # Then what one client sends must not decide whether another counts.
+            fault = self._clip_fault(uplink, self._clip)
+        else:
+            measures = self._measure(uplink)
+            # Refused or not, it is one of those that say what is usual.
+            self._measured.append((uplink.key, measures))
+            faults = (measure.fault(self._former, uplink.key.modality) for measure in measures)
+            fault = next(filter(None, faults), None)
+        if fault:
+            raise RejectedUpdateError(fault)
+        for norm in (self._config.strategy.screening.clip_norm, self._clip):
+            if norm is not None:
+                uplink = self._clipped(uplink, norm)
+        return uplink
+
+    def medians(self) -> dict[str, float]:
+        """Return what the next round's updates are compared with.
+
+        Quantities that fewer than three clients have stay as they were. That of a modality is not
+        below that of all.
+        """
+        values: dict[str, dict[ClientKey, float]] = defaultdict(dict)
+        for key, measures in self._measured:
+            for measure in measures:
+                values[measure.quantity][key] = measure.value
+        medians = dict(self._former)
+        for name, by_client in values.items():
+            if len(by_client) < _QUORUM:
+                continue
+            medians[name] = overall = float(np.median(list(by_client.values())))
+            for modality in {key.modality for key in by_client} if name != "decoder" else ():
+                own = [value for key, value in by_client.items() if key.modality == modality]
+                typical = float(np.median(own)) if len(own) >= _QUORUM else overall
+                medians[f"{name}/{modality}"] = max(overall, typical)
+        return medians
+
+    def _measure(self, uplink: Uplink) -> list[Measure]:
         start, (encoder, decoder) = self._encoders[uplink.key.modality], self._structures
         return [
             self._change("decoder", uplink.decoder, self._decoder, uplink.steps, decoder),
@@ -126,7 +177,7 @@ class Screening:
                 quantity = f"precision of {part} array {name!r}"
                 yield Measure(quantity, gaussian.mean_precision(), factor)
 
-    def clip_fault(self, uplink: Uplink, norm: float) -> str | None:
+    def _clip_fault(self, uplink: Uplink, norm: float) -> str | None:
         """Say that a whole change is larger than the client was to clip it to, if it is."""
         encoder, decoder = self._encoders[uplink.key.modality], self._decoder
         changes = uplink.encoder.mean - encoder.values, uplink.decoder.mean - decoder.values
@@ -136,7 +187,7 @@ class Screening:
             return None
         return f"the norm of its change is {whole:.3g}, expected at most privacy.clip={norm:g}"
 
-    def clipped(self, uplink: Uplink, norm: float) -> Uplink:
+    def _clipped(self, uplink: Uplink, norm: float) -> Uplink:
         """Scale a whole change down to an L2 norm: D min(1, norm / ||D||), precisions as before."""
         encoder, decoder = uplink.encoder, uplink.decoder
         starts = self._encoders[uplink.key.modality].values.double(), self._decoder.values.double()
@@ -149,28 +200,6 @@ class Screening:
             for part, start, change in zip((encoder, decoder), starts, changes, strict=True)
         )
         return replace(uplink, encoder=encoder, decoder=decoder)
-
-
-def round_medians(measured: Iterable[tuple[ClientKey, list[Measure]]]) -> dict[str, float]:
-    """Return the medians that the next round's updates are compared with.
-
-    Quantities that fewer than three clients have are left out. That of a modality is not below that
-    of all.
-    """
-    values: dict[str, dict[ClientKey, float]] = defaultdict(dict)
-    for key, measures in measured:
-        for measure in measures:
-            values[measure.quantity][key] = measure.value
-    medians: dict[str, float] = {}
-    for name, by_client in values.items():
-        if len(by_client) < _QUORUM:
-            continue
-        medians[name] = overall = float(np.median(list(by_client.values())))
-        for modality in {key.modality for key in by_client} if name != "decoder" else ():
-            own = [value for key, value in by_client.items() if key.modality == modality]
-            typical = float(np.median(own)) if len(own) >= _QUORUM else overall
-            medians[f"{name}/{modality}"] = max(overall, typical)
-    return medians
 
 
 class _Start(NamedTuple):

@@ -12,7 +12,7 @@ from flwr.app import Message
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import Config, PrivacyRule
+from common.config import Config
 from common.messages import ClientDescription, Uplink
 from common.model.ha_fedformer import Parts
 from common.protocol import MAX_REASON, ClientFailureError, decode_uplink, payload_bytes
@@ -20,7 +20,7 @@ from common.task import Task
 from common.wire import ProtocolError
 from server.acceptance.order import ClientOrder
 from server.acceptance.payload import check_payload, payload_limits
-from server.acceptance.screening import Measure, Screening, round_medians
+from server.acceptance.screening import Screening
 from server.acceptance.validation import RejectedUpdateError, UpdateRules
 
 #: Letters of a line about a reply; what a client sends may be quoted in it.
@@ -72,10 +72,7 @@ class FilteredUpdates:
         self._pending = {node: list(keys) for node, keys in self._asked.items()}
         self._answers: Counter[int] = Counter()
         self._order = ClientOrder(sorted(self._clients))
-        self._screening = Screening(sent, checks.config)
-        self._measured: list[tuple[ClientKey, list[Measure]]] = []
-        privacy = checks.config.privacy
-        self._clip = privacy.clip if privacy.name is PrivacyRule.central else None
+        self._screening = Screening(sent, checks.config, checks.medians)
 
     def wanted(self) -> set[int] | None:
         """Return the nodes whose replies there is room for; None: all, see `order`."""
@@ -105,56 +102,37 @@ class FilteredUpdates:
             self.give_up(node)
         yield from self._order.ready()
         self.rejected.sort()
-        if self._clip is None:
-            self._checks.medians = {**self._checks.medians, **round_medians(self._measured)}
+        self._checks.medians = self._screening.medians()
 
     def _accepted(self, reply: Message, node: int) -> Uplink | None:
         """Return the update of a reply; None if it has none that may be used."""
-        asked = self._asked.get(node, [])
+        keys = self._asked.get(node, [])
         try:
-            uplink = self._decoded(reply, node, asked)
-            if not (fault := self._screened(uplink)):
-                return self._clipped(uplink)
-            self._refuse(node, [uplink.key], fault)
+            uplink = self._decoded(reply, node)
+            keys = [uplink.key]
+            self._checks.rules.check(uplink, self._clients[uplink.key], self._round)
+            return self._screening.screen(uplink)
         except ClientFailureError as error:
-            self._reject(node, asked, str(error))
+            self._reject(node, keys, str(error))
         except (RejectedUpdateError, ProtocolError) as error:
-            self._refuse(node, asked, str(error))
+            self._refuse(node, keys, str(error))
         except Exception as error:
             # What nobody foresaw in what one client sent must not end the run of the others.
-            self._refuse(node, asked, f"cannot be checked: {type(error).__name__}: {error}")
+            self._refuse(node, keys, f"cannot be checked: {type(error).__name__}: {error}")
         return None
 
-    def _decoded(self, reply: Message, node: int, asked: list[ClientKey]) -> Uplink:
-        """Decode the reply of a client that is still to answer, and check it by itself."""
+    def _decoded(self, reply: Message, node: int) -> Uplink:
+        """Decode the reply of a client that is still to answer."""
         if reply.has_error():
             raise ClientFailureError(_reason(reply.error.reason or ""))
         self.received += payload_bytes(reply.content)
-        limits = self._checks.limits
+        limits, asked = self._checks.limits, self._asked.get(node, [])
         modalities = {key.modality for key in asked} or limits.keys()
         check_payload(reply.content, [limits[name] for name in modalities])
         uplink = decode_uplink(reply.content)
         if uplink.key not in self._pending.get(node, ()):
             state = "has answered before" if uplink.key in asked else "was not asked of this node"
             raise RejectedUpdateError(f"{uplink.key} {state}")
-        self._checks.rules.check(uplink, self._clients[uplink.key], self._round)
-        return uplink
-
-    def _screened(self, uplink: Uplink) -> str | None:
-        """Say what of an update is out of proportion, if anything is."""
-        if self._clip is not None:
-            # Then what one client sends must not decide whether another counts.
-            return self._screening.clip_fault(uplink, self._clip)
-        measures = self._screening.measure(uplink)
-        # Refused or not, it is one of those that say what is usual.
-        self._measured.append((uplink.key, measures))
-        faults = (each.fault(self._checks.medians, uplink.key.modality) for each in measures)
-        return next(filter(None, faults), None)
-
-    def _clipped(self, uplink: Uplink) -> Uplink:
-        for norm in (self._checks.config.strategy.screening.clip_norm, self._clip):
-            if norm is not None:
-                uplink = self._screening.clipped(uplink, norm)
         return uplink
 
     def _refuse(self, node: int, keys: Sequence[ClientKey], reason: str) -> None:

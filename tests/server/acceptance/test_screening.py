@@ -1,6 +1,7 @@
 """Who is out of all proportion to the others, and who only looks so."""
 
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
@@ -12,15 +13,19 @@ from common.config import (
     DecoderConfig,
     EncoderConfig,
     Optimizer,
+    PrivacyConfig,
+    PrivacyRule,
     Sampler,
     SamplerConfig,
     Scale,
+    ScreeningConfig,
     StrategyConfig,
 )
 from common.messages import Uplink, no_numbers
 from common.model.ha_fedformer import Parts
 from common.posterior import Form, Gaussian, Posterior
-from server.acceptance.screening import Screening, round_medians
+from server.acceptance.screening import Screening
+from server.acceptance.validation import RejectedUpdateError
 
 #: The encoders have 4 and 16 numbers, and a norm of 2 and 4.
 SENT = Parts({"audio": {"e": torch.ones(4)}, "vision": {"e": torch.ones(16)}}, {"d": torch.ones(4)})
@@ -57,14 +62,18 @@ def refused(*uplinks: Uplink, strategy: StrategyConfig = UNKNOWN, lr: float = 1e
 
 def screened(uplinks: Iterable[Uplink], config: Config) -> set[str]:
     """Refuse who is out of proportion to a former round of the same updates."""
-    screening = Screening(SENT, config)
-    measured = [(uplink.key, screening.measure(uplink)) for uplink in uplinks]
-    medians = round_medians(measured)
-    return {
-        str(key)
-        for key, measures in measured
-        if any(measure.fault(medians, key.modality) for measure in measures)
-    }
+    former = Screening(SENT, config, {})
+    uplinks = list(uplinks)
+    for uplink in uplinks:
+        with suppress(RejectedUpdateError):
+            former.screen(uplink)
+    screening, refused = Screening(SENT, config, former.medians()), set()
+    for uplink in uplinks:
+        try:
+            screening.screen(uplink)
+        except RejectedUpdateError:
+            refused.add(str(uplink.key))
+    return refused
 
 
 def test_encoders_are_measured_by_the_median_of_their_modality() -> None:
@@ -191,27 +200,28 @@ def test_decoders_posteriors_always_keep_their_scale() -> None:
 # --- Clipping ---------------------------------------------------------------------------------
 
 
-def clip_update(uplink: Uplink, norm: float) -> Uplink:
-    return Screening(SENT, Config(strategy=UNKNOWN)).clipped(uplink, norm)
+def clipped(uplink: Uplink, norm: float) -> Uplink:
+    off = replace(UNKNOWN, screening=ScreeningConfig(norm_factor=None, clip_norm=norm))
+    return Screening(SENT, Config(strategy=off), {}).screen(uplink)
 
 
 def test_the_whole_change_is_scaled_down_to_the_norm() -> None:
-    clipped = clip_update(update("audio-0", 3.0, 4.0, scale=2.0), 2.5)
-    torch.testing.assert_close(clipped.encoder["e"].mean, 1 + torch.full((4,), 0.75))
-    torch.testing.assert_close(clipped.decoder["d"].mean, 1 + torch.full((4,), 1.0))
-    assert clipped.encoder["e"].precision is not None
-    assert clipped.encoder["e"].precision.tolist() == [2.0] * 4
+    small = clipped(update("audio-0", 3.0, 4.0, scale=2.0), 2.5)
+    torch.testing.assert_close(small.encoder["e"].mean, 1 + torch.full((4,), 0.75))
+    torch.testing.assert_close(small.decoder["d"].mean, 1 + torch.full((4,), 1.0))
+    assert small.encoder["e"].precision is not None
+    assert small.encoder["e"].precision.tolist() == [2.0] * 4
 
 
 def test_a_smaller_change_stays_as_it_is() -> None:
     small = update("audio-0", 3.0, 4.0)
-    assert clip_update(small, 5.1) is small
+    assert clipped(small, 5.1) is small
 
 
-def test_a_change_that_exceeds_the_clip_is_named() -> None:
-    uplinks = [update("audio-0", 0.3, 0.4), update("audio-1", 3.0, 4.0)]
-    screening = Screening(SENT, Config(strategy=UNKNOWN))
-    assert [screening.clip_fault(uplink, 0.5) for uplink in uplinks] == [
-        None,
-        "the norm of its change is 5, expected at most privacy.clip=0.5",
-    ]
+def test_a_change_that_exceeds_the_clip_of_private_clients_is_named() -> None:
+    config = Config(strategy=UNKNOWN, privacy=PrivacyConfig(PrivacyRule.central, clip=0.5))
+    screening = Screening(SENT, config, {})
+    screening.screen(update("audio-0", 0.3, 0.4))
+    with pytest.raises(RejectedUpdateError, match=r"is 5, expected at most privacy\.clip=0\.5"):
+        screening.screen(update("audio-1", 3.0, 4.0))
+    assert screening.medians() == {}
