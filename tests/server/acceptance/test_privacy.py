@@ -134,26 +134,10 @@ def test_local_privacy_is_of_any_two_data_sets() -> None:
         (["runtime.min_clients=2"], "runtime.min_clients=1"),
     ],
 )
-@pytest.mark.parametrize("rule", ["central", "local"])
-def test_what_the_mechanism_needs_is_asked_for_by_name(
-    rule: str, overrides: list[str], setting: str
-) -> None:
-    with pytest.raises(UserError, match=f"privacy={rule} needs {setting}, and the run has"):
-        private(f"privacy={rule}", *overrides)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        *("privacy.clip=0", "privacy.clip=-1", "privacy.noise_multiplier=0"),
-        *("privacy.delta=0", "privacy.delta=1", "strategy.screening.norm_factor=.5"),
-        *("strategy.screening.precision_factor=0", "strategy.screening.max_faults=0"),
-        "strategy.screening.clip_norm=0",
-    ],
-)
-def test_values_out_of_range_are_refused(setting: str) -> None:
-    with pytest.raises(UserError, match=setting.split("=")[0]):
-        private(setting)
+def test_what_the_mechanism_needs_is_asked_for_by_name(overrides: list[str], setting: str) -> None:
+    for rule in ("central", "local"):
+        with pytest.raises(UserError, match=f"privacy={rule} needs {setting}, and the run has"):
+            private(f"privacy={rule}", *overrides)
 
 
 # --- Whole runs -------------------------------------------------------------------------------

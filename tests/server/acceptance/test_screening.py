@@ -76,43 +76,42 @@ def screened(uplinks: Iterable[Uplink], config: Config) -> set[str]:
     return refused
 
 
-def test_encoders_are_measured_by_the_median_of_their_modality() -> None:
-    others = [update("audio-0", 0.1), update("audio-1", 0.3)]
-    assert refused(*others, update("audio-2", 2.9)) == set()
-    assert refused(*others, update("audio-2", 3.1)) == {"audio-2"}
+def moved(*clients: tuple[str, float] | tuple[str, float, float]) -> list[Uplink]:
+    return [update(*client) for client in clients]
+
+
+@pytest.mark.parametrize(
+    ("others", "name", "within", "beyond"),
+    [
+        (moved(("audio-0", 0.1), ("audio-1", 0.3)), "audio-2", (2.9,), (3.1,)),
+        # Decoders by the median of all.
+        (
+            moved(("audio-0", 0.1, 0.1), ("vision-0", 0.2, 0.2)),
+            *("vision-1", (0.2, 1.9), (0.2, 2.1)),
+        ),
+        # A lone client by the root mean square of all: .1 over 4 numbers is as much as .2 over 16.
+        (moved(*((f"audio-{n}", 0.1) for n in range(3))), "vision-0", (1.9,), (2.1,)),
+        # A majority of its modality that sends nothing changes nothing for the third.
+        (
+            moved(("audio-0", 0), ("audio-1", 0), *((f"vision-{n}", 0.2) for n in range(3))),
+            *("audio-2", (0.9,), (1.1,)),
+        ),
+        # Fewer than three by what they were sent.
+        ([], "audio-0", (19.9,), (20.1,)),
+        (moved(("vision-0", 0.1)), "audio-0", (19.9,), (20.1,)),
+    ],
+)
+def test_a_change_is_measured_by_the_median(
+    others: list[Uplink], name: str, within: tuple[float, ...], beyond: tuple[float, ...]
+) -> None:
+    assert refused(*others, update(name, *within)) == set()
+    assert refused(*others, update(name, *beyond)) == {name}
 
 
 def test_a_modality_that_moves_more_than_the_others_is_its_own_measure() -> None:
     still = [update(f"vision-{part}", 0.01) for part in range(4)]
     lively = [update(f"audio-{part}", 2.0) for part in range(3)]
     assert refused(*still, *lively) == set()
-
-
-def test_decoders_are_measured_by_the_median_of_all() -> None:
-    others = [update("audio-0", 0.1, 0.1), update("vision-0", 0.2, 0.2)]
-    assert refused(*others, update("vision-1", 0.2, 1.9)) == set()
-    assert refused(*others, update("vision-1", 0.2, 2.1)) == {"vision-1"}
-
-
-def test_a_lone_client_of_its_modality_is_measured_by_the_others_root_mean_square() -> None:
-    # .1 over 4 numbers is as much as .2 over 16.
-    others = [update(f"audio-{part}", 0.1) for part in range(3)]
-    assert refused(*others, update("vision-0", 1.9)) == set()
-    assert refused(*others, update("vision-0", 2.1)) == {"vision-0"}
-
-
-def test_a_majority_of_a_modality_that_sends_nothing_changes_nothing_for_the_third() -> None:
-    nothing = [update("audio-0", 0.0), update("audio-1", 0.0)]
-    others = [update(f"vision-{part}", 0.2) for part in range(3)]
-    assert refused(*nothing, update("audio-2", 0.9), *others) == set()
-    assert refused(*nothing, update("audio-2", 1.1), *others) == {"audio-2"}
-
-
-@pytest.mark.parametrize("count", [1, 2])
-def test_fewer_than_three_are_measured_by_what_they_were_sent(count: int) -> None:
-    others = [update("vision-0", 0.1)][: count - 1]
-    assert refused(*others, update("audio-0", 19.9)) == set()
-    assert refused(*others, update("audio-0", 20.1)) == {"audio-0"}
 
 
 def test_a_majority_does_not_move_what_was_sent() -> None:

@@ -165,14 +165,6 @@ def test_fednova_is_the_formula_of_wang_et_al() -> None:
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("steps", [1, 7])
-def test_equal_steps_make_fednova_fedavg(steps: int) -> None:
-    uplinks = [replace(each, steps=steps) for each in ROUND]
-    assert weights(Server(strategy("fednova")).merge(uplinks)) == pytest.approx(
-        weights(Server(strategy("fedavg")).merge(uplinks)), abs=1e-6
-    )
-
-
 @dataclass(frozen=True)
 class Quadratics:
     """Clients with losses h_i / 2 (w - m_i)^2 that make steps of plain SGD at a small rate."""

@@ -182,30 +182,6 @@ def test_nobody_can_be_compared_to_himself(task: Task, kind: str) -> None:
     assert min(trusts([kind], task)) > 0.5
 
 
-@pytest.mark.parametrize("task", list(Task))
-def test_a_client_without_validation_items_is_kept(task: Task) -> None:
-    *_, none = trusts(["sound"] * 3 + ["no items"], task)
-    assert none == pytest.approx(NEUTRAL)
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_trust_does_not_depend_on_the_order_of_the_clients(task: Task) -> None:
-    prior = PRIORS[task]
-    uplinks = [
-        uplink(
-            task,
-            agrees=agreement(
-                outputs_for(labels, task, seed), labels, label_sums(labels, task, 3), prior, task
-            ),
-            seen=evidence(outputs_for(labels, task, seed), labels, prior, task),
-        )
-        for seed in range(4)
-        for labels in [labels_of(task, seed, 8)]
-    ]
-    found = trust_clients(uplinks, prior, task)
-    assert trust_clients(uplinks[::-1], prior, task)[::-1] == pytest.approx(found)
-
-
 # --- Weights ----------------------------------------------------------------------------------
 
 

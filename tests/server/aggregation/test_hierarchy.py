@@ -128,21 +128,6 @@ def test_decoders_with_precisions_merge_by_them_across_modalities() -> None:
     np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)
 
 
-def test_cmda_of_two_modalities_is_the_mean_of_their_averages() -> None:
-    uplinks = [uplink(key) for key in KEYS[:4]]
-    averages = []
-    for modality in ("audio", "language"):
-        own = [each for each in uplinks if each.key.modality == modality]
-        heads = np.stack([each.decoder["head"].mean.double().numpy() for each in own])
-        averages.append(np.average(heads, axis=0, weights=[each.examples for each in own]))
-    result = merged(total_of(uplinks, CMDA))
-    found = result.parts.decoder["head"].numpy()
-    np.testing.assert_allclose(found, np.mean(averages, axis=0), atol=1e-6)
-    assert result.decoder_weights["head"] == pytest.approx({"audio": 0.5, "language": 0.5})
-    by_examples = merged(total_of(uplinks, FEDAVG)).parts.decoder["head"].numpy()
-    assert np.abs(found - by_examples).max() > 1e-3
-
-
 def test_losses_evidence_and_counts_are_summed() -> None:
     uplinks = [uplink(ClientKey("vision", part)) for part in range(4)]
     total = total_of(uplinks, FEDAVG).modalities["vision"]

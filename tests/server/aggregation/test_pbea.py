@@ -112,27 +112,6 @@ def test_diagonal_precisions_give_the_pooled_optimum(shape: tuple[int, ...]) -> 
     assert np.linalg.norm(fedavg - expected) > 0.05 * np.linalg.norm(expected)
 
 
-def test_sure_direction_wins_in_that_direction_only() -> None:
-    rng = np.random.default_rng(2)
-    direction = rng.normal(size=5)
-    direction /= np.linalg.norm(direction)
-    sure = np.eye(5) + 1e9 * np.outer(direction, direction)
-    means = [rng.normal(size=(4, 5)) for _ in range(2)]
-    total = product(
-        [
-            Gaussian(torch.from_numpy(means[0]), torch.from_numpy(sure), Form.row),
-            Gaussian(torch.from_numpy(means[1]), torch.eye(5, dtype=torch.float64), Form.row),
-        ],
-        [1.0, 3.0],
-    )
-    mode = exact_mode(total)
-    np.testing.assert_allclose(mode @ direction, means[0] @ direction, atol=1e-7)
-    across = np.eye(5) - np.outer(direction, direction)
-    fedavg = np.average(np.stack(means), axis=0, weights=[1, 3])
-    np.testing.assert_allclose(mode @ across, fedavg @ across, atol=1e-6)
-    assert np.abs(means[0] @ direction - fedavg @ direction).max() > 0.1
-
-
 # --- Where PbEA is FedAvg ---------------------------------------------------------------------
 
 
@@ -172,18 +151,6 @@ def test_full_shrinkage_at_absolute_scale_weighs_by_spread(structure: str) -> No
     means = np.stack([each.mean(axis=0) for each in drawn])
     np.testing.assert_allclose(
         exact_mode(total), np.average(means, axis=0, weights=inverse_spread), rtol=1e-12
-    )
-
-
-@pytest.mark.parametrize("form", list(Form))
-def test_equal_precisions_give_the_average(form: Form) -> None:
-    weights = [1.0, 2.5, 40.0]
-    precision = random_posterior(99, form=form).precision
-    means = [random_posterior(seed, form=form).mean for seed in range(3)]
-    total = product([Gaussian(mean, precision, form) for mean in means], weights)
-    stacked = np.stack([mean.double().numpy() for mean in means])
-    np.testing.assert_allclose(
-        exact_mode(total), np.average(stacked, axis=0, weights=weights), rtol=1e-6, atol=1e-7
     )
 
 
