@@ -17,6 +17,8 @@ prior, which the server knows. `agreement` is a constant minus such a loss: it i
 b = 0, and at most n (-log of the rarest of the client's own shares).
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -115,13 +117,16 @@ def _slack(size: float) -> float:
 
 def _are_products(sums: Tensor) -> bool:
     """Whether n, y, yy, p, pp, py are sums of products of three vectors."""
-    gram = sums[torch.tensor([[0, 1, 3], [1, 2, 5], [3, 5, 4]])]
-    # As correlations, so that the unit of the labels does not matter.
-    scale = gram.diagonal().clamp(min=0).sqrt().clamp(min=1e-150)
-    correlations = gram / scale.outer(scale)
-    if (gram.diagonal() < 0).any() or not (correlations.abs() <= 1 + _TOLERANCE).all():
+    n, y, yy, p, pp, py = sums.tolist()
+    if min(yy, pp) < 0:
         return False
-    return bool(torch.linalg.eigvalsh(correlations)[0] >= -_TOLERANCE)
+    # As correlations, so that the unit of the labels does not matter.
+    i, j, k = (max(math.sqrt(square), 1e-150) for square in (n, yy, pp))
+    r, s, t = y / i / j, p / i / k, py / j / k
+    # Their matrix, with d on its diagonal, is to have no negative principal minor.
+    d = 1 + _TOLERANCE
+    pairs = max(abs(r), abs(s), abs(t)) <= d
+    return pairs and d**3 + 2 * r * s * t - d * (r**2 + s**2 + t**2) >= 0
 
 
 def _is_convex(losses: Tensor) -> bool:

@@ -92,7 +92,8 @@ class Screening:
         self._structures = encoder_structure(strategy.encoder), decoder_structure(strategy.decoder)
         self._clip = privacy.clip if privacy.name is PrivacyRule.central else None
         self._former = medians
-        self._measured: list[tuple[ClientKey, list[Measure]]] = []
+        #: Quantity to what each client has of it.
+        self._values: dict[str, dict[ClientKey, float]] = defaultdict(dict)
 
     def screen(self, uplink: Uplink) -> Uplink:
         """Return an update that is sound by itself, clipped where that is asked for.
@@ -107,8 +108,9 @@ class Screening:
             fault = self._clip_fault(uplink, self._clip)
         else:
             measures = self._measure(uplink)
-            # Refused or not, it is one of those that say what is usual.
-            self._measured.append((uplink.key, measures))
+            for measure in measures:
+                # Refused or not, it is one of those that say what is usual.
+                self._values[measure.quantity][uplink.key] = measure.value
             faults = (measure.fault(self._former, uplink.key.modality) for measure in measures)
             fault = next(filter(None, faults), None)
         if fault:
@@ -124,12 +126,8 @@ class Screening:
         Quantities that fewer than three clients have stay as they were. That of a modality is not
         below that of all.
         """
-        values: dict[str, dict[ClientKey, float]] = defaultdict(dict)
-        for key, measures in self._measured:
-            for measure in measures:
-                values[measure.quantity][key] = measure.value
         medians = dict(self._former)
-        for name, by_client in values.items():
+        for name, by_client in self._values.items():
             if len(by_client) < _QUORUM:
                 continue
             medians[name] = overall = float(np.median(list(by_client.values())))
