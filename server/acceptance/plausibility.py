@@ -125,8 +125,8 @@ def _are_products(sums: Tensor) -> bool:
     r, s, t = y / i / j, p / i / k, py / j / k
     # Their matrix, with d on its diagonal, is to have no negative principal minor.
     d = 1 + _TOLERANCE
-    pairs = max(abs(r), abs(s), abs(t)) <= d
-    return pairs and d**3 + 2 * r * s * t - d * (r**2 + s**2 + t**2) >= 0
+    is_bounded = max(abs(r), abs(s), abs(t)) <= d
+    return is_bounded and bool(d**3 + 2 * r * s * t - d * (r**2 + s**2 + t**2) >= 0)
 
 
 def _is_convex(losses: Tensor) -> bool:
