@@ -27,8 +27,8 @@ from common.clients import ClientKey
 from common.config import Condition, Config, Payload, PrivacyRule, ServerOptimizerConfig
 from common.errors import UserError
 from common.messages import Downlink, Uplink, no_numbers
-from common.model.evidence import no_evidence
-from common.model.ha_fedformer import Parts, join_arrays, split_arrays
+from common.model.calibration import no_calibration_sums
+from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
 from server.acceptance.privacy import add_noise, privacy_spent
@@ -50,8 +50,8 @@ class StrategyState:
     ----------
     optimizer
         Of the server.
-    evidence
-        Modality to what its clients last saw of the model, see `common.model.evidence.evidence`.
+    calibration_sums
+        Modality to what its clients last saw of the model, see `common.model.calibration`.
     faults
         Node to the number of its refused updates.
     medians
@@ -59,7 +59,7 @@ class StrategyState:
     """
 
     optimizer: OptimizerState
-    evidence: Mapping[str, Tensor]
+    calibration_sums: Mapping[str, Tensor]
     faults: Mapping[int, int]
     medians: Mapping[str, float]
 
@@ -92,7 +92,7 @@ class HierarchicalAggregation(Strategy):
     """
 
     def __init__(
-        self, config: Config, registry: Registry, labels: PooledLabels, trained: Parts
+        self, config: Config, registry: Registry, labels: PooledLabels, trained: ModelArrays
     ) -> None:
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
@@ -101,7 +101,7 @@ class HierarchicalAggregation(Strategy):
         self.registry = registry
         self.labels = labels
         self.prior = labels.prior
-        self.evidence = {name: no_evidence(task) for name in trained.encoders}
+        self.calibration_sums = {name: no_calibration_sums(task) for name in trained.encoders}
         self.report: RoundRecord | None = None
         self.updates: FilteredUpdates
         self._task = task
@@ -109,19 +109,19 @@ class HierarchicalAggregation(Strategy):
         self._trained = trained
         self._optimizer = OptimizerState()
         self._model: dict[str, Tensor] = {}
-        self._sent = Parts({}, {})
+        self._sent = ModelArrays({}, {})
         self._skipped: list[str] = []
         self._bytes_down = 0
 
     def state(self) -> StrategyState:
         """Return what the next round needs."""
         faults, medians = dict(self._filter.faults), dict(self._filter.medians)
-        return StrategyState(self._optimizer, dict(self.evidence), faults, medians)
+        return StrategyState(self._optimizer, dict(self.calibration_sums), faults, medians)
 
     def restore(self, state: StrategyState) -> None:
         """Go on from what `state` returned."""
         self._optimizer = state.optimizer
-        self.evidence |= state.evidence
+        self.calibration_sums |= state.calibration_sums
         self._filter.faults.update(state.faults)
         self._filter.medians = dict(state.medians)
 
@@ -209,7 +209,7 @@ class HierarchicalAggregation(Strategy):
         return free or chosen
 
     def _messages(
-        self, server_round: int, members: Iterable[Member], model: Parts
+        self, server_round: int, members: Iterable[Member], model: ModelArrays
     ) -> Iterator[Message]:
         scale = self._lr_scale(server_round)
         adjusts = self._holds(self.config.strategy.local.logit_adjustment)
@@ -259,8 +259,8 @@ class HierarchicalAggregation(Strategy):
         modalities = dict(sorted(summed.total.modalities.items()))
         shares = self._step(server_round, summed.total) if modalities else {}
         for name, modality in modalities.items():
-            if modality.evidence is not None:
-                self.evidence[name] = modality.evidence
+            if modality.calibration_sums is not None:
+                self.calibration_sums[name] = modality.calibration_sums
         counts = {name: modality.clients for name, modality in modalities.items()}
         return RoundRecord(
             round=server_round,

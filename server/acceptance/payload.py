@@ -17,7 +17,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from common.config import StrategyConfig
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, precision_shape
 from common.protocol import payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
@@ -41,7 +41,7 @@ MAX_VALUES = 64
 MAX_LETTERS = 65_536
 
 
-def payload_limits(trained: Parts, config: StrategyConfig) -> dict[str, int]:
+def payload_limits(trained: ModelArrays, config: StrategyConfig) -> dict[str, int]:
     """Return modality to how many bytes the tensors of its client's update have at most."""
     decoder = _of_posterior(trained.decoder, decoder_structure(config.decoder))
     structure = encoder_structure(config.encoder)

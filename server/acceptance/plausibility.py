@@ -1,6 +1,6 @@
 """Sums that no data can have: checks of what a client reports about its labels and predictions.
 
-The sums are those of `common.model.evidence`. Each function returns what is wrong, or None.
+The sums are those of `common.model.calibration`. Each function returns what is wrong, or None.
 
 Numbers: n, sum y, sum y^2, sum p, sum p^2, sum p y are the products of three vectors, (1 .. 1), y
 and p, so their matrix
@@ -14,8 +14,8 @@ zero and around the means. That items of a group were counted as fewer changes n
 
 Classes and labels: the log-loss L(b) at inverse temperatures b is a sum of -log of probabilities,
 so it is at least 0; it is convex in b, since logits are linear in b; and at b = 0 it is that of the
-prior, which the server knows. `agreement` is a constant minus such a loss: it is concave, 0 at
-b = 0, and at most n (-log of the rarest of the client's own shares).
+prior, which the server knows. `label_agreement` is a constant minus such a loss: it is concave, 0
+at b = 0, and at most n (-log of the rarest of the client's own shares).
 """
 
 import math
@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.evidence import INVERSE_TEMPERATURES, label_counts, own_shares
+from common.model.calibration import INVERSE_TEMPERATURES, label_counts, own_shares
 from common.task import Task
 
 #: Of a sum, for rounding.
@@ -53,13 +53,13 @@ def most_validated(examples: int, share: float) -> float:
     return MAX_HELD_BACK * examples * max(1.0, share / (1 - share))
 
 
-def evidence_fault(sums: Tensor, task: Task, prior: Tensor, most: float) -> str | None:
+def calibration_fault(sums: Tensor, task: Task, prior: Tensor, most: float) -> str | None:
     """Say why no predictions have this evidence.
 
     Parameters
     ----------
     sums
-        From `common.model.evidence.evidence`, or what claims to be.
+        From `common.model.calibration.calibration_sums`, or what claims to be.
     task, prior
         Kind of label, and the pooled prior that the client was sent.
     most
@@ -93,13 +93,13 @@ def agreement_fault(
     Parameters
     ----------
     agrees
-        From `common.model.evidence.agreement`, or what claims to be.
+        From `common.model.calibration.label_agreement`, or what claims to be.
     count
         Items that the evidence is of.
     labels
         The client's label sums, as it described itself.
     task, prior
-        As for `evidence_fault`.
+        As for `calibration_fault`.
     """
     if task is Task.regression:
         return None
@@ -116,7 +116,7 @@ def agreement_fault(
 
 
 def label_sums_fault(sums: Tensor, task: Task, examples: int) -> str | None:
-    """Say why no labels of so many items have these sums (`common.model.evidence.label_sums`)."""
+    """Say why no labels of so many items have these sums (`calibration.label_sums`)."""
     if len(sums) == 0 or not sums.isfinite().all():
         return f"label sums {sums.tolist()}"
     counts = label_counts(sums, task)

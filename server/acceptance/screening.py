@@ -34,7 +34,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import Config, Optimizer, Sampler, Scale
 from common.messages import Uplink
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Layout, Posterior
 from common.structures import Structure, decoder_structure, encoder_structure
 
@@ -109,7 +109,7 @@ class Screening:
         The run's configuration.
     """
 
-    def __init__(self, sent: Parts, config: Config) -> None:
+    def __init__(self, sent: ModelArrays, config: Config) -> None:
         self._config = config
         self._encoders = {name: Start.of(arrays) for name, arrays in sent.encoders.items()}
         self._decoder = Start.of(sent.decoder)

@@ -14,7 +14,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import Config, PrivacyRule
 from common.messages import ClientDescription, Uplink
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.protocol import MAX_REASON, ClientFailureError, decode_uplink, payload_bytes
 from common.task import Task
 from common.wire import ProtocolError
@@ -55,7 +55,7 @@ class UpdateFilter:
         Of the former rounds' changes and precisions, see `server.acceptance.screening`.
     """
 
-    def __init__(self, config: Config, trained: Parts, task: Task, prior: Tensor) -> None:
+    def __init__(self, config: Config, trained: ModelArrays, task: Task, prior: Tensor) -> None:
         self.config = config
         self.trained = trained
         self.rules = UpdateRules(trained, task, config, prior)
@@ -73,7 +73,7 @@ class UpdateFilter:
         server_round: int,
         asked: Mapping[int, Sequence[ClientKey]],
         clients: Mapping[ClientKey, ClientDescription],
-        sent: Parts,
+        sent: ModelArrays,
     ) -> "FilteredUpdates":
         """Return the updates of a round.
 
@@ -110,7 +110,7 @@ class FilteredUpdates:
         server_round: int,
         asked: Mapping[int, Sequence[ClientKey]],
         clients: Mapping[ClientKey, ClientDescription],
-        sent: Parts,
+        sent: ModelArrays,
     ) -> None:
         self.rejected: list[str] = []
         self.received = 0
@@ -237,13 +237,13 @@ def _line(node: int, keys: Sequence[ClientKey], reason: str) -> str:
     return line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…"
 
 
-def _trained_of(model: Parts, trained: Parts) -> Parts:
+def _trained_of(model: ModelArrays, trained: ModelArrays) -> ModelArrays:
     """Leave out what is sent, but not trained."""
     encoders = {
         name: {array: model.encoders[name][array] for array in arrays}
         for name, arrays in trained.encoders.items()
     }
-    return Parts(encoders, {array: model.decoder[array] for array in trained.decoder})
+    return ModelArrays(encoders, {array: model.decoder[array] for array in trained.decoder})
 
 
 def _reason(text: str) -> str:

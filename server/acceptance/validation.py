@@ -17,15 +17,15 @@ from torch import Tensor
 from common.config import Config, Scale
 from common.errors import UserError
 from common.messages import ClientDescription, Uplink
-from common.model.evidence import agreement_size, evidence_size
-from common.model.ha_fedformer import Parts
+from common.model.calibration import agreement_size, calibration_size
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Layout, Posterior
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from common.task import Task
 from server.acceptance.plausibility import (
     MAX_EXAMPLES,
     agreement_fault,
-    evidence_fault,
+    calibration_fault,
     label_sums_fault,
     most_validated,
 )
@@ -53,7 +53,7 @@ class UpdateRules:
         Of the pooled labels, as clients are sent it.
     """
 
-    def __init__(self, trained: Parts, task: Task, config: Config, prior: Tensor) -> None:
+    def __init__(self, trained: ModelArrays, task: Task, config: Config, prior: Tensor) -> None:
         self._task, self._config, self._prior = task, config, prior
         self._encoders = {name: Layout.of(arrays) for name, arrays in trained.encoders.items()}
         self._decoder = Layout.of(trained.decoder)
@@ -112,8 +112,8 @@ class UpdateRules:
         if uplink.steps != steps:
             raise RejectedUpdateError(f"{key} reports {uplink.steps} local steps, expected {steps}")
         for name, sums, size in (
-            ("evidence", uplink.evidence, evidence_size(self._task)),
-            ("agreement", uplink.agreement, agreement_size(self._task)),
+            ("evidence", uplink.calibration_sums, calibration_size(self._task)),
+            ("agreement", uplink.label_agreement, agreement_size(self._task)),
         ):
             # Their squares are to be finite too.
             figures = sums.tolist()
@@ -121,10 +121,10 @@ class UpdateRules:
                 raise RejectedUpdateError(f"{key} reports {name} {figures}")
 
     def _check_sums(self, uplink: Uplink, client: ClientDescription) -> None:
-        evidence, task, prior = uplink.evidence, self._task, self._prior
+        calibration_sums, task, prior = uplink.calibration_sums, self._task, self._prior
         most = most_validated(client.examples, self._config.client.validation_fraction)
-        fault = evidence_fault(evidence, task, prior, most) or agreement_fault(
-            uplink.agreement, evidence[0].item(), client.label_sums, task, prior
+        fault = calibration_fault(calibration_sums, task, prior, most) or agreement_fault(
+            uplink.label_agreement, calibration_sums[0].item(), client.label_sums, task, prior
         )
         if fault:
             raise RejectedUpdateError(f"{client.key} reports {fault}")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.config import StrategyConfig
 from common.messages import Uplink
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from server.aggregation.client_weights import StepSums
 from server.aggregation.rules import Setting, Shares, find_rule
 
@@ -29,7 +29,7 @@ class ModalitySum:
         Sums of the rules that merge them, see `server.aggregation.rules.ClientSum`.
     loss
         Sum of n_i times the train loss.
-    evidence
+    calibration_sums
         Sum of the clients' evidence, None for no client.
     steps
         For the scale of changes per local step.
@@ -40,7 +40,7 @@ class ModalitySum:
     encoder: Any
     decoder: Any
     loss: float = 0.0
-    evidence: Tensor | None = None
+    calibration_sums: Tensor | None = None
     steps: StepSums = field(default_factory=StepSums)
     examples: int = 0
     clients: int = 0
@@ -60,7 +60,7 @@ class ModalitySum:
             self.encoder.add(uplink.encoder, share),
             self.decoder.add(uplink.decoder, share),
             self.loss + uplink.examples * uplink.train_loss,
-            _add(self.evidence, trust * uplink.evidence),
+            _add(self.calibration_sums, trust * uplink.calibration_sums),
             self.steps.add(weight, uplink.steps),
             self.examples + uplink.examples,
             self.clients + 1,
@@ -72,7 +72,7 @@ class ModalitySum:
             self.encoder.merge(other.encoder),
             self.decoder.merge(other.decoder),
             self.loss + other.loss,
-            _add(self.evidence, other.evidence),
+            _add(self.calibration_sums, other.calibration_sums),
             self.steps.merge(other.steps),
             self.examples + other.examples,
             self.clients + other.clients,
@@ -127,12 +127,12 @@ class MergedRound:
         steps are normalised.
     """
 
-    parts: Parts
+    parts: ModelArrays
     decoder_weights: Shares
-    change_scales: Parts
+    change_scales: ModelArrays
 
 
-def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> MergedRound:
+def merge_round(total: RoundSum, current: ModelArrays, generator: torch.Generator) -> MergedRound:
     """Merge encoders inside, decoders across modalities.
 
     Parameters
@@ -164,19 +164,21 @@ def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> 
     weights = {name: each.steps.weight for name, each in sums.items()}
     setting = Setting(current.decoder, config, generator, weights)
     decoder, shares = across.across(across, decoders, setting)
-    merged = Parts(encoders, decoder)
+    merged = ModelArrays(encoders, decoder)
     return MergedRound(merged, shares, _change_scales(sums, merged, config))
 
 
-def _change_scales(sums: Mapping[str, ModalitySum], merged: Parts, config: StrategyConfig) -> Parts:
+def _change_scales(
+    sums: Mapping[str, ModalitySum], merged: ModelArrays, config: StrategyConfig
+) -> ModelArrays:
     if not config.normalise_steps:
-        return Parts({}, {})
+        return ModelArrays({}, {})
     encoders = {
         name: dict.fromkeys(merged.encoders[name], torch.tensor(each.steps.scale()))
         for name, each in sums.items()
     }
     everyone = reduce(StepSums.merge, [each.steps for each in sums.values()])
-    return Parts(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))
+    return ModelArrays(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))
 
 
 def _add(left: Tensor | None, right: Tensor | None) -> Tensor | None:

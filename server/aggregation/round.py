@@ -67,7 +67,7 @@ def sum_updates(
     config
         The rules and weights.
     prior, task
-        Of the pooled labels, see `common.model.evidence.prior_of`, and their kind.
+        Of the pooled labels, see `common.model.calibration.prior_of`, and their kind.
     """
     summed = SummedRound(RoundSum(config))
     if config.weights == "agreement":

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from common.model.evidence import label_counts, label_shares, prior_of
+from common.model.calibration import label_counts, label_shares, prior_of
 from common.task import Task
 
 
@@ -17,9 +17,9 @@ class PooledLabels:
     Attributes
     ----------
     prior
-        See `common.model.evidence.prior_of`.
+        See `common.model.calibration.prior_of`.
     shares
-        See `common.model.evidence.label_shares`.
+        See `common.model.calibration.label_shares`.
     skew
         See `label_skew`.
     """

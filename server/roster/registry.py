@@ -214,7 +214,7 @@ class Registry:
         return found
 
     def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
-        """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.
+        """Pool the clients' label sums, as `common.model.calibration.label_sums` of all labels.
 
         Parameters
         ----------

@@ -26,15 +26,15 @@ from common.config import (
 from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription, Uplink
-from common.model.evidence import agreement_size, evidence_size
-from common.model.ha_fedformer import Parts
+from common.model.calibration import agreement_size, calibration_size
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Layout, Posterior
 from common.structures import fit_gaussian
 from common.task import Task
 from server.acceptance.validation import RejectedUpdateError, UpdateRules, check_description
 
 KEY = ClientKey("audio", 1)
-TRAINED = Parts(
+TRAINED = ModelArrays(
     {
         "audio": {"embed": torch.zeros(3, 2), "norm": torch.zeros(3)},
         "vision": {"embed": torch.zeros(3, 5), "norm": torch.zeros(3)},
@@ -57,7 +57,7 @@ def good(task: Task = Task.regression) -> Uplink:
             "norm": Gaussian(torch.randn(3), torch.tensor([0.1, 1.0, 9.0]), Form.diagonal),
         }
     )
-    seen = torch.ones(evidence_size(task), dtype=torch.float64)
+    seen = torch.ones(calibration_size(task), dtype=torch.float64)
     agrees = torch.zeros(agreement_size(task), dtype=torch.float64)
     if task is not Task.regression:
         seen[1:] = -PRIOR[task][0] if task is Task.classification else 2 * math.log(2)
@@ -121,10 +121,16 @@ def test_update_without_precisions_passes() -> None:
         ({"key": ClientKey("audio", 2)}, ["audio-1", "audio-2"]),
         ({"round": 5}, ["audio-1", "5", "4"]),
         ({"train_loss": float("inf")}, ["audio-1", "loss", "inf"]),
-        ({"evidence": torch.ones(10)}, ["audio-1", "evidence"]),
-        ({"evidence": torch.tensor([1, 1, 1, 1, 1, float("nan")])}, ["audio-1", "evidence"]),
-        ({"evidence": torch.tensor([1, 1e200, 1, 1, 1, 1]).double()}, ["audio-1", "evidence"]),
-        ({"agreement": torch.ones(9)}, ["audio-1", "agreement"]),
+        ({"calibration_sums": torch.ones(10)}, ["audio-1", "evidence"]),
+        (
+            {"calibration_sums": torch.tensor([1, 1, 1, 1, 1, float("nan")])},
+            ["audio-1", "evidence"],
+        ),
+        (
+            {"calibration_sums": torch.tensor([1, 1e200, 1, 1, 1, 1]).double()},
+            ["audio-1", "evidence"],
+        ),
+        ({"label_agreement": torch.ones(9)}, ["audio-1", "agreement"]),
         *(
             ({"steps": steps}, ["audio-1", f"{steps} local steps, expected {STEPS}"])
             for steps in (0, -3, STEPS - 1, STEPS + 1, 10**9)
@@ -154,7 +160,7 @@ def test_agreement_has_as_many_finite_numbers_as_its_task_needs(task: Task) -> N
     size = agreement_size(task)
     for wrong in (torch.ones(0), torch.ones(size - 1), torch.full((size,), float("inf"))):
         with pytest.raises(RejectedUpdateError, match="audio-1 reports agreement"):
-            check(replace(good(task), agreement=wrong), task)
+            check(replace(good(task), label_agreement=wrong), task)
 
 
 @pytest.mark.parametrize(
@@ -355,22 +361,22 @@ def test_what_clients_fit_passes(
 
 
 @pytest.mark.parametrize(
-    ("evidence", "words"),
+    ("calibration_sums", "words"),
     [
         ([-1, 0, 0, 0, 0, 0], "evidence of -1 items"),
         ([121, 0, 0, 0, 0, 0], "evidence of 121 items, expected at most 120"),
         ([2, 0, 1, 0, 1, 2], "Cauchy-Schwarz"),
     ],
 )
-def test_impossible_evidence_is_refused(evidence: list[float], words: str) -> None:
+def test_impossible_evidence_is_refused(calibration_sums: list[float], words: str) -> None:
     with pytest.raises(RejectedUpdateError, match=f"audio-1 reports .*{words}"):
-        check(replace(good(), evidence=torch.tensor(evidence, dtype=torch.float64)))
+        check(replace(good(), calibration_sums=torch.tensor(calibration_sums, dtype=torch.float64)))
 
 
 def test_impossible_agreement_is_refused() -> None:
     task = Task.classification
     with pytest.raises(RejectedUpdateError, match="audio-1 reports an agreement of 1 without"):
-        check(replace(good(task), agreement=torch.ones(9, dtype=torch.float64)), task)
+        check(replace(good(task), label_agreement=torch.ones(9, dtype=torch.float64)), task)
 
 
 # --- What a client says of itself ---------------------------------------------------------------
