@@ -19,8 +19,8 @@ from torch import Tensor
 from common.config import Condition, Config, Payload, PrivacyRule, ServerOptimizerConfig
 from common.errors import UserError
 from common.messages import ClientDescription, Downlink, no_numbers
-from common.model.evidence import no_evidence
-from common.model.ha_fedformer import Parts, join_arrays, split_arrays
+from common.model.calibration import no_calibration_sums
+from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
 from server.acceptance.privacy import add_noise
@@ -39,8 +39,8 @@ class StrategyState:
     """What a strategy carries from one round to the next, besides the model."""
 
     optimizer: OptimizerState
-    #: Modality to what its clients last saw of the model, see `common.model.evidence.evidence`.
-    evidence: Mapping[str, Tensor]
+    #: Modality to what its clients last saw of the model, see `common.model.calibration`.
+    calibration_sums: Mapping[str, Tensor]
     #: Node to the number of its refused updates.
     faults: Mapping[int, int]
     #: What changes and precisions were usual, see `server.acceptance.screening`.
@@ -60,7 +60,7 @@ class HierarchicalAggregation(Strategy):
     """
 
     def __init__(
-        self, config: Config, registry: Registry, labels: PooledLabels, trained: Parts
+        self, config: Config, registry: Registry, labels: PooledLabels, trained: ModelArrays
     ) -> None:
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
@@ -69,7 +69,7 @@ class HierarchicalAggregation(Strategy):
         self.registry = registry
         self.labels = labels
         self.prior = labels.prior
-        self.evidence = {name: no_evidence(task) for name in trained.encoders}
+        self.calibration_sums = {name: no_calibration_sums(task) for name in trained.encoders}
         #: The last round that was merged.
         self.report: RoundRecord | None = None
         #: Those of the round that is under way; says whose replies there is room for.
@@ -79,19 +79,19 @@ class HierarchicalAggregation(Strategy):
         self._trained = trained
         self._optimizer = OptimizerState()
         self._model: dict[str, Tensor] = {}
-        self._sent = Parts({}, {})
+        self._sent = ModelArrays({}, {})
         self._skipped: list[str] = []
         self._bytes_down = 0
 
     def state(self) -> StrategyState:
         """Return what the next round needs."""
         faults, medians = dict(self._filter.faults), dict(self._filter.medians)
-        return StrategyState(self._optimizer, dict(self.evidence), faults, medians)
+        return StrategyState(self._optimizer, dict(self.calibration_sums), faults, medians)
 
     def restore(self, state: StrategyState) -> None:
         """Go on from what `state` returned."""
         self._optimizer = state.optimizer
-        self.evidence |= state.evidence
+        self.calibration_sums |= state.calibration_sums
         self._filter.faults.update(state.faults)
         self._filter.medians = dict(state.medians)
 
@@ -164,7 +164,7 @@ class HierarchicalAggregation(Strategy):
         return free or chosen
 
     def _messages(
-        self, server_round: int, members: Iterable[Member], model: Parts
+        self, server_round: int, members: Iterable[Member], model: ModelArrays
     ) -> Iterator[Message]:
         scale = self._lr_scale(server_round)
         adjusts = self._holds(self.config.strategy.local.logit_adjustment)
@@ -205,7 +205,9 @@ class HierarchicalAggregation(Strategy):
         few = summed.without_few(config.runtime.min_clients)
         modalities = summed.total.modalities
         shares = self._step(server_round, summed.total) if modalities else {}
-        self.evidence |= {name: modality.evidence for name, modality in modalities.items()}
+        self.calibration_sums |= {
+            name: modality.calibration_sums for name, modality in modalities.items()
+        }
         self.report = RoundRecord(
             round=server_round,
             clients={name: modality.clients for name, modality in modalities.items()},

@@ -12,7 +12,7 @@ from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from common.config import StrategyConfig
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Gaussian, precision_shape
 from common.protocol import payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
@@ -29,7 +29,7 @@ MAX_RECORDS = 3
 MAX_LETTERS = 65_536
 
 
-def payload_limits(trained: Parts, config: StrategyConfig) -> dict[str, int]:
+def payload_limits(trained: ModelArrays, config: StrategyConfig) -> dict[str, int]:
     """Return modality to the most bytes that the tensors of a client's update may have."""
     structure = encoder_structure(config.encoder)
     decoder = posterior_parts(DECODER, _largest(trained.decoder, decoder_structure(config.decoder)))

@@ -1,6 +1,6 @@
 """Sums that no data can have: checks of what a client reports about its labels and predictions.
 
-The sums are those of `common.model.evidence`. Each function returns what is wrong, or None.
+The sums are those of `common.model.calibration`. Each function returns what is wrong, or None.
 
 Numbers: n, sum y, sum y^2, sum p, sum p^2, sum p y are the products of three vectors, (1 .. 1), y
 and p, so their matrix
@@ -13,8 +13,8 @@ is positive semi-definite. That items of a group were counted as fewer changes n
 
 Classes and labels: the log-loss L(b) at inverse temperatures b is a sum of -log of probabilities,
 so it is at least 0; it is convex in b, since logits are linear in b; and at b = 0 it is that of the
-prior, which the server knows. `agreement` is a constant minus such a loss: it is concave, 0 at
-b = 0, and at most n (-log of the rarest of the client's own shares).
+prior, which the server knows. `label_agreement` is a constant minus such a loss: it is concave, 0
+at b = 0, and at most n (-log of the rarest of the client's own shares).
 """
 
 import math
@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.evidence import INVERSE_TEMPERATURES, label_counts, own_shares
+from common.model.calibration import INVERSE_TEMPERATURES, label_counts, own_shares
 from common.task import Task
 
 #: Of a sum, for rounding.
@@ -42,8 +42,8 @@ def most_validated(examples: int, share: float) -> float:
     return MAX_HELD_BACK * examples * max(1.0, share / (1 - share)) if share else 0.0
 
 
-def evidence_fault(sums: Tensor, task: Task, prior: Tensor, most: float) -> str | None:
-    """Say why no predictions on `most` items at most have this evidence.
+def calibration_fault(sums: Tensor, task: Task, prior: Tensor, most: float) -> str | None:
+    """Say why no predictions on `most` items at most have these calibration sums.
 
     `prior` is the pooled one that the client was sent.
     """
@@ -71,9 +71,9 @@ def evidence_fault(sums: Tensor, task: Task, prior: Tensor, most: float) -> str 
 def agreement_fault(
     agrees: Tensor, count: float, labels: Tensor, task: Task, prior: Tensor
 ) -> str | None:
-    """Say why no predictions on `count` items have this agreement.
+    """Say why no predictions on `count` items have this label agreement.
 
-    `labels` are the client's label sums as it described itself; `prior` as in `evidence_fault`.
+    `labels` are the client's label sums as it described itself; `prior` as in `calibration_fault`.
     """
     if task is Task.regression:
         return None
@@ -90,7 +90,7 @@ def agreement_fault(
 
 
 def label_sums_fault(sums: Tensor, task: Task, examples: int) -> str | None:
-    """Say why no labels of so many items have these sums (`common.model.evidence.label_sums`)."""
+    """Say why no labels of so many items have these sums (`calibration.label_sums`)."""
     if len(sums) == 0 or not sums.isfinite().all():
         return f"label sums {sums.tolist()}"
     counts = label_counts(sums, task)

@@ -32,7 +32,7 @@ from typing import Any
 from torch import Tensor
 
 from common.config import Config, PrivacyConfig, PrivacyRule
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.secure_noise import Source, normal
 
 #: What leaves a site without noise, whatever the mechanism.
@@ -45,8 +45,11 @@ NOT_COVERED = (
 
 
 def add_noise(
-    merged: Parts, clients: Mapping[str, int], config: PrivacyConfig, source: Source = os.urandom
-) -> Parts:
+    merged: ModelArrays,
+    clients: Mapping[str, int],
+    config: PrivacyConfig,
+    source: Source = os.urandom,
+) -> ModelArrays:
     """Add a round's noise to its averages, of equal weights and of changes of norm C at most.
 
     `clients` is modality to the number that were averaged, `source` gives random bytes.
@@ -56,7 +59,7 @@ def add_noise(
         name: _noisy(arrays, deviation / clients[name], source)
         for name, arrays in merged.encoders.items()
     }
-    return Parts(encoders, _noisy(merged.decoder, deviation / sum(clients.values()), source))
+    return ModelArrays(encoders, _noisy(merged.decoder, deviation / sum(clients.values()), source))
 
 
 def _noisy(arrays: Mapping[str, Tensor], deviation: float, source: Source) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import Config, Optimizer, PrivacyRule, Sampler, Scale
 from common.messages import Uplink
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Layout, Posterior
 from common.structures import Structure, decoder_structure, encoder_structure
 from server.acceptance.validation import RejectedUpdateError
@@ -85,7 +85,7 @@ class Screening:
     `sent` are the trained arrays that clients started from, `medians` what was usual before.
     """
 
-    def __init__(self, sent: Parts, config: Config, medians: Medians) -> None:
+    def __init__(self, sent: ModelArrays, config: Config, medians: Medians) -> None:
         self._config, strategy, privacy = config, config.strategy, config.privacy
         self._encoders = {name: _Start.of(arrays) for name, arrays in sent.encoders.items()}
         self._decoder = _Start.of(sent.decoder)

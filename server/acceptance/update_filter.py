@@ -14,7 +14,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import Config
 from common.messages import ClientDescription, Uplink
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.protocol import MAX_REASON, ClientFailureError, decode_uplink, payload_bytes
 from common.task import Task
 from common.wire import ProtocolError
@@ -30,7 +30,7 @@ MAX_LINE = 2 * MAX_REASON
 class UpdateFilter:
     """The checks of a run, and what they remember from round to round."""
 
-    def __init__(self, config: Config, trained: Parts, task: Task, prior: Tensor) -> None:
+    def __init__(self, config: Config, trained: ModelArrays, task: Task, prior: Tensor) -> None:
         self.config = config
         self.rules = UpdateRules(trained, task, config, prior)
         self.limits = payload_limits(trained, config.strategy)
@@ -57,7 +57,7 @@ class FilteredUpdates:
         checks: UpdateFilter,
         server_round: int,
         asked: Mapping[int, Sequence[ClientDescription]],
-        sent: Parts,
+        sent: ModelArrays,
     ) -> None:
         #: One line for each client without an update.
         self.rejected: list[str] = []

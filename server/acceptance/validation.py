@@ -14,12 +14,12 @@ from torch import Tensor
 
 from common.config import Config, Scale
 from common.messages import ClientDescription, Uplink
-from common.model.evidence import agreement_size, evidence_size
-from common.model.ha_fedformer import Parts
+from common.model.calibration import agreement_size, calibration_size
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Layout, Posterior
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from common.task import Task
-from server.acceptance.plausibility import agreement_fault, evidence_fault, most_validated
+from server.acceptance.plausibility import agreement_fault, calibration_fault, most_validated
 
 #: How far below what shrinkage allows an eigenvalue may be, for rounding in float32.
 _SLACK = 10.0
@@ -35,9 +35,8 @@ class UpdateRules:
     `prior` is the pooled one that clients are sent.
     """
 
-    def __init__(self, trained: Parts, task: Task, config: Config, prior: Tensor) -> None:
+    def __init__(self, trained: ModelArrays, task: Task, config: Config, prior: Tensor) -> None:
         self._task, self._client, self._prior = task, config.client, prior
-        self._sizes = {"evidence": evidence_size(task), "agreement": agreement_size(task)}
         strategy = config.strategy
         encoder, decoder = strategy.encoder, strategy.decoder
         factor = strategy.screening.precision_factor if encoder.scale == Scale.relative else None
@@ -73,18 +72,21 @@ class UpdateRules:
         steps = self._client.local_epochs * -(-examples // self._client.batch_size)
         if uplink.steps != steps:
             return f"{uplink.steps} local steps, expected {steps}"
-        for name, size in self._sizes.items():
-            figures = getattr(uplink, name).tolist()
+        for name, sums, size in (
+            ("evidence", uplink.calibration_sums, calibration_size(self._task)),
+            ("agreement", uplink.label_agreement, agreement_size(self._task)),
+        ):
+            figures = sums.tolist()
             # Their squares are to be finite too.
             if len(figures) != size or not all(abs(figure) < 1e100 for figure in figures):
                 return f"{name} {figures}"
         return None
 
     def _sums_fault(self, uplink: Uplink, client: ClientDescription) -> str | None:
-        evidence, task, prior = uplink.evidence, self._task, self._prior
+        sums, task, prior = uplink.calibration_sums, self._task, self._prior
         most = most_validated(client.examples, self._client.validation_fraction)
-        return evidence_fault(evidence, task, prior, most) or agreement_fault(
-            uplink.agreement, evidence[0].item(), client.label_sums, task, prior
+        return calibration_fault(sums, task, prior, most) or agreement_fault(
+            uplink.label_agreement, sums[0].item(), client.label_sums, task, prior
         )
 
 

@@ -4,10 +4,9 @@
 - ``uniform``: 1;
 - ``agreement``: n_i times the trust that the labels of client i belong to its features. A client
   reports how much better the model that it received explains its validation labels than its own
-  shares of labels do, a log-likelihood ratio L_i (`common.model.evidence.agreement`); with
-  `PRIOR_ODDS` that a client is sound, the trust is sigmoid(L_i + log odds). A client with labels of
-  one kind has L_i near 0 and keeps its weight; one with permuted labels loses it. It finds faults,
-  not lies.
+  shares of labels do, a log-likelihood ratio L_i (its label agreement); with `PRIOR_ODDS` that a
+  client is sound, the trust is sigmoid(L_i + log odds). A client with labels of one kind has L_i
+  near 0 and keeps its weight; one with permuted labels loses it. It finds faults, not lies.
 
 For numbers the ratio is that of two stories of the predictions p given the labels y, p = a + b y
 with noise of variance s^2, or p whatever y is, with b and s^2 of all clients of the modality:
@@ -33,7 +32,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import FusionRule
 from common.messages import Uplink
-from common.model.evidence import INVERSE_TEMPERATURES
+from common.model.calibration import INVERSE_TEMPERATURES
 from common.model.fusion import fit_fusion
 from common.task import Task
 
@@ -55,13 +54,13 @@ def trust_round(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> dict[Cl
 def trust_clients(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> list[float]:
     """Return the trust, in (0, 1), in the labels of each client of one modality in one round.
 
-    `prior` is that of the pooled labels, see `common.model.evidence.prior_of`.
+    `prior` is that of the pooled labels, see `common.model.calibration.prior_of`.
     """
     trusts = [1.0] * len(uplinks)
     # What all together think decides first; then what those think who are trusted by it.
     for _ in range(2):
         pooled = torch.stack(
-            [trust * uplink.evidence for trust, uplink in zip(trusts, uplinks, strict=True)]
+            [trust * uplink.calibration_sums for trust, uplink in zip(trusts, uplinks, strict=True)]
         ).sum(dim=0)
         trusts = [_sigmoid(_ratio(uplink, pooled, prior, task) + _LOG_ODDS) for uplink in uplinks]
     return trusts
@@ -71,9 +70,9 @@ def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
     """Return L_i."""
     if task is not Task.regression:
         expert = fit_fusion(FusionRule.product_of_experts, task, prior, {"": pooled}).experts[""]
-        return uplink.agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
+        return uplink.label_agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
     yy, pp, py = _deviations(pooled)
-    own_yy, _, own_py = _deviations(uplink.evidence)
+    own_yy, _, own_py = _deviations(uplink.calibration_sums)
     if min(yy, pp, py) < 1e-100:
         return 0.0
     slope = py / yy
@@ -84,7 +83,7 @@ def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
 
 
 def _deviations(sums: Tensor) -> tuple[float, float, float]:
-    """Return the sums of products of deviations yy, pp, py, from `evidence` of numbers."""
+    """Return the sums of products of deviations yy, pp, py, from `calibration_sums`."""
     n, y, yy, p, pp, py = sums.tolist()
     return (yy - y * y / n, pp - p * p / n, py - p * y / n) if n > 0 else (0.0, 0.0, 0.0)
 

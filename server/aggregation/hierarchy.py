@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.config import StrategyConfig
 from common.messages import Uplink
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from server.aggregation.client_weights import StepSums
 from server.aggregation.rules import Setting, Shares, find_rule
 
@@ -28,8 +28,8 @@ class ModalitySum:
     decoder: Any
     #: Of n_i times the train loss.
     loss: float
-    #: Of the clients' evidence, each times the trust in it.
-    evidence: Tensor
+    #: Each client's times the trust in it.
+    calibration_sums: Tensor
     #: For the scale of changes per local step.
     steps: StepSums
     examples: int
@@ -45,7 +45,7 @@ class ModalitySum:
             find_rule(config.encoder.merge, "encoder").start().add(uplink.encoder, share),
             find_rule(config.decoder.merge, "decoder").start().add(uplink.decoder, share),
             uplink.examples * uplink.train_loss,
-            trust * uplink.evidence,
+            trust * uplink.calibration_sums,
             StepSums().add(weight, uplink.steps),
             uplink.examples,
             1,
@@ -57,7 +57,7 @@ class ModalitySum:
             self.encoder.merge(other.encoder),
             self.decoder.merge(other.decoder),
             self.loss + other.loss,
-            self.evidence + other.evidence,
+            self.calibration_sums + other.calibration_sums,
             self.steps.merge(other.steps),
             self.examples + other.examples,
             self.clients + other.clients,
@@ -74,7 +74,7 @@ class RoundSum:
     def add(self, uplink: Uplink, weight: float | None = None, trust: float = 1.0) -> "RoundSum":
         """Add one client.
 
-        `weight` is what its update counts, by default its examples; `trust` what its evidence does.
+        `weight` is what its update counts, by default its examples; `trust` what its sums do.
         """
         counted = float(uplink.examples) if weight is None else weight
         one = ModalitySum.of(uplink, counted, trust, self.config)
@@ -93,14 +93,14 @@ class MergedRound:
     """The new global model."""
 
     #: Trained tensors only: encoders of the modalities that replied, and the decoder.
-    parts: Parts
+    parts: ModelArrays
     #: Layer to modality to its share in the decoder; empty where clients have none.
     decoder_weights: Shares
     #: What the change of each tensor is multiplied by, () each; empty unless steps are normalised.
-    change_scales: Parts
+    change_scales: ModelArrays
 
 
-def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> MergedRound:
+def merge_round(total: RoundSum, current: ModelArrays, generator: torch.Generator) -> MergedRound:
     """Merge encoders inside, decoders across modalities.
 
     `current` is what the clients started from, `generator` draws the noise of CmDA and FedAtt.
@@ -125,16 +125,18 @@ def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> 
     weights = {name: each.steps.weight for name, each in sums.items()}
     setting = Setting(current.decoder, config, generator, weights)
     decoder, shares = across.across(across, decoders, setting)
-    merged = Parts(encoders, decoder)
+    merged = ModelArrays(encoders, decoder)
     return MergedRound(merged, shares, _change_scales(sums, merged, config))
 
 
-def _change_scales(sums: Mapping[str, ModalitySum], merged: Parts, config: StrategyConfig) -> Parts:
+def _change_scales(
+    sums: Mapping[str, ModalitySum], merged: ModelArrays, config: StrategyConfig
+) -> ModelArrays:
     if not config.normalise_steps:
-        return Parts({}, {})
+        return ModelArrays({}, {})
     encoders = {
         name: dict.fromkeys(merged.encoders[name], torch.tensor(each.steps.scale()))
         for name, each in sums.items()
     }
     everyone = reduce(StepSums.merge, [each.steps for each in sums.values()])
-    return Parts(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))
+    return ModelArrays(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))

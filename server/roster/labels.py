@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.evidence import label_counts, label_shares, prior_of
+from common.model.calibration import label_counts, label_shares, prior_of
 from common.task import Task
 
 
 @dataclass(frozen=True)
 class PooledLabels:
-    """The labels of all clients: prior and shares of `common.model.evidence`, and `label_skew`."""
+    """The labels of all clients: prior and shares of `common.model.calibration`; `label_skew`."""
 
     prior: Tensor
     shares: Tensor

@@ -193,7 +193,7 @@ class Registry:
         return by_modality
 
     def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
-        """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.
+        """Pool the clients' label sums, as `common.model.calibration.label_sums` of all labels.
 
         `outputs` are those of the model; `bins` those in which numbers are counted, if they are.
 

@@ -130,7 +130,9 @@ class Federation(OneModel, RoundSource):
 
     def _fit(self, rule: FusionRule | None = None) -> Fusion:
         rule = rule or self._run.config.fusion.name
-        return fit_fusion(rule, self._run.data.task, self.strategy.prior, self.strategy.evidence)
+        return fit_fusion(
+            rule, self._run.data.task, self.strategy.prior, self.strategy.calibration_sums
+        )
 
     def round(self, number: int, clock: PhaseClock) -> RoundRecord:
         """Train on the clients, and merge what they return."""

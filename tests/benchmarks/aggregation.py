@@ -29,7 +29,7 @@ from common.clients import ClientKey
 from common.config import Config, EncoderConfig, compose_config
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Uplink, no_numbers
-from common.model.evidence import label_sums, prior_of
+from common.model.calibration import label_sums, prior_of
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
 from common.posterior import Gaussian, Posterior
 from common.protocol import encode_uplink, payload_bytes
@@ -145,7 +145,7 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
     trained = strategy._trained
     settings = config.strategy
     y, p = LABELS[:2].double(), LABELS[:2].double() + 0.1
-    evidence = torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
+    calibration_sums = torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
     steps = config.client.local_epochs * -(-len(LABELS) // config.client.batch_size)
     contents = {}
     for name, encoder in trained.encoders.items():
@@ -160,7 +160,7 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
             ),
             len(LABELS),
             0.5,
-            evidence,
+            calibration_sums,
             no_numbers(),
             steps,
         )

@@ -24,7 +24,7 @@ from flwr.app import ArrayRecord, ConfigRecord
 
 from common.clients import ClientKey
 from common.config import Config, compose_config
-from common.model.ha_fedformer import Parts, join_arrays
+from common.model.ha_fedformer import ModelArrays, join_arrays
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 
@@ -32,7 +32,7 @@ NAMES = ("fedavg", "hierarchical")
 FAN_OUT = 1_000
 
 
-def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, Parts, int, float]:
+def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, ModelArrays, int, float]:
     """Return what some clients' updates add up to, the model, the bytes that came, and seconds."""
     strategy, arrays, nodes = strategy_of(config, keys)
     contents = updates(strategy, config)
@@ -54,7 +54,7 @@ def aggregate(config: Config, keys: Sequence[ClientKey], root: Connection) -> No
     root.send_bytes(pickle.dumps((total, seconds)))
 
 
-def merged(total: RoundSum, model: Parts) -> Mapping[str, torch.Tensor]:
+def merged(total: RoundSum, model: ModelArrays) -> Mapping[str, torch.Tensor]:
     """Return the model that a sum leads to."""
     return join_arrays(merge_round(total, model, torch.Generator().manual_seed(0)).parts)
 

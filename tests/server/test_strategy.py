@@ -141,7 +141,7 @@ def some_precision(mean: Tensor, form: Form, rng: np.random.Generator) -> Tensor
     return torch.from_numpy(spread @ spread.T / columns + np.eye(columns)).float()
 
 
-def some_evidence(rng: np.random.Generator) -> Tensor:
+def some_calibration_sums(rng: np.random.Generator) -> Tensor:
     y, p = torch.from_numpy(rng.normal(size=(2, 5)))
     return torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
 
@@ -175,8 +175,8 @@ def update_of(message: Message, config: Config | None = None) -> Uplink:
         Posterior.of({name: gaussian(array, decoder) for name, array in downlink.decoder.items()}),
         examples,
         train_loss=float(rng.uniform(0.5, 2)),
-        evidence=some_evidence(rng),
-        agreement=no_numbers(),
+        calibration_sums=some_calibration_sums(rng),
+        label_agreement=no_numbers(),
         steps=steps_of(examples, config),
     )
 
@@ -430,7 +430,7 @@ def test_report_counts_weighs_and_tells_clients_apart(strategy: str) -> None:
 
 def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> None:
     federation = Federation(config_with())
-    assert all(sums.tolist() == [0] * 6 for sums in federation.strategy.evidence.values())
+    assert all(sums.tolist() == [0] * 6 for sums in federation.strategy.calibration_sums.values())
     first = federation.ask(1)
     federation.merge(map(honest, first), 1)
     second = federation.ask(2)
@@ -440,8 +440,8 @@ def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> N
     federation.merge(map(honest, audio_only), 2)
     for modality, messages in (("audio", second), ("vision", first)):
         own = [u for u in map(update_of, messages) if u.key.modality == modality]
-        expected = torch.stack([update.evidence for update in own]).sum(dim=0)
-        torch.testing.assert_close(federation.strategy.evidence[modality], expected)
+        expected = torch.stack([update.calibration_sums for update in own]).sum(dim=0)
+        torch.testing.assert_close(federation.strategy.calibration_sums[modality], expected)
 
 
 # --- Options ----------------------------------------------------------------------------------
@@ -504,7 +504,7 @@ def judged(message: Message) -> Message:
     # 80 items: labels of variance 1, predictions of variance .5 and covariance +-.5 with them.
     y, yy = 80 * PRIOR[0], 80 * (1 + PRIOR[0] ** 2)
     sums = torch.stack([torch.tensor(80.0), y, yy, y, yy - 40, yy - 40 * (2 - sign)])
-    return Message(encode_uplink(replace(update, evidence=sums.double())), reply_to=message)
+    return Message(encode_uplink(replace(update, calibration_sums=sums.double())), reply_to=message)
 
 
 def test_trust_weighs_updates_and_evidence() -> None:
@@ -517,12 +517,12 @@ def test_trust_weighs_updates_and_evidence() -> None:
         trust = report.trust[str(update.key)]
         total = total.add(update, client_weight(update, ClientWeights.agreement, trust), trust)
         if update.key.modality == "audio":
-            seen += trust * update.evidence
+            seen += trust * update.calibration_sums
     noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
     expected = merge_round(total, split_arrays(federation.arrays), noise)
     for name, array in join_arrays(expected.parts).items():
         assert torch.equal(arrays[name], array)
-    torch.testing.assert_close(federation.strategy.evidence["audio"], seen)
+    torch.testing.assert_close(federation.strategy.calibration_sums["audio"], seen)
 
 
 @pytest.mark.parametrize(

@@ -224,22 +224,22 @@ ATTACKS: dict[str, tuple[Attack, list[str]]] = {
         ["precision"],
     ),
     "evidence of minus 3 items": (
-        sending(evidence=numbers(-3, 0, 0, 0, 0, 0)),
+        sending(calibration_sums=numbers(-3, 0, 0, 0, 0, 0)),
         ["evidence of -3 items"],
     ),
     "evidence of too many items": (
-        sending(evidence=numbers(1e7, 0, 1e7, 0, 1e7, 1e7)),
+        sending(calibration_sums=numbers(1e7, 0, 1e7, 0, 1e7, 1e7)),
         ["evidence of 1e+07 items"],
     ),
     "evidence that breaks Cauchy-Schwarz": (
-        sending(evidence=numbers(4, 0, 4, 0, 4, 5)),
+        sending(calibration_sums=numbers(4, 0, 4, 0, 4, 5)),
         ["Cauchy-Schwarz"],
     ),
     "evidence with a negative square": (
-        sending(evidence=numbers(4, 0, 4, 0, -1, 0)),
+        sending(calibration_sums=numbers(4, 0, 4, 0, -1, 0)),
         ["no numbers have"],
     ),
-    "a megabyte of values": (in_figures(evidence=[0.0] * 2**17), ["letters"]),
+    "a megabyte of values": (in_figures(calibration_sums=[0.0] * 2**17), ["letters"]),
     "a megabyte of text": (in_content(with_text("modality", "x" * 2**20)), ["letters"]),
     "a reason of a megabyte": (instead(encode_failure("x" * 2**20)), ["letters"]),
     "a reason that clears the screen": (instead(encode_failure("\x1b[2J\x07gone")), ["gone"]),

@@ -7,7 +7,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from common.clients import ClientKey
 from common.config import Config, StrategyConfig, compose_config
 from common.messages import Uplink, no_numbers
-from common.model.ha_fedformer import ModelSpec, Parts, build_model, split_arrays, trained_names
+from common.model.ha_fedformer import (
+    ModelArrays,
+    ModelSpec,
+    build_model,
+    split_arrays,
+    trained_names,
+)
 from common.posterior import Form, Gaussian
 from common.protocol import encode_uplink, payload_bytes
 from common.structures import (
@@ -23,7 +29,7 @@ from server.acceptance.validation import RejectedUpdateError
 SIZES = ("model.width=4", "model.heads=2", "model.layers=2")
 
 
-def trained(config: Config) -> Parts:
+def trained(config: Config) -> ModelArrays:
     spec = ModelSpec({"audio": (3,), "vision": (7,)}, 2, Task.multilabel, config.model)
     model = build_model(spec, seed=0)
     return split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
@@ -41,7 +47,7 @@ def full(tensors: dict[str, torch.Tensor], structure: Structure | None) -> dict[
     return posterior
 
 
-def largest(parts: Parts, modality: str, strategy: StrategyConfig) -> RecordDict:
+def largest(parts: ModelArrays, modality: str, strategy: StrategyConfig) -> RecordDict:
     encoder = full(dict(parts.encoders[modality]), encoder_structure(strategy.encoder))
     decoder = full(dict(parts.decoder), decoder_structure(strategy.decoder))
     evidence = torch.zeros(10, dtype=torch.float64)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.config import Config, PrivacyConfig, PrivacyRule, compose_config
 from common.errors import UserError
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from server.acceptance.privacy import (
     NOT_COVERED,
     add_noise,
@@ -29,7 +29,7 @@ from server.runtimes.local import run_locally
 def test_averages_get_the_noise_of_their_clients() -> None:
     """The deviation is that of Flower's `compute_stdv`, for each average's own clients."""
     config = PrivacyConfig(PrivacyRule.central, clip=2.0, noise_multiplier=0.7)
-    averages = Parts(
+    averages = ModelArrays(
         {name: {"e": torch.zeros(3)} for name in ("audio", "vision")}, {"d": torch.zeros(2, 2)}
     )
     source = np.random.default_rng(0).bytes

@@ -22,13 +22,15 @@ from common.config import (
     StrategyConfig,
 )
 from common.messages import Uplink, no_numbers
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Posterior
 from server.acceptance.screening import Screening
 from server.acceptance.validation import RejectedUpdateError
 
 #: The encoders have 4 and 16 numbers, and a norm of 2 and 4.
-SENT = Parts({"audio": {"e": torch.ones(4)}, "vision": {"e": torch.ones(16)}}, {"d": torch.ones(4)})
+SENT = ModelArrays(
+    {"audio": {"e": torch.ones(4)}, "vision": {"e": torch.ones(16)}}, {"d": torch.ones(4)}
+)
 #: What is sent is no mean of the optimiser's iterates, so that nothing is known of its reach.
 UNKNOWN = StrategyConfig(
     "x",

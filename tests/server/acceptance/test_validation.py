@@ -26,15 +26,15 @@ from common.config import (
 )
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Uplink
-from common.model.evidence import agreement_size, evidence_size
-from common.model.ha_fedformer import Parts
+from common.model.calibration import agreement_size, calibration_size
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Layout, Posterior
 from common.structures import fit_gaussian
 from common.task import Task
 from server.acceptance.validation import RejectedUpdateError, UpdateRules
 
 KEY = ClientKey("audio", 1)
-TRAINED = Parts(
+TRAINED = ModelArrays(
     {
         "audio": {"embed": torch.zeros(3, 2), "norm": torch.zeros(3)},
         "vision": {"embed": torch.zeros(3, 5), "norm": torch.zeros(3)},
@@ -72,7 +72,7 @@ def good(task: Task = Task.regression, **encoder: Gaussian) -> Uplink:
         "embed": Gaussian(torch.randn(3, 2), torch.tensor([[2.0, 0.5], [0.5, 1.0]]), Form.row),
         "norm": Gaussian(torch.randn(3), torch.tensor([0.1, 1.0, 9.0]), Form.diagonal),
     }
-    seen = torch.ones(evidence_size(task), dtype=torch.float64)
+    seen = torch.ones(calibration_size(task), dtype=torch.float64)
     agrees = torch.zeros(agreement_size(task), dtype=torch.float64)
     if task is not Task.regression:
         seen[1:] = -PRIOR[task][0] if task is Task.classification else 2 * math.log(2)
@@ -113,11 +113,17 @@ def test_update_without_precisions_passes() -> None:
     [
         ({"key": ClientKey("audio", 2)}, ["audio-1", "audio-2"]),
         ({"train_loss": INF}, ["audio-1", "loss", "inf"]),
-        ({"evidence": torch.ones(10)}, ["audio-1", "evidence"]),
-        ({"evidence": torch.tensor([1, 1, 1, 1, 1, NAN])}, ["audio-1", "evidence"]),
-        ({"evidence": torch.tensor([1, 1e200, 1, 1, 1, 1]).double()}, ["audio-1", "evidence"]),
-        ({"evidence": torch.tensor([121, 0, 0, 0, 0, 0]).double()}, ["121 items", "at most 120"]),
-        ({"agreement": torch.ones(9)}, ["audio-1", "agreement"]),
+        ({"calibration_sums": torch.ones(10)}, ["audio-1", "evidence"]),
+        ({"calibration_sums": torch.tensor([1, 1, 1, 1, 1, NAN])}, ["audio-1", "evidence"]),
+        (
+            {"calibration_sums": torch.tensor([1, 1e200, 1, 1, 1, 1]).double()},
+            ["audio-1", "evidence"],
+        ),
+        (
+            {"calibration_sums": torch.tensor([121, 0, 0, 0, 0, 0]).double()},
+            ["121 items", "at most 120"],
+        ),
+        ({"label_agreement": torch.ones(9)}, ["audio-1", "agreement"]),
         *(({"steps": n}, ["audio-1", f"{n} local steps, expected 6"]) for n in (0, -3, 5, 7)),
         ({"decoder": Posterior(Layout(), torch.zeros(0))}, ["audio-1 decoder", "missing"]),
         ({"decoder": points(head=torch.zeros(3))}, ["audio-1 decoder", "'head'", "(3,)", "(1, 3)"]),
@@ -140,9 +146,9 @@ def test_agreement_has_as_many_finite_numbers_as_its_task_needs(task: Task) -> N
     ones = torch.ones(size, dtype=torch.float64)
     for wrong in (ones[:0], ones[1:], INF * ones):
         with pytest.raises(RejectedUpdateError, match="audio-1 reports agreement"):
-            check(replace(good(task), agreement=wrong), task)
+            check(replace(good(task), label_agreement=wrong), task)
     with pytest.raises(RejectedUpdateError, match="audio-1 reports an agreement of 1 without"):
-        check(replace(good(task), agreement=ones), task)
+        check(replace(good(task), label_agreement=ones), task)
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,14 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import ClientWeights, StrategyConfig, compose_config
 from common.messages import Uplink
-from common.model.ha_fedformer import Parts, join_arrays, split_arrays
+from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from common.posterior import Gaussian, Posterior
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.server_optimizer import OptimizerState, step
 
 Array = NDArray[np.float64]
-START = Parts(
+START = ModelArrays(
     {"audio": {"w": torch.zeros(1)}, "vision": {"w": torch.zeros(1)}}, {"head": torch.zeros(1)}
 )
 
@@ -60,7 +60,7 @@ class Server:
     """What is kept between rounds."""
 
     config: StrategyConfig
-    parts: Parts = START
+    parts: ModelArrays = START
     state: OptimizerState = field(default_factory=OptimizerState)
 
     def merge(self, uplinks: list[Uplink]) -> dict[str, Tensor]:
@@ -156,7 +156,7 @@ def test_fednova_is_the_formula_of_wang_et_al() -> None:
         )
         for i in range(5)
     ]
-    start = Parts({"audio": {"w": torch.from_numpy(x)}}, {"head": torch.zeros(1)})
+    start = ModelArrays({"audio": {"w": torch.from_numpy(x)}}, {"head": torch.zeros(1)})
     found = Server(strategy("fednova"), start).merge(uplinks)["encoders.audio.w"]
     p = n / n.sum()
     # d_i = G_i a_i / |a_i|_1 with a_i of ones, as for plain SGD.
@@ -191,7 +191,7 @@ class Quadratics:
             scalar(f"audio-{i}", int(self.n[i]), int(self.steps[i]), trained[i], 0.0)
             for i in range(len(self.h))
         ]
-        start = Parts({"audio": {"w": torch.tensor([w])}}, START.decoder)
+        start = ModelArrays({"audio": {"w": torch.tensor([w])}}, START.decoder)
         return Server(strategy(name), start).merge(uplinks)["encoders.audio.w"].item()
 
 
@@ -224,7 +224,7 @@ EVERY = (
 
 @pytest.mark.parametrize("name", EVERY)
 def test_clients_that_return_what_they_received_change_nothing(name: str) -> None:
-    start = Parts(
+    start = ModelArrays(
         {"audio": {"w": torch.tensor([0.7])}, "vision": {"w": torch.tensor([-2.0])}},
         {"head": torch.tensor([3.1])},
     )

@@ -10,11 +10,11 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import ClientWeights
 from common.messages import Uplink
-from common.model.evidence import (
-    agreement,
+from common.model.calibration import (
     agreement_size,
-    evidence,
-    evidence_size,
+    calibration_size,
+    calibration_sums,
+    label_agreement,
     label_sums,
     prior_of,
 )
@@ -36,8 +36,8 @@ def uplink(task: Task, *, agrees: Tensor | None = None, seen: Tensor | None = No
         {},
         examples=12,
         train_loss=0.5,
-        evidence=torch.zeros(evidence_size(task)) if seen is None else seen,
-        agreement=torch.zeros(agreement_size(task)) if agrees is None else agrees,
+        calibration_sums=torch.zeros(calibration_size(task)) if seen is None else seen,
+        label_agreement=torch.zeros(agreement_size(task)) if agrees is None else agrees,
         steps=3,
     )
 
@@ -96,7 +96,10 @@ def test_ratio_of_numbers_is_that_of_two_gaussians() -> None:
         trusts = PRIOR_ODDS / (PRIOR_ODDS + np.exp(-np.array(ratios)))
     task, prior = Task.regression, PRIORS[Task.regression]
     uplinks = [
-        uplink(task, seen=evidence(torch.from_numpy(p)[:, None], torch.from_numpy(y), prior, task))
+        uplink(
+            task,
+            seen=calibration_sums(torch.from_numpy(p)[:, None], torch.from_numpy(y), prior, task),
+        )
         for y, p in clients
     ]
     assert trust_clients(uplinks, prior, task) == pytest.approx(trusts)
@@ -143,8 +146,10 @@ def trusts(kinds: list[str], task: Task, items: int = 60, sharpness: float = 1.0
             labels = labels[torch.randperm(items, generator=order)]
         validated = slice(0 if kind == "no items" else None)
         outputs, seen = outputs[validated], labels[validated]
-        agrees = agreement(outputs, seen, label_sums(labels, task, 3), prior, task)
-        uplinks.append(uplink(task, agrees=agrees, seen=evidence(outputs, seen, prior, task)))
+        agrees = label_agreement(outputs, seen, label_sums(labels, task, 3), prior, task)
+        uplinks.append(
+            uplink(task, agrees=agrees, seen=calibration_sums(outputs, seen, prior, task))
+        )
     return trust_clients(uplinks, prior, task)
 
 

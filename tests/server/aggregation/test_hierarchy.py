@@ -13,7 +13,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import DecoderConfig, EncoderConfig, StrategyConfig
 from common.messages import Uplink
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Posterior
 from server.aggregation.hierarchy import MergedRound, RoundSum, merge_round
 
@@ -46,18 +46,18 @@ def uplink(key: ClientKey, *, identity: bool = False) -> Uplink:
         Posterior.of({"head": Gaussian(torch.from_numpy(rng.normal(size=(2, 3))).float())}),
         examples=int(rng.integers(5, 60)),
         train_loss=float(rng.uniform(0.1, 2)),
-        evidence=torch.from_numpy(rng.normal(size=6)),
-        agreement=torch.zeros(2, dtype=torch.float64),
+        calibration_sums=torch.from_numpy(rng.normal(size=6)),
+        label_agreement=torch.zeros(2, dtype=torch.float64),
         steps=int(rng.integers(1, 40)),
     )
 
 
-def current_of(modalities: Iterable[str]) -> Parts:
+def current_of(modalities: Iterable[str]) -> ModelArrays:
     """Make what the clients started from."""
     rng = np.random.default_rng(9)
     embeds = {name: torch.from_numpy(rng.normal(size=(3, WIDTHS[name]))) for name in WIDTHS}
     encoders = {name: {"embed": embeds[name].float()} for name in modalities}
-    return Parts(encoders, {"head": torch.from_numpy(rng.normal(size=(2, 3))).float()})
+    return ModelArrays(encoders, {"head": torch.from_numpy(rng.normal(size=(2, 3))).float()})
 
 
 def total_of(uplinks: list[Uplink], config: StrategyConfig) -> RoundSum:
@@ -89,7 +89,7 @@ def assert_same_round(left: RoundSum, right: RoundSum) -> None:
         other = right.modalities[name]
         assert (modality.examples, modality.clients) == (other.examples, other.clients)
         assert modality.loss == pytest.approx(other.loss)
-        torch.testing.assert_close(modality.evidence, other.evidence)
+        torch.testing.assert_close(modality.calibration_sums, other.calibration_sums)
 
 
 @given(data=st.data(), config=st.sampled_from([FEDAVG, CMDA, NOISY]))
@@ -134,7 +134,9 @@ def test_losses_evidence_and_counts_are_summed() -> None:
     assert total.loss == pytest.approx(sum(each.examples * each.train_loss for each in uplinks))
     assert total.examples == sum(each.examples for each in uplinks)
     assert total.clients == 4
-    torch.testing.assert_close(total.evidence, sum(each.evidence for each in uplinks))
+    torch.testing.assert_close(
+        total.calibration_sums, sum(each.calibration_sums for each in uplinks)
+    )
 
 
 def test_result_is_bitwise_the_same_for_a_seed_whichever_modality_came_first() -> None:

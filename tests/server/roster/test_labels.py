@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
-from common.model.evidence import label_shares, label_sums, prior_of
+from common.model.calibration import label_shares, label_sums, prior_of
 from common.task import Task
 from server.roster.labels import label_skew, pool_labels
 
