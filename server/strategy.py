@@ -8,8 +8,8 @@ merges the sum; the server's optimiser steps to the result.
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
-import numpy as np
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
@@ -112,13 +112,16 @@ class HierarchicalAggregation(Strategy):
         UserError
             If a weight is too large for ``strategy.payload``.
         """
-        self._skipped = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
+        left_out = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
         self._model = dict(arrays.to_torch_state_dict())
         sent = self._as_sent()
         # What clients start from, which their changes are measured from.
         trained = join_arrays(self._trained)
         self._sent = split_arrays({name: sent[name].float() for name in sent if name in trained})
-        members = self._available(self._choose(server_round))
+        fraction, seed = self.config.strategy.fraction, self.config.seed
+        rng = partial(generator, seed, "clients", server_round)
+        members, skipped = self.registry.choose(fraction, rng, self._filter.is_banned)
+        self._skipped = left_out + skipped
         asked: dict[int, list[ClientDescription]] = {}
         for member in members:
             asked.setdefault(member.node, []).append(member.client)
@@ -138,30 +141,6 @@ class HierarchicalAggregation(Strategy):
                 "65504; use strategy.payload=float32"
             )
         return self._model | halved
-
-    def _choose(self, server_round: int) -> list[Member]:
-        """Sample ``strategy.fraction`` of each modality's clients, at least one of those left."""
-        chosen: list[Member] = []
-        for name, everyone in self.registry.by_modality().items():
-            members = [member for member in everyone if not self._filter.is_banned(member.node)]
-            if not members:
-                continue
-            size = max(1, round(self.config.strategy.fraction * len(members)))
-            rng = generator(self.config.seed, "clients", server_round, name)
-            picked = np.sort(rng.choice(len(members), size=size, replace=False))
-            chosen += [members[index] for index in picked]
-        return chosen
-
-    def _available(self, chosen: list[Member]) -> list[Member]:
-        """Leave out clients of nodes that are busy, unless all are."""
-        busy = self.registry.busy
-        free = [member for member in chosen if member.node not in busy]
-        self._skipped += [
-            f"{member.client.key}: skipped: still busy with an earlier round"
-            for member in chosen
-            if free and member.node in busy
-        ]
-        return free or chosen
 
     def _messages(
         self, server_round: int, members: Iterable[Member], model: ModelArrays

@@ -98,19 +98,16 @@ def collect(
     waited for are given up one after the other.
     """
     missed: set[int] = set()
-    deadline = time.monotonic() + timeout
-    pause, longest = POLL_SECONDS
+    deadline, pause = time.monotonic() + timeout, POLL_SECONDS[0]
     while pending:
         check()
-        came = False
-        wanted = intake.wanted() if intake else None
+        came, wanted = False, intake.wanted() if intake else None
         there = {key: node for key, node in pending.items() if node not in missed}
         keys = [key for key, node in there.items() if wanted is None or node in wanted]
         # One at a time, where the grid has them so.
         for reply in grid.pull_messages(keys):
             came = True
-            node = pending.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:
+            if (node := pending.pop(reply.metadata.reply_to_message_id, None)) is None:
                 continue
             if reply.has_error():
                 # The SuperLink answers for a node that is gone, under its own number.
@@ -124,5 +121,5 @@ def collect(
             continue
         if left <= 0 or not pending:
             return
-        pause = POLL_SECONDS[0] if came else min(pause * _GROWTH, longest)
+        pause = POLL_SECONDS[0] if came else min(pause * _GROWTH, POLL_SECONDS[1])
         time.sleep(min(pause, left))

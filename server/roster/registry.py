@@ -1,7 +1,7 @@
 """Which node hosts which clients: every node is asked once, when it is new."""
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -191,6 +191,31 @@ class Registry:
         for key, member in self.members.items():
             by_modality.setdefault(key.modality, []).append(member)
         return by_modality
+
+    def choose(
+        self,
+        fraction: float,
+        rng: Callable[[str], np.random.Generator],
+        is_banned: Callable[[int], bool],
+    ) -> tuple[list[Member], list[str]]:
+        """Sample a share of each modality's clients for a round, at least one of those not banned.
+
+        Clients of nodes that are busy are skipped, unless all are; there is a line for each.
+        """
+        chosen: list[Member] = []
+        for name, everyone in self.by_modality().items():
+            members = [member for member in everyone if not is_banned(member.node)]
+            if members:
+                size = max(1, round(fraction * len(members)))
+                picked = np.sort(rng(name).choice(len(members), size=size, replace=False))
+                chosen += [members[index] for index in picked]
+        free = [member for member in chosen if member.node not in self.busy]
+        skipped = [
+            f"{member.client.key}: skipped: still busy with an earlier round"
+            for member in chosen
+            if free and member.node in self.busy
+        ]
+        return free or chosen, skipped
 
     def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
         """Pool the clients' label sums, as `common.model.calibration.label_sums` of all labels.

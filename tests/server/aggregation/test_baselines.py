@@ -211,9 +211,6 @@ def test_fednova_ends_at_the_optimum_where_fedavg_counts_steps_as_items() -> Non
     assert UNEQUAL.fixed_point("fednova") == pytest.approx(UNEQUAL.optimum, abs=0.05)
 
 
-# --- PbEA -------------------------------------------------------------------------------------
-
-
 # --- All together -----------------------------------------------------------------------------
 
 EVERY = (
