@@ -23,11 +23,11 @@ from common.data.federation import ClientData, count_outputs
 from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import Downlink, NodeDescription, Uplink
-from common.model.evidence import agreement, evidence
+from common.model.calibration import calibration_sums, label_agreement
 from common.model.ha_fedformer import (
     HAFedformer,
+    ModelArrays,
     ModelSpec,
-    Parts,
     build_model,
     join_arrays,
     set_standardisation,
@@ -92,8 +92,8 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
     labels = torch.from_numpy(data.labels[data.validation])
     groups = torch.from_numpy(data.groups[data.validation])
     sums = client_label_sums(data, config)
-    seen = evidence(outputs, labels, downlink.prior, data.task, groups)
-    agrees = agreement(outputs, labels, sums, downlink.prior, data.task)
+    seen = calibration_sums(outputs, labels, downlink.prior, data.task, groups)
+    agrees = label_agreement(outputs, labels, sums, downlink.prior, data.task)
     options = RoundOptions(
         local_objective(data.task, sums, downlink.label_shares, label_edges(config)),
         downlink.lr_scale,
@@ -130,7 +130,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     shape = data.sequences.statistics_shape
     spec = ModelSpec({modality: shape}, len(head), data.task, config.model)
     model = build_model(spec, seed=0)
-    arrays = join_arrays(Parts({modality: dict(downlink.encoder)}, dict(downlink.decoder)))
+    arrays = join_arrays(ModelArrays({modality: dict(downlink.encoder)}, dict(downlink.decoder)))
     try:
         model.load_state_dict(arrays)
     except RuntimeError as error:
@@ -148,7 +148,7 @@ def _check_outputs(
 ) -> None:
     """Refuse a decoder for another kind of label than the client's.
 
-    The prior and the label shares have a length for each task, see `evidence.prior_of`.
+    The prior and the label shares have a length for each task, see `calibration.prior_of`.
     """
     needs = count_outputs(data.task, data.labels)
     fits = outputs >= needs if data.task is Task.classification else outputs == needs
@@ -172,7 +172,7 @@ def _fitted(
     samples, strategy = split_arrays(trained.samples), config.strategy
     modality = downlink.key.modality
     structures = (encoder_structure(strategy.encoder), decoder_structure(strategy.decoder))
-    moments = Parts({modality: {}}, {})
+    moments = ModelArrays({modality: {}}, {})
     # Less a hair, for products that round to just above a whole number: 0.07 of 100 is 7.
     in_time = downlink.round <= math.ceil(strategy.posterior_rounds * config.rounds - 1e-9)
     if in_time and any(each is not None and each.reads_inputs for each in structures):

@@ -27,7 +27,7 @@ from common.data.manifest import MANIFEST
 from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription
-from common.model.evidence import label_sums
+from common.model.calibration import label_sums
 from common.task import Task
 
 _SIMULATED = {"partition-id": int, "num-partitions": int}
@@ -150,7 +150,7 @@ def _describe_client(node: Node, key: ClientKey, config: Config) -> ClientDescri
 
 
 def client_label_sums(data: ClientData, config: Config) -> Tensor:
-    """Summarise a client's train labels, see `common.model.evidence.label_sums`."""
+    """Summarise a client's train labels, see `common.model.calibration.label_sums`."""
     labels = torch.from_numpy(data.labels[data.train])
     outputs = int(labels.max()) + 1 if data.task is Task.classification else 1
     return label_sums(labels, data.task, outputs, label_edges(config))

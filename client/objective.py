@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.evidence import label_counts, own_shares
+from common.model.calibration import label_counts, own_shares
 from common.model.losses import task_loss
 from common.task import Task
 
@@ -65,9 +65,9 @@ def local_objective(
     task
         Kind of label.
     sums
-        Of the client's train labels, see `common.model.evidence.label_sums`.
+        Of the client's train labels, see `common.model.calibration.label_sums`.
     pooled_shares
-        (K,) see `common.model.evidence.label_shares`, of all clients; empty for no correction.
+        (K,) see `common.model.calibration.label_shares`, of all clients; empty for no correction.
     edges
         (K-1,) of the bins, for regression.
     """

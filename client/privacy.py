@@ -50,8 +50,8 @@ def protect(
         encoder=Posterior.of({name: Gaussian(mean) for name, mean in encoder.items()}),
         decoder=Posterior.of({name: Gaussian(mean) for name, mean in decoder.items()}),
         train_loss=0.0,
-        evidence=torch.zeros_like(uplink.evidence),
-        agreement=torch.zeros_like(uplink.agreement),
+        calibration_sums=torch.zeros_like(uplink.calibration_sums),
+        label_agreement=torch.zeros_like(uplink.label_agreement),
     )
 
 

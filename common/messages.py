@@ -30,7 +30,7 @@ class ClientDescription:
     task
         Kind of its labels.
     label_sums
-        Of the train items, see `common.model.evidence.label_sums`.
+        Of the train items, see `common.model.calibration.label_sums`.
     moments
         Of the train items' features; their last dimension is the feature width.
     """
@@ -73,11 +73,11 @@ class Downlink:
     decoder
         Arrays of the decoder.
     prior
-        Of the pooled labels, see `common.model.evidence.prior_of`.
+        Of the pooled labels, see `common.model.calibration.prior_of`.
     lr_scale
         What this round's local rates are multiplied by.
     label_shares
-        Of the pooled labels, see `common.model.evidence.label_shares`, where the client is to
+        Of the pooled labels, see `common.model.calibration.label_shares`, where the client is to
         correct its loss for its own; else empty.
     """
 
@@ -108,11 +108,11 @@ class Uplink:
         Train items; the client's weight.
     train_loss
         Mean over the local steps.
-    evidence
+    calibration_sums
         Of the model as received, on the client's validation items, see
-        `common.model.evidence.evidence`.
-    agreement
-        Of the same, see `common.model.evidence.agreement`.
+        `common.model.calibration.calibration_sums`.
+    label_agreement
+        Of the same, see `common.model.calibration.label_agreement`.
     steps
         Local steps.
     """
@@ -123,6 +123,6 @@ class Uplink:
     decoder: Posterior
     examples: int
     train_loss: float
-    evidence: Tensor
-    agreement: Tensor
+    calibration_sums: Tensor
+    label_agreement: Tensor
     steps: int

@@ -104,8 +104,8 @@ def encode_uplink(uplink: Uplink) -> RecordDict:
     metrics: dict[str, Any] = {
         "examples": uplink.examples,
         "train-loss": uplink.train_loss,
-        "evidence": uplink.evidence.tolist(),
-        "agreement": uplink.agreement.tolist(),
+        "evidence": uplink.calibration_sums.tolist(),
+        "agreement": uplink.label_agreement.tolist(),
         "steps": uplink.steps,
     }
     return RecordDict(

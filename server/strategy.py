@@ -1,37 +1,29 @@
-"""Flower's side of the aggregation: choose clients, decode, check, sum, encode.
+"""Flower's side of a round: choose clients and send them the model, merge the updates they return.
 
-All mathematics is in `server.aggregation`.
+An update's way: `aggregate_train` hands the replies to the `UpdateFilter` of `server.acceptance`,
+which decodes and checks each one; `server.aggregation` sums what passes in the clients' order and
+merges the sum; the server's optimiser steps to the result.
 """
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
-import numpy as np
 import torch
-from flwr.app import (
-    Array,
-    ArrayRecord,
-    ConfigRecord,
-    Message,
-    MessageType,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
-from common.clients import ClientKey
 from common.config import Condition, Config, Payload, PrivacyRule, ServerOptimizerConfig
 from common.errors import UserError
-from common.messages import Downlink, Uplink, no_numbers
-from common.model.evidence import no_evidence
-from common.model.ha_fedformer import Parts, join_arrays, split_arrays
+from common.messages import ClientDescription, Downlink, no_numbers
+from common.model.calibration import no_calibration_sums
+from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
-from server.acceptance.privacy import add_noise, privacy_spent
+from server.acceptance.privacy import add_noise
 from server.acceptance.update_filter import FilteredUpdates, UpdateFilter
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.round import sum_updates
@@ -44,46 +36,22 @@ from server.roster.registry import QUERY_SECONDS, Member, Registry
 
 @dataclass(frozen=True)
 class StrategyState:
-    """What a strategy carries from one round to the next, besides the model.
-
-    Attributes
-    ----------
-    optimizer
-        Of the server.
-    evidence
-        Modality to what its clients last saw of the model, see `common.model.evidence.evidence`.
-    faults
-        Node to the number of its refused updates.
-    medians
-        What changes and precisions were usual, see `server.acceptance.screening`.
-    """
+    """What a strategy carries from one round to the next, besides the model."""
 
     optimizer: OptimizerState
-    evidence: Mapping[str, Tensor]
+    #: Modality to what its clients last saw of the model, see `common.model.calibration`.
+    calibration_sums: Mapping[str, Tensor]
+    #: Node to the number of its refused updates.
     faults: Mapping[int, int]
+    #: What changes and precisions were usual, see `server.acceptance.screening`.
     medians: Mapping[str, float]
 
 
 class HierarchicalAggregation(Strategy):
     """PbEA inside each modality, CmDA across modalities; other rules by configuration.
 
-    Parameters
-    ----------
-    config
-        The run's configuration.
-    registry
-        Who takes part.
-    labels
-        What the clients' labels are together; its prior is sent to every client.
-    trained
-        The trained tensors of each encoder and of the decoder.
-
-    Attributes
-    ----------
-    updates
-        Those of the round that is under way; says whose replies there is room for.
-    report
-        Of the last round that was merged.
+    `labels` are those of all clients together, and `trained` the trained tensors of each encoder
+    and of the decoder.
 
     Raises
     ------
@@ -92,7 +60,7 @@ class HierarchicalAggregation(Strategy):
     """
 
     def __init__(
-        self, config: Config, registry: Registry, labels: PooledLabels, trained: Parts
+        self, config: Config, registry: Registry, labels: PooledLabels, trained: ModelArrays
     ) -> None:
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
@@ -101,27 +69,29 @@ class HierarchicalAggregation(Strategy):
         self.registry = registry
         self.labels = labels
         self.prior = labels.prior
-        self.evidence = {name: no_evidence(task) for name in trained.encoders}
+        self.calibration_sums = {name: no_calibration_sums(task) for name in trained.encoders}
+        #: The last round that was merged.
         self.report: RoundRecord | None = None
+        #: Those of the round that is under way; says whose replies there is room for.
         self.updates: FilteredUpdates
         self._task = task
         self._filter = UpdateFilter(config, trained, task, labels.prior)
         self._trained = trained
         self._optimizer = OptimizerState()
         self._model: dict[str, Tensor] = {}
-        self._sent = Parts({}, {})
+        self._sent = ModelArrays({}, {})
         self._skipped: list[str] = []
         self._bytes_down = 0
 
     def state(self) -> StrategyState:
         """Return what the next round needs."""
         faults, medians = dict(self._filter.faults), dict(self._filter.medians)
-        return StrategyState(self._optimizer, dict(self.evidence), faults, medians)
+        return StrategyState(self._optimizer, dict(self.calibration_sums), faults, medians)
 
     def restore(self, state: StrategyState) -> None:
         """Go on from what `state` returned."""
         self._optimizer = state.optimizer
-        self.evidence |= state.evidence
+        self.calibration_sums |= state.calibration_sums
         self._filter.faults.update(state.faults)
         self._filter.medians = dict(state.medians)
 
@@ -135,45 +105,33 @@ class HierarchicalAggregation(Strategy):
     ) -> Iterable[Message]:
         """Return what each chosen client is sent: its own encoder and the decoder.
 
-        Parameters
-        ----------
-        server_round
-            From 1.
-        arrays
-            The model's state.
-        config
-            Not used: the strategy has the run's.
-        grid
-            Reaches the nodes; new ones are asked who they are.
+        Nodes that are new on the grid are asked who they are first; `config` is not used.
 
         Raises
         ------
         UserError
             If a weight is too large for ``strategy.payload``.
         """
-        self._skipped = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
-        self._model = from_record(arrays)
+        left_out = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
+        self._model = dict(arrays.to_torch_state_dict())
         sent = self._as_sent()
         # What clients start from, which their changes are measured from.
-        self._sent = split_arrays({name: array.float() for name, array in sent.items()})
-        members = self._available(self._choose(server_round))
-        asked: dict[int, list[ClientKey]] = {}
+        trained = join_arrays(self._trained)
+        self._sent = split_arrays({name: sent[name].float() for name in sent if name in trained})
+        fraction, seed = self.config.strategy.fraction, self.config.seed
+        rng = partial(generator, seed, "clients", server_round)
+        members, skipped = self.registry.choose(fraction, rng, self._filter.is_banned)
+        self._skipped = left_out + skipped
+        asked: dict[int, list[ClientDescription]] = {}
         for member in members:
-            asked.setdefault(member.node, []).append(member.client.key)
-        clients = {member.client.key: member.client for member in members}
-        self.updates = self._filter.begin(server_round, asked, clients, self._sent)
+            asked.setdefault(member.node, []).append(member.client)
+        self.updates = FilteredUpdates(self._filter, server_round, asked, self._sent)
         messages = list(self._messages(server_round, members, split_arrays(sent)))
         self._bytes_down = sum(payload_bytes(message.content) for message in messages)
         return messages
 
     def _as_sent(self) -> dict[str, Tensor]:
-        """Return the model as it travels, with trained weights in ``strategy.payload``.
-
-        Raises
-        ------
-        UserError
-            If a weight is too large for it.
-        """
+        """Return the model as it travels, with trained weights in ``strategy.payload``."""
         if self.config.strategy.payload is Payload.float32:
             return self._model
         halved = {name: self._model[name].half() for name in join_arrays(self._trained)}
@@ -184,32 +142,8 @@ class HierarchicalAggregation(Strategy):
             )
         return self._model | halved
 
-    def _choose(self, server_round: int) -> list[Member]:
-        """Sample ``strategy.fraction`` of each modality's clients, at least one of those left."""
-        chosen: list[Member] = []
-        for name, everyone in self.registry.by_modality().items():
-            members = [member for member in everyone if not self._filter.is_banned(member.node)]
-            if not members:
-                continue
-            size = max(1, round(self.config.strategy.fraction * len(members)))
-            rng = generator(self.config.seed, "clients", server_round, name)
-            picked = np.sort(rng.choice(len(members), size=size, replace=False))
-            chosen += [members[index] for index in picked]
-        return chosen
-
-    def _available(self, chosen: list[Member]) -> list[Member]:
-        """Leave out clients of nodes that are busy, unless all are."""
-        busy = self.registry.busy
-        free = [member for member in chosen if member.node not in busy]
-        self._skipped += [
-            f"{member.client.key}: skipped: still busy with an earlier round"
-            for member in chosen
-            if free and member.node in busy
-        ]
-        return free or chosen
-
     def _messages(
-        self, server_round: int, members: Iterable[Member], model: Parts
+        self, server_round: int, members: Iterable[Member], model: ModelArrays
     ) -> Iterator[Message]:
         scale = self._lr_scale(server_round)
         adjusts = self._holds(self.config.strategy.local.logit_adjustment)
@@ -241,41 +175,33 @@ class HierarchicalAggregation(Strategy):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord, MetricRecord | None]:
-        """Return the model's state with the replies merged into it; `report` says how.
+        """Return the model's state with the replies, in any order, merged into it.
 
-        Parameters
-        ----------
-        server_round
-            The one that was configured last.
-        replies
-            In any order; a modality without one keeps its encoder.
+        A modality without an update keeps its encoder; `report` says what became of each client.
         """
-        self.report = self._merge(server_round, self.updates.take(replies))
-        return to_record(self._model), None
-
-    def _merge(self, server_round: int, updates: Iterable[Uplink]) -> RoundRecord:
-        summed = sum_updates(updates, self.config.strategy, self.prior, self._task)
-        few = summed.without_few(self.config.runtime.min_clients)
-        modalities = dict(sorted(summed.total.modalities.items()))
+        config, updates = self.config, self.updates
+        summed = sum_updates(updates.take(replies), config.strategy, self.prior, self._task)
+        few = summed.without_few(config.runtime.min_clients)
+        modalities = summed.total.modalities
         shares = self._step(server_round, summed.total) if modalities else {}
-        for name, modality in modalities.items():
-            if modality.evidence is not None:
-                self.evidence[name] = modality.evidence
-        counts = {name: modality.clients for name, modality in modalities.items()}
-        return RoundRecord(
+        self.calibration_sums |= {
+            name: modality.calibration_sums for name, modality in modalities.items()
+        }
+        self.report = RoundRecord(
             round=server_round,
-            clients=counts,
-            train_loss={name: each.loss / each.examples for name, each in modalities.items()},
-            reused=tuple(name for name in self._trained.encoders if name not in counts),
-            rejected=(*sorted([*self._skipped, *self.updates.rejected]), *few),
+            clients={name: modality.clients for name, modality in modalities.items()},
+            train_loss={name: m.loss / m.examples for name, m in modalities.items()},
+            reused=tuple(name for name in self._trained.encoders if name not in modalities),
+            rejected=(*sorted([*self._skipped, *updates.rejected]), *few),
             decoder_weights=shares,
             trust=summed.by_client(summed.trust),
             bytes_down=self._bytes_down,
-            bytes_up=self.updates.received,
-            refused=self.updates.refused,
+            bytes_up=updates.received,
+            refused=updates.refused,
             client_losses=summed.by_client(summed.losses),
-            posterior_widths=summed.posteriors.by_client(counts),
+            posterior_widths=summed.stds_by_client(),
         )
+        return ArrayRecord(self._model), None
 
     def _step(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
         """Step to the merged model; return each layer's shares of the modalities."""
@@ -304,10 +230,6 @@ class HierarchicalAggregation(Strategy):
         sent = join_arrays(self._sent)
         return {name: array + (self._model[name] - sent[name]) for name, array in merged.items()}
 
-    def privacy_spent(self, rounds: int) -> dict[str, Any] | None:
-        """Say what so many rounds tell of a client, see `server.acceptance.privacy`."""
-        return privacy_spent(self.config, rounds)
-
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
@@ -319,22 +241,3 @@ class HierarchicalAggregation(Strategy):
     ) -> MetricRecord | None:
         """Return nothing; see `configure_evaluate`."""
         return None
-
-
-def to_record(arrays: Mapping[str, Tensor]) -> ArrayRecord:
-    """Return tensors as Flower's record, with their bytes as they are."""
-    record = ArrayRecord()
-    for name, tensor in arrays.items():
-        array = tensor.detach().cpu().numpy()
-        record[name] = Array(str(array.dtype), array.shape, "bytes", array.tobytes())
-    return record
-
-
-def from_record(record: ArrayRecord) -> dict[str, Tensor]:
-    """Return what `to_record` made as tensors, which may be written to."""
-    return {
-        name: torch.from_numpy(
-            np.frombuffer(bytearray(array.data), array.dtype).reshape(array.shape)
-        )
-        for name, array in record.items()
-    }

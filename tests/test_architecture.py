@@ -93,7 +93,7 @@ def test_record_keys_live_in_the_protocol() -> None:
     # A node's Context holds a record, empty here.
     assert makers == {
         "server/run/federation.py": {"Federation"},
-        "server/strategy.py": {"to_record"},
+        "server/strategy.py": {"HierarchicalAggregation"},
         "server/runtimes/local.py": {"LocalGrid"},
     }
 

@@ -21,36 +21,6 @@ class Condition(StrEnum):
     skewed = "skewed"
 
 
-class EncoderMerge(StrEnum):
-    """How the encoders of one modality become one."""
-
-    average = "average"
-    pbea = "pbea"
-    fedatt = "fedatt"
-    median = "median"
-    trimmed_mean = "trimmed_mean"
-
-
-class DecoderMerge(StrEnum):
-    """How the decoders of the modalities become one."""
-
-    average = "average"
-    cmda = "cmda"
-    posterior = "posterior"
-    fedatt = "fedatt"
-    median = "median"
-    trimmed_mean = "trimmed_mean"
-
-
-class Structure(StrEnum):
-    """Structure of a client's posterior, per tensor."""
-
-    diagonal = "diagonal"
-    row = "row"
-    low_rank = "low_rank"
-    inputs = "inputs"
-
-
 class Scale(StrEnum):
     """Whether a posterior keeps its client's overall scale."""
 

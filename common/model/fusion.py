@@ -9,7 +9,7 @@ Three rules, each for any subset of modalities:
 - ``product_of_experts`` on predictions, with the prior counted once.
 
 ``auto`` is the product of experts for classes and labels, and reliability for numbers. Rules are
-fitted to sums that clients report (`common.model.evidence`).
+fitted to sums that clients report (`common.model.calibration`).
 
 Classes and labels: ``mean`` and ``reliability`` decode the fused encodings and take the logits as
 they come. One decoder's logits hold the prior once, however many modalities were fused, so there is
@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from common.config import FusionRule
-from common.model.evidence import INVERSE_TEMPERATURES, temper
+from common.model.calibration import INVERSE_TEMPERATURES, temper
 from common.task import Task
 
 #: The weight, in items, of the prior belief about a regression expert.
@@ -77,7 +77,7 @@ class Fusion:
     task
         Kind of label.
     prior
-        From `common.model.evidence.prior_of`.
+        From `common.model.calibration.prior_of`.
     experts
         Modality to its calibration.
     """
@@ -118,9 +118,9 @@ class Fusion:
 
 
 def fit_fusion(
-    rule: FusionRule, task: Task, prior: Tensor, evidence: Mapping[str, Tensor]
+    rule: FusionRule, task: Task, prior: Tensor, calibration_sums: Mapping[str, Tensor]
 ) -> Fusion:
-    """Fit a rule to pooled evidence.
+    """Fit a rule to pooled calibration sums.
 
     Parameters
     ----------
@@ -130,14 +130,14 @@ def fit_fusion(
         Kind of label.
     prior
         Prior of the pooled labels.
-    evidence
-        Modality to the sum of its clients' evidence; zero if there is none yet.
+    calibration_sums
+        Modality to the sum of its clients' sums; zero if there is none yet.
     """
     if rule is FusionRule.auto:
         numbers = task is Task.regression
         rule = FusionRule.reliability if numbers else FusionRule.product_of_experts
     fit = _linear_expert if task is Task.regression else _tempered_expert
-    experts = {name: fit(sums, prior) for name, sums in evidence.items()}
+    experts = {name: fit(sums, prior) for name, sums in calibration_sums.items()}
     return Fusion(rule, task, tuple(prior.tolist()), experts)
 
 
@@ -187,8 +187,8 @@ def reliability_weights(experts: Mapping[str, Expert]) -> dict[str, float]:
     """
     modalities = len(experts)
     total = sum(expert.information for expert in experts.values())
-    evidence = sum(expert.count * expert.information for expert in experts.values())
-    shrinkage = 1 / (1 + evidence)
+    calibration_sums = sum(expert.count * expert.information for expert in experts.values())
+    shrinkage = 1 / (1 + calibration_sums)
     return {
         name: shrinkage / modalities
         + (1 - shrinkage) * (expert.information / total if total > 0 else 1 / modalities)

@@ -91,7 +91,7 @@ def build_model(spec: ModelSpec, seed: int) -> HAFedformer:
 
 
 @dataclass(frozen=True)
-class Parts:
+class ModelArrays:
     """A model's arrays, taken apart: encoder arrays by modality, then the decoder's.
 
     The same names, without the prefix, whatever the modality: so encoders can be compared.
@@ -101,7 +101,7 @@ class Parts:
     decoder: Arrays
 
 
-def split_arrays(arrays: Mapping[str, Tensor]) -> Parts:
+def split_arrays(arrays: Mapping[str, Tensor]) -> ModelArrays:
     """Take a state dict apart into encoders and decoder.
 
     Raises
@@ -119,10 +119,10 @@ def split_arrays(arrays: Mapping[str, Tensor]) -> Parts:
                 decoder[".".join([first, *others])] = array
             case _:
                 raise KeyError(f"{name} belongs neither to an encoder nor to the decoder")
-    return Parts(encoders, decoder)
+    return ModelArrays(encoders, decoder)
 
 
-def join_arrays(parts: Parts) -> Arrays:
+def join_arrays(parts: ModelArrays) -> Arrays:
     """Put encoders and decoder together into a state dict; undoes `split_arrays`."""
     joined = {
         f"encoders.{modality}.{name}": array

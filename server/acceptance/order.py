@@ -1,10 +1,9 @@
 """Updates in the clients' order, whatever the order in which they come.
 
-Sums of floating-point numbers depend on the order. So an update is handed on when all clients
-before it, of its modality, are settled: they have answered, were refused, or will not answer. Those
-that come early wait in memory, up to `MOST_WAITING` bytes; when these are full, only the replies of
-the clients that are next in line are asked for (`ClientOrder.wanted`), and all others stay with the
-SuperLink until there is room. So memory is bounded, and results do not depend on the scheduling.
+Sums of floating-point numbers depend on the order. So an update is handed on when all clients of
+its modality before it are settled: they have answered, were refused, or will not answer. Early ones
+wait in memory, up to `MOST_WAITING` bytes; when these are full, only the replies of the clients
+next in line are `wanted`, and all others stay with the SuperLink until there is room.
 """
 
 from collections import defaultdict, deque
@@ -18,15 +17,7 @@ MOST_WAITING = 1 << 26
 
 
 class ClientOrder:
-    """One line of clients for each modality.
-
-    Parameters
-    ----------
-    keys
-        The clients that were asked, in their order.
-    most_waiting
-        Bytes that may wait before the line gets `full`.
-    """
+    """A line of clients for each modality, from all clients in their order."""
 
     def __init__(self, keys: Iterable[ClientKey], most_waiting: int = MOST_WAITING) -> None:
         self._lines: dict[str, deque[ClientKey]] = defaultdict(deque)

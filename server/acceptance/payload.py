@@ -1,124 +1,74 @@
 """How large a reply may be, checked before any of it is made into a tensor.
 
 A client of modality m sends, for each trained tensor of its encoder and of the decoder, the mean,
-and a precision where the configuration asks for one (`common.structures`). So the bytes of its
-tensors are known:
-
-    sum over tensors of  H + b |mean|  +  (H + b |precision| where there is one)
-
-with b bytes a number, H what a name, a type and a shape take at most, and of a symmetric matrix the
-upper triangle only. The format itself holds no more than its bytes (`common.protocol`).
+and a precision where the configuration asks for one (`common.structures`). So how many bytes its
+tensors have at most is known before it answers.
 """
 
-import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 
+import torch
 from flwr.app import ArrayRecord, RecordDict
 from torch import Tensor
 
 from common.config import StrategyConfig
-from common.model.ha_fedformer import Parts
-from common.posterior import Form, precision_shape
+from common.model.ha_fedformer import ModelArrays
+from common.posterior import Gaussian, precision_shape
 from common.protocol import payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
+from common.wire import DECODER, ENCODER, posterior_parts, write_tensors
 from server.acceptance.validation import RejectedUpdateError
 
-#: Bytes of the entry of a tensor in the header, its name not counted: its part, form, type, shape
-#: of up to four dimensions, and where its bytes are.
-HEADER_BYTES = 160
-
-#: A reply of up to so many times the limit is still read, so that the refusal can name the tensor
-#: that is surplus or too large.
+#: Up to so many times the limit is still read, so that the refusal can name the faulty tensor.
 SLACK = 2
 
 #: Records of an update: about, tensors, metrics.
 MAX_RECORDS = 3
 
-#: Values that are no arrays: the key, the round, the figures and two short lists of sums.
-MAX_VALUES = 64
-
-#: Letters of keys and texts; a site's reason for a failure is shorter.
+#: Of everything that is no tensor, written out.
 MAX_LETTERS = 65_536
 
 
-def payload_limits(trained: Parts, config: StrategyConfig) -> dict[str, int]:
-    """Return modality to how many bytes the tensors of its client's update have at most."""
-    decoder = _of_posterior(trained.decoder, decoder_structure(config.decoder))
+def payload_limits(trained: ModelArrays, config: StrategyConfig) -> dict[str, int]:
+    """Return modality to the most bytes that the tensors of a client's update may have."""
     structure = encoder_structure(config.encoder)
-    return {
-        name: _of_posterior(tensors, structure) + decoder
+    decoder = posterior_parts(DECODER, _largest(trained.decoder, decoder_structure(config.decoder)))
+    encoders = {
+        name: posterior_parts(ENCODER, _largest(tensors, structure))
         for name, tensors in trained.encoders.items()
     }
+    return {name: len(write_tensors({**parts, **decoder})) for name, parts in encoders.items()}
 
 
-def _of_posterior(tensors: Mapping[str, Tensor], structure: Structure | None) -> int:
-    nbytes = 0
+def _largest(tensors: Mapping[str, Tensor], structure: Structure | None) -> dict[str, Gaussian]:
+    """Return a posterior with every precision that is asked for."""
+    posterior = {}
     for name, mean in tensors.items():
-        numbers = [mean.numel()]
         form = posterior_form(mean, structure)
-        if (shape := precision_shape(mean, form)) is not None:
-            size = shape[0]
-            numbers.append(size * (size + 1) // 2 if form is Form.row else math.prod(shape))
-        nbytes += sum(HEADER_BYTES + len(name) + mean.element_size() * count for count in numbers)
-    return nbytes
+        shape = precision_shape(mean, form)
+        posterior[name] = Gaussian(mean, None if shape is None else torch.ones(shape), form)
+    return posterior
 
 
 def check_payload(content: RecordDict, limits: Iterable[int]) -> None:
-    """Refuse a reply that is larger than any of the clients of its node can need.
+    """Raise RejectedUpdateError for a reply larger than any client of its node needs.
 
-    Parameters
-    ----------
-    content
-        Of the reply, as it came.
-    limits
-        In bytes, of the modalities that the node was asked for.
-
-    Raises
-    ------
-    RejectedUpdateError
-        With the size and what was expected.
+    `limits` are those of the modalities that the node was asked for, in bytes.
     """
-    _at_most(len(content), MAX_RECORDS, "records")
     sent, most = payload_bytes(content), max(limits, default=0)
     if sent > SLACK * most:
-        raise RejectedUpdateError(f"sends {_size(sent)} of tensors, expected at most {_size(most)}")
-    records = [record for record in content.values() if isinstance(record, ArrayRecord)]
-    _at_most(sum(map(len, records)), 1, "arrays")
-    texts, values = _words(content)
-    _at_most(values, MAX_VALUES, "values")
-    _at_most(sum(map(len, texts)), MAX_LETTERS, "letters and bytes of text")
-
-
-def _at_most(count: int, most: int, what: str) -> None:
-    if count > most:
-        raise RejectedUpdateError(f"sends {count} {what}, expected at most {most}")
-
-
-def _words(content: RecordDict) -> tuple[list[str | bytes], int]:
-    """Return all keys and texts of a message, and how many values it holds that are no arrays."""
-    texts: list[str | bytes] = list(content)
-    values = 0
+        raise RejectedUpdateError(f"sends {sent:,} bytes of tensors, expected at most {most:,}")
+    letters, arrays = sum(map(len, content)), 0
     for record in content.values():
-        texts += list(record)
         if isinstance(record, ArrayRecord):
-            texts += [text for array in record.values() for text in (array.dtype, array.stype)]
-            continue
-        for single in _singles(record.values()):
-            values += 1
-            if isinstance(single, (str, bytes)):
-                texts.append(single)
-    return texts, values
-
-
-def _singles(values: Iterable[object]) -> Iterator[object]:
-    for value in values:
-        if isinstance(value, list):
-            yield from value
+            arrays += len(record)
+            letters += sum(len(n) + len(a.dtype) + len(a.stype) for n, a in record.items())
         else:
-            yield value
-
-
-def _size(nbytes: int) -> str:
-    if nbytes < 100_000:
-        return f"{nbytes / 1e3:.1f} kB"
-    return f"{nbytes / 1e6:.1f} MB"
+            letters += len(str(dict(record)))
+    for count, limit, what in (
+        (len(content), MAX_RECORDS, "records"),
+        (arrays, 1, "arrays"),
+        (letters, MAX_LETTERS, "letters besides tensors"),
+    ):
+        if count > limit:
+            raise RejectedUpdateError(f"sends {count:,} {what}, expected at most {limit:,}")

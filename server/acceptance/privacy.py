@@ -32,7 +32,7 @@ from typing import Any
 from torch import Tensor
 
 from common.config import Config, PrivacyConfig, PrivacyRule
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from common.secure_noise import Source, normal
 
 #: What leaves a site without noise, whatever the mechanism.
@@ -45,27 +45,21 @@ NOT_COVERED = (
 
 
 def add_noise(
-    merged: Parts, clients: Mapping[str, int], config: PrivacyConfig, source: Source = os.urandom
-) -> Parts:
-    """Add a round's noise to its averages.
+    merged: ModelArrays,
+    clients: Mapping[str, int],
+    config: PrivacyConfig,
+    source: Source = os.urandom,
+) -> ModelArrays:
+    """Add a round's noise to its averages, of equal weights and of changes of norm C at most.
 
-    Parameters
-    ----------
-    merged
-        Averages with equal weights of changes of norm `config.clip` at most.
-    clients
-        Modality to the number of clients that were averaged.
-    config
-        The mechanism.
-    source
-        Of random bytes.
+    `clients` is modality to the number that were averaged, `source` gives random bytes.
     """
     deviation = config.noise_multiplier * config.clip
     encoders = {
         name: _noisy(arrays, deviation / clients[name], source)
         for name, arrays in merged.encoders.items()
     }
-    return Parts(encoders, _noisy(merged.decoder, deviation / sum(clients.values()), source))
+    return ModelArrays(encoders, _noisy(merged.decoder, deviation / sum(clients.values()), source))
 
 
 def _noisy(arrays: Mapping[str, Tensor], deviation: float, source: Source) -> dict[str, Tensor]:
@@ -76,21 +70,10 @@ def _noisy(arrays: Mapping[str, Tensor], deviation: float, source: Source) -> di
 
 
 def privacy_spent(config: Config, rounds: int) -> dict[str, Any] | None:
-    """Say what so many rounds tell of a client that took part in all of them.
+    """Say what so many rounds disclose of a client that took part in all of them.
 
-    Parameters
-    ----------
-    config
-        The run's configuration.
-    rounds
-        That were made, from 1.
-
-    Returns
-    -------
-    dict or None
-        ``epsilon`` at ``delta``, for data left out (``central``) or exchanged (``local``), as
-        ``neighbours`` says; ``epsilon_replaced`` for data exchanged; what is not covered. None
-        where there is no mechanism.
+    ``epsilon`` at ``delta`` is for data left out (``central``) or exchanged (``local``), as
+    ``neighbours`` says; ``epsilon_replaced`` for data exchanged. None where there is no mechanism.
     """
     privacy = config.privacy
     if privacy.name is PrivacyRule.none:

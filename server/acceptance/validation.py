@@ -7,28 +7,19 @@ and without a scale of its own the mean has a known bound too.
 """
 
 import math
-from collections.abc import Collection
-from dataclasses import dataclass
+from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from common.config import Config, Scale
-from common.errors import UserError
 from common.messages import ClientDescription, Uplink
-from common.model.evidence import agreement_size, evidence_size
-from common.model.ha_fedformer import Parts
+from common.model.calibration import agreement_size, calibration_size
+from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Layout, Posterior
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from common.task import Task
-from server.acceptance.plausibility import (
-    MAX_EXAMPLES,
-    agreement_fault,
-    evidence_fault,
-    label_sums_fault,
-    most_validated,
-)
+from server.acceptance.plausibility import agreement_fault, calibration_fault, most_validated
 
 #: How far below what shrinkage allows an eigenvalue may be, for rounding in float32.
 _SLACK = 10.0
@@ -39,53 +30,26 @@ class RejectedUpdateError(Exception):
 
 
 class UpdateRules:
-    """What every update of a run must satisfy.
+    """What every update of a run must satisfy, by its trained tensors and its configuration.
 
-    Parameters
-    ----------
-    trained
-        The global model's trained tensors.
-    task
-        Kind of label.
-    config
-        The posteriors that clients fit, and how long they train.
-    prior
-        Of the pooled labels, as clients are sent it.
+    `prior` is the pooled one that clients are sent.
     """
 
-    def __init__(self, trained: Parts, task: Task, config: Config, prior: Tensor) -> None:
-        self._task, self._config, self._prior = task, config, prior
-        self._encoders = {name: Layout.of(arrays) for name, arrays in trained.encoders.items()}
-        self._decoder = Layout.of(trained.decoder)
+    def __init__(self, trained: ModelArrays, task: Task, config: Config, prior: Tensor) -> None:
+        self._task, self._client, self._prior = task, config.client, prior
         strategy = config.strategy
-        limit, encoder = strategy.screening.precision_factor, strategy.encoder
-        self._bounds = (
-            _Bounds(encoder_structure(encoder), encoder.shrinkage, encoder.scale, limit),
-            _Bounds(
-                decoder_structure(strategy.decoder),
-                strategy.decoder.shrinkage,
-                Scale.absolute,
-                limit,
-            ),
-        )
+        encoder, decoder = strategy.encoder, strategy.decoder
+        factor = strategy.screening.precision_factor if encoder.scale == Scale.relative else None
+        structure = encoder_structure(encoder)
+        self._encoders = {
+            name: _Expected(Layout.of(arrays), structure, encoder.shrinkage, factor)
+            for name, arrays in trained.encoders.items()
+        }
+        layout, structure = Layout.of(trained.decoder), decoder_structure(decoder)
+        self._decoder = _Expected(layout, structure, decoder.shrinkage, None)
 
     def check(self, uplink: Uplink, client: ClientDescription, server_round: int) -> None:
-        """Check a reply against the model and the client that it was asked of.
-
-        Parameters
-        ----------
-        uplink
-            The reply.
-        client
-            The client that was asked, as it described itself.
-        server_round
-            The round that it was asked in.
-
-        Raises
-        ------
-        RejectedUpdateError
-            At the first fault.
-        """
+        """Raise RejectedUpdateError at the first fault of a client's reply for a round."""
         key = client.key
         if uplink.key != key:
             raise RejectedUpdateError(f"{key} answers as {uplink.key}")
@@ -93,111 +57,83 @@ class UpdateRules:
             raise RejectedUpdateError(
                 f"{key} answers for round {uplink.round}, expected {server_round}"
             )
-        self._check_figures(uplink, client.examples)
-        self._check_sums(uplink, client)
-        encoder, decoder = self._bounds
-        _check_posterior(f"{key} encoder", uplink.encoder, self._encoders[key.modality], encoder)
-        _check_posterior(f"{key} decoder", uplink.decoder, self._decoder, decoder)
-
-    def _check_figures(self, uplink: Uplink, examples: int) -> None:
-        key = uplink.key
-        if uplink.examples != examples:
-            raise RejectedUpdateError(
-                f"{key} reports {uplink.examples} examples, and said before that it has {examples}"
-            )
-        if not math.isfinite(uplink.train_loss):
-            raise RejectedUpdateError(f"{key} reports a train loss of {uplink.train_loss}")
-        client = self._config.client
-        steps = client.local_epochs * -(-examples // client.batch_size)
-        if uplink.steps != steps:
-            raise RejectedUpdateError(f"{key} reports {uplink.steps} local steps, expected {steps}")
-        for name, sums, size in (
-            ("evidence", uplink.evidence, evidence_size(self._task)),
-            ("agreement", uplink.agreement, agreement_size(self._task)),
+        if fault := self._figures_fault(uplink, client.examples) or self._sums_fault(
+            uplink, client
         ):
-            # Their squares are to be finite too.
+            raise RejectedUpdateError(f"{key} reports {fault}")
+        _check_posterior(f"{key} encoder", uplink.encoder, self._encoders[key.modality])
+        _check_posterior(f"{key} decoder", uplink.decoder, self._decoder)
+
+    def _figures_fault(self, uplink: Uplink, examples: int) -> str | None:
+        if uplink.examples != examples:
+            return f"{uplink.examples} examples, and said before that it has {examples}"
+        if not math.isfinite(uplink.train_loss):
+            return f"a train loss of {uplink.train_loss}"
+        steps = self._client.local_epochs * -(-examples // self._client.batch_size)
+        if uplink.steps != steps:
+            return f"{uplink.steps} local steps, expected {steps}"
+        for name, sums, size in (
+            ("evidence", uplink.calibration_sums, calibration_size(self._task)),
+            ("agreement", uplink.label_agreement, agreement_size(self._task)),
+        ):
             figures = sums.tolist()
+            # Their squares are to be finite too.
             if len(figures) != size or not all(abs(figure) < 1e100 for figure in figures):
-                raise RejectedUpdateError(f"{key} reports {name} {figures}")
+                return f"{name} {figures}"
+        return None
 
-    def _check_sums(self, uplink: Uplink, client: ClientDescription) -> None:
-        evidence, task, prior = uplink.evidence, self._task, self._prior
-        most = most_validated(client.examples, self._config.client.validation_fraction)
-        fault = evidence_fault(evidence, task, prior, most) or agreement_fault(
-            uplink.agreement, evidence[0].item(), client.label_sums, task, prior
+    def _sums_fault(self, uplink: Uplink, client: ClientDescription) -> str | None:
+        sums, task, prior = uplink.calibration_sums, self._task, self._prior
+        most = most_validated(client.examples, self._client.validation_fraction)
+        return calibration_fault(sums, task, prior, most) or agreement_fault(
+            uplink.label_agreement, sums[0].item(), client.label_sums, task, prior
         )
-        if fault:
-            raise RejectedUpdateError(f"{client.key} reports {fault}")
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """What the precisions of a part can be.
+class _Expected(NamedTuple):
+    """What the posterior over a part of the model is like."""
 
-    Attributes
-    ----------
-    structure, shrinkage, scale
-        How clients make them.
-    factor
-        How many times as large as that they may be; None: any.
-    """
-
+    layout: Layout
     structure: Structure | None
     shrinkage: float
-    scale: str
+    #: How many times the largest mean eigenvalue is allowed; None: any number.
     factor: float | None
 
-    def smallest(self, size: int) -> float:
-        """Return the smallest eigenvalue that is allowed, as a share of their mean."""
-        assert self.structure is not None
-        share = self.structure.smallest_share(self.shrinkage, size) / _SLACK
-        # Below that it would be lost in the rounding of the largest.
-        return share if share > 1e-6 else 0.0
 
-    def largest_mean(self) -> float:
-        """Return the largest mean eigenvalue that is allowed."""
-        if self.factor is None or self.structure is None or self.scale == Scale.absolute:
-            return math.inf
-        return self.factor * self.structure.largest_mean(self.shrinkage)
-
-
-def _check_posterior(where: str, posterior: Posterior, layout: Layout, bounds: _Bounds) -> None:
-    if fault := posterior.layout.difference(layout):
+def _check_posterior(where: str, posterior: Posterior, expected: _Expected) -> None:
+    if fault := posterior.layout.difference(expected.layout):
         raise RejectedUpdateError(f"{where}: {fault}")
     if not _is_finite(posterior.mean):
-        views = layout.split(posterior.mean)
+        views = expected.layout.split(posterior.mean)
         name = next(name for name, array in views.items() if not _is_finite(array))
         raise RejectedUpdateError(f"{where}: array {name!r} holds a value that is not finite")
     for name, gaussian in posterior.precise.items():
-        array = f"{where} array {name!r}"
-        if gaussian.form is not posterior_form(gaussian.mean, bounds.structure):
-            raise RejectedUpdateError(f"{array}: its precision is {gaussian.form}")
-        _check_precision(array, gaussian, bounds)
+        if fault := _precision_fault(gaussian, expected):
+            raise RejectedUpdateError(f"{where} array {name!r}: {fault}")
 
 
-def _check_precision(where: str, gaussian: Gaussian, bounds: _Bounds) -> None:
-    precision = gaussian.precision
+def _precision_fault(gaussian: Gaussian, expected: _Expected) -> str | None:
+    structure, form, precision = expected.structure, gaussian.form, gaussian.precision
+    if structure is None or form is not posterior_form(gaussian.mean, structure):
+        return f"its precision is {form}"
     assert precision is not None
     if precision.dtype != gaussian.mean.dtype:
-        raise RejectedUpdateError(
-            f"{where}: its precision is {precision.dtype}, expected {gaussian.mean.dtype}"
-        )
+        return f"its precision is {precision.dtype}, expected {gaussian.mean.dtype}"
     if not _is_finite(precision):
-        raise RejectedUpdateError(f"{where}: its precision holds a value that is not finite")
-    size = len(precision) if gaussian.form is Form.row else precision.numel()
-    mean, share = gaussian.mean_precision(), bounds.smallest(size)
-    if not _above(precision, gaussian.form, share * mean):
-        if not _above(precision, gaussian.form, 0.0):
-            raise RejectedUpdateError(f"{where}: its precision is not positive")
-        raise RejectedUpdateError(
-            f"{where}: an eigenvalue of its precision is below {share:.1e} times their mean of "
-            f"{mean:.1e}"
-        )
-    if mean > bounds.largest_mean():
-        raise RejectedUpdateError(
-            f"{where}: the mean eigenvalue of its precision is {mean:.1e}, expected at most "
-            f"{bounds.largest_mean():.1e}"
-        )
+        return "its precision holds a value that is not finite"
+    size = len(precision) if form is Form.row else precision.numel()
+    mean = gaussian.mean_precision()
+    share = structure.smallest_share(expected.shrinkage, size) / _SLACK
+    # Below that it would be lost in the rounding of the largest.
+    share = share if share > 1e-6 else 0.0
+    if not _above(precision, form, share * mean):
+        if not _above(precision, form, 0.0):
+            return "its precision is not positive"
+        return f"an eigenvalue of its precision is below {share:.1e} times their mean of {mean:.1e}"
+    most = (expected.factor or math.inf) * structure.largest_mean(expected.shrinkage)
+    if mean > most:
+        return f"the mean eigenvalue of its precision is {mean:.1e}, expected at most {most:.1e}"
+    return None
 
 
 def _is_finite(values: Tensor) -> bool:
@@ -213,37 +149,3 @@ def _above(precision: Tensor, form: Form, least: float) -> bool:
     exact.diagonal().sub_(least)
     _, failed = torch.linalg.cholesky_ex(exact)
     return not failed
-
-
-def check_description(client: ClientDescription, known: Collection[str]) -> None:
-    """Check what a client says of itself.
-
-    Parameters
-    ----------
-    client
-        Its description.
-    known
-        The dataset's modalities.
-
-    Raises
-    ------
-    UserError
-        At the first fault.
-    """
-    key, moments = client.key, client.moments
-    if key.modality not in known:
-        raise UserError(
-            f"it holds modality {key.modality!r}, but the dataset has {', '.join(known)}"
-        )
-    if client.examples < 1:
-        raise UserError(f"client {key} has no examples")
-    if client.examples > MAX_EXAMPLES:
-        raise UserError(f"client {key} says that it has {client.examples} examples")
-    if fault := label_sums_fault(client.label_sums, client.task, client.examples):
-        raise UserError(f"client {key} reports {fault}")
-    arrays = (moments.count, moments.mean, moments.squares)
-    if (
-        not all(np.isfinite(array).all() for array in arrays)
-        or ((moments.count < 0) | (moments.squares < 0)).any()
-    ):
-        raise UserError(f"client {key} reports moments of its features that cannot be")

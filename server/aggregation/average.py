@@ -22,40 +22,26 @@ from server.aggregation.rules import RULES, Arrays, Rule, Setting, Shares, poole
 
 @dataclass(frozen=True)
 class WeightedSum:
-    """Sum of n_i W_i, and of n_i.
-
-    Attributes
-    ----------
-    layout
-        Of the arrays.
-    vector
-        (P,) sum_i n_i W_i, float64.
-    weight
-        sum_i n_i.
-    """
+    """Sum of n_i W_i, and of n_i."""
 
     layout: Layout = field(default_factory=Layout)
+    #: (P,) float64.
     vector: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     weight: float = 0.0
 
-    @classmethod
-    def of(cls, posterior: Posterior, weight: float) -> "WeightedSum":
-        """Return one client's sum.
+    def add(self, posterior: Posterior, weight: float) -> "WeightedSum":
+        """Add the means of one client.
 
         Raises
         ------
         ValueError
-            If the weight is not positive and finite, or there are no arrays.
+            If the weight is not positive and finite, there are no arrays, or `merge` raises.
         """
         check_weight(weight)
         if not posterior:
             raise ValueError("an update of no arrays")
         vector = posterior.mean.to(torch.float64, copy=True).mul_(weight)
-        return cls(posterior.layout, vector, weight)
-
-    def add(self, posterior: Posterior, weight: float) -> "WeightedSum":
-        """Add the means of one client, see `of`."""
-        return self.merge(WeightedSum.of(posterior, weight))
+        return self.merge(WeightedSum(posterior.layout, vector, weight))
 
     def merge(self, other: "WeightedSum") -> "WeightedSum":
         """Return the sum of both; an empty sum changes nothing.
@@ -72,13 +58,7 @@ class WeightedSum:
         return WeightedSum(self.layout, self.vector + other.vector, self.weight + other.weight)
 
     def finish(self) -> Arrays:
-        """Return the average, float32.
-
-        Raises
-        ------
-        ValueError
-            If nothing was added: an average of nothing is not zero.
-        """
+        """Return the average, float32; raise ValueError for that of nothing, which is not zero."""
         if not self.weight:
             raise ValueError("no clients to merge")
         return self.layout.split((self.vector / self.weight).float())

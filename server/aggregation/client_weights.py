@@ -4,10 +4,9 @@
 - ``uniform``: 1;
 - ``agreement``: n_i times the trust that the labels of client i belong to its features. A client
   reports how much better the model that it received explains its validation labels than its own
-  shares of labels do, a log-likelihood ratio L_i (`common.model.evidence.agreement`); with
-  `PRIOR_ODDS` that a client is sound, the trust is sigmoid(L_i + log odds). A client with labels of
-  one kind has L_i near 0 and keeps its weight; one with permuted labels loses it. It finds faults,
-  not lies.
+  shares of labels do, a log-likelihood ratio L_i (its label agreement); with `PRIOR_ODDS` that a
+  client is sound, the trust is sigmoid(L_i + log odds). A client with labels of one kind has L_i
+  near 0 and keeps its weight; one with permuted labels loses it. It finds faults, not lies.
 
 For numbers the ratio is that of two stories of the predictions p given the labels y, p = a + b y
 with noise of variance s^2, or p whatever y is, with b and s^2 of all clients of the modality:
@@ -25,7 +24,7 @@ which is the average with weights w_i / tau_i, whose change is scaled by tau (su
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,7 +32,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import FusionRule
 from common.messages import Uplink
-from common.model.evidence import INVERSE_TEMPERATURES
+from common.model.calibration import INVERSE_TEMPERATURES
 from common.model.fusion import fit_fusion
 from common.task import Task
 
@@ -47,28 +46,21 @@ def trust_round(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> dict[Cl
     trusts: dict[ClientKey, float] = {}
     for modality in {uplink.key.modality for uplink in uplinks}:
         clients = [uplink for uplink in uplinks if uplink.key.modality == modality]
-        keys = [uplink.key for uplink in clients]
-        trusts |= zip(keys, trust_clients(clients, prior, task), strict=True)
+        found = trust_clients(clients, prior, task)
+        trusts |= {client.key: trust for client, trust in zip(clients, found, strict=True)}
     return trusts
 
 
 def trust_clients(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> list[float]:
-    """Return the trust in the labels of each client of one modality, in (0, 1).
+    """Return the trust, in (0, 1), in the labels of each client of one modality in one round.
 
-    Parameters
-    ----------
-    uplinks
-        Of the clients of one modality in one round; their reports are of the same model.
-    prior
-        Of the pooled labels, see `common.model.evidence.prior_of`.
-    task
-        Kind of label.
+    `prior` is that of the pooled labels, see `common.model.calibration.prior_of`.
     """
     trusts = [1.0] * len(uplinks)
     # What all together think decides first; then what those think who are trusted by it.
     for _ in range(2):
         pooled = torch.stack(
-            [trust * uplink.evidence for trust, uplink in zip(trusts, uplinks, strict=True)]
+            [trust * uplink.calibration_sums for trust, uplink in zip(trusts, uplinks, strict=True)]
         ).sum(dim=0)
         trusts = [_sigmoid(_ratio(uplink, pooled, prior, task) + _LOG_ODDS) for uplink in uplinks]
     return trusts
@@ -78,9 +70,9 @@ def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
     """Return L_i."""
     if task is not Task.regression:
         expert = fit_fusion(FusionRule.product_of_experts, task, prior, {"": pooled}).experts[""]
-        return uplink.agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
-    _, yy, pp, py = _deviations(pooled)
-    _, own_yy, _, own_py = _deviations(uplink.evidence)
+        return uplink.label_agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
+    yy, pp, py = _deviations(pooled)
+    own_yy, _, own_py = _deviations(uplink.calibration_sums)
     if min(yy, pp, py) < 1e-100:
         return 0.0
     slope = py / yy
@@ -90,12 +82,10 @@ def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
     return ratio if math.isfinite(ratio) else 0.0
 
 
-def _deviations(sums: Tensor) -> tuple[float, float, float, float]:
-    """Return n and the sums of products of deviations yy, pp, py, from `evidence` of numbers."""
+def _deviations(sums: Tensor) -> tuple[float, float, float]:
+    """Return the sums of products of deviations yy, pp, py, from `calibration_sums`."""
     n, y, yy, p, pp, py = sums.tolist()
-    if n <= 0:
-        return 0.0, 0.0, 0.0, 0.0
-    return n, yy - y * y / n, pp - p * p / n, py - p * y / n
+    return (yy - y * y / n, pp - p * p / n, py - p * y / n) if n > 0 else (0.0, 0.0, 0.0)
 
 
 def _sigmoid(value: float) -> float:
@@ -111,8 +101,7 @@ def client_weight(uplink: Uplink, rule: str, trusted: float) -> float:
     return float(uplink.examples)
 
 
-@dataclass(frozen=True)
-class StepSums:
+class StepSums(NamedTuple):
     """What the scale of a change per step is made of: sums of w, w tau and w / tau over clients."""
 
     weight: float = 0.0
@@ -125,11 +114,7 @@ class StepSums:
 
     def merge(self, other: "StepSums") -> "StepSums":
         """Return the sums of both."""
-        return StepSums(
-            self.weight + other.weight,
-            self.steps + other.steps,
-            self.inverse_steps + other.inverse_steps,
-        )
+        return StepSums(*(own + others for own, others in zip(self, other, strict=True)))
 
     def scale(self) -> float:
         """Return tau (sum_i p_i / tau_i): 1 where all clients make the same number of steps."""

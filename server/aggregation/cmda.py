@@ -27,19 +27,10 @@ from server.aggregation.rules import RULES, Arrays, Rule, Setting, Shares
 
 
 def cmda_weights(layers: list[Tensor], config: DecoderConfig) -> Tensor:
-    """Return w (M,) for one layer of each modality.
+    """Return w (M,) for one layer W_m of each modality, equal shapes.
 
-    Parameters
-    ----------
-    layers
-        W_m of each modality, equal shapes.
-    config
-        ``epsilon``, ``temperature`` tau above 0, ``sign`` 1 (the farther weighs more) or -1.
-
-    Returns
-    -------
-    Tensor
-        float64; sums to 1; may be negative for a modality that nobody attends to.
+    float64, with sum 1; negative may be that of a modality that nobody attends to. `config` has
+    ``epsilon``, ``temperature`` tau above 0, and ``sign`` 1 (the farther weighs more) or -1.
     """
     modalities = len(layers)
     if modalities == 1:
@@ -59,21 +50,9 @@ def merge_decoders(
     config: DecoderConfig,
     generator: torch.Generator,
 ) -> tuple[Arrays, Shares]:
-    """Merge the modalities' decoders.
+    """Merge the modalities' decoders, all of the same arrays, with noise in their order.
 
-    Parameters
-    ----------
-    decoders
-        Modality to its decoder; all have the same arrays.
-    config
-        CmDA's options.
-    generator
-        Draws the noise, in the order of the arrays.
-
-    Returns
-    -------
-    tuple
-        The global decoder, float32; and layer to modality to w_m.
+    Returns the global decoder, float32; and layer to modality to w_m.
     """
     merged, weights = {}, {}
     for name in next(iter(decoders.values())):

@@ -14,17 +14,9 @@ from server.aggregation.rules import RULES, Arrays, Rule, Setting
 
 
 def attend(updates: ClientUpdates, setting: Setting) -> Arrays:
-    """Move the current arrays towards the clients', the farther the more; float32.
-
-    Parameters
-    ----------
-    updates
-        The clients.
-    setting
-        The current arrays; eps, and the deviation of the noise; what draws it.
-    """
+    """Move the current arrays towards the clients', the farther the more; float32."""
     merged, stacked, config = {}, updates.stacked(), setting.config.fedatt
-    for name in [each for each in setting.current if each in stacked]:
+    for name in [name for name in setting.current if name in stacked]:
         current = setting.current[name].double()
         ahead = current - stacked[name]
         attention = ahead.reshape(len(ahead), -1).norm(dim=1).softmax(dim=0)

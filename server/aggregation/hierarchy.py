@@ -14,56 +14,41 @@ from torch import Tensor
 
 from common.config import StrategyConfig
 from common.messages import Uplink
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from server.aggregation.client_weights import StepSums
 from server.aggregation.rules import Setting, Shares, find_rule
 
 
 @dataclass(frozen=True)
 class ModalitySum:
-    """What the clients of one modality add up to.
+    """What the clients of one modality add up to."""
 
-    Attributes
-    ----------
-    encoder, decoder
-        Sums of the rules that merge them, see `server.aggregation.rules.ClientSum`.
-    loss
-        Sum of n_i times the train loss.
-    evidence
-        Sum of the clients' evidence, None for no client.
-    steps
-        For the scale of changes per local step.
-    examples, clients
-        Their numbers.
-    """
-
+    #: Sums of the rules that merge them, see `server.aggregation.rules.ClientSum`.
     encoder: Any
     decoder: Any
-    loss: float = 0.0
-    evidence: Tensor | None = None
-    steps: StepSums = field(default_factory=StepSums)
-    examples: int = 0
-    clients: int = 0
+    #: Of n_i times the train loss.
+    loss: float
+    #: Each client's times the trust in it.
+    calibration_sums: Tensor
+    #: For the scale of changes per local step.
+    steps: StepSums
+    examples: int
+    clients: int
 
     @classmethod
-    def empty(cls, config: StrategyConfig) -> "ModalitySum":
-        """Return the sum of no client."""
-        encoder = find_rule(config.encoder.merge, "encoder").start()
-        return cls(encoder, find_rule(config.decoder.merge, "decoder").start())
-
-    def add(
-        self, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
+    def of(
+        cls, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
     ) -> "ModalitySum":
-        """Add one client; see `RoundSum.add`."""
+        """Return one client's sum; see `RoundSum.add`."""
         share = weight / uplink.steps if config.normalise_steps else weight
-        return ModalitySum(
-            self.encoder.add(uplink.encoder, share),
-            self.decoder.add(uplink.decoder, share),
-            self.loss + uplink.examples * uplink.train_loss,
-            _add(self.evidence, trust * uplink.evidence),
-            self.steps.add(weight, uplink.steps),
-            self.examples + uplink.examples,
-            self.clients + 1,
+        return cls(
+            find_rule(config.encoder.merge, "encoder").start().add(uplink.encoder, share),
+            find_rule(config.decoder.merge, "decoder").start().add(uplink.decoder, share),
+            uplink.examples * uplink.train_loss,
+            trust * uplink.calibration_sums,
+            StepSums().add(weight, uplink.steps),
+            uplink.examples,
+            1,
         )
 
     def merge(self, other: "ModalitySum") -> "ModalitySum":
@@ -72,7 +57,7 @@ class ModalitySum:
             self.encoder.merge(other.encoder),
             self.decoder.merge(other.decoder),
             self.loss + other.loss,
-            _add(self.evidence, other.evidence),
+            self.calibration_sums + other.calibration_sums,
             self.steps.merge(other.steps),
             self.examples + other.examples,
             self.clients + other.clients,
@@ -89,20 +74,11 @@ class RoundSum:
     def add(self, uplink: Uplink, weight: float | None = None, trust: float = 1.0) -> "RoundSum":
         """Add one client.
 
-        Parameters
-        ----------
-        uplink
-            Its update.
-        weight
-            What it counts, see `server.aggregation.client_weights`; None: its examples.
-        trust
-            What its evidence counts.
+        `weight` is what its update counts, by default its examples; `trust` what its sums do.
         """
         counted = float(uplink.examples) if weight is None else weight
-        name = uplink.key.modality
-        total = self.modalities.get(name) or ModalitySum.empty(self.config)
-        added = total.add(uplink, counted, trust, self.config)
-        return replace(self, modalities={**self.modalities, name: added})
+        one = ModalitySum.of(uplink, counted, trust, self.config)
+        return self.merge(RoundSum(self.config, {uplink.key.modality: one}))
 
     def merge(self, other: "RoundSum") -> "RoundSum":
         """Return the sum of both."""
@@ -114,35 +90,20 @@ class RoundSum:
 
 @dataclass(frozen=True)
 class MergedRound:
-    """The new global model.
+    """The new global model."""
 
-    Attributes
-    ----------
-    parts
-        Encoders of the modalities that replied, and the decoder; trained tensors only.
-    decoder_weights
-        Layer to modality to its share in the decoder; empty where clients have none.
-    change_scales
-        What the change of each tensor is to be multiplied by, () each; see `StepSums`. Empty unless
-        steps are normalised.
-    """
-
-    parts: Parts
+    #: Trained tensors only: encoders of the modalities that replied, and the decoder.
+    parts: ModelArrays
+    #: Layer to modality to its share in the decoder; empty where clients have none.
     decoder_weights: Shares
-    change_scales: Parts
+    #: What the change of each tensor is multiplied by, () each; empty unless steps are normalised.
+    change_scales: ModelArrays
 
 
-def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> MergedRound:
+def merge_round(total: RoundSum, current: ModelArrays, generator: torch.Generator) -> MergedRound:
     """Merge encoders inside, decoders across modalities.
 
-    Parameters
-    ----------
-    total
-        The round's sum, in which at least one client replied.
-    current
-        What the clients started from.
-    generator
-        Draws the noise of CmDA and FedAtt.
+    `current` is what the clients started from, `generator` draws the noise of CmDA and FedAtt.
 
     Raises
     ------
@@ -164,22 +125,18 @@ def merge_round(total: RoundSum, current: Parts, generator: torch.Generator) -> 
     weights = {name: each.steps.weight for name, each in sums.items()}
     setting = Setting(current.decoder, config, generator, weights)
     decoder, shares = across.across(across, decoders, setting)
-    merged = Parts(encoders, decoder)
+    merged = ModelArrays(encoders, decoder)
     return MergedRound(merged, shares, _change_scales(sums, merged, config))
 
 
-def _change_scales(sums: Mapping[str, ModalitySum], merged: Parts, config: StrategyConfig) -> Parts:
+def _change_scales(
+    sums: Mapping[str, ModalitySum], merged: ModelArrays, config: StrategyConfig
+) -> ModelArrays:
     if not config.normalise_steps:
-        return Parts({}, {})
+        return ModelArrays({}, {})
     encoders = {
         name: dict.fromkeys(merged.encoders[name], torch.tensor(each.steps.scale()))
         for name, each in sums.items()
     }
     everyone = reduce(StepSums.merge, [each.steps for each in sums.values()])
-    return Parts(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))
-
-
-def _add(left: Tensor | None, right: Tensor | None) -> Tensor | None:
-    if left is None or right is None:
-        return right if left is None else left
-    return left + right
+    return ModelArrays(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))

@@ -20,31 +20,17 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from common.posterior import Form, Gaussian, Posterior
+from common.posterior import Form, Posterior
 from server.aggregation.average import WeightedSum, weighted_across
 from server.aggregation.rules import RULES, Arrays, Rule
 
 
 @dataclass(frozen=True)
 class Precision:
-    """sum n P of one tensor, float64.
-
-    Attributes
-    ----------
-    values
-        Shape (), the tensor's for a diagonal, (in, in) for rows.
-    form
-        How to read `values`.
-    """
+    """sum n P of one tensor, float64, to be read as its form says."""
 
     values: Tensor
     form: Form
-
-    @classmethod
-    def of(cls, gaussian: Gaussian, weight: float) -> "Precision":
-        """Return the precision of one Gaussian times its weight."""
-        assert gaussian.precision is not None
-        return cls(weight * gaussian.precision.double(), gaussian.form)
 
     def times(self, tensor: Tensor) -> Tensor:
         """Multiply a tensor by the precision: each row of (out, in) by the same (in, in)."""
@@ -77,35 +63,12 @@ class Precision:
 
 @dataclass(frozen=True)
 class PosteriorSum:
-    """Product of clients' posteriors, by its natural parameters.
+    """Product of clients' posteriors, by its natural parameters."""
 
-    Attributes
-    ----------
-    shifts
-        sum n P M of every tensor, and sum n.
-    precisions
-        Tensor name to sum n P; that of tensors that are not named is sum n times the identity.
-    """
-
+    #: sum n P M of every tensor, and sum n.
     shifts: WeightedSum = field(default_factory=WeightedSum)
+    #: Tensor name to sum n P; that of others is sum n times the identity.
     precisions: Mapping[str, Precision] = field(default_factory=dict)
-
-    @property
-    def weight(self) -> float:
-        """Sum of n."""
-        return self.shifts.weight
-
-    @classmethod
-    def of(cls, posterior: Posterior, weight: float) -> "PosteriorSum":
-        """Return the natural parameters of one client's posterior, see `add`."""
-        shifts = WeightedSum.of(posterior, weight)
-        named = posterior.precise.items()
-        precisions = {name: Precision.of(gaussian, weight) for name, gaussian in named}
-        if precisions:
-            views = shifts.layout.split(shifts.vector)
-            for name, gaussian in named:
-                views[name].copy_(precisions[name].times(gaussian.mean.double()))
-        return cls(shifts, precisions)
 
     def add(self, posterior: Posterior, weight: float) -> "PosteriorSum":
         """Multiply in one client's posterior with its number of examples.
@@ -116,14 +79,20 @@ class PosteriorSum:
             If the weight is not positive and finite, or names, shapes or forms differ from the
             others'.
         """
-        return self.merge(PosteriorSum.of(posterior, weight))
+        shifts, precisions = WeightedSum().add(posterior, weight), {}
+        views = shifts.layout.split(shifts.vector) if posterior.precise else {}
+        for name, gaussian in posterior.precise.items():
+            assert gaussian.precision is not None
+            precision = Precision(weight * gaussian.precision.double(), gaussian.form)
+            views[name].copy_(precision.times(gaussian.mean.double()))
+            precisions[name] = precision
+        return self.merge(PosteriorSum(shifts, precisions))
 
     def merge(self, other: "PosteriorSum") -> "PosteriorSum":
         """Multiply two products; an empty one changes nothing."""
-        if not self.weight or not other.weight:
-            return self if self.weight else other
-        precisions = {}
-        shifts = self.shifts.merge(other.shifts)
+        if not self.shifts.weight or not other.shifts.weight:
+            return self if self.shifts.weight else other
+        shifts, precisions = self.shifts.merge(other.shifts), {}
         for name in self.precisions.keys() | other.precisions.keys():
             try:
                 precisions[name] = self._precision(name).plus(other._precision(name))
@@ -132,17 +101,11 @@ class PosteriorSum:
         return PosteriorSum(shifts, precisions)
 
     def _precision(self, name: str) -> Precision:
-        identity = Precision(torch.tensor(self.weight, dtype=torch.float64), Form.identity)
+        identity = Precision(torch.tensor(self.shifts.weight, dtype=torch.float64), Form.identity)
         return self.precisions.get(name, identity)
 
     def finish(self) -> Arrays:
-        """Return the mode, float32.
-
-        Raises
-        ------
-        ValueError
-            If nothing was added.
-        """
+        """Return the mode, float32; raise ValueError if nothing was added."""
         modes = self.shifts.finish()
         shifts = self.shifts.layout.split(self.shifts.vector) if self.precisions else {}
         for name, precision in self.precisions.items():

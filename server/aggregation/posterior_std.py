@@ -16,9 +16,7 @@ what the layer reads. Without a precision, as under ``low_rank`` or for averages
 """
 
 from collections import defaultdict
-from collections.abc import Mapping
 
-from common.clients import ClientKey
 from common.messages import Uplink
 from common.posterior import Posterior
 
@@ -50,34 +48,3 @@ def posterior_std(uplink: Uplink) -> dict[str, float]:
         for part, posterior in parts
         for layer, std in layer_std(posterior).items()
     }
-
-
-class PosteriorReport:
-    """Collects the standard deviations of a round's first clients, in their order."""
-
-    def __init__(self) -> None:
-        self._stds: dict[str, dict[ClientKey, dict[str, float]]] = defaultdict(dict)
-
-    def add(self, uplink: Uplink) -> None:
-        """Add one client; those of one modality come in their order."""
-        clients = self._stds[uplink.key.modality]
-        if len(clients) < MOST_CLIENTS:
-            clients[uplink.key] = posterior_std(uplink)
-
-    def by_client(self, modalities: Mapping[str, int]) -> dict[str, dict[str, float]]:
-        """Return client to layer to standard deviation; clients without a precision are left out.
-
-        Parameters
-        ----------
-        modalities
-            Those that were merged, to their number of clients.
-        """
-        most = MOST_CLIENTS
-        if sum(modalities.values()) > MOST_CLIENTS:
-            most = max(1, MOST_CLIENTS // len(modalities))
-        return {
-            str(key): stds
-            for name in sorted(modalities)
-            for key, stds in list(self._stds[name].items())[:most]
-            if stds
-        }

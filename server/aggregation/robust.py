@@ -10,30 +10,20 @@ Notation: C clients.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.posterior import Posterior
 from server.aggregation.average import check_weight
-from server.aggregation.rules import RULES, Arrays, Rule, Setting
+from server.aggregation.rules import RULES, Arrays, Rule
 
 
 @dataclass(frozen=True)
 class ClientUpdates:
-    """The means of clients.
-
-    Attributes
-    ----------
-    clients
-        Each client's posterior.
-    weight
-        Sum of the clients' weights; the rules that collect do not use them.
-    """
+    """Each client's posterior; their weights are not used."""
 
     clients: tuple[Posterior, ...] = ()
-    weight: float = 0.0
 
     def add(self, posterior: Posterior, weight: float) -> "ClientUpdates":
         """Add one client.
@@ -44,7 +34,7 @@ class ClientUpdates:
             If names or shapes differ from the others', or the weight is not positive.
         """
         check_weight(weight)
-        return self.merge(ClientUpdates((posterior,), weight))
+        return self.merge(ClientUpdates((posterior,)))
 
     def merge(self, other: "ClientUpdates") -> "ClientUpdates":
         """Return the clients of both."""
@@ -52,16 +42,10 @@ class ClientUpdates:
             fault = other.clients[0].layout.difference(self.clients[0].layout)
             if fault:
                 raise ValueError(f"updates that do not fit together: {fault}")
-        return ClientUpdates(self.clients + other.clients, self.weight + other.weight)
+        return ClientUpdates(self.clients + other.clients)
 
     def stacked(self) -> dict[str, Tensor]:
-        """Return name to (C, *shape), float64.
-
-        Raises
-        ------
-        ValueError
-            If there is no client.
-        """
+        """Return name to (C, *shape), float64; raise ValueError if there is no client."""
         if not self.clients:
             raise ValueError("no clients to merge")
         arrays = [client.layout.split(client.mean) for client in self.clients]
@@ -75,15 +59,7 @@ def median(updates: ClientUpdates) -> Arrays:
 
 
 def trimmed_mean(updates: ClientUpdates, trim: float) -> Arrays:
-    """Return the mean of every weight without the extreme clients, float32.
-
-    Parameters
-    ----------
-    updates
-        The clients.
-    trim
-        Share of the clients left out at either end, in [0, 0.5): floor(trim C) of them.
-    """
+    """Return the mean of every weight without floor(trim C) clients at either end, float32."""
     # A hair more, for products that round to just below a whole number: 0.29 of 100 is 29.
     cut = int(trim * len(updates.clients) + 1e-9)
     return _mean_of_sorted(updates, slice(cut, len(updates.clients) - cut))
@@ -96,9 +72,7 @@ def _mean_of_sorted(updates: ClientUpdates, kept: slice) -> Arrays:
     }
 
 
-def _trimmed(updates: Any, setting: Setting) -> Arrays:
-    return trimmed_mean(updates, setting.config.trim)
-
-
 RULES["median"] = Rule(ClientUpdates, lambda updates, _: median(updates))
-RULES["trimmed_mean"] = Rule(ClientUpdates, _trimmed)
+RULES["trimmed_mean"] = Rule(
+    ClientUpdates, lambda updates, setting: trimmed_mean(updates, setting.config.trim)
+)

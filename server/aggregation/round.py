@@ -1,6 +1,6 @@
 """A round's updates, one after the other, into its sum and what is reported of the clients."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
@@ -12,31 +12,21 @@ from common.messages import Uplink
 from common.task import Task
 from server.aggregation.client_weights import client_weight, trust_round
 from server.aggregation.hierarchy import RoundSum
-from server.aggregation.posterior_std import PosteriorReport
+from server.aggregation.posterior_std import MOST_CLIENTS, posterior_std
 
 T = TypeVar("T")
 
 
 @dataclass
 class SummedRound:
-    """The updates of a round.
-
-    Attributes
-    ----------
-    total
-        Their sum.
-    losses
-        Client to train loss.
-    trust
-        Client to the trust in its labels, where clients are weighted by it.
-    posteriors
-        How uncertain the clients are.
-    """
+    """The sum of a round's updates, and figures of its clients."""
 
     total: RoundSum
     losses: dict[ClientKey, float] = field(default_factory=dict)
-    trust: dict[ClientKey, float] = field(default_factory=dict)
-    posteriors: PosteriorReport = field(default_factory=PosteriorReport)
+    #: In the labels, where clients are weighted by it.
+    trust: Mapping[ClientKey, float] = field(default_factory=dict)
+    #: Layer to standard deviation, of the first clients of each modality.
+    posterior_std: dict[ClientKey, dict[str, float]] = field(default_factory=dict)
 
     def without_few(self, least: int) -> list[str]:
         """Leave out modalities with fewer clients; return a line for each."""
@@ -49,10 +39,22 @@ class SummedRound:
             if name not in enough
         ]
 
-    def by_client(self, figures: dict[ClientKey, T]) -> dict[str, T]:
+    def by_client(self, figures: Mapping[ClientKey, T]) -> dict[str, T]:
         """Return figures of the clients that are in the sum, in the clients' order."""
         modalities = self.total.modalities
         return {str(key): figures[key] for key in sorted(figures) if key.modality in modalities}
+
+    def stds_by_client(self) -> dict[str, dict[str, float]]:
+        """Return those of `MOST_CLIENTS` at most, which modalities share equally."""
+        modalities, most = self.total.modalities, MOST_CLIENTS
+        if sum(modality.clients for modality in modalities.values()) > most:
+            most = max(1, most // len(modalities))
+        first = [
+            key
+            for name in modalities
+            for key in [key for key in sorted(self.posterior_std) if key.modality == name][:most]
+        ]
+        return self.by_client({key: stds for key in first if (stds := self.posterior_std[key])})
 
 
 def sum_updates(
@@ -60,23 +62,17 @@ def sum_updates(
 ) -> SummedRound:
     """Add updates one by one; where clients are weighted by agreement, all are kept until the last.
 
-    Parameters
-    ----------
-    updates
-        Of one round; those of one modality in the clients' order.
-    config
-        The rules and weights.
-    prior, task
-        Of the pooled labels, see `common.model.evidence.prior_of`, and their kind.
+    Those of one modality come in the clients' order; `prior` is that of the pooled labels.
     """
     summed = SummedRound(RoundSum(config))
     if config.weights == "agreement":
         updates = list(updates)
         summed.trust = trust_round(updates, prior, task)
     for uplink in updates:
-        trust = summed.trust.get(uplink.key, 1.0)
+        key, trust = uplink.key, summed.trust.get(uplink.key, 1.0)
         weight = client_weight(uplink, config.weights, trust)
         summed.total = summed.total.add(uplink, weight, trust)
-        summed.losses[uplink.key] = uplink.train_loss
-        summed.posteriors.add(uplink)
+        summed.losses[key] = uplink.train_loss
+        if summed.total.modalities[key.modality].clients <= MOST_CLIENTS:
+            summed.posterior_std[key] = posterior_std(uplink)
     return summed

@@ -40,24 +40,14 @@ class ClientSum(Protocol):
 
 @dataclass(frozen=True)
 class Setting:
-    """What a rule may use besides the sum.
+    """What a rule may use besides the sum."""
 
-    Attributes
-    ----------
-    current
-        The arrays that the clients started from, in the model's order: that in which noise is
-        drawn, whatever the order on the wire.
-    config
-        The strategy's options.
-    generator
-        Draws noise.
-    weights
-        Modality to the weight of its clients.
-    """
-
+    #: What the clients started from, in the model's order, in which noise is drawn.
     current: Mapping[str, Tensor]
     config: StrategyConfig
+    #: Draws noise.
     generator: torch.Generator
+    #: Modality to the weight of its clients.
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -68,24 +58,15 @@ def pooled(rule: "Rule", sums: Mapping[str, Any], setting: Setting) -> tuple[Arr
 
 @dataclass(frozen=True)
 class Rule:
-    """How clients are merged.
+    """How clients are merged."""
 
-    Attributes
-    ----------
-    start
-        Returns the sum of no clients.
-    finish
-        Returns the merged arrays, float32, of the sum of some clients.
-    across
-        Merges the sums of the modalities, which are sorted; returns the arrays and, where
-        modalities have them, their shares.
-    parts
-        What it can merge: "encoder", "decoder" or both.
-    """
-
+    #: Returns the sum of no clients.
     start: Callable[[], ClientSum]
+    #: Returns the merged arrays, float32, of the sum of some clients.
     finish: Callable[[Any, Setting], Arrays]
+    #: Merges the sums of the modalities, sorted; returns the arrays and the modalities' shares.
     across: Callable[["Rule", Mapping[str, Any], Setting], tuple[Arrays, Shares]] = pooled
+    #: What it can merge.
     parts: tuple[str, ...] = ("encoder", "decoder")
 
 
@@ -94,15 +75,9 @@ RULES: dict[str, Rule] = {}
 
 
 def find_rule(name: str, part: str) -> Rule:
-    """Return the rule that merges a part.
-
-    Raises
-    ------
-    UserError
-        If there is none of that name; lists those that there are.
-    """
+    """Return the rule that merges a part; raise UserError with those that there are."""
     _import_rules()
-    names = sorted(each for each, rule in RULES.items() if part in rule.parts)
+    names = sorted(key for key, rule in RULES.items() if part in rule.parts)
     if name not in names:
         raise UserError(f"strategy.{part}.merge={name}: expected one of {', '.join(names)}")
     return RULES[name]

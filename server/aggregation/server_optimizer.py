@@ -24,13 +24,7 @@ _ONE = torch.tensor(1.0)
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What the server remembers of former rounds, float64.
-
-    Attributes
-    ----------
-    first, second
-        Array name to m, and to v.
-    """
+    """What the server remembers of former rounds, float64: array name to m, and to v."""
 
     first: Arrays = field(default_factory=dict)
     second: Arrays = field(default_factory=dict)
@@ -43,26 +37,10 @@ def step(
     config: ServerOptimizerConfig,
     scales: Arrays | None = None,
 ) -> tuple[dict[str, Tensor], OptimizerState]:
-    """Make one step.
+    """Make one step; return the new arrays, float32, those of `merged` only, and the next state.
 
-    Parameters
-    ----------
-    current
-        The model before the round; has every array of `merged`.
-    merged
-        What the clients' arrays were merged to.
-    state
-        After the rounds before.
-    config
-        The optimiser.
-    scales
-        Array name to a factor () on its change, 1 where it is not named; see
-        `server.aggregation.client_weights.StepSums`.
-
-    Returns
-    -------
-    tuple
-        The new arrays, float32, those of `merged` only; and the state for the next round.
+    `current` is the model before the round. `scales` are factors () on the change of arrays by
+    name, 1 where one is not named; see `server.aggregation.client_weights.StepSums`.
     """
     if config.name is ServerOptimizer.sgd and config.lr == 1.0 and not scales:
         return dict(merged), state

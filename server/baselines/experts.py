@@ -53,7 +53,7 @@ def combine(predictions: Sequence[ExpertPrediction], prior: Tensor, task: Task) 
     predictions
         M of them, of different modalities; every item is in one of these at least.
     prior
-        Of the labels of all these clients together; see `common.model.evidence.prior_of`.
+        Of the labels of all these clients together; see `common.model.calibration.prior_of`.
     task
         Kind of label.
 

@@ -20,7 +20,7 @@ from common.data.moments import FeatureMoments
 from common.model.fusion import Expert, Fusion, fit_fusion, reliability_weights
 from common.model.ha_fedformer import (
     HAFedformer,
-    Parts,
+    ModelArrays,
     build_model,
     join_arrays,
     set_standardisation,
@@ -53,7 +53,7 @@ class Local(Baseline):
             one_pass = partial(one_modality_pass, items, client.batch_size, client.num_workers)
             forward = partial(from_one_modality, model)
             self._trainings[key] = Training(model, forward, one_pass, task, client)
-        self._evidence = self._measure_evidence()
+        self._calibration_sums = self._measure_calibration()
         self._losses: dict[str, float] = {}
 
     @property
@@ -89,7 +89,7 @@ class Local(Baseline):
             seed = derive_seed(self.sites.config.seed, "train", number, str(key))
             losses[key] = training.round(seed)[key.modality]
             examples[key] = len(self.sites.by_key[key].train)
-        self._evidence = self._measure_evidence()
+        self._calibration_sums = self._measure_calibration()
         self._losses = {str(key): loss for key, loss in losses.items()}
         return {
             name: sum(losses[key] * examples[key] for key in keys)
@@ -105,16 +105,16 @@ class Local(Baseline):
             alone[name] = mean_scores([self._alone(key, rows) for key in keys])
         return {MULTIMODAL: self._together(items)} | alone
 
-    def _measure_evidence(self) -> dict[ClientKey, Tensor]:
+    def _measure_calibration(self) -> dict[ClientKey, Tensor]:
         """Return each client's evidence of its own validation items, around its own prior."""
         return {
-            key: self.sites.evidence(model, key, self.sites.prior([key]))
+            key: self.sites.calibration_sums(model, key, self.sites.prior([key]))
             for key, model in self.models.items()
         }
 
     def _fusion(self, key: ClientKey, rule: FusionRule) -> Fusion:
         """Calibrate a client's expert."""
-        seen = {key.modality: self._evidence[key]}
+        seen = {key.modality: self._calibration_sums[key]}
         return fit_fusion(rule, self.sites.data.task, self.sites.prior([key]), seen)
 
     def _teams(self) -> list[tuple[ClientKey, ...]]:
@@ -160,7 +160,7 @@ def _initial_models(sites: Sites) -> dict[ClientKey, HAFedformer]:
         name = key.modality
         spec = replace(initial.spec, features={name: initial.spec.features[name]})
         model = build_model(spec, seed=0)
-        model.load_state_dict(join_arrays(Parts({name: parts.encoders[name]}, parts.decoder)))
+        model.load_state_dict(join_arrays(ModelArrays({name: parts.encoders[name]}, parts.decoder)))
         set_standardisation(model, name, FeatureMoments.of(site.sequences.select(site.train)))
         models[key] = model
     return models

@@ -14,7 +14,7 @@ from common.data.dataset import describe_shape
 from common.data.federation import ClientData, FederatedDataset, client_data_of
 from common.data.moments import FeatureMoments
 from common.errors import UserError
-from common.model.evidence import evidence, label_sums, no_evidence, prior_of
+from common.model.calibration import calibration_sums, label_sums, no_calibration_sums, prior_of
 from common.model.fusion import Fusion, fit_fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, set_standardisation
 from common.seeding import derive_seed
@@ -84,22 +84,25 @@ class Sites:
             set_standardisation(model, name, each)
         return model
 
-    def evidence(self, model: HAFedformer, key: ClientKey, prior: Tensor) -> Tensor:
+    def calibration_sums(self, model: HAFedformer, key: ClientKey, prior: Tensor) -> Tensor:
         """Summarise a model's predictions on a client's validation items, as the client would."""
         site, name = self.by_key[key], key.modality
         chosen = site.validation
         if len(chosen) == 0:
-            return no_evidence(site.task)
+            return no_calibration_sums(site.task)
         forward = partial(from_one_modality, model)
         outputs = outputs_on(model, forward, {name: site.sequences.select(chosen)})
         labels, groups = (torch.from_numpy(each[chosen]) for each in (site.labels, site.groups))
-        return evidence(outputs, labels, prior, site.task, groups)
+        return calibration_sums(outputs, labels, prior, site.task, groups)
 
     def fit_fusion(self, model: HAFedformer, rule: FusionRule) -> Fusion:
         """Fit a rule to the sum of the evidence of each modality's clients, as a server does."""
         prior, task = self.prior(), self.data.task
         seen = {
-            name: sum((self.evidence(model, key, prior) for key in keys), no_evidence(task))
+            name: sum(
+                (self.calibration_sums(model, key, prior) for key in keys),
+                no_calibration_sums(task),
+            )
             for name, keys in self.by_modality.items()
         }
         return fit_fusion(rule, task, prior, seen)

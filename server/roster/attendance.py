@@ -1,6 +1,7 @@
 """Waiting for clients: for all of them before the first round, for enough of them before each."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -14,29 +15,19 @@ POLL_SECONDS = 0.2
 #: A wait shorter than this is not worth a line.
 PATIENCE_SECONDS = 3.0
 
-#: How often a wait is told of again.
+#: How often a wait is reported again.
 REMIND_SECONDS = 15.0
 
 
 @dataclass
 class Attendance:
-    """Who is there, and how long to wait for those who are not.
-
-    Attributes
-    ----------
-    registry
-        Who takes part.
-    grid
-        Reaches the nodes.
-    timeout
-        Seconds to wait for those who are missing.
-    tell
-        Takes one line for the user.
-    """
+    """Who is there, and how long to wait for those who are not."""
 
     registry: Registry
     grid: Grid
+    #: Seconds to wait for those who are missing.
     timeout: float
+    #: Takes one line for the user.
     tell: Callable[[str], None]
     _given_up: set[str] = field(default_factory=set)
     _faults: list[str] = field(default_factory=list)
@@ -44,16 +35,11 @@ class Attendance:
     def gather(self, counts: Mapping[str, int]) -> None:
         """Wait until each modality has all its clients; go on with some of each.
 
-        Parameters
-        ----------
-        counts
-            Modality to the number of clients expected.
-
         Raises
         ------
         UserError
             If a modality has no client at all by then, or a node cannot take part: before the first
-            round that is a mistake to mend.
+            round the user must fix this.
         """
         missing = self._wait(lambda: self._short(counts), counts, strict=True)
         absent = [name for name in missing if name not in self.registry.by_modality()]
@@ -69,17 +55,8 @@ class Attendance:
         """Wait until each modality has enough clients for a round.
 
         A modality that was waited for in vain is not waited for again until it has been there.
-
-        Parameters
-        ----------
-        counts
-            Modality to the number of clients needed.
-
-        Returns
-        -------
-        tuple
-            One line for each modality that is still short; and one for each node that came
-            meanwhile and was left out or replaced another.
+        Returns a line for each modality that is still short, and one for each node that came
+        meanwhile and was left out or replaced another.
         """
 
         def waited_for() -> dict[str, str]:
@@ -98,7 +75,7 @@ class Attendance:
     ) -> dict[str, str]:
         """Ask new nodes until nothing is missing, at most for the time that there is."""
         began = time.monotonic()
-        told, told_at = "", began
+        reported, reported_at = "", began
         while True:
             left = began + self.timeout - time.monotonic()
             self._refresh(known, min(max(left, 0.0), QUERY_SECONDS), strict)
@@ -108,9 +85,9 @@ class Attendance:
             if not short or left <= 0:
                 return short
             line = ", ".join(short.values())
-            due = line != told or now - told_at >= REMIND_SECONDS
+            due = line != reported or now - reported_at >= REMIND_SECONDS
             if due and now - began > PATIENCE_SECONDS:
-                told, told_at = line, now
+                reported, reported_at = line, now
                 self.tell(f"waiting for {line}, {left:.0f} s left")
             time.sleep(min(POLL_SECONDS, left))
 
@@ -127,9 +104,9 @@ class Attendance:
 
     def _short(self, counts: Mapping[str, int]) -> dict[str, str]:
         """Say which modalities have fewer clients than they need."""
-        found = {name: len(members) for name, members in self.registry.by_modality().items()}
+        there = Counter(key.modality for key in self.registry.members)
         return {
-            name: f"{name}: {found.get(name, 0)} of {count}"
+            name: f"{name}: {there[name]} of {count}"
             for name, count in counts.items()
-            if found.get(name, 0) < count
+            if there[name] < count
         }

@@ -60,26 +60,12 @@ def exchange(
     backlog: Backlog | None = None,
     intake: Intake | None = None,
 ) -> Iterator[Message]:
-    """Send messages and yield each reply once, as it comes.
+    """Send messages, then yield each reply once, as it comes, for at most `timeout` seconds.
 
-    Ends when all have been answered or after `timeout`. A reply that comes later belongs to no
-    message that anyone waits for.
-
-    Parameters
-    ----------
-    grid
-        Reaches the nodes.
-    messages
-        All are sent before the first reply is looked for. They expire soon after the deadline, so
-        that a node which hung does not work off the rounds that it missed.
-    timeout
-        Seconds from now.
-    check
-        Called before each look for replies; may raise to end the wait.
-    backlog
-        Takes the messages that are not answered in time.
-    intake
-        Says whose replies are looked for; others stay with the grid. None: all are.
+    Messages expire soon after the deadline, so that a node which hung does not work off the rounds
+    that it missed; late replies are discarded, and `backlog` notes whose they are. `check` is
+    called before each look for replies, and may raise to end the wait. `intake` says whose replies
+    are looked for; others stay with the grid.
     """
     pending = send(grid, messages, timeout + CLOCK_SECONDS)
     yield from collect(grid, pending, timeout, check, intake)
@@ -112,19 +98,16 @@ def collect(
     waited for are given up one after the other.
     """
     missed: set[int] = set()
-    deadline = time.monotonic() + timeout
-    pause, longest = POLL_SECONDS
+    deadline, pause = time.monotonic() + timeout, POLL_SECONDS[0]
     while pending:
         check()
-        came = False
-        wanted = intake.wanted() if intake else None
+        came, wanted = False, intake.wanted() if intake else None
         there = {key: node for key, node in pending.items() if node not in missed}
         keys = [key for key, node in there.items() if wanted is None or node in wanted]
         # One at a time, where the grid has them so.
         for reply in grid.pull_messages(keys):
             came = True
-            node = pending.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:
+            if (node := pending.pop(reply.metadata.reply_to_message_id, None)) is None:
                 continue
             if reply.has_error():
                 # The SuperLink answers for a node that is gone, under its own number.
@@ -138,5 +121,5 @@ def collect(
             continue
         if left <= 0 or not pending:
             return
-        pause = POLL_SECONDS[0] if came else min(pause * _GROWTH, longest)
+        pause = POLL_SECONDS[0] if came else min(pause * _GROWTH, POLL_SECONDS[1])
         time.sleep(min(pause, left))

@@ -4,25 +4,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.evidence import label_counts, label_shares, prior_of
+from common.model.calibration import label_counts, label_shares, prior_of
 from common.task import Task
 
 
 @dataclass(frozen=True)
 class PooledLabels:
-    """The labels of all clients.
-
-    Attributes
-    ----------
-    prior
-        See `common.model.evidence.prior_of`.
-    shares
-        See `common.model.evidence.label_shares`.
-    skew
-        See `label_skew`.
-    """
+    """The labels of all clients: prior and shares of `common.model.calibration`; `label_skew`."""
 
     prior: Tensor
     shares: Tensor
@@ -34,30 +25,23 @@ def pool_labels(clients: Sequence[Tensor], total: Tensor, task: Task) -> PooledL
     if task is Task.multilabel:
         # Each label by itself, present against absent.
         sides = [torch.stack([sums[0] - sums[1:], sums[1:]], dim=1) for sums in clients]
-        skews = [label_skew([each[label] for each in sides]) for label in range(len(total) - 1)]
+        skews = [label_skew([side[label] for side in sides]) for label in range(len(total) - 1)]
         skew = sum(skews) / len(skews)
     else:
+        # A client may never have seen the last classes.
+        size = len(label_counts(total, task))
         counts = [label_counts(sums, task) for sums in clients]
-        skew = label_skew([_pad(each, len(label_counts(total, task))) for each in counts])
+        skew = label_skew([F.pad(each, (0, size - len(each))) for each in counts])
     return PooledLabels(prior_of(total, task), label_shares(total, task), skew)
 
 
 def label_skew(counts: Sequence[Tensor]) -> float:
-    """Measure how much the label tells of the client.
+    """Measure how much the label says about the client.
 
     The mutual information of client and label as a share of the label's entropy, less what chance
     alone would make of so few items (Miller and Madow 1955: (C-1)(K-1) / 2N nats for C clients, K
-    labels that occur, N items).
-
-    Parameters
-    ----------
-    counts
-        (K,) of each of C clients.
-
-    Returns
-    -------
-    float
-        0: all clients have the same labels, or there is nothing to tell. 1: each has its own.
+    labels that occur, N items). `counts` are (K,) of each client. 0: all clients have the same
+    labels, or no two can be compared; 1: each has its own.
     """
     table = torch.stack(list(counts)).double()
     table = table[table.sum(dim=1) > 0][:, table.sum(dim=0) > 0]
@@ -71,10 +55,5 @@ def label_skew(counts: Sequence[Tensor]) -> float:
     share = joint.sum(dim=0)
     entropy = -(share * share.log()).sum()
     chance = (clients - 1) * (labels - 1) / (2 * items)
-    share_told: float = ((information - chance) / entropy).clamp(0, 1).item()
-    return share_told
-
-
-def _pad(counts: Tensor, size: int) -> Tensor:
-    """Add the classes that a client has never seen."""
-    return torch.nn.functional.pad(counts, (0, size - len(counts)))
+    skew: float = ((information - chance) / entropy).clamp(0, 1).item()
+    return skew

@@ -1,9 +1,10 @@
 """Which node hosts which clients: every node is asked once, when it is new."""
 
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from flwr.app import Message, MessageType
 from flwr.common.constant import ErrorCode
@@ -18,7 +19,7 @@ from common.messages import ClientDescription
 from common.protocol import decode_description, encode_query
 from common.task import Task
 from common.wire import ProtocolError
-from server.acceptance.validation import check_description
+from server.acceptance.plausibility import label_sums_fault
 from server.roster.exchange import Backlog, collect, send
 
 #: How long a wait for descriptions holds up everything else; after how long a node that has not
@@ -26,6 +27,9 @@ from server.roster.exchange import Backlog, collect, send
 QUERY_SECONDS = 2.0
 QUERY_AGAIN = 45.0
 QUERY_LIFETIME = 600.0
+
+#: Examples of a client, at most.
+MAX_EXAMPLES = 1_000_000_000
 
 #: Errors that say nothing of a node but that it is not there; it is asked again when it is.
 _GONE = {
@@ -41,15 +45,7 @@ class ImpostorError(UserError):
 
 @dataclass(frozen=True)
 class Member:
-    """A client that takes part.
-
-    Attributes
-    ----------
-    node
-        Flower's id of the node that hosts it.
-    client
-        What the node told of it.
-    """
+    """A client that takes part, and Flower's id of the node that hosts it."""
 
     node: int
     client: ClientDescription
@@ -57,51 +53,34 @@ class Member:
 
 @dataclass
 class Registry:
-    """The clients that nodes have told of.
+    """The clients that nodes have described."""
 
-    Attributes
-    ----------
-    members
-        Client to where it is, in the order of their names.
-    asked
-        Nodes that have been asked, or are not to be.
-    named
-        Whether a node was seen that is registered with a name. Then every node needs one, and may
-        only be the client of that name.
-    backlog
-        Messages that were not answered in time.
-    busy
-        Nodes that were still at an earlier round at the last `refresh`; they are asked only where
-        no other is left.
-    """
-
+    #: In the order of their names.
     members: dict[ClientKey, Member] = field(default_factory=dict)
+    #: Nodes that have been asked, or are not to be.
     asked: set[int] = field(default_factory=set)
+    #: Whether a node was seen that is registered with a name. Then every node needs one, and may
+    #: only be the client of that name.
     named: bool = False
+    #: Messages that were not answered in time.
     backlog: Backlog = field(default_factory=Backlog)
+    #: Nodes that were still at an earlier round at the last `refresh`.
     busy: frozenset[int] = frozenset()
+    #: Message to the node that it asks, and node to when it was asked.
     _queries: dict[str, int] = field(default_factory=dict)
     _asked_at: dict[int, float] = field(default_factory=dict)
 
     def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[str]:
-        """Ask the nodes that are new; forget the clients of nodes that are gone.
+        """Ask the nodes that are new which clients they host; forget those of nodes that are gone.
 
         A node that cannot take part is asked once and left out. A client that a new node claims
-        moves to it: a node that was restarted comes back under another id.
-
-        Parameters
-        ----------
-        grid
-            Reaches the nodes.
-        known
-            The dataset's modalities.
-        timeout
-            Seconds to wait for answers.
+        moves to it: a node that was restarted comes back under another id. `known` are the
+        dataset's modalities; answers are waited for `timeout` seconds.
 
         Returns
         -------
         list of str
-            For each node that was left out or replaced another, one line that says why.
+            A line for each node that was left out or replaced another.
         """
         impostors, faults = self.ask_new(grid, known, timeout)
         self.busy = self.backlog.nodes(grid)
@@ -181,7 +160,7 @@ class Registry:
                 "it is left out until its --node-config or its name is corrected"
             )
         for client in description.clients:
-            check_description(client, known)
+            _check_client(client, known)
             self._check_width(client)
         claimed = []
         for client in description.clients:
@@ -208,20 +187,40 @@ class Registry:
 
     def by_modality(self) -> dict[str, list[Member]]:
         """Modality to its members."""
-        found: dict[str, list[Member]] = {}
+        by_modality: dict[str, list[Member]] = {}
         for key, member in self.members.items():
-            found.setdefault(key.modality, []).append(member)
-        return found
+            by_modality.setdefault(key.modality, []).append(member)
+        return by_modality
+
+    def choose(
+        self,
+        fraction: float,
+        rng: Callable[[str], np.random.Generator],
+        is_banned: Callable[[int], bool],
+    ) -> tuple[list[Member], list[str]]:
+        """Sample a share of each modality's clients for a round, at least one of those not banned.
+
+        Clients of nodes that are busy are skipped, unless all are; there is a line for each.
+        """
+        chosen: list[Member] = []
+        for name, everyone in self.by_modality().items():
+            members = [member for member in everyone if not is_banned(member.node)]
+            if members:
+                size = max(1, round(fraction * len(members)))
+                picked = np.sort(rng(name).choice(len(members), size=size, replace=False))
+                chosen += [members[index] for index in picked]
+        free = [member for member in chosen if member.node not in self.busy]
+        skipped = [
+            f"{member.client.key}: skipped: still busy with an earlier round"
+            for member in chosen
+            if free and member.node in self.busy
+        ]
+        return free or chosen, skipped
 
     def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
-        """Pool the clients' label sums, as `common.model.evidence.label_sums` of all labels.
+        """Pool the clients' label sums, as `common.model.calibration.label_sums` of all labels.
 
-        Parameters
-        ----------
-        task, outputs
-            Kind of label, and outputs of the model.
-        bins
-            In which numbers are counted; 0: they are not.
+        `outputs` are those of the model; `bins` those in which numbers are counted, if they are.
 
         Raises
         ------
@@ -229,12 +228,8 @@ class Registry:
             If a client's labels are of another kind than the server's evaluation data, or are
             some that these do not know.
         """
-        total = torch.zeros(
-            {Task.regression: 3 + bins, Task.classification: outputs, Task.multilabel: outputs + 1}[
-                task
-            ],
-            dtype=torch.float64,
-        )
+        sizes = {Task.regression: 3 + bins, Task.multilabel: outputs + 1}
+        total = torch.zeros(sizes.get(task, outputs), dtype=torch.float64)
         for key, member in self.members.items():
             sums = member.client.label_sums
             if member.client.task is not task:
@@ -242,8 +237,9 @@ class Registry:
                     f"client {key} has labels for task={member.client.task}, and the evaluation "
                     f"data for task={task}"
                 )
-            known = len(sums) <= len(total)
-            if not known or (task is not Task.classification and len(sums) != len(total)):
+            # A client may not know the last classes.
+            fewer = len(sums) < len(total) and task is Task.classification
+            if len(sums) != len(total) and not fewer:
                 raise UserError(
                     f"client {key} has labels for {len(sums)} outputs, the evaluation data for "
                     f"{len(total)}"
@@ -253,7 +249,11 @@ class Registry:
 
     def moments(self) -> dict[str, FeatureMoments]:
         """Modality to the pooled moments of its features."""
-        return {name: _pooled(members) for name, members in self.by_modality().items()}
+        pooled: dict[str, FeatureMoments] = {}
+        for key, member in self.members.items():
+            own, name = member.client.moments, key.modality
+            pooled[name] = pooled.get(name, FeatureMoments.empty(*own.mean.shape)).merge(own)
+        return pooled
 
 
 def _registered_names(grid: Grid) -> dict[int, str]:
@@ -265,11 +265,22 @@ def _registered_names(grid: Grid) -> dict[int, str]:
     return {node.node_id: node.name for node in nodes()}
 
 
-def _pooled(members: Sequence[Member]) -> FeatureMoments:
-    total = FeatureMoments.empty(*members[0].client.moments.mean.shape)
-    for member in members:
-        total = total.merge(member.client.moments)
-    return total
+def _check_client(client: ClientDescription, known: Collection[str]) -> None:
+    """Raise UserError at the first fault of what a client says of itself."""
+    key, moments = client.key, client.moments
+    if key.modality not in known:
+        raise UserError(
+            f"it holds modality {key.modality!r}, but the dataset has {', '.join(known)}"
+        )
+    if client.examples < 1:
+        raise UserError(f"client {key} has no examples")
+    if client.examples > MAX_EXAMPLES:
+        raise UserError(f"client {key} says that it has {client.examples} examples")
+    if fault := label_sums_fault(client.label_sums, client.task, client.examples):
+        raise UserError(f"client {key} reports {fault}")
+    is_finite = all(np.isfinite(array).all() for array in vars(moments).values())
+    if not is_finite or ((moments.count < 0) | (moments.squares < 0)).any():
+        raise UserError(f"client {key} reports moments of its features that cannot be")
 
 
 def _is_gone(reply: Message) -> bool:

@@ -185,7 +185,7 @@ def _arrays(checkpoint: Checkpoint) -> dict[str, Any]:
         ("model", checkpoint.model),
         ("first", checkpoint.strategy.optimizer.first),
         ("second", checkpoint.strategy.optimizer.second),
-        ("evidence", checkpoint.strategy.evidence),
+        ("evidence", checkpoint.strategy.calibration_sums),
         ("labels", {"prior": checkpoint.labels.prior, "shares": checkpoint.labels.shares}),
     )
     return {

@@ -6,7 +6,7 @@ from dataclasses import replace
 from logging import INFO
 from typing import Any, TypeVar
 
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
@@ -23,6 +23,7 @@ from common.model.ha_fedformer import (
     trained_names,
 )
 from common.seeding import derive_seed
+from server.acceptance.privacy import privacy_spent
 from server.evaluate import evaluate_rules, evaluate_subsets
 from server.records import Phase, PhaseClock, RoundRecord
 from server.roster.attendance import Attendance
@@ -33,7 +34,7 @@ from server.run.checkpoint import Checkpoint
 from server.run.resume import MisfitError, check_fits, plain_settings
 from server.run.run import Run
 from server.run.source import OneModel, RoundSource
-from server.strategy import HierarchicalAggregation, from_record, to_record
+from server.strategy import HierarchicalAggregation
 
 T = TypeVar("T")
 
@@ -129,7 +130,9 @@ class Federation(OneModel, RoundSource):
 
     def _fit(self, rule: FusionRule | None = None) -> Fusion:
         rule = rule or self._run.config.fusion.name
-        return fit_fusion(rule, self._run.data.task, self.strategy.prior, self.strategy.evidence)
+        return fit_fusion(
+            rule, self._run.data.task, self.strategy.prior, self.strategy.calibration_sums
+        )
 
     def round(self, number: int, clock: PhaseClock) -> RoundRecord:
         """Train on the clients, and merge what they return."""
@@ -137,7 +140,7 @@ class Federation(OneModel, RoundSource):
         clock.restart()
         config, strategy = self._run.config, self.strategy
         log(INFO, "[ROUND %s/%s]", number, config.rounds)
-        record = to_record(self.model.state_dict())
+        record = ArrayRecord(self.model.state_dict())
         messages = strategy.configure_train(number, record, ConfigRecord(), self._grid)
         clock.end(Phase.configure)
         replies = exchange(
@@ -150,7 +153,7 @@ class Federation(OneModel, RoundSource):
         )
         merged, _ = strategy.aggregate_train(number, clock.split(replies, Phase.wait, Phase.merge))
         report = self._checked(strategy.report)
-        self.model.load_state_dict(from_record(merged))
+        self.model.load_state_dict(merged.to_torch_state_dict())
         clock.end(Phase.merge)
         self.fitted = self._fit()
         return replace(
@@ -158,7 +161,7 @@ class Federation(OneModel, RoundSource):
             train_loss=self._in_order(report.train_loss),
             clients=self._in_order(report.clients),
             rejected=[*faults, *report.rejected],
-            privacy=strategy.privacy_spent(number),
+            privacy=privacy_spent(config, number),
         )
 
     def _await_quorum(self, number: int) -> list[str]:
@@ -198,7 +201,7 @@ class Federation(OneModel, RoundSource):
             "test_by_subset": evaluate_subsets(self.model, self.fitted, items),
             **super().results(items),
             "label_skew": self.strategy.labels.skew,
-            "privacy": self.strategy.privacy_spent(self._run.config.rounds),
+            "privacy": privacy_spent(self._run.config, self._run.config.rounds),
         }
 
     def checkpoint(self, number: int, seconds: float) -> Checkpoint:

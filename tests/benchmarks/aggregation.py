@@ -29,7 +29,7 @@ from common.clients import ClientKey
 from common.config import Config, EncoderConfig, compose_config
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Uplink, no_numbers
-from common.model.evidence import label_sums, prior_of
+from common.model.calibration import label_sums, prior_of
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
 from common.posterior import Gaussian, Posterior
 from common.protocol import encode_uplink, payload_bytes
@@ -37,7 +37,7 @@ from common.structures import Structure, decoder_structure, encoder_structure
 from common.task import Task
 from server.roster.labels import PooledLabels
 from server.roster.registry import Member, Registry
-from server.strategy import HierarchicalAggregation, to_record
+from server.strategy import HierarchicalAggregation
 
 WIDTHS = {"language": 100, "audio": 73, "vision": 100}
 LABELS = torch.linspace(-1, 1, 24)
@@ -145,7 +145,7 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
     trained = strategy._trained
     settings = config.strategy
     y, p = LABELS[:2].double(), LABELS[:2].double() + 0.1
-    evidence = torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
+    calibration_sums = torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
     steps = config.client.local_epochs * -(-len(LABELS) // config.client.batch_size)
     contents = {}
     for name, encoder in trained.encoders.items():
@@ -160,7 +160,7 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
             ),
             len(LABELS),
             0.5,
-            evidence,
+            calibration_sums,
             no_numbers(),
             steps,
         )
@@ -188,7 +188,7 @@ def measure(clients: int, name: str) -> dict[str, float]:
     keys = keys_of(clients)
     strategy, arrays, nodes = strategy_of(config, keys)
     contents = updates(strategy, config)
-    messages = strategy.configure_train(1, to_record(arrays), ConfigRecord(), nodes)
+    messages = strategy.configure_train(1, ArrayRecord(arrays), ConfigRecord(), nodes)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     made, whole = Clocks(), Clocks()
     with whole:

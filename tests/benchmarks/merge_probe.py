@@ -26,7 +26,7 @@ from common.config import Config, compose_config
 from common.data.batching import pad_all
 from common.data.federation import FederatedDataset, load_federation
 from common.messages import ClientDescription, Downlink, no_numbers
-from common.model.evidence import prior_of
+from common.model.calibration import prior_of
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelSpec,

@@ -10,11 +10,10 @@ from collections.abc import Iterator
 
 from aggregation import keys_of, prepare_process, strategy_of, updates
 from figures import Figure, print_figures
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
 from common.config import Payload, compose_config
-from server.strategy import to_record
 
 #: Bytes that the paper's code sends, up and down.
 PAPERS = (1_600_000, 800_000)
@@ -30,7 +29,7 @@ def measure(*overrides: str) -> tuple[float, float]:
     config = compose_config("config", ["model=paper", *overrides])
     strategy, arrays, nodes = strategy_of(config, keys_of(3))
     up = [bytes_of(content) for content in updates(strategy, config).values()]
-    messages = strategy.configure_train(1, to_record(arrays), ConfigRecord(), nodes)
+    messages = strategy.configure_train(1, ArrayRecord(arrays), ConfigRecord(), nodes)
     down = [bytes_of(message.content) for message in messages]
     return sum(up) / 3, sum(down) / 3
 

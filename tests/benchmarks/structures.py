@@ -18,7 +18,7 @@ from itertools import product
 import torch
 
 from common.clients import ClientKey
-from common.config import EncoderConfig, EncoderMerge, ModelConfig
+from common.config import EncoderConfig, ModelConfig
 from common.messages import Uplink
 from common.model.encoder import Encoder
 from common.posterior import Gaussian, Posterior
@@ -37,7 +37,7 @@ SIZES = {60_000: ModelConfig(), 6_000_000: ModelConfig(width=248, heads=8, layer
 def fitted(config: ModelConfig, structure: str | None) -> tuple[Posterior, float]:
     """Return a posterior of an encoder with random samples, and the seconds that it took to fit."""
     settings = EncoderConfig(
-        EncoderMerge.average if structure is None else EncoderMerge.pbea,
+        "average" if structure is None else "pbea",
         structure or "row",
         shrinkage=0.5,
     )

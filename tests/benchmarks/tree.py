@@ -20,24 +20,23 @@ from multiprocessing.connection import Connection
 import torch
 from aggregation import Clocks, keys_of, prepare_process, replies, strategy_of, timed, updates
 from figures import Figure
-from flwr.app import ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord
 
 from common.clients import ClientKey
 from common.config import Config, compose_config
-from common.model.ha_fedformer import Parts, join_arrays
+from common.model.ha_fedformer import ModelArrays, join_arrays
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
-from server.strategy import to_record
 
 NAMES = ("fedavg", "hierarchical")
 FAN_OUT = 1_000
 
 
-def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, Parts, int, float]:
+def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, ModelArrays, int, float]:
     """Return what some clients' updates add up to, the model, the bytes that came, and seconds."""
     strategy, arrays, nodes = strategy_of(config, keys)
     contents = updates(strategy, config)
-    messages = strategy.configure_train(1, to_record(arrays), ConfigRecord(), nodes)
+    messages = strategy.configure_train(1, ArrayRecord(arrays), ConfigRecord(), nodes)
     whole, made = Clocks(), Clocks()
     with whole:
         coming = timed(replies(messages, keys, contents), made)
@@ -55,7 +54,7 @@ def aggregate(config: Config, keys: Sequence[ClientKey], root: Connection) -> No
     root.send_bytes(pickle.dumps((total, seconds)))
 
 
-def merged(total: RoundSum, model: Parts) -> Mapping[str, torch.Tensor]:
+def merged(total: RoundSum, model: ModelArrays) -> Mapping[str, torch.Tensor]:
     """Return the model that a sum leads to."""
     return join_arrays(merge_round(total, model, torch.Generator().manual_seed(0)).parts)
 

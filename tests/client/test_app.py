@@ -31,11 +31,11 @@ from common.data.federation import load_joint
 from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import Downlink, Uplink
-from common.model.evidence import agreement, evidence
+from common.model.calibration import calibration_sums, label_agreement
 from common.model.ha_fedformer import (
     HAFedformer,
+    ModelArrays,
     ModelSpec,
-    Parts,
     build_model,
     join_arrays,
     set_standardisation,
@@ -83,7 +83,7 @@ def global_model(config: Config) -> HAFedformer:
     return model
 
 
-def global_parts(config: Config) -> Parts:
+def global_parts(config: Config) -> ModelArrays:
     return split_arrays(global_model(config).state_dict())
 
 
@@ -106,8 +106,8 @@ def assert_identical(left: Uplink, right: Uplink) -> None:
     assert (left.key, left.round, left.examples) == (right.key, right.round, right.examples)
     assert left.train_loss == right.train_loss
     assert left.steps == right.steps
-    assert torch.equal(left.evidence, right.evidence)
-    assert torch.equal(left.agreement, right.agreement)
+    assert torch.equal(left.calibration_sums, right.calibration_sums)
+    assert torch.equal(left.label_agreement, right.label_agreement)
     one, two = arrays_of(left), arrays_of(right)
     assert one.keys() == two.keys()
     assert all(torch.equal(array, two[name]) for name, array in one.items())
@@ -160,7 +160,7 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder(modalit
     assert set(content.metric_records["metrics"]) == {
         *("examples", "train-loss", "evidence", "agreement", "steps")
     }
-    assert (len(uplink.evidence), len(uplink.agreement)) == (6, 0)
+    assert (len(uplink.calibration_sums), len(uplink.label_agreement)) == (6, 0)
 
 
 # --- What a round is --------------------------------------------------------------------------
@@ -190,18 +190,18 @@ def test_evidence_and_agreement_are_of_the_model_as_received() -> None:
         torch.from_numpy(each[data.validation]) for each in (data.labels, data.groups)
     )
     assert len(labels) > 0
-    expected = evidence(outputs, labels, downlink.prior, Task.regression, groups)
-    torch.testing.assert_close(uplink.evidence, expected, rtol=1e-4, atol=1e-5)
+    expected = calibration_sums(outputs, labels, downlink.prior, Task.regression, groups)
+    torch.testing.assert_close(uplink.calibration_sums, expected, rtol=1e-4, atol=1e-5)
     sums = client_label_sums(data, config)
-    expected = agreement(outputs, labels, sums, downlink.prior, Task.regression)
-    torch.testing.assert_close(uplink.agreement, expected, rtol=1e-4, atol=1e-5)
+    expected = label_agreement(outputs, labels, sums, downlink.prior, Task.regression)
+    torch.testing.assert_close(uplink.label_agreement, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_client_without_validation_items_reports_no_evidence() -> None:
     config = small("client.validation_fraction=0")
     uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
-    assert uplink.evidence.tolist() == [0.0] * 6
-    assert uplink.agreement.tolist() == []
+    assert uplink.calibration_sums.tolist() == [0.0] * 6
+    assert uplink.label_agreement.tolist() == []
 
 
 def test_round_does_not_depend_on_what_ran_before() -> None:
@@ -255,8 +255,8 @@ def test_label_shares_correct_the_loss_and_nothing_else() -> None:
         for each in (shares[:0], shares)
     )
     assert corrected.train_loss != pytest.approx(plain.train_loss, rel=0.01)
-    assert torch.equal(corrected.evidence, plain.evidence)
-    assert torch.equal(corrected.agreement, plain.agreement)
+    assert torch.equal(corrected.calibration_sums, plain.calibration_sums)
+    assert torch.equal(corrected.label_agreement, plain.label_agreement)
     # Nothing moves at such a rate, but for dropout; so the losses are near those of one model.
     sums, edges = client_label_sums(data, config), label_edges(config)
     model = received_model(downlink, data, config).eval()
@@ -336,7 +336,7 @@ def test_moments_are_of_the_trained_model_on_the_train_items() -> None:
     model = received_model(downlink, data, config).eval()
     trained = {name: gaussian.mean for name, gaussian in uplink.decoder.items()}
     encoder = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
-    model.load_state_dict(join_arrays(Parts({"audio": encoder}, trained)), strict=False)
+    model.load_state_dict(join_arrays(ModelArrays({"audio": encoder}, trained)), strict=False)
     padded, read = pad_all(data.sequences.select(data.train)), []
     hook = model.decoder.head.register_forward_hook(lambda _, given, __: read.append(given[0]))
     with hook, torch.inference_mode():

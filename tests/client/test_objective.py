@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from client.objective import MAX_WEIGHT, Objective, local_objective
-from common.model.evidence import label_shares, label_sums
+from common.model.calibration import label_shares, label_sums
 from common.model.losses import task_loss
 from common.task import Task
 

@@ -71,7 +71,9 @@ def test_a_client_that_did_not_move_sends_what_it_received() -> None:
 def test_nothing_else_that_depends_on_the_data_leaves(rule: PrivacyRule) -> None:
     sent = protected(rule, 1.5)
     assert sent.train_loss == 0.0
-    assert sent.evidence.tolist() == [0.0] * 6 and sent.agreement.tolist() == [0.0] * 9
+    assert (
+        sent.calibration_sums.tolist() == [0.0] * 6 and sent.label_agreement.tolist() == [0.0] * 9
+    )
     assert all(each.precision is None for each in (*sent.encoder.values(), *sent.decoder.values()))
     assert (sent.key, sent.round, sent.examples, sent.steps) == (KEY, 1, 12, 4)
     assert sent.encoder["embed"].mean.dtype == torch.float32

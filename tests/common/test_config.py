@@ -14,9 +14,7 @@ from common.config import (
     ClientWeights,
     Condition,
     Config,
-    DecoderMerge,
     DirichletConfig,
-    EncoderMerge,
     FusionRule,
     NpzConfig,
     Optimizer,
@@ -26,7 +24,6 @@ from common.config import (
     Scale,
     SizeConfig,
     SizeLaw,
-    Structure,
     SyntheticConfig,
     TrackingConfig,
     TrackingTool,
@@ -66,10 +63,10 @@ def test_the_defaults() -> None:
     assert config.model.attention_dropout == {"default": 0.0, "language": 0.1}
     assert config.client.optimizer is Optimizer.adamw
     assert config.strategy.sampler.name is Sampler.last
-    assert config.strategy.encoder.merge == EncoderMerge.pbea
-    assert config.strategy.encoder.structure == Structure.inputs
+    assert config.strategy.encoder.merge == "pbea"
+    assert config.strategy.encoder.structure == "inputs"
     assert config.strategy.encoder.scale is Scale.absolute
-    assert config.strategy.decoder.merge == DecoderMerge.cmda
+    assert config.strategy.decoder.merge == "cmda"
     assert config.fusion.name is FusionRule.auto
     assert config.runtime.client_gpus is None
     assert config.tracking == TrackingConfig(TrackingTool.tensorboard)
@@ -123,8 +120,8 @@ def test_words_become_enumerations() -> None:
     config = composed(*NPZ, "dataset.task=multilabel", "strategy=fedavg", "fusion=mean")
     assert config.dataset.task is Task.multilabel
     assert config.strategy.sampler.name is Sampler.last
-    assert config.strategy.encoder.merge == EncoderMerge.average
-    assert config.strategy.decoder.merge == DecoderMerge.average
+    assert config.strategy.encoder.merge == "average"
+    assert config.strategy.decoder.merge == "average"
     assert config.fusion.name is FusionRule.mean
 
 

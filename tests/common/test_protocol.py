@@ -58,13 +58,13 @@ def uplink() -> Uplink:
         "layers.0.norm.bias": Gaussian(torch.randn(3), torch.rand(3), Form.diagonal),
         "norm.weight": Gaussian(torch.randn(3)),
     }
-    evidence = torch.tensor([3, 0.1, 1 / 3, 1e-17, -2, 5e8], dtype=torch.float64)
-    agreement = torch.tensor([1e-300, -1 / 3], dtype=torch.float64)
+    calibration_sums = torch.tensor([3, 0.1, 1 / 3, 1e-17, -2, 5e8], dtype=torch.float64)
+    label_agreement = torch.tensor([1e-300, -1 / 3], dtype=torch.float64)
     decoder = {
         "head.weight": Gaussian(torch.randn(1, 3), symmetric(3), Form.row),
         "head.bias": Gaussian(torch.randn(1)),
     }
-    return Uplink(KEY, 7, encoder, decoder, 41, 0.123456789, evidence, agreement, 12)
+    return Uplink(KEY, 7, encoder, decoder, 41, 0.123456789, calibration_sums, label_agreement, 12)
 
 
 def uplink_of(gaussian: Gaussian) -> Uplink:
@@ -157,9 +157,9 @@ def test_uplink_survives(wire: Wire) -> None:
     found = decode_uplink(wire(encode_uplink(sent)))
     assert (found.key, found.round, found.examples) == (sent.key, sent.round, sent.examples)
     assert found.train_loss == sent.train_loss
-    assert torch.equal(found.evidence, sent.evidence)
-    assert torch.equal(found.agreement, sent.agreement)
-    assert found.agreement.dtype == torch.float64
+    assert torch.equal(found.calibration_sums, sent.calibration_sums)
+    assert torch.equal(found.label_agreement, sent.label_agreement)
+    assert found.label_agreement.dtype == torch.float64
     assert found.steps == sent.steps
     assert_same_posterior(found.encoder, sent.encoder)
     assert_same_posterior(found.decoder, sent.decoder)

@@ -18,7 +18,6 @@ from common.clients import ClientKey
 from common.config import (
     ClientConfig,
     Config,
-    DecoderMerge,
     DirichletConfig,
     FusionRule,
     ModelConfig,
@@ -40,15 +39,15 @@ from common.data.batching import pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData, read_items
 from common.messages import Uplink
-from common.model.evidence import (
+from common.model.calibration import (
     agreement_size,
-    evidence,
-    evidence_size,
+    calibration_size,
+    calibration_sums,
     label_sums,
     prior_of,
 )
 from common.model.fusion import fit_fusion
-from common.model.ha_fedformer import ModelSpec, Parts, build_model, join_arrays, split_arrays
+from common.model.ha_fedformer import ModelArrays, ModelSpec, build_model, join_arrays, split_arrays
 from common.model.predict import predict
 from common.posterior import Posterior
 from common.structures import fit_gaussian
@@ -230,7 +229,7 @@ def test_all_but_the_baselines_are_federated(name: str) -> None:
     assert (strategy.setting != "federated") == (name in BASELINES)
 
 
-def trained_uplink(key: ClientKey, current: Parts, strategy: StrategyConfig) -> Uplink:
+def trained_uplink(key: ClientKey, current: ModelArrays, strategy: StrategyConfig) -> Uplink:
     """Train a client for real; each begins elsewhere, so that two of them differ."""
     model = build_model(spec(SMALL, key.modality), seed=key.part)
     data = client_data(key.modality)
@@ -241,12 +240,14 @@ def trained_uplink(key: ClientKey, current: Parts, strategy: StrategyConfig) -> 
         name: fit_gaussian(sample, strategy.encoder, received[name], own.get(name))
         for name, sample in samples.encoders[key.modality].items()
     }
-    maps = read.decoder if strategy.decoder.merge == DecoderMerge.posterior else {}
+    maps = read.decoder if strategy.decoder.merge == "posterior" else {}
     decoder = {
         name: mapped_gaussian(sample.mean(dim=0), maps.get(name), strategy.decoder.shrinkage)
         for name, sample in samples.decoder.items()
     }
-    sums = (torch.zeros(size(Task.regression)).double() for size in (evidence_size, agreement_size))
+    sums = (
+        torch.zeros(size(Task.regression)).double() for size in (calibration_size, agreement_size)
+    )
     posteriors = (Posterior.of(encoder), Posterior.of(decoder))
     return Uplink(key, 1, *posteriors, 10, 1.0, *sums, trained.steps)
 
@@ -366,7 +367,7 @@ def test_every_fusion_predicts(name: str) -> None:
     inputs = {modality: pad_all(part.sequences) for modality, part in data.items()}
     with torch.inference_mode():
         sums = {
-            modality: evidence(model(modality, padded), labels, prior, Task.regression)
+            modality: calibration_sums(model(modality, padded), labels, prior, Task.regression)
             for modality, padded in inputs.items()
         }
     fusion = fit_fusion(rule, Task.regression, prior, sums)

@@ -64,5 +64,5 @@ def assert_same(one: Checkpoint, other: Checkpoint) -> None:
 def _tensors(each: Checkpoint) -> list[dict[str, Tensor]]:
     moments = each.strategy.optimizer
     labels = {"prior": each.labels.prior, "shares": each.labels.shares}
-    tables = (each.model, moments.first, moments.second, each.strategy.evidence, labels)
+    tables = (each.model, moments.first, moments.second, each.strategy.calibration_sums, labels)
     return [dict(table) for table in tables]

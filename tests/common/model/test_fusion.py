@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.config import FusionRule
-from common.model.evidence import evidence, label_sums, no_evidence, prior_of
+from common.model.calibration import calibration_sums, label_sums, no_calibration_sums, prior_of
 from common.model.fusion import (
     PSEUDO_ITEMS,
     Expert,
@@ -186,7 +186,7 @@ def test_without_evidence_the_deviation_is_the_priors() -> None:
         FusionRule.mean,
         Task.regression,
         torch.tensor([PRIOR_MEAN, PRIOR_VARIANCE]),
-        {"m0": no_evidence(Task.regression)},
+        {"m0": no_calibration_sums(Task.regression)},
     )
     found = deviation_of_seen_experts(unfitted, ["m0"], present[:1])
     assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE)] * 2)
@@ -442,7 +442,7 @@ def test_the_order_of_modalities_does_not_matter(shuffled: list[tuple[int, float
 
 def fit_line(predictions: Tensor, labels: Tensor) -> Expert:
     prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
-    sums = evidence(predictions[:, None], labels, prior, Task.regression)
+    sums = calibration_sums(predictions[:, None], labels, prior, Task.regression)
     return fit_fusion(FusionRule.reliability, Task.regression, prior, {"a": sums}).experts["a"]
 
 
@@ -455,11 +455,14 @@ def fit_line(predictions: Tensor, labels: Tensor) -> Expert:
     ],
 )
 def test_auto_chooses_by_task(task: Task, expected: FusionRule) -> None:
-    fusion = fit_fusion(FusionRule.auto, task, torch.zeros(2), {"a": no_evidence(task)})
+    fusion = fit_fusion(FusionRule.auto, task, torch.zeros(2), {"a": no_calibration_sums(task)})
     assert fusion.rule is expected
     for rule in FusionRule:
         if rule is not FusionRule.auto:
-            assert fit_fusion(rule, task, torch.zeros(2), {"a": no_evidence(task)}).rule is rule
+            assert (
+                fit_fusion(rule, task, torch.zeros(2), {"a": no_calibration_sums(task)}).rule
+                is rule
+            )
 
 
 def with_pseudo_items(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -550,9 +553,9 @@ def test_a_fit_does_not_depend_on_how_items_were_spread_over_clients() -> None:
     predictions = (labels + torch.randn(30, generator=generator(1)).double())[:, None]
     prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
     spread = sum(
-        evidence(predictions[k::3], labels[k::3], prior, Task.regression) for k in range(3)
+        calibration_sums(predictions[k::3], labels[k::3], prior, Task.regression) for k in range(3)
     )
-    together = evidence(predictions, labels, prior, Task.regression)
+    together = calibration_sums(predictions, labels, prior, Task.regression)
     fits = [
         fit_fusion(FusionRule.auto, Task.regression, prior, {"a": sums}).experts["a"]
         for sums in (spread, together)
@@ -569,7 +572,7 @@ def fit_temperature(
 ) -> Expert:
     if prior is None:
         prior = prior_of(label_sums(labels, task, outputs.shape[1]), task)
-    sums = evidence(outputs, labels, prior, task)
+    sums = calibration_sums(outputs, labels, prior, task)
     return fit_fusion(FusionRule.auto, task, prior, {"a": sums}).experts["a"]
 
 
@@ -621,7 +624,7 @@ def test_without_items_logits_are_left_as_they_are() -> None:
         FusionRule.auto,
         Task.classification,
         torch.zeros(3),
-        {"a": no_evidence(Task.classification)},
+        {"a": no_calibration_sums(Task.classification)},
     )
     assert fusion.experts["a"] == Expert(slope=1.0, information=0.0, count=0.0)
 
@@ -649,8 +652,8 @@ def fitted(rule: FusionRule, task: Task) -> Fusion:
         Task.multilabel: (outputs > 0).float(),
     }[task]
     prior = prior_of(label_sums(labels, task, 3), task)
-    sums = evidence(outputs, labels, prior, task)
-    return fit_fusion(rule, task, prior, {"audio": sums, "language": no_evidence(task)})
+    sums = calibration_sums(outputs, labels, prior, task)
+    return fit_fusion(rule, task, prior, {"audio": sums, "language": no_calibration_sums(task)})
 
 
 @pytest.mark.parametrize("task", list(Task))

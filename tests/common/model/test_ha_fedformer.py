@@ -17,8 +17,8 @@ from common.model.decoder import Decoder
 from common.model.encoder import Encoder
 from common.model.ha_fedformer import (
     HAFedformer,
+    ModelArrays,
     ModelSpec,
-    Parts,
     build_model,
     join_arrays,
     set_standardisation,
@@ -107,7 +107,9 @@ def test_one_modality_is_exactly_its_encoder_and_the_decoder() -> None:
 def test_a_client_that_takes_its_parts_computes_what_the_whole_model_does() -> None:
     whole, client = model(), model({"audio": 3}, seed=9)
     parts = split_arrays(whole.state_dict())
-    client.load_state_dict(join_arrays(Parts({"audio": parts.encoders["audio"]}, parts.decoder)))
+    client.load_state_dict(
+        join_arrays(ModelArrays({"audio": parts.encoders["audio"]}, parts.decoder))
+    )
     assert torch.equal(client("audio", padded(3)), whole("audio", padded(3)))
 
 
@@ -162,7 +164,9 @@ arrays_by_name = st.dictionaries(dotted, st.just(torch.zeros(1)), min_size=1, ma
 def test_split_undoes_join_for_any_names(
     encoders: dict[str, dict[str, Tensor]], decoder: dict[str, Tensor]
 ) -> None:
-    assert split_arrays(join_arrays(Parts(encoders, decoder))) == Parts(encoders, decoder)
+    assert split_arrays(join_arrays(ModelArrays(encoders, decoder))) == ModelArrays(
+        encoders, decoder
+    )
 
 
 @pytest.mark.parametrize(

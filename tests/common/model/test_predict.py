@@ -14,7 +14,7 @@ from torch import Tensor
 from common.config import FusionRule, ModelConfig
 from common.data.batching import Padded
 from common.metrics import compute_metrics, coverage_metrics
-from common.model.evidence import evidence, label_sums, prior_of
+from common.model.calibration import calibration_sums, label_sums, prior_of
 from common.model.fusion import Expert, Fusion, fit_fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
 from common.model.predict import Encoded, Prediction, encode, predict, predict_encoded, to_values
@@ -453,7 +453,7 @@ def predict_from(outputs: Tensor, rule: Fusion) -> Prediction:
 
 def fit(rule: FusionRule, task: Task, outputs: Tensor, labels: Tensor) -> Fusion:
     prior = prior_of(label_sums(labels, task, outputs.shape[2]), task)
-    sums = {f"m{k}": evidence(own, labels, prior, task) for k, own in enumerate(outputs)}
+    sums = {f"m{k}": calibration_sums(own, labels, prior, task) for k, own in enumerate(outputs)}
     return fit_fusion(rule, task, prior, sums)
 
 
@@ -632,7 +632,7 @@ def test_ten_items_of_evidence_do_not_make_a_rule_worse_than_the_mean(rule: Fusi
         outputs, labels = simulated_numbers([2.0] * 3, 1010, seed)
         prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
         sums = {
-            f"m{k}": evidence(own[:10], labels[:10], prior, Task.regression)
+            f"m{k}": calibration_sums(own[:10], labels[:10], prior, Task.regression)
             for k, own in enumerate(outputs)
         }
         for each in total:
@@ -679,7 +679,8 @@ def test_the_product_of_classes_is_the_posterior_of_bayes() -> None:
     outputs, labels = simulated_classes([0.6, 1.0, 0.3], 8000, seed=0)
     prior = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     sums = {
-        f"m{k}": evidence(own, labels, prior, Task.classification) for k, own in enumerate(outputs)
+        f"m{k}": calibration_sums(own, labels, prior, Task.classification)
+        for k, own in enumerate(outputs)
     }
     rule = fit_fusion(FusionRule.product_of_experts, Task.classification, prior, sums)
     assert [expert.slope for expert in rule.experts.values()] == [1.0, 1.0, 1.0]
@@ -708,8 +709,8 @@ def test_a_modality_found_useless_leaves_the_others_prediction_alone(shift: floa
     prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
     backwards = -outputs[1]
     sums = {
-        "m0": evidence(outputs[0], labels, prior, Task.regression),
-        "m1": evidence(backwards, labels + shift, prior, Task.regression),
+        "m0": calibration_sums(outputs[0], labels, prior, Task.regression),
+        "m1": calibration_sums(backwards, labels + shift, prior, Task.regression),
     }
     rule = fit_fusion(FusionRule.product_of_experts, Task.regression, prior, sums)
     both = predict_from(torch.stack([outputs[0], backwards]), rule)

@@ -7,7 +7,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from common.clients import ClientKey
 from common.config import Config, StrategyConfig, compose_config
 from common.messages import Uplink, no_numbers
-from common.model.ha_fedformer import ModelSpec, Parts, build_model, split_arrays, trained_names
+from common.model.ha_fedformer import (
+    ModelArrays,
+    ModelSpec,
+    build_model,
+    split_arrays,
+    trained_names,
+)
 from common.posterior import Form, Gaussian
 from common.protocol import encode_uplink, payload_bytes
 from common.structures import (
@@ -23,7 +29,7 @@ from server.acceptance.validation import RejectedUpdateError
 SIZES = ("model.width=4", "model.heads=2", "model.layers=2")
 
 
-def trained(config: Config) -> Parts:
+def trained(config: Config) -> ModelArrays:
     spec = ModelSpec({"audio": (3,), "vision": (7,)}, 2, Task.multilabel, config.model)
     model = build_model(spec, seed=0)
     return split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
@@ -41,7 +47,7 @@ def full(tensors: dict[str, torch.Tensor], structure: Structure | None) -> dict[
     return posterior
 
 
-def largest(parts: Parts, modality: str, strategy: StrategyConfig) -> RecordDict:
+def largest(parts: ModelArrays, modality: str, strategy: StrategyConfig) -> RecordDict:
     encoder = full(dict(parts.encoders[modality]), encoder_structure(strategy.encoder))
     decoder = full(dict(parts.decoder), decoder_structure(strategy.decoder))
     evidence = torch.zeros(10, dtype=torch.float64)
@@ -56,31 +62,19 @@ def largest(parts: Parts, modality: str, strategy: StrategyConfig) -> RecordDict
         ["strategy=few_rounds"],
         ["strategy=paper"],
         ["strategy=fedavg"],
-        ["strategy=median"],
         ["strategy=pbea", "strategy.encoder.structure=diagonal"],
         ["strategy=pbea", "strategy.encoder.structure=low_rank"],
     ],
 )
-def test_limit_is_just_above_the_size_of_the_largest_update(overrides: list[str]) -> None:
+def test_limit_is_the_size_of_the_largest_update(overrides: list[str]) -> None:
     config = compose_config("config", [*SIZES, *overrides])
     parts = trained(config)
     limits = payload_limits(parts, config.strategy)
     for modality in ("audio", "vision"):
         content = largest(parts, modality, config.strategy)
-        # These models are tiny: what says which tensors there are is most of their bytes.
-        assert 0.6 * limits[modality] < payload_bytes(content) <= limits[modality]
+        assert payload_bytes(content) == limits[modality]
         check_payload(content, [limits[modality]])
     assert limits["vision"] > limits["audio"]
-
-
-def test_limit_holds_for_long_names_and_large_tensors() -> None:
-    """What the header says of a tensor is bounded, whatever the tensor."""
-    config = compose_config("config", ["strategy=fedavg"])
-    large = torch.zeros(1000, 100, 10, 10)
-    parts = Parts({"audio": {f"layers.{n}." + "x" * 100: large for n in range(3)}}, {})
-    content = largest(parts, "audio", config.strategy)
-    limit = payload_limits(parts, config.strategy)["audio"]
-    assert 0 <= limit - payload_bytes(content) < 3 * 160
 
 
 def content_of(*sizes: int) -> RecordDict:
@@ -90,30 +84,32 @@ def content_of(*sizes: int) -> RecordDict:
     return RecordDict({"tensors": ArrayRecord(arrays)})
 
 
-def test_more_bytes_or_arrays_than_that_are_refused_with_both_numbers() -> None:
+def test_more_bytes_than_that_are_refused_with_both_numbers() -> None:
     limits = [10_000, 1_000]
     check_payload(content_of(SLACK * 10_000), limits)
-    with pytest.raises(RejectedUpdateError, match=r"20\.0 kB of tensors, .* at most 10\.0 kB"):
+    with pytest.raises(RejectedUpdateError, match=r"20,001 bytes of tensors, .* at most 10,000"):
         check_payload(content_of(SLACK * 10_000 + 1), limits)
-    with pytest.raises(RejectedUpdateError, match=r"12\.3 MB of tensors, .* at most 10\.0 kB"):
-        check_payload(content_of(12_300_000), limits)
-    with pytest.raises(RejectedUpdateError, match="sends 2 arrays, expected at most 1"):
-        check_payload(content_of(1, 1), limits)
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
+        (content_of(1, 1), "2 arrays, expected at most 1"),
         (RecordDict({str(n): ConfigRecord() for n in range(4)}), "4 records, expected at most 3"),
-        (RecordDict({"m": MetricRecord({"a": [1.0] * 65})}), "65 values, expected at most 64"),
-        (RecordDict({"c": ConfigRecord({str(n): n for n in range(65)})}), "65 values"),
-        (RecordDict({"c": ConfigRecord({"a": "x" * 65_536})}), "65538 letters"),
-        (RecordDict({"c": ConfigRecord({"a": ["x" * 40_000] * 2})}), "80002 letters"),
-        (RecordDict({"c": ConfigRecord({"a": b"x" * 65_536})}), "letters and bytes"),
-        (RecordDict({"c" * 65_537: ConfigRecord()}), "65537 letters"),
-        (RecordDict({"m": MetricRecord({"a" * 65_537: 1})}), "letters"),
+        (RecordDict({"m": MetricRecord({"a": [1.0] * 20_000})}), r"\d letters"),
+        (RecordDict({"c": ConfigRecord({str(n): n for n in range(10_000)})}), r"\d letters"),
+        (RecordDict({"c": ConfigRecord({"a": "x" * 65_536})}), "65,5.. letters"),
+        (RecordDict({"c": ConfigRecord({"a": ["x" * 40_000] * 2})}), "80,0.. letters"),
+        (RecordDict({"c": ConfigRecord({"a": [""] * 40_000})}), r"\d letters"),
+        (RecordDict({"c": ConfigRecord({"a": b"x" * 65_536})}), "65,5.. letters"),
+        (RecordDict({"c" * 65_537: ConfigRecord()}), "65,539 letters"),
+        (RecordDict({"m": MetricRecord({"a" * 65_537: 1})}), "65,5.. letters"),
+        (
+            RecordDict({"t": ArrayRecord({"a": Array("x" * 65_536, (), "numpy.ndarray", b"")})}),
+            "letters",
+        ),
     ],
 )
-def test_what_is_no_array_has_its_bounds_too(content: RecordDict, words: str) -> None:
+def test_what_is_no_tensor_has_its_bounds_too(content: RecordDict, words: str) -> None:
     with pytest.raises(RejectedUpdateError, match=words):
         check_payload(content, [1000])

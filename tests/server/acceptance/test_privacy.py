@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.config import Config, PrivacyConfig, PrivacyRule, compose_config
 from common.errors import UserError
-from common.model.ha_fedformer import Parts
+from common.model.ha_fedformer import ModelArrays
 from server.acceptance.privacy import (
     NOT_COVERED,
     add_noise,
@@ -29,7 +29,7 @@ from server.runtimes.local import run_locally
 def test_averages_get_the_noise_of_their_clients() -> None:
     """The deviation is that of Flower's `compute_stdv`, for each average's own clients."""
     config = PrivacyConfig(PrivacyRule.central, clip=2.0, noise_multiplier=0.7)
-    averages = Parts(
+    averages = ModelArrays(
         {name: {"e": torch.zeros(3)} for name in ("audio", "vision")}, {"d": torch.zeros(2, 2)}
     )
     source = np.random.default_rng(0).bytes
@@ -134,26 +134,10 @@ def test_local_privacy_is_of_any_two_data_sets() -> None:
         (["runtime.min_clients=2"], "runtime.min_clients=1"),
     ],
 )
-@pytest.mark.parametrize("rule", ["central", "local"])
-def test_what_the_mechanism_needs_is_asked_for_by_name(
-    rule: str, overrides: list[str], setting: str
-) -> None:
-    with pytest.raises(UserError, match=f"privacy={rule} needs {setting}, and the run has"):
-        private(f"privacy={rule}", *overrides)
-
-
-@pytest.mark.parametrize(
-    "setting",
-    [
-        *("privacy.clip=0", "privacy.clip=-1", "privacy.noise_multiplier=0"),
-        *("privacy.delta=0", "privacy.delta=1", "strategy.screening.norm_factor=.5"),
-        *("strategy.screening.precision_factor=0", "strategy.screening.max_faults=0"),
-        "strategy.screening.clip_norm=0",
-    ],
-)
-def test_values_out_of_range_are_refused(setting: str) -> None:
-    with pytest.raises(UserError, match=setting.split("=")[0]):
-        private(setting)
+def test_what_the_mechanism_needs_is_asked_for_by_name(overrides: list[str], setting: str) -> None:
+    for rule in ("central", "local"):
+        with pytest.raises(UserError, match=f"privacy={rule} needs {setting}, and the run has"):
+            private(f"privacy={rule}", *overrides)
 
 
 # --- Whole runs -------------------------------------------------------------------------------

@@ -1,7 +1,5 @@
 """Whom the trust finds, by a predictor that is right; and the sums behind FedNova."""
 
-import math
-
 import numpy as np
 import pytest
 import torch
@@ -12,11 +10,11 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import ClientWeights
 from common.messages import Uplink
-from common.model.evidence import (
-    agreement,
+from common.model.calibration import (
     agreement_size,
-    evidence,
-    evidence_size,
+    calibration_size,
+    calibration_sums,
+    label_agreement,
     label_sums,
     prior_of,
 )
@@ -38,8 +36,8 @@ def uplink(task: Task, *, agrees: Tensor | None = None, seen: Tensor | None = No
         {},
         examples=12,
         train_loss=0.5,
-        evidence=torch.zeros(evidence_size(task)) if seen is None else seen,
-        agreement=torch.zeros(agreement_size(task)) if agrees is None else agrees,
+        calibration_sums=torch.zeros(calibration_size(task)) if seen is None else seen,
+        label_agreement=torch.zeros(agreement_size(task)) if agrees is None else agrees,
         steps=3,
     )
 
@@ -98,7 +96,10 @@ def test_ratio_of_numbers_is_that_of_two_gaussians() -> None:
         trusts = PRIOR_ODDS / (PRIOR_ODDS + np.exp(-np.array(ratios)))
     task, prior = Task.regression, PRIORS[Task.regression]
     uplinks = [
-        uplink(task, seen=evidence(torch.from_numpy(p)[:, None], torch.from_numpy(y), prior, task))
+        uplink(
+            task,
+            seen=calibration_sums(torch.from_numpy(p)[:, None], torch.from_numpy(y), prior, task),
+        )
         for y, p in clients
     ]
     assert trust_clients(uplinks, prior, task) == pytest.approx(trusts)
@@ -145,8 +146,10 @@ def trusts(kinds: list[str], task: Task, items: int = 60, sharpness: float = 1.0
             labels = labels[torch.randperm(items, generator=order)]
         validated = slice(0 if kind == "no items" else None)
         outputs, seen = outputs[validated], labels[validated]
-        agrees = agreement(outputs, seen, label_sums(labels, task, 3), prior, task)
-        uplinks.append(uplink(task, agrees=agrees, seen=evidence(outputs, seen, prior, task)))
+        agrees = label_agreement(outputs, seen, label_sums(labels, task, 3), prior, task)
+        uplinks.append(
+            uplink(task, agrees=agrees, seen=calibration_sums(outputs, seen, prior, task))
+        )
     return trust_clients(uplinks, prior, task)
 
 
@@ -160,19 +163,6 @@ def test_permuted_labels_are_found_and_sound_ones_are_trusted(task: Task, sharpn
     *sound, permuted = trusts(["sound"] * 5 + ["permuted"], task, sharpness=sharpness)
     assert min(sound) > 0.9
     assert permuted < 0.1
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_permuted_labels_are_found_among_few_clients(task: Task) -> None:
-    *sound, permuted = trusts(["sound"] * 2 + ["permuted"], task)
-    assert min(sound) > 0.9
-    assert permuted < 0.1
-
-
-@pytest.mark.parametrize("task", list(Task))
-@pytest.mark.parametrize("sharpness", [1.0, 4.0, 8.0])
-def test_a_model_that_is_too_sure_makes_nobody_a_suspect(task: Task, sharpness: float) -> None:
-    assert min(trusts(["sound"] * 6, task, sharpness=sharpness)) > 0.9
 
 
 @pytest.mark.parametrize("kinds", [["sound"] * 6, ["sound"] * 5 + ["permuted"]], ids=str)
@@ -197,44 +187,7 @@ def test_nobody_can_be_compared_to_himself(task: Task, kind: str) -> None:
     assert min(trusts([kind], task)) > 0.5
 
 
-@pytest.mark.parametrize("task", list(Task))
-def test_a_client_without_validation_items_is_kept(task: Task) -> None:
-    *_, none = trusts(["sound"] * 3 + ["no items"], task)
-    assert none == pytest.approx(NEUTRAL)
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_trust_does_not_depend_on_the_order_of_the_clients(task: Task) -> None:
-    prior = PRIORS[task]
-    uplinks = [
-        uplink(
-            task,
-            agrees=agreement(
-                outputs_for(labels, task, seed), labels, label_sums(labels, task, 3), prior, task
-            ),
-            seen=evidence(outputs_for(labels, task, seed), labels, prior, task),
-        )
-        for seed in range(4)
-        for labels in [labels_of(task, seed, 8)]
-    ]
-    found = trust_clients(uplinks, prior, task)
-    assert trust_clients(uplinks[::-1], prior, task)[::-1] == pytest.approx(found)
-
-
 # --- Weights ----------------------------------------------------------------------------------
-
-
-@given(
-    rule=st.sampled_from(list(ClientWeights)),
-    trusted=st.floats(0, 1),
-    examples=st.integers(1, 10**9),
-)
-def test_weights_are_positive_and_finite(
-    rule: ClientWeights, trusted: float, examples: int
-) -> None:
-    plain = uplink(Task.regression)
-    counted = Uplink(**{**vars(plain), "examples": examples})
-    assert 0 < client_weight(counted, rule, trusted) < math.inf
 
 
 def test_weights_are_what_their_rules_say() -> None:
@@ -276,8 +229,3 @@ def test_scale_is_the_effective_number_of_steps_over_the_typical_one(
     # tau over the harmonic mean of steps; by Jensen's inequality at least 1.
     assert sum_of(pairs).scale() == pytest.approx((p @ steps) * (p @ (1 / steps)))
     assert sum_of(pairs).scale() > 1 - 1e-12
-
-
-@given(weights=st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=6), steps=st.integers(1, 500))
-def test_scale_of_equal_steps_is_1(weights: list[float], steps: int) -> None:
-    assert sum_of([(weight, steps) for weight in weights]).scale() == pytest.approx(1, abs=1e-12)

@@ -49,15 +49,6 @@ def stacked(clients: list[dict[str, Tensor]], name: str) -> Array:
     return np.stack([arrays[name].double().numpy() for arrays in clients])
 
 
-def every_rule(total: ClientUpdates) -> list[dict[str, Tensor]]:
-    generator = torch.Generator().manual_seed(0)
-    return [
-        median(total),
-        trimmed_mean(total, 0.3),
-        attended(total, client(99), FedAttConfig(noise=0.1), generator),
-    ]
-
-
 # --- Against others ---------------------------------------------------------------------------
 
 
@@ -140,54 +131,3 @@ def test_one_faulty_client_of_three_cannot_leave_the_others_range(
         for name, found in merged.items():
             honest = torch.stack([client(1)[name], client(2)[name]])
             assert (honest.amin(dim=0) <= found).all() and (found <= honest.amax(dim=0)).all()
-
-
-def test_one_faulty_client_of_two_moves_the_median() -> None:
-    clients = [{"w": torch.tensor([value])} for value in (0.0, 1e6)]
-    assert median(collected(clients))["w"].item() == 5e5
-
-
-# --- As a monoid ------------------------------------------------------------------------------
-
-
-@given(data=st.data(), count=st.integers(2, 6))
-@settings(max_examples=25, deadline=None)
-def test_order_and_grouping_do_not_matter(data: st.DataObject, count: int) -> None:
-    clients = [client(seed) for seed in range(count)]
-    sums = [
-        ClientUpdates().add(posterior_of(each), 2.0) for each in data.draw(st.permutations(clients))
-    ]
-    while len(sums) > 1:
-        at = data.draw(st.integers(0, len(sums) - 2))
-        sums[at : at + 2] = [sums[at].merge(sums[at + 1])]
-    assert sums[0].weight == 2.0 * count
-    in_order = every_rule(collected(clients))
-    for found, expected in zip(every_rule(sums[0]), in_order, strict=True):
-        for name, array in found.items():
-            torch.testing.assert_close(array, expected[name], rtol=1e-5, atol=1e-6)
-
-
-def test_empty_is_neutral() -> None:
-    total = collected([client(0), client(1)])
-    for merged in (ClientUpdates().merge(total), total.merge(ClientUpdates())):
-        assert merged.weight == total.weight and merged.clients == total.clients
-
-
-@pytest.mark.parametrize("count", [1, 2, 5])
-def test_identical_clients_are_a_fixed_point(count: int) -> None:
-    total = collected([client(3)] * count)
-    unmoved = attended(total, client(3), QUIET, torch.Generator())
-    whole = attended(total, client(99), FedAttConfig(epsilon=1.0, noise=0.0), torch.Generator())
-    for merged in (median(total), trimmed_mean(total, 0.4), unmoved, whole):
-        for name, array in client(3).items():
-            torch.testing.assert_close(merged[name], array, rtol=1e-6, atol=1e-6)
-
-
-def test_no_clients_raise() -> None:
-    for rule in (
-        lambda: median(ClientUpdates()),
-        lambda: trimmed_mean(ClientUpdates(), 0.2),
-        lambda: attended(ClientUpdates(), client(0), QUIET, torch.Generator()),
-    ):
-        with pytest.raises(ValueError, match="no clients"):
-            rule()

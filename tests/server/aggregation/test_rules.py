@@ -13,8 +13,7 @@ from tiny_runs import TINY
 from common.config import Config
 from common.errors import UserError
 from common.model.ha_fedformer import split_arrays
-from common.posterior import Form
-from common.structures import STRUCTURES, find_structure, fit_gaussian
+from common.structures import STRUCTURES, find_structure
 from server.aggregation.rules import RULES, find_rule
 from server.app import prepare
 from server.runtimes.local import run_locally
@@ -106,14 +105,6 @@ def config_of_run(*overrides: str) -> Config:
     from common.config import compose_config
 
     return compose_config("config", [*TINY, *overrides])
-
-
-@pytest.mark.usefixtures("plugins")
-def test_a_structure_of_a_temporary_module_fits_by_its_name() -> None:
-    config = with_merge(config_with("strategy=pbea"), structure="flat").strategy.encoder
-    gaussian = fit_gaussian(torch.randn(4, 3, 2), config)
-    assert gaussian.form is Form.diagonal
-    assert gaussian.mean_precision() == pytest.approx(1 / config.shrinkage)
 
 
 def test_unknown_names_are_refused_with_those_that_there_are() -> None:

@@ -16,7 +16,7 @@ from common.data.dataset import MultimodalDataset
 from common.data.federation import JointDataset, load_federation
 from common.data.moments import FeatureMoments
 from common.errors import UserError
-from common.model.evidence import evidence
+from common.model.calibration import calibration_sums
 from common.model.fusion import fit_fusion
 from common.model.predict import predict
 from common.task import Task
@@ -182,7 +182,7 @@ def test_pooled_is_fused_by_the_sum_of_what_clients_see(tmp_path: Path) -> None:
             with torch.inference_mode():
                 outputs = bound.model.eval()(name, pad_all(site.sequences.select(chosen)))
             sums.append(
-                evidence(
+                calibration_sums(
                     outputs,
                     torch.from_numpy(site.labels[chosen]),
                     prior,

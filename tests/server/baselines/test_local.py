@@ -14,11 +14,11 @@ from common.data.batching import SequenceItems, batches, pad_all
 from common.data.federation import load_federation
 from common.data.moments import FeatureMoments
 from common.metrics import compute_metrics
-from common.model.evidence import evidence, label_sums, prior_of
+from common.model.calibration import calibration_sums, label_sums, prior_of
 from common.model.fusion import Expert, Fusion, fit_fusion
 from common.model.ha_fedformer import (
     HAFedformer,
-    Parts,
+    ModelArrays,
     build_model,
     join_arrays,
     set_standardisation,
@@ -68,7 +68,7 @@ def trained_by_hand(sites: Sites, key: ClientKey, rounds: int) -> HAFedformer:
     name = key.modality
     spec = replace(whole.spec, features={name: whole.spec.features[name]})
     model = build_model(spec, seed=99)
-    model.load_state_dict(join_arrays(Parts({name: parts.encoders[name]}, parts.decoder)))
+    model.load_state_dict(join_arrays(ModelArrays({name: parts.encoders[name]}, parts.decoder)))
     set_standardisation(model, name, FeatureMoments.of(site.sequences.select(site.train)))
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.client.lr, weight_decay=config.client.weight_decay, fused=True
@@ -131,7 +131,7 @@ def own_fusion(sites: Sites, bound: Local, key: ClientKey, rule: FusionRule) -> 
     labels, groups = (
         torch.from_numpy(each[site.validation]) for each in (site.labels, site.groups)
     )
-    seen = evidence(outputs, labels, prior, site.task, groups)
+    seen = calibration_sums(outputs, labels, prior, site.task, groups)
     return fit_fusion(rule, site.task, prior, {name: seen})
 
 
@@ -192,7 +192,7 @@ def test_what_it_reports_of_itself() -> None:
     }
     assert bound.parameters == sum(sizes.values())
     assert sum(bound.fusion_weights.values()) == pytest.approx(1)
-    bound._evidence = {
+    bound._calibration_sums = {
         key: torch.tensor([200.0, 0, 200, 0, 200, 200 if key.modality == "audio" else 0])
         for key in bound.models
     }

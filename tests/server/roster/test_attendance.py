@@ -63,11 +63,6 @@ def wait(grid: FakeGrid, counts: dict[str, int], timeout: float) -> tuple[Regist
     return registry, told
 
 
-def test_nothing_is_said_when_everyone_is_there() -> None:
-    registry, told = wait(FakeGrid({1: hosting("audio-0", "audio-1")}), {"audio": 2}, 10)
-    assert len(registry.members) == 2 and told == []
-
-
 def test_modality_without_a_client_is_named_after_the_timeout() -> None:
     with pytest.raises(UserError) as raised:
         wait(FakeGrid({1: hosting("audio-0")}), BOTH, 0.0)
@@ -90,11 +85,6 @@ def test_waits_for_a_node_that_joins_and_says_once_what_is_missing(clock: Clock)
     assert told == ["waiting for audio: 1 of 2, 57 s left"]
     assert 8 <= clock.now < 9
     assert grid.asked == [1, 2]
-
-
-def test_modality_that_the_dataset_does_not_have_is_named() -> None:
-    with pytest.raises(UserError, match=r"'smell'.*audio, vision"):
-        wait(FakeGrid({1: hosting("smell-0")}), BOTH, 0.0)
 
 
 def test_impostors_are_told_of_once_and_the_others_go_on() -> None:
@@ -136,19 +126,6 @@ def test_a_wait_is_told_of_with_names_and_numbers_and_reminded_of(clock: Clock) 
     assert clock.now == pytest.approx(45)
 
 
-def test_the_line_says_what_is_missing_now(clock: Clock) -> None:
-    grid = FakeGrid({})
-    clock.at(5, lambda: grid.nodes.update({1: hosting("audio-0")}))
-    clock.at(10, lambda: grid.nodes.update({2: hosting("vision-0", "vision-1")}))
-    attendance, told = attending(grid)
-    assert attendance.quorum({"audio": 1, "vision": 2}) == ([], [])
-    assert [line.rpartition(",")[0] for line in told] == [
-        "waiting for audio: 0 of 1, vision: 0 of 2",
-        "waiting for vision: 0 of 2",
-    ]
-    assert 10 <= clock.now < 11
-
-
 def test_an_absence_is_waited_for_once_until_it_has_ended(clock: Clock) -> None:
     audio, vision = hosting("audio-0"), hosting("vision-0")
     grid = FakeGrid({1: audio, 2: vision})
@@ -174,16 +151,6 @@ def test_an_absence_is_waited_for_once_until_it_has_ended(clock: Clock) -> None:
     assert waited() == (["audio: 0 of 1", "vision: 0 of 1"], 0)
 
 
-def test_one_given_up_is_not_named_while_another_is_waited_for(clock: Clock) -> None:
-    grid = FakeGrid({2: hosting("vision-0")})
-    attendance, told = attending(grid)
-    attendance.quorum(BOTH)
-    told.clear()
-    grid.nodes.clear()
-    attendance.quorum(BOTH)
-    assert told[0] == "waiting for vision: 0 of 1, 42 s left"
-
-
 def test_one_given_up_that_is_back_during_another_wait_is_waited_for_again(clock: Clock) -> None:
     audio, grid = hosting("audio-0"), FakeGrid({2: hosting("vision-0")})
     attendance, _ = attending(grid)
@@ -195,14 +162,6 @@ def test_one_given_up_that_is_back_during_another_wait_is_waited_for_again(clock
     began = clock.now
     assert attendance.quorum(BOTH) == (["audio: 0 of 1"], [])
     assert clock.now - began == pytest.approx(45), "not ended by the other, at 30"
-
-
-def test_more_clients_than_one_may_be_needed(clock: Clock) -> None:
-    grid = FakeGrid({1: hosting("audio-0")})
-    clock.at(4, lambda: grid.nodes.update({2: hosting("audio-1"), 3: hosting("audio-2")}))
-    attendance, told = attending(grid)
-    assert attendance.quorum({"audio": 3}) == ([], [])
-    assert told == ["waiting for audio: 1 of 3, 42 s left"]
 
 
 def test_nodes_that_were_left_out_meanwhile_are_reported_once_and_end_nothing(
@@ -217,24 +176,6 @@ def test_nodes_that_were_left_out_meanwhile_are_reported_once_and_end_nothing(
     assert [line.split(":")[0] for line in faults] == ["node 5", "node 6", "node 7", "node 8"]
     assert "its disk is gone" in faults[0]
     assert attendance.quorum(BOTH) == (short, [])
-
-
-def test_a_node_that_takes_a_client_over_is_reported(clock: Clock) -> None:
-    grid = FakeGrid({1: hosting("audio-0")})
-    attendance, _ = attending(grid)
-    assert attendance.quorum({"audio": 1}) == ([], [])
-    grid.nodes[2] = hosting("audio-0")
-    short, (line,) = attendance.quorum({"audio": 1})
-    assert short == [] and line.startswith("nodes 1 and 2 both say that they are audio-0")
-
-
-def test_impostors_are_reported_and_are_no_clients(clock: Clock) -> None:
-    grid = named({1: hosting("audio-0"), 3: hosting("vision-0")}, n1="audio-0", n3="audio-9")
-    attendance, told = attending(grid)
-    short, (line,) = attendance.quorum(BOTH)
-    assert short == ["vision: 0 of 1"]
-    assert line.startswith("node 3 is registered as audio-9 and says that it is vision-0")
-    assert all(each.startswith("waiting for vision: 0 of 1") for each in told)
 
 
 # In a run -----------------------------------------------------------------------------------------
@@ -323,15 +264,3 @@ def test_replies_that_fail_may_end_the_run_too(tmp_path: Path) -> None:
     assert line.startswith("round 2: too few updates of audio; ")
     assert "node 3" in line and "MemoryError" in line
     assert line.endswith(f"; round 1 is kept: go on with resume={tmp_path / 'run'}")
-
-
-def test_nothing_is_kept_of_a_run_that_ends_before_its_first_round(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^round 1: too few clients \(audio: 1 of 2\)") as raised:
-        run(
-            tmp_path / "run",
-            partial(Leaving, gone={3}, rounds=range(1, 4)),
-            "runtime.absent=abort",
-            "runtime.min_clients=2",
-        )
-    assert "resume=" not in str(raised.value)
-    assert not (tmp_path / "run" / "rounds.jsonl").exists()

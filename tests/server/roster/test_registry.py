@@ -13,7 +13,7 @@ import server.roster.registry
 from common.clients import ClientKey
 from common.data.moments import FeatureMoments
 from common.errors import UserError
-from common.messages import NodeDescription
+from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
 from common.task import Task
 from server.roster.registry import QUERY_AGAIN, Registry
@@ -69,15 +69,6 @@ def test_node_that_joins_is_asked_and_one_that_left_is_forgotten() -> None:
     assert registry.members[ClientKey("audio", 0)].client.examples == 99
 
 
-def test_client_may_move_to_a_new_node_when_its_old_one_is_gone() -> None:
-    grid = FakeGrid({1: hosting("audio-0")})
-    registry = Registry()
-    registry.refresh(grid, KNOWN, timeout=1)
-    grid.nodes = {2: hosting("audio-0")}
-    registry.refresh(grid, KNOWN, timeout=1)
-    assert registry.members[ClientKey("audio", 0)].node == 2
-
-
 def test_node_that_does_not_answer_holds_up_nobody_and_is_asked_once() -> None:
     grid = FakeGrid({1: silent, 2: hosting("audio-0")})
     registry = Registry()
@@ -98,52 +89,71 @@ def test_two_nodes_that_claim_one_client_are_named() -> None:
         assert word in str(raised.value)
 
 
-def test_widths_that_differ_are_named_with_their_clients() -> None:
+def of_shape(name: str, *shape: int) -> ClientDescription:
+    return replace(client(name), moments=FeatureMoments(*np.ones((3, *shape))))
+
+
+@pytest.mark.parametrize(("one", "other"), [((4,), (6,)), ((5, 4), (7, 4))])
+def test_widths_that_differ_are_named_with_their_clients(
+    one: tuple[int, ...], other: tuple[int, ...]
+) -> None:
     nodes = {
-        1: hosting(client("audio-0", width=4), client("vision-0", width=9)),
-        2: hosting(client("audio-1", width=6)),
+        1: hosting(of_shape("audio-0", *one), of_shape("vision-0", 9)),
+        2: hosting(of_shape("audio-1", *other)),
     }
     with pytest.raises(UserError) as raised:
         refreshed(nodes)
-    for word in ("audio-0", "4", "audio-1", "6"):
+    for word in ("audio-0", str(one[0]), "audio-1", str(other[0])):
         assert word in str(raised.value)
     assert "vision" not in str(raised.value)
 
 
-def test_tables_of_other_lengths_are_named_with_their_clients() -> None:
-    tables = []
-    for name, steps in (("audio-0", 5), ("audio-1", 7)):
-        plain = client(name)
-        tables.append(replace(plain, moments=FeatureMoments(*np.ones((3, steps, 4)))))
-    with pytest.raises(UserError) as raised:
-        refreshed({1: hosting(tables[0]), 2: hosting(tables[1])})
-    for word in ("audio-0", "5", "audio-1", "7"):
-        assert word in str(raised.value)
-
-
-def test_widths_may_differ_between_modalities() -> None:
-    registry = refreshed(
-        {1: hosting(client("audio-0", width=4)), 2: hosting(client("vision-0", width=9))}
-    )
-    assert len(registry.members) == 2
-
-
-def test_node_with_a_mistake_is_named_with_it() -> None:
-    with pytest.raises(UserError, match=r"node 5: data=x\.npz does not exist"):
-        refreshed({5: hosting(error="data=x.npz does not exist")})
-
-
-def test_node_that_fails_is_named_with_the_reason() -> None:
-    with pytest.raises(UserError, match=r"node 5.*no route"):
-        refreshed({5: failing})
-
-
-def test_node_of_another_protocol_is_named() -> None:
+def another_protocol(message: Message) -> Message:
     content = encode_description(NodeDescription(()))
     content.config_records["about"]["version"] = 99
-    for strange in (content, RecordDict({"fitres": ConfigRecord({"x": 1})})):
-        with pytest.raises(UserError, match="node 5: it speaks another protocol"):
-            refreshed({5: lambda message, strange=strange: Message(strange, reply_to=message)})
+    return Message(content, reply_to=message)
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (hosting(error="data=x.npz does not exist"), r"data=x\.npz does not exist"),
+        (failing, "no route"),
+        (another_protocol, "it speaks another protocol"),
+        (lambda m: Message(RecordDict({"x": ConfigRecord()}), reply_to=m), "another protocol"),
+    ],
+)
+def test_node_that_cannot_take_part_is_named_with_the_reason(answer: Answer, reason: str) -> None:
+    with pytest.raises(UserError, match=f"node 5: .*{reason}"):
+        refreshed({5: answer})
+
+
+def moments(count: float = 1, mean: float = 1, squares: float = 1) -> FeatureMoments:
+    return FeatureMoments(*(np.full(4, float(value)) for value in (count, mean, squares)))
+
+
+GOOD = client("audio-0", sums=(10, 1, 5))
+CLASSES = replace(GOOD, task=Task.classification)
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        (replace(GOOD, examples=0), "no examples"),
+        (replace(GOOD, examples=10**9 + 1), "says that it has 1000000001 examples"),
+        (replace(GOOD, label_sums=torch.tensor([9.0, 0, 1])), "labels of 9 items"),
+        (replace(GOOD, label_sums=torch.tensor([10.0, 10, 5])), "expected at least 10"),
+        (replace(CLASSES, label_sums=torch.zeros(0)), "label sums"),
+        (replace(CLASSES, label_sums=torch.tensor([11.0, -1])), "negative count"),
+        (replace(GOOD, moments=moments(mean=np.inf)), "cannot be"),
+        (replace(GOOD, moments=moments(squares=-1)), "cannot be"),
+        (replace(GOOD, moments=moments(count=-1)), "cannot be"),
+    ],
+)
+def test_a_description_must_be_possible(bad: ClientDescription, words: str) -> None:
+    refreshed({1: hosting(GOOD)})
+    with pytest.raises(UserError, match=f"client audio-0 .*{words}"):
+        refreshed({1: hosting(bad)})
 
 
 def test_bad_node_is_left_out_and_the_others_stay() -> None:
@@ -159,20 +169,6 @@ def test_bad_node_is_left_out_and_the_others_stay() -> None:
     assert grid.asked == []
 
 
-@pytest.mark.parametrize(
-    "moments",
-    [
-        FeatureMoments(np.ones(4), np.full(4, np.inf), np.ones(4)),
-        FeatureMoments(np.ones(4), np.ones(4), -np.ones(4)),
-        FeatureMoments(-np.ones(4), np.ones(4), np.ones(4)),
-    ],
-    ids=["infinite mean", "negative squares", "negative count"],
-)
-def test_moments_that_cannot_be_are_refused_with_their_client(moments: FeatureMoments) -> None:
-    with pytest.raises(UserError, match=r"audio-0.*cannot be"):
-        refreshed({1: hosting(replace(client("audio-0"), moments=moments))})
-
-
 def test_restarted_node_takes_its_client_over() -> None:
     grid = FakeGrid({1: hosting("audio-0")})
     registry = Registry()
@@ -184,13 +180,6 @@ def test_restarted_node_takes_its_client_over() -> None:
 
 
 # --- Who is who -------------------------------------------------------------------------------
-
-
-def test_node_may_be_the_client_that_it_is_registered_as() -> None:
-    grid = named({1: hosting("audio-0"), 2: hosting("vision-3")}, n1="audio-0", n2="vision-3")
-    registry = Registry()
-    assert registry.refresh(grid, KNOWN, timeout=1) == []
-    assert names(registry) == ["audio-0", "vision-3"]
 
 
 @pytest.mark.parametrize(
@@ -255,42 +244,42 @@ def test_node_without_a_name_is_left_out_when_the_first_with_one_comes() -> None
 # --- Pooled sums ------------------------------------------------------------------------------
 
 
-def test_label_sums_of_numbers_are_pooled() -> None:
-    registry = refreshed(
-        {
-            1: hosting(client("audio-0", sums=(3, 1.5, 4)), client("vision-0", sums=(2, -1, 7))),
-            2: hosting(client("audio-1", sums=(10, 0.25, 1))),
-        }
-    )
-    assert registry.label_sums(Task.regression, 1).tolist() == [15, 0.75, 12]
-
-
-def test_label_counts_of_classes_are_pooled_though_clients_know_fewer() -> None:
-    registry = refreshed(
-        {
-            1: hosting(client("audio-0", sums=(3, 4), task=Task.classification)),
-            2: hosting(client("audio-1", sums=(1, 0, 2), task=Task.classification)),
-        }
-    )
-    assert registry.label_sums(Task.classification, 4).tolist() == [4, 4, 2, 0]
-    assert registry.label_sums(Task.classification, 3).tolist() == [4, 4, 2]
+@pytest.mark.parametrize(
+    ("task", "clients", "outputs", "bins", "pooled"),
+    [
+        (Task.regression, [(3, 1.5, 4), (2, -1, 7), (10, 0.25, 1)], 1, 0, [15, 0.75, 12]),
+        (Task.regression, [(3, 1.5, 4, 1, 2), (10, 0, 1, 4, 6)], 1, 2, [13, 1.5, 5, 5, 8]),
+        # Clients may know fewer classes.
+        (Task.classification, [(3, 4), (1, 0, 2)], 4, 0, [4, 4, 2, 0]),
+        (Task.multilabel, [(5, 1, 2), (3, 1, 0)], 2, 0, [8, 2, 2]),
+    ],
+)
+def test_label_sums_are_pooled(
+    task: Task, clients: list[tuple[float, ...]], outputs: int, bins: int, pooled: list[float]
+) -> None:
+    described = [client(f"audio-{n}", sums=sums, task=task) for n, sums in enumerate(clients)]
+    assert refreshed({1: hosting(*described)}).label_sums(task, outputs, bins).tolist() == pooled
 
 
 @pytest.mark.parametrize(
-    ("task", "outputs", "sums"),
+    ("task", "sums", "own", "outputs", "bins"),
     [
-        (Task.classification, 2, (1.0, 0.0, 2.0)),
-        (Task.regression, 1, (1.0, 2.0)),
-        (Task.multilabel, 3, (5.0, 1.0, 2.0)),
-        (Task.multilabel, 1, (5.0, 1.0, 2.0)),
+        (Task.classification, (1.0, 0.0, 2.0), Task.classification, 2, 0),
+        (Task.regression, (1.0, 2.0), Task.regression, 1, 0),
+        (Task.multilabel, (5.0, 1.0, 2.0), Task.multilabel, 3, 0),
+        (Task.multilabel, (5.0, 1.0, 2.0), Task.multilabel, 1, 0),
+        *((Task.regression, (10, 0.25, 1, 4, 6), Task.regression, 1, bins) for bins in (0, 1, 3)),
+        # Sums that would fit, of another task.
+        (Task.regression, (18.0, 22.6, 39.7), Task.classification, 3, 0),
+        (Task.regression, (18.0, 22.6, 39.7), Task.multilabel, 2, 0),
     ],
 )
 def test_labels_that_the_server_does_not_know_are_refused_with_their_client(
-    task: Task, outputs: int, sums: tuple[float, ...]
+    task: Task, sums: tuple[float, ...], own: Task, outputs: int, bins: int
 ) -> None:
     registry = refreshed({1: hosting(client("audio-7", sums=sums, task=task))})
-    with pytest.raises(UserError, match="audio-7"):
-        registry.label_sums(task, outputs)
+    with pytest.raises(UserError, match="client audio-7 has labels for"):
+        registry.label_sums(own, outputs, bins)
 
 
 def test_moments_are_pooled_by_modality() -> None:
@@ -308,30 +297,6 @@ def test_moments_are_pooled_by_modality() -> None:
     np.testing.assert_allclose(pooled["audio"].mean, rows.mean(axis=0))
     np.testing.assert_allclose(pooled["audio"].std, rows.std(axis=0))
     np.testing.assert_allclose(pooled["vision"].mean, clients[2].moments.mean)
-
-
-def test_label_sums_of_numbers_are_pooled_with_their_bins() -> None:
-    sums = [(3, 1.5, 4, 1, 2), (10, 0.25, 1, 4, 6)]
-    registry = refreshed(
-        {node: hosting(client(f"audio-{node}", sums=each)) for node, each in enumerate(sums)}
-    )
-    assert registry.label_sums(Task.regression, 1, bins=2).tolist() == [13, 1.75, 5, 5, 8]
-
-
-@pytest.mark.parametrize("bins", [0, 1, 3])
-def test_numbers_counted_in_other_bins_are_refused_with_their_client(bins: int) -> None:
-    registry = refreshed({1: hosting(client("audio-7", sums=(10, 0.25, 1, 4, 6)))})
-    with pytest.raises(UserError, match="client audio-7"):
-        registry.label_sums(Task.regression, 1, bins)
-
-
-@pytest.mark.parametrize(("task", "outputs"), [(Task.classification, 3), (Task.multilabel, 2)])
-def test_labels_of_another_task_are_refused_though_their_sums_would_fit(
-    task: Task, outputs: int
-) -> None:
-    registry = refreshed({1: hosting(client("audio-7", sums=(18.0, 22.6, 39.7)))})
-    with pytest.raises(UserError, match="audio-7 has labels for task=regression"):
-        registry.label_sums(task, outputs)
 
 
 # --- Nodes that are slow to answer --------------------------------------------------------------

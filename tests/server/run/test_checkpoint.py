@@ -87,7 +87,7 @@ def test_numbers_and_names_are_exact(
     given = replace(
         given,
         model={**given.model, name: torch.ones(2)},
-        strategy=replace(given.strategy, faults=faults, evidence={name: torch.zeros(3)}),
+        strategy=replace(given.strategy, faults=faults, calibration_sums={name: torch.zeros(3)}),
         labels=replace(given.labels, skew=skew),
     )
     kept = Checkpoints(tmp_path_factory.mktemp("any") / "checkpoints")
@@ -98,7 +98,7 @@ def test_numbers_and_names_are_exact(
 def test_what_is_read_can_be_trained_on_and_is_no_part_of_the_file(kept: Checkpoints) -> None:
     kept.save(checkpoint(1))
     found = latest(kept)
-    for tensor in [*found.model.values(), *found.strategy.evidence.values()]:
+    for tensor in [*found.model.values(), *found.strategy.calibration_sums.values()]:
         tensor += 1
     assert_same(latest(kept), checkpoint(1))
     kept.path(1).write_bytes(b"")  # a mapped file would now end the process

@@ -10,16 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.model.evidence import (
+from common.model.calibration import (
     INVERSE_TEMPERATURES,
-    agreement,
     agreement_size,
-    evidence,
-    evidence_size,
+    calibration_size,
+    calibration_sums,
+    label_agreement,
     label_counts,
     label_shares,
     label_sums,
-    no_evidence,
+    no_calibration_sums,
     own_shares,
     prior_of,
     temper,
@@ -66,8 +66,8 @@ def some_prior(task: Task) -> Tensor:
 def test_the_evidence_of_two_parts_adds_up(task: Task, first: int, second: int, seed: int) -> None:
     outputs, labels = draw(task, first + second, seed)
     prior = some_prior(task)
-    whole = evidence(outputs, labels, prior, task)
-    parts = evidence(outputs[:first], labels[:first], prior, task) + evidence(
+    whole = calibration_sums(outputs, labels, prior, task)
+    parts = calibration_sums(outputs[:first], labels[:first], prior, task) + calibration_sums(
         outputs[first:], labels[first:], prior, task
     )
     torch.testing.assert_close(parts, whole, atol=1e-9, rtol=1e-9)
@@ -83,16 +83,16 @@ def test_the_label_sums_of_two_parts_add_up(task: Task, first: int, second: int,
 
 @every_task
 def test_the_evidence_of_no_items_is_zero(task: Task) -> None:
-    found = evidence(*draw(task, 0), some_prior(task), task)
-    assert torch.equal(found, no_evidence(task))
+    found = calibration_sums(*draw(task, 0), some_prior(task), task)
+    assert torch.equal(found, no_calibration_sums(task))
     assert found.dtype == torch.float64
-    assert found.shape == (evidence_size(task),)
+    assert found.shape == (calibration_size(task),)
 
 
 @every_task
 def test_evidence_is_as_long_as_announced_and_counts_the_items(task: Task) -> None:
-    found = evidence(*draw(task, 7), some_prior(task), task)
-    assert found.shape == (evidence_size(task),)
+    found = calibration_sums(*draw(task, 7), some_prior(task), task)
+    assert found.shape == (calibration_size(task),)
     assert found.dtype == torch.float64
     assert found[0] == 7
 
@@ -102,7 +102,9 @@ def test_evidence_is_as_long_as_announced_and_counts_the_items(task: Task) -> No
 
 def test_six_sums_hold_the_least_squares_line() -> None:
     outputs, labels = draw(Task.regression, 60)
-    n, y, yy, p, pp, py = evidence(outputs, labels, some_prior(Task.regression), Task.regression)
+    n, y, yy, p, pp, py = calibration_sums(
+        outputs, labels, some_prior(Task.regression), Task.regression
+    )
     slope = (n * py - p * y) / (n * pp - p**2)
     intercept = (y - slope * p) / n
     squared = (n * py - p * y) ** 2 / ((n * pp - p**2) * (n * yy - y**2))
@@ -113,7 +115,7 @@ def test_six_sums_hold_the_least_squares_line() -> None:
 
 def test_the_sums_are_taken_in_double_precision() -> None:
     outputs, labels = torch.full((1000, 1), 0.1), torch.full((1000,), 1e4)
-    found = evidence(outputs, labels, some_prior(Task.regression), Task.regression)
+    found = calibration_sums(outputs, labels, some_prior(Task.regression), Task.regression)
     tenth = float(torch.tensor(0.1))
     expected = [1000, 1e7, 1e11, 1000 * tenth, 1000 * tenth**2, 1e7 * tenth]
     np.testing.assert_allclose(found, expected, rtol=1e-12)
@@ -125,7 +127,7 @@ def test_the_sums_are_taken_in_double_precision() -> None:
 @pytest.mark.parametrize("prior", [torch.zeros(CLASSES).double(), some_prior(Task.classification)])
 def test_at_one_the_loss_is_the_cross_entropy_whatever_the_prior(prior: Tensor) -> None:
     outputs, labels = draw(Task.classification, 20)
-    found = evidence(outputs, labels, prior, Task.classification)
+    found = calibration_sums(outputs, labels, prior, Task.classification)
     expected = F.cross_entropy(outputs.double(), labels, reduction="sum")
     assert found[AT_ONE] == pytest.approx(expected.item(), rel=1e-9)
 
@@ -133,7 +135,7 @@ def test_at_one_the_loss_is_the_cross_entropy_whatever_the_prior(prior: Tensor) 
 def test_at_zero_the_loss_is_that_of_the_prior() -> None:
     outputs, labels = draw(Task.classification, 20)
     prior = some_prior(Task.classification)
-    found = evidence(outputs, labels, prior, Task.classification)
+    found = calibration_sums(outputs, labels, prior, Task.classification)
     assert found[AT_ZERO] == pytest.approx(-prior[labels].sum().item(), rel=1e-9)
 
 
@@ -142,7 +144,7 @@ def test_every_temperature_interpolates_between_prior_and_posterior() -> None:
     prior = some_prior(Task.classification).exp().numpy()
     exponentials = np.exp(outputs.double().numpy())
     posterior = exponentials / exponentials.sum(axis=1, keepdims=True)
-    found = evidence(outputs, labels, torch.tensor(prior).log(), Task.classification)
+    found = calibration_sums(outputs, labels, torch.tensor(prior).log(), Task.classification)
     for beta, loss in zip(INVERSE_TEMPERATURES, found[1:], strict=True):
         mixed = prior * (posterior / prior) ** beta
         mixed /= mixed.sum(axis=1, keepdims=True)
@@ -152,7 +154,7 @@ def test_every_temperature_interpolates_between_prior_and_posterior() -> None:
 
 def test_a_uniform_prior_makes_it_plain_temperature_scaling() -> None:
     outputs, labels = draw(Task.classification, 20)
-    found = evidence(outputs, labels, torch.zeros(CLASSES), Task.classification)
+    found = calibration_sums(outputs, labels, torch.zeros(CLASSES), Task.classification)
     for beta, loss in zip(INVERSE_TEMPERATURES, found[1:], strict=True):
         expected = F.cross_entropy(beta * outputs.double(), labels, reduction="sum")
         assert loss == pytest.approx(expected.item(), rel=1e-9)
@@ -163,8 +165,8 @@ def test_a_uniform_prior_makes_it_plain_temperature_scaling() -> None:
 def test_class_evidence_ignores_a_shift_of_all_logits(shift: float) -> None:
     outputs, labels = draw(Task.classification, 8)
     prior = some_prior(Task.classification)
-    found = evidence(outputs.double() + shift, labels, prior, Task.classification)
-    expected = evidence(outputs.double(), labels, prior, Task.classification)
+    found = calibration_sums(outputs.double() + shift, labels, prior, Task.classification)
+    expected = calibration_sums(outputs.double(), labels, prior, Task.classification)
     torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
 
 
@@ -174,7 +176,7 @@ def test_class_evidence_ignores_a_shift_of_all_logits(shift: float) -> None:
 def test_label_losses_interpolate_in_log_odds() -> None:
     outputs, labels = draw(Task.multilabel, 20)
     prior = some_prior(Task.multilabel)
-    found = evidence(outputs, labels, prior, Task.multilabel)
+    found = calibration_sums(outputs, labels, prior, Task.multilabel)
     truth = labels.numpy()
     for beta, loss in zip(INVERSE_TEMPERATURES, found[1:], strict=True):
         scores = (1 - beta) * prior.numpy() + beta * outputs.double().numpy()
@@ -186,7 +188,7 @@ def test_label_losses_interpolate_in_log_odds() -> None:
 def test_label_losses_at_one_and_at_zero_are_torchs() -> None:
     outputs, labels = draw(Task.multilabel, 20)
     prior = some_prior(Task.multilabel)
-    found = evidence(outputs, labels, prior, Task.multilabel)
+    found = calibration_sums(outputs, labels, prior, Task.multilabel)
     for place, scores in ((AT_ONE, outputs.double()), (AT_ZERO, prior.expand(20, -1))):
         expected = F.binary_cross_entropy_with_logits(scores, labels.double(), reduction="sum")
         assert found[place] == pytest.approx(expected.item(), rel=1e-9)
@@ -352,7 +354,7 @@ def test_agreement_is_as_long_as_announced_and_zero_without_items(task: Task) ->
     for items in (0, 1, 7):
         outputs, labels = draw(task, items)
         sums = label_sums(draw(task, 9)[1], task, CLASSES)
-        found = agreement(outputs, labels, sums, some_prior(task), task)
+        found = label_agreement(outputs, labels, sums, some_prior(task), task)
         assert found.dtype == torch.float64
         assert found.shape == (agreement_size(task),)
         assert items > 0 or found.tolist() == [0.0] * agreement_size(task)
@@ -361,10 +363,10 @@ def test_agreement_is_as_long_as_announced_and_zero_without_items(task: Task) ->
 def test_agreement_of_numbers_is_left_to_their_evidence() -> None:
     outputs, labels = draw(Task.regression, 7)
     prior = some_prior(Task.regression)
-    assert agreement(outputs, labels, torch.ones(3), prior, Task.regression).tolist() == []
+    assert label_agreement(outputs, labels, torch.ones(3), prior, Task.regression).tolist() == []
     assert agreement_size(Task.regression) == 0
     # How predictions and labels vary together can be told from n, y, yy, p, pp and py.
-    n, y, yy, p, pp, py = evidence(outputs, labels, prior, Task.regression).tolist()
+    n, y, yy, p, pp, py = calibration_sums(outputs, labels, prior, Task.regression).tolist()
     expected = n * np.cov(labels.numpy(), outputs[:, 0].numpy(), ddof=0)
     found = [[yy - y * y / n, py - p * y / n], [py - p * y / n, pp - p * p / n]]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
@@ -374,7 +376,7 @@ def test_agreement_of_numbers_is_left_to_their_evidence() -> None:
 def test_at_an_inverse_temperature_of_zero_both_stories_are_the_same(task: Task) -> None:
     outputs, labels = draw(task, 20)
     sums = label_sums(draw(task, 9, seed=1)[1], task, CLASSES)
-    assert agreement(outputs, labels, sums, some_prior(task), task)[0] == 0
+    assert label_agreement(outputs, labels, sums, some_prior(task), task)[0] == 0
 
 
 # Of four kinds of item, equally many, the chance of each of three classes.
@@ -390,7 +392,7 @@ def expected_agreement(joint: Tensor) -> float:
     found = 0.0
     for kind, label in torch.cartesian_prod(torch.arange(4), torch.arange(3)):
         outputs = POSTERIOR[None, kind].log()
-        ratios = agreement(outputs, label[None], sums, PRIOR.log(), Task.classification)
+        ratios = label_agreement(outputs, label[None], sums, PRIOR.log(), Task.classification)
         found += (joint[kind, label] * ratios[AT_ONE - 1]).item()
     return found
 
@@ -436,7 +438,7 @@ def test_right_labels_agree_and_permuted_ones_disagree_label_by_label() -> None:
     pooled = prior_of(sums, Task.multilabel)
     permuted = labels[torch.randperm(3000, generator=source)]
     right, wrong = (
-        agreement(outputs, each, sums, pooled, Task.multilabel) for each in (labels, permuted)
+        label_agreement(outputs, each, sums, pooled, Task.multilabel) for each in (labels, permuted)
     )
     assert (right[1 : AT_ONE + 1] > 0).all() and (wrong[1:] < 0).all()
     assert right[AT_ONE - 1] > 300 and wrong[AT_ONE - 1] < -300
@@ -447,7 +449,9 @@ def test_a_client_with_one_class_and_many_items_is_neither_for_nor_against(only:
     outputs, _ = draw(Task.classification, 20)
     sums = MANY * F.one_hot(torch.tensor(only), CLASSES).double()
     labels = torch.full((20,), only)
-    found = agreement(outputs, labels, sums, some_prior(Task.classification), Task.classification)
+    found = label_agreement(
+        outputs, labels, sums, some_prior(Task.classification), Task.classification
+    )
     torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-6)
 
 
@@ -461,7 +465,7 @@ def test_a_client_with_one_class_and_few_items_is_hardly_for_and_against_within_
     outputs = confidence * draw(Task.classification, 20, seed)[0].double()
     sums = train * F.one_hot(torch.tensor(only), CLASSES).double()
     labels = torch.full((20,), only)
-    found = agreement(outputs, labels, sums, prior, Task.classification)
+    found = label_agreement(outputs, labels, sums, prior, Task.classification)
     share = prior[only].exp()
     assert (found <= 20 * torch.log((train + 1) / (train + share)) + 1e-9).all()
     likelier = (outputs.log_softmax(dim=1) - prior).amax(dim=1)
@@ -496,7 +500,7 @@ def test_within_groups_the_slope_is_that_of_a_regression_with_a_constant_for_eac
     seed: int,
 ) -> None:
     outputs, labels, groups, _ = grouped(seed)
-    sums = evidence(outputs, labels, torch.tensor([0.3, 2.0]), Task.regression, groups)
+    sums = calibration_sums(outputs, labels, torch.tensor([0.3, 2.0]), Task.regression, groups)
     dummies = np.eye(5)[groups.numpy()]
     design = np.column_stack([outputs.numpy(), dummies])
     expected = np.linalg.lstsq(design, labels.numpy(), rcond=None)[0][0]
@@ -511,15 +515,15 @@ def test_levels_of_groups_change_nothing() -> None:
     prior = torch.tensor([0.0, 1.0])
     moved = outputs + torch.from_numpy(source.normal(scale=9.0, size=5))[groups][:, None]
     torch.testing.assert_close(
-        evidence(outputs, labels, prior, Task.regression, groups),
-        evidence(moved, labels, prior, Task.regression, groups),
+        calibration_sums(outputs, labels, prior, Task.regression, groups),
+        calibration_sums(moved, labels, prior, Task.regression, groups),
     )
 
 
 @pytest.mark.parametrize("groups", [torch.arange(60), torch.arange(60) // 2 * 2 % 59, None])
 def test_items_that_stand_for_themselves_are_all_counted(groups: torch.Tensor | None) -> None:
     outputs, labels, _, _ = grouped(1)
-    sums = evidence(outputs, labels, torch.tensor([0.0, 1.0]), Task.regression, groups)
+    sums = calibration_sums(outputs, labels, torch.tensor([0.0, 1.0]), Task.regression, groups)
     pairs = groups is not None and len(groups.unique()) <= 30
     assert sums[0].item() == pytest.approx(30 if pairs else 60)
     assert pairs or sums[1].item() == pytest.approx(labels.sum().item())
@@ -527,5 +531,5 @@ def test_items_that_stand_for_themselves_are_all_counted(groups: torch.Tensor | 
 
 def test_no_items_in_no_groups_are_no_evidence() -> None:
     none = torch.empty(0)
-    sums = evidence(none[:, None], none, torch.zeros(2), Task.regression, none.long())
+    sums = calibration_sums(none[:, None], none, torch.zeros(2), Task.regression, none.long())
     assert sums.tolist() == [0.0] * 6

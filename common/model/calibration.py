@@ -1,8 +1,7 @@
 """What a client reports about its own validation predictions: a few sums, no labels, no items.
 
-Sums add up over clients, so the server learns how well each modality predicts without seeing any
-item: *label sums* give the prior, *evidence* the quality of a modality, and *agreement* tells
-whether a client's labels belong to its features.
+Sums add up over clients: *label sums* give the prior, *calibration sums* the quality of a modality,
+and *label agreement* tells whether a client's labels belong to its features.
 
 Notation: B items, O outputs, K classes or labels.
 """
@@ -93,7 +92,7 @@ def prior_of(sums: Tensor, task: Task) -> Tensor:
             return torch.logit((sums[1:] + 0.5) / (sums[0] + 1))
 
 
-def evidence(
+def calibration_sums(
     outputs: Tensor, labels: Tensor, prior: Tensor, task: Task, groups: Tensor | None = None
 ) -> Tensor:
     """Summarise predictions on labelled items.
@@ -140,7 +139,9 @@ def evidence(
     return torch.stack([count, *losses])
 
 
-def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task: Task) -> Tensor:
+def label_agreement(
+    outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task: Task
+) -> Tensor:
     """Summarise whether a client's labels belong to its features, according to the received model.
 
     Compares two hypotheses about the client's validation items: labels follow the model, moved to
@@ -163,7 +164,7 @@ def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task
     -------
     Tensor
         float64. The log-likelihood ratio of the two hypotheses, summed over items, at each of
-        `INVERSE_TEMPERATURES`. Empty for numbers, for which `evidence` says as much.
+        `INVERSE_TEMPERATURES`. Empty for numbers, for which `calibration_sums` says as much.
     """
     if task is Task.regression:
         return outputs.new_zeros(0, dtype=torch.float64)
@@ -179,7 +180,7 @@ def agreement(outputs: Tensor, labels: Tensor, sums: Tensor, prior: Tensor, task
 
 
 def agreement_size(task: Task) -> int:
-    """Length of the vector that `agreement` returns."""
+    """Length of the vector that `label_agreement` returns."""
     return 0 if task is Task.regression else len(INVERSE_TEMPERATURES)
 
 
@@ -191,18 +192,18 @@ def within_groups(values: Tensor, groups: Tensor, level: Tensor) -> Tensor:
     return moved
 
 
-def evidence_size(task: Task) -> int:
-    """Length of the vector that `evidence` returns."""
+def calibration_size(task: Task) -> int:
+    """Length of the vector that `calibration_sums` returns."""
     return 6 if task is Task.regression else 1 + len(INVERSE_TEMPERATURES)
 
 
-def no_evidence(task: Task) -> Tensor:
-    """Return the evidence of no items: the empty sum."""
-    return torch.zeros(evidence_size(task), dtype=torch.float64)
+def no_calibration_sums(task: Task) -> Tensor:
+    """Return the sums of no items: the empty sum."""
+    return torch.zeros(calibration_size(task), dtype=torch.float64)
 
 
 def temper(outputs: Tensor, prior: Tensor, beta: float, task: Task) -> Tensor:
-    """Move logits towards the prior: prior + beta (evidence - prior), in log space.
+    """Move logits towards the prior: prior + beta (outputs - prior), in log space.
 
     Returns
     -------
