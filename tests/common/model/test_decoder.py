@@ -91,14 +91,3 @@ def test_a_length_of_zero_reads_the_first_step() -> None:
     model, padded = decoder(), encodings()
     zero, one = torch.tensor([0, 0, 0, 0]), torch.tensor([1, 1, 1, 1])
     assert torch.equal(model(padded, zero), model(padded, one))
-
-
-def test_permuting_the_batch_permutes_the_outputs() -> None:
-    model, padded, order = decoder(), encodings(), torch.tensor([2, 0, 3, 1])
-    found = model(padded[order], LENGTHS[order])
-    torch.testing.assert_close(found, model(padded, LENGTHS)[order], atol=1e-5, rtol=0)
-
-
-@pytest.mark.parametrize("outputs", [1, 2, 10])
-def test_the_head_has_as_many_outputs_as_asked(outputs: int) -> None:
-    assert decoder(outputs)(encodings(), LENGTHS).shape == (4, outputs)

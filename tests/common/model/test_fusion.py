@@ -23,7 +23,6 @@ from common.model.fusion import (
     product_of_gaussians,
     product_of_scores,
     reliability_weights,
-    tempered_scores,
 )
 from common.task import Task
 
@@ -47,48 +46,6 @@ def subsets(modalities: int) -> list[tuple[bool, ...]]:
 # ---- product of Gaussians ----------------------------------------------------------------------
 
 
-def observe(noise: np.ndarray, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each modality's own posterior of y ~ N(mu0, s0^2) from z_m = y + N(0, noise_m)."""
-    gain = PRIOR_VARIANCE / (PRIOR_VARIANCE + noise)
-    return PRIOR_MEAN + gain * (observations - PRIOR_MEAN), PRIOR_VARIANCE * (1 - gain)
-
-
-def condition(noise: np.ndarray, observations: np.ndarray) -> tuple[float, float]:
-    """Condition y on all z by the joint covariance of (y, z): no product of experts here."""
-    among = np.full((len(noise),) * 2, PRIOR_VARIANCE) + np.diag(noise)
-    gain = np.linalg.solve(among, np.full(len(noise), PRIOR_VARIANCE))
-    mean = PRIOR_MEAN + gain @ (observations - PRIOR_MEAN)
-    return float(mean), math.sqrt(PRIOR_VARIANCE - gain @ np.full(len(noise), PRIOR_VARIANCE))
-
-
-@modality_counts
-def test_the_product_is_the_posterior_given_all_modalities_present(modalities: int) -> None:
-    source = np.random.default_rng(modalities)
-    noise = source.uniform(0.2, 5.0, modalities)
-    observations = source.normal(PRIOR_MEAN, 3.0, modalities)
-    choices = subsets(modalities)
-    means, variances = observe(noise, observations)
-    mean, std = product_of_gaussians(
-        torch.tensor(means)[:, None].expand(-1, len(choices)),
-        torch.tensor(variances),
-        torch.tensor(choices).T,
-        PRIOR_MEAN,
-        PRIOR_VARIANCE,
-    )
-    for item, chosen in enumerate(choices):
-        expected = condition(noise[list(chosen)], observations[list(chosen)])
-        np.testing.assert_allclose([mean[item], std[item]], expected, rtol=1e-6)
-
-
-def test_one_gaussian_is_itself() -> None:
-    means = torch.tensor([[1.5, -3.0]])
-    mean, std = product_of_gaussians(
-        means, torch.tensor([0.81]), torch.ones(1, 2, dtype=torch.bool), PRIOR_MEAN, PRIOR_VARIANCE
-    )
-    torch.testing.assert_close(mean, means[0])
-    torch.testing.assert_close(std, torch.tensor([0.9, 0.9]))
-
-
 def test_the_product_of_none_is_the_prior() -> None:
     mean, std = product_of_gaussians(
         torch.ones(2, 1),
@@ -98,36 +55,6 @@ def test_the_product_of_none_is_the_prior() -> None:
         PRIOR_VARIANCE,
     )
     assert (mean.item(), std.item()) == pytest.approx((PRIOR_MEAN, math.sqrt(PRIOR_VARIANCE)))
-
-
-def test_an_expert_that_knows_the_prior_alone_changes_nothing() -> None:
-    means = torch.tensor([[1.5, -3.0], [PRIOR_MEAN, PRIOR_MEAN]])
-    mean, std = product_of_gaussians(
-        means,
-        torch.tensor([0.81, PRIOR_VARIANCE]),
-        torch.ones(2, 2, dtype=torch.bool),
-        PRIOR_MEAN,
-        PRIOR_VARIANCE,
-    )
-    torch.testing.assert_close(mean, means[0])
-    torch.testing.assert_close(std, torch.tensor([0.9, 0.9]))
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.floats(-5, 5), st.floats(0.01, PRIOR_VARIANCE)), min_size=2, max_size=5
-    ).flatmap(lambda experts: st.tuples(st.just(experts), st.permutations(experts)))
-)
-def test_the_order_of_gaussians_does_not_matter(experts: tuple) -> None:
-    found = []
-    for order in experts:
-        means, variances = torch.tensor(order, dtype=torch.float64).T
-        present = torch.ones(len(means), 1, dtype=torch.bool)
-        found.append(
-            product_of_gaussians(means[:, None], variances, present, PRIOR_MEAN, PRIOR_VARIANCE)
-        )
-    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
@@ -208,56 +135,11 @@ def scores_of_classes(modalities: int, items: int) -> tuple[Tensor, Tensor]:
     return scores.log_softmax(dim=2), prior.log()
 
 
-@modality_counts
-def test_the_product_of_classes_counts_the_prior_once(modalities: int) -> None:
-    choices = subsets(modalities)
-    scores, prior = scores_of_classes(modalities, len(choices))
-    present = torch.tensor(choices).T
-    found = product_of_scores(scores, present, prior).softmax(dim=1)
-    for item, chosen in enumerate(choices):
-        expected = np.prod(scores[list(chosen), item].exp().numpy(), axis=0)
-        expected /= prior.exp().numpy() ** (sum(chosen) - 1)
-        np.testing.assert_allclose(found[item], expected / expected.sum(), rtol=1e-9)
-
-
-@modality_counts
-def test_the_product_of_labels_counts_the_prior_once(modalities: int) -> None:
-    choices = subsets(modalities)
-    scores = 2 * torch.randn(modalities, len(choices), CLASSES, generator=generator()).double()
-    chance = torch.tensor([0.05, 0.3, 0.5, 0.9]).double()
-    found = product_of_scores(scores, torch.tensor(choices).T, torch.logit(chance)).sigmoid()
-    for item, chosen in enumerate(choices):
-        each = scores[list(chosen), item].sigmoid().numpy()
-        present = np.prod(each, axis=0) / chance.numpy() ** (sum(chosen) - 1)
-        absent = np.prod(1 - each, axis=0) / (1 - chance.numpy()) ** (sum(chosen) - 1)
-        np.testing.assert_allclose(found[item], present / (present + absent), rtol=1e-9)
-
-
-def test_one_posterior_is_itself_and_none_is_the_prior() -> None:
-    scores, prior = scores_of_classes(1, 2)
-    found = product_of_scores(scores, torch.tensor([[True, False]]), prior)
-    torch.testing.assert_close(found, torch.stack([scores[0, 0], prior]))
-
-
 def test_what_an_absent_modality_scores_does_not_leak() -> None:
     scores, prior = scores_of_classes(2, 1)
     scores[1] = math.nan
     found = product_of_scores(scores, torch.tensor([[True], [False]]), prior)
     torch.testing.assert_close(found, scores[0])
-
-
-def test_tempered_scores_take_each_modalitys_own_temperature() -> None:
-    _, prior = scores_of_classes(1, 1)
-    outputs = {name: torch.randn(3, CLASSES, generator=generator()) for name in ("b", "a")}
-    experts = {"a": Expert(slope=0.5), "b": Expert(slope=2.0), "c": Expert()}
-    fusion = Fusion(
-        FusionRule.product_of_experts, Task.classification, tuple(prior.tolist()), experts
-    )
-    found = tempered_scores(fusion, outputs)
-    for row, (name, slope) in enumerate([("b", 2.0), ("a", 0.5)]):
-        own = outputs[name].log_softmax(dim=1)
-        expected = (1 - slope) * prior.float() + slope * own
-        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
 
 
 # ---- mean of encodings -------------------------------------------------------------------------
@@ -333,30 +215,6 @@ def test_fusing_equals_a_loop_over_items_and_steps(drawn: tuple) -> None:
     assert fused.isfinite().all()
 
 
-def test_equal_weights_are_the_mean() -> None:
-    encodings = {name: torch.randn(2, 3, 4, generator=generator(k)) for k, name in enumerate("abc")}
-    lengths = {name: [3, 3] for name in "abc"}
-    fused, _ = fuse(lengths, encodings, dict.fromkeys("abc", 1 / 3))
-    torch.testing.assert_close(fused, torch.stack(list(encodings.values())).mean(dim=0))
-
-
-@pytest.mark.parametrize("weight", [1.0, 0.3, 1e-6])
-def test_one_modality_is_returned_unchanged(weight: float) -> None:
-    encoding = torch.randn(2, 4, 3, generator=generator())
-    fused, lengths = fuse({"a": [4, 2]}, {"a": encoding}, {"a": weight, "b": 0.7})
-    torch.testing.assert_close(fused[0], encoding[0])
-    torch.testing.assert_close(fused[1, :2], encoding[1, :2])
-    assert lengths.tolist() == [4, 2]
-
-
-def test_an_absent_modality_leaves_an_item_to_the_others() -> None:
-    lengths = {"a": [2, 2], "b": [0, 2]}
-    encodings = telling_encodings(lengths)
-    fused, _ = fuse(lengths, encodings, {"a": 0.1, "b": 0.9})
-    torch.testing.assert_close(fused[0], encodings["a"][0])
-    torch.testing.assert_close(fused[1], 0.1 * encodings["a"][1] + 0.9 * encodings["b"][1])
-
-
 def test_no_gradient_reaches_what_is_absent() -> None:
     lengths = {"a": [3, 1], "b": [0, 2]}
     encodings = {
@@ -397,13 +255,6 @@ def test_without_evidence_weights_are_uniform(modalities: int) -> None:
         )
 
 
-@pytest.mark.parametrize("count", [1.0, 30.0, 1e5])
-def test_equally_good_modalities_weigh_the_same(count: float) -> None:
-    assert list(reliability_weights(experts([0.4] * 3, count)).values()) == pytest.approx(
-        [1 / 3] * 3
-    )
-
-
 def test_weights_tend_to_the_share_of_information() -> None:
     information = [0.2, 0.6, 1.2]
     shares = np.array(information) / 2.0
@@ -419,22 +270,6 @@ def test_weights_tend_to_the_share_of_information() -> None:
 def test_the_shrinkage_is_one_half_at_an_evidence_of_one() -> None:
     weights = reliability_weights(experts([0.01, 0.0], count=100.0))
     assert list(weights.values()) == pytest.approx([0.5 * 0.5 + 0.5, 0.5 * 0.5])
-
-
-def test_a_useless_modality_loses_its_weight_as_evidence_grows() -> None:
-    weights = [reliability_weights(experts([1.0, 0.0], 10.0**k))["m1"] for k in range(6)]
-    assert weights == sorted(weights, reverse=True)
-    assert weights[0] == pytest.approx(0.25)
-    assert weights[-1] < 1e-4
-
-
-@settings(max_examples=30, deadline=None)
-@given(informations.flatmap(lambda values: st.permutations(list(enumerate(values)))))
-def test_the_order_of_modalities_does_not_matter(shuffled: list[tuple[int, float]]) -> None:
-    given_order = {f"m{index}": Expert(information=value, count=9) for index, value in shuffled}
-    by_name = dict(sorted(given_order.items()))
-    assert reliability_weights(given_order) == pytest.approx(reliability_weights(by_name))
-    assert list(reliability_weights(given_order)) == list(given_order)
 
 
 # ---- fitting -----------------------------------------------------------------------------------
@@ -500,15 +335,6 @@ def test_a_line_equals_least_squares_with_pseudo_items(seed: int, items: int) ->
     assert expert.count == items
 
 
-def test_with_many_items_a_line_equals_least_squares() -> None:
-    source = np.random.default_rng(0)
-    predictions = source.normal(1.0, 2.0, 100_000)
-    labels = -0.5 + 1.5 * predictions + source.normal(0.0, 1.0, 100_000)
-    expert = fit_line(torch.tensor(predictions), torch.tensor(labels))
-    line = np.polyfit(predictions, labels, 1)
-    np.testing.assert_allclose([expert.slope, expert.intercept], line, rtol=1e-3)
-
-
 def test_the_information_is_the_ratio_of_signal_to_noise() -> None:
     labels = torch.randn(50_000, generator=generator()).double()
     predictions = labels + 2.0 * torch.randn(50_000, generator=generator(1)).double()
@@ -548,22 +374,6 @@ def test_without_items_every_expert_is_the_same_modest_one() -> None:
     assert 0 < expert.information < 0.5
 
 
-def test_a_fit_does_not_depend_on_how_items_were_spread_over_clients() -> None:
-    labels = torch.randn(30, generator=generator()).double()
-    predictions = (labels + torch.randn(30, generator=generator(1)).double())[:, None]
-    prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
-    spread = sum(
-        calibration_sums(predictions[k::3], labels[k::3], prior, Task.regression) for k in range(3)
-    )
-    together = calibration_sums(predictions, labels, prior, Task.regression)
-    fits = [
-        fit_fusion(FusionRule.auto, Task.regression, prior, {"a": sums}).experts["a"]
-        for sums in (spread, together)
-    ]
-    for name in ("slope", "intercept", "unexplained", "information", "count"):
-        assert getattr(fits[0], name) == pytest.approx(getattr(fits[1], name))
-
-
 # ---- temperatures ------------------------------------------------------------------------------
 
 
@@ -588,14 +398,6 @@ def simulated_classes(items: int = 4000) -> tuple[Tensor, Tensor]:
 def test_the_temperature_undoes_false_confidence(confidence: float, slope: float) -> None:
     scores, labels = simulated_classes()
     assert fit_temperature(confidence * scores, labels, Task.classification).slope == slope
-
-
-@pytest.mark.parametrize(("confidence", "slope"), [(4.0, 0.25), (2.0, 0.5), (1.0, 1.0), (0.5, 2.0)])
-def test_the_temperature_of_several_labels(confidence: float, slope: float) -> None:
-    scores = 3 * torch.randn(2000, CLASSES, generator=generator())
-    labels = torch.bernoulli(scores.sigmoid(), generator=generator(1))
-    prior = torch.zeros(CLASSES)
-    assert fit_temperature(confidence * scores, labels, Task.multilabel, prior).slope == slope
 
 
 def test_the_information_is_twice_the_gain_over_the_prior() -> None:
