@@ -1,7 +1,6 @@
-"""The settings of the commands that use a trained model.
+"""The settings of the commands that use a trained model; ``conf/trained/`` holds their values.
 
-``conf/trained/NAME.yaml`` holds the values of ``utmp-NAME``. That folder has no groups, so `model`
-and `dataset` can be settings there.
+That folder has no groups, so `model` and `dataset` can be settings there.
 """
 
 import ipaddress
@@ -23,21 +22,21 @@ _READING = ("format", "emotions", "labels", "group", "context", "arrays")
 
 @dataclass
 class TrainedSettings(Settings):
-    """Which model a command uses: a run folder or its model file."""
+    """What these commands share."""
 
     folder: ClassVar[str] = "conf.trained"
 
-    model: str | None = None
+    model: str | None = None  # a run folder or its model file
 
     def check(self) -> None:
-        """Raise `UserError` if there is no model."""
+        """Refuse settings without a model."""
         if self.model is None or not self.model.strip():
             raise UserError("model is required; give it as model=…: a run folder or its model file")
 
 
 @dataclass
 class PredictConfig(TrainedSettings):
-    """What is predicted, with what, and where it goes."""
+    """Settings of `utmp-predict`."""
 
     file: ClassVar[str] = "predict"
 
@@ -56,7 +55,7 @@ class PredictConfig(TrainedSettings):
     arrays: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise `UserError` if a required setting is missing or the output has no known format."""
+        """Refuse settings without an input, and output of an unknown format."""
         super().check()
         if not self.input:
             raise UserError(
@@ -66,16 +65,13 @@ class PredictConfig(TrainedSettings):
             raise UserError(f"out={self.out}: expected a file that ends in {', '.join(SUFFIXES)}")
 
 
-class Side(StrEnum):
-    """Which of a run's own items."""
-
-    validation = "validation"
-    test = "test"
+#: Which of a run's held-out items to evaluate.
+Side = StrEnum("Side", ["validation", "test"])
 
 
 @dataclass
 class EvaluateConfig(TrainedSettings):
-    """What is evaluated, on what."""
+    """Settings of `utmp-evaluate`."""
 
     file: ClassVar[str] = "evaluate"
 
@@ -94,7 +90,7 @@ class EvaluateConfig(TrainedSettings):
     arrays: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise `UserError` if settings are missing, or say how to read a dataset without one."""
+        """Refuse settings of a dataset without a dataset."""
         super().check()
         default = EvaluateConfig()
         changed = [name for name in _READING if getattr(self, name) != getattr(default, name)]
@@ -109,7 +105,7 @@ class EvaluateConfig(TrainedSettings):
 
 @dataclass
 class ExportConfig(TrainedSettings):
-    """What is exported, and where it goes."""
+    """Settings of `utmp-export`."""
 
     file: ClassVar[str] = "export"
 
@@ -118,7 +114,7 @@ class ExportConfig(TrainedSettings):
     subsets: list[str] = field(default_factory=list)
 
     def check(self) -> None:
-        """Raise `UserError` if a required setting is missing."""
+        """Refuse an empty output folder."""
         super().check()
         if not self.out.strip():
             raise UserError("out is required; give it as out=…")
@@ -126,7 +122,7 @@ class ExportConfig(TrainedSettings):
 
 @dataclass
 class ServeConfig(TrainedSettings):
-    """Which model answers, where, whom, and how much at a time."""
+    """Settings of `utmp-serve`."""
 
     file: ClassVar[str] = "serve"
 
@@ -151,14 +147,14 @@ class ServeConfig(TrainedSettings):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine is answered."""
+        """Whether only this machine can connect."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
 
     def check(self) -> None:
-        """Raise `UserError` if a required setting is missing, or two do not fit together."""
+        """Refuse a missing host, and settings that do not fit together."""
         super().check()
         if not self.host.strip():
             raise UserError(
@@ -177,12 +173,6 @@ class ServeConfig(TrainedSettings):
 
 
 def check_token(token: str | None, source: str) -> None:
-    """Refuse a token that no request could carry; the message does not show it.
-
-    Raises
-    ------
-    UserError
-        If it is empty or holds more than visible ASCII.
-    """
+    """Refuse a token that is empty or not visible ASCII; the message does not show it."""
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise UserError(f"{source}: expected letters, digits and signs of ASCII, without spaces")

@@ -223,28 +223,6 @@ def test_round_does_not_depend_on_what_ran_before() -> None:
 # --- What a strategy changes of it ------------------------------------------------------------
 
 
-def moved_from(downlink: Downlink, uplink: Uplink) -> float:
-    """Return how far the decoder went."""
-    moves = [each.mean - downlink.decoder[name] for name, each in uplink.decoder.items()]
-    return torch.cat([move.flatten() for move in moves]).norm().item()
-
-
-def test_fedprox_without_its_term_is_fedavg_bit_for_bit() -> None:
-    steps = ["client.batch_size=4", "client.optimizer=sgd", "client.lr=0.05"]
-    averaged, free, held = (
-        small(*steps, *overrides)
-        for overrides in (
-            ["strategy=fedavg"],
-            ["strategy=fedprox", "strategy.local.proximal=0"],
-            ["strategy=fedprox", "strategy.local.proximal=10"],
-        )
-    )
-    downlink = downlink_to(ClientKey("audio", 0), averaged)
-    one, two, three = (run_round(downlink, EVERYONE, each) for each in (averaged, free, held))
-    assert_identical(one, two)
-    assert moved_from(downlink, three) < moved_from(downlink, one)
-
-
 def test_label_shares_correct_the_loss_and_nothing_else() -> None:
     config, key = small("strategy=fedavg", "client.optimizer=sgd", "client.lr=1e-9"), "audio"
     downlink = downlink_to(ClientKey(key, 0), config)
@@ -264,17 +242,6 @@ def test_label_shares_correct_the_loss_and_nothing_else() -> None:
     labels = torch.from_numpy(data.labels[data.train])
     objective = local_objective(data.task, sums, shares, edges)
     assert corrected.train_loss == pytest.approx(objective(outputs, labels).item(), rel=0.1)
-
-
-@pytest.mark.parametrize("name", ["sgld", "sghmc"])
-def test_langevin_samplers_send_precisions(name: str) -> None:
-    steps = ["client.batch_size=2", "client.local_epochs=2"]
-    sampler = [f"strategy.sampler.name={name}", "strategy.sampler.lr=1e-3"]
-    config = small("strategy=paper", *steps, *sampler)
-    uplink = run_round(downlink_to(ClientKey("audio", 0), config), EVERYONE, config)
-    forms = {gaussian.form for gaussian in uplink.encoder.values()}
-    assert forms == {Form.row, Form.diagonal}
-    assert_identical(decode_uplink(encode_uplink(uplink)), uplink)
 
 
 def with_precision(posterior: Posterior) -> set[str]:

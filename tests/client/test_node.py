@@ -155,19 +155,6 @@ def test_description_sums_the_train_items_of_the_joint_dataset() -> None:
         np.testing.assert_allclose(client.moments.squares, len(rows) * rows.var(axis=0))
 
 
-def test_description_of_a_site_s_own_file(tmp_path: Path) -> None:
-    arrays = write_site(tmp_path / "site.npz")
-    config = npz(tmp_path / "not-here.npz", "client.validation_fraction=0")
-    description = describe(DeployedNode(ClientKey("audio", 3), str(tmp_path / "site.npz")), config)
-    assert description.error == ""
-    (client,) = description.clients
-    assert (str(client.key), client.examples, client.moments.mean.shape) == ("audio-3", 12, (5,))
-    assert client.label_sums[1].item() == pytest.approx(arrays["label"].sum(), rel=1e-5)
-    np.testing.assert_allclose(
-        client.moments.mean, arrays["audio"].reshape(-1, 5).mean(axis=0), atol=1e-6
-    )
-
-
 def test_mistakes_become_the_description_s_error(tmp_path: Path) -> None:
     write_site(tmp_path / "site.npz")
     audio, vision = ClientKey("audio", 0), ClientKey("vision", 0)

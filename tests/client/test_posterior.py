@@ -17,9 +17,6 @@ from server.aggregation.pbea import PosteriorSum
 
 Array = NDArray[np.float64]
 
-ROW = EncoderConfig("pbea", structure=Structure.row)
-WITH_A_PRECISION = (Structure.diagonal, Structure.row)
-
 
 def draws(*shape: int, seed: int = 0) -> Array:
     """Return correlated samples, so that a covariance is not nearly the identity."""
@@ -81,15 +78,6 @@ def test_diagonal_precision_is_the_formula(shape: tuple[int, ...], scale: Scale)
     np.testing.assert_allclose(precision_of(samples, config), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 3), (1, 5)])
-@pytest.mark.parametrize("scale", list(Scale))
-def test_single_sample_is_an_identity(shape: tuple[int, ...], scale: Scale) -> None:
-    samples = draws(*shape)
-    gaussian = fit(samples, EncoderConfig("pbea", scale=scale))
-    assert gaussian.form is Form.identity
-    np.testing.assert_array_equal(gaussian.mean.numpy(), samples[0])
-
-
 @pytest.mark.parametrize("structure", list(Structure))
 @pytest.mark.parametrize("scale", list(Scale))
 def test_no_spread_is_an_identity(structure: Structure, scale: Scale) -> None:
@@ -99,36 +87,6 @@ def test_no_spread_is_an_identity(structure: Structure, scale: Scale) -> None:
     gaussian = fit_gaussian(samples, config, received=torch.zeros(4, 3))
     torch.testing.assert_close(gaussian.mean, samples[0], rtol=1e-6, atol=0)
     assert gaussian.form is Form.identity
-
-
-@pytest.mark.parametrize("structure", WITH_A_PRECISION)
-def test_full_shrinkage_at_absolute_scale_keeps_the_scale_alone(structure: Structure) -> None:
-    samples = draws(6, 4, 3)
-    config = EncoderConfig(EncoderMerge.pbea, structure, 1.0, Scale.absolute)
-    per_entry = 1 / samples.var(axis=0, ddof=1).mean()
-    expected = (
-        np.full((4, 3), per_entry) if structure is Structure.diagonal else per_entry * np.eye(3)
-    )
-    np.testing.assert_allclose(precision_of(samples, config), expected, rtol=1e-9, atol=1e-12)
-
-
-@given(factor=st.floats(1e-5, 1e5), structure=st.sampled_from(WITH_A_PRECISION))
-@settings(max_examples=40, deadline=None)
-def test_overall_scale_of_the_deviations(factor: float, structure: Structure) -> None:
-    samples = draws(6, 4, 3)
-    mean = samples.mean(axis=0)
-    stretched = mean + factor * (samples - mean)
-    relative = EncoderConfig("pbea", structure=structure)
-    np.testing.assert_allclose(
-        precision_of(stretched, relative), precision_of(samples, relative), rtol=1e-5, atol=1e-7
-    )
-    absolute = EncoderConfig("pbea", structure=structure, scale=Scale.absolute)
-    np.testing.assert_allclose(
-        factor**2 * precision_of(stretched, absolute),
-        precision_of(samples, absolute),
-        rtol=1e-5,
-        atol=1e-7,
-    )
 
 
 @given(
@@ -237,41 +195,6 @@ def test_low_rank_is_fedpa_s_recursion(samples: int, rho: float, scale: Scale) -
     np.testing.assert_allclose(change_of(drawn, received, config), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("scale", list(Scale))
-@pytest.mark.parametrize("shape", [(5, 4, 3), (5, 6), (5, 2, 3, 2)])
-def test_low_rank_sends_what_was_received_less_the_change(
-    shape: tuple[int, ...], scale: Scale
-) -> None:
-    samples, received = draws(*shape), draws(1, *shape[1:], seed=1)[0]
-    config = low_rank(0.3, scale)
-    gaussian = fit_gaussian(torch.from_numpy(samples), config, torch.from_numpy(received))
-    assert gaussian.form is Form.identity and gaussian.precision is None
-    expected = received - dense_change(samples, received, config)
-    np.testing.assert_allclose(gaussian.mean.numpy(), expected, rtol=1e-9)
-
-
-def received_for(samples: Tensor) -> Tensor:
-    return 2 * samples[0] + 1
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("samples", [1, 5])
-def test_full_shrinkage_of_low_rank_sends_the_mean(samples: int, dtype: torch.dtype) -> None:
-    drawn = torch.from_numpy(draws(samples, 4, 3)).to(dtype)
-    gaussian = fit_gaussian(drawn, low_rank(1.0), received_for(drawn))
-    assert gaussian.mean.dtype == dtype
-    expected = drawn.double().mean(dim=0).to(dtype)
-    torch.testing.assert_close(gaussian.mean, expected, rtol=torch.finfo(dtype).eps, atol=1e-15)
-
-
-def test_low_rank_moves_least_where_the_samples_spread_most() -> None:
-    # One direction has all the variance: that way t / (rho t + (1 - rho) 2 t) of the step is left,
-    # and 1 / rho the other way.
-    samples, received = np.array([[-1.0, 0.0], [1.0, 0.0]]), np.array([2.0, 2.0])
-    found = change_of(samples, received, low_rank(0.5))
-    np.testing.assert_allclose(found, [2 / 1.5, 2 / 0.5])
-
-
 # --- By what a map reads ----------------------------------------------------------------------
 
 ITEMS = (40, 90, 25)
@@ -312,19 +235,6 @@ def test_clients_at_their_least_squares_merge_to_that_of_all_items() -> None:
     np.testing.assert_allclose(found, pooled, rtol=1e-5, atol=1e-6)
     average = np.average(optima, axis=0, weights=ITEMS)
     assert np.abs(average - pooled).max() > 0.1 * np.abs(pooled).max()
-
-
-@pytest.mark.parametrize("scale", list(Scale))
-def test_full_shrinkage_of_moments_is_the_average_by_their_size(scale: Scale) -> None:
-    weights = list(draws(3, 2, 3))
-    moments = [moments_of(inputs_of(client)) for client in range(3)]
-    sizes = np.array([np.trace(each) for each in moments])
-    by = ITEMS if scale is Scale.relative else ITEMS * sizes
-    expected = np.average(weights, axis=0, weights=by)
-    np.testing.assert_allclose(merged(weights, moments, 1.0, scale), expected, rtol=1e-6)
-    alike = [each / np.trace(each) for each in moments]
-    plain = np.average(weights, axis=0, weights=ITEMS)
-    np.testing.assert_allclose(merged(weights, alike, 1.0, scale), plain, rtol=1e-6)
 
 
 @given(
