@@ -17,16 +17,9 @@ INVERSE_TEMPERATURES = (0.0, 0.125, 0.25, 0.354, 0.5, 0.707, 1.0, 1.414, 2.0)
 
 
 def label_sums(labels: Tensor, task: Task, outputs: int, edges: Tensor | None = None) -> Tensor:
-    """Summarise labels, for the prior.
+    """Summarise labels (B,) or (B, O), for the prior.
 
-    Parameters
-    ----------
-    labels
-        (B,) or (B, O).
-    task, outputs
-        Kind of label, and O.
-    edges
-        (K-1,) ascending edges of bins in which numbers are counted; None to count none.
+    `edges` are (K-1,) ascending edges of bins in which numbers are counted; None to count none.
 
     Returns
     -------
@@ -104,14 +97,10 @@ def calibration_sums(
 
     Parameters
     ----------
-    outputs
-        (B, O) from the decoder; B may be 0.
-    labels
-        (B,) or (B, O).
+    outputs, labels
+        (B, O) from the decoder, and (B,) or (B, O); B may be 0.
     prior
         From `prior_of`.
-    task
-        Kind of label.
     groups
         (B,) whole numbers; items of equal number share a group. None: items are independent.
 
@@ -157,8 +146,6 @@ def label_agreement(
         Sums of the client's train labels, see `label_sums`.
     prior
         From `prior_of`, of all clients.
-    task
-        Kind of label.
 
     Returns
     -------
@@ -203,13 +190,7 @@ def no_calibration_sums(task: Task) -> Tensor:
 
 
 def temper(outputs: Tensor, prior: Tensor, beta: float, task: Task) -> Tensor:
-    """Move logits towards the prior: prior + beta (outputs - prior), in log space.
-
-    Returns
-    -------
-    Tensor
-        (B, K) log-probabilities up to a constant for classes, logits for several labels.
-    """
+    """Move logits towards the prior: prior + beta (outputs - prior), (B, K) in log space."""
     scores = outputs.log_softmax(dim=1) if task is Task.classification else outputs
     return prior + beta * (scores - prior)
 

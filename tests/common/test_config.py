@@ -20,8 +20,6 @@ from common.config import (
     PartitionConfig,
     PartitionRule,
     Scale,
-    SizeConfig,
-    SizeLaw,
     SyntheticConfig,
     TrackingConfig,
     TrackingTool,
@@ -98,24 +96,6 @@ def test_a_file_or_several() -> None:
     assert isinstance(several.dataset, NpzConfig)
     assert several.dataset.path == ["a.npz", "b.npz"]
     assert type(several.dataset.path) is list
-
-
-@pytest.mark.parametrize(
-    ("overrides", "expected"),
-    [
-        (["partition=iid"], PartitionConfig(PartitionRule.iid)),
-        (["partition=natural", "partition.min_items=9"], PartitionConfig(PartitionRule.natural, 9)),
-        (
-            ["partition=dirichlet", "partition.alpha=.3", "partition.bins=7"],
-            DirichletConfig(alpha=0.3, bins=7),
-        ),
-        (["partition=size", "partition.law=square"], SizeConfig(law=SizeLaw.square)),
-    ],
-)
-def test_a_partition_brings_its_own_settings(
-    overrides: list[str], expected: PartitionConfig
-) -> None:
-    assert composed(*overrides).partition == expected
 
 
 def test_a_rule_or_structure_may_have_any_name() -> None:

@@ -171,12 +171,6 @@ def test_the_prior_of_several_labels_is_their_log_odds_smoothed_by_one_item() ->
     np.testing.assert_allclose(found.sigmoid(), (labels.numpy().sum(axis=0) + 0.5) / 51, rtol=1e-6)
 
 
-@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
-def test_a_prior_is_finite_where_a_label_never_or_always_occurs(task: Task) -> None:
-    labels = torch.tensor([0, 0]) if task is Task.classification else torch.tensor([[0.0, 1.0]] * 2)
-    assert prior_of(label_sums(labels, task, 2), task).isfinite().all()
-
-
 @pytest.mark.parametrize(
     ("task", "expected"),
     [
@@ -262,13 +256,6 @@ def test_agreement_is_as_long_as_announced_and_zero_without_items(task: Task) ->
         assert found.dtype == torch.float64
         assert found.shape == (agreement_size(task),)
         assert items > 0 or found.tolist() == [0.0] * agreement_size(task)
-
-
-@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
-def test_at_an_inverse_temperature_of_zero_both_stories_are_the_same(task: Task) -> None:
-    outputs, labels = draw(task, 20)
-    sums = label_sums(draw(task, 9, seed=1)[1], task, CLASSES)
-    assert label_agreement(outputs, labels, sums, some_prior(task), task)[0] == 0
 
 
 # Of four kinds of item, equally many, the chance of each of three classes.
