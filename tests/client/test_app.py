@@ -1,6 +1,5 @@
 """A client's round on a small federation: what crosses the wire, and what does not."""
 
-from collections.abc import Iterator
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
@@ -10,7 +9,6 @@ import pytest
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 from wire import tensors_of
 
@@ -29,7 +27,6 @@ from common.config import Config, compose_config
 from common.data.batching import pad_all
 from common.data.federation import load_joint
 from common.data.moments import FeatureMoments
-from common.errors import UserError
 from common.messages import Downlink, Uplink
 from common.model.calibration import calibration_sums, label_agreement
 from common.model.ha_fedformer import (
@@ -114,25 +111,6 @@ def assert_identical(left: Uplink, right: Uplink) -> None:
 
 
 # --- The wire ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_downlink_holds_one_encoder_and_the_decoder(modality: str) -> None:
-    config = small()
-    parts = global_parts(config)
-    content = encode_downlink(downlink_to(ClientKey(modality, 1), config))
-    assert set(content) == {"about", "tensors"}
-    expected = {
-        f"{part}/{name}": tensor
-        for part, tensors in (("encoder", parts.encoders[modality]), ("decoder", parts.decoder))
-        for name, tensor in tensors.items()
-    }
-    sent = tensors_of(content)
-    assert sent.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in sent.items())
-    assert set(content.config_records["about"]) == {
-        *("modality", "part", "round", "prior", "lr-scale", "label-shares")
-    }
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -387,22 +365,7 @@ def test_label_shares_of_other_bins_are_refused(count: int) -> None:
         run_round(bad, EVERYONE, config)
 
 
-def test_node_does_not_train_a_client_that_it_does_not_host() -> None:
-    config = small()
-    node = DeployedNode(ClientKey("audio", 0), None)
-    with pytest.raises((UserError, ProtocolError), match="vision-1"):
-        run_round(downlink_to(ClientKey("vision", 1), config), node, config)
-
-
 # --- Through Flower ---------------------------------------------------------------------------
-
-
-@pytest.fixture
-def in_a_task(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let messages be made outside a Flower process."""
-    for name, value in (("_run_id", 1), ("_node_id", 1), ("_task_id", 1)):
-        monkeypatch.setattr(TaskIdentity, name, value)
-    yield
 
 
 def app_for(config: Config) -> ClientApp:

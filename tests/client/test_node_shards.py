@@ -1,5 +1,6 @@
 """Nodes whose data are shards: a site with a file of its own, and simulated nodes over a folder."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -151,17 +152,11 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[object]:
 def refused(path: Path, node: DeployedNode, config: Config, trained: list[object]) -> str:
     """The one line with which a site stays out: in its answer to the query, and in a round."""
     description = describe(node, config)
-    assert description.clients == ()
     message = description.error
-    assert len(message.splitlines()) == 1
+    assert description.clients == () and len(message.splitlines()) == 1
     assert str(path) in message or str(path.parent / MANIFEST) in message
-    for call in (
-        lambda: client_data(node, node.key, config),
-        lambda: run_round(downlink_to(node.key, config), node, config),
-    ):
-        with pytest.raises(UserError) as error:
-            call()
-        assert str(error.value) == message
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_round(downlink_to(node.key, config), node, config)
     assert trained == []
     return message
 
@@ -328,30 +323,3 @@ def test_a_simulated_client_has_its_own_shard(folder: Path) -> None:
         assert data.modality == key.modality
         np.testing.assert_array_equal(data.labels, items_of(first=number * 100).labels)
         assert np.isfinite(run_round(downlink_to(key, config), node, config).train_loss)
-
-
-def missing(folder: Path) -> str:
-    (folder / "audio-1.safetensors").unlink()
-    return "does not exist"
-
-
-def without_manifest(folder: Path) -> str:
-    (folder / MANIFEST).unlink()
-    return "did not end"
-
-
-@pytest.mark.parametrize("spoil", [missing, without_manifest])
-def test_a_spoilt_folder_is_named_in_the_description(
-    folder: Path, spoil: Callable[[Path], str], trained: list[object]
-) -> None:
-    words = spoil(folder)
-    config = run_config("shards", f"dataset.path={folder}")
-    node, key = SimulatedNode(0, 1), ClientKey("audio", 1)
-    description = describe(node, config)
-    assert description.clients == ()
-    assert words in description.error
-    assert str(folder) in description.error
-    assert len(description.error.splitlines()) == 1
-    with pytest.raises(UserError, match=words):
-        run_round(downlink_to(key, config), node, config)
-    assert trained == []

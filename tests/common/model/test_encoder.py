@@ -94,11 +94,6 @@ def standardise(mean: list[float], scale: list[float]) -> Standardise:
     return module
 
 
-def test_standardise_centres_then_scales() -> None:
-    found = standardise([1.0, -2.0], [0.5, 4.0])(torch.tensor([[[3.0, -1.0], [1.0, -2.5]]]))
-    assert found.tolist() == [[[1.0, 4.0], [0.0, -2.0]]]
-
-
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("scale", [0.0, 2.0])
 def test_what_is_not_finite_becomes_zero(value: float, scale: float) -> None:
@@ -132,14 +127,6 @@ def test_more_steps_than_have_statistics_raise(steps: int) -> None:
 
 
 # ---- embedding ---------------------------------------------------------------------------------
-
-
-def test_a_kernel_of_one_is_a_linear_map() -> None:
-    model, values = encoder(layers=0), draw(2, 6, FEATURES)
-    linear = model.standardise(values) @ model.embed.weight[:, :, 0].T
-    positions = sinusoidal_positions(6, 8, torch.device("cpu"))
-    expected = model.norm(math.sqrt(8) * linear + positions)
-    torch.testing.assert_close(model(values, torch.tensor([6, 6])), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_a_kernel_of_three_sees_both_neighbours_and_zeros_outside() -> None:

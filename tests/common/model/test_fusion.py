@@ -46,17 +46,6 @@ def subsets(modalities: int) -> list[tuple[bool, ...]]:
 # ---- product of Gaussians ----------------------------------------------------------------------
 
 
-def test_the_product_of_none_is_the_prior() -> None:
-    mean, std = product_of_gaussians(
-        torch.ones(2, 1),
-        torch.ones(2),
-        torch.zeros(2, 1, dtype=torch.bool),
-        PRIOR_MEAN,
-        PRIOR_VARIANCE,
-    )
-    assert (mean.item(), std.item()) == pytest.approx((PRIOR_MEAN, math.sqrt(PRIOR_VARIANCE)))
-
-
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
 def test_what_an_absent_modality_predicts_does_not_leak(garbage: float) -> None:
     mean, std = product_of_gaussians(
@@ -411,18 +400,6 @@ def test_without_items_logits_are_left_as_they_are() -> None:
         {"a": no_calibration_sums(Task.classification)},
     )
     assert fusion.experts["a"] == Expert(slope=1.0, information=0.0, count=0.0)
-
-
-def test_weak_evidence_measures_numbers_and_classes_alike() -> None:
-    # The label is the sign of the number, so it holds 2/pi of the number's information.
-    numbers = torch.randn(40_000, generator=generator()).double()
-    observed = 0.1 * numbers + torch.randn(40_000, generator=generator(1)).double()
-    positive = (numbers > 0).double()[:, None]
-    logits = (2 * 0.1 * math.sqrt(2 / math.pi) * observed)[:, None]
-    as_number = fit_line(observed, numbers).information
-    as_label = fit_temperature(logits, positive, Task.multilabel).information
-    assert as_number == pytest.approx(0.01, rel=0.2)
-    assert as_label == pytest.approx(2 / math.pi * 0.01, rel=0.3)
 
 
 # ---- the fitted rule ---------------------------------------------------------------------------
