@@ -10,7 +10,7 @@ import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from torch import Tensor
-from wire import tensors_of
+from wire import assert_same, tensors_of
 
 from client.app import given_config, make_client_app, received_model, run_round, submitted_config
 from client.node import (
@@ -27,7 +27,7 @@ from common.config import Config, compose_config
 from common.data.batching import pad_all
 from common.data.federation import load_joint
 from common.data.moments import FeatureMoments
-from common.messages import Downlink, Uplink
+from common.messages import Downlink
 from common.model.calibration import calibration_sums, label_agreement
 from common.model.ha_fedformer import (
     HAFedformer,
@@ -61,7 +61,6 @@ SMALL = (
     "client.device=cpu",
 )
 EVERYONE = SimulatedNode(0, 1)
-MODALITIES = ("language", "audio", "vision")
 PRIOR = torch.tensor([0.1, 1.5], dtype=torch.float64)
 
 
@@ -89,32 +88,11 @@ def downlink_to(key: ClientKey, config: Config, server_round: int = 1) -> Downli
     return Downlink(key, server_round, parts.encoders[key.modality], parts.decoder, PRIOR)
 
 
-def arrays_of(uplink: Uplink) -> dict[str, Tensor]:
-    arrays = {}
-    for part, posterior in (("encoder", uplink.encoder), ("decoder", uplink.decoder)):
-        for name, gaussian in posterior.items():
-            arrays[f"{part}.{name}"] = gaussian.mean
-            if gaussian.precision is not None:
-                arrays[f"{part}-precision.{name}"] = gaussian.precision
-    return arrays
-
-
-def assert_identical(left: Uplink, right: Uplink) -> None:
-    assert (left.key, left.round, left.examples) == (right.key, right.round, right.examples)
-    assert left.train_loss == right.train_loss
-    assert left.steps == right.steps
-    assert torch.equal(left.calibration_sums, right.calibration_sums)
-    assert torch.equal(left.label_agreement, right.label_agreement)
-    one, two = arrays_of(left), arrays_of(right)
-    assert one.keys() == two.keys()
-    assert all(torch.equal(array, two[name]) for name, array in one.items())
-
-
 # --- The wire ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder(modality: str) -> None:
+def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder() -> None:
+    modality = "vision"
     config, key = small(), ClientKey(modality, 0)
     model = global_model(config)
     trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
@@ -187,13 +165,13 @@ def test_round_does_not_depend_on_what_ran_before() -> None:
     downlink = downlink_to(ClientKey("audio", 0), config)
     before = deepcopy(dict(downlink.encoder))
     first = run_round(downlink, EVERYONE, config)
-    assert_identical(run_round(downlink, EVERYONE, config), first)
+    assert_same(run_round(downlink, EVERYONE, config), first)
     other = run_round(downlink_to(ClientKey("vision", 1), config), EVERYONE, config)
     torch.manual_seed(0)
     np.random.seed(3)  # noqa: NPY002
-    assert_identical(run_round(downlink, EVERYONE, config), first)
+    assert_same(run_round(downlink, EVERYONE, config), first)
     # Nor on which node hosts the client.
-    assert_identical(run_round(downlink, SimulatedNode(2, 5), config), first)
+    assert_same(run_round(downlink, SimulatedNode(2, 5), config), first)
     assert other.train_loss != first.train_loss
     assert all(torch.equal(downlink.encoder[name], array) for name, array in before.items())
 
@@ -312,7 +290,7 @@ def test_client_standardisation_replaces_the_buffers_here_only() -> None:
         buffers["encoders.audio.standardise.scale"].numpy(), 1 / rows.std(axis=0), rtol=1e-4
     )
     uplink = run_round(downlink, EVERYONE, config)
-    assert not any("standardise" in name for name in arrays_of(uplink))
+    assert not any("standardise" in name for name in uplink.encoder)
     assert all(torch.equal(downlink.encoder[name], array) for name, array in sent.items())
     pooled = run_round(downlink, EVERYONE, small())
     assert pooled.train_loss != uplink.train_loss
@@ -385,12 +363,7 @@ def test_flower_query_is_answered_with_the_description() -> None:
     assert reply.metadata.src_node_id == 5
     found = decode_description(reply.content)
     expected = describe(SimulatedNode(1, 2), config)
-    assert [client.key for client in found.clients] == [client.key for client in expected.clients]
-    for one, two in zip(found.clients, expected.clients, strict=True):
-        assert one.examples == two.examples
-        assert torch.equal(one.label_sums, two.label_sums)
-        for name in ("count", "mean", "squares"):
-            np.testing.assert_array_equal(getattr(one.moments, name), getattr(two.moments, name))
+    assert_same(found, expected)
 
 
 @pytest.mark.usefixtures("in_a_task")
@@ -400,9 +373,7 @@ def test_flower_train_is_a_round() -> None:
     message = Message(encode_downlink(downlink), 5, MessageType.TRAIN, group_id="2")
     reply = app_for(config)(message, context_of(modality="vision", part=0))
     assert reply.metadata.group_id == "2"
-    assert_identical(
-        decode_uplink(reply.content), run_round(downlink, DeployedNode(key, None), config)
-    )
+    assert_same(decode_uplink(reply.content), run_round(downlink, DeployedNode(key, None), config))
 
 
 def test_configuration_comes_from_the_run() -> None:

@@ -38,14 +38,10 @@ def precision_of(samples: Array, config: EncoderConfig) -> Array:
 
 
 def row_covariance(samples: Array) -> Array:
-    """Sum the outer products one row of one sample at a time."""
-    matrices = samples.reshape(*samples.shape[:2], -1)
-    mean = matrices.mean(axis=0)
-    covariance = np.zeros((matrices.shape[2],) * 2)
-    for matrix in matrices:
-        for row, mean_row in zip(matrix, mean, strict=True):
-            covariance += np.outer(row - mean_row, row - mean_row)
-    return covariance / ((len(matrices) - 1) * matrices.shape[1])
+    """Average the covariances of the rows, of which each has one value a sample."""
+    rows = np.moveaxis(samples.reshape(*samples.shape[:2], -1), 1, 0)
+    covariance: Array = np.mean([np.cov(row, rowvar=False) for row in rows], axis=0)
+    return covariance
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3), (2, 5, 2), (5, 3, 2, 3)])
