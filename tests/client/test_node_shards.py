@@ -216,15 +216,6 @@ def test_a_shard_is_the_same_data_as_the_same_npz(tmp_path: Path, site: Path) ->
     np.testing.assert_array_equal(one.clients[0].moments.mean, two.clients[0].moments.mean)
 
 
-def test_a_part_of_the_run_s_shards_is_read_where_a_site_has_none_of_its_own(folder: Path) -> None:
-    config = run_config("shards", f"dataset.path={folder}")
-    key = ClientKey("audio", 2)
-    data = client_data(DeployedNode(key, None), key, config)
-    np.testing.assert_array_equal(data.labels, items_of(first=400).labels)
-    error = describe(DeployedNode(ClientKey("audio", 3), None), config).error
-    assert "audio-3" in error
-
-
 # A site that stays out --------------------------------------------------------------------------
 
 
@@ -315,11 +306,15 @@ def test_a_shard_without_one_item_of_its_modality_is_refused(
 # Simulated nodes --------------------------------------------------------------------------------
 
 
-def test_a_simulated_client_has_its_own_shard(folder: Path) -> None:
+def test_a_client_of_the_run_s_folder_has_its_own_shard(folder: Path) -> None:
     config = run_config("shards", f"dataset.path={folder}")
-    node = SimulatedNode(0, 1)
-    for number, key in enumerate(hosted_clients(node, config)):
-        data = client_data(node, key, config)
-        assert data.modality == key.modality
-        np.testing.assert_array_equal(data.labels, items_of(first=number * 100).labels)
-        assert np.isfinite(run_round(downlink_to(key, config), node, config).train_loss)
+    everyone = SimulatedNode(0, 1)
+    for number, key in enumerate(hosted_clients(everyone, config)):
+        for node in (everyone, DeployedNode(key, None)):
+            data = client_data(node, key, config)
+            assert data.modality == key.modality
+            np.testing.assert_array_equal(data.labels, items_of(first=number * 100).labels)
+        loss = run_round(downlink_to(key, config), everyone, config).train_loss
+        assert np.isfinite(loss)
+    error = describe(DeployedNode(ClientKey("audio", 3), None), config).error
+    assert "audio-3" in error
