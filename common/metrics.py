@@ -57,7 +57,7 @@ class ConstantPredictions(UserWarning):
 def compute_metrics(
     task: Task, truth: Array, predicted: Array, std: Array | None = None
 ) -> dict[str, float]:
-    """Compute every metric of a task, in a fixed order.
+    """Compute every metric of a task; of several labels also those of label k, as ``f1_k``.
 
     Parameters
     ----------
@@ -67,11 +67,6 @@ def compute_metrics(
         (N,) numbers, or (N, K) probabilities.
     std
         (N,) standard deviations of predicted numbers, at least 0; adds their coverage.
-
-    Returns
-    -------
-    dict
-        Metric to value; of several labels also each of `LABEL_METRICS` for label k, as ``f1_k``.
 
     Raises
     ------
@@ -85,12 +80,7 @@ def compute_metrics(
         truth = truth.astype(np.float64)
     # Whether we call scikit-learn rightly need not be checked again in every round.
     with sklearn.config_context(skip_parameter_validation=True):
-        by_label: dict[str, list[float]] = {}
-        if task is Task.multilabel:
-            pairs = list(zip(truth.T > 0, predicted.T >= 0.5, strict=True))
-            by_label = {
-                name: [metric(*pair) for pair in pairs] for name, metric in LABEL_METRICS.items()
-            }
+        by_label = _by_label(truth, predicted) if task is Task.multilabel else {}
         means = {name: float(np.mean(values)) for name, values in by_label.items()}
         scores = {name: float(metric(truth, predicted)) for name, metric in METRICS[task].items()}
     for name, values in by_label.items():
@@ -98,6 +88,12 @@ def compute_metrics(
     if task is Task.regression and std is not None:
         scores |= coverage_metrics(truth, predicted, std)
     return means | scores
+
+
+def _by_label(truth: Array, probabilities: Array) -> dict[str, list[float]]:
+    """Compute the metrics of each of K labels; both arguments (N, K)."""
+    pairs = list(zip(truth.T > 0, probabilities.T >= 0.5, strict=True))
+    return {name: [metric(*pair) for pair in pairs] for name, metric in LABEL_METRICS.items()}
 
 
 def correlation(truth: Array, predicted: Array) -> float:

@@ -68,9 +68,7 @@ def read_tensors(data: bytes, groups: Sequence[str]) -> dict[str, dict[str, Tens
     for full_name, tensor in sorted(tensors.items()):
         group, slash, name = full_name.partition("/")
         if group not in by_group or not slash:
-            raise ProtocolError(
-                f"tensor {full_name!r} is in no group: expected {', '.join(groups)}"
-            )
+            raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(groups)}")
         by_group[group][name] = tensor
     return by_group
 

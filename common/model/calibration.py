@@ -91,9 +91,9 @@ def calibration_sums(
     """Summarise predictions on labelled items.
 
     The items of a video or a speaker share a level of the label, and a client validates on a
-    handful of such groups. If the levels of predictions and labels agree over so few, that is
-    chance, though it looks like the agreement of a hundred items. So for numbers only variation
-    within groups counts, around the prior mean, if groups hold two items or more on average.
+    handful of such groups: levels that agree over so few do so by chance. So for numbers only
+    variation within groups counts, around the prior mean, if groups hold two items or more on
+    average.
 
     Parameters
     ----------
@@ -107,10 +107,9 @@ def calibration_sums(
     Returns
     -------
     Tensor
-        float64. Regression: (6,) n, sum y, sum y^2, sum p, sum p^2, sum p y. Otherwise: n, then the
-        summed log-loss at each of `INVERSE_TEMPERATURES`.
+        float64. Numbers: n and the sums of y, y^2, p, p^2, p y. Otherwise: n, then the summed
+        log-loss at each of `INVERSE_TEMPERATURES`.
     """
-    count = torch.tensor(float(len(labels)), dtype=torch.float64)
     if task is Task.regression:
         p, y = outputs[:, 0].double(), labels.double()
         share = 1.0
@@ -125,7 +124,7 @@ def calibration_sums(
         _log_loss(temper(outputs.double(), prior, beta, task), labels, task)
         for beta in INVERSE_TEMPERATURES
     ]
-    return torch.stack([count, *losses])
+    return torch.stack([torch.tensor(float(len(labels)), dtype=torch.float64), *losses])
 
 
 def label_agreement(

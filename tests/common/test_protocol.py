@@ -289,7 +289,7 @@ def test_two_precisions_of_one_array_are_refused() -> None:
 
 @pytest.mark.parametrize("name", ["head.bias", "decoders/head.bias", "", "moments-0/mean"])
 def test_tensor_of_no_group_is_refused_and_named(name: str) -> None:
-    with pytest.raises(ProtocolError, match=f"'{name}' is in no group: expected encoder, decoder"):
+    with pytest.raises(ProtocolError, match=f"'{name}' is in no part: expected encoder, decoder"):
         decode_uplink(with_tensor(name, torch.ones(1)))
 
 

@@ -1,6 +1,5 @@
 """Fusion against the Bayesian posterior, a loop over steps, and simulated experts."""
 
-import itertools
 import json
 import math
 
@@ -31,16 +30,9 @@ torch.set_num_threads(1)  # more only contend over tensors this small
 PRIOR_MEAN, PRIOR_VARIANCE = 0.7, 2.5
 CLASSES = 4
 
-modality_counts = pytest.mark.parametrize("modalities", [1, 2, 3, 4])
-
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-def subsets(modalities: int) -> list[tuple[bool, ...]]:
-    """Every non-empty choice of modalities."""
-    return [chosen for chosen in itertools.product([False, True], repeat=modalities) if any(chosen)]
 
 
 # ---- product of Gaussians ----------------------------------------------------------------------
@@ -58,77 +50,26 @@ def test_what_an_absent_modality_predicts_does_not_leak(garbage: float) -> None:
     assert (mean.item(), std.item()) == pytest.approx((1.5, 0.9))
 
 
-# ---- the deviation without the product's mean --------------------------------------------------
-
-
-def numbers_of(unexplained: list[float], counts: list[float]) -> Fusion:
-    experts = {
-        f"m{index}": Expert(unexplained=share, information=1 / share - 1, count=count)
-        for index, (share, count) in enumerate(zip(unexplained, counts, strict=True))
-    }
-    prior = (PRIOR_MEAN, PRIOR_VARIANCE)
-    return Fusion(FusionRule.reliability, Task.regression, prior, experts)
-
-
-@modality_counts
-def test_the_deviation_of_seen_experts_is_that_of_their_product(modalities: int) -> None:
-    shares = np.random.default_rng(modalities).uniform(0.1, 1.0, modalities).tolist()
-    fusion = numbers_of(shares, [30.0] * modalities)
-    choices, names = subsets(modalities), list(fusion.experts)
-    present = torch.tensor(choices).T
-    found = deviation_of_seen_experts(fusion, names, present)
-    _, expected = product_of_gaussians(
-        torch.randn(present.shape, generator=generator()),
-        torch.tensor(fusion.variances(names)),
-        present,
-        *fusion.prior,
-    )
-    torch.testing.assert_close(found, expected)
-    for item, chosen in enumerate(choices):
-        own = [1 / share - 1 for share, there in zip(shares, chosen, strict=True) if there]
-        assert found[item].item() == pytest.approx(math.sqrt(PRIOR_VARIANCE / (1 + sum(own))))
-
-
-def test_without_evidence_the_deviation_is_the_priors() -> None:
-    present = torch.tensor([[True, True], [True, False], [True, True]])
-    fusion = numbers_of([0.5, 0.2, 0.1], [0.0, 0.0, 10.0])
-    assert deviation_of_seen_experts(fusion, ["m0", "m1"], present[:2]).tolist() == pytest.approx(
-        [math.sqrt(PRIOR_VARIANCE)] * 2
-    )
-    # The third alone has seen items, and tells nine times what the prior does.
-    found = deviation_of_seen_experts(fusion, ["m0", "m1", "m2"], present)
-    assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE / 10)] * 2)
-    unfitted = fit_fusion(
-        FusionRule.mean,
-        Task.regression,
-        torch.tensor([PRIOR_MEAN, PRIOR_VARIANCE]),
-        {"m0": no_calibration_sums(Task.regression)},
-    )
-    found = deviation_of_seen_experts(unfitted, ["m0"], present[:1])
-    assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE)] * 2)
-
-
-def test_the_deviation_goes_by_the_names_given() -> None:
-    fusion = numbers_of([0.5, 0.2], [9.0, 9.0])
-    only_second = torch.tensor([[True], [False]])
-    found = deviation_of_seen_experts(fusion, ["m1", "m0"], only_second)
-    assert found.item() == pytest.approx(math.sqrt(0.2 * PRIOR_VARIANCE))
-
-
-# ---- product of scores -------------------------------------------------------------------------
-
-
-def scores_of_classes(modalities: int, items: int) -> tuple[Tensor, Tensor]:
-    scores = 2 * torch.randn(modalities, items, CLASSES, generator=generator()).double()
-    prior = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
-    return scores.log_softmax(dim=2), prior.log()
-
-
 def test_what_an_absent_modality_scores_does_not_leak() -> None:
-    scores, prior = scores_of_classes(2, 1)
+    scores = torch.randn(2, 1, CLASSES, generator=generator()).log_softmax(dim=2)
     scores[1] = math.nan
+    prior = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     found = product_of_scores(scores, torch.tensor([[True], [False]]), prior)
     torch.testing.assert_close(found, scores[0])
+
+
+def test_only_experts_that_were_fitted_to_items_make_a_number_surer() -> None:
+    experts = {
+        name: Expert(unexplained=share, count=count)
+        for name, share, count in (("a", 0.5, 0.0), ("b", 0.2, 9.0), ("c", 0.1, 9.0))
+    }
+    prior = (PRIOR_MEAN, PRIOR_VARIANCE)
+    fusion = Fusion(FusionRule.reliability, Task.regression, prior, experts)
+    present = torch.tensor([[True, True, False], [True, False, True], [False, False, True]])
+    # In the order of the names given: a alone; a and b; b and c. Each adds 1/unexplained - 1.
+    found = deviation_of_seen_experts(fusion, ["b", "a", "c"], present[[1, 0, 2]])
+    shares = [1 + 4, 1, 1 + 4 + 9]
+    assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE / each) for each in shares])
 
 
 # ---- mean of encodings -------------------------------------------------------------------------
