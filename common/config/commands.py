@@ -5,7 +5,16 @@ from enum import StrEnum
 from typing import Any, ClassVar
 
 from common.config.dataset import PartitionConfig
-from common.config.ranges import Settings, at_least, between, count, positive, ranged, share
+from common.config.ranges import (
+    Settings,
+    at_least,
+    between,
+    count,
+    positive,
+    ranged,
+    required,
+    share,
+)
 from common.config.schema import check_held_back
 from common.errors import UserError
 
@@ -78,8 +87,8 @@ class ReportConfig(Settings):
 
     file: ClassVar[str] = "report"
 
-    runs: Any = None
-    out: str = "report"
+    runs: Any = required(None, "a folder, a glob, or a list of them")  # noqa: RUF009
+    out: str = required("report")
     overwrite: bool = False
     baseline: str | None = "fedavg"
     metrics: list[str] = field(default_factory=list)
@@ -92,15 +101,9 @@ class ReportConfig(Settings):
         return [str(place) for place in given]
 
     def check(self) -> None:
-        """Refuse a missing or empty setting."""
-        if self.runs is None or self.runs == []:
-            raise UserError(
-                "runs is required; give it as runs=…: a folder, a glob, or a list of them"
-            )
+        """Refuse runs that are no names."""
         if isinstance(self.runs, dict) or not all(place.strip() for place in self.places):
             raise UserError(f"runs={self.runs}: expected a folder, a glob, or a list of them")
-        if not self.out.strip():
-            raise UserError("out is required; give it as out=…")
 
 
 #: Credentials that are replaced although they exist.
@@ -113,7 +116,7 @@ class CredentialsConfig(Settings):
 
     file: ClassVar[str] = "credentials"
 
-    out: str | None = None
+    out: str | None = required(None, "the folder of all credentials")
     hosts: Any = None
     clients: dict[str, int] = count({})  # noqa: RUF009
     days: int = between(1, 36500, 365)
@@ -127,9 +130,7 @@ class CredentialsConfig(Settings):
         return [] if self.hosts is None else ["" if host is None else str(host) for host in given]
 
     def check(self) -> None:
-        """Refuse a missing folder, and hosts that are no names."""
-        if self.out is None or not self.out.strip():
-            raise UserError("out is required; give it as out=…: the folder of all credentials")
+        """Refuse hosts that are no names."""
         names = self.host_names
         nothing = self.hosts is not None and not names
         if nothing or isinstance(self.hosts, dict) or not all(name.strip() for name in names):

@@ -64,10 +64,19 @@ def share_above_zero(default: Value) -> Value:
     return ranged(default, "a share in (0, 1]", lambda value: 0 < value <= 1)
 
 
+def required(default: Value, what: str = "") -> Value:
+    """Return a field that may not be missing or blank; `what` it is, for the message."""
+    made: Any = field(default=default, metadata={"required": what and f": {what}"})
+    return made  # type: ignore[no-any-return]
+
+
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raise `UserError` for the first value outside its range, in the order of the fields."""
+    """Raise `UserError` for the first value missing or outside its range, in the fields' order."""
     for item in fields(config):
         name, value = prefix + item.name, getattr(config, item.name)
+        blank = value in (None, [], {}) or (isinstance(value, str) and not value.strip())
+        if blank and "required" in item.metadata:
+            raise UserError(f"{name} is required; give it as {name}=…{item.metadata['required']}")
         if is_dataclass(value):
             check_ranges(value, f"{name}.")
         elif "holds" in item.metadata:

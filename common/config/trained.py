@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.config.ranges import Settings, at_least, between, count, positive, ranged
+from common.config.ranges import Settings, at_least, between, count, positive, ranged, required
 from common.errors import UserError
 
 #: Formats of a file of predictions, by its suffix.
@@ -26,12 +26,7 @@ class TrainedSettings(Settings):
 
     folder: ClassVar[str] = "conf.trained"
 
-    model: str | None = None  # a run folder or its model file
-
-    def check(self) -> None:
-        """Refuse settings without a model."""
-        if self.model is None or not self.model.strip():
-            raise UserError("model is required; give it as model=…: a run folder or its model file")
+    model: str | None = required(None, "a run folder or its model file")
 
 
 @dataclass
@@ -40,7 +35,7 @@ class PredictConfig(TrainedSettings):
 
     file: ClassVar[str] = "predict"
 
-    input: Any = None
+    input: Any = required(None, "a shard, or a file of any format")  # noqa: RUF009
     out: str = "predictions.csv"
     overwrite: bool = False
     format: str = "auto"
@@ -55,12 +50,7 @@ class PredictConfig(TrainedSettings):
     arrays: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Refuse settings without an input, and output of an unknown format."""
-        super().check()
-        if not self.input:
-            raise UserError(
-                "input is required; give it as input=…: a shard, or a file of any format"
-            )
+        """Refuse output of an unknown format."""
         if Path(self.out).suffix not in SUFFIXES:
             raise UserError(f"out={self.out}: expected a file that ends in {', '.join(SUFFIXES)}")
 
@@ -91,7 +81,6 @@ class EvaluateConfig(TrainedSettings):
 
     def check(self) -> None:
         """Refuse settings of a dataset without a dataset."""
-        super().check()
         default = EvaluateConfig()
         changed = [name for name in _READING if getattr(self, name) != getattr(default, name)]
         if self.dataset is None and changed:
@@ -109,15 +98,9 @@ class ExportConfig(TrainedSettings):
 
     file: ClassVar[str] = "export"
 
-    out: str = "onnx"
+    out: str = required("onnx")
     overwrite: bool = False
     subsets: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Refuse an empty output folder."""
-        super().check()
-        if not self.out.strip():
-            raise UserError("out is required; give it as out=…")
 
 
 @dataclass
@@ -155,7 +138,6 @@ class ServeConfig(TrainedSettings):
 
     def check(self) -> None:
         """Refuse a missing host, and settings that do not fit together."""
-        super().check()
         if not self.host.strip():
             raise UserError(
                 "host is required; 127.0.0.1 answers this machine only, 0.0.0.0 everyone"

@@ -1,8 +1,7 @@
-"""Nodes whose data are shards: a site with a file of its own, and simulated nodes over a folder."""
+"""Nodes whose data are shards: sites with a file of their own."""
 
 import re
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,8 @@ import client.app as client_app
 from client.app import run_round
 from client.node import (
     DeployedNode,
-    SimulatedNode,
     client_data,
     describe,
-    hosted_clients,
 )
 from common.clients import ClientKey
 from common.config import Config, compose_config
@@ -76,41 +73,22 @@ def write_site(
     return path
 
 
-def write_folder(folder: Path, parts: dict[str, MultimodalDataset]) -> Path:
-    """A folder of shards as `utmp-prepare` leaves it."""
-    folder.mkdir()
-    shards = {}
-    for name, items in parts.items():
-        file = f"{name}.safetensors"
-        info = info_of(items, name, Task.regression, 1)
-        shards[file] = {"seal": write_shard(folder / file, items, info)}
+def write_manifest_of(shard: Path, seal: str) -> None:
+    """Leave a manifest beside a shard, as `utmp-prepare` does, with some seal."""
     manifest = Manifest(
         version=VERSION,
         source={},
         task=Task.regression,
         outputs=1,
         label_names=(),
-        modalities={"vision": {}, "audio": {}},
+        modalities={"audio": {}},
         sides={},
         settings={},
         cleaning={},
         warnings=(),
-        shards=shards,
+        shards={shard.name: {"seal": seal}},
     )
-    write_manifest(folder, manifest)
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Two clients of vision, three of audio."""
-    both, parts = ("vision", "audio"), {}
-    names = ["vision-0", "vision-1", "audio-0", "audio-1", "audio-2", "validation", "test"]
-    for number, name in enumerate(names):
-        modality = name.partition("-")[0]
-        kept = (modality,) if modality in both else both
-        parts[name] = items_of(Task.regression, kept, first=number * 100)
-    return write_folder(tmp_path / "shards", parts)
+    write_manifest(shard.parent, manifest)
 
 
 @pytest.fixture
@@ -191,10 +169,9 @@ def test_a_site_holds_all_of_its_shard_in_any_run(
 
 
 @pytest.mark.parametrize("task", list(Task))
-@pytest.mark.parametrize("dataset", ["shards", "npz"])
-def test_a_site_takes_part_in_a_run_of_its_task(tmp_path: Path, task: Task, dataset: str) -> None:
+def test_a_site_takes_part_in_a_run_of_its_task(tmp_path: Path, task: Task) -> None:
     path = write_site(tmp_path / "site.safetensors", task)
-    config = run_config(dataset, f"dataset.task={task}")
+    config = run_config("shards", f"dataset.task={task}")
     (client,) = describe(node_of(path), config).clients
     assert len(client.label_sums) == {"regression": 10, "classification": 3, "multilabel": 4}[task]
     uplink = run_round(downlink_to(AUDIO, config, task), node_of(path), config)
@@ -232,9 +209,7 @@ def flipped_last_byte(path: Path) -> list[str]:
 
 
 def old_manifest_beside(path: Path) -> list[str]:
-    manifest = write_folder(path.parent / "m", {"audio-0": items_of(first=7)}) / MANIFEST
-    text = manifest.read_text().replace("audio-0.safetensors", path.name)
-    (path.parent / MANIFEST).write_text(text)
+    write_manifest_of(path, "0" * 64)
     return [f"{MANIFEST} lists other contents for {path.name}", "take both from the same"]
 
 
@@ -292,29 +267,4 @@ def test_no_shard_of_other_outputs_is_trained_on(
     assert trained == []
 
 
-def test_a_shard_without_one_item_of_its_modality_is_refused(
-    tmp_path: Path, trained: list[object]
-) -> None:
-    path, items = tmp_path / "site.safetensors", items_of()
-    audio = items.sequences["audio"]
-    none = replace(items, sequences={"audio": replace(audio, lengths=audio.lengths * 0)})
-    write_shard(path, none, info_of(none, "audio-0", Task.regression, 1))
-    error = describe(node_of(path), run_config("shards")).error
-    assert "audio-0 has no item with audio" in error
-
-
 # Simulated nodes --------------------------------------------------------------------------------
-
-
-def test_a_client_of_the_run_s_folder_has_its_own_shard(folder: Path) -> None:
-    config = run_config("shards", f"dataset.path={folder}")
-    everyone = SimulatedNode(0, 1)
-    for number, key in enumerate(hosted_clients(everyone, config)):
-        for node in (everyone, DeployedNode(key, None)):
-            data = client_data(node, key, config)
-            assert data.modality == key.modality
-            np.testing.assert_array_equal(data.labels, items_of(first=number * 100).labels)
-        loss = run_round(downlink_to(key, config), everyone, config).train_loss
-        assert np.isfinite(loss)
-    error = describe(DeployedNode(ClientKey("audio", 3), None), config).error
-    assert "audio-3" in error

@@ -18,6 +18,7 @@ from common.config import (
     Optimizer,
     PartitionConfig,
     PartitionRule,
+    Runtime,
     Scale,
     SyntheticConfig,
     TrackingConfig,
@@ -177,22 +178,23 @@ def test_a_refusal_does_not_spoil_the_next() -> None:
 # Ranges -----------------------------------------------------------------------------------------
 
 
-def changed(setting: str, value: Any) -> Config:
-    """Return the schema's defaults with one value changed, checked by nobody yet."""
+def changed(*changes: tuple[str, Any]) -> Config:
+    """Return the schema's defaults with some values changed, checked by nobody yet."""
     config = Config(
         run_dir="runs/x",
         dataset=SyntheticConfig(modalities=["audio"]),
         partition=DirichletConfig(),
     )
-    *path, last = setting.split(".")
-    target: Any = config
-    for name in path:
-        target = getattr(target, name)
-    if isinstance(target, dict):
-        target[last] = value
-    else:
-        assert hasattr(target, last)
-        setattr(target, last, value)
+    for setting, value in changes:
+        *path, last = setting.split(".")
+        target: Any = config
+        for name in path:
+            target = getattr(target, name)
+        if isinstance(target, dict):
+            target[last] = value
+        else:
+            assert hasattr(target, last)
+            setattr(target, last, value)
     return config
 
 
@@ -224,10 +226,10 @@ def test_values_outside_a_range_are_refused(
     setting: str, outside: list[float], inside: list[float], expected: str
 ) -> None:
     for value in inside:
-        check(changed(setting, value))
+        check(changed((setting, value)))
     for value in outside:
         with pytest.raises(UserError) as error:
-            check(changed(setting, value))
+            check(changed((setting, value)))
         assert str(error.value) == f"{setting}={value}: expected {expected}"
 
 
@@ -252,55 +254,32 @@ def test_every_number_has_a_range_that_holds_for_its_default() -> None:
                 assert default is None or item.metadata["holds"](default)
 
 
-def test_nothing_is_out_of_range_where_nothing_is_given() -> None:
-    for setting in ("strategy.sampler.segment", "dataset.max_seq_len", "runtime.client_gpus"):
-        check(changed(setting, None))
+NORMALISED = ("strategy.normalise_steps", True)
+UNFIT = [
+    ([("dataset.test_fraction", 0.5), ("dataset.validation_fraction", 0.5)], r"fraction=1\.0"),
+    ([("model.width", 32)], r"model\.width=32 .* model\.heads=5"),
+    ([("runtime.ray.address", "a:1")], "a:1 needs runtime=simulation, .* runtime=processes"),
+    ([NORMALISED, ("strategy.encoder.merge", "median")], r"encoder\.merge=median"),
+    ([NORMALISED, ("strategy.decoder.merge", "cmda")], r"decoder\.merge=cmda"),
+    *(
+        ([("dataset.label_bins", edges)], r"^dataset\.label_bins=\[.*\]: expected ascending")
+        for edges in ([1.0, 0.0], [0.0, 0.0], [0.0, math.nan], [-math.inf, 0])
+    ),
+]
+FIT = [
+    [("strategy.sampler.segment", None), ("dataset.max_seq_len", None)],
+    [("dataset.label_bins", [])],
+    [("runtime.ray.address", "a:1"), ("runtime.name", Runtime.simulation)],
+    [NORMALISED, ("strategy.encoder.merge", "pbea")],
+]
 
 
-def test_something_must_be_left_to_train_on() -> None:
-    config = changed("dataset.test_fraction", 0.5)
-    config.dataset.validation_fraction = 0.5
-    with pytest.raises(UserError, match=r"validation_fraction \+ dataset\.test_fraction=1\.0"):
-        check(config)
+@pytest.mark.parametrize(("changes", "words"), UNFIT)
+def test_settings_that_do_not_fit_together_are_refused(changes: list[Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        check(changed(*changes))
 
 
-def test_the_heads_share_the_width() -> None:
-    config = changed("model.width", 32)
-    with pytest.raises(UserError, match=r"model\.width=32 .* model\.heads=5"):
-        check(config)
-
-
-@pytest.mark.parametrize("edges", [[1.0, 0.0], [0.0, 0.0], [0.0, math.nan], [-math.inf, 0]])
-def test_edges_of_bins_are_finite_and_ascend(edges: list[float]) -> None:
-    check(changed("dataset.label_bins", []))
-    with pytest.raises(UserError, match=r"^dataset\.label_bins=\[.*\]: expected ascending"):
-        check(changed("dataset.label_bins", edges))
-
-
-def test_a_cluster_needs_its_runtime() -> None:
-    given = ["runtime.ray.address=head:6379"]
-    with pytest.raises(
-        UserError, match=r"head:6379 needs runtime=simulation, .* runtime=processes"
-    ):
-        compose_config("config", given)
-    compose_config("config", [*given, "runtime=simulation"])
-
-
-@pytest.mark.parametrize(
-    ("encoder", "decoder"),
-    [("average", "average"), ("pbea", "average"), ("median", "average"), ("average", "cmda")],
-)
-def test_changes_per_step_need_averages(encoder: str, decoder: str) -> None:
-    config = changed("strategy.normalise_steps", True)
-    config.strategy.encoder.merge, config.strategy.decoder.merge = encoder, decoder
-    if encoder in ("average", "pbea") and decoder == "average":
-        check(config)
-    else:
-        words = rf"normalise_steps=true .*encoder\.merge={encoder} .*decoder\.merge={decoder}$"
-        with pytest.raises(UserError, match=words):
-            check(config)
-    config.strategy.normalise_steps = False
-    check(config)
-
-
-# Names ------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("changes", FIT)
+def test_settings_that_fit_together_are_not(changes: list[Any]) -> None:
+    check(changed(*changes))
