@@ -115,13 +115,7 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
 
 
 def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFedformer:
-    """Build the one-modality model and load the received arrays.
-
-    Raises
-    ------
-    ProtocolError
-        If names, shapes or the client's feature width do not match.
-    """
+    """Build the one-modality model and load the received arrays; `ProtocolError` if unfit."""
     modality = downlink.key.modality
     head = downlink.decoder.get("head.bias")
     if head is None:
@@ -146,10 +140,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
 def _check_outputs(
     downlink: Downlink, data: ClientData, outputs: int, bins: Sequence[float]
 ) -> None:
-    """Refuse a decoder for another kind of label than the client's.
-
-    The prior and the label shares have a length for each task, see `calibration.prior_of`.
-    """
+    """Refuse a decoder, a prior or label shares for another kind of label than the client's."""
     needs = count_outputs(data.task, data.labels)
     fits = outputs >= needs if data.task is Task.classification else outputs == needs
     expected = {Task.regression: 2, Task.classification: outputs, Task.multilabel: outputs}

@@ -8,9 +8,9 @@ output factor is the identity, and merging by it is RegMean (Jin et al. 2023, ar
 Notation: B items, T steps, a tensor (out, ...) is read as a matrix (out, in).
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +20,9 @@ from common.data.batching import Padded
 from common.model.encoder import SequenceEmbedding, valid_steps
 from common.model.ha_fedformer import HAFedformer
 
-Hook = Callable[[nn.Module, tuple[Tensor], Any], None]
-
 
 class InputMoments:
-    """Sums of the moments over batches.
-
-    Parameters
-    ----------
-    model
-        A model of one modality. It is put into evaluation mode while batches are added.
-    """
+    """Sums of the moments over batches; puts its one-modality model into evaluation mode."""
 
     def __init__(self, model: HAFedformer) -> None:
         self._model = model
@@ -52,49 +44,32 @@ class InputMoments:
 
     @contextmanager
     def _watched(self, valid: Tensor) -> Iterator[None]:
-        hooks = []
-        for name, module in self._model.named_modules():
-            if isinstance(module, nn.Linear):
-                hooks.append(module.register_forward_hook(self._linear(name, valid)))
-            elif isinstance(module, SequenceEmbedding):
-                hooks.append(module.register_forward_hook(self._convolution(name, valid)))
-            elif isinstance(module, nn.LSTM):
-                hooks.append(module.register_forward_hook(self._lstm(name, valid)))
-        try:
+        with ExitStack() as hooks:
+            for name, module in self._model.named_modules():
+                if isinstance(module, (nn.Linear, SequenceEmbedding, nn.LSTM)):
+                    hook = partial(self._read, name, valid)
+                    hooks.enter_context(module.register_forward_hook(hook))
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
 
-    def _linear(self, name: str, valid: Tensor) -> Hook:
-        def seen(_: nn.Module, inputs: tuple[Tensor], __: Tensor) -> None:
-            steps = inputs[0][valid] if inputs[0].ndim == 3 else inputs[0]
-            self._count(f"{name}.weight", steps)
-
-        return seen
-
-    def _convolution(self, name: str, valid: Tensor) -> Hook:
-        def seen(module: nn.Module, inputs: tuple[Tensor], _: Tensor) -> None:
-            assert isinstance(module, SequenceEmbedding)
-            padded = F.pad(inputs[0].transpose(1, 2), module.reach)
-            # (B, D, T, k): a step reads D x k numbers in this order.
-            windows = padded.unfold(2, module.kernel_size[0], 1).permute(0, 2, 1, 3)
-            self._count(f"{name}.weight", windows[valid].flatten(1))
-
-        return seen
-
-    def _lstm(self, name: str, valid: Tensor) -> Hook:
-        def seen(module: nn.Module, inputs: tuple[Tensor], _: object) -> None:
-            assert isinstance(module, nn.LSTM)
-            states = inputs[0]
-            for layer in range(module.num_layers):
-                single = _single_layer(module, layer)
-                self._count(f"{name}.weight_ih_l{layer}", states[valid])
-                states, _unused = single(states)
-                before = F.pad(states, (0, 0, 1, 0))[:, :-1]
-                self._count(f"{name}.weight_hh_l{layer}", before[valid])
-
-        return seen
+    def _read(
+        self, name: str, valid: Tensor, module: nn.Module, inputs: tuple[Tensor], _: object
+    ) -> None:
+        """Count the inputs of a map: (B, T, in) of valid steps, or (B, in)."""
+        read = inputs[0]
+        match module:
+            case nn.Linear():
+                self._count(f"{name}.weight", read[valid] if read.ndim == 3 else read)
+            case SequenceEmbedding():
+                padded = F.pad(read.transpose(1, 2), module.reach)
+                # (B, D, T, k): a step reads D x k numbers in this order.
+                windows = padded.unfold(2, module.kernel_size[0], 1).permute(0, 2, 1, 3)
+                self._count(f"{name}.weight", windows[valid].flatten(1))
+            case nn.LSTM():
+                for layer in range(module.num_layers):
+                    self._count(f"{name}.weight_ih_l{layer}", read[valid])
+                    read, _unused = _single_layer(module, layer)(read)
+                    before = F.pad(read, (0, 0, 1, 0))[:, :-1]
+                    self._count(f"{name}.weight_hh_l{layer}", before[valid])
 
     def _count(self, name: str, rows: Tensor) -> None:
         exact = rows.double()

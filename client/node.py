@@ -1,9 +1,8 @@
 """Which clients a node hosts, and their data.
 
 The configuration of a deployed node holds ``modality="audio"``, with ``data="site.npz"`` for a file
-of its own, or else ``part=0`` for a part of the run's dataset. A node of a simulation, or one that
-stands for several clients, has only a partition number, and hosts the clients of that number modulo
-the number of nodes.
+of its own, or else ``part=0`` for a part of the run's dataset. A node of a simulation has only a
+partition number, and hosts the clients of that number modulo the number of nodes.
 """
 
 from collections.abc import Mapping
@@ -38,18 +37,10 @@ NodeValue = bool | int | float | str | bytes
 
 @dataclass(frozen=True)
 class DeployedNode:
-    """A node that hosts one client.
-
-    Attributes
-    ----------
-    key
-        The client.
-    data
-        Path of the site's own file; None for a part of the run's dataset.
-    """
+    """A node that hosts one client."""
 
     key: ClientKey
-    data: str | None
+    data: str | None  # path of the site's own file; None for a part of the run's dataset
 
 
 @dataclass(frozen=True)
@@ -64,17 +55,17 @@ Node = DeployedNode | SimulatedNode
 
 
 def parse_node(settings: Mapping[str, NodeValue]) -> Node:
-    """Read a node's configuration.
-
-    Raises
-    ------
-    UserError
-        If a setting is unknown, of the wrong type or missing.
-    """
+    """Read a node's configuration; `UserError` names what is unknown, ill-typed or missing."""
     for name, value in settings.items():
         _check_type(name, value)
     if "modality" not in settings and set(settings) >= set(_SIMULATED):
-        return _simulated(int(settings["partition-id"]), int(settings["num-partitions"]))
+        partition, nodes = int(settings["partition-id"]), int(settings["num-partitions"])
+        if not 0 <= partition < nodes:
+            raise UserError(
+                f"--node-config partition-id={partition} num-partitions={nodes}: expected a "
+                "partition-id from 0 and below num-partitions"
+            )
+        return SimulatedNode(partition, nodes)
     if "modality" not in settings:
         raise UserError("--node-config lacks modality, as in 'modality=\"audio\"'")
     modality = str(settings["modality"])
@@ -98,15 +89,6 @@ def _check_type(name: str, value: NodeValue) -> None:
         )
 
 
-def _simulated(partition: int, num_partitions: int) -> SimulatedNode:
-    if not 0 <= partition < num_partitions:
-        raise UserError(
-            f"--node-config partition-id={partition} num-partitions={num_partitions}: expected a "
-            "partition-id from 0 and below num-partitions"
-        )
-    return SimulatedNode(partition, num_partitions)
-
-
 def hosted_clients(node: Node, config: Config) -> list[ClientKey]:
     """Return the clients that a node hosts, in the dataset's order."""
     if isinstance(node, DeployedNode):
@@ -117,10 +99,7 @@ def hosted_clients(node: Node, config: Config) -> list[ClientKey]:
 def client_data(node: Node, key: ClientKey, config: Config) -> ClientData:
     """Return the data of one hosted client; read once per process.
 
-    Raises
-    ------
-    UserError
-        If the node does not host that client, or its data cannot be read.
+    Raises `UserError` if the node does not host that client, or its data cannot be read.
     """
     if isinstance(node, DeployedNode) and node.key != key:
         raise UserError(f"this node is {node.key} and was asked for {key}")
@@ -140,13 +119,9 @@ def describe(node: Node, config: Config) -> NodeDescription:
 
 def _describe_client(node: Node, key: ClientKey, config: Config) -> ClientDescription:
     data = client_data(node, key, config)
-    return ClientDescription(
-        key,
-        len(data.train),
-        data.task,
-        client_label_sums(data, config),
-        FeatureMoments.of(data.sequences.select(data.train)),
-    )
+    moments = FeatureMoments.of(data.sequences.select(data.train))
+    sums = client_label_sums(data, config)
+    return ClientDescription(key, len(data.train), data.task, sums, moments)
 
 
 def client_label_sums(data: ClientData, config: Config) -> Tensor:
@@ -163,10 +138,7 @@ def label_edges(config: Config) -> Tensor:
 
 @dataclass(frozen=True)
 class _Source:
-    """What data are read from; equal while all settings and the files' stamps are.
-
-    A process that answers many messages must notice that a file was replaced.
-    """
+    """Settings and files that data are read from; differs once a file was replaced."""
 
     state: str
     config: Config = field(compare=False)

@@ -27,21 +27,12 @@ MAX_WEIGHT = 5.0
 
 @dataclass(frozen=True)
 class Objective:
-    """The local loss.
-
-    Attributes
-    ----------
-    task
-        Kind of label.
-    offsets
-        (K,) added to the logits; for regression the weights of the bins; None for no correction.
-    edges
-        (K-1,) of the bins, for regression.
-    """
+    """The local loss."""
 
     task: Task
+    # (K,) added to the logits; for numbers the weights of the bins; None for no correction.
     offsets: Tensor | None = None
-    edges: Tensor | None = None
+    edges: Tensor | None = None  # (K-1,) of the bins, for numbers
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of a batch, outputs (B, O) and labels (B,) or (B, O)."""
@@ -60,16 +51,8 @@ def local_objective(
 ) -> Objective:
     """Build a client's objective.
 
-    Parameters
-    ----------
-    task
-        Kind of label.
-    sums
-        Of the client's train labels, see `common.model.calibration.label_sums`.
-    pooled_shares
-        (K,) see `common.model.calibration.label_shares`, of all clients; empty for no correction.
-    edges
-        (K-1,) of the bins, for regression.
+    From the label sums of its train items, the (K,) label shares of all clients, empty for no
+    correction (`common.model.calibration`), and the (K-1,) edges of the bins for numbers.
     """
     if len(pooled_shares) == 0:
         return Objective(task)

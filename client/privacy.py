@@ -7,8 +7,8 @@ With the change D of encoder and decoder together, C = ``privacy.clip`` and z =
 - ``local``: N(0, (z C)^2) is added to every weight before it is sent, so that the server need not
   be trusted.
 
-Nothing else that depends on the data is sent then: no loss, no evidence, no agreement, no
-precision.
+Nothing else that depends on the data is sent then: no loss, no calibration sums, no label
+agreement, no precision.
 """
 
 import os
@@ -26,19 +26,7 @@ from common.secure_noise import Source, normal
 def protect(
     uplink: Uplink, downlink: Downlink, config: PrivacyConfig, source: Source = os.urandom
 ) -> Uplink:
-    """Return the part of an update that may be sent.
-
-    Parameters
-    ----------
-    uplink
-        The update.
-    downlink
-        What it started from.
-    config
-        The mechanism.
-    source
-        Of random bytes for the noise.
-    """
+    """Return the part of an update, which began at `downlink`, that may be sent."""
     if config.name is PrivacyRule.none:
         return uplink
     encoder, decoder = _clipped(uplink, downlink, config.clip)

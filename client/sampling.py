@@ -27,21 +27,11 @@ _LANGEVIN = (Sampler.sgld, Sampler.sghmc)
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How local steps are divided into samples.
-
-    Attributes
-    ----------
-    num_samples
-        S.
-    segment
-        Steps that are averaged into one sample.
-    burn_in
-        Steps before the first segment.
-    """
+    """How local steps are divided into samples."""
 
     num_samples: int
-    segment: int
-    burn_in: int
+    segment: int  # steps of one sample
+    burn_in: int  # steps before the first segment
 
 
 def plan(config: SamplerConfig, steps: int) -> SamplingPlan:
@@ -49,15 +39,7 @@ def plan(config: SamplerConfig, steps: int) -> SamplingPlan:
 
     The last segment always ends at the last step; ``last`` has one sample, the last iterate. A
     client with too few steps shortens segments of a given length, then gives up burn-in, then
-    samples, so that every sample has at least one step.
-
-    Parameters
-    ----------
-    config
-        Number of samples, and either the share of the steps to burn in or the steps of a segment,
-        which then decide the burn-in.
-    steps
-        Local steps, at least 1.
+    samples, so that every sample has at least one step. A given segment length decides the burn-in.
     """
     if config.name is Sampler.last:
         return SamplingPlan(1, 1, steps - 1)
@@ -70,19 +52,7 @@ def plan(config: SamplerConfig, steps: int) -> SamplingPlan:
 
 
 class WeightSampler:
-    """Takes samples while local steps are made.
-
-    Parameters
-    ----------
-    config, sampling_plan
-        Which sampler, and which steps make which sample.
-    parameters
-        (P,) for size, dtype and device.
-    examples
-        n, above 0.
-    seed
-        Of the noise.
-    """
+    """Takes samples while local steps are made, of P parameters and n examples."""
 
     def __init__(
         self,
@@ -114,18 +84,9 @@ class WeightSampler:
     def step(self, parameters: Tensor | None, gradient: Tensor | None = None) -> Tensor | None:
         """Account for one local step, and make it where the sampler `moves`.
 
-        Parameters
-        ----------
-        parameters
-            (P,) before the step where the sampler `moves`, else after the optimiser's. May be
-            None during burn-in.
-        gradient
-            (P,) of the mean loss at `parameters`, where the sampler `moves`.
-
-        Returns
-        -------
-        Tensor
-            (P,) the parameters after the step.
+        There `parameters` (P,) are those before the step, and `gradient` (P,) is of the mean loss
+        at them. Otherwise they are those after the optimiser's step, or None during burn-in.
+        Returns the parameters after the step.
         """
         if self.wants:
             assert parameters is not None
@@ -156,13 +117,7 @@ class WeightSampler:
         return parameters + self._velocity
 
     def collect(self) -> Tensor:
-        """Return the samples (S, P).
-
-        Raises
-        ------
-        RuntimeError
-            If local steps are still missing.
-        """
+        """Return the samples (S, P); `RuntimeError` if local steps are still missing."""
         expected = self.plan.burn_in + self.plan.num_samples * self.plan.segment
         if self._taken != expected:
             raise RuntimeError(f"the sampler saw {self._taken} of {expected} steps")

@@ -24,39 +24,20 @@ _MEASURED_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Trained:
-    """The result of local training.
+    """The result of local training."""
 
-    Attributes
-    ----------
-    samples
-        Parameter name to its samples (S, *shape), on the CPU.
-    loss
-        Mean training loss over the local steps.
-    steps
-        Number of local steps.
-    """
-
-    samples: dict[str, Tensor]
-    loss: float
+    samples: dict[str, Tensor]  # by parameter name, (S, *shape), on the CPU
+    loss: float  # mean over the local steps
     steps: int
 
 
 @dataclass(frozen=True)
 class RoundOptions:
-    """What a round changes in local training.
+    """What a round changes in local training."""
 
-    Attributes
-    ----------
-    objective
-        The loss; None for the task's.
-    lr_scale
-        Factor of the local rates.
-    proximal
-        mu of FedProx (Li et al. 2020): mu/2 ||w - received||^2 is added to the loss.
-    """
-
-    objective: Objective | None = None
-    lr_scale: float = 1.0
+    objective: Objective | None = None  # the loss; None for the task's
+    lr_scale: float = 1.0  # factor of the local rates
+    # mu of FedProx (Li et al. 2020): mu/2 ||w - received||^2 is added to the loss.
     proximal: float = 0.0
 
 
@@ -70,19 +51,8 @@ def train(
 ) -> Trained:
     """Train in place for ``config.local_epochs`` and sample along the way.
 
-    Parameters
-    ----------
-    model
-        A model of the client's one modality, on the device to train on.
-    data
-        The client's items.
-    config, sampler
-        Local training and sampling.
-    seed
-        Of the items' order, the sampler's noise and dropout, for which torch's global generators
-        are seeded.
-    options
-        What the round changes; None for nothing.
+    The seed is that of the items' order, the sampler's noise and dropout, for which torch's global
+    generators are seeded.
 
     Raises
     ------

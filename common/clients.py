@@ -1,4 +1,4 @@
-"""Who takes part: clients are named by their modality and a number."""
+"""Clients, named by their modality and a number."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from torch import nn
 
 from common.errors import UserError
 
-#: Attributes of `torch.nn.ModuleDict`, in which encoders are kept by modality, and our own words.
+#: Attributes of `torch.nn.ModuleDict`, which keeps encoders by modality, and our own words.
 RESERVED = frozenset(dir(nn.ModuleDict())) | {"default", "multimodal"}
 
 #: Clients of each modality where nothing else is said.
@@ -25,13 +25,7 @@ class ClientKey(NamedTuple):
 
 
 def check_modality_name(name: str) -> None:
-    """Refuse a modality name that cannot be part of a parameter's name.
-
-    Raises
-    ------
-    UserError
-        If it is not a plain identifier, or is the word that stands for all modalities.
-    """
+    """Raise `UserError` for a modality name that cannot be part of a parameter's name."""
     if not name.isidentifier() or name in RESERVED:
         raise UserError(
             f"modality {name!r}: expected letters, digits and underscores, as in audio_2, and not "
@@ -44,7 +38,7 @@ def clients_per_modality(
     modalities: Sequence[str],
     otherwise: Mapping[str, int] | None = None,
 ) -> dict[str, int]:
-    """Resolve ``clients.*`` for the modalities that the dataset has.
+    """Resolve ``clients.*`` to the number of clients of each modality, in the dataset's order.
 
     Parameters
     ----------
@@ -53,12 +47,7 @@ def clients_per_modality(
     modalities
         The dataset's modalities, in order.
     otherwise
-        How many there are where no count is given; by default `DEFAULT_CLIENTS` of each.
-
-    Returns
-    -------
-    dict
-        Modality to number of clients, in the dataset's order.
+        The counts where none is given; by default `DEFAULT_CLIENTS` of each.
 
     Raises
     ------

@@ -1,7 +1,4 @@
-"""Where predictions go wrong, and whether their certainty can be believed.
-
-A confusion matrix counts what was taken for what; a calibration table sets what was promised beside
-what came about. Both hold plain numbers, for JSON.
+"""Confusion matrices and calibration tables of predictions, as plain numbers for JSON.
 
 Notation: N items, K classes or labels, C classes of a matrix, rows the truth.
 """
@@ -28,18 +25,7 @@ Table = dict[str, list[Any]]
 def diagnostics(
     task: Task, truth: Array, predicted: Array, std: Array | None = None
 ) -> dict[str, Table]:
-    """Count confusions, and tabulate calibration.
-
-    Parameters
-    ----------
-    task
-        Kind of label.
-    truth
-        (N,) numbers or classes, or (N, K) of 0/1.
-    predicted
-        (N,) numbers, or (N, K) probabilities.
-    std
-        (N,) standard deviations of predicted numbers, at least 0.
+    """Count confusions, and tabulate calibration; arguments as of `common.metrics.compute_metrics`.
 
     Returns
     -------
@@ -58,24 +44,19 @@ def diagnostics(
     predicted = predicted.astype(np.float64)
     if not np.isfinite(predicted).all():
         raise ValueError("a prediction is no number")
-    found = {"confusion": confusion(task, truth, predicted)}
-    calibration = _calibration(task, truth, predicted, std)
-    return found if calibration is None else found | {"calibration": calibration}
-
-
-def _calibration(task: Task, truth: Array, predicted: Array, std: Array | None) -> Table | None:
-    match task:
-        case Task.regression:
-            return None if std is None else coverage_table(truth, predicted, std)
-        case Task.classification:
-            right = predicted.argmax(axis=1) == truth
-            return reliability_table(predicted.max(axis=1), right)
-        case Task.multilabel:
-            return reliability_table(predicted.ravel(), truth.ravel() > 0)
+    tables = {"confusion": confusion(task, truth, predicted)}
+    if task is Task.classification:
+        right = predicted.argmax(axis=1) == truth
+        tables["calibration"] = reliability_table(predicted.max(axis=1), right)
+    elif task is Task.multilabel:
+        tables["calibration"] = reliability_table(predicted.ravel(), truth.ravel() > 0)
+    elif std is not None:
+        tables["calibration"] = coverage_table(truth, predicted, std)
+    return tables
 
 
 def confusion(task: Task, truth: Array, predicted: Array) -> Table:
-    """Count what was taken for what; arguments as for `diagnostics`.
+    """Count true against predicted classes; arguments as for `diagnostics`.
 
     Returns
     -------
@@ -101,7 +82,7 @@ def confusion(task: Task, truth: Array, predicted: Array) -> Table:
 
 
 def coverage_table(truth: Array, predicted: Array, std: Array) -> Table:
-    """Set the nominal coverage of intervals beside the observed; all arguments (N,).
+    """Compare the nominal coverage of intervals with the observed; all arguments (N,).
 
     Returns
     -------
@@ -119,14 +100,7 @@ def coverage_table(truth: Array, predicted: Array, std: Array) -> Table:
 
 
 def reliability_table(probabilities: Array, outcomes: Array) -> Table:
-    """Set probabilities beside frequencies, in the bins of `common.metrics.calibration_error`.
-
-    Parameters
-    ----------
-    probabilities
-        (N,) of an event.
-    outcomes
-        (N,) 1 where it came about, else 0.
+    """Compare probabilities with frequencies; arguments and bins as of `calibration_error`.
 
     Returns
     -------

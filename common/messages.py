@@ -19,110 +19,49 @@ def no_numbers() -> Tensor:
 
 @dataclass(frozen=True)
 class ClientDescription:
-    """What a client tells the server about itself before the first round.
-
-    Attributes
-    ----------
-    key
-        Modality and number.
-    examples
-        Number of train items.
-    task
-        Kind of its labels.
-    label_sums
-        Of the train items, see `common.model.calibration.label_sums`.
-    moments
-        Of the train items' features; their last dimension is the feature width.
-    """
+    """What a client tells the server about itself before the first round."""
 
     key: ClientKey
-    examples: int
+    examples: int  # train items, which the next three describe
     task: Task
-    label_sums: Tensor
-    moments: FeatureMoments
+    label_sums: Tensor  # see `common.model.calibration.label_sums`
+    moments: FeatureMoments  # of the features; their last dimension is the feature width
 
 
 @dataclass(frozen=True)
 class NodeDescription:
-    """A node's answer to a query: the clients that it hosts, or why it cannot take part.
+    """A node's answer to a query: the clients that it hosts, or why it cannot take part."""
 
-    Attributes
-    ----------
-    clients
-        One on a deployed node; on a simulated node any number, none included.
-    error
-        Empty, or one line that says what is wrong with the site's configuration or data.
-    """
-
-    clients: tuple[ClientDescription, ...]
-    error: str = ""
+    clients: tuple[ClientDescription, ...]  # one on a deployed node, any number on a simulated one
+    error: str = ""  # or one line that says what is wrong with the site's configuration or data
 
 
 @dataclass(frozen=True)
 class Downlink:
-    """What a client receives for a round: its encoder, the decoder, the prior; nothing else.
-
-    Attributes
-    ----------
-    key
-        Which client of the node is meant.
-    round
-        From 1.
-    encoder
-        Arrays of the client's own modality, standardisation statistics included.
-    decoder
-        Arrays of the decoder.
-    prior
-        Of the pooled labels, see `common.model.calibration.prior_of`.
-    lr_scale
-        What this round's local rates are multiplied by.
-    label_shares
-        Of the pooled labels, see `common.model.calibration.label_shares`, where the client is to
-        correct its loss for its own; else empty.
-    """
+    """What a client receives for a round: its encoder, the decoder, the prior; nothing else."""
 
     key: ClientKey
-    round: int
-    encoder: Mapping[str, Tensor]
+    round: int  # from 1
+    encoder: Mapping[str, Tensor]  # of the client's own modality, with its statistics
     decoder: Mapping[str, Tensor]
-    prior: Tensor
-    lr_scale: float = 1.0
+    prior: Tensor  # of the pooled labels, see `common.model.calibration.prior_of`
+    lr_scale: float = 1.0  # what this round's local rates are multiplied by
+    # `common.model.calibration.label_shares` of the pooled labels, where the client is to correct
+    # its loss for its own; else empty.
     label_shares: Tensor = field(default_factory=no_numbers)
 
 
 @dataclass(frozen=True)
 class Uplink:
-    """What a client returns from a round: its own encoder's posterior, the decoder, sums.
-
-    Attributes
-    ----------
-    key
-        Which client.
-    round
-        The round of the `Downlink` that this answers.
-    encoder
-        A Gaussian for each trained tensor of the client's encoder.
-    decoder
-        The same for the decoder.
-    examples
-        Train items; the client's weight.
-    train_loss
-        Mean over the local steps.
-    calibration_sums
-        Of the model as received, on the client's validation items, see
-        `common.model.calibration.calibration_sums`.
-    label_agreement
-        Of the same, see `common.model.calibration.label_agreement`.
-    steps
-        Local steps.
-    """
+    """What a client returns from a round: posteriors over the trained tensors, and sums."""
 
     key: ClientKey
-    round: int
+    round: int  # of the `Downlink` that this answers
     encoder: Posterior
     decoder: Posterior
-    examples: int
-    train_loss: float
+    examples: int  # train items; the client's weight
+    train_loss: float  # mean over the local steps
+    # Of the model as received, on the client's validation items; see `common.model.calibration`.
     calibration_sums: Tensor
     label_agreement: Tensor
-    steps: int
+    steps: int  # local

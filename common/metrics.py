@@ -57,24 +57,16 @@ class ConstantPredictions(UserWarning):
 def compute_metrics(
     task: Task, truth: Array, predicted: Array, std: Array | None = None
 ) -> dict[str, float]:
-    """Compute every metric of a task.
+    """Compute every metric of a task; of several labels also those of label k, as ``f1_k``.
 
     Parameters
     ----------
-    task
-        Kind of label.
     truth
         (N,) numbers or classes, or (N, K) of 0/1.
     predicted
         (N,) numbers, or (N, K) probabilities.
     std
         (N,) standard deviations of predicted numbers, at least 0; adds their coverage.
-
-    Returns
-    -------
-    dict
-        Metric to value, in a fixed order; of several labels also each metric of `LABEL_METRICS` for
-        label k, as ``f1_k``.
 
     Raises
     ------
@@ -96,6 +88,12 @@ def compute_metrics(
     if task is Task.regression and std is not None:
         scores |= coverage_metrics(truth, predicted, std)
     return means | scores
+
+
+def _by_label(truth: Array, probabilities: Array) -> dict[str, list[float]]:
+    """Compute the metrics of each of K labels; both arguments (N, K)."""
+    pairs = list(zip(truth.T > 0, probabilities.T >= 0.5, strict=True))
+    return {name: [metric(*pair) for pair in pairs] for name, metric in LABEL_METRICS.items()}
 
 
 def correlation(truth: Array, predicted: Array) -> float:
@@ -126,35 +124,17 @@ def calibration_error(probabilities: Array, outcomes: Array) -> float:
     """Return the expected calibration error: how far probabilities are from frequencies.
 
     ``sum_b n_b / n |frequency_b - mean probability_b|`` over `BINS` equal-width bins b, which hold
-    their upper edge, and the first its lower edge too.
-
-    Parameters
-    ----------
-    probabilities
-        (N,) of an event.
-    outcomes
-        (N,) 1 where it came about, else 0.
+    their upper edge, and the first its lower edge too; of (N,) probabilities of an event and (N,)
+    outcomes, 1 where it came about.
     """
     # k / BINS is the float that a probability written so is, so edges compare as written.
     bins = np.searchsorted(np.arange(1, BINS) / BINS, probabilities)
     return float(np.abs(np.bincount(bins, weights=outcomes - probabilities)).sum() / len(bins))
 
 
-def _by_label(truth: Array, probabilities: Array) -> dict[str, list[float]]:
-    """Compute the metrics of each label, K of each; both arguments (N, K)."""
-    pairs = list(zip(truth.T > 0, probabilities.T >= 0.5, strict=True))
-    return {name: [metric(*pair) for pair in pairs] for name, metric in LABEL_METRICS.items()}
-
-
 def weighted_accuracy(truth: Array, predicted: Array) -> float:
     """Mean recall of the sides that occur; scikit-learn warns where only one does."""
     return float(np.mean([np.mean(predicted[truth == side] == side) for side in np.unique(truth)]))
-
-
-def _rows_sum_to_one(probabilities: Array) -> NDArray[np.float64]:
-    # float32 softmax rows miss 1 by more than scikit-learn tolerates.
-    rows: NDArray[np.float64] = probabilities / probabilities.sum(axis=1, keepdims=True)
-    return rows
 
 
 def accuracy(truth: Array, predicted: Array) -> float:
@@ -190,8 +170,9 @@ def chosen(metric: Metric) -> Metric:
 
 
 def _log_loss(truth: Array, probabilities: Array) -> float:
-    classes = range(probabilities.shape[1])
-    return float(log_loss(truth, _rows_sum_to_one(probabilities), labels=classes))
+    # float32 softmax rows miss 1 by more than scikit-learn tolerates.
+    rows = probabilities / probabilities.sum(axis=1, keepdims=True)
+    return float(log_loss(truth, rows, labels=range(probabilities.shape[1])))
 
 
 def _class_calibration(truth: Array, probabilities: Array) -> float:

@@ -28,20 +28,10 @@ class Form(StrEnum):
 
 @dataclass(frozen=True)
 class Gaussian:
-    """N(mean, precision^-1) over one tensor.
-
-    Attributes
-    ----------
-    mean
-        Any shape.
-    precision
-        As `form` says; None for the identity.
-    form
-        How to read `precision`.
-    """
+    """N(mean, precision^-1) over one tensor of any shape."""
 
     mean: Tensor
-    precision: Tensor | None = None
+    precision: Tensor | None = None  # shaped as `form` says; None for the identity
     form: Form = Form.identity
 
     def __post_init__(self) -> None:
@@ -72,13 +62,7 @@ def precision_shape(mean: Tensor, form: Form) -> tuple[int, ...] | None:
 
 @dataclass(frozen=True)
 class Layout:
-    """How named arrays follow one another in a vector, sorted by name as on the wire.
-
-    Attributes
-    ----------
-    names, shapes
-        Of each array.
-    """
+    """How named arrays follow one another in a vector, sorted by name as on the wire."""
 
     names: tuple[str, ...] = ()
     shapes: tuple[tuple[int, ...], ...] = ()
@@ -142,7 +126,7 @@ class Posterior(Mapping[str, Gaussian]):
 
     @classmethod
     def of(cls, gaussians: Mapping[str, Gaussian]) -> "Posterior":
-        """Put Gaussians by name together."""
+        """Join Gaussians by name."""
         means = {name: gaussian.mean for name, gaussian in gaussians.items()}
         layout = Layout.of(means)
         precise = {name: g for name, g in gaussians.items() if g.precision is not None}

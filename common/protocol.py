@@ -3,9 +3,8 @@
 One message each way per client and round. Server to client: `Downlink`. Client to server: `Uplink`.
 Before that, once per node: a query, answered by `NodeDescription`.
 
-All tensors of a message travel as one array, see `common.wire`: Flower asks for each array of a
-message, and for its content, in requests of their own, at each of the hops between server and
-client.
+All tensors of a message travel as one array, see `common.wire`: Flower fetches every array of a
+message in requests of its own, at each hop between server and client.
 """
 
 from collections.abc import Mapping
@@ -23,7 +22,8 @@ from common.wire import (
     DECODER,
     ENCODER,
     ProtocolError,
-    posterior_parts,
+    TensorGroups,
+    posterior_groups,
     read_posteriors,
     read_tensors,
     write_tensors,
@@ -37,10 +37,21 @@ VERSION = 3
 _ABOUT = "about"
 _METRICS = "metrics"
 _FAILURE = "failure"
-_TENSORS = "tensors"  # the one array's too, and what it says that it is
+_TENSORS = "tensors"  # also the name and the type of the one array in it
 
-# A part of the tensors, like those of `common.wire`.
+# A group of tensors, like those of `common.wire`.
 _MOMENTS = "moments"
+
+# Fields of the records, and their types.
+_KEY = {"modality": str, "part": int}
+_DOWNLINK = _KEY | {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
+_UPLINK = _KEY | {"round": int}
+_UPLINK_METRICS = {
+    **{"examples": int, "train-loss": float},
+    **{"evidence": list, "agreement": list, "steps": int},
+}
+_DESCRIPTION = {"version": int, "clients": int, "error": str}
+_CLIENT = _KEY | {"examples": int, "task": str, "label-sums": list}
 
 #: Characters of a client's reason that are kept.
 MAX_REASON = 300
@@ -50,44 +61,34 @@ class ClientFailureError(ProtocolError):
     """A client says itself that it failed; its message is the client's reason."""
 
 
-def encode_downlink(downlink: Downlink, like: RecordDict | None = None) -> RecordDict:
-    """Return the content of the message.
+# Every decoder below raises `ProtocolError` where a record or a value is missing, or of the wrong
+# type or shape.
 
-    Parameters
-    ----------
-    downlink
-        What a client receives.
-    like
-        Another with the same arrays, whose bytes then serve again.
-    """
-    about = _about(downlink.key) | {
+
+def encode_downlink(downlink: Downlink, like: RecordDict | None = None) -> RecordDict:
+    """Return the content of the message; `like` is another with the same arrays, to reuse."""
+    about = _key_fields(downlink.key) | {
         "round": downlink.round,
         "prior": downlink.prior.tolist(),
         "lr-scale": downlink.lr_scale,
         "label-shares": downlink.label_shares.tolist(),
     }
-    tensors = like[_TENSORS] if like else None
-    return RecordDict(
-        {
-            _ABOUT: ConfigRecord(about),
-            _TENSORS: tensors
-            or _tensors_record({ENCODER: downlink.encoder, DECODER: downlink.decoder}),
-        }
-    )
+    groups = {ENCODER: downlink.encoder, DECODER: downlink.decoder}
+    tensors = like[_TENSORS] if like else _tensors_record(groups)
+    return RecordDict({_ABOUT: ConfigRecord(about), _TENSORS: tensors})
 
 
 def decode_downlink(content: RecordDict) -> Downlink:
-    """Read the content of the message.
-
-    Raises
-    ------
-    ProtocolError
-        If a record or a value is missing or of the wrong type.
-    """
-    fields = {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
-    about = _read_about(content, fields)
-    parts = read_tensors(tensor_bytes(content), (ENCODER, DECODER))
-    encoder, decoder = (_widened(parts[part]) for part in (ENCODER, DECODER))
+    """Read the content of the message; weights that came as float16 become float32."""
+    about = _read(content, _ABOUT, ConfigRecord, _DOWNLINK)
+    groups = read_tensors(tensor_bytes(content), (ENCODER, DECODER))
+    encoder, decoder = (
+        {
+            name: tensor.float() if tensor.dtype is torch.float16 else tensor
+            for name, tensor in groups[group].items()
+        }
+        for group in (ENCODER, DECODER)
+    )
     return Downlink(
         _key(about),
         about["round"],
@@ -108,15 +109,11 @@ def encode_uplink(uplink: Uplink) -> RecordDict:
         "agreement": uplink.label_agreement.tolist(),
         "steps": uplink.steps,
     }
+    encoder = posterior_groups(ENCODER, uplink.encoder)
     return RecordDict(
         {
-            _ABOUT: ConfigRecord(_about(uplink.key) | {"round": uplink.round}),
-            _TENSORS: _tensors_record(
-                {
-                    **posterior_parts(ENCODER, uplink.encoder),
-                    **posterior_parts(DECODER, uplink.decoder),
-                }
-            ),
+            _ABOUT: ConfigRecord(_key_fields(uplink.key) | {"round": uplink.round}),
+            _TENSORS: _tensors_record({**encoder, **posterior_groups(DECODER, uplink.decoder)}),
             _METRICS: MetricRecord(metrics),
         }
     )
@@ -128,50 +125,22 @@ def encode_failure(reason: str) -> RecordDict:
 
 
 def decode_uplink(content: RecordDict) -> Uplink:
-    """Read the content of the message.
-
-    Raises
-    ------
-    ProtocolError
-        If a record or a value is missing or of the wrong type or shape.
-    ClientFailureError
-        If the client says that it failed.
-    """
-    if failed := _record(content, _FAILURE, ConfigRecord):
-        failure = _typed(failed, _FAILURE, {"reason": str})
+    """Read the content of the message; `ClientFailureError` if the client says that it failed."""
+    if _record(content, _FAILURE, ConfigRecord):
+        failure = _read(content, _FAILURE, ConfigRecord, {"reason": str})
         raise ClientFailureError(" ".join(failure["reason"].split())[:MAX_REASON])
-    about = _read_about(content, {"round": int})
-    metrics = _typed(
-        _record(content, _METRICS, MetricRecord),
-        _METRICS,
-        {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int},
-    )
-    encoder, decoder = read_posteriors(tensor_bytes(content))
+    about = _read(content, _ABOUT, ConfigRecord, _UPLINK)
+    metrics = _read(content, _METRICS, MetricRecord, _UPLINK_METRICS)
     return Uplink(
         _key(about),
         about["round"],
-        encoder,
-        decoder,
+        *read_posteriors(tensor_bytes(content)),
         metrics["examples"],
         metrics["train-loss"],
         _numbers(metrics["evidence"], f"{_METRICS}.evidence"),
         _numbers(metrics["agreement"], f"{_METRICS}.agreement"),
         metrics["steps"],
     )
-
-
-def tensor_bytes(content: RecordDict) -> bytes:
-    """Return the tensors of a message as they came.
-
-    Raises
-    ------
-    ProtocolError
-        If there are none.
-    """
-    record = _record(content, _TENSORS, ArrayRecord)
-    if record is None or set(record) != {_TENSORS}:
-        raise ProtocolError(f"record {_TENSORS!r} is missing, with one array of that name")
-    return record[_TENSORS].data
 
 
 def encode_query() -> RecordDict:
@@ -181,25 +150,17 @@ def encode_query() -> RecordDict:
 
 def encode_description(description: NodeDescription) -> RecordDict:
     """Return the content of the message."""
-    content = RecordDict(
-        {
-            _ABOUT: ConfigRecord(
-                {
-                    "version": VERSION,
-                    "clients": len(description.clients),
-                    "error": description.error,
-                }
-            )
-        }
-    )
+    clients, error = description.clients, description.error
+    about = ConfigRecord({"version": VERSION, "clients": len(clients), "error": error})
+    content = RecordDict({_ABOUT: about})
     moments = {}
-    for index, client in enumerate(description.clients):
-        about = _about(client.key) | {
+    for index, client in enumerate(clients):
+        fields = _key_fields(client.key) | {
             "examples": client.examples,
             "task": str(client.task),
             "label-sums": client.label_sums.tolist(),
         }
-        content[f"{_ABOUT}-{index}"] = ConfigRecord(about)
+        content[f"{_ABOUT}-{index}"] = ConfigRecord(fields)
         moments[f"{_MOMENTS}-{index}"] = {
             name: torch.from_numpy(array) for name, array in vars(client.moments).items()
         }
@@ -208,40 +169,19 @@ def encode_description(description: NodeDescription) -> RecordDict:
 
 
 def decode_description(content: RecordDict) -> NodeDescription:
-    """Read the content of the message.
-
-    Raises
-    ------
-    ProtocolError
-        If it does not follow the protocol, or another version of it.
-    """
-    about = _typed(
-        _record(content, _ABOUT, ConfigRecord),
-        _ABOUT,
-        {"version": int, "clients": int, "error": str},
-    )
+    """Read the content of the message; refuses another version of the protocol."""
+    about = _read(content, _ABOUT, ConfigRecord, _DESCRIPTION)
     if about["version"] != VERSION:
         raise ProtocolError(f"protocol version {about['version']}, expected {VERSION}")
     names = tuple(f"{_MOMENTS}-{index}" for index in range(about["clients"]))
-    parts = read_tensors(tensor_bytes(content), names)
-    clients = tuple(_client(content, index, parts[name]) for index, name in enumerate(names))
+    groups = read_tensors(tensor_bytes(content), names)
+    clients = tuple(_client(content, index, groups[name]) for index, name in enumerate(names))
     return NodeDescription(clients, about["error"])
-
-
-def payload_bytes(content: RecordDict) -> int:
-    """Bytes of the tensors in a message, their names included."""
-    return sum(
-        len(array.data)
-        for record in content.values()
-        if isinstance(record, ArrayRecord)
-        for array in record.values()
-    )
 
 
 def _client(content: RecordDict, index: int, moments: Mapping[str, Tensor]) -> ClientDescription:
     name = f"{_ABOUT}-{index}"
-    fields = {"modality": str, "part": int, "examples": int, "task": str, "label-sums": list}
-    about = _typed(_record(content, name, ConfigRecord), name, fields)
+    about = _read(content, name, ConfigRecord, _CLIENT)
     if about["task"] not in set(Task):
         raise ProtocolError(f"{name}.task is {about['task']!r}, expected one of {', '.join(Task)}")
     return ClientDescription(
@@ -263,19 +203,33 @@ def _moments(arrays: Mapping[str, Tensor], name: str) -> FeatureMoments:
     return FeatureMoments(**{key: array.numpy() for key, array in arrays.items()})
 
 
+def tensor_bytes(content: RecordDict) -> bytes:
+    """Return the tensors of a message as they came; `ProtocolError` if there are none."""
+    record = _record(content, _TENSORS, ArrayRecord)
+    if record is None or set(record) != {_TENSORS}:
+        raise ProtocolError(f"record {_TENSORS!r} is missing, with one array of that name")
+    return record[_TENSORS].data
+
+
+def payload_bytes(content: RecordDict) -> int:
+    """Bytes of the tensors in a message, their names included."""
+    records = [record for record in content.values() if isinstance(record, ArrayRecord)]
+    return sum(len(array.data) for record in records for array in record.values())
+
+
+def _tensors_record(groups: TensorGroups) -> ArrayRecord:
+    data = write_tensors(groups)
+    return ArrayRecord({_TENSORS: Array("uint8", (len(data),), "safetensors", data)})
+
+
 def _numbers(values: list[Any], name: str) -> Tensor:
     if not all(isinstance(value, (int, float)) for value in values):
         raise ProtocolError(f"{name} holds something that is not a number")
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _about(key: ClientKey) -> dict[str, Any]:
+def _key_fields(key: ClientKey) -> dict[str, Any]:
     return {"modality": key.modality, "part": key.part}
-
-
-def _read_about(content: RecordDict, fields: dict[str, type]) -> dict[str, Any]:
-    expected = {"modality": str, "part": int, **fields}
-    return _typed(_record(content, _ABOUT, ConfigRecord), _ABOUT, expected)
 
 
 def _key(about: Mapping[str, Any]) -> ClientKey:
@@ -292,10 +246,14 @@ def _record(content: RecordDict, name: str, kind: type[Record]) -> Record | None
     return record if isinstance(record, kind) else None
 
 
-def _typed(
-    record: ConfigRecord | MetricRecord | None, name: str, fields: dict[str, type]
+def _read(
+    content: RecordDict,
+    name: str,
+    kind: type[Record],
+    fields: Mapping[str, type],
 ) -> dict[str, Any]:
-    """Check that a record has exactly these fields, of these types."""
+    """Return a record that has exactly these fields, of these types."""
+    record = _record(content, name, kind)
     if record is None:
         raise ProtocolError(f"record {name!r} is missing")
     if set(record) != set(fields):
@@ -306,16 +264,3 @@ def _typed(
                 f"{name}.{field} is {type(record[field]).__name__}, expected {expected.__name__}"
             )
     return dict(record)
-
-
-def _tensors_record(parts: Mapping[str, Mapping[str, Tensor]]) -> ArrayRecord:
-    data = write_tensors(parts)
-    return ArrayRecord({_TENSORS: Array("uint8", (len(data),), "safetensors", data)})
-
-
-def _widened(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return weights that came as float16 as the float32 that they are trained in."""
-    return {
-        name: tensor.float() if tensor.dtype is torch.float16 else tensor
-        for name, tensor in tensors.items()
-    }

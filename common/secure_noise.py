@@ -1,8 +1,7 @@
 """Gaussian noise that nobody can draw again, unlike that of `common.seeding`.
 
-Noise that hides data must not follow from the run's seed, which clients and server both know, nor
-from a generator whose state can be computed from what it gave out. So its bits are the operating
-system's, and a run with it is not the same again.
+Noise that hides data must not follow from the run's seed, nor from a generator whose state can be
+computed from its output. Its bits are the operating system's, so such a run is not reproducible.
 """
 
 import math
@@ -20,17 +19,7 @@ _BITS = 52
 
 
 def normal(shape: Sequence[int], deviation: float, source: Source = os.urandom) -> Tensor:
-    """Draw independent N(0, deviation^2), float64.
-
-    Parameters
-    ----------
-    shape
-        Of the result.
-    deviation
-        Its standard deviation.
-    source
-        Of random bytes; one that tests can know.
-    """
+    """Draw independent N(0, deviation^2), float64, from a source of random bytes."""
     words = np.frombuffer(source(8 * math.prod(shape)), dtype="<u8") >> np.uint64(64 - _BITS)
     # In the middle of 2^52 equal parts of (0, 1): never 0 or 1.
     uniform = torch.from_numpy((words.astype(np.float64) + 0.5) / 2**_BITS)

@@ -6,18 +6,9 @@ import numpy as np
 
 
 def derive_seed(*parts: int | str) -> int:
-    """Hash the parts into a seed.
+    """Hash the parts, as in ``(1234, "train", round, "audio-0")``, into a seed in [0, 2**63).
 
-    Parameters
-    ----------
-    *parts
-        What the seed is for, for example ``(1234, "train", round, "audio-0")``. Equal parts give
-        equal seeds on every machine and in every process.
-
-    Returns
-    -------
-    int
-        A seed in [0, 2**63), which both NumPy and torch accept.
+    Equal parts give equal seeds on every machine and in every process.
     """
     text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1

@@ -12,10 +12,7 @@ from common.errors import UserError
 def choose_device(setting: str) -> torch.device:
     """Return the device of ``client.device``; ``auto`` is CUDA where there is one.
 
-    Raises
-    ------
-    UserError
-        If torch knows no such device, or this machine has none.
+    Raises `UserError` if torch knows no such device, or this machine has none.
     """
     if setting == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -1,6 +1,6 @@
 """Tensors of a message as bytes: a safetensors file with names like ``encoder/embed.weight``.
 
-A posterior is two parts of it: the means, and the precisions where there are any.
+A posterior is two groups of tensors: the means, and the precisions of those that have one.
 """
 
 import json
@@ -16,38 +16,42 @@ from torch import Tensor
 
 from common.posterior import Form, Gaussian, Layout, Posterior
 
-# Parts: what comes before the slash in a tensor's name.
+# Groups: what comes before the slash in a tensor's name.
 ENCODER = "encoder"
 DECODER = "decoder"
-_PRECISION = "-precision"  # after the part's
+_PRECISION = "-precision"  # after the group's
 
-Parts = Mapping[str, Mapping[str, Tensor]]
+TensorGroups = Mapping[str, Mapping[str, Tensor]]
+
+# A client may choose any header and any width, so what is kept of them is limited.
+_LONGEST_KEPT = 1 << 16  # bytes of a header
+_WIDEST_KEPT = 256  # columns of a precision
 
 
 class ProtocolError(Exception):
     """A message that does not follow the protocol; says what was expected."""
 
 
-def write_tensors(parts: Parts) -> bytes:
-    """Return the tensors of each part as bytes; of types that numpy has, so no bfloat16."""
+def write_tensors(groups: TensorGroups) -> bytes:
+    """Return the tensors of each group as bytes; of types that numpy has, so no bfloat16."""
     # The same bytes as of safetensors.torch, which looks for shared memory: thrice as long.
     content: bytes = safetensors.numpy.save(
         {
-            f"{part}/{name}": tensor.detach().cpu().contiguous().numpy()
-            for part, tensors in parts.items()
+            f"{group}/{name}": tensor.detach().cpu().contiguous().numpy()
+            for group, tensors in groups.items()
             for name, tensor in tensors.items()
         }
     )
     return content
 
 
-def read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tensor]]:
-    """Return the tensors of each part by name, sorted.
+def read_tensors(data: bytes, groups: Sequence[str]) -> dict[str, dict[str, Tensor]]:
+    """Return the tensors of each group by name, sorted.
 
     Raises
     ------
     ProtocolError
-        If they cannot be read, or one belongs to none of these parts.
+        If they cannot be read, or one belongs to none of these groups.
     """
     try:
         tensors = {
@@ -59,35 +63,35 @@ def read_tensors(data: bytes, parts: Sequence[str]) -> dict[str, dict[str, Tenso
         ) from error
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise ProtocolError(f"the tensors cannot be read: {error}") from error
-    by_part: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
+    by_group: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
     # Sorted: the library's order differs from one call to the next, and sums with it.
     for full_name, tensor in sorted(tensors.items()):
-        part, slash, name = full_name.partition("/")
-        if part not in by_part or not slash:
-            raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(parts)}")
-        by_part[part][name] = tensor
-    return by_part
+        group, slash, name = full_name.partition("/")
+        if group not in by_group or not slash:
+            raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(groups)}")
+        by_group[group][name] = tensor
+    return by_group
 
 
 # Posteriors -------------------------------------------------------------------------------------
 
 
-def posterior_parts(part: str, posterior: Mapping[str, Gaussian]) -> Parts:
-    """Return the parts that a posterior is sent as; a symmetric matrix as its upper triangle."""
+def posterior_groups(group: str, posterior: Mapping[str, Gaussian]) -> TensorGroups:
+    """Return the groups that a posterior is sent as; a symmetric matrix as its upper triangle."""
     precisions = {
         f"{gaussian.form}:{name}": _pack(gaussian.precision, gaussian.form)
         for name, gaussian in posterior.items()
         if gaussian.precision is not None
     }
     means = {name: gaussian.mean for name, gaussian in posterior.items()}
-    return {part: means, part + _PRECISION: precisions}
+    return {group: means, group + _PRECISION: precisions}
 
 
 def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
     """Read the posteriors of encoder and decoder from the bytes of an uplink's tensors.
 
-    The first uplink with a header is read by the library, which checks it. Those that follow with
-    the same header and as many bytes have their numbers at the same places.
+    A header is read and checked by the library once. Uplinks that follow with the same header and
+    as many bytes have their numbers at the same places.
 
     Raises
     ------
@@ -95,16 +99,8 @@ def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
         If a tensor is missing or has the wrong type or shape.
     """
     header = data[: 8 + int.from_bytes(data[:8], "little")]
-    places = _KNOWN.get(header)
-    if places is None or places.size != len(data):
-        places = _Places.of(header, data)
-    if len(header) <= _LONGEST_KNOWN:
-        # Put last; the first go when there are too many.
-        _KNOWN.pop(header, None)
-        _KNOWN[header] = places
-        while len(_KNOWN) > _MOST_KNOWN:
-            _KNOWN.pop(next(iter(_KNOWN)))
-    encoder, decoder = (part.read(data) for part in places.parts)
+    find = _places if len(header) <= _LONGEST_KEPT else _places.__wrapped__
+    encoder, decoder = (places.read(data) for places in find(header, len(data)))
     return encoder, decoder
 
 
@@ -116,51 +112,22 @@ class _Place:
     shape: tuple[int, ...]
     start: int
 
-    @property
-    def end(self) -> int:
-        return self.start + math.prod(self.shape) * self.dtype.itemsize
-
     def read(self, data: bytes) -> Tensor:
         """Return them as a tensor of its own, which may be written to."""
-        if self.end == self.start:
+        size = math.prod(self.shape) * self.dtype.itemsize
+        if size == 0:
             return torch.empty(self.shape, dtype=self.dtype)
-        numbers = bytearray(memoryview(data)[self.start : self.end])
+        numbers = bytearray(memoryview(data)[self.start : self.start + size])
         return torch.frombuffer(numbers, dtype=self.dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
-class _PartPlaces:
-    """Where the means of a part are, in one piece, and its precisions as they are packed."""
+class _PosteriorPlaces:
+    """Where the means of a posterior are, in one piece, and its precisions as they are packed."""
 
     layout: Layout
     means: _Place
     precisions: Mapping[str, tuple[Form, _Place]]
-
-    @classmethod
-    def of(cls, part: str, parts: Parts, starts: Mapping[str, int]) -> "_PartPlaces":
-        means = parts[part]
-        layout = Layout.of(means)
-        for name, mean in means.items():
-            if mean.dtype is not torch.float32:
-                raise ProtocolError(
-                    f"{part} array {name!r} is {mean.dtype} {tuple(mean.shape)}, expected float32"
-                )
-        first = starts[f"{part}/{layout.names[0]}"] if layout.names else 0
-        expected = first
-        for name, size in zip(layout.names, layout.sizes, strict=True):
-            if starts[f"{part}/{name}"] != expected:
-                raise ProtocolError(f"the {part}'s arrays do not lie in the order of their names")
-            expected += 4 * size
-        precisions: dict[str, tuple[Form, _Place]] = {}
-        for key, packed in parts[part + _PRECISION].items():
-            form, _, name = key.partition(":")
-            if name not in means or form not in (Form.diagonal, Form.row):
-                raise ProtocolError(f"precision {key!r} belongs to no array")
-            if name in precisions:
-                raise ProtocolError(f"{name} has two precisions")
-            start = starts[f"{part}{_PRECISION}/{key}"]
-            precisions[name] = Form(form), _Place(packed.dtype, tuple(packed.shape), start)
-        return cls(layout, _Place(torch.float32, (sum(layout.sizes),), first), precisions)
 
     def read(self, data: bytes) -> Posterior:
         mean = self.means.read(data)
@@ -175,31 +142,53 @@ class _PartPlaces:
         return Posterior(self.layout, mean, precise)
 
 
-@dataclass(frozen=True)
-class _Places:
-    """Where everything is in the bytes of uplinks with one header, so many bytes in all."""
-
-    size: int
-    parts: tuple[_PartPlaces, _PartPlaces]
-
-    @classmethod
-    def of(cls, header: bytes, data: bytes) -> "_Places":
-        names = [name + suffix for suffix in ("", _PRECISION) for name in (ENCODER, DECODER)]
-        parts = read_tensors(data, names)
-        starts = {
-            name: len(header) + entry["data_offsets"][0]
-            for name, entry in json.loads(header[8:]).items()
-            if name != "__metadata__"
-        }
-        encoder, decoder = (_PartPlaces.of(part, parts, starts) for part in (ENCODER, DECODER))
-        return cls(len(data), (encoder, decoder))
+@lru_cache(maxsize=64)
+def _places(header: bytes, size: int) -> list[_PosteriorPlaces]:
+    """Return where encoder and decoder are in uplinks with this header and so many bytes."""
+    names = [name + suffix for suffix in ("", _PRECISION) for name in (ENCODER, DECODER)]
+    groups = read_tensors(header + bytes(size - len(header)), names)
+    starts = {
+        name: len(header) + entry["data_offsets"][0]
+        for name, entry in json.loads(header[8:]).items()
+        if name != "__metadata__"
+    }
+    return [
+        _PosteriorPlaces(*_means(name, groups[name], starts), _precisions(name, groups, starts))
+        for name in (ENCODER, DECODER)
+    ]
 
 
-#: Headers of uplinks that were read in this process, the last ones last; there is one for each
-#: modality. A client may send others, of some length, which must not fill the memory.
-_KNOWN: dict[bytes, _Places] = {}
-_MOST_KNOWN = 64
-_LONGEST_KNOWN = 1 << 16
+def _means(
+    group: str, means: Mapping[str, Tensor], starts: Mapping[str, int]
+) -> tuple[Layout, _Place]:
+    layout = Layout.of(means)
+    for name, mean in means.items():
+        if mean.dtype is not torch.float32:
+            raise ProtocolError(
+                f"{group} array {name!r} is {mean.dtype} {tuple(mean.shape)}, expected float32"
+            )
+    first = starts[f"{group}/{layout.names[0]}"] if layout.names else 0
+    expected = first
+    for name, size in zip(layout.names, layout.sizes, strict=True):
+        if starts[f"{group}/{name}"] != expected:
+            raise ProtocolError(f"the {group}'s arrays do not lie in the order of their names")
+        expected += 4 * size
+    return layout, _Place(torch.float32, (sum(layout.sizes),), first)
+
+
+def _precisions(
+    group: str, groups: TensorGroups, starts: Mapping[str, int]
+) -> dict[str, tuple[Form, _Place]]:
+    precisions: dict[str, tuple[Form, _Place]] = {}
+    for key, packed in groups[group + _PRECISION].items():
+        form, _, name = key.partition(":")
+        if name not in groups[group] or form not in (Form.diagonal, Form.row):
+            raise ProtocolError(f"precision {key!r} belongs to no array")
+        if name in precisions:
+            raise ProtocolError(f"{name} has two precisions")
+        start = starts[f"{group}{_PRECISION}/{key}"]
+        precisions[name] = Form(form), _Place(packed.dtype, tuple(packed.shape), start)
+    return precisions
 
 
 def _pack(precision: Tensor, form: Form) -> Tensor:
@@ -217,18 +206,14 @@ def _unpack(packed: Tensor, mean: Tensor, form: Form) -> Tensor:
     # Before the indices, which take far more memory than the message did.
     if packed.shape != (count,):
         raise ValueError(f"{packed.numel()} packed values, expected {count}")
-    # Those of wide matrices are made anew: a client may choose any width, and must not fill memory.
-    places = _kept_places if columns <= _WIDEST_KEPT else _places
-    return packed[places(columns)]
+    find = _triangle if columns <= _WIDEST_KEPT else _triangle.__wrapped__
+    return packed[find(columns)]
 
 
-def _places(columns: int) -> Tensor:
+@lru_cache(maxsize=16)
+def _triangle(columns: int) -> Tensor:
     """Return where in its upper triangle each number of a symmetric matrix is."""
     rows, cols = torch.triu_indices(columns, columns)
     places = torch.empty(columns, columns, dtype=torch.int64)
     places[rows, cols] = places[cols, rows] = torch.arange(len(rows))
     return places
-
-
-_WIDEST_KEPT = 256
-_kept_places = lru_cache(maxsize=16)(_places)

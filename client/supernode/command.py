@@ -100,17 +100,9 @@ def _free_port() -> int:
 
 
 class WorkerKeeper:
-    """A context in which one worker runs; a worker that dies is replaced.
+    """A context in which one worker runs, with a command line; one that dies is replaced.
 
-    Parameters
-    ----------
-    arguments
-        The command line of `client.supernode.worker`.
-
-    Attributes
-    ----------
-    failed
-        Whether a worker ended soon after its start. The SuperNode is then ended, too.
+    A worker that ends soon after its start has `failed`, and the SuperNode is ended, too.
     """
 
     def __init__(self, arguments: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""How long to wait before looking again for something that comes sooner or later."""
+"""How long to wait between two polls."""
 
 import time
 from collections.abc import Callable
@@ -8,13 +8,7 @@ _GROWTH = 1.1
 
 
 class GrowingPause:
-    """Pauses that grow by a tenth, so that a look comes late by a tenth of the time waited.
-
-    Parameters
-    ----------
-    sleep
-        Waits for a number of seconds.
-    """
+    """Pauses that grow by a tenth, so that a message is late by a tenth of the time waited."""
 
     def __init__(self, sleep: Callable[[float], None] = time.sleep) -> None:
         self._sleep = sleep

@@ -44,14 +44,10 @@ _ACQUIRE = "/flwr.proto.Runtime/AcquireTask"
 
 
 class Worker:
-    """Takes a SuperNode's tasks one by one.
+    """Takes a SuperNode's tasks one by one, and answers them with a ClientApp.
 
     Parameters
     ----------
-    client_app
-        Answers the messages.
-    address
-        Host and port of the SuperNode's Runtime API.
     secret
         Shared with the SuperNode, which gives tasks to nobody else.
     certificates

@@ -1,20 +1,26 @@
-"""The settings of the commands around a run: preparing, reporting, credentials, Docker Compose.
-
-``conf/NAME.yaml`` holds the values of ``utmp-NAME``.
-"""
+"""The settings of the commands around a run; ``conf/NAME.yaml`` holds those of ``utmp-NAME``."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, ClassVar
 
 from common.config.dataset import PartitionConfig
-from common.config.ranges import Settings, at_least, between, count, positive, ranged, share
+from common.config.ranges import (
+    Settings,
+    at_least,
+    between,
+    count,
+    positive,
+    ranged,
+    required,
+    share,
+)
 from common.config.schema import check_held_back
 from common.errors import UserError
 
 
 class Format(StrEnum):
-    """What a source is; see `common.data.formats`."""
+    """Format of a source; see `common.data.formats`."""
 
     auto = "auto"
     npz = "npz"
@@ -27,7 +33,7 @@ class Format(StrEnum):
 
 
 class Labels(StrEnum):
-    """Which labels are taken: those of a kind, or the six emotions."""
+    """The labels to predict: those of a task, or the six emotions."""
 
     regression = "regression"
     classification = "classification"
@@ -35,26 +41,17 @@ class Labels(StrEnum):
     emotion = "emotion"
 
 
-class Split(StrEnum):
-    """Who decides which items are for training, validation and test."""
-
-    auto = "auto"
-    source = "source"
-    random = "random"
-    none = "none"
+#: How items are divided into training, validation and test.
+Split = StrEnum("Split", ["auto", "source", "random", "none"])
 
 
-class Precision(StrEnum):
-    """How features are stored."""
-
-    auto = "auto"
-    float16 = "float16"
-    float32 = "float32"
+#: How features are stored.
+Precision = StrEnum("Precision", ["auto", "float16", "float32"])
 
 
 @dataclass
 class PrepareConfig(Settings):
-    """Everything that decides a preparation."""
+    """Settings of `utmp-prepare`."""
 
     file: ClassVar[str] = "prepare"
 
@@ -80,18 +77,18 @@ class PrepareConfig(Settings):
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
     def check(self) -> None:
-        """Raise `UserError` if nothing is left to train on."""
+        """Refuse a split that leaves nothing to train on."""
         check_held_back(self)
 
 
 @dataclass
 class ReportConfig(Settings):
-    """What is reported, and against what."""
+    """Settings of `utmp-report`."""
 
     file: ClassVar[str] = "report"
 
-    runs: Any = None
-    out: str = "report"
+    runs: Any = required(None, "a folder, a glob, or a list of them")  # noqa: RUF009
+    out: str = required("report")
     overwrite: bool = False
     baseline: str | None = "fedavg"
     metrics: list[str] = field(default_factory=list)
@@ -99,36 +96,27 @@ class ReportConfig(Settings):
 
     @property
     def places(self) -> list[str]:
-        """Where to look for runs: folders and globs."""
+        """Folders and globs in which to look for runs."""
         given = self.runs if isinstance(self.runs, list) else [self.runs]
         return [str(place) for place in given]
 
     def check(self) -> None:
-        """Raise `UserError` if a required setting is missing or empty."""
-        if self.runs is None or self.runs == []:
-            raise UserError(
-                "runs is required; give it as runs=…: a folder, a glob, or a list of them"
-            )
+        """Refuse runs that are no names."""
         if isinstance(self.runs, dict) or not all(place.strip() for place in self.places):
             raise UserError(f"runs={self.runs}: expected a folder, a glob, or a list of them")
-        if not self.out.strip():
-            raise UserError("out is required; give it as out=…")
 
 
-class Renew(StrEnum):
-    """What is replaced though it is there."""
-
-    none = "none"
-    server = "server"
+#: Credentials that are replaced although they exist.
+Renew = StrEnum("Renew", ["none", "server"])
 
 
 @dataclass
 class CredentialsConfig(Settings):
-    """Who gets credentials, for which names, and for how long."""
+    """Settings of `utmp-credentials`."""
 
     file: ClassVar[str] = "credentials"
 
-    out: str | None = None
+    out: str | None = required(None, "the folder of all credentials")
     hosts: Any = None
     clients: dict[str, int] = count({})  # noqa: RUF009
     days: int = between(1, 36500, 365)
@@ -137,14 +125,12 @@ class CredentialsConfig(Settings):
 
     @property
     def host_names(self) -> list[str]:
-        """The hosts that were given, as text; empty if none were."""
+        """The given hosts as text."""
         given = self.hosts if isinstance(self.hosts, list) else [self.hosts]
         return [] if self.hosts is None else ["" if host is None else str(host) for host in given]
 
     def check(self) -> None:
-        """Raise `UserError` if a required setting is missing or the hosts are no names."""
-        if self.out is None or not self.out.strip():
-            raise UserError("out is required; give it as out=…: the folder of all credentials")
+        """Refuse hosts that are no names."""
         names = self.host_names
         nothing = self.hosts is not None and not names
         if nothing or isinstance(self.hosts, dict) or not all(name.strip() for name in names):
@@ -156,7 +142,7 @@ class CredentialsConfig(Settings):
 
 @dataclass
 class ComposeConfig(Settings):
-    """Which clients run on this machine, and on what."""
+    """Settings of `utmp-compose`: the clients on this machine."""
 
     file: ClassVar[str] = "compose"
 
@@ -166,6 +152,6 @@ class ComposeConfig(Settings):
     gpu: bool = False
 
     def check(self) -> None:
-        """Raise `UserError` if the folder of shards has no name."""
+        """Refuse an empty name of the folder of shards."""
         if self.data is not None and not self.data.strip():
             raise UserError("data is empty: expected the folder of shards that utmp-prepare wrote")

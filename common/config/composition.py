@@ -35,16 +35,9 @@ SCHEMAS: tuple[type[Settings], ...] = (
 
 
 def compose(schema: type[Schema], overrides: Sequence[str], file: str | None = None) -> Schema:
-    """Compose the settings of a command from ``conf/`` and overrides, outside the command.
+    """Compose the checked settings of a command from ``conf/`` and Hydra overrides.
 
-    Parameters
-    ----------
-    schema
-        The type of the settings, for example `Config` of `utmp-train`.
-    overrides
-        Hydra overrides, for example ``["clients.language=4", "rounds=50"]``.
-    file
-        Name of the primary file, without ``.yaml``; None: the command's.
+    `file` is the primary file without ``.yaml``, by default the command's.
 
     Raises
     ------
@@ -55,39 +48,15 @@ def compose(schema: type[Schema], overrides: Sequence[str], file: str | None = N
     return parse(schema, composed(schema, overrides, file))
 
 
-def parse(schema: type[Schema], composition: DictConfig) -> Schema:
-    """Turn a composed configuration into checked settings.
-
-    Raises
-    ------
-    UserError
-        If a value is out of its range, a required one is missing, or two do not fit together.
-    """
-    try:
-        settings = cast(Schema, OmegaConf.to_object(composition))
-        _refuse_unknown(composition)
-    except OmegaConfBaseException as error:
-        raise UserError(explain(error, schema)) from error
-    check(settings)
-    return settings
-
-
-def check(settings: Settings) -> None:
-    """Raise `UserError` for the first value out of its range, or that does not fit another."""
-    check_ranges(settings)
-    settings.check()
+def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
+    """Compose the settings of a run, as `compose`, from a file of ``conf/``."""
+    return compose(Config, overrides, config_name)
 
 
 def composed(
     schema: type[Settings], overrides: Sequence[str], file: str | None = None
 ) -> DictConfig:
-    """Compose as `compose`, without a check.
-
-    Raises
-    ------
-    UserError
-        If an override names nothing in the schema or does not fit its type.
-    """
+    """Compose as `compose`, without checking ranges and required values."""
     try:
         composition = _compose_once(file or schema.file, tuple(overrides), schema.folder)
     except (HydraException, OmegaConfBaseException) as error:
@@ -105,23 +74,28 @@ def _compose_once(file: str, overrides: tuple[str, ...], folder: str) -> DictCon
         return hydra_compose(file, list(overrides))
 
 
-def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
-    """Compose the settings of a run, as `compose`, from a file of ``conf/``."""
-    return compose(Config, overrides, config_name)
+def parse(schema: type[Schema], composition: DictConfig) -> Schema:
+    """Turn a composition into checked settings; raises `UserError` as `compose` does."""
+    try:
+        settings = cast(Schema, OmegaConf.to_object(composition))
+        _refuse_unknown(composition)
+    except OmegaConfBaseException as error:
+        raise UserError(explain(error, schema)) from error
+    check(settings)
+    return settings
+
+
+def check(settings: Settings) -> None:
+    """Raise `UserError` for the first value out of its range, or that does not fit another."""
+    check_ranges(settings)
+    settings.check()
 
 
 def config_of_run(settings: Mapping[str, object]) -> Config:
     """Compose the configuration from the run-config strings of ``flwr run``.
 
-    Parameters
-    ----------
-    settings
-        ``config-name``, and ``overrides`` separated by spaces, quoted as in a shell.
-
-    Raises
-    ------
-    UserError
-        As `compose`, or if the quotes do not match.
+    They are ``config-name``, and ``overrides`` separated by spaces, quoted as in a shell. Raises
+    `UserError` as `compose` does, or if the quotes do not match.
     """
     try:
         overrides = shlex.split(str(settings["overrides"]))
@@ -136,13 +110,12 @@ def config_of_settings(settings: Mapping[str, object]) -> Config:
     Raises
     ------
     UserError
-        If it holds what this release does not know.
+        If it holds settings that this release does not have.
     """
     plain = OmegaConf.create(dict(settings))
     config = Config()
     for group in ("dataset", "partition"):
-        name = plain.get(group, {}).get("name")
-        if kind := KINDS.get(f"{group}={name}"):
+        if kind := KINDS.get(f"{group}={plain.get(group, {}).get('name')}"):
             setattr(config, group, kind())
     try:
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(_structured(config), plain)))
@@ -152,22 +125,25 @@ def config_of_settings(settings: Mapping[str, object]) -> Config:
 
 def _structured(schema: object) -> DictConfig:
     """Return a typed configuration whose maps take any key: modalities are the user's words."""
-    node = OmegaConf.structured(schema)
-    _open_maps(node)
-    return cast(DictConfig, node)
+    node = cast(DictConfig, OmegaConf.structured(schema))
+    for inner in _groups(node):
+        for key in inner:
+            below = None if OmegaConf.is_missing(inner, key) else inner[key]
+            if isinstance(below, DictConfig) and not is_dataclass(OmegaConf.get_type(below)):
+                OmegaConf.set_struct(below, False)
+    return node
 
 
-def _open_maps(node: DictConfig) -> None:
+def _groups(node: DictConfig) -> Iterator[DictConfig]:
+    """Yield a typed configuration and those below it."""
+    yield node
     for key in node:
         below = None if OmegaConf.is_missing(node, key) else node[key]
-        if isinstance(below, DictConfig):
-            if is_dataclass(OmegaConf.get_type(below)):
-                _open_maps(below)
-            else:
-                OmegaConf.set_struct(below, False)
+        if isinstance(below, DictConfig) and is_dataclass(OmegaConf.get_type(below)):
+            yield from _groups(below)
 
 
-def register_schemas() -> None:
+def _register_schemas() -> None:
     """Put all schemas into Hydra's ConfigStore under the names that ``conf/`` refers to."""
     store = ConfigStore.instance()
     for schema in SCHEMAS:
@@ -177,8 +153,11 @@ def register_schemas() -> None:
         store.store(name=f"{choice.partition('=')[2]}_schema", node=kind)
 
 
+_register_schemas()
+
+
 def _refuse_unknown(node: DictConfig, prefix: str = "") -> None:
-    """Refuse what ``+name=value`` added: the schema has all there is."""
+    """Refuse settings that ``+name=value`` added."""
     schema = OmegaConf.get_type(node)
     if not is_dataclass(schema):
         return
@@ -190,22 +169,20 @@ def _refuse_unknown(node: DictConfig, prefix: str = "") -> None:
 
 
 def explain(error: Exception, schema: type = Config) -> str:
-    """Say in one line what Hydra or OmegaConf refused, with what there is instead."""
+    """Say in one line what Hydra or OmegaConf refused, with the values that are allowed."""
     first, *others = [line.strip() for line in str(error).splitlines() if line.strip()]
     if isinstance(error, OverrideParseException):
         return f"cannot read the override {error.override}: {first}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is required; give it as {error.full_key}=…"
     if missing := re.match(r"In '.*': Could not find '(\w+)/(.*)'", first):
+        # Hydra lists them below "Available options", up to its search path.
+        names = itertools.takewhile(lambda line: "search path:" not in line, others[1:])
+        choices = ", ".join(name for name in names if not name.endswith("_schema"))
         group, choice = missing.groups()
-        choices = ", ".join(name for name in _options(others) if not name.endswith("_schema"))
         return f"{group}={choice}: there is no such {group}; there are {choices}"
     if unknown := re.match(r"Could not override '(.*)'", first):
-        if owner := _owner_of(unknown[1], schema):
-            return f"{unknown[1]} is a setting of {owner}; give that too"
-        near = difflib.get_close_matches(unknown[1], setting_names(schema), n=3)
-        hint = f"; did you mean {' or '.join(near)}?" if near else ""
-        return f"there is no setting {unknown[1]!r}{hint} (--cfg job prints them all)"
+        return _explain_unknown(unknown[1], schema)
     if unfit := re.match(r"In '(.*)': ConfigKeyError raised", first):
         key = next((line for line in others if line.startswith("full_key: ")), "full_key: ?")
         name = key.removeprefix("full_key: ")
@@ -219,33 +196,18 @@ def explain(error: Exception, schema: type = Config) -> str:
     return first
 
 
-def _options(lines: list[str]) -> list[str]:
-    """Return the names that Hydra lists below "Available options", up to its search path."""
-    listed = itertools.takewhile(lambda line: not line.startswith("Config search path"), lines[1:])
-    return list(listed)
-
-
-def _kinds(schema: type) -> dict[str, type]:
-    """Return the choices with settings of their own of the groups that a schema has."""
+def _explain_unknown(name: str, schema: type) -> str:
+    owners = dict.fromkeys(_names_below(OmegaConf.structured(schema)), "")
     groups = {item.name for item in fields(schema) if is_dataclass(item.type)}
-    return {choice: kind for choice, kind in KINDS.items() if choice.partition("=")[0] in groups}
-
-
-def _owner_of(name: str, schema: type) -> str | None:
-    """Return the choice that has a setting, if one has."""
-    for choice, kind in _kinds(schema).items():
-        group = choice.partition("=")[0]
-        if name in {f"{group}.{item.name}" for item in fields(kind)}:
-            return choice
-    return None
-
-
-def setting_names(schema: type = Config) -> list[str]:
-    """Every dotted name of a schema."""
-    names = [*_names_below(OmegaConf.structured(schema))]
-    for choice, kind in _kinds(schema).items():
-        names += [f"{choice.partition('=')[0]}.{item.name}" for item in fields(kind)]
-    return sorted(set(names))
+    for choice, kind in KINDS.items():
+        if (group := choice.partition("=")[0]) in groups:
+            for item in fields(kind):
+                owners.setdefault(f"{group}.{item.name}", choice)
+    if owners.get(name):
+        return f"{name} is a setting of {owners[name]}; give that too"
+    near = difflib.get_close_matches(name, owners, n=3)
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    return f"there is no setting {name!r}{hint} (--cfg job prints them all)"
 
 
 def _names_below(node: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -253,6 +215,3 @@ def _names_below(node: DictConfig, prefix: str = "") -> Iterator[str]:
         yield prefix + key
         if not OmegaConf.is_missing(node, key) and isinstance(node[key], DictConfig):
             yield from _names_below(node[key], f"{prefix}{key}.")
-
-
-register_schemas()

@@ -9,12 +9,8 @@ from omegaconf import MISSING
 from common.config.ranges import at_least, positive, share
 from common.task import Task
 
-
-class Standardisation(StrEnum):
-    """Whose statistics centre and scale a feature."""
-
-    pooled = "pooled"
-    client = "client"
+#: Whose statistics centre and scale a feature.
+Standardisation = StrEnum("Standardisation", ["pooled", "client"])
 
 
 @dataclass
@@ -66,22 +62,12 @@ class ShardsConfig(DatasetConfig):
     max_seq_len: int | None = positive(None)
 
 
-class PartitionRule(StrEnum):
-    """Which client gets which items; see `common.data.partition`."""
-
-    groups = "groups"
-    iid = "iid"
-    dirichlet = "dirichlet"
-    natural = "natural"
-    size = "size"
+#: Which client gets which items; see `common.data.partition`.
+PartitionRule = StrEnum("PartitionRule", ["groups", "iid", "dirichlet", "natural", "size"])
 
 
-class SizeLaw(StrEnum):
-    """How sizes grow from the first client of a modality to its last."""
-
-    linear = "linear"
-    square = "square"
-    exponential = "exponential"
+#: How sizes grow from the first client of a modality to its last.
+SizeLaw = StrEnum("SizeLaw", ["linear", "square", "exponential"])
 
 
 @dataclass

@@ -1,11 +1,11 @@
-"""What values a setting may take beyond its type: a range beside its default, checked by one walk.
+"""The values that a setting may take beyond its type.
 
-A field of a schema says its range where it says its default: ``lr: float = positive(1e-3)``. A
-value of None is always in range; of a map, every value is checked.
+A field says its range where it says its default: ``lr: float = positive(1e-3)``. None is always in
+range; of a map, every value is checked.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any, ClassVar, TypeVar
@@ -14,44 +14,24 @@ from common.errors import UserError
 
 Value = TypeVar("Value")
 
-_EXPECTED, _HOLDS = "expected", "holds"
-
 
 @dataclass
 class Settings:
-    """The settings of one command; a subclass adds them as fields.
+    """The settings of one command; a subclass adds them as fields."""
 
-    Attributes
-    ----------
-    file
-        The primary YAML file, without its suffix.
-    folder
-        The package that holds it.
-    """
-
-    file: ClassVar[str]
-    folder: ClassVar[str] = "conf"
+    file: ClassVar[str]  # the primary YAML file, without its suffix
+    folder: ClassVar[str] = "conf"  # the package that holds it
 
     def check(self) -> None:
         """Raise `UserError` if settings that are in range do not fit together."""
 
 
 def ranged(default: Value, expected: str, holds: Callable[[Any], bool]) -> Value:
-    """Return a field with a default and a range.
-
-    Parameters
-    ----------
-    default
-        Its default.
-    expected
-        The range in words, as in "expected a number above 0".
-    holds
-        Whether a number is in the range.
-    """
-    found: Any = field(
-        default_factory=lambda: deepcopy(default), metadata={_EXPECTED: expected, _HOLDS: holds}
+    """Return a field with a default, its range in words and a test for it."""
+    made: Any = field(
+        default_factory=lambda: deepcopy(default), metadata={"expected": expected, "holds": holds}
     )
-    return found  # type: ignore[no-any-return]
+    return made  # type: ignore[no-any-return]
 
 
 def positive(default: Value) -> Value:
@@ -75,29 +55,36 @@ def between(least: float, most: float, default: Value) -> Value:
 
 
 def share(default: Value) -> Value:
-    """Return a field for a share that is never all of it."""
+    """Return a field for a share below 1."""
     return ranged(default, "a share in [0, 1)", lambda value: 0 <= value < 1)
 
 
 def share_above_zero(default: Value) -> Value:
-    """Return a field for a share that is never nothing."""
+    """Return a field for a share above 0."""
     return ranged(default, "a share in (0, 1]", lambda value: 0 < value <= 1)
 
 
+def required(default: Value, what: str = "") -> Value:
+    """Return a field that may not be missing or blank; `what` it is, for the message."""
+    made: Any = field(default=default, metadata={"required": what and f": {what}"})
+    return made  # type: ignore[no-any-return]
+
+
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raise `UserError` for the first value outside its range, in the order of the fields."""
+    """Raise `UserError` for the first value missing or outside its range, in the fields' order."""
     for item in fields(config):
         name, value = prefix + item.name, getattr(config, item.name)
+        blank = value in (None, [], {}) or (isinstance(value, str) and not value.strip())
+        if blank and "required" in item.metadata:
+            raise UserError(f"{name} is required; give it as {name}=…{item.metadata['required']}")
         if is_dataclass(value):
             check_ranges(value, f"{name}.")
-        elif _HOLDS in item.metadata:
-            for key, number in _numbers(name, value):
-                if not item.metadata[_HOLDS](number):
-                    raise UserError(f"{key}={number}: expected {item.metadata[_EXPECTED]}")
-
-
-def _numbers(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    items = {name: value}
-    if isinstance(value, dict):
-        items = {f"{name}.{key}": number for key, number in value.items()}
-    return ((key, number) for key, number in items.items() if number is not None)
+        elif "holds" in item.metadata:
+            numbers = (
+                {f"{name}.{key}": number for key, number in value.items()}
+                if isinstance(value, dict)
+                else {name: value}
+            )
+            for key, number in numbers.items():
+                if number is not None and not item.metadata["holds"](number):
+                    raise UserError(f"{key}={number}: expected {item.metadata['expected']}")

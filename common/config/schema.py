@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import attrgetter
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 from omegaconf import MISSING
 
@@ -30,12 +30,8 @@ class ModelConfig:
     residual_dropout: float = share(0.1)
 
 
-class Optimizer(StrEnum):
-    """Local optimisers."""
-
-    adamw = "adamw"
-    adam = "adam"
-    sgd = "sgd"
+#: Local optimisers.
+Optimizer = StrEnum("Optimizer", ["adamw", "adam", "sgd"])
 
 
 @dataclass
@@ -54,13 +50,8 @@ class ClientConfig:
     threads: int = positive(1)
 
 
-class FusionRule(StrEnum):
-    """How modalities are joined at prediction; see `common.model.fusion`."""
-
-    auto = "auto"
-    mean = "mean"
-    reliability = "reliability"
-    product_of_experts = "product_of_experts"
+#: How modalities are joined at prediction; see `common.model.fusion`.
+FusionRule = StrEnum("FusionRule", ["auto", "mean", "reliability", "product_of_experts"])
 
 
 @dataclass
@@ -70,12 +61,8 @@ class FusionConfig:
     name: FusionRule = FusionRule.auto
 
 
-class PrivacyRule(StrEnum):
-    """Where noise is added: nowhere, to the averages on the server, or on every client."""
-
-    none = "none"
-    central = "central"
-    local = "local"
+#: Where noise is added: nowhere, to the averages on the server, or on every client.
+PrivacyRule = StrEnum("PrivacyRule", ["none", "central", "local"])
 
 
 @dataclass
@@ -88,12 +75,8 @@ class PrivacyConfig:
     delta: float = ranged(1e-5, "a probability in (0, 1)", lambda value: 0 < value < 1)
 
 
-class TrackingTool(StrEnum):
-    """What displays the figures of a run beside its own folder."""
-
-    tensorboard = "tensorboard"
-    mlflow = "mlflow"
-    none = "none"
+#: Where a run's figures are logged besides its own folder.
+TrackingTool = StrEnum("TrackingTool", ["tensorboard", "mlflow", "none"])
 
 
 @dataclass
@@ -105,19 +88,12 @@ class TrackingConfig:
     experiment: str = "ha-fedformer"  # of MLflow
 
 
-class Runtime(StrEnum):
-    """Where `utmp-train` runs clients: in processes, one by one in its own process, or on Ray."""
-
-    processes = "processes"
-    sequential = "sequential"
-    simulation = "simulation"
+#: Where `utmp-train` runs clients: in processes, one by one in its own process, or on Ray.
+Runtime = StrEnum("Runtime", ["processes", "sequential", "simulation"])
 
 
-class OnMissingModality(StrEnum):
-    """What to do in a round without the clients of a modality: keep its encoder, or end the run."""
-
-    reuse = "reuse"
-    abort = "abort"
+#: In a round without clients of a modality: keep its encoder, or end the run.
+OnMissingModality = StrEnum("OnMissingModality", ["reuse", "abort"])
 
 
 @dataclass
@@ -141,11 +117,8 @@ class RuntimeConfig:
     ray: RayConfig = field(default_factory=RayConfig)
 
 
-class ConsoleStyle(StrEnum):
-    """What a run prints: text for people, or one JSON object a line for a log collector."""
-
-    text = "text"
-    json = "json"
+#: What a run prints: text for people, or one JSON object a line for a log collector.
+ConsoleStyle = StrEnum("ConsoleStyle", ["text", "json"])
 
 
 @dataclass
@@ -182,13 +155,14 @@ class Config(Settings):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
-        """Raise `UserError` if settings that are in range do not fit together."""
+        """Refuse settings that do not fit together."""
         check_held_back(self.dataset, "dataset.")
         edges = self.dataset.label_bins
         if not all(map(math.isfinite, edges)) or sorted(set(edges)) != edges:
             raise UserError(f"dataset.label_bins={edges}: expected ascending numbers")
         self.strategy.check()
-        _check_privacy(self)
+        if self.privacy.name is not PrivacyRule.none:
+            _check_privacy(self)
         address, runtime, model = self.runtime.ray.address, self.runtime.name, self.model
         if address is not None and runtime is not Runtime.simulation:
             raise UserError(
@@ -201,15 +175,8 @@ class Config(Settings):
             )
 
 
-class HeldBack(Protocol):
-    """Settings of a split."""
-
-    validation_fraction: float
-    test_fraction: float
-
-
-def check_held_back(config: HeldBack, prefix: str = "") -> None:
-    """Raise `UserError` if a split leaves nothing to train on."""
+def check_held_back(config: Any, prefix: str = "") -> None:
+    """Raise `UserError` if a split, of a dataset or a preparation, leaves nothing to train on."""
     held_back = config.validation_fraction + config.test_fraction
     if held_back >= 1:
         raise UserError(
@@ -232,8 +199,6 @@ _PRIVATE: tuple[tuple[str, str], ...] = (
 
 
 def _check_privacy(config: Config) -> None:
-    if config.privacy.name is PrivacyRule.none:
-        return
     for name, needed in _PRIVATE:
         value = str(attrgetter(name)(config))
         if value != needed:

@@ -1,8 +1,4 @@
-"""One federated algorithm: what clients send and how the server merges it. The default is FedAvg.
-
-A rule's options are read by the rule alone; a rule or a posterior structure that takes none needs
-no change here.
-"""
+"""One federated algorithm: what clients send and how it is merged. The default is FedAvg."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -50,13 +46,8 @@ class DecoderConfig:
     noise: float = at_least(0, 1e-3)
 
 
-class Sampler(StrEnum):
-    """What a client takes from its local iterates."""
-
-    last = "last"
-    iasg = "iasg"
-    sgld = "sgld"
-    sghmc = "sghmc"
+#: What a client takes from its local iterates.
+Sampler = StrEnum("Sampler", ["last", "iasg", "sgld", "sghmc"])
 
 
 @dataclass
@@ -72,12 +63,8 @@ class SamplerConfig:
     friction: float = share_above_zero(0.1)
 
 
-class ClientWeights(StrEnum):
-    """How much each client counts; see `server.aggregation.client_weights`."""
-
-    examples = "examples"
-    uniform = "uniform"
-    agreement = "agreement"
+#: How much each client counts; see `server.aggregation.client_weights`.
+ClientWeights = StrEnum("ClientWeights", ["examples", "uniform", "agreement"])
 
 
 @dataclass
@@ -97,12 +84,8 @@ class FedAttConfig:
     noise: float = at_least(0, 1e-3)
 
 
-class ServerOptimizer(StrEnum):
-    """How the server steps from the old model to the merged one."""
-
-    sgd = "sgd"
-    momentum = "momentum"
-    adam = "adam"
+#: How the server steps from the old model to the merged one.
+ServerOptimizer = StrEnum("ServerOptimizer", ["sgd", "momentum", "adam"])
 
 
 @dataclass
@@ -131,11 +114,8 @@ class ScreeningConfig:
     max_faults: int | None = positive(3)
 
 
-class Payload(StrEnum):
-    """How weights travel to the clients; replies are always float32."""
-
-    float32 = "float32"
-    float16 = "float16"
+#: How weights travel to the clients; replies are always float32.
+Payload = StrEnum("Payload", ["float32", "float16"])
 
 
 @dataclass
@@ -162,7 +142,7 @@ class StrategyConfig:
     screening: ScreeningConfig = field(default_factory=ScreeningConfig)
 
     def check(self) -> None:
-        """Refuse changes per local step where the clients are not averaged."""
+        """Refuse normalised steps where clients are not averaged."""
         encoder, decoder = self.encoder.merge, self.decoder.merge
         if self.normalise_steps and not (encoder in ("average", "pbea") and decoder == "average"):
             raise UserError(

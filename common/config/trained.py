@@ -1,7 +1,6 @@
-"""The settings of the commands that use a trained model.
+"""The settings of the commands that use a trained model; ``conf/trained/`` holds their values.
 
-``conf/trained/NAME.yaml`` holds the values of ``utmp-NAME``. That folder has no groups, so `model`
-and `dataset` can be settings there.
+That folder has no groups, so `model` and `dataset` can be settings there.
 """
 
 import ipaddress
@@ -11,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.config.ranges import Settings, at_least, between, count, positive, ranged
+from common.config.ranges import Settings, at_least, between, count, positive, ranged, required
 from common.errors import UserError
 
 #: Formats of a file of predictions, by its suffix.
@@ -23,25 +22,20 @@ _READING = ("format", "emotions", "labels", "group", "context", "arrays")
 
 @dataclass
 class TrainedSettings(Settings):
-    """Which model a command uses: a run folder or its model file."""
+    """What these commands share."""
 
     folder: ClassVar[str] = "conf.trained"
 
-    model: str | None = None
-
-    def check(self) -> None:
-        """Raise `UserError` if there is no model."""
-        if self.model is None or not self.model.strip():
-            raise UserError("model is required; give it as model=…: a run folder or its model file")
+    model: str | None = required(None, "a run folder or its model file")
 
 
 @dataclass
 class PredictConfig(TrainedSettings):
-    """What is predicted, with what, and where it goes."""
+    """Settings of `utmp-predict`."""
 
     file: ClassVar[str] = "predict"
 
-    input: Any = None
+    input: Any = required(None, "a shard, or a file of any format")  # noqa: RUF009
     out: str = "predictions.csv"
     overwrite: bool = False
     format: str = "auto"
@@ -56,26 +50,18 @@ class PredictConfig(TrainedSettings):
     arrays: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise `UserError` if a required setting is missing or the output has no known format."""
-        super().check()
-        if not self.input:
-            raise UserError(
-                "input is required; give it as input=…: a shard, or a file of any format"
-            )
+        """Refuse output of an unknown format."""
         if Path(self.out).suffix not in SUFFIXES:
             raise UserError(f"out={self.out}: expected a file that ends in {', '.join(SUFFIXES)}")
 
 
-class Side(StrEnum):
-    """Which of a run's own items."""
-
-    validation = "validation"
-    test = "test"
+#: Which of a run's held-out items to evaluate.
+Side = StrEnum("Side", ["validation", "test"])
 
 
 @dataclass
 class EvaluateConfig(TrainedSettings):
-    """What is evaluated, on what."""
+    """Settings of `utmp-evaluate`."""
 
     file: ClassVar[str] = "evaluate"
 
@@ -94,8 +80,7 @@ class EvaluateConfig(TrainedSettings):
     arrays: dict[str, str] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise `UserError` if settings are missing, or say how to read a dataset without one."""
-        super().check()
+        """Refuse settings of a dataset without a dataset."""
         default = EvaluateConfig()
         changed = [name for name in _READING if getattr(self, name) != getattr(default, name)]
         if self.dataset is None and changed:
@@ -109,24 +94,18 @@ class EvaluateConfig(TrainedSettings):
 
 @dataclass
 class ExportConfig(TrainedSettings):
-    """What is exported, and where it goes."""
+    """Settings of `utmp-export`."""
 
     file: ClassVar[str] = "export"
 
-    out: str = "onnx"
+    out: str = required("onnx")
     overwrite: bool = False
     subsets: list[str] = field(default_factory=list)
-
-    def check(self) -> None:
-        """Raise `UserError` if a required setting is missing."""
-        super().check()
-        if not self.out.strip():
-            raise UserError("out is required; give it as out=…")
 
 
 @dataclass
 class ServeConfig(TrainedSettings):
-    """Which model answers, where, whom, and how much at a time."""
+    """Settings of `utmp-serve`."""
 
     file: ClassVar[str] = "serve"
 
@@ -151,15 +130,14 @@ class ServeConfig(TrainedSettings):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine is answered."""
+        """Whether only this machine can connect."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
 
     def check(self) -> None:
-        """Raise `UserError` if a required setting is missing, or two do not fit together."""
-        super().check()
+        """Refuse a missing host, and settings that do not fit together."""
         if not self.host.strip():
             raise UserError(
                 "host is required; 127.0.0.1 answers this machine only, 0.0.0.0 everyone"
@@ -177,12 +155,6 @@ class ServeConfig(TrainedSettings):
 
 
 def check_token(token: str | None, source: str) -> None:
-    """Refuse a token that no request could carry; the message does not show it.
-
-    Raises
-    ------
-    UserError
-        If it is empty or holds more than visible ASCII.
-    """
+    """Refuse a token that is empty or not visible ASCII; the message does not show it."""
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise UserError(f"{source}: expected letters, digits and signs of ASCII, without spaces")

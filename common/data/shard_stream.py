@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from common.data.dataset import Sequences
-from common.data.shards import MAX_NAME, ShardInfo, ShardReader, shard_errors
+from common.data.shards import MAX_NAME, ShardInfo, ShardReader, told_as_shard
 from common.seal import check_seal
 
 #: Rows between those of one part of a shard that are read with them, for each that is used.
@@ -55,7 +55,7 @@ class ShardStream:
         UserError
             If it is not a shard, is damaged, or is of another version.
         """
-        with shard_errors(path):
+        with told_as_shard(path):
             header, _ = check_seal(path)
         reader = ShardReader(path, header, {})
         info = reader.info()

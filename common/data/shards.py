@@ -116,13 +116,13 @@ def read_shard(path: Path) -> Shard:
     UserError
         If it is not a shard, is damaged, or is of another version.
     """
-    with shard_errors(path):
+    with told_as_shard(path):
         header, tensors, seal = read_sealed(path)
     return ShardReader(path, header, tensors).shard(seal)
 
 
 @contextmanager
-def shard_errors(path: Path) -> Iterator[None]:
+def told_as_shard(path: Path) -> Iterator[None]:
     """Say of a sealed file that cannot be read what that means for a shard."""
     if path.is_dir():
         raise UserError(f"shard {path} is a folder; expected a file that utmp-prepare wrote")

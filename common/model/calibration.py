@@ -17,16 +17,9 @@ INVERSE_TEMPERATURES = (0.0, 0.125, 0.25, 0.354, 0.5, 0.707, 1.0, 1.414, 2.0)
 
 
 def label_sums(labels: Tensor, task: Task, outputs: int, edges: Tensor | None = None) -> Tensor:
-    """Summarise labels, for the prior.
+    """Summarise labels (B,) or (B, O), for the prior.
 
-    Parameters
-    ----------
-    labels
-        (B,) or (B, O).
-    task, outputs
-        Kind of label, and O.
-    edges
-        (K-1,) ascending edges of bins in which numbers are counted; None to count none.
+    `edges` are (K-1,) ascending edges of bins in which numbers are counted; None to count none.
 
     Returns
     -------
@@ -98,30 +91,25 @@ def calibration_sums(
     """Summarise predictions on labelled items.
 
     The items of a video or a speaker share a level of the label, and a client validates on a
-    handful of such groups. If the levels of predictions and labels agree over so few, that is
-    chance, though it looks like the agreement of a hundred items. So for numbers only variation
-    within groups counts, around the prior mean, if groups hold two items or more on average.
+    handful of such groups: levels that agree over so few do so by chance. So for numbers only
+    variation within groups counts, around the prior mean, if groups hold two items or more on
+    average.
 
     Parameters
     ----------
-    outputs
-        (B, O) from the decoder; B may be 0.
-    labels
-        (B,) or (B, O).
+    outputs, labels
+        (B, O) from the decoder, and (B,) or (B, O); B may be 0.
     prior
         From `prior_of`.
-    task
-        Kind of label.
     groups
         (B,) whole numbers; items of equal number share a group. None: items are independent.
 
     Returns
     -------
     Tensor
-        float64. Regression: (6,) n, sum y, sum y^2, sum p, sum p^2, sum p y. Otherwise: n, then the
-        summed log-loss at each of `INVERSE_TEMPERATURES`.
+        float64. Numbers: n and the sums of y, y^2, p, p^2, p y. Otherwise: n, then the summed
+        log-loss at each of `INVERSE_TEMPERATURES`.
     """
-    count = torch.tensor(float(len(labels)), dtype=torch.float64)
     if task is Task.regression:
         p, y = outputs[:, 0].double(), labels.double()
         share = 1.0
@@ -136,7 +124,7 @@ def calibration_sums(
         _log_loss(temper(outputs.double(), prior, beta, task), labels, task)
         for beta in INVERSE_TEMPERATURES
     ]
-    return torch.stack([count, *losses])
+    return torch.stack([torch.tensor(float(len(labels)), dtype=torch.float64), *losses])
 
 
 def label_agreement(
@@ -157,8 +145,6 @@ def label_agreement(
         Sums of the client's train labels, see `label_sums`.
     prior
         From `prior_of`, of all clients.
-    task
-        Kind of label.
 
     Returns
     -------
@@ -203,13 +189,7 @@ def no_calibration_sums(task: Task) -> Tensor:
 
 
 def temper(outputs: Tensor, prior: Tensor, beta: float, task: Task) -> Tensor:
-    """Move logits towards the prior: prior + beta (outputs - prior), in log space.
-
-    Returns
-    -------
-    Tensor
-        (B, K) log-probabilities up to a constant for classes, logits for several labels.
-    """
+    """Move logits towards the prior: prior + beta (outputs - prior), (B, K) in log space."""
     scores = outputs.log_softmax(dim=1) if task is Task.classification else outputs
     return prior + beta * (scores - prior)
 

@@ -13,15 +13,7 @@ from common.config import ModelConfig
 
 
 class Decoder(nn.Module):
-    """Encodings to outputs.
-
-    Parameters
-    ----------
-    outputs
-        O: 1 for regression, the number of classes or of labels otherwise.
-    config
-        Model width and number of LSTM layers.
-    """
+    """Encodings to outputs: 1 for regression, else the number of classes or labels."""
 
     def __init__(self, outputs: int, config: ModelConfig) -> None:
         super().__init__()
@@ -32,21 +24,10 @@ class Decoder(nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def forward(self, encodings: Tensor, lengths: Tensor) -> Tensor:
-        """Decode right-padded encodings.
+        """Decode right-padded encodings (B, T, d) to (B, O) numbers, or logits.
 
-        The LSTM is causal, so padding after the last real step cannot reach what is read there.
-
-        Parameters
-        ----------
-        encodings
-            (B, T, d).
-        lengths
-            (B,) number of real steps, at least 1.
-
-        Returns
-        -------
-        Tensor
-            (B, O) numbers, or logits of classes or labels.
+        Reads the last of each item's (B,) real steps, at least the first. The LSTM is causal, so
+        padding cannot reach it.
         """
         states, _ = self.lstm(encodings)
         items = torch.arange(states.shape[0], device=states.device)

@@ -42,57 +42,32 @@ PSEUDO_ITEMS = 10
 
 @dataclass(frozen=True)
 class Expert:
-    """A modality as a calibrated predictor.
+    """A modality as a calibrated predictor: of numbers y = a + b p, else at a temperature."""
 
-    Attributes
-    ----------
-    slope
-        Regression: b in y = a + b p. Otherwise the inverse temperature.
-    intercept
-        Regression: a.
-    unexplained
-        Regression: residual variance as a share of the label's variance, in (0, 1].
-    information
-        Information about the label, at least 0. Regression: 1/unexplained - 1. Otherwise twice the
-        nats per item by which it beats the prior, which is the same for weak Gaussians.
-    count
-        Validation items behind these figures.
-    """
-
-    slope: float = 1.0
-    intercept: float = 0.0
-    unexplained: float = 1.0
+    slope: float = 1.0  # b, or the inverse temperature
+    intercept: float = 0.0  # a
+    unexplained: float = 1.0  # residual variance as a share of the label's, in (0, 1]
+    # Information about the label, at least 0. Numbers: 1/unexplained - 1. Otherwise twice the nats
+    # per item by which it beats the prior, which is the same for weak Gaussians.
     information: float = 0.0
-    count: float = 0.0
+    count: float = 0.0  # validation items behind these figures
 
 
 @dataclass(frozen=True)
 class Fusion:
-    """A fitted rule.
+    """A fitted rule."""
 
-    Attributes
-    ----------
-    rule
-        Never ``auto``.
-    task
-        Kind of label.
-    prior
-        From `common.model.calibration.prior_of`.
-    experts
-        Modality to its calibration.
-    """
-
-    rule: FusionRule
+    rule: FusionRule  # never ``auto``
     task: Task
-    prior: tuple[float, ...]
-    experts: Mapping[str, Expert]
+    prior: tuple[float, ...]  # from `common.model.calibration.prior_of`
+    experts: Mapping[str, Expert]  # by modality
 
     @property
     def weights(self) -> dict[str, float]:
         """Modality to its share of the information; they sum to 1.
 
         `mean` and `reliability` weigh encodings by them. The product of experts weighs by each
-        expert's calibration instead, and here they only tell how much a modality is worth.
+        expert's calibration instead; there they are only for display.
         """
         if self.rule is FusionRule.mean:
             return {name: 1 / len(self.experts) for name in self.experts}
@@ -120,18 +95,9 @@ class Fusion:
 def fit_fusion(
     rule: FusionRule, task: Task, prior: Tensor, calibration_sums: Mapping[str, Tensor]
 ) -> Fusion:
-    """Fit a rule to pooled calibration sums.
+    """Fit a rule, ``auto`` being resolved by the task, to the pooled prior and calibration sums.
 
-    Parameters
-    ----------
-    rule
-        The rule; ``auto`` is resolved by the task.
-    task
-        Kind of label.
-    prior
-        Prior of the pooled labels.
-    calibration_sums
-        Modality to the sum of its clients' sums; zero if there is none yet.
+    `calibration_sums` are a modality's, summed over its clients; zero if there are none yet.
     """
     if rule is FusionRule.auto:
         numbers = task is Task.regression
@@ -180,15 +146,15 @@ def _tempered_expert(sums: Tensor, _: Tensor) -> Expert:
 
 
 def reliability_weights(experts: Mapping[str, Expert]) -> dict[str, float]:
-    """Weigh modalities by their information, shrunk towards uniform if there is little evidence.
+    """Weigh modalities by their information, shrunk towards uniform if there are few items.
 
     n x information is a likelihood-ratio statistic against a modality without any information. With
     E their sum over modalities, the shrinkage is 1 / (1 + E).
     """
     modalities = len(experts)
     total = sum(expert.information for expert in experts.values())
-    calibration_sums = sum(expert.count * expert.information for expert in experts.values())
-    shrinkage = 1 / (1 + calibration_sums)
+    statistic = sum(expert.count * expert.information for expert in experts.values())
+    shrinkage = 1 / (1 + statistic)
     return {
         name: shrinkage / modalities
         + (1 - shrinkage) * (expert.information / total if total > 0 else 1 / modalities)
@@ -242,23 +208,8 @@ def product_of_gaussians(
 ) -> tuple[Tensor, Tensor]:
     """Multiply Gaussian posteriors that share a prior, the prior counted once.
 
-    ``[sum mu_m/s_m^2 - (M-1) mu_0/s_0^2] / [sum 1/s_m^2 - (M-1)/s_0^2]``
-
-    Parameters
-    ----------
-    means
-        (M, B).
-    variances
-        (M,) each at most the prior variance, so that the precision stays positive.
-    present
-        (M, B) bool.
-    prior_mean, prior_variance
-        Of the label.
-
-    Returns
-    -------
-    tuple
-        (B,) mean and (B,) standard deviation.
+    ``[sum mu_m/s_m^2 - (M-1) mu_0/s_0^2] / [sum 1/s_m^2 - (M-1)/s_0^2]`` of means (M, B), variances
+    (M,) of at most the prior's, and present (M, B) bool. Returns means and deviations, (B,) each.
     """
     # where, not a product: the prediction of an absent modality may be anything, even NaN.
     shifts = torch.where(present, present / variances[:, None] * means, 0.0)
@@ -271,21 +222,8 @@ def product_of_gaussians(
 def deviation_of_seen_experts(fusion: Fusion, names: Sequence[str], present: Tensor) -> Tensor:
     """Return the standard deviation of the product of experts on numbers, whatever the centre.
 
-    An expert without evidence adds nothing here; in the product it adds its prior belief.
-
-    Parameters
-    ----------
-    fusion
-        Fitted to numbers.
-    names
-        M modalities.
-    present
-        (M, B) bool.
-
-    Returns
-    -------
-    Tensor
-        (B,) float32; the prior's deviation if no expert present has any evidence.
+    An expert that was fitted to no item adds nothing here; in the product it adds its prior belief.
+    Of M modalities, present (M, B); returns (B,) float32.
     """
     prior_variance = fusion.prior[1]
     seen = [
@@ -306,19 +244,8 @@ def _product_precision(variances: Tensor, present: Tensor, prior_variance: float
 def product_of_scores(scores: Tensor, present: Tensor, prior: Tensor) -> Tensor:
     """Multiply class or label posteriors that share a prior, the prior counted once.
 
-    Parameters
-    ----------
-    scores
-        (M, B, K) tempered log-probabilities or logits.
-    present
-        (M, B) bool.
-    prior
-        (K,) log-probabilities or logits.
-
-    Returns
-    -------
-    Tensor
-        (B, K) log-probabilities up to a constant, or logits.
+    Of scores (M, B, K), present (M, B) and prior (K,), log-probabilities or logits; returns (B, K)
+    log-probabilities up to a constant, or logits.
     """
     return prior + torch.where(present[:, :, None], scores - prior, 0.0).sum(dim=0)
 

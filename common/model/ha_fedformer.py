@@ -25,37 +25,18 @@ Arrays = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """All that is needed to build the model.
+    """All that is needed to build the model."""
 
-    Attributes
-    ----------
-    features
-        Modality to the shape of its features' statistics: (D,), or (steps, D) where tabular.
-    outputs
-        O of the decoder.
-    task
-        Kind of label.
-    model
-        Sizes and dropout rates.
-    label_names
-        Names of the outputs, if known; only for display.
-    """
-
+    # Modality to the shape of its features' statistics: (D,), or (steps, D) where tabular.
     features: Mapping[str, Sequence[int]]
     outputs: int
     task: Task
     model: ModelConfig = field(default_factory=ModelConfig)
-    label_names: tuple[str, ...] = ()
+    label_names: tuple[str, ...] = ()  # of the outputs, if known; only for display
 
 
 class HAFedformer(nn.Module):
-    """The model; a client trains one with its single modality.
-
-    Parameters
-    ----------
-    spec
-        Features, outputs and sizes.
-    """
+    """The model; a client trains one with its single modality."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
@@ -102,13 +83,7 @@ class ModelArrays:
 
 
 def split_arrays(arrays: Mapping[str, Tensor]) -> ModelArrays:
-    """Take a state dict apart into encoders and decoder.
-
-    Raises
-    ------
-    KeyError
-        If a name belongs to neither.
-    """
+    """Take a state dict apart into encoders and decoder; `KeyError` if a name is in neither."""
     encoders: dict[str, Arrays] = {}
     decoder: Arrays = {}
     for name, array in arrays.items():
@@ -138,13 +113,7 @@ def trained_names(modules: nn.Module) -> list[str]:
 
 
 def set_standardisation(model: HAFedformer, modality: str, moments: FeatureMoments) -> None:
-    """Give an encoder the statistics that it standardises its features with.
-
-    Raises
-    ------
-    ValueError
-        If the moments are not of the encoder's features.
-    """
+    """Give an encoder its statistics; `ValueError` if they are not of the encoder's features."""
     encoder = model.encoders[modality]
     assert isinstance(encoder, Encoder)
     found, expected = moments.mean.shape, tuple(encoder.standardise.mean.shape)

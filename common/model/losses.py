@@ -1,7 +1,4 @@
-"""The training loss of each task.
-
-Notation: B items, O outputs.
-"""
+"""The training loss of each task."""
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -10,17 +7,10 @@ from common.task import Task
 
 
 def task_loss(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
-    """Return the mean loss of a batch.
+    """Return the mean loss of outputs (B, O) on labels (B,), or (B, O) of 0/1 for several.
 
-    Parameters
-    ----------
-    outputs
-        (B, O) from the decoder.
-    labels
-        (B,) numbers or classes, or (B, O) of 0/1.
-    task
-        Regression takes the absolute error, classes the cross-entropy, several labels the binary
-        cross-entropy of each.
+    Numbers take the absolute error, classes the cross-entropy, several labels the binary
+    cross-entropy of each.
     """
     match task:
         case Task.regression:

@@ -28,38 +28,21 @@ from common.task import Task
 
 @dataclass(frozen=True)
 class Prediction:
-    """Predictions for a batch.
+    """Predictions for a batch."""
 
-    Attributes
-    ----------
-    values
-        Regression: (B,) in units of the label. Otherwise (B, K) probabilities.
-    std
-        Regression: (B,) predictive standard deviation, that of the experts' product. With `mean`
-        and `reliability` the centre is another one than the product's, so it is approximate, and
-        its coverage must be measured. Otherwise None.
-    """
-
-    values: Tensor
+    values: Tensor  # (B,) numbers in units of the label, or (B, K) probabilities
+    # Of numbers (B,), the deviation of the experts' product. Around the centre of `mean` and
+    # `reliability` it is approximate, and its coverage must be measured.
     std: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A batch, encoded by one model.
+    """A batch, encoded by one model; everything by modality."""
 
-    Attributes
-    ----------
-    encodings
-        Modality to (B, T_m, d), right-padded.
-    lengths
-        Modality to (B,); 0 where an item lacks it.
-    outputs
-        Modality to (B, O), decoded from it alone; a cache, filled by the rule that needs it.
-    """
-
-    encodings: Mapping[str, Tensor]
-    lengths: Mapping[str, Tensor]
+    encodings: Mapping[str, Tensor]  # (B, T_m, d), right-padded
+    lengths: Mapping[str, Tensor]  # (B,); 0 where an item lacks the modality
+    # (B, O), decoded from one modality alone; a cache, filled by the rule that needs it.
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def present(self, names: Sequence[str]) -> Tensor:
@@ -76,15 +59,10 @@ class Encoded:
 
 @torch.inference_mode()
 def encode(model: HAFedformer, inputs: Mapping[str, Padded]) -> Encoded:
-    """Encode a batch, for any number of `predict_encoded`.
+    """Encode a batch with a model in evaluation mode, for any number of `predict_encoded`.
 
-    Parameters
-    ----------
-    model
-        In evaluation mode.
-    inputs
-        Modality to its sequences, of B items each; any non-empty subset of the model's modalities.
-        An item lacks a modality where its length is 0.
+    `inputs` are the sequences, of B items each, of any non-empty subset of the model's modalities;
+    an item lacks a modality where its length is 0.
     """
     return Encoded(
         {name: model.encode(name, padded) for name, padded in inputs.items()},
@@ -98,21 +76,10 @@ def predict_encoded(
 ) -> Prediction:
     """Predict each item from those of the named modalities that it has.
 
-    Parameters
-    ----------
-    model
-        The model that encoded.
-    fusion
-        A fitted rule.
-    encoded
-        From `encode`.
-    names
-        Modalities that may be used, at least one; each item must have one of them.
-
     Raises
     ------
     ValueError
-        If an item has none of the modalities.
+        If an item has none of them.
     """
     present = encoded.present(names)
     if not present.any(dim=0).all():
@@ -130,12 +97,8 @@ def predict_present(
 ) -> Prediction:
     """Predict as `predict_encoded` does, with no branch on any value, so that it can be exported.
 
-    Parameters
-    ----------
-    model, fusion, encoded, names
-        As there. Predictions for items without any of the modalities have no meaning.
-    steps
-        Steps of the fused sequences, at least those of the longest item, which is the default.
+    Predictions for items without any of the modalities have no meaning. `steps` are those of the
+    fused sequences, by default the longest item's.
     """
     if fusion.rule is FusionRule.product_of_experts:
         return _multiply_experts(model, fusion, encoded, names)
@@ -149,22 +112,7 @@ def predict_present(
 
 
 def predict(model: HAFedformer, fusion: Fusion, inputs: Mapping[str, Padded]) -> Prediction:
-    """Predict each item from the modalities that it has.
-
-    Parameters
-    ----------
-    model
-        In evaluation mode.
-    fusion
-        A fitted rule.
-    inputs
-        As `encode` takes them; each item must have one modality at least.
-
-    Raises
-    ------
-    ValueError
-        If an item has no modality at all.
-    """
+    """Encode a batch and predict each item from the modalities that it has, see there."""
     return predict_encoded(model, fusion, encode(model, inputs), list(inputs))
 
 

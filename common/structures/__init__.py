@@ -28,21 +28,13 @@ from common.posterior import Form, Gaussian
 
 
 class Structure:
-    """One way to fit a Gaussian to the samples of a tensor.
+    """One way to fit a Gaussian to the samples of a tensor."""
 
-    Attributes
-    ----------
-    reads_inputs
-        Whether clients measure the second moments of what each linear map reads.
-    sends_change
-        Whether the mean that is sent is no weight but the step that the server is to take.
-    """
-
-    reads_inputs = False
-    sends_change = False
+    reads_inputs = False  # whether clients measure the second moments of each linear map's inputs
+    sends_change = False  # whether the mean that is sent encodes the step that the server takes
 
     def form(self, mean: Tensor) -> Form:
-        """Return the form of the precision of a tensor, unless its samples tell nothing."""
+        """Return the form of the precision of a tensor, unless its samples have no spread."""
         return Form.identity
 
     def fit(
@@ -66,12 +58,7 @@ class Structure:
         received
             The tensor that training began with; needed where `sends_change`.
         moments
-            (in, in) of what the tensor reads, where `reads_inputs`; None: it is no map.
-
-        Returns
-        -------
-        Gaussian
-            Its mean has the samples' shape and dtype.
+            (in, in) of the tensor's inputs, where `reads_inputs`; None: it is no map.
         """
         raise NotImplementedError
 
@@ -93,13 +80,7 @@ STRUCTURES: dict[str, Structure] = {}
 
 
 def find_structure(name: str) -> Structure:
-    """Return a structure by its name.
-
-    Raises
-    ------
-    UserError
-        If there is none of that name; lists those that there are.
-    """
+    """Return a structure by its name; `UserError` lists those that there are."""
     _import_structures()
     if name not in STRUCTURES:
         raise UserError(
@@ -110,7 +91,7 @@ def find_structure(name: str) -> Structure:
 
 @cache
 def _import_structures() -> None:
-    """Import all modules of this package, which put their structures into `STRUCTURES`."""
+    """Import all modules of this package, which register their structures."""
     for module in pkgutil.iter_modules(__path__):
         import_module(f"{__name__}.{module.name}")
 
@@ -126,7 +107,7 @@ def decoder_structure(config: DecoderConfig) -> Structure | None:
 
 
 def posterior_form(mean: Tensor, structure: Structure | None) -> Form:
-    """Return the form that a client's posterior over one tensor has, unless it tells nothing."""
+    """Return the form of a client's posterior over one tensor, where its samples have spread."""
     return Form.identity if structure is None else structure.form(mean)
 
 

@@ -44,18 +44,10 @@ class Inputs(Structure):
 def mapped_gaussian(
     mean: Tensor, moments: Tensor | None, shrinkage: float, scale: str = "absolute"
 ) -> Gaussian:
-    """Return a Gaussian over the rows of a linear map, by what it reads.
+    """Return a Gaussian over the rows of a linear map with a mean (out, ...).
 
-    Parameters
-    ----------
-    mean
-        (out, ...).
-    moments
-        (in, in) second moments; None, or all zero: nothing is known, P = I.
-    shrinkage
-        rho in (0, 1]; 1 leaves a multiple of the identity.
-    scale
-        "absolute": P keeps the size of the moments.
+    Its precision comes from the (in, in) second moments of the inputs; where they are None or zero,
+    P = I. A shrinkage of 1 leaves a multiple of the identity; "absolute" keeps the moments' size.
     """
     t = None if moments is None else moments.diagonal().mean()
     if moments is None or t is None or not t > torch.finfo(torch.float32).tiny:

@@ -15,7 +15,6 @@ from typing import Any
 import flwr.supercore.inflatable.inflatable_utils as inflatable_utils
 import pytest
 from flwr.app import Message, MessageType, RecordDict
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -174,9 +173,8 @@ def test_the_backoff_is_still_a_keyword_with_a_default(name: str) -> None:
     assert "initial_backoff" in defaults, "see common.flower.shorten_backoff"
 
 
-def test_messages_keep_their_numbers_where_we_write_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+@pytest.mark.usefixtures("in_a_task")
+def test_messages_keep_their_numbers_where_we_write_them() -> None:
     metadata = Message(RecordDict(), 1, MessageType.TRAIN).metadata
     metadata.__dict__["_message_id"], metadata.__dict__["_src_node_id"] = "7", 8
     assert (metadata.message_id, metadata.src_node_id) == ("7", 8)

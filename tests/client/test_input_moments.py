@@ -5,7 +5,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from client.input_moments import InputMoments
@@ -113,21 +112,6 @@ def test_moments_of_an_lstm_are_those_of_its_steps() -> None:
         torch.testing.assert_close(found[f"{LSTM}.{name}"], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("causal", [False, True])
-def test_moments_of_a_convolution_are_those_of_its_windows(causal: bool) -> None:
-    model, padded = built(3, causal=causal), batch(*LENGTHS)
-    # Steps t-2 .. t, or t-1 .. t+1, zero beyond either end; feature by feature, as the weight has.
-    behind, ahead = (2, 0) if causal else (1, 1)
-    windows = [
-        F.pad(values[:length].T, (behind, ahead))[:, step : step + 3].flatten()
-        for values, length in zip(padded.values, LENGTHS, strict=True)
-        for step in range(length)
-    ]
-    stacked = torch.stack(windows).double()
-    found = moments_of(model, padded)["encoders.audio.embed.weight"]
-    torch.testing.assert_close(found, stacked.T @ stacked / len(windows), rtol=1e-6, atol=1e-9)
-
-
 # --- Names, sums, traces ----------------------------------------------------------------------
 
 
@@ -163,10 +147,3 @@ def test_batches_add_up(shape: tuple[int, ...]) -> None:
     assert one.keys() == two.keys()
     for name, moments in one.items():
         torch.testing.assert_close(two[name], moments, rtol=1e-4, atol=1e-6)
-
-
-def test_dropout_does_not_reach_the_moments() -> None:
-    config = ModelConfig(width=4, heads=2, residual_dropout=0.5, embedding_dropout=0.5)
-    model = build_model(ModelSpec({"audio": (3,)}, 1, Task.regression, config), seed=0)
-    first, again = (moments_of(model.train(), batch(*LENGTHS)) for _ in range(2))
-    assert all(torch.equal(again[name], array) for name, array in first.items())

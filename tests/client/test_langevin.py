@@ -12,7 +12,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from scipy.stats import ks_2samp
 from torch import Tensor
 
 from client.sampling import SamplingPlan, WeightSampler
@@ -75,66 +74,11 @@ def draws(config: SamplerConfig, examples: int, segment: int = 600, seed: int = 
     return state.collect().reshape(-1, 3)
 
 
-# --- Steps by hand ----------------------------------------------------------------------------
-
-
-def noise_of(seed: int, *shape: int) -> Tensor:
-    source = torch.Generator().manual_seed(seed)
-    return torch.stack([torch.randn(shape[1:], generator=source) for _ in range(shape[0])])
-
-
-def test_a_step_of_sgld_is_the_formula() -> None:
-    config = SamplerConfig(Sampler.sgld, lr=0.1, temperature=3.0)
-    start, gradient = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-4.0, 0.0, 5.0])
-    state = WeightSampler(config, SamplingPlan(1, 1, 0), start, 50, seed=9)
-    moved = state.step(start, gradient)
-    # The deviation is (2 lr T / n)^(1/2) = (0.6 / 50)^(1/2).
-    expected = torch.tensor([1.4, 2.0, 2.5]) + 0.012**0.5 * noise_of(9, 1, 3)[0]
-    torch.testing.assert_close(moved, expected)
-    torch.testing.assert_close(state.collect(), expected[None])
-
-
-def test_two_steps_of_sghmc_are_the_formula() -> None:
-    config = SamplerConfig(Sampler.sghmc, lr=0.1, temperature=3.0, friction=0.25)
-    start, gradient = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([-4.0, 0.0, 5.0])
-    state, iterates = walk(config, SamplingPlan(2, 1, 0), start, 50, 9, lambda _: gradient)
-    # The deviation is (2 a lr T / n)^(1/2) = (0.15 / 50)^(1/2).
-    first, second = 0.003**0.5 * noise_of(9, 2, 3)
-    velocity = -0.1 * gradient + first
-    torch.testing.assert_close(iterates[0], start + velocity)
-    velocity = 0.75 * velocity - 0.1 * gradient + second
-    torch.testing.assert_close(iterates[1], iterates[0] + velocity)
-    torch.testing.assert_close(state.collect(), iterates)
-
-
-@pytest.mark.parametrize(("name", "momentum"), [(Sampler.sgld, 0.0), (Sampler.sghmc, 0.7)])
-def test_without_temperature_it_is_gradient_descent(name: Sampler, momentum: float) -> None:
-    config = SamplerConfig(name, lr=0.2, temperature=0.0, friction=0.3)
-    parameter = torch.nn.Parameter(torch.zeros(6, dtype=torch.float64))
-    _, iterates = walk(config, SamplingPlan(1, 20, 0), parameter.detach().clone())
-    descent = torch.optim.SGD([parameter], lr=0.2, momentum=momentum)
-    for iterate in iterates:
-        parameter.grad = gradient_at(parameter.detach())
-        descent.step()
-        torch.testing.assert_close(iterate, parameter.detach())
-
-
-@both
-def test_the_seed_decides_the_samples(config: SamplerConfig) -> None:
-    def samples(seed: int) -> Tensor:
-        return walk(config, SamplingPlan(3, 4, 0), torch.zeros(6), 7, seed)[0].collect()
-
-    first = samples(1)
-    torch.manual_seed(99)
-    assert torch.equal(samples(1), first)
-    assert not torch.isclose(samples(2), first).any()
-
-
 # --- The Gaussian -----------------------------------------------------------------------------
 
 
 @both
-@pytest.mark.parametrize(("examples", "temperature"), [(1, 1.0), (50, 1.0), (7, 4.0)])
+@pytest.mark.parametrize(("examples", "temperature"), [(50, 1.0), (7, 4.0)])
 def test_a_small_rate_recovers_the_posterior(
     config: SamplerConfig, examples: int, temperature: float
 ) -> None:
@@ -222,16 +166,3 @@ def test_with_the_same_noise_sghmc_is_that_of_posteriors_a_gradient_behind() -> 
     theirs = peer_walk(config, start, 51, seed=3)
     torch.testing.assert_close(theirs[0], start)
     torch.testing.assert_close(theirs[1:], iterates)
-
-
-@both
-def test_samples_are_distributed_as_those_of_posteriors(config: SamplerConfig) -> None:
-    steps = 600
-    theirs = peer_walk(config, torch.zeros(CHAINS * 3).double(), steps, seed=1)[-1].reshape(-1, 3)
-    ours = draws(config, EXAMPLES, seed=2)[-CHAINS:]
-    error_of_the_mean = (2 / CHAINS * theirs.var(dim=0)) ** 0.5
-    assert ((ours.mean(dim=0) - theirs.mean(dim=0)).abs() < 4 * error_of_the_mean).all()
-    for one, two in zip(ours.T, theirs.T, strict=True):
-        assert ks_2samp(one, two).pvalue > 0.01
-    broader = ks_2samp(1.2 * (ours[:, 0] - MEAN[0]), theirs[:, 0] - MEAN[0])
-    assert broader.pvalue < 1e-3  # so many draws would tell

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from client.objective import MAX_WEIGHT, Objective, local_objective
-from common.model.calibration import label_shares, label_sums
+from common.model.calibration import label_sums
 from common.model.losses import task_loss
 from common.task import Task
 
@@ -16,7 +16,6 @@ torch.set_num_threads(1)  # more only contend over tensors this small
 
 CLASSES = 3
 EDGES = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
-MANY = 1e12  # so many items that the one that smooths their shares is nothing
 
 
 def vector(*values: float) -> Tensor:
@@ -52,14 +51,6 @@ def test_without_shares_it_is_the_loss_of_the_task(task: Task) -> None:
     objective = local_objective(task, sums_of(labels, task), torch.zeros(0), edges_of(task))
     assert objective == Objective(task)
     assert torch.equal(objective(outputs, labels), task_loss(outputs, labels, task))
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_a_client_with_the_shares_of_all_has_the_loss_of_the_task(task: Task) -> None:
-    outputs, labels = batch(task)
-    sums = MANY * sums_of(labels, task)
-    objective = local_objective(task, sums, label_shares(sums, task), edges_of(task))
-    torch.testing.assert_close(objective(outputs, labels), task_loss(outputs, labels, task))
 
 
 def test_log_ratios_of_shares_are_added_to_the_logits() -> None:
@@ -137,60 +128,4 @@ def test_what_a_client_has_never_seen_or_always_sees_stays_finite(
 
 # --- What is learnt ---------------------------------------------------------------------------
 
-# One feature of four values, labels that make some of them likelier.
-LIKELIHOOD = torch.tensor(
-    [[0.7, 0.1, 0.1, 0.1], [0.1, 0.5, 0.3, 0.1], [0.2, 0.2, 0.2, 0.4]], dtype=torch.float64
-)
 POOLED, SKEWED = vector(0.5, 0.3, 0.2), vector(0.1, 0.1, 0.8)
-
-
-def minimised(loss_of: Objective, labels: Tensor, inputs: Tensor, weights: Tensor) -> Tensor:
-    """Return the table of logits (4, O) that minimises the expected loss."""
-    table = torch.zeros(4, labels.shape[1] if labels.ndim > 1 else 3, dtype=torch.float64)
-    table.requires_grad_()
-    descent = torch.optim.LBFGS(
-        [table], max_iter=500, tolerance_change=0.0, line_search_fn="strong_wolfe"
-    )
-
-    def closure() -> Tensor:
-        descent.zero_grad()
-        each = torch.stack(
-            [loss_of(table[i, None], y[None]) for i, y in zip(inputs, labels, strict=True)]
-        )
-        loss = (weights * each).sum()
-        loss.backward()
-        return loss
-
-    descent.step(closure)
-    return table.detach()
-
-
-def test_a_client_with_skewed_classes_learns_the_posterior_of_all() -> None:
-    objective = local_objective(Task.classification, MANY * SKEWED, POOLED, None)
-    labels, inputs = torch.cartesian_prod(torch.arange(3), torch.arange(4)).T
-    weights = (SKEWED[:, None] * LIKELIHOOD).flatten()
-    found = minimised(objective, labels, inputs, weights).softmax(dim=1)
-    expected = LIKELIHOOD.T * POOLED
-    torch.testing.assert_close(
-        found, expected / expected.sum(dim=1, keepdim=True), rtol=1e-4, atol=1e-6
-    )
-    # Without the correction it learns its own.
-    plain = minimised(Objective(Task.classification), labels, inputs, weights).softmax(dim=1)
-    assert (plain - found).abs().max() > 0.3
-
-
-def test_a_client_with_skewed_labels_learns_the_posteriors_of_all() -> None:
-    # Each label by itself, of rates 0.5, 0.3, 0.2 and here 0.1, 0.1, 0.8.
-    sums = MANY * torch.cat([vector(1), SKEWED])
-    objective = local_objective(Task.multilabel, sums, POOLED, None)
-    absent = LIKELIHOOD.flip(1)
-    present_here, absent_here = SKEWED[:, None] * LIKELIHOOD, (1 - SKEWED)[:, None] * absent
-    inputs = torch.arange(4).repeat(2)
-    labels = torch.tensor([[1.0]] * 4 + [[0.0]] * 4, dtype=torch.float64)
-    for label in range(3):
-        only = Objective(Task.multilabel, objective.offsets[label : label + 1])
-        weights = torch.cat([present_here[label], absent_here[label]])
-        found = minimised(only, labels, inputs, weights).sigmoid()[:, 0]
-        present = POOLED[label] * LIKELIHOOD[label]
-        expected = present / (present + (1 - POOLED[label]) * absent[label])
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)

@@ -89,8 +89,3 @@ def test_local_noise_has_the_deviation_that_it_says() -> None:
     assert abs(noise.std().item() / expected - 1) < 5 / math.sqrt(2 * 3 * draws)
     assert (noise.mean(dim=0).abs() < 5 * expected / math.sqrt(draws)).all()
     assert torch.corrcoef(noise.T).triu(1).abs().max() < 0.12
-
-
-def test_local_noise_differs_from_one_round_to_the_next() -> None:
-    config = PrivacyConfig(PrivacyRule.local)
-    assert not torch.equal(*(means(protect(UPDATE, SENT, config)) for _ in range(2)))

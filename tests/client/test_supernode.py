@@ -17,7 +17,6 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, 
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
 from flwr.supercore.object_store import ObjectStoreFactory
 from flwr.supercore.run import Run, RunNotRunningException
-from flwr.supercore.task_identity import TaskIdentity
 from flwr.supernode import start_client_internal
 from flwr.supernode.nodestate import NodeStateFactory
 from hypothesis import given
@@ -32,10 +31,7 @@ from common.protocol import decode_description, encode_query
 RUN = 7
 
 
-@pytest.fixture(autouse=True)
-def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, RUN)
+pytestmark = pytest.mark.usefixtures("in_a_task")
 
 
 # --- Pauses -----------------------------------------------------------------------------------

@@ -24,10 +24,6 @@ def test_without_default_every_modality_is_given() -> None:
     assert list(counts) == MODALITIES  # the dataset's order, not that of the settings
 
 
-def test_modalities_are_the_users_words() -> None:
-    assert clients_per_modality({"fourier": 2}, ["fourier"]) == {"fourier": 2}
-
-
 def test_an_unknown_modality_is_named_with_those_there_are() -> None:
     with pytest.raises(UserError) as error:
         clients_per_modality({"default": 1, "smell": 2}, MODALITIES)

@@ -1,6 +1,4 @@
-"""Metrics against scikit-learn and SciPy, and against NumPy written out a second time."""
-
-import math
+"""Metrics against scikit-learn, SciPy and loops."""
 
 import numpy as np
 import pytest
@@ -17,7 +15,6 @@ from common.metrics import (
     compute_metrics,
     correlation,
     coverage_metrics,
-    rounded_agreement,
 )
 from common.task import Task
 
@@ -32,11 +29,6 @@ def weighted_f1(truth: np.ndarray, predicted: np.ndarray) -> float:
         both = (true & chosen).sum()
         total += true.sum() * 2 * both / (true.sum() + chosen.sum())
     return total / len(truth)
-
-
-def pearson(truth: np.ndarray, predicted: np.ndarray) -> float:
-    x, y = truth - truth.mean(), predicted - predicted.mean()
-    return (x * y).sum() / math.sqrt((x**2).sum() * (y**2).sum())
 
 
 def python_rounded(values: np.ndarray, limit: int) -> list[int]:
@@ -76,129 +68,44 @@ labelled = st.lists(st.tuples(labels, predictions), min_size=1, max_size=30).map
 @settings(max_examples=100, deadline=None)
 @given(labelled)
 @pytest.mark.filterwarnings("ignore::common.metrics.ConstantPredictions")
-def test_regression_equals_the_libraries_and_a_second_opinion(
-    drawn: tuple[np.ndarray, np.ndarray],
-) -> None:
+def test_regression_equals_the_libraries(drawn: tuple[np.ndarray, np.ndarray]) -> None:
     truth, predicted = drawn
-    found = compute_metrics(Task.regression, truth, predicted)
     nonzero = truth != 0
     positive = (truth[nonzero] > 0, predicted[nonzero] > 0)
-    trusted = {
+    varies = len(set(truth)) > 1 and len(set(predicted)) > 1
+    expected = {
         "mae": sklearn.metrics.mean_absolute_error(truth, predicted),
         "mse": sklearn.metrics.mean_squared_error(truth, predicted),
         "acc2": sklearn.metrics.accuracy_score(truth >= 0, predicted >= 0),
         "f1": sklearn.metrics.f1_score(truth >= 0, predicted >= 0, average="weighted"),
+        "acc2_nonzero": sklearn.metrics.accuracy_score(*positive) if nonzero.any() else 0.0,
+        "f1_nonzero": weighted_f1(*positive) if nonzero.any() else 0.0,
         "acc5": np.mean(np.equal(python_rounded(truth, 2), python_rounded(predicted, 2))),
         "acc7": np.mean(np.equal(python_rounded(truth, 3), python_rounded(predicted, 3))),
+        "corr": scipy.stats.pearsonr(truth, predicted).statistic if varies else 0.0,
     }
-    by_hand = {
-        "mae": np.abs(truth - predicted).sum() / len(truth),
-        "mse": ((truth - predicted) ** 2).sum() / len(truth),
-        "acc2": ((truth < 0) == (predicted < 0)).sum() / len(truth),
-        "f1": weighted_f1(truth >= 0, predicted >= 0),
-        "acc2_nonzero": (positive[0] == positive[1]).mean() if nonzero.any() else 0.0,
-        "f1_nonzero": weighted_f1(*positive) if nonzero.any() else 0.0,
-    }
-    if nonzero.any():
-        trusted["acc2_nonzero"] = sklearn.metrics.accuracy_score(*positive)
-        trusted["f1_nonzero"] = sklearn.metrics.f1_score(*positive, average="weighted")
-    if len(set(truth)) > 1 and len(set(predicted)) > 1:
-        trusted["corr"] = scipy.stats.pearsonr(truth, predicted).statistic
-        by_hand["corr"] = pearson(truth.astype(float), predicted)
-    else:
-        by_hand["corr"] = 0.0
-    for expected in (trusted, by_hand):
-        for name, value in expected.items():
-            assert found[name] == pytest.approx(value, abs=CLOSE), name
-    assert found.keys() == trusted.keys() | by_hand.keys()
-
-
-def test_regression_by_hand() -> None:
-    truth = np.array([-1.0, 0.0, 2.0, -0.5, 0.0])
-    predicted = np.array([-0.2, -0.1, 0.3, 0.0, 0.0])
     found = compute_metrics(Task.regression, truth, predicted)
-    assert found["mae"] == pytest.approx((0.8 + 0.1 + 1.7 + 0.5) / 5)
-    assert found["mse"] == pytest.approx((0.64 + 0.01 + 2.89 + 0.25) / 5)
-    # All items: 0 is non-negative, in the label and in the prediction.
-    assert found["acc2"] == pytest.approx(3 / 5)
-    assert found["f1"] == pytest.approx((2 * 1 / 2 + 3 * 2 / 3) / 5)
-    # Without the labels 0: a prediction of 0 is not positive.
-    assert found["acc2_nonzero"] == 1.0
-    assert found["f1_nonzero"] == 1.0
-
-
-def test_the_two_conventions_treat_a_prediction_of_zero_differently() -> None:
-    found = compute_metrics(Task.regression, np.array([1.0, -1.0, 2.0]), np.array([0.0, -1.0, 1.0]))
-    assert found["acc2"] == 1.0
-    assert found["acc2_nonzero"] == pytest.approx(2 / 3)
-
-
-def test_f1_takes_the_truth_first() -> None:
-    truth, predicted = np.array([1.0, 1, 1, 1, -1]), np.array([1.0, 1, -1, -1, -1])
-    found = compute_metrics(Task.regression, truth, predicted)
-    swapped = compute_metrics(Task.regression, predicted, truth)
-    # F1 is 2/3 of positive and 1/2 of negative, either way round; the truth gives the weights.
-    assert found["f1"] == found["f1_nonzero"] == pytest.approx((4 * 2 / 3 + 1 * 1 / 2) / 5)
-    assert swapped["f1"] == swapped["f1_nonzero"] == pytest.approx((2 * 2 / 3 + 3 * 1 / 2) / 5)
-
-
-@pytest.mark.parametrize(
-    ("value", "rounded"), [(0.5, 0.0), (-0.5, 0.0), (1.5, 2.0), (2.5, 2.0), (-1.5, -2.0)]
-)
-def test_halves_are_rounded_to_even(value: float, rounded: float) -> None:
-    assert rounded_agreement(np.array([value]), np.array([rounded]), 3) == 1.0
-    away = rounded + math.copysign(1.0, value - rounded)
-    assert rounded_agreement(np.array([value]), np.array([away]), 3) == 0.0
-
-
-def test_clipping_comes_before_rounding() -> None:
-    truth, predicted = np.array([3.0, 2.4, -3.0, -2.6]), np.array([9.0, 3.0, -1.6, -7.0])
-    assert rounded_agreement(truth, predicted, 2) == 1.0
-    assert rounded_agreement(truth, predicted, 3) == pytest.approx(2 / 4)
-    found = compute_metrics(Task.regression, truth, predicted)
-    assert (found["acc5"], found["acc7"]) == (1.0, 0.5)
-
-
-def test_acc7_tells_apart_what_acc5_does_not() -> None:
-    assert rounded_agreement(np.array([3.0]), np.array([2.0]), 2) == 1.0
-    assert rounded_agreement(np.array([3.0]), np.array([2.0]), 3) == 0.0
+    assert found == pytest.approx(expected, abs=CLOSE)
+    assert {type(value) for value in found.values()} == {float}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("constant", [0.0, 0.1, -1e-3, 1e6])
-@pytest.mark.parametrize("items", [1, 2, 3, 1000])
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
+@pytest.mark.parametrize("items", [1, 3, 1000])
 def test_constant_predictions_have_no_correlation_and_say_so(
     constant: float, items: int, dtype: type
 ) -> None:
     truth = np.linspace(-3, 3, items, dtype=dtype)
     predicted = np.full(items, constant, dtype=dtype)
-    with pytest.warns(ConstantPredictions, match="corr=0"):
-        assert correlation(truth, predicted) == 0.0
-    with pytest.warns(ConstantPredictions):
-        assert compute_metrics(Task.regression, truth, predicted)["corr"] == 0.0
-    with pytest.warns(ConstantPredictions):
-        assert correlation(predicted, truth) == 0.0
+    for pair in ((truth, predicted), (predicted, truth)):
+        with pytest.warns(ConstantPredictions, match="corr=0"):
+            assert compute_metrics(Task.regression, *pair)["corr"] == 0.0
 
 
 def test_nearly_constant_predictions_still_correlate() -> None:
     truth = np.array([1.0, 2.0, 4.0])
     assert correlation(truth, 1e-30 * truth) == pytest.approx(1.0)
     assert correlation(truth, -1e30 * truth) == pytest.approx(-1.0)
-
-
-def test_labels_that_are_all_zero_leave_nothing_for_the_nonzero_variants() -> None:
-    with pytest.warns(ConstantPredictions):
-        found = compute_metrics(Task.regression, np.zeros(3), np.array([0.2, -1.0, 0.0]))
-    assert (found["acc2_nonzero"], found["f1_nonzero"]) == (0.0, 0.0)
-    assert found["acc2"] == pytest.approx(2 / 3)
-    assert found["f1"] == pytest.approx(4 / 5)
-
-
-def test_perfect_predictions_are_perfect() -> None:
-    truth = np.array([-3.0, -0.4, 0.0, 1.5, 2.6], dtype=np.float32)
-    found = compute_metrics(Task.regression, truth, truth)
-    assert (found.pop("mae"), found.pop("mse")) == (0.0, 0.0)
-    assert list(found.values()) == pytest.approx([1.0] * 7)
 
 
 # ---- coverage ----------------------------------------------------------------------------------
@@ -218,40 +125,12 @@ def test_coverage_equals_the_intervals_of_scipy(
     assert list(found) == ["coverage_50", "coverage_90"]
 
 
-def test_coverage_by_hand() -> None:
-    # A central half reaches .674 deviations far, nine tenths 1.645.
-    truth, std = np.array([0.6, -0.6, 0.7, 3.2, -3.3, 9.0]), np.array([1.0, 1.0, 1.0, 2.0, 2.0, 2])
-    found = coverage_metrics(truth, np.zeros(6), std)
-    assert found == pytest.approx({"coverage_50": 2 / 6, "coverage_90": 4 / 6})
-
-
 @pytest.mark.parametrize(("name", "level"), [("coverage_50", 0.5), ("coverage_90", 0.9)])
 def test_the_ends_of_an_interval_are_inside(name: str, level: float) -> None:
     end = scipy.stats.norm.ppf(0.5 + level / 2)
     inside = np.array([end * (1 - 1e-9), -end * (1 - 1e-9)])
     assert coverage_metrics(inside, np.zeros(2), np.ones(2))[name] == 1.0
     assert coverage_metrics(inside * (1 + 2e-9), np.zeros(2), np.ones(2))[name] == 0.0
-
-
-def test_without_a_deviation_only_the_prediction_itself_is_inside() -> None:
-    found = coverage_metrics(np.array([1.0, 1.0]), np.array([1.0, 1.1]), np.zeros(2))
-    assert found == {"coverage_50": 0.5, "coverage_90": 0.5}
-
-
-@pytest.mark.parametrize(("truth", "inside"), [(0.0, 1.0), (5.0, 0.0)])
-def test_the_coverage_of_one_item_is_all_or_nothing(truth: float, inside: float) -> None:
-    found = coverage_metrics(np.array([truth]), np.zeros(1), np.ones(1))
-    assert set(found.values()) == {inside}
-
-
-def test_true_deviations_cover_what_they_say() -> None:
-    source = np.random.default_rng(0)
-    predicted, std = source.normal(size=40_000), source.uniform(0.1, 3.0, 40_000)
-    truth = predicted + std * source.normal(size=40_000)
-    found = coverage_metrics(truth, predicted, std)
-    assert found == pytest.approx({"coverage_50": 0.5, "coverage_90": 0.9}, abs=0.01)
-    small = coverage_metrics(truth, predicted, std / 2)
-    assert small["coverage_90"] == pytest.approx(2 * scipy.stats.norm.cdf(1.645 / 2) - 1, abs=0.01)
 
 
 def test_coverage_is_added_where_there_are_deviations() -> None:
@@ -284,24 +163,6 @@ def test_calibration_error_equals_a_loop_over_bins(drawn: tuple[np.ndarray, np.n
     assert calibration_error(*drawn) == pytest.approx(looped_ece(*drawn), abs=CLOSE)
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_calibration_error_is_the_distance_of_scikit_learns_curve(seed: int) -> None:
-    source = np.random.default_rng(seed)
-    probabilities, outcomes = source.random(200), source.random(200) < 0.4
-    curve = sklearn.calibration.calibration_curve(outcomes, probabilities, n_bins=10)
-    counts, _ = np.histogram(probabilities, bins=10, range=(0, 1))
-    expected = counts[counts > 0] / 200 @ np.abs(curve[0] - curve[1])
-    assert calibration_error(probabilities, outcomes) == pytest.approx(expected, abs=CLOSE)
-
-
-def test_calibration_error_by_hand() -> None:
-    probabilities = np.array([0.95, 0.85, 0.81, 0.35])
-    outcomes = np.array([True, False, True, True])
-    # (.9, 1]: 1 against .95. (.8, .9]: 1/2 against .83. (.3, .4]: 1 against .35.
-    expected = (1 * 0.05 + 2 * 0.33 + 1 * 0.65) / 4
-    assert calibration_error(probabilities, outcomes) == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("edge", [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9])
 def test_a_bin_holds_its_upper_edge(edge: float) -> None:
     came_or_not = np.array([True, False])
@@ -312,32 +173,12 @@ def test_a_bin_holds_its_upper_edge(edge: float) -> None:
     assert above == pytest.approx(((1 - edge) + (edge + 0.05)) / 2)
 
 
-@pytest.mark.parametrize(
-    ("probability", "came", "expected"),
-    [(0.0, 0, 0.0), (0.0, 1, 1.0), (1.0, 1, 0.0), (1.0, 0, 1.0), (0.5, 1, 0.5), (1 + 1e-7, 1, 0.0)],
-)
-@pytest.mark.parametrize("items", [1, 3])
-def test_the_calibration_error_of_a_constant(
-    probability: float, came: int, expected: float, items: int
-) -> None:
-    found = calibration_error(np.full(items, probability), np.full(items, came))
-    assert found == pytest.approx(expected, abs=CLOSE)
-
-
-def test_honest_probabilities_have_little_calibration_error() -> None:
-    source = np.random.default_rng(0)
-    probabilities = source.random(50_000)
-    outcomes = source.random(50_000) < probabilities
-    assert calibration_error(probabilities, outcomes) < 0.01
-    assert calibration_error(probabilities**3, outcomes) > 0.2
-
-
 # ---- classes -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(2, 5), st.integers(1, 25), st.integers(0, 999), st.booleans(), st.booleans())
-def test_classes_equal_scikit_learn_and_a_second_opinion(
+def test_classes_equal_scikit_learn(
     classes: int, items: int, seed: int, constant: bool, tied: bool
 ) -> None:
     source = np.random.default_rng(seed)
@@ -347,45 +188,17 @@ def test_classes_equal_scikit_learn_and_a_second_opinion(
         counts = source.integers(1, 3, size=(items, classes))
         probabilities = counts / counts.sum(axis=1, keepdims=True)
     probabilities = probabilities.astype(np.float32)
-    found = compute_metrics(Task.classification, truth, probabilities)
-    chosen = probabilities.argmax(axis=1)
-    true_probability = probabilities[np.arange(items), truth].astype(float)
     exact = probabilities.astype(float) / probabilities.astype(float).sum(axis=1, keepdims=True)
-    trusted = {
+    # The first of equally probable classes is chosen.
+    chosen = np.array([row.index(max(row)) for row in probabilities.tolist()])
+    expected = {
         "accuracy": sklearn.metrics.accuracy_score(truth, chosen),
         "f1": sklearn.metrics.f1_score(truth, chosen, average="weighted"),
         "log_loss": sklearn.metrics.log_loss(truth, exact, labels=list(range(classes))),
+        "ece": looped_ece(probabilities.max(axis=1), truth == chosen),
     }
-    # The first of equally probable classes is chosen.
-    first = [row.index(max(row)) for row in probabilities.tolist()]
-    assert chosen.tolist() == first
-    tops = np.array([max(row) for row in probabilities.tolist()])
-    by_hand = {
-        "accuracy": (truth == chosen).sum() / items,
-        "f1": weighted_f1(truth, chosen),
-        "log_loss": -np.log(true_probability).sum() / items,
-        "ece": looped_ece(tops, truth == first),
-    }
-    assert found == pytest.approx(by_hand, abs=CLOSE)
-    assert found == pytest.approx(trusted | {"ece": by_hand["ece"]}, abs=CLOSE)
-
-
-def test_classes_by_hand() -> None:
-    truth = np.array([0, 0, 0, 1])
-    probabilities = np.array([[0.7, 0.2, 0.1], [0.3, 0.6, 0.1], [0.2, 0.5, 0.3], [0.1, 0.8, 0.1]])
     found = compute_metrics(Task.classification, truth, probabilities)
-    assert found["accuracy"] == 0.5
-    assert found["f1"] == pytest.approx((3 * 1 / 2 + 1 * 1 / 2) / 4)
-    assert found["log_loss"] == pytest.approx(-math.log(0.7 * 0.3 * 0.2 * 0.8) / 4)
-    # Chosen with .7 and right, .6 and wrong, .5 and wrong, .8 and right; each in its own bin.
-    assert found["ece"] == pytest.approx((0.3 + 0.6 + 0.5 + 0.2) / 4)
-
-
-def test_the_f1_of_classes_takes_the_truth_first() -> None:
-    # Class 0: once chosen, thrice true; class 1: never true. Swapped it would be 1/2.
-    probabilities = np.array([[0.9, 0.1], [0.2, 0.8], [0.1, 0.9]])
-    found = compute_metrics(Task.classification, np.array([0, 0, 0]), probabilities)
-    assert found["f1"] == pytest.approx(2 * 1 / (1 + 3))
+    assert found == pytest.approx(expected, abs=CLOSE)
 
 
 def test_a_class_of_probability_zero_costs_much_but_not_infinitely_much() -> None:
@@ -396,58 +209,23 @@ def test_a_class_of_probability_zero_costs_much_but_not_infinitely_much() -> Non
 # ---- several labels ----------------------------------------------------------------------------
 
 
-def test_labels_by_hand() -> None:
-    truth = np.array([[1, 0], [1, 0], [0, 1], [0, 0]], dtype=np.float32)
-    probabilities = np.array([[0.9, 0.1], [0.4, 0.6], [0.2, 0.5], [0.1, 0.7]])
-    found = compute_metrics(Task.multilabel, truth, probabilities)
-    # Label 0: recall of presence 1/2, of absence 1. Label 1: 1 and 1/3; 0.5 counts as present.
-    assert found["weighted_accuracy_0"] == pytest.approx(3 / 4)
-    assert found["weighted_accuracy_1"] == pytest.approx(2 / 3)
-    assert found["weighted_accuracy"] == pytest.approx((3 / 4 + 2 / 3) / 2)
-    # F1 of presence and absence, weighted by truth.
-    assert found["f1_0"] == pytest.approx((2 * 2 / 3 + 2 * 4 / 5) / 4)
-    assert found["f1_1"] == pytest.approx((1 * 2 / 4 + 3 * 2 / 4) / 4)
-    assert found["f1"] == pytest.approx((found["f1_0"] + found["f1_1"]) / 2)
-    # All eight decisions: .1, .1 | .2 | .4 | .5 | .6 | .7 | .9 against how often it was present.
-    assert found["ece"] == pytest.approx((0.2 + 0.2 + 0.6 + 0.5 + 0.6 + 0.7 + 0.1) / 8)
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 4), st.integers(1, 25), st.integers(0, 999))
-def test_labels_equal_scikit_learn_and_a_second_opinion(
-    columns: int, items: int, seed: int
-) -> None:
+def test_labels_equal_scikit_learn(columns: int, items: int, seed: int) -> None:
     source = np.random.default_rng(seed)
     truth = (source.random((items, columns)) < 0.3).astype(np.float32)
     probabilities = source.integers(0, 9, size=(items, columns)) / 8
-    found = compute_metrics(Task.multilabel, truth, probabilities)
-    present = probabilities >= 0.5
+    expected = {"ece": looped_ece(probabilities.flatten(), truth.flatten())}
     for k in range(columns):
-        actual, chosen = truth[:, k] == 1, present[:, k]
-        recalls = [(chosen == side)[actual == side].mean() for side in set(actual.tolist())]
-        if len(recalls) == 2:
-            trusted = sklearn.metrics.balanced_accuracy_score(actual, chosen)
-            assert found[f"weighted_accuracy_{k}"] == pytest.approx(trusted, abs=CLOSE)
-        trusted = sklearn.metrics.recall_score(
+        actual, chosen = truth[:, k] == 1, probabilities[:, k] >= 0.5
+        expected[f"weighted_accuracy_{k}"] = sklearn.metrics.recall_score(
             actual, chosen, labels=np.unique(actual), average="macro"
         )
-        assert found[f"weighted_accuracy_{k}"] == pytest.approx(np.mean(recalls), abs=CLOSE)
-        assert found[f"weighted_accuracy_{k}"] == pytest.approx(trusted, abs=CLOSE)
-        trusted = sklearn.metrics.f1_score(actual, chosen, average="weighted")
-        assert found[f"f1_{k}"] == pytest.approx(weighted_f1(actual, chosen), abs=CLOSE)
-        assert found[f"f1_{k}"] == pytest.approx(trusted, abs=CLOSE)
-    by_loop = looped_ece(probabilities.flatten(), truth.flatten())
-    assert found["ece"] == pytest.approx(by_loop, abs=CLOSE)
+        expected[f"f1_{k}"] = sklearn.metrics.f1_score(actual, chosen, average="weighted")
     for name in ("weighted_accuracy", "f1"):
-        mean = np.mean([found[f"{name}_{k}"] for k in range(columns)])
-        assert found[name] == pytest.approx(mean)
-
-
-def test_saying_absent_always_is_worth_one_half() -> None:
-    truth = np.zeros((20, 1), dtype=np.float32)
-    truth[0] = 1
-    found = compute_metrics(Task.multilabel, truth, np.full((20, 1), 0.1))
-    assert found["weighted_accuracy"] == 0.5
+        expected[name] = np.mean([expected[f"{name}_{k}"] for k in range(columns)])
+    found = compute_metrics(Task.multilabel, truth, probabilities)
+    assert found == pytest.approx(expected, abs=CLOSE)
 
 
 @pytest.mark.parametrize(
@@ -496,19 +274,3 @@ def test_the_headline_is_among_the_metrics_and_better_for_better_predictions(tas
     better = compute_metrics(task, truth, good)[name]
     worse = compute_metrics(task, truth, bad)[name]
     assert better > worse
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_the_order_of_items_does_not_matter_and_values_are_plain_floats(task: Task) -> None:
-    source = np.random.default_rng(1)
-    scores = source.normal(size=(30, 3))
-    truth = {
-        Task.regression: scores[:, 0],
-        Task.classification: scores.argmax(axis=1),
-        Task.multilabel: (scores > 0).astype(np.float32),
-    }[task]
-    predicted = source.normal(size=30) if task is Task.regression else softmax(scores**2)
-    order = source.permutation(30)
-    found = compute_metrics(task, truth, predicted)
-    assert found == pytest.approx(compute_metrics(task, truth[order], predicted[order]))
-    assert {type(value) for value in found.values()} == {float}

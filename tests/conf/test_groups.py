@@ -1,7 +1,6 @@
 """Every file of every group composes, and what it configures can be built and used."""
 
 import shlex
-from dataclasses import fields, is_dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +11,6 @@ import pytest
 import torch
 import yaml
 
-from client import sampling
 from client.trainer import read_moments, train
 from common.clients import ClientKey
 from common.config import (
@@ -22,7 +20,6 @@ from common.config import (
     FusionRule,
     ModelConfig,
     NpzConfig,
-    Optimizer,
     PartitionConfig,
     PrepareConfig,
     Sampler,
@@ -147,24 +144,6 @@ def test_every_job_of_a_sweep_composes(name: str) -> None:
             compose_config("config", [*overrides_for("experiment", name), f"{setting}={value}"])
 
 
-def test_mosei_raw_is_what_the_authors_published() -> None:
-    config = composed("experiment", "mosei_raw")
-    assert (config.seed, config.rounds) == (1234, 300)
-    assert isinstance(config.dataset, NpzConfig)
-    assert config.dataset.path == "mosei_raw.npz"
-    assert config.dataset.modalities == ["language", "audio", "vision"]
-    assert config.dataset.max_seq_len == 50
-    assert config.client.optimizer is Optimizer.adamw
-    assert (config.client.lr, config.client.weight_decay) == (1e-3, 1e-5)
-    assert (config.client.batch_size, config.client.num_workers) == (512, 0)
-
-
-def test_an_experiment_can_be_overridden() -> None:
-    config = compose_config("config", [*overrides_for("experiment", "mosei_raw"), "rounds=2"])
-    assert config.rounds == 2
-    assert config.client.batch_size == 512
-
-
 # What can be built ------------------------------------------------------------------------------
 
 WIDTHS = {"audio": 3, "vision": 2}
@@ -198,15 +177,6 @@ def test_every_model_predicts(name: str) -> None:
     assert model.decoder.lstm.num_layers == config.decoder_layers
 
 
-@pytest.mark.parametrize("name", names("strategy"))
-@pytest.mark.parametrize("steps", [1, 3, 40])
-def test_every_sampler_has_a_plan_for_any_number_of_steps(name: str, steps: int) -> None:
-    sampler = composed("strategy", name).strategy.sampler
-    plan = sampling.plan(sampler, steps)
-    assert plan.num_samples >= 1 and plan.segment >= 1 and plan.burn_in >= 0
-    assert plan.burn_in + plan.num_samples * plan.segment == steps
-
-
 @pytest.mark.parametrize("name", names("client"))
 def test_every_local_training_moves_every_weight(name: str) -> None:
     config = composed("client", name).client
@@ -221,12 +191,6 @@ def test_every_local_training_moves_every_weight(name: str) -> None:
 
 #: Strategies without a federation; `server.baselines` runs them.
 BASELINES = {"local", "pooled", "centralised", "early_fusion", "cross_modal"}
-
-
-@pytest.mark.parametrize("name", names("strategy"))
-def test_all_but_the_baselines_are_federated(name: str) -> None:
-    strategy = composed("strategy", name).strategy
-    assert (strategy.setting != "federated") == (name in BASELINES)
 
 
 def trained_uplink(key: ClientKey, current: ModelArrays, strategy: StrategyConfig) -> Uplink:
@@ -274,81 +238,7 @@ def test_every_federated_strategy_makes_a_round(name: str) -> None:
     assert all(not torch.equal(array, sent[key]) for key, array in stepped.items())
 
 
-def settings_of(node: Any, prefix: str = "") -> dict[str, Any]:
-    """Return dotted name to value."""
-    found: dict[str, Any] = {}
-    for item in fields(node):
-        value = getattr(node, item.name)
-        name = prefix + item.name
-        found |= settings_of(value, f"{name}.") if is_dataclass(value) else {name: value}
-    return found
-
-
-IASG = {"sampler.name": "iasg"}
 PBEA, CMDA = {"encoder.merge": "pbea"}, {"decoder.merge": "cmda"}
-BY_INPUTS: dict[str, Any] = {
-    **PBEA,
-    "encoder.structure": "inputs",
-    "encoder.shrinkage": 0.1,
-    "encoder.scale": "absolute",
-    "posterior_rounds": 0.34,
-}
-CENTRALISED = {"setting": "centralised"}
-
-#: What distinguishes each strategy from FedAvg.
-DIFFERENCES: dict[str, dict[str, Any]] = {
-    "fedavg": {},
-    "fedprox": {"local.proximal": 0.01},
-    "fednova": {"normalise_steps": True},
-    "fedavgm": {
-        "server_optimizer.name": "momentum",
-        "server_optimizer.lr": 0.7,
-        "server_optimizer.momentum": 0.6,
-    },
-    "fedadam": {"server_optimizer.name": "adam", "server_optimizer.lr": 0.003},
-    "fedatt": {"encoder.merge": "fedatt", "decoder.merge": "fedatt"},
-    "median": {"encoder.merge": "median", "decoder.merge": "median"},
-    "trimmed_mean": {
-        "encoder.merge": "trimmed_mean",
-        "decoder.merge": "trimmed_mean",
-        "trim": 0.34,
-    },
-    "pbea": {**IASG, **PBEA},
-    "cmda": CMDA,
-    "paper": {**IASG, **PBEA, **CMDA},
-    "hierarchical": {**BY_INPUTS, **CMDA, "decoder.noise": 0.0},
-    "few_rounds": {**BY_INPUTS, "decoder.merge": "posterior"},
-    "local": {"setting": "local"},
-    "pooled": {"setting": "pooled"},
-    "centralised": CENTRALISED,
-    "early_fusion": {**CENTRALISED, "architecture": "early_fusion"},
-    "cross_modal": {**CENTRALISED, "architecture": "cross_modal"},
-}
-
-#: FedAvg, in full.
-FEDAVG: dict[str, Any] = {
-    **{"setting": "federated", "architecture": "ha_fedformer", "fraction": 1.0},
-    **{"weights": "examples", "normalise_steps": False, "trim": 0.2, "posterior_rounds": 1.0},
-    **{"skew_threshold": 0.1, "payload": "float32", "local.proximal": 0.0},
-    **{"local.logit_adjustment": "never", "local.lr_decay": "never"},
-    **{"sampler.name": "last", "sampler.num_samples": 4, "sampler.burn_in": 0.75},
-    **{"sampler.segment": None, "sampler.lr": 0.01, "sampler.temperature": 1.0},
-    **{"sampler.friction": 0.1, "encoder.merge": "average", "encoder.structure": "row"},
-    **{"encoder.shrinkage": 0.5, "encoder.scale": "relative", "decoder.merge": "average"},
-    **{"decoder.shrinkage": 0.1, "decoder.epsilon": 1.2, "decoder.temperature": 1.0},
-    **{"decoder.sign": 1, "decoder.noise": 0.001, "fedatt.epsilon": 1.2, "fedatt.noise": 0.001},
-    **{"server_optimizer.name": "sgd", "server_optimizer.lr": 1.0},
-    **{"server_optimizer.momentum": 0.9, "server_optimizer.beta2": 0.99},
-    **{"server_optimizer.tau": 0.001, "server_optimizer.when": "always"},
-    **{"screening.norm_factor": 10.0, "screening.precision_factor": 100.0},
-    **{"screening.clip_norm": None, "screening.max_faults": 3},
-}
-
-
-@pytest.mark.parametrize("name", names("strategy"))
-def test_a_strategy_is_what_its_name_says(name: str) -> None:
-    expected = {**FEDAVG, **DIFFERENCES[name], "name": name}
-    assert settings_of(composed("strategy", name).strategy) == expected
 
 
 @pytest.mark.parametrize("name", names("partition"))
@@ -374,13 +264,6 @@ def test_every_fusion_predicts(name: str) -> None:
     assert fusion.rule is not FusionRule.auto
     assert rule in (fusion.rule, FusionRule.auto)
     assert predict(model, fusion, inputs).values.isfinite().all()
-
-
-def test_the_embedded_dataset_is_made_as_configured() -> None:
-    config = compose_config("config", ["dataset=synthetic", "dataset.num_items=30"])
-    items = read_items(config)
-    assert len(items) == 30
-    assert list(items.sequences) == config.dataset.modalities
 
 
 def test_the_file_dataset_is_read_as_configured(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from common.config import SCHEMAS, EvaluateConfig, PredictConfig, Side, compose, composed
+from common.config import SCHEMAS, EvaluateConfig, PredictConfig, compose, composed
 from common.errors import UserError
 
 FOLDER = Path(str(files("conf.trained")))
@@ -47,10 +47,6 @@ def refused(compose: Compose, *overrides: str) -> str:
 # The files --------------------------------------------------------------------------------------
 
 
-def test_the_files_are_found() -> None:
-    assert {"predict", "evaluate"} <= set(FILES)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_composes_and_starts_with_its_command(name: str) -> None:
     composition = composed(SCHEMAS_BY_FILE[name], ["model=runs/2026-11-24/10-00-00"])
@@ -71,16 +67,6 @@ def test_every_setting_is_in_its_file(schema: type, name: str) -> None:
 # What is composed -------------------------------------------------------------------------------
 
 
-def test_the_defaults_of_predict() -> None:
-    assert predict(PREDICT) == PredictConfig("runs/a", "b.csv")
-
-
-def test_the_defaults_of_evaluate() -> None:
-    config = evaluate(EVALUATE)
-    assert config == EvaluateConfig("runs/a")
-    assert config.side is Side.test
-
-
 def test_names_of_groups_are_settings() -> None:
     for dataset in ("npz", "shards", "synthetic", "shards/mosei", "npz_schema", "/a/b=c.npz"):
         quoted = f"dataset='{dataset}'" if "=" in dataset else f"dataset={dataset}"
@@ -98,15 +84,6 @@ def test_every_setting_can_be_given(compose: Compose, least: list[str]) -> None:
     assert (config.device, config.overwrite, config.format) == ("cuda:1", True, "npz")
 
 
-def test_an_input_or_several() -> None:
-    assert predict(["model=a", "input=[b.npz,c.npz]"]).input == ["b.npz", "c.npz"]
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
-def test_every_kind_of_file(suffix: str) -> None:
-    assert predict([*PREDICT, f"out=far/a{suffix}"]).out == f"far/a{suffix}"
-
-
 # What is refused --------------------------------------------------------------------------------
 
 
@@ -115,18 +92,12 @@ def test_every_kind_of_file(suffix: str) -> None:
     ("override", "message"),
     [
         ("modell=a", "there is no setting 'modell'; did you mean model?"),
-        ("+modell=a", "there is no setting 'modell'"),
         ("+hydra_schema.x=a", "there is no setting 'hydra_schema'"),
         ("model=null", "model is required; give it as model=…: a run folder or its model file"),
         ("model=", "model is required; give it as model=…"),
         ("max_seq_len=0", "max_seq_len=0: expected a number above 0"),
-        ("max_seq_len=many", "max_seq_len=many: "),
-        ("context=-1", "context=-1: expected a number of at least 0"),
         ("overwrite=perhaps", "overwrite=perhaps: "),
-        ("modalities=audio", "modalities=audio: "),
         ("dataset/x=y", "there is no setting 'dataset/x'"),
-        ("out=a.txt", "out=a.txt: expected a file that ends in .json"),
-        ("out=a", "out=a: expected a file that ends in .json"),
         ("out=a.JSON", "out=a.JSON: expected a file that ends in .json"),
     ],
 )
@@ -140,10 +111,8 @@ def test_what_is_wrong_with_either(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["model=a"], "input is required; give it as input=…: a shard, or a file of any format"),
-        (["model=a", "input=[]"], "input is required"),
+        (["model=a", "input=[]"], "input is required; give it as input=…: a shard, or a file"),
         ([*PREDICT, "out=.csv"], "out=.csv: expected a file that ends in .csv, .json, .jsonl, .pa"),
-        ([*PREDICT, "batch_size=0"], "batch_size=0: expected a number above 0"),
         ([*PREDICT, "dataset=a"], "there is no setting 'dataset'"),
     ],
 )
@@ -156,9 +125,7 @@ def test_what_is_wrong_with_predict(overrides: list[str], message: str) -> None:
     [
         (["side=train"], "side=train: Invalid value 'train', expected one of [validation, test]"),
         (["input=a"], "there is no setting 'input'"),
-        (["labels=[joy]"], "labels says how a dataset is read; give that too, as dataset=…"),
-        (["format=npz"], "format says how a dataset is read; give that too, as dataset=…"),
-        (["arrays.audio=a.npy"], "arrays says how a dataset is read; give that too"),
+        (["arrays.audio=a.npy"], "arrays says how a dataset is read; give that too, as dataset=…"),
         (["emotions=true"], "emotions says how a dataset is read; give that too"),
     ],
 )

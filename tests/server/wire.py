@@ -1,10 +1,34 @@
-"""The tensors of a message on the wire, opened and put back as a client with bad intentions may."""
+"""Messages compared, and their tensors on the wire, opened and put back as an attacker may."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import is_dataclass
+from typing import Any
 
+import numpy as np
 import safetensors.torch
+import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    """Compare messages bit for bit, whatever they are made of."""
+    if is_dataclass(expected):
+        assert_same(vars(found), vars(expected))
+    elif isinstance(expected, Mapping):
+        assert found.keys() == expected.keys()
+        for name in expected:
+            assert_same(found[name], expected[name])
+    elif isinstance(expected, Tensor):
+        assert found.dtype == expected.dtype and torch.equal(found, expected)
+    elif isinstance(expected, np.ndarray):
+        np.testing.assert_array_equal(found, expected)
+    elif isinstance(expected, tuple):
+        assert len(found) == len(expected)
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+    else:
+        assert type(found) is type(expected) and found == expected
 
 
 def tensors_of(content: RecordDict) -> dict[str, Tensor]:

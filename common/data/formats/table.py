@@ -82,7 +82,7 @@ def read(path: Path, settings: ReadSettings) -> Source:
 
 def _columns(path: Path, settings: ReadSettings) -> dict[str, Any]:
     """Return the table's columns, of PyArrow; in CSV, ids, groups and sides are text."""
-    with table_errors(path):
+    with told_as_table(path):
         import pyarrow.csv
         import pyarrow.parquet
 
@@ -109,7 +109,7 @@ def read_ids(path: Path) -> Iterator[list[str]]:
         If it cannot be read, or an id is empty or no short text.
     """
     done = 0
-    with table_errors(path):
+    with told_as_table(path):
         for rows, cells in _id_cells(path):
             numbers = map(str, range(done, done + rows))
             yield list(numbers) if cells is None else _short_texts(path, "id", cells)
@@ -166,7 +166,7 @@ def _short_texts(path: Path, column: str, cells: Sequence[Any]) -> list[str]:
 
 
 @contextmanager
-def table_errors(path: Path) -> Iterator[None]:
+def told_as_table(path: Path) -> Iterator[None]:
     """Say of whatever goes wrong while a table is read that it cannot be read."""
     check_pyarrow(path)
     try:

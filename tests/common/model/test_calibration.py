@@ -22,14 +22,12 @@ from common.model.calibration import (
     no_calibration_sums,
     own_shares,
     prior_of,
-    temper,
 )
 from common.task import Task
 
 torch.set_num_threads(1)  # more only contend over tensors this small
 
 CLASSES = 3
-AT_ZERO = 1 + INVERSE_TEMPERATURES.index(0.0)
 AT_ONE = 1 + INVERSE_TEMPERATURES.index(1.0)
 
 every_task = pytest.mark.parametrize("task", list(Task))
@@ -73,28 +71,12 @@ def test_the_evidence_of_two_parts_adds_up(task: Task, first: int, second: int, 
     torch.testing.assert_close(parts, whole, atol=1e-9, rtol=1e-9)
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.sampled_from(Task), st.integers(0, 12), st.integers(0, 12), st.integers(0, 99))
-def test_the_label_sums_of_two_parts_add_up(task: Task, first: int, second: int, seed: int) -> None:
-    _, labels = draw(task, first + second, seed)
-    parts = label_sums(labels[:first], task, CLASSES) + label_sums(labels[first:], task, CLASSES)
-    torch.testing.assert_close(parts, label_sums(labels, task, CLASSES), atol=1e-9, rtol=1e-9)
-
-
 @every_task
 def test_the_evidence_of_no_items_is_zero(task: Task) -> None:
     found = calibration_sums(*draw(task, 0), some_prior(task), task)
     assert torch.equal(found, no_calibration_sums(task))
     assert found.dtype == torch.float64
     assert found.shape == (calibration_size(task),)
-
-
-@every_task
-def test_evidence_is_as_long_as_announced_and_counts_the_items(task: Task) -> None:
-    found = calibration_sums(*draw(task, 7), some_prior(task), task)
-    assert found.shape == (calibration_size(task),)
-    assert found.dtype == torch.float64
-    assert found[0] == 7
 
 
 # ---- regression --------------------------------------------------------------------------------
@@ -124,21 +106,6 @@ def test_the_sums_are_taken_in_double_precision() -> None:
 # ---- classes -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("prior", [torch.zeros(CLASSES).double(), some_prior(Task.classification)])
-def test_at_one_the_loss_is_the_cross_entropy_whatever_the_prior(prior: Tensor) -> None:
-    outputs, labels = draw(Task.classification, 20)
-    found = calibration_sums(outputs, labels, prior, Task.classification)
-    expected = F.cross_entropy(outputs.double(), labels, reduction="sum")
-    assert found[AT_ONE] == pytest.approx(expected.item(), rel=1e-9)
-
-
-def test_at_zero_the_loss_is_that_of_the_prior() -> None:
-    outputs, labels = draw(Task.classification, 20)
-    prior = some_prior(Task.classification)
-    found = calibration_sums(outputs, labels, prior, Task.classification)
-    assert found[AT_ZERO] == pytest.approx(-prior[labels].sum().item(), rel=1e-9)
-
-
 def test_every_temperature_interpolates_between_prior_and_posterior() -> None:
     outputs, labels = draw(Task.classification, 20)
     prior = some_prior(Task.classification).exp().numpy()
@@ -150,24 +117,6 @@ def test_every_temperature_interpolates_between_prior_and_posterior() -> None:
         mixed /= mixed.sum(axis=1, keepdims=True)
         expected = -np.log(mixed[np.arange(20), labels.numpy()]).sum()
         assert loss == pytest.approx(expected, rel=1e-9)
-
-
-def test_a_uniform_prior_makes_it_plain_temperature_scaling() -> None:
-    outputs, labels = draw(Task.classification, 20)
-    found = calibration_sums(outputs, labels, torch.zeros(CLASSES), Task.classification)
-    for beta, loss in zip(INVERSE_TEMPERATURES, found[1:], strict=True):
-        expected = F.cross_entropy(beta * outputs.double(), labels, reduction="sum")
-        assert loss == pytest.approx(expected.item(), rel=1e-9)
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.floats(-50, 50))
-def test_class_evidence_ignores_a_shift_of_all_logits(shift: float) -> None:
-    outputs, labels = draw(Task.classification, 8)
-    prior = some_prior(Task.classification)
-    found = calibration_sums(outputs.double() + shift, labels, prior, Task.classification)
-    expected = calibration_sums(outputs.double(), labels, prior, Task.classification)
-    torch.testing.assert_close(found, expected, atol=1e-9, rtol=1e-9)
 
 
 # ---- several labels ----------------------------------------------------------------------------
@@ -185,44 +134,7 @@ def test_label_losses_interpolate_in_log_odds() -> None:
         assert loss == pytest.approx(expected, rel=1e-9)
 
 
-def test_label_losses_at_one_and_at_zero_are_torchs() -> None:
-    outputs, labels = draw(Task.multilabel, 20)
-    prior = some_prior(Task.multilabel)
-    found = calibration_sums(outputs, labels, prior, Task.multilabel)
-    for place, scores in ((AT_ONE, outputs.double()), (AT_ZERO, prior.expand(20, -1))):
-        expected = F.binary_cross_entropy_with_logits(scores, labels.double(), reduction="sum")
-        assert found[place] == pytest.approx(expected.item(), rel=1e-9)
-
-
-# ---- tempering ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
-def test_tempering_ends_at_the_prior_and_at_the_outputs(task: Task) -> None:
-    outputs, _ = draw(task, 5)
-    outputs, prior = outputs.double(), some_prior(task)
-    own = outputs.log_softmax(dim=1) if task is Task.classification else outputs
-    torch.testing.assert_close(temper(outputs, prior, 0.0, task), prior.expand(5, -1))
-    torch.testing.assert_close(temper(outputs, prior, 1.0, task), own)
-
-
 # ---- the prior ---------------------------------------------------------------------------------
-
-
-def test_label_sums_of_numbers() -> None:
-    found = label_sums(torch.tensor([1.0, -2.0, 0.5]), Task.regression, 1)
-    assert found.tolist() == [3.0, -0.5, 5.25]
-
-
-def test_label_sums_of_classes_count_each_also_those_that_never_occur() -> None:
-    labels = torch.tensor([0, 2, 2, 2])
-    found = label_sums(labels, Task.classification, 5)
-    assert found.tolist() == np.bincount(labels, minlength=5).tolist()
-
-
-def test_label_sums_of_several_labels() -> None:
-    labels = torch.tensor([[1.0, 0.0], [1.0, 1.0], [0.0, 0.0]])
-    assert label_sums(labels, Task.multilabel, 2).tolist() == [3.0, 2.0, 1.0]
 
 
 @settings(max_examples=30, deadline=None)
@@ -239,12 +151,6 @@ def test_the_prior_of_numbers_is_their_mean_and_variance(
     assert found[1] == pytest.approx(variance, rel=1e-6, abs=1e-6 + 1e-12 * mean**2)
 
 
-def test_the_prior_of_equal_numbers_keeps_a_variance_above_zero() -> None:
-    found = prior_of(label_sums(torch.full((5,), 0.1), Task.regression, 1), Task.regression)
-    assert found[0] == pytest.approx(0.1, rel=1e-6)
-    assert 0 < found[1] <= 1e-6
-
-
 def test_the_prior_of_classes_is_their_shares_smoothed_by_one_item() -> None:
     _, labels = draw(Task.classification, 50)
     found = prior_of(label_sums(labels, Task.classification, CLASSES), Task.classification)
@@ -257,12 +163,6 @@ def test_the_prior_of_several_labels_is_their_log_odds_smoothed_by_one_item() ->
     _, labels = draw(Task.multilabel, 50)
     found = prior_of(label_sums(labels, Task.multilabel, CLASSES), Task.multilabel)
     np.testing.assert_allclose(found.sigmoid(), (labels.numpy().sum(axis=0) + 0.5) / 51, rtol=1e-6)
-
-
-@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
-def test_a_prior_is_finite_where_a_label_never_or_always_occurs(task: Task) -> None:
-    labels = torch.tensor([0, 0]) if task is Task.classification else torch.tensor([[0.0, 1.0]] * 2)
-    assert prior_of(label_sums(labels, task, 2), task).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -284,14 +184,6 @@ def test_the_prior_of_nothing_prefers_nothing(task: Task, expected: list[float])
 EDGES = torch.tensor([-1.0, 0.0, 1.5], dtype=torch.float64)
 
 
-def test_numbers_are_counted_in_bins_that_hold_their_upper_edge() -> None:
-    labels = torch.tensor([-3.0, -1.0, -0.5, 0.0, 1.0, 1.5, 1.6, 9.0])
-    sums = label_sums(labels, Task.regression, 1, EDGES)
-    assert sums.dtype == torch.float64
-    assert sums[:3].tolist() == label_sums(labels, Task.regression, 1).tolist()
-    assert label_counts(sums, Task.regression).tolist() == [2, 2, 2, 2]
-
-
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.floats(-5, 5, width=32), max_size=20), st.integers(0, 20))
 def test_counts_of_bins_add_up_and_are_numpys(values: list[float], cut: int) -> None:
@@ -303,12 +195,6 @@ def test_counts_of_bins_add_up_and_are_numpys(values: list[float], cut: int) -> 
     # NumPy's bins hold their lower edge, so those of the negated numbers hold the upper.
     edges = [-np.inf, *reversed((-EDGES).tolist()), np.inf]
     assert whole[3:].tolist() == np.histogram(-labels.numpy(), edges)[0][::-1].tolist()
-
-
-def test_no_bin_edge_is_one_bin() -> None:
-    sums = label_sums(torch.tensor([1.0, 2.0]), Task.regression, 1, torch.zeros(0).double())
-    assert sums[3:].tolist() == [2.0]
-    assert label_shares(sums, Task.regression).tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -358,25 +244,6 @@ def test_agreement_is_as_long_as_announced_and_zero_without_items(task: Task) ->
         assert found.dtype == torch.float64
         assert found.shape == (agreement_size(task),)
         assert items > 0 or found.tolist() == [0.0] * agreement_size(task)
-
-
-def test_agreement_of_numbers_is_left_to_their_evidence() -> None:
-    outputs, labels = draw(Task.regression, 7)
-    prior = some_prior(Task.regression)
-    assert label_agreement(outputs, labels, torch.ones(3), prior, Task.regression).tolist() == []
-    assert agreement_size(Task.regression) == 0
-    # How predictions and labels vary together can be told from n, y, yy, p, pp and py.
-    n, y, yy, p, pp, py = calibration_sums(outputs, labels, prior, Task.regression).tolist()
-    expected = n * np.cov(labels.numpy(), outputs[:, 0].numpy(), ddof=0)
-    found = [[yy - y * y / n, py - p * y / n], [py - p * y / n, pp - p * p / n]]
-    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
-
-
-@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
-def test_at_an_inverse_temperature_of_zero_both_stories_are_the_same(task: Task) -> None:
-    outputs, labels = draw(task, 20)
-    sums = label_sums(draw(task, 9, seed=1)[1], task, CLASSES)
-    assert label_agreement(outputs, labels, sums, some_prior(task), task)[0] == 0
 
 
 # Of four kinds of item, equally many, the chance of each of three classes.
@@ -444,17 +311,6 @@ def test_right_labels_agree_and_permuted_ones_disagree_label_by_label() -> None:
     assert right[AT_ONE - 1] > 300 and wrong[AT_ONE - 1] < -300
 
 
-@pytest.mark.parametrize("only", range(CLASSES))
-def test_a_client_with_one_class_and_many_items_is_neither_for_nor_against(only: int) -> None:
-    outputs, _ = draw(Task.classification, 20)
-    sums = MANY * F.one_hot(torch.tensor(only), CLASSES).double()
-    labels = torch.full((20,), only)
-    found = label_agreement(
-        outputs, labels, sums, some_prior(Task.classification), Task.classification
-    )
-    torch.testing.assert_close(found, torch.zeros_like(found), rtol=0, atol=1e-6)
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 500), st.integers(0, CLASSES - 1), st.floats(0, 10), st.integers(0, 99))
 def test_a_client_with_one_class_and_few_items_is_hardly_for_and_against_within_bounds(
@@ -508,16 +364,6 @@ def test_within_groups_the_slope_is_that_of_a_regression_with_a_constant_for_eac
     # Five constants cost five items, and the level is that of the prior.
     assert sums[0].item() == pytest.approx(55)
     assert (sums[1] / sums[0]).item() == pytest.approx(0.3)
-
-
-def test_levels_of_groups_change_nothing() -> None:
-    outputs, labels, groups, source = grouped(0)
-    prior = torch.tensor([0.0, 1.0])
-    moved = outputs + torch.from_numpy(source.normal(scale=9.0, size=5))[groups][:, None]
-    torch.testing.assert_close(
-        calibration_sums(outputs, labels, prior, Task.regression, groups),
-        calibration_sums(moved, labels, prior, Task.regression, groups),
-    )
 
 
 @pytest.mark.parametrize("groups", [torch.arange(60), torch.arange(60) // 2 * 2 % 59, None])

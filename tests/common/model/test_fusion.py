@@ -1,6 +1,5 @@
 """Fusion against the Bayesian posterior, a loop over steps, and simulated experts."""
 
-import itertools
 import json
 import math
 
@@ -23,7 +22,6 @@ from common.model.fusion import (
     product_of_gaussians,
     product_of_scores,
     reliability_weights,
-    tempered_scores,
 )
 from common.task import Task
 
@@ -32,102 +30,12 @@ torch.set_num_threads(1)  # more only contend over tensors this small
 PRIOR_MEAN, PRIOR_VARIANCE = 0.7, 2.5
 CLASSES = 4
 
-modality_counts = pytest.mark.parametrize("modalities", [1, 2, 3, 4])
-
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def subsets(modalities: int) -> list[tuple[bool, ...]]:
-    """Every non-empty choice of modalities."""
-    return [chosen for chosen in itertools.product([False, True], repeat=modalities) if any(chosen)]
-
-
 # ---- product of Gaussians ----------------------------------------------------------------------
-
-
-def observe(noise: np.ndarray, observations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return each modality's own posterior of y ~ N(mu0, s0^2) from z_m = y + N(0, noise_m)."""
-    gain = PRIOR_VARIANCE / (PRIOR_VARIANCE + noise)
-    return PRIOR_MEAN + gain * (observations - PRIOR_MEAN), PRIOR_VARIANCE * (1 - gain)
-
-
-def condition(noise: np.ndarray, observations: np.ndarray) -> tuple[float, float]:
-    """Condition y on all z by the joint covariance of (y, z): no product of experts here."""
-    among = np.full((len(noise),) * 2, PRIOR_VARIANCE) + np.diag(noise)
-    gain = np.linalg.solve(among, np.full(len(noise), PRIOR_VARIANCE))
-    mean = PRIOR_MEAN + gain @ (observations - PRIOR_MEAN)
-    return float(mean), math.sqrt(PRIOR_VARIANCE - gain @ np.full(len(noise), PRIOR_VARIANCE))
-
-
-@modality_counts
-def test_the_product_is_the_posterior_given_all_modalities_present(modalities: int) -> None:
-    source = np.random.default_rng(modalities)
-    noise = source.uniform(0.2, 5.0, modalities)
-    observations = source.normal(PRIOR_MEAN, 3.0, modalities)
-    choices = subsets(modalities)
-    means, variances = observe(noise, observations)
-    mean, std = product_of_gaussians(
-        torch.tensor(means)[:, None].expand(-1, len(choices)),
-        torch.tensor(variances),
-        torch.tensor(choices).T,
-        PRIOR_MEAN,
-        PRIOR_VARIANCE,
-    )
-    for item, chosen in enumerate(choices):
-        expected = condition(noise[list(chosen)], observations[list(chosen)])
-        np.testing.assert_allclose([mean[item], std[item]], expected, rtol=1e-6)
-
-
-def test_one_gaussian_is_itself() -> None:
-    means = torch.tensor([[1.5, -3.0]])
-    mean, std = product_of_gaussians(
-        means, torch.tensor([0.81]), torch.ones(1, 2, dtype=torch.bool), PRIOR_MEAN, PRIOR_VARIANCE
-    )
-    torch.testing.assert_close(mean, means[0])
-    torch.testing.assert_close(std, torch.tensor([0.9, 0.9]))
-
-
-def test_the_product_of_none_is_the_prior() -> None:
-    mean, std = product_of_gaussians(
-        torch.ones(2, 1),
-        torch.ones(2),
-        torch.zeros(2, 1, dtype=torch.bool),
-        PRIOR_MEAN,
-        PRIOR_VARIANCE,
-    )
-    assert (mean.item(), std.item()) == pytest.approx((PRIOR_MEAN, math.sqrt(PRIOR_VARIANCE)))
-
-
-def test_an_expert_that_knows_the_prior_alone_changes_nothing() -> None:
-    means = torch.tensor([[1.5, -3.0], [PRIOR_MEAN, PRIOR_MEAN]])
-    mean, std = product_of_gaussians(
-        means,
-        torch.tensor([0.81, PRIOR_VARIANCE]),
-        torch.ones(2, 2, dtype=torch.bool),
-        PRIOR_MEAN,
-        PRIOR_VARIANCE,
-    )
-    torch.testing.assert_close(mean, means[0])
-    torch.testing.assert_close(std, torch.tensor([0.9, 0.9]))
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.lists(
-        st.tuples(st.floats(-5, 5), st.floats(0.01, PRIOR_VARIANCE)), min_size=2, max_size=5
-    ).flatmap(lambda experts: st.tuples(st.just(experts), st.permutations(experts)))
-)
-def test_the_order_of_gaussians_does_not_matter(experts: tuple) -> None:
-    found = []
-    for order in experts:
-        means, variances = torch.tensor(order, dtype=torch.float64).T
-        present = torch.ones(len(means), 1, dtype=torch.bool)
-        found.append(
-            product_of_gaussians(means[:, None], variances, present, PRIOR_MEAN, PRIOR_VARIANCE)
-        )
-    torch.testing.assert_close(found[0], found[1], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
@@ -142,122 +50,26 @@ def test_what_an_absent_modality_predicts_does_not_leak(garbage: float) -> None:
     assert (mean.item(), std.item()) == pytest.approx((1.5, 0.9))
 
 
-# ---- the deviation without the product's mean --------------------------------------------------
-
-
-def numbers_of(unexplained: list[float], counts: list[float]) -> Fusion:
-    experts = {
-        f"m{index}": Expert(unexplained=share, information=1 / share - 1, count=count)
-        for index, (share, count) in enumerate(zip(unexplained, counts, strict=True))
-    }
-    prior = (PRIOR_MEAN, PRIOR_VARIANCE)
-    return Fusion(FusionRule.reliability, Task.regression, prior, experts)
-
-
-@modality_counts
-def test_the_deviation_of_seen_experts_is_that_of_their_product(modalities: int) -> None:
-    shares = np.random.default_rng(modalities).uniform(0.1, 1.0, modalities).tolist()
-    fusion = numbers_of(shares, [30.0] * modalities)
-    choices, names = subsets(modalities), list(fusion.experts)
-    present = torch.tensor(choices).T
-    found = deviation_of_seen_experts(fusion, names, present)
-    _, expected = product_of_gaussians(
-        torch.randn(present.shape, generator=generator()),
-        torch.tensor(fusion.variances(names)),
-        present,
-        *fusion.prior,
-    )
-    torch.testing.assert_close(found, expected)
-    for item, chosen in enumerate(choices):
-        own = [1 / share - 1 for share, there in zip(shares, chosen, strict=True) if there]
-        assert found[item].item() == pytest.approx(math.sqrt(PRIOR_VARIANCE / (1 + sum(own))))
-
-
-def test_without_evidence_the_deviation_is_the_priors() -> None:
-    present = torch.tensor([[True, True], [True, False], [True, True]])
-    fusion = numbers_of([0.5, 0.2, 0.1], [0.0, 0.0, 10.0])
-    assert deviation_of_seen_experts(fusion, ["m0", "m1"], present[:2]).tolist() == pytest.approx(
-        [math.sqrt(PRIOR_VARIANCE)] * 2
-    )
-    # The third alone has seen items, and tells nine times what the prior does.
-    found = deviation_of_seen_experts(fusion, ["m0", "m1", "m2"], present)
-    assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE / 10)] * 2)
-    unfitted = fit_fusion(
-        FusionRule.mean,
-        Task.regression,
-        torch.tensor([PRIOR_MEAN, PRIOR_VARIANCE]),
-        {"m0": no_calibration_sums(Task.regression)},
-    )
-    found = deviation_of_seen_experts(unfitted, ["m0"], present[:1])
-    assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE)] * 2)
-
-
-def test_the_deviation_goes_by_the_names_given() -> None:
-    fusion = numbers_of([0.5, 0.2], [9.0, 9.0])
-    only_second = torch.tensor([[True], [False]])
-    found = deviation_of_seen_experts(fusion, ["m1", "m0"], only_second)
-    assert found.item() == pytest.approx(math.sqrt(0.2 * PRIOR_VARIANCE))
-
-
-# ---- product of scores -------------------------------------------------------------------------
-
-
-def scores_of_classes(modalities: int, items: int) -> tuple[Tensor, Tensor]:
-    scores = 2 * torch.randn(modalities, items, CLASSES, generator=generator()).double()
-    prior = torch.tensor([0.1, 0.2, 0.3, 0.4]).double()
-    return scores.log_softmax(dim=2), prior.log()
-
-
-@modality_counts
-def test_the_product_of_classes_counts_the_prior_once(modalities: int) -> None:
-    choices = subsets(modalities)
-    scores, prior = scores_of_classes(modalities, len(choices))
-    present = torch.tensor(choices).T
-    found = product_of_scores(scores, present, prior).softmax(dim=1)
-    for item, chosen in enumerate(choices):
-        expected = np.prod(scores[list(chosen), item].exp().numpy(), axis=0)
-        expected /= prior.exp().numpy() ** (sum(chosen) - 1)
-        np.testing.assert_allclose(found[item], expected / expected.sum(), rtol=1e-9)
-
-
-@modality_counts
-def test_the_product_of_labels_counts_the_prior_once(modalities: int) -> None:
-    choices = subsets(modalities)
-    scores = 2 * torch.randn(modalities, len(choices), CLASSES, generator=generator()).double()
-    chance = torch.tensor([0.05, 0.3, 0.5, 0.9]).double()
-    found = product_of_scores(scores, torch.tensor(choices).T, torch.logit(chance)).sigmoid()
-    for item, chosen in enumerate(choices):
-        each = scores[list(chosen), item].sigmoid().numpy()
-        present = np.prod(each, axis=0) / chance.numpy() ** (sum(chosen) - 1)
-        absent = np.prod(1 - each, axis=0) / (1 - chance.numpy()) ** (sum(chosen) - 1)
-        np.testing.assert_allclose(found[item], present / (present + absent), rtol=1e-9)
-
-
-def test_one_posterior_is_itself_and_none_is_the_prior() -> None:
-    scores, prior = scores_of_classes(1, 2)
-    found = product_of_scores(scores, torch.tensor([[True, False]]), prior)
-    torch.testing.assert_close(found, torch.stack([scores[0, 0], prior]))
-
-
 def test_what_an_absent_modality_scores_does_not_leak() -> None:
-    scores, prior = scores_of_classes(2, 1)
+    scores = torch.randn(2, 1, CLASSES, generator=generator()).log_softmax(dim=2)
     scores[1] = math.nan
+    prior = torch.tensor([0.1, 0.2, 0.3, 0.4]).log()
     found = product_of_scores(scores, torch.tensor([[True], [False]]), prior)
     torch.testing.assert_close(found, scores[0])
 
 
-def test_tempered_scores_take_each_modalitys_own_temperature() -> None:
-    _, prior = scores_of_classes(1, 1)
-    outputs = {name: torch.randn(3, CLASSES, generator=generator()) for name in ("b", "a")}
-    experts = {"a": Expert(slope=0.5), "b": Expert(slope=2.0), "c": Expert()}
-    fusion = Fusion(
-        FusionRule.product_of_experts, Task.classification, tuple(prior.tolist()), experts
-    )
-    found = tempered_scores(fusion, outputs)
-    for row, (name, slope) in enumerate([("b", 2.0), ("a", 0.5)]):
-        own = outputs[name].log_softmax(dim=1)
-        expected = (1 - slope) * prior.float() + slope * own
-        torch.testing.assert_close(found[row], expected, atol=1e-5, rtol=1e-5)
+def test_only_experts_that_were_fitted_to_items_make_a_number_surer() -> None:
+    experts = {
+        name: Expert(unexplained=share, count=count)
+        for name, share, count in (("a", 0.5, 0.0), ("b", 0.2, 9.0), ("c", 0.1, 9.0))
+    }
+    prior = (PRIOR_MEAN, PRIOR_VARIANCE)
+    fusion = Fusion(FusionRule.reliability, Task.regression, prior, experts)
+    present = torch.tensor([[True, True, False], [True, False, True], [False, False, True]])
+    # In the order of the names given: a alone; a and b; b and c. Each adds 1/unexplained - 1.
+    found = deviation_of_seen_experts(fusion, ["b", "a", "c"], present[[1, 0, 2]])
+    shares = [1 + 4, 1, 1 + 4 + 9]
+    assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE / each) for each in shares])
 
 
 # ---- mean of encodings -------------------------------------------------------------------------
@@ -298,14 +110,6 @@ def fuse_one(
     return torch.stack(steps)
 
 
-def test_modalities_meet_at_the_last_step() -> None:
-    lengths = {"a": [3, 1], "b": [1, 2]}
-    fused, fused_lengths = fuse(lengths, telling_encodings(lengths), {"a": 0.5, "b": 0.5})
-    assert fused_lengths.tolist() == [3, 2]
-    assert fused[0].tolist() == [[10.0, -3.0], [10.0, -2.0], [55.0, -1.0]]
-    assert fused[1, :2].tolist() == [[100.0, -2.0], [55.0, -1.0]]
-
-
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 4).flatmap(
@@ -331,30 +135,6 @@ def test_fusing_equals_a_loop_over_items_and_steps(drawn: tuple) -> None:
         expected = fuse_one(encodings, lengths, item, weights)
         torch.testing.assert_close(fused[item, :length], expected, rtol=1e-5, atol=1e-5)
     assert fused.isfinite().all()
-
-
-def test_equal_weights_are_the_mean() -> None:
-    encodings = {name: torch.randn(2, 3, 4, generator=generator(k)) for k, name in enumerate("abc")}
-    lengths = {name: [3, 3] for name in "abc"}
-    fused, _ = fuse(lengths, encodings, dict.fromkeys("abc", 1 / 3))
-    torch.testing.assert_close(fused, torch.stack(list(encodings.values())).mean(dim=0))
-
-
-@pytest.mark.parametrize("weight", [1.0, 0.3, 1e-6])
-def test_one_modality_is_returned_unchanged(weight: float) -> None:
-    encoding = torch.randn(2, 4, 3, generator=generator())
-    fused, lengths = fuse({"a": [4, 2]}, {"a": encoding}, {"a": weight, "b": 0.7})
-    torch.testing.assert_close(fused[0], encoding[0])
-    torch.testing.assert_close(fused[1, :2], encoding[1, :2])
-    assert lengths.tolist() == [4, 2]
-
-
-def test_an_absent_modality_leaves_an_item_to_the_others() -> None:
-    lengths = {"a": [2, 2], "b": [0, 2]}
-    encodings = telling_encodings(lengths)
-    fused, _ = fuse(lengths, encodings, {"a": 0.1, "b": 0.9})
-    torch.testing.assert_close(fused[0], encodings["a"][0])
-    torch.testing.assert_close(fused[1], 0.1 * encodings["a"][1] + 0.9 * encodings["b"][1])
 
 
 def test_no_gradient_reaches_what_is_absent() -> None:
@@ -397,13 +177,6 @@ def test_without_evidence_weights_are_uniform(modalities: int) -> None:
         )
 
 
-@pytest.mark.parametrize("count", [1.0, 30.0, 1e5])
-def test_equally_good_modalities_weigh_the_same(count: float) -> None:
-    assert list(reliability_weights(experts([0.4] * 3, count)).values()) == pytest.approx(
-        [1 / 3] * 3
-    )
-
-
 def test_weights_tend_to_the_share_of_information() -> None:
     information = [0.2, 0.6, 1.2]
     shares = np.array(information) / 2.0
@@ -421,22 +194,6 @@ def test_the_shrinkage_is_one_half_at_an_evidence_of_one() -> None:
     assert list(weights.values()) == pytest.approx([0.5 * 0.5 + 0.5, 0.5 * 0.5])
 
 
-def test_a_useless_modality_loses_its_weight_as_evidence_grows() -> None:
-    weights = [reliability_weights(experts([1.0, 0.0], 10.0**k))["m1"] for k in range(6)]
-    assert weights == sorted(weights, reverse=True)
-    assert weights[0] == pytest.approx(0.25)
-    assert weights[-1] < 1e-4
-
-
-@settings(max_examples=30, deadline=None)
-@given(informations.flatmap(lambda values: st.permutations(list(enumerate(values)))))
-def test_the_order_of_modalities_does_not_matter(shuffled: list[tuple[int, float]]) -> None:
-    given_order = {f"m{index}": Expert(information=value, count=9) for index, value in shuffled}
-    by_name = dict(sorted(given_order.items()))
-    assert reliability_weights(given_order) == pytest.approx(reliability_weights(by_name))
-    assert list(reliability_weights(given_order)) == list(given_order)
-
-
 # ---- fitting -----------------------------------------------------------------------------------
 
 
@@ -446,23 +203,13 @@ def fit_line(predictions: Tensor, labels: Tensor) -> Expert:
     return fit_fusion(FusionRule.reliability, Task.regression, prior, {"a": sums}).experts["a"]
 
 
-@pytest.mark.parametrize(
-    ("task", "expected"),
-    [
-        (Task.regression, FusionRule.reliability),
-        (Task.classification, FusionRule.product_of_experts),
-        (Task.multilabel, FusionRule.product_of_experts),
-    ],
-)
-def test_auto_chooses_by_task(task: Task, expected: FusionRule) -> None:
-    fusion = fit_fusion(FusionRule.auto, task, torch.zeros(2), {"a": no_calibration_sums(task)})
-    assert fusion.rule is expected
-    for rule in FusionRule:
-        if rule is not FusionRule.auto:
-            assert (
-                fit_fusion(rule, task, torch.zeros(2), {"a": no_calibration_sums(task)}).rule
-                is rule
-            )
+@pytest.mark.parametrize("task", list(Task))
+def test_auto_chooses_by_task(task: Task) -> None:
+    sums = {"a": no_calibration_sums(task)}
+    numbers = task is Task.regression
+    expected = FusionRule.reliability if numbers else FusionRule.product_of_experts
+    assert fit_fusion(FusionRule.auto, task, torch.zeros(2), sums).rule is expected
+    assert fit_fusion(FusionRule.mean, task, torch.zeros(2), sums).rule is FusionRule.mean
 
 
 def with_pseudo_items(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
@@ -498,15 +245,6 @@ def test_a_line_equals_least_squares_with_pseudo_items(seed: int, items: int) ->
     assert expert.unexplained == pytest.approx(np.clip(residual / variance, 1e-3, 1), rel=1e-6)
     assert expert.information == pytest.approx(1 / expert.unexplained - 1)
     assert expert.count == items
-
-
-def test_with_many_items_a_line_equals_least_squares() -> None:
-    source = np.random.default_rng(0)
-    predictions = source.normal(1.0, 2.0, 100_000)
-    labels = -0.5 + 1.5 * predictions + source.normal(0.0, 1.0, 100_000)
-    expert = fit_line(torch.tensor(predictions), torch.tensor(labels))
-    line = np.polyfit(predictions, labels, 1)
-    np.testing.assert_allclose([expert.slope, expert.intercept], line, rtol=1e-3)
 
 
 def test_the_information_is_the_ratio_of_signal_to_noise() -> None:
@@ -548,22 +286,6 @@ def test_without_items_every_expert_is_the_same_modest_one() -> None:
     assert 0 < expert.information < 0.5
 
 
-def test_a_fit_does_not_depend_on_how_items_were_spread_over_clients() -> None:
-    labels = torch.randn(30, generator=generator()).double()
-    predictions = (labels + torch.randn(30, generator=generator(1)).double())[:, None]
-    prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
-    spread = sum(
-        calibration_sums(predictions[k::3], labels[k::3], prior, Task.regression) for k in range(3)
-    )
-    together = calibration_sums(predictions, labels, prior, Task.regression)
-    fits = [
-        fit_fusion(FusionRule.auto, Task.regression, prior, {"a": sums}).experts["a"]
-        for sums in (spread, together)
-    ]
-    for name in ("slope", "intercept", "unexplained", "information", "count"):
-        assert getattr(fits[0], name) == pytest.approx(getattr(fits[1], name))
-
-
 # ---- temperatures ------------------------------------------------------------------------------
 
 
@@ -588,14 +310,6 @@ def simulated_classes(items: int = 4000) -> tuple[Tensor, Tensor]:
 def test_the_temperature_undoes_false_confidence(confidence: float, slope: float) -> None:
     scores, labels = simulated_classes()
     assert fit_temperature(confidence * scores, labels, Task.classification).slope == slope
-
-
-@pytest.mark.parametrize(("confidence", "slope"), [(4.0, 0.25), (2.0, 0.5), (1.0, 1.0), (0.5, 2.0)])
-def test_the_temperature_of_several_labels(confidence: float, slope: float) -> None:
-    scores = 3 * torch.randn(2000, CLASSES, generator=generator())
-    labels = torch.bernoulli(scores.sigmoid(), generator=generator(1))
-    prior = torch.zeros(CLASSES)
-    assert fit_temperature(confidence * scores, labels, Task.multilabel, prior).slope == slope
 
 
 def test_the_information_is_twice_the_gain_over_the_prior() -> None:
@@ -627,18 +341,6 @@ def test_without_items_logits_are_left_as_they_are() -> None:
         {"a": no_calibration_sums(Task.classification)},
     )
     assert fusion.experts["a"] == Expert(slope=1.0, information=0.0, count=0.0)
-
-
-def test_weak_evidence_measures_numbers_and_classes_alike() -> None:
-    # The label is the sign of the number, so it holds 2/pi of the number's information.
-    numbers = torch.randn(40_000, generator=generator()).double()
-    observed = 0.1 * numbers + torch.randn(40_000, generator=generator(1)).double()
-    positive = (numbers > 0).double()[:, None]
-    logits = (2 * 0.1 * math.sqrt(2 / math.pi) * observed)[:, None]
-    as_number = fit_line(observed, numbers).information
-    as_label = fit_temperature(logits, positive, Task.multilabel).information
-    assert as_number == pytest.approx(0.01, rel=0.2)
-    assert as_label == pytest.approx(2 / math.pi * 0.01, rel=0.3)
 
 
 # ---- the fitted rule ---------------------------------------------------------------------------

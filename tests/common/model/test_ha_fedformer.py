@@ -7,12 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from common.clients import check_modality_name
 from common.config import ModelConfig
 from common.data.batching import Padded
 from common.data.dataset import Sequences
 from common.data.moments import FeatureMoments
-from common.errors import UserError
 from common.model.decoder import Decoder
 from common.model.encoder import Encoder
 from common.model.ha_fedformer import (
@@ -63,16 +61,6 @@ def moments(values: np.ndarray) -> FeatureMoments:
 # ---- building ----------------------------------------------------------------------------------
 
 
-def test_the_same_seed_builds_the_same_model() -> None:
-    assert_same(model(seed=3).state_dict(), model(seed=3).state_dict())
-
-
-def test_another_seed_builds_another_model() -> None:
-    first, second = model(seed=3).state_dict(), model(seed=4).state_dict()
-    weights = [name for name in first if name.endswith("weight") and "norm" not in name]
-    assert all(not torch.equal(first[name], second[name]) for name in weights)
-
-
 def test_building_neither_reads_nor_disturbs_the_global_generator() -> None:
     torch.manual_seed(11)
     expected = torch.rand(4)
@@ -113,15 +101,6 @@ def test_a_client_that_takes_its_parts_computes_what_the_whole_model_does() -> N
     assert torch.equal(client("audio", padded(3)), whole("audio", padded(3)))
 
 
-def test_one_encoder_does_not_touch_the_others() -> None:
-    built = model()
-    before = built("language", padded(4))
-    with torch.no_grad():
-        for parameter in built.encoders["vision"].parameters():
-            parameter.add_(1.0)
-    assert torch.equal(built("language", padded(4)), before)
-
-
 def test_attention_dropout_is_the_modalitys_own_or_the_default() -> None:
     rates = {"language": 0.1, "default": 0.3}
     built = HAFedformer(spec(attention_dropout=rates))
@@ -131,27 +110,7 @@ def test_attention_dropout_is_the_modalitys_own_or_the_default() -> None:
     assert without.encoders["audio"].layers[0].attention.dropout == 0.0
 
 
-@pytest.mark.parametrize("name", ["type", "keys", "training"])
-def test_a_modality_name_that_is_not_refused_can_be_built(name: str) -> None:
-    try:
-        check_modality_name(name)
-    except UserError:
-        return
-    assert model({name: 3})(name, padded(3)).shape == (3, 2)
-
-
 # ---- taking apart and putting together ---------------------------------------------------------
-
-
-def test_split_and_join_are_inverse() -> None:
-    arrays = model().state_dict()
-    parts = split_arrays(arrays)
-    assert set(parts.encoders) == set(WIDTHS)
-    assert_same(join_arrays(parts), dict(arrays))
-    again = split_arrays(join_arrays(parts))
-    assert_same(again.decoder, parts.decoder)
-    for name in WIDTHS:
-        assert_same(again.encoders[name], parts.encoders[name])
 
 
 words = st.text("abcxyz_0", min_size=1, max_size=4)
@@ -195,12 +154,6 @@ def test_only_the_statistics_are_not_trained() -> None:
     }
 
 
-def test_the_trained_names_keep_the_order_of_the_parameters() -> None:
-    built = model()
-    sizes = [built.get_parameter(name).numel() for name in trained_names(built)]
-    assert sizes == [parameter.numel() for parameter in built.parameters()]
-
-
 # ---- standardisation ---------------------------------------------------------------------------
 
 
@@ -232,14 +185,6 @@ def test_the_statistics_of_nothing_silence_the_modality() -> None:
     built = model()
     set_standardisation(built, "language", FeatureMoments.empty(4))
     assert (built.encoders["language"].standardise(torch.ones(2, 4)) == 0).all()
-
-
-def test_the_statistics_reach_their_own_encoder_alone() -> None:
-    built = model()
-    set_standardisation(built, "vision", moments(np.arange(8.0).reshape(2, 4)))
-    assert built.encoders["vision"].standardise.mean.tolist() == [2.0, 3.0, 4.0, 5.0]
-    assert built.encoders["vision"].standardise.scale.tolist() == [0.5] * 4
-    assert built.encoders["language"].standardise.mean.tolist() == [0.0] * 4
 
 
 @pytest.mark.parametrize("width", [1, 3])

@@ -37,15 +37,3 @@ def test_several_labels_take_the_mean_binary_cross_entropy_over_items_and_labels
     expected = -(labels * np.log(chance) + (1 - labels) * np.log(1 - chance)).mean()
     assert loss.item() == pytest.approx(expected)
     np.testing.assert_allclose(outputs.grad, (chance - labels) / 6, rtol=1e-6)
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_the_loss_of_two_equal_halves_is_the_loss_of_one(task: Task) -> None:
-    outputs = torch.tensor([[0.3, -0.7], [1.2, 0.1]])
-    labels = {
-        Task.regression: torch.tensor([1.0, -1.0]),
-        Task.classification: torch.tensor([1, 0]),
-        Task.multilabel: torch.tensor([[1.0, 0.0], [1.0, 1.0]]),
-    }[task]
-    doubled = task_loss(outputs.repeat(2, 1), torch.cat([labels, labels]), task)
-    torch.testing.assert_close(doubled, task_loss(outputs, labels, task))
