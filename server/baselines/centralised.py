@@ -1,8 +1,8 @@
 """The baseline `centralised`: as many items as the clients train on, with every modality of each.
 
-No federation of sites with one modality each can have these data. What is trained on them is
-``strategy.architecture``: HA-Fedformer through the mean of its encodings, or a model of
-`ARCHITECTURES`, which takes all modalities at once and learns to join them.
+No federation of sites with one modality each can have these data. ``strategy.architecture`` is
+trained on them: HA-Fedformer through the mean of its encodings, or a model of `ARCHITECTURES`,
+which takes all modalities at once and learns to join them.
 
 Notation: B items, O outputs.
 """
@@ -20,6 +20,7 @@ from common.data.batching import Padded
 from common.data.dataset import MultimodalDataset
 from common.data.federation import JointDataset
 from common.data.moments import FeatureMoments
+from common.diagnostics import diagnostics
 from common.errors import UserError
 from common.model.encoder import Encoder, Standardise
 from common.model.fusion import fuse_encodings
@@ -29,13 +30,14 @@ from server.baselines.baseline import BASELINES, Baseline
 from server.baselines.cross_modal import CrossModal
 from server.baselines.early_fusion import EarlyFusion
 from server.baselines.full_model import FullModel
-from server.baselines.scores import paired_diagnostics, paired_scores
+from server.baselines.scores import paired_predictions, score
 from server.baselines.sites import Sites
-from server.baselines.training import OnePass, Training, paired_pass
+from server.baselines.training import Training, paired_pass
 from server.evaluate import Scores
+from server.run.source import count_parameters
 
 #: ``strategy.architecture`` to a model made of each modality's `Standardise`, the number of
-#: outputs, and the sizes; called with modality to `Padded`, it gives outputs (B, O).
+#: outputs, and the sizes; called with modality to `Padded`, it returns outputs (B, O).
 ARCHITECTURES: dict[str, Callable[[Mapping[str, Standardise], int, ModelConfig], nn.Module]] = {
     "early_fusion": EarlyFusion,
     "cross_modal": CrossModal,
@@ -51,42 +53,32 @@ def centralised(sites: Sites) -> Baseline:
         If the data are not paired, as shards of clients are not.
     """
     config, items = sites.config, paired_items(sites)
-    moments = {name: FeatureMoments.of(each) for name, each in items.sequences.items()}
+    moments = {name: FeatureMoments.of(own) for name, own in items.sequences.items()}
     initial = sites.initial_model(moments)
     one_pass = partial(paired_pass, items, config.client.batch_size)
+    task = sites.data.task
     if config.strategy.architecture == "ha_fedformer":
         forward = partial(from_mean, initial)
-        return FullModel(sites, initial, forward, one_pass, FusionRule.mean)
-    return OtherArchitecture(sites, build_other(sites, initial), one_pass)
+        training = Training(initial, forward, one_pass, task, config.client)
+        return FullModel(sites, initial, training, FusionRule.mean)
+    other = build_other(sites, initial)
+    return OtherArchitecture(sites, other, Training(other, other, one_pass, task, config.client))
 
 
 BASELINES["centralised"] = centralised
 
 
 class OtherArchitecture(Baseline):
-    """A model of `ARCHITECTURES`.
+    """A model of `ARCHITECTURES`; it predicts numbers without a deviation."""
 
-    It predicts numbers without a deviation, so its scores have no coverage.
-
-    Parameters
-    ----------
-    sites
-        The clients.
-    model
-        See `ARCHITECTURES`.
-    one_pass
-        See `server.baselines.training.Training`.
-    """
-
-    def __init__(self, sites: Sites, model: nn.Module, one_pass: OnePass) -> None:
+    def __init__(self, sites: Sites, model: nn.Module, training: Training) -> None:
         super().__init__(sites)
-        self.model = model
-        self._training = Training(model, model, one_pass, sites.data.task, sites.config.client)
+        self.model, self._training, self._task = model, training, sites.data.task
 
     @property
     def parameters(self) -> int:
         """Number of trained parameters."""
-        return self._training.parameters
+        return count_parameters(self.model)
 
     @property
     def fusion(self) -> str:
@@ -99,12 +91,17 @@ class OtherArchitecture(Baseline):
 
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score all modalities together, and each alone with the others absent."""
-        return paired_scores(self.model, self.model, items, self.sites.data.task)
+        predicted = paired_predictions(self.model, self.model, items, self._task)
+        return {title: score(self._task, labels, values) for title, labels, values in predicted}
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
         """Diagnose all modalities together, and each alone with the others absent."""
-        task = self.sites.data.task
-        return {"diagnostics": paired_diagnostics(self.model, self.model, items, task)}
+        predicted = paired_predictions(self.model, self.model, items, self._task)
+        diagnosed = {
+            title: diagnostics(self._task, labels, values.numpy())
+            for title, labels, values in predicted
+        }
+        return {"diagnostics": diagnosed}
 
 
 def paired_items(sites: Sites) -> MultimodalDataset:

@@ -220,7 +220,7 @@ def test_all_damaged_is_one_error_that_says_what_to_do(kept: Checkpoints) -> Non
     told: list[str] = []
     with pytest.raises(UserError) as raised:
         kept.latest(told.append)
-    assert str(raised.value) == f"no checkpoint in {kept.folder} can be read; start the run anew"
+    assert str(raised.value) == f"no checkpoint in {kept.folder} can be read; start a new run"
     assert [line.split()[1] for line in told] == [str(kept.path(number)) for number in (2, 1)]
 
 

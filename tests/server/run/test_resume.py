@@ -145,7 +145,7 @@ def test_with_no_whole_checkpoint_it_has_to_be_started_anew(tmp_path: Path) -> N
     for number in (1, 2):
         damage(Checkpoints(folder / "checkpoints").path(number))
     before = files(folder)
-    with pytest.raises(UserError, match=r"no checkpoint in .* can be read; start the run anew"):
+    with pytest.raises(UserError, match=r"no checkpoint in .* can be read; start a new run"):
         go_on(folder)
     assert files(folder) == before
 
