@@ -1,11 +1,13 @@
 """What tests of the server have in common."""
 
+from collections.abc import Iterator
+
 import pytest
-from flwr.supercore.task_identity import TaskIdentity
+from tiny_runs import in_task
 
 
 @pytest.fixture
-def in_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let messages be made outside a Flower process, and put back whose they are."""
-    for name in ("_run_id", "_node_id", "_task_id"):
-        monkeypatch.setattr(TaskIdentity, name, 1)
+def in_a_task() -> Iterator[None]:
+    """Let messages be made outside a Flower process."""
+    with in_task():
+        yield

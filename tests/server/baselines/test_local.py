@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from common.clients import ClientKey
-from common.config import Config, FusionConfig, FusionRule, compose_config
+from common.config import FusionConfig, FusionRule, compose_config
 from common.data.batching import SequenceItems, batches, pad_all
 from common.data.federation import load_federation
 from common.data.moments import FeatureMoments
@@ -45,19 +45,10 @@ SMALL = (
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-@cache
-def small(*overrides: str) -> Config:
-    return compose_config("config", [*SMALL, *overrides])
-
-
 @cache
 def sites_of(*overrides: str) -> Sites:
-    return load_sites(small(*overrides), load_federation(small(*overrides)))
+    config = compose_config("config", [*SMALL, *overrides])
+    return load_sites(config, load_federation(config))
 
 
 def trained_by_hand(sites: Sites, key: ClientKey, rounds: int) -> HAFedformer:
@@ -88,11 +79,12 @@ def trained_by_hand(sites: Sites, key: ClientKey, rounds: int) -> HAFedformer:
 
 
 def test_each_client_is_trained_as_by_hand() -> None:
-    sites = sites_of("clients.default=1")
-    bound = Local(sites)
+    """So no client sees what another does."""
+    sites = sites_of("clients.audio=2", "clients.language=1")
+    baseline = Local(sites)
     for number in (1, 2):
-        bound.train(number)
-    for key, model in bound.models.items():
+        baseline.train(number)
+    for key, model in baseline.models.items():
         expected = trained_by_hand(sites, key, rounds=2).state_dict()
         assert model.state_dict().keys() == expected.keys()
         for name, array in model.state_dict().items():
@@ -113,21 +105,12 @@ def test_clients_start_alike_but_for_their_statistics() -> None:
                 assert torch.equal(array, whole[name])
 
 
-def test_what_one_client_does_another_does_not_see() -> None:
-    sites, key = sites_of("clients.default=2"), ClientKey("audio", 1)
-    among_others, alone = Local(sites), Local(sites)
-    among_others.train(1)
-    alone._trainings[key].round(derive_seed(sites.config.seed, "train", 1, str(key)))
-    first, second = (bound.models[key].state_dict() for bound in (among_others, alone))
-    assert all(torch.equal(first[name], second[name]) for name in first)
-
-
-def own_fusion(sites: Sites, bound: Local, key: ClientKey, rule: FusionRule) -> Fusion:
+def own_fusion(sites: Sites, baseline: Local, key: ClientKey, rule: FusionRule) -> Fusion:
     """Fit a client's expert from scratch."""
     site, name = sites.by_key[key], key.modality
     prior = prior_of(label_sums(torch.from_numpy(site.labels[site.train]), site.task, 1), site.task)
     with torch.inference_mode():
-        outputs = bound.models[key].eval()(name, pad_all(site.sequences.select(site.validation)))
+        outputs = baseline.models[key].eval()(name, pad_all(site.sequences.select(site.validation)))
     labels, groups = (
         torch.from_numpy(each[site.validation]) for each in (site.labels, site.groups)
     )
@@ -139,86 +122,86 @@ def own_fusion(sites: Sites, bound: Local, key: ClientKey, rule: FusionRule) -> 
 def test_scores_are_means_over_clients_and_over_products(rule: FusionRule) -> None:
     sites = sites_of("clients.language=3", "clients.audio=2")
     sites = replace(sites, config=replace(sites.config, fusion=FusionConfig(rule)))
-    bound = Local(sites)
-    losses = bound.train(1)
+    baseline = Local(sites)
+    losses = baseline.train(1)
     assert list(losses) == ["language", "audio"]
     items = sites.data.test
-    found = bound.scores(items)
-    assert list(found) == ["multimodal", "language", "audio"]
+    scores = baseline.scores(items)
+    assert list(scores) == ["multimodal", "language", "audio"]
     for name, count in (("language", 3), ("audio", 2)):
         keys = [ClientKey(name, part) for part in range(count)]
         alone = [
             evaluate(
-                bound.models[key],
-                own_fusion(sites, bound, key, rule),
+                baseline.models[key],
+                own_fusion(sites, baseline, key, rule),
                 items.in_modalities([name]),
             )[name]
             for key in keys
         ]
-        for metric, value in found[name].items():
+        for metric, value in scores[name].items():
             assert value == pytest.approx(np.mean([each[metric] for each in alone]), abs=1e-6)
     together = []
     for k in range(3):
         team = [ClientKey("language", k), ClientKey("audio", k % 2)]
-        opinions = []
+        experts = []
         for key in team:
             sequences = items.sequences[key.modality]
             with torch.inference_mode():
-                outputs = bound.models[key].eval()(key.modality, pad_all(sequences))
-            fusion = own_fusion(sites, bound, key, FusionRule.product_of_experts)
+                outputs = baseline.models[key].eval()(key.modality, pad_all(sequences))
+            fusion = own_fusion(sites, baseline, key, FusionRule.product_of_experts)
             present = torch.from_numpy(sequences.lengths > 0)
-            opinions.append(ExpertPrediction(key.modality, fusion, outputs, present))
+            experts.append(ExpertPrediction(key.modality, fusion, outputs, present))
         labels = np.concatenate([sites.by_key[key].labels[sites.by_key[key].train] for key in team])
         prior = torch.tensor([labels.mean(), labels.var()])
-        joined = combine(opinions, prior, Task.regression)
+        joined = combine(experts, prior, Task.regression)
         assert joined.std is not None
         together.append(
             compute_metrics(
                 Task.regression, items.labels, joined.values.numpy(), joined.std.numpy()
             )
         )
-    for metric, value in found["multimodal"].items():
+    for metric, value in scores["multimodal"].items():
         expected = np.mean([each[metric] for each in together])
         assert value == pytest.approx(expected, rel=1e-3, abs=1e-3), metric
 
 
 def test_what_it_reports_of_itself() -> None:
     sites = sites_of("clients.language=3", "clients.audio=2")
-    bound = Local(sites)
-    assert bound.fusion == "product_of_experts" and bound.model_file() is None
+    baseline = Local(sites)
+    assert baseline.fusion == "product_of_experts" and baseline.model_file() is None
     sizes = {
         key.modality: sum(each.numel() for each in model.parameters())
-        for key, model in bound.models.items()
+        for key, model in baseline.models.items()
     }
-    assert bound.parameters == sum(sizes.values())
-    assert sum(bound.fusion_weights.values()) == pytest.approx(1)
-    bound._evidence = {
+    assert baseline.parameters == sum(sizes.values())
+    assert sum(baseline.fusion_weights.values()) == pytest.approx(1)
+    baseline._evidence = {
         key: torch.tensor([200.0, 0, 200, 0, 200, 200 if key.modality == "audio" else 0])
-        for key in bound.models
+        for key in baseline.models
     }
-    assert bound.fusion_weights["audio"] > 0.9
+    assert baseline.fusion_weights["audio"] > 0.9
 
 
 def test_losses_count_examples() -> None:
     sites = sites_of("clients.language=3", "clients.audio=1")
-    bound = Local(sites)
+    baseline = Local(sites)
     losses = {}
-    for key, training in bound._trainings.items():
+    for key, training in baseline._trainings.items():
         training.round = lambda seed, key=key: {key.modality: float(key.part)}  # type: ignore[method-assign]
         losses[key] = float(key.part)
     examples = [len(sites.by_key[ClientKey("language", part)].train) for part in range(3)]
     assert len(set(examples)) > 1
-    found = bound.train(1)
-    assert found["language"] == pytest.approx(np.average(range(3), weights=examples))
-    assert found["audio"] == 0
+    scores = baseline.train(1)
+    assert scores["language"] == pytest.approx(np.average(range(3), weights=examples))
+    assert scores["audio"] == 0
 
 
 def test_a_client_without_validation_items_has_an_expert_that_saw_none() -> None:
     sites = sites_of("clients.default=1", "client.validation_fraction=0")
-    bound = Local(sites)
-    scores = bound.scores(sites.data.validation)
+    baseline = Local(sites)
+    scores = baseline.scores(sites.data.validation)
     assert all(np.isfinite(list(values.values())).all() for values in scores.values())
     assert (
         Expert().count
-        == bound._fusion(ClientKey("audio", 0), FusionRule.mean).experts["audio"].count
+        == baseline._fusion(ClientKey("audio", 0), FusionRule.mean).experts["audio"].count
     )
