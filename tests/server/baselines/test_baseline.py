@@ -18,6 +18,7 @@ from common.config import Format, PrepareConfig, compose_config
 from common.errors import UserError
 from server.app import prepare
 from server.baselines.baseline import run_baseline
+from server.evaluate import evaluate
 from server.model_file import load_model
 from server.preparation.preparation import prepare as prepare_shards
 from server.records import RoundRecord
@@ -103,7 +104,9 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
     assert summary["items"] == finished("local").summary["items"]
     assert 0 < summary["items"]["train"] <= 120 - sum(sides.values())
     if whole:
-        model, _ = load_model(folder / MODEL)
+        model, fusion = load_model(folder / MODEL)
+        assert evaluate(model, fusion, run.data.test) == summary["test"]
+        assert fusion.weights == summary["fusion_weights"]
         assert summary["parameters"] == sum(array.numel() for array in model.parameters())
     assert "round 1" in done.shown and f"run folder: {folder}" in done.shown
 

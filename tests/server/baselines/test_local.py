@@ -6,16 +6,17 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from common.clients import ClientKey
 from common.config import FusionConfig, FusionRule, compose_config
 from common.data.batching import SequenceItems, batches, pad_all
+from common.data.dataset import Sequences
 from common.data.federation import load_federation
 from common.data.moments import FeatureMoments
 from common.metrics import compute_metrics
 from common.model.evidence import evidence, label_sums, prior_of
-from common.model.fusion import Expert, Fusion, fit_fusion
+from common.model.fusion import Fusion, fit_fusion
 from common.model.ha_fedformer import (
     HAFedformer,
     Parts,
@@ -91,89 +92,70 @@ def test_each_client_is_trained_as_by_hand() -> None:
             assert torch.equal(array, expected[name]), f"{key} {name}"
 
 
-def test_clients_start_alike_but_for_their_statistics() -> None:
-    sites = sites_of("clients.default=2")
-    models = Local(sites).models
-    whole = sites.initial_model({}).state_dict()
-    for key, model in models.items():
-        site = sites.by_key[key]
-        mean = FeatureMoments.of(site.sequences.select(site.train)).mean
-        for name, array in model.state_dict().items():
-            if name.endswith("standardise.mean"):
-                np.testing.assert_allclose(array.numpy(), mean, rtol=1e-5, atol=1e-6)
-            elif "standardise" not in name:
-                assert torch.equal(array, whole[name])
-
-
-def own_fusion(sites: Sites, baseline: Local, key: ClientKey, rule: FusionRule) -> Fusion:
-    """Fit a client's expert from scratch."""
-    site, name = sites.by_key[key], key.modality
-    prior = prior_of(label_sums(torch.from_numpy(site.labels[site.train]), site.task, 1), site.task)
+def predicted(baseline: Local, key: ClientKey, sequences: Sequences) -> Tensor:
     with torch.inference_mode():
-        outputs = baseline.models[key].eval()(name, pad_all(site.sequences.select(site.validation)))
-    labels, groups = (
-        torch.from_numpy(each[site.validation]) for each in (site.labels, site.groups)
+        return baseline.models[key].eval()(key.modality, pad_all(sequences))
+
+
+def own_fusion(baseline: Local, key: ClientKey, rule: FusionRule) -> Fusion:
+    """Fit a client's expert from scratch."""
+    site = baseline.sites.by_key[key]
+    prior = prior_of(label_sums(torch.from_numpy(site.labels[site.train]), site.task, 1), site.task)
+    outputs = predicted(baseline, key, site.sequences.select(site.validation))
+    labels, groups = map(
+        torch.from_numpy, (site.labels[site.validation], site.groups[site.validation])
     )
-    seen = evidence(outputs, labels, prior, site.task, groups)
-    return fit_fusion(rule, site.task, prior, {name: seen})
+    sums = evidence(outputs, labels, prior, site.task, groups)
+    return fit_fusion(rule, site.task, prior, {key.modality: sums})
 
 
 @pytest.mark.parametrize("rule", [FusionRule.auto, FusionRule.product_of_experts])
-def test_scores_are_means_over_clients_and_over_products(rule: FusionRule) -> None:
+def test_losses_and_scores_are_means_over_clients_and_over_products(rule: FusionRule) -> None:
     sites = sites_of("clients.language=3", "clients.audio=2")
     sites = replace(sites, config=replace(sites.config, fusion=FusionConfig(rule)))
-    baseline = Local(sites)
-    losses = baseline.train(1)
+    baseline, items = Local(sites), sites.data.test
+    losses, scores = baseline.train(1), baseline.scores(items)
     assert list(losses) == ["language", "audio"]
-    items = sites.data.test
-    scores = baseline.scores(items)
     assert list(scores) == ["multimodal", "language", "audio"]
-    for name, count in (("language", 3), ("audio", 2)):
-        keys = [ClientKey(name, part) for part in range(count)]
+    for name, keys in sites.by_modality.items():
+        own_losses = [baseline.client_losses[str(key)] for key in keys]
+        examples = [len(sites.by_key[key].train) for key in keys]
+        assert losses[name] == pytest.approx(np.average(own_losses, weights=examples))
+        rows = items.in_modalities([name])
         alone = [
-            evaluate(
-                baseline.models[key],
-                own_fusion(sites, baseline, key, rule),
-                items.in_modalities([name]),
-            )[name]
+            evaluate(baseline.models[key], own_fusion(baseline, key, rule), rows)[name]
             for key in keys
         ]
         for metric, value in scores[name].items():
-            assert value == pytest.approx(np.mean([each[metric] for each in alone]), abs=1e-6)
+            assert value == pytest.approx(np.mean([own[metric] for own in alone]), abs=1e-6)
     together = []
     for k in range(3):
         team = [ClientKey("language", k), ClientKey("audio", k % 2)]
-        experts = []
-        for key in team:
-            sequences = items.sequences[key.modality]
-            with torch.inference_mode():
-                outputs = baseline.models[key].eval()(key.modality, pad_all(sequences))
-            fusion = own_fusion(sites, baseline, key, FusionRule.product_of_experts)
-            present = torch.from_numpy(sequences.lengths > 0)
-            experts.append(ExpertPrediction(key.modality, fusion, outputs, present))
+        experts = [
+            ExpertPrediction(
+                key.modality,
+                own_fusion(baseline, key, FusionRule.product_of_experts),
+                predicted(baseline, key, items.sequences[key.modality]),
+                torch.from_numpy(items.sequences[key.modality].present),
+            )
+            for key in team
+        ]
         labels = np.concatenate([sites.by_key[key].labels[sites.by_key[key].train] for key in team])
         prior = torch.tensor([labels.mean(), labels.var()])
         joined = combine(experts, prior, Task.regression)
         assert joined.std is not None
-        together.append(
-            compute_metrics(
-                Task.regression, items.labels, joined.values.numpy(), joined.std.numpy()
-            )
-        )
+        values, std = joined.values.numpy(), joined.std.numpy()
+        together.append(compute_metrics(Task.regression, items.labels, values, std))
     for metric, value in scores["multimodal"].items():
-        expected = np.mean([each[metric] for each in together])
+        expected = np.mean([own[metric] for own in together])
         assert value == pytest.approx(expected, rel=1e-3, abs=1e-3), metric
 
 
-def test_what_it_reports_of_itself() -> None:
-    sites = sites_of("clients.language=3", "clients.audio=2")
-    baseline = Local(sites)
+def test_size_and_weights_are_of_one_client_of_each_modality() -> None:
+    baseline = Local(sites_of("clients.language=3", "clients.audio=2"))
     assert baseline.fusion == "product_of_experts" and baseline.model_file() is None
-    sizes = {
-        key.modality: sum(each.numel() for each in model.parameters())
-        for key, model in baseline.models.items()
-    }
-    assert baseline.parameters == sum(sizes.values())
+    first = [baseline.models[ClientKey(name, 0)] for name in ("language", "audio")]
+    assert baseline.parameters == sum(p.numel() for model in first for p in model.parameters())
     assert sum(baseline.fusion_weights.values()) == pytest.approx(1)
     baseline._evidence = {
         key: torch.tensor([200.0, 0, 200, 0, 200, 200 if key.modality == "audio" else 0])
@@ -182,26 +164,9 @@ def test_what_it_reports_of_itself() -> None:
     assert baseline.fusion_weights["audio"] > 0.9
 
 
-def test_losses_count_examples() -> None:
-    sites = sites_of("clients.language=3", "clients.audio=1")
-    baseline = Local(sites)
-    losses = {}
-    for key, training in baseline._trainings.items():
-        training.round = lambda seed, key=key: {key.modality: float(key.part)}  # type: ignore[method-assign]
-        losses[key] = float(key.part)
-    examples = [len(sites.by_key[ClientKey("language", part)].train) for part in range(3)]
-    assert len(set(examples)) > 1
-    scores = baseline.train(1)
-    assert scores["language"] == pytest.approx(np.average(range(3), weights=examples))
-    assert scores["audio"] == 0
-
-
-def test_a_client_without_validation_items_has_an_expert_that_saw_none() -> None:
+def test_a_client_without_validation_items_can_be_scored() -> None:
     sites = sites_of("clients.default=1", "client.validation_fraction=0")
     baseline = Local(sites)
     scores = baseline.scores(sites.data.validation)
     assert all(np.isfinite(list(values.values())).all() for values in scores.values())
-    assert (
-        Expert().count
-        == baseline._fusion(ClientKey("audio", 0), FusionRule.mean).experts["audio"].count
-    )
+    assert baseline._fusion(ClientKey("audio", 0), FusionRule.mean).experts["audio"].count == 0

@@ -4,6 +4,7 @@ import gc
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -108,24 +109,6 @@ def written(folder: Path, config: Config) -> dict[str, object]:
     return read_settings(folder / CONFIG)
 
 
-def test_an_experiment_asks_for_all_its_settings(tmp_path: Path) -> None:
-    typed = ["experiment=iid", "resume=x"]
-    stored = written(tmp_path, compose_config("config", ["experiment=iid"]))
-    asked = compose_config("config", typed)
-    assert resumed_config(stored, asked, typed).resume == "x"
-    stored["seed"] = 9
-    with pytest.raises(UserError, match=f"seed is 9 in that run and {asked.seed} here"):
-        resumed_config(stored, asked, typed)
-
-
-@pytest.mark.parametrize("given", [None, ["dataset.path=b.npz"], ["dataset=npz", "seed=1"]])
-def test_another_file_is_another_run(tmp_path: Path, given: list[str] | None) -> None:
-    config = compose_config("config", ["dataset=npz", "dataset.path=a.npz", "run_dir=x"])
-    asked = compose_config("config", ["dataset=npz", "dataset.path=b.npz", "resume=x", "run_dir=x"])
-    with pytest.raises(UserError, match=r"dataset\.path is a\.npz in that run and b\.npz here"):
-        resumed_config(written(tmp_path, config), asked, given)
-
-
 def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path) -> None:
     settings = ["runtime=sequential", "runtime.node_timeout=5", "checkpoint.best=false"]
     former = compose_config("config", [*settings, "run_dir=x"])
@@ -149,9 +132,8 @@ def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path)
     [
         [],
         ["dataset=npz", "dataset.path=[a.npz,b.npz]", "dataset.tabular=[audio]"],
-        ["dataset=shards", "dataset.path=s", "partition=size"],
-        ["partition=dirichlet", "clients.audio=4", "+model.attention_dropout.audio=0.2"],
-        ["strategy=fedadam", "privacy=none", "fusion=mean", "client.device=cpu"],
+        ["dataset=shards", "dataset.path=s", "partition=size", "clients.audio=4"],
+        ["strategy=fedadam", "partition=dirichlet", "+model.attention_dropout.audio=0.2"],
     ],
 )
 def test_a_configuration_is_read_as_it_was_written(tmp_path: Path, overrides: list[str]) -> None:
@@ -196,8 +178,7 @@ def test_a_damaged_run_is_refused(
 
 
 def test_no_run_there(tmp_path: Path) -> None:
-    assert refused(tmp_path / "nothing").startswith(f"resume={tmp_path / 'nothing'}: no run there")
-    assert not (tmp_path / "nothing").exists()
+    assert refused(tmp_path / "no").startswith(f"resume={tmp_path / 'no'}: no run there")
 
 
 def test_fewer_rounds_than_are_done(interrupted: Make, whole: Make) -> None:
@@ -207,10 +188,9 @@ def test_fewer_rounds_than_are_done(interrupted: Make, whole: Make) -> None:
     assert "that run has its 2 rounds" in refused(interrupted(rounds=2), "rounds=1")
 
 
-@pytest.mark.parametrize("name", ["local", "pooled", "centralised"])
-def test_a_baseline_cannot_be_resumed(tmp_path: Path, name: str) -> None:
-    written(tmp_path, tiny(*ONE, f"strategy={name}", "run_dir=x"))
-    assert refused(tmp_path).startswith(f"strategy={name} is a baseline that one machine trains")
+def test_a_baseline_cannot_be_resumed(tmp_path: Path) -> None:
+    written(tmp_path, tiny(*ONE, "strategy=pooled", "run_dir=x"))
+    assert refused(tmp_path).startswith("strategy=pooled is a baseline that one machine trains")
 
 
 HOLDS = """
@@ -218,24 +198,20 @@ import fcntl, sys, time
 file = open(sys.argv[1], "r+")
 fcntl.flock(file, fcntl.LOCK_EX)
 print("held", flush=True)
-time.sleep(float(sys.argv[2]))
+time.sleep(100)
 """
 
 
-@pytest.mark.parametrize("how", ["ended", "killed"])
-def test_a_process_that_ends_is_waited_for(interrupted: Make, how: str) -> None:
-    folder, seconds = interrupted(), "0.5" if how == "ended" else "100"
+def test_a_process_that_ends_is_waited_for(interrupted: Make) -> None:
+    folder = interrupted()
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(folder / ROUNDS), seconds],
-        stdout=subprocess.PIPE,
-        text=True,
+        [sys.executable, "-c", HOLDS, str(folder / ROUNDS)], stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         with pytest.raises(UserError) as raised:
             RunFolder.reopen(folder, wait=0)
         assert str(raised.value).startswith(f"{folder}: another process is writing this run")
-        if how == "killed":
-            process.kill()
+        threading.Timer(0.5, process.kill).start()
         RunFolder.reopen(folder, wait=30).close()
 
 
@@ -288,7 +264,7 @@ def write_npz(path: Path, items: int = 60, width: int = 3) -> None:
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"items": 80}, "that run had 6 validation items, and there are 8 now; start a new run"),
+        ({"items": 80}, "that run had 6 validation items, and there are 8 now"),
         ({"width": 5}, "has shape "),
     ],
 )
