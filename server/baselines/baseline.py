@@ -20,6 +20,8 @@ class Baseline(RoundSource):
 
     def __init__(self, sites: Sites) -> None:
         self.sites = sites
+        #: Client to its train loss in the last round; empty where none trains by itself.
+        self.client_losses: Mapping[str, float] = {}
         self.items = {
             "train": sum(len(site.train) for site in sites.by_key.values()),
             "validation": len(sites.data.validation),
@@ -33,11 +35,6 @@ class Baseline(RoundSource):
         Returns modality, or ``multimodal``, to the mean train loss. Raises `UserError` if the loss
         stops being finite.
         """
-
-    @property
-    def client_losses(self) -> Mapping[str, float]:
-        """Client to its train loss in the last round; empty where none trains by itself."""
-        return {}
 
     def round(self, number: int, clock: PhaseClock) -> RoundRecord:
         """Train a round and return its record."""

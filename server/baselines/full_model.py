@@ -1,16 +1,54 @@
-"""The baseline `pooled`, and any other that trains one HA-Fedformer with every encoder.
+"""The baselines `pooled` and `centralised`: all clients' items on one machine.
 
-`pooled`: all clients' items on one machine, still one modality an item; batches of one modality,
-those of all modalities mixed. What a federation loses against it is what merging loses.
+`pooled`: still one modality an item; batches of one modality, those of all modalities mixed. What a
+federation loses against it is what merging loses. `centralised`: as many items as the clients train
+on, with every modality of each, which no federation of sites with one modality each can have.
+``strategy.architecture`` is trained on them: HA-Fedformer through the mean of its encodings, or a
+model of `ARCHITECTURES`, which takes all modalities at once and learns to join them.
+
+Notation: B items, O outputs.
 """
 
-from common.config import FusionRule
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.config import FusionRule, ModelConfig
+from common.data.batching import Padded
+from common.data.dataset import MultimodalDataset
+from common.data.federation import JointDataset
+from common.data.moments import FeatureMoments
+from common.diagnostics import diagnostics
+from common.errors import UserError
+from common.model.encoder import Encoder, Standardise
+from common.model.fusion import fuse_encodings
 from common.model.ha_fedformer import HAFedformer
 from common.seeding import derive_seed
 from server.baselines.baseline import BASELINES, Baseline
+from server.baselines.cross_modal import CrossModal
+from server.baselines.early_fusion import EarlyFusion
+from server.baselines.scores import paired_predictions, score
 from server.baselines.sites import Sites
-from server.baselines.training import MULTIMODAL, Training, one_modality_training, pooled_items
-from server.run.source import OneModel
+from server.baselines.training import (
+    MULTIMODAL,
+    Training,
+    one_modality_training,
+    paired_pass,
+    pooled_items,
+)
+from server.evaluate import Scores
+from server.run.source import OneModel, count_parameters
+
+#: ``strategy.architecture`` to a model made of each modality's `Standardise`, the number of
+#: outputs, and the sizes; called with modality to `Padded`, it returns outputs (B, O).
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Standardise], int, ModelConfig], nn.Module]] = {
+    "early_fusion": EarlyFusion,
+    "cross_modal": CrossModal,
+}
 
 
 class FullModel(OneModel, Baseline):
@@ -21,6 +59,7 @@ class FullModel(OneModel, Baseline):
     ) -> None:
         super().__init__(sites)
         self.model, self._training, self._rule = model, training, rule
+        self.parameters = count_parameters(model)
         self.fitted = sites.fit_fusion(model, rule)
 
     def train(self, number: int) -> dict[str, float]:
@@ -29,6 +68,38 @@ class FullModel(OneModel, Baseline):
         self.fitted = self.sites.fit_fusion(self.model, self._rule)
         titles = (*self.sites.data.shapes, MULTIMODAL)
         return {title: losses[title] for title in titles if title in losses}
+
+
+class OtherArchitecture(Baseline):
+    """A model of `ARCHITECTURES`; it predicts numbers without a deviation."""
+
+    def __init__(self, sites: Sites, model: nn.Module, training: Training) -> None:
+        super().__init__(sites)
+        self.model, self._training, self._task = model, training, sites.data.task
+        self.parameters = count_parameters(model)
+
+    @property
+    def fusion(self) -> str:
+        """Name of the architecture."""
+        return self.sites.config.strategy.architecture
+
+    def train(self, number: int) -> dict[str, float]:
+        """Train a round; return the loss of what is predicted from all modalities."""
+        return self._training.round(derive_seed(self.sites.config.seed, "train", number))
+
+    def scores(self, items: MultimodalDataset) -> Scores:
+        """Score all modalities together, and each alone with the others absent."""
+        predicted = paired_predictions(self.model, self.model, items, self._task)
+        return {title: score(self._task, labels, values) for title, labels, values in predicted}
+
+    def results(self, items: MultimodalDataset) -> dict[str, Any]:
+        """Diagnose all modalities together, and each alone with the others absent."""
+        predicted = paired_predictions(self.model, self.model, items, self._task)
+        diagnosed = {
+            title: diagnostics(self._task, labels, values.numpy())
+            for title, labels, values in predicted
+        }
+        return {"diagnostics": diagnosed}
 
 
 def pooled(sites: Sites) -> FullModel:
@@ -42,4 +113,75 @@ def pooled(sites: Sites) -> FullModel:
     return FullModel(sites, model, training, sites.config.fusion.name)
 
 
-BASELINES["pooled"] = pooled
+def centralised(sites: Sites) -> Baseline:
+    """Build the baseline; features are standardised with the moments of its train items.
+
+    Raises
+    ------
+    UserError
+        If the data are not paired, as shards of clients are not.
+    """
+    config, items = sites.config, paired_items(sites)
+    moments = {name: FeatureMoments.of(own) for name, own in items.sequences.items()}
+    initial = sites.initial_model(moments)
+    one_pass = partial(paired_pass, items, config.client.batch_size)
+    task = sites.data.task
+    if config.strategy.architecture == "ha_fedformer":
+        forward = partial(from_mean, initial)
+        training = Training(initial, forward, one_pass, task, config.client)
+        return FullModel(sites, initial, training, FusionRule.mean)
+    other = build_other(sites, initial)
+    return OtherArchitecture(sites, other, Training(other, other, one_pass, task, config.client))
+
+
+BASELINES.update(pooled=pooled, centralised=centralised)
+
+
+def paired_items(sites: Sites) -> MultimodalDataset:
+    """Return the items that clients train on, without their validation items, in all modalities.
+
+    Raises
+    ------
+    UserError
+        If the data hold only the modality of each client.
+    """
+    data = sites.data
+    if not isinstance(data, JointDataset):
+        raise UserError(
+            f"strategy={sites.config.strategy.name} needs paired items; use dataset=npz or "
+            "dataset=synthetic"
+        )
+    dealt = [data.dealt[key][site.train] for key, site in sites.by_key.items()]
+    return data.items.select(np.sort(np.concatenate(dealt)))
+
+
+def from_mean(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
+    """Run HA-Fedformer on all modalities at once: outputs (B, O) of the mean of the encodings."""
+    encodings = {name: model.encode(name, padded) for name, padded in inputs.items()}
+    lengths = {name: padded.lengths for name, padded in inputs.items()}
+    fused, longest = fuse_encodings(encodings, lengths, dict.fromkeys(inputs, 1 / len(inputs)))
+    outputs: Tensor = model.decoder(fused, longest)
+    return outputs
+
+
+def build_other(sites: Sites, initial: HAFedformer) -> nn.Module:
+    """Build the model of `ARCHITECTURES` that ``strategy.architecture`` names.
+
+    It standardises as `initial` does, and its weights are drawn from the same seed.
+
+    Raises
+    ------
+    UserError
+        If there is no such architecture.
+    """
+    name = sites.config.strategy.architecture
+    if name not in ARCHITECTURES:
+        names = ", ".join(["ha_fedformer", *ARCHITECTURES])
+        raise UserError(f"strategy.architecture={name}: expected one of {names}")
+    standardise = {}
+    for modality, encoder in initial.encoders.items():
+        assert isinstance(encoder, Encoder)
+        standardise[modality] = encoder.standardise
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(sites.config.seed, "model"))
+        return ARCHITECTURES[name](standardise, sites.data.outputs, sites.config.model)

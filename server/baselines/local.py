@@ -52,23 +52,15 @@ class Local(Baseline):
             items = {key.modality: SequenceItems(site.sequences, site.labels, site.train)}
             self._trainings[key] = one_modality_training(model, items, task, client)
         self._evidence = self._measure_evidence()
-        self._losses: dict[str, float] = {}
+        # Of one model of each modality.
+        self.parameters = sum(
+            count_parameters(self.models[keys[0]]) for keys in sites.by_modality.values()
+        )
 
     @property
     def fusion(self) -> str:
         """The product of the clients' experts."""
         return str(FusionRule.product_of_experts)
-
-    @property
-    def client_losses(self) -> dict[str, float]:
-        """Client to its train loss in the last round."""
-        return self._losses
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters of one model of each modality."""
-        firsts = [self.models[keys[0]] for keys in self.sites.by_modality.values()]
-        return sum(map(count_parameters, firsts))
 
     @property
     def fusion_weights(self) -> dict[str, float]:
@@ -88,7 +80,7 @@ class Local(Baseline):
             losses[key] = training.round(seed)[key.modality]
             examples[key] = len(self.sites.by_key[key].train)
         self._evidence = self._measure_evidence()
-        self._losses = {str(key): loss for key, loss in losses.items()}
+        self.client_losses = {str(key): loss for key, loss in losses.items()}
         return {
             name: sum(losses[key] * examples[key] for key in keys)
             / sum(examples[key] for key in keys)

@@ -32,7 +32,7 @@ from server.roster.registry import Registry
 from server.run.checkpoint import Checkpoint
 from server.run.resume import plain_settings
 from server.run.run import Run
-from server.run.source import OneModel
+from server.run.source import OneModel, count_parameters
 from server.strategy import HierarchicalAggregation, from_record, to_record
 
 T = TypeVar("T")
@@ -66,6 +66,7 @@ class Federation(OneModel):
         self._attendance.gather(Counter(key.modality for key in run.data.clients))
         labels = former.labels if former else self._pool_labels(registry)
         self.model = self._initial_model(registry)
+        self.parameters = count_parameters(self.model)
         state = self.model.state_dict()
         trained = split_arrays({name: state[name] for name in trained_names(self.model)})
         self.strategy = HierarchicalAggregation(config, registry, labels, trained)

@@ -20,11 +20,8 @@ class RoundSource(ABC):
 
     #: "train", "validation" and "test" to how many there are.
     items: Mapping[str, int]
-
-    @property
-    @abstractmethod
-    def parameters(self) -> int:
-        """Number of trained parameters of what predicts an item from all its modalities."""
+    #: Number of trained parameters of what predicts an item from all its modalities.
+    parameters: int
 
     @property
     @abstractmethod
@@ -72,11 +69,6 @@ class OneModel(RoundSource):
     model: HAFedformer
     #: Fitted after the last round.
     fitted: Fusion
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters."""
-        return count_parameters(self.model)
 
     @property
     def fusion(self) -> str:

@@ -19,13 +19,14 @@ from common.errors import UserError
 from common.model.evidence import evidence
 from common.model.fusion import fit_fusion
 from common.task import Task
-from server.baselines.centralised import (
+from server.baselines.full_model import (
+    FullModel,
     OtherArchitecture,
     centralised,
     from_mean,
     paired_items,
+    pooled,
 )
-from server.baselines.full_model import FullModel, pooled
 from server.baselines.scores import paired_predictions, score
 from server.baselines.sites import Sites, load_sites
 
