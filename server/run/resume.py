@@ -18,20 +18,9 @@ def resumed_config(
 ) -> Config:
     """Return the interrupted run's settings, with those of `FREE` that this command gives.
 
-    Parameters
-    ----------
-    settings
-        The run's ``config.yaml``.
-    composed
-        The settings of this command.
-    given
-        Its overrides; settings they leave out do not count. None: every setting counts, as where
-        sites must compose the same configuration.
-
-    Raises
-    ------
-    UserError
-        If a setting that counts is not the run's; names it.
+    `settings` are the run's ``config.yaml``, `composed` those of this command, and `given` its
+    overrides, which alone count; None: every setting counts, as where sites must compose the same
+    configuration. Raises `UserError` for a setting that counts and is not the run's.
     """
     stored, asked = (plain_settings(config) for config in (config_of_settings(settings), composed))
     here, there = flat_settings(asked), flat_settings(stored)

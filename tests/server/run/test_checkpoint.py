@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from broken_runs import damage
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from made_up_checkpoints import assert_same, checkpoint
 
 from common.errors import UserError
@@ -47,7 +45,7 @@ def names(kept: Checkpoints) -> list[str]:
 def test_what_is_saved_is_read_to_the_bit(kept: Checkpoints, moments: bool) -> None:
     given = checkpoint(4, moments=moments)
     bits = torch.tensor([0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32)
-    extra = {"not finite": bits.view(torch.float32), "turned": torch.arange(6.0).view(2, 3).T}
+    extra = {"a/b.ü": bits.view(torch.float32), "turned": torch.arange(6.0).view(2, 3).T}
     given = replace(given, model={**given.model, **extra})
     kept.save(given)
     assert_same(latest(kept), given)
@@ -55,34 +53,6 @@ def test_what_is_saved_is_read_to_the_bit(kept: Checkpoints, moments: bool) -> N
     content = kept.path(4).read_bytes()
     kept.save(given)
     assert kept.path(4).read_bytes() == content
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(1, 10**6),
-    st.dictionaries(st.integers(0, 2**64 - 1), st.integers(1, 100), max_size=4),
-    st.floats(0, 1),
-    st.floats(0, 1e9),
-    st.text("abc/.ü", min_size=1, max_size=6),
-)
-def test_numbers_and_names_are_exact(
-    tmp_path_factory: pytest.TempPathFactory,
-    number: int,
-    faults: dict[int, int],
-    skew: float,
-    seconds: float,
-    name: str,
-) -> None:
-    given = checkpoint(1, round=number, seconds=seconds)
-    given = replace(
-        given,
-        model={**given.model, name: torch.ones(2)},
-        strategy=replace(given.strategy, faults=faults, evidence={name: torch.zeros(3)}),
-        labels=replace(given.labels, skew=skew),
-    )
-    kept = Checkpoints(tmp_path_factory.mktemp("any") / "checkpoints")
-    kept.save(given)
-    assert_same(latest(kept), given)
 
 
 def test_what_is_read_can_be_trained_on_and_is_no_part_of_the_file(kept: Checkpoints) -> None:
