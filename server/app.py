@@ -8,16 +8,16 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import Config, config_of_run
+from common.config import Config, ConsoleStyle, config_of_run
 from common.data.federation import FederatedDataset, load_federation
 from common.errors import UserError
 from common.flower import shorten_backoff
 from common.training import use_one_thread
 from server.records import RoundRecord
 from server.run.checkpoint import Checkpoint, Checkpoints
-from server.run.console import RunConsole, make_console
+from server.run.console import JsonConsole, RunConsole
 from server.run.federation import federate
-from server.run.folder import CHECKPOINTS, RunFolder, read_settings
+from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder, read_settings
 from server.run.resume import resumed_config
 from server.run.run import Run
 from server.tracking.tracker import check_tracking, make_tracking
@@ -38,19 +38,9 @@ def _execute(run: Run, grid: Grid, context: Context) -> None:
 def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = None) -> Run:
     """Load the data and open the run folder, before any client is asked for anything.
 
-    Parameters
-    ----------
-    config
-        What to run, or with ``resume`` what is asked of the run to resume.
-    folder
-        Where a new run goes.
-    given
-        The command's overrides, see `server.run.resume.resumed_config`.
-
-    Raises
-    ------
-    UserError
-        If the data cannot be used, the folder holds a run already, or there is nothing to resume.
+    A new run goes into `folder`; with ``resume`` the overrides `given` are asked of the former one,
+    see `server.run.resume.resumed_config`. Raises `UserError` if the data cannot be used, the
+    folder holds a run already, or there is nothing to resume.
     """
     use_one_thread()
     if config.resume is not None:
@@ -62,7 +52,8 @@ def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = No
     check_evaluation_data(data)
     # The run's own record of its settings says what the data are.
     config = replace(config, dataset=replace(config.dataset, task=data.task))
-    console = make_console(config, data.task)
+    kind = JsonConsole if config.console is ConsoleStyle.json else RunConsole
+    console = kind(config.rounds, data.task)
     opened, checkpoint, records = _open(config, folder, console)
     tracking = make_tracking(config, opened.path, console.warn)
     opened.write_config(config)
@@ -78,7 +69,7 @@ def _open(
     opened = RunFolder.reopen(config.resume)
     checkpoint = Checkpoints(opened.path / CHECKPOINTS).latest(console.warn)
     done = checkpoint.round if checkpoint else 0
-    if config.rounds < done or (config.rounds == done and opened.is_finished()):
+    if config.rounds < done or (config.rounds == done and (opened.path / SUMMARY).is_file()):
         raise UserError(
             f"resume={config.resume}: that run has its {done} rounds; for more, give rounds=…"
         )

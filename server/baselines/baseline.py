@@ -51,10 +51,7 @@ BASELINES: dict[str, Callable[[Sites], Baseline]] = {}
 def find_baseline(strategy: StrategyConfig) -> Callable[[Sites], Baseline]:
     """Return what builds the baseline that a strategy names.
 
-    Raises
-    ------
-    UserError
-        If there is no such baseline, or it does not train the architecture.
+    Raises `UserError` if there is no such baseline, or it does not train the architecture.
     """
     _import_baselines()
     setting, architecture = strategy.setting, strategy.architecture
@@ -80,10 +77,7 @@ def _import_baselines() -> None:
 def run_baseline(run: Run) -> dict[str, Any]:
     """Train the baseline that ``strategy.setting`` names, and return the summary.
 
-    Raises
-    ------
-    UserError
-        If the data or the device do not suit it, or the loss stops being finite.
+    Raises `UserError` if the data or the device do not suit it, or the loss stops being finite.
     """
 
     def begin(run: Run) -> Baseline:

@@ -9,6 +9,7 @@ Notation: B items, M modalities, T_m steps of modality m, d model width, h heads
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -90,26 +91,18 @@ class Target(nn.Module):
 
         Embeddings are (B, T_m, d) and lengths (B,), by modality.
         """
-        own = lengths[self.name]
-        views = [self._attend(other, embedded, lengths) for other in self.cross]
+        own, views = lengths[self.name], []
+        for other, norm in self.cross_norms.items():
+            x = embedded[self.name]
+            for layer in cast(nn.ModuleList, self.cross[other]):
+                x = layer(x, embedded[other], lengths[other])
+            views.append(norm(x))
         x = torch.cat(views or [embedded[self.name]], dim=2)
         mask = valid_steps(own.clamp(min=1), x.shape[1])[:, None, None, :]
         for layer in self.layers:
             x = layer(x, mask)
         last = self.norm(x[torch.arange(len(x), device=x.device), own.clamp(min=1) - 1])
         return torch.where((own > 0)[:, None], last, 0.0)
-
-    def _attend(
-        self, other: str, embedded: Mapping[str, Tensor], lengths: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Return (B, T, d) this modality's steps after they attended to another's."""
-        x = embedded[self.name]
-        layers = self.cross[other]
-        assert isinstance(layers, nn.ModuleList)
-        for layer in layers:
-            x = layer(x, embedded[other], lengths[other])
-        normed: Tensor = self.cross_norms[other](x)
-        return normed
 
 
 class CrossModal(nn.Module):
@@ -141,10 +134,11 @@ class CrossModal(nn.Module):
         the padding does not matter.
         """
         lengths = {name: padded.lengths for name, padded in inputs.items()}
-        embedded = {
-            name: embed(_without_padding(inputs[name]), lengths[name])
-            for name, embed in self.embeddings.items()
-        }
+        embedded = {}
+        for name, embed in self.embeddings.items():
+            values = inputs[name].values
+            real = valid_steps(lengths[name], values.shape[1])[:, :, None]
+            embedded[name] = embed(torch.where(real, values, 0.0), lengths[name])
         read = torch.cat([target(embedded, lengths) for target in self.targets.values()], dim=1)
         outputs: Tensor = self.head(read + self.contract(F.relu(self.expand(read))))
         return outputs
@@ -155,8 +149,3 @@ def _embedding(standardise: Standardise, config: ModelConfig) -> Encoder:
     encoder = Encoder(standardise.mean.shape, replace(config, layers=0), attention_dropout=0.0)
     encoder.standardise = standardise
     return encoder
-
-
-def _without_padding(padded: Padded) -> Tensor:
-    real = valid_steps(padded.lengths, padded.values.shape[1])
-    return torch.where(real[:, :, None], padded.values, 0.0)

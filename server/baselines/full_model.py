@@ -116,10 +116,7 @@ def pooled(sites: Sites) -> FullModel:
 def centralised(sites: Sites) -> Baseline:
     """Build the baseline; features are standardised with the moments of its train items.
 
-    Raises
-    ------
-    UserError
-        If the data are not paired, as shards of clients are not.
+    Raises `UserError` if the data are not paired, as shards of clients are not.
     """
     config, items = sites.config, paired_items(sites)
     moments = {name: FeatureMoments.of(own) for name, own in items.sequences.items()}
@@ -140,10 +137,7 @@ BASELINES.update(pooled=pooled, centralised=centralised)
 def paired_items(sites: Sites) -> MultimodalDataset:
     """Return the items that clients train on, without their validation items, in all modalities.
 
-    Raises
-    ------
-    UserError
-        If the data hold only the modality of each client.
+    Raises `UserError` if the data hold only the modality of each client.
     """
     data = sites.data
     if not isinstance(data, JointDataset):
@@ -167,12 +161,8 @@ def from_mean(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
 def build_other(sites: Sites, initial: HAFedformer) -> nn.Module:
     """Build the model of `ARCHITECTURES` that ``strategy.architecture`` names.
 
-    It standardises as `initial` does, and its weights are drawn from the same seed.
-
-    Raises
-    ------
-    UserError
-        If there is no such architecture.
+    It standardises as `initial` does, and its weights are drawn from the same seed. Raises
+    `UserError` if there is no such architecture.
     """
     name = sites.config.strategy.architecture
     if name not in ARCHITECTURES:

@@ -86,10 +86,7 @@ class Sites:
 def load_sites(config: Config, data: FederatedDataset) -> Sites:
     """Load what every client holds.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read, or has other features than the evaluation data.
+    Raises `UserError` if it cannot be read, or has other features than the evaluation data.
     """
     sites = Sites(config, data, {key: client_data_of(data, key, config) for key in data.clients})
     for key, site in sites.by_key.items():

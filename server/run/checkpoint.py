@@ -73,10 +73,7 @@ class Checkpoints:
     def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
         """Write a checkpoint, then remove all but the last ones and that of round `best`.
 
-        Raises
-        ------
-        OSError
-            If it cannot be written; the others stay as they were.
+        Raises `OSError` if it cannot be written; the others stay as they were.
         """
         self.folder.mkdir(exist_ok=True)
         with atomic_file(self.path(checkpoint.round)) as aside:
@@ -103,10 +100,7 @@ class Checkpoints:
     def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:
         """Read the last intact checkpoint, with a warning for each damaged one; None if none yet.
 
-        Raises
-        ------
-        UserError
-            If all are damaged, or of another version.
+        Raises `UserError` if all are damaged, or of another version.
         """
         rounds = self.rounds()
         for number in reversed(rounds):

@@ -8,7 +8,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from common.config import Config, ConsoleStyle
 from common.metrics import HEADLINE
 from common.task import Task
 from server.evaluate import Scores
@@ -108,9 +107,3 @@ class JsonConsole(RunConsole):
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": time, "level": level, "event": event, **fields})
         self.console.out(line, highlight=False)
-
-
-def make_console(config: Config, task: Task) -> RunConsole:
-    """Return the console that ``console`` asks for."""
-    kind = JsonConsole if config.console is ConsoleStyle.json else RunConsole
-    return kind(config.rounds, task)

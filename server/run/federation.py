@@ -41,10 +41,7 @@ T = TypeVar("T")
 def federate(run: Run, grid: Grid) -> dict[str, Any]:
     """Execute a prepared run over a grid and return the summary.
 
-    Raises
-    ------
-    UserError
-        If nodes are missing or do not fit, or a round cannot be merged.
+    Raises `UserError` if nodes are missing or do not fit, or a round cannot be merged.
     """
     return run.execute(lambda run: Federation(run, grid))
 
@@ -52,10 +49,7 @@ def federate(run: Run, grid: Grid) -> dict[str, Any]:
 class Federation(OneModel):
     """The clients of a grid, and the model that they train; resumed from the run's checkpoint.
 
-    Raises
-    ------
-    UserError
-        If nodes are missing or do not fit, or the checkpoint does not fit the data.
+    Raises `UserError` if nodes are missing, or they or the checkpoint do not fit the data.
     """
 
     def __init__(self, run: Run, grid: Grid) -> None:

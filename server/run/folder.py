@@ -40,10 +40,7 @@ LOCK_SECONDS = 60.0
 class RunFolder:
     """The folder of a new run; made if it is not there.
 
-    Raises
-    ------
-    UserError
-        If it holds a run already, or cannot be written.
+    Raises `UserError` if it holds a run already, or cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -65,10 +62,7 @@ class RunFolder:
     def reopen(cls, path: str | Path, wait: float = LOCK_SECONDS) -> "RunFolder":
         """Open the folder of an interrupted run, whose process may take `wait` seconds to end.
 
-        Raises
-        ------
-        UserError
-            If it holds no such run, or another process still has it.
+        Raises `UserError` if it holds no such run, or another process still has it.
         """
         folder = cls.__new__(cls)
         folder.path = cls.config_of(path).parent
@@ -104,17 +98,10 @@ class RunFolder:
                     ) from error
                 time.sleep(0.2)
 
-    def is_finished(self) -> bool:
-        """Whether the run has its summary."""
-        return (self.path / SUMMARY).is_file()
-
     def keep_rounds(self, count: int) -> list[RoundRecord]:
         """Read the first rounds, and remove what comes after them, the summary too.
 
-        Raises
-        ------
-        UserError
-            If they are not all there.
+        Raises `UserError` if they are not all there.
         """
         path = self.path / ROUNDS
         lines = path.read_bytes().splitlines(keepends=True)[:count]
@@ -135,10 +122,7 @@ class RunFolder:
     def append_round(self, record: Mapping[str, Any]) -> None:
         """Append one round, and sync it to disk.
 
-        Raises
-        ------
-        UserError
-            If it cannot be written; the file stays as it was.
+        Raises `UserError` if it cannot be written; the file stays as it was.
         """
         path = self.path / ROUNDS
         size = path.stat().st_size
