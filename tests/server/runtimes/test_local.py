@@ -19,6 +19,7 @@ from server.evaluate import diagnose
 from server.model_file import load_model
 from server.run.federation import federate
 from server.runtimes.local import LocalGrid, run_locally
+from server.runtimes.simulation import join_cluster
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -120,6 +121,18 @@ def test_a_run_that_cannot_start_leaves_its_folder_to_the_next(tmp_path: Path) -
     run_locally(prepare(tiny("rounds=1"), folder))
     assert left_in(folder)[1]["rounds"] == 1
     assert "ROUND 1" in (folder / "flower.log").read_text()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:ray"])
+def test_a_cluster_that_is_not_there_is_named_and_the_folder_given_up(
+    tmp_path: Path, address: str
+) -> None:
+    config = tiny("runtime=simulation", f"runtime.ray.address={address}")
+    run = prepare(config, tmp_path / "run")
+    with pytest.raises(UserError) as raised:
+        join_cluster(run)
+    assert str(raised.value).startswith(f"runtime.ray.address={address}: no Ray cluster answers")
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
 
 
 # The grid alone ---------------------------------------------------------------------------------
