@@ -1,6 +1,6 @@
 """The Flower ServerApp: what `flwr run` starts."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -8,20 +8,19 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from common.config import Config, config_of_run
+from common.config import Config, ConsoleStyle, config_of_run
 from common.data.federation import FederatedDataset, load_federation
 from common.errors import UserError
 from common.flower import shorten_backoff
 from common.training import use_one_thread
-from server.run.checkpoint import Checkpoints
-from server.run.console import make_console
+from server.records import RoundRecord
+from server.run.checkpoint import Checkpoint, Checkpoints
+from server.run.console import JsonConsole, RunConsole
 from server.run.federation import federate
-from server.run.folder import CHECKPOINTS, RunFolder, read_settings
+from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder, read_settings
 from server.run.resume import resumed_config
 from server.run.run import Run
 from server.tracking.tracker import check_tracking, make_tracking
-
-RunGrid = Callable[[Grid], None]
 
 
 def make_server_app(run: Run) -> ServerApp:
@@ -39,55 +38,42 @@ def _execute(run: Run, grid: Grid, context: Context) -> None:
 def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = None) -> Run:
     """Load the data and open the run folder, before any client is asked for anything.
 
-    Parameters
-    ----------
-    config
-        What to run; with ``resume``, what is asked of the run to go on with.
-    folder
-        Where a new run goes.
-    given
-        The command's overrides, see `server.run.resume.resumed_config`.
-
-    Raises
-    ------
-    UserError
-        If the data cannot be used, the folder holds a run already, or there is nothing to resume.
+    A new run goes into `folder`; with ``resume`` the overrides `given` are asked of the former one,
+    see `server.run.resume.resumed_config`. Raises `UserError` if the data cannot be used, the
+    folder holds a run already, or there is nothing to resume.
     """
     use_one_thread()
     if config.resume is not None:
-        return _resume(config, given)
+        settings = read_settings(RunFolder.config_of(config.resume))
+        config = resumed_config(settings, config, given)
+        check_federated(config)
     check_tracking(config.tracking)
     data = load_federation(config)
     check_evaluation_data(data)
     # The run's own record of its settings says what the data are.
     config = replace(config, dataset=replace(config.dataset, task=data.task))
-    console = make_console(config, data.task)
-    opened = RunFolder(folder)
+    kind = JsonConsole if config.console is ConsoleStyle.json else RunConsole
+    console = kind(config.rounds, data.task)
+    opened, checkpoint, records = _open(config, folder, console)
     tracking = make_tracking(config, opened.path, console.warn)
     opened.write_config(config)
-    return Run(config, data, opened, console, tracking)
+    return Run(config, data, opened, console, tracking, checkpoint, records)
 
 
-def _resume(asked: Config, given: Sequence[str] | None) -> Run:
-    assert asked.resume is not None
-    settings = read_settings(RunFolder.config_of(asked.resume))
-    config = resumed_config(settings, asked, given)
-    check_federated(config)
-    check_tracking(config.tracking)
-    data = load_federation(config)
-    check_evaluation_data(data)
-    console = make_console(config, data.task)
-    folder = RunFolder.reopen(asked.resume)
-    checkpoint = Checkpoints(folder.path / CHECKPOINTS).latest(console.warn)
+def _open(
+    config: Config, folder: str | Path, console: RunConsole
+) -> tuple[RunFolder, Checkpoint | None, list[RoundRecord]]:
+    """Open a new folder, or that of the run to resume with what it has."""
+    if config.resume is None:
+        return RunFolder(folder), None, []
+    opened = RunFolder.reopen(config.resume)
+    checkpoint = Checkpoints(opened.path / CHECKPOINTS).latest(console.warn)
     done = checkpoint.round if checkpoint else 0
-    if config.rounds < done or (config.rounds == done and folder.is_finished()):
+    if config.rounds < done or (config.rounds == done and (opened.path / SUMMARY).is_file()):
         raise UserError(
-            f"resume={asked.resume}: that run has its {done} rounds; for more, give rounds=…"
+            f"resume={config.resume}: that run has its {done} rounds; for more, give rounds=…"
         )
-    records = folder.keep_rounds(done)
-    folder.write_config(config)
-    tracking = make_tracking(config, folder.path, console.warn)
-    return Run(config, data, folder, console, tracking, checkpoint, records)
+    return opened, checkpoint, opened.keep_rounds(done)
 
 
 def check_federated(config: Config) -> None:
@@ -105,7 +91,7 @@ def check_evaluation_data(data: FederatedDataset) -> None:
         if len(items) == 0:
             raise UserError(f"there are no {title} items; raise dataset.{title}_fraction above 0")
         for name, sequences in items.sequences.items():
-            if not (sequences.lengths > 0).any():
+            if not sequences.present.any():
                 raise UserError(f"no {title} item has {name}")
 
 

@@ -2,9 +2,9 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -27,13 +27,7 @@ class Phase(StrEnum):
 
 
 class PhaseClock:
-    """Counts the seconds of each phase of a round; every moment is in one phase.
-
-    Attributes
-    ----------
-    seconds
-        Phase to seconds so far, in the order in which the phases first ended.
-    """
+    """Counts the seconds of each phase of a round; every moment is in one phase."""
 
     def __init__(self) -> None:
         self.restart()
@@ -41,6 +35,7 @@ class PhaseClock:
     def restart(self) -> None:
         """Begin the round now."""
         self._began = self._last = time.monotonic()
+        #: Phase to seconds so far, in the order in which the phases first ended.
         self.seconds: dict[str, float] = {}
 
     def end(self, phase: Phase) -> None:
@@ -71,73 +66,36 @@ class RoundRecord:
     """What happened in a round; field for field the JSON object of ``rounds.jsonl``.
 
     A strategy, or a baseline, fills in what it knows of training; the run adds the evaluation.
-
-    Attributes
-    ----------
-    round
-        From 1.
-    train_loss
-        Modality, or ``multimodal``, to the mean train loss, weighted by examples.
-    client_losses
-        Client to its train loss.
-    validation
-        ``multimodal`` and each modality to metric to score, of the merged model.
-    fusion_weights
-        Modality to its weight.
-    clients
-        Modality to the number of clients that were merged.
-    reused
-        Modalities of which no client replied: their encoder stays as it was.
-    rejected
-        One line for each client that failed or whose update was refused.
-    decoder_weights
-        Layer to modality to its share in the decoder.
-    posterior_widths
-        Client to layer to standard deviation, see `server.aggregation.posterior_std`.
-    trust
-        Client to the trust in its labels, where clients are weighted by it.
-    refused
-        Replies whose content was refused; a client's own failure or silence is not counted.
-    privacy
-        What the rounds so far disclose, see `server.acceptance.privacy`; None without privacy.
-    bytes_down, bytes_up
-        Of arrays, all clients together.
-    seconds
-        How long the round took.
-    phases
-        `Phase` to seconds.
     """
 
-    round: int
+    round: int  # from 1
+    #: Modality, or ``multimodal``, to the mean train loss, weighted by examples.
     train_loss: Mapping[str, float] = field(default_factory=dict)
     client_losses: Mapping[str, float] = field(default_factory=dict)
+    #: ``multimodal`` and each modality to metric to score, of the merged model.
     validation: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     fusion_weights: Mapping[str, float] = field(default_factory=dict)
+    #: Modality to the number of clients that were merged.
     clients: Mapping[str, int] = field(default_factory=dict)
+    #: Modalities of which no client replied: their encoder stays as it was.
     reused: Sequence[str] = ()
+    #: One line for each client that failed or whose update was refused.
     rejected: Sequence[str] = ()
+    #: Layer to modality to its share in the decoder.
     decoder_weights: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    #: Client to layer to standard deviation, see `server.aggregation.posterior_std`.
     posterior_widths: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    #: Client to the trust in its labels, where clients are weighted by it.
     trust: Mapping[str, float] = field(default_factory=dict)
+    #: Replies whose content was refused; a client's own failure or silence does not count.
     refused: int = 0
+    #: What the rounds so far disclose, see `server.acceptance.privacy`.
     privacy: Mapping[str, Any] | None = None
-    bytes_down: int = 0
+    bytes_down: int = 0  # of arrays, all clients together
     bytes_up: int = 0
     seconds: float = 0.0
-    phases: Mapping[str, float] = field(default_factory=dict)
+    phases: Mapping[str, float] = field(default_factory=dict)  # `Phase` to seconds
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of ``rounds.jsonl``, with its keys in their order."""
-        parts = {each.name: getattr(self, each.name) for each in fields(self)}
-        return parts | {"reused": list(self.reused), "rejected": list(self.rejected)}
-
-    @classmethod
-    def from_json(cls, parts: Mapping[str, Any]) -> Self:
-        """Return the record of an object of ``rounds.jsonl``.
-
-        Raises
-        ------
-        TypeError
-            If it has no ``round``, or a key that no record has.
-        """
-        return cls(**parts)
+        return {**vars(self), "reused": list(self.reused), "rejected": list(self.rejected)}

@@ -7,7 +7,7 @@ Notation: B items, T steps, D feature width, d model width, h heads.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -62,47 +62,61 @@ class Standardise(nn.Module):
         return torch.where(torch.isfinite(scaled), scaled, 0.0)
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention.
+class Attention(nn.Module):
+    """Multi-head attention; a subclass projects to queries, keys and values, and back.
 
-    Parameters
-    ----------
-    width, heads
-        Model width d, divisible by the number of heads h.
-    dropout
-        Share of the attention weights dropped in training.
+    The width d is divisible by the number of heads h; `dropout` is the share of the attention
+    weights dropped in training.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
+    project_out: nn.Linear
+
+    def __init__(self, heads: int, dropout: float) -> None:
         super().__init__()
-        self.heads = heads
-        self.dropout = dropout
+        self.heads, self.dropout = heads, dropout
+
+    def split(self, projected: Tensor, parts: int) -> Tensor:
+        """Split (B, T, parts d) into parts and heads: (parts, B, h, T, d / h)."""
+        batch, steps, width = projected.shape
+        heads = projected.view(batch, steps, parts, self.heads, width // parts // self.heads)
+        return heads.permute(2, 0, 3, 1, 4)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        """Return (B, T, d); `mask` broadcasts to (B, h, T, S), True may be attended."""
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
+        )
+        projected: Tensor = self.project_out(attended.transpose(1, 2).flatten(2))
+        return projected
+
+
+class SelfAttention(Attention):
+    """Attention of a sequence to itself."""
+
+    def __init__(self, width: int, heads: int, dropout: float) -> None:
+        super().__init__(heads, dropout)
         self.project_in = nn.Linear(width, 3 * width)
         self.project_out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """Map (B, T, d) to (B, T, d); `mask` broadcasts to (B, h, T, T), True may be attended."""
-        batch, steps, width = x.shape
-        query, key, value = (
-            self.project_in(x)
-            .view(batch, steps, 3, self.heads, width // self.heads)
-            .permute(2, 0, 3, 1, 4)
-        )
-        attended = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0
-        )
-        projected: Tensor = self.project_out(attended.transpose(1, 2).reshape(batch, steps, width))
-        return projected
+        """Map (B, T, d) to (B, T, d)."""
+        query, key, value = self.split(self.project_in(x), 3)
+        return self.attend(query, key, value, mask)
 
 
 class EncoderLayer(nn.Module):
     """Pre-norm transformer layer: attention, then a feed-forward of width 4d, both residual."""
 
-    def __init__(self, config: ModelConfig, attention_dropout: float) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        attention_dropout: float,
+        attention: Callable[[int, int, float], Attention] = SelfAttention,
+    ) -> None:
         super().__init__()
         width = config.width
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, config.heads, attention_dropout)
+        self.attention = attention(width, config.heads, attention_dropout)
         self.feed_forward_norm = nn.LayerNorm(width)
         self.expand = nn.Linear(width, 4 * width)
         self.contract = nn.Linear(4 * width, width)
@@ -112,6 +126,10 @@ class EncoderLayer(nn.Module):
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         """Map (B, T, d) to (B, T, d)."""
         x = x + self.residual_dropout(self.attention(self.attention_norm(x), mask))
+        return self.feed_forward(x)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """Add the feed-forward of each step to it."""
         hidden = self.relu_dropout(F.relu(self.expand(self.feed_forward_norm(x))))
         x = x + self.residual_dropout(self.contract(hidden))
         return x

@@ -16,7 +16,7 @@ from common.model.ha_fedformer import ModelArrays
 from common.posterior import Gaussian, precision_shape
 from common.protocol import payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
-from common.wire import DECODER, ENCODER, posterior_parts, write_tensors
+from common.wire import DECODER, ENCODER, posterior_groups, write_tensors
 from server.acceptance.validation import RejectedUpdateError
 
 #: Up to so many times the limit is still read, so that the refusal can name the faulty tensor.
@@ -32,9 +32,11 @@ MAX_LETTERS = 65_536
 def payload_limits(trained: ModelArrays, config: StrategyConfig) -> dict[str, int]:
     """Return modality to the most bytes that the tensors of a client's update may have."""
     structure = encoder_structure(config.encoder)
-    decoder = posterior_parts(DECODER, _largest(trained.decoder, decoder_structure(config.decoder)))
+    decoder = posterior_groups(
+        DECODER, _largest(trained.decoder, decoder_structure(config.decoder))
+    )
     encoders = {
-        name: posterior_parts(ENCODER, _largest(tensors, structure))
+        name: posterior_groups(ENCODER, _largest(tensors, structure))
         for name, tensors in trained.encoders.items()
     }
     return {name: len(write_tensors({**parts, **decoder})) for name, parts in encoders.items()}

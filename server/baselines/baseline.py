@@ -1,4 +1,4 @@
-"""What a baseline is to the run that records it, and the registry of baselines."""
+"""A baseline as a source of rounds, and the registry of baselines."""
 
 import pkgutil
 from abc import abstractmethod
@@ -16,41 +16,25 @@ from server.run.source import RoundSource
 
 
 class Baseline(RoundSource):
-    """One or several models in training on all clients' data.
-
-    Parameters
-    ----------
-    sites
-        The clients.
-    """
+    """One or several models in training on all clients' data."""
 
     def __init__(self, sites: Sites) -> None:
         self.sites = sites
+        #: Client to its train loss in the last round; empty where none trains by itself.
+        self.client_losses: Mapping[str, float] = {}
         self.items = {
-            "train": sites.train_items,
+            "train": sum(len(site.train) for site in sites.by_key.values()),
             "validation": len(sites.data.validation),
             "test": len(sites.data.test),
         }
 
     @abstractmethod
     def train(self, number: int) -> dict[str, float]:
-        """Train the round of that number, from 1, and fit what joins the modalities.
+        """Train a round, counted from 1, and fit what joins the modalities.
 
-        Returns
-        -------
-        dict
-            Modality, or ``multimodal``, to the mean train loss.
-
-        Raises
-        ------
-        UserError
-            If the loss stops being finite.
+        Returns modality, or ``multimodal``, to the mean train loss. Raises `UserError` if the loss
+        stops being finite.
         """
-
-    @property
-    def client_losses(self) -> Mapping[str, float]:
-        """Client to its train loss in the last round; empty where none trains by itself."""
-        return {}
 
     def round(self, number: int, clock: PhaseClock) -> RoundRecord:
         """Train a round and return its record."""
@@ -60,17 +44,14 @@ class Baseline(RoundSource):
         return RoundRecord(number, losses, self.client_losses, clients=clients)
 
 
-#: ``strategy.setting`` to what builds the baseline, of the modules that have been imported.
+#: ``strategy.setting`` to what builds the baseline, of the modules imported so far.
 BASELINES: dict[str, Callable[[Sites], Baseline]] = {}
 
 
 def find_baseline(strategy: StrategyConfig) -> Callable[[Sites], Baseline]:
     """Return what builds the baseline that a strategy names.
 
-    Raises
-    ------
-    UserError
-        If there is no such baseline, or it does not train the architecture.
+    Raises `UserError` if there is no such baseline, or it does not train the architecture.
     """
     _import_baselines()
     setting, architecture = strategy.setting, strategy.architecture
@@ -87,7 +68,7 @@ def find_baseline(strategy: StrategyConfig) -> Callable[[Sites], Baseline]:
 
 @cache
 def _import_baselines() -> None:
-    """Import all modules of this package, which put their baselines into `BASELINES`."""
+    """Import all modules of this package, which enter their baselines into `BASELINES`."""
     package = __name__.rpartition(".")[0]
     for module in pkgutil.iter_modules(import_module(package).__path__):
         import_module(f"{package}.{module.name}")
@@ -96,20 +77,11 @@ def _import_baselines() -> None:
 def run_baseline(run: Run) -> dict[str, Any]:
     """Train the baseline that ``strategy.setting`` names, and return the summary.
 
-    Parameters
-    ----------
-    run
-        Prepared; its folder is given up if the run ends before its first round does.
-
-    Raises
-    ------
-    UserError
-        If the data or the device do not suit it, or the loss stops being finite.
+    Raises `UserError` if the data or the device do not suit it, or the loss stops being finite.
     """
 
     def begin(run: Run) -> Baseline:
-        build = find_baseline(run.config.strategy)
-        return build(load_sites(run.config, run.data))
+        return find_baseline(run.config.strategy)(load_sites(run.config, run.data))
 
     with run.console:
         return run.execute(begin)

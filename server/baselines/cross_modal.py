@@ -1,6 +1,6 @@
 """MulT: every modality attends to every other, before its own steps attend to each other.
 
-Source: Tsai et al. 2019, arXiv 1906.00295, section 3. Apart from the paper: embeddings are normed
+Source: Tsai et al. 2019, arXiv 1906.00295, section 3. Unlike the paper, embeddings are normed
 (`common.model.encoder.Encoder` without layers), the sizes are those of HA-Fedformer, and no
 attention is causal, since steps of different modalities are not at the same times.
 
@@ -9,6 +9,7 @@ Notation: B items, M modalities, T_m steps of modality m, d model width, h heads
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -16,98 +17,58 @@ from torch import Tensor, nn
 
 from common.config import ModelConfig
 from common.data.batching import Padded
-from common.model.encoder import Encoder, EncoderLayer, Standardise, valid_steps
+from common.model.encoder import Attention, Encoder, EncoderLayer, Standardise, valid_steps
 
 
-class CrossAttention(nn.Module):
-    """Multi-head attention of one sequence to another.
-
-    Parameters
-    ----------
-    width, heads
-        Model width d, divisible by the number of heads h.
-    dropout
-        Share of the attention weights dropped in training.
-    """
+class CrossAttention(Attention):
+    """Attention of one sequence to another."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads, self.dropout = heads, dropout
+        super().__init__(heads, dropout)
         self.project_query = nn.Linear(width, width)
         self.project_source = nn.Linear(width, 2 * width)
         self.project_out = nn.Linear(width, width)
 
     def forward(self, target: Tensor, source: Tensor, mask: Tensor) -> Tensor:
         """Map (B, T, d), attending to (B, S, d), to (B, T, d); `mask` (B, S): may be attended."""
-        batch, steps, width = target.shape
-        split = (batch, -1, self.heads, width // self.heads)
-        query = self.project_query(target).view(split).transpose(1, 2)
-        key, value = (
-            part.reshape(split).transpose(1, 2) for part in self.project_source(source).chunk(2, 2)
-        )
-        attended = F.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=mask[:, None, None, :],
-            dropout_p=self.dropout if self.training else 0.0,
-        )
-        projected: Tensor = self.project_out(attended.transpose(1, 2).reshape(batch, steps, width))
-        return projected
+        (query,) = self.split(self.project_query(target), 1)
+        key, value = self.split(self.project_source(source), 2)
+        return self.attend(query, key, value, mask[:, None, None, :])
 
 
-class CrossLayer(nn.Module):
+class CrossLayer(EncoderLayer):
     """Pre-norm layer: attention to a source, then a feed-forward of width 4d, both residual.
 
     Target and source have one norm, as in the authors' code.
     """
 
     def __init__(self, config: ModelConfig, attention_dropout: float) -> None:
-        super().__init__()
-        width = config.width
-        self.norm = nn.LayerNorm(width)
-        self.attention = CrossAttention(width, config.heads, attention_dropout)
-        self.residual_dropout = nn.Dropout(config.residual_dropout)
-        self.feed_forward = nn.Sequential(
-            nn.LayerNorm(width),
-            nn.Linear(width, 4 * width),
-            nn.ReLU(),
-            nn.Dropout(config.relu_dropout),
-            nn.Linear(4 * width, width),
-            nn.Dropout(config.residual_dropout),
-        )
+        super().__init__(config, attention_dropout, CrossAttention)
 
-    def forward(self, target: Tensor, source: Tensor, lengths: Tensor) -> Tensor:
+    def forward(  # type: ignore[override]
+        self, target: Tensor, source: Tensor, lengths: Tensor
+    ) -> Tensor:
         """Map (B, T, d) to (B, T, d), attending to (B, S, d) of which `lengths` (B,) are real.
 
-        From a source without steps nothing comes.
+        A source without steps adds nothing.
         """
-        # One key at least: what attention does without any is left to each kernel.
+        # One key at least: attention without any depends on the kernel.
         mask = valid_steps(lengths.clamp(min=1), source.shape[1])
-        attended = self.residual_dropout(self.attention(self.norm(target), self.norm(source), mask))
-        target = target + torch.where((lengths > 0)[:, None, None], attended, 0.0)
-        moved: Tensor = target + self.feed_forward(target)
-        return moved
+        attended = self.attention(self.attention_norm(target), self.attention_norm(source), mask)
+        attended = self.residual_dropout(attended)
+        return self.feed_forward(target + torch.where((lengths > 0)[:, None, None], attended, 0.0))
 
 
 class Target(nn.Module):
-    """One modality: it attends to each other, then what came of this to itself.
+    """One modality: it attends to each of the others, if any, then the result to itself.
 
-    Parameters
-    ----------
-    name
-        The modality.
-    others
-        The modalities that it attends to; may be empty.
-    config
-        Sizes and dropout rates; the attention dropout is that of the modality attended to.
+    The attention dropout is that of the modality attended to.
     """
 
     def __init__(self, name: str, others: Sequence[str], config: ModelConfig) -> None:
         super().__init__()
         self.name = name
-        self.width = config.width * max(len(others), 1)
-        wide = replace(config, width=self.width)
+        width = config.width * max(len(others), 1)
         rates = config.attention_dropout
         default = rates.get("default", 0.0)
         self.cross = nn.ModuleDict(
@@ -120,22 +81,22 @@ class Target(nn.Module):
         )
         self.cross_norms = nn.ModuleDict({other: nn.LayerNorm(config.width) for other in others})
         self.layers = nn.ModuleList(
-            EncoderLayer(wide, rates.get(name, default)) for _ in range(config.layers)
+            EncoderLayer(replace(config, width=width), rates.get(name, default))
+            for _ in range(config.layers)
         )
-        self.norm = nn.LayerNorm(self.width)
+        self.norm = nn.LayerNorm(width)
 
     def forward(self, embedded: Mapping[str, Tensor], lengths: Mapping[str, Tensor]) -> Tensor:
         """Return (B, (M-1) d) the last real step; 0 where an item lacks the modality.
 
-        Parameters
-        ----------
-        embedded
-            Modality to its embeddings (B, T_m, d).
-        lengths
-            Modality to (B,).
+        Embeddings are (B, T_m, d) and lengths (B,), by modality.
         """
-        own = lengths[self.name]
-        views = [self._attend(other, embedded, lengths) for other in self.cross]
+        own, views = lengths[self.name], []
+        for other, norm in self.cross_norms.items():
+            x = embedded[self.name]
+            for layer in cast(nn.ModuleList, self.cross[other]):
+                x = layer(x, embedded[other], lengths[other])
+            views.append(norm(x))
         x = torch.cat(views or [embedded[self.name]], dim=2)
         mask = valid_steps(own.clamp(min=1), x.shape[1])[:, None, None, :]
         for layer in self.layers:
@@ -143,38 +104,16 @@ class Target(nn.Module):
         last = self.norm(x[torch.arange(len(x), device=x.device), own.clamp(min=1) - 1])
         return torch.where((own > 0)[:, None], last, 0.0)
 
-    def _attend(
-        self, other: str, embedded: Mapping[str, Tensor], lengths: Mapping[str, Tensor]
-    ) -> Tensor:
-        """Return (B, T, d) this modality's steps after they attended to another's."""
-        x = embedded[self.name]
-        layers = self.cross[other]
-        assert isinstance(layers, nn.ModuleList)
-        for layer in layers:
-            x = layer(x, embedded[other], lengths[other])
-        normed: Tensor = self.cross_norms[other](x)
-        return normed
-
 
 class CrossModal(nn.Module):
-    """The model.
-
-    Parameters
-    ----------
-    standardise
-        Modality to what standardises its features; M of them, M = 1 included.
-    outputs
-        O.
-    config
-        Sizes and dropout rates; ``layers`` of each stack.
-    """
+    """The model, of one or more modalities; ``layers`` of each stack."""
 
     def __init__(
         self, standardise: Mapping[str, Standardise], outputs: int, config: ModelConfig
     ) -> None:
         super().__init__()
         self.embeddings = nn.ModuleDict(
-            {name: _embedding(each, config) for name, each in standardise.items()}
+            {name: _embedding(own, config) for name, own in standardise.items()}
         )
         self.targets = nn.ModuleDict(
             {
@@ -189,24 +128,17 @@ class CrossModal(nn.Module):
         self.head = nn.Linear(width, outputs)
 
     def forward(self, inputs: Mapping[str, Padded]) -> Tensor:
-        """Predict from all modalities.
+        """Predict (B, O) from all modalities.
 
-        Parameters
-        ----------
-        inputs
-            Every modality to its sequences (B, T_m, D_m), right-padded, of length 0 where an item
-            lacks it. What such an item has there does not matter, nor what is in the padding.
-
-        Returns
-        -------
-        Tensor
-            (B, O).
+        Every modality is right-padded (B, T_m, D_m), of length 0 where an item lacks it; what is in
+        the padding does not matter.
         """
         lengths = {name: padded.lengths for name, padded in inputs.items()}
-        embedded = {
-            name: embed(_without_padding(inputs[name]), lengths[name])
-            for name, embed in self.embeddings.items()
-        }
+        embedded = {}
+        for name, embed in self.embeddings.items():
+            values = inputs[name].values
+            real = valid_steps(lengths[name], values.shape[1])[:, :, None]
+            embedded[name] = embed(torch.where(real, values, 0.0), lengths[name])
         read = torch.cat([target(embedded, lengths) for target in self.targets.values()], dim=1)
         outputs: Tensor = self.head(read + self.contract(F.relu(self.expand(read))))
         return outputs
@@ -217,8 +149,3 @@ def _embedding(standardise: Standardise, config: ModelConfig) -> Encoder:
     encoder = Encoder(standardise.mean.shape, replace(config, layers=0), attention_dropout=0.0)
     encoder.standardise = standardise
     return encoder
-
-
-def _without_padding(padded: Padded) -> Tensor:
-    real = valid_steps(padded.lengths, padded.values.shape[1])
-    return torch.where(real[:, :, None], padded.values, 0.0)

@@ -18,14 +18,7 @@ from common.model.fusion import fuse_encodings
 class EarlyFusion(nn.Module):
     """One encoder and the decoder of HA-Fedformer, over features aligned at the last step.
 
-    Parameters
-    ----------
-    standardise
-        Modality to what standardises its features.
-    outputs
-        O.
-    config
-        Sizes and dropout rates; the attention dropout is the default one.
+    The attention dropout is the default one.
     """
 
     def __init__(
@@ -33,25 +26,16 @@ class EarlyFusion(nn.Module):
     ) -> None:
         super().__init__()
         self.standardise = nn.ModuleDict(standardise)
-        width = sum(each.mean.shape[-1] for each in standardise.values())
+        width = sum(own.mean.shape[-1] for own in standardise.values())
         dropout = config.attention_dropout.get("default", 0.0)
         self.encoder = Encoder((width,), config, dropout)
         self.decoder = Decoder(outputs, config)
 
     def forward(self, inputs: Mapping[str, Padded]) -> Tensor:
-        """Predict from all modalities.
+        """Predict (B, O) from all modalities.
 
-        Parameters
-        ----------
-        inputs
-            Every modality to its sequences (B, T_m, D_m), right-padded, of length 0 where an item
-            lacks it; an item has one at least. Where a modality has no step, its features are 0,
-            their mean.
-
-        Returns
-        -------
-        Tensor
-            (B, O).
+        Every modality is right-padded (B, T_m, D_m), of length 0 where an item lacks it; an item
+        has at least one. Where a modality has no step, its features are 0, their mean.
         """
         lengths = {name: padded.lengths for name, padded in inputs.items()}
         aligned = []

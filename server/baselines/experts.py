@@ -1,8 +1,8 @@
 """The product of experts that were each calibrated against a prior of their own.
 
-Clients that never met have different priors. What an expert adds to its own prior is moved to the
-prior that the team has together, and then the experts are multiplied as in `common.model.fusion`:
-with equal priors nothing changes.
+Clients that train alone have different priors. What an expert adds to its own prior is moved to the
+team's common prior, and then the experts are multiplied as in `common.model.fusion`: with equal
+priors nothing changes.
 
 Notation: M experts, N items, O outputs.
 """
@@ -25,51 +25,27 @@ from common.task import Task
 
 @dataclass(frozen=True)
 class ExpertPrediction:
-    """What one client's model predicts.
-
-    Attributes
-    ----------
-    modality
-        The client's.
-    fusion
-        Its calibration, of the one modality, and its prior.
-    outputs
-        (N, O) of its model.
-    present
-        (N,) bool, which items have the modality.
-    """
+    """What one client's model predicts."""
 
     modality: str
-    fusion: Fusion
-    outputs: Tensor
-    present: Tensor
+    fusion: Fusion  # its calibration, of the one modality, and its prior
+    outputs: Tensor  # (N, O) of its model
+    present: Tensor  # (N,) bool, which items have the modality
 
 
 def combine(predictions: Sequence[ExpertPrediction], prior: Tensor, task: Task) -> Prediction:
-    """Multiply experts.
+    """Multiply M experts of different modalities, of which every item has at least one.
 
-    Parameters
-    ----------
-    predictions
-        M of them, of different modalities; every item is in one of these at least.
-    prior
-        Of the labels of all these clients together; see `common.model.calibration.prior_of`.
-    task
-        Kind of label.
-
-    Returns
-    -------
-    Prediction
-        For N items; with deviations of numbers.
+    The prior is of the labels of all these clients together. Numbers come with deviations.
     """
-    present = torch.stack([each.present for each in predictions])
+    present = torch.stack([expert.present for expert in predictions])
     if task is not Task.regression:
         shared = prior.to(predictions[0].outputs)
-        scores = torch.stack([_moved_scores(each, shared) for each in predictions])
+        scores = torch.stack([_moved_scores(expert, shared) for expert in predictions])
         return Prediction(to_values(product_of_scores(scores, present, shared), task))
     mean, variance = prior.tolist()
     means, variances = zip(
-        *(_moved_gaussian(each, mean, variance) for each in predictions), strict=True
+        *(_moved_gaussian(expert, mean, variance) for expert in predictions), strict=True
     )
     stacked = torch.stack(means)
     return Prediction(
@@ -88,8 +64,8 @@ def _moved_scores(expert: ExpertPrediction, prior: Tensor) -> Tensor:
 def _moved_gaussian(expert: ExpertPrediction, mean: float, variance: float) -> tuple[Tensor, float]:
     """Return (N,) means and their variance, as they would be if the prior were the client's own.
 
-    In natural parameters what an expert adds to its prior is a difference, and its precision is
-    at least 0, so that the variance that is returned is at most the prior's.
+    An expert adds a difference of natural parameters to its prior, of a precision of at least 0, so
+    the variance is at most the prior's.
     """
     fitted = expert.fusion.experts[expert.modality]
     own_mean, own_variance = expert.fusion.prior

@@ -1,77 +1,177 @@
-"""The baselines `pooled` and `centralised`, where they train one HA-Fedformer with every encoder.
+"""The baselines `pooled` and `centralised`: all clients' items on one machine.
 
-`pooled`: all clients' items on one machine, still one modality an item; batches of one modality,
-those of all modalities mixed. What a federation loses against it is what merging loses.
+`pooled`: still one modality an item; batches of one modality, those of all modalities mixed. What a
+federation loses against it is what merging loses. `centralised`: as many items as the clients train
+on, with every modality of each, which no federation of sites with one modality each can have.
+``strategy.architecture`` is trained on them: HA-Fedformer through the mean of its encodings, or a
+model of `ARCHITECTURES`, which takes all modalities at once and learns to join them.
+
+Notation: B items, O outputs.
 """
 
+from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
-from common.config import FusionRule
-from common.model.fusion import Fusion
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from common.config import FusionRule, ModelConfig
+from common.data.batching import Padded
+from common.data.dataset import MultimodalDataset
+from common.data.federation import JointDataset
+from common.data.moments import FeatureMoments
+from common.diagnostics import diagnostics
+from common.errors import UserError
+from common.model.encoder import Encoder, Standardise
+from common.model.fusion import fuse_encodings
 from common.model.ha_fedformer import HAFedformer
 from common.seeding import derive_seed
 from server.baselines.baseline import BASELINES, Baseline
-from server.baselines.sites import Sites, from_one_modality
+from server.baselines.cross_modal import CrossModal
+from server.baselines.early_fusion import EarlyFusion
+from server.baselines.scores import paired_predictions, score
+from server.baselines.sites import Sites
 from server.baselines.training import (
     MULTIMODAL,
-    Forward,
-    OnePass,
     Training,
-    one_modality_pass,
+    one_modality_training,
+    paired_pass,
     pooled_items,
 )
-from server.run.source import OneModel
+from server.evaluate import Scores
+from server.run.source import OneModel, count_parameters
+
+#: ``strategy.architecture`` to a model made of each modality's `Standardise`, the number of
+#: outputs, and the sizes; called with modality to `Padded`, it returns outputs (B, O).
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Standardise], int, ModelConfig], nn.Module]] = {
+    "early_fusion": EarlyFusion,
+    "cross_modal": CrossModal,
+}
 
 
 class FullModel(OneModel, Baseline):
-    """An HA-Fedformer with every encoder; its fusion rule is fitted as in a federation.
-
-    Parameters
-    ----------
-    sites
-        The clients, whose evidence the rule is fitted to.
-    model, forward, one_pass
-        What is trained, how it is run, and on what; see `server.baselines.training.Training`.
-    rule
-        The fusion rule.
-    """
+    """An HA-Fedformer with every encoder; its fusion rule is fitted as in a federation."""
 
     def __init__(
-        self,
-        sites: Sites,
-        model: HAFedformer,
-        forward: Forward,
-        one_pass: OnePass,
-        rule: FusionRule,
+        self, sites: Sites, model: HAFedformer, training: Training, rule: FusionRule
     ) -> None:
         super().__init__(sites)
-        self.model = model
-        self._rule = rule
-        self._training = Training(model, forward, one_pass, sites.data.task, sites.config.client)
-        self.fitted = self._fit()
+        self.model, self._training, self._rule = model, training, rule
+        self.parameters = count_parameters(model)
+        self.fitted = sites.fit_fusion(model, rule)
 
     def train(self, number: int) -> dict[str, float]:
         """Train a round; return the mean loss of each modality, or of all together."""
         losses = self._training.round(derive_seed(self.sites.config.seed, "train", number))
-        self.fitted = self._fit()
+        self.fitted = self.sites.fit_fusion(self.model, self._rule)
         titles = (*self.sites.data.shapes, MULTIMODAL)
         return {title: losses[title] for title in titles if title in losses}
 
-    def _fit(self) -> Fusion:
-        return self.sites.fit_fusion(self.model, self._rule)
+
+class OtherArchitecture(Baseline):
+    """A model of `ARCHITECTURES`; it predicts numbers without a deviation."""
+
+    def __init__(self, sites: Sites, model: nn.Module, training: Training) -> None:
+        super().__init__(sites)
+        self.model, self._training, self._task = model, training, sites.data.task
+        self.parameters = count_parameters(model)
+
+    @property
+    def fusion(self) -> str:
+        """Name of the architecture."""
+        return self.sites.config.strategy.architecture
+
+    def train(self, number: int) -> dict[str, float]:
+        """Train a round; return the loss of what is predicted from all modalities."""
+        return self._training.round(derive_seed(self.sites.config.seed, "train", number))
+
+    def scores(self, items: MultimodalDataset) -> Scores:
+        """Score all modalities together, and each alone with the others absent."""
+        predicted = paired_predictions(self.model, self.model, items, self._task)
+        return {title: score(self._task, labels, values) for title, labels, values in predicted}
+
+    def results(self, items: MultimodalDataset) -> dict[str, Any]:
+        """Diagnose all modalities together, and each alone with the others absent."""
+        predicted = paired_predictions(self.model, self.model, items, self._task)
+        diagnosed = {
+            title: diagnostics(self._task, labels, values.numpy())
+            for title, labels, values in predicted
+        }
+        return {"diagnostics": diagnosed}
 
 
 def pooled(sites: Sites) -> FullModel:
     """Build the baseline; features are standardised with the moments of all train items."""
-    client = sites.config.client
     model = sites.initial_model({name: sites.moments(name) for name in sites.by_modality})
     items = {
         name: pooled_items([sites.by_key[key] for key in keys])
         for name, keys in sites.by_modality.items()
     }
-    one_pass = partial(one_modality_pass, items, client.batch_size, client.num_workers)
-    forward = partial(from_one_modality, model)
-    return FullModel(sites, model, forward, one_pass, sites.config.fusion.name)
+    training = one_modality_training(model, items, sites.data.task, sites.config.client)
+    return FullModel(sites, model, training, sites.config.fusion.name)
 
 
-BASELINES["pooled"] = pooled
+def centralised(sites: Sites) -> Baseline:
+    """Build the baseline; features are standardised with the moments of its train items.
+
+    Raises `UserError` if the data are not paired, as shards of clients are not.
+    """
+    config, items = sites.config, paired_items(sites)
+    moments = {name: FeatureMoments.of(own) for name, own in items.sequences.items()}
+    initial = sites.initial_model(moments)
+    one_pass = partial(paired_pass, items, config.client.batch_size)
+    task = sites.data.task
+    if config.strategy.architecture == "ha_fedformer":
+        forward = partial(from_mean, initial)
+        training = Training(initial, forward, one_pass, task, config.client)
+        return FullModel(sites, initial, training, FusionRule.mean)
+    other = build_other(sites, initial)
+    return OtherArchitecture(sites, other, Training(other, other, one_pass, task, config.client))
+
+
+BASELINES.update(pooled=pooled, centralised=centralised)
+
+
+def paired_items(sites: Sites) -> MultimodalDataset:
+    """Return the items that clients train on, without their validation items, in all modalities.
+
+    Raises `UserError` if the data hold only the modality of each client.
+    """
+    data = sites.data
+    if not isinstance(data, JointDataset):
+        raise UserError(
+            f"strategy={sites.config.strategy.name} needs paired items; use dataset=npz or "
+            "dataset=synthetic"
+        )
+    dealt = [data.dealt[key][site.train] for key, site in sites.by_key.items()]
+    return data.items.select(np.sort(np.concatenate(dealt)))
+
+
+def from_mean(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
+    """Run HA-Fedformer on all modalities at once: outputs (B, O) of the mean of the encodings."""
+    encodings = {name: model.encode(name, padded) for name, padded in inputs.items()}
+    lengths = {name: padded.lengths for name, padded in inputs.items()}
+    fused, longest = fuse_encodings(encodings, lengths, dict.fromkeys(inputs, 1 / len(inputs)))
+    outputs: Tensor = model.decoder(fused, longest)
+    return outputs
+
+
+def build_other(sites: Sites, initial: HAFedformer) -> nn.Module:
+    """Build the model of `ARCHITECTURES` that ``strategy.architecture`` names.
+
+    It standardises as `initial` does, and its weights are drawn from the same seed. Raises
+    `UserError` if there is no such architecture.
+    """
+    name = sites.config.strategy.architecture
+    if name not in ARCHITECTURES:
+        names = ", ".join(["ha_fedformer", *ARCHITECTURES])
+        raise UserError(f"strategy.architecture={name}: expected one of {names}")
+    standardise = {}
+    for modality, encoder in initial.encoders.items():
+        assert isinstance(encoder, Encoder)
+        standardise[modality] = encoder.standardise
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(sites.config.seed, "model"))
+        return ARCHITECTURES[name](standardise, sites.data.outputs, sites.config.model)

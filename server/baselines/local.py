@@ -1,14 +1,14 @@
 """The baseline `local`: no federation; every client trains alone on its own items.
 
-Alone, a modality's score is the mean over its clients. Together: the clients have decoders of their
-own, so what one encodes another cannot decode, and encodings cannot be mixed. One client of each
-modality is joined with the others by the product of their experts, each calibrated on its own
-validation items; client k of every modality for each k, and the score is the mean over k.
+Alone, a modality's score is the mean over its clients. Together: each client has its own decoder,
+so encodings cannot be mixed. Instead one client of each modality is joined with the others by the
+product of their experts, each calibrated on its own validation items; client k of every modality
+for each k, and the score is the mean over k.
 """
 
 from dataclasses import replace
-from functools import partial
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from common.config import FusionRule
 from common.data.batching import SequenceItems
 from common.data.dataset import MultimodalDataset
 from common.data.moments import FeatureMoments
-from common.model.fusion import Expert, Fusion, fit_fusion, reliability_weights
+from common.model.fusion import Fusion, fit_fusion, reliability_weights
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelArrays,
@@ -29,17 +29,17 @@ from common.model.ha_fedformer import (
 from common.seeding import derive_seed
 from server.baselines.baseline import BASELINES, Baseline
 from server.baselines.experts import ExpertPrediction, combine
-from server.baselines.scores import having_any, mean_scores, outputs_on, score
-from server.baselines.sites import Sites, from_one_modality
-from server.baselines.training import MULTIMODAL, Training, one_modality_pass
+from server.baselines.scores import mean_scores, outputs_on, score
+from server.baselines.sites import Sites
+from server.baselines.training import MULTIMODAL, Training, one_modality_training
 from server.evaluate import Scores, evaluate
+from server.run.source import count_parameters
 
 
 class Local(Baseline):
-    """One model a client.
+    """One model for each client, standardised with the client's own statistics.
 
-    A client starts from the weights that a federation of the same seed would send it and
-    standardises with statistics of its own.
+    It starts from the weights that a federation of the same seed would send.
     """
 
     def __init__(self, sites: Sites) -> None:
@@ -50,11 +50,12 @@ class Local(Baseline):
         for key, model in self.models.items():
             site = sites.by_key[key]
             items = {key.modality: SequenceItems(site.sequences, site.labels, site.train)}
-            one_pass = partial(one_modality_pass, items, client.batch_size, client.num_workers)
-            forward = partial(from_one_modality, model)
-            self._trainings[key] = Training(model, forward, one_pass, task, client)
+            self._trainings[key] = one_modality_training(model, items, task, client)
         self._calibration_sums = self._measure_calibration()
-        self._losses: dict[str, float] = {}
+        # Of one model of each modality.
+        self.parameters = sum(
+            count_parameters(self.models[keys[0]]) for keys in sites.by_modality.values()
+        )
 
     @property
     def fusion(self) -> str:
@@ -62,25 +63,14 @@ class Local(Baseline):
         return str(FusionRule.product_of_experts)
 
     @property
-    def client_losses(self) -> dict[str, float]:
-        """Client to its train loss in the last round."""
-        return self._losses
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters of one model of each modality."""
-        return sum(self._trainings[keys[0]].parameters for keys in self.sites.by_modality.values())
-
-    @property
     def fusion_weights(self) -> dict[str, float]:
-        """Modality to what it is worth in the product, the mean over the products."""
-        shares = []
-        for team in self._teams():
-            experts: dict[str, Expert] = {}
-            for key in team:
-                experts |= self._fusion(key, FusionRule.product_of_experts).experts
-            shares.append(reliability_weights(experts))
-        return mean_scores(shares)
+        """Modality to its weight in the product, the mean over the products."""
+        experts = {
+            key: self._fusion(key, FusionRule.product_of_experts).experts[key.modality]
+            for key in self.models
+        }
+        teams = [{key.modality: experts[key] for key in team} for team in self._teams()]
+        return mean_scores([reliability_weights(team) for team in teams])
 
     def train(self, number: int) -> dict[str, float]:
         """Train a round of every client; return each modality's mean loss, by examples."""
@@ -90,7 +80,7 @@ class Local(Baseline):
             losses[key] = training.round(seed)[key.modality]
             examples[key] = len(self.sites.by_key[key].train)
         self._calibration_sums = self._measure_calibration()
-        self._losses = {str(key): loss for key, loss in losses.items()}
+        self.client_losses = {str(key): loss for key, loss in losses.items()}
         return {
             name: sum(losses[key] * examples[key] for key in keys)
             / sum(examples[key] for key in keys)
@@ -99,14 +89,15 @@ class Local(Baseline):
 
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score products of clients, and the clients of each modality alone."""
-        alone = {}
+        scores = {MULTIMODAL: self._together(items)}
         for name, keys in self.sites.by_modality.items():
-            rows = items.in_modalities([name])
-            alone[name] = mean_scores([self._alone(key, rows) for key in keys])
-        return {MULTIMODAL: self._together(items)} | alone
+            rows, rule = items.in_modalities([name]), self.sites.config.fusion.name
+            alone = [evaluate(self.models[key], self._fusion(key, rule), rows) for key in keys]
+            scores[name] = mean_scores([own[name] for own in alone])
+        return scores
 
     def _measure_calibration(self) -> dict[ClientKey, Tensor]:
-        """Return each client's evidence of its own validation items, around its own prior."""
+        """Return calibration sums of each client, of its validation items and around its prior."""
         return {
             key: self.sites.calibration_sums(model, key, self.sites.prior([key]))
             for key, model in self.models.items()
@@ -118,17 +109,13 @@ class Local(Baseline):
         return fit_fusion(rule, self.sites.data.task, self.sites.prior([key]), seen)
 
     def _teams(self) -> list[tuple[ClientKey, ...]]:
-        """Return one client of each modality, as many times as a modality has clients at most."""
+        """Return teams of one client of each modality; every client is in at least one."""
         members = self.sites.by_modality.values()
         rounds = range(max(len(keys) for keys in members))
         return [tuple(keys[k % len(keys)] for keys in members) for k in rounds]
 
-    def _alone(self, key: ClientKey, items: MultimodalDataset) -> dict[str, float]:
-        fusion = self._fusion(key, self.sites.config.fusion.name)
-        return evaluate(self.models[key], fusion, items)[key.modality]
-
     def _together(self, items: MultimodalDataset) -> dict[str, float]:
-        usable = items.select(having_any(items, list(items.sequences)))
+        usable = items.select(np.flatnonzero(items.present()))
         task = self.sites.data.task
         predictions = {key: self._predict(key, usable) for key in self.models}
         scores = []
@@ -138,13 +125,12 @@ class Local(Baseline):
         return mean_scores(scores)
 
     def _predict(self, key: ClientKey, items: MultimodalDataset) -> ExpertPrediction:
-        model, sequences = self.models[key], items.sequences[key.modality]
-        forward = partial(from_one_modality, model)
+        sequences, training = items.sequences[key.modality], self._trainings[key]
         return ExpertPrediction(
             key.modality,
             self._fusion(key, FusionRule.product_of_experts),
-            outputs_on(model, forward, {key.modality: sequences}),
-            torch.from_numpy(sequences.lengths > 0),
+            outputs_on(training.model, training.forward, {key.modality: sequences}),
+            torch.from_numpy(sequences.present),
         )
 
 

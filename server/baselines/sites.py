@@ -2,14 +2,13 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
+from client.trainer import validation_outputs
 from common.clients import ClientKey
 from common.config import Config, FusionRule
-from common.data.batching import Padded
 from common.data.dataset import describe_shape
 from common.data.federation import ClientData, FederatedDataset, client_data_of
 from common.data.moments import FeatureMoments
@@ -18,20 +17,14 @@ from common.model.calibration import calibration_sums, label_sums, no_calibratio
 from common.model.fusion import Fusion, fit_fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, set_standardisation
 from common.seeding import derive_seed
-from server.baselines.scores import outputs_on
+
+#: Validation items of a batch.
+_BATCH = 256
 
 
 @dataclass(frozen=True)
 class Sites:
-    """All clients of a run, on this machine.
-
-    Attributes
-    ----------
-    config, data
-        Of the run.
-    by_key
-        What each client holds.
-    """
+    """All clients of a run, on this machine."""
 
     config: Config
     data: FederatedDataset
@@ -44,22 +37,13 @@ class Sites:
             name: [key for key in self.by_key if key.modality == name] for name in self.data.shapes
         }
 
-    @property
-    def train_items(self) -> int:
-        """Items that clients train on, all together."""
-        return sum(len(site.train) for site in self.by_key.values())
-
     def prior(self, keys: Iterable[ClientKey] | None = None) -> Tensor:
         """Return the prior of the train labels of some clients, by default of all."""
-        sums = [
-            label_sums(
-                torch.from_numpy(self.by_key[key].labels[self.by_key[key].train]),
-                self.data.task,
-                self.data.outputs,
-            )
-            for key in (self.by_key if keys is None else keys)
-        ]
-        return prior_of(torch.stack(sums).sum(dim=0), self.data.task)
+        sites = [self.by_key[key] for key in (self.by_key if keys is None else keys)]
+        task, outputs = self.data.task, self.data.outputs
+        labels = [torch.from_numpy(site.labels[site.train]) for site in sites]
+        sums = [label_sums(own, task, outputs) for own in labels]
+        return prior_of(torch.stack(sums).sum(dim=0), task)
 
     def moments(self, modality: str) -> FeatureMoments:
         """Return the pooled moments of a modality's features, over its clients' train items."""
@@ -72,64 +56,48 @@ class Sites:
     def initial_model(self, moments: Mapping[str, FeatureMoments]) -> HAFedformer:
         """Build the model that a federation of the same seed starts from.
 
-        Parameters
-        ----------
-        moments
-            Modality to the statistics that its features are standardised with.
+        It standardises the features of the given modalities with their moments.
         """
         data = self.data
         spec = ModelSpec(dict(data.shapes), data.outputs, data.task, self.config.model)
         model = build_model(spec, derive_seed(self.config.seed, "model"))
-        for name, each in moments.items():
-            set_standardisation(model, name, each)
+        for name, measured in moments.items():
+            set_standardisation(model, name, measured)
         return model
 
     def calibration_sums(self, model: HAFedformer, key: ClientKey, prior: Tensor) -> Tensor:
         """Summarise a model's predictions on a client's validation items, as the client would."""
-        site, name = self.by_key[key], key.modality
-        chosen = site.validation
-        if len(chosen) == 0:
-            return no_calibration_sums(site.task)
-        forward = partial(from_one_modality, model)
-        outputs = outputs_on(model, forward, {name: site.sequences.select(chosen)})
-        labels, groups = (torch.from_numpy(each[chosen]) for each in (site.labels, site.groups))
+        site = self.by_key[key]
+        outputs = validation_outputs(model, site, _BATCH)
+        labels = torch.from_numpy(site.labels[site.validation])
+        groups = torch.from_numpy(site.groups[site.validation])
         return calibration_sums(outputs, labels, prior, site.task, groups)
 
     def fit_fusion(self, model: HAFedformer, rule: FusionRule) -> Fusion:
-        """Fit a rule to the sum of the evidence of each modality's clients, as a server does."""
+        """Fit a rule to the calibration sums of each modality, as a server does."""
         prior, task = self.prior(), self.data.task
-        seen = {
+        sums = {
             name: sum(
                 (self.calibration_sums(model, key, prior) for key in keys),
                 no_calibration_sums(task),
             )
             for name, keys in self.by_modality.items()
         }
-        return fit_fusion(rule, task, prior, seen)
+        return fit_fusion(rule, task, prior, sums)
 
 
 def load_sites(config: Config, data: FederatedDataset) -> Sites:
     """Load what every client holds.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read, or has other features than the evaluation data.
+    Raises `UserError` if it cannot be read, or has other features than the evaluation data.
     """
     sites = Sites(config, data, {key: client_data_of(data, key, config) for key in data.clients})
     for key, site in sites.by_key.items():
-        found = site.sequences.select(site.train).statistics_shape
+        shape = site.sequences.select(site.train).statistics_shape
         expected = data.shapes[key.modality]
-        if found != expected:
+        if shape != expected:
             raise UserError(
-                f"{key.modality} is {describe_shape(found)} at {key} but "
+                f"{key.modality} is {describe_shape(shape)} at {key} but "
                 f"{describe_shape(expected)} in the evaluation data"
             )
     return sites
-
-
-def from_one_modality(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
-    """Run a model on items of one modality, as a client does."""
-    ((name, padded),) = inputs.items()
-    outputs: Tensor = model(name, padded)
-    return outputs

@@ -5,6 +5,7 @@ Notation: B items, O outputs.
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from common.data.batching import Padded, SequenceItems, batches, pad_all
 from common.data.dataset import IntArray, MultimodalDataset, Sequences, concatenate
 from common.data.federation import ClientData
 from common.errors import UserError
+from common.model.ha_fedformer import HAFedformer
 from common.model.losses import task_loss
 from common.seeding import generator
 from common.task import Task
@@ -29,17 +31,7 @@ Forward = Callable[[Mapping[str, Padded]], Tensor]
 
 
 class Batch(NamedTuple):
-    """Labelled items.
-
-    Attributes
-    ----------
-    title
-        What their loss is recorded under: a modality, or ``multimodal``.
-    inputs
-        Modality to the items' sequences.
-    labels
-        Theirs.
-    """
+    """Labelled items, by modality; their loss is recorded under the title."""
 
     title: str
     inputs: Mapping[str, Padded]
@@ -52,20 +44,15 @@ OnePass = Callable[[int], Iterable[Batch]]
 
 def pooled_items(sites: Sequence[ClientData]) -> SequenceItems:
     """Join the train items of clients of one modality, client after client."""
-    parts = [_compact(site.sequences.select(site.train)) for site in sites]
+    parts = []
+    for site in sites:
+        # Clients may share a table: keep only the rows in use, among which a window stays whole.
+        sequences = site.sequences.select(site.train)
+        rows = sequences.rows()
+        starts = np.searchsorted(rows, sequences.starts)
+        parts.append(replace(sequences, values=sequences.values[rows], starts=starts))
     labels = np.concatenate([site.labels[site.train] for site in sites])
     return SequenceItems(concatenate(parts), labels, np.arange(len(labels)))
-
-
-def _compact(sequences: Sequences) -> Sequences:
-    """Drop the rows that are of no item: clients' sequences may be windows into one table."""
-    rows = sequences.rows()
-    return replace(
-        sequences,
-        values=sequences.values[rows],
-        # A window's rows are all there, so they stay next to each other.
-        starts=np.searchsorted(rows, sequences.starts),
-    )
 
 
 def one_modality_pass(
@@ -73,20 +60,13 @@ def one_modality_pass(
 ) -> Iterator[Batch]:
     """Iterate once over items that have one modality each, batches of all modalities mixed.
 
-    Parameters
-    ----------
-    items
-        Modality to its items.
-    batch_size, num_workers
-        See `common.data.batching.batches`.
-    seed
-        Shuffles each modality's items, as at a client, and the batches.
+    The seed shuffles each modality's items, as at a client, and the batches.
     """
     sources = {
-        name: batches(each, batch_size, seed=seed, num_workers=num_workers)
-        for name, each in items.items()
+        name: batches(own, batch_size, seed=seed, num_workers=num_workers)
+        for name, own in items.items()
     }
-    turns = [name for name, each in items.items() for _ in range(-(-len(each) // batch_size))]
+    turns = [name for name, own in items.items() for _ in range(-(-len(own) // batch_size))]
     for turn in generator(seed, "turns").permutation(len(turns)):
         padded, labels = next(sources[turns[turn]])
         yield Batch(turns[turn], {turns[turn]: padded}, labels)
@@ -103,29 +83,21 @@ def paired_pass(items: MultimodalDataset, batch_size: int, seed: int) -> Iterato
 
 def padded_inputs(sequences: Mapping[str, Sequences], items: IntArray) -> dict[str, Padded]:
     """Return some items in every modality."""
-    return {name: pad_all(each.select(items)) for name, each in sequences.items()}
+    return {name: pad_all(own.select(items)) for name, own in sequences.items()}
+
+
+def from_one_modality(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
+    """Run a model on items of one modality, as a client does."""
+    ((name, padded),) = inputs.items()
+    outputs: Tensor = model(name, padded)
+    return outputs
 
 
 class Training:
-    """A model and its optimiser, which goes on from round to round.
+    """A model and its optimiser, which continues from round to round.
 
-    Parameters
-    ----------
-    model
-        Moved to ``client.device``.
-    forward
-        Runs the model.
-    one_pass
-        The batches of an epoch.
-    task
-        Kind of label; decides the loss.
-    config
-        ``client.*``, as for a client's local training.
-
-    Raises
-    ------
-    UserError
-        If this machine does not have the device.
+    The model is moved to ``client.device``, and trained with ``client.*`` as at a client. Raises
+    `UserError` if this machine does not have the device.
     """
 
     def __init__(
@@ -137,33 +109,16 @@ class Training:
         config: ClientConfig,
     ) -> None:
         self.model = model.to(choose_device(config.device))
-        self.config = config
-        self._forward, self._one_pass, self._task = forward, one_pass, task
+        self.forward, self.config, self.task = forward, config, task
+        self._one_pass = one_pass
         self._optimizer = make_optimizer(list(model.parameters()), config)
 
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
-
     def round(self, seed: int) -> dict[str, float]:
-        """Train for ``client.local_epochs`` passes.
+        """Train for ``client.local_epochs`` passes; return each title's mean loss of its steps.
 
-        Parameters
-        ----------
-        seed
-            Decides the order of the items and the dropout, as in `client.trainer.train`: torch's
-            global generators are seeded with it.
-
-        Returns
-        -------
-        dict
-            Title of the batches to the mean loss of their steps.
-
-        Raises
-        ------
-        UserError
-            If the loss stops being finite.
+        The seed decides the order of the items and the dropout, as in `client.trainer.train`:
+        torch's global generators are seeded with it. Raises `UserError` if the loss stops being
+        finite.
         """
         torch.manual_seed(seed)
         self.model.train()
@@ -171,17 +126,25 @@ class Training:
         for epoch in range(self.config.local_epochs):
             for batch in self._one_pass(seed + epoch):
                 losses.setdefault(batch.title, []).append(self._step(batch))
-        means = {title: torch.stack(each).mean() for title, each in losses.items()}
+        means = {title: torch.stack(steps).mean() for title, steps in losses.items()}
         if not all(mean.isfinite() for mean in means.values()):
             raise UserError("the training loss is not finite; lower client.lr")
         return {title: mean.item() for title, mean in means.items()}
 
     def _step(self, batch: Batch) -> Tensor:
         device = next(self.model.parameters()).device
-        outputs = self._forward({name: each.to(device) for name, each in batch.inputs.items()})
-        loss = task_loss(outputs, batch.labels.to(device), self._task)
+        outputs = self.forward({name: own.to(device) for name, own in batch.inputs.items()})
+        loss = task_loss(outputs, batch.labels.to(device), self.task)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self._optimizer.step()
         return loss.detach()
+
+
+def one_modality_training(
+    model: HAFedformer, items: Mapping[str, SequenceItems], task: Task, config: ClientConfig
+) -> Training:
+    """Train a model on items that have one modality each, by modality."""
+    one_pass = partial(one_modality_pass, items, config.batch_size, config.num_workers)
+    return Training(model, partial(from_one_modality, model), one_pass, task, config)

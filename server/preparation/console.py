@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import TaskID
 from rich.table import Table
 
 from common.data.manifest import Manifest
@@ -37,14 +37,7 @@ class PrepareConsole(Terminal):
 
     def __init__(self, console: Console | None = None) -> None:
         super().__init__(console)
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
+        self._progress = self.progress()
         self._bars: dict[str, TaskID] = {}
 
     def __enter__(self) -> "PrepareConsole":

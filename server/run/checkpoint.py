@@ -1,12 +1,11 @@
-"""The state of a run after a round, on disk: what `resume` goes on from.
+"""The state of a run after a round, on disk: what ``resume`` starts from.
 
-A checkpoint is one sealed file, written aside, synced and renamed: it is there as a whole or not at
-all, and damage is told. What a run draws at random hangs on its seed and the round, so there is no
-state of generators to keep.
+A checkpoint is one sealed file that appears complete or not at all; damage is detected. Random
+draws depend only on the seed and the round, so there is no generator state to keep.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,135 +20,101 @@ from server.roster.labels import PooledLabels
 from server.strategy import StrategyState
 
 FORMAT = "ha-fedformer-checkpoint-1"
-FOLDER = "checkpoints"
 _NAME = re.compile(r"round-(\d+)" + re.escape(SUFFIX))
 
-Arrays = Mapping[str, Tensor]
+
+class MisfitError(UserError):
+    """A checkpoint of other data, from which no run can be resumed."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A run after a round.
+    """A run after a round."""
 
-    Attributes
-    ----------
-    round
-        From 1.
-    config
-        The run's settings, as in ``config.yaml``.
-    items
-        "train", "validation" and "test" to how many there are.
-    model
-        All tensors of the global model.
-    strategy
-        What the strategy carries on.
-    labels
-        What the clients' labels were together when the run began.
-    seconds
-        How long the run has taken.
-    """
-
-    round: int
-    config: Mapping[str, Any]
-    items: Mapping[str, int]
-    model: Arrays
+    round: int  # from 1
+    config: Mapping[str, Any]  # as in ``config.yaml``
+    items: Mapping[str, int]  # "train", "validation" and "test" to how many there are
+    model: Mapping[str, Tensor]  # all tensors of the global model
     strategy: StrategyState
-    labels: PooledLabels
-    seconds: float
+    labels: PooledLabels  # of all clients when the run began
+    seconds: float  # how long the run has taken
+
+    def check_fits(
+        self, items: Mapping[str, int], model: Mapping[str, Tensor], where: Path
+    ) -> None:
+        """Raise `MisfitError` unless it is of the same evaluation items and arrays."""
+        for side in ("validation", "test"):
+            if self.items[side] != items[side]:
+                raise MisfitError(
+                    f"{where} does not fit: that run had {self.items[side]} {side} items, and "
+                    f"there are {items[side]} now; start a new run"
+                )
+        for name in sorted(self.model.keys() | model.keys()):
+            kept, needed = (
+                tuple(arrays[name].shape) if name in arrays else None
+                for arrays in (self.model, model)
+            )
+            if kept != needed:
+                raise MisfitError(
+                    f"{where} does not fit: its {name} has shape {kept}, and that of the model "
+                    f"for these data {needed}; start a new run"
+                )
+        if not all(array.isfinite().all() for array in self.model.values()):
+            raise MisfitError(f"{where} holds a value that is not finite; start a new run")
 
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints of one run.
-
-    Attributes
-    ----------
-    folder
-        Where they are; made with the first.
-    keep
-        How many of the last are kept.
-    """
+    """The checkpoints of one run: the last `keep`, in a folder that is made with the first."""
 
     folder: Path
     keep: int = 2
 
     def save(self, checkpoint: Checkpoint, best: int | None = None) -> None:
-        """Write a checkpoint, then remove those that are no longer kept.
+        """Write a checkpoint, then remove all but the last ones and that of round `best`.
 
-        Parameters
-        ----------
-        checkpoint
-            What to write.
-        best
-            The round whose checkpoint is kept beside the last; None for no such.
-
-        Raises
-        ------
-        OSError
-            If it cannot be written; the others are as they were then.
+        Raises `OSError` if it cannot be written; the others stay as they were.
         """
         self.folder.mkdir(exist_ok=True)
         with atomic_file(self.path(checkpoint.round)) as aside:
-            write_sealed(aside, _arrays(checkpoint), _header(checkpoint))
+            _write(aside, checkpoint)
         rounds = self.rounds()
-        # Later ones were damaged, or the run would have gone on from them.
+        # Later ones were damaged, or the run would have resumed from them.
         past = [number for number in rounds if number <= checkpoint.round]
-        kept = {*past[-self.keep :], best}
-        for number in rounds:
-            if number not in kept:
-                self.path(number).unlink()
+        for number in {*rounds} - {*past[-self.keep :], best}:
+            self.path(number).unlink()
         for aside in self.folder.glob(".*"):
-            # A process that was killed while it wrote.
-            aside.unlink()
+            aside.unlink()  # left by a process that was killed while writing
 
     def path(self, number: int) -> Path:
         """Return where the checkpoint of a round is."""
         return self.folder / f"round-{number:06d}{SUFFIX}"
 
     def rounds(self) -> list[int]:
-        """Return the rounds of which there are checkpoints, ascending."""
+        """Return the rounds that have a checkpoint, ascending."""
         if not self.folder.is_dir():
             return []
         names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(name[1]) for name in names if name)
 
-    def latest(self, tell: Callable[[str], None]) -> Checkpoint | None:
-        """Read the last checkpoint that is whole.
+    def latest(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """Read the last intact checkpoint, with a warning for each damaged one; None if none yet.
 
-        Parameters
-        ----------
-        tell
-            Takes one line for each that is damaged.
-
-        Returns
-        -------
-        Checkpoint or None
-            None if the run has none yet.
-
-        Raises
-        ------
-        UserError
-            If all are damaged, or of another version.
+        Raises `UserError` if all are damaged, or of another version.
         """
         rounds = self.rounds()
         for number in reversed(rounds):
             try:
                 return read_checkpoint(self.path(number))
             except UserError as error:
-                tell(f"{error}; trying the one before")
+                warn(f"{error}; trying the one before")
         if rounds:
-            raise UserError(f"no checkpoint in {self.folder} can be read; start the run anew")
+            raise UserError(f"no checkpoint in {self.folder} can be read; start a new run")
         return None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint.
-
-    Raises
-    ------
-    UserError
-        If it is damaged or none.
-    """
+    """Read a checkpoint; raise `UserError` if it is damaged or not a checkpoint."""
     try:
         header, tensors, _ = read_sealed(path)
     except SealError as error:
@@ -158,12 +123,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
     if header.get("format") != FORMAT:
         raise UserError(f"checkpoint {path} has format {header.get('format')}, expected {FORMAT}")
-    # Copies: what is mapped into memory would keep the file open, and cannot be trained on.
+    # Copies: memory-mapped tensors would keep the file open, and cannot be trained on.
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         part, _, rest = name.partition("/")
         parts.setdefault(part, {})[rest] = tensor.clone()
-    labels = parts["labels"]
     return Checkpoint(
         header["round"],
         header["config"],
@@ -175,32 +139,33 @@ def read_checkpoint(path: Path) -> Checkpoint:
             {int(node): count for node, count in header["faults"].items()},
             header.get("medians", {}),
         ),
-        PooledLabels(labels["prior"], labels["shares"], header["skew"]),
+        PooledLabels(**parts["labels"], skew=header["skew"]),
         header["seconds"],
     )
 
 
-def _arrays(checkpoint: Checkpoint) -> dict[str, Any]:
-    parts: Iterable[tuple[str, Arrays]] = (
-        ("model", checkpoint.model),
-        ("first", checkpoint.strategy.optimizer.first),
-        ("second", checkpoint.strategy.optimizer.second),
-        ("evidence", checkpoint.strategy.calibration_sums),
-        ("labels", {"prior": checkpoint.labels.prior, "shares": checkpoint.labels.shares}),
-    )
-    return {
-        f"{part}/{name}": each.numpy() for part, arrays in parts for name, each in arrays.items()
+def _write(path: Path, checkpoint: Checkpoint) -> None:
+    strategy, labels = checkpoint.strategy, checkpoint.labels
+    parts: dict[str, Mapping[str, Tensor]] = {
+        "model": checkpoint.model,
+        "first": strategy.optimizer.first,
+        "second": strategy.optimizer.second,
+        "evidence": strategy.calibration_sums,
+        "labels": {"prior": labels.prior, "shares": labels.shares},
     }
-
-
-def _header(checkpoint: Checkpoint) -> dict[str, Any]:
-    return {
+    header = {
         "format": FORMAT,
         "round": checkpoint.round,
         "config": checkpoint.config,
         "items": checkpoint.items,
-        "faults": {str(node): count for node, count in checkpoint.strategy.faults.items()},
-        "medians": dict(checkpoint.strategy.medians),
-        "skew": checkpoint.labels.skew,
+        "faults": {str(node): count for node, count in strategy.faults.items()},
+        "medians": dict(strategy.medians),
+        "skew": labels.skew,
         "seconds": checkpoint.seconds,
     }
+    arrays = {
+        f"{part}/{name}": array.numpy()
+        for part, named in parts.items()
+        for name, array in named.items()
+    }
+    write_sealed(path, arrays, header)

@@ -1,14 +1,13 @@
 """What a run shows: one line a round above a progress bar, and a table at the end; or JSON."""
 
 import json
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from common.config import Config, ConsoleStyle
 from common.metrics import HEADLINE
 from common.task import Task
 from server.evaluate import Scores
@@ -17,33 +16,17 @@ from server.terminal import Terminal
 
 
 class RunConsole(Terminal):
-    """The terminal of a run; use as a context manager.
+    """The terminal of a run of so many rounds; use as a context manager.
 
-    Parameters
-    ----------
-    rounds
-        How many there will be.
-    task
-        Kind of label; decides which metric stands in a round's line.
-    console
-        Where to print; by default the terminal.
+    A round's line has the headline metric of the task.
     """
 
     def __init__(self, rounds: int, task: Task, console: Console | None = None) -> None:
-        self.task = task
         super().__init__(console)
-        self._progress = Progress(
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("rounds"),
-            TimeRemainingColumn(),
-            console=self.console,
-            transient=True,
-            disable=not self.console.is_terminal,
-        )
-        self._bar = self._progress.add_task("training", total=rounds)
+        self._metric = HEADLINE[task]
         self._digits = len(str(rounds))
+        self._progress = self.progress("rounds")
+        self._bar = self._progress.add_task("training", total=rounds)
 
     def __enter__(self) -> "RunConsole":
         self._progress.start()
@@ -53,19 +36,14 @@ class RunConsole(Terminal):
         self._progress.stop()
 
     def round(self, record: RoundRecord) -> None:
-        """Print the line of a round."""
-        metric = HEADLINE[self.task]
+        """Print the line of a round, and warnings of the clients it lacks."""
         loss = "  ".join(f"{name} {value:.3f}" for name, value in record.train_loss.items())
-        scores = record.validation
-        alone = "  ".join(
-            f"{name} {values[metric]:.3f}"
-            for name, values in scores.items()
-            if name != "multimodal"
-        )
+        scores = {name: values[self._metric] for name, values in record.validation.items()}
+        together = scores.pop("multimodal")
+        alone = "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
         self.console.print(
             f"round {record.round:>{self._digits}}  [dim]loss[/] {loss}  "
-            f"[dim]val {metric}[/] [bold]multimodal {scores['multimodal'][metric]:.3f}[/]  "
-            f"{alone}  "
+            f"[dim]val {self._metric}[/] [bold]multimodal {together:.3f}[/]  {alone}  "
             f"[dim]{record.seconds:.1f} s[/]",
             soft_wrap=True,
             emoji=False,
@@ -86,6 +64,17 @@ class RunConsole(Terminal):
             table.add_row(metric, *(f"{values[metric]:.3f}" for values in scores.values()))
         self.console.print(table)
 
+    def gain(self, test: Scores, fusion: str, weights: Mapping[str, float]) -> None:
+        """Print what all modalities together gain over the best one alone."""
+        scores = {name: values[self._metric] for name, values in test.items()}
+        together = scores.pop("multimodal")
+        best = max(scores, key=lambda name: scores[name])
+        shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
+        self.tell(
+            f"all modalities together: {self._metric} {together - scores[best]:+.3f} against "
+            f"{best} alone; fusion {fusion}" + (f" ({shares})" if shares else "")
+        )
+
 
 class JsonConsole(RunConsole):
     """The same for a log collector: one JSON object a line.
@@ -97,15 +86,12 @@ class JsonConsole(RunConsole):
     def __enter__(self) -> "JsonConsole":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def tell(self, line: str, style: str = "") -> None:
         """Print one line as an event."""
         self._event("message", message=line)
 
     def warn(self, line: str) -> None:
-        """Print one line that asks for attention as an event."""
+        """Print a warning as an event."""
         self._event("message", "warning", message=line)
 
     def round(self, record: RoundRecord) -> None:
@@ -121,9 +107,3 @@ class JsonConsole(RunConsole):
         time = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": time, "level": level, "event": event, **fields})
         self.console.out(line, highlight=False)
-
-
-def make_console(config: Config, task: Task) -> RunConsole:
-    """Return the console that ``console`` asks for."""
-    kind = JsonConsole if config.console is ConsoleStyle.json else RunConsole
-    return kind(config.rounds, task)

@@ -31,42 +31,26 @@ from server.roster.exchange import exchange
 from server.roster.labels import PooledLabels, pool_labels
 from server.roster.registry import Registry
 from server.run.checkpoint import Checkpoint
-from server.run.resume import MisfitError, check_fits, plain_settings
+from server.run.resume import plain_settings
 from server.run.run import Run
-from server.run.source import OneModel, RoundSource
+from server.run.source import OneModel, count_parameters
 from server.strategy import HierarchicalAggregation
 
 T = TypeVar("T")
-
-#: The rules that a run is scored under at its end, whichever it uses.
-FITTED_RULES = tuple(rule for rule in FusionRule if rule is not FusionRule.auto)
 
 
 def federate(run: Run, grid: Grid) -> dict[str, Any]:
     """Execute a prepared run over a grid and return the summary.
 
-    Raises
-    ------
-    UserError
-        If nodes are missing or do not fit, or a round cannot be merged.
+    Raises `UserError` if nodes are missing or do not fit, or a round cannot be merged.
     """
     return run.execute(lambda run: Federation(run, grid))
 
 
-class Federation(OneModel, RoundSource):
-    """The clients of a grid, and the model that they train.
+class Federation(OneModel):
+    """The clients of a grid, and the model that they train; resumed from the run's checkpoint.
 
-    Parameters
-    ----------
-    run
-        Prepared; resumed from its checkpoint, if it has one.
-    grid
-        Reaches the nodes.
-
-    Raises
-    ------
-    UserError
-        If nodes are missing or do not fit, or the checkpoint does not fit the data.
+    Raises `UserError` if nodes are missing, or they or the checkpoint do not fit the data.
     """
 
     def __init__(self, run: Run, grid: Grid) -> None:
@@ -77,6 +61,7 @@ class Federation(OneModel, RoundSource):
         self._attendance.gather(Counter(key.modality for key in run.data.clients))
         labels = former.labels if former else self._pool_labels(registry)
         self.model = self._initial_model(registry)
+        self.parameters = count_parameters(self.model)
         state = self.model.state_dict()
         trained = split_arrays({name: state[name] for name in trained_names(self.model)})
         self.strategy = HierarchicalAggregation(config, registry, labels, trained)
@@ -85,11 +70,10 @@ class Federation(OneModel, RoundSource):
             "validation": len(run.data.validation),
             "test": len(run.data.test),
         }
-        # A tenth of a second, and the same in every checkpoint.
         self._settings = plain_settings(config)
         if former is not None:
             self._restore(former)
-        self.fitted = self._fit()
+        self.fitted = self._fit(config.fusion.name)
 
     def _pool_labels(self, registry: Registry) -> PooledLabels:
         task = self._run.data.task
@@ -99,7 +83,7 @@ class Federation(OneModel, RoundSource):
         return pool_labels(clients, total, task)
 
     def _initial_model(self, registry: Registry) -> HAFedformer:
-        """Build the model for the widths that clients have, with their pooled statistics."""
+        """Build the model for the clients' features, with their pooled statistics."""
         config, data, moments = self._run.config, self._run.data, registry.moments()
         for name, expected in data.shapes.items():
             shape = moments[name].mean.shape
@@ -115,27 +99,20 @@ class Federation(OneModel, RoundSource):
         return model
 
     def _restore(self, former: Checkpoint) -> None:
-        where = str(self._run.checkpoints.path(former.round))
-        for side in ("validation", "test"):
-            if former.items[side] != self.items[side]:
-                raise MisfitError(
-                    f"{where} does not fit: that run had {former.items[side]} {side} items, and "
-                    f"there are {self.items[side]} now; start a new run"
-                )
-        check_fits(former.model, self.model.state_dict(), where)
+        where = self._run.checkpoints.path(former.round)
+        former.check_fits(self.items, self.model.state_dict(), where)
         self.model.load_state_dict(dict(former.model))
         self.strategy.restore(former.strategy)
         self.items = dict(former.items)
         self._run.console.tell(f"going on after round {former.round} of {self._run.config.rounds}")
 
-    def _fit(self, rule: FusionRule | None = None) -> Fusion:
-        rule = rule or self._run.config.fusion.name
+    def _fit(self, rule: FusionRule) -> Fusion:
         return fit_fusion(
             rule, self._run.data.task, self.strategy.prior, self.strategy.calibration_sums
         )
 
     def round(self, number: int, clock: PhaseClock) -> RoundRecord:
-        """Train on the clients, and merge what they return."""
+        """Train on the clients, and merge their replies."""
         faults = self._await_quorum(number)
         clock.restart()
         config, strategy = self._run.config, self.strategy
@@ -155,7 +132,7 @@ class Federation(OneModel, RoundSource):
         report = self._checked(strategy.report)
         self.model.load_state_dict(merged.to_torch_state_dict())
         clock.end(Phase.merge)
-        self.fitted = self._fit()
+        self.fitted = self._fit(config.fusion.name)
         return replace(
             report,
             train_loss=self._in_order(report.train_loss),
@@ -167,8 +144,9 @@ class Federation(OneModel, RoundSource):
     def _await_quorum(self, number: int) -> list[str]:
         """Wait for enough clients; return a line for each node that was left out meanwhile."""
         runtime = self._run.config.runtime
-        needed = dict.fromkeys(self._run.data.shapes, runtime.min_clients)
-        short, faults = self._attendance.quorum(needed)
+        short, faults = self._attendance.quorum(
+            dict.fromkeys(self._run.data.shapes, runtime.min_clients)
+        )
         if short and runtime.absent is OnMissingModality.abort:
             raise UserError(
                 f"round {number}: too few clients ({', '.join(short)}) after "
@@ -190,12 +168,12 @@ class Federation(OneModel, RoundSource):
         return report
 
     def _in_order(self, by_modality: Mapping[str, T]) -> dict[str, T]:
-        """Put the dataset's order of modalities on a mapping."""
+        """Put a mapping into the dataset's order of modalities."""
         return {name: by_modality[name] for name in self._run.data.shapes if name in by_modality}
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
         """Return the scores under each fusion rule and of each subset, diagnostics, and privacy."""
-        rules = {str(rule): self._fit(rule) for rule in FITTED_RULES}
+        rules = {str(rule): self._fit(rule) for rule in FusionRule if rule is not FusionRule.auto}
         return {
             "test_by_fusion": evaluate_rules(self.model, rules, items),
             "test_by_subset": evaluate_subsets(self.model, self.fitted, items),

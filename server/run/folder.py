@@ -1,9 +1,8 @@
 """What a run leaves on disk.
 
-``config.yaml`` resolved; ``rounds.jsonl`` one object a round; ``checkpoints/``; ``summary.json``;
+``config.yaml`` resolved; ``rounds.jsonl``, one object a round; ``checkpoints/``; ``summary.json``;
 the model with all that is needed to rebuild it; ``learning_curve.png``; what trackers leave, see
-`server.tracking`. Whole files are written aside and renamed, so that none is ever half there. A run
-locks ``rounds.jsonl`` while it lasts.
+`server.tracking`. Files appear complete or not at all. A run locks ``rounds.jsonl`` while it lasts.
 """
 
 import fcntl
@@ -34,22 +33,14 @@ CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"
 TRACKING = "tracking.json"
 
-#: How long a process that was told to end may take to let go of its run.
+#: How long an interrupted process may take to let go of its run.
 LOCK_SECONDS = 60.0
 
 
 class RunFolder:
-    """The folder of one run.
+    """The folder of a new run; made if it is not there.
 
-    Parameters
-    ----------
-    path
-        Made if it is not there.
-
-    Raises
-    ------
-    UserError
-        If it holds a run already, or cannot be written.
+    Raises `UserError` if it holds a run already, or cannot be written.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,24 +60,14 @@ class RunFolder:
 
     @classmethod
     def reopen(cls, path: str | Path, wait: float = LOCK_SECONDS) -> "RunFolder":
-        """Take up the folder of a run that broke off.
+        """Open the folder of an interrupted run, whose process may take `wait` seconds to end.
 
-        Parameters
-        ----------
-        path
-            The folder.
-        wait
-            Seconds that the process which had it may take to end.
-
-        Raises
-        ------
-        UserError
-            If it holds no such run, or another process still has it.
+        Raises `UserError` if it holds no such run, or another process still has it.
         """
         folder = cls.__new__(cls)
         folder.path = cls.config_of(path).parent
         try:
-            # A run that ended before its first round gave up its list of rounds.
+            # A run that ended before its first round has removed its list of rounds.
             folder._hold(os.O_CREAT, wait)
         except OSError as error:
             raise UserError(f"resume={path} cannot be written: {error.strerror}") from error
@@ -99,10 +80,6 @@ class RunFolder:
         if not config.is_file():
             raise UserError(f"resume={path}: no run there, which is a folder with {CONFIG}")
         return config
-
-    def is_finished(self) -> bool:
-        """Whether the run has its summary."""
-        return (self.path / SUMMARY).is_file()
 
     def _hold(self, flags: int, wait: float) -> None:
         """Open the list of rounds and lock it as long as this object lives."""
@@ -122,40 +99,30 @@ class RunFolder:
                 time.sleep(0.2)
 
     def keep_rounds(self, count: int) -> list[RoundRecord]:
-        """Read the first rounds, and cut off what comes after them, the summary too.
+        """Read the first rounds, and remove what comes after them, the summary too.
 
-        Raises
-        ------
-        UserError
-            If they are not all there.
+        Raises `UserError` if they are not all there.
         """
-        content = (self.path / ROUNDS).read_bytes()
-        lines = content.splitlines(keepends=True)[:count]
+        path = self.path / ROUNDS
+        lines = path.read_bytes().splitlines(keepends=True)[:count]
         try:
-            records = [RoundRecord.from_json(json.loads(line)) for line in lines]
+            records = [RoundRecord(**json.loads(line)) for line in lines]
             if [record.round for record in records] != list(range(1, count + 1)):
                 raise ValueError(f"expected rounds 1 to {count}")
         except (ValueError, TypeError) as error:
-            raise UserError(f"{self.path / ROUNDS} is damaged: {error}") from error
+            raise UserError(f"{path} is damaged: {error}") from error
         (self.path / SUMMARY).unlink(missing_ok=True)
-        os.truncate(self.path / ROUNDS, sum(map(len, lines)))
+        os.truncate(path, sum(map(len, lines)))
         return records
 
     def release(self) -> None:
-        """Give the folder up, for a run that ended before its first round."""
+        """Give up the folder of a run that ended before its first round."""
         (self.path / ROUNDS).unlink(missing_ok=True)
 
-    def write_config(self, config: Config) -> None:
-        """Write the configuration, resolved."""
-        self.write(CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True).encode())
-
     def append_round(self, record: Mapping[str, Any]) -> None:
-        """Append one round, and have it on disk.
+        """Append one round, and sync it to disk.
 
-        Raises
-        ------
-        UserError
-            If it cannot be written; what is there then is as before.
+        Raises `UserError` if it cannot be written; the file stays as it was.
         """
         path = self.path / ROUNDS
         size = path.stat().st_size
@@ -168,29 +135,26 @@ class RunFolder:
             os.truncate(path, size)
             raise UserError(f"{path} cannot be written: {error.strerror}") from error
 
+    def write_config(self, config: Config) -> None:
+        """Write the configuration, resolved."""
+        self.write(CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True).encode())
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary."""
         self.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file aside and rename it."""
+        """Write a file, which appears complete or not at all."""
         with atomic_file(self.path / name) as aside:
             aside.write_bytes(content)
 
 
 def read_settings(path: Path) -> dict[str, Any]:
-    """Read a ``config.yaml`` as plain data.
-
-    Raises
-    ------
-    UserError
-        If it is damaged.
-    """
+    """Read a ``config.yaml`` as plain data; raise `UserError` if it is damaged."""
     try:
         settings = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is damaged: {reason}") from error
+        raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path} is damaged: expected settings")
     return {str(key): value for key, value in settings.items()}

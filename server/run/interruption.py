@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends after what it is at, and says how to go on."""
+"""Ctrl-C and SIGTERM: a run ends after its current step, and says how to resume it."""
 
 import signal
 from collections.abc import Callable
@@ -8,13 +8,7 @@ Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class InterruptedRunError(Exception):
-    """The user ended the run.
-
-    Attributes
-    ----------
-    status
-        The exit status that shells expect for the signal.
-    """
+    """The user ended the run; `status` is the exit status that shells expect for the signal."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -22,14 +16,13 @@ class InterruptedRunError(Exception):
 
 
 class Interruption:
-    """Takes the first signal as a wish; a second one ends the process as it would without this.
+    """Notes the first signal for `check`; a second one ends the process as usual.
 
-    Use as a context manager, in the main thread. The threads of a run ask with `check`, since only
-    the main thread is interrupted by a signal.
+    Use as a context manager, in the main thread: only that one is interrupted by a signal.
     """
 
     def __init__(self) -> None:
-        self._wish: int | None = None
+        self._signal: int | None = None
         self._former: dict[int, Handler] = {}
 
     def __enter__(self) -> "Interruption":
@@ -42,10 +35,10 @@ class Interruption:
             signal.signal(number, handler)
 
     def _take(self, number: int, _: FrameType | None) -> None:
-        self._wish = number
+        self._signal = number
         self.__exit__()
 
     def check(self) -> None:
-        """Raise `InterruptedRunError` if the user wishes to end."""
-        if self._wish is not None:
-            raise InterruptedRunError(self._wish)
+        """Raise `InterruptedRunError` if a signal has come."""
+        if self._signal is not None:
+            raise InterruptedRunError(self._signal)

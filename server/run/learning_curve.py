@@ -9,19 +9,9 @@ from server.records import RoundRecord
 
 
 def learning_curve(rounds: Sequence[RoundRecord], task: Task) -> bytes:
-    """Draw train loss per modality, and the headline metric on the validation items.
+    """Return a PNG of the train losses, and of the headline metric on the validation items.
 
-    Parameters
-    ----------
-    rounds
-        At least one.
-    task
-        Kind of label; decides the metric.
-
-    Returns
-    -------
-    bytes
-        A PNG.
+    There is at least one round.
     """
     # Imported here: half a second that no other command needs.
     import matplotlib.figure
@@ -36,14 +26,11 @@ def learning_curve(rounds: Sequence[RoundRecord], task: Task) -> bytes:
         style = {"color": "black", "linewidth": 2.5} if together else {"linewidth": 1.2}
         score = [record.validation[name][metric] for record in rounds]
         (line,) = scores.plot(numbers, score, label=name, **style)
+        # Without a reply there is no loss: a gap.
         loss = [record.train_loss.get(name) for record in rounds]
         if any(value is not None for value in loss):
-            losses.plot(
-                numbers,
-                [float("nan") if value is None else value for value in loss],
-                label=name,
-                **style | {"color": line.get_color()},
-            )
+            values = [float("nan") if value is None else value for value in loss]
+            losses.plot(numbers, values, label=name, **style | {"color": line.get_color()})
     losses.set(title="Train loss", xlabel="round", ylabel="loss")
     scores.set(title=f"Validation {metric}", xlabel="round", ylabel=metric)
     for axes in (losses, scores):

@@ -12,13 +12,11 @@ from common.config import Config
 from common.data.federation import FederatedDataset
 from common.errors import UserError
 from common.metrics import HEADLINE
-from server.evaluate import Scores
 from server.records import Phase, PhaseClock, RoundRecord
-from server.run.checkpoint import Checkpoint, Checkpoints
+from server.run.checkpoint import Checkpoint, Checkpoints, MisfitError
 from server.run.console import RunConsole
 from server.run.folder import CHECKPOINTS, CURVE, MODEL, RunFolder
 from server.run.learning_curve import learning_curve
-from server.run.resume import MisfitError
 from server.run.source import RoundSource
 
 
@@ -34,30 +32,16 @@ class Tracking(AbstractContextManager[Any], Protocol):
 
 @dataclass
 class Run:
-    """The state of a run on the server.
-
-    Attributes
-    ----------
-    config, data, folder, console
-        What to do, what to evaluate on, where to leave and to show it.
-    tracking
-        Hears of each round and of the end.
-    checkpoint
-        What to resume from; None: from the beginning.
-    records
-        The rounds so far.
-    check
-        Called between and in rounds; may raise to end the run.
-    """
+    """The state of a run on the server."""
 
     config: Config
     data: FederatedDataset
     folder: RunFolder
     console: RunConsole
     tracking: Tracking
-    checkpoint: Checkpoint | None = None
-    records: list[RoundRecord] = field(default_factory=list)
-    check: Callable[[], None] = lambda: None
+    checkpoint: Checkpoint | None = None  # what to resume from
+    records: list[RoundRecord] = field(default_factory=list)  # of the rounds so far
+    check: Callable[[], None] = lambda: None  # called often; may raise to end the run
 
     def __post_init__(self) -> None:
         keep = self.config.checkpoint.keep
@@ -68,55 +52,45 @@ class Run:
     def execute(self, begin: Callable[["Run"], RoundSource]) -> dict[str, Any]:
         """Train all rounds and return the summary, which is in the run folder too.
 
-        Parameters
-        ----------
-        begin
-            Makes the source of the rounds; called once the data's warnings are shown.
-
-        Raises
-        ------
-        UserError
-            As `begin` and the rounds do.
+        The source is made after the data's warnings are shown. Raises `UserError` as the source
+        does; a run that ends before its first round gives up its folder.
         """
         try:
             with self.tracking:
-                return self._execute(begin)
+                for what, count in self.data.cleaning.items():
+                    self.console.tell(f"cleaned: {count} {what}")
+                for line in self.data.warnings:
+                    self.console.warn(line)
+                source = begin(self)
+                for number in range(len(self.records) + 1, self.config.rounds + 1):
+                    self.check()
+                    self._round(number, source)
+                    self._save(number, source)
+                return self._finish(source)
         except MisfitError:
             raise
         except UserError as error:
             if not self.records:
                 self.folder.release()
                 raise
-            raise UserError(f"{error}; {self._how_to_go_on()}") from error
+            raise UserError(f"{error}; {self._how_to_resume()}") from error
         except BaseException as error:
             if self.records:
                 reason = str(error) or type(error).__name__
-                self.console.warn(f"the run broke off: {reason}; {self._how_to_go_on()}")
+                self.console.warn(f"the run broke off: {reason}; {self._how_to_resume()}")
             else:
                 self.folder.release()
             raise
 
-    def _how_to_go_on(self) -> str:
+    def _how_to_resume(self) -> str:
         if self.config.strategy.setting != "federated":
             return "a baseline cannot be resumed: start it again with another run_dir"
         rounds = self.checkpoints.rounds()
         kept = f"round {rounds[-1]} is kept" if rounds else "no round is kept"
         return f"{kept}: go on with resume={self.folder.path}"
 
-    def _execute(self, begin: Callable[["Run"], RoundSource]) -> dict[str, Any]:
-        for what, count in self.data.cleaning.items():
-            self.console.tell(f"cleaned: {count} {what}")
-        for line in self.data.warnings:
-            self.console.warn(line)
-        source = begin(self)
-        for number in range(len(self.records) + 1, self.config.rounds + 1):
-            self.check()
-            self._round(number, source)
-            self._save(number, source)
-        return self._finish(source)
-
     def _round(self, number: int, source: RoundSource) -> None:
-        """Train and evaluate once, and leave the record on disk."""
+        """Train and evaluate once, and write the record to disk."""
         clock = PhaseClock()
         trained = source.round(number, clock)
         validation = source.scores(self.data.validation)
@@ -135,13 +109,12 @@ class Run:
         self.tracking.round(self._objects)
 
     def _save(self, number: int, source: RoundSource) -> None:
-        """Write the checkpoint of a round; the run goes on where that fails."""
+        """Write the checkpoint of a round; the run goes on if that fails."""
         checkpoint = source.checkpoint(number, self._seconds())
         if checkpoint is None:
             return
-        best = self._best() if self.config.checkpoint.best else None
         try:
-            self.checkpoints.save(checkpoint, best)
+            self.checkpoints.save(checkpoint, self._best() if self.config.checkpoint.best else None)
         except OSError as error:
             self.console.warn(f"no checkpoint of round {number}: {error.strerror or error}")
 
@@ -177,19 +150,6 @@ class Run:
         self.folder.write_summary(summary)
         self.tracking.finish(self._objects, summary)
         self.console.scores(f"Test, {len(data.test)} items", test)
-        self._show_gain(test, source)
-        return summary
-
-    def _show_gain(self, test: Scores, source: RoundSource) -> None:
-        """Show what all modalities together gain over the best one alone."""
-        metric = HEADLINE[self.data.task]
-        alone = {name: scores[metric] for name, scores in test.items() if name != "multimodal"}
-        best = max(alone, key=lambda name: alone[name])
-        gain = test["multimodal"][metric] - alone[best]
-        shares = source.fusion_weights.items()
-        weights = ", ".join(f"{name} {weight:.2f}" for name, weight in shares)
-        self.console.tell(
-            f"all modalities together: {metric} {gain:+.3f} against {best} alone; "
-            f"fusion {source.fusion}" + (f" ({weights})" if weights else "")
-        )
+        self.console.gain(test, source.fusion, source.fusion_weights)
         self.console.tell(f"run folder: {self.folder.path}")
+        return summary

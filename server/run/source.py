@@ -4,6 +4,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
+from torch import nn
+
 from common.data.dataset import MultimodalDataset
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
@@ -14,20 +16,12 @@ from server.run.checkpoint import Checkpoint
 
 
 class RoundSource(ABC):
-    """Trains round by round, and scores the result.
+    """Trains round by round, and scores the result."""
 
-    Attributes
-    ----------
-    items
-        "train", "validation" and "test" to how many there are.
-    """
-
+    #: "train", "validation" and "test" to how many there are.
     items: Mapping[str, int]
-
-    @property
-    @abstractmethod
-    def parameters(self) -> int:
-        """Number of trained parameters of what predicts an item from all its modalities."""
+    #: Number of trained parameters of what predicts an item from all its modalities.
+    parameters: int
 
     @property
     @abstractmethod
@@ -41,27 +35,18 @@ class RoundSource(ABC):
 
     @abstractmethod
     def round(self, number: int, clock: PhaseClock) -> RoundRecord:
-        """Train a round; return its record without the evaluation.
+        """Train a round, counted from 1; return its record without the evaluation.
 
-        Parameters
-        ----------
-        number
-            From 1.
-        clock
-            Counts the phases; restarted after a wait that is no part of the round.
-
-        Raises
-        ------
-        UserError
-            If the round has no result.
+        The clock counts the phases, and is restarted after a wait that is not part of the round.
+        Raises `UserError` if the round has no result.
         """
 
     @abstractmethod
     def scores(self, items: MultimodalDataset) -> Scores:
-        """Score what the last round left; see `server.evaluate.evaluate`."""
+        """Score the state after the last round; see `server.evaluate.evaluate`."""
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
-        """Return what the summary says of the test items beside their scores."""
+        """Return what the summary says of the test items besides their scores."""
         return {"diagnostics": {}}
 
     def model_file(self) -> bytes | None:
@@ -73,24 +58,17 @@ class RoundSource(ABC):
         return None
 
 
-class OneModel:
-    """The scores of a source that trains one HA-Fedformer.
+def count_parameters(model: nn.Module) -> int:
+    """Return the number of trained parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
-    Attributes
-    ----------
-    model
-        In training.
-    fitted
-        Its fusion rule, fitted after the last round.
-    """
+
+class OneModel(RoundSource):
+    """A source that trains one HA-Fedformer."""
 
     model: HAFedformer
+    #: Fitted after the last round.
     fitted: Fusion
-
-    @property
-    def parameters(self) -> int:
-        """Number of trained parameters."""
-        return sum(parameter.numel() for parameter in self.model.parameters())
 
     @property
     def fusion(self) -> str:
@@ -107,7 +85,7 @@ class OneModel:
         return evaluate(self.model, self.fitted, items)
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
-        """Return diagnostics of all modalities together, and of each alone."""
+        """Diagnose all modalities together, and each alone."""
         return {"diagnostics": diagnose(self.model, self.fitted, items)}
 
     def model_file(self) -> bytes | None:

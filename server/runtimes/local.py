@@ -1,8 +1,7 @@
 """All clients on this machine, without Ray: in this process, or in several worker processes.
 
-The same apps and the same messages as in Flower's simulation. Without workers clients answer one
-after the other, so that several runs fit beside each other on one machine. Workers are copies of
-this process, which has the libraries loaded and the data read, so they start at once.
+The same apps and messages as in Flower's simulation. Workers are copies of this process, which has
+the libraries loaded and the data read, so they start at once.
 """
 
 import itertools
@@ -39,24 +38,18 @@ from server.runtimes.machine import clients_at_once, log_to_file, prepare_machin
 #: Flower stamps messages with this number; a SuperLink would assign it.
 _RUN_ID = 1
 
-#: Seconds that one look for replies waits for the first.
+#: Seconds that a pull waits for the first reply.
 _LOOK = 0.5
 
-#: Messages per worker, with the one that it is at: the next lies ready, and few replies wait.
+#: Messages per worker, its current one included: the next lies ready, and few replies wait.
 _AHEAD = 2
 
 
 class LocalGrid(Grid):
-    """Nodes that answer when their reply is pulled; use as a context manager, which ends workers.
+    """Nodes 1, 2, … with partitions 0, 1, …; use as a context manager, which ends the workers.
 
-    Parameters
-    ----------
-    client_app
-        What every node runs, where there are no workers.
-    nodes
-        How many there are; node k has partition k.
-    workers
-        Processes that answer instead; None: one reply at a time is in memory.
+    Workers answer for the nodes; without them the app answers when a reply is pulled, so that one
+    reply at a time is in memory.
     """
 
     def __init__(self, client_app: ClientApp, nodes: int, workers: "Workers | None" = None) -> None:
@@ -86,7 +79,7 @@ class LocalGrid(Grid):
             self._workers.kill()
 
     def set_run(self, run: FlowerRun) -> None:
-        """Ignore it: there is one run."""
+        """Do nothing: there is one run."""
 
     @property
     def run(self) -> FlowerRun:
@@ -105,21 +98,21 @@ class LocalGrid(Grid):
         return Message(content, dst_node_id, message_type, ttl=ttl, group_id=group_id)
 
     def get_node_ids(self) -> list[int]:
-        """Return the nodes' ids, from 1."""
+        """Return the nodes' ids."""
         return list(self._contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Keep the messages until they are answered; return keys of the replies."""
-        return [self._push(message) for message in messages]
-
-    def _push(self, message: Message) -> str:
-        # Where Flower's own grids put it, so that the reply says what it answers.
-        key = message.metadata.__dict__["_message_id"] = str(next(self._numbers))
-        self._sent[key] = message
-        return key
+        keys = []
+        for message in messages:
+            # Where Flower's own grids put it, so that the reply says what it answers.
+            key = message.metadata.__dict__["_message_id"] = str(next(self._numbers))
+            self._sent[key] = message
+            keys.append(key)
+        return keys
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:
-        """Yield the replies of some keys that are there, once."""
+        """Yield the replies to some keys that have come, once."""
         if self._workers is not None:
             yield from self._workers.replies(set(message_ids), self._sent)
             return
@@ -128,11 +121,11 @@ class LocalGrid(Grid):
                 yield self.answer(self._sent.pop(key))
 
     def answer(self, message: Message) -> Message:
-        """Let the node that a message is for answer it."""
+        """Let its node answer a message."""
         try:
             return self._client_app(message, self._contexts[message.metadata.dst_node_id])
         except Exception as error:
-            # As Flower's runtimes do: one client's failure ends no run.
+            # As in Flower's runtimes, one client's failure does not end the run.
             fault = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
             return Message(fault, reply_to=message)
 
@@ -144,17 +137,7 @@ class LocalGrid(Grid):
 
 
 class Workers:
-    """Processes that answer for the nodes of a `LocalGrid`.
-
-    Parameters
-    ----------
-    config
-        The run's configuration.
-    nodes
-        How many there are.
-    log
-        File for what Flower logs.
-    """
+    """Processes that answer for the nodes of a `LocalGrid`; Flower logs to a file."""
 
     def __init__(self, config: Config, nodes: int, log: Path) -> None:
         self._processes = min(clients_at_once(config.runtime), nodes)
@@ -166,7 +149,7 @@ class Workers:
             hosted_clients(SimulatedNode(0, nodes), config)
             import_module("torch._dynamo")
         self._begin = (config, nodes, log, self._context.Value("i", 0))
-        self._others = multiprocessing.active_children()
+        self._others = set(multiprocessing.active_children())
         self._running: dict[str, Future[Message]] = {}
         self._pool, self._broken = self._start(), False
 
@@ -174,23 +157,18 @@ class Workers:
         return ProcessPoolExecutor(self._processes, self._context, _begin, self._begin)
 
     def kill(self) -> None:
-        """End the processes; their unfinished answers are not awaited."""
+        """End the processes, whatever they are at."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        ours = [each for each in multiprocessing.active_children() if each not in self._others]
+        ours = set(multiprocessing.active_children()) - self._others
         for process in ours:
             process.kill()
         for process in ours:
             process.join()
 
     def replies(self, wanted: set[str], sent: dict[str, Message]) -> Iterator[Message]:
-        """Wait a moment for a reply to one of some messages; yield those that are there, once.
+        """Wait a moment for a reply to one of the wanted keys; yield those that came, once.
 
-        Parameters
-        ----------
-        wanted
-            Keys of messages.
-        sent
-            Key to every message that is not answered yet; those that are yielded are taken out.
+        Messages that are answered, or have expired, are removed from `sent`.
         """
         self._forget_expired(sent)
         self._submit(sent)
@@ -203,7 +181,7 @@ class Workers:
                 self._submit(sent)
 
     def _forget_expired(self, sent: dict[str, Message]) -> None:
-        """Drop messages that have expired, unless a worker is at them."""
+        """Drop messages that have expired, unless a worker has begun with them."""
         now = time.time()
         for key, message in list(sent.items()):
             if message.metadata.created_at + message.metadata.ttl < now:
@@ -213,7 +191,7 @@ class Workers:
                     del sent[key]
 
     def _submit(self, sent: dict[str, Message]) -> None:
-        """Hand on messages, in the order in which they were sent."""
+        """Hand messages to the pool in the order in which they were sent."""
         if self._broken and not self._running:
             self._pool, self._broken = self._start(), False
         for key, message in sent.items():
@@ -229,7 +207,7 @@ class Workers:
         try:
             return future.result()
         except BrokenProcessPool:
-            # All that were under way fail with it: nobody knows whose process it was.
+            # All that were under way fail with it: which one broke it is unknown.
             self._broken = True
             reason = "the process of a client ended; was there too little memory?"
             return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
@@ -239,17 +217,17 @@ _nodes: LocalGrid
 
 
 def _begin(config: Config, nodes: int, log: Path, begun: "Synchronized[int]") -> None:
-    """Make this process one that answers."""
+    """Make this process a worker."""
     global _nodes
     # The user's Ctrl-C is for the server, which then ends this process.
-    for wish in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(wish, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with_server, daemon=True).start()
     log_to_file(log)
     with begun.get_lock():
-        number, begun.value = begun.value, begun.value + 1
+        place, begun.value = begun.value, begun.value + 1
     if (gpus := torch.cuda.device_count()) > 1:
-        os.environ["CUDA_VISIBLE_DEVICES"] = str(number % gpus)
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(place % gpus)
     _nodes = LocalGrid(make_client_app(partial(given_config, config)), nodes)
 
 
@@ -265,13 +243,7 @@ def _answer(message: Message) -> Message:
 
 
 def run_locally(run: Run) -> None:
-    """Execute a prepared run; ``runtime=processes`` has workers, ``runtime=sequential`` none.
-
-    Raises
-    ------
-    UserError
-        As `server.run.federation.federate`.
-    """
+    """Execute a prepared run; ``runtime=processes`` has workers, ``runtime=sequential`` none."""
     prepare_machine(run)
     config, nodes = run.config, len(run.data.clients)
     parallel = config.runtime.name is Runtime.processes

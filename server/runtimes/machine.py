@@ -14,13 +14,7 @@ from server.run.run import Run
 
 
 def prepare_machine(run: Run) -> None:
-    """Check that a run can start here, and send Flower's log to its folder.
-
-    Raises
-    ------
-    UserError
-        As `check_resources`; the folder is given up then.
-    """
+    """Check that a run can start here, or give its folder up; send Flower's log to its folder."""
     try:
         check_resources(run.config)
     except UserError:

@@ -4,6 +4,7 @@ import logging
 import socket
 import warnings
 from functools import partial
+from typing import Any
 
 import torch
 from flwr.simulation import run_simulation
@@ -17,13 +18,7 @@ from server.runtimes.machine import clients_at_once, prepare_machine
 
 
 def simulate(run: Run) -> None:
-    """Execute a prepared run with one simulated SuperNode for each client.
-
-    Raises
-    ------
-    UserError
-        As `server.run.federation.federate`.
-    """
+    """Execute a prepared run with one simulated SuperNode for each client."""
     prepare_machine(run)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -35,20 +30,15 @@ def simulate(run: Run) -> None:
             num_supernodes=len(run.data.clients),
             backend_config={
                 "init_args": {"logging_level": "ERROR", "log_to_driver": False},
-                "client_resources": {**client_resources(run.config.runtime)},
+                "client_resources": client_resources(run.config.runtime),
             },
         )
 
 
 def join_cluster(run: Run) -> None:
-    """Connect to the Ray cluster that the clients are to run on.
+    """Connect to the run's Ray cluster; without an answer give the folder up, with `UserError`.
 
     Its machines need this project, at the same place or installed, and the data at the same path.
-
-    Raises
-    ------
-    UserError
-        If none answers at its address; the folder is given up then.
     """
     import ray
 
@@ -58,7 +48,7 @@ def join_cluster(run: Run) -> None:
         # Ray itself would try for minutes.
         with socket.create_connection((host, int(port)), timeout=10):
             pass
-        # Flower uses the connection that there is.
+        # Flower then uses this connection.
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         run.folder.release()
@@ -68,7 +58,7 @@ def join_cluster(run: Run) -> None:
         ) from error
 
 
-def client_resources(runtime: RuntimeConfig) -> dict[str, int | float]:
+def client_resources(runtime: RuntimeConfig) -> dict[str, Any]:
     """Return what Ray reserves for a client; GPUs are shared by the clients that run at once."""
     gpus = runtime.client_gpus
     if gpus is None and runtime.ray.address is not None:

@@ -1,4 +1,4 @@
-"""Runs that break off, as by a kill, and are gone on with."""
+"""Runs that break off, as by a kill, and are resumed."""
 
 import os
 from functools import partial
@@ -10,12 +10,26 @@ from tiny_runs import tiny
 from client.app import given_config, make_client_app
 from server.app import prepare
 from server.records import RoundRecord
+from server.run.checkpoint import Checkpoints
 from server.run.federation import federate
+from server.run.folder import CHECKPOINTS, CURVE, MODEL, ROUNDS, SUMMARY
 from server.run.run import Run
 from server.runtimes.local import LocalGrid
 
 #: The smallest: one client of each modality.
 ONE = ("clients.default=1",)
+
+#: Each carries other state from round to round: moments, trust and evidence.
+RUNS = {
+    "adam": ("strategy=fedadam", "fusion=product_of_experts"),
+    "hierarchical": ("strategy=hierarchical", "strategy.weights=agreement", "fusion=reliability"),
+    "sampled": (
+        "clients.default=2",
+        "strategy=paper",
+        "strategy.fraction=0.5",
+        "strategy.decoder.noise=0.01",
+    ),
+}
 
 
 class BreakError(BaseException):
@@ -29,12 +43,10 @@ def execute(
     spoilt: int | None = None,
     since: int = 1,
 ) -> None:
-    """Execute a prepared run.
+    """Execute a prepared run; it gives its folder up at the end, as a process that ends does.
 
     Parameters
     ----------
-    run
-        Gives its folder up at the end, as a process that ends does.
     before
         The round in which it breaks off, after its first client has answered.
     after
@@ -43,7 +55,6 @@ def execute(
         The node whose updates are empty, and the round from which they are.
     """
     app = make_client_app(partial(given_config, run.config))
-
     answered = []
 
     def breaking(message: Message, context: Context) -> Message:
@@ -80,9 +91,22 @@ def begin(folder: Path, *overrides: str, **breaks: int) -> None:
 
 
 def go_on(folder: Path, *overrides: str, **breaks: int) -> None:
-    """Go on with a run; only these overrides are given."""
+    """Resume a run; only these overrides are given."""
     given = [f"resume={folder}", *overrides]
     execute(prepare(tiny(*given), folder.parent / "elsewhere", given), **breaks)
+
+
+def cut(folder: Path, rounds: int, checkpoints: int | None = None) -> Path:
+    """Leave what a finished run had after some rounds, with the checkpoints of some."""
+    lines = (folder / ROUNDS).read_bytes().splitlines(keepends=True)
+    (folder / ROUNDS).write_bytes(b"".join(lines[:rounds]))
+    for name in (SUMMARY, MODEL, CURVE):
+        (folder / name).unlink()
+    kept = Checkpoints(folder / CHECKPOINTS)
+    for number in kept.rounds():
+        if number > (rounds if checkpoints is None else checkpoints):
+            kept.path(number).unlink()
+    return folder
 
 
 def damage(path: Path) -> None:
@@ -93,7 +117,7 @@ def damage(path: Path) -> None:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """All that is below a folder."""
+    """All that is below a folder; nothing if it is not there."""
     return {
         os.fspath(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))

@@ -36,7 +36,7 @@ def checkpoint(number: int, size: int = 3, moments: bool = True, **changes: Any)
                 {name: some(*model[name].shape) ** 2 for name in names},
             ),
             {"audio": some(6), "vision": some(6)},
-            {7: 2, 2**63 - 1: number},
+            {7: 2, 2**64 - 1: number},
             {"decoder": 1 / 3, "encoder/audio": 1e-9 * number},
         ),
         "labels": PooledLabels(some(2), some(7).softmax(0), 1 / 3 + number),

@@ -1,19 +1,22 @@
 """Whole runs that take a second, in this process, and what they leave."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
+from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file
 
 from common.config import Config, compose_config
 
-TINY = (
+#: A model and training that take a moment, heard by nobody.
+SMALL = (
     "runtime=sequential",
     "rounds=2",
     "clients.default=2",
-    "dataset.num_items=120",
-    "dataset.num_speakers=24",
     "model.width=4",
     "model.heads=2",
     "model.layers=1",
@@ -22,18 +25,34 @@ TINY = (
     "client.device=cpu",
     "tracking=none",
 )
+SYNTHETIC = ("dataset.num_items=120", "dataset.num_speakers=24")
+TINY = (*SMALL, *SYNTHETIC)
 
 
 def tiny(*overrides: str) -> Config:
     return compose_config("config", [*TINY, *overrides])
 
 
-def left_in(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """Read the rounds, the summary and the weights of a run, without how long it took."""
+@contextmanager
+def in_task() -> Iterator[None]:
+    """Let messages be made outside a Flower process, and put back whose they are."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_run_id", "_node_id", "_task_id"):
+            patch.setattr(TaskIdentity, name, 1)
+        yield
+
+
+def untimed(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Read the rounds and the summary of a run, without how long it took."""
     rounds = [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
     summary = json.loads((folder / "summary.json").read_text())
     for record in [*rounds, summary]:
         assert record.pop("seconds") >= 0
         record.pop("phases", None)
+    return rounds, summary
+
+
+def left_in(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
+    """Read the same, and the weights."""
     weights = load_file(folder / "model.safetensors")
-    return rounds, summary, {name: array.tolist() for name, array in weights.items()}
+    return *untimed(folder), {name: array.tolist() for name, array in weights.items()}

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
-from flwr.supercore.task_identity import TaskIdentity
+from tiny_runs import SMALL, SYNTHETIC, in_task
 
 from common.config import PrepareConfig, compose, compose_config
 from server.app import prepare
@@ -12,32 +11,15 @@ from server.preparation.preparation import prepare as prepare_shards
 from server.runtimes.local import run_locally
 from tests.common.data.formats.writers import write_columns
 
-#: Of every run: small, short, and heard by nobody.
-SMALL = (
-    "runtime=sequential",
-    "tracking=none",
-    "rounds=2",
-    "clients.default=2",
-    "model.width=4",
-    "model.heads=2",
-    "model.layers=1",
-    "model.decoder_layers=1",
-    "client.local_epochs=1",
-    "client.lr=0.03",
-    "client.device=cpu",
-)
-SYNTHETIC = ("dataset.num_items=120", "dataset.num_speakers=24")
 ITEMS = 120
 NAMES = ("joy", "fear", "awe")
 
 
 def train(folder: Path, *overrides: str) -> Path:
     """Train, and return the run folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("_run_id", "_node_id", "_task_id"):
-            patch.setattr(TaskIdentity, name, 1)
-        config = compose_config("config", [*SMALL, f"run_dir={folder}", *overrides])
-        run_locally(prepare(config, folder))
+    settings = [*SMALL, "client.lr=0.03", f"run_dir={folder}", *overrides]
+    with in_task():
+        run_locally(prepare(compose_config("config", settings), folder))
     return folder
 
 

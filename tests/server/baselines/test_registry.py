@@ -12,7 +12,6 @@ from common.metrics import METRICS
 from common.task import Task
 from server.app import prepare
 from server.baselines.baseline import BASELINES, run_baseline
-from server.baselines.centralised import centralised
 
 PLUGIN = '''
 """The baseline that predicts the mean label, and the metric of the largest error."""
@@ -66,12 +65,24 @@ def test_a_baseline_and_a_metric_of_a_temporary_module_are_run_by_name(tmp_path:
     assert (summary["parameters"], summary["fusion"]) == (1, "none")
 
 
-def test_unknown_names_are_refused_with_those_that_there_are(tmp_path: Path) -> None:
-    every = "federated, centralised, local, pooled"
-    with pytest.raises(UserError, match=rf"strategy\.setting=alone: expected one of {every}"):
-        run_baseline(prepare(tiny("strategy.setting=alone"), tmp_path / "one"))
-    unknown = tiny("strategy=centralised", "strategy.architecture=early")
-    every = "ha_fedformer, early_fusion, cross_modal"
-    with pytest.raises(UserError, match=rf"architecture=early: expected one of {every}"):
-        run_baseline(prepare(unknown, tmp_path / "two"))
-    assert BASELINES["centralised"] is centralised
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["strategy.setting=alone"], "expected one of federated, centralised, local, pooled"),
+        (
+            ["strategy=centralised", "strategy.architecture=early"],
+            "architecture=early: expected one of ha_fedformer, early_fusion, cross_modal",
+        ),
+        (["strategy=pooled", "strategy.architecture=early_fusion"], "architecture=early_fusion"),
+        (["strategy=local", "client.device=nowhere"], "client.device=nowhere"),
+        (["strategy=pooled", "client.lr=1e30"], "not finite"),
+    ],
+)
+def test_a_baseline_that_fails_before_its_first_round_gives_the_folder_up(
+    overrides: list[str], reason: str, tmp_path: Path
+) -> None:
+    run = prepare(tiny(*overrides), tmp_path / "run")
+    with pytest.raises(UserError, match=reason):
+        run_baseline(run)
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
+    prepare(tiny("strategy=local"), tmp_path / "run")

@@ -1,6 +1,7 @@
 """Every item once a pass, with the right sequence and label, whatever the clients' tables share."""
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -35,38 +36,35 @@ def site(table: Sequences, chosen: list[int], train: list[int]) -> ClientData:
     )
 
 
-def windows(count: int = 12, *, tabular: bool = False) -> Sequences:
-    """Overlapping windows into one table whose rows say their number; tables do not overlap."""
-    values = np.arange(2 * (count + 3) * 2, dtype=np.float32).reshape(-1, 2)
-    starts = np.arange(count) * (2 if tabular else 1)
-    lengths = np.full(count, 2) if tabular else np.arange(count) % 3 + 1
-    return Sequences(values, starts, lengths, tabular)
-
-
 @pytest.mark.parametrize("tabular", [False, True])
 def test_pooled_items_are_the_clients_train_items_in_order(tabular: bool) -> None:
-    table = windows(tabular=tabular)
-    sites = [site(table, [7, 2, 9, 4], [0, 2, 3]), site(table, [1, 11, 0], [1, 2])]
-    padded, labels = pooled_items(sites).__getitems__(list(range(5)))
-    assert labels.tolist() == [7, 9, 4, 11, 0]
-    for row, item in enumerate([7, 9, 4, 11, 0]):
+    """Windows of one table overlap, but not where it is tabular; rows say their number."""
+    values = np.arange(400, dtype=np.float32).reshape(-1, 2)
+    starts = np.arange(100) * (2 if tabular else 1)
+    lengths = np.full(100, 2) if tabular else np.arange(100) % 3 + 1
+    table = Sequences(values, starts, lengths, tabular)
+    items = [7, 9, 4, 11, 0]
+    pooled = pooled_items([site(table, [7, 2, 9, 4], [0, 2, 3]), site(table, [1, 11, 0], [1, 2])])
+    padded, labels = pooled.__getitems__(list(range(5)))
+    assert labels.tolist() == items
+    for row, item in enumerate(items):
         real = padded.values[row, : padded.lengths[row]]
         np.testing.assert_array_equal(real.numpy(), table[item])
+    # No row of other items is kept.
+    assert len(pooled._values) == sum(int(table.lengths[item]) for item in items)
 
 
-def test_pooled_items_keep_no_rows_that_are_of_no_item() -> None:
-    table = windows(count=200)
-    pooled = pooled_items([site(table, [3, 100, 150], [0, 2])])
-    rows = sum(int(table.lengths[item]) for item in (3, 150))
-    assert len(pooled._values) == rows
+def numbered(count: int, first: int = 0, width: int = 1) -> Sequences:
+    """Items of one step that holds their number."""
+    values = np.repeat(np.arange(first, first + count, dtype=np.float32)[:, None], width, axis=1)
+    return Sequences(values, np.arange(count), np.ones(count, dtype=np.int64))
 
 
-def numbered(count: int, first: int) -> SequenceItems:
-    """Items of one step that holds their number, which is their label too."""
-    numbers = np.arange(first, first + count)
-    values = numbers[:, None].astype(np.float32)
-    sequences = Sequences(values, np.arange(count), np.ones(count, dtype=np.int64))
-    return SequenceItems(sequences, numbers.astype(np.float32), np.arange(count))
+def paired(count: int = 23) -> MultimodalDataset:
+    """Items whose every modality says their number, as their label does."""
+    names = np.arange(count).astype(np.str_)
+    sequences = {"audio": numbered(count, 0, 2), "vision": numbered(count, 0, 3)}
+    return MultimodalDataset(names, names, np.arange(count, dtype=np.float32), sequences)
 
 
 def content(batch: Batch) -> list[float]:
@@ -75,52 +73,42 @@ def content(batch: Batch) -> list[float]:
     return batch.labels.tolist()
 
 
-def test_a_pass_over_items_of_one_modality_has_each_once_and_mixes_modalities() -> None:
-    items = {"language": numbered(50, 0), "audio": numbered(23, 100)}
-    found = list(one_modality_pass(items, 4, 0, seed=5))
-    assert all(batch.inputs.keys() == {batch.title} for batch in found)
-    assert Counter(batch.title for batch in found) == {"language": 13, "audio": 6}
-    for name, first, count in (("language", 0, 50), ("audio", 100, 23)):
-        seen = [each for batch in found if batch.title == name for each in content(batch)]
-        assert sorted(seen) == list(range(first, first + count)) and seen != sorted(seen)
-    turns = [batch.title for batch in found]
-    assert turns not in (sorted(turns), sorted(turns, reverse=True))
+def one_modality(seed: int) -> Iterable[Batch]:
+    sequences = {"language": numbered(50), "audio": numbered(23, 100)}
+    items = {
+        name: SequenceItems(own, own.values[:, 0], np.arange(len(own)))
+        for name, own in sequences.items()
+    }
+    return one_modality_pass(items, 4, 0, seed)
 
 
-def test_the_order_is_the_seeds() -> None:
-    items = {"language": numbered(30, 0), "audio": numbered(23, 100)}
-    orders = [
-        [content(batch) for batch in one_modality_pass(items, 4, 0, seed=seed)]
-        for seed in (5, 5, 6)
-    ]
+def every_modality(seed: int) -> Iterable[Batch]:
+    return paired_pass(paired(), 4, seed)
+
+
+@pytest.mark.parametrize("one_pass", [one_modality, every_modality])
+def test_the_order_is_the_seeds(one_pass: Callable[[int], Iterable[Batch]]) -> None:
+    orders = [[content(batch) for batch in one_pass(seed)] for seed in (5, 5, 6)]
     assert orders[0] == orders[1] != orders[2]
 
 
-def paired(count: int = 23) -> MultimodalDataset:
-    """Items whose every modality says their number, as their label does."""
-    numbers = np.arange(count)
-    sequences = {
-        name: Sequences(
-            np.full((count, width), numbers[:, None], dtype=np.float32),
-            numbers,
-            np.ones(count, dtype=np.int64),
-        )
-        for name, width in {"audio": 2, "vision": 3}.items()
-    }
-    names = numbers.astype(np.str_)
-    return MultimodalDataset(names, names, numbers.astype(np.float32), sequences)
+def test_a_pass_over_items_of_one_modality_has_each_once_and_mixes_modalities() -> None:
+    passed = list(one_modality(5))
+    assert all(batch.inputs.keys() == {batch.title} for batch in passed)
+    turns = [batch.title for batch in passed]
+    assert Counter(turns) == {"language": 13, "audio": 6}
+    assert turns not in (sorted(turns), sorted(turns, reverse=True))
+    for name, first, count in (("language", 0, 50), ("audio", 100, 23)):
+        seen = [number for batch in passed if batch.title == name for number in content(batch)]
+        assert sorted(seen) == list(range(first, first + count)) and seen != sorted(seen)
 
 
 def test_a_pass_over_paired_items_keeps_what_belongs_together() -> None:
-    orders = []
-    for seed in (1, 1, 2):
-        found = list(paired_pass(paired(), 4, seed))
-        assert [len(batch.labels) for batch in found] == [4, 4, 4, 4, 4, 3]
-        assert all(batch.title == MULTIMODAL for batch in found)
-        assert all(list(batch.inputs) == ["audio", "vision"] for batch in found)
-        orders.append([each for batch in found for each in content(batch)])
-    assert sorted(orders[0]) == list(range(23))
-    assert orders[0] == orders[1] != orders[2]
+    passed = list(every_modality(1))
+    assert [len(batch.labels) for batch in passed] == [4, 4, 4, 4, 4, 3]
+    assert all(batch.title == MULTIMODAL for batch in passed)
+    assert all(list(batch.inputs) == ["audio", "vision"] for batch in passed)
+    assert sorted(number for batch in passed for number in content(batch)) == list(range(23))
 
 
 def test_the_modalities_that_are_not_wanted_have_no_step() -> None:

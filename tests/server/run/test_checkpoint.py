@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from broken_runs import damage
 from made_up_checkpoints import assert_same, checkpoint
 
 from common.errors import UserError
@@ -25,25 +24,18 @@ def kept(tmp_path: Path) -> Checkpoints:
     return Checkpoints(tmp_path / "checkpoints")
 
 
-def silent(line: str) -> None:
-    pytest.fail(f"nothing was to be told: {line}")
-
-
 def latest(kept: Checkpoints) -> Checkpoint:
-    found = kept.latest(silent)
-    assert found is not None
-    return found
+    def warn(line: str) -> None:
+        pytest.fail(f"unexpected warning: {line}")
+
+    newest = kept.latest(warn)
+    assert newest is not None
+    return newest
 
 
 def names(kept: Checkpoints) -> list[str]:
     """All that is in the folder, hidden files too."""
     return sorted(path.name for path in kept.folder.iterdir())
-
-
-def damage(path: Path) -> None:
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
 
 
 # What goes in comes out ---------------------------------------------------------------------------
@@ -52,93 +44,39 @@ def damage(path: Path) -> None:
 @pytest.mark.parametrize("moments", [True, False])
 def test_what_is_saved_is_read_to_the_bit(kept: Checkpoints, moments: bool) -> None:
     given = checkpoint(4, moments=moments)
+    bits = torch.tensor([0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32)
+    extra = {"a/b.ü": bits.view(torch.float32), "turned": torch.arange(6.0).view(2, 3).T}
+    given = replace(given, model={**given.model, **extra})
     kept.save(given)
-    found = latest(kept)
-    assert_same(found, given)
-    assert bool(found.strategy.optimizer.first) is moments
+    assert_same(latest(kept), given)
     assert_same(read_checkpoint(kept.path(4)), given)
-
-
-def test_values_that_are_no_numbers_keep_their_bits(kept: Checkpoints) -> None:
-    odd = torch.tensor([0x7FC00001, 0x7F800000, -0x80000000, 1], dtype=torch.int32)
-    given = checkpoint(1)
-    given = replace(given, model={**given.model, "odd": odd.view(torch.float32)})
+    content = kept.path(4).read_bytes()
     kept.save(given)
-    assert_same(latest(kept), given)
-
-
-@settings(max_examples=25, deadline=None)
-@given(
-    st.integers(1, 10**6),
-    st.dictionaries(st.integers(0, 2**64 - 1), st.integers(1, 100), max_size=4),
-    st.floats(0, 1),
-    st.floats(0, 1e9),
-    st.text("abc/.ü", min_size=1, max_size=6),
-)
-def test_numbers_and_names_are_exact(
-    tmp_path_factory: pytest.TempPathFactory,
-    number: int,
-    faults: dict[int, int],
-    skew: float,
-    seconds: float,
-    name: str,
-) -> None:
-    given = checkpoint(1, round=number, seconds=seconds)
-    given = replace(
-        given,
-        model={**given.model, name: torch.ones(2)},
-        strategy=replace(given.strategy, faults=faults, calibration_sums={name: torch.zeros(3)}),
-        labels=replace(given.labels, skew=skew),
-    )
-    kept = Checkpoints(tmp_path_factory.mktemp("any") / "checkpoints")
-    kept.save(given)
-    assert_same(latest(kept), given)
+    assert kept.path(4).read_bytes() == content
 
 
 def test_what_is_read_can_be_trained_on_and_is_no_part_of_the_file(kept: Checkpoints) -> None:
     kept.save(checkpoint(1))
-    found = latest(kept)
-    for tensor in [*found.model.values(), *found.strategy.calibration_sums.values()]:
+    read = latest(kept)
+    for tensor in [*read.model.values(), *read.strategy.calibration_sums.values()]:
         tensor += 1
     assert_same(latest(kept), checkpoint(1))
     kept.path(1).write_bytes(b"")  # a mapped file would now end the process
-    assert all(torch.isfinite(tensor).all() for tensor in found.model.values())
-
-
-def test_equal_checkpoints_give_equal_files(kept: Checkpoints) -> None:
-    kept.save(checkpoint(3))
-    content = kept.path(3).read_bytes()
-    kept.save(checkpoint(3))
-    assert kept.path(3).read_bytes() == content
-
-
-def test_a_model_that_lies_otherwise_in_memory(kept: Checkpoints) -> None:
-    turned = torch.arange(6.0).reshape(2, 3).T
-    kept.save(replace(checkpoint(1), model={"turned": turned}))
-    assert torch.equal(latest(kept).model["turned"], turned)
-
-
-def test_others_may_read_it_as_the_umask_says(kept: Checkpoints) -> None:
-    former = os.umask(0o022)
-    try:
-        kept.save(checkpoint(1))
-    finally:
-        os.umask(former)
-    assert kept.path(1).stat().st_mode & 0o777 == 0o644
+    assert all(torch.isfinite(tensor).all() for tensor in read.model.values())
 
 
 # Which are kept -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("keep", [1, 2, 3, 10])
+@pytest.mark.parametrize("keep", [1, 2, 10])
 def test_the_last_ones_are_kept_and_nothing_aside(kept: Checkpoints, keep: int) -> None:
-    kept = replace(kept, keep=keep)
-    for number in range(1, 6):
+    kept, saved = replace(kept, keep=keep), [2, 10, 999_999, 1_000_000]
+    for count, number in enumerate(saved, start=1):
         kept.save(checkpoint(number))
-        expected = range(max(1, number - keep + 1), number + 1)
-        assert kept.rounds() == list(expected)
-        assert names(kept) == [f"round-{each:06d}.safetensors" for each in expected]
-    assert_same(latest(kept), checkpoint(5))
+        expected = saved[:count][-keep:]
+        assert kept.rounds() == expected
+        assert names(kept) == sorted(f"round-{each:06d}.safetensors" for each in expected)
+    assert_same(latest(kept), checkpoint(1_000_000))
 
 
 def test_the_best_is_kept_too_as_long_as_it_is_the_best(kept: Checkpoints) -> None:
@@ -157,58 +95,38 @@ def test_the_best_is_kept_too_as_long_as_it_is_the_best(kept: Checkpoints) -> No
     assert_same(read_checkpoint(kept.path(7)), checkpoint(7))
 
 
-def test_rounds_are_in_the_order_of_numbers(kept: Checkpoints) -> None:
-    kept = replace(kept, keep=9)
-    for number in (2, 10, 999_999, 1_000_000):
-        kept.save(checkpoint(number))
-    assert kept.rounds() == [2, 10, 999_999, 1_000_000]
-    assert latest(kept).round == 1_000_000
-
-
-def test_what_a_killed_process_left_goes_with_the_next(kept: Checkpoints) -> None:
-    kept.save(checkpoint(1))
-    for name in (".round-000002.safetensors.part", ".tmpAbCdEf"):
-        (kept.folder / name).write_bytes(b"half")
-    assert latest(kept).round == 1
-    kept.save(checkpoint(2))
-    assert names(kept) == ["round-000001.safetensors", "round-000002.safetensors"]
-
-
-def test_files_of_the_user_are_left_alone(kept: Checkpoints) -> None:
-    kept.save(checkpoint(1))
+def test_what_a_killed_process_left_goes_with_the_next_and_the_users_files_stay(
+    kept: Checkpoints,
+) -> None:
+    assert kept.latest(pytest.fail) is None and kept.rounds() == []
+    kept.folder.mkdir()
     (kept.folder / "notes.txt").write_text("mine")
-    for number in (2, 3, 4):
-        kept.save(checkpoint(number))
+    for name in (".round-000001.safetensors.part", ".tmpAbCdEf"):
+        (kept.folder / name).write_bytes(b"half")
+    assert kept.latest(pytest.fail) is None and kept.rounds() == []
+    kept.save(checkpoint(1))
+    assert names(kept) == ["notes.txt", "round-000001.safetensors"]
     assert (kept.folder / "notes.txt").read_text() == "mine"
-    assert kept.rounds() == [3, 4]
 
 
 # Damage -------------------------------------------------------------------------------------------
 
 
-def test_none_yet(kept: Checkpoints) -> None:
-    assert kept.latest(silent) is None
-    kept.folder.mkdir()
-    (kept.folder / ".round-000001.safetensors.part").write_bytes(b"half")
-    assert kept.latest(silent) is None
-    assert kept.rounds() == []
-
-
 @pytest.mark.parametrize("how", ["flipped", "cut", "empty"])
-def test_a_damaged_one_costs_its_round_and_is_told_in_one_line(kept: Checkpoints, how: str) -> None:
+def test_a_damaged_one_costs_its_round_and_one_warning(kept: Checkpoints, how: str) -> None:
     for number in (1, 2):
         kept.save(checkpoint(number))
     path = kept.path(2)
-    content = path.read_bytes()
     if how == "flipped":
         damage(path)
     else:
+        content = path.read_bytes()
         path.write_bytes(content[: len(content) // 2] if how == "cut" else b"")
-    told: list[str] = []
-    found = kept.latest(told.append)
-    assert found is not None
-    assert_same(found, checkpoint(1))
-    (line,) = told
+    warnings: list[str] = []
+    intact = kept.latest(warnings.append)
+    assert intact is not None
+    assert_same(intact, checkpoint(1))
+    (line,) = warnings
     assert line.startswith(f"checkpoint {path} ") and line.endswith("; trying the one before")
     assert "\n" not in line
 
@@ -217,11 +135,10 @@ def test_all_damaged_is_one_error_that_says_what_to_do(kept: Checkpoints) -> Non
     for number in (1, 2):
         kept.save(checkpoint(number))
         damage(kept.path(number))
-    told: list[str] = []
-    with pytest.raises(UserError) as raised:
-        kept.latest(told.append)
-    assert str(raised.value) == f"no checkpoint in {kept.folder} can be read; start the run anew"
-    assert [line.split()[1] for line in told] == [str(kept.path(number)) for number in (2, 1)]
+    warnings: list[str] = []
+    with pytest.raises(UserError, match=f"no checkpoint in {kept.folder} .* start a new run"):
+        kept.latest(warnings.append)
+    assert [line.split()[1] for line in warnings] == [str(kept.path(number)) for number in (2, 1)]
 
 
 def test_the_one_that_is_done_again_stays_though_a_later_one_was_damaged(
@@ -269,7 +186,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, former)
 
 
-@pytest.mark.parametrize("size", [0, 100, 5_000, 40_000])
+@pytest.mark.parametrize("size", [0, 5_000])
 def test_a_file_that_may_not_be_so_large_leaves_all_as_it_was(kept: Checkpoints, size: int) -> None:
     for number in (1, 2):
         kept.save(checkpoint(number, size=1000))
@@ -307,14 +224,3 @@ def test_a_full_disk_leaves_the_older_ones_and_nothing_aside(small_disk: Path) -
     assert names(kept) == [f"round-{number:06d}.safetensors" for number in saved]
     for number in saved:
         assert_same(read_checkpoint(kept.path(number)), checkpoint(number, size=1500))
-    # With room again it goes on.
-    kept.path(1).unlink()
-    kept.save(checkpoint(9, size=1500))
-    assert_same(latest(kept), checkpoint(9, size=1500))
-
-
-def test_a_folder_that_is_a_file_is_an_os_error(kept: Checkpoints) -> None:
-    kept.folder.write_text("")
-    with pytest.raises(OSError, match="File exists"):
-        kept.save(checkpoint(1))
-    assert kept.folder.read_text() == ""

@@ -14,23 +14,19 @@ from common.errors import UserError
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, RunFolder
 
 
-def test_folder_is_made_with_an_empty_list_of_rounds(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path / "a" / "b")
-    assert folder.path == (tmp_path / "a" / "b").absolute()
-    assert (folder.path / ROUNDS).read_text() == ""
-
-
 def test_path_is_absolute_wherever_the_process_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     folder = RunFolder("runs/one")
     monkeypatch.chdir("/")
+    assert folder.path == tmp_path / "runs" / "one"
+    assert (folder.path / ROUNDS).read_text() == ""
     folder.write("x.bin", b"1")
     assert (tmp_path / "runs" / "one" / "x.bin").read_bytes() == b"1"
 
 
-def test_rounds_are_one_json_object_a_line_in_order(tmp_path: Path) -> None:
+def test_rounds_and_summary_are_json(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     records = [
         {"round": n, "train_loss": {"audio": 1 / (n + 1)}, "rejected": ["line\nbreak", "ünïcode"]}
@@ -40,13 +36,9 @@ def test_rounds_are_one_json_object_a_line_in_order(tmp_path: Path) -> None:
         folder.append_round(record)
         lines = (tmp_path / ROUNDS).read_text().splitlines()
         assert [json.loads(line) for line in lines] == records[:count]
-
-
-def test_summary_is_json(tmp_path: Path) -> None:
-    summary = {"test": {"multimodal": {"corr": 0.25}}, "rounds": 3, "cleaning": {}}
-    RunFolder(tmp_path).write_summary(summary)
+    folder.write_summary({"test": {"multimodal": {"corr": 0.25}}, "cleaning": {}})
     text = (tmp_path / SUMMARY).read_text()
-    assert json.loads(text) == summary
+    assert json.loads(text) == {"test": {"multimodal": {"corr": 0.25}}, "cleaning": {}}
     assert text.endswith("}\n")
 
 
@@ -56,25 +48,18 @@ def test_configuration_is_written_resolved_and_whole(tmp_path: Path, overrides: 
     RunFolder(tmp_path).write_config(config)
     text = (tmp_path / CONFIG).read_text()
     assert "${" not in text
-    plain = yaml.safe_load(text)
-    assert plain["clients"] == dict(config.clients)
-    assert plain["dataset"]["num_items"] == 2400
+    assert set(yaml.safe_load(text)) == {item.name for item in fields(Config)}
     # What is read back with the schema is the configuration that ran.
     schema = OmegaConf.structured(config)
     assert OmegaConf.to_object(OmegaConf.merge(schema, OmegaConf.create(text))) == config
 
 
 def test_folder_of_another_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "flower.log").write_text("x")  # other files are no obstacle
     RunFolder(tmp_path).append_round({"round": 1})
     with pytest.raises(UserError, match=r"holds a run already.*run_dir="):
         RunFolder(tmp_path)
     assert json.loads((tmp_path / ROUNDS).read_text()) == {"round": 1}
-
-
-def test_folder_with_other_files_is_taken(tmp_path: Path) -> None:
-    (tmp_path / ".hydra").mkdir()
-    (tmp_path / "flower.log").write_text("x")
-    RunFolder(tmp_path)
     assert (tmp_path / "flower.log").read_text() == "x"
 
 
@@ -86,14 +71,6 @@ def test_path_through_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
-def test_write_replaces_a_file_whole_and_leaves_nothing_aside(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    folder.write("x.bin", b"first")
-    folder.write("x.bin", b"2")
-    assert (tmp_path / "x.bin").read_bytes() == b"2"
-    assert sorted(path.name for path in tmp_path.iterdir()) == [ROUNDS, "x.bin"]
-
-
 def test_old_file_stays_when_writing_breaks_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -103,13 +80,10 @@ def test_old_file_stays_when_writing_breaks_off(
     def break_off(source: object, target: object) -> None:
         raise OSError("no space left")
 
-    monkeypatch.setattr(os, "replace", break_off)
-    with pytest.raises(OSError, match="no space"):
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "replace", break_off)
         folder.write("x.bin", b"second")
     assert (tmp_path / "x.bin").read_bytes() == b"first"
-
-
-def test_config_of_every_field_is_written(tmp_path: Path) -> None:
-    RunFolder(tmp_path).write_config(compose_config("config", []))
-    plain = yaml.safe_load((tmp_path / CONFIG).read_text())
-    assert set(plain) == {item.name for item in fields(Config)}
+    folder.write("x.bin", b"2")
+    assert (tmp_path / "x.bin").read_bytes() == b"2"
+    assert sorted(path.name for path in tmp_path.iterdir()) == [ROUNDS, "x.bin"]

@@ -19,6 +19,7 @@ from server.evaluate import diagnose
 from server.model_file import load_model
 from server.run.federation import federate
 from server.runtimes.local import LocalGrid, run_locally
+from server.runtimes.simulation import join_cluster
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -59,9 +60,8 @@ def test_a_run_is_the_same_again_and_over_another_grid(tmp_path: Path) -> None:
     assert summary["rounds"] == 2
 
 
-def test_a_run_tells_what_a_report_shows(tmp_path: Path) -> None:
-    config = tiny("strategy=paper", "client.batch_size=4")
-    run = prepare(config, tmp_path / "run")
+def test_a_run_records_what_a_report_shows(tmp_path: Path) -> None:
+    run = prepare(tiny("strategy=paper", "client.batch_size=4"), tmp_path / "run")
     run_locally(run)
     lines = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
     for record in map(json.loads, lines):
@@ -71,88 +71,81 @@ def test_a_run_tells_what_a_report_shows(tmp_path: Path) -> None:
         for name, loss in record["train_loss"].items():
             own = [record["client_losses"][f"{name}-{part}"] for part in (0, 1)]
             assert min(own) <= loss <= max(own)
-        widths = [
-            each for layers in record["posterior_widths"].values() for each in layers.values()
-        ]
         # Of precisions that keep no scale: between the root of the shrinkage and 1.
-        assert all(0.5**0.5 - 1e-3 <= width <= 1 for width in widths)
+        for layers in record["posterior_widths"].values():
+            assert all(0.5**0.5 - 1e-3 <= width <= 1 for width in layers.values())
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     model, fusion = load_model(tmp_path / "run" / "model.safetensors")
     assert summary["diagnostics"] == diagnose(model, fusion, run.data.test)
 
 
-def test_mistake_of_a_client_arrives_as_one_line_and_the_others_go_on(tmp_path: Path) -> None:
-    config = tiny("rounds=1")
-    asked: list[int] = []
+@pytest.mark.parametrize(
+    ("fault", "reason"),
+    [
+        (UserError("its disk\nis full"), "its disk is full"),
+        (RuntimeError("out of\nmemory"), "RuntimeError"),
+        (MemoryError(), "MemoryError"),
+    ],
+)
+def test_a_client_that_fails_is_one_line_and_the_others_go_on(
+    tmp_path: Path, fault: Exception, reason: str
+) -> None:
+    config, asked = tiny(), []
 
     def get_config(context: Context) -> Config:
         asked.append(context.node_id)
         if context.node_id == 3 and asked.count(3) > 1:  # not when it describes itself
-            raise UserError("its disk\nis full")
+            raise fault
         return config
 
-    run = prepare(config, tmp_path / "run")
-    federate(run, LocalGrid(make_client_app(get_config), 6))
-    ((record,), _, _) = left_in(tmp_path / "run")
-    (line,) = record["rejected"]
-    assert " (node 3): " in line and line.endswith("its disk is full")
-    assert sum(record["clients"].values()) == 5
-
-
-@pytest.mark.parametrize("fault", [RuntimeError("out of\nmemory"), MemoryError(), KeyError("a")])
-def test_a_client_that_breaks_is_left_out_and_the_run_goes_on(
-    tmp_path: Path, fault: Exception
-) -> None:
-    config = tiny()
-    real = make_client_app(partial(given_config, config))
-
-    def breaking(message: Message, context: Context) -> Message:
-        if context.node_id == 3 and message.metadata.message_type == MessageType.TRAIN:
-            raise fault
-        return real(message, context)
-
-    run = prepare(config, tmp_path / "run")
-    federate(run, LocalGrid(breaking, 6))
+    federate(prepare(config, tmp_path / "run"), LocalGrid(make_client_app(get_config), 6))
     rounds, summary, _ = left_in(tmp_path / "run")
     assert summary["rounds"] == len(rounds) == 2
     for record in rounds:
         (line,) = record["rejected"]
-        assert " (node 3): " in line and type(fault).__name__ in line and "\n" not in line
+        assert " (node 3): " in line and reason in line and "\n" not in line
         assert sum(record["clients"].values()) == 5
 
 
-def test_a_run_that_no_client_can_take_part_in_ends_with_the_reason(tmp_path: Path) -> None:
-    config = tiny()
+def test_a_run_that_cannot_start_leaves_its_folder_to_the_next(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
 
     def get_config(context: Context) -> Config:
         raise UserError("no data here")
 
-    run = prepare(config, tmp_path / "run")
     with pytest.raises(UserError, match="no data here"):
-        federate(run, LocalGrid(make_client_app(get_config), 6))
-    # It can be started again in the same folder.
-    assert not (tmp_path / "run" / "rounds.jsonl").exists()
-
-
-def test_resources_that_are_not_there_are_refused(tmp_path: Path) -> None:
-    config = tiny("runtime.client_cpus=100000")
+        federate(prepare(tiny(), folder), LocalGrid(make_client_app(get_config), 6))
+    assert not (folder / "rounds.jsonl").exists()
     with pytest.raises(UserError, match=r"runtime\.client_cpus=100000"):
-        run_locally(prepare(config, tmp_path / "run"))
-    # It can be started again in the same folder, and logs there.
-    run_locally(prepare(tiny("rounds=1"), tmp_path / "run"))
-    assert left_in(tmp_path / "run")[1]["rounds"] == 1
-    assert "ROUND 1" in (tmp_path / "run" / "flower.log").read_text()
+        run_locally(prepare(tiny("runtime.client_cpus=100000"), folder))
+    run_locally(prepare(tiny("rounds=1"), folder))
+    assert left_in(folder)[1]["rounds"] == 1
+    assert "ROUND 1" in (folder / "flower.log").read_text()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:1", "nowhere", "127.0.0.1:ray"])
+def test_a_cluster_that_is_not_there_is_named_and_the_folder_given_up(
+    tmp_path: Path, address: str
+) -> None:
+    config = tiny("runtime=simulation", f"runtime.ray.address={address}")
+    run = prepare(config, tmp_path / "run")
+    with pytest.raises(UserError) as raised:
+        join_cluster(run)
+    assert str(raised.value).startswith(f"runtime.ray.address={address}: no Ray cluster answers")
+    assert not (tmp_path / "run" / "rounds.jsonl").exists()
 
 
 # The grid alone ---------------------------------------------------------------------------------
 
 
 def echo() -> ClientApp:
-    """Make an app that says which node and partition it is."""
+    """Make an app that says which node and partition it is; node 9 is broken."""
     app = ClientApp()
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
+        if context.node_id == 9:
+            raise ValueError("node 9 is broken")
         said = {"node": context.node_id, **context.node_config}
         return Message(RecordDict({"said": ConfigRecord(said)}), reply_to=message)
 
@@ -160,57 +153,33 @@ def echo() -> ClientApp:
 
 
 def test_each_message_is_answered_by_its_node_in_order() -> None:
-    grid = LocalGrid(echo(), 3)
-    assert grid.get_node_ids() == [1, 2, 3]
+    grid = LocalGrid(echo(), 9)
+    assert grid.get_node_ids() == list(range(1, 10))
     messages = [
-        grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (3, 1, 3, 2)
+        grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (3, 1, 3, 9)
     ]
-    replies = grid.send_and_receive(messages, timeout=0.0)
+    *replies, fault = grid.send_and_receive(messages, timeout=0.0)
     assert [dict(reply.content["said"]) for reply in replies] == [
-        {"node": node, "partition-id": node - 1, "num-partitions": 3} for node in (3, 1, 3, 2)
+        {"node": node, "partition-id": node - 1, "num-partitions": 9} for node in (3, 1, 3)
     ]
-    assert [reply.metadata.src_node_id for reply in replies] == [3, 1, 3, 2]
-    assert all(not reply.has_error() for reply in replies)
+    assert [reply.metadata.src_node_id for reply in (*replies, fault)] == [3, 1, 3, 9]
+    assert "ValueError: node 9 is broken" in (fault.error.reason or "")
 
 
-def test_a_reply_is_taken_once() -> None:
-    grid = LocalGrid(echo(), 2)
-    messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
-    first, second = grid.push_messages(messages)
-    assert [reply.metadata.src_node_id for reply in grid.pull_messages([second])] == [2]
-    assert list(grid.pull_messages([second])) == []
-    assert [reply.metadata.src_node_id for reply in grid.pull_messages([first, second])] == [1]
-
-
-def test_a_message_that_breaks_the_app_is_answered_by_an_error() -> None:
-    app = ClientApp()
-
-    @app.train()
-    def train(message: Message, context: Context) -> Message:
-        raise ValueError(f"node {context.node_id} is broken")
-
-    grid = LocalGrid(app, 2)
-    messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
-    replies = grid.send_and_receive(messages)
-    assert [reply.metadata.src_node_id for reply in replies] == [1, 2]
-    assert all(reply.has_error() for reply in replies)
-    assert "ValueError: node 2 is broken" in (replies[1].error.reason or "")
-
-
-def test_replies_of_two_rounds_are_not_mixed_up() -> None:
+def test_a_reply_is_taken_once_and_rounds_are_not_mixed_up() -> None:
     grid = LocalGrid(echo(), 2)
     messages = [grid.create_message(RecordDict(), MessageType.TRAIN, node, "1") for node in (1, 2)]
     kept, taken = grid.push_messages(messages)
-    grid.pull_messages([taken])
+    assert [reply.metadata.src_node_id for reply in grid.pull_messages([taken])] == [2]
+    assert list(grid.pull_messages([taken])) == []
     (again,) = grid.push_messages([messages[1]])
     assert len({kept, taken, again}) == 3
-    sources = [reply.metadata.src_node_id for reply in grid.pull_messages([kept, again])]
+    sources = [reply.metadata.src_node_id for reply in grid.pull_messages([kept, taken, again])]
     assert sources == [1, 2]
 
 
 def test_node_k_holds_the_clients_of_partition_k() -> None:
-    config = tiny()
-    grid = LocalGrid(make_client_app(partial(given_config, config)), 6)
+    grid = LocalGrid(make_client_app(partial(given_config, tiny())), 6)
     queries = [Message(encode_query(), node, MessageType.QUERY) for node in grid.get_node_ids()]
     descriptions = [decode_description(r.content) for r in grid.send_and_receive(queries)]
     hosted = [str(client.key) for each in descriptions for client in each.clients]
