@@ -1,16 +1,18 @@
 """The terminal of every command: lines that are never wrapped, cut or taken for markup."""
 
 from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Terminal:
-    """A terminal.
-
-    Parameters
-    ----------
-    console
-        Where to print; by default the terminal.
-    """
+    """A terminal; prints to `console`, or by default to standard output."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -20,5 +22,20 @@ class Terminal:
         self.console.print(line, style=style, soft_wrap=True, markup=False, emoji=False)
 
     def warn(self, line: str) -> None:
-        """Print one line that asks for attention."""
+        """Print a warning."""
         self.tell(f"warning: {line}", "yellow")
+
+    def progress(self, unit: str | None = None) -> Progress:
+        """Return a bar titled by its tasks, with their count of a unit, or else the time so far.
+
+        It is gone when it stops, and never shown in a file.
+        """
+        counted = (MofNCompleteColumn(), TextColumn(unit or ""), TimeRemainingColumn())
+        return Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            *(counted if unit else [TimeElapsedColumn()]),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
