@@ -106,7 +106,9 @@ def _flat(outcomes: dict[str, Column], names: Iterable[str], suffix: str) -> dic
     """Return the columns of predictions and of the probability of each class or label."""
     said = outcomes["prediction"]
     table = {f"prediction{suffix}": [";".join(v) if isinstance(v, list) else v for v in said]}
-    if rows := outcomes.get("probabilities"):
-        for name in names:
-            table[f"probability{suffix}_{name}"] = [row and row[name] for row in rows]
+    if "probabilities" in outcomes:
+        rows = outcomes["probabilities"]
+        table |= {
+            f"probability{suffix}_{name}": [row and row[name] for row in rows] for name in names
+        }
     return table

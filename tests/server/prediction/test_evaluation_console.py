@@ -88,10 +88,16 @@ def test_into_a_file_goes_everything() -> None:
 def test_classes_are_called_by_their_names(names: tuple[str, ...], said: list[str]) -> None:
     found = evaluation(Task.classification, names)
     rows = rows_of(shown(found))
+    diagnosis = found.results["diagnostics"]["multimodal"]
     assert ["", *said] in rows
-    counts = found.results["diagnostics"]["multimodal"]["confusion"]["counts"]
-    for name, each in zip(said, counts, strict=True):
+    for name, each in zip(said, diagnosis["confusion"]["counts"], strict=True):
         assert [f"true {name}", *map(str, each)] in rows
+    # An empty bin has empty cells.
+    table = diagnosis["calibration"]
+    assert None in table["probability"]
+    for upper, count, probability, _ in zip(*table.values(), strict=True):
+        if probability is None:
+            assert [f"{upper:.3f}", str(count), "", ""] in rows
 
 
 @pytest.mark.parametrize(
@@ -107,13 +113,3 @@ def test_every_label_has_its_confusion(names: tuple[str, ...], said: list[str]) 
         rows = rows_of("\n".join(lines[first : first + 7]))
         assert rows[0] == ["", "0", "1"]
         assert rows[1:3] == [["true 0", *map(str, absent)], ["true 1", *map(str, present)]]
-
-
-def test_an_empty_bin_is_an_empty_cell() -> None:
-    found = evaluation(Task.classification)
-    table = found.results["diagnostics"]["multimodal"]["calibration"]
-    assert None in table["probability"]
-    rows = rows_of(shown(found))
-    for upper, count, probability, _ in zip(*table.values(), strict=True):
-        if probability is None:
-            assert [f"{upper:.3f}", str(count), "", ""] in rows
