@@ -20,7 +20,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 
-from server.commands.command import _group_options
+from server.commands.command import list_group
 
 COMMAND = Path(sys.executable).with_name("utmp-train")
 
@@ -85,14 +85,12 @@ def write(folder: Path, name: str, **arrays: Any) -> str:
 
 
 def test_help(command: Run) -> None:
-    answer = command("--help")
-    assert (answer.status, answer.stderr) == (0, "")
-    assert "Configuration groups" in answer.stdout
-    assert "Override anything in the config (foo.bar=value)" in answer.stdout
-    choices = next(line for line in answer.stdout.splitlines() if line.startswith("strategy: "))
+    shown = command("--help").shown
+    assert "Override anything in the config (foo.bar=value)" in shown
+    choices = next(line for line in shown.splitlines() if line.startswith("strategy: "))
     offered = set(choices.removeprefix("strategy: ").split(", "))
     assert {"fedavg", "hierarchical", "fednova", "centralised"} <= offered
-    assert "runtime: processes, sequential, simulation" in answer.stdout
+    assert "runtime: processes, sequential, simulation" in shown
 
 
 @pytest.mark.parametrize("group", ["", "strategy", "dataset", "hydra", "hydra/launcher"])
@@ -102,143 +100,122 @@ def test_help_lists_groups_as_hydra_does(group: str, kind: ObjectType) -> None:
         loader = GlobalHydra.instance().config_loader()
         assert isinstance(loader, ConfigLoaderImpl)
         _, copied = loader._parse_overrides_and_create_caching_repo(None, [])
-        assert _group_options(loader, group, kind) == copied.get_group_options(group, kind)
+        assert list_group(loader, group, kind) == copied.get_group_options(group, kind)
 
 
-def test_the_configuration_is_printed_as_yaml(command: Run, tmp_path: Path) -> None:
-    answer = command("--cfg", "job", "rounds=7", "clients.audio=2", "strategy=fedavg")
-    assert (answer.status, answer.stderr) == (0, "")
-    printed = yaml.safe_load(answer.stdout)
+# The same, with its libraries loaded ------------------------------------------------------------
+
+
+def test_the_configuration_is_printed_as_yaml(loaded: Run, tmp_path: Path) -> None:
+    printed = yaml.safe_load(
+        loaded("--cfg", "job", "rounds=7", "clients.audio=2", "strategy=fedavg").shown
+    )
     assert printed["rounds"] == 7
     assert printed["clients"] == {"default": None, "audio": 2}
     assert printed["strategy"]["sampler"]["name"] == "last"
     assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
 
 
-def test_an_unknown_setting(command: Run, tmp_path: Path) -> None:
-    error = command("client.lrr=1").error
-    assert error.startswith("there is no setting 'client.lrr'; did you mean client.lr")
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_wrong_type(command: Run) -> None:
-    error = command("rounds=many").error
-    assert "rounds" in error
-    assert "'many'" in error
-
-
-# The same, with its libraries loaded ------------------------------------------------------------
-
-
-def test_both_ways_of_running_agree(command: Run, loaded: Run) -> None:
-    assert command("rounds=0").error == loaded("rounds=0").error
-    assert loaded("rounds=0").error == "rounds=0: expected a number above 0"
-
-
 def test_what_fits_would_train(loaded: Run, tmp_path: Path) -> None:
     file = write(tmp_path, "ok.npz")
-    answer = loaded("dataset=npz", f"dataset.path={file}", "run_dir=here")
-    assert (answer.status, answer.stdout, answer.stderr) == (0, "would train\n", "")
+    shown = loaded("dataset=npz", f"dataset.path={file}", "run_dir=here").shown
+    assert shown == "would train\n"
     config = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
-    assert config["dataset"]["path"] == file
-    assert config["run_dir"] == "here"
+    assert (config["dataset"]["path"], config["run_dir"]) == (file, "here")
 
 
 def test_clients_may_run_in_the_command_s_own_process(loaded: Run, tmp_path: Path) -> None:
     small = [f"model.{name}=2" for name in ("width", "heads", "layers", "decoder_layers")]
     short = ("rounds=2", "clients.default=1", "client.local_epochs=1", "client.device=cpu")
-    answer = loaded("runtime=sequential", "run_dir=here", FEW, *small, *short)
-    assert answer.status == 0
-    assert "round 2" in answer.stdout and "run folder: " in answer.stdout
+    shown = loaded("runtime=sequential", "run_dir=here", FEW, *small, *short).shown
+    assert "round 2" in shown and "run folder: " in shown
     assert len((tmp_path / "here" / "rounds.jsonl").read_text().splitlines()) == 2
     assert (tmp_path / "here" / "summary.json").exists()
 
 
-def test_a_modality_without_clients(loaded: Run) -> None:
-    error = loaded("clients.language=0", FEW).error
-    assert error.startswith("modality 'language' has no client; set clients.language")
+#: A name that nothing may wrap, cut or take for markup.
+NAME = "[b]a:key:b[/b]" + "a" * 200 + " " + "b" * 40 + ".npz"
 
 
-def test_clients_of_an_unknown_modality(loaded: Run) -> None:
-    error = loaded("clients.smell=2", FEW).error
-    assert error == (
-        "clients.smell: the dataset has no modality 'smell'; it has language, audio, vision"
-    )
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["client.lrr=1"], "there is no setting 'client.lrr'; did you mean client.lr"),
+        (["rounds=many"], "rounds=many: Value 'many'"),
+        (["rounds=0"], "rounds=0: expected a number above 0"),
+        (["clients.language=0"], "modality 'language' has no client; set clients.language"),
+        (
+            ["clients.smell=2"],
+            "clients.smell: the dataset has no modality 'smell'; it has language, audio, vision",
+        ),
+        (["dataset=npz", "dataset.path=nope.npz"], "dataset file nope.npz does not exist"),
+        (["dataset=npz", f'dataset.path="{NAME}"'], f"dataset file {NAME} does not exist"),
+        (["dataset.test_fraction=0"], "there are no test items; raise dataset.test_fraction above"),
+        (["experiment=mosei_raw"], "dataset.path is required"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(
+    loaded: Run, tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    few = [] if any("dataset=" in each or "experiment" in each for each in arguments) else [FEW]
+    assert loaded(*few, *arguments, "run_dir=here").error.startswith(message)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_is_not_there(loaded: Run) -> None:
-    error = loaded("dataset=npz", "dataset.path=nope.npz").error
-    assert error == "dataset file nope.npz does not exist"
+def test_a_mistake_is_the_installed_command_s_too(command: Run, loaded: Run) -> None:
+    assert command("rounds=0").error == loaded("rounds=0").error
 
 
-def test_a_file_without_labels(loaded: Run, tmp_path: Path) -> None:
-    file = write(tmp_path, "unlabelled.npz", label=None)
-    error = loaded("dataset=npz", f"dataset.path={file}").error
-    assert error == "unlabelled.npz has no array 'label' (the labels); it has audio, video"
-
-
-def test_fewer_groups_than_clients(loaded: Run, tmp_path: Path) -> None:
-    file = write(tmp_path, "few.npz")
-    error = loaded(
-        "dataset=npz", f"dataset.path={file}", "dataset.group=video", "clients.default=8"
-    ).error
-    assert error.startswith("8 clients are too many for the train items")
-    assert "use fewer clients" in error
-
-
-def test_widths_that_differ_between_files(loaded: Run, tmp_path: Path) -> None:
-    files = [write(tmp_path, "a.npz"), write(tmp_path, "b.npz", audio=np.ones((20, 4, 5)))]
-    error = loaded("dataset=npz", f"dataset.path=[{','.join(files)}]").error
-    assert error == "audio is 3 wide in a.npz but 5 wide in b.npz"
-
-
-def test_nothing_to_evaluate_on(loaded: Run) -> None:
-    error = loaded(FEW, "dataset.test_fraction=0").error
-    assert error == "there are no test items; raise dataset.test_fraction above 0"
-
-
-def test_an_experiment_without_its_file(loaded: Run) -> None:
-    error = loaded("experiment=mosei_raw").error
-    assert error.startswith("dataset.path is required")
-
-
-def test_a_name_is_shown_as_it_was_typed(loaded: Run) -> None:
-    name = "[b]a:key:b[/b]" + "a" * 200 + " " + "b" * 40 + ".npz"
-    error = loaded("dataset=npz", f'dataset.path="{name}"').error
-    assert error == f"dataset file {name} does not exist"
+@pytest.mark.parametrize(
+    ("arrays", "settings", "words"),
+    [
+        (
+            [{"label": None}],
+            [],
+            ["0.npz has no array 'label' (the labels); it has audio, video"],
+        ),
+        (
+            [{}],
+            ["dataset.group=video", "clients.default=8"],
+            ["8 clients are too many for the train items", "use fewer clients"],
+        ),
+        (
+            [{}, {"audio": np.ones((20, 4, 5))}],
+            [],
+            ["audio is 3 wide in 0.npz but 5 wide in 1.npz"],
+        ),
+    ],
+)
+def test_files_that_do_not_fit(
+    loaded: Run,
+    tmp_path: Path,
+    arrays: list[dict[str, Any]],
+    settings: list[str],
+    words: list[str],
+) -> None:
+    files = [write(tmp_path, f"{number}.npz", **each) for number, each in enumerate(arrays)]
+    error = loaded("dataset=npz", f"dataset.path=[{','.join(files)}]", *settings).error
+    assert all(each in error for each in words)
 
 
 # The run folder ---------------------------------------------------------------------------------
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(folder).as_posix(): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+def test_a_folder_that_holds_a_run_is_refused_and_stays_as_it_was(
+    loaded: Run, tmp_path: Path
+) -> None:
+    def contents() -> dict[Path, bytes]:
+        files = sorted(path for path in (tmp_path / "taken").rglob("*") if path.is_file())
+        return {path: path.read_bytes() for path in files}
 
-
-def test_a_folder_that_holds_a_run_is_refused(loaded: Run, tmp_path: Path) -> None:
     assert loaded("run_dir=taken", FEW).status == 0
+    before = contents()
     error = loaded("run_dir=taken", FEW, "rounds=7").error
-    assert str(tmp_path / "taken") in error
-    assert "holds a run already" in error
+    assert error.startswith(f"{tmp_path / 'taken'} holds a run already; ")
     assert "run_dir" in error
-
-
-def test_a_refused_run_leaves_the_other_as_it_was(loaded: Run, tmp_path: Path) -> None:
-    loaded("run_dir=taken", FEW)
-    before = contents(tmp_path / "taken")
-    loaded("run_dir=taken", FEW, "rounds=7")
-    assert contents(tmp_path / "taken") == before
+    assert contents() == before
 
 
 def test_a_folder_that_cannot_be_made(loaded: Run, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert "file" in loaded("run_dir=file/run", FEW).error
-
-
-def test_a_run_that_does_not_start_leaves_no_folder(loaded: Run, tmp_path: Path) -> None:
-    loaded("dataset=npz", "dataset.path=nope.npz", "run_dir=here")
-    assert list(tmp_path.iterdir()) == []
