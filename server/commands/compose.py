@@ -40,10 +40,8 @@ def main(config: ComposeConfig) -> None:
 def compose_file(config: ComposeConfig) -> str:
     """Return the clients as a Compose file.
 
-    Raises
-    ------
-    UserError
-        If a modality has no client or no shard, or a name that Compose does not take.
+    Raises `UserError` if a modality has no client or no shard, or a name that Compose does not
+    take.
     """
     # Imported here, so that --help and a mistyped setting answer at once.
     from common.clients import ClientKey

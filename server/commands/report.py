@@ -5,14 +5,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hydra.core.hydra_config import HydraConfig
+
 from common.config import ReportConfig
 from common.errors import UserError
-from server.commands.command import given_overrides, hydra_command
+from server.commands.command import hydra_command
 
 if TYPE_CHECKING:
     from server.report.tables import Report
 
-# Libraries are imported in functions, so that --help and a mistyped setting answer at once.
+# What reads, compares and draws is imported in functions, so that --help and a mistyped setting
+# answer at once.
 
 
 @hydra_command(ReportConfig)
@@ -21,13 +24,20 @@ def main(config: ReportConfig) -> None:
     from server.report.console import show
     from server.terminal import Terminal
 
-    report = make_report(config, given_overrides())
+    report = make_report(config, HydraConfig.get().overrides.task)
     write_report(report, config)
     show(report, config.out, Terminal())
 
 
 def make_report(config: ReportConfig, overrides: Sequence[str]) -> "Report":
-    """Read and group runs; the report quotes the overrides, without the machine's folders.
+    """Read runs and group them.
+
+    Parameters
+    ----------
+    config
+        What to report.
+    overrides
+        How the user gave it; quoted in the report, without the machine's places.
 
     Raises
     ------
@@ -46,13 +56,13 @@ def make_report(config: ReportConfig, overrides: Sequence[str]) -> "Report":
 
 
 def write_report(report: "Report", config: ReportConfig) -> None:
-    """Write the report, as a page and as text with pictures, all or nothing.
+    """Write the report, as a page and as text with pictures, as one whole folder.
 
     Raises
     ------
     UserError
-        If the folder exists, would replace runs, or cannot be written; or if the rounds of a run
-        are damaged.
+        If the folder is there already, would replace runs, or cannot be written; or if the rounds
+        of a run are damaged.
     """
     from common.atomic import atomic_folder
     from server.report.console import PAGE, REPORT, markdown

@@ -68,10 +68,7 @@ def load_predictor(config: ServeConfig) -> "Predictor":
 def find_examples(config: ServeConfig, predictor: "Predictor", terminal: "Terminal") -> "Examples":
     """Return the page's examples: none if the data of the run are gone.
 
-    Raises
-    ------
-    UserError
-        If a shard was named and cannot be used.
+    Raises `UserError` if a shard was named and cannot be used.
     """
     from server.service.examples import Examples, load_examples
 

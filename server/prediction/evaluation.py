@@ -44,13 +44,7 @@ class Evaluation:
 
 
 def evaluate_model(config: EvaluateConfig) -> Evaluation:
-    """Evaluate a model on labelled items.
-
-    Raises
-    ------
-    UserError
-        If the model or the items cannot be used, or do not fit each other.
-    """
+    """Evaluate a model; raise `UserError` if it or the items cannot be used, or do not fit."""
     if config.out is not None:
         check_place(Path(config.out), config.overwrite)
     use_one_thread()  # as in the run, so that sums are in the same order

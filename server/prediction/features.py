@@ -18,13 +18,7 @@ Features = ArrayLike | Tensor | Sequence[ArrayLike | Tensor | None]
 
 
 def sequences_of(name: str, given: Features, width: int) -> Sequences:
-    """Return N sequences of a modality of a width D; one item is N = 1.
-
-    Raises
-    ------
-    UserError
-        If they are not numbers of that width.
-    """
+    """Return N sequences of a modality; raise `UserError` if they are not numbers of width D."""
     items = [_item(name, item, width) for item in _items(name, given)]
     lengths = np.array([len(item) for item in items], dtype=np.int64)
     values = np.concatenate([np.empty((0, width), dtype=np.float32), *items])

@@ -24,13 +24,7 @@ PART = 512
 
 
 def predict_file(config: PredictConfig, terminal: Terminal) -> None:
-    """Predict all items of an input.
-
-    Raises
-    ------
-    UserError
-        If the model, the input or the output cannot be used.
-    """
+    """Predict all items; raise `UserError` if model, input or output cannot be used."""
     torch.set_num_threads(config.threads)
     out = Path(config.out)
     check_place(out, config.overwrite)
@@ -60,13 +54,7 @@ def predict_file(config: PredictConfig, terminal: Terminal) -> None:
 
 
 def label_names(given: list[str], stream: ItemStream, predictor: Predictor) -> tuple[str, ...]:
-    """Return the names of the classes or labels; empty if they have none.
-
-    Raises
-    ------
-    UserError
-        If the model predicts numbers, or there is not one name for each of its outputs.
-    """
+    """Return the names of classes or labels; raise `UserError` if those given do not fit."""
     outputs = predictor.outputs
     if given and predictor.task is Task.regression:
         raise UserError(f"labels={given}: the model predicts numbers, which have no names")

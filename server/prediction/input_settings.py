@@ -17,10 +17,7 @@ def input_settings(
 ) -> ReadSettings:
     """Return how an input is read for a predictor, with further settings of `ReadSettings`.
 
-    Raises
-    ------
-    UserError
-        If a modality is not one of the model's.
+    Raises `UserError` if a modality is not one of the model's.
     """
     names = tuple(dict.fromkeys(config.modalities or predictor.features))
     check_modalities("modalities", names, predictor)

@@ -69,21 +69,10 @@ class Predictor:
     def load(
         cls, path: str | Path, device: str = "cpu", max_seq_len: int | None = None
     ) -> "Predictor":
-        """Load the model of a run.
+        """Load the model of a run folder, or a ``model.safetensors``, onto a device.
 
-        Parameters
-        ----------
-        path
-            A run folder, or a ``model.safetensors``.
-        device
-            As torch names it, such as "cuda".
-        max_seq_len
-            None: as in the run, where its ``config.yaml`` is beside the model, or else all steps.
-
-        Raises
-        ------
-        UserError
-            If there is no model, or it is damaged.
+        By default as many last steps are used as in the run, if its ``config.yaml`` is beside the
+        model. Raises `UserError` if there is no model, or it is damaged.
         """
         file = model_path(path)
         model, fusion = load_model(file)
@@ -112,18 +101,11 @@ class Predictor:
         return {name: tuple(shape) for name, shape in self.model.spec.features.items()}
 
     def predict(self, inputs: Mapping[str, Features]) -> Predictions:
-        """Predict N items from the modalities that they have; one item is N = 1.
+        """Predict N items from any subset of the modalities; one item is N = 1.
 
-        Parameters
-        ----------
-        inputs
-            Modality to features in the units that the model was trained on; any subset of its
-            modalities. A value that is not finite counts as that feature's mean.
-
-        Raises
-        ------
-        UserError
-            If there is no modality, one is unknown, or the features do not fit the model.
+        Features are in the units that the model was trained on; a value that is not finite counts
+        as that feature's mean. Raises `UserError` if there is no modality, one is unknown, or the
+        features do not fit the model.
         """
         items = {
             name: sequences_of(name, given, self._shape(name)[-1]) for name, given in inputs.items()
@@ -133,7 +115,7 @@ class Predictor:
     def predict_sequences(
         self, items: Mapping[str, Sequences], batch_size: int = BATCH
     ) -> Predictions:
-        """Predict items that were read from a file, some at a time; arguments as for `predict`.
+        """Predict items that were read from a file, like `predict`, so many at a time.
 
         Sequences have length 0 where an item lacks the modality.
         """
@@ -222,13 +204,7 @@ def _numpy(values: Tensor) -> Floats:
 
 
 def model_path(path: str | Path) -> Path:
-    """Return the model file of a path: itself, or that of a run folder.
-
-    Raises
-    ------
-    UserError
-        If a run folder has none.
-    """
+    """Return a model file: the path, or that of a run folder; raise `UserError` if it has none."""
     path = Path(path)
     if not path.is_dir():
         return path
@@ -243,10 +219,7 @@ def model_path(path: str | Path) -> Path:
 def dataset_settings(folder: Path) -> dict[str, Any]:
     """Return the ``dataset.*`` of the run in a folder; nothing where there is no run.
 
-    Raises
-    ------
-    UserError
-        If its ``config.yaml`` is damaged.
+    Raises `UserError` if its ``config.yaml`` is damaged.
     """
     if not (folder / CONFIG).is_file():
         return {}

@@ -29,13 +29,7 @@ Part = tuple[NDArray[np.str_], Predictions]
 
 
 def check_place(path: Path, overwrite: bool) -> None:
-    """Check early that a file can be written.
-
-    Raises
-    ------
-    UserError
-        If it exists, its folder does not, or it needs a library that is not installed.
-    """
+    """Check early that a file can be written; raise `UserError` if not."""
     if path.is_dir():
         raise UserError(f"out={path} is a folder; expected a file")
     if path.exists() and not overwrite:
@@ -53,13 +47,7 @@ def check_place(path: Path, overwrite: bool) -> None:
 
 @contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yield a path to write to, which is renamed to `path` at the end; see `atomic_file`.
-
-    Raises
-    ------
-    UserError
-        If it cannot be written.
-    """
+    """Write an `atomic_file`; raise `UserError` if that fails."""
     try:
         with atomic_file(path) as aside:
             yield aside
@@ -70,13 +58,7 @@ def new_file(path: Path) -> Iterator[Path]:
 
 
 def write_predictions(path: Path, parts: Iterable[Part], labels: Sequence[str] = ()) -> None:
-    """Write a file of the format of its suffix; labels are K names, or else numbers.
-
-    Raises
-    ------
-    UserError
-        If it cannot be written.
-    """
+    """Write a file of the format of its suffix, or raise `UserError`; labels are K names."""
     with new_file(path) as aside:
         _WRITERS[path.suffix](aside, parts, labels)
 

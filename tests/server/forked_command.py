@@ -75,6 +75,15 @@ class Answer:
         return self.stdout
 
 
+def rows_of(printed: str) -> list[list[str]]:
+    """Return the cells of each row of the tables that were printed."""
+    return [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        for line in printed.splitlines()
+        if line[:1] in ("│", "┃")
+    ]
+
+
 class ForkedCommand:
     """A process that has a command loaded, by the name of the command, ``sys.argv[0]``."""
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import trained_runs
-from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command, rows_of
 from trained_runs import NAMES
 
 from server.run.folder import MODEL
@@ -44,15 +44,6 @@ def forked() -> Iterator[ForkedCommand]:
 def loaded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
     """Run the command in an empty folder, with its libraries loaded already."""
     return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
-
-
-def rows_of(text: str) -> list[list[str]]:
-    """The cells of each row of the tables that were printed."""
-    return [
-        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
-        for line in text.splitlines()
-        if line[:1] in ("│", "┃")
-    ]
 
 
 # In a process of its own ------------------------------------------------------------------------

@@ -1,10 +1,10 @@
 """What is shown of an evaluation, on terminals of any width."""
 
 import io
-import re
 
 import numpy as np
 import pytest
+from forked_command import rows_of
 from made_up_models import OUTPUTS, features_for, fusion_for, model_for, sequences_for
 from rich.console import Console
 
@@ -45,14 +45,6 @@ def shown(found: Evaluation, width: int | None = None) -> str:
     console = Console(file=stream, force_terminal=terminal, width=width, color_system=None)
     show_evaluation(Terminal(console), found)
     return stream.getvalue()
-
-
-def rows_of(text: str) -> list[list[str]]:
-    return [
-        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
-        for line in text.splitlines()
-        if line[:1] in ("│", "┃")
-    ]
 
 
 @pytest.mark.parametrize("width", [60, 80, 200])
