@@ -26,7 +26,7 @@ from made_up_models import (
     write_model,
 )
 
-from common.data.dataset import MultimodalDataset, Sequences
+from common.data.dataset import MultimodalDataset
 from common.data.manifest import MANIFEST
 from common.data.shards import ShardInfo, write_shard
 from common.task import Task
@@ -69,25 +69,17 @@ def model(tmp_path: Path) -> Path:
 
 def write_items(
     path: Path,
-    features: Features | dict[str, Sequences],
+    features: Features,
     ids: list[str],
     task: Task = Task.regression,
     names: tuple[str, ...] = (),
 ) -> Path:
-    """Write a shard."""
-    sequences = {
-        name: each if isinstance(each, Sequences) else sequences_for({name: each})[name]
-        for name, each in features.items()
-    }
-    labels = {
-        Task.regression: np.zeros(len(ids), np.float32),
-        Task.classification: np.zeros(len(ids), np.int64),
-        Task.multilabel: np.zeros((len(ids), OUTPUTS[task]), np.float32),
-    }[task]
+    """Write a shard, with labels of zero."""
+    shape = (len(ids), OUTPUTS[task]) if task is Task.multilabel else (len(ids),)
+    labels = np.zeros(shape, np.float32)
+    sequences = sequences_for(features)
     items = MultimodalDataset(np.array(ids), np.array(ids), labels, sequences, label_names=names)
-    tabular = tuple(name for name, each in sequences.items() if each.tabular)
-    info = ShardInfo(path.stem, tuple(sequences), task, OUTPUTS[task], names, tabular)
-    write_shard(path, items, info)
+    write_shard(path, items, ShardInfo(path.stem, tuple(sequences), task, OUTPUTS[task], names))
     return path
 
 
@@ -332,41 +324,30 @@ def test_what_labels_are_called(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("argument", "message"),
     [
-        ([], "model is required; give it as model=…: a run folder or its model file"),
-        (["model=run"], "input is required; give it as input=…: a shard, or a file of any format"),
-        (["model=none"], "model file none does not exist"),
-        (["modell=run"], "there is no setting 'modell'; did you mean model?"),
-        (["model=a.safetensors"], "a.safetensors is not a model of this project"),
-        (["input=none.csv"], "none.csv does not exist"),
-        (["input=[a.safetensors,3]"], "input=['a.safetensors', 3]: expected a path or a list of"),
-        (["input=run"], "run is of no known format; expected one of "),
-        (["format=npz"], "a.safetensors is not an .npz file, or only a part of one"),
-        (["format=hdf"], "format=hdf: expected mmsa, mult, multibench, npz, csd, table"),
-        (
-            ["modalities=[smell]"],
-            "modalities: there is no 'smell'; the model takes language, audio",
-        ),
-        (["labels=[joy]"], "labels=['joy']: the model predicts numbers, which have no names"),
-        (["batch_size=0"], "batch_size=0: expected a number above 0"),
-        (["device=quantum"], "device=quantum: "),
-        (["device=meta"], "device=meta: "),
-        (["out=a.txt"], "out=a.txt: expected a file that ends in .csv, .json, .jsonl, .parquet"),
-        (["out=none/a.csv"], "out=none/a.csv cannot be written: there is no folder none"),
+        ("model=none", "model file none does not exist"),
+        ("model=a.safetensors", "a.safetensors is not a model of this project"),
+        ("input=none.csv", "none.csv does not exist"),
+        ("input=[a.safetensors,3]", "input=['a.safetensors', 3]: expected a path or a list of"),
+        ("input=run", "run is of no known format; expected one of "),
+        ("modalities=[smell]", "modalities: there is no 'smell'; the model takes language, audio"),
+        ("labels=[joy]", "labels=['joy']: the model predicts numbers, which have no names"),
+        ("batch_size=0", "batch_size=0: expected a number above 0"),
+        ("device=quantum", "device=quantum: "),
+        ("device=meta", "device=meta: "),
+        ("out=none/a.csv", "out=none/a.csv cannot be written: there is no folder none"),
     ],
 )
 def test_a_mistake_is_one_line(
-    loaded: Run, model: Path, items: Path, tmp_path: Path, arguments: list[str], message: str
+    loaded: Run, model: Path, items: Path, tmp_path: Path, argument: str, message: str
 ) -> None:
-    before = sorted(each.name for each in tmp_path.iterdir())
-    given = {argument.partition("=")[0] for argument in arguments}
-    default = ["model=run", "input=a.safetensors"]
-    if message.startswith(("model is", "input is")):
-        default = []
-    filled = [each for each in default if each.partition("=")[0] not in given]
-    assert loaded(*filled, *arguments).error.startswith(message)
-    assert sorted(each.name for each in tmp_path.iterdir()) == before
+    before = sorted(tmp_path.iterdir())
+    given = [argument, "model=run", "input=a.safetensors"]
+    names = [each.partition("=")[0] for each in given]
+    chosen = dict(reversed(list(zip(names, given, strict=True))))
+    assert loaded(*chosen.values()).error.startswith(message)
+    assert sorted(tmp_path.iterdir()) == before
 
 
 @pytest.mark.parametrize("labels", ["[a]", "[a,a]", "[a,b,c]"])
