@@ -75,6 +75,19 @@ class Answer:
         return self.stdout
 
 
+def run_alone(folder: Path, command: str, *arguments: str) -> Answer:
+    """Run the installed command in a process of its own."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name(command), *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
+
+
 def rows_of(printed: str) -> list[list[str]]:
     """Return the cells of each row of the tables that were printed."""
     return [

@@ -4,16 +4,13 @@ What is refused before the libraries are loaded runs as the installed command. T
 them, for seconds, once a test; one process loads them once and forks for each command line.
 """
 
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from forked_command import Answer, ForkedCommand, forked_command
+from forked_command import Answer, run_alone
 from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -21,8 +18,7 @@ from hydra.core.object_type import ObjectType
 
 from server.commands.command import list_group
 
-COMMAND = Path(sys.executable).with_name("utmp-train")
-
+COMMAND = "utmp-train"
 LOADS = """
 import server.runtimes.local
 from server.commands.train import main
@@ -43,36 +39,11 @@ Run = Callable[..., Answer]
 FEW = "dataset.num_items=200"
 
 
-@pytest.fixture
-def command(tmp_path: Path) -> Run:
-    """Run the installed command in an empty folder."""
-
-    def run(*arguments: str) -> Answer:
-        done = subprocess.run(
-            [COMMAND, *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=60
-        )
-        return Answer(done.returncode, done.stdout, done.stderr)
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedCommand]:
-    with forked_command("utmp-train", LOADS) as command:
-        yield command
-
-
-@pytest.fixture
-def loaded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
-    """Run the command in an empty folder, with its libraries loaded already."""
-    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
-
-
 # The installed command --------------------------------------------------------------------------
 
 
-def test_help(command: Run) -> None:
-    shown = command("--help").shown
+def test_help(tmp_path: Path) -> None:
+    shown = run_alone(tmp_path, COMMAND, "--help").shown
     assert "Override anything in the config (foo.bar=value)" in shown
     choices = next(line for line in shown.splitlines() if line.startswith("strategy: "))
     offered = set(choices.removeprefix("strategy: ").split(", "))
@@ -144,8 +115,8 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_mistake_is_the_installed_command_s_too(command: Run, loaded: Run) -> None:
-    assert command("rounds=0").error == loaded("rounds=0").error
+def test_a_mistake_is_the_installed_command_s_too(loaded: Run, tmp_path: Path) -> None:
+    assert run_alone(tmp_path, COMMAND, "rounds=0").error == loaded("rounds=0").error
 
 
 # The run folder ---------------------------------------------------------------------------------

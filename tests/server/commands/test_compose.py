@@ -1,12 +1,11 @@
 """`utmp-compose` and the Compose files that its output goes beside."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked_command import run_alone
 
 from common.config import ComposeConfig, PrepareConfig, compose
 from common.errors import UserError
@@ -136,12 +135,8 @@ def test_more_clients_than_shards_are_refused(shards: Path) -> None:
 
 
 def test_the_committed_clients_are_what_the_command_prints() -> None:
-    command = [sys.executable, "-m", "server.commands.compose"]
-    done = subprocess.run(
-        [*command, "clients.default=1"], cwd=PROJECT, capture_output=True, text=True, timeout=60
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == (DOCKER / "compose.clients.yml").read_text()
+    shown = run_alone(PROJECT, "utmp-compose", "clients.default=1").shown
+    assert shown == (DOCKER / "compose.clients.yml").read_text()
 
 
 # ---- The files beside it -------------------------------------------------------------------

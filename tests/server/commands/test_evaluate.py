@@ -7,17 +7,17 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trained_runs
-from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command, rows_of
+from forked_command import Answer, rows_of, run_alone
 from trained_runs import NAMES
 
 from server.run.folder import MODEL
 
+COMMAND = "utmp-evaluate"
 LOADS = """
 import torch
 torch.set_num_threads(1)
@@ -34,27 +34,11 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_runs.on_shards(tmp_path_factory.mktemp("shards") / "run")
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedCommand]:
-    with forked_command("utmp-evaluate", LOADS) as command:
-        yield command
-
-
-@pytest.fixture
-def loaded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
-    """Run the command in an empty folder, with its libraries loaded already."""
-    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
-
-
 # In a process of its own ------------------------------------------------------------------------
 
 
 def test_help(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "server.commands.evaluate", "--help"],
-        **{"cwd": tmp_path, "env": ENVIRONMENT, "capture_output": True, "text": True},
-    )
-    shown = Answer(done.returncode, done.stdout, done.stderr).shown
+    shown = run_alone(tmp_path, COMMAND, "--help").shown
     assert "side: test" in shown
     assert "npz_schema" not in shown  # there are no groups to choose from
 

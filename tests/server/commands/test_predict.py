@@ -5,17 +5,14 @@ One process loads the libraries once and forks for each command line.
 
 import csv
 import json
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from forked_command import Answer, run_alone
 from made_up_models import (
     OUTPUTS,
     STEPS,
@@ -31,10 +28,12 @@ from common.data.manifest import MANIFEST
 from common.data.shards import ShardInfo, write_shard
 from common.task import Task
 from server.prediction.predictor import Predictions, Predictor
+from server.prediction.records import columns
 from tests.common.data.formats import writers
 
 torch.set_num_threads(1)
 
+COMMAND = "utmp-predict"
 LOADS = """
 import torch
 torch.set_num_threads(1)
@@ -47,18 +46,6 @@ Run = Callable[..., Answer]
 IDS = ["a", "b,c", 'd "e"', "ü", "x\ny"]
 #: The third item has nothing at all, the fourth all three.
 LENGTHS = {"language": [4, 0, 0, 3, 0], "audio": [6, 5, 0, 1, 0], "vision": [0, 3, 0, 2, 7]}
-
-
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedCommand]:
-    with forked_command("utmp-predict", LOADS) as command:
-        yield command
-
-
-@pytest.fixture
-def loaded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
-    """Run the command in an empty folder, with its libraries loaded already."""
-    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
 
 
 @pytest.fixture
@@ -93,34 +80,24 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def number(cell: str) -> float:
-    return float(cell) if cell else np.nan
-
-
 def check_csv(path: Path, ids: list[str], expected: Predictions) -> None:
     """Compare a file of numbers with what the model predicts in Python."""
-    rows = read_csv(path)
-    assert [row["id"] for row in rows] == ids
-    assert expected.std is not None
-    columns = {"prediction": expected.values, "std": expected.std}
-    columns |= {f"prediction_{name}": each for name, each in expected.alone.items()}
-    columns |= {f"weight_{name}": each for name, each in expected.weights.items()}
-    assert list(rows[0])[:5] == ["id", "prediction", "std", "seven_class", "sign"]
-    assert {*rows[0]} == {"id", "seven_class", "sign", *columns}
-    for column, values in columns.items():
-        found = np.array([number(row[column]) for row in rows])
-        np.testing.assert_allclose(found, values, atol=1e-6, rtol=0, err_msg=column)
+    rows, table = read_csv(path), columns(ids, expected)
+    assert list(rows[0]) == list(table)
+    for name, values in table.items():
+        cells = [row[name] for row in rows]
+        if name in ("id", "seven_class", "sign"):
+            assert cells == ["" if value is None else str(value) for value in values]
+        else:
+            numbers = [float(cell or "nan") for cell in cells]
+            np.testing.assert_allclose(numbers, np.array(values, float), atol=1e-6, rtol=0)
 
 
 # In a process of its own ------------------------------------------------------------------------
 
 
 def test_help(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "server.commands.predict", "--help"],
-        **{"cwd": tmp_path, "env": ENVIRONMENT, "capture_output": True, "text": True},
-    )
-    shown = Answer(done.returncode, done.stdout, done.stderr).shown
+    shown = run_alone(tmp_path, COMMAND, "--help").shown
     assert "out: predictions.csv" in shown
     assert "npz_schema" not in shown
 
