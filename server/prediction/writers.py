@@ -33,7 +33,7 @@ def check_place(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise UserError(f"out={path} is a folder; expected a file")
     if path.exists() and not overwrite:
-        raise UserError(f"out={path} is there already; choose another, or give overwrite=true")
+        raise UserError(f"out={path} exists already; choose another, or give overwrite=true")
     if not path.parent.is_dir():
         raise UserError(f"out={path} cannot be written: there is no folder {path.parent}")
     if path.suffix == ".parquet":

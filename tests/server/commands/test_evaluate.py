@@ -77,7 +77,7 @@ def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
     assert list(found["diagnostics"]["multimodal"]["calibration"]) in rows
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     again = loaded(f"model={run}", "out=a.json")
-    assert again.error.startswith("out=a.json is there already; choose another")
+    assert again.error.startswith("out=a.json exists already; choose another")
     assert loaded(f"model={run}", "out=a.json", "overwrite=true").shown == shown
 
 

@@ -341,7 +341,7 @@ def test_nothing_is_overwritten_unasked(
     (tmp_path / "p.csv").write_text("mine")
     arguments = ("model=run", "input=a.safetensors", "out=p.csv")
     error = loaded(*arguments).error
-    assert error == "out=p.csv is there already; choose another, or give overwrite=true"
+    assert error == "out=p.csv exists already; choose another, or give overwrite=true"
     assert (tmp_path / "p.csv").read_text() == "mine"
     assert loaded(*arguments, "overwrite=true").status == 0
     assert len(read_csv(tmp_path / "p.csv")) == 5

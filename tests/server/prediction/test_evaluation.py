@@ -238,4 +238,4 @@ def test_the_place_is_checked_before_anything_is_computed(
     monkeypatch.setattr("server.prediction.evaluation.Predictor.load", partial(pytest.fail, "late"))
     (tmp_path / "a.json").write_text("mine")
     message = refused(runs("npz"), f"out={tmp_path / 'a.json'}")
-    assert message.startswith(f"out={tmp_path / 'a.json'} is there already")
+    assert message.startswith(f"out={tmp_path / 'a.json'} exists already")

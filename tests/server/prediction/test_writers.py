@@ -298,4 +298,4 @@ def test_a_place_is_checked(tmp_path: Path, overwrite: bool) -> None:
     if overwrite:
         check_place(there, overwrite)
     else:
-        assert refused(there).startswith(f"out={there} is there already; choose another, or give ")
+        assert refused(there).startswith(f"out={there} exists already; choose another, or give ")
