@@ -10,7 +10,6 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,24 +24,14 @@ MODALITIES = ("language", "audio", "vision")
 KILLS = int(os.environ.get("UTMP_KILLS", "1"))
 
 
-@pytest.fixture
-def faulty(tmp_path: Path, environment: dict[str, str]) -> Iterator[Federation]:
-    running = Federation(tmp_path, environment)
-    try:
-        running.start(*running.database)
-        yield running
-    finally:
-        running.stop()
+def join(federation: Federation, modality: str) -> subprocess.Popen[bytes]:
+    return federation.add_node(f'modality="{modality}" part=0').process
 
 
-def join(faulty: Federation, modality: str) -> subprocess.Popen[bytes]:
-    return faulty.add_node(f'modality="{modality}" part=0').process
-
-
-def submit(faulty: Federation, overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
+def submit(federation: Federation, overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Submit a run and stream what it prints to a file."""
     name, *arguments = training(overrides)
-    return faulty.spawn(BIN / name, *arguments, log=log)
+    return federation.spawn(BIN / name, *arguments, log=log)
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
@@ -82,19 +71,19 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_superlink_killed_at_any_moment_loses_at_most_a_round(
-    faulty: Federation, tiny: list[str], tmp_path: Path
+    federation: Federation, tiny: list[str], tmp_path: Path
 ) -> None:
     rounds = 3 * KILLS + 1
     settings = [*tiny, f"rounds={rounds}", "client.device=cpu", "strategy=fedavgm"]
     run, chance = tmp_path / "run", random.Random(0)
     for modality in MODALITIES:
-        join(faulty, modality)
+        join(federation, modality)
 
-    before, superlink = 0, faulty.processes[0]
+    before, superlink = 0, federation.processes[0]
     for kill in range(KILLS):
         how = f"resume={run}" if kill else f"run_dir={run}"
         log = tmp_path / f"submitted-{kill}.log"
-        submitted = submit(faulty, [*settings, how], log)
+        submitted = submit(federation, [*settings, how], log)
         wait_for_round(run, before + 1)
         time.sleep(chance.uniform(0, 8))
         superlink.kill()
@@ -108,15 +97,15 @@ def test_superlink_killed_at_any_moment_loses_at_most_a_round(
         before = done
         if (run / "summary.json").exists():
             break
-        superlink = faulty.start(*faulty.database)
+        superlink = federation.start(*federation.database)
         if before == rounds:
             # The ServerApp may have outlived the SuperLink, and write its summary yet.
             break
-    submit(faulty, [*settings, f"resume={run}"], tmp_path / "last.log").wait(timeout=240)
+    submit(federation, [*settings, f"resume={run}"], tmp_path / "last.log").wait(timeout=240)
     summary = wait_for_summary(run)
 
     overrides = [*settings, "runtime=sequential", f"run_dir={tmp_path}/unbroken"]
-    run_command(tmp_path, faulty.environment, "utmp-train", *overrides)
+    run_command(tmp_path, federation.environment, "utmp-train", *overrides)
     unbroken = json.loads((tmp_path / "unbroken" / "summary.json").read_text())
     assert timeless(summary) == timeless(unbroken)
     assert list(map(timeless, records_of(run))) == list(
@@ -127,7 +116,7 @@ def test_superlink_killed_at_any_moment_loses_at_most_a_round(
 
 
 def test_a_site_that_dies_hangs_or_comes_late(
-    faulty: Federation, tiny: list[str], tmp_path: Path
+    federation: Federation, tiny: list[str], tmp_path: Path
 ) -> None:
     run, log, deadline = tmp_path / "run", tmp_path / "submitted.log", 20
     settings = [
@@ -137,12 +126,12 @@ def test_a_site_that_dies_hangs_or_comes_late(
         f"runtime.round_timeout={deadline}",
         "runtime.node_timeout=90",
     ]
-    nodes = {modality: join(faulty, modality) for modality in ("language", "vision")}
-    submitted = submit(faulty, settings, log)
+    nodes = {modality: join(federation, modality) for modality in ("language", "vision")}
+    submitted = submit(federation, settings, log)
 
     # Late: the run waits for it by name.
     wait_until(lambda: "waiting for audio: 0 of 1, " in log.read_text(), "the wait", seconds=90)
-    nodes["audio"] = join(faulty, "audio")
+    nodes["audio"] = join(federation, "audio")
     wait_for_round(run, 1)
     assert records_of(run)[0]["clients"] == dict.fromkeys(MODALITIES, 1)
 

@@ -15,6 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from processes import SecureFederation, flower_environment
 
 from common.config import CredentialsConfig, compose
 from server.credentials.certificates import utc_now
@@ -29,12 +30,15 @@ IMPOSTOR = "audio-1"
 
 
 @pytest.fixture(scope="module")
-def secure(secure_federation):
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureFederation]:
     """A SuperLink that asks for registered keys, over TLS."""
-    clients = ("clients.language=1", "clients.audio=2", "clients.vision=1")
-    secure_federation.run("utmp-credentials", "out=credentials", HOSTS, *clients)
-    secure_federation.start()
-    return secure_federation
+    folder = tmp_path_factory.mktemp("secure")
+    (folder / "flower-home").mkdir()
+    with SecureFederation(folder, flower_environment(folder / "flower-home")) as running:
+        clients = ("clients.language=1", "clients.audio=2", "clients.vision=1")
+        running.run("utmp-credentials", "out=credentials", HOSTS, *clients)
+        running.start()
+        yield running
 
 
 @pytest.fixture(scope="module")
