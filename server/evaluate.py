@@ -1,16 +1,17 @@
 """Evaluation on multimodal items: all modalities together, each alone, any rule, any subset.
 
-Every batch is encoded once, whatever is asked of it; on a CPU several batches at a time.
+Every batch is encoded once, whatever is asked of it; on a CPU several batches at a time. Items that
+lack a modality count for the others and for all together.
 
-Notation: N items, M modalities, K classes or labels.
+Notation: N items, K classes or labels.
 """
 
 import itertools
 import os
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from common.diagnostics import diagnostics
 from common.metrics import ConstantPredictions, compute_metrics
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
-from common.model.predict import Encoded, Prediction, encode, predict_encoded
+from common.model.predict import Prediction, encode, predict_encoded
 
 #: Items of a batch, about: few enough that those of a small dataset are several.
 BATCH = 128
@@ -36,52 +37,22 @@ EVERY_SUBSET = 4
 #: Metric to value, for all modalities together and for each.
 Scores = dict[str, dict[str, float]]
 
-#: A fitted rule, and the modalities that it may use.
-Question = tuple[Fusion, Sequence[str]]
+#: Title to a fitted rule, and the modalities that it may use.
+Questions = Mapping[str, tuple[Fusion, Sequence[str]]]
 
-T = TypeVar("T")
-
-#: Labels, and what was predicted: values and, of numbers, deviations.
+#: Labels, predicted values and, of numbers, their deviations.
 Answer = tuple[LabelArray, NDArray[np.float32], NDArray[np.float32] | None]
 
 
 def evaluate(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> Scores:
-    """Score a model on labelled items.
-
-    Parameters
-    ----------
-    model
-        On any device; left in evaluation mode.
-    fusion
-        A fitted rule.
-    items
-        At least one; those that lack a modality count for the others and for all together.
-
-    Returns
-    -------
-    dict
-        ``multimodal`` and each modality to its metrics.
-    """
+    """Score a model, which is left in evaluation mode; ``multimodal`` and each modality alone."""
     return _score(model, _together_and_alone(fusion, items), items)
 
 
 def evaluate_rules(
     model: HAFedformer, fusions: Mapping[str, Fusion], items: MultimodalDataset
 ) -> Scores:
-    """Score all modalities together under each of several rules.
-
-    Parameters
-    ----------
-    model, items
-        As for `evaluate`.
-    fusions
-        Title to a fitted rule.
-
-    Returns
-    -------
-    dict
-        Title to metrics.
-    """
+    """Score all modalities together under each of several fitted rules, by their titles."""
     names = list(items.sequences)
     return _score(model, {title: (fusion, names) for title, fusion in fusions.items()}, items)
 
@@ -89,13 +60,8 @@ def evaluate_rules(
 def evaluate_subsets(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> Scores:
     """Score subsets of the modalities, on the same items so that their figures compare.
 
-    Parameters
-    ----------
-    model, fusion
-        As for `evaluate`.
-    items
-        Those that have every modality count. If none has, every subset is scored on the items that
-        have any of it.
+    These are the items that have every modality. If none has, every subset is scored on the items
+    that have any of it.
 
     Returns
     -------
@@ -105,130 +71,80 @@ def evaluate_subsets(model: HAFedformer, fusion: Fusion, items: MultimodalDatase
         one, and all.
     """
     names = list(items.sequences)
-    complete = _present(items, names).all(axis=0)
+    complete = np.all([sequences.present for sequences in items.sequences.values()], axis=0)
     if complete.any():
         items = items.select(np.flatnonzero(complete))
-    questions = {"+".join(subset): (fusion, subset) for subset in _subsets(names)}
-    return _score(model, questions, items)
+    count = len(names)
+    sizes = range(1, count + 1) if count <= EVERY_SUBSET else (1, count - 1, count)
+    subsets = itertools.chain.from_iterable(itertools.combinations(names, size) for size in sizes)
+    return _score(model, {"+".join(subset): (fusion, subset) for subset in subsets}, items)
 
 
 def diagnose(
     model: HAFedformer, fusion: Fusion, items: MultimodalDataset
 ) -> dict[str, dict[str, Any]]:
-    """Tell what a model takes for what, and whether its certainty can be believed.
-
-    Parameters
-    ----------
-    model, fusion, items
-        As for `evaluate`.
-
-    Returns
-    -------
-    dict
-        ``multimodal`` and each modality to their `common.diagnostics.diagnostics`.
-    """
-    questions = _together_and_alone(fusion, items)
-    return {
-        title: diagnostics(fusion.task, *answer)
-        for title, answer in _answered(model, questions, items)
-    }
+    """Return the `diagnostics` of ``multimodal`` and each modality."""
+    answers = _answer(model, _together_and_alone(fusion, items), items)
+    return {title: diagnostics(fusion.task, *answer) for title, answer in answers}
 
 
-def predictions(
-    model: HAFedformer, fusion: Fusion, items: MultimodalDataset, modalities: list[str]
-) -> NDArray[np.float32]:
-    """Predict from some modalities: (N,) numbers or (N, K) probabilities."""
-
-    def predict(batch: Encoded) -> Prediction:
-        return predict_encoded(model, fusion, batch, modalities)
-
-    return _join(_of_each_batch(model, items.in_modalities(modalities), predict))[0]
-
-
-def _subsets(names: Sequence[str]) -> list[tuple[str, ...]]:
-    count = len(names)
-    sizes = range(1, count + 1) if count <= EVERY_SUBSET else (1, count - 1, count)
-    return [subset for size in sizes for subset in itertools.combinations(names, size)]
-
-
-def _together_and_alone(fusion: Fusion, items: MultimodalDataset) -> dict[str, Question]:
+def _together_and_alone(fusion: Fusion, items: MultimodalDataset) -> Questions:
     names = list(items.sequences)
-    subsets = {"multimodal": names} | {name: [name] for name in names}
-    return {title: (fusion, subset) for title, subset in subsets.items()}
+    return {"multimodal": (fusion, names)} | {name: (fusion, [name]) for name in names}
 
 
-def _score(
-    model: HAFedformer, questions: Mapping[str, Question], items: MultimodalDataset
-) -> Scores:
-    scores = {}
+def _score(model: HAFedformer, questions: Questions, items: MultimodalDataset) -> Scores:
     with warnings.catch_warnings():
         # An untrained or a failed modality predicts a constant; corr=0 says so in the table.
         warnings.simplefilter("ignore", ConstantPredictions)
-        for title, answer in _answered(model, questions, items):
-            scores[title] = compute_metrics(questions[title][0].task, *answer)
-    return scores
-
-
-def _answered(
-    model: HAFedformer, questions: Mapping[str, Question], items: MultimodalDataset
-) -> Iterator[tuple[str, Answer]]:
-    """Answer each question on the items that have any of its modalities."""
-    items = items.select(np.flatnonzero(_present(items, list(items.sequences)).any(axis=0)))
-    rows = {}
-    for title, (_, names) in questions.items():
-        rows[title] = np.flatnonzero(_present(items, names).any(axis=0))
-        if len(rows[title]) == 0:
-            raise ValueError(f"no item has any of {', '.join(names)}")
-    for title, (values, std) in _answer(model, questions, items).items():
-        yield title, (items.labels[rows[title]], values, std)
+        return {
+            title: compute_metrics(questions[title][0].task, *answer)
+            for title, answer in _answer(model, questions, items)
+        }
 
 
 def _answer(
-    model: HAFedformer, questions: Mapping[str, Question], items: MultimodalDataset
-) -> dict[str, tuple[NDArray[np.float32], NDArray[np.float32] | None]]:
-    """Predict the items that each question is about, in order: values and deviations."""
+    model: HAFedformer, questions: Questions, items: MultimodalDataset
+) -> Iterator[tuple[str, Answer]]:
+    """Answer each question on the items that have any of its modalities, in order."""
+    items = items.select(np.flatnonzero(items.present()))
+    having = {title: items.present(names) for title, (_, names) in questions.items()}
+    for title, (_, names) in questions.items():
+        if not having[title].any():
+            raise ValueError(f"no item has any of {', '.join(names)}")
+    batches = _predict(model, questions, items)
+    for title in questions:
+        found = [batch[title] for batch in batches if title in batch]
+        values = torch.cat([prediction.values for prediction in found]).cpu().numpy()
+        deviations = [prediction.std for prediction in found if prediction.std is not None]
+        std = torch.cat(deviations).cpu().numpy() if deviations else None
+        yield title, (items.labels[having[title]], values, std)
 
-    def ask(batch: Encoded) -> dict[str, Prediction]:
-        answers = {}
-        for title, (fusion, names) in questions.items():
-            having = batch.present(names).any(dim=0)
-            if having.any():
-                answers[title] = predict_encoded(model, fusion, batch.select(having), names)
-        return answers
 
-    answers = _of_each_batch(model, items, ask)
-    return {title: _join([each[title] for each in answers if title in each]) for title in questions}
-
-
-def _of_each_batch(
-    model: HAFedformer, items: MultimodalDataset, ask: Callable[[Encoded], T]
-) -> list[T]:
-    """Encode batch by batch, and return what is asked of each, in order."""
+def _predict(
+    model: HAFedformer, questions: Questions, items: MultimodalDataset
+) -> list[dict[str, Prediction]]:
+    """Predict batch by batch; a question about none of a batch's items has no answer there."""
     model.eval()
     device = next(model.parameters()).device
 
-    def answer(index: NDArray[np.int64]) -> T:
+    def predict(index: NDArray[np.int64]) -> dict[str, Prediction]:
         inputs = {
             name: pad_all(sequences.select(index)).to(device)
             for name, sequences in items.sequences.items()
         }
-        return ask(encode(model, inputs))
+        encoded = encode(model, inputs)
+        present = {
+            title: encoded.present(names).any(dim=0) for title, (_, names) in questions.items()
+        }
+        return {
+            title: predict_encoded(model, fusion, encoded.select(present[title]), names)
+            for title, (fusion, names) in questions.items()
+            if present[title].any()
+        }
 
     # As many as there are processors for the threads of each operation; one keeps a GPU busy.
     idle = (os.cpu_count() or 1) // torch.get_num_threads() if device.type == "cpu" else 1
     with ThreadPoolExecutor(min(max(idle, 1), AT_ONCE)) as pool:
         parts = np.array_split(np.arange(len(items)), max(round(len(items) / BATCH), 1))
-        return list(pool.map(answer, parts))
-
-
-def _join(
-    batches: Sequence[Prediction],
-) -> tuple[NDArray[np.float32], NDArray[np.float32] | None]:
-    values: NDArray[np.float32] = torch.cat([batch.values for batch in batches]).cpu().numpy()
-    deviations = [batch.std for batch in batches if batch.std is not None]
-    return values, torch.cat(deviations).cpu().numpy() if deviations else None
-
-
-def _present(items: MultimodalDataset, names: Sequence[str]) -> NDArray[np.bool_]:
-    """Return (M, N) bool: which items have each named modality."""
-    return np.stack([items.sequences[name].lengths > 0 for name in names])
+        return list(pool.map(predict, parts))

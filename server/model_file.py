@@ -30,17 +30,9 @@ def model_bytes(model: HAFedformer, fusion: Fusion) -> bytes:
 
 
 def load_model(path: str | Path) -> tuple[HAFedformer, Fusion]:
-    """Read a model file.
+    """Read a model, in evaluation mode on the CPU, and its fitted fusion rule.
 
-    Returns
-    -------
-    tuple
-        The model, in evaluation mode on the CPU, and its fitted fusion rule.
-
-    Raises
-    ------
-    UserError
-        If the file is missing or is not such a model.
+    Raises `UserError` if the file is missing or is not such a model.
     """
     if not Path(path).is_file():
         kind = "is a folder" if Path(path).is_dir() else "does not exist"

@@ -8,7 +8,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -25,7 +25,7 @@ from server.run.interruption import InterruptedRunError
 
 Schema = TypeVar("Schema", bound=Settings)
 
-_hydras_group_options = ConfigLoaderImpl.get_group_options
+_list_group = ConfigLoaderImpl.get_group_options
 
 
 def hydra_command(
@@ -46,7 +46,7 @@ def hydra_command(
         def command() -> None:
             # Hydra then raises instead of printing several lines and exiting with 1.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            ConfigLoaderImpl.get_group_options = _group_options  # type: ignore[method-assign,assignment]
+            ConfigLoaderImpl.get_group_options = list_group  # type: ignore[method-assign,assignment]
             folder = f"pkg://{schema.folder}"
             run = hydra.main(version_base=None, config_path=folder, config_name=schema.file)
             try:
@@ -61,20 +61,19 @@ def hydra_command(
     return decorate
 
 
-def _group_options(
+def list_group(
     loader: ConfigLoaderImpl,
     group_name: str,
     results_filter: ObjectType | None = ObjectType.CONFIG,
-    config_name: str | None = None,
-    overrides: list[str] | None = None,
+    **search: Any,
 ) -> list[str]:
     """List a group as Hydra does, which copies all of its sources for it first.
 
     ``--help`` lists a hundred groups, and took three seconds for it. The copies serve overrides of
     the search path alone.
     """
-    if overrides:
-        return _hydras_group_options(loader, group_name, results_filter, config_name, overrides)
+    if search.get("overrides"):
+        return _list_group(loader, group_name, results_filter, **search)
     return loader.repository.get_group_options(group_name, results_filter)
 
 
@@ -91,8 +90,7 @@ def given_overrides() -> list[str]:
     return list(HydraConfig.get().overrides.task)
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """Print one line on standard error and exit with status 2."""
-    line = " ".join(message.split())
-    print(f"error: {line}", file=sys.stderr)
+    print("error:", *message.split(), file=sys.stderr)
     sys.exit(2)

@@ -1,18 +1,20 @@
 """`utmp-compose`: the clients of a federation on one machine, as a Docker Compose file.
 
-It goes beside ``docker/compose.yml``: each client is a service with a key of its own, and what the
-run and the registration must know of them is added to the services there. Paths are relative to
-``docker/``, as in every further file of a Compose project.
+It is used together with ``docker/compose.yml``: it adds a service with a key of its own for each
+client, and what the run and the registration must know of them. Paths are relative to ``docker/``.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from common.config import ComposeConfig
 from common.errors import UserError
 from server.commands.command import hydra_command
+
+if TYPE_CHECKING:
+    from common.clients import ClientKey
 
 Service = dict[str, Any]
 
@@ -38,10 +40,8 @@ def main(config: ComposeConfig) -> None:
 def compose_file(config: ComposeConfig) -> str:
     """Return the clients as a Compose file.
 
-    Raises
-    ------
-    UserError
-        If a modality has no client or no shard, or a name that Compose does not take.
+    Raises `UserError` if a modality has no client or no shard, or a name that Compose does not
+    take.
     """
     # Imported here, so that --help and a mistyped setting answer at once.
     from common.clients import ClientKey
@@ -49,18 +49,16 @@ def compose_file(config: ComposeConfig) -> str:
     counts = _counts(config)
     clients = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
     overrides = [f"clients.{name}={count}" for name, count in counts.items()]
-    names = list(map(str, clients))
     services: dict[str, Service] = {
-        "register": {"volumes": [_public_key(name) for name in names]},
-        "train": {"environment": {"OVERRIDES": " ".join(overrides)}},
+        "register": {"volumes": [_public_key(str(client)) for client in clients]},
+        "train": {},
     }
     if config.data is not None:
         services["superlink"] = {"volumes": _evaluation(Path(config.data))}
         overrides += [f"dataset.modalities=[{','.join(counts)}]"]
         overrides += ["dataset=shards", f"dataset.path={DATA}"]
-        services["train"]["environment"]["OVERRIDES"] = " ".join(overrides)
-    for client in clients:
-        services[str(client)] = _client(str(client), client.modality, client.part, config)
+    services["train"] = {"environment": {"OVERRIDES": " ".join(overrides)}}
+    services |= {str(client): _client(client, config) for client in clients}
     text: str = yaml.safe_dump({"services": services}, sort_keys=False, allow_unicode=True)
     return _HEADER + text
 
@@ -70,12 +68,10 @@ def _counts(config: ComposeConfig) -> dict[str, int]:
     from common.clients import check_modality_name, clients_per_modality
     from common.data.synthetic import VIEWS
 
-    prepared = None
-    if config.data is not None:
-        prepared = _prepared(Path(config.data))
+    prepared = None if config.data is None else _prepared(Path(config.data))
     named = [name for name in config.clients if name != "default"]
     there = list(VIEWS) if prepared is None else list(prepared)
-    if not config.modalities and prepared is None and set(named) - set(there):
+    if prepared is None and set(named) - set(there):
         there = named
     modalities = list(dict.fromkeys(config.modalities or there))
     for name in modalities:
@@ -100,13 +96,13 @@ def _prepared(folder: Path) -> dict[str, int]:
     return {name: sum(key.modality == name for key in keys) for name in manifest.modalities}
 
 
-def _client(name: str, modality: str, part: int, config: ComposeConfig) -> Service:
-    environment = {"SITE": name, "MODALITY": modality, "PART": str(part)}
-    volumes = [_mount(f"{CREDENTIALS}/sites/{name}", "/credentials")]
+def _client(client: "ClientKey", config: ComposeConfig) -> Service:
+    environment = {"SITE": str(client), "MODALITY": client.modality, "PART": str(client.part)}
+    volumes = [_mount(f"{CREDENTIALS}/sites/{client}", "/credentials")]
     if config.data is not None:
-        shard = f"{name}.safetensors"
+        shard = f"{client}.safetensors"
         environment["FILE"] = f"{DATA}/{shard}"
-        volumes.append(_mount(_on_host(Path(config.data) / shard), f"{DATA}/{shard}"))
+        volumes.append(_mount_data(Path(config.data) / shard))
     service: Service = {
         "extends": {"file": "compose.common.yml", "service": "supernode"},
         "environment": environment,
@@ -126,12 +122,12 @@ def _public_key(name: str) -> Service:
 def _evaluation(folder: Path) -> list[Service]:
     """Mount what the server reads of a folder of shards: no client's."""
     names = ("manifest.json", "validation.safetensors", "test.safetensors")
-    return [_mount(_on_host(folder / name), f"{DATA}/{name}") for name in names]
+    return [_mount_data(folder / name) for name in names]
 
 
-def _on_host(path: Path) -> str:
-    """Return an absolute path, in which Compose sees no variable."""
-    return str(path.resolve()).replace("$", "$$")
+def _mount_data(path: Path) -> Service:
+    # In an absolute path, Compose must see no variable.
+    return _mount(str(path.resolve()).replace("$", "$$"), f"{DATA}/{path.name}")
 
 
 def _mount(source: str, target: str) -> Service:

@@ -12,8 +12,7 @@ if TYPE_CHECKING:
     from server.service.examples import Examples
     from server.terminal import Terminal
 
-# What loads a model and listens is imported in functions, so that --help and a mistyped setting
-# answer at once.
+# Libraries are imported in functions, so that --help and a mistyped setting answer at once.
 
 
 @hydra_command(ServeConfig)
@@ -36,13 +35,7 @@ def main(config: ServeConfig) -> None:
 
 
 def read_token(config: ServeConfig) -> str | None:
-    """Return what callers must know, if anything.
-
-    Raises
-    ------
-    UserError
-        If the file cannot be read, or does not hold a token.
-    """
+    """Return the token that callers must give, if any, or raise `UserError`."""
     if config.token_file is None:
         return config.token
     source = f"token_file={config.token_file}"
@@ -57,14 +50,7 @@ def read_token(config: ServeConfig) -> str | None:
 
 
 def load_predictor(config: ServeConfig) -> "Predictor":
-    """Load the model.
-
-    Raises
-    ------
-    UserError
-        If there is none, it is damaged, its device is not there, or ``labels`` are not as many as
-        it has.
-    """
+    """Load the model; raise `UserError` if it, its device or ``labels`` cannot be used."""
     import torch
 
     from server.prediction.input_settings import device_named
@@ -80,12 +66,9 @@ def load_predictor(config: ServeConfig) -> "Predictor":
 
 
 def find_examples(config: ServeConfig, predictor: "Predictor", terminal: "Terminal") -> "Examples":
-    """Return what the page offers to pick; nothing where the data of the run are not there.
+    """Return the page's examples: none if the data of the run are gone.
 
-    Raises
-    ------
-    UserError
-        If a shard was named and cannot be used.
+    Raises `UserError` if a shard was named and cannot be used.
     """
     from server.service.examples import Examples, load_examples
 
@@ -99,18 +82,18 @@ def find_examples(config: ServeConfig, predictor: "Predictor", terminal: "Termin
 
 
 def warn_of_others(config: ServeConfig, token: str | None, terminal: "Terminal") -> None:
-    """Say what others could do or see who reach this machine."""
+    """Warn of a service that others can reach and use, or overhear."""
     if config.is_local:
         return
     if token is None:
         terminal.warn(
-            f"host={config.host} without a token: whoever reaches this machine can ask the model; "
-            "give token_file=…"
+            f"host={config.host} without a token: whoever reaches this machine can use the "
+            "model; give token_file=…"
         )
     elif config.ssl_cert is None:
         terminal.warn(
-            f"host={config.host} without TLS: the token crosses the network in clear; give "
-            "ssl_cert=… and ssl_key=…, or let a proxy do it"
+            f"host={config.host} without TLS: the token crosses the network unencrypted; give "
+            "ssl_cert=… and ssl_key=…, or put a proxy with TLS in front"
         )
 
 

@@ -7,6 +7,7 @@ os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
 os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from common.config import Config, Runtime
@@ -23,29 +24,20 @@ def main(config: Config) -> None:
     # Imported here, so that --help and a mistyped setting answer at once.
     from server.app import prepare
 
+    train: Callable[[Run], object]
     if config.strategy.setting != "federated":
         from server.baselines.baseline import find_baseline
+        from server.baselines.baseline import run_baseline as train
 
         find_baseline(config.strategy)
+    elif config.runtime.name is Runtime.simulation:
+        from server.runtimes.simulation import simulate as train
+    else:
+        from server.runtimes.local import run_locally as train
     run = prepare(config, run_folder(config), given_overrides())
     with Interruption() as interruption:
         run.check = interruption.check
-        _train(run)
-
-
-def _train(run: "Run") -> None:
-    if run.config.strategy.setting != "federated":
-        from server.baselines.baseline import run_baseline
-
-        run_baseline(run)
-    elif run.config.runtime.name is Runtime.simulation:
-        from server.runtimes.simulation import simulate
-
-        simulate(run)
-    else:
-        from server.runtimes.local import run_locally
-
-        run_locally(run)
+        train(run)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Prediction with a trained model: in Python, from files, for what asks."""
+"""Prediction with a trained model: in Python, from files, for the service."""

@@ -1,99 +1,23 @@
-"""What `utmp-predict` and `utmp-evaluate` show."""
+"""What `utmp-evaluate` shows."""
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 from rich.text import Text
 
-from common.data.dataset import describe_shape
-from common.data.item_stream import ItemStream
 from common.metrics import HEADLINE
 from common.task import Task
-from server.prediction.predictor import Predictor
+from server.prediction.evaluation import Evaluation
 from server.terminal import Terminal
-
-if TYPE_CHECKING:
-    # Not for utmp-predict, which needs nothing of a run's code.
-    from server.prediction.evaluation import Evaluation
 
 #: Columns of what is printed into a file.
 _FILE_WIDTH = 200
 
 
-# Predictions ------------------------------------------------------------------------------------
-
-
-def show_input(terminal: Terminal, predictor: Predictor, path: str, stream: ItemStream) -> None:
-    """Print the model and what it predicts."""
-    takes = ", ".join(
-        f"{name} ({describe_shape(shape)})" for name, shape in predictor.features.items()
-    )
-    terminal.tell(f"model {path}: {predictor.task}; {takes}; fusion {predictor.fusion.rule}")
-    terminal.tell(f"input: {stream.format}, {stream.why}; {stream.count} items")
-    for what, count in stream.cleaning.items():
-        terminal.tell(f"cleaned: {count} {what}")
-
-
-@contextmanager
-def progress(terminal: Terminal, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar while items are predicted; the function advances it by so many items."""
-    bar = Progress(
-        TextColumn("predicting"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("items"),
-        TimeRemainingColumn(),
-        console=terminal.console,
-        transient=True,
-        disable=not terminal.console.is_terminal,
-    )
-    with bar:
-        task = bar.add_task("predicting", total=total)
-        yield lambda items: bar.advance(task, items)
-
-
-def show_predicted(
-    terminal: Terminal, from_modalities: Mapping[str, int], not_finite: Mapping[str, int], out: str
-) -> None:
-    """Print which modalities the predictions are from.
-
-    Parameters
-    ----------
-    terminal
-        Where to print.
-    from_modalities
-        Modalities joined by ``+``, "" for none, to the number of items.
-    not_finite
-        Modality to the number of its values that are NaN or infinite.
-    out
-        The file.
-    """
-    for names, count in sorted(from_modalities.items(), key=lambda item: (-item[1], item[0])):
-        if names:
-            terminal.tell(f"{count} items from {names}")
-    if without := from_modalities.get(""):
-        terminal.warn(f"{without} items have no modality: they get no prediction")
-    for name, count in not_finite.items():
-        if count:
-            terminal.warn(f"{count} values of {name} are not finite and count as the mean")
-    terminal.tell(f"predictions: {out}")
-
-
-# Evaluations ------------------------------------------------------------------------------------
-
-
-def show_evaluation(terminal: Terminal, evaluation: "Evaluation") -> None:
-    """Print scores, subsets, confusions and calibration; wide tables go into a file whole."""
+def show_evaluation(terminal: Terminal, evaluation: Evaluation) -> None:
+    """Print scores, subsets, confusions and calibration; into a file whole, however wide."""
     if not terminal.console.is_terminal:
         terminal.console.width = _FILE_WIDTH
     about, results = evaluation.about, evaluation.results
@@ -117,13 +41,11 @@ def show_evaluation(terminal: Terminal, evaluation: "Evaluation") -> None:
 def _show_scores(
     terminal: Terminal, title: str, scores: Mapping[str, Mapping[str, float]], headline: str
 ) -> None:
-    """Print a row for each name: the headline metric, and others that there is room for."""
-    others = [metric for metric in next(iter(scores.values())) if metric != headline]
-    metrics = [headline, *others]
+    """Print a row for each name: the headline metric, and as many others as fit."""
+    metrics = sorted(next(iter(scores.values())), key=lambda metric: metric != headline)
     room = terminal.console.width - max(map(len, scores)) - 4
     ends = itertools.accumulate(max(len(metric), 6) + 3 for metric in metrics)
-    fitting = [metric for metric, end in zip(metrics, ends, strict=True) if end <= room]
-    fitting = fitting or [headline]
+    fitting = metrics[: max(sum(end <= room for end in ends), 1)]
     rows = [[name, *(_cell(row[metric]) for metric in fitting)] for name, row in scores.items()]
     _show_table(terminal, title, ["", *fitting], rows)
     if len(fitting) < len(metrics):
@@ -131,9 +53,9 @@ def _show_scores(
 
 
 def _show_confusion(
-    terminal: Terminal, confusion: Mapping[str, Any], evaluation: "Evaluation"
+    terminal: Terminal, confusion: Mapping[str, Any], evaluation: Evaluation
 ) -> None:
-    names, classes = evaluation.label_names, [str(each) for each in confusion["classes"]]
+    names, classes = evaluation.label_names, list(map(str, confusion["classes"]))
     matrices = {"": confusion["counts"]}
     if evaluation.task is Task.multilabel:
         labels = names or [f"label {number}" for number in range(len(confusion["counts"]))]
@@ -151,8 +73,8 @@ def _show_table(
 ) -> None:
     terminal.tell(title, "bold")
     table = Table()
-    for place, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if place else "left")
+    for number, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if number else "left")
     for row in rows:
         table.add_row(*map(Text, row))
     terminal.console.print(table)

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from common.atomic import atomic_file
 from common.config import EvaluateConfig, FusionRule, config_of_settings
 from common.data.dataset import MultimodalDataset
 from common.data.federation import count_outputs, load_federation
@@ -27,50 +26,29 @@ from server.prediction.input_settings import (
     paths_named,
 )
 from server.prediction.predictor import Predictor, model_path
-from server.prediction.writers import check_place
+from server.prediction.writers import check_place, new_file
 from server.run.folder import CONFIG, read_settings
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation found.
+    """The results of an evaluation."""
 
-    Attributes
-    ----------
-    about
-        Model, dataset and number of items.
-    task
-        Kind of label.
-    label_names
-        What classes or labels are called, where that is known.
-    results
-        As a run's ``summary.json`` has them: ``test``, ``test_by_fusion``, ``test_by_subset`` and
-        ``diagnostics``.
-    """
-
+    #: ``model``, ``dataset`` and number of ``items``.
     about: dict[str, Any]
     task: Task
     label_names: tuple[str, ...]
+    #: As in a run's ``summary.json``: ``test``, ``test_by_fusion``, ``test_by_subset`` and
+    #: ``diagnostics``.
     results: dict[str, Any]
-
-    def to_json(self) -> bytes:
-        """Return the content of a file."""
-        return (json.dumps({**self.about, **self.results}, indent=2) + "\n").encode()
 
 
 def evaluate_model(config: EvaluateConfig) -> Evaluation:
-    """Evaluate a model on labelled items.
-
-    Raises
-    ------
-    UserError
-        If the model or the items cannot be used, or do not fit each other.
-    """
-    assert config.model is not None
+    """Evaluate a model; raise `UserError` if it or the items cannot be used, or do not fit."""
     if config.out is not None:
         check_place(Path(config.out), config.overwrite)
     use_one_thread()  # as in the run, so that sums are in the same order
-    predictor = Predictor.load(config.model, device_named(config.device), config.max_seq_len)
+    predictor = Predictor.load(str(config.model), device_named(config.device), config.max_seq_len)
     check_modalities("modalities", config.modalities, predictor)
     what, items = _own(config) if config.dataset is None else _given(config, predictor)
     items = _fitting(items, what, config, predictor)
@@ -90,28 +68,18 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation:
 
 
 def write_evaluation(evaluation: Evaluation, path: Path) -> None:
-    """Write all of an evaluation as JSON.
-
-    Raises
-    ------
-    UserError
-        If it cannot be written.
-    """
-    try:
-        with atomic_file(path) as aside:
-            aside.write_bytes(evaluation.to_json())
-    except OSError as error:
-        raise UserError(f"out={path} cannot be written: {error.strerror or error}") from error
+    """Write all of an evaluation as JSON, or raise `UserError`."""
+    content = json.dumps({**evaluation.about, **evaluation.results}, indent=2) + "\n"
+    with new_file(path) as aside:
+        aside.write_text(content)
 
 
 def _own(config: EvaluateConfig) -> tuple[str, MultimodalDataset]:
     """Read what the run itself was evaluated on."""
-    assert config.model is not None
-    settings = model_path(config.model).parent / CONFIG
+    settings = model_path(str(config.model)).parent / CONFIG
     if not settings.is_file():
         raise UserError(
-            f"{settings} does not exist, so nobody knows what the model was evaluated on; give "
-            "dataset=…"
+            f"{settings} does not exist, so the run's own items are unknown; give dataset=…"
         )
     data = load_federation(config_of_settings(read_settings(settings)))
     return f"{config.side} items of the run", getattr(data, str(config.side))
@@ -150,7 +118,7 @@ def _of_shard(paths: list[Path], predictor: Predictor) -> MultimodalDataset:
 def _fitting(
     items: MultimodalDataset, what: str, config: EvaluateConfig, predictor: Predictor
 ) -> MultimodalDataset:
-    """Check that items are what the model takes; leave out what it does not."""
+    """Check that items fit the model, and leave out modalities and items that do not count."""
     wanted = config.modalities or list(predictor.features)
     names = [name for name in predictor.features if name in wanted and name in items.sequences]
     lacking = [name for name in config.modalities if name not in names]
@@ -161,7 +129,7 @@ def _fitting(
     items = items.in_modalities(names).last_steps(predictor.max_seq_len)
     for name, sequences in items.sequences.items():
         predictor.check(name, sequences)
-        if not (sequences.lengths > 0).any():
+        if not sequences.present.any():
             raise UserError(f"{what}: no item has {name}; leave it out with modalities=[…]")
     outputs = count_outputs(predictor.task, items.labels)
     if outputs > predictor.outputs or (
@@ -170,5 +138,4 @@ def _fitting(
         raise UserError(
             f"{what} has {outputs} classes or labels, and the model {predictor.outputs}"
         )
-    present = np.stack([each.lengths > 0 for each in items.sequences.values()]).any(axis=0)
-    return items.select(np.flatnonzero(present))
+    return items.select(np.flatnonzero(items.present()))

@@ -1,4 +1,4 @@
-"""Features as people have them, arrays, tensors, lists, to the sequences that the model takes.
+"""Features as arrays, tensors or lists, converted to the sequences that the model takes.
 
 Notation: N items, T steps, D feature width.
 """
@@ -16,26 +16,9 @@ from common.errors import UserError
 #: One modality: an item (T, D); items (N, T, D); or a list of items, None where one lacks it.
 Features = ArrayLike | Tensor | Sequence[ArrayLike | Tensor | None]
 
-Floats = NDArray[np.float32]
-
 
 def sequences_of(name: str, given: Features, width: int) -> Sequences:
-    """Return the sequences of one modality; one item is N = 1.
-
-    Parameters
-    ----------
-    name
-        Of the modality, for errors.
-    given
-        Its features.
-    width
-        D that the model takes.
-
-    Raises
-    ------
-    UserError
-        If they are not numbers of that width.
-    """
+    """Return N sequences of a modality; raise `UserError` if they are not numbers of width D."""
     items = [_item(name, item, width) for item in _items(name, given)]
     lengths = np.array([len(item) for item in items], dtype=np.int64)
     values = np.concatenate([np.empty((0, width), dtype=np.float32), *items])
@@ -43,7 +26,6 @@ def sequences_of(name: str, given: Features, width: int) -> Sequences:
 
 
 def _items(name: str, given: Features) -> list[Any]:
-    """Take features apart into items."""
     if given is None:
         raise UserError(f"{name} is None; leave out a modality that no item has")
     if isinstance(given, list | tuple) and any(map(_is_item, given)):
@@ -58,13 +40,13 @@ def _items(name: str, given: Features) -> list[Any]:
 
 
 def _is_item(given: Any) -> bool:
-    """Tell an item, or None in its place, from a step."""
+    """Distinguish an item, or None in its place, from a step."""
     if isinstance(given, list | tuple):
         return len(given) > 0 and (isinstance(given[0], list | tuple) or np.ndim(given[0]) == 1)
     return given is None or getattr(given, "ndim", 0) == 2
 
 
-def _item(name: str, given: Any, width: int) -> Floats:
+def _item(name: str, given: Any, width: int) -> NDArray[np.float32]:
     array = np.empty((0, width), dtype=np.float32) if given is None else _array(name, given)
     if array.shape == (0,):  # an empty list
         return array.reshape(0, width)
@@ -75,7 +57,7 @@ def _item(name: str, given: Any, width: int) -> Floats:
     return array.reshape(-1, width)
 
 
-def _array(name: str, given: Any) -> Floats:
+def _array(name: str, given: Any) -> NDArray[np.float32]:
     if isinstance(given, Tensor):
         given = given.detach().cpu()
         # NumPy has no bfloat16.
@@ -87,5 +69,5 @@ def _array(name: str, given: Any) -> Floats:
     if array.dtype.kind not in "fiub" and array.size:
         raise UserError(f"{name} holds {array.dtype}; expected numbers")
     with np.errstate(over="ignore"):
-        floats: Floats = array.astype(np.float32, copy=False)
+        floats: NDArray[np.float32] = array.astype(np.float32, copy=False)
     return floats

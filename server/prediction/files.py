@@ -1,66 +1,60 @@
 """From a file of items to a file of predictions, however large both are."""
 
+import itertools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from common.config import PredictConfig
-from common.data.dataset import Sequences
+from common.data.dataset import Sequences, describe_shape
 from common.data.item_stream import Items, ItemStream, open_items
 from common.data.source import ReadSettings
 from common.errors import UserError
 from common.task import Task
-from server.prediction.console import progress, show_input, show_predicted
 from server.prediction.input_settings import device_named, input_settings, paths_named
 from server.prediction.predictor import Predictions, Predictor
-from server.prediction.writers import check_place, prediction_file
+from server.prediction.writers import Part, check_place, write_predictions
 from server.terminal import Terminal
 
-#: Items that are read together.
+#: Items that are read together, at least.
 PART = 512
 
 
 def predict_file(config: PredictConfig, terminal: Terminal) -> None:
-    """Predict all items of an input.
-
-    Raises
-    ------
-    UserError
-        If the model, the input or the output cannot be used.
-    """
-    assert config.model is not None
+    """Predict all items; raise `UserError` if model, input or output cannot be used."""
     torch.set_num_threads(config.threads)
     out = Path(config.out)
     check_place(out, config.overwrite)
     paths = paths_named("input", config.input)
-    predictor = Predictor.load(config.model, device_named(config.device), config.max_seq_len)
+    predictor = Predictor.load(str(config.model), device_named(config.device), config.max_seq_len)
     settings = input_settings(config, predictor, predicting=True)
     stream = open_items(paths, config.format, settings)
     labels = label_names(config.labels, stream, predictor)
-    show_input(terminal, predictor, config.model, stream)
+    _show_input(terminal, predictor, str(config.model), stream)
     modalities, not_finite = Counter[str](), Counter[str]()
-    with prediction_file(out, labels) as write, progress(terminal, stream.count) as advance:
-        for part in stream.parts(max(PART, config.batch_size)):
-            predictions = _predict(predictor, part, settings, config.batch_size)
-            write(part.ids, predictions)
-            modalities += _modalities(predictions)
-            for name, sequences in part.sequences.items():
-                not_finite[name] += sequences.not_finite()
-            advance(len(part.ids))
-    show_predicted(terminal, modalities, not_finite, config.out)
+
+    with terminal.progress("items") as bar:
+        task = bar.add_task("predicting", total=stream.count)
+
+        def parts() -> Iterator[Part]:
+            for part in stream.parts(max(PART, config.batch_size)):
+                predictions = _predict(predictor, part, settings, config.batch_size)
+                yield part.ids, predictions
+                modalities.update(_modalities(predictions))
+                for name, sequences in part.sequences.items():
+                    not_finite[name] += sequences.not_finite()
+                bar.advance(task, len(part.ids))
+
+        write_predictions(out, parts(), labels)
+    _show_predicted(terminal, modalities, not_finite)
+    terminal.tell(f"predictions: {config.out}")
 
 
 def label_names(given: list[str], stream: ItemStream, predictor: Predictor) -> tuple[str, ...]:
-    """Return the names of the classes or labels; empty if they have none.
-
-    Raises
-    ------
-    UserError
-        If the model predicts numbers, or there is not one name for each of its outputs.
-    """
+    """Return the names of classes or labels; raise `UserError` if those given do not fit."""
     outputs = predictor.outputs
     if given and predictor.task is Task.regression:
         raise UserError(f"labels={given}: the model predicts numbers, which have no names")
@@ -74,26 +68,38 @@ def _predict(
     predictor: Predictor, part: Items, settings: ReadSettings, batch_size: int
 ) -> Predictions:
     """Predict a part; a modality that no item has still gets its columns."""
-    lacking = np.zeros(len(part.ids), dtype=np.int64)
-    items: Mapping[str, Sequences] = {
-        name: part.sequences[name]
-        if name in part.sequences
-        else Sequences(
-            np.empty((0, predictor.features[name][-1]), dtype=np.float32), lacking, lacking
-        )
+    lengths = np.zeros(len(part.ids), dtype=np.int64)
+    nothing = {
+        name: Sequences(np.empty((0, predictor.features[name][-1]), np.float32), lengths, lengths)
         for name in settings.modalities
     }
+    items = {name: part.sequences.get(name, nothing[name]) for name in settings.modalities}
     return predictor.predict_sequences(items, batch_size)
 
 
 def _modalities(predictions: Predictions) -> Counter[str]:
     """Count items by the modalities that they were predicted from, joined by ``+``."""
-    names = list(predictions.weights)
-    used = np.stack([predictions.weights[name] > 0 for name in names])
-    patterns, numbers = np.unique(used, axis=1, return_counts=True)
-    return Counter(
-        {
-            "+".join(name for name, has_it in zip(names, pattern, strict=True) if has_it): number
-            for pattern, number in zip(patterns.T, numbers.tolist(), strict=True)
-        }
-    )
+    used = np.stack([weights > 0 for weights in predictions.weights.values()])
+    patterns, counts = np.unique(used, axis=1, return_counts=True)
+    names = ("+".join(itertools.compress(predictions.weights, pattern)) for pattern in patterns.T)
+    return Counter(dict(zip(names, counts.tolist(), strict=True)))
+
+
+def _show_input(terminal: Terminal, predictor: Predictor, path: str, stream: ItemStream) -> None:
+    features = predictor.features.items()
+    takes = ", ".join(f"{name} ({describe_shape(shape)})" for name, shape in features)
+    terminal.tell(f"model {path}: {predictor.task}; {takes}; fusion {predictor.fusion.rule}")
+    terminal.tell(f"input: {stream.format}, {stream.why}; {stream.count} items")
+    for what, count in stream.cleaning.items():
+        terminal.tell(f"cleaned: {count} {what}")
+
+
+def _show_predicted(terminal: Terminal, modalities: Counter[str], not_finite: Counter[str]) -> None:
+    for names, count in sorted(modalities.items(), key=lambda item: (-item[1], item[0])):
+        if names:
+            terminal.tell(f"{count} items from {names}")
+    if without := modalities[""]:
+        terminal.warn(f"{without} items have no modality: they get no prediction")
+    for name, count in not_finite.items():
+        if count:
+            terminal.warn(f"{count} values of {name} are not finite and count as the mean")

@@ -2,39 +2,28 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
+from common.config import EvaluateConfig, PredictConfig
 from common.data.source import ReadSettings
 from common.errors import UserError
-from server.prediction.predictor import Predictor, dataset_settings, model_path, number_in
+from server.prediction.predictor import Predictor, dataset_settings, model_path
 
 
-class InputConfig(Protocol):
-    """The settings that say how an input is read."""
-
-    model: str | None
-    modalities: list[str]
-    group: str | None
-    context: int | None
-    arrays: dict[str, str]
-
-
-def input_settings(config: InputConfig, predictor: Predictor, **others: Any) -> ReadSettings:
+def input_settings(
+    config: PredictConfig | EvaluateConfig, predictor: Predictor, **others: Any
+) -> ReadSettings:
     """Return how an input is read for a predictor, with further settings of `ReadSettings`.
 
-    Raises
-    ------
-    UserError
-        If a modality is not one of the model's.
+    Raises `UserError` if a modality is not one of the model's.
     """
     names = tuple(dict.fromkeys(config.modalities or predictor.features))
     check_modalities("modalities", names, predictor)
     check_modalities("arrays", config.arrays, predictor)
-    assert config.model is not None
-    trained = dataset_settings(model_path(config.model).parent)
-    context = number_in(trained, "context") or 0 if config.context is None else config.context
+    trained = dataset_settings(model_path(str(config.model)).parent)
+    context = trained.get("context") or 0 if config.context is None else config.context
     return ReadSettings(
         modalities=names,
         # Groups matter only where an item takes context from its neighbours.
@@ -49,12 +38,11 @@ def input_settings(config: InputConfig, predictor: Predictor, **others: Any) -> 
 
 def check_modalities(setting: str, names: Iterable[str], predictor: Predictor) -> None:
     """Raise `UserError` where a setting names a modality that is not one of the model's."""
-    unknown = [name for name in names if name not in predictor.features]
-    if unknown:
-        raise UserError(
-            f"{setting}: there is no {unknown[0]!r}; the model takes "
-            f"{', '.join(predictor.features)}"
-        )
+    for name in names:
+        if name not in predictor.features:
+            raise UserError(
+                f"{setting}: there is no {name!r}; the model takes {', '.join(predictor.features)}"
+            )
 
 
 def paths_named(setting: str, given: object) -> list[Path]:
@@ -67,18 +55,11 @@ def paths_named(setting: str, given: object) -> list[Path]:
 
 
 def device_named(name: str) -> str:
-    """Return a device that works; ``auto`` takes CUDA if there is one.
-
-    Raises
-    ------
-    UserError
-        If torch does not know it, or the machine does not have it.
-    """
+    """Return a device that works, CUDA for ``auto`` if there is one; or raise `UserError`."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=name).cpu()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device={name}: {reason}") from error
+        raise UserError(f"device={name}: {str(error).splitlines()[0]}") from error
     return name

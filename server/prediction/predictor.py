@@ -37,28 +37,18 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What is predicted for N items, and what each modality had to do with it.
-
-    Attributes
-    ----------
-    task
-        Kind of label.
-    values
-        Regression: (N,) numbers in units of the label. Otherwise (N, K) probabilities. NaN for an
-        item without any modality.
-    std
-        Regression: (N,) predictive standard deviation, in units of the label. Otherwise None.
-    alone
-        Modality to what it predicts by itself, as `values`; NaN where an item lacks it.
-    weights
-        Modality to (N,) its share of the information about the label among those that the item
-        has; 0 where it lacks it. They sum to 1 for an item with any.
-    """
+    """Predictions of N items."""
 
     task: Task
+    #: Regression: (N,) numbers in units of the label. Otherwise (N, K) probabilities. NaN for an
+    #: item without any modality.
     values: Floats
+    #: Regression: (N,) predictive standard deviation, in units of the label. Otherwise None.
     std: Floats | None
+    #: Modality to what it predicts by itself, as `values`; NaN where an item lacks it.
     alone: Mapping[str, Floats]
+    #: Modality to (N,) its share of the information about the label among those that the item has;
+    #: 0 where it lacks it. They sum to 1 for an item with any.
     weights: Mapping[str, Floats]
 
     def __len__(self) -> int:
@@ -67,46 +57,26 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Predictor:
-    """A model that predicts from any subset of its modalities.
+    """A model that predicts from any subset of its modalities; threads may share one."""
 
-    Nothing in it changes after `load`, so that threads may share one.
-
-    Attributes
-    ----------
-    model, fusion
-        The model, in evaluation mode, and its fitted rule.
-    max_seq_len
-        At most so many last steps of a sequence are used, as in training; None for all.
-    """
-
+    #: In evaluation mode.
     model: HAFedformer
     fusion: Fusion
+    #: At most so many last steps of a sequence are used, as in training; None for all.
     max_seq_len: int | None = None
 
     @classmethod
     def load(
         cls, path: str | Path, device: str = "cpu", max_seq_len: int | None = None
     ) -> "Predictor":
-        """Load the model of a run.
+        """Load the model of a run folder, or a ``model.safetensors``, onto a device.
 
-        Parameters
-        ----------
-        path
-            A run folder, or a ``model.safetensors``.
-        device
-            As torch names it, such as "cuda".
-        max_seq_len
-            At most so many last steps are used; None: as many as in the run, where its
-            ``config.yaml`` lies beside the model, else all.
-
-        Raises
-        ------
-        UserError
-            If there is no model, or it is damaged.
+        By default as many last steps are used as in the run, if its ``config.yaml`` is beside the
+        model. Raises `UserError` if there is no model, or it is damaged.
         """
         file = model_path(path)
         model, fusion = load_model(file)
-        trained = number_in(dataset_settings(file.parent), "max_seq_len")
+        trained = dataset_settings(file.parent).get("max_seq_len")
         return cls(model.to(device), fusion, max_seq_len or trained)
 
     @property
@@ -131,24 +101,11 @@ class Predictor:
         return {name: tuple(shape) for name, shape in self.model.spec.features.items()}
 
     def predict(self, inputs: Mapping[str, Features]) -> Predictions:
-        """Predict items from the modalities that they have.
+        """Predict N items from any subset of the modalities; one item is N = 1.
 
-        Parameters
-        ----------
-        inputs
-            Modality to features in the units that the model was trained on; any subset of its
-            modalities. A value that is not finite counts as that feature's mean.
-
-        Returns
-        -------
-        Predictions
-            Of N items, in order; one item is N = 1. They do not depend on what else is asked at the
-            same time.
-
-        Raises
-        ------
-        UserError
-            If there is no modality, one is not known, or features are not what it takes.
+        Features are in the units that the model was trained on; a value that is not finite counts
+        as that feature's mean. Raises `UserError` if there is no modality, one is unknown, or the
+        features do not fit the model.
         """
         items = {
             name: sequences_of(name, given, self._shape(name)[-1]) for name, given in inputs.items()
@@ -158,32 +115,25 @@ class Predictor:
     def predict_sequences(
         self, items: Mapping[str, Sequences], batch_size: int = BATCH
     ) -> Predictions:
-        """Predict items that were read from a file.
+        """Predict items that were read from a file, like `predict`, so many at a time.
 
-        Parameters
-        ----------
-        items
-            Modality to its sequences, N each; length 0 where an item lacks it.
-        batch_size
-            Items that go through the model together.
-
-        Raises
-        ------
-        UserError
-            If there is no modality, one is not known, or not as wide as the model takes it.
+        Sequences have length 0 where an item lacks the modality.
         """
         for name, sequences in items.items():
             self.check(name, sequences)
         self._check_counts({name: len(sequences) for name, sequences in items.items()})
-        names = [name for name in self.features if name in items]
-        cut = {name: items[name].last_steps(self.max_seq_len) for name in names}
-        result = self._unknown(len(next(iter(cut.values()))), names)
+        cut = {
+            name: items[name].last_steps(self.max_seq_len)
+            for name in self.features
+            if name in items
+        }
+        result = self._unknown(len(next(iter(cut.values()))), list(cut))
         for start in range(0, len(result), batch_size):
             self._fill(result, cut, np.arange(start, min(start + batch_size, len(result))))
         return result
 
     def check(self, name: str, sequences: Sequences) -> None:
-        """Raise `UserError` for a modality that is not known, or not as the model takes it."""
+        """Raise `UserError` for a modality that is unknown, or does not fit the model."""
         *steps, width = self._shape(name)
         if sequences.width != width:
             raise UserError(f"{name} is {sequences.width} wide; the model takes {width}")
@@ -210,10 +160,9 @@ class Predictor:
     def _unknown(self, count: int, names: list[str]) -> Predictions:
         """Return the predictions of items that have no modality, to be filled in."""
         numbers = self.task is Task.regression
-        shape = (count,) if numbers else (count, self.outputs)
 
         def unknown() -> Floats:
-            return np.full(shape, np.nan, dtype=np.float32)
+            return np.full((count,) if numbers else (count, self.outputs), np.nan, np.float32)
 
         return Predictions(
             self.task,
@@ -227,16 +176,8 @@ class Predictor:
     def _fill(
         self, result: Predictions, items: Mapping[str, Sequences], index: NDArray[np.int64]
     ) -> None:
-        """Predict some items, and put that into the result; a modality that none has costs nothing.
-
-        Parameters
-        ----------
-        result, items
-            Of N items.
-        index
-            (B,) which of them.
-        """
-        present = {name: each.lengths[index] > 0 for name, each in items.items()}
+        """Predict the items of an index, from the modalities that any of them has."""
+        present = {name: sequences.lengths[index] > 0 for name, sequences in items.items()}
         names = [name for name, there in present.items() if there.any()]
         if not names:
             return
@@ -245,33 +186,32 @@ class Predictor:
         inputs = {name: pad_all(items[name].select(rows)).to(device) for name in names}
         encoded = encode(self.model, inputs)
         together = predict_encoded(self.model, self.fusion, encoded, names)
-        result.values[rows] = _numbers(together.values)
+        result.values[rows] = _numpy(together.values)
         if result.std is not None and together.std is not None:
-            result.std[rows] = _numbers(together.std)
+            result.std[rows] = _numpy(together.std)
         having = encoded.present(names)
         shares = torch.tensor([self.fusion.weights[name] for name in names])[:, None]
         shares = shares * having.cpu()
         for name, there, weights in zip(names, having, shares / shares.sum(dim=0), strict=True):
             own = predict_encoded(self.model, self.fusion, encoded.select(there), [name])
-            result.alone[name][rows[there.cpu().numpy()]] = _numbers(own.values)
-            result.weights[name][rows] = _numbers(weights)
+            result.alone[name][rows[there.cpu().numpy()]] = _numpy(own.values)
+            result.weights[name][rows] = _numpy(weights)
+
+
+def _numpy(values: Tensor) -> Floats:
+    numbers: Floats = values.float().cpu().numpy()
+    return numbers
 
 
 def model_path(path: str | Path) -> Path:
-    """Return the model file that a path stands for: itself, or that of a run folder.
-
-    Raises
-    ------
-    UserError
-        If a run folder has none.
-    """
+    """Return a model file: the path, or that of a run folder; raise `UserError` if it has none."""
     path = Path(path)
     if not path.is_dir():
         return path
     if not (path / MODEL).is_file():
         raise UserError(
-            f"{path} has no {MODEL}: expected the folder of a finished run; one that broke off "
-            f"goes on with utmp-train resume={path}"
+            f"{path} has no {MODEL}: expected the folder of a finished run; to finish an "
+            f"interrupted one: utmp-train resume={path}"
         )
     return path / MODEL
 
@@ -279,33 +219,17 @@ def model_path(path: str | Path) -> Path:
 def dataset_settings(folder: Path) -> dict[str, Any]:
     """Return the ``dataset.*`` of the run in a folder; nothing where there is no run.
 
-    Raises
-    ------
-    UserError
-        If its ``config.yaml`` is damaged.
+    Raises `UserError` if its ``config.yaml`` is damaged.
     """
     if not (folder / CONFIG).is_file():
         return {}
     settings = read_settings(folder / CONFIG).get("dataset") or {}
     if not isinstance(settings, dict):
         raise UserError(f"{folder / CONFIG} is damaged: expected settings of the dataset")
+    for name in ("max_seq_len", "context"):
+        value = settings.get(name)
+        if value is not None and (not isinstance(value, int) or value < 0):
+            raise UserError(
+                f"dataset.{name}={value} in the run's {CONFIG}: expected a whole number"
+            )
     return settings
-
-
-def number_in(settings: Mapping[str, Any], name: str) -> int | None:
-    """Return a setting of ``dataset.*`` that is a whole number; None where there is none.
-
-    Raises
-    ------
-    UserError
-        If it is anything else.
-    """
-    value = settings.get(name)
-    if value is not None and (not isinstance(value, int) or value < 0):
-        raise UserError(f"dataset.{name}={value} in the run's {CONFIG}: expected a whole number")
-    return value
-
-
-def _numbers(values: Tensor) -> Floats:
-    numbers: Floats = values.float().cpu().numpy()
-    return numbers

@@ -1,41 +1,46 @@
-"""Predictions as records: what a file of predictions and an answer of the service hold.
+"""Predictions as records, for JSON, and as columns, for tables.
 
-Numbers: ``prediction``, ``std``, ``seven_class`` (clipped to [-3, 3] and rounded half to even) and
-``sign``. Classes: the most probable, its probability, and that of each. Labels: those of a
-probability of one half and more, and the probability of each.
+Numbers have a ``prediction``, ``std``, ``seven_class`` (clipped to [-3, 3] and rounded half to
+even) and ``sign``. Classes have the most probable as ``prediction``, labels those of a probability
+of at least one half; both have the probability of each. Unknown values are None.
+
+Notation: N items, K classes or labels.
 """
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.task import Task
-from server.prediction.predictor import Predictions
+from server.prediction.predictor import Floats, Predictions
 
 Record = dict[str, Any]
+Column = list[Any]
 
 
 def records(
     ids: Sequence[str], predictions: Predictions, labels: Sequence[str] = ()
 ) -> list[Record]:
-    """Return a plain object for each of N items, ready for JSON; unknown values are None.
-
-    The labels are the names of the K classes or labels, by default their numbers.
-    """
-    names = list(labels) or [str(number) for number in range(predictions.values[:1].size)]
+    """Return an object for each of N items, ready for JSON; labels are K names, or else numbers."""
+    names = labels or _numbers(predictions)
+    together = _outcomes(predictions.task, predictions.values, names)
+    if predictions.std is not None:
+        together["std"] = _known(predictions.std)
+    alone = {
+        modality: _outcomes(predictions.task, values, names)
+        | {"weight": _known(predictions.weights[modality])}
+        for modality, values in predictions.alone.items()
+    }
     return [
         {
             "id": name,
-            **_outcome(predictions.task, predictions.values[item], names),
-            **({} if predictions.std is None else {"std": _plain(predictions.std[item])}),
+            **_row(together, item),
             "modalities": {
-                modality: {
-                    **_outcome(predictions.task, alone[item], names),
-                    "weight": _plain(predictions.weights[modality][item]),
-                }
-                for modality, alone in predictions.alone.items()
+                modality: _row(outcomes, item)
+                for modality, outcomes in alone.items()
                 if predictions.weights[modality][item] > 0
             },
         }
@@ -43,33 +48,67 @@ def records(
     ]
 
 
-def seven_class(value: float) -> int:
-    """Return the class of seven, from -3 to 3, of a number."""
-    return round(min(max(value, -3), 3))
+def columns(
+    ids: Sequence[str], predictions: Predictions, labels: Sequence[str] = ()
+) -> dict[str, Column]:
+    """Return N items as columns; labels are K names, or else numbers.
+
+    Labels that are predicted are joined by ``;``. Each class or label has a column
+    ``probability_NAME``; each modality has what it predicts alone, and its weight.
+    """
+    names = labels or _numbers(predictions)
+    together = _outcomes(predictions.task, predictions.values, names)
+    table = {"id": list(ids)} | _flat(together, names, "")
+    if predictions.std is not None:
+        table["std"] = _known(predictions.std)
+        table |= {name: together[name] for name in ("seven_class", "sign")}
+    for modality, values in predictions.alone.items():
+        table |= _flat(_outcomes(predictions.task, values, names), names, f"_{modality}")
+        table[f"weight_{modality}"] = _known(predictions.weights[modality])
+    return table
 
 
-def sign(value: float) -> str:
-    """Return ``negative`` or ``positive``; 0 is positive, as in two-class accuracy."""
-    return "positive" if value >= 0 else "negative"
+def _numbers(predictions: Predictions) -> list[str]:
+    return [str(number) for number in range(predictions.values.shape[-1])]
 
 
-def _outcome(task: Task, values: NDArray[np.float32], names: Sequence[str]) -> Record:
-    missing = not np.isfinite(values).all()
+def _outcomes(task: Task, values: Floats, names: Sequence[str]) -> dict[str, Column]:
+    """Return the parts of N predictions."""
     if task is Task.regression:
-        number = float(values)
-        return {
-            "prediction": None if missing else number,
-            "seven_class": None if missing else seven_class(number),
-            "sign": None if missing else sign(number),
-        }
-    if missing:
-        return {"prediction": None, "probabilities": None}
-    probabilities = {name: float(value) for name, value in zip(names, values, strict=True)}
+        known = np.isfinite(values)
+        numbers = np.where(known, values, 0)
+        sevens = np.rint(np.clip(numbers, -3, 3)).astype(int)
+        signs = np.where(numbers >= 0, "positive", "negative")  # 0 as in two-class accuracy
+        parts = {"prediction": numbers, "seven_class": sevens, "sign": signs}
+        return {name: _known(part, known) for name, part in parts.items()}
+    known = np.all(np.isfinite(values), axis=1)
+    probabilities = [dict(zip(names, row, strict=True)) for row in values.tolist()]
+    chosen: Column
     if task is Task.classification:
-        return {"prediction": names[int(values.argmax())], "probabilities": probabilities}
-    chosen = [name for name, value in probabilities.items() if value >= 0.5]
-    return {"prediction": chosen, "probabilities": probabilities}
+        chosen = [names[best] for best in np.nan_to_num(values).argmax(axis=1)]
+    else:
+        chosen = [list(itertools.compress(names, row)) for row in values >= 0.5]
+    return {"prediction": _known(chosen, known), "probabilities": _known(probabilities, known)}
 
 
-def _plain(value: np.float32) -> float | None:
-    return float(value) if np.isfinite(value) else None
+def _known(values: NDArray[Any] | Column, known: NDArray[np.bool_] | None = None) -> Column:
+    """Return plain values, with None for those that are not known: by default, not finite."""
+    finite = np.isfinite(values).tolist() if known is None else known.tolist()
+    plain = values if isinstance(values, list) else values.tolist()
+    return [value if there else None for value, there in zip(plain, finite, strict=True)]
+
+
+def _row(outcomes: dict[str, Column], item: int) -> Record:
+    return {name: column[item] for name, column in outcomes.items()}
+
+
+def _flat(outcomes: dict[str, Column], names: Iterable[str], suffix: str) -> dict[str, Column]:
+    """Return the columns of predictions and of the probability of each class or label."""
+    said = outcomes["prediction"]
+    table = {f"prediction{suffix}": [";".join(v) if isinstance(v, list) else v for v in said]}
+    if "probabilities" in outcomes:
+        rows = outcomes["probabilities"]
+        table |= {
+            f"probability{suffix}_{name}": [row and row[name] for row in rows] for name in names
+        }
+    return table

@@ -1,15 +1,13 @@
 """Files of predictions: CSV, JSON, JSON lines, Parquet, written part by part.
 
-CSV and Parquet have a column for everything: ``id``, ``prediction``, ``std``, ``seven_class`` and
-``sign`` of a number, or ``prediction`` and ``probability_CLASS`` of classes and labels, of which
-several are joined by ``;``; then, for each modality, what it predicts alone and its weight. JSON
-holds `server.prediction.records`.
+CSV and Parquet hold the columns of `server.prediction.records`, JSON the records.
 """
 
 import csv
+import itertools
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,136 +18,63 @@ from numpy.typing import NDArray
 from common.atomic import atomic_file
 from common.errors import UserError
 from common.task import Task
-from server.prediction.predictor import Floats, Predictions
-from server.prediction.records import records, seven_class, sign
+from server.prediction.predictor import Predictions
+from server.prediction.records import columns, records
 
-Column = list[Any]
-
-#: Rows of a Parquet file that are written together, and are read together too.
+#: Rows of a Parquet file that are written, and read, together.
 ROW_GROUP = 1 << 16
 
-
-#: Appends predictions of some items to a file.
-Write = Callable[[NDArray[np.str_], Predictions], None]
+#: Ids and predictions of some items.
+Part = tuple[NDArray[np.str_], Predictions]
 
 
 def check_place(path: Path, overwrite: bool) -> None:
-    """Check early that a file can be written.
-
-    Raises
-    ------
-    UserError
-        If it exists, its folder does not, or it needs a library that is not installed.
-    """
+    """Check early that a file can be written; raise `UserError` if not."""
     if path.is_dir():
         raise UserError(f"out={path} is a folder; expected a file")
     if path.exists() and not overwrite:
-        raise UserError(f"out={path} is there already; choose another, or give overwrite=true")
+        raise UserError(f"out={path} exists already; choose another, or give overwrite=true")
     if not path.parent.is_dir():
         raise UserError(f"out={path} cannot be written: there is no folder {path.parent}")
     if path.suffix == ".parquet":
-        _check_pyarrow()
+        try:
+            import pyarrow.parquet  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                "a .parquet file needs pyarrow: pip install 'ha-fedformer[prepare]'"
+            ) from error
 
 
 @contextmanager
-def prediction_file(path: Path, labels: Sequence[str] = ()) -> Iterator[Write]:
-    """Write a file of predictions aside, and move it into place at the end.
-
-    Parameters
-    ----------
-    path
-        Its suffix decides the format; an existing file is replaced.
-    labels
-        Names of the K classes or labels; by default their numbers.
-
-    Raises
-    ------
-    UserError
-        If it cannot be written.
-    """
+def new_file(path: Path) -> Iterator[Path]:
+    """Write an `atomic_file`; raise `UserError` if that fails."""
     try:
-        with atomic_file(path) as aside, _WRITERS[path.suffix](aside, tuple(labels)) as write:
-            yield write
+        with atomic_file(path) as aside:
+            yield aside
     except OSError as error:
         raise UserError(f"out={path} cannot be written: {error.strerror or error}") from error
     except UnicodeEncodeError as error:
         raise UserError(f"out={path} cannot be written: an id or a name is not text") from error
 
 
-def columns(
-    ids: NDArray[np.str_], predictions: Predictions, labels: Sequence[str] = ()
-) -> dict[str, Column]:
-    """Return predictions of N items as columns of plain values; unknown ones are None.
-
-    The labels are the names of the K classes or labels, by default their numbers.
-    """
-    table: dict[str, Column] = {"id": ids.tolist()}
-    table |= _values(predictions.task, predictions.values, labels, "")
-    if predictions.std is not None:
-        table["std"] = _plain(predictions.std)
-    if predictions.task is Task.regression:
-        numbers = table["prediction"]
-        table["seven_class"] = [None if value is None else seven_class(value) for value in numbers]
-        table["sign"] = [None if value is None else sign(value) for value in numbers]
-    for modality, alone in predictions.alone.items():
-        table |= _values(predictions.task, alone, labels, f"_{modality}")
-        table[f"weight_{modality}"] = _plain(predictions.weights[modality])
-    return table
+def write_predictions(path: Path, parts: Iterable[Part], labels: Sequence[str] = ()) -> None:
+    """Write a file of the format of its suffix, or raise `UserError`; labels are K names."""
+    with new_file(path) as aside:
+        _WRITERS[path.suffix](aside, parts, labels)
 
 
-def _values(task: Task, values: Floats, labels: Sequence[str], suffix: str) -> dict[str, Column]:
-    if task is Task.regression:
-        return {f"prediction{suffix}": _plain(values)}
-    names = list(labels) or [str(number) for number in range(values.shape[1])]
-    known = [all(row) for row in np.isfinite(values).tolist()]
-    chosen: Column
-    if task is Task.classification:
-        chosen = [
-            names[best] if there else None
-            for best, there in zip(np.nan_to_num(values).argmax(axis=1), known, strict=True)
-        ]
-    else:
-        chosen = [
-            ";".join(name for name, value in zip(names, row, strict=True) if value >= 0.5)
-            if there
-            else None
-            for row, there in zip(values.tolist(), known, strict=True)
-        ]
-    return {
-        f"prediction{suffix}": chosen,
-        **{
-            f"probability{suffix}_{name}": _plain(values[:, number])
-            for number, name in enumerate(names)
-        },
-    }
-
-
-def _plain(values: Floats) -> Column:
-    numbers: Column = values.tolist()
-    finite = np.isfinite(values)
-    if finite.all():
-        return numbers
-    return [value if known else None for value, known in zip(numbers, finite.tolist(), strict=True)]
-
-
-@contextmanager
-def _csv(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
+def _csv(path: Path, parts: Iterable[Part], labels: Sequence[str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer, begun = csv.writer(_Lines(file)), False
-
-        def write(ids: NDArray[np.str_], predictions: Predictions) -> None:
-            nonlocal begun
-            table = columns(ids, predictions, labels)
-            if not begun:
+        writer = csv.writer(_Lines(file))
+        for number, (ids, predictions) in enumerate(parts):
+            table = columns(ids.tolist(), predictions, labels)
+            if number == 0:
                 writer.writerow(table)
-                begun = True
             writer.writerows(
                 # Nine digits identify a float32.
                 [f"{value:.9g}" if isinstance(value, float) else value for value in row]
                 for row in zip(*table.values(), strict=True)
             )
-
-        yield write
 
 
 @dataclass
@@ -162,68 +87,47 @@ class _Lines:
         self.file.write(line.removesuffix("\r\n") + "\n")
 
 
-@contextmanager
-def _json(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
+def _json(path: Path, parts: Iterable[Part], labels: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
-        between = "[\n"
-
-        def write(ids: NDArray[np.str_], predictions: Predictions) -> None:
-            nonlocal between
-            for record in records(ids.tolist(), predictions, labels):
-                file.write(between + json.dumps(record, ensure_ascii=False))
-                between = ",\n"
-
-        yield write
-        file.write("[]\n" if between == "[\n" else "\n]\n")
+        before = "[\n"
+        for line in _json_texts(parts, labels):
+            file.write(before + line)
+            before = ",\n"
+        file.write("[]\n" if before == "[\n" else "\n]\n")
 
 
-@contextmanager
-def _json_lines(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
+def _json_lines(path: Path, parts: Iterable[Part], labels: Sequence[str]) -> None:
     with path.open("w", encoding="utf-8") as file:
-
-        def write(ids: NDArray[np.str_], predictions: Predictions) -> None:
-            for record in records(ids.tolist(), predictions, labels):
-                file.write(json.dumps(record, ensure_ascii=False) + "\n")
-
-        yield write
+        file.writelines(f"{line}\n" for line in _json_texts(parts, labels))
 
 
-@contextmanager
-def _parquet(path: Path, labels: tuple[str, ...]) -> Iterator[Write]:
+def _json_texts(parts: Iterable[Part], labels: Sequence[str]) -> Iterator[str]:
+    for ids, predictions in parts:
+        for record in records(ids.tolist(), predictions, labels):
+            yield json.dumps(record, ensure_ascii=False)
+
+
+def _parquet(path: Path, parts: Iterable[Part], labels: Sequence[str]) -> None:
     import pyarrow
-    import pyarrow.parquet
+    from pyarrow.parquet import ParquetWriter
 
-    waiting: list[Any] = []
-    with ExitStack() as stack:
-        writer = None
+    def tables() -> Iterator[Any]:
+        for ids, predictions in parts:
+            table = columns(ids.tolist(), predictions, labels)
+            types = {name: _arrow_type(name, predictions.task) for name in table}
+            yield pyarrow.table(table, schema=pyarrow.schema(types))
 
-        def write_group() -> None:
-            nonlocal writer
-            table = pyarrow.concat_tables(waiting)
-            waiting.clear()
-            if writer is None:
-                writer = stack.enter_context(pyarrow.parquet.ParquetWriter(path, table.schema))
-            writer.write_table(table)
-
-        def write(ids: NDArray[np.str_], predictions: Predictions) -> None:
-            table = columns(ids, predictions, labels)
-            schema = pyarrow.schema({name: _arrow_type(name, predictions.task) for name in table})
-            waiting.append(pyarrow.table(table, schema=schema))
+    coming = tables()
+    first = next(coming)
+    with ParquetWriter(path, first.schema) as writer:
+        waiting: list[Any] = []
+        for table in itertools.chain([first], coming):
+            waiting.append(table)
             if sum(map(len, waiting)) >= ROW_GROUP:
-                write_group()
-
-        yield write
+                writer.write_table(pyarrow.concat_tables(waiting))
+                waiting.clear()
         if waiting:
-            write_group()
-
-
-def _check_pyarrow() -> None:
-    try:
-        import pyarrow.parquet  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            "a .parquet file needs pyarrow: pip install 'ha-fedformer[prepare]'"
-        ) from error
+            writer.write_table(pyarrow.concat_tables(waiting))
 
 
 def _arrow_type(name: str, task: Task) -> Any:
@@ -235,7 +139,7 @@ def _arrow_type(name: str, task: Task) -> Any:
     return pyarrow.int8() if name == "seven_class" else pyarrow.string()
 
 
-_WRITERS: Mapping[str, Callable[[Path, tuple[str, ...]], AbstractContextManager[Write]]] = {
+_WRITERS: Mapping[str, Callable[[Path, Iterable[Part], Sequence[str]], None]] = {
     ".csv": _csv,
     ".json": _json,
     ".jsonl": _json_lines,

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page, Request
+    from playwright.sync_api import Browser, ConsoleMessage, Page, Request
 
 #: Widths of a telephone and of a desk, each by day and by night.
 SCREENS = [(390, "light"), (390, "dark"), (1280, "light"), (1280, "dark")]
@@ -37,21 +37,13 @@ def chromium() -> Iterator["Browser"]:
 
 @dataclass
 class Visit:
-    """A page that is looked at, and what happened on it.
-
-    Attributes
-    ----------
-    page
-        Playwright's.
-    complaints
-        Errors and warnings of its console, exceptions, and requests that failed; not those that
-        it withdrew itself.
-    addresses
-        Whatever it asked for.
-    """
+    """A page of Playwright that is looked at, and what happened on it."""
 
     page: "Page"
+    #: Errors and warnings of its console, exceptions, and requests that failed; not those that it
+    #: withdrew itself.
     complaints: list[str] = field(default_factory=list)
+    #: Whatever it asked for.
     addresses: list[str] = field(default_factory=list)
 
     @property
@@ -73,40 +65,27 @@ class Visit:
 def visit(
     browser: "Browser", address: str, width: int = 1280, scheme: Any = "light", **settings: Any
 ) -> Iterator[Visit]:
-    """Open a page.
-
-    Parameters
-    ----------
-    browser
-        From `chromium`.
-    address
-        Of the page.
-    width, scheme
-        Of the screen, in pixels, and "light" or "dark".
-    settings
-        Others of a context of Playwright.
-    """
+    """Open a page on a "light" or "dark" screen, with other settings of Playwright's context."""
     context = browser.new_context(
         viewport={"width": width, "height": 800}, color_scheme=scheme, **settings
     )
     page = context.new_page()
     found = Visit(page)
-    page.on("console", lambda each: _complain(found, each.type, each.text))
+
+    def complain(message: "ConsoleMessage") -> None:
+        if message.type in ("error", "warning"):
+            found.complaints.append(message.text)
+
+    def failed(request: "Request") -> None:
+        if request.failure != "net::ERR_ABORTED":
+            found.complaints.append(f"{request.url}: {request.failure}")
+
+    page.on("console", complain)
     page.on("pageerror", lambda error: found.complaints.append(str(error)))
-    page.on("requestfailed", lambda request: _failed(found, request))
+    page.on("requestfailed", failed)
     page.on("request", lambda request: found.addresses.append(request.url))
     try:
         page.goto(address)
         yield found
     finally:
         context.close()
-
-
-def _failed(found: Visit, request: "Request") -> None:
-    if request.failure != "net::ERR_ABORTED":
-        found.complaints.append(f"{request.url}: {request.failure}")
-
-
-def _complain(found: Visit, kind: str, text: str) -> None:
-    if kind in ("error", "warning"):
-        found.complaints.append(text)

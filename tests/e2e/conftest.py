@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from processes import TINY, Command, Federation, SecureFederation, flower_environment, run_command
+from processes import TINY, Command, Federation, flower_environment, run_command
 
 
 @pytest.fixture
@@ -14,15 +14,10 @@ def tiny() -> list[str]:
 
 
 @pytest.fixture
-def flower_home(tmp_path: Path) -> Path:
+def environment(tmp_path: Path) -> dict[str, str]:
     home = tmp_path / "flower-home"
     home.mkdir()
-    return home
-
-
-@pytest.fixture
-def environment(flower_home: Path) -> dict[str, str]:
-    return flower_environment(flower_home)
+    return flower_environment(home)
 
 
 @pytest.fixture
@@ -33,22 +28,6 @@ def command(tmp_path: Path, environment: dict[str, str]) -> Command:
 
 @pytest.fixture
 def federation(tmp_path: Path, environment: dict[str, str]) -> Iterator[Federation]:
-    running = Federation(tmp_path, environment)
-    try:
-        running.start()
+    with Federation(tmp_path, environment) as running:
+        running.start(*running.database)
         yield running
-    finally:
-        running.stop()
-
-
-@pytest.fixture(scope="module")
-def secure_federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureFederation]:
-    """A federation over TLS for all tests of a file; not started yet."""
-    folder = tmp_path_factory.mktemp("secure")
-    home = folder / "flower-home"
-    home.mkdir()
-    running = SecureFederation(folder, flower_environment(home))
-    try:
-        yield running
-    finally:
-        running.stop()

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 import pytest
@@ -89,52 +89,74 @@ class Federation:
         self.port = free_port()
         self.processes: list[subprocess.Popen[bytes]] = []
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    @property
+    def database(self) -> tuple[str, str]:
+        """Options of a SuperLink that can be started again."""
+        return "--database", str(self.folder / "superlink.db")
+
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the SuperLink and wait until it answers."""
-        self._start_superlink("insecure = true", "--insecure")
-        wait_until(lambda: answers(f"http://127.0.0.1:{self.port}/health"), "the SuperLink")
+        return self._start_superlink("insecure = true", True, "--insecure", *options)
 
-    def _start_superlink(self, connection: str, *arguments: str) -> None:
-        (Path(self.environment["FLWR_HOME"]) / "config.toml").write_text(
-            f'[superlink.loopback]\naddress = "127.0.0.1:{self.port}"\n{connection}\n'
-        )
-        self._spawn(
-            "flower-superlink",
-            *arguments,
-            "--disable-runtime-dependency-installation",
-            "--port",
-            str(self.port),
-        )
-
-    def add_node(self, node_config: str) -> None:
-        """Start a site."""
+    def _start_superlink(
+        self, connection: str, trust: ssl.SSLContext | bool, *options: str
+    ) -> subprocess.Popen[bytes]:
         address = f"127.0.0.1:{self.port}"
-        self._spawn(
-            *("utmp-client", "--insecure", "--superlink", address, "--node-config", node_config)
+        (Path(self.environment["FLWR_HOME"]) / "config.toml").write_text(
+            f'[superlink.loopback]\naddress = "{address}"\n{connection}\n'
         )
+        port = ("--port", str(self.port), "--disable-runtime-dependency-installation")
+        process = self.spawn(BIN / "flower-superlink", *port, *options)
+        scheme = "http" if trust is True else "https"
+        wait_until(lambda: answers(f"{scheme}://{address}/health", trust), "the SuperLink")
+        return process
+
+    def add_node(self, node_config: str, *security: str, port: int | None = None) -> Node:
+        """Start a site with the options for its root certificates and key, by default none.
+
+        It connects to the SuperLink's port, or another.
+        """
+        address = ("--superlink", f"127.0.0.1:{port or self.port}")
+        options = (*(security or ["--insecure"]), *address, "--node-config", node_config)
+        log = self.log_of("utmp-client")
+        return Node(self.spawn(BIN / "utmp-client", *options), log)
 
     def add_flower_node(self, node_config: str) -> None:
         """Start a site with Flower's own command."""
-        self._spawn(
-            *("flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{self.port}"),
-            *("--port", str(free_port()), "--node-config", node_config),
-        )
+        address = ("--superlink", f"127.0.0.1:{self.port}", "--port", str(free_port()))
+        options = ("--insecure", *address, "--node-config", node_config)
+        self.spawn(BIN / "flower-supernode", *options)
 
-    def _spawn(self, name: str, *arguments: str) -> subprocess.Popen[bytes]:
-        with self.log_of(len(self.processes), name).open("wb") as log:
+    def run(self, name: str, *arguments: str) -> str:
+        """Run a command to its end; return what it printed."""
+        return run_command(self.folder, self.environment, name, *arguments).stdout
+
+    def train(self, overrides: list[str]) -> str:
+        """Run a federation on the sites; return what it printed."""
+        return self.run(*training(overrides))
+
+    def spawn(self, *command: str | Path, log: Path | None = None) -> subprocess.Popen[bytes]:
+        """Start a process; what it prints goes to a file."""
+        with (log or self.log_of(Path(command[0]).name)).open("wb") as file:
             process = subprocess.Popen(
-                [BIN / name, *arguments],
+                command,
                 cwd=self.folder,
                 env=self.environment,
-                stdout=log,
+                stdout=file,
                 stderr=subprocess.STDOUT,
             )
         self.processes.append(process)
         return process
 
-    def log_of(self, number: int, name: str) -> Path:
-        """Return the file of a process's output."""
-        return self.folder / f"{name}-{number}.log"
+    def log_of(self, name: str) -> Path:
+        """Return the file of the output of the next process."""
+        return self.folder / f"{name}-{len(self.processes)}.log"
 
     def stop(self) -> None:
         """Stop everything that was started, nodes first."""
@@ -156,37 +178,25 @@ class SecureFederation(Federation):
         """The folder of all credentials."""
         return self.folder / "credentials"
 
-    def make_credentials(self, out: str, *overrides: str) -> None:
-        """Run `utmp-credentials`."""
-        self.run("utmp-credentials", f"out={out}", *overrides)
-
-    def run(self, name: str, *arguments: str) -> str:
-        """Run a command to its end; return what it printed."""
-        return run_command(self.folder, self.environment, name, *arguments).stdout
-
-    def start(self) -> None:
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
         """Start the SuperLink on what was made for it, and wait until it answers."""
-        server = self.credentials / "server"
-        self._start_superlink(
-            f'root-certificates = "{server / "ca.crt"}"',
-            "--ssl-ca-certfile",
-            str(server / "ca.crt"),
-            "--ssl-certfile",
-            str(server / "server.crt"),
-            "--ssl-keyfile",
-            str(server / "server.key"),
-            "--enable-supernode-auth",
-            "--database",
-            str(self.folder / "superlink.db"),
+        authority, certificate, key = (
+            str(self.credentials / "server" / name)
+            for name in ("ca.crt", "server.crt", "server.key")
         )
-        trust = ssl.create_default_context(cafile=server / "ca.crt")
-        wait_until(lambda: answers(f"https://127.0.0.1:{self.port}/health", trust), "the SuperLink")
+        return self._start_superlink(
+            f'root-certificates = "{authority}"',
+            ssl.create_default_context(cafile=authority),
+            *("--ssl-ca-certfile", authority, "--ssl-certfile", certificate, "--ssl-keyfile", key),
+            *("--enable-supernode-auth", *self.database, *options),
+        )
 
     def register(self, name: str) -> str:
         """Register the key of a site by its name; return the id of its node."""
         key = self.credentials / "sites" / name / f"{name}.pub"
         printed = self.run(
-            "flwr", "supernode", "register", str(key), "loopback", "--name", name, "--format=json"
+            *("flwr", "supernode", "register", str(key), "loopback"),
+            *("--name", name, "--format=json"),
         )
         return str(last_json(printed)["node-id"])
 
@@ -207,34 +217,17 @@ class SecureFederation(Federation):
 
         wait_until(online, f"nodes {', '.join(nodes)}")
 
-    def add_node(self, node_config: str, *security: str, port: int | None = None) -> Node:
-        """Start a site.
-
-        Parameters
-        ----------
-        node_config
-            Its node configuration.
-        security
-            The options for its root certificates and its key.
-        port
-            The port that it connects to; by default the SuperLink's.
-        """
-        log = self.log_of(len(self.processes), "utmp-client")
-        process = self._spawn(
-            "utmp-client",
-            *security,
-            "--superlink",
-            f"127.0.0.1:{port or self.port}",
-            "--node-config",
-            node_config,
-        )
-        return Node(process, log)
-
     def security_of(self, name: str) -> tuple[str, ...]:
         """The options of a site with the files that it was handed."""
         site = self.credentials / "sites" / name
         authority, key = str(site / "ca.crt"), str(site / f"{name}.key")
         return ("--root-certificates", authority, "--auth-supernode-private-key", key)
+
+
+def training(overrides: list[str], connection: str = "loopback") -> tuple[str, ...]:
+    """The command that runs a federation on the sites of a connection."""
+    config = f'overrides="{" ".join(overrides)}"'
+    return ("flwr", "run", str(PROJECT), connection, "--stream", "--run-config", config)
 
 
 def free_port() -> int:

@@ -1,8 +1,7 @@
 """The writer of checkpoints killed at any moment: the last one whose saving ended is there, whole.
 
-A process that has loaded its libraries forks a writer for each kill, so that kills hit the writing
-and not the seconds before. ``UTMP_CHECKPOINT_KILLS=1000`` kills more often than a test suite has
-time for.
+A process that has its libraries forks a writer for each kill, so that kills hit the writing and not
+the seconds before. ``UTMP_CHECKPOINT_KILLS=1000`` kills more often.
 """
 
 import json
@@ -20,7 +19,7 @@ from server.run.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.e2e
 
-KILLS = int(os.environ.get("UTMP_CHECKPOINT_KILLS", "300"))
+KILLS = int(os.environ.get("UTMP_CHECKPOINT_KILLS", "40"))
 KILLERS = 2
 
 # Forks a writer of rounds that says each round whose saving has ended, kills it, and prints what is

@@ -2,22 +2,16 @@
 
 import json
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import training
 
 pytestmark = pytest.mark.e2e
 
-PROJECT = Path(__file__).parents[2]
-
-
-def run_config(overrides: list[str]) -> str:
-    return f'overrides="{" ".join(overrides)}"'
-
 
 def test_sites_with_their_own_files_that_differ_in_width_are_named(
-    federation, command, tiny, tmp_path
+    federation, tiny, tmp_path
 ) -> None:
     rng = np.random.default_rng(0)
     widths = {"joint": 6, "north": 6, "south": 5}
@@ -35,12 +29,10 @@ def test_sites_with_their_own_files_that_differ_in_width_are_named(
         f"dataset.path={tmp_path}/joint.npz",
         f"run_dir={tmp_path}/run",
     ]
-    done = command(
-        "flwr", "run", str(PROJECT), "loopback", "--stream", "--run-config", run_config(overrides)
-    )
+    printed = federation.train(overrides)
 
     # Whichever node was asked first.
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("error: node ")]
+    (line,) = [line for line in printed.splitlines() if line.startswith("error: node ")]
     assert "audio is 6 wide at client audio-0 but 5 wide at audio-1" in line or (
         "audio is 5 wide at client audio-1 but 6 wide at audio-0" in line
     )
@@ -64,14 +56,8 @@ def test_sites_of_either_command_train_and_a_damaged_shard_is_refused_by_name(
     model = [each for each in tiny if not each.startswith(("dataset.", "clients."))]
 
     def run(name: str) -> str:
-        overrides = [
-            *model,
-            "dataset=shards",
-            f"dataset.path={prepared}",
-            f"run_dir={tmp_path}/{name}",
-        ]
-        config = ("--run-config", run_config(overrides))
-        return command("flwr", "run", str(PROJECT), "loopback", "--stream", *config).stdout
+        data = ["dataset=shards", f"dataset.path={prepared}"]
+        return federation.train([*model, *data, f"run_dir={tmp_path}/{name}"])
 
     assert "round 2" in run("good")
     summary = json.loads((tmp_path / "good" / "summary.json").read_text())
@@ -98,17 +84,11 @@ def test_flwr_run_local_simulates_on_fewer_nodes_than_clients(
 ) -> None:
     overrides = [*tiny, "clients.default=2", f"run_dir={tmp_path}/run"]
     try:
-        done = command(
-            "flwr", "run", str(PROJECT), "local", "--stream", "--run-config", run_config(overrides)
-        )
+        done = command(*training(overrides, "local"))
     finally:
-        stop_local_superlink(environment["FLWR_HOME"])
+        # `flwr run . local` leaves its SuperLink running; it is known by its folder.
+        subprocess.run(["pkill", "--full", environment["FLWR_HOME"]], check=False)
 
     assert "2 simulated SuperNodes" in done.stdout
     records = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
     assert json.loads(records[0])["clients"] == {"language": 2, "audio": 2, "vision": 2}
-
-
-def stop_local_superlink(flower_home: str) -> None:
-    """Stop the SuperLink that `flwr run . local` left running, found by its folder."""
-    subprocess.run(["pkill", "--full", flower_home], check=False)

@@ -10,13 +10,12 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from processes import BIN, PROJECT, Federation, answers, run_command, wait_until
+from processes import BIN, Federation, run_command, training, wait_until
 from safetensors.torch import load_file
 
 pytestmark = pytest.mark.e2e
@@ -25,47 +24,14 @@ MODALITIES = ("language", "audio", "vision")
 KILLS = int(os.environ.get("UTMP_KILLS", "1"))
 
 
-class Faulty(Federation):
-    """A federation whose parts can be killed, stopped and started again."""
-
-    def start(self) -> None:
-        """Start the SuperLink on its database, for the first time or again."""
-        self._start_superlink(
-            "insecure = true", "--insecure", "--database", str(self.folder / "superlink.db")
-        )
-        self.superlink = self.processes[-1]
-        wait_until(lambda: answers(f"http://127.0.0.1:{self.port}/health"), "the SuperLink")
-
-    def join(self, modality: str, part: int = 0) -> subprocess.Popen[bytes]:
-        """Start a SuperNode."""
-        self.add_node(f'modality="{modality}" part={part}')
-        return self.processes[-1]
-
-    def submit(self, overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
-        """Submit a run and stream what it prints to a file."""
-        with log.open("wb") as file:
-            submitted = subprocess.Popen(
-                [
-                    *(BIN / "flwr", "run", PROJECT, "loopback", "--stream"),
-                    *("--run-config", f'overrides="{" ".join(overrides)}"'),
-                ],
-                cwd=self.folder,
-                env=self.environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
-        self.processes.append(submitted)
-        return submitted
+def join(federation: Federation, modality: str) -> subprocess.Popen[bytes]:
+    return federation.add_node(f'modality="{modality}" part=0').process
 
 
-@pytest.fixture
-def faulty(tmp_path: Path, environment: dict[str, str]) -> Iterator[Faulty]:
-    running = Faulty(tmp_path, environment)
-    try:
-        running.start()
-        yield running
-    finally:
-        running.stop()
+def submit(federation: Federation, overrides: list[str], log: Path) -> subprocess.Popen[bytes]:
+    """Submit a run and stream what it prints to a file."""
+    name, *arguments = training(overrides)
+    return federation.spawn(BIN / name, *arguments, log=log)
 
 
 def records_of(run: Path) -> list[dict[str, Any]]:
@@ -105,23 +71,23 @@ def timeless(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_superlink_killed_at_any_moment_loses_at_most_a_round(
-    faulty: Faulty, tiny: list[str], tmp_path: Path
+    federation: Federation, tiny: list[str], tmp_path: Path
 ) -> None:
     rounds = 3 * KILLS + 1
     settings = [*tiny, f"rounds={rounds}", "client.device=cpu", "strategy=fedavgm"]
     run, chance = tmp_path / "run", random.Random(0)
     for modality in MODALITIES:
-        faulty.join(modality)
+        join(federation, modality)
 
-    before = 0
+    before, superlink = 0, federation.processes[0]
     for kill in range(KILLS):
         how = f"resume={run}" if kill else f"run_dir={run}"
         log = tmp_path / f"submitted-{kill}.log"
-        submitted = faulty.submit([*settings, how], log)
+        submitted = submit(federation, [*settings, how], log)
         wait_for_round(run, before + 1)
         time.sleep(chance.uniform(0, 8))
-        faulty.superlink.kill()
-        faulty.superlink.wait()
+        superlink.kill()
+        superlink.wait()
         submitted.wait(timeout=60)
         done = len(records_of(run))
         # What was on disk when this one was submitted is still there.
@@ -131,15 +97,15 @@ def test_superlink_killed_at_any_moment_loses_at_most_a_round(
         before = done
         if (run / "summary.json").exists():
             break
-        faulty.start()
+        superlink = federation.start(*federation.database)
         if before == rounds:
             # The ServerApp may have outlived the SuperLink, and write its summary yet.
             break
-    faulty.submit([*settings, f"resume={run}"], tmp_path / "last.log").wait(timeout=240)
+    submit(federation, [*settings, f"resume={run}"], tmp_path / "last.log").wait(timeout=240)
     summary = wait_for_summary(run)
 
     overrides = [*settings, "runtime=sequential", f"run_dir={tmp_path}/unbroken"]
-    run_command(tmp_path, faulty.environment, "utmp-train", *overrides)
+    run_command(tmp_path, federation.environment, "utmp-train", *overrides)
     unbroken = json.loads((tmp_path / "unbroken" / "summary.json").read_text())
     assert timeless(summary) == timeless(unbroken)
     assert list(map(timeless, records_of(run))) == list(
@@ -150,7 +116,7 @@ def test_superlink_killed_at_any_moment_loses_at_most_a_round(
 
 
 def test_a_site_that_dies_hangs_or_comes_late(
-    faulty: Faulty, tiny: list[str], tmp_path: Path
+    federation: Federation, tiny: list[str], tmp_path: Path
 ) -> None:
     run, log, deadline = tmp_path / "run", tmp_path / "submitted.log", 20
     settings = [
@@ -160,12 +126,12 @@ def test_a_site_that_dies_hangs_or_comes_late(
         f"runtime.round_timeout={deadline}",
         "runtime.node_timeout=90",
     ]
-    nodes = {modality: faulty.join(modality) for modality in ("language", "vision")}
-    submitted = faulty.submit(settings, log)
+    nodes = {modality: join(federation, modality) for modality in ("language", "vision")}
+    submitted = submit(federation, settings, log)
 
     # Late: the run waits for it by name.
     wait_until(lambda: "waiting for audio: 0 of 1, " in log.read_text(), "the wait", seconds=90)
-    nodes["audio"] = faulty.join("audio")
+    nodes["audio"] = join(federation, "audio")
     wait_for_round(run, 1)
     assert records_of(run)[0]["clients"] == dict.fromkeys(MODALITIES, 1)
 

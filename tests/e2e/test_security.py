@@ -15,14 +15,13 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from processes import SecureFederation, flower_environment
 
 from common.config import CredentialsConfig, compose
 from server.credentials.certificates import utc_now
 from server.credentials.issuing import issue
 
 pytestmark = pytest.mark.e2e
-
-PROJECT = Path(__file__).parents[2]
 
 HOSTS = "hosts=[localhost,127.0.0.1]"
 SITES = ("language-0", "audio-0", "vision-0")
@@ -31,12 +30,15 @@ IMPOSTOR = "audio-1"
 
 
 @pytest.fixture(scope="module")
-def secure(secure_federation):
+def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureFederation]:
     """A SuperLink that asks for registered keys, over TLS."""
-    clients = ("clients.language=1", "clients.audio=2", "clients.vision=1")
-    secure_federation.make_credentials("credentials", HOSTS, *clients)
-    secure_federation.start()
-    return secure_federation
+    folder = tmp_path_factory.mktemp("secure")
+    (folder / "flower-home").mkdir()
+    with SecureFederation(folder, flower_environment(folder / "flower-home")) as running:
+        clients = ("clients.language=1", "clients.audio=2", "clients.vision=1")
+        running.run("utmp-credentials", "out=credentials", HOSTS, *clients)
+        running.start()
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ REASONS = {
 @pytest.fixture(scope="module")
 def refused(secure, registered) -> dict[str, tuple[int, str]]:
     """Sites that each have one thing wrong, all at once, to how their processes ended."""
-    secure.make_credentials("elsewhere", HOSTS, "clients.audio=1")
+    secure.run("utmp-credentials", "out=elsewhere", HOSTS, "clients.audio=1")
     elsewhere = secure.folder / "elsewhere"
     expired = secure.folder / "expired"
     shutil.copytree(secure.credentials, expired)
@@ -70,26 +72,21 @@ def refused(secure, registered) -> dict[str, tuple[int, str]]:
 
     right = secure.security_of("audio-0")
     trust, key = right[:2], right[2:]
-    unregistered = elsewhere / "sites" / "audio-0" / "audio-0.key"
+    unregistered = ("--auth-supernode-private-key", f"{elsewhere}/sites/audio-0/audio-0.key")
+    security = {
+        "key that was not registered": (*trust, *unregistered),
+        "no key": trust,
+        "another authority": ("--root-certificates", f"{elsewhere}/ca.crt", *key),
+        "no TLS": ("--insecure", "--max-retries=1"),
+        "no TLS for a key": ("--insecure", *key),
+        "expired server": right,
+    }
     with relay(expired / "server", secure.port) as port:
         nodes = {
-            name: secure.add_node('modality="audio"', *security, port=via)
-            for name, security, via in (
-                (
-                    "key that was not registered",
-                    (*trust, "--auth-supernode-private-key", str(unregistered)),
-                    None,
-                ),
-                ("no key", trust, None),
-                (
-                    "another authority",
-                    ("--root-certificates", str(elsewhere / "ca.crt"), *key),
-                    None,
-                ),
-                ("no TLS", ("--insecure", "--max-retries=1"), None),
-                ("no TLS for a key", ("--insecure", *key), None),
-                ("expired server", right, port),
+            name: secure.add_node(
+                'modality="audio"', *options, port=port if name == "expired server" else None
             )
+            for name, options in security.items()
         }
         return {name: node.end() for name, node in nodes.items()}
 
@@ -165,11 +162,6 @@ def sites(secure, registered, refused) -> Iterator[dict[str, str]]:
         yield ids
 
 
-def train(secure, overrides: list[str]) -> str:
-    config = f'overrides="{" ".join(overrides)}"'
-    return secure.run("flwr", "run", str(PROJECT), "loopback", "--stream", "--run-config", config)
-
-
 def clients_of(run: Path) -> list[dict[str, int]]:
     return [json.loads(line)["clients"] for line in (run / "rounds.jsonl").read_text().splitlines()]
 
@@ -178,7 +170,7 @@ ALL = {"language": 1, "audio": 1, "vision": 1}
 
 
 def test_registered_sites_train_over_tls(secure, sites, tiny, tmp_path) -> None:
-    printed = train(secure, [*tiny, f"run_dir={tmp_path}/run"])
+    printed = secure.train([*tiny, f"run_dir={tmp_path}/run"])
     assert "round 2" in printed
     assert "left out" not in printed
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -192,7 +184,7 @@ def test_a_registered_site_that_says_it_is_another_is_left_out_and_named(
 ) -> None:
     secure.add_node('modality="language" part=0', *secure.security_of(IMPOSTOR))
     secure.wait_online(registered[IMPOSTOR])
-    printed = train(secure, [*tiny, "rounds=1", f"run_dir={tmp_path}/run"])
+    printed = secure.train([*tiny, "rounds=1", f"run_dir={tmp_path}/run"])
     said = f"node {registered[IMPOSTOR]} is registered as audio-1 and says that it is language-0"
     assert printed.count(said) == 1
     assert "error: " not in printed

@@ -16,7 +16,8 @@ from typing import Any
 
 ENVIRONMENT = os.environ | {"COLUMNS": "160"}
 
-# Reads {"argv", "folder", …} line by line; answers with {"status"} when the fork has ended.
+# Reads {"argv", "folder", …} line by line; answers with the fork's number, and with its status when
+# it has ended.
 _LOOP = """
 import json, os, resource, sys, traceback
 
@@ -43,8 +44,9 @@ for line in sys.stdin:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)
+    print(child, flush=True)
     _, ended = os.waitpid(child, 0)
-    print(json.dumps({"status": os.waitstatus_to_exitcode(ended)}), flush=True)
+    print(os.waitstatus_to_exitcode(ended), flush=True)
 os._exit(0)
 """
 
@@ -73,16 +75,30 @@ class Answer:
         return self.stdout
 
 
-class ForkedCommand:
-    """A process that has a command loaded.
+def run_alone(folder: Path, command: str, *arguments: str) -> Answer:
+    """Run the installed command in a process of its own."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name(command), *arguments],
+        cwd=folder,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    return Answer(done.returncode, done.stdout, done.stderr)
 
-    Parameters
-    ----------
-    name
-        Of the command, ``sys.argv[0]``.
-    process
-        Runs the loop above.
-    """
+
+def rows_of(printed: str) -> list[list[str]]:
+    """Return the cells of each row of the tables that were printed."""
+    return [
+        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+        for line in printed.splitlines()
+        if line[:1] in ("│", "┃")
+    ]
+
+
+class ForkedCommand:
+    """A process that has a command loaded, by the name of the command, ``sys.argv[0]``."""
 
     def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
         assert process.stdin is not None and process.stdout is not None
@@ -90,15 +106,15 @@ class ForkedCommand:
         self._orders, self._answers = process.stdin, process.stdout
         assert self._answers.readline() == "ready\n"
 
-    def run(
+    def start(
         self,
         folder: Path,
         streams: Path,
         *arguments: str,
         missing: tuple[str, ...] = (),
         largest_file: int = 0,
-    ) -> Answer:
-        """Run a command line.
+    ) -> int:
+        """Start a command line and return the number of its process.
 
         Parameters
         ----------
@@ -111,14 +127,23 @@ class ForkedCommand:
         largest_file
             Bytes that it may write into one file; 0 for no limit.
         """
-        files = {name: str(streams / name) for name in ("stdout", "stderr")}
-        order: dict[str, Any] = {"argv": [self.name, *arguments], "folder": str(folder), **files}
-        order |= {"missing": missing, "largest_file": largest_file}
+        self._files = {name: str(streams / name) for name in ("stdout", "stderr")}
+        order: dict[str, Any] = {"argv": [self.name, *arguments], "folder": str(folder)}
+        order |= {"missing": missing, "largest_file": largest_file, **self._files}
         self._orders.write(json.dumps(order) + "\n")
         self._orders.flush()
-        status = json.loads(self._answers.readline())["status"]
-        stdout, stderr = (Path(path).read_text() for path in files.values())
+        return int(self._answers.readline())
+
+    def end(self) -> Answer:
+        """Wait until the process that was started has ended."""
+        status = int(self._answers.readline())
+        stdout, stderr = (Path(path).read_text() for path in self._files.values())
         return Answer(status, stdout, stderr)
+
+    def run(self, *arguments: Any, **limits: Any) -> Answer:
+        """Run a command line to its end; arguments as for `start`."""
+        self.start(*arguments, **limits)
+        return self.end()
 
 
 @contextmanager

@@ -1,16 +1,16 @@
 """`utmp-compose` and the Compose files that its output goes beside."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from forked_command import run_alone
 
-from common.config import ComposeConfig, compose
+from common.config import ComposeConfig, PrepareConfig, compose
 from common.errors import UserError
 from server.commands.compose import compose_file
+from server.preparation.preparation import prepare
 
 PROJECT = Path(__file__).parents[3]
 DOCKER = PROJECT / "docker"
@@ -32,15 +32,9 @@ def clients(services: dict[str, Any]) -> list[str]:
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "pri$es"
-    command = [
-        sys.executable,
-        "-m",
-        "server.commands.prepare",
-        "format=synthetic",
-        f"out='{folder}'",
-    ]
     counts = ["clients.language=2", "clients.audio=1", "clients.vision=1"]
-    subprocess.run([*command, *counts], cwd=PROJECT, check=True, capture_output=True, timeout=120)
+    config = compose(PrepareConfig, ["format=synthetic", f"out='{folder}'", *counts])
+    prepare(config, watch=lambda *_: None, draw=lambda _: {})
     return folder
 
 
@@ -49,8 +43,7 @@ def test_each_client_has_a_service_with_its_own_key_and_part() -> None:
     names = [*(f"language-{part}" for part in range(4)), "audio-0", "vision-0", "vision-1"]
     assert clients(services) == names
     for name in names:
-        service = services[name]
-        modality, part = name.split("-")
+        service, (modality, part) = services[name], name.split("-")
         assert service["environment"] == {"SITE": name, "MODALITY": modality, "PART": part}
         (credentials,) = service["volumes"]
         assert credentials["source"] == f"${{CREDENTIALS:-../credentials}}/sites/{name}"
@@ -142,29 +135,8 @@ def test_more_clients_than_shards_are_refused(shards: Path) -> None:
 
 
 def test_the_committed_clients_are_what_the_command_prints() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "server.commands.compose", "clients.default=1"],
-        cwd=PROJECT,
-        check=True,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.stderr == ""
-    assert done.stdout == (DOCKER / "compose.clients.yml").read_text()
-
-
-def test_the_command_says_a_mistake_in_one_line_and_exits_with_2() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "server.commands.compose", "clients.vision=0"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stdout) == (2, "")
-    (line,) = done.stderr.splitlines()
-    assert line.startswith("error: modality 'vision' has no client")
+    shown = run_alone(PROJECT, "utmp-compose", "clients.default=1").shown
+    assert shown == (DOCKER / "compose.clients.yml").read_text()
 
 
 # ---- The files beside it -------------------------------------------------------------------

@@ -7,20 +7,17 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trained_runs
-import yaml
-from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from forked_command import Answer, rows_of, run_alone
 from trained_runs import NAMES
 
 from server.run.folder import MODEL
 
-COMMAND = [sys.executable, "-m", "server.commands.evaluate"]
-
+COMMAND = "utmp-evaluate"
 LOADS = """
 import torch
 torch.set_num_threads(1)
@@ -37,49 +34,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained_runs.on_shards(tmp_path_factory.mktemp("shards") / "run")
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedCommand]:
-    with forked_command("utmp-evaluate", LOADS) as command:
-        yield command
-
-
-@pytest.fixture
-def loaded(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
-    """Run the command in an empty folder, with its libraries loaded already."""
-    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
-
-
-def rows_of(text: str) -> list[list[str]]:
-    """The cells of each row of the tables that were printed."""
-    return [
-        [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
-        for line in text.splitlines()
-        if line[:1] in ("│", "┃")
-    ]
-
-
 # In a process of its own ------------------------------------------------------------------------
 
 
-def alone(folder: Path, *arguments: str) -> Answer:
-    done = subprocess.run(
-        [*COMMAND, *arguments],
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    return Answer(done.returncode, done.stdout, done.stderr)
-
-
-def test_help_and_configuration(tmp_path: Path) -> None:
-    shown = alone(tmp_path, "--help").shown
+def test_help(tmp_path: Path) -> None:
+    shown = run_alone(tmp_path, COMMAND, "--help").shown
     assert "side: test" in shown
     assert "npz_schema" not in shown  # there are no groups to choose from
-    printed = yaml.safe_load(alone(tmp_path, "--cfg", "job", "model=a", "dataset=shards/b").shown)
-    assert (printed["model"], printed["dataset"]) == ("a", "shards/b")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_mistake_loads_no_library(tmp_path: Path) -> None:
@@ -98,39 +59,26 @@ def test_a_mistake_loads_no_library(tmp_path: Path) -> None:
 
 def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
     shown = loaded(f"model={run}", "out=a.json").shown
-    lines = shown.splitlines()
+    lines, rows = shown.splitlines(), rows_of(shown)
     found = json.loads((tmp_path / "a.json").read_text())
+    results = ["test", "test_by_fusion", "test_by_subset", "diagnostics"]
+    assert list(found) == ["model", "dataset", "items", *results]
     assert lines[0] == f"model {run} on test items of the run, {found['items']} items"
     assert lines[-1] == "evaluation: a.json"
-    assert lines[-2] == (f"all modalities together: f1 {found['test']['multimodal']['f1']:.3f}")
-    rows = rows_of(shown)
+    assert lines[-2] == f"all modalities together: f1 {found['test']['multimodal']['f1']:.3f}"
     assert ["", "multimodal", "audio", "vision"] in rows
     for metric in found["test"]["audio"]:
-        scores = [
-            f"{found['test'][name][metric]:.3f}" for name in ("multimodal", "audio", "vision")
-        ]
+        scores = [f"{values[metric]:.3f}" for values in found["test"].values()]
         assert [metric, *scores] in rows
-    for subset, scores in found["test_by_subset"].items():
+    for subset, scores in (found["test_by_subset"] | found["test_by_fusion"]).items():
         assert [subset, f"{scores['f1']:.3f}"] in [row[:2] for row in rows]
-    for rule, scores in found["test_by_fusion"].items():
-        assert [rule, f"{scores['f1']:.3f}"] in [row[:2] for row in rows]
-    counts = found["diagnostics"]["multimodal"]["confusion"]["counts"]
-    for name, (absent, present) in zip(NAMES, counts, strict=True):
-        assert f"Confusion of {name}: rows are true, columns predicted" in shown
-        assert ["true 0", *map(str, absent)] in rows
-        assert ["true 1", *map(str, present)] in rows
-    calibration = found["diagnostics"]["multimodal"]["calibration"]
-    assert list(calibration) in rows
+    for name in NAMES:
+        assert f"Confusion of {name}: rows are true, columns predicted" in lines
+    assert list(found["diagnostics"]["multimodal"]["calibration"]) in rows
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
-
-
-def test_another_dataset(loaded: Run, run: Path) -> None:
-    shards = run.parent / "shards"
-    own = loaded(f"model={run}", "side=validation").shown.splitlines()
-    other = loaded(f"model={run}", f"dataset={shards}", "side=validation").shown.splitlines()
-    assert own[0].startswith(f"model {run} on validation items of the run, ")
-    assert other[0].startswith(f"model {run} on {shards / 'validation.safetensors'}, ")
-    assert other[1:] == own[1:]
+    again = loaded(f"model={run}", "out=a.json")
+    assert again.error.startswith("out=a.json exists already; choose another")
+    assert loaded(f"model={run}", "out=a.json", "overwrite=true").shown == shown
 
 
 @pytest.mark.parametrize(
@@ -138,6 +86,7 @@ def test_another_dataset(loaded: Run, run: Path) -> None:
     [
         ([], "model is required; give it as model=…: a run folder or its model file"),
         (["model=none"], "model file none does not exist"),
+        (["model=."], f". has no {MODEL}: expected the folder of a finished run"),
         (["model=a", "datasett=b"], "there is no setting 'datasett'; did you mean dataset?"),
         (["model=a", "side=train"], "side=train: Invalid value 'train', expected one of [validat"),
         (["model=a", "out=b.csv"], "out=b.csv: expected a file that ends in .json"),
@@ -149,23 +98,6 @@ def test_a_mistake_is_one_line(
 ) -> None:
     assert loaded(*arguments).error.startswith(message)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_run_that_is_not_finished(loaded: Run, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "broken").mkdir()
-    assert loaded("model=broken").error == (
-        f"broken has no {MODEL}: expected the folder of a finished run; one that broke off goes on "
-        "with utmp-train resume=broken"
-    )
-
-
-def test_nothing_is_overwritten_unasked(loaded: Run, run: Path, tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text("mine")
-    error = loaded(f"model={run}", "out=a.json").error
-    assert error == "out=a.json is there already; choose another, or give overwrite=true"
-    assert (tmp_path / "a.json").read_text() == "mine"
-    assert loaded(f"model={run}", "out=a.json", "overwrite=true").status == 0
-    assert json.loads((tmp_path / "a.json").read_text())["model"] == str(run)
 
 
 def test_a_place_that_cannot_be_written(loaded: Run, run: Path) -> None:

@@ -1,6 +1,7 @@
-"""Records against what was predicted, and the rounding of numbers against NumPy's."""
+"""Records and columns against what was predicted, and the classes of numbers against Python's."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,49 +10,80 @@ from hypothesis import strategies as st
 from made_up_models import features_for, predictor_for
 
 from common.task import Task
-from server.prediction.records import records, seven_class, sign
+from server.prediction.predictor import Predictions
+from server.prediction.records import columns, records
 
 LENGTHS = {"language": [4, 0, 0, 3], "audio": [6, 5, 0, 1]}
 NAMES = ["a", "b", "c", "d"]
+LABELS = ("joy", "fear", "awe")
+
+every_task = pytest.mark.parametrize("task", list(Task))
 
 
-@given(st.floats(-5, 5, width=32) | st.sampled_from([-2.5, -1.5, -0.5, 0.5, 1.5, 2.5, -0.0]))
-def test_the_class_of_seven_is_rounded_half_to_even(value: float) -> None:
-    assert seven_class(value) == np.rint(np.clip(value, -3, 3))
-    assert isinstance(seven_class(value), int)
-    assert sign(value) == ("positive" if value >= 0 else "negative")
+def numbers(values: list[float]) -> Predictions:
+    array = np.array(values, np.float32)
+    return Predictions(Task.regression, array, np.abs(array), {}, {})
 
 
-@pytest.mark.parametrize("task", list(Task))
-def test_a_record_says_what_was_predicted(task: Task) -> None:
+@given(st.lists(st.floats(-5, 5, width=32) | st.sampled_from([-2.5, -0.5, 0.5, 1.5, -0.0])))
+def test_the_class_of_seven_is_rounded_half_to_even(values: list[float]) -> None:
+    made = records([""] * len(values), numbers(values))
+    assert [each["seven_class"] for each in made] == [round(min(max(v, -3), 3)) for v in values]
+    assert [each["sign"] == "positive" for each in made] == [v >= 0 for v in values]
+    table = columns([""] * len(values), numbers(values))
+    for name in ("prediction", "std", "seven_class", "sign"):
+        assert table[name] == [each[name] for each in made]
+
+
+def outcome(values: np.ndarray, task: Task, names: tuple[str, ...]) -> dict[str, Any]:
+    """What one prediction says."""
+    if np.isnan(values).any():
+        return {"prediction": None}
+    if task is Task.regression:
+        return {"prediction": float(values)}
+    probabilities = dict(zip(names, values.tolist(), strict=False))
+    if task is Task.classification:
+        return {"prediction": names[values.argmax()], "probabilities": probabilities}
+    chosen = [name for name, value in probabilities.items() if value >= 0.5]
+    return {"prediction": chosen, "probabilities": probabilities}
+
+
+@every_task
+@pytest.mark.parametrize("labels", [(), LABELS])
+def test_what_was_predicted_is_said(task: Task, labels: tuple[str, ...]) -> None:
     found = predictor_for(task).predict(features_for(LENGTHS))
-    made = records(NAMES, found)
-    assert [record["id"] for record in made] == NAMES
+    names = labels[: found.values.shape[-1]]
+    made, table = records(NAMES, found, names), columns(NAMES, found, names)
+    called = names or ("0", "1", "2")
+    assert [record["id"] for record in made] == table["id"] == NAMES
     there = [list(record["modalities"]) for record in made]
     assert there == [["language", "audio"], ["audio"], [], ["language", "audio"]]
     for item, record in enumerate(made):
-        if item != 2:
-            said(record, found.values[item], task)
-        for name, own in record["modalities"].items():
-            said(own, found.alone[name][item], task)
-            assert own["weight"] == found.weights[name][item]
-        if task is Task.regression:
-            assert record["std"] == (None if item == 2 else found.std[item])
+        expected = outcome(found.values[item], task, called)
+        assert expected.items() <= record.items()
+        in_columns(table, item, "", expected)
+        for name, values in found.alone.items():
+            alone = outcome(values[item], task, called)
+            in_columns(table, item, f"_{name}", alone)
+            assert table[f"weight_{name}"][item] == found.weights[name][item]
+            if name in record["modalities"]:
+                weight = float(found.weights[name][item])
+                assert (alone | {"weight": weight}).items() <= record["modalities"][name].items()
+        if found.std is None:
+            assert "std" not in record and "std" not in table
         else:
-            assert "std" not in record
+            assert record["std"] == table["std"][item] == (None if item == 2 else found.std[item])
     assert json.loads(json.dumps(made, allow_nan=False)) == made
+    cells = {type(cell) for column in table.values() for cell in column}
+    assert cells <= {str, float, int, type(None)}  # of Python, not of NumPy
 
 
-def said(record: dict, values: np.ndarray, task: Task) -> None:
-    if task is Task.regression:
-        assert record["prediction"] == values
-        return
-    assert list(record["probabilities"].values()) == values.tolist()
-    assert list(record["probabilities"]) == [str(number) for number in range(len(values))]
-    if task is Task.classification:
-        assert record["prediction"] == str(values.argmax())
-    else:
-        assert record["prediction"] == [str(each) for each in np.flatnonzero(values >= 0.5)]
+def in_columns(table: dict[str, list[Any]], item: int, suffix: str, said: dict[str, Any]) -> None:
+    prediction = said["prediction"]
+    joined = ";".join(prediction) if isinstance(prediction, list) else prediction
+    assert table[f"prediction{suffix}"][item] == joined
+    for name, value in said.get("probabilities", {}).items():
+        assert table[f"probability{suffix}_{name}"][item] == value
 
 
 @pytest.mark.parametrize(
@@ -65,11 +97,17 @@ def said(record: dict, values: np.ndarray, task: Task) -> None:
 def test_of_an_item_without_anything_nothing_is_said(task: Task, nothing: dict) -> None:
     found = predictor_for(task).predict({"audio": [None]})
     assert records(["x"], found) == [{"id": "x", **nothing, "modalities": {}}]
+    table = columns(["x"], found)
+    assert (table.pop("id"), table.pop("weight_audio")) == (["x"], [0])
+    assert all(column == [None] for column in table.values())
+    empty = predictor_for(task).predict({"audio": np.empty((0, 2, 3))})
+    assert records([], empty) == []
+    assert columns([], empty) == {name: [] for name in ("id", *table, "weight_audio")}
 
 
-def test_outputs_are_called_by_their_names() -> None:
-    found = predictor_for(Task.multilabel).predict(features_for({"audio": [3]}))
-    record = records(["x"], found, ("joy", "fear"))[0]
-    assert list(record["probabilities"]) == ["joy", "fear"]
-    assert set(record["prediction"]) <= {"joy", "fear"}
-    assert records([], predictor_for().predict({"audio": np.empty((0, 2, 3))})) == []
+def test_what_is_infinite_is_not_known() -> None:
+    made = records(["a", "b", "c"], numbers([np.inf, -np.inf, 1]))
+    assert [each["prediction"] for each in made] == [None, None, 1]
+    assert [each["seven_class"] for each in made] == [None, None, 1]
+    assert [each["sign"] for each in made] == [None, None, "positive"]
+    assert [each["std"] for each in made] == [None, None, 1]
