@@ -5,7 +5,7 @@ All routes but ``/health`` and the files of the page need the token, if one is s
 """
 
 import hmac
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import Depends, FastAPI, HTTPException, Request, Response
@@ -17,12 +17,11 @@ from starlette.requests import ClientDisconnect
 from common.config import ServeConfig
 from common.task import Task
 from server.prediction.predictor import Predictor
-from server.service.api import Api, json_answer
+from server.service.answers import HealthAnswer, error_answer, json_answer
+from server.service.api import Api
 from server.service.examples import Examples
 from server.service.metrics import Counting
 from server.service.page import page_routes
-
-TITLE = "HA-Fedformer"
 
 #: The status of a request whose client disconnected; only the metrics see it.
 DISCONNECTED = 499
@@ -53,26 +52,24 @@ def make_app(
         If the model has a modality that requests cannot name.
     """
     api = Api(predictor, config, examples)
-    app = FastAPI(
-        title=TITLE,
-        summary=f"Predicts {_outcome(predictor)} from any of {', '.join(predictor.features)}.",
-        lifespan=api.lifespan,
-        openapi_url=None,
-        docs_url=None,
-        redoc_url=None,
-    )
+    guard = [] if token is None else [Depends(_guard(token))]
+    summary = f"Predicts {_outcome(predictor)} from any of {', '.join(predictor.features)}."
+    # FastAPI's own documentation loads its scripts from elsewhere; the page has one that works
+    # offline.
+    app = FastAPI(title="HA-Fedformer", summary=summary, lifespan=api.lifespan, openapi_url=None)
+    app.get("/health", response_model=HealthAnswer)(_health)
+    app.include_router(page_routes())
+    app.include_router(api.routes(), dependencies=guard)
 
     async def schema() -> Response:
         return json_answer(app.openapi())
 
-    guarded = api.guarded_routes()
-    guarded.add_api_route("/openapi.json", schema, include_in_schema=False)
-    app.include_router(api.open_routes())
-    app.include_router(page_routes())
-    app.include_router(guarded, dependencies=[] if token is None else [Depends(_guard(token))])
+    app.get("/openapi.json", include_in_schema=False, dependencies=guard)(schema)
     app.add_middleware(Counting, metrics=api.metrics)
-    for kind, handler in _HANDLERS.items():
-        app.add_exception_handler(kind, handler)
+    app.add_exception_handler(StarletteHTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(ClientDisconnect, _disconnected)
+    app.add_exception_handler(Exception, _failed)
     return app
 
 
@@ -101,6 +98,11 @@ def _guard(token: str) -> Callable[..., Awaitable[None]]:
     return check
 
 
+async def _health() -> Response:
+    """Say that the service is running."""
+    return json_answer({"status": "ok"})
+
+
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, StarletteHTTPException)
     path = request.url.path
@@ -109,13 +111,13 @@ async def _refused(request: Request, error: Exception) -> Response:
         "Method Not Allowed": f"{path} does not take {request.method}",
     }
     message = of_router.get(error.detail, error.detail)
-    return _error(message, error.status_code, error.headers or {})
+    return error_answer(message, error.status_code, error.headers)
 
 
 async def _invalid(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    return _error(f"{first['loc'][-1]}: {first['msg']}", 422)
+    return error_answer(f"{first['loc'][-1]}: {first['msg']}", 422)
 
 
 async def _disconnected(_: Request, __: Exception) -> Response:
@@ -123,20 +125,4 @@ async def _disconnected(_: Request, __: Exception) -> Response:
 
 
 async def _failed(_: Request, __: Exception) -> Response:
-    return _error("the service failed; see its log", 500)
-
-
-_HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[Response]]] = {
-    StarletteHTTPException: _refused,
-    RequestValidationError: _invalid,
-    ClientDisconnect: _disconnected,
-    Exception: _failed,
-}
-
-
-def _error(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
-    # A message may quote what a caller sent; it stays one line of text.
-    line = "".join(letter if letter.isprintable() else " " for letter in message)
-    answer = json_answer({"error": line}, status)
-    answer.headers.update(headers or {})
-    return answer
+    return error_answer("the service failed; see its log", 500)

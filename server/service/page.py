@@ -1,6 +1,8 @@
-"""The page, and the documentation of the API: files that need nothing from elsewhere."""
+"""The page, and the documentation of the API: files that need nothing from elsewhere.
 
-from collections.abc import Awaitable, Callable
+They hold nothing of the model, and need no token.
+"""
+
 from importlib.resources import files
 
 from fastapi import APIRouter, Response
@@ -17,14 +19,12 @@ FILES = {
     "/docs.js": ("docs.js", "text/javascript"),
 }
 
-#: The browser loads and asks only what this service serves; no other page may frame it.
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-
 _HEADERS = {
-    "Content-Security-Policy": _POLICY,
+    # The browser loads and asks only what this service serves; no other page may frame it.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
     "Referrer-Policy": "no-referrer",
     "X-Content-Type-Options": "nosniff",
     "Cache-Control": "no-cache",
@@ -32,17 +32,16 @@ _HEADERS = {
 
 
 def page_routes() -> APIRouter:
-    """Return a route for each file; they need no token, since they hold nothing of the model."""
+    """Return a route for each file."""
     router = APIRouter(include_in_schema=False)
-    folder = files("server.service") / "page"
     for path, (name, kind) in FILES.items():
-        file = Response((folder / name).read_bytes(), headers=_HEADERS, media_type=kind)
-        router.add_api_route(path, _giver(file), methods=["GET", "HEAD"])
+        content = (files("server.service") / "page" / name).read_bytes()
+        _add(router, path, Response(content, headers=_HEADERS, media_type=kind))
     return router
 
 
-def _giver(file: Response) -> Callable[[], Awaitable[Response]]:
+def _add(router: APIRouter, path: str, file: Response) -> None:
     async def give() -> Response:
         return file
 
-    return give
+    router.add_api_route(path, give, methods=["GET", "HEAD"])

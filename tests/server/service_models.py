@@ -1,4 +1,4 @@
-"""Small models that nobody trained, and services of them on loopback."""
+"""Small models that nobody trained, items for them, and services of them on loopback."""
 
 import asyncio
 import socket
@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 import httpx
 import numpy as np
@@ -25,7 +26,7 @@ SHAPES: dict[str, tuple[int, ...]] = {"language": (3,), "audio": (2,), "table": 
 Served = Callable[..., AbstractContextManager[httpx.Client]]
 
 
-def small_predictor(task: Task = Task.regression, max_seq_len: int | None = 6) -> Predictor:
+def small_predictor(task: Task = Task.regression) -> Predictor:
     outputs = 1 if task is Task.regression else 3
     sizes = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
     model = build_model(ModelSpec(SHAPES, outputs, task, sizes), seed=3)
@@ -34,9 +35,18 @@ def small_predictor(task: Task = Task.regression, max_seq_len: int | None = 6) -
         set_standardisation(model, name, moments)
     prior = (0.1, 1.3) if task is Task.regression else (-1.0, -0.5, 0.25)
     experts = {name: Expert(0.8, 0.1, 0.6, 0.7 + i, 40.0) for i, name in enumerate(SHAPES)}
-    return Predictor(
-        model.eval(), Fusion(FusionRule.reliability, task, prior, experts), max_seq_len
-    )
+    fusion = Fusion(FusionRule.reliability, task, prior, experts)
+    return Predictor(model.eval(), fusion, max_seq_len=6)
+
+
+def item(seed: int, *names: str, steps: int = 5) -> dict[str, Any]:
+    """An item of a request; it has every modality where none is named."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.normal(size=(shape[0] if shape[1:] else steps, shape[-1])).round(3).tolist()
+        for name, shape in SHAPES.items()
+        if not names or name in names
+    }
 
 
 @contextmanager
