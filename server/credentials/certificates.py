@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -28,6 +28,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import UserError
 
+E = TypeVar("E", bound=x509.ExtensionType)
+
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
@@ -35,7 +37,6 @@ PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 CLOCK_SKEW = timedelta(days=1)
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_NIST = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _USAGES = (
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
     *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
@@ -53,7 +54,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def parse_host(text: str) -> x509.GeneralName:
-    """Tell a DNS name from an IP address.
+    """Return a DNS name or an IP address.
 
     Raises
     ------
@@ -77,20 +78,13 @@ def parse_host(text: str) -> x509.GeneralName:
 
 
 def make_authority(key: SigningKey, days: int, now: datetime) -> x509.Certificate:
-    """Make the certificate of an authority, signed with its own private key.
-
-    It is valid for `days` days from `now`, which is in UTC.
-    """
+    """Make the certificate of an authority, valid for some days and signed with its own key."""
     identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     # With a part of the key in the name, authorities of several federations can be told apart.
     name = _name(f"HA-Fedformer authority {identifier.digest.hex()[:12]}")
-    return (
-        _builder(key.public_key(), name, name, now, now + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
-        .add_extension(_issued_by(identifier), critical=False)
-        .sign(key, hashes.SHA384())
-    )
+    builder = _builder(key.public_key(), name, name, now, now + timedelta(days=days))
+    constraints = x509.BasicConstraints(ca=True, path_length=0)
+    return _sign(builder, key, identifier, constraints, _usage("key_cert_sign", "crl_sign"))
 
 
 def sign_server(
@@ -101,43 +95,33 @@ def sign_server(
     days: int,
     now: datetime,
 ) -> x509.Certificate:
-    """Sign a certificate of the server with the authority's private key.
+    """Sign the certificate of a server for some hosts with the authority's private key.
 
-    It is valid for the hosts, and for `days` days from `now`, which is in UTC, but not longer than
-    its authority.
+    It is valid for some days, but not longer than its authority.
     """
     until = min(now + timedelta(days=days), authority.not_valid_after_utc)
-    identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-    return (
-        _builder(public_key, _name("HA-Fedformer server"), authority.subject, now, until)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage("digital_signature"), critical=True)
-        .add_extension(_issued_by(identifier), critical=False)
-        .add_extension(server, critical=False)
-        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .sign(key, hashes.SHA384())
+    name = _name("HA-Fedformer server")
+    return _sign(
+        _builder(public_key, name, authority.subject, now, until),
+        key,
+        authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value,
+        x509.BasicConstraints(ca=False, path_length=None),
+        _usage("digital_signature"),
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
+        x509.SubjectAlternativeName(hosts),
     )
 
 
 def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
     """Return the names and addresses for which a certificate is valid."""
-    try:
-        return list(
-            certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        )
-    except x509.ExtensionNotFound:
-        return []
+    return list(_extension(certificate, x509.SubjectAlternativeName) or [])
 
 
 def is_authority(certificate: x509.Certificate) -> bool:
     """Return whether a certificate may sign others, and has the identifier that they refer to."""
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except x509.ExtensionNotFound:
-        return False
-    return constraints.value.ca
+    constraints = _extension(certificate, x509.BasicConstraints)
+    identifier = _extension(certificate, x509.SubjectKeyIdentifier)
+    return constraints is not None and constraints.ca and identifier is not None
 
 
 def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -149,8 +133,19 @@ def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     return True
 
 
+def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
+
+
 def _name(text: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
+
+
+def _usage(*usages: str) -> x509.KeyUsage:
+    return x509.KeyUsage(**{name: name in usages for name in _USAGES})
 
 
 def _builder(
@@ -168,12 +163,17 @@ def _builder(
     )
 
 
-def _issued_by(identifier: x509.SubjectKeyIdentifier) -> x509.AuthorityKeyIdentifier:
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
-
-
-def _usage(*usages: str) -> x509.KeyUsage:
-    return x509.KeyUsage(**{name: name in usages for name in _USAGES})
+def _sign(
+    builder: x509.CertificateBuilder,
+    key: SigningKey,
+    issuer: x509.SubjectKeyIdentifier,
+    *extensions: x509.ExtensionType,
+) -> x509.Certificate:
+    identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer)
+    for extension in (identifier, *extensions):
+        critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(key, hashes.SHA384())
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -200,53 +200,56 @@ def site_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
     return line + f" {name}\n".encode()
 
 
-def read_certificate(path: str, content: bytes) -> x509.Certificate:
-    """Read a certificate; this and the next three raise `UserError` for anything else."""
+def _reader(
+    load: Callable[[bytes], Any], form: str, fits: Callable[[Any], bool], expected: str
+) -> Callable[[str, bytes], Any]:
+    """Return a function of a path and its content, which raises `UserError` for anything else."""
 
-    def load(content: bytes) -> x509.Certificate:
-        certificate = x509.load_pem_x509_certificate(content)
-        # Its extensions are parsed at the first access only.
-        _ = certificate.extensions
-        return certificate
+    def read(path: str, content: bytes) -> Any:
+        try:
+            loaded = load(content)
+        except TypeError as error:
+            raise UserError(
+                f"{path} is locked with a passphrase; unlock it for this run"
+            ) from error
+        except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+            raise UserError(f"{path} is not {form} format") from error
+        if not fits(loaded):
+            raise UserError(f"{path} is a key of another kind; expected {expected}")
+        return loaded
 
-    certificate: x509.Certificate = _read(path, content, load, "a certificate in PEM")
-    _check(path, isinstance(certificate.public_key(), PublicKey), "elliptic curve or RSA")
+    return read
+
+
+def _load_certificate(content: bytes) -> x509.Certificate:
+    certificate = x509.load_pem_x509_certificate(content)
+    _ = certificate.extensions  # which are parsed at the first access only
     return certificate
 
 
-def read_key(path: str, content: bytes) -> SigningKey:
-    """Read a private key of the authority or the server."""
-    load = partial(load_pem_private_key, password=None)
-    key: SigningKey = _read(path, content, load, "a private key in PEM")
-    _check(path, isinstance(key, SigningKey), "elliptic curve or RSA")
-    return key
+def _is_nist(key: Any) -> bool:
+    curves = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
+    return isinstance(getattr(key, "curve", None), curves)
 
 
-def read_site_key(path: str, content: bytes) -> ec.EllipticCurvePrivateKey:
-    """Read a site's private key, of a kind that Flower takes."""
-    load = partial(load_ssh_private_key, password=None)
-    key: ec.EllipticCurvePrivateKey = _read(path, content, load, "a private key in OpenSSH")
-    _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
-    return key
+_SIGNING = "elliptic curve or RSA"
+_SITE = "one on a NIST curve, as Flower takes it"
 
-
-def read_site_public_key(path: str, content: bytes) -> ec.EllipticCurvePublicKey:
-    """Read a site's public key, of a kind that Flower takes."""
-    loaded = _read(path, content, load_ssh_public_key, "a public key in OpenSSH")
-    key: ec.EllipticCurvePublicKey = loaded
-    _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
-    return key
-
-
-def _read(path: str, content: bytes, load: Callable[[bytes], Any], name: str) -> Any:
-    try:
-        return load(content)
-    except TypeError as error:
-        raise UserError(f"{path} is locked with a passphrase; unlock it for this run") from error
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-        raise UserError(f"{path} is not {name} format") from error
-
-
-def _check(path: str, fits: bool, expected: str) -> None:
-    if not fits:
-        raise UserError(f"{path} is a key of another kind; expected {expected}")
+read_certificate: Callable[[str, bytes], x509.Certificate] = _reader(
+    _load_certificate,
+    "a certificate in PEM",
+    lambda certificate: isinstance(certificate.public_key(), PublicKey),
+    _SIGNING,
+)
+read_key: Callable[[str, bytes], SigningKey] = _reader(
+    partial(load_pem_private_key, password=None),
+    "a private key in PEM",
+    lambda key: isinstance(key, SigningKey),
+    _SIGNING,
+)
+read_site_key: Callable[[str, bytes], ec.EllipticCurvePrivateKey] = _reader(
+    partial(load_ssh_private_key, password=None), "a private key in OpenSSH", _is_nist, _SITE
+)
+read_site_public_key: Callable[[str, bytes], ec.EllipticCurvePublicKey] = _reader(
+    load_ssh_public_key, "a public key in OpenSSH", _is_nist, _SITE
+)
