@@ -37,6 +37,7 @@ PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 CLOCK_SKEW = timedelta(days=1)
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
+_NIST = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _USAGES = (
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
     *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
@@ -79,12 +80,13 @@ def parse_host(text: str) -> x509.GeneralName:
 
 def make_authority(key: SigningKey, days: int, now: datetime) -> x509.Certificate:
     """Make the certificate of an authority, valid for some days and signed with its own key."""
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    # With a part of the key in the name, authorities of several federations can be told apart.
-    name = _name(f"HA-Fedformer authority {identifier.digest.hex()[:12]}")
-    builder = _builder(key.public_key(), name, name, now, now + timedelta(days=days))
     constraints = x509.BasicConstraints(ca=True, path_length=0)
-    return _sign(builder, key, identifier, constraints, _usage("key_cert_sign", "crl_sign"))
+    usage = _usage("key_cert_sign", "crl_sign")
+    until = now + timedelta(days=days)
+    # With a part of the key in the name, authorities of several federations can be told apart.
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    name = f"HA-Fedformer authority {identifier.digest.hex()[:12]}"
+    return _certificate(name, key.public_key(), key, None, (now, until), constraints, usage)
 
 
 def sign_server(
@@ -100,16 +102,14 @@ def sign_server(
     It is valid for some days, but not longer than its authority.
     """
     until = min(now + timedelta(days=days), authority.not_valid_after_utc)
-    name = _name("HA-Fedformer server")
-    return _sign(
-        _builder(public_key, name, authority.subject, now, until),
-        key,
-        authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value,
+    extensions = (
         x509.BasicConstraints(ca=False, path_length=None),
         _usage("digital_signature"),
         x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
         x509.SubjectAlternativeName(hosts),
     )
+    name = "HA-Fedformer server"
+    return _certificate(name, public_key, key, authority, (now, until), *extensions)
 
 
 def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
@@ -140,37 +140,34 @@ def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
         return None
 
 
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
 def _usage(*usages: str) -> x509.KeyUsage:
     return x509.KeyUsage(**{name: name in usages for name in _USAGES})
 
 
-def _builder(
-    public_key: PublicKey, subject: x509.Name, issuer: x509.Name, now: datetime, until: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .public_key(public_key)
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(until)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _sign(
-    builder: x509.CertificateBuilder,
+def _certificate(
+    name: str,
+    public_key: PublicKey,
     key: SigningKey,
-    issuer: x509.SubjectKeyIdentifier,
+    issuer: x509.Certificate | None,
+    span: tuple[datetime, datetime],
     *extensions: x509.ExtensionType,
 ) -> x509.Certificate:
-    identifier = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer)
-    for extension in (identifier, *extensions):
+    """Sign a certificate with the key of its issuer; without one, it is its own issuer."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if issuer is None else issuer.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(span[0] - CLOCK_SKEW)
+        .not_valid_after(span[1])
+    )
+    own = x509.SubjectKeyIdentifier.from_public_key(public_key)
+    by = own if issuer is None else _extension(issuer, x509.SubjectKeyIdentifier)
+    assert by is not None
+    of_issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(by)
+    for extension in (own, of_issuer, *extensions):
         critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
         builder = builder.add_extension(extension, critical)
     return builder.sign(key, hashes.SHA384())
@@ -200,56 +197,49 @@ def site_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
     return line + f" {name}\n".encode()
 
 
-def _reader(
-    load: Callable[[bytes], Any], form: str, fits: Callable[[Any], bool], expected: str
-) -> Callable[[str, bytes], Any]:
-    """Return a function of a path and its content, which raises `UserError` for anything else."""
-
-    def read(path: str, content: bytes) -> Any:
-        try:
-            loaded = load(content)
-        except TypeError as error:
-            raise UserError(
-                f"{path} is locked with a passphrase; unlock it for this run"
-            ) from error
-        except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-            raise UserError(f"{path} is not {form} format") from error
-        if not fits(loaded):
-            raise UserError(f"{path} is a key of another kind; expected {expected}")
-        return loaded
-
-    return read
-
-
-def _load_certificate(content: bytes) -> x509.Certificate:
-    certificate = x509.load_pem_x509_certificate(content)
-    _ = certificate.extensions  # which are parsed at the first access only
+def read_certificate(path: str, content: bytes) -> x509.Certificate:
+    """Read a certificate; this and the next three raise `UserError` for anything else."""
+    load = x509.load_pem_x509_certificate
+    certificate: x509.Certificate = _read(path, content, load, "a certificate in PEM")
+    _check(path, isinstance(certificate.public_key(), PublicKey), "elliptic curve or RSA")
     return certificate
 
 
-def _is_nist(key: Any) -> bool:
-    curves = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
-    return isinstance(getattr(key, "curve", None), curves)
+def read_key(path: str, content: bytes) -> SigningKey:
+    """Read a private key of the authority or the server."""
+    load = partial(load_pem_private_key, password=None)
+    key: SigningKey = _read(path, content, load, "a private key in PEM")
+    _check(path, isinstance(key, SigningKey), "elliptic curve or RSA")
+    return key
 
 
-_SIGNING = "elliptic curve or RSA"
-_SITE = "one on a NIST curve, as Flower takes it"
+def read_site_key(path: str, content: bytes) -> ec.EllipticCurvePrivateKey:
+    """Read a site's private key, of a kind that Flower takes."""
+    load = partial(load_ssh_private_key, password=None)
+    key: ec.EllipticCurvePrivateKey = _read(path, content, load, "a private key in OpenSSH")
+    _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
+    return key
 
-read_certificate: Callable[[str, bytes], x509.Certificate] = _reader(
-    _load_certificate,
-    "a certificate in PEM",
-    lambda certificate: isinstance(certificate.public_key(), PublicKey),
-    _SIGNING,
-)
-read_key: Callable[[str, bytes], SigningKey] = _reader(
-    partial(load_pem_private_key, password=None),
-    "a private key in PEM",
-    lambda key: isinstance(key, SigningKey),
-    _SIGNING,
-)
-read_site_key: Callable[[str, bytes], ec.EllipticCurvePrivateKey] = _reader(
-    partial(load_ssh_private_key, password=None), "a private key in OpenSSH", _is_nist, _SITE
-)
-read_site_public_key: Callable[[str, bytes], ec.EllipticCurvePublicKey] = _reader(
-    load_ssh_public_key, "a public key in OpenSSH", _is_nist, _SITE
-)
+
+def read_site_public_key(path: str, content: bytes) -> ec.EllipticCurvePublicKey:
+    """Read a site's public key, of a kind that Flower takes."""
+    key: Any = _read(path, content, load_ssh_public_key, "a public key in OpenSSH")
+    _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
+    return key  # type: ignore[no-any-return]
+
+
+def _read(path: str, content: bytes, load: Callable[[bytes], Any], form: str) -> Any:
+    try:
+        loaded = load(content)
+        # A certificate parses its extensions at the first access.
+        getattr(loaded, "extensions", None)
+    except TypeError as error:
+        raise UserError(f"{path} is locked with a passphrase; unlock it for this run") from error
+    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+        raise UserError(f"{path} is not {form} format") from error
+    return loaded
+
+
+def _check(path: str, fits: bool, expected: str) -> None:
+    if not fits:
+        raise UserError(f"{path} is a key of another kind; expected {expected}")

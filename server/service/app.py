@@ -1,14 +1,15 @@
 """The service as a FastAPI application: who may ask what, and how errors look.
 
-All routes but ``/health`` and the files of the page need the token, if one is set. Every error is
-``{"error": "…one line…"}``.
+All routes but ``/health`` and the files of the page, which hold nothing of the model, need the
+token, if one is set. Every error is ``{"error": "…one line…"}``.
 """
 
 import hmac
 from collections.abc import Awaitable, Callable
+from importlib.resources import files
 from typing import Annotated
 
-from fastapi import Depends, FastAPI, HTTPException, Request, Response
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -21,7 +22,29 @@ from server.service.answers import HealthAnswer, error_answer, json_answer
 from server.service.api import Api
 from server.service.examples import Examples
 from server.service.metrics import Counting
-from server.service.page import page_routes
+
+#: Path to a file of ``page/`` and its type.
+FILES = {
+    "/": ("index.html", "text/html"),
+    "/app.js": ("app.js", "text/javascript"),
+    "/ask.js": ("ask.js", "text/javascript"),
+    "/chart.js": ("chart.js", "text/javascript"),
+    "/style.css": ("style.css", "text/css"),
+    "/icon.svg": ("icon.svg", "image/svg+xml"),
+    "/docs": ("docs.html", "text/html"),
+    "/docs.js": ("docs.js", "text/javascript"),
+}
+
+_HEADERS = {
+    # The browser loads and asks only what this service serves; no other page may frame it.
+    "Content-Security-Policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "Cache-Control": "no-cache",
+}
 
 #: The status of a request whose client disconnected; only the metrics see it.
 DISCONNECTED = 499
@@ -54,11 +77,10 @@ def make_app(
     api = Api(predictor, config, examples)
     guard = [] if token is None else [Depends(_guard(token))]
     summary = f"Predicts {_outcome(predictor)} from any of {', '.join(predictor.features)}."
-    # FastAPI's own documentation loads its scripts from elsewhere; the page has one that works
-    # offline.
+    # Without its own documentation, which loads scripts from elsewhere: ours works offline.
     app = FastAPI(title="HA-Fedformer", summary=summary, lifespan=api.lifespan, openapi_url=None)
     app.get("/health", response_model=HealthAnswer)(_health)
-    app.include_router(page_routes())
+    app.include_router(_page())
     app.include_router(api.routes(), dependencies=guard)
 
     async def schema() -> Response:
@@ -71,6 +93,22 @@ def make_app(
     app.add_exception_handler(ClientDisconnect, _disconnected)
     app.add_exception_handler(Exception, _failed)
     return app
+
+
+def _page() -> APIRouter:
+    """Return a route for each file of the page and of the documentation of the API."""
+    router = APIRouter(include_in_schema=False)
+    for path, (name, kind) in FILES.items():
+        content = (files("server.service") / "page" / name).read_bytes()
+        _add(router, path, Response(content, headers=_HEADERS, media_type=kind))
+    return router
+
+
+def _add(router: APIRouter, path: str, file: Response) -> None:
+    async def give() -> Response:
+        return file
+
+    router.add_api_route(path, give, methods=["GET", "HEAD"])
 
 
 def _outcome(predictor: Predictor) -> str:
