@@ -79,7 +79,7 @@ def make_app(
     summary = f"Predicts {_outcome(predictor)} from any of {', '.join(predictor.features)}."
     # Without its own documentation, which loads scripts from elsewhere: ours works offline.
     app = FastAPI(title="HA-Fedformer", summary=summary, lifespan=api.lifespan, openapi_url=None)
-    app.get("/health", response_model=HealthAnswer)(_health)
+    app.get("/health", response_model=HealthAnswer)(health)
     app.include_router(_page())
     app.include_router(api.routes(), dependencies=guard)
 
@@ -136,7 +136,7 @@ def _guard(token: str) -> Callable[..., Awaitable[None]]:
     return check
 
 
-async def _health() -> Response:
+async def health() -> Response:
     """Say that the service is running."""
     return json_answer({"status": "ok"})
 

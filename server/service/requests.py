@@ -78,7 +78,7 @@ class RequestReader:
         rows = {name: _rows(shape, max_steps) | None for name, shape in features.items()}
         item = _list(_object("Item", {"id": str | None, **rows}), 1, max_items)
         chosen = _list(Literal[self._modalities], 1) | None
-        request = _object("Request", {"items": Required[item], "modalities": chosen})
+        request = _object("PredictRequest", {"items": Required[item], "modalities": chosen})
         self._request: TypeAdapter[Any] = TypeAdapter(request)
 
     def schema(self) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from pkgutil import resolve_name
-from types import TracebackType
 from typing import Protocol
 from urllib.parse import urlsplit
 
@@ -81,12 +80,7 @@ class Tracking:
     def __enter__(self) -> "Tracking":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         killed = not isinstance(error, Exception) or isinstance(error, InterruptedRunError)
         status = "FINISHED" if error is None else "KILLED" if killed else "FAILED"
         tracker, self._tracker = self._tracker, None
