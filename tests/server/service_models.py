@@ -1,17 +1,23 @@
 """Small models that nobody trained, items for them, and services of them on loopback."""
 
 import asyncio
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
+from forked_command import ENVIRONMENT
 
 from common.config import FusionRule, ModelConfig
 from common.data.moments import FeatureMoments
@@ -69,3 +75,26 @@ def running(app: FastAPI, token: str | None = None) -> Iterator[httpx.Client]:
             server.should_exit = True
             thread.join(timeout=30)
             assert not thread.is_alive()
+
+
+@contextmanager
+def serving(folder: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """Run `utmp-serve` in a folder; give its process, its output so far, and its address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "server.commands.serve", "port=0", *settings],
+        cwd=folder,
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        try:
+            while not (address := re.search(r"https?://\S+/", said)):
+                line = process.stdout.readline()
+                assert line, process.stderr and process.stderr.read()
+                said += line
+            yield process, said, address[0]
+        finally:
+            process.kill()

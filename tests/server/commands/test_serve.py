@@ -1,24 +1,20 @@
 """`utmp-serve` from the command line: settings, messages, how it stops."""
 
 import io
-import os
-import re
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from forked_command import Answer, ForkedCommand, forked_command
 from rich.console import Console
-from service_models import small_predictor
+from service_models import serving, small_predictor
 
 from common.config import CredentialsConfig, ServeConfig, compose
 from common.errors import UserError
@@ -62,29 +58,6 @@ def keys(tmp_path: Path) -> Path:
     """A folder of a certificate, its key and its authority."""
     issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
     return tmp_path / "keys" / "server"
-
-
-@contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """Start the command; give its process, its output, and its address."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "server.commands.serve", "model=run", "port=0", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        said = ""
-        try:
-            while not (address := re.search(r"https?://\S+/", said)):
-                line = process.stdout.readline()
-                assert line, process.stderr and process.stderr.read()
-                said += line
-            yield process, said, address[0]
-        finally:
-            process.kill()
 
 
 def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
@@ -214,7 +187,7 @@ def test_an_address_that_is_taken(command: Run, model: Path) -> None:
 
 
 def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
-    with serving(tmp_path) as (process, said, address):
+    with serving(tmp_path, "model=run") as (process, said, address):
         assert said == (
             "no examples to pick: run/config.yaml is missing; it says where the run's data are\n"
             f"run predicts regression at {address}; Ctrl-C ends\n"
@@ -231,11 +204,8 @@ def test_everyone_may_ask_who_knows_the_token_over_tls(
 ) -> None:
     given = [f"ssl_cert={keys}/server.crt", f"ssl_key={keys}/server.key"]
     (tmp_path / "token.txt").write_text("s3cret\n")
-    with serving(tmp_path, *given, "host=0.0.0.0", "token_file=token.txt", "examples=none") as (
-        process,
-        said,
-        address,
-    ):
+    given += ["model=run", "host=0.0.0.0", "token_file=token.txt", "examples=none"]
+    with serving(tmp_path, *given) as (process, said, address):
         assert said == f"run predicts regression at {address}; Ctrl-C ends\n"
         assert address.startswith("https://0.0.0.0:")
         trust = ssl.create_default_context(cafile=keys / "ca.crt")
