@@ -7,7 +7,7 @@ import shutil
 import ssl
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -302,67 +302,65 @@ def test_key_that_only_the_site_has_is_not_made_anew(out: Path) -> None:
     assert (again.new, again.new_clients) == ({}, [])
 
 
+@pytest.mark.parametrize("stop", range(len(FILES)))
 def test_run_that_was_cut_short_is_completed_by_the_next(
-    out: Path, monkeypatch: pytest.MonkeyPatch
+    out: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    write = CredentialFolder.write
-    for stop in range(len(FILES)):
-        left = iter([True] * stop + [False])
+    write, left = CredentialFolder.write, iter([True] * stop + [False])
 
-        def until(*arguments: object, left: Iterator[bool] = left, **options: object) -> None:
-            if not next(left):
-                raise UserError("no space left")
-            write(*arguments, **options)  # type: ignore[arg-type]
+    def until(*arguments: Any) -> None:
+        if not next(left):
+            raise UserError("no space left")
+        write(*arguments)
 
-        folder = out.with_name(f"cut-{stop}")
-        with monkeypatch.context() as patch, pytest.raises(UserError, match="no space"):
-            patch.setattr(CredentialFolder, "write", until)
-            issued(folder, HOSTS, *CLIENTS)
-        half = contents(folder) if stop else {}
-        assert len(half) == stop
-        issued(folder, HOSTS, *CLIENTS)
-        after = contents(folder)
-        assert set(after) == set(FILES)
-        assert half.items() <= after.items()
-        check_pairs(folder)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="no space"):
+        patch.setattr(CredentialFolder, "write", until)
+        issued(out, HOSTS, *CLIENTS)
+    half = contents(out)
+    assert len(half) == stop
+    issued(out, HOSTS, *CLIENTS)
+    after = contents(out)
+    assert set(after) == set(FILES)
+    assert half.items() <= after.items()
+    check_pairs(out)
 
 
 def test_what_another_run_wrote_meanwhile_is_kept(
     out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write = CredentialFolder.write
+    before: dict[str, bytes] = {}
 
-    def overtaken(*arguments: object, **options: object) -> None:
+    def overtaken(*arguments: Any) -> None:
         monkeypatch.setattr(CredentialFolder, "write", write)
         issued(out, HOSTS, *CLIENTS)
         before.update(contents(out))
-        write(*arguments, **options)  # type: ignore[arg-type]
+        write(*arguments)
 
-    before: dict[str, bytes] = {}
     monkeypatch.setattr(CredentialFolder, "write", overtaken)
     with pytest.raises(UserError, match=r"ca\.key was written by another run meanwhile.*kept"):
         issued(out, HOSTS, *CLIENTS)
     assert contents(out) == before
 
 
-def test_runs_at_once_leave_one_set_of_credentials(tmp_path: Path) -> None:
-    for attempt in range(3):
-        out, start = tmp_path / str(attempt), Barrier(4)
-        # Hydra composes for one thread at a time.
-        config = compose(CredentialsConfig, [f"out={out}", HOSTS, *CLIENTS])
+@pytest.mark.parametrize("attempt", range(3))
+def test_runs_at_once_leave_one_set_of_credentials(out: Path, attempt: int) -> None:
+    start = Barrier(4)
+    # Hydra composes for one thread at a time.
+    config = compose(CredentialsConfig, [f"out={out}", HOSTS, *CLIENTS])
 
-        def run(_: int, config: CredentialsConfig = config, start: Barrier = start) -> None:
-            start.wait()
-            try:
-                issue(config, NOW)
-            except UserError as error:
-                assert "by another run meanwhile" in str(error)
+    def run(_: int) -> None:
+        start.wait()
+        try:
+            issue(config, NOW)
+        except UserError as error:
+            assert "by another run meanwhile" in str(error)
 
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(run, range(4)))
-        issued(out, HOSTS, *CLIENTS)
-        assert set(contents(out)) == set(FILES)
-        check_pairs(out)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    issued(out, HOSTS, *CLIENTS)
+    assert set(contents(out)) == set(FILES)
+    check_pairs(out)
 
 
 # Renewal ----------------------------------------------------------------------------------------
