@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
-from typing import Any
+from typing import Any, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives.serialization import (
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import UserError
+
+E = TypeVar("E", bound=x509.ExtensionType)
 
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -53,7 +55,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 
 
 def parse_host(text: str) -> x509.GeneralName:
-    """Tell a DNS name from an IP address.
+    """Return a DNS name or an IP address.
 
     Raises
     ------
@@ -77,20 +79,14 @@ def parse_host(text: str) -> x509.GeneralName:
 
 
 def make_authority(key: SigningKey, days: int, now: datetime) -> x509.Certificate:
-    """Make the certificate of an authority, signed with its own private key.
-
-    It is valid for `days` days from `now`, which is in UTC.
-    """
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    """Make the certificate of an authority, valid for some days and signed with its own key."""
+    constraints = x509.BasicConstraints(ca=True, path_length=0)
+    usage = _usage("key_cert_sign", "crl_sign")
+    until = now + timedelta(days=days)
     # With a part of the key in the name, authorities of several federations can be told apart.
-    name = _name(f"HA-Fedformer authority {identifier.digest.hex()[:12]}")
-    return (
-        _builder(key.public_key(), name, name, now, now + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(_usage("key_cert_sign", "crl_sign"), critical=True)
-        .add_extension(_issued_by(identifier), critical=False)
-        .sign(key, hashes.SHA384())
-    )
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
+    name = f"HA-Fedformer authority {identifier.digest.hex()[:12]}"
+    return _certificate(name, key.public_key(), key, None, (now, until), constraints, usage)
 
 
 def sign_server(
@@ -101,43 +97,31 @@ def sign_server(
     days: int,
     now: datetime,
 ) -> x509.Certificate:
-    """Sign a certificate of the server with the authority's private key.
+    """Sign the certificate of a server for some hosts with the authority's private key.
 
-    It is valid for the hosts, and for `days` days from `now`, which is in UTC, but not longer than
-    its authority.
+    It is valid for some days, but not longer than its authority.
     """
     until = min(now + timedelta(days=days), authority.not_valid_after_utc)
-    identifier = authority.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
-    server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
-    return (
-        _builder(public_key, _name("HA-Fedformer server"), authority.subject, now, until)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage("digital_signature"), critical=True)
-        .add_extension(_issued_by(identifier), critical=False)
-        .add_extension(server, critical=False)
-        .add_extension(x509.SubjectAlternativeName(hosts), critical=False)
-        .sign(key, hashes.SHA384())
+    extensions = (
+        x509.BasicConstraints(ca=False, path_length=None),
+        _usage("digital_signature"),
+        x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]),
+        x509.SubjectAlternativeName(hosts),
     )
+    name = "HA-Fedformer server"
+    return _certificate(name, public_key, key, authority, (now, until), *extensions)
 
 
 def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
     """Return the names and addresses for which a certificate is valid."""
-    try:
-        return list(
-            certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-        )
-    except x509.ExtensionNotFound:
-        return []
+    return list(_extension(certificate, x509.SubjectAlternativeName) or [])
 
 
 def is_authority(certificate: x509.Certificate) -> bool:
     """Return whether a certificate may sign others, and has the identifier that they refer to."""
-    try:
-        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints)
-        certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    except x509.ExtensionNotFound:
-        return False
-    return constraints.value.ca
+    constraints = _extension(certificate, x509.BasicConstraints)
+    identifier = _extension(certificate, x509.SubjectKeyIdentifier)
+    return constraints is not None and constraints.ca and identifier is not None
 
 
 def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
@@ -149,31 +133,44 @@ def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     return True
 
 
-def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
-
-
-def _builder(
-    public_key: PublicKey, subject: x509.Name, issuer: x509.Name, now: datetime, until: datetime
-) -> x509.CertificateBuilder:
-    return (
-        x509.CertificateBuilder()
-        .public_key(public_key)
-        .subject_name(subject)
-        .issuer_name(issuer)
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(until)
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(public_key), critical=False)
-    )
-
-
-def _issued_by(identifier: x509.SubjectKeyIdentifier) -> x509.AuthorityKeyIdentifier:
-    return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
+def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
+    try:
+        return certificate.extensions.get_extension_for_class(kind).value
+    except x509.ExtensionNotFound:
+        return None
 
 
 def _usage(*usages: str) -> x509.KeyUsage:
     return x509.KeyUsage(**{name: name in usages for name in _USAGES})
+
+
+def _certificate(
+    name: str,
+    public_key: PublicKey,
+    key: SigningKey,
+    issuer: x509.Certificate | None,
+    span: tuple[datetime, datetime],
+    *extensions: x509.ExtensionType,
+) -> x509.Certificate:
+    """Sign a certificate with the key of its issuer; without one, it is its own issuer."""
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(subject if issuer is None else issuer.subject)
+        .public_key(public_key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(span[0] - CLOCK_SKEW)
+        .not_valid_after(span[1])
+    )
+    own = x509.SubjectKeyIdentifier.from_public_key(public_key)
+    by = own if issuer is None else _extension(issuer, x509.SubjectKeyIdentifier)
+    assert by is not None
+    of_issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(by)
+    for extension in (own, of_issuer, *extensions):
+        critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
+        builder = builder.add_extension(extension, critical)
+    return builder.sign(key, hashes.SHA384())
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -202,13 +199,7 @@ def site_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
 
 def read_certificate(path: str, content: bytes) -> x509.Certificate:
     """Read a certificate; this and the next three raise `UserError` for anything else."""
-
-    def load(content: bytes) -> x509.Certificate:
-        certificate = x509.load_pem_x509_certificate(content)
-        # Its extensions are parsed at the first access only.
-        _ = certificate.extensions
-        return certificate
-
+    load = x509.load_pem_x509_certificate
     certificate: x509.Certificate = _read(path, content, load, "a certificate in PEM")
     _check(path, isinstance(certificate.public_key(), PublicKey), "elliptic curve or RSA")
     return certificate
@@ -232,19 +223,21 @@ def read_site_key(path: str, content: bytes) -> ec.EllipticCurvePrivateKey:
 
 def read_site_public_key(path: str, content: bytes) -> ec.EllipticCurvePublicKey:
     """Read a site's public key, of a kind that Flower takes."""
-    loaded = _read(path, content, load_ssh_public_key, "a public key in OpenSSH")
-    key: ec.EllipticCurvePublicKey = loaded
+    key: Any = _read(path, content, load_ssh_public_key, "a public key in OpenSSH")
     _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
-    return key
+    return key  # type: ignore[no-any-return]
 
 
-def _read(path: str, content: bytes, load: Callable[[bytes], Any], name: str) -> Any:
+def _read(path: str, content: bytes, load: Callable[[bytes], Any], form: str) -> Any:
     try:
-        return load(content)
+        loaded = load(content)
+        # A certificate parses its extensions at the first access.
+        getattr(loaded, "extensions", None)
     except TypeError as error:
         raise UserError(f"{path} is locked with a passphrase; unlock it for this run") from error
     except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-        raise UserError(f"{path} is not {name} format") from error
+        raise UserError(f"{path} is not {form} format") from error
+    return loaded
 
 
 def _check(path: str, fits: bool, expected: str) -> None:

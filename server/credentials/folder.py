@@ -31,30 +31,13 @@ class CredentialFolder:
     def find(self, pattern: str) -> list[str]:
         """Return the names of the files that match a pattern."""
         with _errors_named(self.path):
-            return sorted(
-                path.relative_to(self.path).as_posix() for path in self.path.glob(pattern)
-            )
+            return sorted(str(path.relative_to(self.path)) for path in self.path.glob(pattern))
 
-    def write(
-        self, name: str, content: bytes, *, private: bool = False, former: str | None = None
-    ) -> None:
-        """Write a file, whole or not at all.
+    def write(self, name: str, content: bytes, former: str | None = None) -> None:
+        """Write a file, whole or not at all; a private key can be read by its owner only.
 
-        Parameters
-        ----------
-        name
-            Its path in the folder.
-        content
-            Its bytes.
-        private
-            Whether only its owner may read it.
-        former
-            The name under which the file that is replaced is kept; None if there must be none.
-
-        Raises
-        ------
-        UserError
-            If it exists by now, or cannot be written.
+        A file that exists by now is an error, unless there is a `former` name under which it is
+        kept.
         """
         target = self.path / name
         with _errors_named(target):
@@ -66,33 +49,34 @@ class CredentialFolder:
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
-                if not private:
+                if target.suffix != ".key":
                     Path(part).chmod(0o644)
-                self._put(Path(part), target, former)
+                if former is None:
+                    _link(part, target)
+                else:
+                    # It exists already if an earlier run was cut short here.
+                    with suppress(FileExistsError):
+                        os.link(target, self.path / former)
+                    Path(part).replace(target)
             finally:
                 Path(part).unlink(missing_ok=True)
-
-    def _put(self, part: Path, target: Path, former: str | None) -> None:
-        if former is not None:
-            # It exists already if an earlier run was cut short here.
-            with suppress(FileExistsError):
-                os.link(target, self.path / former)
-            part.replace(target)
-            return
-        try:
-            # Unlike a rename, a link does not replace a file that another run wrote meanwhile.
-            os.link(part, target)
-        except FileExistsError as error:
-            raise UserError(
-                f"{target} was written by another run meanwhile, and is kept; run this again"
-            ) from error
 
     def _make(self, folder: Path) -> None:
         """Make a folder and those above it, each for its owner alone."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         below = folder.relative_to(self.path)
-        for each in reversed([below, *below.parents]):
-            (self.path / each).mkdir(mode=0o700, exist_ok=True)
+        for part in reversed([below, *below.parents]):
+            (self.path / part).mkdir(mode=0o700, exist_ok=True)
+
+
+def _link(part: str, target: Path) -> None:
+    """Give a file its name; unlike a rename, this replaces no file that another run wrote."""
+    try:
+        os.link(part, target)
+    except FileExistsError as error:
+        raise UserError(
+            f"{target} was written by another run meanwhile, and is kept; run this again"
+        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ short is completed by the next, and one at the same time never finds the second 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import PurePath
 from typing import TypeVar
 
 from cryptography import x509
@@ -52,31 +53,15 @@ SOON = timedelta(days=30)
 
 @dataclass
 class Credentials:
-    """The files of a federation: those that are there and stay, and those to be written, in order.
-
-    Attributes
-    ----------
-    config, folder, now
-        What is wanted; where; the time, in UTC.
-    new
-        Name of each file to be written to its content, and whether it is private.
-    kept
-        Names of files that stay.
-    former
-        Where the certificate that is renewed goes.
-    new_clients
-        Those that get a key.
-    warnings
-        One line each.
-    authority, server
-        The certificates that hold from now.
-    """
+    """The files of a federation: those that are there and stay, and those to be written."""
 
     config: CredentialsConfig
     folder: CredentialFolder
     now: datetime
-    new: dict[str, tuple[bytes, bool]] = field(default_factory=dict)
+    #: Name of each file to be written to its content, in order.
+    new: dict[str, bytes] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
+    #: The name under which a renewed certificate is kept.
     former: str | None = None
     new_clients: list[ClientKey] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -101,13 +86,12 @@ class Credentials:
 
     def write(self) -> None:
         """Write the new files."""
-        for name, (content, private) in self.new.items():
-            former = self.former if name == SERVER else None
-            self.folder.write(name, content, private=private, former=former)
+        for name, content in self.new.items():
+            self.folder.write(name, content, self.former if name == SERVER else None)
 
     def _prepare_authority(self) -> SigningKey | None:
         """Set the authority; return its key unless that was taken away."""
-        copies = self.folder.find(f"server/{CA}") + self.folder.find(f"sites/*/{CA}")
+        copies = self.folder.find(f"*/**/{CA}")
         certificate, key = self._read(CA, read_certificate), self._read(CA_KEY, read_key)
         if certificate is None:
             if copies:
@@ -116,14 +100,10 @@ class Credentials:
                 )
             key = key or self._add_key(CA_KEY)
             certificate = make_authority(key, self.config.ca_days, self.now)
-            self._add(CA, certificate_pem(certificate))
+            self.new[CA] = certificate_pem(certificate)
         elif not is_authority(certificate):
             raise UserError(f"{self._path(CA)} is not the certificate of an authority")
-        elif key and key.public_key() != certificate.public_key():
-            raise UserError(
-                f"{self._path(CA_KEY)} does not belong to {CA} beside it; put back the key or "
-                "the certificate that does, or choose another folder with out=…"
-            )
+        self._check_pair(CA_KEY, key, CA, certificate.public_key())
         self._warn_of_end(CA, certificate, "make a new folder of credentials and hand it out anew")
         self.authority = certificate
         return key
@@ -132,32 +112,34 @@ class Credentials:
         self, authority_key: SigningKey | None, hosts: list[x509.GeneralName]
     ) -> None:
         """Set the server's certificate: the one that is there, or a new one."""
-        renewed = self.config.renew is Renew.server
-        present = self._read(SERVER, read_certificate, keep=not renewed)
+        present = self._read(SERVER, read_certificate)
         key = self._read(SERVER_KEY, read_key)
-        if present is not None and not is_signed_by(present, self.authority):
+        if present and not is_signed_by(present, self.authority):
             raise self._of_another_authority(SERVER)
-        if present is not None and key and key.public_key() != present.public_key():
-            raise UserError(
-                f"{self._path(SERVER_KEY)} does not belong to server.crt beside it; put back the "
-                "key or the certificate that does"
-            )
-        if present is None or renewed:
-            self.server = self._sign(authority_key, present, key, hosts)
-        else:
+        if present:
+            self._check_pair(SERVER_KEY, key, SERVER, present.public_key())
+        if present and self.config.renew is not Renew.server:
             self.server = present
             self._warn_of_hosts(hosts)
+        else:
+            hosts = hosts or (hosts_of(present) if present else [])
+            self._check_can_sign(authority_key, hosts)
+            assert authority_key is not None
+            # The server's private key may be at the coordinator alone by now.
+            public = (present or key or self._add_key(SERVER_KEY)).public_key()
+            assert isinstance(public, PublicKey)
+            hosts = list(dict.fromkeys([*hosts, parse_host(LOOPBACK)]))
+            days = self.config.days
+            self.server = sign_server(self.authority, authority_key, public, hosts, days, self.now)
+            self.new[SERVER] = certificate_pem(self.server)
+        if present and SERVER in self.new:
+            self.former = f"{SERVER}.{self.now:%Y-%m-%d}.{present.serial_number:x}"[:-32]
+            self.kept.remove(SERVER)
         self._warn_of_end(SERVER, self.server, f"sign a new one with {RENEW}")
         self._add_copy("server")
 
-    def _sign(
-        self,
-        authority_key: SigningKey | None,
-        present: x509.Certificate | None,
-        key: SigningKey | None,
-        hosts: list[x509.GeneralName],
-    ) -> x509.Certificate:
-        if authority_key is None:
+    def _check_can_sign(self, key: SigningKey | None, hosts: list[x509.GeneralName]) -> None:
+        if key is None:
             raise UserError(
                 f"{self._path(CA_KEY)} is not there, and the server's certificate must be signed "
                 "with it; put it back for this run"
@@ -167,25 +149,11 @@ class Credentials:
                 f"{self._path(CA)} has expired and can sign nothing; make new credentials in "
                 "another folder with out=…"
             )
-        named = hosts or (hosts_of(present) if present else [])
-        if not named:
+        if not hosts:
             raise UserError(
                 "hosts is required; give it as hosts=…: the names and addresses by which sites "
                 "reach the coordinator"
             )
-        named = list(dict.fromkeys([*named, parse_host(LOOPBACK)]))
-        if present:
-            self.former = f"{SERVER}.{self.now:%Y-%m-%d}.{present.serial_number:x}"[:-32]
-        # The server's private key may be at the coordinator alone by now.
-        public = (
-            present.public_key() if present else (key or self._add_key(SERVER_KEY)).public_key()
-        )
-        assert isinstance(public, PublicKey)
-        certificate = sign_server(
-            self.authority, authority_key, public, named, self.config.days, self.now
-        )
-        self._add(SERVER, certificate_pem(certificate))
-        return certificate
 
     def _prepare_site(self, client: ClientKey) -> None:
         """Complete the folder that one site is handed."""
@@ -195,13 +163,20 @@ class Credentials:
         if public is None:
             if key is None:
                 key = new_key()
-                self._add(f"{path}.key", site_key(key), private=True)
-            self._add(f"{path}.pub", site_public_key(key.public_key(), str(client)))
+                self.new[f"{path}.key"] = site_key(key)
+            self.new[f"{path}.pub"] = site_public_key(key.public_key(), str(client))
             self.new_clients.append(client)
-        # Without its key beside it, the key may be at the site alone by now.
-        elif key and key.public_key() != public:
-            raise UserError(f"{self._path(path)}.key does not belong to {client}.pub beside it")
+        else:
+            # Without its key beside it, the key may be at the site alone by now.
+            self._check_pair(f"{path}.key", key, f"{path}.pub", public)
         self._add_copy(f"sites/{client}")
+
+    def _check_pair(self, name: str, key: SigningKey | None, other: str, public: object) -> None:
+        if key and key.public_key() != public:
+            raise UserError(
+                f"{self._path(name)} does not belong to {PurePath(other).name} beside it; put back "
+                "the one that does, or choose another folder with out=…"
+            )
 
     def _warn_of_hosts(self, hosts: list[x509.GeneralName]) -> None:
         known = hosts_of(self.server)
@@ -222,36 +197,28 @@ class Credentials:
         """Add the authority's certificate to a folder that is handed out."""
         copy = self._read(f"{folder}/{CA}", read_certificate)
         if copy is None:
-            self._add(f"{folder}/{CA}", certificate_pem(self.authority))
+            self.new[f"{folder}/{CA}"] = certificate_pem(self.authority)
         elif copy != self.authority:
             raise self._of_another_authority(f"{folder}/{CA}")
 
     def _of_another_authority(self, name: str) -> UserError:
-        if CA in self.new:
-            return UserError(
-                f"{self._path(name)} is there, and {CA} was not; put that back, or if it was "
-                "written by another run meanwhile, run this again"
-            )
         return UserError(
-            f"{self._path(name)} is of another authority than {self._path(CA)}; put back the "
-            "one of that, or choose another folder with out=…"
+            f"{self._path(name)} is of another authority than {self._path(CA)}; put back its own "
+            f"{CA}, or choose another folder with out=…; if it was written by another run "
+            "meanwhile, run this again"
         )
 
     def _add_key(self, name: str) -> SigningKey:
         key = new_key()
-        self._add(name, key_pem(key), private=True)
+        self.new[name] = key_pem(key)
         return key
 
-    def _add(self, name: str, content: bytes, *, private: bool = False) -> None:
-        self.new[name] = (content, private)
-
-    def _read(self, name: str, read: Callable[[str, bytes], T], *, keep: bool = True) -> T | None:
+    def _read(self, name: str, read: Callable[[str, bytes], T]) -> T | None:
         """Read a file if it is there, and note that it is kept."""
         content = self.folder.read(name)
         if content is None:
             return None
-        if keep:
-            self.kept.append(name)
+        self.kept.append(name)
         return read(self._path(name), content)
 
     def _path(self, name: str) -> str:

@@ -4,21 +4,20 @@ Notation: B items, T steps, D feature width.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from common.data.batching import Padded
 from common.errors import UserError
 from common.model.encoder import Encoder
-from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
-from common.model.predict import predict
 from common.seeding import derive_seed
-from server.export.graph import lengths_of, output_names, steps_of
+from server.export.graph import lengths_of, steps_of
+from server.prediction.predictor import Predictor
 
 #: The largest difference from torch, relative to the largest predicted number if that exceeds 1.
 TOLERANCE = 1e-4
@@ -30,24 +29,8 @@ Inputs = Mapping[str, Padded]
 Outputs = dict[str, NDArray[np.float32]]
 
 
-def largest_difference(
-    content: bytes, model: HAFedformer, fusion: Fusion, names: Sequence[str]
-) -> float:
-    """Run an ONNX file and the model on random batches.
-
-    Parameters
-    ----------
-    content
-        Content of the file.
-    model, fusion
-        The model in evaluation mode, on the CPU, and its fitted rule.
-    names
-        The modalities that the file takes.
-
-    Returns
-    -------
-    float
-        The largest difference between two numbers.
+def largest_difference(content: bytes, predictor: Predictor, names: Sequence[str]) -> float:
+    """Return the largest difference between an ONNX file and its model on the CPU.
 
     Raises
     ------
@@ -58,9 +41,9 @@ def largest_difference(
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     worst = 0.0
-    for number, inputs in enumerate(batches(model, names)):
+    for number, inputs in enumerate(batches(predictor.model, names)):
         outputs = run_onnx(session, inputs)
-        for name, expected in run_torch(model, fusion, inputs).items():
+        for name, expected in run_torch(predictor, inputs).items():
             difference = _difference(outputs[name], expected)
             if not difference <= TOLERANCE * max(1.0, float(np.nanmax(np.abs(expected)))):
                 raise UserError(
@@ -90,16 +73,16 @@ def batches(model: HAFedformer, names: Sequence[str]) -> Iterator[dict[str, Padd
         yield inputs
 
 
-def run_torch(model: HAFedformer, fusion: Fusion, inputs: Inputs) -> Outputs:
+def run_torch(predictor: Predictor, inputs: Inputs) -> Outputs:
     """Predict with the model; NaN for items without any modality."""
-    known = torch.stack([padded.lengths > 0 for padded in inputs.values()]).any(dim=0)
-    chosen = {
-        name: Padded(padded.values[known], padded.lengths[known]) for name, padded in inputs.items()
+    items = {
+        name: [values[:length] for values, length in zip(*padded, strict=True)]
+        for name, padded in inputs.items()
     }
-    predicted = predict(model, fusion, chosen)
-    parts = [predicted.values, *([] if predicted.std is None else [predicted.std])]
-    names = output_names(fusion.task)
-    return {name: _spread(part, known) for name, part in zip(names, parts, strict=True)}
+    # Which steps count is up to those who run the file.
+    predicted = replace(predictor, max_seq_len=None).predict(items)
+    outputs = {"prediction": predicted.values}
+    return outputs if predicted.std is None else {**outputs, "std": predicted.std}
 
 
 def run_onnx(session: onnxruntime.InferenceSession, inputs: Inputs) -> Outputs:
@@ -114,8 +97,7 @@ def _draw(model: HAFedformer, name: str, items: int, most: int, random: torch.Ge
     encoder = model.encoders[name]
     assert isinstance(encoder, Encoder)
     steps = steps_of(model.spec, name) or most
-    width = model.spec.features[name][-1]
-    noise = torch.randn(items, steps, width, generator=random)
+    noise = torch.randn(items, steps, model.spec.features[name][-1], generator=random)
     # A feature that is constant has the scale 0.
     scale = torch.where(encoder.standardise.scale > 0, 1 / encoder.standardise.scale, 0.0)
     values = encoder.standardise.mean + noise * scale
@@ -124,13 +106,6 @@ def _draw(model: HAFedformer, name: str, items: int, most: int, random: torch.Ge
     if steps_of(model.spec, name):
         lengths = torch.where(lengths > steps // 2, steps, 0)
     return Padded(values, lengths)
-
-
-def _spread(part: Tensor, known: Tensor) -> NDArray[np.float32]:
-    """Return the values of known items at their places, NaN elsewhere."""
-    array = np.full((len(known), *part.shape[1:]), np.nan, dtype=np.float32)
-    array[known.numpy()] = part.numpy()
-    return array
 
 
 def _difference(output: NDArray[np.float32], expected: NDArray[np.float32]) -> float:

@@ -13,7 +13,6 @@ import torch
 from common.atomic import atomic_folder
 from common.config import ExportConfig
 from common.errors import UserError
-from common.model.ha_fedformer import ModelSpec
 from common.task import Task
 from server.export.comparison import TOLERANCE, largest_difference
 from server.export.graph import lengths_of, output_names, subset_graph
@@ -56,7 +55,12 @@ def export_model(config: ExportConfig, tell: Tell) -> None:
     predictor = Predictor.load(path)
     spec = predictor.model.spec
     subsets = chosen_subsets(list(spec.features), config.subsets)
-    _check_names(spec, predictor.task)
+    taken = {*output_names(predictor.task), *map(lengths_of, spec.features)}
+    for name in taken.intersection(spec.features):
+        raise UserError(
+            f"the modality {name} cannot be exported: in the ONNX files, {name} is another input "
+            "or output; train with another name"
+        )
     out = Path(config.out).absolute()
     if path.absolute().is_relative_to(out):
         raise UserError(f"out={config.out} holds the model {path}; choose another")
@@ -71,12 +75,8 @@ def export_model(config: ExportConfig, tell: Tell) -> None:
 def chosen_subsets(modalities: Sequence[str], asked: Sequence[str]) -> list[tuple[str, ...]]:
     """Return the distinct subsets, with modalities in the model's order.
 
-    Parameters
-    ----------
-    modalities
-        Those of the model.
-    asked
-        Names joined by ``+``; empty for every subset, smaller ones first.
+    Subsets are asked for by names joined by ``+``; by default there is every one, smaller ones
+    first.
 
     Raises
     ------
@@ -107,22 +107,11 @@ def _subset(modalities: Sequence[str], asked: str) -> tuple[str, ...]:
     return tuple(name for name in modalities if name in names)
 
 
-def _check_names(spec: ModelSpec, task: Task) -> None:
-    """Refuse modalities with the name of another input or output of the files."""
-    taken = [*output_names(task), *map(lengths_of, spec.features)]
-    for name in spec.features:
-        if name in taken:
-            raise UserError(
-                f"the modality {name} cannot be exported: in the ONNX files, {name} is another "
-                "input or output; train with another name"
-            )
-
-
 def _write(folder: Path, predictor: Predictor, names: Sequence[str], tell: Tell) -> dict[str, Any]:
     """Write the file of a subset if it predicts what the model does; return its description."""
-    graph = subset_graph(predictor.model, predictor.fusion, names)
+    graph = subset_graph(predictor, names)
     content = graph.SerializeToString(deterministic=True)
-    difference = largest_difference(content, predictor.model, predictor.fusion, names)
+    difference = largest_difference(content, predictor, names)
     path = folder / f"{'+'.join(names)}.onnx"
     path.write_bytes(content)
     tell(f"{path.name}: {len(content) / 1e6:.2f} MB, differs from torch by {difference:.1g}")

@@ -10,8 +10,9 @@ Notation: B items, T steps, D feature width, d model width, K classes or labels.
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from typing import Any
 
 import onnx
@@ -23,6 +24,7 @@ from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec
 from common.model.predict import Encoded, predict_present
 from common.task import Task
+from server.prediction.predictor import Predictor
 
 #: Items and steps of the example that torch traces; the graph takes any other number as well.
 _EXAMPLE_ITEMS, _EXAMPLE_STEPS = 3, 5
@@ -44,18 +46,9 @@ def steps_of(spec: ModelSpec, name: str) -> int | None:
     return shape[0] if len(shape) > 1 else None
 
 
-def subset_graph(model: HAFedformer, fusion: Fusion, names: Sequence[str]) -> onnx.ModelProto:
-    """Export what predicts from a subset of the modalities.
-
-    Parameters
-    ----------
-    model
-        In evaluation mode, on the CPU.
-    fusion
-        Its fitted rule.
-    names
-        The subset, in the model's order.
-    """
+def subset_graph(predictor: Predictor, names: Sequence[str]) -> onnx.ModelProto:
+    """Export what predicts from a subset of the modalities, in the model's order, on the CPU."""
+    model, fusion = predictor.model, predictor.fusion
     inputs, shapes = _example(model.spec, names)
     with _quiet():
         program = torch.onnx.export(
@@ -92,13 +85,14 @@ class _Subset(nn.Module):
         self.names = list(names)
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
-        pairs = zip(inputs[::2], inputs[1::2], strict=True)
-        padded = {name: Padded(*pair) for name, pair in zip(self.names, pairs, strict=True)}
+        values = dict(zip(self.names, inputs[::2], strict=True))
+        lengths = dict(zip(self.names, inputs[1::2], strict=True))
         encoded = Encoded(
-            {name: self.model.encode(name, part) for name, part in padded.items()},
-            {name: part.lengths for name, part in padded.items()},
+            {name: self.model.encode(name, Padded(values[name], lengths[name])) for name in values},
+            lengths,
         )
-        steps = _most_steps(padded)
+        # A symbolic expression while torch traces.
+        steps = reduce(torch.sym_max, (part.shape[1] for part in values.values()))
         predicted = predict_present(self.model, self.fusion, encoded, self.names, steps)
         known = encoded.present(self.names).any(dim=0)
         mask = known if predicted.values.ndim == 1 else known[:, None]
@@ -106,14 +100,6 @@ class _Subset(nn.Module):
         if predicted.std is not None:
             outputs.append(torch.where(known, predicted.std, torch.nan))
         return outputs
-
-
-def _most_steps(padded: Mapping[str, Padded]) -> int:
-    """Return the most steps of any modality; a symbolic expression while torch traces."""
-    most, *others = (part.values.shape[1] for part in padded.values())
-    for steps in others:
-        most = torch.sym_max(most, steps)  # type: ignore[no-untyped-call]
-    return most
 
 
 class _OnnxLSTM(nn.Module):

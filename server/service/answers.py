@@ -1,8 +1,11 @@
-"""The answers of the service, as `/openapi.json` describes them."""
+"""The answers of the service, as it sends them and as `/openapi.json` describes them."""
 
+from collections.abc import Mapping
 from typing import Any
 
+from fastapi import Response
 from pydantic import BaseModel, Field
+from pydantic_core import to_json
 
 Label = float | str | list[str]
 
@@ -105,3 +108,18 @@ _REASONS = {
 def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe answers that are errors, by their status."""
     return {status: {"model": ErrorAnswer, "description": _REASONS[status]} for status in statuses}
+
+
+def json_answer(
+    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Return plain values as an answer that is not cached."""
+    fixed = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
+    body = to_json(content, inf_nan_mode="null")
+    return Response(body, status, {**fixed, **(headers or {})}, media_type="application/json")
+
+
+def error_answer(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
+    """Return an error; its message may quote what a caller sent, and stays one line of text."""
+    line = "".join(letter if letter.isprintable() else " " for letter in message)
+    return json_answer({"error": line}, status, headers)

@@ -1,12 +1,12 @@
 """The body of a request, within limits: of its size, of its duration, of all bodies in memory.
 
 A body that is too large is refused by its Content-Length, or as soon as more bytes arrive than are
-allowed; it is never kept. The server then discards what still arrives of it.
+allowed. The server then discards the rest.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from fastapi import HTTPException, Request
 
@@ -18,29 +18,15 @@ AT_ONCE = 8
 
 
 class BodyReader:
-    """Reads bodies of JSON.
-
-    Parameters
-    ----------
-    largest
-        Bytes of one body.
-    """
+    """Reads bodies of JSON of at most `largest` bytes."""
 
     def __init__(self, largest: int) -> None:
         self._largest = largest
         self._free = AT_ONCE * largest
 
-    @contextmanager
-    def holding(self) -> Iterator[bytearray]:
-        """Give an empty body to fill; at the end its memory counts as free again."""
-        body = bytearray()
-        try:
-            yield body
-        finally:
-            self._free += len(body)
-
-    async def fill(self, body: bytearray, request: Request) -> None:
-        """Read the body of a request.
+    @asynccontextmanager
+    async def reading(self, request: Request) -> AsyncIterator[bytearray]:
+        """Yield the body of a request; its memory counts as taken until the block ends.
 
         Raises
         ------
@@ -52,13 +38,19 @@ class BodyReader:
         """
         _check_type(request)
         declared = request.headers.get("content-length", "")
-        if declared.isdecimal() and int(declared) > self._largest:
-            raise self._too_large()
+        self._check_size(int(declared) if declared.isdecimal() else 0)
+        body = bytearray()
+        try:
+            await self._fill(body, request)
+            yield body
+        finally:
+            self._free += len(body)
+
+    async def _fill(self, body: bytearray, request: Request) -> None:
         try:
             async with asyncio.timeout(SECONDS):
                 async for chunk in request.stream():
-                    if len(body) + len(chunk) > self._largest:
-                        raise self._too_large()
+                    self._check_size(len(body) + len(chunk))
                     if len(chunk) > self._free:
                         message = "too many large requests; try again later"
                         raise HTTPException(503, message, {"Retry-After": "1"})
@@ -68,8 +60,9 @@ class BodyReader:
             message = f"the body took longer than {SECONDS:g} s"
             raise HTTPException(408, message, {"Connection": "close"}) from error
 
-    def _too_large(self) -> HTTPException:
-        return HTTPException(413, f"the body is too large; at most {self._largest} bytes fit")
+    def _check_size(self, size: int) -> None:
+        if size > self._largest:
+            raise HTTPException(413, f"the body is too large; at most {self._largest} bytes fit")
 
 
 def _check_type(request: Request) -> None:

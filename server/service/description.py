@@ -13,22 +13,12 @@ from common.task import Task
 from server.prediction.predictor import Predictor, model_path
 from server.run.folder import CONFIG, SUMMARY, read_settings
 
-#: The scale of sentiment labels, which have seven classes.
-SENTIMENT = (-3.0, 3.0)
+#: The largest sentiment label, of seven classes around 0.
+SENTIMENT = 3.0
 
 
 def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -> dict[str, Any]:
-    """Return plain values for JSON.
-
-    Parameters
-    ----------
-    config
-        The model file, and limits of requests.
-    predictor
-        The model.
-    labels
-        Names of its classes or labels.
-    """
+    """Return what `ModelAnswer` describes, with these names of classes or labels."""
     file = model_path(str(config.model)).absolute()
     return {
         "name": file.parent.name,
@@ -44,16 +34,11 @@ def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -
         "fusion": {"rule": str(predictor.fusion.rule), "weights": predictor.fusion.weights},
         "training": _training(file.parent),
         "limits": {
-            "max_body_bytes": body_bytes(config),
+            "max_body_bytes": round(config.max_body_mb * 2**20),
             "max_items": config.max_items,
             "max_steps": config.max_steps,
         },
     }
-
-
-def body_bytes(config: ServeConfig) -> int:
-    """Return the size limit of a body."""
-    return round(config.max_body_mb * 2**20)
 
 
 def scale(predictor: Predictor) -> list[float] | None:
@@ -65,8 +50,8 @@ def scale(predictor: Predictor) -> list[float] | None:
         return None
     mean, variance = predictor.fusion.prior
     deviation = math.sqrt(variance)
-    if abs(mean) + deviation <= SENTIMENT[1] <= 6 * deviation:
-        return list(SENTIMENT)
+    if abs(mean) + deviation <= SENTIMENT <= 6 * deviation:
+        return [-SENTIMENT, SENTIMENT]
     return [mean - 3 * deviation, mean + 3 * deviation]
 
 
@@ -77,12 +62,8 @@ def _training(folder: Path) -> dict[str, Any]:
     settings = read_settings(folder / CONFIG)
     try:
         summary = json.loads((folder / SUMMARY).read_text())
+        facts = {name: summary.get(name) for name in ("rounds", "seed")}
         test = summary["test"]["multimodal"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / SUMMARY} is damaged: {error}") from error
-    return {
-        "strategy": (settings.get("strategy") or {}).get("name"),
-        "rounds": summary.get("rounds"),
-        "seed": summary.get("seed"),
-        "test": test,
-    }
+    return {"strategy": (settings.get("strategy") or {}).get("name"), **facts, "test": test}

@@ -6,10 +6,9 @@ Notation: T steps, D feature width.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,35 +22,21 @@ from common.errors import UserError
 from common.task import Task
 from server.prediction.predictor import Predictor, model_path
 from server.run.folder import CONFIG, read_settings
+from server.service.answers import Label
 
 #: The largest number of examples.
 COUNT = 20
 
-#: A number, the name of a class, or the names of labels.
-Label = float | str | list[str]
 
-
-@dataclass(frozen=True)
-class Example:
-    """One item.
-
-    Attributes
-    ----------
-    name
-        Name of the item.
-    label
-        Its true label.
-    features
-        Modality to (T, D) plain numbers, without the modalities that it lacks.
-    """
+class Example(NamedTuple):
+    """One item: its name, its true label, and the modalities that it has, (T, D) plain numbers."""
 
     name: str
     label: Label
     features: Mapping[str, list[list[float]]]
 
 
-@dataclass(frozen=True)
-class Examples:
+class Examples(NamedTuple):
     """Examples, and the names of classes or labels if the data hold them."""
 
     items: tuple[Example, ...] = ()
@@ -59,14 +44,7 @@ class Examples:
 
 
 def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
-    """Read the examples that ``examples=…`` selects.
-
-    Parameters
-    ----------
-    config
-        ``examples`` is "none", "auto" for those of the model's run, or the path of a shard.
-    predictor
-        The model that they must fit.
+    """Read the examples that ``examples=…`` selects: "none", "auto" or the path of a shard.
 
     Raises
     ------
@@ -75,9 +53,14 @@ def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
     """
     if config.examples == "none":
         return Examples()
-    of_run = config.examples == "auto"
-    items, task = _of_run(str(config.model)) if of_run else _of_shard(Path(config.examples))
-    _check(items, task, predictor, "the data of the run" if of_run else config.examples)
+    if config.examples == "auto":
+        where = "the data of the run"
+        items, task = _of_run(str(config.model))
+    else:
+        where = config.examples
+        shard = read_shard(Path(config.examples))
+        items, task = shard.items, shard.info.task
+    _check(items, task, predictor, where)
     names = items.label_names if len(items.label_names) == predictor.outputs else ()
     known = known_labels(config, predictor, names) or tuple(map(str, range(predictor.outputs)))
     examples = (
@@ -89,7 +72,7 @@ def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
 
 
 def known_labels(
-    config: ServeConfig, predictor: Predictor, of_examples: Sequence[str] = ()
+    config: ServeConfig, predictor: Predictor, of_examples: Sequence[str]
 ) -> tuple[str, ...]:
     """Return names of classes or labels: from the settings, the model, or the examples."""
     return tuple(config.labels) or predictor.label_names or tuple(of_examples)
@@ -105,11 +88,6 @@ def _of_run(model: str) -> tuple[MultimodalDataset, Task]:
         return folder.test, folder.task
     joint = load_joint(config)
     return joint.test, joint.task
-
-
-def _of_shard(path: Path) -> tuple[MultimodalDataset, Task]:
-    shard = read_shard(path)
-    return shard.items, shard.info.task
 
 
 def _check(items: MultimodalDataset, task: Task, predictor: Predictor, where: str) -> None:

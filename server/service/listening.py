@@ -33,20 +33,20 @@ def listen(config: ServeConfig) -> socket.socket:
     UserError
         If the address is in use, not of this machine, or not allowed.
     """
-    where = f"host={config.host} port={config.port}"
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(BACKLOG)
+        except OSError:
+            listener.close()
+            raise
     except OSError as error:
-        raise UserError(f"{where}: {error.strerror}") from error
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        listener.close()
+        where = f"host={config.host} port={config.port}"
         raise UserError(f"{where}: {error.strerror}; choose another") from error
     return listener
 
@@ -59,13 +59,7 @@ def address_of(config: ServeConfig, listener: socket.socket) -> str:
 
 
 def check_certificate(config: ServeConfig) -> None:
-    """Refuse a certificate and a key that cannot be used.
-
-    Raises
-    ------
-    UserError
-        If one is missing or damaged, or the two do not match.
-    """
+    """Raise `UserError` if the certificate or its key is missing or damaged, or do not match."""
     if config.ssl_cert is None:
         return
     try:
@@ -78,6 +72,10 @@ def check_certificate(config: ServeConfig) -> None:
             f"ssl_cert={config.ssl_cert} ssl_key={config.ssl_key}: {reason}; expected a "
             "certificate and its key without a password, in PEM"
         ) from error
+
+
+def _no_password() -> str:
+    raise ValueError("the key has a password")
 
 
 class _Server(uvicorn.Server):
@@ -112,7 +110,3 @@ def run(app: FastAPI, config: ServeConfig, listener: socket.socket) -> None:
     # A process that a script starts in the background ignores SIGINT otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     _Server(settings).run(sockets=[listener])
-
-
-def _no_password() -> str:
-    raise ValueError("the key has a password")

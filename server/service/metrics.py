@@ -21,46 +21,35 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
-_ITEMS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+_ITEMS = tuple(2**power for power in range(11))
 
 
 class Metrics:
-    """Metrics of one service; several services in a process do not mix."""
+    """Metrics of one service; several services in a process do not mix.
 
-    def __init__(self) -> None:
+    `waiting` returns the number of items that are not answered yet.
+    """
+
+    def __init__(self, waiting: Callable[[], int]) -> None:
         own = self._registry = CollectorRegistry()
+
+        def histogram(name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
+            return Histogram(name, about, labels, buckets=buckets, registry=own)
+
         ProcessCollector(registry=own)
         PlatformCollector(registry=own)
         self._requests = Counter(
             "utmp_requests", "Requests that were answered.", ("route", "status"), registry=own
         )
-        self._seconds = Histogram(
-            "utmp_request_seconds",
-            "From the head of a request to the end of its answer.",
-            ("route",),
-            buckets=_SECONDS,
-            registry=own,
-        )
-        self._batches = Histogram(
-            "utmp_batch_items",
-            "Items that went through the model together.",
-            buckets=_ITEMS,
-            registry=own,
-        )
-        self._model = Histogram(
-            "utmp_batch_seconds",
-            "Seconds in the model, for each batch.",
-            buckets=_SECONDS,
-            registry=own,
-        )
+        about = "From the head of a request to the end of its answer."
+        self._seconds = histogram("utmp_request_seconds", about, _SECONDS, "route")
+        about = "Items that went through the model together."
+        self._batches = histogram("utmp_batch_items", about, _ITEMS)
+        about = "Seconds in the model, for each batch."
+        self._model = histogram("utmp_batch_seconds", about, _SECONDS)
         self._items = Counter("utmp_items", "Items that were predicted.", registry=own)
-        self._waiting = Gauge(
-            "utmp_waiting_items", "Items that are not answered yet.", registry=own
-        )
-
-    def watch(self, waiting: Callable[[], int]) -> None:
-        """Read the number of waiting items from a function whenever the page is made."""
-        self._waiting.set_function(waiting)
+        about = "Items that are not answered yet."
+        Gauge("utmp_waiting_items", about, registry=own).set_function(waiting)
 
     def answered(self, route: str, status: int, seconds: float) -> None:
         """Count a request."""

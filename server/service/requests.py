@@ -2,85 +2,48 @@
 
     {"items": [{"id": "a", "language": [[...], ...], "audio": null}], "modalities": ["language"]}
 
-Everything is checked before a request is queued, so that no request can fail another one. Each
-validation stops at its first mistake, and each modality becomes 32-bit floats as soon as it is
-validated.
+A request is validated whole before it is queued, so that it cannot fail another one. Validation
+stops at the first mistake, and each row becomes 32-bit floats as soon as it is validated.
 
-Notation: N items, T steps, D feature width.
+Notation: T steps, D feature width.
 """
 
 from array import array
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple, Required
 
 import numpy as np
 from fastapi import HTTPException
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, create_model
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+    with_config,
+)
+from typing_extensions import TypedDict
 
-from common.data.dataset import IntArray, Sequences, concatenate
 from common.errors import UserError
-
-Floats = NDArray[np.float32]
 
 #: The largest magnitude of a 32-bit float.
 _LARGEST = float(np.finfo(np.float32).max)
 
-_STRICT = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
-
 _Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
 
 
-@dataclass(frozen=True)
-class Question:
-    """Items for the model to predict.
+class Item(NamedTuple):
+    """An item to predict: its name, and the one or more modalities used, (T, D) each."""
 
-    Attributes
-    ----------
-    ids
-        N names.
-    items
-        Modality to N sequences, of length 0 where an item lacks it. Each item has at least one.
-    """
-
-    ids: tuple[str, ...]
-    items: Mapping[str, Sequences]
-
-    def __len__(self) -> int:
-        return len(self.ids)
+    id: str
+    features: Mapping[str, NDArray[np.float32]]
 
     @property
-    def longest(self) -> IntArray:
-        """(N,) steps of each item's longest modality."""
-        lengths: IntArray = np.max([part.lengths for part in self.items.values()], axis=0)
-        return lengths
-
-    def select(self, chosen: slice) -> "Question":
-        """Return some of the items; their rows are shared."""
-        index = np.arange(len(self))[chosen]
-        items = {name: sequences.select(index) for name, sequences in self.items.items()}
-        return Question(self.ids[chosen], items)
-
-
-def join(questions: Sequence[Question]) -> Question:
-    """Join questions into one; items have length 0 in modalities that only others have."""
-    if len(questions) == 1:
-        return questions[0]
-    widths = {name: part.width for asked in questions for name, part in asked.items.items()}
-    items = {
-        name: concatenate(
-            [asked.items.get(name) or _absent(len(asked), width) for asked in questions]
-        )
-        for name, width in widths.items()
-    }
-    return Question(tuple(name for asked in questions for name in asked.ids), items)
-
-
-def _absent(items: int, width: int) -> Sequences:
-    nothing = np.zeros(items, dtype=np.int64)
-    return Sequences(np.empty((0, width), dtype=np.float32), nothing, nothing)
+    def steps(self) -> int:
+        """Steps of the longest modality."""
+        return max(map(len, self.features.values()))
 
 
 class RequestReader:
@@ -98,7 +61,7 @@ class RequestReader:
     Raises
     ------
     UserError
-        If a modality has a name that requests use otherwise.
+        If a modality is named ``id``.
     """
 
     def __init__(
@@ -110,17 +73,21 @@ class RequestReader:
     ) -> None:
         if "id" in features:
             raise UserError("the model has a modality 'id', which requests use otherwise")
-        self._features = dict(features)
+        self._modalities = tuple(features)
         self._last_steps = last_steps
-        self._model = _request_model(features, max_items, max_steps)
+        rows = {name: _rows(shape, max_steps) | None for name, shape in features.items()}
+        item = _list(_object("Item", {"id": str | None, **rows}), 1, max_items)
+        chosen = _list(Literal[self._modalities], 1) | None
+        request = _object("PredictRequest", {"items": Required[item], "modalities": chosen})
+        self._request: TypeAdapter[Any] = TypeAdapter(request)
 
     def schema(self) -> dict[str, Any]:
         """Return the JSON schema of a request, without references."""
-        schema = self._model.model_json_schema()
+        schema = self._request.json_schema()
         schema["properties"]["items"]["items"] = schema.pop("$defs")["Item"]
         return schema
 
-    def read(self, body: bytes | bytearray) -> Question:
+    def read(self, body: bytes | bytearray) -> list[Item]:
         """Read a body.
 
         Raises
@@ -129,49 +96,26 @@ class RequestReader:
             400 if it is not JSON, 413 if it has too many items, 422 for any other mistake.
         """
         try:
-            request: Any = self._model.model_validate_json(body)
+            request = self._request.validate_json(body)
         except ValidationError as error:
             raise _refusal(error) from None
-        names = [name for name in self._features if name in (request.modalities or self._features)]
-        arrays = [self._arrays(item) for item in request.items]
-        for number, modalities in enumerate(arrays):
-            if modalities.keys().isdisjoint(names):
-                raise HTTPException(422, f"items[{number}] has none of {', '.join(names)}")
-        ids = (str(n) if item.id is None else item.id for n, item in enumerate(request.items))
-        used = [name for name in names if any(name in modalities for modalities in arrays)]
-        return Question(tuple(ids), {name: self._sequences(name, arrays) for name in used})
+        chosen = request.get("modalities") or self._modalities
+        names = [name for name in self._modalities if name in chosen]
+        return [self._item(number, given, names) for number, given in enumerate(request["items"])]
 
-    def _arrays(self, item: Any) -> dict[str, Floats]:
-        """Return the modalities that an item has, (T, D) each."""
-        given = ((name, getattr(item, _field(n))) for n, name in enumerate(self._features))
-        return {name: array for name, array in given if array is not None}
-
-    def _sequences(self, name: str, arrays: Sequence[Mapping[str, Floats]]) -> Sequences:
-        lacking = np.empty((0, self._features[name][-1]), dtype=np.float32)
-        last = slice(None if self._last_steps is None else -self._last_steps, None)
-        parts = [modalities.get(name, lacking)[last] for modalities in arrays]
-        lengths = np.array([len(part) for part in parts], dtype=np.int64)
-        return Sequences(np.concatenate(parts), np.cumsum(lengths) - lengths, lengths)
+    def _item(self, number: int, given: Mapping[str, Any], names: list[str]) -> Item:
+        last = slice(-(self._last_steps or 0), None)
+        features = {name: given[name][last] for name in names if given.get(name) is not None}
+        if not features:
+            raise HTTPException(422, f"items[{number}] has none of {', '.join(names)}")
+        return Item(str(number) if given.get("id") is None else given["id"], features)
 
 
-def _field(number: int) -> str:
-    """Return an identifier for a modality, whatever its name is."""
-    return f"modality_{number}"
-
-
-def _request_model(
-    features: Mapping[str, tuple[int, ...]], max_items: int, max_steps: int
-) -> type[BaseModel]:
-    modalities: dict[str, Any] = {
-        _field(number): (_rows(shape, max_steps) | None, Field(None, alias=name))
-        for number, (name, shape) in enumerate(features.items())
-    }
-    item = create_model("Item", __config__=_STRICT, id=(str | None, None), **modalities)
-    fields: dict[str, Any] = {
-        "items": (_list(item, 1, max_items), ...),
-        "modalities": (_list(Literal[tuple(features)], 1) | None, None),
-    }
-    return create_model("PredictRequest", __config__=_STRICT, **fields)
+def _object(name: str, fields: Mapping[str, Any]) -> Any:
+    """Return the type of a JSON object with optional keys of any name, and no others."""
+    # pydantic takes the TypedDict of `typing` from Python 3.12 on.
+    kind: Any = TypedDict
+    return with_config(ConfigDict(strict=True, extra="forbid"))(kind(name, fields, total=False))
 
 
 def _rows(shape: tuple[int, ...], max_steps: int) -> Any:
@@ -180,18 +124,15 @@ def _rows(shape: tuple[int, ...], max_steps: int) -> Any:
     most = min([max_steps, *steps])
     # A row of Python's floats would take eight times the memory.
     row: Any = Annotated[_list(_Number, width, width), AfterValidator(partial(array, "f"))]
-    rows: Any = _list(row, 1, most)
     return Annotated[
-        rows,
+        _list(row, 1, most),
         Field(description=f"At most {most} steps of {width} numbers each."),
         AfterValidator(lambda rows: np.frombuffer(b"".join(rows), np.float32).reshape(-1, width)),
     ]
 
 
 def _list(of: Any, least: int, most: int | None = None) -> Any:
-    """Return the type of a list whose validation stops at the first mistake."""
-    bounds = Field(fail_fast=True, min_length=least, max_length=most)
-    return Annotated[list[of], bounds]
+    return Annotated[list[of], Field(fail_fast=True, min_length=least, max_length=most)]
 
 
 def _refusal(error: ValidationError) -> HTTPException:

@@ -33,20 +33,12 @@ def summary_figures(summary: Record) -> dict[str, float]:
 
 def parameters(config: Config) -> dict[str, str]:
     """Return the settings that define a run: dotted name to text."""
+    settings = flat_settings(plain_settings(config))
     return {
         name: text
-        for name, text in flat_settings(plain_settings(config)).items()
+        for name, text in settings.items()
         if name != "resume" and not name.startswith("tracking.")
     }
-
-
-def end_times(records: Sequence[Record], now: float) -> list[float]:
-    """Return the time at which each round ended, in seconds, if the last one ended at ``now``."""
-    times, time = [], now
-    for record in reversed(records):
-        times.append(time)
-        time -= record["seconds"]
-    return times[::-1]
 
 
 def _flat(part: Any, names: tuple[str, ...] = ()) -> Iterator[tuple[str, float]]:

@@ -16,26 +16,17 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
 import json
 import logging
 import re
-import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 import mlflow
-from mlflow.entities import RunStatus
-from mlflow.exceptions import MlflowException
 
 from common.atomic import atomic_file
 from common.config import Config
 from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY, TRACKING
-from server.tracking.figures import (
-    Record,
-    end_times,
-    parameters,
-    round_figures,
-    summary_figures,
-)
+from server.tracking.figures import parameters
 
 _ARTEFACTS = (CONFIG, ROUNDS, SUMMARY, CURVE, MODEL)
 
@@ -49,12 +40,10 @@ _LONGEST = 500
 class MlflowTracker:
     """Tracks a run with an MLflow run.
 
-    Parameters
+    Attributes
     ----------
-    config
-        Configuration of the run.
-    folder
-        Its run folder.
+    known
+        Rounds that MLflow already has.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -64,23 +53,19 @@ class MlflowTracker:
             if config.tracking.uri is not None:
                 mlflow.set_tracking_uri(config.tracking.uri)
             self._client = mlflow.MlflowClient()
-            experiment = mlflow.set_experiment(config.tracking.experiment)
-        self._experiment = experiment.experiment_id
-        self._run = self._former_run() or self._new_run()
+            experiment = mlflow.set_experiment(config.tracking.experiment).experiment_id
+        self._run = self._former_run(experiment) or self._new_run(experiment)
         self._log_parameters(parameters(config))
         history = self._client.get_metric_history(self._run, _COUNTED)
-        self._known = max((int(metric.step) for metric in history), default=0)
+        self.known = max((int(metric.step) for metric in history), default=0)
 
-    def rounds(self, records: Sequence[Record]) -> None:
-        """Log the figures of the rounds that MLflow does not have."""
-        new = records[self._known :]
-        for record, when in zip(new, end_times(new, time.time()), strict=True):
-            self._log_metrics(round_figures(record), record["round"], when)
-            self._known = record["round"]
+    def log(self, figures: Mapping[str, float], step: int, when: float) -> None:
+        """Log figures."""
+        metrics = {re.sub(r"[^/\w.\- ]", "-", name): value for name, value in figures.items()}
+        mlflow.log_metrics(metrics, step, run_id=self._run, timestamp=int(when * 1000))
 
-    def finish(self, summary: Record) -> None:
-        """Log the scores of the test items, the files of the run folder, and the model."""
-        self._log_metrics(summary_figures(summary), summary["rounds"], time.time())
+    def finish(self) -> None:
+        """Log the files of the run folder, and the model."""
         for path in (self._folder / name for name in _ARTEFACTS):
             if path.is_file():
                 mlflow.log_artifact(str(path), run_id=self._run)
@@ -94,31 +79,24 @@ class MlflowTracker:
         """Set how the run ended."""
         self._client.set_terminated(self._run, status)
 
-    def _former_run(self) -> str | None:
+    def _former_run(self, experiment: str) -> str | None:
         """Reopen the run that the folder names, if it is in this experiment."""
         path = self._folder / TRACKING
         if not path.is_file():
             return None
         name = str(json.loads(path.read_text())["run_id"])
-        try:
-            info = self._client.get_run(name).info
-        except MlflowException as error:
-            if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-                return None
-            raise
-        if info.experiment_id != self._experiment or info.lifecycle_stage != "active":
+        if not self._client.search_runs([experiment], f"attributes.run_id = '{name}'"):
             return None
-        self._client.update_run(name, RunStatus.to_string(RunStatus.RUNNING))
+        self._client.update_run(name, "RUNNING")
         return name
 
-    def _new_run(self) -> str:
+    def _new_run(self, experiment: str) -> str:
         title = f"{self._folder.parent.name}/{self._folder.name}"
         tags = {"mlflow.source.name": "utmp-train", "run_folder": str(self._folder)}
-        run = self._client.create_run(self._experiment, tags=tags, run_name=title)
+        run = self._client.create_run(experiment, tags=tags, run_name=title)
         name = str(run.info.run_id)
         with atomic_file(self._folder / TRACKING) as aside:
-            content = {"run_id": name, "experiment_id": self._experiment}
-            aside.write_text(json.dumps(content) + "\n")
+            aside.write_text(json.dumps({"run_id": name, "experiment_id": experiment}) + "\n")
         return name
 
     def _log_parameters(self, settings: Mapping[str, str]) -> None:
@@ -130,10 +108,6 @@ class MlflowTracker:
         for name in sorted(logged):
             if wanted.get(name, logged[name]) != logged[name]:
                 self._client.set_tag(self._run, f"resumed.{name}", wanted[name])
-
-    def _log_metrics(self, figures: Mapping[str, float], step: int, when: float) -> None:
-        metrics = {re.sub(r"[^/\w.\- ]", "-", name): value for name, value in figures.items()}
-        mlflow.log_metrics(metrics, step, run_id=self._run, timestamp=int(when * 1000))
 
 
 @contextmanager

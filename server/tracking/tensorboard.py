@@ -1,7 +1,6 @@
 """Event files for TensorBoard, in ``tensorboard/`` of the run folder."""
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -13,13 +12,7 @@ from common.config import Config
 from common.metrics import HEADLINE
 from server.run.folder import TENSORBOARD
 from server.run.resume import plain_settings
-from server.tracking.figures import (
-    Record,
-    end_times,
-    parameters,
-    round_figures,
-    summary_figures,
-)
+from server.tracking.figures import parameters
 
 
 class TensorBoardTracker:
@@ -27,19 +20,13 @@ class TensorBoardTracker:
 
     TensorBoard forgets the steps of older files of the folder when it reads a new one, so no round
     is shown twice. Older files stay: a TensorBoard that reads one finds the next from there.
-
-    Parameters
-    ----------
-    config
-        Configuration of the run.
-    folder
-        Its run folder.
     """
+
+    known = 0
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._writer = SummaryWriter(folder / TENSORBOARD, purge_step=0)
         self._file = cast(FileWriter, self._writer.file_writer)
-        self._known = 0
         settings = yaml.safe_dump(plain_settings(config), sort_keys=False)
         self._writer.add_text("config", f"```yaml\n{settings}```")
         # The table of runs: the experiment, and the beginning and end of a run.
@@ -51,27 +38,20 @@ class TensorBoardTracker:
         for summary in begin:
             self._file.add_summary(summary)
 
-    def rounds(self, records: Sequence[Record]) -> None:
-        """Write the rounds that are not in the file."""
-        new = records[self._known :]
-        for record, when in zip(new, end_times(new, time.time()), strict=True):
-            self._write(round_figures(record), record["round"], when)
+    def log(self, figures: Mapping[str, float], step: int, when: float) -> None:
+        """Write figures."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step, when)
         self._writer.flush()
-        self._known = len(records)
 
-    def finish(self, summary: Record) -> None:
-        """Write the scores of the test items."""
-        self._write(summary_figures(summary), self._known, time.time())
+    def finish(self) -> None:
+        """Write that the run has ended."""
         self._file.add_summary(self._end)
         self._writer.flush()
 
     def close(self, status: str) -> None:
         """Close the file."""
         self._writer.close()
-
-    def _write(self, figures: dict[str, float], step: int, when: float) -> None:
-        for name, value in figures.items():
-            self._writer.add_scalar(name, value, step, when)
 
 
 def _typed(value: str) -> float | str:

@@ -1,16 +1,23 @@
 """Track a run with the tool that ``tracking`` selects; a tool that fails never ends a run."""
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
+from pkgutil import resolve_name
 from typing import Protocol
 from urllib.parse import urlsplit
 
 from common.config import Config, TrackingConfig, TrackingTool
 from common.errors import UserError
 from server.run.interruption import InterruptedRunError
-from server.tracking.figures import Record
+from server.tracking.figures import Record, round_figures, summary_figures
+
+#: Tool to the class of its tracker, which is imported when it is used.
+TRACKERS = {
+    TrackingTool.tensorboard: "server.tracking.tensorboard:TensorBoardTracker",
+    TrackingTool.mlflow: "server.tracking.mlflow:MlflowTracker",
+}
 
 #: Packages that MLflow needs here, by the names that are imported.
 _MLFLOW = ("mlflow", "pandas", "sqlalchemy", "alembic")
@@ -19,15 +26,17 @@ _MLFLOW = ("mlflow", "pandas", "sqlalchemy", "alembic")
 class Tracker(Protocol):
     """A tool that tracks one run.
 
-    It is made for the first round, and again after a failure or a resume. It is given all rounds
-    so far each time, and skips those that the tool already has.
+    It is made for the first round, and again after a failure or a resume.
     """
 
-    def rounds(self, records: Sequence[Record]) -> None:
-        """Take all rounds so far, objects of ``rounds.jsonl``."""
+    #: Rounds that the tool already has when it is made.
+    known: int
 
-    def finish(self, summary: Record) -> None:
-        """Take the summary; the run folder is complete."""
+    def log(self, figures: Mapping[str, float], step: int, when: float) -> None:
+        """Take the figures of a round, or of the end, and the time in seconds."""
+
+    def finish(self) -> None:
+        """Take the files of the run folder, which is complete."""
 
     def close(self, status: str) -> None:
         """End with MLflow's status: FINISHED, FAILED or KILLED."""
@@ -55,8 +64,7 @@ class Tracking:
     ) -> None:
         self._name, self._start, self._warn = name, start, warn
         self._tracker: Tracker | None = None
-        self._failures = 0
-        self._pause = 0
+        self._known = self._failures = self._pause = 0
 
     def round(self, records: Sequence[Record]) -> None:
         """Track a round, the last of all so far."""
@@ -72,16 +80,13 @@ class Tracking:
     def __enter__(self) -> "Tracking":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        killed = not isinstance(error, Exception) or isinstance(error, InterruptedRunError)
+        status = "FINISHED" if error is None else "KILLED" if killed else "FAILED"
         tracker, self._tracker = self._tracker, None
         if tracker is not None:
             try:
-                tracker.close(_status(kind))
+                tracker.close(status)
             except Exception as fault:
                 self._report(fault)
 
@@ -91,9 +96,8 @@ class Tracking:
         try:
             if self._tracker is None:
                 self._tracker = self._start()
-            self._tracker.rounds(records)
-            if summary is not None:
-                self._tracker.finish(summary)
+                self._known = self._tracker.known
+            self._log(self._tracker, records, summary)
         # Anything can fail: other people's libraries, servers, disks.
         except Exception as fault:
             self._report(fault)
@@ -101,52 +105,28 @@ class Tracking:
             self._pause = 2**self._failures - 1
             self._failures += 1
 
+    def _log(self, tracker: Tracker, records: Sequence[Record], summary: Record | None) -> None:
+        """Log the rounds that the tool does not have: the last one ends now, others before it."""
+        now = time.time()
+        new = records[self._known :]
+        for number, record in enumerate(new, 1):
+            since = sum(later["seconds"] for later in new[number:])
+            tracker.log(round_figures(record), record["round"], now - since)
+            self._known = record["round"]
+        if summary is not None:
+            tracker.log(summary_figures(summary), summary["rounds"], now)
+            tracker.finish()
+
     def _report(self, fault: Exception) -> None:
         if self._failures == 0:
             reason = " ".join(str(fault).split())[:300] or type(fault).__name__
             self._warn(f"tracking={self._name} failed, and the run goes on: {reason}")
 
 
-def _status(kind: type[BaseException] | None) -> str:
-    if kind is None:
-        return "FINISHED"
-    killed = issubclass(kind, InterruptedRunError) or not issubclass(kind, Exception)
-    return "KILLED" if killed else "FAILED"
-
-
-def _tensorboard(config: Config, folder: Path) -> Tracker:
-    from server.tracking.tensorboard import TensorBoardTracker
-
-    return TensorBoardTracker(config, folder)
-
-
-def _mlflow(config: Config, folder: Path) -> Tracker:
-    from server.tracking.mlflow import MlflowTracker
-
-    return MlflowTracker(config, folder)
-
-
-#: Tool to what makes its tracker; each is imported when it is used.
-TRACKERS: dict[TrackingTool, Callable[[Config, Path], Tracker]] = {
-    TrackingTool.tensorboard: _tensorboard,
-    TrackingTool.mlflow: _mlflow,
-}
-
-
 def make_tracking(config: Config, folder: Path, warn: Callable[[str], None]) -> Tracking:
-    """Return the tracking of a run.
-
-    Parameters
-    ----------
-    config
-        Configuration of the run.
-    folder
-        Its run folder, absolute.
-    warn
-        Takes a line if tracking fails.
-    """
-    make = TRACKERS.get(config.tracking.name)
-    start = None if make is None else lambda: make(config, folder)
+    """Return the tracking of a run in an absolute folder; `warn` takes a line if that fails."""
+    place = TRACKERS.get(config.tracking.name)
+    start = None if place is None else lambda: resolve_name(place)(config, folder)
     return Tracking(config.tracking.name, start, warn)
 
 
@@ -169,18 +149,15 @@ def check_tracking(config: TrackingConfig) -> None:
             )
     if not config.experiment.strip():
         raise UserError("tracking.experiment is empty; expected the name of an MLflow experiment")
-    if config.uri is not None:
-        _check_uri(config.uri)
-
-
-def _check_uri(uri: str) -> None:
-    parts = urlsplit(uri)
-    if parts.scheme in ("", "file"):
+    if config.uri is None:
+        return
+    uri = urlsplit(config.uri)
+    if uri.scheme in ("", "file"):
         raise UserError(
-            f"tracking.uri={uri}: MLflow no longer keeps runs in a folder; expected a database, "
-            "as in sqlite:///mlflow.db, or a server, as in http://127.0.0.1:5000"
+            f"tracking.uri={config.uri}: MLflow no longer keeps runs in a folder; expected a "
+            "database, as in sqlite:///mlflow.db, or a server, as in http://127.0.0.1:5000"
         )
-    if parts.password is not None:
+    if uri.password is not None:
         # Settings are stored in the run folder, and sent to all sites of a federation.
         raise UserError(
             "tracking.uri holds a password, and settings are no secret; give it in the "

@@ -1,12 +1,9 @@
 """The page of `utmp-serve` in a browser."""
 
 import json
-import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +11,7 @@ import httpx
 import pytest
 from browser import SCREENS, Visit, chromium, visit
 from processes import TINY
+from service_models import serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page
@@ -39,30 +37,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, browser: "Browser") -> Path:
     return folder
 
 
-@contextmanager
-def serving(run: Path, *settings: str) -> Iterator[str]:
-    """Start the service; give its address."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "server.commands.serve", f"model={run}", "port=0", *settings],
-        env=os.environ | {"PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        found = None
-        while not found and (line := process.stdout.readline()):
-            found = re.search(r"http://\S+/", line)
-        try:
-            assert found, "the service did not start"
-            yield found[0]
-        finally:
-            process.terminate()
-            process.wait(timeout=30)
-
-
 @pytest.fixture(scope="module")
 def address(run: Path) -> Iterator[str]:
-    with serving(run) as address:
+    with serving(run.parent, f"model={run}") as (_, _, address):
         yield address
 
 
@@ -102,7 +79,7 @@ def shows(page: "Page", record: dict[str, Any]) -> None:
         expect(row(page, "chart", name).locator(".value")).to_have_text(value)
         weights = row(page, "weights", name)
         expect(weights.locator(".value")).to_have_text(f"{100 * weight:.0f} %")
-        width = weights.locator(".fill").evaluate("each => each.style.width")
+        width = weights.locator(".fill").evaluate("fill => fill.style.width")
         assert float(width.rstrip("%") or 0) == pytest.approx(100 * weight, abs=0.01)
 
 
@@ -211,14 +188,14 @@ def test_controls_have_labels_and_headings_have_levels(browser: "Browser", addre
         seen.page.locator("summary").click()
         unnamed = seen.page.evaluate(
             "[...document.querySelectorAll('input, select, textarea')]"
-            ".filter((each) => !each.labels?.length).map((each) => each.id)"
+            ".filter((input) => !input.labels?.length).map((input) => input.id)"
         )
         assert unnamed == []
         assert seen.page.evaluate("document.documentElement.lang") == "en"
         assert seen.page.title() == "run: prediction"
         assert seen.page.get_by_role("group", name="Modalities").count() == 1
         levels = seen.page.evaluate(
-            "[...document.querySelectorAll('h1, h2, h3')].map((each) => each.tagName)"
+            "[...document.querySelectorAll('h1, h2, h3')].map((heading) => heading.tagName)"
         )
         assert levels == ["H1", "H2", "H2", "H3"]
         assert seen.overflow == 0
@@ -261,7 +238,7 @@ def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
 
 def test_without_examples_an_item_is_pasted(browser: "Browser", run: Path) -> None:
     with (
-        serving(run, f"token={TOKEN}", "examples=none") as address,
+        serving(run.parent, f"model={run}", f"token={TOKEN}", "examples=none") as (_, _, address),
         visit(browser, address) as seen,
     ):
         page = seen.page
@@ -283,5 +260,5 @@ def test_without_examples_an_item_is_pasted(browser: "Browser", run: Path) -> No
         page.goto(f"{address}docs")
         page.get_by_role("heading", name="POST /predict").wait_for()
         assert TOKEN not in page.content()
-        assert all("401" in each for each in seen.complaints) and seen.complaints
-        assert not any(TOKEN in each for each in seen.addresses)
+        assert all("401" in line for line in seen.complaints) and seen.complaints
+        assert not any(TOKEN in address for address in seen.addresses)

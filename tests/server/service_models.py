@@ -1,16 +1,23 @@
-"""Small models that nobody trained, and services of them on loopback."""
+"""Small models that nobody trained, items for them, and services of them on loopback."""
 
 import asyncio
+import os
+import re
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
 
 import httpx
 import numpy as np
 import uvicorn
 from fastapi import FastAPI
+from forked_command import ENVIRONMENT
 
 from common.config import FusionRule, ModelConfig
 from common.data.moments import FeatureMoments
@@ -25,7 +32,7 @@ SHAPES: dict[str, tuple[int, ...]] = {"language": (3,), "audio": (2,), "table": 
 Served = Callable[..., AbstractContextManager[httpx.Client]]
 
 
-def small_predictor(task: Task = Task.regression, max_seq_len: int | None = 6) -> Predictor:
+def small_predictor(task: Task = Task.regression) -> Predictor:
     outputs = 1 if task is Task.regression else 3
     sizes = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
     model = build_model(ModelSpec(SHAPES, outputs, task, sizes), seed=3)
@@ -34,9 +41,18 @@ def small_predictor(task: Task = Task.regression, max_seq_len: int | None = 6) -
         set_standardisation(model, name, moments)
     prior = (0.1, 1.3) if task is Task.regression else (-1.0, -0.5, 0.25)
     experts = {name: Expert(0.8, 0.1, 0.6, 0.7 + i, 40.0) for i, name in enumerate(SHAPES)}
-    return Predictor(
-        model.eval(), Fusion(FusionRule.reliability, task, prior, experts), max_seq_len
-    )
+    fusion = Fusion(FusionRule.reliability, task, prior, experts)
+    return Predictor(model.eval(), fusion, max_seq_len=6)
+
+
+def item(seed: int, *names: str, steps: int = 5) -> dict[str, Any]:
+    """An item of a request; it has every modality where none is named."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: rng.normal(size=(shape[0] if shape[1:] else steps, shape[-1])).round(3).tolist()
+        for name, shape in SHAPES.items()
+        if not names or name in names
+    }
 
 
 @contextmanager
@@ -59,3 +75,26 @@ def running(app: FastAPI, token: str | None = None) -> Iterator[httpx.Client]:
             server.should_exit = True
             thread.join(timeout=30)
             assert not thread.is_alive()
+
+
+@contextmanager
+def serving(folder: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
+    """Run `utmp-serve` in a folder; give its process, its output so far, and its address."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "server.commands.serve", "port=0", *settings],
+        cwd=folder,
+        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        said = ""
+        try:
+            while not (address := re.search(r"https?://\S+/", said)):
+                line = process.stdout.readline()
+                assert line, process.stderr and process.stderr.read()
+                said += line
+            yield process, said, address[0]
+        finally:
+            process.kill()

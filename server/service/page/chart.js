@@ -89,8 +89,8 @@ function nameRows({ probabilities, modalities }, { features, task }, truth) {
   const order = Object.keys(probabilities).filter((name) => shown.includes(name));
   return order.map((name) => {
     const line = task === "multilabel" ? [mark("half", 0.5)] : [];
-    const own = Object.entries(modalities).map(([modality, { probabilities: each }]) =>
-      mark(`dot ${colour(modality, features)}`, each[name]),
+    const own = Object.entries(modalities).map(([modality, { probabilities: alone }]) =>
+      mark(`dot ${colour(modality, features)}`, alone[name]),
     );
     const title = known.has(name) ? `${name} ◆` : name;
     const bar = mark("fill", 0, probabilities[name]);
@@ -157,7 +157,7 @@ const clamp = (share) => Math.min(1, Math.max(0, share));
 
 /** Put rows into a box, keeping elements that are there already, so that marks glide. */
 function keep(box, rows) {
-  const there = new Map([...box.children].map((each) => [each.dataset.key, each]));
+  const there = new Map([...box.children].map((row) => [row.dataset.key, row]));
   box.replaceChildren(...rows.map((made) => glide(there.get(made.dataset.key), made)));
 }
 
@@ -170,10 +170,10 @@ function glide(old, made) {
     const [was, is] = [old.querySelector(part), made.querySelector(part)];
     if (was && is) was.textContent = is.textContent;
   }
-  before.forEach((each, index) => {
-    each.className = after[index].className;
-    each.style.left = after[index].style.left;
-    each.style.width = after[index].style.width;
+  before.forEach((part, index) => {
+    part.className = after[index].className;
+    part.style.left = after[index].style.left;
+    part.style.width = after[index].style.width;
   });
   return old;
 }

@@ -56,14 +56,14 @@ function shape(schema, whole, indent = "") {
   if (schema.$ref) {
     return shape(whole.components.schemas[schema.$ref.split("/").at(-1)], whole, indent);
   }
-  if (schema.anyOf) return schema.anyOf.map((each) => shape(each, whole, indent)).join(" | ");
+  if (schema.anyOf) return schema.anyOf.map((option) => shape(option, whole, indent)).join(" | ");
   if (schema.type === "array") return `[${shape(schema.items, whole, indent)}, …]`;
   if (schema.properties) {
     const required = new Set(schema.required);
-    const lines = Object.entries(schema.properties).map(([name, each]) => {
-      const remark = each.description ? `   // ${each.description}` : "";
+    const lines = Object.entries(schema.properties).map(([name, property]) => {
+      const remark = property.description ? `   // ${property.description}` : "";
       const optional = required.has(name) ? "" : "?";
-      return `${indent}  "${name}"${optional}: ${shape(each, whole, `${indent}  `)}${remark}\n`;
+      return `${indent}  "${name}"${optional}: ${shape(property, whole, `${indent}  `)}${remark}\n`;
     });
     return `{\n${lines.join("")}${indent}}`;
   }

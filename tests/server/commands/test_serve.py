@@ -1,24 +1,20 @@
 """`utmp-serve` from the command line: settings, messages, how it stops."""
 
 import io
-import os
-import re
 import signal
 import socket
 import ssl
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import httpx
 import pytest
-from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from forked_command import Answer, ForkedCommand, forked_command
 from rich.console import Console
-from service_models import small_predictor
+from service_models import serving, small_predictor
 
 from common.config import CredentialsConfig, ServeConfig, compose
 from common.errors import UserError
@@ -57,27 +53,11 @@ def model(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-@contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
-    """Start the command; give its process, its output, and its address."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "server.commands.serve", "model=run", "port=0", *arguments],
-        cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout is not None
-        said = ""
-        try:
-            while not (address := re.search(r"https?://\S+/", said)):
-                line = process.stdout.readline()
-                assert line, process.stderr and process.stderr.read()
-                said += line
-            yield process, said, address[0]
-        finally:
-            process.kill()
+@pytest.fixture
+def keys(tmp_path: Path) -> Path:
+    """A folder of a certificate, its key and its authority."""
+    issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
+    return tmp_path / "keys" / "server"
 
 
 def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
@@ -92,21 +72,15 @@ def end(process: subprocess.Popen[str], number: int) -> tuple[int, str, str]:
 # The settings -----------------------------------------------------------------------------------
 
 
-def test_the_defaults() -> None:
-    config = compose(ServeConfig, ["model=run"])
-    assert config == ServeConfig(model="run")
-    assert config.is_local
-    assert (config.host, config.port, config.threads) == ("127.0.0.1", 8100, 1)
-
-
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.0.1"])
-def test_only_this_machine_is_answered(host: str) -> None:
-    assert compose(ServeConfig, ["model=run", f"host='{host}'"]).is_local
-
-
-@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.5", "example.org"])
-def test_others_are_answered(host: str) -> None:
-    assert not compose(ServeConfig, ["model=run", f"host='{host}'"]).is_local
+@pytest.mark.parametrize(
+    ("host", "local"),
+    [
+        *[(host, True) for host in ("127.0.0.1", "localhost", "::1", "127.8.0.1")],
+        *[(host, False) for host in ("0.0.0.0", "::", "10.0.0.5", "example.org")],
+    ],
+)
+def test_hosts_that_answer_this_machine_only(host: str, local: bool) -> None:
+    assert compose(ServeConfig, ["model=run", f"host='{host}'"]).is_local is local
 
 
 @pytest.mark.parametrize(
@@ -114,8 +88,6 @@ def test_others_are_answered(host: str) -> None:
     [
         ([], "model is required; give it as model=…: a run folder or its model file"),
         (["model=a", "modle=b"], "there is no setting 'modle'; did you mean model?"),
-        (["model=a", "port=65536"], "port=65536: expected a number from 0 to 65535"),
-        (["model=a", "threads=0"], "threads=0: expected a number from 1"),
         (["model=a", "max_body_mb=0"], "max_body_mb=0.0: expected a number above 0, up to 1024"),
         (["model=a", "max_queue=9"], "max_queue=9: expected max_items=1000 at least"),
         (["model=a", "host=' '"], "host is required; 127.0.0.1 answers this machine only"),
@@ -135,7 +107,6 @@ def test_a_mistyped_setting(overrides: list[str], message: str) -> None:
 def test_a_token_is_not_shown(token: str) -> None:
     with pytest.raises(UserError) as raised:
         compose(ServeConfig, ["model=a", f"token='{token}'"])
-    assert token not in str(raised.value)
     assert token[:3] not in str(raised.value)
 
 
@@ -179,13 +150,6 @@ def test_a_file_without_a_token(tmp_path: Path, content: bytes) -> None:
     assert "two" not in str(raised.value)
 
 
-def test_sources_of_the_token(tmp_path: Path) -> None:
-    (tmp_path / "token").write_text("  s3cret\n\n")
-    assert read_token(ServeConfig(token_file=str(tmp_path / "token"))) == "s3cret"
-    assert read_token(ServeConfig(token="other")) == "other"
-    assert read_token(ServeConfig()) is None
-
-
 @pytest.mark.parametrize(
     ("settings", "token", "warning"),
     [
@@ -205,6 +169,13 @@ def test_warnings_about_an_open_host(
     assert "s3cret" not in shown.getvalue()
 
 
+def test_a_key_of_another_certificate(command: Run, model: Path, keys: Path) -> None:
+    given = f"ssl_cert={keys}/ca.crt ssl_key={keys}/server.key"
+    error = command("model=run", *given.split()).error
+    assert error.startswith(f"{given}: ")
+    assert error.endswith("expected a certificate and its key without a password, in PEM")
+
+
 def test_an_address_that_is_taken(command: Run, model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -216,7 +187,7 @@ def test_an_address_that_is_taken(command: Run, model: Path) -> None:
 
 
 def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
-    with serving(tmp_path) as (process, said, address):
+    with serving(tmp_path, "model=run") as (process, said, address):
         assert said == (
             "no examples to pick: run/config.yaml is missing; it says where the run's data are\n"
             f"run predicts regression at {address}; Ctrl-C ends\n"
@@ -228,30 +199,19 @@ def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
             assert end(process, signal.SIGINT) == (130, "", "")
 
 
-def test_everyone_may_ask_who_knows_the_token_over_tls(tmp_path: Path, model: Path) -> None:
-    issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
-    server = tmp_path / "keys" / "server"
-    given = [f"ssl_cert={server}/server.crt", f"ssl_key={server}/server.key"]
+def test_everyone_may_ask_who_knows_the_token_over_tls(
+    tmp_path: Path, model: Path, keys: Path
+) -> None:
+    given = [f"ssl_cert={keys}/server.crt", f"ssl_key={keys}/server.key"]
     (tmp_path / "token.txt").write_text("s3cret\n")
-    with serving(tmp_path, *given, "host=0.0.0.0", "token_file=token.txt", "examples=none") as (
-        process,
-        said,
-        address,
-    ):
+    given += ["model=run", "host=0.0.0.0", "token_file=token.txt", "examples=none"]
+    with serving(tmp_path, *given) as (process, said, address):
         assert said == f"run predicts regression at {address}; Ctrl-C ends\n"
         assert address.startswith("https://0.0.0.0:")
-        trust = ssl.create_default_context(cafile=server / "ca.crt")
+        trust = ssl.create_default_context(cafile=keys / "ca.crt")
         with httpx.Client(base_url=address.replace("0.0.0.0", "127.0.0.1"), verify=trust) as client:
             assert client.get("/health").json() == {"status": "ok"}
             assert client.get("/model").status_code == 401
             known = client.get("/model", headers={"Authorization": "Bearer s3cret"})
             assert known.status_code == 200
         assert end(process, signal.SIGTERM) == (-signal.SIGTERM, "", "")
-
-
-def test_a_key_of_another_certificate(command: Run, tmp_path: Path, model: Path) -> None:
-    issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
-    server = tmp_path / "keys" / "server"
-    error = command("model=run", f"ssl_cert={server}/ca.crt", f"ssl_key={server}/server.key").error
-    assert error.startswith(f"ssl_cert={server}/ca.crt ssl_key={server}/server.key: ")
-    assert error.endswith("expected a certificate and its key without a password, in PEM")

@@ -20,6 +20,7 @@ from server.export import comparison, files
 from server.export.files import chosen_subsets, export_model
 from server.export.graph import subset_graph
 from server.model_file import model_bytes
+from server.prediction.predictor import Predictor
 
 NAMES = ("audio", "vision")
 
@@ -35,7 +36,7 @@ def model_of(*names: str) -> tuple[HAFedformer, Fusion]:
 
 @cache
 def exported(names: tuple[str, ...]) -> onnx.ModelProto:
-    return subset_graph(*model_of(*NAMES), names)
+    return subset_graph(Predictor(*model_of(*NAMES)), names)
 
 
 @pytest.fixture

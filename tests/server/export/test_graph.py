@@ -17,13 +17,9 @@ from common.errors import UserError
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, set_standardisation
 from common.task import Task
-from server.export.comparison import (
-    batches,
-    largest_difference,
-    run_onnx,
-    run_torch,
-)
+from server.export.comparison import batches, largest_difference, run_onnx, run_torch
 from server.export.graph import subset_graph
+from server.prediction.predictor import Predictor
 
 WIDTHS = {"language": 4, "audio": 3, "vision": 2}
 EVERY = tuple(WIDTHS)
@@ -66,14 +62,14 @@ def model_of(
 
 
 @cache
-def model_and_fusion(rule: FusionRule, task: Task) -> tuple[HAFedformer, Fusion]:
-    return model_of(task), fusion_of(rule, task, EVERY)
+def predictor(rule: FusionRule, task: Task) -> Predictor:
+    return Predictor(model_of(task), fusion_of(rule, task, EVERY))
 
 
 @cache
 def graph_of(rule: FusionRule, task: Task, names: tuple[str, ...]) -> onnx.ModelProto:
     """A subset's graph, exported once for all tests, since that takes seconds."""
-    return subset_graph(*model_and_fusion(rule, task), names)
+    return subset_graph(predictor(rule, task), names)
 
 
 def audio() -> onnx.ModelProto:
@@ -86,41 +82,13 @@ def session_of(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
     )
 
 
-def inputs_of(
-    lengths: dict[str, list[int]], steps: dict[str, int], seed: int = 0
-) -> dict[str, Padded]:
-    random = torch.Generator().manual_seed(seed)
-    return {
-        name: Padded(
-            torch.randn(len(each), steps[name], WIDTHS[name], generator=random),
-            torch.tensor(each),
-        )
-        for name, each in lengths.items()
-    }
+PADDED = {"language": 8, "audio": 20, "vision": 3}
 
 
-#: Lengths by modality, and the steps that they are padded to.
-ASKED: list[tuple[dict[str, list[int]], dict[str, int]]] = [
-    (
-        {"language": [3, 6, 0, 1], "audio": [9, 2, 5, 0], "vision": [0, 1, 4, 2]},
-        {"language": 6, "audio": 9, "vision": 4},
-    ),
-    ({name: [1] for name in WIDTHS}, dict.fromkeys(WIDTHS, 1)),
-    # More padding than any item needs.
-    ({name: [2, 3] for name in WIDTHS}, {"language": 8, "audio": 20, "vision": 3}),
-]
-
-
-def assert_predicts(
-    model: HAFedformer, fusion: Fusion, graph: onnx.ModelProto, names: Sequence[str]
-) -> None:
-    session = session_of(graph)
-    for lengths, steps in ASKED:
-        inputs = inputs_of({name: lengths[name] for name in names}, steps)
-        outputs, expected = run_onnx(session, inputs), run_torch(model, fusion, inputs)
-        assert outputs.keys() == expected.keys()
-        for name, values in expected.items():
-            np.testing.assert_allclose(outputs[name], values, atol=1e-5)
+def inputs_of(name: str, lengths: list[int], steps: int) -> Padded:
+    random = torch.Generator().manual_seed(0)
+    values = torch.randn(len(lengths), steps, WIDTHS[name], generator=random)
+    return Padded(values, torch.tensor(lengths))
 
 
 @pytest.mark.parametrize(
@@ -135,29 +103,34 @@ def assert_predicts(
 def test_subsets_predict_what_torch_predicts(
     rule: FusionRule, task: Task, subsets: list[tuple[str, ...]]
 ) -> None:
-    model, fusion = model_and_fusion(rule, task)
+    model = predictor(rule, task)
     for names in subsets:
         graph = graph_of(rule, task, names)
-        assert_predicts(model, fusion, graph, names)
-        difference = largest_difference(graph.SerializeToString(), model, fusion, names)
-        assert 0 < difference < 1e-5, names
+        # More padding than any item needs.
+        inputs = {name: inputs_of(name, [2, 3, 0, 1], steps) for name, steps in PADDED.items()}
+        inputs = {name: inputs[name] for name in names}
+        outputs, expected = run_onnx(session_of(graph), inputs), run_torch(model, inputs)
+        assert outputs.keys() == expected.keys()
+        for name, values in expected.items():
+            np.testing.assert_allclose(outputs[name], values, atol=1e-5)
+        assert 0 < largest_difference(graph.SerializeToString(), model, names) < 1e-5, names
 
 
 def test_other_architectures_and_tables() -> None:
     config = replace(TINY, kernel_size=3, causal=True, layers=1, decoder_layers=2)
     model = model_of(Task.regression, config, tabular={"vision": 4})
-    fusion = fusion_of(FusionRule.mean, Task.regression, EVERY)
+    uneven = Predictor(model, fusion_of(FusionRule.mean, Task.regression, EVERY), max_seq_len=2)
     names = ("audio", "vision")
-    graph = subset_graph(model, fusion, names)
-    assert largest_difference(graph.SerializeToString(), model, fusion, names) < 1e-5
+    graph = subset_graph(uneven, names)
+    assert largest_difference(graph.SerializeToString(), uneven, names) < 1e-5
     steps = {port.name: port.type.tensor_type.shape.dim[1:] for port in graph.graph.input}
     assert steps["vision"][0].dim_value == 4 and steps["audio"][0].dim_param == "audio_steps"
 
 
 def test_values_that_are_not_finite_count_as_the_mean() -> None:
-    model, _ = model_and_fusion(FusionRule.reliability, Task.regression)
+    model = predictor(FusionRule.reliability, Task.regression).model
     session = session_of(audio())
-    inputs = inputs_of({"audio": [3]}, {"audio": 3})
+    inputs = {"audio": inputs_of("audio", [3], 3)}
     values = inputs["audio"].values
     values[0, 1, 2], values[0, 2, 0] = torch.nan, torch.inf
     prediction = run_onnx(session, inputs)["prediction"]
@@ -198,21 +171,21 @@ def test_a_file_holds_its_subset_and_nothing_of_this_machine() -> None:
 def test_batches_cover_all_cases() -> None:
     model = model_of(Task.regression, tabular={"vision": 4})
     drawn = list(batches(model, list(WIDTHS)))
-    assert {len(each["audio"].lengths) for each in drawn} >= {1, 2, 5}
-    assert {each["language"].values.shape[1] for each in drawn} >= {1, 7, 40}
-    assert any(each["audio"].values.isnan().any() for each in drawn)
-    present = [torch.stack([part.lengths > 0 for part in each.values()]) for each in drawn]
-    assert any((each.any(dim=0) & ~each.all(dim=0)).any() for each in present)
-    assert any((~each.any(dim=0)).any() for each in present)
-    assert all(each[:, 0].all() for each in present)
-    for each in drawn:
-        assert each["vision"].values.shape[1] == 4
-        assert set(each["vision"].lengths.tolist()) <= {0, 4}
-        assert (each["audio"].lengths <= each["audio"].values.shape[1]).all()
+    assert {len(batch["audio"].lengths) for batch in drawn} >= {1, 2, 5}
+    assert {batch["language"].values.shape[1] for batch in drawn} >= {1, 7, 40}
+    assert any(batch["audio"].values.isnan().any() for batch in drawn)
+    present = [torch.stack([part.lengths > 0 for part in batch.values()]) for batch in drawn]
+    assert any((some.any(dim=0) & ~some.all(dim=0)).any() for some in present)
+    assert any((~some.any(dim=0)).any() for some in present)
+    assert all(some[:, 0].all() for some in present)
+    for batch in drawn:
+        assert batch["vision"].values.shape[1] == 4
+        assert set(batch["vision"].lengths.tolist()) <= {0, 4}
+        assert (batch["audio"].lengths <= batch["audio"].values.shape[1]).all()
 
 
 def test_a_file_of_another_model_is_detected() -> None:
-    model, fusion = model_and_fusion(FusionRule.reliability, Task.regression)
+    right = predictor(FusionRule.reliability, Task.regression)
     content = audio().SerializeToString()
     other = model_of(Task.regression)
     with torch.no_grad():
@@ -220,14 +193,14 @@ def test_a_file_of_another_model_is_detected() -> None:
     with pytest.raises(
         UserError, match=r"^audio: ONNX predicts another prediction than torch, by 0\.0002"
     ):
-        largest_difference(content, other, fusion, ["audio"])
-    far = replace(fusion, prior=(0.3, 2.1))
+        largest_difference(content, replace(right, model=other), ["audio"])
+    far = replace(right.fusion, prior=(0.3, 2.1))
     with pytest.raises(UserError, match=r"another std than torch"):
-        largest_difference(content, model, far, ["audio"])
+        largest_difference(content, replace(right, fusion=far), ["audio"])
 
 
 def test_items_without_any_modality_are_nan_on_both_sides() -> None:
-    model, fusion = model_and_fusion(FusionRule.reliability, Task.regression)
-    inputs = inputs_of({"audio": [2, 0]}, {"audio": 2})
-    for outputs in (run_onnx(session_of(audio()), inputs), run_torch(model, fusion, inputs)):
+    model = predictor(FusionRule.reliability, Task.regression)
+    inputs = {"audio": inputs_of("audio", [2, 0], 2)}
+    for outputs in (run_onnx(session_of(audio()), inputs), run_torch(model, inputs)):
         assert np.isnan(outputs["prediction"]).tolist() == [False, True]

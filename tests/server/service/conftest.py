@@ -1,13 +1,12 @@
 """Services of a small model."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from service_models import SHAPES, Served, running, small_predictor
+from service_models import Served, running, small_predictor
 
 from common.config import ServeConfig
 from server.model_file import model_bytes
@@ -23,30 +22,10 @@ def predictor() -> Predictor:
 
 
 @pytest.fixture(scope="session")
-def model_file(tmp_path_factory: pytest.TempPathFactory, predictor: Predictor) -> str:
+def served(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Served:
+    """Serve a model with some settings other than by default."""
     path = tmp_path_factory.mktemp("run") / MODEL
     path.write_bytes(model_bytes(predictor.model, predictor.fusion))
-    return str(path)
-
-
-@pytest.fixture(scope="session")
-def item() -> Callable[..., dict[str, Any]]:
-    """Make an item; its numbers depend on its seed."""
-
-    def make(seed: int = 0, *names: str, steps: int = 5) -> dict[str, Any]:
-        rng = np.random.default_rng(seed)
-        return {
-            name: rng.normal(size=(shape[0] if shape[1:] else steps, shape[-1])).round(3).tolist()
-            for name, shape in SHAPES.items()
-            if not names or name in names
-        }
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def served(predictor: Predictor, model_file: str) -> Served:
-    """Serve a model with some settings other than by default."""
 
     def serve(
         *,
@@ -55,7 +34,7 @@ def served(predictor: Predictor, model_file: str) -> Served:
         examples: Examples = Examples(),  # noqa: B008 - it is frozen
         **settings: Any,
     ) -> AbstractContextManager[httpx.Client]:
-        config = ServeConfig(model=model_file, **settings)
+        config = ServeConfig(model=str(path), **settings)
         return running(make_app(model, config, examples, token), token)
 
     return serve

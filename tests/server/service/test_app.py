@@ -12,13 +12,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from service_models import Served, small_predictor
+from service_models import Served, item, small_predictor
 
 from common.task import Task
 from server.prediction.predictor import Predictions, Predictor
 from server.service.examples import Example, Examples
-
-Item = Callable[..., dict[str, Any]]
 
 
 def ask(client: httpx.Client, *items: Any, **others: Any) -> httpx.Response:
@@ -34,18 +32,14 @@ def error_of(answer: httpx.Response) -> str:
     return str(message)
 
 
-def counted(client: httpx.Client, name: str, **labels: str) -> float:
+def counted(client: httpx.Client, name: str) -> float:
     """A number of the metrics; 0 where it was not counted yet."""
-    inside = ",".join(f'{key}="{value}"' for key, value in labels.items())
-    wanted = f"{name}{{{inside}}}" if labels else name
-    for line in client.get("/metrics").text.splitlines():
-        if line.rpartition(" ")[0] == wanted:
-            return float(line.rpartition(" ")[2])
-    return 0.0
+    found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
 
 
-def disconnected(client: httpx.Client) -> float:
-    return counted(client, "utmp_requests_total", route="/predict", status="499")
+def waiting(client: httpx.Client) -> float:
+    return counted(client, "utmp_waiting_items")
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -55,60 +49,49 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def waiting(client: httpx.Client) -> float:
-    return counted(client, "utmp_waiting_items")
-
-
 # Predictions ------------------------------------------------------------------------------------
 
 
-def test_predictions_are_those_of_the_model(
-    client: httpx.Client, predictor: Predictor, item: Item
-) -> None:
+def test_predictions_are_those_of_the_model(client: httpx.Client, predictor: Predictor) -> None:
     given = [item(1), item(2, "audio", steps=3), item(3, "language", "table")]
     answer = ask(client, {"id": "first", **given[0]}, *given[1:])
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-store"
     found = answer.json()["predictions"]
-    assert [each["id"] for each in found] == ["first", "1", "2"]
-    for each, features in zip(found, given, strict=True):
+    assert [record["id"] for record in found] == ["first", "1", "2"]
+    for record, features in zip(found, given, strict=True):
         expected = predictor.predict(
             {name: np.array(rows, dtype=np.float32) for name, rows in features.items()}
         )
-        assert each["prediction"] == pytest.approx(float(expected.values[0]), abs=1e-6)
+        assert record["prediction"] == pytest.approx(float(expected.values[0]), abs=1e-6)
         assert expected.std is not None
-        assert each["std"] == pytest.approx(float(expected.std[0]), abs=1e-6)
-        assert list(each["modalities"]) == [name for name in predictor.features if name in features]
-        assert sum(own["weight"] for own in each["modalities"].values()) == pytest.approx(1)
+        assert record["std"] == pytest.approx(float(expected.std[0]), abs=1e-6)
+        assert list(record["modalities"]) == list(features)
+        assert sum(own["weight"] for own in record["modalities"].values()) == pytest.approx(1)
     model = client.get("/model").json()
     assert answer.json()["model"] == {name: model[name] for name in ("name", "sha256")}
 
 
-def test_unused_modalities_make_no_difference(client: httpx.Client, item: Item) -> None:
-    whole, part = item(1), item(1)
-    del part["language"]
-    found = [
-        ask(client, whole, modalities=["table", "audio"]).json()["predictions"],
-        ask(client, part).json()["predictions"],
-    ]
-    assert found[0] == found[1]
-    assert found[0] != ask(client, whole).json()["predictions"]
+def test_unused_modalities_make_no_difference(client: httpx.Client) -> None:
+    chosen = ask(client, item(1), modalities=["table", "audio"]).json()["predictions"]
+    part = {name: rows for name, rows in item(1).items() if name != "language"}
+    assert chosen == ask(client, part).json()["predictions"]
+    assert chosen != ask(client, item(1)).json()["predictions"]
 
 
-def test_predictions_do_not_depend_on_the_batch(served: Served, item: Item) -> None:
+def test_predictions_do_not_depend_on_the_batch(served: Served) -> None:
     subsets = [(), ("audio",), ("language", "table"), ("table",)]
     given = [item(seed, *subsets[seed % 4], steps=1 + seed % 6) for seed in range(48)]
 
-    def predictions(client: httpx.Client, one: dict[str, Any]) -> dict[str, Any]:
-        (found,) = ask(client, one).json()["predictions"]
-        return found
-
     with served(max_wait_ms=50) as client, ThreadPoolExecutor(16) as callers:
-        alone = [predictions(client, one) for one in given]
-        batches = counted(client, "utmp_batch_items_count")
-        assert batches == 48
-        together = list(callers.map(lambda one: predictions(client, one), given))
-        assert counted(client, "utmp_batch_items_count") - batches < 30
+
+        def prediction(one: dict[str, Any]) -> Any:
+            return ask(client, one).json()["predictions"][0]
+
+        alone = [prediction(one) for one in given]
+        assert counted(client, "utmp_batch_items_count") == 48
+        together = list(callers.map(prediction, given))
+        assert counted(client, "utmp_batch_items_count") < 78
         assert counted(client, "utmp_items_total") == 96
     for one, other in zip(alone, together, strict=True):
         assert one["prediction"] == pytest.approx(other["prediction"], abs=1e-6)
@@ -117,12 +100,12 @@ def test_predictions_do_not_depend_on_the_batch(served: Served, item: Item) -> N
 
 
 @pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
-def test_classes_and_labels_have_their_names(served: Served, item: Item, task: Task) -> None:
+def test_classes_and_labels_have_their_names(served: Served, task: Task) -> None:
     with served(model=small_predictor(task), labels=["joy", "fear", "anger"]) as client:
         (found,) = ask(client, item(4)).json()["predictions"]
         assert list(found["probabilities"]) == ["joy", "fear", "anger"]
         best = max(found["probabilities"], key=found["probabilities"].get)
-        likely = [name for name, each in found["probabilities"].items() if each >= 0.5]
+        likely = [name for name, value in found["probabilities"].items() if value >= 0.5]
         assert found["prediction"] == (best if task is Task.classification else likely)
         model = client.get("/model").json()
         assert (model["labels"], model["scale"]) == (["joy", "fear", "anger"], None)
@@ -137,10 +120,8 @@ FINE = b'{"items": [{"audio": [[1, 2]]}]}'
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [
-        (b'{"items": [', JSON, 400, "the body is not JSON: "),
         (b"", JSON, 400, "the body is not JSON: "),
         (b'{"items": [{"audio": [[NaN, 1]]}]}', JSON, 422, "items[0].audio[0][0]: input should be"),
-        (b'{"items": [{"audio": [[1]]}]}', JSON, 422, "items[0].audio[0]: list should have at"),
         (b'{"items": [{"a\\nb": 1}]}', JSON, 422, "items[0].a b: extra inputs"),
         (b'{"items": [' + b"{}," * 9_999 + b"{}]}", JSON, 413, "at most 20 items"),
         (b"[" * 100_000, JSON, 400, "recursion limit exceeded"),
@@ -183,48 +164,41 @@ def test_refused_paths(
 
 
 def test_an_endless_body_is_refused_early(client: httpx.Client) -> None:
-    sent = 0
-
-    def pieces() -> Iterator[bytes]:
-        nonlocal sent
-        for _ in range(64):
-            sent += 1 << 20
-            yield b'{"items": [' + b"0" * (1 << 20)
-
-    answer = client.post("/predict", content=pieces(), headers=JSON)
+    pieces = (b'{"items": [' + b"0" * (1 << 20) for _ in range(64))
+    answer = client.post("/predict", content=pieces, headers=JSON)
     assert answer.status_code == 413
     assert "too large" in error_of(answer)
     assert ask(client, {"audio": [[1, 2]]}).status_code == 200
 
 
-def connect(client: httpx.Client) -> socket.socket:
+def connect(client: httpx.Client, *, length: int, header: str = "") -> socket.socket:
+    """Send the head of a request; what follows is up to the test."""
     connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), 10)
     connection.settimeout(10)
+    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    connection.sendall(f"{head}{header}Content-Length: {length}\r\n\r\n".encode())
     return connection
 
 
-HEAD = b"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-
-
 def test_a_declared_length_is_refused_before_anything_is_sent(client: httpx.Client) -> None:
-    with connect(client) as connection:
-        connection.sendall(HEAD + b"Content-Length: 1073741824\r\nExpect: 100-continue\r\n\r\n")
+    with connect(client, length=1 << 30, header="Expect: 100-continue\r\n") as connection:
         assert connection.recv(100).startswith(b"HTTP/1.1 413 ")
 
 
 def test_a_client_that_disconnects_harms_nobody(client: httpx.Client) -> None:
-    before = disconnected(client)
-    with connect(client) as connection:
-        connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+    count = 'utmp_requests_total{route="/predict",status="499"}'
+    before = counted(client, count)
+    with connect(client, length=100) as connection:
+        connection.sendall(b"{")
         time.sleep(0.1)
-    until(lambda: disconnected(client) == before + 1)
+    until(lambda: counted(client, count) == before + 1)
     assert ask(client, {"audio": [[1, 2]]}).status_code == 200
 
 
 def test_a_body_that_takes_too_long(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("server.service.bodies.SECONDS", 0.2)
-    with served() as client, connect(client) as connection:
-        connection.sendall(HEAD + b"Content-Length: 100\r\n\r\n{")
+    with served() as client, connect(client, length=100) as connection:
+        connection.sendall(b"{")
         answer = b""
         while piece := connection.recv(1000):  # until it is closed
             answer += piece
@@ -252,14 +226,7 @@ def slow(predictor: Predictor) -> Iterator[SlowPredictor]:
     SlowPredictor.open.set()
 
 
-class BrokenPredictor(Predictor):
-    """A model that fails."""
-
-    def predict_sequences(self, *given: Any) -> Predictions:
-        raise RuntimeError("out of memory\nand luck")
-
-
-def test_a_full_queue_asks_to_try_again(served: Served, slow: SlowPredictor, item: Item) -> None:
+def test_a_full_queue_asks_to_try_again(served: Served, slow: SlowPredictor) -> None:
     with served(model=slow, max_queue=3, max_items=3) as client, ThreadPoolExecutor(1) as callers:
         first = callers.submit(ask, client, item(1), item(2))
         until(lambda: waiting(client) == 2)
@@ -287,30 +254,19 @@ def test_only_a_few_large_bodies_are_in_memory(served: Served, slow: SlowPredict
 
 
 def test_a_waiting_client_that_disconnects_leaves_the_queue(
-    served: Served, slow: SlowPredictor, item: Item
+    served: Served, slow: SlowPredictor
 ) -> None:
+    body = json.dumps({"items": [item(1)]}).encode()
     with served(model=slow) as client:
-        body = json.dumps({"items": [item(1)]}).encode()
-        with connect(client) as connection:
-            connection.sendall(HEAD + f"Content-Length: {len(body)}\r\n\r\n".encode() + body)
+        with connect(client, length=len(body)) as connection:
+            connection.sendall(body)
             until(lambda: waiting(client) == 1)
         until(lambda: waiting(client) == 0)
         slow.open.set()
         assert ask(client, item(1)).status_code == 200
 
 
-def test_a_model_that_fails(served: Served, predictor: Predictor, item: Item) -> None:
-    broken = BrokenPredictor(predictor.model, predictor.fusion)
-    with served(model=broken) as client:
-        answer = ask(client, item(1))
-        assert answer.status_code == 500
-        assert error_of(answer) == "the model failed; see the log of the service"
-        assert client.get("/health").status_code == 200
-
-
-def test_open_requests_are_answered_before_the_end(
-    served: Served, slow: SlowPredictor, item: Item
-) -> None:
+def test_open_requests_are_answered_before_the_end(served: Served, slow: SlowPredictor) -> None:
     with ThreadPoolExecutor(1) as callers:
         with served(model=slow) as client:
             asked = callers.submit(
@@ -325,43 +281,33 @@ def test_open_requests_are_answered_before_the_end(
 
 OPEN = ["/", "/health", "/docs", "/app.js", "/style.css"]
 GUARDED = ["/model", "/metrics", "/examples", "/examples/0", "/openapi.json"]
+WRONG = ["", "Bearer", "Bearer x", "Basic s3cret!", "Bearer s3cret", "Bearer s3cret!!", "Bearer é"]
 
 
-def test_what_needs_the_token(served: Served, item: Item) -> None:
-    with served(token="s3cret!") as client:
-        without = httpx.Client(base_url=client.base_url)
+def test_what_needs_the_token(served: Served) -> None:
+    with served(token="s3cret!") as client, httpx.Client(base_url=client.base_url) as without:
         for path in OPEN:
             assert without.get(path).status_code == 200
         for path in GUARDED:
             assert client.get(path).status_code in (200, 404)
-        for given in [
-            "",
-            "Bearer",
-            "Bearer x",
-            "Basic s3cret!",
-            "Bearer s3cret",
-            "Bearer s3cret!!",
-        ]:
-            headers = {"Authorization": given}
+        for given in WRONG:
+            headers = [(b"authorization", given.encode("latin-1"))]
             answers = [without.get(path, headers=headers) for path in GUARDED]
             answers.append(without.post("/predict", json={"items": [item(1)]}, headers=headers))
             for answer in answers:
                 assert answer.status_code == 401
                 assert answer.headers["www-authenticate"] == "Bearer"
                 assert "Authorization: Bearer TOKEN" in error_of(answer)
-        odd = without.get("/model", headers=[(b"authorization", "Bearer é".encode("latin-1"))])
-        assert odd.status_code == 401
         assert ask(client, item(1)).status_code == 200
         schema = client.get("/openapi.json").json()
         assert schema["paths"]["/predict"]["post"]["security"] == [{"HTTPBearer": []}]
-        without.close()
 
 
 # What it says about itself ----------------------------------------------------------------------
 
 
-def test_metrics(served: Served, item: Item) -> None:
-    with served() as client:
+def test_metrics(served: Served) -> None:
+    with served() as client, served() as other:
         ask(client, item(1), item(2))
         ask(client, {})
         client.get("/made/up?" + "x" * 100)
@@ -383,6 +329,7 @@ def test_metrics(served: Served, item: Item) -> None:
             assert line in lines
         assert any(line.startswith("process_resident_memory_bytes ") for line in lines)
         assert "made" not in answer.text and "MADEUP" not in answer.text
+        assert counted(other, "utmp_items_total") == 0
 
 
 def test_the_model(client: httpx.Client, predictor: Predictor) -> None:
@@ -400,7 +347,7 @@ def test_the_model(client: httpx.Client, predictor: Predictor) -> None:
     assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
 
 
-def test_examples(served: Served, item: Item) -> None:
+def test_examples(served: Served) -> None:
     examples = Examples((Example("a", 1.5, item(1)), Example("b", -2.0, item(2, "audio"))))
     with served(examples=examples) as client:
         assert client.get("/examples").json() == [
@@ -425,9 +372,12 @@ def test_the_schema_lists_every_answer(client: httpx.Client) -> None:
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema)))
     assert references <= set(schema["components"]["schemas"])
     request = predict["requestBody"]["content"]["application/json"]["schema"]
-    assert list(request["properties"]) == ["items", "modalities"]
+    assert (request["required"], list(request["properties"])) == (
+        ["items"],
+        ["items", "modalities"],
+    )
     features = request["properties"]["items"]["items"]
-    assert features["additionalProperties"] is False
+    assert features["additionalProperties"] is False and "required" not in features
     assert list(features["properties"]) == ["id", "language", "audio", "table"]
     table = features["properties"]["table"]["anyOf"][0]
     assert table["description"] == "At most 4 steps of 1 numbers each."
@@ -435,22 +385,14 @@ def test_the_schema_lists_every_answer(client: httpx.Client) -> None:
     assert client.get("/openapi.json").json() == schema
 
 
-def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client) -> None:
-    for path in ["/", "/docs"]:
-        answer = client.get(path)
-        assert answer.headers["content-type"] == "text/html; charset=utf-8"
-        policy = answer.headers["content-security-policy"]
-        assert policy.startswith("default-src 'none'") and "unsafe" not in policy
-        assert "http://" not in answer.text and "https://" not in answer.text
-        assert not re.search(r"<script(?![^>]* src=)|<style| style=| on\w+=", answer.text)
-        for name in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
-            if name != "openapi.json":
-                assert client.get(f"/{name.removeprefix('./')}").status_code == 200
-        assert client.head(path).status_code == 200
-
-
-def test_two_services_do_not_mix(served: Served, item: Item) -> None:
-    with served() as one, served() as other:
-        ask(one, item(1))
-        assert counted(one, "utmp_items_total") == 1
-        assert counted(other, "utmp_items_total") == 0
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_the_page_loads_nothing_from_elsewhere(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none'") and "unsafe" not in policy
+    assert "http://" not in answer.text and "https://" not in answer.text
+    assert not re.search(r"<script(?![^>]* src=)|<style| style=| on\w+=", answer.text)
+    for name in re.findall(r'(?:src|href)="([^"]+)"', answer.text):
+        assert client.get(f"/{name.removeprefix('./')}").status_code == 200
+    assert client.head(path).status_code == 200

@@ -21,37 +21,39 @@ from server.run.folder import CONFIG, MODEL, RunFolder
 from server.service.description import scale
 from server.service.examples import COUNT, Examples, load_examples
 
+LABELS = {
+    Task.regression: np.arange(50, dtype=np.float32) / 4,
+    Task.classification: np.arange(50, dtype=np.int64) % 3,
+    Task.multilabel: np.eye(3, dtype=np.float32)[np.arange(50) % 3],
+}
 
-def sequences(items: int, shape: tuple[int, ...], lacking: int = -1) -> Sequences:
-    """Sequences of random numbers; one item may lack the modality."""
-    steps = shape[0] if shape[1:] else 8
-    lengths = np.full(items, steps, dtype=np.int64)
-    if lacking >= 0:
-        lengths[lacking] = 0
+
+def sequences(shape: tuple[int, ...], items: int = 6) -> Sequences:
+    lengths = np.full(items, shape[0] if shape[1:] else 8, dtype=np.int64)
     values = np.random.default_rng(items).normal(size=(int(lengths.sum()), shape[-1]))
-    return Sequences(
-        values.astype(np.float32), np.cumsum(lengths) - lengths, lengths, tabular=bool(shape[1:])
-    )
+    return Sequences.ragged(values.astype(np.float32), lengths, tabular=bool(shape[1:]))
 
 
-def items(task: Task = Task.regression, count: int = 6) -> MultimodalDataset:
-    labels: Any = {
-        Task.regression: np.arange(count, dtype=np.float32) / 4,
-        Task.classification: np.arange(count, dtype=np.int64) % 3,
-        Task.multilabel: np.eye(3, dtype=np.float32)[np.arange(count) % 3],
-    }[task]
+def dataset(task: Task = Task.regression, count: int = 6) -> MultimodalDataset:
+    """Some items, of which the second one has no audio."""
     names = np.array([f"item-{number}" for number in range(count)])
-    parts = {name: sequences(count, shape) for name, shape in SHAPES.items()}
-    parts["audio"] = sequences(count, SHAPES["audio"], lacking=1)
-    return MultimodalDataset(names, names, labels, parts)
+    parts = {name: sequences(shape, count) for name, shape in SHAPES.items()}
+    parts["audio"].lengths[1] = 0
+    return MultimodalDataset(names, names, LABELS[task][:count], parts)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "a.safetensors"
 
 
 def shard(
-    path: Path, held: MultimodalDataset, task: Task = Task.regression, names: tuple[str, ...] = ()
+    path: Path, items: MultimodalDataset, task: Task = Task.regression, names: tuple[str, ...] = ()
 ) -> str:
     outputs = 1 if task is Task.regression else 3
-    info = ShardInfo("test", tuple(held.sequences), task, outputs, names, ("table",))
-    write_shard(path, held, info)
+    tabular = tuple({"table"} & set(items.sequences))
+    info = ShardInfo("test", tuple(items.sequences), task, outputs, names, tabular)
+    write_shard(path, items, info)
     return str(path)
 
 
@@ -60,57 +62,46 @@ def examples(path: str, predictor: Predictor | None = None, **settings: Any) -> 
     return load_examples(config, predictor or small_predictor())
 
 
-def test_of_a_shard(tmp_path: Path) -> None:
-    held = items()
-    found = examples(shard(tmp_path / "a.safetensors", held)).items
-    assert [each.name for each in found] == [f"item-{number}" for number in range(6)]
-    assert [each.label for each in found] == [0, 0.25, 0.5, 0.75, 1, 1.25]
-    assert [list(each.features) for each in found][:2] == [
+def test_of_a_shard(path: Path) -> None:
+    items = dataset(count=50)
+    found = examples(shard(path, items)).items
+    assert [example.name for example in found] == [f"item-{number}" for number in range(COUNT)]
+    assert [example.label for example in found[:4]] == [0, 0.25, 0.5, 0.75]
+    assert [list(example.features) for example in found][:2] == [
         ["language", "audio", "table"],
         ["language", "table"],
     ]
     # The last steps, and plain numbers that are the same as 32-bit floats.
-    rows = held.sequences["language"][2]
+    rows = items.sequences["language"][2]
     assert np.array_equal(np.array(found[2].features["language"], dtype=np.float32), rows[-6:])
-    assert all(len(str(abs(each))) < 16 for each in found[2].features["language"][0])
+    assert all(len(str(abs(value))) < 16 for value in found[2].features["language"][0])
 
 
-def test_no_more_than_a_few(tmp_path: Path) -> None:
-    assert len(examples(shard(tmp_path / "a.safetensors", items(count=50))).items) == COUNT
-
-
-def test_what_no_request_could_carry_is_left_out(tmp_path: Path) -> None:
-    held = items()
-    held.sequences["language"].values[3, 1] = np.nan  # a step of the first item
-    found = examples(shard(tmp_path / "a.safetensors", held), max_steps=5).items
-    assert [list(each.features) for each in found] == [["table"]] * 6
-    found = examples(shard(tmp_path / "b.safetensors", held)).items
-    assert [list(each.features) for each in found][:2] == [
+def test_what_no_request_could_carry_is_left_out(path: Path) -> None:
+    items = dataset()
+    items.sequences["language"].values[3, 1] = np.nan  # a step of the first item
+    few = examples(shard(path, items), max_steps=5).items
+    assert [list(example.features) for example in few] == [["table"]] * 6
+    found = examples(str(path)).items
+    assert [list(example.features) for example in found][:2] == [
         ["audio", "table"],
         ["language", "table"],
     ]
 
 
-@pytest.mark.parametrize(
-    ("task", "labels"),
-    [(Task.classification, ["x", "y", "z"]), (Task.multilabel, [["x"], ["y"], ["z"]])],
-)
-def test_names_of_classes_and_labels(tmp_path: Path, task: Task, labels: Any) -> None:
-    path = shard(tmp_path / "a.safetensors", items(task), task, ("x", "y", "z"))
-    found = examples(path, small_predictor(task))
-    assert found.label_names == ("x", "y", "z")
-    assert [each.label for each in found.items[:3]] == labels
-    told = examples(path, small_predictor(task), labels=["a", "b", "c"])
-    assert [each.label for each in told.items[:2]] == (
-        ["a", "b"] if task is Task.classification else [["a"], ["b"]]
-    )
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_names_of_classes_and_labels(path: Path, task: Task) -> None:
+    model = small_predictor(task)
 
+    def labels(examples: Examples) -> list[Any]:
+        given = [example.label for example in examples.items[:3]]
+        return [[label] if task is Task.classification else label for label in given]
 
-def test_classes_without_names(tmp_path: Path) -> None:
-    path = shard(tmp_path / "a.safetensors", items(Task.classification), Task.classification)
-    found = examples(path, small_predictor(Task.classification))
-    assert found.label_names == ()
-    assert [each.label for each in found.items[:4]] == ["0", "1", "2", "0"]
+    unnamed = examples(shard(path, dataset(task), task), model)
+    assert (unnamed.label_names, labels(unnamed)) == ((), [["0"], ["1"], ["2"]])
+    named = examples(shard(path, dataset(task), task, ("x", "y", "z")), model)
+    assert (named.label_names, labels(named)) == (("x", "y", "z"), [["x"], ["y"], ["z"]])
+    assert labels(examples(str(path), model, labels=["a", "b", "c"])) == [["a"], ["b"], ["c"]]
 
 
 def test_none() -> None:
@@ -121,33 +112,24 @@ def test_none() -> None:
     ("changes", "task", "message"),
     [
         ({}, Task.classification, "labels are for classification, and the model predicts regress"),
-        ({"sequences": {"smell": sequences(6, (2,))}}, Task.regression, "holds none of language"),
-        ({"sequences": {"audio": sequences(6, (5,))}}, Task.regression, "audio is 5 wide, and the"),
+        ({"sequences": {"smell": sequences((2,))}}, Task.regression, "holds none of language"),
+        ({"sequences": {"audio": sequences((5,))}}, Task.regression, "audio is 5 wide, and the"),
     ],
 )
 def test_a_shard_for_another_model(
-    tmp_path: Path, changes: dict[str, Any], task: Task, message: str
+    path: Path, changes: dict[str, Any], task: Task, message: str
 ) -> None:
-    held = replace(items(task), **changes)
-    path = tmp_path / "a.safetensors"
-    outputs = 1 if task is Task.regression else 3
-    write_shard(path, held, ShardInfo("test", tuple(held.sequences), task, outputs))
+    shard(path, replace(dataset(task), **changes), task)
     with pytest.raises(UserError, match=message) as raised:
         examples(str(path))
     assert str(raised.value).startswith(str(path))
 
 
-def test_more_classes_than_the_model_has(tmp_path: Path) -> None:
-    held = replace(items(), labels=np.arange(6, dtype=np.int64))
-    path = tmp_path / "a.safetensors"
-    write_shard(path, held, ShardInfo("test", tuple(held.sequences), Task.classification, 6))
+def test_more_classes_than_the_model_has(path: Path) -> None:
+    items = replace(dataset(), labels=np.arange(6, dtype=np.int64))
+    write_shard(path, items, ShardInfo("test", tuple(items.sequences), Task.classification, 6))
     with pytest.raises(UserError, match="has more classes or labels than 3"):
         examples(str(path), small_predictor(Task.classification))
-
-
-def test_a_shard_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nowhere"):
-        examples(str(tmp_path / "nowhere"))
 
 
 def test_those_of_the_run(tmp_path: Path) -> None:
@@ -156,18 +138,20 @@ def test_those_of_the_run(tmp_path: Path) -> None:
     folder.write_config(config)
     test = load_joint(config).test
     model = small_predictor()
-    wide = {name: (each.width,) for name, each in test.sequences.items()}
+    wide = {name: (sequences.width,) for name, sequences in test.sequences.items()}
     spec = replace(model.model.spec, features=wide)
     predictor = replace(model, model=model.model.__class__(spec))
     (folder.path / MODEL).write_bytes(model_bytes(predictor.model, predictor.fusion))
     found = load_examples(ServeConfig(model=str(folder.path)), predictor).items
-    assert [each.name for each in found] == test.ids[: len(found)].tolist()
+    assert [example.name for example in found] == test.ids[: len(found)].tolist()
     assert found[0].label == pytest.approx(float(test.labels[0]))
     rows = test.sequences["audio"][0]
     assert np.array_equal(np.array(found[0].features["audio"], dtype=np.float32), rows[-6:])
 
 
-def test_a_run_whose_data_are_gone(tmp_path: Path) -> None:
+def test_data_that_are_gone(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nowhere"):
+        examples(str(tmp_path / "nowhere"))
     config = compose_config("config", ["dataset=npz", "dataset.path=gone.npz", "run_dir=elsewhere"])
     folder = RunFolder(tmp_path / "run")
     folder.write_config(config)

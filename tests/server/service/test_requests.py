@@ -7,106 +7,103 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi import HTTPException
+from service_models import SHAPES
 
 from common.errors import UserError
-from server.service.requests import Question, RequestReader
-
-FEATURES: dict[str, tuple[int, ...]] = {"language": (3,), "audio": (2,), "table": (4, 1)}
+from server.service.requests import Item, RequestReader
 
 
 def reader(last_steps: int | None = None) -> RequestReader:
-    return RequestReader(FEATURES, last_steps, max_items=3, max_steps=6)
+    return RequestReader(SHAPES, last_steps, max_items=3, max_steps=6)
 
 
-def read(*items: dict[str, Any], last_steps: int | None = None, **others: Any) -> Question:
-    body = json.dumps({"items": items, **others}).encode()
-    return reader(last_steps).read(body)
+def of(*items: Any, **others: Any) -> bytes:
+    return json.dumps({"items": items, **others}).encode()
 
 
-def refusal(body: bytes) -> tuple[int, str]:
-    with pytest.raises(HTTPException) as raised:
-        reader().read(body)
-    return raised.value.status_code, raised.value.detail
-
-
-def refused(*items: Any, **others: Any) -> str:
-    status, message = refusal(json.dumps({"items": items, **others}).encode())
-    assert status == 422
-    return message
+def read(*items: dict[str, Any], last_steps: int | None = None, **others: Any) -> list[Item]:
+    return reader(last_steps).read(of(*items, **others))
 
 
 def test_items_of_different_modalities() -> None:
-    asked = read(
+    first, second, third = read(
         {"id": "a", "audio": [[1, 2], [3.5, -4e2]]},
         {"language": [[1, 2, 3]], "audio": None},
-        {"id": "", "language": [[7, 8, 9]], "audio": [[5, 6]]},
+        {"id": "", "audio": [[5, 6]], "language": [[7, 8, 9], [1, 2, 3]]},
     )
-    assert asked.ids == ("a", "1", "")
-    assert list(asked.items) == ["language", "audio"]  # in the model's order
-    audio, language = asked.items["audio"], asked.items["language"]
-    assert audio.lengths.tolist() == [2, 0, 1] and language.lengths.tolist() == [0, 1, 1]
-    assert audio.values.dtype == np.float32
-    assert audio[0].tolist() == [[1, 2], [3.5, -400]] and audio[2].tolist() == [[5, 6]]
-    assert audio[1].shape == (0, 2)
-    assert asked.longest.tolist() == [2, 1, 1]
-    some = asked.select(slice(1, 3))
-    assert some.ids == ("1", "") and some.items["audio"][1].tolist() == [[5, 6]]
+    assert (first.id, second.id, third.id) == ("a", "1", "")
+    assert (first.steps, second.steps, third.steps) == (2, 1, 2)
+    assert first.features["audio"].dtype == np.float32
+    assert first.features["audio"].tolist() == [[1, 2], [3.5, -400]]
+    assert list(second.features) == ["language"]
+    assert list(third.features) == ["language", "audio"]  # in the model's order
 
 
 def test_only_chosen_modalities_and_last_steps_are_used() -> None:
-    asked = read({"audio": [[1, 2]], "language": [[1, 2, 3]]}, modalities=["audio"])
-    assert list(asked.items) == ["audio"]
-    asked = read({"audio": [[n, n] for n in range(5)]}, last_steps=2)
-    assert asked.items["audio"][0].tolist() == [[3, 3], [4, 4]]
+    (item,) = read({"audio": [[1, 2]], "language": [[1, 2, 3]]}, modalities=["audio"])
+    assert list(item.features) == ["audio"]
+    (item,) = read({"audio": [[n, n] for n in range(5)]}, last_steps=2)
+    assert item.features["audio"].tolist() == [[3, 3], [4, 4]]
 
 
 def test_the_last_of_two_equal_keys_counts() -> None:
-    asked = reader().read(b'{"items": [{"id": "a", "id": "b", "audio": [[1, 2]]}]}')
-    assert asked.ids == ("b",)
+    (item,) = reader().read(b'{"items": [{"id": "a", "id": "b", "audio": [[1, 2]]}]}')
+    assert item.id == "b"
 
 
 def test_names_of_modalities() -> None:
     names = ("class", "items", "model_dump", "_own")
     odd = RequestReader(dict.fromkeys(names, (1,)), None, 9, 9)
-    asked = odd.read(json.dumps({"items": [{name: [[1]] for name in names}]}).encode())
-    assert tuple(asked.items) == names
+    (item,) = odd.read(json.dumps({"items": [{name: [[1]] for name in names}]}).encode())
+    assert tuple(item.features) == names
     with pytest.raises(UserError, match="the model has a modality 'id'"):
         RequestReader({"id": (1,)}, None, 9, 9)
 
 
-@pytest.mark.parametrize(
-    ("body", "reason"),
-    [
-        (b'{"items": [', "EOF while parsing a list"),
-        (b"\xef\xbb\xbf{}", "expected value at line 1"),
-        (b'{"items": []} x', "trailing characters"),
-        (b'{"items": [{"id": "\xff"}]}', "invalid unicode"),
-        (b'{"items": [{"id": "\\ud800", "audio": [[1, 2]]}]}', "unexpected end of hex escape"),
-        (b'{"items": [{"audio": [[1, ' + b"9" * 100_000 + b"]]}]}", "number out of range"),
-        (b"[" * 100_000, "recursion limit exceeded"),
-        (b'{"items": [{"audio": ' + b"[" * 100_000 + b"]" * 100_000, "recursion limit exceeded"),
-    ],
-)
-def test_a_body_that_is_not_json(body: bytes, reason: str) -> None:
-    status, message = refusal(body)
-    assert status == 400
-    assert message.startswith("the body is not JSON: ") and reason in message
+FINE = {"audio": [[1, 2]]}
+NOT_JSON = "the body is not JSON: "
 
 
 @pytest.mark.parametrize(
-    ("body", "message"),
+    ("body", "status", "message"),
     [
-        (b"[]", "the body: input should be an object"),
-        (b"{}", "items: field required"),
-        (b'{"items": [{"audio": [[1, 2]]}], "itemz": 1}', "itemz: extra inputs are not permitted"),
-        (b'{"items": []}', "items: list should have at least 1 item after validation, not 0"),
-        (b'{"items": [{"audio": [[NaN, 1]]}]}', "items[0].audio[0][0]: input should be a finite"),
-        (b'{"items": [{"audio": [[1, 1e999]]}]}', "items[0].audio[0][1]: input should be a finite"),
+        (b'{"items": [', 400, "EOF while parsing a list"),
+        (b"\xef\xbb\xbf{}", 400, "expected value at line 1"),
+        (b'{"items": []} x', 400, "trailing characters"),
+        (b'{"items": [{"id": "\xff"}]}', 400, "invalid unicode"),
+        (b'{"items": [{"id": "\\ud800", "audio": [[1, 2]]}]}', 400, "unexpected end of hex escape"),
+        (b'{"items": [{"audio": [[1, ' + b"9" * 100_000 + b"]]}]}", 400, "number out of range"),
+        (b"[" * 100_000, 400, "recursion limit exceeded"),
+        (b'{"items": [{"audio": ' + b"[" * 99_999 + b"]" * 99_999, 400, "recursion limit exceeded"),
+        (b"[]", 422, "the body: input should be an object"),
+        (b"{}", 422, "items: field required"),
+        (of(FINE, itemz=1), 422, "itemz: extra inputs are not permitted"),
+        (of(), 422, "items: list should have at least 1 item after validation, not 0"),
+        (of(*[FINE] * 4), 413, "items: list should have at most 3 items"),
+        (
+            b'{"items": [{"audio": [[NaN, 1]]}]}',
+            422,
+            "items[0].audio[0][0]: input should be a fini",
+        ),
+        (
+            b'{"items": [{"audio": [[1, 1e999]]}]}',
+            422,
+            "items[0].audio[0][1]: input should be a fi",
+        ),
+        (of(FINE, modalities="audio"), 422, "modalities: input should be a valid array"),
+        (of(FINE, modalities=[]), 422, "modalities: list should have at least 1 item after"),
+        (of(FINE, modalities=["x"]), 422, "modalities[0]: input should be 'language', 'audio' or"),
+        (of(FINE, modalities=["table"]), 422, "items[0] has none of table"),
+        # What is not used is validated too.
+        (of(FINE | {"table": 1}, modalities=["audio"]), 422, "items[0].table: input should be a"),
     ],
 )
-def test_a_body_of_another_form(body: bytes, message: str) -> None:
-    status, line = refusal(body)
-    assert status == 422 and line.startswith(message)
+def test_a_body_that_is_refused(body: bytes, status: int, message: str) -> None:
+    with pytest.raises(HTTPException) as raised:
+        reader().read(body)
+    assert raised.value.status_code == status
+    start = NOT_JSON if status == 400 else message
+    assert raised.value.detail.startswith(start) and message in raised.value.detail
 
 
 @pytest.mark.parametrize(
@@ -130,53 +127,34 @@ def test_a_body_of_another_form(body: bytes, message: str) -> None:
     ],
 )
 def test_an_item_that_does_not_fit_the_model(item: Any, message: str) -> None:
-    assert refused({"audio": [[1, 2]]}, item).startswith(f"items[1]{message}")
+    with pytest.raises(HTTPException) as raised:
+        read(FINE, item)
+    assert raised.value.status_code == 422
+    assert raised.value.detail.startswith(f"items[1]{message}")
 
 
-@pytest.mark.parametrize(
-    ("modalities", "message"),
-    [
-        ("audio", "modalities: input should be a valid array"),
-        ([], "modalities: list should have at least 1 item after validation, not 0"),
-        (["smell"], "modalities[0]: input should be 'language', 'audio' or 'table'"),
-        (["table"], "items[0] has none of table"),
-    ],
-)
-def test_modalities_that_cannot_be_used(modalities: Any, message: str) -> None:
-    assert refused({"audio": [[1, 2]]}, modalities=modalities) == message
-
-
-def test_too_many_items() -> None:
-    status, message = refusal(json.dumps({"items": [{"audio": [[1, 2]]}] * 4}).encode())
-    assert status == 413 and message.startswith("items: list should have at most 3 items")
-
-
-def test_modalities_that_are_not_used_are_validated_too() -> None:
-    message = refused({"audio": [[1, 2]], "language": [[1]]}, modalities=["audio"])
-    assert message.startswith("items[0].language[0]: list should have at least 3 items")
+def peak_memory(reader: RequestReader, body: bytes) -> int:
+    """Bytes at most while a body is read, whether it is refused or not."""
+    tracemalloc.start()
+    try:
+        reader.read(body)
+    except HTTPException:
+        pass
+    finally:
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    return peak
 
 
 def test_validation_stops_at_the_first_mistake() -> None:
     body = b'{"items": [{"audio": [' + b'["x", "x"],' * 100_000 + b"[1, 2]]}]}"
-    tracemalloc.start()
-    try:
-        refusal(body)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert peak < 1 << 20
+    assert peak_memory(reader(), body) < 1 << 20
 
 
 def test_many_numbers_take_little_memory() -> None:
     row = b"[" + b",".join([b"0"] * 100) + b"]"
     body = b'{"items": [{"audio": [' + b",".join([row] * 2_000) + b"]}]}"
     roomy = RequestReader({"audio": (100,)}, None, 1, 10_000)
-    tracemalloc.start()
-    try:
-        asked = roomy.read(body)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    assert asked.items["audio"].values.shape == (2_000, 100)
+    assert roomy.read(body)[0].features["audio"].shape == (2_000, 100)
     # As lists of Python's floats they would be 16 times the body.
-    assert peak < 8 * len(body)
+    assert peak_memory(roomy, body) < 8 * len(body)

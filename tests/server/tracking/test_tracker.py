@@ -1,7 +1,8 @@
 """A tracker that fails does not end a run, and is tried again."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,30 +13,36 @@ from common.config import TrackingConfig, TrackingTool
 from common.errors import UserError
 from server.app import prepare
 from server.run.interruption import InterruptedRunError
-from server.tracking.figures import Record
 from server.tracking.tracker import Tracking, check_tracking, make_tracking
 
-RECORDS: list[dict[str, Any]] = [{"round": number} for number in range(1, 30)]
+RECORDS: list[dict[str, Any]] = [{"round": number, "seconds": 0.5} for number in range(1, 30)]
+SUMMARY = {"rounds": 29, "test": {"audio": {"corr": 0.5}}}
 
 
 class Diary:
     """A tool that fails at some of its calls, and records what it takes."""
 
+    known = 0
+
     def __init__(self, down: Sequence[int] = ()) -> None:
         self.down, self.asked = set(down), 0
-        self.told: list[int] = []
+        self.steps: dict[int, float] = {}
         self.ends: list[str] = []
 
     def start(self) -> "Diary":
+        self.known = len(self.steps)
         self._answer()
         return self
 
-    def rounds(self, records: Sequence[Record]) -> None:
+    def log(self, figures: Mapping[str, float], step: int, when: float) -> None:
         self._answer()
-        self.told = [record["round"] for record in records]
+        if "seconds" in figures:
+            self.steps[step] = when
+        else:
+            self.ends += figures
 
-    def finish(self, summary: Record) -> None:
-        self.ends.append(summary["end"])
+    def finish(self) -> None:
+        self.ends.append("files")
 
     def close(self, status: str) -> None:
         self._answer()
@@ -53,7 +60,7 @@ def follow(diary: Diary, rounds: int) -> tuple[Tracking, list[str], list[list[in
     tracking, known = Tracking("diary", diary.start, lines.append), []
     for number in range(1, rounds + 1):
         tracking.round(RECORDS[:number])
-        known.append(list(diary.told))
+        known.append(list(diary.steps))
     return tracking, lines, known
 
 
@@ -61,27 +68,30 @@ def test_each_round_is_tracked() -> None:
     diary = Diary()
     tracking, lines, known = follow(diary, 3)
     with tracking:
-        tracking.finish(RECORDS[:3], {"end": "summary"})
+        tracking.finish(RECORDS[:3], SUMMARY)
     assert known == [[1], [1, 2], [1, 2, 3]]
-    assert (diary.ends, lines) == (["summary", "FINISHED"], [])
+    assert (diary.ends, lines) == (["test/corr/audio", "files", "FINISHED"], [])
 
 
-def test_missed_rounds_are_tracked_later() -> None:
+def test_missed_rounds_are_tracked_later_with_the_times_at_which_they_ended() -> None:
     # Asked to start and to take round 1; down at round 2, and at rounds 3 and 5 for a new start.
-    _, lines, known = follow(Diary(down=[3, 4, 5]), 9)
+    diary = Diary(down=[3, 4, 5])
+    _, lines, known = follow(diary, 9)
     assert known == [*[[1]] * 8, list(range(1, 10))]
     assert lines == ["tracking=diary failed, and the run goes on: it is down"]
+    times = [diary.steps[number] for number in range(2, 10)]
+    assert [later - time for time, later in pairwise(times)] == pytest.approx([0.5] * 7)
 
 
 def test_a_tool_that_keeps_failing_is_tried_ever_less() -> None:
     diary = Diary(down=range(1, 100))
     tracking, lines, _ = follow(diary, 29)
+    # In rounds 1, 2, 4, 8 and 16.
+    assert diary.asked == 5
     with tracking:
         diary.down = set()
-        tracking.finish(RECORDS, {"end": "summary"})
-    # In rounds 1, 2, 4, 8 and 16; at the end it starts, and takes all rounds and the end.
-    assert diary.asked == 5 + 3
-    assert len(diary.told) == 29 and diary.ends == ["summary", "FINISHED"]
+        tracking.finish(RECORDS, SUMMARY)
+    assert len(diary.steps) == 29 and diary.ends[-1] == "FINISHED"
     assert len(lines) == 1
 
 
@@ -122,7 +132,7 @@ def test_none_tracks_nothing(tmp_path: Path) -> None:
     tracking = make_tracking(tiny("tracking=none"), tmp_path, lines.append)
     with tracking:
         tracking.round(RECORDS[:1])
-        tracking.finish(RECORDS[:1], {})
+        tracking.finish(RECORDS[:1], SUMMARY)
     assert (lines, list(tmp_path.iterdir())) == ([], [])
 
 
