@@ -10,11 +10,10 @@ import numpy as np
 
 from common.clients import check_modality_name
 from common.config import Format, Labels, PrepareConfig, SyntheticConfig
-from common.data.federation import check_synthetic_modalities, paths_of
 from common.data.formats.array_files import array_files
 from common.data.formats.registry import read_source
 from common.data.known_files import name_of
-from common.data.source import ReadSettings, Source
+from common.data.source import ReadSettings, Source, check_tabular, paths_named
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError
 from common.task import Task
@@ -57,7 +56,7 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
         return ReadSource(_synthetic(config), task, {"format": "synthetic", "why": "", "files": []})
     if config.path is None:
         raise UserError("path is required; give it as path=…, or format=synthetic")
-    paths = [Path(path) for path in paths_of(config.path, "")]
+    paths = paths_named("path", config.path)
     files = [_fingerprint(path, watch) for path in _files(paths)]
     watch("reading", 0, 1)
     settings = ReadSettings(
@@ -78,9 +77,7 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     watch("reading", 1, 1)
     for modality in source.items.sequences:
         check_modality_name(modality)
-    unknown = sorted(set(config.tabular) - set(source.items.sequences))
-    if unknown:
-        raise UserError(f"tabular: {unknown[0]!r} is not among {', '.join(source.items.sequences)}")
+    check_tabular(source.items, settings)
     if len(source.items) == 0:
         raise UserError(f"{paths[0]}: no item is left after cleaning")
     return ReadSource(source, task, {"format": name, "why": why, "files": files})
@@ -90,7 +87,6 @@ def _synthetic(config: PrepareConfig) -> Source:
     if config.task is not Labels.regression:
         raise UserError(f"task={config.task}: the synthetic dataset has regression")
     modalities = config.modalities or list(VIEWS)
-    check_synthetic_modalities(modalities, "")
     made = SyntheticConfig(modalities=modalities, max_seq_len=config.max_seq_len)
     items = make_synthetic(made, config.seed)
     return Source(items, np.full(len(items), "", dtype="U10"))

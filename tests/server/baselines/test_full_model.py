@@ -259,12 +259,7 @@ def test_a_client_with_other_features_than_the_evaluation_data_is_refused(tmp_pa
     )
     items = replace(data.items, sequences={**data.items.sequences, "text": narrow})
 
-    class Odd(JointDataset):
-        @property
-        def shapes(self) -> dict[str, tuple[int, ...]]:
-            return {"text": (3,), "audio": (3,)}
-
-    odd = Odd(data.task, items, data.dealt, data.validation, data.test)
+    odd = replace(data, items=items, shapes={"text": (3,), "audio": (3,)})
     with pytest.raises(UserError, match="text is 2 wide at text-0 but 3 wide in the evaluation"):
         load_sites(config, odd)
 
