@@ -26,34 +26,21 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class ReadSource:
-    """What was read from a source.
-
-    Attributes
-    ----------
-    source
-        Its items and sides.
-    task
-        Kind of label.
-    about
-        The format, how it was recognised, and the name, size and SHA-256 of every file.
-    """
+    """What was read from a source."""
 
     source: Source
     task: Task
+    #: The format, how it was recognised, and the name, size and SHA-256 of every file.
     about: Mapping[str, Any]
 
 
 def read(config: PrepareConfig, watch: Watch) -> ReadSource:
-    """Read the source that a configuration names.
-
-    Raises
-    ------
-    UserError
-        If it cannot be read.
-    """
+    """Read the source that a configuration names; `UserError` if it cannot be read."""
     task = Task.multilabel if config.task is Labels.emotion else Task(config.task)
     if config.format is Format.synthetic:
-        return ReadSource(_synthetic(config), task, {"format": "synthetic", "why": "", "files": []})
+        return ReadSource(
+            _synthetic(config, task), task, {"format": "synthetic", "why": "", "files": []}
+        )
     if config.path is None:
         raise UserError("path is required; give it as path=…, or format=synthetic")
     paths = paths_named("path", config.path)
@@ -83,12 +70,13 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     return ReadSource(source, task, {"format": name, "why": why, "files": files})
 
 
-def _synthetic(config: PrepareConfig) -> Source:
-    if config.task is not Labels.regression:
-        raise UserError(f"task={config.task}: the synthetic dataset has regression")
-    modalities = config.modalities or list(VIEWS)
-    made = SyntheticConfig(modalities=modalities, max_seq_len=config.max_seq_len)
-    items = make_synthetic(made, config.seed)
+def _synthetic(config: PrepareConfig, task: Task) -> Source:
+    made = SyntheticConfig(
+        task=task,
+        modalities=config.modalities or list(VIEWS),
+        max_seq_len=config.max_seq_len,
+    )
+    items = make_synthetic(made, config.seed, prefix="")
     return Source(items, np.full(len(items), "", dtype="U10"))
 
 
@@ -97,12 +85,8 @@ def _files(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-    return [
-        file
-        for path in paths
-        for file in ([path] if path.is_file() else sorted(path.iterdir()))
-        if file.is_file()
-    ]
+    listed = [[path] if path.is_file() else sorted(path.iterdir()) for path in paths]
+    return [file for files in listed for file in files if file.is_file()]
 
 
 def _fingerprint(path: Path, watch: Watch) -> dict[str, Any]:
@@ -116,6 +100,6 @@ def _fingerprint(path: Path, watch: Watch) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     sha256 = digest.hexdigest()
-    known = name_of(sha256)
     about = {"name": path.name, "bytes": size, "sha256": sha256}
+    known = name_of(sha256)
     return about | ({"known": known} if known else {})
