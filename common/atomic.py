@@ -50,21 +50,12 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def atomic_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
-    """Yield a folder to write files into, which is renamed to `out` at the end.
+    """Yield a folder to write files into, which is renamed to `out`, an absolute path, at the end.
 
-    Parameters
-    ----------
-    out
-        Absolute path of the folder; an empty folder may exist there.
-    overwrite
-        Whether to replace an existing folder that contains a file named `holds`.
-    holds
-        Name of the file that identifies a folder of this kind.
+    An empty folder may exist there; with `overwrite`, also one that contains a file named `holds`,
+    by which a folder of this kind is known, and which is then replaced.
 
-    Raises
-    ------
-    UserError
-        If `out` is taken, cannot be written, or is being written by another process.
+    Raises `UserError` if `out` is taken, cannot be written, or is being written by another process.
     """
     _check_place(out, overwrite, holds)
     part = out.with_name(f".{out.name}.part")

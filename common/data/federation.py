@@ -118,10 +118,7 @@ def count_outputs(task: Task, *labels: LabelArray) -> int:
 def load_federation(config: Config) -> FederatedDataset:
     """Load what ``dataset.*`` names, split and dealt out.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read or does not fit ``clients.*``.
+    Raises `UserError` if it cannot be read or does not fit ``clients.*``.
     """
     if not isinstance(config.dataset, ShardsConfig):
         return load_joint(config)
@@ -141,10 +138,7 @@ def load_joint(config: Config) -> JointDataset:
 
     The result is the same for the same configuration, whatever process loads it.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read or is too small for so many clients.
+    Raises `UserError` if it cannot be read or is too small for so many clients.
     """
     items = read_items(config)
     for name in items.sequences:
@@ -237,10 +231,7 @@ def _check_test_set(items: MultimodalDataset, test: MultimodalDataset, dataset: 
 def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) -> ShardFolder:
     """Open a folder of shards; without a count in ``clients.*``, all of its clients take part.
 
-    Raises
-    ------
-    UserError
-        If the folder is not whole, or does not hold what is asked for.
+    Raises `UserError` if the folder is not whole, or does not hold what is asked for.
     """
     folder = Path(dataset.path)
     manifest = read_manifest(folder)
@@ -318,10 +309,7 @@ def _side(folder: Path, side: str, manifest: Manifest, names: list[str]) -> Mult
 def client_data_of(data: FederatedDataset, key: ClientKey, config: Config) -> ClientData:
     """Return what one simulated client holds.
 
-    Raises
-    ------
-    UserError
-        If there is no such client, or its items cannot be read.
+    Raises `UserError` if there is no such client, or its items cannot be read.
     """
     if key not in data.clients:
         names = ", ".join(map(str, data.clients))
@@ -340,10 +328,7 @@ def permuted(data: ClientData, rng: np.random.Generator) -> ClientData:
 def site_client_data(path: str | Path, key: ClientKey, config: Config) -> ClientData:
     """Read the file of one deployed site, a shard or an ``.npz``, all of which is that site's.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read, lacks the modality, or has labels for another task than the run.
+    Raises `UserError` if it cannot be read, lacks the modality, or has labels for another task.
     """
     dataset = config.dataset
     if Path(path).suffix == SUFFIX:

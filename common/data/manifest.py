@@ -81,10 +81,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a folder of shards.
 
-    Raises
-    ------
-    UserError
-        If there is none, or it is of another version or damaged.
+    Raises `UserError` if there is none, or it is of another version or damaged.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -112,10 +109,7 @@ def read_manifest(folder: Path) -> Manifest:
 def read_listed_shard(path: Path, manifest: Manifest | None = None) -> Shard:
     """Read a shard; it must be the one that the manifest, given or beside it, lists.
 
-    Raises
-    ------
-    UserError
-        If it does not exist, is damaged, or is not the one that the manifest lists.
+    Raises `UserError` if it does not exist, is damaged, or is not the one that the manifest lists.
     """
     if not path.exists():
         raise UserError(f"shard {path} does not exist")

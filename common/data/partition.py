@@ -36,10 +36,7 @@ def partition_groups(
     parts differ by at most one group, and no part is empty. Returns the ascending indices of each
     part's items.
 
-    Raises
-    ------
-    UserError
-        If there are fewer groups than parts.
+    Raises `UserError` if there are fewer groups than parts.
     """
     names, membership, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < len(shares):
@@ -94,10 +91,7 @@ def deal(
     `counts` has the number of clients of each modality, above 0; `natural` does not use it. Returns
     the ascending indices of each client's items.
 
-    Raises
-    ------
-    UserError
-        If there are too few items or groups, or a client gets fewer than `min_items`.
+    Raises `UserError` if there are too few items or groups for all clients or for `min_items`.
     """
     if partition.name is PartitionRule.groups:
         dealt = _by_groups(items.groups, train, counts, seed)

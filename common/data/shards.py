@@ -114,10 +114,7 @@ def _pack_text(name: str, texts: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
 def read_shard(path: Path) -> Shard:
     """Check a shard and map it into memory.
 
-    Raises
-    ------
-    UserError
-        If it is not a shard, is damaged, or is of another version.
+    Raises `UserError` if it is not a shard, is damaged, or is of another version.
     """
     info, arrays, seal = _open(path)
     labels, all_items = arrays.labels(info), slice(0, arrays.count)

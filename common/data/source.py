@@ -111,10 +111,7 @@ def checked_labels(
 
     Those of several labels become 0 and 1.
 
-    Raises
-    ------
-    UserError
-        If none is known, one is infinite, or classes are not whole numbers from 0.
+    Raises `UserError` if none is known, one is infinite, or classes are not whole numbers from 0.
     """
     known = labels[~np.isnan(labels)]
     if len(known) == 0:

@@ -32,10 +32,7 @@ def prepare(
     `watch` follows the progress. `draw` makes further files for the folder, by name, such as a
     picture.
 
-    Raises
-    ------
-    UserError
-        If the source cannot be read, split or dealt out as asked, or the folder cannot be written.
+    Raises `UserError` if the source cannot be used as asked, or the folder cannot be written.
     """
     if not config.out:
         raise UserError("out is required; give it as out=…, or describe=true to write nothing")

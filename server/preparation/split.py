@@ -27,10 +27,7 @@ def split_source(source: Source, config: PrepareConfig) -> Sides:
 def split_by_source(source: Source, validation_fraction: float, seed: int) -> Sides:
     """Split as the source says; without a validation side, one is taken from train.
 
-    Raises
-    ------
-    UserError
-        If the source leaves an item without a side, or has no train or test items.
+    Raises `UserError` if the source leaves an item without a side, or has no train or test items.
     """
     if (source.splits == "").any():
         raise UserError("the source does not say which items are for training and which for test")
