@@ -23,7 +23,6 @@ from common.config import (
 )
 from common.data.federation import (
     FederatedDataset,
-    JointDataset,
     ShardFolder,
     client_data_of,
     load_federation,
@@ -32,12 +31,11 @@ from common.data.federation import (
 )
 from common.data.manifest import (
     MANIFEST,
-    Manifest,
     read_listed_shard,
     read_manifest,
     write_manifest,
 )
-from common.data.shards import VERSION, info_of, write_shard
+from common.data.shards import read_shard, write_shard
 from common.errors import UserError
 from common.task import Task
 from server.preparation.preparation import prepare
@@ -94,35 +92,6 @@ def prepared(path: Path, out: Path, task: Task = Task.regression, **settings: An
     config = PrepareConfig(path=str(path), out=str(out), task=Labels(task.value), **given)
     prepare(config, lambda *_: None, lambda _: {})
     return out
-
-
-def write_folder(folder: Path, joint: JointDataset, **changes: Any) -> Path:
-    """Write the shards of what was dealt out in memory, without a preparation."""
-    folder.mkdir()
-    parts = {str(key): joint.client_items(key) for key in joint.clients}
-    parts |= {"validation": joint.validation, "test": joint.test}
-    shards = {}
-    for name, items in parts.items():
-        info = info_of(items, name, joint.task, joint.outputs)
-        shards[f"{name}.safetensors"] = {
-            "seal": write_shard(folder / f"{name}.safetensors", items, info)
-        }
-    modalities: dict[str, dict[str, Any]] = {name: {} for name in joint.items.sequences}
-    manifest = Manifest(
-        version=VERSION,
-        source={},
-        task=joint.task,
-        outputs=joint.outputs,
-        label_names=(),
-        modalities=modalities,
-        sides={},
-        settings={},
-        cleaning=joint.cleaning,
-        warnings=("careful",),
-        shards=shards,
-    )
-    write_manifest(folder, replace(manifest, **changes))
-    return folder
 
 
 def shards_config(folder: Path, clients: Mapping[str, int | None] = ALL, **dataset: Any) -> Config:
@@ -207,26 +176,19 @@ def test_so_are_those_of_another_seed(tmp_path: Path, made: Path) -> None:
     assert_same_federation(shards, joint)
 
 
-def test_items_that_lack_a_modality_are_the_same_too(tmp_path: Path) -> None:
-    lengths = np.where(np.arange(ITEMS) % PER_GROUP == 1, 0, 2)
-    file = write_npz(
-        tmp_path / "joint.npz",
-        Task.regression,
-        audio=np.arange(lengths.sum() * 2, dtype=np.float32).reshape(-1, 2),
-        audio_offsets=np.r_[0, np.cumsum(lengths)],
-    )
-    joint = joint_config(file)
-    folder = write_folder(tmp_path / "shards", load_joint(joint))
-    assert_same_federation(shards_config(folder), joint)
-
-
-def test_what_only_the_manifest_or_one_side_says_is_kept(tmp_path: Path, made: Path) -> None:
-    joint = load_joint(joint_config(made / "joint.npz"))
-    vision = joint.test.sequences["vision"]
+def test_what_only_the_manifest_or_one_side_says_is_kept(folder: Path) -> None:
+    """A table that no test item has keeps its shape, which validation items show."""
+    path = folder / "test.safetensors"
+    test = read_shard(path)
+    vision = test.items.sequences["vision"]
     none = replace(vision, lengths=np.zeros_like(vision.lengths))
-    test = replace(joint.test, sequences={**joint.test.sequences, "vision": none})
-    data = load(write_folder(tmp_path / "x", replace(joint, test=test), cleaning={"rows": 3}))
-    assert data.shapes == joint.shapes
+    items = replace(test.items, sequences={**test.items.sequences, "vision": none})
+    path.unlink()
+    seal = write_shard(path, items, test.info)
+    shards = {**read_manifest(folder).shards, path.name: {"seal": seal}}
+    change_manifest(folder, shards=shards, cleaning={"rows": 3}, warnings=["careful"])
+    data = load(folder)
+    assert data.shapes["vision"] == (STEPS, 3)
     assert (data.cleaning, data.warnings) == ({"rows": 3}, ("careful",))
 
 
@@ -285,17 +247,14 @@ def test_clients_that_are_not_there_are_refused(folder: Path) -> None:
 # Modalities, task, lengths ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("modalities", [["audio"], ["language", "vision"]])
-def test_modalities_are_taken_in_the_order_asked_for(
-    folder: Path, made: Path, modalities: list[str]
-) -> None:
-    data, joint = load(folder, modalities=modalities), load_joint(joint_config(made / "joint.npz"))
-    assert list(data.shapes) == modalities
-    assert [key.modality for key in data.clients] == [
-        name for name in modalities for _ in range(CLIENTS.get(name, 2) or 0)
-    ]
-    assert_same(data.test, joint.test.in_modalities(modalities))
-    assert_same(data.validation, joint.validation.in_modalities(modalities))
+def test_modalities_are_taken_once_and_in_the_order_asked_for(folder: Path, made: Path) -> None:
+    names_ = ["language", "vision"]
+    data = load(folder, modalities=[*names_, "language"])
+    joint = load_joint(joint_config(made / "joint.npz"))
+    assert list(data.shapes) == names_
+    assert names(data) == ["language-0", "language-1", "vision-0", "vision-1"]
+    assert_same(data.test, joint.test.in_modalities(names_))
+    assert_same(data.validation, joint.validation.in_modalities(names_))
 
 
 def test_what_was_not_prepared_is_refused(folder: Path) -> None:
@@ -310,23 +269,13 @@ def test_what_was_not_prepared_is_refused(folder: Path) -> None:
     assert load(folder, task=Task.regression).task is Task.regression
 
 
-def test_a_modality_asked_for_twice_has_its_clients_once(folder: Path) -> None:
-    assert names(load(folder, modalities=["audio", "audio"])) == ["audio-0", "audio-1", "audio-2"]
-
-
-@pytest.mark.parametrize("steps", [1, 5])
-def test_sequences_are_cut_to_their_last_steps(folder: Path, steps: int) -> None:
-    whole, cut = load(folder), load(folder, max_seq_len=steps)
+def test_sequences_are_cut_to_their_last_steps(folder: Path) -> None:
+    whole, cut = load(folder), load(folder, max_seq_len=2)
     pairs = [(whole.validation, cut.validation), (whole.test, cut.test)]
     pairs += [(whole.client_items(key), cut.client_items(key)) for key in whole.clients]
     for before, after in pairs:
-        assert after.ids.tolist() == before.ids.tolist()
-        for name, sequences in before.sequences.items():
-            assert after.sequences[name].lengths.max() == min(sequences.lengths.max(), steps)
-            for item in range(len(sequences)):
-                expected = sequences[item][-steps:]
-                assert after.sequences[name][item].tobytes() == expected.tobytes()
-    assert cut.shapes["vision"] == (min(steps, STEPS), 3)
+        assert_same(after, before.last_steps(2))
+    assert cut.shapes["vision"] == (2, 3)
 
 
 # A folder that is not whole ---------------------------------------------------------------------

@@ -224,16 +224,6 @@ def test_only_rows_in_use_are_stored_and_once(path: Path) -> None:
     }
 
 
-def test_rows_that_no_item_uses_do_not_change_the_bytes(path: Path) -> None:
-    contents = []
-    for first, start_of_none in ((0, 0), (3, 7)):
-        values = np.concatenate([np.full((first, 2), 7), rows(4, 2), np.full((first, 2), np.nan)])
-        audio = sequences(values, [first, first + 1, start_of_none], [2, 3, 0])
-        write(path, replace(dataset(), sequences={"audio": audio}))
-        contents.append(path.read_bytes())
-    assert contents[0] == contents[1]
-
-
 REWRITE = """
 import sys
 from pathlib import Path
@@ -247,14 +237,6 @@ def test_another_process_writes_the_same_bytes(path: Path, tmp_path: Path) -> No
     write(path, dataset(Task.multilabel), Task.multilabel)
     run_python(REWRITE, path, tmp_path / "other", PYTHONHASHSEED="4242")
     assert (tmp_path / "other").read_bytes() == path.read_bytes()
-
-
-def test_whatever_is_said_of_a_shard_is_in_its_seal(path: Path) -> None:
-    items = dataset(Task.multilabel)
-    info = info_for(items, Task.multilabel)
-    changes: list[dict[str, Any]] = [{}, {"name": "test"}, {"label_names": ()}, {"tabular": ()}]
-    seals = {write_shard(path, items, replace(info, **change)) for change in changes}
-    assert len(seals) == len(changes)
 
 
 def test_a_shard_is_a_plain_safetensors_file(path: Path) -> None:
