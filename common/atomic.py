@@ -19,32 +19,27 @@ def atomic_file(target: Path) -> Iterator[Path]:
     """Yield a path beside the target to write to, which is renamed to the target at the end.
 
     If the block raises, that file is removed and the target stays as it was.
-
-    Raises
-    ------
-    OSError
-        If it cannot be written.
     """
     aside = target.with_name(f".{target.name}.part")
     try:
         yield aside
-        make_readable(aside)
-        sync(aside)
+        _finish(aside)
         aside.replace(target)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-    sync(target.parent)
+    _sync(target.parent)
 
 
-def make_readable(path: Path) -> None:
-    """Give a file the permissions that `open` would give it, instead of a temporary file's."""
+def _finish(file: Path) -> None:
+    """Give a file the permissions that `open` would give it, and flush it to disk."""
     mask = os.umask(0)
     os.umask(mask)
-    path.chmod(0o666 & ~mask)
+    file.chmod(0o666 & ~mask)
+    _sync(file)
 
 
-def sync(path: Path) -> None:
+def _sync(path: Path) -> None:
     """Flush a file's bytes, or a folder's entries, to disk."""
     number = os.open(path, os.O_RDONLY)
     try:
@@ -55,51 +50,31 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def atomic_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
-    """Yield a folder to write into, which is renamed to `out` at the end.
+    """Yield a folder to write files into, which is renamed to `out`, an absolute path, at the end.
 
-    Parameters
-    ----------
-    out
-        Absolute path of the folder; an empty folder may exist there.
-    overwrite
-        Whether to replace an existing folder that contains a file named `holds`.
-    holds
-        Name of the file that identifies a folder of this kind.
+    An empty folder may exist there; with `overwrite`, also one that contains a file named `holds`,
+    by which a folder of this kind is known, and which is then replaced.
 
-    Raises
-    ------
-    UserError
-        If `out` is taken, cannot be written, or is being written by another process.
+    Raises `UserError` if `out` is taken, cannot be written, or is being written by another process.
     """
     _check_place(out, overwrite, holds)
-    part, former = (out.with_name(f".{out.name}.{what}") for what in ("part", "former"))
+    part = out.with_name(f".{out.name}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        lock = os.open(part, os.O_RDONLY)
+        with _locked(part, out):
+            try:
+                for left in part.iterdir():
+                    left.unlink()
+                yield part
+                for path in part.iterdir():
+                    _finish(path)
+                _sync(part)
+                _check_place(out, overwrite, holds)
+                _replace(part, out)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
-        raise _write_error(out, error) from error
-    try:
-        _claim(lock, part, out)
-        with _cleared(part):
-            yield part
-            _sync(part)
-            _check_place(out, overwrite, holds)
-            _replace(part, out, former)
-    except OSError as error:
-        raise _write_error(out, error) from error
-    finally:
-        os.close(lock)
-
-
-@contextmanager
-def _cleared(part: Path) -> Iterator[None]:
-    """Remove what a killed program left, and at the end whatever was not renamed."""
-    for left in part.iterdir():
-        left.unlink()
-    try:
-        yield
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
+        raise UserError(f"out={out} cannot be written: {error.strerror or error}") from error
 
 
 def _check_place(out: Path, overwrite: bool, holds: str) -> None:
@@ -116,39 +91,33 @@ def _check_place(out: Path, overwrite: bool, holds: str) -> None:
         )
 
 
-def _claim(lock: int, part: Path, out: Path) -> None:
-    busy = UserError(f"out={out}: another command is writing it")
+@contextmanager
+def _locked(part: Path, out: Path) -> Iterator[None]:
+    lock = os.open(part, os.O_RDONLY)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise busy from error
-    # The process that held the lock may just have renamed the folder.
-    if not part.exists() or part.stat().st_ino != os.fstat(lock).st_ino:
-        raise busy
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The process that held the lock may just have renamed the folder.
+            mine = part.stat().st_ino == os.fstat(lock).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            mine = False
+        if not mine:
+            raise UserError(f"out={out}: another command is writing it")
+        yield
+    finally:
+        os.close(lock)
 
 
-def _replace(part: Path, out: Path, former: Path) -> None:
+def _replace(part: Path, out: Path) -> None:
     """Rename the new folder into place; if that fails, restore the former one."""
-    if not out.exists():
-        part.rename(out)
-    else:
+    former = out.with_name(f".{out.name}.former")
+    if out.exists():
         shutil.rmtree(former, ignore_errors=True)
         out.rename(former)
-        try:
-            part.rename(out)
-        except BaseException:
+    try:
+        part.rename(out)
+    except BaseException:
+        if not out.exists() and former.exists():
             former.rename(out)
-            raise
+        raise
     shutil.rmtree(former, ignore_errors=True)
-
-
-def _sync(folder: Path) -> None:
-    """Set permissions and flush everything to disk before the folder is renamed."""
-    for path in folder.iterdir():
-        make_readable(path)
-    for path in [*folder.iterdir(), folder]:
-        sync(path)
-
-
-def _write_error(out: Path, error: OSError) -> UserError:
-    return UserError(f"out={out} cannot be written: {error.strerror or error}")

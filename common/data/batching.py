@@ -1,6 +1,6 @@
 """Batches of sequences, padded on the right, for torch.
 
-Notation: B items, T longest length in the batch, D feature width.
+Notation: B items, T longest length in the batch, D feature width, R rows.
 """
 
 from collections.abc import Iterator
@@ -15,17 +15,11 @@ from common.data.dataset import IntArray, LabelArray, Sequences
 
 
 class Padded(NamedTuple):
-    """Sequences of one modality as tensors.
+    """Sequences of one modality as tensors."""
 
-    Attributes
-    ----------
-    values
-        (B, T, D) float32, zero after each item's last step.
-    lengths
-        (B,) int64; 0 where an item lacks the modality.
-    """
-
+    #: (B, T, D) float32, zero after each item's last step.
     values: Tensor
+    #: (B,) int64; 0 where an item lacks the modality.
     lengths: Tensor
 
     def to(self, device: torch.device) -> "Padded":
@@ -43,17 +37,7 @@ def pad(values: Tensor, starts: Tensor, lengths: Tensor) -> Padded:
 
 
 class SequenceItems(Dataset[tuple[Padded, Tensor]]):
-    """Items of one modality with their labels, fetched a batch at a time.
-
-    Parameters
-    ----------
-    sequences
-        The modality's sequences.
-    labels
-        Their labels.
-    items
-        Which of them, in order.
-    """
+    """Some items of one modality with their labels, in order, fetched a batch at a time."""
 
     def __init__(self, sequences: Sequences, labels: LabelArray, items: IntArray) -> None:
         self._values = torch.from_numpy(sequences.values)
@@ -73,18 +57,9 @@ class SequenceItems(Dataset[tuple[Padded, Tensor]]):
 def batches(
     items: SequenceItems, batch_size: int, *, seed: int | None = None, num_workers: int = 0
 ) -> Iterator[tuple[Padded, Tensor]]:
-    """Iterate over all items once.
+    """Iterate over all items once; the last batch may be smaller.
 
-    Parameters
-    ----------
-    items
-        What to iterate over.
-    batch_size
-        Items per batch; the last batch may be smaller.
-    seed
-        Shuffles the items; None keeps their order.
-    num_workers
-        Processes that prepare batches; 0 prepares them here.
+    A seed shuffles the items. Batches are prepared by `num_workers` processes, or by this one.
     """
     loader: DataLoader[tuple[Padded, Tensor]] = DataLoader(
         items,

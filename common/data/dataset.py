@@ -3,7 +3,7 @@
 Notation: N items, R rows of one modality, D feature width, K labels or classes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,7 +13,7 @@ IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32] | NDArray[np.float16]
 LabelArray = NDArray[np.float32] | NDArray[np.int64]
 
-#: Rows that are looked at together where all at once would take too much memory.
+#: Rows that are examined together where all at once would take too much memory.
 CHUNK = 1 << 16
 
 
@@ -22,24 +22,16 @@ class Sequences:
     """Ragged sequences of one modality: windows into a table of rows.
 
     Windows may overlap, so a clip can share the clips before it as context without a copy.
-
-    Attributes
-    ----------
-    values
-        (R, D) float32 or float16, one row per step; may hold NaN or infinities.
-    starts
-        (N,) first row of each item.
-    lengths
-        (N,) number of rows of each item; 0 where the item lacks this modality.
-    tabular
-        Whether each step is a quantity of its own, as in a table laid out as a sequence, and not
-        the same quantities at another time. Then all lengths that are not 0 are equal, and each
-        step has statistics of its own.
     """
 
+    #: (R, D) float32 or float16, one row per step; may contain NaN or infinities.
     values: FloatArray
+    #: (N,) first row of each item.
     starts: IntArray
+    #: (N,) number of rows of each item; 0 where the item lacks this modality.
     lengths: IntArray
+    #: Whether each step is a quantity of its own, as in a table laid out as a sequence. Then all
+    #: lengths that are not 0 are equal, and each step has statistics of its own.
     tabular: bool = False
 
     @classmethod
@@ -79,17 +71,31 @@ class Sequences:
         return replace(self, starts=self.starts[items], lengths=self.lengths[items])
 
     def rows(self) -> IntArray:
-        """Return the rows that belong to any item, each once, in order."""
+        """Return the rows that belong to any item, once and in order."""
         used = np.zeros(len(self.values) + 1, dtype=np.int64)
         np.add.at(used, self.starts, 1)
         np.add.at(used, self.starts + self.lengths, -1)
         return np.flatnonzero(np.cumsum(used)[:-1] > 0)
 
+    def narrowed(self) -> "Sequences":
+        """Leave unused rows at both ends behind, and most others where there are many."""
+        used = self.present
+        first = int(self.starts[used].min(initial=len(self.values)))
+        last = int((self.starts + self.lengths)[used].max(initial=first))
+        if last - first > 4 * self.lengths.sum():
+            rows = np.concatenate([self[item] for item in range(len(self))])
+            return self.ragged(rows, self.lengths, self.tabular)
+        starts = np.where(used, self.starts - first, 0)
+        return replace(self, values=self.values[first:last], starts=starts)
+
+    def chunks(self) -> Iterator[FloatArray]:
+        """Yield the values of `rows`, `CHUNK` rows at a time."""
+        rows = self.rows()
+        return (self.values[rows[start : start + CHUNK]] for start in range(0, len(rows), CHUNK))
+
     def not_finite(self) -> int:
         """Count the values of items that are NaN or infinite."""
-        rows = self.rows()
-        chunks = (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
-        return sum(int((~np.isfinite(self.values[chunk])).sum()) for chunk in chunks)
+        return sum(int((~np.isfinite(chunk)).sum()) for chunk in self.chunks())
 
     def last_steps(self, steps: int | None) -> "Sequences":
         """Keep at most the last `steps` rows of each item; None keeps all."""
@@ -103,12 +109,10 @@ def concatenate(parts: list[Sequences]) -> Sequences:
     """Join sequences of equal width, item after item."""
     first_rows = np.cumsum([0] + [len(part.values) for part in parts[:-1]])
     return Sequences(
-        tabular=parts[0].tabular,
-        values=np.concatenate([part.values for part in parts]),
-        starts=np.concatenate(
-            [part.starts + first for part, first in zip(parts, first_rows, strict=True)]
-        ),
-        lengths=np.concatenate([part.lengths for part in parts]),
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.starts + row for part, row in zip(parts, first_rows, strict=True)]),
+        np.concatenate([part.lengths for part in parts]),
+        parts[0].tabular,
     )
 
 
@@ -119,29 +123,19 @@ def describe_shape(shape: tuple[int, ...]) -> str:
 
 @dataclass(frozen=True)
 class MultimodalDataset:
-    """Items with labels and any number of modalities.
+    """Items with labels and any number of modalities."""
 
-    Attributes
-    ----------
-    ids
-        (N,) name of each item; no two are equal.
-    groups
-        (N,) the video, speaker or patient of each item: what must not be on two sides of a split.
-    labels
-        (N,) float32 for regression, (N,) int64 for classes, (N, K) float32 of 0/1 for multi-label.
-    sequences
-        Modality to its sequences, N each.
-    cleaning
-        What was cleaned while reading and how many times, by what it was.
-    label_names
-        What each column of multi-label `labels` means, where that is known.
-    """
-
+    #: (N,) unique name of each item.
     ids: NDArray[np.str_]
+    #: (N,) the video, speaker or patient of each item, which must not be on two sides of a split.
     groups: NDArray[np.str_]
+    #: (N,) float32 for regression, (N,) int64 for classes, (N, K) float32 of 0/1 for multi-label.
     labels: LabelArray
+    #: Modality to its sequences, N each.
     sequences: Mapping[str, Sequences]
+    #: What was cleaned while reading, to how many times.
     cleaning: Mapping[str, int] = field(default_factory=dict)
+    #: What each column of multi-label `labels` means, where that is known.
     label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
@@ -157,12 +151,9 @@ class MultimodalDataset:
             sequences={name: seq.select(items) for name, seq in self.sequences.items()},
         )
 
-    def present(self, names: Sequence[str] | None = None) -> NDArray[np.bool_]:
-        """Return (N,) whether an item has any of some modalities; None for all of them."""
-        chosen = self.sequences if names is None else names
-        present: NDArray[np.bool_] = np.any(
-            [self.sequences[name].present for name in chosen], axis=0
-        )
+    def present(self) -> NDArray[np.bool_]:
+        """Return (N,) whether an item has any modality."""
+        present: NDArray[np.bool_] = np.any([e.present for e in self.sequences.values()], axis=0)
         return present
 
     def in_modalities(self, names: Sequence[str]) -> "MultimodalDataset":
@@ -171,15 +162,14 @@ class MultimodalDataset:
 
     def last_steps(self, steps: int | None) -> "MultimodalDataset":
         """Keep at most the last `steps` steps of every sequence; None keeps all."""
-        return replace(
-            self, sequences={name: seq.last_steps(steps) for name, seq in self.sequences.items()}
-        )
+        cut = {name: each.last_steps(steps) for name, each in self.sequences.items()}
+        return replace(self, sequences=cut)
 
     def not_finite(self) -> dict[str, int]:
         """Count the values that are NaN or infinite, by what is done about them."""
-        counts = {}
-        for name, sequences in self.sequences.items():
-            bad = sequences.not_finite()
-            if bad:
-                counts[f"{name} values not finite, set to the mean"] = bad
-        return counts
+        counts = {name: each.not_finite() for name, each in self.sequences.items()}
+        return {
+            f"{name} values not finite, set to the mean": count
+            for name, count in counts.items()
+            if count
+        }

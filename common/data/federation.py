@@ -6,10 +6,11 @@ client, of which only one modality is kept. Shards were split and dealt out befo
 `utmp-prepare`. A deployed site brings a file of its own instead.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import cast
 
 import numpy as np
 
@@ -23,10 +24,10 @@ from common.data.dataset import (
     describe_shape,
 )
 from common.data.formats.npz import read_npz
+from common.data.manifest import MANIFEST, Manifest, read_listed_shard, read_manifest
 from common.data.partition import deal, partition_groups, split_groups
-from common.data.shard_folder import load_shard_folder, read_listed_shard
-from common.data.source import ReadSettings
-from common.data.synthetic import VIEWS, make_synthetic
+from common.data.source import ReadSettings, check_tabular, paths_named
+from common.data.synthetic import make_synthetic
 from common.errors import UserError
 from common.seal import SUFFIX
 from common.seeding import generator
@@ -35,125 +36,72 @@ from common.task import Task
 
 @dataclass(frozen=True)
 class ClientData:
-    """What one client holds: items in one modality, split by group for its own validation.
-
-    Attributes
-    ----------
-    modality
-        Its name.
-    task
-        Kind of label.
-    sequences, labels
-        All of the client's items.
-    groups
-        Number of each item's group.
-    train, validation
-        Indices into them; `validation` is empty if the client has a single group.
-    """
+    """What one client holds: items in one modality, split by group for its own validation."""
 
     modality: str
     task: Task
+    #: All of the client's items.
     sequences: Sequences
     labels: LabelArray
+    #: Number of each item's group.
     groups: IntArray
+    #: Indices into the items; `validation` is empty if the client has a single group.
     train: IntArray
     validation: IntArray
 
 
-class FederatedDataset(Protocol):
+@dataclass(frozen=True)
+class FederatedDataset(ABC):
     """What the server knows of the data, and where simulated clients find theirs."""
 
-    @property
-    def task(self) -> Task:
-        """Kind of label."""
+    task: Task
+    #: Numbers that a model of these data predicts.
+    outputs: int
+    #: What the outputs mean, where that is known.
+    label_names: tuple[str, ...]
+    #: Modality, in order, to the shape of its features' statistics.
+    shapes: Mapping[str, tuple[int, ...]]
+    #: All clients, by modality.
+    clients: tuple[ClientKey, ...]
+    #: The server's multimodal items, for the curves and for the result.
+    validation: MultimodalDataset
+    test: MultimodalDataset
+    #: What was cleaned, to how many times: dropped items, values that were not finite.
+    cleaning: Mapping[str, int]
+    #: What a user should know before trusting a result.
+    warnings: tuple[str, ...]
 
-    @property
-    def outputs(self) -> int:
-        """Numbers that a model of these data predicts."""
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """What the outputs mean, where that is known."""
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Modality, in order, to the shape of its features' statistics."""
-
-    @property
-    def clients(self) -> Sequence[ClientKey]:
-        """All clients, by modality."""
-
-    @property
-    def validation(self) -> MultimodalDataset:
-        """Multimodal items for the curves."""
-
-    @property
-    def test(self) -> MultimodalDataset:
-        """Multimodal items for the result."""
-
-    @property
-    def cleaning(self) -> Mapping[str, int]:
-        """What was cleaned and how many times."""
-
-    @property
-    def warnings(self) -> Sequence[str]:
-        """What a user should know before trusting a result."""
-
+    @abstractmethod
     def client_items(self, key: ClientKey) -> MultimodalDataset:
         """Return what a simulated client holds, in its modality."""
 
 
 @dataclass(frozen=True)
-class JointDataset:
-    """A dataset that holds every modality, split for a simulated federation.
+class JointDataset(FederatedDataset):
+    """A dataset that holds every modality, split for a simulated federation."""
 
-    Attributes
-    ----------
-    task
-        Kind of label.
-    items
-        Everything that was read from the source.
-    dealt
-        Client to its train items, indices into `items`.
-    validation, test
-        The server's multimodal items.
-    """
-
-    task: Task
+    #: Everything that was read from the source.
     items: MultimodalDataset
+    #: Client to its train items, indices into `items`.
     dealt: Mapping[ClientKey, IntArray]
-    validation: MultimodalDataset
-    test: MultimodalDataset
-    warnings: tuple[str, ...] = ()
-
-    @property
-    def outputs(self) -> int:
-        """Numbers that a model of these data predicts."""
-        return count_outputs(self.task, self.items.labels, self.test.labels)
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """What the outputs mean, where that is known."""
-        return self.items.label_names
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Modality to the shape of its features' statistics."""
-        return {name: each.statistics_shape for name, each in self.items.sequences.items()}
-
-    @property
-    def clients(self) -> tuple[ClientKey, ...]:
-        """All clients, by modality."""
-        return tuple(self.dealt)
-
-    @property
-    def cleaning(self) -> dict[str, int]:
-        """What was cleaned and how many times: dropped items, values that were not finite."""
-        return {**self.items.cleaning, **self.items.not_finite()}
 
     def client_items(self, key: ClientKey) -> MultimodalDataset:
         """Return the items dealt to a client, in its modality."""
         return self.items.select(self.dealt[key]).in_modalities([key.modality])
+
+
+@dataclass(frozen=True)
+class ShardFolder(FederatedDataset):
+    """Shards that `utmp-prepare` wrote; clients' are read when they are asked for."""
+
+    path: Path
+    manifest: Manifest
+    max_seq_len: int | None
+
+    def client_items(self, key: ClientKey) -> MultimodalDataset:
+        """Read a client's shard."""
+        items = _side(self.path, str(key), self.manifest, [key.modality])
+        return items.last_steps(self.max_seq_len)
 
 
 def count_outputs(task: Task, *labels: LabelArray) -> int:
@@ -167,36 +115,63 @@ def count_outputs(task: Task, *labels: LabelArray) -> int:
             return int(labels[0].shape[1])
 
 
-def read_items(config: Config) -> MultimodalDataset:
-    """Read or make the joint dataset that ``dataset.*`` names.
+def load_federation(config: Config) -> FederatedDataset:
+    """Load what ``dataset.*`` names, split and dealt out.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read.
+    Raises `UserError` if it cannot be read or does not fit ``clients.*``.
     """
+    if not isinstance(config.dataset, ShardsConfig):
+        return load_joint(config)
+    if config.partition.name is not PartitionRule.groups:
+        raise UserError(
+            f"partition={config.partition.name}: shards were dealt out by utmp-prepare; give "
+            "partition to that command"
+        )
+    return load_shard_folder(config.dataset, config.clients)
+
+
+# A dataset that holds every modality -------------------------------------------------------------
+
+
+def load_joint(config: Config) -> JointDataset:
+    """Load a dataset that holds every modality and split it over the server and ``clients.*``.
+
+    The result is the same for the same configuration, whatever process loads it.
+
+    Raises `UserError` if it cannot be read or is too small for so many clients.
+    """
+    items = read_items(config)
+    for name in items.sequences:
+        check_modality_name(name)
+    counts = clients_per_modality(config.clients, tuple(items.sequences))
+    train, validation, test = _split(items, config)
+    task = config.dataset.task or Task.regression
+    dealt = deal(items, train, counts, config.partition, task, config.seed)
+    return JointDataset(
+        task=task,
+        outputs=count_outputs(task, items.labels, test.labels),
+        label_names=items.label_names,
+        shapes={name: each.statistics_shape for name, each in items.sequences.items()},
+        clients=tuple(dealt),
+        validation=validation,
+        test=test,
+        cleaning={**items.cleaning, **items.not_finite()},
+        warnings=(),
+        items=items,
+        dealt=dealt,
+    )
+
+
+def read_items(config: Config) -> MultimodalDataset:
+    """Read or make the joint dataset that ``dataset.*`` names; `UserError` if that fails."""
     dataset = config.dataset
     if isinstance(dataset, SyntheticConfig):
-        if dataset.task is not Task.regression:
-            raise UserError(f"dataset.task={dataset.task}: the synthetic dataset has regression")
-        check_synthetic_modalities(dataset.modalities, "dataset.")
         return make_synthetic(dataset, config.seed)
     npz = cast(NpzConfig, dataset)
-    items = read_npz(paths_of(npz.path, "dataset."), npz_settings(npz)).items
-    unknown = sorted(set(npz.tabular) - set(items.sequences))
-    if unknown:
-        raise UserError(
-            f"dataset.tabular: {unknown[0]!r} is not among {', '.join(items.sequences)}"
-        )
+    settings = npz_settings(npz)
+    items = read_npz(paths_named("dataset.path", npz.path), settings).items
+    check_tabular(items, settings)
     return items
-
-
-def check_synthetic_modalities(modalities: Sequence[str], prefix: str) -> None:
-    """Raise `UserError` for a modality that the synthetic dataset does not have."""
-    if not modalities or set(modalities) - set(VIEWS):
-        raise UserError(
-            f"{prefix}modalities={list(modalities)}: the synthetic dataset has {', '.join(VIEWS)}"
-        )
 
 
 def npz_settings(dataset: NpzConfig, modalities: Sequence[str] | None = None) -> ReadSettings:
@@ -210,61 +185,6 @@ def npz_settings(dataset: NpzConfig, modalities: Sequence[str] | None = None) ->
         max_seq_len=dataset.max_seq_len,
         prefix="dataset.",
     )
-
-
-def load_federation(config: Config) -> FederatedDataset:
-    """Load what ``dataset.*`` names, split and dealt out.
-
-    Raises
-    ------
-    UserError
-        If it cannot be read or does not fit ``clients.*``.
-    """
-    if isinstance(config.dataset, ShardsConfig):
-        if config.partition.name is not PartitionRule.groups:
-            raise UserError(
-                f"partition={config.partition.name}: shards were dealt out by utmp-prepare; give "
-                "partition to that command"
-            )
-        return load_shard_folder(config.dataset, config.clients)
-    return load_joint(config)
-
-
-def load_joint(config: Config) -> JointDataset:
-    """Load a dataset that holds every modality and split it over the server and ``clients.*``.
-
-    Returns
-    -------
-    JointDataset
-        The same for the same configuration, whatever process loads it.
-
-    Raises
-    ------
-    UserError
-        If it cannot be read or is too small for so many clients.
-    """
-    items = read_items(config)
-    for name in items.sequences:
-        check_modality_name(name)
-    counts = clients_per_modality(config.clients, tuple(items.sequences))
-    train, validation, test = _split(items, config)
-    task = config.dataset.task or Task.regression
-    dealt = deal(items, train, counts, config.partition, task, config.seed)
-    return JointDataset(task, items, dealt, validation, test)
-
-
-def paths_of(setting: object, prefix: str) -> list[str]:
-    """Return the paths that a setting names, one or several.
-
-    Raises
-    ------
-    UserError
-        If it names none.
-    """
-    paths = list(setting) if isinstance(setting, (list, tuple)) else [setting]
-    if not paths or not all(isinstance(path, str) and path for path in paths):
-        raise UserError(f"{prefix}path={setting}: expected a path or a list of paths")
-    return cast(list[str], paths)
 
 
 def _split(
@@ -294,10 +214,8 @@ def _check_test_set(items: MultimodalDataset, test: MultimodalDataset, dataset: 
             f"{path}"
         )
     if dataset.group is None:
-        same = Path(path).resolve() in {
-            Path(each).resolve() for each in paths_of(dataset.path, "dataset.")
-        }
-        shared = {path} if same else set()
+        paths = [each.resolve() for each in paths_named("dataset.path", dataset.path)]
+        shared = {path} if Path(path).resolve() in paths else set()
     else:
         shared = set(items.groups.tolist()) & set(test.groups.tolist())
     if shared:
@@ -307,21 +225,99 @@ def _check_test_set(items: MultimodalDataset, test: MultimodalDataset, dataset: 
         )
 
 
+# Shards ------------------------------------------------------------------------------------------
+
+
+def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) -> ShardFolder:
+    """Open a folder of shards; without a count in ``clients.*``, all of its clients take part.
+
+    Raises `UserError` if the folder is not whole, or does not hold what is asked for.
+    """
+    folder = Path(dataset.path)
+    manifest = read_manifest(folder)
+    if dataset.task not in (None, manifest.task):
+        raise UserError(
+            f"dataset.task={dataset.task}: {folder} was prepared with task={manifest.task}"
+        )
+    names = list(dict.fromkeys(dataset.modalities or manifest.modalities))
+    unknown = sorted(set(names) - set(manifest.modalities))
+    if unknown:
+        raise UserError(
+            f"dataset.modalities: {folder} has no {unknown[0]!r}; it has "
+            f"{', '.join(manifest.modalities)}"
+        )
+    validation, test = (
+        _side(folder, side, manifest, names).last_steps(dataset.max_seq_len)
+        for side in ("validation", "test")
+    )
+    return ShardFolder(
+        task=manifest.task,
+        outputs=manifest.outputs,
+        label_names=manifest.label_names,
+        # The steps of a table that no item of one side has are those in the other.
+        shapes={
+            name: max(side.sequences[name].statistics_shape for side in (validation, test))
+            for name in names
+        },
+        clients=_clients(manifest, names, clients, folder),
+        validation=validation,
+        test=test,
+        cleaning=manifest.cleaning,
+        warnings=manifest.warnings,
+        path=folder,
+        manifest=manifest,
+        max_seq_len=dataset.max_seq_len,
+    )
+
+
+def _clients(
+    manifest: Manifest, names: list[str], clients: Mapping[str, int | None], folder: Path
+) -> tuple[ClientKey, ...]:
+    prepared = manifest.clients()
+    there = {name: sum(key.modality == name for key in prepared) for name in names}
+    # An evaluation folder has no client shards: its clients are sites with files of their own.
+    counts = clients_per_modality(clients, names, there if prepared else None)
+    for name, count in counts.items():
+        if prepared and count > there[name]:
+            raise UserError(
+                f"clients.{name}={count}: {folder} was prepared for {there[name]}; prepare it "
+                f"again with clients.{name}={count}"
+            )
+    return tuple(ClientKey(name, part) for name in names for part in range(counts[name]))
+
+
+def _side(folder: Path, side: str, manifest: Manifest, names: list[str]) -> MultimodalDataset:
+    """Read the shard of a client, or of an evaluation side, in some modalities."""
+    file = f"{side}{SUFFIX}"
+    if file not in manifest.shards:
+        raise UserError(f"{folder / MANIFEST} lists no {file}: {folder} was prepared without it")
+    shard = read_listed_shard(folder / file, manifest)
+    said, there = manifest, shard.info
+    lacking = [name for name in names if name not in there.modalities]
+    if (there.task, there.outputs) != (said.task, said.outputs) or lacking:
+        raise UserError(
+            f"{folder / MANIFEST} says {', '.join(names)} for {said.task} with {said.outputs} "
+            f"outputs, and {file} holds {', '.join(there.modalities)} for {there.task} with "
+            f"{there.outputs}; prepare the data again"
+        )
+    return shard.items.in_modalities(names)
+
+
+# What a client holds -----------------------------------------------------------------------------
+
+
 def client_data_of(data: FederatedDataset, key: ClientKey, config: Config) -> ClientData:
     """Return what one simulated client holds.
 
-    Raises
-    ------
-    UserError
-        If there is no such client, or its items cannot be read.
+    Raises `UserError` if there is no such client, or its items cannot be read.
     """
     if key not in data.clients:
         names = ", ".join(map(str, data.clients))
         raise UserError(f"there is no client {key}; clients.* gives {names}")
-    found = _client_data(data.client_items(key), data.task, key, config)
+    client = _client_data(data.client_items(key), data.task, key, config)
     if key.part >= config.dataset.permuted_clients:
-        return found
-    return permuted(found, generator(config.seed, "permuted", str(key)))
+        return client
+    return permuted(client, generator(config.seed, "permuted", str(key)))
 
 
 def permuted(data: ClientData, rng: np.random.Generator) -> ClientData:
@@ -332,10 +328,7 @@ def permuted(data: ClientData, rng: np.random.Generator) -> ClientData:
 def site_client_data(path: str | Path, key: ClientKey, config: Config) -> ClientData:
     """Read the file of one deployed site, a shard or an ``.npz``, all of which is that site's.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read, lacks the modality, or has labels for another task than the run.
+    Raises `UserError` if it cannot be read, lacks the modality, or has labels for another task.
     """
     dataset = config.dataset
     if Path(path).suffix == SUFFIX:

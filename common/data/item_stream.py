@@ -19,7 +19,7 @@ from common.data.formats.registry import read_source, recognise
 from common.data.formats.table_stream import TableStream
 from common.data.manifest import MANIFEST
 from common.data.safe_pickle import is_pickle
-from common.data.shard_stream import ShardStream
+from common.data.shards import ShardStream
 from common.data.source import ReadSettings
 from common.errors import UserError
 from common.seal import SUFFIX

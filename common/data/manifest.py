@@ -1,89 +1,75 @@
 """What `utmp-prepare` says of a folder of shards: ``manifest.json``.
 
-It holds where the data came from, how they were cleaned, split and dealt out, and the SHA-256 of
+It says where the data came from, how they were cleaned, split and dealt out, and the SHA-256 of
 every shard. Nothing in it depends on when or where it was written.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from common.clients import ClientKey
-from common.data.shards import VERSION
+from common.data.shards import VERSION, Shard, parsed_as, read_shard
 from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
 
 MANIFEST = "manifest.json"
 
+Facts = Mapping[str, Any]
+
 
 @dataclass(frozen=True)
 class Manifest:
-    """A folder of shards in words and numbers.
+    """A folder of shards in words and numbers."""
 
-    Attributes
-    ----------
-    version
-        Of the layout of shards and manifest.
-    source
-        Format, what it was recognised by, and of each file its name, size and SHA-256.
-    task, outputs, label_names
-        As `common.data.shards.ShardInfo`.
-    modalities
-        Modality to width, lengths, counts of missing and of values that are not finite.
-    sides
-        "train", "validation" and "test" to their counts and label statistics.
-    settings
-        Everything that decided the result, seed included.
-    cleaning
-        What was cleaned while reading and how many times.
-    warnings
-        What a user should know before trusting a result.
-    shards
-        File name to SHA-256, seal, bytes, items, groups and label statistics.
-    """
-
+    #: Of the layout of shards and manifest.
     version: int
-    source: Mapping[str, Any]
+    #: Format, what it was recognised by, and the name, size and SHA-256 of every file.
+    source: Facts
+    #: This and the next two as in `common.data.shards.ShardInfo`.
     task: Task
     outputs: int
     label_names: tuple[str, ...]
-    modalities: Mapping[str, Mapping[str, Any]]
-    sides: Mapping[str, Mapping[str, Any]]
-    settings: Mapping[str, Any]
+    #: Modality to width, lengths, counts of missing items and of values that are not finite.
+    modalities: Mapping[str, Facts]
+    #: "train", "validation" and "test" to their counts and label statistics.
+    sides: Mapping[str, Facts]
+    #: Everything that decided the result, seed included.
+    settings: Facts
+    #: What was cleaned while reading, to how many times.
     cleaning: Mapping[str, int]
+    #: What a user should know before trusting a result.
     warnings: tuple[str, ...]
-    shards: Mapping[str, Mapping[str, Any]]
+    #: File name to SHA-256, seal, bytes, items, groups and label statistics.
+    shards: Mapping[str, Facts]
 
     def clients(self) -> list[ClientKey]:
         """Return the clients that have a shard, by modality in order, then by number."""
-        keys = []
-        for name in self.shards:
-            modality, _, part = name.removesuffix(SUFFIX).rpartition("-")
-            if modality in self.modalities and part.isdecimal():
-                keys.append(ClientKey(modality, int(part)))
-        order = list(self.modalities)
-        return sorted(keys, key=lambda key: (order.index(key.modality), key.part))
+        split = [name.removesuffix(SUFFIX).rpartition("-") for name in self.shards]
+        numbered = {(name, int(part)) for name, _, part in split if part.isdecimal()}
+        return [
+            ClientKey(name, part)
+            for name in self.modalities
+            for part in sorted(part for modality, part in numbered if modality == name)
+        ]
 
     def check(self, path: Path, seal: str) -> None:
-        """Refuse a shard that is not the one listed here.
-
-        Raises
-        ------
-        UserError
-            If the manifest is of another preparation than the shard, which it names.
-        """
+        """Raise `UserError` unless a shard is listed here, under its name or another."""
         listed = self.shards.get(path.name)
-        seals = {shard.get("seal") for shard in self.shards.values()}
-        renamed = listed is None and seal in seals
-        if not renamed and (listed is None or listed.get("seal") != seal):
-            what = "does not list" if listed is None else "lists other contents for"
-            raise UserError(
-                f"{path.parent / MANIFEST} {what} {path.name}: manifest and shard are from "
-                "different preparations; take both from the same one"
-            )
+        seals = [shard.get("seal") for shard in self.shards.values()]
+        if listed is None and seal not in seals:
+            problem = "does not list"
+        elif listed is not None and listed.get("seal") != seal:
+            problem = "lists other contents for"
+        else:
+            return
+        raise UserError(
+            f"{path.parent / MANIFEST} {problem} {path.name}: manifest and shard are from "
+            "different preparations; take both from the same one"
+        )
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -95,10 +81,7 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
 def read_manifest(folder: Path) -> Manifest:
     """Read the manifest of a folder of shards.
 
-    Raises
-    ------
-    UserError
-        If there is none, or it is of another version or damaged.
+    Raises `UserError` if there is none, or it is of another version or damaged.
     """
     path = folder / MANIFEST
     if not folder.is_dir():
@@ -111,33 +94,28 @@ def read_manifest(folder: Path) -> Manifest:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.get("version") != VERSION:
-        found = content.get("version") if isinstance(content, dict) else None
+    version = content.get("version") if isinstance(content, dict) else None
+    if version != VERSION:
         raise UserError(
-            f"{path} is of version {found}, and this release reads {VERSION}; prepare the data "
+            f"{path} is of version {version}, and this release reads {VERSION}; prepare the data "
             "again with utmp-prepare"
         )
-    return _parse(content, path)
-
-
-def _parse(content: dict[str, Any], path: Path) -> Manifest:
-    names = [item.name for item in fields(Manifest)]
-    mappings = ("source", "modalities", "sides", "settings", "cleaning", "shards")
-    missing = [name for name in names if name not in content]
-    missing += [name for name in mappings if not isinstance(content.get(name), dict)]
-    missing += [
-        name for name in ("label_names", "warnings") if not isinstance(content.get(name), list)
-    ]
-    if not missing and not all(isinstance(each, dict) for each in content["shards"].values()):
-        missing = ["shards"]
-    if missing:
-        raise UserError(f"{path} is damaged: {missing[0]} is missing or not what it should be")
     try:
-        known: dict[str, Any] = {name: content[name] for name in names}
-        known["task"] = Task(content["task"])
-        known["outputs"] = int(content["outputs"])
-        known["label_names"] = tuple(content["label_names"])
-        known["warnings"] = tuple(content["warnings"])
-    except (TypeError, ValueError, OverflowError) as error:
+        return parsed_as(Manifest, content)
+    except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    return Manifest(**known)
+
+
+def read_listed_shard(path: Path, manifest: Manifest | None = None) -> Shard:
+    """Read a shard; it must be the one that the manifest, given or beside it, lists.
+
+    Raises `UserError` if it does not exist, is damaged, or is not the one that the manifest lists.
+    """
+    if not path.exists():
+        raise UserError(f"shard {path} does not exist")
+    shard = read_shard(path)
+    if manifest is None and (path.parent / MANIFEST).exists():
+        manifest = read_manifest(path.parent)
+    if manifest is not None:
+        manifest.check(path, shard.seal)
+    return shard

@@ -2,7 +2,7 @@
 
 Chan, Golub and LeVeque's pairwise update: a client's contribution is (count, mean, sum of squared
 deviations), and two contributions merge exactly, without the cancellation that plain sums of
-squares suffer. NaN and infinities count for nothing.
+squares suffer. NaN and infinities are ignored.
 
 Notation: F the shape of what has statistics, (D,) for a feature width D, or (steps, D) for a
 tabular modality.
@@ -23,17 +23,7 @@ CONSTANT = 1e-6
 
 @dataclass(frozen=True)
 class FeatureMoments:
-    """Per-feature moments.
-
-    Attributes
-    ----------
-    count
-        F, number of finite values.
-    mean
-        F, their mean.
-    squares
-        F, sum of squared deviations from the mean.
-    """
+    """Of each feature, of shape F: the number of finite values, their mean, and Σ (x - mean)²."""
 
     count: Float64Array
     mean: Float64Array
@@ -46,7 +36,7 @@ class FeatureMoments:
 
     @classmethod
     def of(cls, sequences: Sequences) -> "FeatureMoments":
-        """Measure every row that belongs to an item, each once."""
+        """Measure every row that belongs to an item once."""
         rows = sequences.rows()
         if sequences.tabular:
             rows = rows.reshape(-1, sequences.statistics_shape[0])
@@ -64,13 +54,7 @@ class FeatureMoments:
         return cls(count, mean, squares)
 
     def merge(self, other: "FeatureMoments") -> "FeatureMoments":
-        """Return the moments of both together.
-
-        Raises
-        ------
-        ValueError
-            If their shapes differ.
-        """
+        """Return the moments of both together; `ValueError` if their shapes differ."""
         if self.mean.shape != other.mean.shape:
             raise ValueError(f"moments of shapes {self.mean.shape} and {other.mean.shape}")
         count = self.count + other.count
@@ -90,6 +74,6 @@ class FeatureMoments:
 
     @property
     def constant(self) -> NDArray[np.bool_]:
-        """F, whether a feature says nothing: constant, or never finite."""
+        """F, whether a feature is constant or never finite."""
         flat: NDArray[np.bool_] = self.std <= CONSTANT * np.maximum(np.abs(self.mean), CONSTANT)
         return flat

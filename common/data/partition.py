@@ -12,15 +12,14 @@ import contextlib
 import io
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.clients import ClientKey
 from common.config import DirichletConfig, PartitionConfig, PartitionRule, SizeConfig
-from common.data.dataset import IntArray, MultimodalDataset
+from common.data.dataset import IntArray, LabelArray, MultimodalDataset
 from common.errors import UserError
 from common.seeding import derive_seed, generator
 from common.task import Task
@@ -31,29 +30,13 @@ Dealt = dict[ClientKey, IntArray]
 def partition_groups(
     groups: NDArray[np.str_], shares: Sequence[float], rng: np.random.Generator
 ) -> list[IntArray]:
-    """Divide items into parts so that no group is in two of them.
+    """Divide items into parts of relative sizes `shares`, so that no group is in two of them.
 
     In random order, a group goes to the part that is the emptiest relative to its share. So equal
-    parts differ by at most one group, and no part is empty.
+    parts differ by at most one group, and no part is empty. Returns the ascending indices of each
+    part's items.
 
-    Parameters
-    ----------
-    groups
-        (N,) group of each item.
-    shares
-        Relative size of each part, above 0.
-    rng
-        Source of the random order.
-
-    Returns
-    -------
-    list of arrays
-        Indices of each part's items, ascending.
-
-    Raises
-    ------
-    UserError
-        If there are fewer groups than parts.
+    Raises `UserError` if there are fewer groups than parts.
     """
     names, membership, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < len(shares):
@@ -71,46 +54,28 @@ def partition_groups(
     return [np.flatnonzero(part_of_item == part) for part in range(len(shares))]
 
 
-@dataclass(frozen=True)
-class Sides:
-    """The items of each side of the split, as indices.
-
-    Attributes
-    ----------
-    train, validation, test
-        Ascending.
-    warnings
-        What the user should know about this split.
-    """
+class Sides(NamedTuple):
+    """The items of each side of the split, as ascending indices."""
 
     train: IntArray
     validation: IntArray
     test: IntArray
+    #: What the user should know about this split.
     warnings: tuple[str, ...] = ()
 
 
 def split_groups(
     items: MultimodalDataset, validation_fraction: float, test_fraction: float, seed: int
 ) -> Sides:
-    """Split at random, whole groups at a time.
-
-    Raises
-    ------
-    UserError
-        If there are fewer groups than sides.
-    """
-    shares = {
-        "train": 1 - validation_fraction - test_fraction,
-        "validation": validation_fraction,
-        "test": test_fraction,
-    }
-    used = [name for name, share in shares.items() if share > 0]
-    parts = partition_groups(
-        items.groups, [shares[name] for name in used], generator(seed, "split")
-    )
-    none = np.empty(0, dtype=np.int64)
-    index = dict.fromkeys(shares, none) | dict(zip(used, parts, strict=True))
-    return Sides(index["train"], index["validation"], index["test"])
+    """Split at random, whole groups at a time; `UserError` if there are too few groups."""
+    shares = np.array([1 - validation_fraction - test_fraction, validation_fraction, test_fraction])
+    sides = [np.empty(0, dtype=np.int64)] * len(shares)
+    used = np.flatnonzero(shares > 0)
+    parts = partition_groups(items.groups, shares[used].tolist(), generator(seed, "split"))
+    for side, part in zip(used, parts, strict=True):
+        sides[side] = part
+    train, validation, test = sides
+    return Sides(train, validation, test)
 
 
 def deal(
@@ -121,60 +86,36 @@ def deal(
     task: Task,
     seed: int,
 ) -> Dealt:
-    """Deal train items out to clients.
+    """Deal train items, given as indices, out to clients.
 
-    Parameters
-    ----------
-    items
-        All items.
-    train
-        Indices of the items to deal out.
-    counts
-        Modality to its number of clients, above 0; not used by `natural`.
-    partition
-        The rule.
-    task
-        Kind of label.
-    seed
-        Seed of the run.
+    `counts` has the number of clients of each modality, above 0; `natural` does not use it. Returns
+    the ascending indices of each client's items.
 
-    Returns
-    -------
-    dict
-        Client to its items, ascending.
-
-    Raises
-    ------
-    UserError
-        If there are too few items or groups, or a client gets fewer than `min_items`.
+    Raises `UserError` if there are too few items or groups for all clients or for `min_items`.
     """
     if partition.name is PartitionRule.groups:
-        keys = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
-        dealt = _by_groups(items.groups, train, keys, seed)
+        dealt = _by_groups(items.groups, train, counts, seed)
     elif partition.name is PartitionRule.natural:
         dealt = _natural(items, train, list(counts), seed)
     else:
         dealt = _by_rule(items, train, counts, partition, task, seed)
-    _check(dealt, partition)
+    least = max(partition.min_items, 1)
+    for key, part in dealt.items():
+        if len(part) < least:
+            raise UserError(
+                f"client {key} gets {len(part)} items with partition={partition.name}, fewer than "
+                f"partition.min_items={least}; use fewer clients, more data or another seed"
+            )
+    used = np.concatenate([*dealt.values()])
+    assert len(np.unique(used)) == len(used), "an item was dealt to two clients"
     return dealt
 
 
-def _check(dealt: Dealt, partition: PartitionConfig) -> None:
-    used = np.concatenate([*dealt.values(), np.empty(0, dtype=np.int64)])
-    assert len(np.unique(used)) == len(used), "an item was dealt to two clients"
-    for key, part in dealt.items():
-        if len(part) < max(partition.min_items, 1):
-            raise UserError(
-                f"client {key} gets {len(part)} items with partition={partition.name}, fewer than "
-                f"partition.min_items={max(partition.min_items, 1)}; use fewer clients, more data "
-                "or another seed"
-            )
-
-
 def _by_groups(
-    groups: NDArray[np.str_], train: IntArray, keys: list[ClientKey], seed: int
+    groups: NDArray[np.str_], train: IntArray, counts: Mapping[str, int], seed: int
 ) -> Dealt:
     """Deal out whole groups, about as many items to every client."""
+    keys = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
     try:
         parts = partition_groups(groups[train], [1.0] * len(keys), generator(seed, "clients"))
     except UserError as error:
@@ -190,8 +131,8 @@ def _natural(items: MultimodalDataset, train: IntArray, names: list[str], seed: 
     parts = partition_groups(items.groups[train], [1.0] * len(names), generator(seed, "natural"))
     dealt: Dealt = {}
     for name, part in zip(names, parts, strict=True):
-        found = _load(_flower().NaturalIdPartitioner("group"), items, train[part], None)
-        dealt |= {ClientKey(name, number): each for number, each in enumerate(found)}
+        columns = {"group": items.groups[train[part]].tolist()}
+        dealt |= _dealt(_flower().NaturalIdPartitioner("group"), name, train[part], columns)
     return dealt
 
 
@@ -203,6 +144,7 @@ def _by_rule(
     task: Task,
     seed: int,
 ) -> Dealt:
+    """Deal items to modalities at random, and those of a modality to its clients by the rule."""
     if len(train) < sum(counts.values()):
         raise UserError(f"{sum(counts.values())} clients are too many for {len(train)} train items")
     shuffled = generator(seed, "modalities").permutation(train)
@@ -210,15 +152,16 @@ def _by_rule(
     dealt: Dealt = {}
     for (name, count), part in zip(counts.items(), np.split(shuffled, ends[:-1]), strict=True):
         partitioner = _partitioner(partition, count, derive_seed(seed, "partition", name))
-        bins = _label_bins(items, part, partition, task)
+        columns: dict[str, Any] = {}
+        if isinstance(partition, DirichletConfig):
+            columns["bin"] = _bins(items.labels[part], task, partition.bins)
         try:
-            found = _load(partitioner, items, part, bins)
+            dealt |= _dealt(partitioner, name, part, columns)
         except ValueError as error:
             raise UserError(
                 f"partition={partition.name} cannot deal {len(part)} items to {count} clients of "
                 f"{name}: {' '.join(str(error).split())}"
             ) from error
-        dealt |= {ClientKey(name, number): each for number, each in enumerate(found)}
     return dealt
 
 
@@ -244,52 +187,36 @@ def _partitioner(partition: PartitionConfig, count: int, seed: int) -> Any:
             seed=seed,
         )
     if isinstance(partition, SizeConfig):
-        laws = {
-            "linear": flower.LinearPartitioner,
-            "square": flower.SquarePartitioner,
-            "exponential": flower.ExponentialPartitioner,
-        }
-        return laws[partition.law](count)
+        return getattr(flower, f"{partition.law.capitalize()}Partitioner")(count)
     return flower.IidPartitioner(count)
 
 
-def _label_bins(
-    items: MultimodalDataset, part: IntArray, partition: PartitionConfig, task: Task
-) -> IntArray | None:
-    """Return the label by which items are skewed: quantile, class, or first label that is set."""
-    if not isinstance(partition, DirichletConfig):
-        return None
-    labels = items.labels[part]
+def _bins(labels: LabelArray, task: Task, bins: int) -> IntArray:
+    """Return what items are skewed by: the label's quantile, class, or first label that is set."""
+    binned: IntArray
     match task:
         case Task.regression:
-            shares = np.linspace(0, 1, partition.bins + 1)[1:-1]
-            edges = np.unique(np.quantile(labels, shares))
-            bins: IntArray = np.searchsorted(edges, labels, side="right")
-            return bins
+            edges = np.unique(np.quantile(labels, np.linspace(0, 1, bins + 1)[1:-1]))
+            binned = np.searchsorted(edges, labels, side="right")
         case Task.classification:
-            return labels.astype(np.int64)
+            binned = labels.astype(np.int64)
         case Task.multilabel:
-            first = labels.argmax(axis=1)
-            firsts: IntArray = np.where(labels.any(axis=1), first, labels.shape[1])
-            return firsts
+            binned = np.where(labels.any(axis=1), labels.argmax(axis=1), labels.shape[1])
+    return binned
 
 
-def _load(
-    partitioner: Any, items: MultimodalDataset, part: IntArray, bins: IntArray | None
-) -> list[IntArray]:
-    """Run a partitioner over the metadata of some items."""
+def _dealt(partitioner: Any, modality: str, part: IntArray, columns: dict[str, Any]) -> Dealt:
+    """Run a partitioner over some items and their metadata."""
     import datasets
 
-    columns: dict[str, Any] = {"item": part, "group": items.groups[part].tolist()}
-    if bins is not None:
-        columns["bin"] = bins
-    partitioner.dataset = datasets.Dataset.from_dict(columns)
+    partitioner.dataset = datasets.Dataset.from_dict({"item": part, **columns})
     # It warns about every draw that leaves a client too small (the last one raises an error) and
     # shows progress bars for what takes no time.
     with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
         warnings.simplefilter("ignore")
-        parts = [
-            np.asarray(partitioner.load_partition(number)["item"], dtype=np.int64)
+        return {
+            ClientKey(modality, number): np.sort(
+                np.asarray(partitioner.load_partition(number)["item"], dtype=np.int64)
+            )
             for number in range(partitioner.num_partitions)
-        ]
-    return [np.sort(each) for each in parts]
+        }

@@ -1,26 +1,28 @@
 """Shards: one safetensors file for each client, and one for each evaluation side.
 
-A shard holds items of one or more modalities with labels, ids and groups, and says in its header
-what they are. It is sealed, see `common.seal`: what was damaged on its way to a site is refused.
-Features are mapped into memory, not read.
+A shard contains items of one or more modalities with labels, ids and groups, and its header says
+what they are. It is sealed, see `common.seal`: a damaged one is refused. A seal does not say who
+wrote it, so nothing in it is trusted. Features are mapped into memory, not read.
 
 Notation: N items, R rows of one modality, D feature width, K labels.
 """
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from common.clients import check_modality_name
-from common.data.dataset import FloatArray, IntArray, LabelArray, MultimodalDataset, Sequences
+from common.data.dataset import FloatArray, LabelArray, MultimodalDataset, Sequences
 from common.errors import UserError
-from common.seal import NotSealedError, SealError, read_sealed, write_sealed
+from common.seal import NotSealedError, SealError, map_arrays, read_sealed, write_sealed
 from common.task import Task
 
 #: Of the layout below; a shard of another version is refused.
@@ -29,67 +31,48 @@ VERSION = 1
 #: Bytes of an id or of a group's name.
 MAX_NAME = 4096
 
+Parsed = TypeVar("Parsed")
+
 
 @dataclass(frozen=True)
 class ShardInfo:
-    """What a shard says of itself.
+    """What a shard's header says."""
 
-    Attributes
-    ----------
-    name
-        Of the client, as "audio-0", or of the side, "validation" or "test".
-    modalities
-        In order.
-    task
-        Kind of label.
-    outputs
-        Numbers that a model of these data predicts: 1, or the number of classes or labels.
-    label_names
-        What the labels mean, where that is known.
-    tabular
-        Modalities whose steps are different quantities.
-    """
-
+    #: Of the client, as "audio-0", or of the side, "validation" or "test".
     name: str
+    #: In order.
     modalities: tuple[str, ...]
     task: Task
+    #: Numbers that a model of these data predicts: 1, or the number of classes or labels.
     outputs: int
+    #: What the labels mean, where that is known.
     label_names: tuple[str, ...] = ()
+    #: Modalities whose steps are different quantities.
     tabular: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Shard:
-    """A shard that was read and found whole."""
+    """A shard that was read and checked."""
 
     info: ShardInfo
     items: MultimodalDataset
     seal: str
 
 
+def info_of(items: MultimodalDataset, name: str, task: Task, outputs: int) -> ShardInfo:
+    """Describe items for their shard."""
+    tabular = tuple(key for key, sequences in items.sequences.items() if sequences.tabular)
+    return ShardInfo(name, tuple(items.sequences), task, outputs, items.label_names, tabular)
+
+
 def write_shard(
-    path: Path,
-    items: MultimodalDataset,
-    info: ShardInfo,
-    dtype: np.dtype[Any] | None = None,
+    path: Path, items: MultimodalDataset, info: ShardInfo, dtype: np.dtype[Any] | None = None
 ) -> str:
-    """Write a shard; equal items and info give equal bytes.
+    """Write a shard in place and return its seal; equal items and info give equal bytes.
 
-    Parameters
-    ----------
-    path
-        Written in place: callers write aside and rename.
-    items
-        What it holds. Rows that no item uses are left out.
-    info
-        What it says of itself.
-    dtype
-        float16 or float32 to store features as; None keeps what they have.
-
-    Returns
-    -------
-    str
-        Its seal.
+    Rows that no item uses are left out. Features are stored as `dtype`, float16 or float32, or as
+    they are.
 
     Raises
     ------
@@ -100,49 +83,17 @@ def write_shard(
     """
     arrays: dict[str, NDArray[Any]] = {"labels": items.labels}
     arrays |= _pack_text("ids", items.ids) | _pack_text("groups", items.groups)
-    for name, sequences in items.sequences.items():
-        rows, starts = _compact(sequences)
-        arrays[f"{name}.values"] = _stored(sequences.values[rows], dtype, name)
-        arrays[f"{name}.starts"] = starts
-        arrays[f"{name}.lengths"] = sequences.lengths
+    for name, each in items.sequences.items():
+        rows = each.rows()
+        starts = np.where(each.present, np.searchsorted(rows, each.starts), 0)
+        arrays[f"{name}.values"] = _stored(each.values[rows], dtype, name)
+        arrays |= {f"{name}.starts": starts, f"{name}.lengths": each.lengths}
     return write_sealed(path, arrays, {"version": VERSION, **asdict(info)})
 
 
-def read_shard(path: Path) -> Shard:
-    """Check a shard's seal and map it into memory.
-
-    Raises
-    ------
-    UserError
-        If it is not a shard, is damaged, or is of another version.
-    """
-    with told_as_shard(path):
-        header, tensors, seal = read_sealed(path)
-    return ShardReader(path, header, tensors).shard(seal)
-
-
-@contextmanager
-def told_as_shard(path: Path) -> Iterator[None]:
-    """Say of a sealed file that cannot be read what that means for a shard."""
-    if path.is_dir():
-        raise UserError(f"shard {path} is a folder; expected a file that utmp-prepare wrote")
-    try:
-        yield
-    except NotSealedError as error:
-        raise UserError(
-            f"{path} is not a shard, or only a part of one; utmp-prepare writes shards"
-        ) from error
-    except SealError as error:
-        raise UserError(f"shard {path} {error}; copy it again, or prepare it again") from error
-    except OSError as error:
-        raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
-
-
 def _stored(values: FloatArray, dtype: np.dtype[Any] | None, name: str) -> NDArray[Any]:
-    if dtype is None or values.dtype == dtype:
-        return values
     with np.errstate(over="ignore"):
-        stored = values.astype(dtype)
+        stored = values if dtype is None else values.astype(dtype)
     if (np.isinf(stored) & np.isfinite(values)).any():
         raise UserError(
             f"{name} has values up to {np.abs(values[np.isfinite(values)]).max():.3g}, too large "
@@ -151,99 +102,118 @@ def _stored(values: FloatArray, dtype: np.dtype[Any] | None, name: str) -> NDArr
     return stored
 
 
-def _compact(sequences: Sequences) -> tuple[IntArray, IntArray]:
-    """Return the rows in use, and where each item begins among them."""
-    rows = sequences.rows()
-    return rows, np.where(sequences.present, np.searchsorted(rows, sequences.starts), 0)
-
-
 def _pack_text(name: str, texts: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
     encoded = [text.encode() for text in texts.tolist()]
     longest = max(map(len, encoded), default=0)
     if longest > MAX_NAME:
         raise UserError(f"{name} are up to {longest} bytes long; expected {MAX_NAME} at most")
     ends = np.cumsum([len(text) for text in encoded], dtype=np.int64)
-    return {
-        name: np.frombuffer(b"".join(encoded), dtype=np.uint8),
-        f"{name}.ends": ends,
-    }
+    return {name: np.frombuffer(b"".join(encoded), dtype=np.uint8), f"{name}.ends": ends}
 
 
-def _unpack_text(content: bytes, ends: IntArray) -> NDArray[np.str_]:
-    starts = np.concatenate([[0], ends[:-1]])
-    return np.array(
-        [
-            content[start:end].decode()
-            for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
-        ],
-        dtype=np.str_,
-    )
+def read_shard(path: Path) -> Shard:
+    """Check a shard and map it into memory.
+
+    Raises `UserError` if it is not a shard, is damaged, or is of another version.
+    """
+    info, arrays, seal = _open(path)
+    labels, all_items = arrays.labels(info), slice(0, arrays.count)
+    if len(labels) != arrays.count:
+        raise arrays.fail(f"it has {len(labels)} labels and {arrays.count} ids")
+    ids, sequences = arrays.part(info, all_items)
+    groups = arrays.names("groups", all_items)
+    items = MultimodalDataset(ids, groups, labels, sequences, label_names=info.label_names)
+    return Shard(info, items, seal)
 
 
 @dataclass(frozen=True)
-class ShardReader:
-    """What a shard holds, not trusted: a seal shows damage, not who wrote it.
+class ShardStream:
+    """A checked shard that is read a few items at a time, in memory that does not grow with it.
 
-    Attributes
-    ----------
-    path
-        The shard, for errors.
-    header, tensors
-        As they were read: all of it, or some of its items.
+    Pages of mapped memory stay once they were used, so the file is mapped anew for every part.
     """
 
     path: Path
-    header: Mapping[str, Any]
+    info: ShardInfo
+    #: N.
+    count: int
+
+    @classmethod
+    def open(cls, path: Path) -> "ShardStream":
+        """Check all that `read_shard` checks before it looks at items."""
+        info, arrays, _ = _open(path)
+        return cls(path, info, arrays.count)
+
+    def part(self, first: int, last: int) -> tuple[NDArray[np.str_], dict[str, Sequences]]:
+        """Return the ids of the items from `first` to before `last`, and their sequences.
+
+        Labels and groups are not looked at. `UserError` if these items are not sound.
+        """
+        with _shard_errors(self.path):
+            arrays = _Arrays(self.path, map_arrays(self.path), self.count)
+        ids, sequences = arrays.part(self.info, slice(first, last))
+        return ids, {name: each.narrowed() for name, each in sequences.items()}
+
+
+@contextmanager
+def _shard_errors(path: Path) -> Iterator[None]:
+    """Turn the errors of a sealed file into those of a shard."""
+    try:
+        yield
+    except NotSealedError as error:
+        raise UserError(f"{path} is not a shard: it {error}; utmp-prepare writes shards") from error
+    except SealError as error:
+        raise UserError(f"shard {path} {error}; copy it again, or prepare it again") from error
+    except OSError as error:
+        raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
+
+
+def _open(path: Path) -> tuple[ShardInfo, "_Arrays", str]:
+    """Check a shard's seal and header, and map its arrays."""
+    with _shard_errors(path):
+        header, tensors, seal = read_sealed(path)
+    arrays = _Arrays(path, tensors, 0)
+    version = header.get("version")
+    if version != VERSION:
+        raise arrays.fail(f"it is of version {version}, and this release reads {VERSION}")
+    try:
+        info = parsed_as(ShardInfo, header)
+        for name in info.modalities:
+            check_modality_name(name)
+    except (ValueError, UserError) as error:
+        raise arrays.fail(f"its header is not understood ({error})") from error
+    if info.outputs < 1 or (info.task is Task.regression and info.outputs != 1):
+        raise arrays.fail(f"it declares {info.outputs} outputs and labels for {info.task}")
+    arrays = replace(arrays, count=len(arrays.get("ids.ends", torch.int64)))
+    if arrays.count == 0 or not info.modalities:
+        raise arrays.fail("it holds no item, or no modality")
+    return info, arrays, seal
+
+
+def parsed_as(kind: type[Parsed], content: object) -> Parsed:
+    """Validate JSON content as a dataclass; `ValueError` names the first mistake in one line."""
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise ValueError(f"{place}: {first['msg']}") from error
+
+
+@dataclass(frozen=True)
+class _Arrays:
+    """The arrays of a shard, not trusted: a seal shows damage, not who wrote the file."""
+
+    path: Path
     tensors: Mapping[str, torch.Tensor]
+    #: N, of every array that has one value for each item.
+    count: int
 
     def fail(self, reason: str) -> UserError:
-        """Return the error of this shard."""
         return UserError(f"shard {self.path}: {reason}; prepare it again with utmp-prepare")
 
-    def shard(self, seal: str) -> Shard:
-        """Check everything."""
-        info = self.info()
-        labels = self._labels(info)
-        if not info.modalities:
-            raise self.fail("it holds no modality")
-        items = MultimodalDataset(
-            self.text("ids", len(labels)),
-            self.text("groups", len(labels)),
-            labels,
-            {
-                name: self.sequences(name, len(labels), name in info.tabular)
-                for name in info.modalities
-            },
-            label_names=info.label_names,
-        )
-        return Shard(info, items, seal)
-
-    def info(self) -> ShardInfo:
-        """Return what it says of itself."""
-        version = self.header.get("version")
-        if version != VERSION:
-            raise self.fail(f"it is of version {version}, and this release reads {VERSION}")
-        try:
-            info = ShardInfo(
-                str(self.header["name"]),
-                tuple(map(str, self.header["modalities"])),
-                Task(self.header["task"]),
-                int(self.header["outputs"]),
-                tuple(map(str, self.header["label_names"])),
-                tuple(map(str, self.header["tabular"])),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError) as error:
-            raise self.fail(f"its header is not understood ({error})") from error
-        if info.outputs < 1 or (info.task is Task.regression and info.outputs != 1):
-            raise self.fail(f"it declares {info.outputs} outputs and labels for {info.task}")
-        for name in info.modalities:
-            try:
-                check_modality_name(name)
-            except UserError as error:
-                raise self.fail(str(error)) from error
-        return info
-
-    def _array(self, name: str, dtypes: tuple[torch.dtype, ...], dims: int) -> NDArray[Any]:
+    def get(self, name: str, *dtypes: torch.dtype, dims: int = 1) -> NDArray[Any]:
+        """Return an array, which must have one of some types and so many dimensions."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise self.fail(f"it lacks {name}")
@@ -252,50 +222,57 @@ class ShardReader:
         array: NDArray[Any] = tensor.numpy()
         return array
 
-    def _labels(self, info: ShardInfo) -> LabelArray:
-        whole = info.task is Task.classification
-        dims = 2 if info.task is Task.multilabel else 1
-        labels = self._array("labels", (torch.int64 if whole else torch.float32,), dims)
-        columns = info.outputs if dims == 2 else 1
-        if len(labels) == 0 or labels.shape[1:] not in ((), (columns,)):
+    def per_item(self, name: str) -> NDArray[np.int64]:
+        """Return an array of one whole number for each item."""
+        array = self.get(name, torch.int64)
+        if len(array) != self.count:
+            raise self.fail(f"{name} has {len(array)} items, and ids {self.count}")
+        return array
+
+    def labels(self, info: ShardInfo) -> LabelArray:
+        classes, several = info.task is Task.classification, info.task is Task.multilabel
+        dtype = torch.int64 if classes else torch.float32
+        labels = self.get("labels", dtype, dims=2 if several else 1)
+        if several and labels.shape[1] != info.outputs:
             raise self.fail(f"labels have the shape {labels.shape}")
         if not np.isfinite(labels).all():
             raise self.fail("a label is not finite")
-        if whole and not (labels.min() >= 0 and labels.max() < info.outputs):
+        if classes and not ((labels >= 0) & (labels < info.outputs)).all():
             raise self.fail(f"a class is not among the {info.outputs} that it declares")
         return cast(LabelArray, labels)
 
-    def text(self, name: str, items: int) -> NDArray[np.str_]:
-        """Return the names (items,) of ids or groups."""
-        content = self._array(name, (torch.uint8,), 1).tobytes()
-        ends = self._array(f"{name}.ends", (torch.int64,), 1)
-        starts = np.concatenate([[0], ends[:-1]])
-        if len(ends) != items or (ends < starts).any() or ends[-1] != len(content):
-            raise self.fail(f"{name} are not one for each label")
-        if (ends - starts).max() > MAX_NAME:
-            raise self.fail(f"{name} are longer than {MAX_NAME} bytes")
+    def names(self, name: str, part: slice) -> NDArray[np.str_]:
+        """Return the ids or groups of some items."""
+        content, ends = self.get(name, torch.uint8), self.per_item(f"{name}.ends")
+        before = ends[part.start - 1] if part.start else 0
+        bounds = np.concatenate([[before], ends[part]])
+        sizes = np.diff(bounds)
+        inside = bounds.min() >= 0 and bounds.max() <= len(content)
+        complete = part.stop < self.count or bounds[-1] == len(content)
+        if not (inside and complete and ((sizes >= 0) & (sizes <= MAX_NAME)).all()):
+            raise self.fail(f"{name} are not one of at most {MAX_NAME} bytes for each item")
+        text = content[bounds[0] : bounds[-1]].tobytes()
         try:
-            return _unpack_text(content, ends)
+            spans = pairwise((bounds - bounds[0]).tolist())
+            return np.array([text[begin:end].decode() for begin, end in spans], dtype=np.str_)
         except UnicodeDecodeError as error:
             raise self.fail(f"{name} are not text") from error
 
-    def sequences(self, name: str, items: int, tabular: bool) -> Sequences:
-        """Return the sequences of one modality, of so many items."""
-        values = self._array(f"{name}.values", (torch.float32, torch.float16), 2)
-        starts = self._array(f"{name}.starts", (torch.int64,), 1)
-        lengths = self._array(f"{name}.lengths", (torch.int64,), 1)
-        if not len(starts) == len(lengths) == items or values.shape[1] == 0:
-            raise self.fail(f"{name} has {len(lengths)} items of width {values.shape[1]}")
-        within = (starts >= 0) & (lengths >= 0) & (lengths <= len(values) - starts)
-        if not within.all():
+    def sequences(self, name: str, part: slice, tabular: bool) -> Sequences:
+        """Return the sequences of some items."""
+        values = self.get(f"{name}.values", torch.float32, torch.float16, dims=2)
+        starts, lengths = (self.per_item(f"{name}.{each}")[part] for each in ("starts", "lengths"))
+        if values.shape[1] == 0:
+            raise self.fail(f"{name} has no features")
+        if not ((starts >= 0) & (lengths >= 0) & (lengths <= len(values) - starts)).all():
             raise self.fail(f"an item of {name} lies outside its rows")
         sequences = Sequences(values, starts, lengths, tabular)
         if sequences.uneven:
             raise self.fail(f"{name} is tabular and has items of different lengths")
         return sequences
 
-
-def info_of(items: MultimodalDataset, name: str, task: Task, outputs: int) -> ShardInfo:
-    """Describe items for their shard."""
-    tabular = tuple(key for key, sequences in items.sequences.items() if sequences.tabular)
-    return ShardInfo(name, tuple(items.sequences), task, outputs, items.label_names, tabular)
+    def part(self, info: ShardInfo, part: slice) -> tuple[NDArray[np.str_], dict[str, Sequences]]:
+        """Return the ids and the sequences of some items."""
+        return self.names("ids", part), {
+            name: self.sequences(name, part, name in info.tabular) for name in info.modalities
+        }

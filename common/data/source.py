@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.dataset import LabelArray, MultimodalDataset
+from common.data.dataset import MultimodalDataset
 from common.errors import UserError
 from common.task import Task
 
@@ -27,72 +27,66 @@ SIDES = {
     "test": "test",
 }
 
-
 #: More than this many classes are a mistake, such as labels that are ids.
 MAX_CLASSES = 10_000
 
 
 @dataclass(frozen=True)
 class ReadSettings:
-    """How a source is read.
-
-    Attributes
-    ----------
-    task
-        Kind of label.
-    emotions
-        Whether the labels are the source's six emotions; then `task` is multilabel.
-    modalities
-        Which to read; empty for all that there are.
-    group
-        Name of the array or column that holds the groups; None for the format's own.
-    context
-        For vectors, one an item: how many items of the same group come before each in its sequence.
-    tabular
-        Modalities whose steps are different quantities.
-    max_seq_len
-        At most so many last steps are kept; None for all.
-    labels
-        Columns of a table that hold the labels.
-    arrays
-        Modality to its file, for a table.
-    prefix
-        What stands before a setting's name on the user's command line.
-    lenient
-        Whether a source need not have all of `modalities`, but one.
-    predicting
-        Whether items are read to predict them. Then labels and sides are not read, and labels are
-        NaN; no item is dropped for what it lacks; and reading is lenient.
-    """
+    """How a source is read."""
 
     task: Task = Task.regression
+    #: Whether the labels are the source's six emotions; then `task` is multilabel.
     emotions: bool = False
+    #: Which to read; empty for all that there are.
     modalities: tuple[str, ...] = ()
+    #: Name of the array or column that holds the groups; None for the format's own.
     group: str | None = None
+    #: Where an item is one vector: how many items of its group come before it in its sequence.
     context: int = 0
+    #: Modalities whose steps are different quantities.
     tabular: tuple[str, ...] = ()
+    #: At most so many last steps are kept; None for all.
     max_seq_len: int | None = None
+    #: Columns of a table that hold the labels.
     labels: tuple[str, ...] = ()
+    #: Modality to its file, for a table.
     arrays: Mapping[str, str] = field(default_factory=dict)
+    #: What stands before a setting's name on the user's command line.
     prefix: str = ""
+    #: Whether a source need not have all of `modalities`, but one.
     lenient: bool = False
+    #: Whether items are read to predict them. Then labels and sides are not read, and labels are
+    #: NaN; no item is dropped for what it lacks; and reading is lenient.
     predicting: bool = False
 
 
 @dataclass(frozen=True)
 class Source:
-    """What a reader returns.
+    """What a reader returns."""
 
-    Attributes
-    ----------
-    items
-        Cleaned; their `sequences` are float32, or float16 where the source is.
-    splits
-        (N,) "train", "validation" or "test", as the source says; "" where it does not.
-    """
-
+    #: Cleaned; their `sequences` are float32, or float16 where the source is.
     items: MultimodalDataset
+    #: (N,) "train", "validation" or "test", as the source says; "" where it does not.
     splits: NDArray[np.str_]
+
+
+def paths_named(setting: str, given: object) -> list[Path]:
+    """Return the path or paths that a setting names; raise `UserError` if it names none."""
+    listed = list(given) if isinstance(given, (list, tuple)) else [given]
+    paths = [Path(path) for path in listed if isinstance(path, str) and path]
+    if not paths or len(paths) < len(listed):
+        raise UserError(f"{setting}={given}: expected a path or a list of paths")
+    return paths
+
+
+def check_tabular(items: MultimodalDataset, settings: ReadSettings) -> None:
+    """Raise `UserError` where a modality that should be tabular was not read."""
+    unknown = sorted(set(settings.tabular) - set(items.sequences))
+    if unknown:
+        raise UserError(
+            f"{settings.prefix}tabular: {unknown[0]!r} is not among {', '.join(items.sequences)}"
+        )
 
 
 def as_text(value: object) -> str:
@@ -113,21 +107,11 @@ def check_unique(ids: NDArray[np.str_], path: Path) -> NDArray[np.str_]:
 def checked_labels(
     labels: NDArray[np.float64], settings: ReadSettings, path: Path
 ) -> NDArray[np.float32]:
-    """Check that labels fit the task; those of several labels become 0 and 1.
+    """Check that labels, (N,) or (N, K) with NaN where there is none, fit the task.
 
-    Parameters
-    ----------
-    labels
-        (N,), or (N, K) for several labels; NaN where there is none.
-    settings
-        Their task.
-    path
-        The file, for errors.
+    Those of several labels become 0 and 1.
 
-    Raises
-    ------
-    UserError
-        If none is known, one is infinite, or classes are not whole numbers from 0.
+    Raises `UserError` if none is known, one is infinite, or classes are not whole numbers from 0.
     """
     known = labels[~np.isnan(labels)]
     if len(known) == 0:
@@ -154,8 +138,8 @@ def modalities_there(settings: ReadSettings, there: Iterable[str]) -> tuple[str,
     """Return the modalities to read: those asked for, and leniently those of them there are."""
     if not (settings.predicting or settings.lenient):
         return settings.modalities
-    found = set(there)
-    return tuple(name for name in settings.modalities if name in found) or settings.modalities
+    available = set(there)
+    return tuple(filter(available.__contains__, settings.modalities)) or settings.modalities
 
 
 def no_labels(items: int) -> NDArray[np.float32]:
@@ -173,11 +157,9 @@ def drop_unlabelled(
     unlabelled = unknown if unknown.ndim == 1 else unknown.any(axis=1)
     labelled = np.flatnonzero(~unlabelled)
     kept = dataset.select(labelled)
-    labels: LabelArray = kept.labels
     if settings.task is Task.classification:
-        labels = labels.astype(np.int64)
-    dropped = int(unlabelled.sum())
-    cleaning = dict(dataset.cleaning)
-    if dropped:
-        cleaning["items without a label, dropped"] = dropped
-    return Source(replace(kept, labels=labels, cleaning=cleaning), splits[labelled])
+        kept = replace(kept, labels=kept.labels.astype(np.int64))
+    if unlabelled.any():
+        dropped = {"items without a label, dropped": int(unlabelled.sum())}
+        kept = replace(kept, cleaning={**kept.cleaning, **dropped})
+    return Source(kept, splits[labelled])

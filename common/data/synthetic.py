@@ -12,7 +12,9 @@ from numpy.typing import NDArray
 
 from common.config import SyntheticConfig
 from common.data.dataset import MultimodalDataset, Sequences
+from common.errors import UserError
 from common.seeding import generator
+from common.task import Task
 
 #: Per modality: feature width, shortest and longest sequence, how it sees the three emotions.
 VIEWS: dict[str, tuple[int, tuple[int, int], tuple[float, float, float]]] = {
@@ -25,22 +27,21 @@ PATH_POINTS = 32
 FloatArray = NDArray[np.float64]
 
 
-def make_synthetic(config: SyntheticConfig, seed: int) -> MultimodalDataset:
+def make_synthetic(
+    config: SyntheticConfig, seed: int, prefix: str = "dataset."
+) -> MultimodalDataset:
     """Make the dataset in memory, the same for the same settings and seed.
 
-    Parameters
-    ----------
-    config
-        Number of items and of speakers, and the standard deviation of the frame noise (1 is the
-        default; 0 leaves only what a view does not see).
-    seed
-        Seed of the run.
-
-    Returns
-    -------
-    MultimodalDataset
-        Labels in [-3, 3], groups are speakers, modalities as named in `VIEWS`.
+    ``config.noise`` is the standard deviation of the frame noise; 0 leaves only what a view does
+    not see. Labels are in [-3, 3], groups are speakers. `prefix` is that of the settings in errors.
     """
+    if config.task is not Task.regression:
+        raise UserError(f"{prefix}task={config.task}: the synthetic dataset has regression")
+    if not config.modalities or set(config.modalities) - set(VIEWS):
+        raise UserError(
+            f"{prefix}modalities={list(config.modalities)}: the synthetic dataset has "
+            f"{', '.join(VIEWS)}"
+        )
     rng = generator(seed, "synthetic")
     speakers = np.sort(rng.integers(config.num_speakers, size=config.num_items))
     paths = _emotion_paths(rng, config.num_items)

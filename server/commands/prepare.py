@@ -8,20 +8,22 @@ from server.commands.command import hydra_command
 def main(config: PrepareConfig) -> None:
     """Prepare a folder of shards, or describe a source."""
     # Imported here, so that --help and a mistyped setting answer at once.
-    from server.preparation.console import PrepareConsole
+    from server.preparation.console import progress, show_prepared, show_source
     from server.preparation.partition_plot import PLOT, partition_plot
     from server.preparation.preparation import prepare
     from server.preparation.reading import read
+    from server.terminal import Terminal
 
-    console = PrepareConsole()
+    terminal = Terminal()
+    with progress(terminal) as watch:
+        if config.describe:
+            source = read(config, watch)
+        else:
+            manifest = prepare(config, watch, lambda manifest: {PLOT: partition_plot(manifest)})
     if config.describe:
-        with console:
-            found = read(config, console.watch)
-        console.describe(found)
-        return
-    with console:
-        manifest = prepare(config, console.watch, lambda manifest: {PLOT: partition_plot(manifest)})
-    console.prepared(manifest, str(config.out))
+        show_source(terminal, source)
+    else:
+        show_prepared(terminal, manifest, str(config.out))
 
 
 if __name__ == "__main__":

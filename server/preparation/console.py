@@ -1,144 +1,113 @@
 """What `utmp-prepare` shows: a progress bar, what a source holds, what each client got."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import TaskID
 from rich.table import Table
 
+from common.data.federation import count_outputs
 from common.data.manifest import Manifest
 from common.seal import SUFFIX
 from common.task import Task
-from server.preparation.reading import ReadSource
+from server.preparation.reading import ReadSource, Watch
 from server.preparation.split import shared_groups
-from server.preparation.statistics import (
-    bin_edges,
-    label_bins,
-    label_histogram,
-    sequence_statistics,
-)
+from server.preparation.statistics import LabelBins, sequence_statistics
 from server.terminal import Terminal
 
 #: Cells of a histogram's longest bar.
 WIDTH = 30
 
 
-class PrepareConsole(Terminal):
-    """The terminal of a preparation; use as a context manager while it lasts.
+@contextmanager
+def progress(terminal: Terminal) -> Iterator[Watch]:
+    """Show a bar for each stage of a preparation."""
+    bars: dict[str, TaskID] = {}
+    shown = terminal.progress()
 
-    Parameters
-    ----------
-    console
-        Where to print; by default the terminal.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        super().__init__(console)
-        self._progress = self.progress()
-        self._bars: dict[str, TaskID] = {}
-
-    def __enter__(self) -> "PrepareConsole":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def watch(self, stage: str, done: int, total: int) -> None:
-        """Show how far a stage is."""
-        if stage not in self._bars:
+    def watch(stage: str, done: int, total: int) -> None:
+        if stage not in bars:
             # A stage that cannot say how far it is pulses.
-            self._bars[stage] = self._progress.add_task(stage, total=None if total == 1 else total)
-        self._progress.update(
-            self._bars[stage], completed=done, total=None if done < total == 1 else total
-        )
+            bars[stage] = shown.add_task(stage, total=None if total == 1 else total)
+        shown.update(bars[stage], completed=done, total=None if done < total == 1 else total)
 
-    def describe(self, found: ReadSource) -> None:
-        """Print what a source holds."""
-        items, splits = found.source.items, found.source.splits
-        self._source(found.about)
-        self._cleaning({**items.cleaning})
-        self._sides(found)
-        table = Table(title="Modalities", title_justify="left")
-        columns = ("modality", "width", "type", "items", "missing", "steps", "NaN", "inf", "const.")
-        for column in columns:
-            table.add_column(column, justify="left" if column in ("modality", "type") else "right")
-        for name, sequences in items.sequences.items():
-            facts = sequence_statistics(sequences)
-            lengths = facts["lengths"]
-            table.add_row(
-                name,
-                str(facts["width"]),
-                facts["dtype"] + (" tabular" if facts["tabular"] else ""),
-                str(facts["items"]),
-                str(facts["missing"]),
-                f"{lengths['min']}-{lengths['median']:.0f}-{lengths['max']}",
-                str(facts["nan"]),
-                str(facts["infinite"]),
-                str(facts["constant"]),
-            )
-        self.console.print(table)
-        self.tell("steps: least, median, most. const.: features that never change", "dim")
-        self._labels(found)
-        for line in shared_groups(items, splits):
-            self.warn(line)
+    with shown:
+        yield watch
 
-    def prepared(self, manifest: Manifest, out: str) -> None:
-        """Print what was prepared."""
-        self._source(manifest.source)
-        self._cleaning(manifest.cleaning)
-        self.console.print(_clients(manifest))
-        for line in manifest.warnings:
-            self.warn(line)
-        size = sum(shard["bytes"] for shard in manifest.shards.values())
-        sides = ", ".join(
-            f"{name} {side['items']}" for name, side in manifest.sides.items() if side["items"]
-        )
-        clients = manifest.clients()
-        count = f"{len(clients)} client{'' if len(clients) == 1 else 's'}"
-        self.tell(f"{out}: {count}; items: {sides}; {decimal(size)}")
-        if clients and f"test{SUFFIX}" in manifest.shards:
-            self.tell(f"next: utmp-train dataset=shards dataset.path={out}")
-        elif clients:
-            node = f'modality="{clients[0].modality}" data="{out}/{clients[0]}{SUFFIX}"'
-            self.tell(f"next, at the site: utmp-client … --node-config '{node}'")
 
-    def _source(self, about: Mapping[str, Any]) -> None:
-        for file in about["files"]:
-            known = f"; published as {file['known']}" if "known" in file else ""
-            self.tell(f"{file['name']}: {decimal(file['bytes'])}, SHA-256 {file['sha256']}{known}")
-        self.tell(f"format {about['format']}" + (f": {about['why']}" if about["why"] else ""))
+def show_source(terminal: Terminal, read: ReadSource) -> None:
+    """Print what a source holds."""
+    items, splits, task = read.source.items, read.source.splits, read.task
+    _show_origin(terminal, read.about, items.cleaning)
+    sides = []
+    for side in ("train", "validation", "test", ""):
+        mask = splits == side
+        if mask.any():
+            groups = len(np.unique(items.groups[mask]))
+            sides.append((side or "no side given", int(mask.sum()), groups))
+    terminal.console.print(_table("Items", ["side", "items", "groups"], sides))
+    modalities = []
+    for name, sequences in items.sequences.items():
+        facts = sequence_statistics(sequences)
+        dtype = facts["dtype"] + (" tabular" if facts["tabular"] else "")
+        lengths = "{min}-{median:.0f}-{max}".format(**facts["lengths"])
+        counts = (facts[key] for key in ("nan", "infinite", "constant"))
+        kept = (facts["items"], facts["missing"])
+        modalities.append((name, facts["width"], dtype, *kept, lengths, *counts))
+    columns = ["modality", "width", "type", "items", "missing", "steps", "NaN", "inf", "const."]
+    terminal.console.print(_table("Modalities", columns, modalities))
+    terminal.tell("steps: least, median, most. const.: features that never change", "dim")
+    bins = LabelBins.of(items.labels, task, items.label_names, count_outputs(task, items.labels))
+    terminal.console.print(_histogram(bins.names, bins.count(items.labels), f"Labels, {task}"))
+    for line in shared_groups(items, splits):
+        terminal.warn(line)
 
-    def _cleaning(self, cleaning: Mapping[str, int]) -> None:
-        for what, count in cleaning.items():
-            self.tell(f"cleaned: {count} {what}")
 
-    def _sides(self, found: ReadSource) -> None:
-        items, splits = found.source.items, found.source.splits
-        table = Table(title="Items", title_justify="left")
-        for column in ("side", "items", "groups"):
-            table.add_column(column, justify="left" if column == "side" else "right")
-        for side in ("train", "validation", "test", ""):
-            mask = splits == side
-            if mask.any():
-                groups = len(np.unique(items.groups[mask]))
-                table.add_row(side or "no side given", str(int(mask.sum())), str(groups))
-        self.console.print(table)
+def show_prepared(terminal: Terminal, manifest: Manifest, out: str) -> None:
+    """Print what was prepared, and the command that uses it."""
+    _show_origin(terminal, manifest.source, manifest.cleaning)
+    terminal.console.print(_shards(manifest))
+    for line in manifest.warnings:
+        terminal.warn(line)
+    size = sum(shard["bytes"] for shard in manifest.shards.values())
+    sides = ", ".join(
+        f"{name} {side['items']}" for name, side in manifest.sides.items() if side["items"]
+    )
+    clients = manifest.clients()
+    count = f"{len(clients)} client{'' if len(clients) == 1 else 's'}"
+    terminal.tell(f"{out}: {count}; items: {sides}; {decimal(size)}")
+    if clients and f"test{SUFFIX}" in manifest.shards:
+        terminal.tell(f"next: utmp-train dataset=shards dataset.path={out}")
+    elif clients:
+        node = f'modality="{clients[0].modality}" data="{out}/{clients[0]}{SUFFIX}"'
+        terminal.tell(f"next, at the site: utmp-client … --node-config '{node}'")
 
-    def _labels(self, found: ReadSource) -> None:
-        items, task = found.source.items, found.task
-        outputs = (
-            items.labels.shape[1]
-            if task is Task.multilabel
-            else int(items.labels.max(initial=0)) + 1
-        )
-        edges = bin_edges(items.labels) if task is Task.regression else None
-        names = label_bins(items.labels, task, items.label_names, outputs)
-        counts = label_histogram(items.labels, task, outputs, edges)
-        self.console.print(_histogram(names, counts, f"Labels, {task}"))
+
+def _show_origin(
+    terminal: Terminal, source: Mapping[str, Any], cleaning: Mapping[str, int]
+) -> None:
+    for file in source["files"]:
+        known = f"; published as {file['known']}" if "known" in file else ""
+        size = decimal(file["bytes"])
+        terminal.tell(f"{file['name']}: {size}, SHA-256 {file['sha256']}{known}")
+    why = f": {source['why']}" if source["why"] else ""
+    terminal.tell(f"format {source['format']}{why}")
+    for what, count in cleaning.items():
+        terminal.tell(f"cleaned: {count} {what}")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    """Return a table whose first column, and any "type", is text, and the others numbers."""
+    table = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        text = number == 0 or column == "type"
+        table.add_column(column, justify="left" if text else "right")
+    for row in rows:
+        table.add_row(*map(str, row))
+    return table
 
 
 def _histogram(names: Sequence[str], counts: Sequence[int], title: str) -> Table:
@@ -152,21 +121,12 @@ def _histogram(names: Sequence[str], counts: Sequence[int], title: str) -> Table
     return table
 
 
-def _clients(manifest: Manifest) -> Table:
-    bins = manifest.settings["label_bins"]
-    table = Table(title="Who got what", title_justify="left")
-    table.add_column("shard")
-    table.add_column("items", justify="right")
-    table.add_column("groups", justify="right")
+def _shards(manifest: Manifest) -> Table:
     regression = manifest.task is Task.regression
-    for name in ("mean", "sd") if regression else bins:
-        table.add_column(name, justify="right")
+    columns = ["mean", "sd"] if regression else manifest.settings["label_bins"]
+    rows = []
     for file, shard in manifest.shards.items():
         labels = shard["labels"]
-        cells = (
-            [f"{labels['mean']:.2f}", f"{labels['sd']:.2f}"]
-            if regression
-            else map(str, labels["histogram"])
-        )
-        table.add_row(file.removesuffix(SUFFIX), str(shard["items"]), str(shard["groups"]), *cells)
-    return table
+        cells = [f"{labels[key]:.2f}" for key in columns] if regression else labels["histogram"]
+        rows.append((file.removesuffix(SUFFIX), shard["items"], shard["groups"], *cells))
+    return _table("Who got what", ["shard", "items", "groups", *columns], rows)

@@ -14,13 +14,7 @@ _LONGEST = 24
 
 
 def partition_plot(manifest: Manifest) -> bytes:
-    """Draw each shard's items as a bar, divided by label.
-
-    Returns
-    -------
-    bytes
-        A PNG; equal manifests give equal bytes.
-    """
+    """Draw each shard's items as a bar, divided by label: a PNG, equal for equal manifests."""
     # Imported here: half a second that no other command needs.
     import matplotlib
     import matplotlib.figure
@@ -33,11 +27,9 @@ def partition_plot(manifest: Manifest) -> bytes:
     axes = figure.subplots()
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(bins)))
     left = np.zeros(len(names))
-    for column, (label, colour) in enumerate(zip(bins, colours, strict=True)):
-        axes.barh(
-            range(len(names)), counts[:, column], left=left, color=colour, label=_plain(label)
-        )
-        left += counts[:, column]
+    for label, width, colour in zip(bins, counts.T, colours, strict=True):
+        axes.barh(range(len(names)), width, left=left, color=colour, label=_plain(label))
+        left += width
     axes.set_yticks(range(len(names)), [name.removesuffix(SUFFIX) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
     axes.set(xlabel="items" if manifest.task != "multilabel" else "labels", title="Who got what")

@@ -11,26 +11,17 @@ import numpy as np
 
 from common.atomic import atomic_folder
 from common.clients import clients_per_modality
-from common.config import Precision, PrepareConfig, Split
-from common.data.dataset import IntArray, MultimodalDataset
+from common.config import Precision, PrepareConfig
+from common.data.dataset import MultimodalDataset
 from common.data.federation import count_outputs
 from common.data.manifest import MANIFEST, Manifest, write_manifest
-from common.data.partition import Dealt, Sides, deal, split_groups
+from common.data.partition import Dealt, Sides, deal
 from common.data.shards import VERSION, info_of, write_shard
 from common.errors import UserError
 from common.seal import SUFFIX
-from common.task import Task
 from server.preparation.reading import ReadSource, Watch, read
-from server.preparation.split import split_by_source
-from server.preparation.statistics import (
-    bin_edges,
-    label_bins,
-    label_statistics,
-    sequence_statistics,
-)
-
-#: Name of a shard to its items and modalities.
-Parts = dict[str, tuple[IntArray, list[str]]]
+from server.preparation.split import split_source
+from server.preparation.statistics import LabelBins, sequence_statistics
 
 
 def prepare(
@@ -38,24 +29,10 @@ def prepare(
 ) -> Manifest:
     """Prepare a folder of shards.
 
-    Parameters
-    ----------
-    config
-        Source, target and settings.
-    watch
-        Follows the progress.
-    draw
-        Makes further files for the folder, by name, such as a picture.
+    `watch` follows the progress. `draw` makes further files for the folder, by name, such as a
+    picture.
 
-    Returns
-    -------
-    Manifest
-        What was written.
-
-    Raises
-    ------
-    UserError
-        If the source cannot be read, split or dealt out as asked, or the folder cannot be written.
+    Raises `UserError` if the source cannot be used as asked, or the folder cannot be written.
     """
     if not config.out:
         raise UserError("out is required; give it as out=…, or describe=true to write nothing")
@@ -72,28 +49,32 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
     """Split, deal out and write what was read."""
     items, task = origin.source.items, origin.task
     outputs = count_outputs(task, items.labels)
-    edges = bin_edges(items.labels) if task is Task.regression else None
+    bins = LabelBins.of(items.labels, task, items.label_names, outputs)
     dtype = None if config.dtype is Precision.auto else np.dtype(config.dtype.value)
 
     def counts(part: MultimodalDataset) -> dict[str, Any]:
-        labels = label_statistics(part.labels, task, outputs, edges)
-        return {"items": len(part), "groups": len(np.unique(part.groups)), "labels": labels}
+        groups = len(np.unique(part.groups))
+        return {"items": len(part), "groups": groups, "labels": bins.statistics(part.labels)}
 
-    def shard(name: str, part: MultimodalDataset) -> dict[str, Any]:
-        path = folder / f"{name}{SUFFIX}"
-        seal = write_shard(path, part, info_of(part, name, task, outputs), dtype)
+    def write(name: str, part: MultimodalDataset) -> dict[str, Any]:
+        path = folder / name
+        info = info_of(part, name.removesuffix(SUFFIX), task, outputs)
+        seal = write_shard(path, part, info, dtype)
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"sha256": digest, "seal": seal, "bytes": path.stat().st_size, **counts(part)}
 
-    sides = _split(config, origin)
+    sides = split_source(origin.source, config)
     dealt = _deal(config, origin, sides)
-    shards, left_out = _write_shards(items, _parts(items, dealt, sides), shard, watch)
     cleaning = {**items.cleaning, **items.not_finite()}
+    parts, left_out = _parts(items, dealt, sides)
     if left_out:
         cleaning["items dealt to a client whose modality they lack, left out"] = left_out
-    index_of = {"train": sides.train, "validation": sides.validation, "test": sides.test}
-    bins = label_bins(items.labels, task, items.label_names, outputs)
+    shards = {}
+    for number, (name, part) in enumerate(parts.items()):
+        watch("writing shards", number, len(parts))
+        shards[name] = write(name, part)
+    watch("writing shards", len(parts), len(parts))
     return Manifest(
         version=VERSION,
         source=origin.about,
@@ -101,46 +82,15 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
         outputs=outputs,
         label_names=items.label_names,
         modalities={name: sequence_statistics(each) for name, each in items.sequences.items()},
-        sides={name: counts(items.select(index)) for name, index in index_of.items()},
-        settings=_settings(config, dealt) | {"label_bins": bins},
+        sides={
+            name: counts(items.select(getattr(sides, name)))
+            for name in ("train", "validation", "test")
+        },
+        settings=_settings(config, dealt) | {"label_bins": bins.names},
         cleaning=cleaning,
         warnings=sides.warnings,
         shards=shards,
     )
-
-
-def _write_shards(
-    items: MultimodalDataset,
-    parts: Parts,
-    write: Callable[[str, MultimodalDataset], dict[str, Any]],
-    watch: Watch,
-) -> tuple[dict[str, dict[str, Any]], int]:
-    """Write every shard; return their entries in the manifest and the items that were left out."""
-    if not parts:
-        raise UserError("nothing to write: no clients and no items for evaluation")
-    shards, left_out = {}, 0
-    for number, (name, (index, modalities)) in enumerate(parts.items()):
-        watch("writing shards", number, len(parts))
-        part = items.select(index).in_modalities(modalities)
-        present = part.select(np.flatnonzero(part.present()))
-        left_out += len(part) - len(present)
-        if len(present) == 0:
-            raise UserError(f"{name} gets no item that has {', '.join(modalities)}")
-        shards[f"{name}{SUFFIX}"] = write(name, present)
-    watch("writing shards", len(parts), len(parts))
-    return shards, left_out
-
-
-def _split(config: PrepareConfig, origin: ReadSource) -> Sides:
-    rule, items = config.split, origin.source.items
-    if rule is Split.auto:
-        rule = Split.source if (origin.source.splits != "").all() else Split.random
-    if rule is Split.source:
-        return split_by_source(origin.source, config.validation_fraction, config.seed)
-    if rule is Split.none:
-        none = np.empty(0, dtype=np.int64)
-        return Sides(np.arange(len(items)), none, none)
-    return split_groups(items, config.validation_fraction, config.test_fraction, config.seed)
 
 
 def _deal(config: PrepareConfig, origin: ReadSource, sides: Sides) -> Dealt:
@@ -157,15 +107,26 @@ def _deal(config: PrepareConfig, origin: ReadSource, sides: Sides) -> Dealt:
     return deal(items, sides.train, counts, config.partition, origin.task, config.seed)
 
 
-def _parts(items: MultimodalDataset, dealt: Dealt, sides: Sides) -> Parts:
-    """Return the name of every shard with its items and their modalities."""
-    clients = {str(key): (index, [key.modality]) for key, index in dealt.items()}
-    evaluation = {
-        name: (index, list(items.sequences))
-        for name, index in (("validation", sides.validation), ("test", sides.test))
-        if len(index)
-    }
-    return clients | evaluation
+def _parts(
+    items: MultimodalDataset, dealt: Dealt, sides: Sides
+) -> tuple[dict[str, MultimodalDataset], int]:
+    """Return every shard's items by its file's name, and how many items lack their modality."""
+    everything = list(items.sequences)
+    chosen = {str(key): (index, [key.modality]) for key, index in dealt.items()}
+    for name, index in (("validation", sides.validation), ("test", sides.test)):
+        if len(index):
+            chosen[name] = (index, everything)
+    if not chosen:
+        raise UserError("nothing to write: no clients and no items for evaluation")
+    parts, left_out = {}, 0
+    for name, (index, modalities) in chosen.items():
+        part = items.select(index).in_modalities(modalities)
+        present = np.flatnonzero(part.present())
+        if len(present) == 0:
+            raise UserError(f"{name} gets no item that has {', '.join(modalities)}")
+        left_out += len(part) - len(present)
+        parts[f"{name}{SUFFIX}"] = part.select(present)
+    return parts, left_out
 
 
 def _settings(config: PrepareConfig, dealt: Dealt) -> dict[str, Any]:

@@ -10,11 +10,10 @@ import numpy as np
 
 from common.clients import check_modality_name
 from common.config import Format, Labels, PrepareConfig, SyntheticConfig
-from common.data.federation import check_synthetic_modalities, paths_of
 from common.data.formats.array_files import array_files
 from common.data.formats.registry import read_source
 from common.data.known_files import name_of
-from common.data.source import ReadSettings, Source
+from common.data.source import ReadSettings, Source, check_tabular, paths_named
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError
 from common.task import Task
@@ -27,37 +26,24 @@ _CHUNK = 1 << 22
 
 @dataclass(frozen=True)
 class ReadSource:
-    """What was read from a source.
-
-    Attributes
-    ----------
-    source
-        Its items and sides.
-    task
-        Kind of label.
-    about
-        The format, how it was recognised, and the name, size and SHA-256 of every file.
-    """
+    """What was read from a source."""
 
     source: Source
     task: Task
+    #: The format, how it was recognised, and the name, size and SHA-256 of every file.
     about: Mapping[str, Any]
 
 
 def read(config: PrepareConfig, watch: Watch) -> ReadSource:
-    """Read the source that a configuration names.
-
-    Raises
-    ------
-    UserError
-        If it cannot be read.
-    """
+    """Read the source that a configuration names; `UserError` if it cannot be read."""
     task = Task.multilabel if config.task is Labels.emotion else Task(config.task)
     if config.format is Format.synthetic:
-        return ReadSource(_synthetic(config), task, {"format": "synthetic", "why": "", "files": []})
+        return ReadSource(
+            _synthetic(config, task), task, {"format": "synthetic", "why": "", "files": []}
+        )
     if config.path is None:
         raise UserError("path is required; give it as path=…, or format=synthetic")
-    paths = [Path(path) for path in paths_of(config.path, "")]
+    paths = paths_named("path", config.path)
     files = [_fingerprint(path, watch) for path in _files(paths)]
     watch("reading", 0, 1)
     settings = ReadSettings(
@@ -78,21 +64,19 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     watch("reading", 1, 1)
     for modality in source.items.sequences:
         check_modality_name(modality)
-    unknown = sorted(set(config.tabular) - set(source.items.sequences))
-    if unknown:
-        raise UserError(f"tabular: {unknown[0]!r} is not among {', '.join(source.items.sequences)}")
+    check_tabular(source.items, settings)
     if len(source.items) == 0:
         raise UserError(f"{paths[0]}: no item is left after cleaning")
     return ReadSource(source, task, {"format": name, "why": why, "files": files})
 
 
-def _synthetic(config: PrepareConfig) -> Source:
-    if config.task is not Labels.regression:
-        raise UserError(f"task={config.task}: the synthetic dataset has regression")
-    modalities = config.modalities or list(VIEWS)
-    check_synthetic_modalities(modalities, "")
-    made = SyntheticConfig(modalities=modalities, max_seq_len=config.max_seq_len)
-    items = make_synthetic(made, config.seed)
+def _synthetic(config: PrepareConfig, task: Task) -> Source:
+    made = SyntheticConfig(
+        task=task,
+        modalities=config.modalities or list(VIEWS),
+        max_seq_len=config.max_seq_len,
+    )
+    items = make_synthetic(made, config.seed, prefix="")
     return Source(items, np.full(len(items), "", dtype="U10"))
 
 
@@ -101,12 +85,8 @@ def _files(paths: list[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UserError(f"{path} does not exist")
-    return [
-        file
-        for path in paths
-        for file in ([path] if path.is_file() else sorted(path.iterdir()))
-        if file.is_file()
-    ]
+    listed = [[path] if path.is_file() else sorted(path.iterdir()) for path in paths]
+    return [file for files in listed for file in files if file.is_file()]
 
 
 def _fingerprint(path: Path, watch: Watch) -> dict[str, Any]:
@@ -120,6 +100,6 @@ def _fingerprint(path: Path, watch: Watch) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     sha256 = digest.hexdigest()
-    known = name_of(sha256)
     about = {"name": path.name, "bytes": size, "sha256": sha256}
+    known = name_of(sha256)
     return about | ({"known": known} if known else {})

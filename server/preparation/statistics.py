@@ -4,13 +4,14 @@ Notation: N items, K labels.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.dataset import CHUNK, LabelArray, Sequences
+from common.data.dataset import LabelArray, Sequences
 from common.data.moments import FeatureMoments
 from common.task import Task
 
@@ -18,65 +19,54 @@ from common.task import Task
 BINS = 7
 
 
-def label_bins(labels: LabelArray, task: Task, names: Sequence[str], outputs: int) -> list[str]:
-    """Name the bars of a histogram of labels: ranges of numbers, classes, or labels.
+@dataclass(frozen=True)
+class LabelBins:
+    """How labels are counted: by ranges of numbers, by class, or by label."""
 
-    Parameters
-    ----------
-    labels
-        (N,) or (N, K), of all items, so that parts can be compared.
-    task, names, outputs
-        Kind of label; names of several labels, where known; how many there are.
-    """
-    if task is Task.regression:
-        edges = bin_edges(labels)
-        return [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)]
-    return [*(names or map(str, range(outputs)))]
+    task: Task
+    names: list[str]
+    #: BINS + 1 edges, for numbers.
+    edges: NDArray[np.float64]
 
+    @classmethod
+    def of(cls, labels: LabelArray, task: Task, names: Sequence[str], outputs: int) -> "LabelBins":
+        """Choose bins for all labels, (N,) or (N, K), so that parts of them can be compared."""
+        if task is Task.regression:
+            low, high = (float(labels.min()), float(labels.max())) if len(labels) else (0.0, 1.0)
+            spread = 0.5 if low == high else 0.0
+            edges = np.linspace(low - spread, high + spread, BINS + 1)
+            return cls(task, [f"{low:.3g} to {high:.3g}" for low, high in pairwise(edges)], edges)
+        return cls(task, [*(names or map(str, range(outputs)))], np.empty(0))
 
-def bin_edges(labels: LabelArray) -> NDArray[np.float64]:
-    """Return BINS + 1 edges from the least to the greatest label."""
-    low, high = float(labels.min(initial=np.inf)), float(labels.max(initial=-np.inf))
-    if not low < high:
-        low, high = (low - 0.5, low + 0.5) if np.isfinite(low) else (0.0, 1.0)
-    return np.linspace(low, high, BINS + 1)
+    def count(self, labels: LabelArray) -> list[int]:
+        """Count some of the labels in each bin."""
+        counts: NDArray[Any]
+        match self.task:
+            case Task.regression:
+                counts, _ = np.histogram(labels, bins=self.edges)
+            case Task.classification:
+                counts = np.bincount(labels.astype(np.int64), minlength=len(self.names))
+            case Task.multilabel:
+                counts = (labels > 0).sum(axis=0)
+        return [int(count) for count in counts]
 
-
-def label_histogram(
-    labels: LabelArray, task: Task, outputs: int, edges: NDArray[np.float64] | None
-) -> list[int]:
-    """Count labels by the bars of `label_bins`; `edges` are needed for numbers."""
-    counts: NDArray[Any]
-    match task:
-        case Task.regression:
-            assert edges is not None
-            counts, _ = np.histogram(labels, bins=edges)
-        case Task.classification:
-            counts = np.bincount(labels.astype(np.int64), minlength=outputs)
-        case Task.multilabel:
-            counts = (labels > 0).sum(axis=0)
-    return [int(count) for count in counts]
-
-
-def label_statistics(
-    labels: LabelArray, task: Task, outputs: int, edges: NDArray[np.float64] | None
-) -> dict[str, Any]:
-    """Return the histogram of labels and, of numbers, mean and standard deviation."""
-    statistics: dict[str, Any] = {"histogram": label_histogram(labels, task, outputs, edges)}
-    if task is Task.regression and len(labels):
-        values = labels.astype(np.float64)
-        statistics |= {"mean": round(float(values.mean()), 6), "sd": round(float(values.std()), 6)}
-    return statistics
+    def statistics(self, labels: LabelArray) -> dict[str, Any]:
+        """Return the histogram of some of the labels and, of numbers, mean and deviation."""
+        statistics: dict[str, Any] = {"histogram": self.count(labels)}
+        if self.task is Task.regression and len(labels):
+            values = labels.astype(np.float64)
+            statistics["mean"] = round(float(values.mean()), 6)
+            statistics["sd"] = round(float(values.std()), 6)
+        return statistics
 
 
 def sequence_statistics(sequences: Sequences) -> dict[str, Any]:
     """Return width, lengths, and what is missing, not finite or constant in a modality."""
     lengths = sequences.lengths[sequences.present]
-    rows = sequences.rows()
-    nan = infinite = 0
+    rows = nan = infinite = 0
     moments = FeatureMoments.empty(*sequences.statistics_shape)
-    for start in range(0, len(rows), CHUNK):
-        values = sequences.values[rows[start : start + CHUNK]]
+    for values in sequences.chunks():
+        rows += len(values)
         nan += int(np.isnan(values).sum())
         infinite += int(np.isinf(values).sum())
         if not sequences.tabular:
@@ -89,7 +79,7 @@ def sequence_statistics(sequences: Sequences) -> dict[str, Any]:
         "dtype": str(sequences.values.dtype),
         "items": len(lengths),
         "missing": len(sequences) - len(lengths),
-        "rows": len(rows),
+        "rows": rows,
         "lengths": {
             "min": int(lengths.min()) if len(lengths) else 0,
             "median": float(np.median(lengths)) if len(lengths) else 0.0,

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from common.config import ServeConfig, ShardsConfig, config_of_settings
 from common.data.dataset import LabelArray, MultimodalDataset
-from common.data.federation import count_outputs, load_joint
-from common.data.shard_folder import load_shard_folder
+from common.data.federation import count_outputs, load_joint, load_shard_folder
 from common.data.shards import read_shard
 from common.errors import UserError
 from common.task import Task

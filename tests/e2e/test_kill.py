@@ -38,7 +38,7 @@ from server.preparation import reading
 
 config = SyntheticConfig(modalities=list(synthetic.VIEWS), num_items=1200, num_speakers=400)
 made = {seed: synthetic.make_synthetic(config, seed) for seed in (1, 1234)}
-reading.make_synthetic = lambda config, seed: made[seed]
+reading.make_synthetic = lambda config, seed, prefix: made[seed]
 server.preparation.partition_plot.partition_plot = lambda manifest: b"a picture"
 """
 

@@ -25,24 +25,16 @@ def as_lists(seqs: Sequences) -> list[list[float]]:
     return [seqs[item][:, 0].tolist() for item in range(len(seqs))]
 
 
-@given(sequences())
-@settings(max_examples=40, deadline=None)
-def test_an_item_is_its_window(seqs: Sequences) -> None:
-    windows = zip(seqs.starts, seqs.lengths, strict=True)
-    assert as_lists(seqs) == [list(range(start, start + length)) for start, length in windows]
-
-
-@given(sequences())
-@settings(max_examples=40, deadline=None)
-def test_rows_are_the_union_of_the_windows(seqs: Sequences) -> None:
-    naive = sorted(set().union(*as_lists(seqs)))
-    assert seqs.rows().tolist() == naive
-
-
 @given(sequences(), st.integers(1, 5))
 @settings(max_examples=40, deadline=None)
-def test_last_steps_keeps_the_end_of_each_item(seqs: Sequences, steps: int) -> None:
+def test_windows_against_naive_loops(seqs: Sequences, steps: int) -> None:
+    windows = zip(seqs.starts, seqs.lengths, strict=True)
+    assert as_lists(seqs) == [list(range(start, start + length)) for start, length in windows]
+    assert seqs.rows().tolist() == sorted(set().union(*as_lists(seqs)))
     assert as_lists(seqs.last_steps(steps)) == [rows[-steps:] for rows in as_lists(seqs)]
+    assert as_lists(seqs.last_steps(None)) == as_lists(seqs)
+    assert as_lists(seqs.narrowed()) == as_lists(seqs)
+    assert len(seqs.narrowed().values) <= max(4 * seqs.lengths.sum(), 0)
 
 
 @given(sequences(), st.data())
@@ -69,11 +61,6 @@ def test_concatenate_refuses_widths_that_differ() -> None:
     parts = [Sequences(np.zeros((1, width), np.float32), one, one + 1) for width in (2, 3)]
     with pytest.raises(ValueError, match="dimensions"):
         concatenate(parts)
-
-
-def test_width_is_that_of_the_rows_even_without_rows() -> None:
-    none = np.empty(0, dtype=np.int64)
-    assert Sequences(np.zeros((0, 7), np.float32), none, none).width == 7
 
 
 def test_statistics_are_of_features_or_of_steps_and_features() -> None:

@@ -59,35 +59,20 @@ def content(tmp_path: Path) -> dict[str, Any]:
 # Write and read ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", list(Task))
-def test_what_is_written_is_read(tmp_path: Path, task: Task) -> None:
-    manifest = manifest_of("vision-0", "audio-0", "validation", "test", task=task)
+def test_what_is_written_is_read_and_written_again_to_the_byte(tmp_path: Path) -> None:
+    manifest = manifest_of("vision-0", "audio-0", "validation", "test")
     write_manifest(tmp_path, manifest)
-    found = read_manifest(tmp_path)
-    assert found == manifest
-    assert type(found.task) is Task
-    assert list(found.modalities) == ["vision", "audio"]
-    assert list(found.shards) == list(manifest.shards)
-
-
-def test_it_is_json_that_people_can_read(tmp_path: Path) -> None:
-    write_manifest(tmp_path, manifest_of("audio-0"))
-    text = (tmp_path / MANIFEST).read_text(encoding="utf-8")
-    assert "größe" in text
+    again = read_manifest(tmp_path)
+    assert again == manifest
+    assert type(again.task) is Task
+    assert list(again.modalities) == ["vision", "audio"]
+    assert list(again.shards) == list(manifest.shards)
+    before = (tmp_path / MANIFEST).read_bytes()
+    write_manifest(tmp_path, again)
+    assert (tmp_path / MANIFEST).read_bytes() == before
+    text = before.decode()
+    assert "größe" in text and len(text.splitlines()) > 20  # people read it
     assert text.endswith("}\n")
-    assert len(text.splitlines()) > 20
-    assert json.loads(text)["task"] == "multilabel"
-
-
-def test_equal_manifests_are_equal_bytes(tmp_path: Path) -> None:
-    written = []
-    for name in ("one", "two"):
-        (tmp_path / name).mkdir()
-        write_manifest(tmp_path / name, manifest_of("audio-0", "test"))
-        written.append((tmp_path / name / MANIFEST).read_bytes())
-    assert written[0] == written[1]
-    write_manifest(tmp_path / "one", read_manifest(tmp_path / "two"))
-    assert (tmp_path / "one" / MANIFEST).read_bytes() == written[0]
 
 
 COPY = """
@@ -121,30 +106,14 @@ def test_the_locale_does_not_change_the_bytes(tmp_path: Path) -> None:
 # What is not whole ------------------------------------------------------------------------------
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    message = refused(tmp_path / "shards")
-    assert f"utmp-prepare out={tmp_path / 'shards'}" in message
-
-
-def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
-    (tmp_path / "shards").write_text("x")
-    assert "is not a folder of shards" in refused(tmp_path / "shards")
-
-
-def test_a_folder_without_a_manifest_was_not_finished(tmp_path: Path) -> None:
-    (tmp_path / "audio-0.safetensors").write_bytes(b"x")
+def test_a_folder_that_is_missing_or_was_not_finished_is_refused(tmp_path: Path) -> None:
+    assert f"utmp-prepare out={tmp_path / 'shards'}" in refused(tmp_path / "shards")
     message = refused(tmp_path)
     assert MANIFEST in message
     assert "preparation did not end" in message
-    assert "utmp-prepare" in message
-
-
-@pytest.mark.parametrize(
-    "damaged",
-    [b"", b"{", b'{"version": 1,}', b"\xff\xfe\x00", b'{"version": 1} {}', b"label,audio\n1,2\n"],
-)
-def test_damaged_json_is_refused(tmp_path: Path, damaged: bytes) -> None:
-    (tmp_path / MANIFEST).write_bytes(damaged)
+    (tmp_path / "shards").write_text("x")
+    assert "is not a folder of shards" in refused(tmp_path / "shards")
+    (tmp_path / MANIFEST).mkdir()
     assert f"{tmp_path / MANIFEST} cannot be read" in refused(tmp_path)
 
 
@@ -152,20 +121,18 @@ def test_every_truncation_is_refused(tmp_path: Path, content: dict[str, Any]) ->
     whole = (tmp_path / MANIFEST).read_bytes().rstrip()
     for length in range(len(whole)):
         (tmp_path / MANIFEST).write_bytes(whole[:length])
-        assert "cannot be read" in refused(tmp_path)
+        assert f"{tmp_path / MANIFEST} cannot be read" in refused(tmp_path)
 
 
-def test_a_folder_where_the_manifest_should_be(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).mkdir()
+@pytest.mark.parametrize(
+    "damaged", [b"\xff\xfe\x00", b'{"version": 1} {}', b'{"a": ' + b"[" * 100_000]
+)
+def test_damaged_json_is_refused(tmp_path: Path, damaged: bytes) -> None:
+    (tmp_path / MANIFEST).write_bytes(damaged)
     assert f"{tmp_path / MANIFEST} cannot be read" in refused(tmp_path)
 
 
-def test_json_too_deep_to_read_is_refused(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text('{"version": ' + "[" * 100_000 + "]" * 100_000 + "}")
-    assert f"{tmp_path / MANIFEST}" in refused(tmp_path)
-
-
-@pytest.mark.parametrize("version", [0, VERSION + 1, None, "1", [1], {}])
+@pytest.mark.parametrize("version", [0, VERSION + 1, None, "1", [1]])
 def test_another_version_is_refused(
     tmp_path: Path, content: dict[str, Any], version: object
 ) -> None:
@@ -176,60 +143,37 @@ def test_another_version_is_refused(
     assert "utmp-prepare" in message
 
 
-@pytest.mark.parametrize("other", [[], [1], "text", 1, None, {}])
+@pytest.mark.parametrize("other", [[], "text", 1, None, {}])
 def test_json_that_is_no_manifest_is_refused(tmp_path: Path, other: object) -> None:
     write(tmp_path, other)
     assert "of version None" in refused(tmp_path)
 
 
-KEYS = [
-    "source",
-    "task",
-    "outputs",
-    "label_names",
-    "modalities",
-    "sides",
-    "settings",
-    "cleaning",
-    "warnings",
-    "shards",
-]
+WRONG: dict[str, list[object]] = {
+    "source": [None, 7.5, [["audio", {}]]],
+    "task": [None, 7.5, "translation", ["regression"]],
+    "outputs": [None, "many", [1], float("nan"), float("inf")],
+    "label_names": [None, 7.5, "joy"],
+    "modalities": [None, 7.5, [["audio", {}]]],
+    "sides": [None, 7.5],
+    "settings": [None, 7.5],
+    "cleaning": [None, 7.5],
+    "warnings": [None, 7.5, "careful"],
+    "shards": [None, {"audio-0.safetensors": None}, {"audio-0.safetensors": "seal"}],
+}
 
 
-@pytest.mark.parametrize("key", KEYS)
-def test_a_missing_key_is_named(tmp_path: Path, content: dict[str, Any], key: str) -> None:
-    del content[key]
-    write(tmp_path, content)
-    assert f"{tmp_path / MANIFEST} is damaged: {key}" in refused(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
-        *((key, None) for key in KEYS),
-        *((key, 7.5) for key in KEYS if key != "outputs"),
-        *((key, [["audio", {}]]) for key in ("source", "modalities", "sides", "shards")),
-        ("task", "translation"),
-        ("task", ["regression"]),
-        ("outputs", "many"),
-        ("outputs", [1]),
-        ("outputs", float("nan")),
-        ("outputs", float("inf")),
-        ("label_names", "joy"),
-        ("warnings", "careful"),
-        ("shards", {"audio-0.safetensors": None}),
-        ("shards", {"audio-0.safetensors": "seal"}),
-        ("shards", {"audio-0.safetensors": ["seal"]}),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_refused(
-    tmp_path: Path, content: dict[str, Any], key: str, value: object
+@pytest.mark.parametrize("key", WRONG)
+def test_a_missing_key_and_a_value_of_the_wrong_type_are_named(
+    tmp_path: Path, content: dict[str, Any], key: str
 ) -> None:
-    write(tmp_path, content | {key: value})
-    assert "damaged" in refused(tmp_path)
+    without = {name: value for name, value in content.items() if name != key}
+    for damaged in (without, *(content | {key: value} for value in WRONG[key])):
+        write(tmp_path, damaged)
+        assert f"{tmp_path / MANIFEST} is damaged: {key}" in refused(tmp_path)
 
 
-def test_a_key_of_a_later_release_is_passed_over(tmp_path: Path, content: dict[str, Any]) -> None:
+def test_a_key_of_a_later_release_is_ignored(tmp_path: Path, content: dict[str, Any]) -> None:
     write(tmp_path, content | {"colour": "blue"})
     assert read_manifest(tmp_path) == manifest_of("audio-0", "test")
 
@@ -238,22 +182,16 @@ def test_a_key_of_a_later_release_is_passed_over(tmp_path: Path, content: dict[s
 
 
 def test_clients_come_by_modality_in_order_then_by_number() -> None:
-    listed = [f"{name}-{part}" for part in (11, 2, 0, 10, 1, 9) for name in ("audio", "vision")]
-    assert manifest_of("test", *listed, "validation").clients() == [
-        ClientKey(name, part) for name in ("vision", "audio") for part in (0, 1, 2, 9, 10, 11)
+    names = ("a1_", "größe")
+    listed = [f"{name}-{part}" for part in (11, 2, 0, 10, 1, 9) for name in names]
+    modalities: dict[str, Any] = {"größe": {}, "a1_": {}}
+    manifest = manifest_of("test", *listed, "validation", modalities=modalities)
+    assert manifest.clients() == [
+        ClientKey(name, part) for name in modalities for part in (0, 1, 2, 9, 10, 11)
     ]
 
 
-def test_names_with_underscores_and_digits_are_read() -> None:
-    names = ("a", "a_1", "a1_", "_0", "größe")
-    manifest = manifest_of(
-        *(f"{name}-{part}" for name in names for part in (1, 0)),
-        modalities={name: {} for name in names},
-    )
-    assert manifest.clients() == [ClientKey(name, part) for name in names for part in (0, 1)]
-
-
-def test_what_is_no_client_is_passed_over() -> None:
+def test_what_is_no_client_is_ignored() -> None:
     manifest = manifest_of("validation", "test", "audio", "audio-", "audio-x", "smell-0", "-0")
     assert manifest.clients() == []
     assert replace(manifest, shards={"audio-0.npz": {"seal": ""}}).clients() == []
@@ -262,44 +200,34 @@ def test_what_is_no_client_is_passed_over() -> None:
 # Shards and manifest ----------------------------------------------------------------------------
 
 
-def test_the_shards_that_are_listed_are_taken(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "seal"),
+    [("audio-0", "audio-0" * 2), ("audio-1", "audio-1" * 2), ("ours", "audio-1" * 2)],
+)
+def test_a_listed_shard_is_accepted_also_under_another_name(
+    tmp_path: Path, name: str, seal: str
+) -> None:
+    manifest_of("audio-0", "audio-1").check(tmp_path / f"{name}.safetensors", seal)
+
+
+@pytest.mark.parametrize(
+    ("name", "seal", "problem"),
+    [
+        ("audio-0", "f" * 64, "lists other contents for"),
+        ("test", "", "lists other contents for"),
+        # What is swapped would be trained on as another client's.
+        ("audio-0", "audio-1" * 2, "lists other contents for"),
+        ("audio-2", "f" * 64, "does not list"),
+        ("no-seal", "f" * 64, "lists other contents for"),
+    ],
+)
+def test_other_shards_are_refused(tmp_path: Path, name: str, seal: str, problem: str) -> None:
     manifest = manifest_of("audio-0", "audio-1", "test")
-    for name in ("audio-0", "audio-1", "test"):
-        manifest.check(tmp_path / f"{name}.safetensors", name * 2)
-
-
-@pytest.mark.parametrize("name", ["audio-0", "test"])
-@pytest.mark.parametrize("seal", ["f" * 64, "", "audio-1audio-1"])
-def test_other_contents_are_refused(tmp_path: Path, name: str, seal: str) -> None:
-    """Also those of another client: what is swapped would be trained on as another's."""
-    manifest, path = manifest_of("audio-0", "audio-1", "test"), tmp_path / f"{name}.safetensors"
+    shards = {**manifest.shards, "no-seal.safetensors": {"items": 1}}
+    path = tmp_path / f"{name}.safetensors"
     with pytest.raises(UserError) as error:
-        manifest.check(path, seal)
+        replace(manifest, shards=shards).check(path, seal)
     message = str(error.value)
     assert len(message.splitlines()) == 1
-    assert f"{tmp_path / MANIFEST} lists other contents for {path.name}" in message
+    assert f"{tmp_path / MANIFEST} {problem} {path.name}" in message
     assert "different preparations" in message
-
-
-def test_a_shard_that_is_not_listed_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as error:
-        manifest_of("audio-0").check(tmp_path / "audio-1.safetensors", "f" * 64)
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    assert f"{tmp_path / MANIFEST} does not list audio-1.safetensors" in message
-
-
-def test_no_shard_fits_a_manifest_without_shards(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not list"):
-        manifest_of().check(tmp_path / "audio-0.safetensors", "")
-
-
-def test_a_renamed_shard_is_known_by_its_seal(tmp_path: Path) -> None:
-    manifest_of("audio-0", "audio-1").check(tmp_path / "ours.safetensors", "audio-1" * 2)
-
-
-def test_a_shard_listed_without_a_seal_fits_nothing(tmp_path: Path) -> None:
-    manifest = manifest_of(shards={"audio-0.safetensors": {"items": 1}})
-    for name in ("audio-0", "ours"):
-        with pytest.raises(UserError):
-            manifest.check(tmp_path / f"{name}.safetensors", "f" * 64)

@@ -35,12 +35,6 @@ def check_equal(one: FeatureMoments, two: FeatureMoments) -> None:
     np.testing.assert_allclose(one.squares, two.squares, atol=1e-5, rtol=1e-9)
 
 
-@given(tables)
-@settings(max_examples=40, deadline=None)
-def test_of_equals_numpy_on_what_is_finite(values: np.ndarray) -> None:
-    check_against_numpy(FeatureMoments.of(whole(values)), values)
-
-
 @given(st.lists(tables, min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_merge_equals_numpy_on_the_concatenation(parts: list[np.ndarray]) -> None:
@@ -75,23 +69,16 @@ def table(values: np.ndarray) -> Sequences:
     return Sequences(values[present].reshape(-1, width), starts, lengths, tabular=True)
 
 
-@given(arrays(np.float32, (5, 3, 2), elements=numbers), st.sets(st.integers(0, 3)))
+@given(arrays(np.float32, (5, 3, 2), elements=numbers), st.sets(st.integers(0, 2)))
 @settings(max_examples=40, deadline=None)
 def test_each_step_of_a_table_is_a_feature_of_its_own(values: np.ndarray, absent: set[int]) -> None:
-    values[4, 0, 0] = 1.0  # one item at least has the modality
+    values[3:, 0, 0] = 1.0  # one item at least of each half has the modality
     values[sorted(absent)] = np.nan
-    moments = FeatureMoments.of(table(values))
-    assert moments.mean.shape == (3, 2)
-    flat = FeatureMoments(*(array.ravel() for array in vars(moments).values()))
-    check_against_numpy(flat, values.reshape(5, -1))
-
-
-def test_tables_merge_like_features() -> None:
-    values = np.random.default_rng(0).normal(size=(8, 3, 2)).astype(np.float32)
-    total = FeatureMoments.empty(3, 2)
-    for part in (values[:3], values[3:]):
-        total = total.merge(FeatureMoments.of(table(part)))
-    check_equal(total, FeatureMoments.of(table(values)))
+    one, two = (FeatureMoments.of(table(part)) for part in (values[:4], values[4:]))
+    for moments in (FeatureMoments.of(table(values)), one.merge(two)):
+        assert moments.mean.shape == (3, 2)
+        flat = FeatureMoments(*(array.ravel() for array in vars(moments).values()))
+        check_against_numpy(flat, values.reshape(5, -1))
 
 
 def test_every_constant_is_seen() -> None:
@@ -100,6 +87,7 @@ def test_every_constant_is_seen() -> None:
     halves = [FeatureMoments.of(whole(values[:300])), FeatureMoments.of(whole(values[300:]))]
     assert FeatureMoments.of(whole(values)).constant.all()
     assert halves[0].merge(halves[1]).constant.all()
+    assert FeatureMoments.empty(2).constant.all()
 
 
 @pytest.mark.parametrize("level", [0.1, -3.0, 1e6])
@@ -119,17 +107,13 @@ def test_a_column_that_is_never_finite_says_nothing() -> None:
     assert np.isfinite(moments.mean).all() and np.isfinite(moments.std).all()
 
 
-def test_moments_of_nothing_are_constant() -> None:
-    assert FeatureMoments.empty(2).constant.all()
-
-
 def test_clients_that_differ_are_not_constant_together() -> None:
     one, two = (FeatureMoments.of(whole(np.full((5, 1), level))) for level in (1.0, 2.0))
     assert one.constant.all() and two.constant.all()
     assert not one.merge(two).constant.any()
 
 
-@pytest.mark.parametrize(("mean", "std"), [(1e6, 10.0), (-1e4, 0.5), (0.0, 1e-4), (3.0, 1e-3)])
+@pytest.mark.parametrize(("mean", "std"), [(1e6, 10.0), (0.0, 1e-4), (3.0, 1e-3)])
 def test_a_small_spread_is_not_constant(mean: float, std: float) -> None:
     values = np.random.default_rng(0).normal(mean, std, size=(500, 1))
     assert not FeatureMoments.of(whole(values)).constant.any()

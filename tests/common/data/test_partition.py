@@ -22,57 +22,27 @@ def cases(draw: st.DrawFn) -> tuple[np.ndarray, list[float]]:
 
 
 @given(cases(), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
-def test_every_item_is_in_one_part_ascending(case: tuple, seed: int) -> None:
+@settings(max_examples=100, deadline=None)
+def test_groups_stay_whole_and_shares_are_missed_by_little(case: tuple, seed: int) -> None:
     groups, shares = case
     parts = partition_groups(groups, shares, generator(seed))
     assert len(parts) == len(shares)
     assert sorted(np.concatenate(parts)) == list(range(len(groups)))
     assert all((np.diff(part) > 0).all() for part in parts)
-
-
-@given(cases(), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
-def test_no_group_is_in_two_parts_and_no_part_is_empty(case: tuple, seed: int) -> None:
-    groups, shares = case
-    held = [set(groups[part]) for part in partition_groups(groups, shares, generator(seed))]
+    held = [set(groups[part]) for part in parts]
     assert sum(len(names) for names in held) == len(set(groups))
     assert all(held)
-
-
-@given(cases(), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
-def test_shares_are_missed_by_little(case: tuple, seed: int) -> None:
-    groups, shares = case
-    sizes = [len(part) for part in partition_groups(groups, shares, generator(seed))]
     largest = np.unique(groups, return_counts=True)[1].max()
-    for size, share in zip(sizes, np.array(shares) / sum(shares), strict=True):
-        assert size <= share * len(groups) + largest + 1e-9
+    for part, share in zip(parts, np.array(shares) / sum(shares), strict=True):
+        assert len(part) <= share * len(groups) + largest + 1e-9
         # Every other part may have taken one group too many, at this part's cost.
-        assert size >= share * (len(groups) - (len(shares) - 1) * largest) - 1e-9
-
-
-@given(cases(), st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
-def test_equal_shares_are_missed_by_one_group_at_most(case: tuple, seed: int) -> None:
-    groups, shares = case
-    parts = partition_groups(groups, [1.0] * len(shares), generator(seed))
-    largest = np.unique(groups, return_counts=True)[1].max()
-    assert max(map(len, parts)) - min(map(len, parts)) <= largest
-
-
-def test_the_seed_decides() -> None:
-    groups = np.repeat([f"g{number}" for number in range(30)], 2)
-    one, same, other = (partition_groups(groups, [0.5, 0.5], generator(seed)) for seed in (1, 1, 2))
-    assert all(np.array_equal(*pair) for pair in zip(one, same, strict=True))
-    assert not np.array_equal(one[0], other[0])
+        assert len(part) >= share * (len(groups) - (len(shares) - 1) * largest) - 1e-9
+    if len(set(shares)) == 1:
+        assert max(map(len, parts)) - min(map(len, parts)) <= largest
 
 
 def test_too_few_groups_are_counted() -> None:
     with pytest.raises(UserError, match=r"3 parts need at least 3 groups .* there are 2"):
         partition_groups(np.array(["a", "b", "a"]), [1.0] * 3, generator(0))
-
-
-def test_no_items_at_all_are_too_few() -> None:
     with pytest.raises(UserError, match="there are 0"):
         partition_groups(np.array([], dtype=str), [1.0], generator(0))

@@ -167,12 +167,11 @@ def test_baselines_start_alike_but_for_their_statistics(tmp_path: Path) -> None:
         assert torch.equal(array, state[name]), name
 
 
-def test_a_client_with_other_features_than_the_evaluation_data_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(JointDataset, "shapes", {"text": (2,), "audio": (3,)})
+def test_a_client_with_other_features_than_the_evaluation_data_is_refused(tmp_path: Path) -> None:
+    config = config_of(tmp_path, "pooled")
+    narrow = replace(load_federation(config), shapes={"text": (2,), "audio": (3,)})
     with pytest.raises(UserError, match="text is 3 wide at text-0 but 2 wide in the evaluation"):
-        sites_of(tmp_path, "pooled")
+        load_sites(config, narrow)
 
 
 # Scores -----------------------------------------------------------------------------------------

@@ -83,27 +83,17 @@ def rows_of(text: str) -> dict[str, list[str]]:
 # In a process of its own ------------------------------------------------------------------------
 
 
-def test_help(command: Run, tmp_path: Path) -> None:
+def test_help_and_the_configuration_are_printed(command: Run, tmp_path: Path) -> None:
     shown = command("--help").shown
     assert "Override anything in the config (foo.bar=value)" in shown
     assert "partition: dirichlet" in shown
     assert "max_seq_len: 50" in shown
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_the_configuration_is_printed_as_yaml(command: Run, tmp_path: Path) -> None:
     shown = command("--cfg", "job", "partition=dirichlet", "clients.audio=2", "seed=7").shown
     printed = yaml.safe_load(shown)
     assert printed["seed"] == 7
     assert printed["clients"] == {"default": None, "audio": 2}
     assert printed["partition"] == {"name": "dirichlet", "min_items": 1, "alpha": 0.5, "bins": 5}
     assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
-
-
-def test_a_setting_that_is_mistyped(command: Run, tmp_path: Path) -> None:
-    error = command(SYNTHETIC, "validation_fractoin=0.1").error
-    assert error.startswith("there is no setting 'validation_fractoin'; did you mean validation_fr")
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_preparing_needs_no_more_libraries_than_it_uses() -> None:
@@ -117,7 +107,7 @@ def test_preparing_needs_no_more_libraries_than_it_uses() -> None:
 # With its libraries loaded ----------------------------------------------------------------------
 
 
-def test_both_ways_of_running_agree(command: Run, loaded: Run) -> None:
+def test_a_forked_process_answers_as_one_of_its_own(command: Run, loaded: Run) -> None:
     one, other = (run("seed=5", SYNTHETIC, "describe=true") for run in (command, loaded))
     assert one.shown == other.shown
     one, other = (run(SYNTHETIC) for run in (command, loaded))
@@ -142,28 +132,18 @@ def test_who_got_what_and_the_next_command(loaded: Run, tmp_path: Path) -> None:
     assert shown.splitlines()[-1] == "next: utmp-train dataset=shards dataset.path=here/shards"
 
 
-def test_a_picture_lies_beside_the_shards(loaded: Run, tmp_path: Path) -> None:
-    loaded(SYNTHETIC, "out=one")
-    loaded(SYNTHETIC, "out=two")
-    one, two = ((tmp_path / name / "partition.png").read_bytes() for name in ("one", "two"))
-    assert one[:8] == b"\x89PNG\r\n\x1a\n"
-    assert one == two
-
-
 def test_the_file_is_named_with_its_fingerprint_and_what_was_cleaned(
     loaded: Run, tmp_path: Path
 ) -> None:
-    label = np.linspace(-3, 3, 60)
+    label = np.arange(60) % 3.0
     label[:4] = np.nan
-    shown = loaded(write(tmp_path, "calls.npz", label=label), "out=s").shown
+    file = write(tmp_path, "calls.npz", label=label)
+    shown = loaded(file, "task=classification", "out=s").shown
+    assert (tmp_path / "s" / "partition.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert re.search(r"^calls\.npz: \d+\.\d kB, SHA-256 [0-9a-f]{64}", shown, re.M)
     assert re.search(r"^format npz: .*3 arrays", shown, re.M)
     assert "cleaned: 4 items without a label, dropped\n" in shown
-
-
-def test_classes_are_counted_in_columns(loaded: Run, tmp_path: Path) -> None:
-    file = write(tmp_path, "c.npz", label=np.arange(60) % 3)
-    rows = rows_of(loaded(file, "task=classification", "out=s").shown)
+    rows = rows_of(shown)
     assert rows["shard"] == ["items", "groups", "0", "1", "2"]
     for name in ("audio-0", "validation", "test"):
         items, _, *counts = map(int, rows[name])
@@ -216,13 +196,10 @@ def test_describing_writes_nothing_and_tells_all(loaded: Run, tmp_path: Path) ->
     assert len(bars[0][3]) > len(bars[1][3])
 
 
-def test_describing_items_without_sides(loaded: Run) -> None:
-    assert rows_of(loaded(SYNTHETIC, "describe=true").shown)["no side given"] == ["2400", "60"]
-
-
-def test_describing_several_labels(loaded: Run, tmp_path: Path) -> None:
+def test_describing_several_labels_without_sides(loaded: Run, tmp_path: Path) -> None:
     label = np.stack([np.arange(60) % 2, np.arange(60) % 3 == 0], axis=1)
     shown = loaded(write(tmp_path, "m.npz", label=label), "task=multilabel", "describe=true").shown
+    assert rows_of(shown)["no side given"] == ["60", "60"]
     assert re.search(r"^ *0 +30 +█{30} *$", shown, re.M)
     assert re.search(r"^ *1 +20 +█{20} *$", shown, re.M)
 
@@ -234,42 +211,33 @@ def test_describing_several_labels(loaded: Run, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["out=s"], "path is required; give it as path=…, or format=synthetic"),
-        (["out=s", "path=nope.npz"], "nope.npz does not exist"),
         (["path=nope.npz", "describe=true"], "nope.npz does not exist"),
         ([], "out is required; give it as out=…"),
-        (["sed=1"], "there is no setting 'sed'; did you mean seed?"),
-        (["+seeed=1"], "there is no setting 'seeed'"),
+        (
+            ["validation_fractoin=0.1"],
+            "there is no setting 'validation_fractoin'; did you mean va",
+        ),
         (
             ["partition=unknown"],
             "partition=unknown: there is no such partition; there are dirichlet, groups, iid, "
             "natural, size",
         ),
         (["partition=dirichlet", "partition.alpha=0"], "partition.alpha=0.0: expected a number ab"),
-        (["partition=dirichlet", "partition.bins=0"], "partition.bins=0: expected a number above "),
-        (["partition.min_items=-1"], "partition.min_items=-1: expected a number of at least 0"),
-        (
-            ["partition.alpha=1"],
-            "partition.alpha is a setting of partition=dirichlet; give that too",
-        ),
-        (
-            ["partition=size", "partition.law=cubic"],
-            "partition.law=cubic: Invalid value 'cubic', e",
-        ),
-        (["clients.language=-1"], "clients.language=-1: expected a number of at least 0"),
+        (["partition.alpha=1"], "partition.alpha is a setting of partition=dirichlet; give that"),
         (["clients.language=many"], "clients.language=many: "),
-        (
-            ["task=sentiment"],
-            "task=sentiment: Invalid value 'sentiment', expected one of [regression, "
-            "classification, multilabel, emotion]",
-        ),
+        (["task=sentiment"], "task=sentiment: Invalid value 'sentiment', expected one of [regress"),
         (
             ["validation_fraction=.6", "test_fraction=.6"],
             "validation_fraction + test_fraction=1.2: expected less than 1",
         ),
-        (["test_fraction=1"], "test_fraction=1.0: expected a share in [0, 1)"),
-        (["test_fraction=nan"], "test_fraction=nan: expected a share in [0, 1)"),
-        (["max_seq_len=0"], "max_seq_len=0: expected a number above 0"),
-        (["format=hdf"], "format=hdf: Invalid value 'hdf'"),
+        ([SYNTHETIC, "out=s", "clients.smell=2"], "clients.smell: the dataset has no modality"),
+        ([SYNTHETIC, "out=s", "clients.default=30"], "90 clients are too many for the train items"),
+        ([SYNTHETIC, "out=s", "split=source"], "the source does not say which items are for train"),
+        (
+            [SYNTHETIC, "out=s", "partition=dirichlet", "partition.min_items=400"],
+            "partition=dirichlet cannot deal ",
+        ),
+        (["path=/proc/self/environ", "out=s"], "/proc/self/environ is of no known format; expect"),
     ],
 )
 def test_a_mistake_is_one_line(
@@ -279,65 +247,21 @@ def test_a_mistake_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["clients.smell=2"],
-            "clients.smell: the dataset has no modality 'smell'; it has language",
-        ),
-        (["clients.default=30"], "90 clients are too many for the train items"),
-        (["clients.default=2", "clients.audio=0"], "modality 'audio' has no client; set clients."),
-        (["modalities=[smell]"], "modalities=['smell']: the synthetic dataset has language"),
-        (["task=classification"], "task=classification: the synthetic dataset has regression"),
-        (["split=source"], "the source does not say which items are for training"),
-        (["partition=natural", "clients.audio=2"], "partition=natural makes each group a client"),
-        (["partition=natural", "partition.min_items=99"], "client language-"),
-        (["partition=dirichlet", "partition.min_items=400"], "partition=dirichlet cannot deal "),
-    ],
-)
-def test_what_does_not_fit_the_data_is_one_line(
-    loaded: Run, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    assert loaded(SYNTHETIC, "out=s", *arguments).error.startswith(message)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_exists(loaded: Run, tmp_path: Path) -> None:
+def test_a_folder_that_exists_is_replaced_only_if_asked(loaded: Run, tmp_path: Path) -> None:
     loaded(SYNTHETIC, "out=s", "seed=1")
-    before = {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()}
     error = loaded(SYNTHETIC, "out=s", "seed=2").error
-    assert error == (f"out={tmp_path / 's'} exists already; choose another, or give overwrite=true")
-    assert {path.name: path.read_bytes() for path in (tmp_path / "s").iterdir()} == before
+    assert error == f"out={tmp_path / 's'} exists already; choose another, or give overwrite=true"
+    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["settings"]["seed"] == 1
     assert loaded(SYNTHETIC, "out=s", "seed=2", "overwrite=true").status == 0
     assert json.loads((tmp_path / "s" / "manifest.json").read_text())["settings"]["seed"] == 2
 
 
-def test_a_file_in_the_place_of_the_folder(loaded: Run, tmp_path: Path) -> None:
-    (tmp_path / "s").write_text("mine")
-    for arguments in ([], ["overwrite=true"]):
-        assert str(tmp_path / "s") in loaded(SYNTHETIC, "out=s", *arguments).error
-        assert (tmp_path / "s").read_text() == "mine"
-
-
-@pytest.mark.parametrize("place", ["file/s", "/proc/s"])
-def test_a_place_that_cannot_be_written(loaded: Run, tmp_path: Path, place: str) -> None:
-    (tmp_path / "file").touch()
-    error = loaded(SYNTHETIC, f"out={place}").error
+def test_a_place_that_cannot_be_written(loaded: Run, tmp_path: Path) -> None:
+    error = loaded(SYNTHETIC, "out=/proc/s").error
     assert re.fullmatch(r"out=\S+ cannot be written: [A-Z][a-z ]+", error)
-
-
-def test_a_disk_that_is_full(loaded: Run, tmp_path: Path) -> None:
     error = loaded(SYNTHETIC, "out=s", largest_file=100_000).error
     assert error.startswith(f"out={tmp_path / 's'} cannot be written: ")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_of_no_known_format(loaded: Run, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
-    error = loaded("path=notes.txt", "out=s").error
-    assert error.startswith("notes.txt is of no known format; expected one of ")
-    assert "npz" in error
 
 
 def test_names_are_shown_as_they_were_typed(loaded: Run, tmp_path: Path) -> None:
@@ -353,20 +277,11 @@ def test_names_are_shown_as_they_were_typed(loaded: Run, tmp_path: Path) -> None
 MISSING = ("flwr_datasets", "datasets", "h5py", "pyarrow")
 
 
-@pytest.mark.parametrize("rule", ["iid", "dirichlet", "natural", "size"])
-def test_rules_of_flower_datasets_need_the_extra(loaded: Run, tmp_path: Path, rule: str) -> None:
-    error = loaded(SYNTHETIC, "out=s", f"partition={rule}", missing=MISSING).error
-    assert error == (
-        "partitions other than groups need flwr-datasets: pip install 'ha-fedformer[prepare]'"
-    )
+def test_only_rules_of_flower_datasets_need_the_extra(loaded: Run, tmp_path: Path) -> None:
+    for rule in ("iid", "dirichlet", "natural", "size"):
+        error = loaded(SYNTHETIC, "out=s", f"partition={rule}", missing=MISSING).error
+        assert error == (
+            "partitions other than groups need flwr-datasets: pip install 'ha-fedformer[prepare]'"
+        )
     assert list(tmp_path.iterdir()) == []
-
-
-def test_whole_groups_need_no_extra(loaded: Run, tmp_path: Path) -> None:
-    loaded(SYNTHETIC, "out=with", "partition=groups")
-    shown = loaded(SYNTHETIC, "out=without", "partition=groups", missing=MISSING).shown
-    assert "next: utmp-train" in shown
-    files = sorted(path.name for path in (tmp_path / "with").iterdir())
-    assert files == sorted(path.name for path in (tmp_path / "without").iterdir())
-    for name in files:
-        assert (tmp_path / "with" / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
+    assert "next: utmp-train" in loaded(SYNTHETIC, "out=without", missing=MISSING).shown

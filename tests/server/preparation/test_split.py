@@ -59,7 +59,7 @@ FRACTIONS = st.sampled_from([0.0, 0.1, 0.3, 0.45])
 
 
 @given(grouped(), FRACTIONS, FRACTIONS, st.integers(0, 99))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_a_random_split_never_shares_a_group_and_loses_no_item(
     groups: list[str], validation: float, test: float, seed: int
 ) -> None:
@@ -70,20 +70,12 @@ def test_a_random_split_never_shares_a_group_and_loses_no_item(
     assert sum(map(len, held)) == len(set(groups))
     assert all(side == sorted(side) for side in found.values())
     assert sides.warnings == ()
-
-
-@given(grouped(), FRACTIONS, FRACTIONS, st.integers(0, 99))
-@settings(max_examples=50, deadline=None)
-def test_a_side_is_empty_exactly_where_its_fraction_is_zero(
-    groups: list[str], validation: float, test: float, seed: int
-) -> None:
-    found = each(split_groups(items_of(groups), validation, test, seed))
     assert found["train"]
     assert bool(found["validation"]) == (validation > 0)
     assert bool(found["test"]) == (test > 0)
 
 
-@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0.3, 0.05), (0.0, 0.5)])
+@pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0.0, 0.5)])
 def test_fractions_are_missed_by_little(validation: float, test: float) -> None:
     found = each(split_groups(items_of(many_groups(200)), validation, test, 7))
     wanted = {"train": 1 - validation - test, "validation": validation, "test": test}
@@ -102,14 +94,6 @@ def test_the_seed_decides_a_random_split() -> None:
 def test_two_groups_are_too_few_for_three_sides() -> None:
     with pytest.raises(UserError, match=r"3 parts need at least 3 groups .* there are 2"):
         split_groups(items_of(["a", "a", "b"]), 0.1, 0.2, 0)
-
-
-def test_one_group_is_enough_for_one_side() -> None:
-    assert each(split_groups(items_of(["a", "a"]), 0.0, 0.0, 0)) == {
-        "train": [0, 1],
-        "validation": [],
-        "test": [],
-    }
 
 
 # As the source says -----------------------------------------------------------------------------
@@ -136,20 +120,9 @@ def test_validation_is_taken_from_train_by_group_where_the_source_has_none() -> 
     assert all(side == sorted(side) for side in found.values())
     # Groups that were held back are no mistake of the source.
     assert sides.warnings == ()
-
-
-def test_the_seed_decides_what_is_held_back() -> None:
-    source = source_of({"train": many_groups(40), "test": ["t"]})
-    one, same, other = (each(split_by_source(source, 0.25, seed)) for seed in (1, 1, 2))
-    assert one == same
-    assert one["validation"] != other["validation"]
-
-
-def test_nothing_is_held_back_at_a_fraction_of_zero() -> None:
-    source = source_of({"train": many_groups(4), "test": ["t"]})
-    found = each(split_by_source(source, 0.0, 3))
-    assert found["validation"] == []
-    assert len(found["train"]) == 20
+    assert each(split_by_source(source, 0.25, 3)) == found
+    assert each(split_by_source(source, 0.25, 4))["validation"] != found["validation"]
+    assert each(split_by_source(source, 0.0, 3))["validation"] == []
 
 
 @pytest.mark.parametrize(
@@ -172,29 +145,25 @@ def test_a_source_without_its_sides_is_refused_in_one_line(
     assert "\n" not in str(error.value)
 
 
-def test_groups_on_two_sides_are_counted_and_one_is_named() -> None:
-    source = source_of(
-        {"train": ["v1", "v2", "v3"], "validation": ["v2", "v4"], "test": ["v3", "v5", "v3"]}
-    )
-    (warning,) = split_by_source(source, 0.2, 0).warnings
-    assert "has 2 groups" in warning
-    assert "as v2:" in warning
-    assert "split=random" in warning
-    assert "\n" not in warning
-
-
-def test_a_group_on_three_sides_counts_once() -> None:
-    source = source_of({"train": ["v"], "validation": ["v"], "test": ["v", "v"]})
-    (warning,) = shared_groups(source.items, source.splits)
-    assert "has 1 groups" in warning
-
-
-def test_groups_on_one_side_each_need_no_warning() -> None:
-    source = source_of({"train": ["a", "a", "b"], "validation": ["c"], "test": ["d", "d"]})
-    assert shared_groups(source.items, source.splits) == ()
-    assert split_by_source(source, 0.2, 0).warnings == ()
-
-
-def test_a_source_without_sides_has_nothing_to_warn_of() -> None:
-    source = source_of({"": ["a", "a", "b"]})
-    assert shared_groups(source.items, source.splits) == ()
+@pytest.mark.parametrize(
+    ("sides", "count"),
+    [
+        ({"train": ["v1", "v2", "v3"], "validation": ["v2", "v4"], "test": ["v3", "v5"]}, 2),
+        ({"train": ["v2"], "validation": ["v2"], "test": ["v2", "v2"]}, 1),
+        ({"train": ["v2", "v2", "b"], "validation": ["c"], "test": ["d", "d"]}, 0),
+        ({"": ["v2", "v2", "b"]}, 0),
+    ],
+)
+def test_groups_on_two_sides_are_counted_and_one_is_named(
+    sides: dict[str, list[str]], count: int
+) -> None:
+    source = source_of(sides)
+    warnings = shared_groups(source.items, source.splits)
+    assert len(warnings) == min(count, 1)
+    if "" not in sides:
+        assert split_by_source(source, 0.2, 0).warnings == warnings
+    for warning in warnings:
+        assert f"has {count} groups" in warning
+        assert "as v2:" in warning
+        assert "split=random" in warning
+        assert "\n" not in warning

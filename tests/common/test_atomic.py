@@ -1,13 +1,14 @@
-"""A file that is there as a whole or not at all."""
+"""Files and folders that are there as a whole or not at all."""
 
 import os
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from common.atomic import atomic_file, make_readable
+from common.atomic import atomic_file, atomic_folder
+from common.errors import UserError
+
+HOLDS = "manifest.json"
 
 
 @pytest.fixture
@@ -19,33 +20,17 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_it_appears_at_the_end(target: Path) -> None:
-    with atomic_file(target) as aside:
-        aside.write_bytes(b"new")
-        assert aside.parent == target.parent
-        assert not target.exists()
-    assert target.read_bytes() == b"new"
-    assert names(target.parent) == [target.name]
+# A file -----------------------------------------------------------------------------------------
 
 
-def test_the_old_one_is_there_until_then(target: Path) -> None:
-    target.write_bytes(b"old")
-    with atomic_file(target) as aside:
-        aside.write_bytes(b"new")
-        assert target.read_bytes() == b"old"
-    assert target.read_bytes() == b"new"
-
-
-@settings(max_examples=25, deadline=None)
-@given(st.binary(max_size=1000), st.binary(max_size=1000))
-def test_any_content_replaces_any_other(
-    tmp_path_factory: pytest.TempPathFactory, old: bytes, new: bytes
-) -> None:
-    target = tmp_path_factory.mktemp("any") / "file"
-    for content in (old, new):
+def test_the_old_file_is_there_until_the_new_one_is_complete(target: Path) -> None:
+    for old, new in ((None, b"one"), (b"one", b"two")):
         with atomic_file(target) as aside:
-            aside.write_bytes(content)
-        assert target.read_bytes() == content
+            aside.write_bytes(new)
+            assert aside.parent == target.parent
+            assert (target.read_bytes() if target.exists() else None) == old
+        assert target.read_bytes() == new
+        assert names(target.parent) == [target.name]
 
 
 def test_what_a_killed_process_left_aside_is_written_over(target: Path) -> None:
@@ -59,22 +44,20 @@ def test_what_a_killed_process_left_aside_is_written_over(target: Path) -> None:
     assert names(target.parent) == [target.name]
 
 
+@pytest.mark.parametrize("existing", [True, False])
 @pytest.mark.parametrize("written", [True, False])
-@pytest.mark.parametrize("there", [True, False])
-@pytest.mark.parametrize(
-    "fault", [OSError(28, "No space left on device"), KeyboardInterrupt(), SystemExit(1)]
-)
+@pytest.mark.parametrize("fault", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_whatever_ends_the_block_leaves_the_target(
-    target: Path, fault: BaseException, there: bool, written: bool
+    target: Path, fault: BaseException, existing: bool, written: bool
 ) -> None:
-    if there:
+    if existing:
         target.write_bytes(b"old")
     with pytest.raises(type(fault)), atomic_file(target) as aside:
         if written:
             aside.write_bytes(b"half")
         raise fault
-    assert names(target.parent) == ([target.name] if there else [])
-    assert not there or target.read_bytes() == b"old"
+    assert names(target.parent) == ([target.name] if existing else [])
+    assert not existing or target.read_bytes() == b"old"
 
 
 @pytest.mark.parametrize("step", ["chmod", "fsync", "replace"])
@@ -100,7 +83,7 @@ def test_a_block_that_writes_nothing_is_an_error(target: Path) -> None:
     assert target.read_bytes() == b"old"
 
 
-def test_its_bytes_are_on_disk_before_its_name_and_its_name_after(
+def test_bytes_are_on_disk_before_the_name_and_the_name_after(
     target: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done: list[str] = []
@@ -129,22 +112,53 @@ def test_permissions_are_those_of_a_file_that_is_simply_opened(
     try:
         with atomic_file(target) as aside:
             aside.touch(mode=0o600)
-            aside.write_bytes(b"new")
-        (target.parent / "opened").write_bytes(b"")
+        fill(target.parent / "out")
         assert os.umask(mask) == mask  # not changed by asking for it
     finally:
         os.umask(former)
-    opened = (target.parent / "opened").stat().st_mode
-    assert target.stat().st_mode == opened
-    assert opened & 0o777 == mode
+    for file in (target, target.parent / "out" / "shard"):
+        assert file.stat().st_mode & 0o777 == mode
 
 
-def test_a_file_is_made_readable(tmp_path: Path) -> None:
-    file = tmp_path / "file"
-    file.touch(mode=0o600)
-    former = os.umask(0o027)
-    try:
-        make_readable(file)
-    finally:
-        os.umask(former)
-    assert file.stat().st_mode & 0o777 == 0o640
+# A folder; `tests/server/preparation` breaks it at every step -------------------------------------
+
+
+def fill(out: Path, overwrite: bool = False, text: str = "new") -> None:
+    existed = out.exists()
+    with atomic_folder(out, overwrite, HOLDS) as folder:
+        assert folder.parent == out.parent
+        (folder / HOLDS).write_text(text)
+        (folder / "shard").touch(mode=0o600)
+        assert out.exists() == existed
+
+
+def test_a_folder_is_replaced_only_if_asked_and_of_the_same_kind(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fill(out, text="old")
+    with pytest.raises(UserError, match="overwrite=true"):
+        fill(out)
+    fill(out, overwrite=True)
+    assert (out / HOLDS).read_text() == "new"
+    (out / HOLDS).unlink()
+    with pytest.raises(UserError, match=r"holds no manifest\.json"):
+        fill(out, overwrite=True)
+    assert names(tmp_path) == ["out"]
+
+
+def test_a_folder_that_is_not_completed_leaves_nothing(tmp_path: Path) -> None:
+    with (
+        pytest.raises(KeyboardInterrupt),
+        atomic_folder(tmp_path / "out", False, HOLDS) as folder,
+    ):
+        (folder / HOLDS).touch()
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+
+
+def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
+    with (
+        atomic_folder(tmp_path / "out", False, HOLDS),
+        pytest.raises(UserError, match="another command"),
+    ):
+        fill(tmp_path / "out")
+    assert names(tmp_path) == ["out"]
