@@ -1,14 +1,15 @@
 """What a model confuses, and whether its certainty can be trusted; see `common.diagnostics`."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
-from server.report.colours import STRONGEST, Pens
-from server.report.figures import calibration_figure
-from server.report.records import number
-from server.report.results import TOGETHER
+import numpy as np
+
+from server.report.figures import Pens, calibration_figure
+from server.report.panels import MISSING, STRONGEST, Cell, Panel, chart, notes, shown
+from server.report.records import TOGETHER, Summary
 from server.report.series import Line
-from server.report.view import MISSING, Cell, Panel, chart, notes, shown
 
 #: Classes up to which a confusion matrix is shown as one.
 MOST_CLASSES = 20
@@ -20,25 +21,27 @@ _SIDE_BY_SIDE = 12
 _CONFUSIONS = 20
 
 
-def diagnosis_panels(anchor: str, summary: Mapping[str, Any], pens: Pens) -> Iterator[Panel]:
+def diagnosis_panels(summary: Summary, pens: Pens) -> Iterator[Panel]:
     """Yield the calibration, and the confusions of all modalities and of each one.
 
     A damaged summary raises the error of the wrong access.
     """
-    diagnostics: Mapping[str, Mapping[str, Any]] = summary.get("diagnostics", {})
-    if not diagnostics:
+    if not summary.diagnostics:
         older = "the version that made this run did not record them."
         none = "this run has no single model that predicts."
-        yield notes(f"Confusions and calibration: {none if 'diagnostics' in summary else older}")
+        recorded = "diagnostics" in summary.model_fields_set
+        yield notes(f"Confusions and calibration: {none if recorded else older}")
         return
     tables = {
-        name: parts["calibration"] for name, parts in diagnostics.items() if "calibration" in parts
+        name: parts["calibration"]
+        for name, parts in summary.diagnostics.items()
+        if "calibration" in parts
     }
     if tables:
-        yield _calibration(anchor, tables, pens)
+        yield _calibration(tables, pens)
     else:
         yield notes("Calibration: this model predicts numbers without a deviation.")
-    for place, (name, parts) in enumerate(diagnostics.items()):
+    for place, (name, parts) in enumerate(summary.diagnostics.items()):
         yield confusion_panel(_titled(name), parts["confusion"], explained=place == 0)
 
 
@@ -103,9 +106,7 @@ def _share(part: int, whole: int) -> str:
     return f"{part / whole:.2f}" if whole else MISSING
 
 
-def _calibration(
-    anchor: str, tables: Mapping[str, Mapping[str, Sequence[Any]]], pens: Pens
-) -> Panel:
+def _calibration(tables: Mapping[str, Mapping[str, Sequence[float | None]]], pens: Pens) -> Panel:
     if all("nominal" in table for table in tables.values()):
         x, y = "nominal", "observed"
         labels = ("promised coverage", "observed coverage")
@@ -113,16 +114,18 @@ def _calibration(
     else:
         x, y = labels = ("probability", "frequency")
         what = "Bins of equal width."
-    lines = {
-        name: Line(list(map(number, table[x])), list(map(number, table[y])))
+    # Null, of an empty bin, becomes NaN.
+    numbers = {
+        name: {column: np.array(values, dtype=float).tolist() for column, values in table.items()}
         for name, table in tables.items()
     }
-    columns = list(dict.fromkeys(column for table in tables.values() for column in table))
+    lines = {name: Line(columns[x], columns[y]) for name, columns in numbers.items()}
+    header = list(dict.fromkeys(column for columns in numbers.values() for column in columns))
     rows = [
-        [_titled(name), *(shown(number(table[column][place]), 3) for column in columns)]
-        for name, table in tables.items()
-        for place in range(len(table[columns[0]]))
+        [_titled(name), *map(shown, row, repeat(3))]
+        for name, columns in numbers.items()
+        for row in zip(*(columns[column] for column in header), strict=True)
     ]
-    figure = calibration_figure(lines, pens, labels)
     note = f"{what} Below the dotted line: too sure; above: not sure enough."
-    return chart(f"{anchor}-calibration", "Calibration", figure, ("", *columns), rows, note)
+    figure = calibration_figure(lines, pens, labels)
+    return chart("Calibration", figure, ("", *header), rows, note)

@@ -6,13 +6,16 @@ every setting that does not belong to the method is equal.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from common.errors import UserError
+from common.metrics import HEADLINE
 from common.task import Task
 from server.report.comparison import Difference, less_is_better, paired_difference, spread
-from server.report.results import TOGETHER, Metrics, Result
+from server.report.records import TOGETHER, Result
 
 #: Settings that do not change what is learnt: a name, or a group with its dot.
 _REPLICATE = ("seed", "run_dir", "runtime.", "tracking.")
@@ -23,123 +26,222 @@ _METHOD = ("strategy.", "fusion.", "client.")
 #: The value of a setting that a run's version, or its dataset, did not have.
 ABSENT = "(absent)"
 
+#: Metrics that are shown beside the headline metric.
+_BESIDE: dict[Task, tuple[str, ...]] = {
+    Task.regression: ("mae", "acc2"),
+    Task.classification: ("log_loss",),
+    Task.multilabel: ("weighted_accuracy",),
+}
+
+#: The most seeds, and the most unfinished runs, that are named.
+_SEEDS, _UNFINISHED = 12, 3
+
 Settings = Mapping[str, str]
+
+#: Which scores of a summary: of all items, under each fusion rule, or of each subset of modalities.
+Kind = Literal["test", "test_by_fusion", "test_by_subset"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ in nothing but the seed, by seed."""
 
-    Attributes
-    ----------
-    name
-        ``strategy.name``.
-    settings
-        Those of the method that differ among the reported runs.
-    differs
-        Of these, the ones that distinguish it from methods of the same name in its group.
-    results
-        By seed.
-    """
-
+    #: ``strategy.name``.
     name: str
+    #: Those of the method that differ among the reported runs.
     settings: Settings
-    differs: Settings
+    #: `name`, and what distinguishes it from its namesakes in its group:
+    #: ``hierarchical, sampler.num_samples=8``.
+    label: str
     results: tuple[Result, ...]
 
-    @property
-    def label(self) -> str:
-        """``hierarchical, sampler.num_samples=8``."""
-        return ", ".join([self.name, *assignments(self.differs)])
-
-    def scores(self, metric: str, pick: Callable[[Result], Metrics]) -> dict[int, float]:
+    def scores(self, metric: str, title: str = TOGETHER, kind: Kind = "test") -> dict[int, float]:
         """Seed to a metric of one kind of prediction, for the runs that have it."""
-        picked = {result.seed: pick(result) for result in self.results}
-        return {seed: metrics[metric] for seed, metrics in picked.items() if metric in metrics}
+        picked = {each.seed: getattr(each.summary, kind).get(title, {}) for each in self.results}
+        return {seed: scores[metric] for seed, scores in picked.items() if metric in scores}
 
-    def together(self, metric: str) -> dict[int, float]:
-        """Seed to a metric of all modalities together."""
-        return self.scores(metric, lambda result: result.test[TOGETHER])
+    def titles(self, kind: Kind = "test") -> list[str]:
+        """Return the kinds of prediction that have scores, such as the modalities."""
+        return list(dict.fromkeys(t for each in self.results for t in getattr(each.summary, kind)))
 
     def best_alone(self, metric: str) -> tuple[str, float] | None:
         """Return the modality that is best alone, and its mean; None where none has a number."""
-        names = dict.fromkeys(name for result in self.results for name in result.test)
-        means = {name: self._mean_alone(name, metric) for name in names if name != TOGETHER}
+        alone = [name for name in self.titles() if name != TOGETHER]
+        means = {name: spread(self.scores(metric, name).values()).mean for name in alone}
         known = {name: mean for name, mean in means.items() if not math.isnan(mean)}
         sign = -1 if less_is_better(metric) else 1
-        best = max(known, key=lambda name: sign * known[name], default=None)
-        return None if best is None else (best, known[best])
-
-    def _mean_alone(self, modality: str, metric: str) -> float:
-        scores = self.scores(metric, lambda result: result.test.get(modality, {}))
-        return spread(scores.values()).mean
-
-
-#: A method to its scores by seed.
-Scores = Callable[[Method], Mapping[int, float]]
+        return max(known.items(), key=lambda item: sign * item[1], default=None)
 
 
 @dataclass(frozen=True)
 class ComparisonGroup:
-    """Methods that were tried on the same data under the same conditions.
+    """Methods, by name and settings, that were tried on the same data under the same conditions."""
 
-    Attributes
-    ----------
-    title_settings, other_settings
-        Settings that differ among groups: those that suffice to distinguish them, and the rest.
-    task
-        Of all its runs.
-    methods
-        By name and settings.
-    """
-
-    title_settings: Settings
-    other_settings: Settings
-    task: Task
+    #: From 1.
+    number: int
+    #: ``1. dataset.name=npz, rounds=20``: the settings that suffice to distinguish it.
+    title: str
+    #: The rest of the settings that differ among groups, as ``name=value``.
+    others: Sequence[str]
+    #: That are shown; the first is the one compared.
+    metrics: Sequence[str]
     methods: tuple[Method, ...]
+    #: ``strategy.name`` or label of what the others are compared with, if anything.
+    baseline: str | None
 
-    def baselines(self, name: str | None) -> list[Method]:
-        """Return the method with a label, or all that have it as their ``strategy.name``."""
-        labelled = [method for method in self.methods if method.label == name]
-        return labelled or [method for method in self.methods if method.name == name]
+    @property
+    def metric(self) -> str:
+        """The metric that is compared."""
+        return self.metrics[0]
 
-    def baseline_of(self, method: Method, name: str | None) -> Method | None:
-        """Return the baseline that is nearest in its settings; the first of equals."""
+    @property
+    def baselines(self) -> list[Method]:
+        """The method with the label, or all that have it as their ``strategy.name``."""
+        label = without_places(self.baseline or "")
+        labelled = [method for method in self.methods if method.label == label]
+        return labelled or [method for method in self.methods if method.name == self.baseline]
+
+    def baseline_of(self, method: Method) -> Method | None:
+        """Return the baseline nearest in its settings, the first of equals; None for a baseline."""
+        if method in self.baselines:
+            return None
 
         def distance(baseline: Method) -> int:
             return sum(baseline.settings[key] != method.settings[key] for key in method.settings)
 
-        return min(self.baselines(name), key=distance, default=None)
+        return min(self.baselines, key=distance, default=None)
 
     def difference(
-        self, method: Method, baseline: str | None, metric: str, scores: Scores
+        self, method: Method, title: str = TOGETHER, kind: Kind = "test"
     ) -> Difference | None:
         """Compare a method with its baseline; None for the baseline itself, or without one."""
-        other = self.baseline_of(method, baseline)
-        if other is None or method in self.baselines(baseline):
+        if (other := self.baseline_of(method)) is None:
             return None
-        return paired_difference(scores(method), scores(other), less=less_is_better(metric))
+        scores, others = (each.scores(self.metric, title, kind) for each in (method, other))
+        return paired_difference(scores, others, less=less_is_better(self.metric))
 
 
-def group_results(results: Sequence[Result]) -> tuple[ComparisonGroup, ...]:
-    """Sort results into comparison groups of methods; raise `UserError` for equal runs."""
+@dataclass(frozen=True)
+class Report:
+    """The runs that are reported, compared."""
+
+    #: The command line that asked for it.
+    command: str
+    results: Sequence[Result]
+    #: Folders of runs that have not ended.
+    unfinished: Sequence[str]
+    groups: Sequence[ComparisonGroup]
+    #: As of each group.
+    baseline: str | None
+
+    @property
+    def methods(self) -> list[tuple[str, Method]]:
+        """Label and method; with the number of its group if there are several."""
+        several = len(self.groups) > 1
+        return [
+            (f"{group.number}. {method.label}" if several else method.label, method)
+            for group in self.groups
+            for method in group.methods
+        ]
+
+    @property
+    def counts(self) -> str:
+        """``4 runs, 2 methods, 2 seeds (1, 2), 1 comparison group``."""
+        seeds = sorted({result.seed for result in self.results})
+        named = ", ".join([*map(str, seeds[:_SEEDS]), *["…"][: len(seeds) > _SEEDS]])
+        return (
+            f"{count(len(self.results), 'run')}, {count(len(self.methods), 'method')}, "
+            f"{count(len(seeds), 'seed')} ({named}), "
+            f"{count(len(self.groups), 'comparison group')}"
+        )
+
+    @property
+    def compares(self) -> bool:
+        """Whether any group has the baseline."""
+        return any(group.baselines for group in self.groups)
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what a reader should know before the numbers."""
+        if self.unfinished:
+            runs = count(len(self.unfinished), "unfinished run")
+            more = ["…"] if len(self.unfinished) > _UNFINISHED else []
+            names = ", ".join([*self.unfinished[:_UNFINISHED], *more])
+            yield f"{runs} left out: {without_places(names)}"
+        without = [group for group in self.groups if not group.baselines]
+        if self.baseline is None or not without:
+            return
+        all_of_them = len(without) == len(self.groups)
+        for where, groups in (
+            [("runs", without)] if all_of_them else [(each.title, [each]) for each in without]
+        ):
+            names = ", ".join(sorted({method.name for group in groups for method in group.methods}))
+            yield f"{where}: no baseline {self.baseline}, so no differences; there are {names}"
+
+
+def make_groups(
+    results: Sequence[Result], baseline: str | None = None, metrics: Sequence[str] = ()
+) -> list[ComparisonGroup]:
+    """Sort results into comparison groups of methods.
+
+    Parameters
+    ----------
+    results
+        In any order.
+    baseline
+        ``strategy.name`` or label of what the others are compared with, if anything.
+    metrics
+        That are shown, the first compared; none for those of the task.
+
+    Raises
+    ------
+    UserError
+        If two runs are the same, or no run has a metric.
+    """
     _refuse_twins(results)
+    known = _metric_names(results)
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(f"metrics: there is no metric {metric!r}; there are {', '.join(known)}")
     names = [name for name in differing(results) if not _in(name, _REPLICATE)]
     outer = [name for name in names if not _in(name, _METHOD)]
     inner = [name for name in names if _in(name, _METHOD)]
     parts = _partition(results, outer)
     title = _distinguishing(outer, [members[0] for members in parts])
-    others = [name for name in outer if name not in title]
-    groups = [
-        ComparisonGroup(
-            _values(members[0], title),
-            _values(members[0], others),
-            members[0].task,
-            _methods(members, inner),
+    parts.sort(key=lambda members: [_natural(v) for v in _values(members[0], title).values()])
+    groups = []
+    for number, members in enumerate(parts, 1):
+        titled = _values(members[0], title)
+        words = ", ".join(assignments(_present(titled) or titled)) or "All runs"
+        others = assignments(_present(_values(members[0], [n for n in outer if n not in title])))
+        methods = _methods(members, inner)
+        shown = _shown_metrics(members, metrics)
+        groups.append(
+            ComparisonGroup(number, f"{number}. {words}", others, shown, methods, baseline)
         )
-        for members in parts
-    ]
-    return tuple(sorted(groups, key=lambda each: list(map(_natural, each.title_settings.values()))))
+    return groups
+
+
+def _shown_metrics(results: Sequence[Result], chosen: Sequence[str]) -> list[str]:
+    known, headline = _metric_names(results), HEADLINE[results[0].task]
+    chosen = chosen or (headline, *_BESIDE[results[0].task])
+    return [metric for metric in chosen if metric in known] or [headline]
+
+
+def _metric_names(results: Iterable[Result]) -> list[str]:
+    return list(dict.fromkeys(name for each in results for name in each.summary.test[TOGETHER]))
+
+
+def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, ...]:
+    methods = []
+    for namesakes in _partition(results, ["strategy.name"]):
+        name, here = namesakes[0].settings["strategy.name"], set(differing(namesakes))
+        for members in _partition(namesakes, names):
+            settings = _values(members[0], names)
+            differs = {key: value for key, value in settings.items() if key in here}
+            label = ", ".join([without_places(name), *assignments(differs)])
+            seeds = tuple(sorted(members, key=lambda result: result.seed))
+            methods.append(Method(name, settings, label, seeds))
+    return tuple(sorted(methods, key=lambda method: _natural(method.label)))
 
 
 def differing(results: Sequence[Result]) -> list[str]:
@@ -150,10 +252,13 @@ def differing(results: Sequence[Result]) -> list[str]:
 
 def assignments(settings: Settings) -> list[str]:
     """``name=value`` of each setting; the strategy's own without their group."""
-    return [f"{name.removeprefix('strategy.')}={value}" for name, value in settings.items()]
+    return [
+        without_places(f"{name.removeprefix('strategy.')}={value}")
+        for name, value in settings.items()
+    ]
 
 
-def present(settings: Settings) -> dict[str, str]:
+def _present(settings: Settings) -> Settings:
     """Leave out what a run's version, or its dataset, did not have."""
     return {name: value for name, value in settings.items() if value != ABSENT}
 
@@ -172,18 +277,6 @@ def _partition(results: Iterable[Result], names: Sequence[str]) -> list[list[Res
     for result in results:
         parts.setdefault(tuple(_values(result, names).values()), []).append(result)
     return list(parts.values())
-
-
-def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, ...]:
-    methods = []
-    for namesakes in _partition(results, ["strategy.name"]):
-        here = set(differing(namesakes))
-        for members in _partition(namesakes, names):
-            settings = _values(members[0], names)
-            differs = {name: value for name, value in settings.items() if name in here}
-            seeds = tuple(sorted(members, key=lambda result: result.seed))
-            methods.append(Method(seeds[0].settings["strategy.name"], settings, differs, seeds))
-    return tuple(sorted(methods, key=lambda method: _natural(method.label)))
 
 
 def _distinguishing(names: Iterable[str], results: Sequence[Result]) -> list[str]:
@@ -215,3 +308,23 @@ def _refuse_twins(results: Iterable[Result]) -> None:
                 "settings are equal; leave one out"
             )
         seen[key] = result
+
+
+def count(number: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def without_places(text: str) -> str:
+    """Return a text whose absolute paths reveal nothing of the machine.
+
+    They become relative to the working directory, or ``…/folder/name`` if they lie outside it.
+    """
+
+    def shorten(match: re.Match[str]) -> str:
+        path = Path(match[0])
+        if path.is_relative_to(Path.cwd()):
+            return str(path.relative_to(Path.cwd()))
+        return "/".join(["…", *path.parts[1:][-2:]])
+
+    return re.sub(r"(?<![^\s=,\[\"'(])/[^,\]\"')=]*[^,\]\"')=\s]", shorten, text)

@@ -1,28 +1,31 @@
 """Report section for one run: weights, losses, time, posterior widths, rejections and scores."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import median
+from typing import TypeVar
 
-from server.report.colours import STRONGEST, Pen, Pens, step_pens
 from server.report.diagnosis_panels import diagnosis_panels
-from server.report.figures import bar_figure, dot_figure
+from server.report.figures import Mark, Pen, Pens, bar_figure, mark_figure, step_pens
 from server.report.group_panels import LEAST_WEIGHT
+from server.report.groups import without_places
+from server.report.panels import STRONGEST, Cell, Panel, Section, chart, line_chart, notes, shown
 from server.report.records import (
-    Details,
+    History,
     Matrix,
-    Series,
-    merged_rounds,
-    number,
-    read_details,
+    Numbers,
+    Result,
+    Summary,
+    read_history,
+    read_summary,
     reading,
 )
-from server.report.results import Metrics, Result
-from server.report.series import by_modality, envelope, line_of, modality_of
-from server.report.tables import without_places
-from server.report.view import Cell, Panel, Section, chart, line_chart, mean_of, notes, shown
+from server.report.series import envelope, line_of, merged_rounds, over_rounds
 from server.run.folder import SUMMARY
+
+T = TypeVar("T")
 
 #: Clients up to which each has a line of its own.
 MOST_CLIENTS = 30
@@ -33,111 +36,109 @@ MOST_BARS = 60
 #: Panels that stand side by side, and therefore come first.
 _TILES = ("chart", "heat")
 
+OLDER = "the version that made this run did not record them."
+
+_MEDIAN = "in a band from the least to the greatest."
+
 
 def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: bool) -> Section:
     """Return what one run recorded; raise `UserError` if a file of it is damaged."""
-    details = read_details(result.folder)
-    panels = [
-        *_fusion(anchor, details, pens),
-        *_decoder(anchor, details, pens),
-        *_losses(anchor, details, pens),
-        *_seconds(anchor, details),
-        *_widths(anchor, details, pens),
-        _rejections(details),
-    ]
-    with reading(Path(result.folder) / SUMMARY, "diagnostics"):
-        panels += diagnosis_panels(anchor, details.summary, pens)
-    with reading(Path(result.folder) / SUMMARY, "summary"):
-        facts = list(_facts(result, details))
-    panels += [*_scores(result), _settings(result)]
-    shown_panels = sorted(
-        (panel for panel in panels if panel.kind != "notes"), key=lambda p: p.kind not in _TILES
-    )
-    missing = [line for panel in panels if panel.kind == "notes" for line in panel.lines]
-    if missing:
-        shown_panels.append(notes(*missing, title="Not shown, and why"))
-    return Section(anchor, title, shown_panels, facts=facts, folded=folded)
+    folder = Path(result.folder)
+    history, summary = read_history(folder), read_summary(folder)
+    panels: list[Panel] = []
+    for key, make, what, why in _OF_ROUNDS:
+        if any(getattr(each, key) for each in history.sample):
+            panels += make(history, pens)
+        else:
+            recorded = any(key in each.model_fields_set for each in history.sample)
+            panels.append(notes(f"{what}: {why if recorded else OLDER}"))
+    panels.append(_rejections(history))
+    with reading(folder / SUMMARY, "diagnostics"):
+        panels += diagnosis_panels(summary, pens)
+    with reading(folder / SUMMARY, "summary"):
+        facts = list(_facts(result, history.count, summary))
+    panels += [*_scores(summary), _settings(result)]
+    content = [panel for panel in panels if panel.kind != "notes"]
+    content.sort(key=lambda panel: panel.kind not in _TILES)
+    if missing := [line for panel in panels for line in panel.lines]:
+        content.append(notes(*missing, title="Not shown, and why"))
+    return Section(anchor, title, content, facts=facts, folded=folded)
 
 
-def _left_out(what: str, details: Details, key: str, why: str) -> Panel:
-    """Explain why a panel is missing: nothing of its kind, or a version that recorded none."""
-    older = "the version that made this run did not record them."
-    return notes(f"{what}: {why if key in details.recorded else older}")
-
-
-def _fusion(anchor: str, details: Details, pens: Pens) -> Iterator[Panel]:
-    if not details.fusion:
-        yield notes("Modality weights: nothing is weighted in this run.")
-        return
-    rounds = merged_rounds(details.fusion.values())
-    lines = {name: line_of(details.fusion[name], rounds) for name in pens.ordered(details.fusion)}
+def _fusion(history: History, pens: Pens) -> Iterator[Panel]:
+    weights = over_rounds((each.round, each.fusion_weights) for each in history.sample)
+    rounds = merged_rounds(weights.values())
+    lines = {name: line_of(weights[name], rounds) for name in pens.ordered(weights)}
     note = "How much each modality counts when all predict together; 1 in all."
     label = "weight in the fusion"
-    yield line_chart(
-        f"{anchor}-fusion", "Modality weights", label, lines, pens, note, least=LEAST_WEIGHT
-    )
+    yield line_chart("Modality weights", label, lines, pens, note, least=LEAST_WEIGHT)
 
 
-def _decoder(anchor: str, details: Details, pens: Pens) -> Iterator[Panel]:
+def _decoder(history: History, pens: Pens) -> Iterator[Panel]:
     """Yield the modalities' shares in the merged decoder, by layer and over the rounds."""
-    if not details.decoder:
-        why = "this run has no merged decoder, or a rule without weights."
-        yield _left_out("Decoder weights", details, "decoder_weights", why)
-        return
-    last = max(details.decoder)
-    layers = details.decoder[last]
+    matrices = {each.round: each.decoder_weights for each in history.sample if each.decoder_weights}
+    last = max(matrices)
+    layers = matrices[last]
     names = pens.ordered(name for shares in layers.values() for name in shares)
     label = "weight in the merged decoder"
-    dots = {name: [shares.get(name, math.nan) for shares in layers.values()] for name in names}
-    cells = zip(layers, *(map(shown, values) for values in dots.values()), strict=True)
+    columns = {name: [shares.get(name, math.nan) for shares in layers.values()] for name in names}
+    marks = {
+        name: [Mark(share, colour=pens[name].colour, shape=shape) for share in columns[name]]
+        for name, shape in zip(names, cycle("os^DvP"), strict=False)
+    }
     reference = 1 / len(names)
     yield chart(
-        f"{anchor}-layers",
         f"Decoder weights by layer, round {last}",
-        dot_figure(list(layers), dots, pens, label, reference=reference, least=LEAST_WEIGHT),
-        ("", *dots),
-        list(cells),
+        mark_figure(list(layers), marks, label, reference=reference, least=LEAST_WEIGHT),
+        ("", *names),
+        list(zip(layers, *(map(shown, column) for column in columns.values()), strict=True)),
         "CmDA's choice, or shares of the examples where it does not choose; dotted: equal.",
     )
-    if len(details.decoder) > 1:
-        rounds = sorted(details.decoder)
-        lines = {name: envelope(_shares_by_layer(details, name).values(), rounds) for name in names}
-        title = "Decoder weights over the rounds"
-        note = "The median over the layers, in a band from the least to the greatest."
-        yield line_chart(f"{anchor}-decoder", title, label, lines, pens, note, least=LEAST_WEIGHT)
+    if len(matrices) > 1:
+        lines = {}
+        for name in names:
+            by_layer = over_rounds(
+                (number, {layer: shares.get(name, math.nan) for layer, shares in matrix.items()})
+                for number, matrix in matrices.items()
+            )
+            lines[name] = envelope(by_layer.values(), sorted(matrices))
+        title, note = "Decoder weights over the rounds", f"The median over the layers, {_MEDIAN}"
+        yield line_chart(title, label, lines, pens, note, least=LEAST_WEIGHT)
 
 
-def _shares_by_layer(details: Details, modality: str) -> dict[str, Series]:
-    layers: dict[str, Series] = {}
-    for at, matrix in details.decoder.items():
-        for layer, shares in matrix.items():
-            layers.setdefault(layer, {})[at] = shares.get(modality, math.nan)
-    return layers
+def modality_of(client: str) -> str:
+    """Return the modality of a client, which is named as ``audio-0``."""
+    return client.rpartition("-")[0] or client
 
 
-def _losses(anchor: str, details: Details, pens: Pens) -> Iterator[Panel]:
+def _by_modality(clients: Mapping[str, T], pens: Pens) -> dict[str, dict[str, T]]:
+    """Return what belongs to clients by their modality, in the order of the pens."""
+    names = pens.ordered(map(modality_of, clients))
+    return {
+        name: {client: value for client, value in clients.items() if modality_of(client) == name}
+        for name in names
+    }
+
+
+def _losses(history: History, pens: Pens) -> Iterator[Panel]:
     """Yield the train loss of each client, or of many clients the range by modality."""
-    if not details.losses:
-        why = "no client trains by itself here."
-        yield _left_out("Client losses", details, "client_losses", why)
-        return
-    rounds = merged_rounds(details.losses.values())
-    groups = by_modality(details.losses, pens)
-    anchor, title = f"{anchor}-losses", "Train loss of each client"
-    if len(details.losses) > MOST_CLIENTS:
+    losses = over_rounds((each.round, each.client_losses) for each in history.sample)
+    rounds, groups = merged_rounds(losses.values()), _by_modality(losses, pens)
+    title = "Train loss of each client"
+    if len(losses) > MOST_CLIENTS:
         lines = {name: envelope(clients.values(), rounds) for name, clients in groups.items()}
         note = (
-            f"{len(details.losses)} clients, more than {MOST_CLIENTS}: the median of each "
-            "modality's clients, in a band from the least to the greatest."
+            f"{len(losses)} clients, more than {MOST_CLIENTS}: the median of each modality's "
+            f"clients, {_MEDIAN}"
         )
-        yield line_chart(anchor, title, "loss", lines, pens, note)
+        yield line_chart(title, "loss", lines, pens, note)
         return
     owners = {client: name for name, clients in groups.items() for client in clients}
-    lines = {client: line_of(details.losses[client], rounds) for client in owners}
-    client_pens = {client: Pen(pens[name].name, width=1.0) for client, name in owners.items()}
+    lines = {client: line_of(losses[client], rounds) for client in owners}
+    client_pens = {client: Pen(pens[name].colour, width=1.0) for client, name in owners.items()}
     legend = {name: next(iter(clients)) for name, clients in groups.items()}
     note = "A line for each client in the colour of its modality; a gap where it was not merged."
-    yield line_chart(anchor, title, "loss", lines, client_pens, note, legend=legend)
+    yield line_chart(title, "loss", lines, client_pens, note, legend=legend)
 
 
 _PHASES = (
@@ -146,16 +147,13 @@ _PHASES = (
 )
 
 
-def _seconds(anchor: str, details: Details) -> Iterator[Panel]:
-    if not details.seconds:
-        yield _left_out("Seconds of the rounds", details, "seconds", "none were measured.")
-        return
-    rounds = sorted(details.seconds)
-    names = list(dict.fromkeys(name for phases in details.seconds.values() for name in phases))
+def _seconds(history: History, _: Pens) -> Iterator[Panel]:
+    rounds = sorted(history.seconds)
+    names = list(dict.fromkeys(name for phases in history.seconds.values() for name in phases))
     width = max(1, math.ceil(len(rounds) / MOST_BARS))
     bars = [rounds[start : start + width] for start in range(0, len(rounds), width)]
     parts = {
-        name or "round": [mean_of(details.seconds[at].get(name, 0.0) for at in bar) for bar in bars]
+        name or "round": [_mean(history.seconds[at].get(name, 0.0) for at in bar) for bar in bars]
         for name in names
     }
     has_phases = names != [""]
@@ -163,21 +161,9 @@ def _seconds(anchor: str, details: Details) -> Iterator[Panel]:
     if width > 1:
         note = f"Each bar is the mean of {width} rounds. {note}"
     starts = [bar[0] - 0.43 for bar in bars]
-    yield chart(
-        f"{anchor}-seconds",
-        "Seconds of a round, by phase" if has_phases else "Seconds of a round",
-        bar_figure(starts, width, parts, step_pens(parts), ("round", "seconds")),
-        ("phase", "seconds", "a round", "share"),
-        _seconds_rows(details, names),
-        note,
-    )
-
-
-def _seconds_rows(details: Details, names: Sequence[str]) -> list[tuple[str, ...]]:
-    rounds = details.seconds.values()
-    sums = {name: sum(phases.get(name, 0.0) for phases in rounds) for name in names}
+    sums = {name: sum(each.get(name, 0.0) for each in history.seconds.values()) for name in names}
     total = sum(sums.values())
-    return [
+    rows = [
         (
             name or "round",
             shown(value),
@@ -186,37 +172,22 @@ def _seconds_rows(details: Details, names: Sequence[str]) -> list[tuple[str, ...
         )
         for name, value in sums.items()
     ]
+    yield chart(
+        "Seconds of a round, by phase" if has_phases else "Seconds of a round",
+        bar_figure(starts, width, parts, step_pens(parts), ("round", "seconds")),
+        ("phase", "seconds", "a round", "share"),
+        rows,
+        note,
+    )
 
 
-# Posterior widths, see `server.aggregation.posterior_std` -----------------------------------------
+def _mean(values: Iterable[float]) -> float:
+    """Return the mean of those that are finite; NaN for none."""
+    known = [value for value in values if math.isfinite(value)]
+    return sum(known) / len(known) if known else math.nan
 
 
-def _widths(anchor: str, details: Details, pens: Pens) -> Iterator[Panel]:
-    """Yield the widths over the rounds, and the last ones by layer and client."""
-    if not details.widths:
-        why = "no client sent a precision, as where weights are averaged."
-        yield _left_out("Posterior widths", details, "posterior_widths", why)
-        return
-    if len(details.widths) > 1:
-        groups = by_modality(_client_widths(details), pens)
-        rounds = sorted(details.widths)
-        lines = {name: envelope(clients.values(), rounds) for name, clients in groups.items()}
-        title = "Posterior widths over the rounds"
-        note = (
-            "A client's width is the median over its layers. The median of a modality's clients, "
-            "in a band from the least to the greatest."
-        )
-        yield line_chart(f"{anchor}-widths", title, "width", lines, pens, note, log=True)
-    yield _width_heat(details, pens)
-
-
-def _client_widths(details: Details) -> dict[str, Series]:
-    clients: dict[str, Series] = {}
-    for at, matrix in details.widths.items():
-        for client, layers in matrix.items():
-            known = [width for width in layers.values() if width > 0]
-            clients.setdefault(client, {})[at] = median(known) if known else math.nan
-    return clients
+# Posterior widths -------------------------------------------------------------------------------
 
 
 _WIDTHS = (
@@ -226,92 +197,131 @@ _WIDTHS = (
 )
 
 
-def _width_heat(details: Details, pens: Pens) -> Panel:
-    """Return layer by client; of many clients the medians of each modality."""
-    last = max(details.widths)
-    ranks = {name: rank for rank, name in enumerate(pens)}
-    clients = sorted(details.widths[last], key=lambda name: ranks.get(modality_of(name), 0))
-    matrix, note = {name: details.widths[last][name] for name in clients}, _WIDTHS
-    if len(matrix) > MOST_CLIENTS:
-        note += f" {len(matrix)} clients: the medians of each modality's."
-        matrix = _medians(matrix)
-    if last < details.count:
+def _widths(history: History, pens: Pens) -> Iterator[Panel]:
+    """Yield the widths over the rounds, and the last ones by layer and client."""
+    matrices = {each.round: each.posterior_widths for each in history.sample}
+    matrices = {number: matrix for number, matrix in matrices.items() if matrix}
+    if len(matrices) > 1:
+        clients = over_rounds(
+            (number, {client: _width(layers.values()) for client, layers in matrix.items()})
+            for number, matrix in matrices.items()
+        )
+        lines = {
+            name: envelope(members.values(), sorted(matrices))
+            for name, members in _by_modality(clients, pens).items()
+        }
+        note = (
+            "A client's width is the median over its layers. The median of a modality's clients, "
+            f"{_MEDIAN}"
+        )
+        yield line_chart("Posterior widths over the rounds", "width", lines, pens, note, log=True)
+    last = max(matrices)
+    groups = _by_modality(matrices[last], pens)
+    columns = {client: layers for members in groups.values() for client, layers in members.items()}
+    note = _WIDTHS
+    if len(columns) > MOST_CLIENTS:
+        note += f" {len(columns)} clients: the medians of each modality's."
+        columns = {name: _medians(members.values()) for name, members in groups.items()}
+    if last < history.count:
         note += f" Round {last} is the last in which clients sent precisions."
-    layers = dict.fromkeys(layer for widths in matrix.values() for layer in widths)
-    known = [w for widths in matrix.values() for w in widths.values() if 0 < w < math.inf]
+    yield _width_heat(f"Posterior width by layer and client, round {last}", columns, note)
+
+
+def _width(widths: Iterable[float]) -> float:
+    """Return the median of the widths that are positive; NaN for none."""
+    known = [width for width in widths if width > 0]
+    return median(known) if known else math.nan
+
+
+def _medians(clients: Iterable[Numbers]) -> Numbers:
+    layers: dict[str, list[float]] = {}
+    for client in clients:
+        for layer, width in client.items():
+            layers.setdefault(layer, []).append(width)
+    return {layer: median(widths) for layer, widths in layers.items()}
+
+
+def _width_heat(title: str, columns: Matrix, note: str) -> Panel:
+    layers = dict.fromkeys(layer for widths in columns.values() for layer in widths)
+    known = [w for widths in columns.values() for w in widths.values() if 0 < w < math.inf]
     low, high = min(known, default=1.0), max(known, default=1.0)
+
+    def cell(width: float) -> str | Cell:
+        if not 0 < width < math.inf:
+            return "" if math.isnan(width) else shown(width, 3)
+        share = math.log(width / low) / math.log(high / low) if high > low else 0.5
+        return Cell(shown(width, 3), round(STRONGEST * share))
+
     rows = [
-        [layer, *(_width_cell(w.get(layer, math.nan), low, high) for w in matrix.values())]
+        [layer, *(cell(widths.get(layer, math.nan)) for widths in columns.values())]
         for layer in layers
     ]
-    title = f"Posterior width by layer and client, round {last}"
-    return Panel(title, "wide heat", ("layer", *matrix), rows, note)
+    return Panel(title, "wide heat", ("layer", *columns), rows, note)
 
 
-def _width_cell(width: float, low: float, high: float) -> str | Cell:
-    if not 0 < width < math.inf:
-        return "" if math.isnan(width) else shown(width, 3)
-    share = math.log(width / low) / math.log(high / low) if high > low else 0.5
-    return Cell(shown(width, 3), round(STRONGEST * share))
-
-
-def _medians(matrix: Matrix) -> Matrix:
-    groups: dict[str, dict[str, list[float]]] = {}
-    for client, layers in matrix.items():
-        group = groups.setdefault(modality_of(client), {})
-        for layer, width in layers.items():
-            group.setdefault(layer, []).append(width)
-    return {
-        name: {layer: median(widths) for layer, widths in layers.items()}
-        for name, layers in groups.items()
-    }
+#: What is recorded of rounds: its key, what shows it, and why nothing of it may be there.
+_OF_ROUNDS: Sequence[tuple[str, Callable[[History, Pens], Iterator[Panel]], str, str]] = (
+    ("fusion_weights", _fusion, "Modality weights", "nothing is weighted in this run."),
+    (
+        "decoder_weights",
+        _decoder,
+        "Decoder weights",
+        "this run has no merged decoder, or a rule without weights.",
+    ),
+    ("client_losses", _losses, "Client losses", "no client trains by itself here."),
+    ("seconds", _seconds, "Seconds of the rounds", "none were measured."),
+    (
+        "posterior_widths",
+        _widths,
+        "Posterior widths",
+        "no client sent a precision, as where weights are averaged.",
+    ),
+)
 
 
 # Tables -----------------------------------------------------------------------------------------
 
 
-def _facts(result: Result, details: Details) -> Iterator[tuple[str, str]]:
-    summary = details.summary
+def _facts(result: Result, rounds: int, summary: Summary) -> Iterator[tuple[str, str]]:
     yield "folder", without_places(str(Path(result.folder).absolute()))
     yield "seed", str(result.seed)
-    yield "rounds", str(details.count)
-    yield "seconds", shown(result.seconds)
-    if items := summary.get("items"):
-        yield "items", ", ".join(f"{value} {name}" for name, value in items.items())
-    if "parameters" in summary:
-        yield "parameters", f"{int(summary['parameters']):,}"
-    if summary.get("fusion"):
-        yield "fusion", str(summary["fusion"])
-    if "label_skew" in summary:
-        yield "label skew", shown(number(summary["label_skew"]), 3)
-    if (epsilon := (summary.get("privacy") or {}).get("epsilon")) is not None:
-        yield "epsilon", shown(number(epsilon), 3)
+    yield "rounds", str(rounds)
+    yield "seconds", shown(summary.seconds)
+    if summary.items:
+        yield "items", ", ".join(f"{value} {name}" for name, value in summary.items.items())
+    if summary.parameters is not None:
+        yield "parameters", f"{summary.parameters:,}"
+    if summary.fusion:
+        yield "fusion", str(summary.fusion)
+    if "label_skew" in summary.model_fields_set:
+        yield "label skew", shown(summary.label_skew, 3)
+    if summary.privacy and (epsilon := summary.privacy.get("epsilon")) is not None:
+        yield "epsilon", shown(float(epsilon), 3)
 
 
-def _rejections(details: Details) -> Panel:
-    if not details.rejected:
+def _rejections(history: History) -> Panel:
+    if not history.rejected:
         return notes("Rejections: no client failed, and no update was refused.")
-    listed = len(details.rejections)
-    note = f"The first {listed} of {details.rejected}." if listed < details.rejected else ""
-    rows = [(str(at), message) for at, message in details.rejections]
-    return Panel(f"Rejections: {details.rejected}", "lines", ("round", "what"), rows, note)
+    listed = len(history.rejections)
+    note = f"The first {listed} of {history.rejected}." if listed < history.rejected else ""
+    rows = [(str(number), message) for number, message in history.rejections]
+    return Panel(f"Rejections: {history.rejected}", "lines", ("round", "what"), rows, note)
 
 
-def _scores(result: Result) -> Iterator[Panel]:
+def _scores(summary: Summary) -> Iterator[Panel]:
     """Yield every metric of every kind of prediction, and of every subset."""
     for title, scores in (
-        ("Test scores", result.test),
-        ("Test scores by subset", result.by_subset),
-        ("Test scores by fusion rule", result.by_fusion),
+        ("Test scores", summary.test),
+        ("Test scores by subset", summary.test_by_subset),
+        ("Test scores by fusion rule", summary.test_by_fusion),
     ):
         if scores:
             names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
-            rows = [[title, *_score_cells(metrics, names)] for title, metrics in scores.items()]
+            rows = [
+                [row, *(f"{metrics[name]:.3f}" if name in metrics else "" for name in names)]
+                for row, metrics in scores.items()
+            ]
             yield Panel(title, header=("", *names), rows=rows)
-
-
-def _score_cells(metrics: Metrics, names: Mapping[str, None]) -> list[str]:
-    return [f"{metrics[name]:.3f}" if name in metrics else "" for name in names]
 
 
 def _settings(result: Result) -> Panel:

@@ -4,11 +4,44 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 
-from server.report.colours import Pens
 from server.report.comparison import spread
+
+T = TypeVar("T")
+
+#: Round to value.
+Series = dict[int, float]
+
+#: The most rounds that a chart shows, evenly spaced.
+MOST_POINTS = 100
+
+
+def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
+    """Return at most so many items, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[place] for place in places]
+
+
+def add_round(series: dict[str, Series], number: int, values: Mapping[str, float]) -> None:
+    """Add the values of a round to the series of their names."""
+    for name, value in values.items():
+        series.setdefault(name, {})[number] = value
+
+
+def over_rounds(rounds: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, Series]:
+    """Return the series of the values of some rounds."""
+    series: dict[str, Series] = {}
+    for number, values in rounds:
+        add_round(series, number, values)
+    return series
+
+
+def merged_rounds(series: Iterable[Iterable[int]]) -> list[int]:
+    """Return the rounds of all series in order, at most `MOST_POINTS` of them."""
+    return thinned(sorted({number for one in series for number in one}))
 
 
 @dataclass(frozen=True)
@@ -49,18 +82,3 @@ def envelope(series: Iterable[Mapping[int, float]], rounds: Sequence[int]) -> Li
         [min(values, default=math.nan) for values in known],
         [max(values, default=math.nan) for values in known],
     )
-
-
-def by_modality(
-    clients: Mapping[str, Mapping[int, float]], pens: Pens
-) -> dict[str, dict[str, Mapping[int, float]]]:
-    """Return the series of clients by their modality, in the order of the pens."""
-    groups: dict[str, dict[str, Mapping[int, float]]] = {}
-    for name, series in clients.items():
-        groups.setdefault(modality_of(name), {})[name] = series
-    return {name: groups[name] for name in pens.ordered(groups)}
-
-
-def modality_of(client: str) -> str:
-    """Return the modality of a client, which is named as ``audio-0``."""
-    return client.rpartition("-")[0] or client

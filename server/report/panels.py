@@ -1,19 +1,20 @@
-"""What the page consists of: panels in sections, which the templates turn into HTML."""
+"""What a report consists of: panels in sections, for the page, ``report.md`` and the terminal."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from server.report.colours import Pen
-from server.report.figures import line_figure, to_svg
+from matplotlib.figure import Figure
+
+from server.report.figures import Pen, line_figure, to_png, to_svg
 from server.report.series import Line
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 #: Stands for a number that is not known.
 MISSING = "n/a"
+
+#: The strongest colour of a cell; the style sheet has a class for each.
+STRONGEST = 8
 
 
 class Cell(NamedTuple):
@@ -25,57 +26,45 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Panel:
-    """A table, a chart with its data, or sentences.
-
-    Attributes
-    ----------
-    title, note
-        Above and below it.
-    kind
-        ``table`` of numbers; ``words`` and ``lines``, tables of text; ``heat`` and ``wide heat``,
-        tables with coloured cells; ``chart``; ``notes``.
-    header, rows
-        Cells of a table, or of a chart's data; the first column names the rows.
-    lines
-        Sentences of notes.
-    svg
-        Element of a chart, trusted.
-    folded
-        Whether it is closed at first.
-    """
+    """A table, a chart with its data, or sentences."""
 
     title: str = ""
+    #: ``table`` of numbers; ``words`` and ``lines``, tables of text; ``heat`` and ``wide heat``,
+    #: tables with coloured cells; ``chart``; ``notes``.
     kind: Literal["table", "words", "lines", "heat", "wide heat", "chart", "notes"] = "table"
+    #: Of a table, or of a chart's data; the first column names the rows.
     header: Sequence[str] = ()
     rows: Sequence[Sequence[str | Cell]] = ()
     note: str = ""
+    #: Sentences of notes.
     lines: Sequence[str] = ()
-    svg: str = ""
+    #: Address of a chart's image.
+    image: str = ""
+    #: Name and content of the file that ``report.md`` shows of a chart, if any.
+    file: str = ""
+    png: bytes = b""
+    #: Whether it is closed at first.
     folded: bool = False
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the page.
+    """A part of a report."""
 
-    Attributes
-    ----------
-    anchor, title
-        In the table of contents too.
-    panels, sections
-        Inside it; charts and heat tables stand side by side.
-    facts
-        Name and value of what is worth a glance.
-    folded
-        Whether it is closed at first; None: it cannot be closed.
-    """
-
+    #: In the table of contents too.
     anchor: str
     title: str
+    #: Inside it; charts and heat tables stand side by side.
     panels: Sequence[Panel] = ()
     sections: Sequence["Section"] = ()
+    #: Name and value of what is worth a glance.
     facts: Sequence[tuple[str, str]] = ()
+    #: Whether it is closed at first; None: it cannot be closed.
     folded: bool | None = None
+
+    def of_kind(self, kind: str) -> list[Panel]:
+        """Return the panels of a kind."""
+        return [panel for panel in self.panels if panel.kind == kind]
 
 
 def notes(*lines: str, title: str = "") -> Panel:
@@ -84,20 +73,19 @@ def notes(*lines: str, title: str = "") -> Panel:
 
 
 def chart(
-    anchor: str,
     title: str,
-    figure: "Figure",
+    figure: Figure,
     header: Sequence[str],
     rows: Sequence[Sequence[str]],
     note: str = "",
+    file: str = "",
 ) -> Panel:
-    """Return a panel of a figure; the anchor is unique on the page."""
-    svg = to_svg(figure, anchor, f"{title}. {note}")
-    return Panel(title, "chart", header, rows, note, svg=svg)
+    """Return a panel of a figure and its data; with a file, ``report.md`` shows it too."""
+    png = to_png(figure) if file else b""
+    return Panel(title, "chart", header, rows, note, image=to_svg(figure), file=file, png=png)
 
 
 def line_chart(
-    anchor: str,
     title: str,
     y_label: str,
     lines: Mapping[str, Line],
@@ -110,7 +98,7 @@ def line_chart(
     columns = [_line_cells(line) for line in lines.values()]
     rows = [[shown(at), *(cells.get(at, "") for cells in columns)] for at in places]
     figure = line_figure(lines, pens, ("round", y_label), **options)
-    return chart(anchor, title, figure, ("round", *lines), rows, note)
+    return chart(title, figure, ("round", *lines), rows, note)
 
 
 def _line_cells(line: Line) -> dict[float, str]:
@@ -128,9 +116,3 @@ def shown(value: float, digits: int = 4) -> str:
     if math.isfinite(value) and value == int(value) and abs(value) < 1e7:
         return str(int(value))
     return f"{value:.{digits}g}"
-
-
-def mean_of(values: Iterable[float]) -> float:
-    """Return the mean of those that are finite; NaN for none."""
-    known = [value for value in values if math.isfinite(value)]
-    return sum(known) / len(known) if known else math.nan
