@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -25,7 +26,7 @@ from numpy.typing import NDArray
 from server.report.records import TOGETHER
 from server.report.series import Line
 
-TEXT, MUTED, LINE = "#1a1e24", "#59616c", "#d5d9df"
+TEXT, MUTED = "#1a1e24", "#59616c"
 
 #: The first four are far apart for colour-blind people too; lines differ in their dashes, marks in
 #: their shapes besides.
@@ -43,29 +44,7 @@ _WIDTH, _HEIGHT, _TALLEST = 4.6, 2.8, 30.0
 #: Numbers above this are drawn as gaps: no axis holds them.
 _LARGEST = 1e30
 
-_STYLE: Any = {
-    "font.size": 8.5,
-    "text.color": TEXT,
-    "text.parse_math": False,
-    "axes.labelcolor": MUTED,
-    "axes.edgecolor": LINE,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "grid.color": LINE,
-    "grid.linewidth": 0.5,
-    "xtick.color": LINE,
-    "ytick.color": LINE,
-    "xtick.labelcolor": MUTED,
-    "ytick.labelcolor": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 8,
-    # Equal figures give equal bytes, with text as text.
-    "svg.fonttype": "none",
-    "svg.hashsalt": "report",
-}
-_styled = matplotlib.rc_context(_STYLE)
+_styled = matplotlib.rc_context(fname=Path(__file__).parent / "templates" / "report.mplstyle")
 
 _DOTTED: Any = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (2, 2))}
 
@@ -122,14 +101,12 @@ def line_figure(
     least: float = 0.0,
     legend: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draw series over the rounds.
+    """Draw series, by name, over the rounds.
 
     Parameters
     ----------
-    lines, pens
-        By name.
-    labels
-        Of the x and y axes.
+    lines, pens, labels
+        By name; of the x and y axes.
     log
         Use a logarithmic y axis where the values span much.
     least

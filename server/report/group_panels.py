@@ -18,8 +18,8 @@ from server.report.groups import (
     without_places,
 )
 from server.report.panels import MISSING, Panel, Section, chart, line_chart, notes, shown
-from server.report.records import TOGETHER, read_rounds
-from server.report.series import Series, add_round, band, merged_rounds
+from server.report.records import TOGETHER, Matrix, Numbers, read_rounds
+from server.report.series import Series, band, merged_rounds, over_rounds
 
 #: Methods whose curves share one chart, and whose own curves are open at first.
 MOST_TOGETHER = 6
@@ -218,23 +218,18 @@ class MethodCurves(NamedTuple):
 
 
 def read_curves(folder: Path, metric: str) -> RunCurves:
-    """Read a run's validation scores, train losses and fusion weights over its rounds.
+    """Read a run's curves; raise `UserError` if its rounds are damaged."""
+    rounds = [
+        (each.round, (_of_metric(each.validation, metric), each.train_loss, each.fusion_weights))
+        for each in read_rounds(folder)
+    ]
+    return RunCurves(
+        *(over_rounds((number, parts[i]) for number, parts in rounds) for i in range(3))
+    )
 
-    Raises
-    ------
-    UserError
-        If the rounds are damaged.
-    """
-    curves = RunCurves({}, {}, {})
-    for each in read_rounds(folder):
-        scores = {
-            name: values[metric] for name, values in each.validation.items() if metric in values
-        }
-        for series, values in zip(
-            curves, (scores, each.train_loss, each.fusion_weights), strict=True
-        ):
-            add_round(series, each.round, values)
-    return curves
+
+def _of_metric(scores: Matrix, metric: str) -> Numbers:
+    return {name: values[metric] for name, values in scores.items() if metric in values}
 
 
 def _about_bands(curves: Sequence[MethodCurves]) -> str:

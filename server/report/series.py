@@ -1,8 +1,8 @@
 """Series over the rounds, and how many seeds, layers or clients become one line with a band."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf, nan
 from statistics import median
 from typing import TypeVar
 
@@ -25,17 +25,12 @@ def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
     return [items[place] for place in places]
 
 
-def add_round(series: dict[str, Series], number: int, values: Mapping[str, float]) -> None:
-    """Add the values of a round to the series of their names."""
-    for name, value in values.items():
-        series.setdefault(name, {})[number] = value
-
-
 def over_rounds(rounds: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, Series]:
-    """Return the series of the values of some rounds."""
+    """Turn the values by name of each round into a series of each name."""
     series: dict[str, Series] = {}
     for number, values in rounds:
-        add_round(series, number, values)
+        for name, value in values.items():
+            series.setdefault(name, {})[number] = value
     return series
 
 
@@ -55,30 +50,25 @@ class Line:
     spread: Sequence[float] = ()
 
 
-def line_of(series: Mapping[int, float], rounds: Sequence[int]) -> Line:
+def line_of(series: Series, rounds: Sequence[int]) -> Line:
     """Return a series at some rounds."""
-    return Line(rounds, [series.get(at, math.nan) for at in rounds])
+    return Line(rounds, [series.get(number, nan) for number in rounds])
 
 
-def band(seeds: Sequence[Mapping[int, float]], rounds: Sequence[int]) -> Line:
+def band(seeds: Sequence[Series], rounds: Sequence[int]) -> Line:
     """Return the mean over the seeds ± one sd at some rounds; no band for one seed."""
-    spreads = [spread(series[at] for series in seeds if at in series) for at in rounds]
-    means = [point.mean for point in spreads]
+    points = [spread(one[number] for one in seeds if number in one) for number in rounds]
+    means, sds = [point.mean for point in points], [point.sd for point in points]
     if len(seeds) == 1:
         return Line(rounds, means)
-    sds = [point.sd for point in spreads]
     widths = np.nan_to_num(sds)  # no width where only one seed of several has the round
-    low, high = np.array(means) - widths, np.array(means) + widths
-    return Line(rounds, means, low.tolist(), high.tolist(), sds)
+    return Line(rounds, means, list(means - widths), list(means + widths), sds)
 
 
-def envelope(series: Iterable[Mapping[int, float]], rounds: Sequence[int]) -> Line:
+def envelope(series: Iterable[Series], rounds: Sequence[int]) -> Line:
     """Return the median of many series, in a band from the least to the greatest."""
     columns = list(series)
-    known = [[s[at] for s in columns if math.isfinite(s.get(at, math.nan))] for at in rounds]
-    return Line(
-        rounds,
-        [median(values) if values else math.nan for values in known],
-        [min(values, default=math.nan) for values in known],
-        [max(values, default=math.nan) for values in known],
-    )
+    points = [
+        [v for one in columns if -inf < (v := one.get(n, nan)) < inf] or [nan] for n in rounds
+    ]
+    return Line(rounds, [median(p) for p in points], list(map(min, points)), list(map(max, points)))
