@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from server.report.comparison import LEVEL, Difference, Verdict, less_is_better, spread
 from server.report.figures import BETTER, MUTED, WORSE, Mark, Pens, mark_figure, step_pens
@@ -18,7 +17,7 @@ from server.report.groups import (
     without_places,
 )
 from server.report.panels import MISSING, Panel, Section, chart, line_chart, notes, shown
-from server.report.records import TOGETHER, Matrix, Numbers, read_rounds
+from server.report.records import TOGETHER, read_rounds
 from server.report.series import Series, band, merged_rounds, over_rounds
 
 #: Methods whose curves share one chart, and whose own curves are open at first.
@@ -40,49 +39,49 @@ _SENTENCES = 8
 _SIGNS = {Verdict.better: "+", Verdict.worse: "-", Verdict.none: "="}
 _SIGNS_NOTE = "Against the baseline in the same column: + better, - worse, = no difference."
 
+#: Column of a difference's reach.
+_HALF = "half of the interval"
+
 #: Settings that differ from run to run by their nature.
 _OWN = frozenset({"seed", "run_dir", "resume"})
 
 
 def group_section(group: ComparisonGroup, pens: Pens) -> Section:
     """Return all of a group; raise `UserError` if the rounds of a run are damaged."""
-    metric, anchor = group.metric, f"block-{group.number}"
+    metric = group.metric
     curves = [
-        MethodCurves(method, [read_curves(Path(each.folder), metric) for each in method.results])
+        (method, [read_curves(Path(each.folder), metric) for each in method.results])
         for method in group.methods
     ]
-    known = [each for each in curves if any(seed.scores for seed in each.seeds)]
+    known = [(method, seeds) for method, seeds in curves if any(scores for scores, *_ in seeds)]
     lines = sentences(group)
     panels = [
         *([notes(f"Here also: {', '.join(group.others)}.")] if group.others else []),
         *([notes(*lines)] if lines else []),
         _score_table(group),
         *_comparison_charts(group),
-        *(_curves_together(group, known) if len(known) > 1 else []),
+        *([_curves_together(group, known)] if len(known) > 1 else []),
         *_kind_table(group, f"Fusion rules: {metric}", "test_by_fusion"),
         *_kind_table(group, f"Modalities at test: {metric}", "test_by_subset"),
     ]
-    learning = _curves_section(group, f"{anchor}-curves", known, pens)
-    return Section(anchor, group.title, panels, [learning])
+    learning = _curves_section(group, known, pens)
+    return Section(f"block-{group.number}", group.title, panels, [learning])
 
 
 def sentences(group: ComparisonGroup) -> list[str]:
     """Say in words how the methods differ from the baseline."""
-    pairs = [(method, group.baseline_of(method)) for method in group.methods]
-    lines = [
-        f"{method.label} against {baseline.label}: {_in_words(group, method)}"
-        for method, baseline in pairs
-        if baseline is not None
-    ]
-    if (more := len(lines) - _SENTENCES) <= 0:
-        return lines
-    return [*lines[:_SENTENCES], f"{more} more differences are in the table."]
+    lines = []
+    for method in group.methods:
+        if (baseline := group.baseline_of(method)) and (difference := group.difference(method)):
+            words = _in_words(group.metric, difference)
+            lines.append(f"{method.label} against {baseline.label}: {words}")
+    if (more := len(lines) - _SENTENCES) > 0:
+        lines[_SENTENCES:] = [f"{more} more differences are in the table."]
+    return lines
 
 
-def _in_words(group: ComparisonGroup, method: Method) -> str:
-    difference = group.difference(method)
-    assert difference is not None
-    amount = f"{group.metric} {difference.mean:+.3f}"
+def _in_words(metric: str, difference: Difference) -> str:
+    amount, verdict = f"{metric} {difference.mean:+.3f}", str(difference.verdict)
     match difference.verdict:
         case Verdict.no_pair:
             return "no seed in common, so there is no difference to report."
@@ -91,10 +90,9 @@ def _in_words(group: ComparisonGroup, method: Method) -> str:
         case Verdict.one_seed:
             return f"{amount} with one seed, which may be chance."
         case Verdict.none:
-            verdict = "no difference that these seeds can show"
-        case _:
-            verdict = str(difference.verdict)
-            verdict += ", and less is better" if less_is_better(group.metric) else ""
+            verdict += " that these seeds can show"
+        case _ if less_is_better(metric):
+            verdict += ", and less is better"
     interval = f"{LEVEL:.0%} interval {difference.low:+.3f} to {difference.high:+.3f}"
     return f"{verdict}; {amount}, {interval}, {count(difference.pairs, 'shared seed')}."
 
@@ -168,68 +166,58 @@ def _mean(values: Iterable[float], digits: int) -> str:
 
 
 def _comparison_charts(group: ComparisonGroup) -> Iterator[Panel]:
-    labels, metric = [method.label for method in group.methods], group.metric
+    metric, file = group.metric, f"block-{group.number}"
+    better = "less" if less_is_better(metric) else "more"
     spreads = [spread(method.scores(metric).values()) for method in group.methods]
     scores = [Mark(each.mean, each.sd) for each in spreads]
-    better = "less" if less_is_better(metric) else "more"
-    yield chart(
-        f"Test {metric}",
-        mark_figure(labels, {"": scores}, metric),
-        ("method", "mean", "sd"),
-        [(name, shown(m.value), shown(m.reach)) for name, m in zip(labels, scores, strict=True)],
-        f"Mean and sd over the seeds; {better} is better.",
-        f"block-{group.number}.png",
-    )
+    note = f"Mean and sd over the seeds; {better} is better."
+    yield _mark_chart(group, f"Test {metric}", scores, ("mean", "sd"), note, f"{file}.png")
     if group.baselines:
         marks = [_difference_mark(group.difference(method)) for method in group.methods]
-        yield chart(
-            f"Test {metric} minus that of {group.baseline}",
-            mark_figure(labels, {"": marks}, metric, reference=0.0),
-            ("method", "difference", "half of the interval"),
-            [(name, shown(m.value), shown(m.reach)) for name, m in zip(labels, marks, strict=True)],
-            f"{LEVEL:.0%} interval. Blue: better; orange: worse; grey: no difference.",
-            f"block-{group.number}-differences.png",
-        )
+        title, columns = f"Test {metric} minus that of {group.baseline}", ("difference", _HALF)
+        note = f"{LEVEL:.0%} interval. Blue: better; orange: worse; grey: no difference."
+        yield _mark_chart(group, title, marks, columns, note, f"{file}-differences.png", 0.0)
+
+
+def _mark_chart(
+    group: ComparisonGroup,
+    title: str,
+    marks: Sequence[Mark],
+    columns: tuple[str, str],
+    note: str,
+    file: str,
+    reference: float | None = None,
+) -> Panel:
+    labels = [method.label for method in group.methods]
+    figure = mark_figure(labels, {"": marks}, group.metric, reference=reference)
+    rows = [(name, shown(m.value), shown(m.reach)) for name, m in zip(labels, marks, strict=True)]
+    return chart(title, figure, ("method", *columns), rows, note, file)
 
 
 def _difference_mark(difference: Difference | None) -> Mark:
     if difference is None:
-        return Mark(0.0, math.nan, shape="D")
+        return Mark(0.0, shape="D")
     colour = {Verdict.better: BETTER, Verdict.worse: WORSE}.get(difference.verdict, MUTED)
     return Mark(difference.mean, difference.high - difference.mean, colour)
 
 
 # Learning curves --------------------------------------------------------------------------------
 
+#: Validation scores, train losses and fusion weights of a run, by ``multimodal`` and modality.
+RunCurves = list[dict[str, Series]]
 
-class RunCurves(NamedTuple):
-    """Series of a run by ``multimodal`` and modality; empty where nothing was recorded."""
-
-    scores: dict[str, Series]
-    losses: dict[str, Series]
-    weights: dict[str, Series]
-
-
-class MethodCurves(NamedTuple):
-    """The curves of all seeds of a method."""
-
-    method: Method
-    seeds: Sequence[RunCurves]
+#: A method and the curves of its seeds.
+MethodCurves = tuple[Method, list[RunCurves]]
 
 
 def read_curves(folder: Path, metric: str) -> RunCurves:
     """Read a run's curves; raise `UserError` if its rounds are damaged."""
-    rounds = [
-        (each.round, (_of_metric(each.validation, metric), each.train_loss, each.fusion_weights))
-        for each in read_rounds(folder)
-    ]
-    return RunCurves(
-        *(over_rounds((number, parts[i]) for number, parts in rounds) for i in range(3))
-    )
-
-
-def _of_metric(scores: Matrix, metric: str) -> Numbers:
-    return {name: values[metric] for name, values in scores.items() if metric in values}
+    rounds = []
+    for each in read_rounds(folder):
+        known = ((name, scores.get(metric)) for name, scores in each.validation.items())
+        scores = {name: value for name, value in known if value is not None}
+        rounds.append((each.round, (scores, each.train_loss, each.fusion_weights)))
+    return [over_rounds((number, parts[part]) for number, parts in rounds) for part in range(3)]
 
 
 def _about_bands(curves: Sequence[MethodCurves]) -> str:
@@ -238,36 +226,34 @@ def _about_bands(curves: Sequence[MethodCurves]) -> str:
     return "The mean over the seeds, in a band of ± one sd."
 
 
-def _curves_together(group: ComparisonGroup, known: Sequence[MethodCurves]) -> Iterator[Panel]:
-    """Yield one chart of all methods if they are few, else of the baseline and the best."""
-    sign = 1 if less_is_better(group.metric) else -1
+def _curves_together(group: ComparisonGroup, known: Sequence[MethodCurves]) -> Panel:
+    """Return one chart of all methods if they are few, else of the baseline and the best."""
+    metric = group.metric
+    sign = 1 if less_is_better(metric) else -1
 
-    def rank(curves: MethodCurves) -> tuple[bool, float]:
-        mean = spread(curves.method.scores(group.metric).values()).mean
-        return curves.method not in group.baselines, math.inf if math.isnan(mean) else sign * mean
+    def rank(method: Method) -> tuple[bool, float]:
+        mean = spread(method.scores(metric).values()).mean
+        return method not in group.baselines, math.inf if math.isnan(mean) else sign * mean
 
-    best = sorted(known, key=rank)[:MOST_TOGETHER]
-    chosen = [curves for curves in known if curves in best]
+    best = sorted((method for method, _ in known), key=rank)[:MOST_TOGETHER]
+    chosen = [(method, seeds) for method, seeds in known if method in best]
     lines = {}
     for method, seeds in chosen:
-        scores = [seed.scores.get(TOGETHER, {}) for seed in seeds]
+        scores = [scores.get(TOGETHER, {}) for scores, *_ in seeds]
         lines[method.label] = band(scores, merged_rounds(scores))
     note = f"Validation items, all modalities together. {_about_bands(chosen)}"
     if len(chosen) < len(known):
-        note += f" Of {len(known)} methods the baseline and the best by their test {group.metric}."
-    title = f"Validation {group.metric} of the methods"
-    yield line_chart(title, group.metric, lines, step_pens(lines), note)
+        note += f" Of {len(known)} methods the baseline and the best by their test {metric}."
+    return line_chart(f"Validation {metric} of the methods", metric, lines, step_pens(lines), note)
 
 
-def _curves_section(
-    group: ComparisonGroup, anchor: str, known: Sequence[MethodCurves], pens: Pens
-) -> Section:
-    if not known:
-        nothing = notes("No run here recorded validation scores over its rounds.")
-        return Section(anchor, "Learning curves", [nothing])
+def _curves_section(group: ComparisonGroup, known: Sequence[MethodCurves], pens: Pens) -> Section:
+    anchor = f"block-{group.number}-curves"
     lines = [f"Of the validation items, round by round. {_about_bands(known)}"]
     if len(known) > MOST_METHODS:
         lines.append(f"Of {len(known)} methods the first {MOST_METHODS} are shown.")
+    if not known:
+        lines = ["No run here recorded validation scores over its rounds."]
     sections = [
         Section(
             f"{anchor}-{group.methods.index(method) + 1}",
@@ -281,17 +267,15 @@ def _curves_section(
 
 
 def _method_charts(metric: str, seeds: Sequence[RunCurves], pens: Pens) -> Iterator[Panel]:
-    titles = (
-        (f"Validation {metric}", metric, 0.0),
-        ("Train loss", "loss", 0.0),
-        ("Modality weights", "weight in the fusion", LEAST_WEIGHT),
-    )
-    for (title, label, least), curves in zip(titles, zip(*seeds, strict=True), strict=True):
-        if names := pens.ordered(name for series in curves for name in series):
-            rounds = merged_rounds(one for series in curves for one in series.values())
-            lines = {
-                name: band([series.get(name, {}) for series in curves], rounds) for name in names
-            }
+    for part, title, label, least in (
+        (0, f"Validation {metric}", metric, 0.0),
+        (1, "Train loss", "loss", 0.0),
+        (2, "Modality weights", "weight in the fusion", LEAST_WEIGHT),
+    ):
+        runs = [curves[part] for curves in seeds]
+        if names := pens.ordered(name for series in runs for name in series):
+            rounds = merged_rounds(one for series in runs for one in series.values())
+            lines = {name: band([run.get(name, {}) for run in runs], rounds) for name in names}
             yield line_chart(title, label, lines, pens, least=least)
 
 
@@ -301,22 +285,21 @@ def _method_charts(metric: str, seeds: Sequence[RunCurves], pens: Pens) -> Itera
 def settings_section(report: Report) -> Section:
     """Return the settings that are not the same in all runs, one column for each method."""
     names = [name for name in differing(report.results) if name not in _OWN]
+    columns = report.methods[:MOST_COLUMNS]
+    rows = [[name, *(_values(method, name) for _, method in columns)] for name in names]
+    note = "Seeds and folders of the runs are left out."
+    if (more := len(report.methods) - len(columns)) > 0:
+        note += f" {count(more, 'method')} beyond the first {MOST_COLUMNS} are not shown."
+    header = ("setting", *(label for label, _ in columns))
+    panel = Panel(kind="words", header=header, rows=rows, note=note)
+    if not names:
+        panel = notes("All runs differ in nothing but seeds and folders.")
     if len(report.results) == 1:
         panel = notes("One run: there is nothing to compare it with.")
-    elif not names:
-        panel = notes("All runs differ in nothing but seeds and folders.")
-    else:
-        columns = report.methods[:MOST_COLUMNS]
-        rows = [[name, *(_setting(method, name) for _, method in columns)] for name in names]
-        note = "Seeds and folders of the runs are left out."
-        if (more := len(report.methods) - len(columns)) > 0:
-            note += f" {count(more, 'method')} beyond the first {MOST_COLUMNS} are not shown."
-        header = ["setting", *(label for label, _ in columns)]
-        panel = Panel(kind="words", header=header, rows=rows, note=note)
     return Section("settings", "What differs in the settings", [panel])
 
 
-def _setting(method: Method, name: str) -> str:
+def _values(method: Method, name: str) -> str:
     """Return the value of a setting, which may differ between runs of one method."""
     values = dict.fromkeys(result.settings.get(name, ABSENT) for result in method.results)
     return " / ".join(map(without_places, values))

@@ -50,8 +50,7 @@ class Method:
     name: str
     #: Those of the method that differ among the reported runs.
     settings: Settings
-    #: `name`, and what distinguishes it from its namesakes in its group:
-    #: ``hierarchical, sampler.num_samples=8``.
+    #: ``hierarchical, sampler.num_samples=8``: what distinguishes it in its group.
     label: str
     results: tuple[Result, ...]
 
@@ -67,10 +66,10 @@ class Method:
     def best_alone(self, metric: str) -> tuple[str, float] | None:
         """Return the modality that is best alone, and its mean; None where none has a number."""
         alone = [name for name in self.titles() if name != TOGETHER]
-        means = {name: spread(self.scores(metric, name).values()).mean for name in alone}
-        known = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        means = [(name, spread(self.scores(metric, name).values()).mean) for name in alone]
         sign = -1 if less_is_better(metric) else 1
-        return max(known.items(), key=lambda item: sign * item[1], default=None)
+        known = (pair for pair in means if not math.isnan(pair[1]))
+        return max(known, key=lambda pair: sign * pair[1], default=None)
 
 
 @dataclass(frozen=True)
@@ -103,13 +102,12 @@ class ComparisonGroup:
 
     def baseline_of(self, method: Method) -> Method | None:
         """Return the baseline nearest in its settings, the first of equals; None for a baseline."""
-        if method in self.baselines:
-            return None
+        baselines = self.baselines
 
         def distance(baseline: Method) -> int:
             return sum(baseline.settings[key] != method.settings[key] for key in method.settings)
 
-        return min(self.baselines, key=distance, default=None)
+        return None if method in baselines else min(baselines, key=distance, default=None)
 
     def difference(
         self, method: Method, title: str = TOGETHER, kind: Kind = "test"
@@ -148,12 +146,9 @@ class Report:
     def counts(self) -> str:
         """``4 runs, 2 methods, 2 seeds (1, 2), 1 comparison group``."""
         seeds = sorted({result.seed for result in self.results})
-        named = ", ".join([*map(str, seeds[:_SEEDS]), *["…"][: len(seeds) > _SEEDS]])
-        return (
-            f"{count(len(self.results), 'run')}, {count(len(self.methods), 'method')}, "
-            f"{count(len(seeds), 'seed')} ({named}), "
-            f"{count(len(self.groups), 'comparison group')}"
-        )
+        runs, methods = count(len(self.results), "run"), count(len(self.methods), "method")
+        named, groups = _first(seeds, _SEEDS), count(len(self.groups), "comparison group")
+        return f"{runs}, {methods}, {count(len(seeds), 'seed')} ({named}), {groups}"
 
     @property
     def compares(self) -> bool:
@@ -164,33 +159,46 @@ class Report:
         """Yield what a reader should know before the numbers."""
         if self.unfinished:
             runs = count(len(self.unfinished), "unfinished run")
-            more = ["…"] if len(self.unfinished) > _UNFINISHED else []
-            names = ", ".join([*self.unfinished[:_UNFINISHED], *more])
-            yield f"{runs} left out: {without_places(names)}"
-        without = [group for group in self.groups if not group.baselines]
-        if self.baseline is None or not without:
-            return
-        all_of_them = len(without) == len(self.groups)
-        for where, groups in (
-            [("runs", without)] if all_of_them else [(each.title, [each]) for each in without]
-        ):
+            yield f"{runs} left out: {without_places(_first(self.unfinished, _UNFINISHED))}"
+        without = [(group.title, [group]) for group in self.groups if not group.baselines]
+        if not self.compares:
+            without = [("runs", list(self.groups))]
+        for where, groups in without if self.baseline is not None else []:
             names = ", ".join(sorted({method.name for group in groups for method in group.methods}))
             yield f"{where}: no baseline {self.baseline}, so no differences; there are {names}"
+
+
+def _first(values: Sequence[object], most: int) -> str:
+    return ", ".join([*map(str, values[:most]), *(["…"] if len(values) > most else [])])
+
+
+def count(number: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def without_places(text: str) -> str:
+    """Return a text whose absolute paths reveal nothing of the machine.
+
+    They become relative to the working directory, or ``…/folder/name`` if they lie outside it.
+    """
+
+    def shorten(match: re.Match[str]) -> str:
+        path = Path(match[0])
+        if path.is_relative_to(Path.cwd()):
+            return str(path.relative_to(Path.cwd()))
+        return "/".join(["…", *path.parts[1:][-2:]])
+
+    return re.sub(r"(?<![^\s=,\[\"'(])/[^,\]\"')=]*[^,\]\"')=\s]", shorten, text)
+
+
+# Grouping ---------------------------------------------------------------------------------------
 
 
 def make_groups(
     results: Sequence[Result], baseline: str | None = None, metrics: Sequence[str] = ()
 ) -> list[ComparisonGroup]:
-    """Sort results into comparison groups of methods.
-
-    Parameters
-    ----------
-    results
-        In any order.
-    baseline
-        ``strategy.name`` or label of what the others are compared with, if anything.
-    metrics
-        That are shown, the first compared; none for those of the task.
+    """Sort results into comparison groups, which show some metrics, or those of their task.
 
     Raises
     ------
@@ -203,20 +211,25 @@ def make_groups(
         if metric not in known:
             raise UserError(f"metrics: there is no metric {metric!r}; there are {', '.join(known)}")
     names = [name for name in differing(results) if not _in(name, _REPLICATE)]
-    outer = [name for name in names if not _in(name, _METHOD)]
     inner = [name for name in names if _in(name, _METHOD)]
+    outer = [name for name in names if name not in inner]
     parts = _partition(results, outer)
     title = _distinguishing(outer, [members[0] for members in parts])
+    others = [name for name in outer if name not in title]
     parts.sort(key=lambda members: [_natural(v) for v in _values(members[0], title).values()])
     groups = []
     for number, members in enumerate(parts, 1):
-        titled = _values(members[0], title)
-        words = ", ".join(assignments(_present(titled) or titled)) or "All runs"
-        others = assignments(_present(_values(members[0], [n for n in outer if n not in title])))
-        methods = _methods(members, inner)
-        shown = _shown_metrics(members, metrics)
+        words = assignments(_values(members[0], title))
+        words = [word for word in words if ABSENT not in word] or words or ["All runs"]
         groups.append(
-            ComparisonGroup(number, f"{number}. {words}", others, shown, methods, baseline)
+            ComparisonGroup(
+                number,
+                f"{number}. {', '.join(words)}",
+                [word for word in assignments(_values(members[0], others)) if ABSENT not in word],
+                _shown_metrics(members, metrics),
+                _methods(members, inner),
+                baseline,
+            )
         )
     return groups
 
@@ -234,13 +247,12 @@ def _metric_names(results: Iterable[Result]) -> list[str]:
 def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, ...]:
     methods = []
     for namesakes in _partition(results, ["strategy.name"]):
-        name, here = namesakes[0].settings["strategy.name"], set(differing(namesakes))
+        name, here = namesakes[0].settings["strategy.name"], differing(namesakes)
+        differs = [key for key in names if key in here]
         for members in _partition(namesakes, names):
-            settings = _values(members[0], names)
-            differs = {key: value for key, value in settings.items() if key in here}
-            label = ", ".join([without_places(name), *assignments(differs)])
+            label = ", ".join([without_places(name), *assignments(_values(members[0], differs))])
             seeds = tuple(sorted(members, key=lambda result: result.seed))
-            methods.append(Method(name, settings, label, seeds))
+            methods.append(Method(name, _values(members[0], names), label, seeds))
     return tuple(sorted(methods, key=lambda method: _natural(method.label)))
 
 
@@ -252,15 +264,8 @@ def differing(results: Sequence[Result]) -> list[str]:
 
 def assignments(settings: Settings) -> list[str]:
     """``name=value`` of each setting; the strategy's own without their group."""
-    return [
-        without_places(f"{name.removeprefix('strategy.')}={value}")
-        for name, value in settings.items()
-    ]
-
-
-def _present(settings: Settings) -> Settings:
-    """Leave out what a run's version, or its dataset, did not have."""
-    return {name: value for name, value in settings.items() if value != ABSENT}
+    pairs = ((name.removeprefix("strategy."), value) for name, value in settings.items())
+    return [without_places(f"{name}={value}") for name, value in pairs]
 
 
 def _in(name: str, names: tuple[str, ...]) -> bool:
@@ -294,37 +299,11 @@ def _natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]
 
 
-def _refuse_twins(results: Iterable[Result]) -> None:
-    seen: dict[frozenset[tuple[str, str]], Result] = {}
-    for result in results:
-        key = frozenset(
-            (name, value)
-            for name, value in result.settings.items()
-            if name == "seed" or not _in(name, _REPLICATE)
-        )
-        if key in seen:
+def _refuse_twins(results: Sequence[Result]) -> None:
+    names = [n for n in differing(results) if n == "seed" or not _in(n, _REPLICATE)]
+    for one, *others in _partition(results, names):
+        for other in others[:1]:
             raise UserError(
-                f"{seen[key].folder} and {result.folder} are the same run, seed {result.seed}: "
+                f"{one.folder} and {other.folder} are the same run, seed {one.seed}: "
                 "settings are equal; leave one out"
             )
-        seen[key] = result
-
-
-def count(number: int, what: str) -> str:
-    """``1 run``, ``2 runs``."""
-    return f"{number} {what}{'' if number == 1 else 's'}"
-
-
-def without_places(text: str) -> str:
-    """Return a text whose absolute paths reveal nothing of the machine.
-
-    They become relative to the working directory, or ``…/folder/name`` if they lie outside it.
-    """
-
-    def shorten(match: re.Match[str]) -> str:
-        path = Path(match[0])
-        if path.is_relative_to(Path.cwd()):
-            return str(path.relative_to(Path.cwd()))
-        return "/".join(["…", *path.parts[1:][-2:]])
-
-    return re.sub(r"(?<![^\s=,\[\"'(])/[^,\]\"')=]*[^,\]\"')=\s]", shorten, text)

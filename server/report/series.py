@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import inf, nan
+from math import isfinite, nan
 from statistics import median
 from typing import TypeVar
 
@@ -69,6 +69,6 @@ def envelope(series: Iterable[Series], rounds: Sequence[int]) -> Line:
     """Return the median of many series, in a band from the least to the greatest."""
     columns = list(series)
     points = [
-        [v for one in columns if -inf < (v := one.get(n, nan)) < inf] or [nan] for n in rounds
+        [v for one in columns if isfinite(v := one.get(number, nan))] or [nan] for number in rounds
     ]
     return Line(rounds, [median(p) for p in points], list(map(min, points)), list(map(max, points)))
