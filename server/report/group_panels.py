@@ -212,12 +212,12 @@ MethodCurves = tuple[Method, list[RunCurves]]
 
 def read_curves(folder: Path, metric: str) -> RunCurves:
     """Read a run's curves; raise `UserError` if its rounds are damaged."""
-    rounds = []
+    scores, losses, weights = {}, {}, {}
     for each in read_rounds(folder):
-        known = ((name, scores.get(metric)) for name, scores in each.validation.items())
-        scores = {name: value for name, value in known if value is not None}
-        rounds.append((each.round, (scores, each.train_loss, each.fusion_weights)))
-    return [over_rounds((number, parts[part]) for number, parts in rounds) for part in range(3)]
+        known = ((name, values.get(metric)) for name, values in each.validation.items())
+        scores[each.round] = {name: value for name, value in known if value is not None}
+        losses[each.round], weights[each.round] = each.train_loss, each.fusion_weights
+    return list(map(over_rounds, (scores, losses, weights)))
 
 
 def _about_bands(curves: Sequence[MethodCurves]) -> str:

@@ -26,6 +26,9 @@ MOST_REJECTIONS = 60
 
 TOGETHER = "multimodal"
 
+#: Stands for the phases of a run whose version did not measure them.
+WHOLE_ROUND = "round"
+
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 _or_empty = BeforeValidator(lambda value: {} if value is None else value)
 Numbers = Annotated[dict[str, Number], _or_empty]
@@ -209,11 +212,15 @@ class History:
     count: int
     #: At most `series.MOST_POINTS` rounds, evenly spaced, the first and the last among them.
     sample: list[Round]
-    #: Of all rounds that measured it: round to phase to seconds; the phase of older runs is empty.
+    #: Of all rounds that measured it: round to phase, or `WHOLE_ROUND`, to seconds.
     seconds: dict[int, Numbers]
     #: Round and message, the first `MOST_REJECTIONS`; and the number of all.
     rejections: list[tuple[int, str]]
     rejected: int
+
+    def of(self, key: str) -> dict[int, Any]:
+        """Round to what the sample recorded under a key; rounds without anything are left out."""
+        return {each.round: value for each in self.sample if (value := getattr(each, key))}
 
 
 def read_history(folder: Path) -> History:
@@ -224,7 +231,7 @@ def read_history(folder: Path) -> History:
         if place in chosen:
             history.sample.append(each)
         if each.phases or each.seconds:
-            history.seconds[each.round] = each.phases or {"": each.seconds}
+            history.seconds[each.round] = each.phases or {WHOLE_ROUND: each.seconds}
         room = MOST_REJECTIONS - len(history.rejections)
         history.rejections += [(each.round, message) for message in each.rejected[:room]]
         history.rejected += len(each.rejected)

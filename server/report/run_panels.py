@@ -5,14 +5,25 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import Any
 
 from server.report.diagnosis_panels import diagnosis_panels
 from server.report.figures import Mark, Pen, Pens, bar_figure, mark_figure, step_pens
 from server.report.group_panels import LEAST_WEIGHT
 from server.report.groups import without_places
-from server.report.panels import STRONGEST, Cell, Panel, Section, chart, line_chart, notes, shown
+from server.report.panels import (
+    MISSING,
+    STRONGEST,
+    Cell,
+    Panel,
+    Section,
+    chart,
+    line_chart,
+    notes,
+    shown,
+)
 from server.report.records import (
+    WHOLE_ROUND,
     History,
     Matrix,
     Numbers,
@@ -22,10 +33,8 @@ from server.report.records import (
     read_summary,
     reading,
 )
-from server.report.series import envelope, line_of, merged_rounds, over_rounds
+from server.report.series import Line, envelope, line_of, over_rounds
 from server.run.folder import SUMMARY
-
-T = TypeVar("T")
 
 #: Clients up to which each has a line of its own.
 MOST_CLIENTS = 30
@@ -36,8 +45,6 @@ MOST_BARS = 60
 #: Panels that stand side by side, and therefore come first.
 _TILES = ("chart", "heat")
 
-OLDER = "the version that made this run did not record them."
-
 _MEDIAN = "in a band from the least to the greatest."
 
 
@@ -47,14 +54,19 @@ def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: 
     history, summary = read_history(folder), read_summary(folder)
     panels: list[Panel] = []
     for key, make, what, why in _OF_ROUNDS:
-        if any(getattr(each, key) for each in history.sample):
+        if history.of(key):
             panels += make(history, pens)
         else:
             recorded = any(key in each.model_fields_set for each in history.sample)
-            panels.append(notes(f"{what}: {why if recorded else OLDER}"))
+            panels.append(_missing(what, why, recorded))
     panels.append(_rejections(history))
-    with reading(folder / SUMMARY, "diagnostics"):
-        panels += diagnosis_panels(summary, pens)
+    if summary.diagnostics:
+        with reading(folder / SUMMARY, "diagnostics"):
+            panels += diagnosis_panels(summary.diagnostics, pens)
+    else:
+        why = "this run has no single model that predicts."
+        recorded = "diagnostics" in summary.model_fields_set
+        panels.append(_missing("Confusions and calibration", why, recorded))
     with reading(folder / SUMMARY, "summary"):
         facts = list(_facts(result, history.count, summary))
     panels += [*_scores(summary), _settings(result)]
@@ -65,10 +77,18 @@ def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: 
     return Section(anchor, title, content, facts=facts, folded=folded)
 
 
+def _missing(what: str, why: str, recorded: bool) -> Panel:
+    older = "the version that made this run did not record them."
+    return notes(f"{what}: {why if recorded else older}")
+
+
+# Weights, losses and time -----------------------------------------------------------------------
+
+
 def _fusion(history: History, pens: Pens) -> Iterator[Panel]:
-    weights = over_rounds((each.round, each.fusion_weights) for each in history.sample)
-    rounds = merged_rounds(weights.values())
-    lines = {name: line_of(weights[name], rounds) for name in pens.ordered(weights)}
+    rounds = history.of("fusion_weights")
+    weights = over_rounds(rounds)
+    lines = {name: line_of(weights[name], list(rounds)) for name in pens.ordered(weights)}
     note = "How much each modality counts when all predict together; 1 in all."
     label = "weight in the fusion"
     yield line_chart("Modality weights", label, lines, pens, note, least=LEAST_WEIGHT)
@@ -76,67 +96,70 @@ def _fusion(history: History, pens: Pens) -> Iterator[Panel]:
 
 def _decoder(history: History, pens: Pens) -> Iterator[Panel]:
     """Yield the modalities' shares in the merged decoder, by layer and over the rounds."""
-    matrices = {each.round: each.decoder_weights for each in history.sample if each.decoder_weights}
-    last = max(matrices)
-    layers = matrices[last]
-    names = pens.ordered(name for shares in layers.values() for name in shares)
-    label = "weight in the merged decoder"
-    columns = {name: [shares.get(name, math.nan) for shares in layers.values()] for name in names}
+    rounds = history.of("decoder_weights")
+    last = max(rounds)
+    names = pens.ordered(name for shares in rounds[last].values() for name in shares)
+    columns = {
+        name: [
+            [shares.get(name, math.nan) for shares in layers.values()] for layers in rounds.values()
+        ]
+        for name in names
+    }
     marks = {
-        name: [Mark(share, colour=pens[name].colour, shape=shape) for share in columns[name]]
+        name: [Mark(share, colour=pens[name].colour, shape=shape) for share in columns[name][-1]]
         for name, shape in zip(names, cycle("os^DvP"), strict=False)
     }
-    reference = 1 / len(names)
+    label, layers = "weight in the merged decoder", list(rounds[last])
+    table = zip(layers, *marks.values(), strict=True)
+    options: Any = {"reference": 1 / len(names), "least": LEAST_WEIGHT}
     yield chart(
         f"Decoder weights by layer, round {last}",
-        mark_figure(list(layers), marks, label, reference=reference, least=LEAST_WEIGHT),
+        mark_figure(layers, marks, label, **options),
         ("", *names),
-        list(zip(layers, *(map(shown, column) for column in columns.values()), strict=True)),
+        [(layer, *(shown(m.value) for m in row)) for layer, *row in table],
         "CmDA's choice, or shares of the examples where it does not choose; dotted: equal.",
     )
-    if len(matrices) > 1:
-        lines = {}
-        for name in names:
-            by_layer = over_rounds(
-                (number, {layer: shares.get(name, math.nan) for layer, shares in matrix.items()})
-                for number, matrix in matrices.items()
-            )
-            lines[name] = envelope(by_layer.values(), sorted(matrices))
+    if len(rounds) > 1:
+        lines = {name: envelope(list(rounds), column) for name, column in columns.items()}
         title, note = "Decoder weights over the rounds", f"The median over the layers, {_MEDIAN}"
         yield line_chart(title, label, lines, pens, note, least=LEAST_WEIGHT)
 
 
-def modality_of(client: str) -> str:
-    """Return the modality of a client, which is named as ``audio-0``."""
-    return client.rpartition("-")[0] or client
+def _by_modality(clients: Iterable[str], pens: Pens) -> dict[str, list[str]]:
+    """Return clients, which are named as ``audio-0``, by their modality in the pens' order."""
+    owners = {client: client.rpartition("-")[0] or client for client in clients}
+    names = pens.ordered(owners.values())
+    return {name: [client for client in owners if owners[client] == name] for name in names}
 
 
-def _by_modality(clients: Mapping[str, T], pens: Pens) -> dict[str, dict[str, T]]:
-    """Return what belongs to clients by their modality, in the order of the pens."""
-    names = pens.ordered(map(modality_of, clients))
+def _envelopes(rounds: Mapping[int, Numbers], pens: Pens) -> dict[str, Line]:
+    """Return the range of the clients of each modality over the rounds."""
+    groups = _by_modality((client for values in rounds.values() for client in values), pens)
     return {
-        name: {client: value for client, value in clients.items() if modality_of(client) == name}
-        for name in names
+        name: envelope(
+            list(rounds),
+            [[values.get(client, math.nan) for client in clients] for values in rounds.values()],
+        )
+        for name, clients in groups.items()
     }
 
 
 def _losses(history: History, pens: Pens) -> Iterator[Panel]:
     """Yield the train loss of each client, or of many clients the range by modality."""
-    losses = over_rounds((each.round, each.client_losses) for each in history.sample)
-    rounds, groups = merged_rounds(losses.values()), _by_modality(losses, pens)
-    title = "Train loss of each client"
+    rounds, title = history.of("client_losses"), "Train loss of each client"
+    losses = over_rounds(rounds)
     if len(losses) > MOST_CLIENTS:
-        lines = {name: envelope(clients.values(), rounds) for name, clients in groups.items()}
         note = (
             f"{len(losses)} clients, more than {MOST_CLIENTS}: the median of each modality's "
             f"clients, {_MEDIAN}"
         )
-        yield line_chart(title, "loss", lines, pens, note)
+        yield line_chart(title, "loss", _envelopes(rounds, pens), pens, note)
         return
+    groups = _by_modality(losses, pens)
     owners = {client: name for name, clients in groups.items() for client in clients}
-    lines = {client: line_of(losses[client], rounds) for client in owners}
+    lines = {client: line_of(losses[client], list(rounds)) for client in owners}
     client_pens = {client: Pen(pens[name].colour, width=1.0) for client, name in owners.items()}
-    legend = {name: next(iter(clients)) for name, clients in groups.items()}
+    legend = {name: clients[0] for name, clients in groups.items()}
     note = "A line for each client in the colour of its modality; a gap where it was not merged."
     yield line_chart(title, "loss", lines, client_pens, note, legend=legend)
 
@@ -148,47 +171,37 @@ _PHASES = (
 
 
 def _seconds(history: History, _: Pens) -> Iterator[Panel]:
-    rounds = sorted(history.seconds)
-    names = list(dict.fromkeys(name for phases in history.seconds.values() for name in phases))
-    width = max(1, math.ceil(len(rounds) / MOST_BARS))
+    seconds = history.seconds
+    names = list(dict.fromkeys(name for phases in seconds.values() for name in phases))
+    width = math.ceil(len(seconds) / MOST_BARS)
+    rounds = sorted(seconds)
     bars = [rounds[start : start + width] for start in range(0, len(rounds), width)]
     parts = {
-        name or "round": [_mean(history.seconds[at].get(name, 0.0) for at in bar) for bar in bars]
-        for name in names
+        name: [_mean(seconds[n].get(name, 0.0) for n in bar) for bar in bars] for name in names
     }
-    has_phases = names != [""]
-    note = _PHASES if has_phases else "The version that made this run did not record phases."
+    title, note = "Seconds of a round, by phase", _PHASES
+    if names == [WHOLE_ROUND]:
+        title, note = title[:-10], "The version that made this run did not record phases."
     if width > 1:
         note = f"Each bar is the mean of {width} rounds. {note}"
     starts = [bar[0] - 0.43 for bar in bars]
-    sums = {name: sum(each.get(name, 0.0) for each in history.seconds.values()) for name in names}
+    figure = bar_figure(starts, width, parts, step_pens(parts), ("round", "seconds"))
+    sums = {name: sum(phases.get(name, 0.0) for phases in seconds.values()) for name in names}
     total = sum(sums.values())
     rows = [
-        (
-            name or "round",
-            shown(value),
-            shown(value / len(rounds), 3),
-            f"{value / total:.1%}" if total > 0 else shown(math.nan),
-        )
-        for name, value in sums.items()
+        (name, shown(s), shown(s / len(rounds), 3), f"{s / total:.1%}" if total > 0 else MISSING)
+        for name, s in sums.items()
     ]
-    yield chart(
-        "Seconds of a round, by phase" if has_phases else "Seconds of a round",
-        bar_figure(starts, width, parts, step_pens(parts), ("round", "seconds")),
-        ("phase", "seconds", "a round", "share"),
-        rows,
-        note,
-    )
+    yield chart(title, figure, ("phase", "seconds", "a round", "share"), rows, note)
 
 
 def _mean(values: Iterable[float]) -> float:
     """Return the mean of those that are finite; NaN for none."""
-    known = [value for value in values if math.isfinite(value)]
+    known = list(filter(math.isfinite, values))
     return sum(known) / len(known) if known else math.nan
 
 
 # Posterior widths -------------------------------------------------------------------------------
-
 
 _WIDTHS = (
     "How unsure a client is of a layer: the stronger, the wider, on a logarithmic scale. In units "
@@ -199,50 +212,42 @@ _WIDTHS = (
 
 def _widths(history: History, pens: Pens) -> Iterator[Panel]:
     """Yield the widths over the rounds, and the last ones by layer and client."""
-    matrices = {each.round: each.posterior_widths for each in history.sample}
-    matrices = {number: matrix for number, matrix in matrices.items() if matrix}
-    if len(matrices) > 1:
-        clients = over_rounds(
-            (number, {client: _width(layers.values()) for client, layers in matrix.items()})
-            for number, matrix in matrices.items()
-        )
-        lines = {
-            name: envelope(members.values(), sorted(matrices))
-            for name, members in _by_modality(clients, pens).items()
+    rounds = history.of("posterior_widths")
+    if len(rounds) > 1:
+        clients = {
+            number: {client: _median(layers.values()) for client, layers in matrix.items()}
+            for number, matrix in rounds.items()
         }
         note = (
             "A client's width is the median over its layers. The median of a modality's clients, "
             f"{_MEDIAN}"
         )
+        lines = _envelopes(clients, pens)
         yield line_chart("Posterior widths over the rounds", "width", lines, pens, note, log=True)
-    last = max(matrices)
-    groups = _by_modality(matrices[last], pens)
-    columns = {client: layers for members in groups.values() for client, layers in members.items()}
-    note = _WIDTHS
-    if len(columns) > MOST_CLIENTS:
-        note += f" {len(columns)} clients: the medians of each modality's."
-        columns = {name: _medians(members.values()) for name, members in groups.items()}
+    last, note = max(rounds), _WIDTHS
+    matrix, groups = rounds[last], _by_modality(rounds[last], pens)
+    layers = list(dict.fromkeys(layer for widths in matrix.values() for layer in widths))
+    columns = {client: matrix[client] for clients in groups.values() for client in clients}
+    if len(matrix) > MOST_CLIENTS:
+        note += f" {len(matrix)} clients: the medians of each modality's."
+        columns = {
+            name: {
+                layer: _median(matrix[c].get(layer, math.nan) for c in clients) for layer in layers
+            }
+            for name, clients in groups.items()
+        }
     if last < history.count:
         note += f" Round {last} is the last in which clients sent precisions."
-    yield _width_heat(f"Posterior width by layer and client, round {last}", columns, note)
+    yield _width_heat(f"Posterior width by layer and client, round {last}", layers, columns, note)
 
 
-def _width(widths: Iterable[float]) -> float:
+def _median(widths: Iterable[float]) -> float:
     """Return the median of the widths that are positive; NaN for none."""
     known = [width for width in widths if width > 0]
     return median(known) if known else math.nan
 
 
-def _medians(clients: Iterable[Numbers]) -> Numbers:
-    layers: dict[str, list[float]] = {}
-    for client in clients:
-        for layer, width in client.items():
-            layers.setdefault(layer, []).append(width)
-    return {layer: median(widths) for layer, widths in layers.items()}
-
-
-def _width_heat(title: str, columns: Matrix, note: str) -> Panel:
-    layers = dict.fromkeys(layer for widths in columns.values() for layer in widths)
+def _width_heat(title: str, layers: Sequence[str], columns: Matrix, note: str) -> Panel:
     known = [w for widths in columns.values() for w in widths.values() if 0 < w < math.inf]
     low, high = min(known, default=1.0), max(known, default=1.0)
 

@@ -25,10 +25,10 @@ def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
     return [items[place] for place in places]
 
 
-def over_rounds(rounds: Iterable[tuple[int, Mapping[str, float]]]) -> dict[str, Series]:
+def over_rounds(rounds: Mapping[int, Mapping[str, float]]) -> dict[str, Series]:
     """Turn the values by name of each round into a series of each name."""
     series: dict[str, Series] = {}
-    for number, values in rounds:
+    for number, values in rounds.items():
         for name, value in values.items():
             series.setdefault(name, {})[number] = value
     return series
@@ -65,10 +65,9 @@ def band(seeds: Sequence[Series], rounds: Sequence[int]) -> Line:
     return Line(rounds, means, list(means - widths), list(means + widths), sds)
 
 
-def envelope(series: Iterable[Series], rounds: Sequence[int]) -> Line:
-    """Return the median of many series, in a band from the least to the greatest."""
-    columns = list(series)
-    points = [
-        [v for one in columns if isfinite(v := one.get(number, nan))] or [nan] for number in rounds
-    ]
-    return Line(rounds, [median(p) for p in points], list(map(min, points)), list(map(max, points)))
+def envelope(rounds: Sequence[int], values: Iterable[Iterable[float]]) -> Line:
+    """Return the median of many values at each round, in a band from the least to the greatest."""
+    points = [sorted(filter(isfinite, each)) or [nan] for each in values]
+    return Line(
+        rounds, [median(p) for p in points], [p[0] for p in points], [p[-1] for p in points]
+    )

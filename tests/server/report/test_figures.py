@@ -143,7 +143,7 @@ def test_a_band_where_a_seed_lacks_a_round_or_a_number() -> None:
 
 
 def test_an_envelope_is_the_median_between_the_extremes() -> None:
-    line = envelope([{1: 1.0, 2: NAN}, {1: 9.0}, {1: 2.0, 2: NAN}], [1, 2, 3])
+    line = envelope([1, 2, 3], [[1.0, 9.0, 2.0], [NAN, INF], []])
     assert (line.y[0], line.low[0], line.high[0]) == (2.0, 1.0, 9.0)
     assert all(math.isnan(column[place]) for column in (line.y, line.low) for place in (1, 2))
 

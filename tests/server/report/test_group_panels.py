@@ -275,7 +275,7 @@ def test_settings_that_differ_are_a_table() -> None:
         result("fedavg", 2, settings={**same, "run_dir": "b", "runtime.name": "y"}),
         result("hier", 1, settings={"client.lr": "2", "rounds": "9", "run_dir": "c"}),
     )
-    assert panel.header == ["setting", "fedavg", "hier"]
+    assert panel.header == ("setting", "fedavg", "hier")
     assert panel.rows == [
         ["strategy.name", "fedavg", "hier"],
         ["client.lr", "1", "2"],
@@ -285,7 +285,7 @@ def test_settings_that_differ_are_a_table() -> None:
 
 def test_groups_are_numbered() -> None:
     runs = [result("fedavg", settings={"rounds": rounds}) for rounds in ("3", "9")]
-    assert settings_of(*runs).header == ["setting", "1. fedavg", "2. fedavg"]
+    assert settings_of(*runs).header == ("setting", "1. fedavg", "2. fedavg")
 
 
 def test_nothing_to_compare_is_said() -> None:

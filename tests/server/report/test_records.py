@@ -12,7 +12,13 @@ from made_up_runs import CLIENTS, full_record, write_full_run, write_run
 from common.errors import UserError
 from common.task import Task
 from server.report.group_panels import read_curves
-from server.report.records import MOST_REJECTIONS, find_results, read_history, read_result
+from server.report.records import (
+    MOST_REJECTIONS,
+    WHOLE_ROUND,
+    find_results,
+    read_history,
+    read_result,
+)
 from server.report.series import MOST_POINTS, merged_rounds, thinned
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, RunFolder
 
@@ -132,12 +138,12 @@ def test_the_metrics_decide_a_task_that_was_left_to_the_shards(
 
 def test_curves_are_those_of_the_rounds(tmp_path: Path) -> None:
     folder = write_full_run(tmp_path / "a", rounds=3)
-    curves = read_curves(folder, "corr")
-    assert curves.losses["audio"] == pytest.approx({1: 3, 2: 2, 3: 1 + 2 / 3})
-    assert curves.scores["vision"] == pytest.approx({1: -0.04, 2: 0.06, 3: 0.16})
-    assert curves.weights["language"] == {1: 0.5, 2: 0.5, 3: 0.5}
-    assert list(curves.scores) == ["multimodal", "language", "audio", "vision"]
-    assert read_curves(folder, "bleu").scores == {}
+    scores, losses, weights = read_curves(folder, "corr")
+    assert losses["audio"] == pytest.approx({1: 3, 2: 2, 3: 1 + 2 / 3})
+    assert scores["vision"] == pytest.approx({1: -0.04, 2: 0.06, 3: 0.16})
+    assert weights["language"] == {1: 0.5, 2: 0.5, 3: 0.5}
+    assert list(scores) == ["multimodal", "language", "audio", "vision"]
+    assert read_curves(folder, "bleu")[0] == {}
 
 
 def test_the_history_is_that_of_the_rounds(tmp_path: Path) -> None:
@@ -158,9 +164,9 @@ def test_null_and_nan_are_gaps(tmp_path: Path) -> None:
         {"round": 1, "seconds": 2.5, "train_loss": {"audio": math.nan}},
         {"round": 2, "seconds": None, "validation": {"audio": {"corr": None}}, "clients": None},
     )
-    seconds, curves = read_history(folder).seconds, read_curves(folder, "corr")
-    assert seconds[1] == {"": 2.5} and math.isnan(seconds[2][""])
-    assert math.isnan(curves.losses["audio"][1]) and math.isnan(curves.scores["audio"][2])
+    seconds, (scores, losses, _) = read_history(folder).seconds, read_curves(folder, "corr")
+    assert seconds[1] == {WHOLE_ROUND: 2.5} and math.isnan(seconds[2][WHOLE_ROUND])
+    assert math.isnan(losses["audio"][1]) and math.isnan(scores["audio"][2])
 
 
 def test_of_a_long_run_some_rounds_are_kept_but_all_seconds(tmp_path: Path) -> None:
