@@ -29,6 +29,10 @@ def scores(name: str, *corrs: float, **more: Any) -> list[Result]:
     return [result(name, seed, corr, **more) for seed, corr in enumerate(corrs, 1)]
 
 
+NAN = float("nan")
+BASE = scores("fedavg", 0.5, 0.6, 0.7)
+
+
 def section_of(folder: Path) -> Section:
     results, _ = find_results([str(folder)])
     return group_section(make_groups(results, "fedavg")[0], PENS)
@@ -50,91 +54,58 @@ def charts(section: Section) -> dict[str, Panel]:
     return {panel.title: panel for panel in section.panels if panel.kind == "chart"}
 
 
-NAN = float("nan")
-BASE = scores("fedavg", 0.5, 0.6, 0.7)
-
-
-# Differences in words ---------------------------------------------------------------------------
+# Scores and differences -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("runs", "words"),
+    ("runs", "cells", "words"),
     [
         (
             scores("hier", 0.60, 0.71, 0.79),
+            ["+0.100 [+0.075, +0.125]", "0.003", "better"],
             "better; corr +0.100, 95% interval +0.075 to +0.125, 3 shared seeds.",
         ),
         (
-            scores("hier", 0.40, 0.51, 0.59),
-            "worse; corr -0.100, 95% interval -0.125 to -0.075, 3 shared seeds.",
+            [*scores("hier", 0.3, 0.39), result("hier", 9, 0.5)],
+            ["-0.205 [-0.269, -0.141]", "0.016", "worse, 2 pairs"],
+            "worse; corr -0.205, 95% interval -0.269 to -0.141, 2 shared seeds.",
         ),
         (
-            scores("hier", 0.6, 0.5, 0.7),
+            scores("hier", 0.5, 0.6, 0.7),
+            ["+0.000 [+0.000, +0.000]", "1.000", "no difference"],
             "no difference that these seeds can show; corr +0.000, "
-            "95% interval -0.248 to +0.248, 3 shared seeds.",
+            "95% interval +0.000 to +0.000, 3 shared seeds.",
         ),
-        (scores("hier", 0.6), "corr +0.100 with one seed, which may be chance."),
-        ([result("hier", 9)], "no seed in common, so there is no difference to report."),
         (
-            scores("hier", NAN, 0.6),
+            scores("hier", 0.6),
+            ["+0.100", "n/a", "one seed"],
+            "corr +0.100 with one seed, which may be chance.",
+        ),
+        (
+            [result("hier", 9)],
+            ["n/a", "n/a", "no pair"],
+            "no seed in common, so there is no difference to report.",
+        ),
+        (
+            scores("hier", 0.6, NAN, 0.8),
+            ["n/a", "n/a", "not a number"],
             "a score is not a number, so there is no difference to report.",
         ),
     ],
 )
-def test_a_difference_in_words(runs: list[Result], words: str) -> None:
-    (group,) = make_groups([*BASE, *runs], "fedavg")
-    assert sentences(group) == [f"hier against fedavg: {words}"]
-    (group,) = make_groups([*BASE, *runs])
-    assert sentences(group) == []
-
-
-def test_where_less_is_better_the_words_say_so() -> None:
-    errors = {"fedavg": (1.0, 1.1), "hier": (0.5, 0.61)}
-    runs = [
-        result(name, seed, test={"multimodal": {"corr": 0.0, "mae": mae}})
-        for name, maes in errors.items()
-        for seed, mae in enumerate(maes)
-    ]
-    (group,) = make_groups(runs, "fedavg", ["mae"])
-    (sentence,) = sentences(group)
-    assert sentence.startswith("hier against fedavg: better, and less is better; mae -0.495, ")
-
-
-def test_many_differences_are_left_to_the_table() -> None:
-    runs = [run for letter in "abcdefghij" for run in scores(letter, 0.5, 0.6)]
-    (group,) = make_groups([*BASE, *runs], "fedavg")
-    lines = sentences(group)
-    assert len(lines) == 9 and lines[-1] == "2 more differences are in the table."
-
-
-# Tables -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("runs", "difference", "p", "verdict"),
-    [
-        (scores("hier", 0.6), "+0.100", "n/a", "one seed"),
-        ([result("hier", 9)], "n/a", "n/a", "no pair"),
-        (scores("hier", 0.6, NAN, 0.8), "n/a", "n/a", "not a number"),
-        (scores("hier", 0.5, 0.6, 0.7), "+0.000 [+0.000, +0.000]", "1.000", "no difference"),
-        (
-            [*scores("hier", 0.7, 0.81), result("hier", 9, 0.5)],
-            "+0.205 [+0.141, +0.269]",
-            "0.016",
-            "better, 2 pairs",
-        ),
-    ],
-)
-def test_what_a_difference_may_be(
-    runs: list[Result], difference: str, p: str, verdict: str
+def test_a_difference_in_cells_and_in_words(
+    runs: list[Result], cells: list[str], words: str
 ) -> None:
     fedavg, hier = rows_of([*BASE, *runs])
     assert (fedavg["corr"], fedavg["seeds"]) == ("0.600 ± 0.100", "3")
-    assert (fedavg["difference of corr"], fedavg["p"], fedavg["verdict"]) == ("", "", "baseline")
-    assert (hier["difference of corr"], hier["p"], hier["verdict"]) == (difference, p, verdict)
+    names = ("difference of corr", "p", "verdict")
+    assert [fedavg[name] for name in names] == ["", "", "baseline"]
+    assert [hier[name] for name in names] == cells
+    assert sentences(make_groups([*BASE, *runs], "fedavg")[0]) == [f"hier against fedavg: {words}"]
+    assert sentences(make_groups([*BASE, *runs])[0]) == []
 
 
-def test_the_first_chosen_metric_is_compared() -> None:
+def test_the_first_chosen_metric_is_compared_and_may_be_an_error() -> None:
     def run(name: str, seed: int, mae: float) -> Result:
         test = {"multimodal": {"corr": 0.5, "mae": mae}, "audio": {"corr": 0.1, "mae": 2.0}}
         return result(name, seed, test=test)
@@ -146,6 +117,15 @@ def test_the_first_chosen_metric_is_compared() -> None:
     assert hier["best alone"] == "audio 2.000"
     assert hier["difference of mae"].startswith("-0.500 [")
     assert (hier["p"], hier["verdict"]) == ("<0.001", "better")
+    (sentence,) = sentences(make_groups(runs, "fedavg", ["mae"])[0])
+    assert sentence.startswith("hier against fedavg: better, and less is better; mae -0.500, ")
+
+
+def test_many_differences_are_left_to_the_table() -> None:
+    runs = [run for letter in "abcdefghij" for run in scores(letter, 0.5, 0.6)]
+    (group,) = make_groups([*BASE, *runs], "fedavg")
+    lines = sentences(group)
+    assert len(lines) == 9 and lines[-1] == "2 more differences are in the table."
 
 
 def test_what_is_not_known_is_said() -> None:
