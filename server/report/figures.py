@@ -103,16 +103,9 @@ def line_figure(
 ) -> Figure:
     """Draw series, by name, over the rounds.
 
-    Parameters
-    ----------
-    lines, pens, labels
-        By name; of the x and y axes.
-    log
-        Use a logarithmic y axis where the values span much.
-    least
-        What the y axis spans at least, so that a tiny change does not look like much.
-    legend
-        Words of the legend to the line that they stand for; by default each line's name.
+    The y axis spans `least` at least, so that a tiny change does not look like much; with `log` it
+    is logarithmic where the values span much. The legend has words and the lines that they stand
+    for, by default all names.
     """
     figure, axes = _axes(labels)
     handles = {name: _draw_line(axes, line, pens[name], log) for name, line in lines.items()}
@@ -121,9 +114,9 @@ def line_figure(
     axes.set_ylim(*_widened(axes.get_ylim(), least))
     axes.grid(axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    words = legend if legend is not None else {name: name for name in lines}
+    words = {word: handles[name] for word, name in legend.items()} if legend else handles
     if len(words) <= LEGEND:
-        _legend(figure, {word: handles[name] for word, name in words.items()})
+        _legend(figure, words)
     return figure
 
 

@@ -8,7 +8,6 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
-from functools import cache
 from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -32,26 +31,13 @@ MINOR = frozenset({"best alone", "against", "p", "MB up", "seconds"})
 
 #: Settings that are named where they are the same in all runs; a group with its dot.
 _WORTH_NAMING = (
-    "dataset.name",
-    "dataset.path",
-    "dataset.task",
-    "rounds",
-    "clients.",
-    "partition.name",
-    "client.lr",
-    "client.local_epochs",
-    "client.batch_size",
+    *("dataset.name", "dataset.path", "dataset.task", "rounds", "clients.", "partition.name"),
+    *("client.lr", "client.local_epochs", "client.batch_size"),
 )
 
 
 def group_sections(report: Report) -> list[Section]:
-    """Return a section for each comparison group.
-
-    Raises
-    ------
-    UserError
-        If the rounds of a run are damaged.
-    """
+    """Return a section for each group; raise `UserError` if the rounds of a run are damaged."""
     pens = _pens(report)
     return [group_section(group, pens) for group in report.groups]
 
@@ -64,24 +50,20 @@ def page(report: Report, groups: Sequence[Section], details: int) -> bytes:
     UserError
         If a file of a run is damaged.
     """
-    pens = _pens(report)
-    style, script = (
-        _environment().get_template("report.css").render(),
-        _environment().get_template("report.js").render(),
+    pens, style, script = _pens(report), _render("report.css"), _render("report.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-    text = (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            report=report,
-            sections=[*groups, runs_section(report, details, pens), settings_section(report)],
-            pens=pens,
-            together=TOGETHER,
-            style=style,
-            script=script,
-            policy=f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
-            f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'",
-        )
+    text = _render(
+        "report.html.j2",
+        report=report,
+        sections=[*groups, runs_section(report, details, pens), settings_section(report)],
+        pens=pens,
+        together=TOGETHER,
+        style=style,
+        script=script,
+        policy=policy,
     )
     # A name of a folder need not be text.
     return text.encode("utf-8", "replace")
@@ -89,20 +71,15 @@ def page(report: Report, groups: Sequence[Section], details: int) -> bytes:
 
 def markdown(report: Report, groups: Sequence[Section]) -> bytes:
     """Return ``report.md``."""
-    settings, changing = report.results[0].settings, set(differing(report.results))
+    changing = differing(report.results)
     same = {
         name: value
         for worth in _WORTH_NAMING
-        for name, value in settings.items()
-        if name not in changing
-        and (name.startswith(worth) if worth.endswith(".") else name == worth)
+        for name, value in report.results[0].settings.items()
+        if name not in changing and (name == worth or (worth[-1] == "." and name.startswith(worth)))
     }
     pairs = zip(report.groups, groups, strict=True)
-    text = (
-        _environment()
-        .get_template("report.md.j2")
-        .render(report=report, same=assignments(same), groups=pairs)
-    )
+    text = _render("report.md.j2", report=report, same=assignments(same), groups=pairs)
     return (text.rstrip() + "\n").encode("utf-8", "replace")
 
 
@@ -142,19 +119,12 @@ def _rich_table(table: Panel, width: int) -> Table:
 
 def runs_section(report: Report, most: int, pens: Pens) -> Section:
     """Return the runs one by one: the first seed of each method, then the second, and so on."""
-    labels, methods = zip(*report.methods, strict=True)
-    turns = zip_longest(*(method.results for method in methods))
+    turns = zip_longest(*(method.results for _, method in report.methods))
+    labels = [label for label, _ in report.methods]
     runs = [pair for turn in turns for pair in zip(labels, turn, strict=True) if pair[1]]
-    firsts = [method.results[0] for method in methods]
     sections = [
-        run_section(
-            f"run-{place}",
-            f"{label}, seed {result.seed}",
-            result,
-            pens,
-            folded=place > 1 or result not in firsts,
-        )
-        for place, (label, result) in enumerate(runs[:most], 1)
+        run_section(f"run-{n}", f"{label}, seed {result.seed}", result, pens, folded=n > 1)
+        for n, (label, result) in enumerate(runs[:most], 1)
     ]
     order = "The first seed of each method comes first, then the others."
     if len(runs) > most:
@@ -167,28 +137,23 @@ def runs_section(report: Report, most: int, pens: Pens) -> Section:
 
 
 def _pens(report: Report) -> Pens:
-    return modality_pens(name for result in report.results for name in result.summary.test)
+    return modality_pens(name for each in report.results for name in each.summary.test)
 
 
 # Templates --------------------------------------------------------------------------------------
 
 
-@cache
-def _environment() -> Environment:
+def _render(template: str, **values: object) -> str:
     environment = Environment(
         loader=PackageLoader("server.report"),
-        autoescape=lambda name: name is not None and ".html" in name,
+        autoescape=".html" in template,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
     environment.filters |= {"breakable": _breakable, "markdown_row": _markdown_row}
-    return environment
-
-
-def _render(template: str, **values: object) -> str:
-    return _environment().get_template(template).render(values)
+    return environment.get_template(template).render(values)
 
 
 def _breakable(text: str) -> Markup:

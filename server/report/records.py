@@ -166,16 +166,14 @@ def read_result(folder: Path) -> Result:
 
 def _task(folder: Path, given: str, scores: Numbers) -> Task:
     """Return the task. A run on shards takes it from them, so here the metrics decide."""
-    if given == "null":
-        task = next((task for task, headline in HEADLINE.items() if headline in scores), None)
-        if task is None:
-            raise damaged(folder / SUMMARY, f"there is no headline metric in test.{TOGETHER}")
-        return task
-    if given not in list(Task):
+    if given not in ("null", *Task):
         raise damaged(folder / CONFIG, f"dataset.task={given}: expected one of {', '.join(Task)}")
-    if HEADLINE[Task(given)] not in scores:
-        raise damaged(folder / SUMMARY, f"there is no test.{TOGETHER}.{HEADLINE[Task(given)]}")
-    return Task(given)
+    possible = list(Task) if given == "null" else [Task(given)]
+    for task in possible:
+        if HEADLINE[task] in scores:
+            return task
+    headlines = " or ".join(HEADLINE[task] for task in possible)
+    raise damaged(folder / SUMMARY, f"test.{TOGETHER} has no {headlines}")
 
 
 def read_summary(folder: Path) -> Summary:

@@ -127,7 +127,7 @@ def test_the_metrics_decide_a_task_that_was_left_to_the_shards(
     test = {"multimodal": dict.fromkeys(metrics, 0.5)}
     folder = write_run(tmp_path / "a", "dataset=shards", "dataset.path=x", test=test)
     if task is None:
-        with pytest.raises(UserError, match=r"summary.json is damaged: there is no headline metri"):
+        with pytest.raises(UserError, match=r"summary.json is damaged: .* has no corr or"):
             read_result(folder)
     else:
         assert read_result(folder).task is task
@@ -206,7 +206,7 @@ def test_rounds_of_several_series_are_put_together() -> None:
         (SUMMARY, b'{"test": [1]}', "summary: test: Input should be"),
         (SUMMARY, b'{"test": {"multimodal": {"corr": "high"}}}', "summary: test.multimodal.corr: "),
         (SUMMARY, b'{"test": {"multimodal": {"corr": [1]}}}', "summary: test.multimodal.corr: "),
-        (SUMMARY, b'{"test": {"multimodal": {"f1": 1}}}', "there is no test.multimodal.corr"),
+        (SUMMARY, b'{"test": {"multimodal": {"f1": 1}}}', "test.multimodal has no corr"),
         (CONFIG, b"\xff\xfe\x00", ""),
         (CONFIG, b"a: [", "while parsing"),
         (CONFIG, b"a: ${b}", "Interpolation key 'b' not found"),
