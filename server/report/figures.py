@@ -190,14 +190,9 @@ def mark_figure(
     for series, column in marks.items():
         for place, mark in enumerate(column):
             value, reach = _drawable([mark.value, mark.reach])
-            style: Any = {
-                "fmt": mark.shape,
-                "color": mark.colour,
-                "markersize": 4.5,
-                "capsize": 2.5,
-            }
             if not np.isnan(value):
                 bar = None if np.isnan(reach) else reach
+                style: Any = {"fmt": mark.shape, "color": mark.colour}
                 handles[series] = axes.errorbar(value, place, xerr=bar, **style)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
@@ -226,7 +221,7 @@ def to_svg(figure: Figure) -> str:
 def to_png(figure: Figure) -> bytes:
     """Return a picture for ``report.md``; equal figures give equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=140, metadata={"Software": None})
+    figure.savefig(buffer, format="png", metadata={"Software": None})
     return buffer.getvalue()
 
 
