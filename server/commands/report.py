@@ -30,19 +30,19 @@ def main(config: ReportConfig) -> None:
 
 
 def make_report(config: ReportConfig, overrides: Sequence[str]) -> "Report":
-    """Read runs and group them; the overrides are quoted, without the machine's places.
+    """Read runs and group them; the overrides are quoted, without absolute paths.
 
     Raises
     ------
     UserError
         If there are no runs, a file is damaged, two runs are the same or no run has a metric.
     """
-    from server.report.groups import Report, make_groups, without_places
+    from server.report.groups import Report, make_groups, shorten_paths
     from server.report.records import find_results
 
     results, unfinished = find_results(config.places)
     groups = make_groups(results, config.baseline, config.metrics)
-    command = shlex.join(["utmp-report", *map(without_places, overrides)])
+    command = shlex.join(["utmp-report", *map(shorten_paths, overrides)])
     return Report(command, results, unfinished, groups, config.baseline)
 
 

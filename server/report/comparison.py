@@ -14,11 +14,8 @@ from enum import StrEnum
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-#: Coverage of the intervals.
-LEVEL = 0.95
-
-#: Metrics that are errors.
-LESS_IS_BETTER = frozenset({"mae", "mse", "log_loss", "ece"})
+LEVEL = 0.95  #: coverage of the intervals
+LESS_IS_BETTER = frozenset({"mae", "mse", "log_loss", "ece"})  #: metrics that are errors
 
 
 class Verdict(StrEnum):
@@ -46,14 +43,11 @@ class Difference:
     """A paired difference, method minus baseline, in units of the metric."""
 
     verdict: Verdict
-    #: Number of seeds that both have.
-    pairs: int
-    #: With the ends of its interval; NaN where they are not defined.
-    mean: float = math.nan
+    pairs: int  #: number of seeds that both have
+    mean: float = math.nan  #: with the ends of its interval; NaN where they are not defined
     low: float = math.nan
     high: float = math.nan
-    #: Two-sided, of the paired t-test; NaN where there is none.
-    p: float = math.nan
+    p: float = math.nan  #: two-sided, of the paired t-test; NaN where there is none
 
 
 def less_is_better(metric: str) -> bool:

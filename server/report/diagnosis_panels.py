@@ -10,14 +10,9 @@ from server.report.panels import MISSING, STRONGEST, Cell, Panel, chart, notes, 
 from server.report.records import TOGETHER
 from server.report.series import Line
 
-#: Classes up to which a confusion matrix is shown as one.
-MOST_CLASSES = 20
-
-#: Classes up to which matrices stand side by side.
-_SIDE_BY_SIDE = 12
-
-#: Of larger ones, the confusions that are listed.
-_CONFUSIONS = 20
+MOST_CLASSES = 20  #: classes up to which a confusion matrix is shown as one
+_SIDE_BY_SIDE = 12  #: classes up to which matrices stand side by side
+_CONFUSIONS = 20  #: of larger ones, the confusions that are listed
 
 
 def diagnosis_panels(diagnostics: Mapping[str, Mapping[str, Any]], pens: Pens) -> Iterator[Panel]:

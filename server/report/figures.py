@@ -36,13 +36,11 @@ BETTER, WORSE = MODALITY_COLOURS[:2]
 
 _DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
 
-#: The most names in a legend; more are in the data table alone.
-LEGEND = 8
+LEGEND = 8  #: the most names in a legend; more are in the data table alone
 
 _WIDTH, _HEIGHT, _TALLEST = 4.6, 2.8, 30.0
 
-#: Numbers above this are drawn as gaps: no axis holds them.
-_LARGEST = 1e30
+_LARGEST = 1e30  #: numbers above this are drawn as gaps: no axis holds them
 
 _styled = matplotlib.rc_context(fname=Path(__file__).parent / "templates" / "report.mplstyle")
 

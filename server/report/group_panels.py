@@ -1,10 +1,10 @@
 """Report section for one comparison group: scores, differences, learning curves and settings."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from server.report.comparison import LEVEL, Difference, Verdict, less_is_better, spread
+from server.report.comparison import LEVEL, Difference, Spread, Verdict, less_is_better
 from server.report.figures import BETTER, MUTED, WORSE, Mark, Pens, mark_figure, step_pens
 from server.report.groups import (
     ABSENT,
@@ -14,33 +14,23 @@ from server.report.groups import (
     Report,
     count,
     differing,
-    without_places,
+    shorten_paths,
 )
 from server.report.panels import MISSING, Panel, Section, chart, line_chart, notes, shown
 from server.report.records import TOGETHER, read_rounds
 from server.report.series import Series, band, merged_rounds, over_rounds
 
-#: Methods whose curves share one chart, and whose own curves are open at first.
-MOST_TOGETHER = 6
-
-#: Methods whose own curves are shown.
-MOST_METHODS = 24
-
-#: The most columns of the table of settings.
-MOST_COLUMNS = 40
-
-#: What an axis of weights spans at least.
-LEAST_WEIGHT = 0.1
-
-#: Differences that are put into sentences.
-_SENTENCES = 8
+MOST_TOGETHER = 6  #: methods whose curves share one chart, and whose own curves are open at first
+MOST_METHODS = 24  #: methods whose own curves are shown
+MOST_COLUMNS = 40  #: the most columns of the table of settings
+LEAST_WEIGHT = 0.1  #: what an axis of weights spans at least
+_SENTENCES = 8  #: differences that are put into sentences
 
 #: Verdicts where there is no room for words.
 _SIGNS = {Verdict.better: "+", Verdict.worse: "-", Verdict.none: "="}
 _SIGNS_NOTE = "Against the baseline in the same column: + better, - worse, = no difference."
 
-#: Column of a difference's reach.
-_HALF = "half of the interval"
+_HALF = "half of the interval"  #: column of a difference's reach
 
 #: Settings that differ from run to run by their nature.
 _OWN = frozenset({"seed", "run_dir", "resume"})
@@ -50,7 +40,7 @@ def group_section(group: ComparisonGroup, pens: Pens) -> Section:
     """Return all of a group; raise `UserError` if the rounds of a run are damaged."""
     metric = group.metric
     curves = [
-        (method, [read_curves(Path(each.folder), metric) for each in method.results])
+        (method, [read_curves(Path(run.folder), metric) for run in method.results])
         for method in group.methods
     ]
     known = [(method, seeds) for method, seeds in curves if any(scores for scores, *_ in seeds)]
@@ -108,14 +98,14 @@ def _score_table(group: ComparisonGroup) -> Panel:
     for method in group.methods:
         best, baseline = method.best_alone(group.metric), group.baseline_of(method)
         row = [method.label, str(len(method.results))]
-        row += [_score(method.scores(metric)) for metric in group.metrics]
+        row += [_score(method.spread(metric)) for metric in group.metrics]
         row.append(f"{best[0]} {best[1]:.3f}" if best else MISSING)
         if against:
             row.append(baseline.label if baseline else "")
         if compared:
             row += _difference_cells(group.difference(method), len(method.results))
-        row.append(_mean((each.megabytes for each in method.results), 2))
-        row.append(_mean((each.summary.seconds for each in method.results), 1))
+        row.append(_mean((run.megabytes for run in method.results), 2))
+        row.append(_mean((run.summary.seconds for run in method.results), 1))
         rows.append(row)
     return Panel(header=[*header, *against, *compared, "MB up", "seconds"], rows=rows)
 
@@ -143,18 +133,17 @@ def _kind_table(group: ComparisonGroup, title: str, kind: Kind) -> Iterator[Pane
     def cell(method: Method, name: str) -> str:
         difference = group.difference(method, name, kind) if signed else None
         sign = _SIGNS.get(difference.verdict, "") if difference else ""
-        return f"{_score(method.scores(group.metric, name, kind))} {sign}".rstrip()
+        return f"{_score(method.spread(group.metric, name, kind))} {sign}".rstrip()
 
     if names:
-        rows = [[each.label, *(cell(each, name) for name in names)] for each in group.methods]
+        rows = [[one.label, *(cell(one, name) for name in names)] for one in group.methods]
         yield Panel(title, header=("method", *names), rows=rows, note=_SIGNS_NOTE * signed)
 
 
-def _score(scores: Mapping[int, float]) -> str:
-    summary = spread(scores.values())
-    if summary.count == 0:
+def _score(scores: Spread) -> str:
+    if scores.count == 0:
         return MISSING
-    return f"{summary.mean:.3f}" + ("" if math.isnan(summary.sd) else f" ± {summary.sd:.3f}")
+    return f"{scores.mean:.3f}" + ("" if math.isnan(scores.sd) else f" ± {scores.sd:.3f}")
 
 
 def _mean(values: Iterable[float], digits: int) -> str:
@@ -168,8 +157,8 @@ def _mean(values: Iterable[float], digits: int) -> str:
 def _comparison_charts(group: ComparisonGroup) -> Iterator[Panel]:
     metric, file = group.metric, f"block-{group.number}"
     better = "less" if less_is_better(metric) else "more"
-    spreads = [spread(method.scores(metric).values()) for method in group.methods]
-    scores = [Mark(each.mean, each.sd) for each in spreads]
+    spreads = (method.spread(metric) for method in group.methods)
+    scores = [Mark(score.mean, score.sd) for score in spreads]
     note = f"Mean and sd over the seeds; {better} is better."
     yield _mark_chart(group, f"Test {metric}", scores, ("mean", "sd"), note, f"{file}.png")
     if group.baselines:
@@ -206,17 +195,16 @@ def _difference_mark(difference: Difference | None) -> Mark:
 #: Validation scores, train losses and fusion weights of a run, by ``multimodal`` and modality.
 RunCurves = list[dict[str, Series]]
 
-#: A method and the curves of its seeds.
-MethodCurves = tuple[Method, list[RunCurves]]
+MethodCurves = tuple[Method, list[RunCurves]]  #: a method and the curves of its seeds
 
 
 def read_curves(folder: Path, metric: str) -> RunCurves:
     """Read a run's curves; raise `UserError` if its rounds are damaged."""
     scores, losses, weights = {}, {}, {}
-    for each in read_rounds(folder):
-        known = ((name, values.get(metric)) for name, values in each.validation.items())
-        scores[each.round] = {name: value for name, value in known if value is not None}
-        losses[each.round], weights[each.round] = each.train_loss, each.fusion_weights
+    for record in read_rounds(folder):
+        known = ((name, values.get(metric)) for name, values in record.validation.items())
+        scores[record.round] = {name: value for name, value in known if value is not None}
+        losses[record.round], weights[record.round] = record.train_loss, record.fusion_weights
     return list(map(over_rounds, (scores, losses, weights)))
 
 
@@ -232,7 +220,7 @@ def _curves_together(group: ComparisonGroup, known: Sequence[MethodCurves]) -> P
     sign = 1 if less_is_better(metric) else -1
 
     def rank(method: Method) -> tuple[bool, float]:
-        mean = spread(method.scores(metric).values()).mean
+        mean = method.spread(metric).mean
         return method not in group.baselines, math.inf if math.isnan(mean) else sign * mean
 
     best = sorted((method for method, _ in known), key=rank)[:MOST_TOGETHER]
@@ -302,4 +290,4 @@ def settings_section(report: Report) -> Section:
 def _values(method: Method, name: str) -> str:
     """Return the value of a setting, which may differ between runs of one method."""
     values = dict.fromkeys(result.settings.get(name, ABSENT) for result in method.results)
-    return " / ".join(map(without_places, values))
+    return " / ".join(map(shorten_paths, values))

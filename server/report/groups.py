@@ -14,7 +14,7 @@ from typing import Literal
 from common.errors import UserError
 from common.metrics import HEADLINE
 from common.task import Task
-from server.report.comparison import Difference, less_is_better, paired_difference, spread
+from server.report.comparison import Difference, Spread, less_is_better, paired_difference, spread
 from server.report.records import TOGETHER, Result
 
 #: Settings that do not change what is learnt: a name, or a group with its dot.
@@ -23,8 +23,7 @@ _REPLICATE = ("seed", "run_dir", "runtime.", "tracking.")
 #: Settings that make the method; all others make the comparison group.
 _METHOD = ("strategy.", "fusion.", "client.")
 
-#: The value of a setting that a run's version, or its dataset, did not have.
-ABSENT = "(absent)"
+ABSENT = "(absent)"  #: the value of a setting that a run's version, or its dataset, did not have
 
 #: Metrics that are shown beside the headline metric.
 _BESIDE: dict[Task, tuple[str, ...]] = {
@@ -33,8 +32,7 @@ _BESIDE: dict[Task, tuple[str, ...]] = {
     Task.multilabel: ("weighted_accuracy",),
 }
 
-#: The most seeds, and the most unfinished runs, that are named.
-_SEEDS, _UNFINISHED = 12, 3
+_SEEDS, _UNFINISHED = 12, 3  #: the most seeds, and the most unfinished runs, that are named
 
 Settings = Mapping[str, str]
 
@@ -46,27 +44,28 @@ Kind = Literal["test", "test_by_fusion", "test_by_subset"]
 class Method:
     """Runs that differ in nothing but the seed, by seed."""
 
-    #: ``strategy.name``.
-    name: str
-    #: Those of the method that differ among the reported runs.
-    settings: Settings
-    #: ``hierarchical, sampler.num_samples=8``: what distinguishes it in its group.
-    label: str
+    name: str  #: ``strategy.name``
+    settings: Settings  #: those of the method that differ among the reported runs
+    label: str  #: ``hierarchical, sampler.num_samples=8``: what distinguishes it in its group
     results: tuple[Result, ...]
 
     def scores(self, metric: str, title: str = TOGETHER, kind: Kind = "test") -> dict[int, float]:
         """Seed to a metric of one kind of prediction, for the runs that have it."""
-        picked = {each.seed: getattr(each.summary, kind).get(title, {}) for each in self.results}
+        picked = {run.seed: getattr(run.summary, kind).get(title, {}) for run in self.results}
         return {seed: scores[metric] for seed, scores in picked.items() if metric in scores}
+
+    def spread(self, metric: str, title: str = TOGETHER, kind: Kind = "test") -> Spread:
+        """Describe these scores."""
+        return spread(self.scores(metric, title, kind).values())
 
     def titles(self, kind: Kind = "test") -> list[str]:
         """Return the kinds of prediction that have scores, such as the modalities."""
-        return list(dict.fromkeys(t for each in self.results for t in getattr(each.summary, kind)))
+        return list(dict.fromkeys(t for run in self.results for t in getattr(run.summary, kind)))
 
     def best_alone(self, metric: str) -> tuple[str, float] | None:
         """Return the modality that is best alone, and its mean; None where none has a number."""
         alone = [name for name in self.titles() if name != TOGETHER]
-        means = [(name, spread(self.scores(metric, name).values()).mean) for name in alone]
+        means = [(name, self.spread(metric, name).mean) for name in alone]
         sign = -1 if less_is_better(metric) else 1
         known = (pair for pair in means if not math.isnan(pair[1]))
         return max(known, key=lambda pair: sign * pair[1], default=None)
@@ -76,14 +75,10 @@ class Method:
 class ComparisonGroup:
     """Methods, by name and settings, that were tried on the same data under the same conditions."""
 
-    #: From 1.
-    number: int
-    #: ``1. dataset.name=npz, rounds=20``: the settings that suffice to distinguish it.
-    title: str
-    #: The rest of the settings that differ among groups, as ``name=value``.
-    others: Sequence[str]
-    #: That are shown; the first is the one compared.
-    metrics: Sequence[str]
+    number: int  #: from 1
+    title: str  #: ``1. dataset.name=npz, rounds=20``: the settings that suffice to distinguish it
+    others: Sequence[str]  #: the rest of the settings that differ among groups, as ``name=value``
+    metrics: Sequence[str]  #: that are shown; the first is the one compared
     methods: tuple[Method, ...]
     #: ``strategy.name`` or label of what the others are compared with, if anything.
     baseline: str | None
@@ -96,7 +91,7 @@ class ComparisonGroup:
     @property
     def baselines(self) -> list[Method]:
         """The method with the label, or all that have it as their ``strategy.name``."""
-        label = without_places(self.baseline or "")
+        label = shorten_paths(self.baseline or "")
         labelled = [method for method in self.methods if method.label == label]
         return labelled or [method for method in self.methods if method.name == self.baseline]
 
@@ -115,7 +110,7 @@ class ComparisonGroup:
         """Compare a method with its baseline; None for the baseline itself, or without one."""
         if (other := self.baseline_of(method)) is None:
             return None
-        scores, others = (each.scores(self.metric, title, kind) for each in (method, other))
+        scores, others = (one.scores(self.metric, title, kind) for one in (method, other))
         return paired_difference(scores, others, less=less_is_better(self.metric))
 
 
@@ -123,14 +118,11 @@ class ComparisonGroup:
 class Report:
     """The runs that are reported, compared."""
 
-    #: The command line that asked for it.
-    command: str
+    command: str  #: the command line that asked for it
     results: Sequence[Result]
-    #: Folders of runs that have not ended.
-    unfinished: Sequence[str]
+    unfinished: Sequence[str]  #: folders of runs that have not ended
     groups: Sequence[ComparisonGroup]
-    #: As of each group.
-    baseline: str | None
+    baseline: str | None  #: as in `ComparisonGroup`
 
     @property
     def methods(self) -> list[tuple[str, Method]]:
@@ -159,7 +151,7 @@ class Report:
         """Yield what a reader should know before the numbers."""
         if self.unfinished:
             runs = count(len(self.unfinished), "unfinished run")
-            yield f"{runs} left out: {without_places(_first(self.unfinished, _UNFINISHED))}"
+            yield f"{runs} left out: {shorten_paths(_first(self.unfinished, _UNFINISHED))}"
         without = [(group.title, [group]) for group in self.groups if not group.baselines]
         if not self.compares:
             without = [("runs", list(self.groups))]
@@ -177,8 +169,8 @@ def count(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
 
-def without_places(text: str) -> str:
-    """Return a text whose absolute paths reveal nothing of the machine.
+def shorten_paths(text: str) -> str:
+    """Return a text without absolute paths, which would reveal names of the machine.
 
     They become relative to the working directory, or ``…/folder/name`` if they lie outside it.
     """
@@ -241,7 +233,7 @@ def _shown_metrics(results: Sequence[Result], chosen: Sequence[str]) -> list[str
 
 
 def _metric_names(results: Iterable[Result]) -> list[str]:
-    return list(dict.fromkeys(name for each in results for name in each.summary.test[TOGETHER]))
+    return list(dict.fromkeys(name for run in results for name in run.summary.test[TOGETHER]))
 
 
 def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, ...]:
@@ -250,7 +242,7 @@ def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, .
         name, here = namesakes[0].settings["strategy.name"], differing(namesakes)
         differs = [key for key in names if key in here]
         for members in _partition(namesakes, names):
-            label = ", ".join([without_places(name), *assignments(_values(members[0], differs))])
+            label = ", ".join([shorten_paths(name), *assignments(_values(members[0], differs))])
             seeds = tuple(sorted(members, key=lambda result: result.seed))
             methods.append(Method(name, _values(members[0], names), label, seeds))
     return tuple(sorted(methods, key=lambda method: _natural(method.label)))
@@ -265,7 +257,7 @@ def differing(results: Sequence[Result]) -> list[str]:
 def assignments(settings: Settings) -> list[str]:
     """``name=value`` of each setting; the strategy's own without their group."""
     pairs = ((name.removeprefix("strategy."), value) for name, value in settings.items())
-    return [without_places(f"{name}={value}") for name, value in pairs]
+    return [shorten_paths(f"{name}={value}") for name, value in pairs]
 
 
 def _in(name: str, names: tuple[str, ...]) -> bool:

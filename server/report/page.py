@@ -137,7 +137,7 @@ def runs_section(report: Report, most: int, pens: Pens) -> Section:
 
 
 def _pens(report: Report) -> Pens:
-    return modality_pens(name for each in report.results for name in each.summary.test)
+    return modality_pens(name for run in report.results for name in run.summary.test)
 
 
 # Templates --------------------------------------------------------------------------------------

@@ -10,11 +10,8 @@ from matplotlib.figure import Figure
 from server.report.figures import Pen, line_figure, to_png, to_svg
 from server.report.series import Line
 
-#: Stands for a number that is not known.
-MISSING = "n/a"
-
-#: The strongest colour of a cell; the style sheet has a class for each.
-STRONGEST = 8
+MISSING = "n/a"  #: stands for a number that is not known
+STRONGEST = 8  #: the strongest colour of a cell; the style sheet has a class for each
 
 
 class Cell(NamedTuple):
@@ -32,35 +29,26 @@ class Panel:
     #: ``table`` of numbers; ``words`` and ``lines``, tables of text; ``heat`` and ``wide heat``,
     #: tables with coloured cells; ``chart``; ``notes``.
     kind: Literal["table", "words", "lines", "heat", "wide heat", "chart", "notes"] = "table"
-    #: Of a table, or of a chart's data; the first column names the rows.
-    header: Sequence[str] = ()
+    header: Sequence[str] = ()  #: of a table, or of a chart's data; the first column names the rows
     rows: Sequence[Sequence[str | Cell]] = ()
     note: str = ""
-    #: Sentences of notes.
-    lines: Sequence[str] = ()
-    #: Address of a chart's image.
-    image: str = ""
-    #: Name and content of the file that ``report.md`` shows of a chart, if any.
-    file: str = ""
+    lines: Sequence[str] = ()  #: sentences of notes
+    image: str = ""  #: address of a chart's image
+    file: str = ""  #: name and content of the file that ``report.md`` shows of a chart, if any
     png: bytes = b""
-    #: Whether it is closed at first.
-    folded: bool = False
+    folded: bool = False  #: whether it is closed at first
 
 
 @dataclass(frozen=True)
 class Section:
     """A part of a report."""
 
-    #: In the table of contents too.
-    anchor: str
+    anchor: str  #: in the table of contents too
     title: str
-    #: Inside it; charts and heat tables stand side by side.
-    panels: Sequence[Panel] = ()
+    panels: Sequence[Panel] = ()  #: inside it; charts and heat tables stand side by side
     sections: Sequence["Section"] = ()
-    #: Name and value of what is worth a glance.
-    facts: Sequence[tuple[str, str]] = ()
-    #: Whether it is closed at first; None: it cannot be closed.
-    folded: bool | None = None
+    facts: Sequence[tuple[str, str]] = ()  #: name and value of what is worth a glance
+    folded: bool | None = None  #: whether it is closed at first; None: it cannot be closed
 
     def of_kind(self, kind: str) -> list[Panel]:
         """Return the panels of a kind."""

@@ -21,13 +21,11 @@ from common.task import Task
 from server.report.series import thinned
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_settings
 
-#: The most rejections of a run that are listed one by one.
-MOST_REJECTIONS = 60
+MOST_REJECTIONS = 60  #: the most rejections of a run that are listed one by one
 
 TOGETHER = "multimodal"
 
-#: Stands for the phases of a run whose version did not measure them.
-WHOLE_ROUND = "round"
+WHOLE_ROUND = "round"  #: stands for the phases of a run whose version did not measure them
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 _or_empty = BeforeValidator(lambda value: {} if value is None else value)
@@ -71,14 +69,11 @@ class Summary(BaseModel):
 class Result:
     """One finished run."""
 
-    #: As it was given.
-    folder: str
-    #: Dotted name to value, as text.
-    settings: Mapping[str, str]
+    folder: str  #: as it was given
+    settings: Mapping[str, str]  #: dotted name to value, as text
     seed: int
     task: Task
-    #: Without the diagnostics, which may be large.
-    summary: Summary
+    summary: Summary  #: without the diagnostics, which may be large
     #: 10^6 bytes that a client sends in a round, on average; NaN where it is not known.
     megabytes: float
 
@@ -156,9 +151,9 @@ def read_result(folder: Path) -> Result:
     summary = read_summary(folder).model_copy(update={"diagnostics": None})
     task = _task(folder, settings["dataset.task"], summary.test.get(TOGETHER, {}))
     sent = [
-        each.bytes_up / clients
-        for each in read_rounds(folder)
-        if each.bytes_up and (clients := sum(each.clients.values()))
+        record.bytes_up / clients
+        for record in read_rounds(folder)
+        if record.bytes_up and (clients := sum(record.clients.values()))
     ]
     megabytes = sum(sent) / len(sent) / 1e6 if sent else math.nan
     return Result(str(folder), settings, seed, task, summary, megabytes)
@@ -206,8 +201,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 class History:
     """What a run recorded of its rounds."""
 
-    #: Number of all rounds.
-    count: int
+    count: int  #: number of all rounds
     #: At most `series.MOST_POINTS` rounds, evenly spaced, the first and the last among them.
     sample: list[Round]
     #: Of all rounds that measured it: round to phase, or `WHOLE_ROUND`, to seconds.
@@ -218,19 +212,19 @@ class History:
 
     def of(self, key: str) -> dict[int, Any]:
         """Round to what the sample recorded under a key; rounds without anything are left out."""
-        return {each.round: value for each in self.sample if (value := getattr(each, key))}
+        return {one.round: value for one in self.sample if (value := getattr(one, key))}
 
 
 def read_history(folder: Path) -> History:
     """Read what a run recorded of its rounds; raise `UserError` if a line is damaged."""
     count = sum(1 for _ in _lines(folder / ROUNDS))
     history, chosen = History(count, [], {}, [], 0), set(thinned(range(count)))
-    for place, each in enumerate(read_rounds(folder)):
+    for place, record in enumerate(read_rounds(folder)):
         if place in chosen:
-            history.sample.append(each)
-        if each.phases or each.seconds:
-            history.seconds[each.round] = each.phases or {WHOLE_ROUND: each.seconds}
+            history.sample.append(record)
+        if record.phases or record.seconds:
+            history.seconds[record.round] = record.phases or {WHOLE_ROUND: record.seconds}
         room = MOST_REJECTIONS - len(history.rejections)
-        history.rejections += [(each.round, message) for message in each.rejected[:room]]
-        history.rejected += len(each.rejected)
+        history.rejections += [(record.round, message) for message in record.rejected[:room]]
+        history.rejected += len(record.rejected)
     return history

@@ -10,7 +10,7 @@ from typing import Any
 from server.report.diagnosis_panels import diagnosis_panels
 from server.report.figures import Mark, Pen, Pens, bar_figure, mark_figure, step_pens
 from server.report.group_panels import LEAST_WEIGHT
-from server.report.groups import without_places
+from server.report.groups import shorten_paths
 from server.report.panels import (
     MISSING,
     STRONGEST,
@@ -36,14 +36,9 @@ from server.report.records import (
 from server.report.series import Line, envelope, line_of, over_rounds
 from server.run.folder import SUMMARY
 
-#: Clients up to which each has a line of its own.
-MOST_CLIENTS = 30
-
-#: Bars of a chart of time; of more rounds, several share one.
-MOST_BARS = 60
-
-#: Panels that stand side by side, and therefore come first.
-_TILES = ("chart", "heat")
+MOST_CLIENTS = 30  #: clients up to which each has a line of its own
+MOST_BARS = 60  #: bars of a chart of time; of more rounds, several share one
+_TILES = ("chart", "heat")  #: panels that stand side by side, and therefore come first
 
 _MEDIAN = "in a band from the least to the greatest."
 
@@ -57,7 +52,7 @@ def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: 
         if history.of(key):
             panels += make(history, pens)
         else:
-            recorded = any(key in each.model_fields_set for each in history.sample)
+            recorded = any(key in record.model_fields_set for record in history.sample)
             panels.append(_missing(what, why, recorded))
     panels.append(_rejections(history))
     if summary.diagnostics:
@@ -288,7 +283,7 @@ _OF_ROUNDS: Sequence[tuple[str, Callable[[History, Pens], Iterator[Panel]], str,
 
 
 def _facts(result: Result, rounds: int, summary: Summary) -> Iterator[tuple[str, str]]:
-    yield "folder", without_places(str(Path(result.folder).absolute()))
+    yield "folder", shorten_paths(str(Path(result.folder).absolute()))
     yield "seed", str(result.seed)
     yield "rounds", str(rounds)
     yield "seconds", shown(summary.seconds)
@@ -330,5 +325,5 @@ def _scores(summary: Summary) -> Iterator[Panel]:
 
 
 def _settings(result: Result) -> Panel:
-    rows = [(name, without_places(value)) for name, value in result.settings.items()]
+    rows = [(name, shorten_paths(value)) for name, value in result.settings.items()]
     return Panel("All settings", "words", ("setting", "value"), rows, folded=True)

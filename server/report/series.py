@@ -12,11 +12,8 @@ from server.report.comparison import spread
 
 T = TypeVar("T")
 
-#: Round to value.
-Series = dict[int, float]
-
-#: The most rounds that a chart shows, evenly spaced.
-MOST_POINTS = 100
+Series = dict[int, float]  #: round to value
+MOST_POINTS = 100  #: the most rounds that a chart shows, evenly spaced
 
 
 def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
@@ -67,7 +64,7 @@ def band(seeds: Sequence[Series], rounds: Sequence[int]) -> Line:
 
 def envelope(rounds: Sequence[int], values: Iterable[Iterable[float]]) -> Line:
     """Return the median of many values at each round, in a band from the least to the greatest."""
-    points = [sorted(filter(isfinite, each)) or [nan] for each in values]
+    points = [sorted(filter(isfinite, column)) or [nan] for column in values]
     return Line(
         rounds, [median(p) for p in points], [p[0] for p in points], [p[-1] for p in points]
     )
