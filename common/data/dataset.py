@@ -3,7 +3,7 @@
 Notation: N items, R rows of one modality, D feature width, K labels or classes.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -151,9 +151,10 @@ class MultimodalDataset:
             sequences={name: seq.select(items) for name, seq in self.sequences.items()},
         )
 
-    def present(self) -> NDArray[np.bool_]:
-        """Return (N,) whether an item has any modality."""
-        present: NDArray[np.bool_] = np.any([e.present for e in self.sequences.values()], axis=0)
+    def present(self, names: Iterable[str] | None = None) -> NDArray[np.bool_]:
+        """Return (N,) whether an item has any of some modalities, or any at all."""
+        names = self.sequences if names is None else names
+        present: NDArray[np.bool_] = np.any([self.sequences[n].present for n in names], axis=0)
         return present
 
     def in_modalities(self, names: Sequence[str]) -> "MultimodalDataset":

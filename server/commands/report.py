@@ -12,7 +12,8 @@ from common.errors import UserError
 from server.commands.command import hydra_command
 
 if TYPE_CHECKING:
-    from server.report.tables import Report
+    from server.report.groups import Report
+    from server.report.panels import Section
 
 # What reads, compares and draws is imported in functions, so that --help and a mistyped setting
 # answer at once.
@@ -21,42 +22,37 @@ if TYPE_CHECKING:
 @hydra_command(ReportConfig)
 def main(config: ReportConfig) -> None:
     """Report runs."""
-    from server.report.console import show
+    from server.report.page import show
     from server.terminal import Terminal
 
     report = make_report(config, HydraConfig.get().overrides.task)
-    write_report(report, config)
-    show(report, config.out, Terminal())
+    show(report, write_report(report, config), config.out, Terminal())
 
 
 def make_report(config: ReportConfig, overrides: Sequence[str]) -> "Report":
-    """Read runs and group them.
-
-    Parameters
-    ----------
-    config
-        What to report.
-    overrides
-        How the user gave it; quoted in the report, without the machine's places.
+    """Read runs and group them; the overrides are quoted, without absolute paths.
 
     Raises
     ------
     UserError
         If there are no runs, a file is damaged, two runs are the same or no run has a metric.
     """
-    from server.report.groups import group_results
-    from server.report.results import find_results
-    from server.report.tables import Report, check_metrics, without_places
+    from server.report.groups import Report, make_groups, shorten_paths
+    from server.report.records import find_results
 
-    found = find_results(config.places)
-    groups = group_results(found.results)
-    check_metrics(groups, config.metrics)
-    command = shlex.join(["utmp-report", *map(without_places, overrides)])
-    return Report(command, found, groups, config.baseline, tuple(config.metrics))
+    results, unfinished = find_results(config.places)
+    groups = make_groups(results, config.baseline, config.metrics)
+    command = shlex.join(["utmp-report", *map(shorten_paths, overrides)])
+    return Report(command, results, unfinished, groups, config.baseline)
 
 
-def write_report(report: "Report", config: ReportConfig) -> None:
+def write_report(report: "Report", config: ReportConfig) -> "list[Section]":
     """Write the report, as a page and as text with pictures, as one whole folder.
+
+    Returns
+    -------
+    list
+        A section for each comparison group.
 
     Raises
     ------
@@ -65,23 +61,19 @@ def write_report(report: "Report", config: ReportConfig) -> None:
         of a run are damaged.
     """
     from common.atomic import atomic_folder
-    from server.report.console import PAGE, REPORT, markdown
-    from server.report.figures import to_png
-    from server.report.page import page
-    from server.report.tables import pictures_of
+    from server.report.page import PAGE, REPORT, group_sections, markdown, page
 
     out = Path(config.out).absolute()
-    for result in report.found.results:
+    for result in report.results:
         if Path(result.folder).resolve().is_relative_to(out.resolve()):
             raise UserError(f"out={config.out} holds the run {result.folder}; choose another")
     with atomic_folder(out, config.overwrite, REPORT) as folder:
-        # A name of a folder need not be text.
-        (folder / REPORT).write_bytes(markdown(report).encode("utf-8", "replace"))
-        (folder / PAGE).write_bytes(page(report, config.details))
-        for group in report.groups:
-            metric, rows = report.metrics_of(group)[0], report.rows_of(group)
-            for picture in pictures_of(report, group):
-                (folder / picture.file).write_bytes(to_png(picture.draw(metric, rows)))
+        groups = group_sections(report)
+        (folder / REPORT).write_bytes(markdown(report, groups))
+        (folder / PAGE).write_bytes(page(report, groups, config.details))
+        for panel in (panel for section in groups for panel in section.panels if panel.file):
+            (folder / panel.file).write_bytes(panel.png)
+    return groups
 
 
 if __name__ == "__main__":

@@ -14,11 +14,8 @@ from enum import StrEnum
 import numpy as np
 from scipy.special import stdtr, stdtrit
 
-#: Coverage of the intervals.
-LEVEL = 0.95
-
-#: Metrics that are errors.
-LESS_IS_BETTER = frozenset({"mae", "mse", "log_loss", "ece"})
+LEVEL = 0.95  #: coverage of the intervals
+LESS_IS_BETTER = frozenset({"mae", "mse", "log_loss", "ece"})  #: metrics that are errors
 
 
 class Verdict(StrEnum):
@@ -43,26 +40,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Difference:
-    """A paired difference, method minus baseline.
+    """A paired difference, method minus baseline, in units of the metric."""
 
-    Attributes
-    ----------
-    mean, low, high
-        In units of the metric, with the ends of the interval; NaN where they are not defined.
-    p
-        Two-sided, of the paired t-test; NaN where there is none.
-    pairs
-        Number of seeds that both have.
-    verdict
-        Takes into account whether more or less is better.
-    """
-
-    mean: float
-    low: float
-    high: float
-    p: float
-    pairs: int
     verdict: Verdict
+    pairs: int  #: number of seeds that both have
+    mean: float = math.nan  #: with the ends of its interval; NaN where they are not defined
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan  #: two-sided, of the paired t-test; NaN where there is none
 
 
 def less_is_better(metric: str) -> bool:
@@ -82,7 +67,7 @@ def spread(values: Iterable[float]) -> Spread:
 def paired_difference(
     method: Mapping[int, float], baseline: Mapping[int, float], *, less: bool = False
 ) -> Difference:
-    """Compare two methods seed by seed.
+    """Compare two methods seed by seed with the paired t-test.
 
     Parameters
     ----------
@@ -90,20 +75,14 @@ def paired_difference(
         Seed to score; seeds that only one has are left out.
     less
         Whether less is better.
-
-    Returns
-    -------
-    Difference
-        With the `LEVEL` interval of the paired t-test, from two shared seeds on.
     """
-    shared = method.keys() & baseline.keys()
-    differences = spread(method[seed] - baseline[seed] for seed in sorted(shared))
+    shared = sorted(method.keys() & baseline.keys())
+    differences = spread(method[seed] - baseline[seed] for seed in shared)
     mean, pairs = differences.mean, differences.count
     if math.isnan(mean):
-        verdict = Verdict.undefined if pairs else Verdict.no_pair
-        return Difference(math.nan, math.nan, math.nan, math.nan, pairs, verdict)
+        return Difference(Verdict.undefined if pairs else Verdict.no_pair, pairs)
     if pairs == 1:
-        return Difference(mean, math.nan, math.nan, math.nan, 1, Verdict.one_seed)
+        return Difference(Verdict.one_seed, pairs, mean)
     error, freedom = differences.sd / math.sqrt(pairs), pairs - 1
     half = float(stdtrit(freedom, (1 + LEVEL) / 2)) * error
     verdict = Verdict.better if (mean > 0) is not less else Verdict.worse
@@ -111,4 +90,4 @@ def paired_difference(
         verdict = Verdict.none
     # Where all differences are equal, the limit of p.
     p = 2 * stdtr(freedom, -abs(mean) / error) if error else float(mean == 0)
-    return Difference(mean, mean - half, mean + half, float(p), pairs, verdict)
+    return Difference(verdict, pairs, mean, mean - half, mean + half, float(p))

@@ -3,39 +3,26 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from server.report.colours import STRONGEST, Pens
-from server.report.figures import calibration_figure
-from server.report.records import number
-from server.report.results import TOGETHER
+import numpy as np
+
+from server.report.figures import Pens, calibration_figure
+from server.report.panels import MISSING, STRONGEST, Cell, Panel, chart, notes, shown
+from server.report.records import TOGETHER
 from server.report.series import Line
-from server.report.view import MISSING, Cell, Panel, chart, notes, shown
 
-#: Classes up to which a confusion matrix is shown as one.
-MOST_CLASSES = 20
-
-#: Classes up to which matrices stand side by side.
-_SIDE_BY_SIDE = 12
-
-#: Of larger ones, the confusions that are listed.
-_CONFUSIONS = 20
+MOST_CLASSES = 20  #: classes up to which a confusion matrix is shown as one
+_SIDE_BY_SIDE = 12  #: classes up to which matrices stand side by side
+_CONFUSIONS = 20  #: of larger ones, the confusions that are listed
 
 
-def diagnosis_panels(anchor: str, summary: Mapping[str, Any], pens: Pens) -> Iterator[Panel]:
+def diagnosis_panels(diagnostics: Mapping[str, Mapping[str, Any]], pens: Pens) -> Iterator[Panel]:
     """Yield the calibration, and the confusions of all modalities and of each one.
 
-    A damaged summary raises the error of the wrong access.
+    Damaged diagnostics raise the error of the wrong access.
     """
-    diagnostics: Mapping[str, Mapping[str, Any]] = summary.get("diagnostics", {})
-    if not diagnostics:
-        older = "the version that made this run did not record them."
-        none = "this run has no single model that predicts."
-        yield notes(f"Confusions and calibration: {none if 'diagnostics' in summary else older}")
-        return
-    tables = {
-        name: parts["calibration"] for name, parts in diagnostics.items() if "calibration" in parts
-    }
+    tables = {k: parts["calibration"] for k, parts in diagnostics.items() if "calibration" in parts}
     if tables:
-        yield _calibration(anchor, tables, pens)
+        yield _calibration(tables, pens)
     else:
         yield notes("Calibration: this model predicts numbers without a deviation.")
     for place, (name, parts) in enumerate(diagnostics.items()):
@@ -48,14 +35,15 @@ def _titled(name: str) -> str:
 
 def confusion_panel(title: str, confusion: Mapping[str, Any], *, explained: bool = True) -> Panel:
     """Return a confusion matrix of `common.diagnostics`; of a large one its greatest confusions."""
-    names, counts = [str(name) for name in confusion["classes"]], confusion["counts"]
-    if counts and isinstance(counts[0][0], list):
-        return _label_table(title, counts)
+    names, counts = [str(name) for name in confusion["classes"]], np.array(confusion["counts"])
+    if counts.ndim == 3:
+        return _label_table(title, counts.tolist())
     if len(names) > MOST_CLASSES:
         return _greatest(title, names, counts)
+    strength = np.round(STRONGEST * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
     rows: list[list[str | Cell]] = [
-        [name, *(Cell(str(int(items)), _level(items, sum(row))) for items in row)]
-        for name, row in zip(names, counts, strict=True)
+        [name, *(Cell(str(items), int(level)) for items, level in zip(row, levels, strict=True))]
+        for name, row, levels in zip(names, counts, strength, strict=True)
     ]
     note = "Rows: the truth; columns: what was predicted. The stronger, the more of the row."
     return Panel(
@@ -67,22 +55,17 @@ def confusion_panel(title: str, confusion: Mapping[str, Any], *, explained: bool
     )
 
 
-def _level(part: float, total: float) -> int:
-    return round(STRONGEST * part / total) if total else 0
-
-
-def _greatest(title: str, names: Sequence[str], counts: Sequence[Sequence[int]]) -> Panel:
-    wrong = [
-        (names[row], names[column], items, items / sum(line))
-        for row, line in enumerate(counts)
-        for column, items in enumerate(line)
-        if row != column and items
-    ]
+def _greatest(title: str, names: Sequence[str], counts: np.ndarray) -> Panel:
+    wrong = counts - np.diag(np.diag(counts))
     # The most frequent first; of equals, the first.
-    wrong.sort(key=lambda confusion: -confusion[2])
-    right = sum(line[place] for place, line in enumerate(counts))
-    rows = [(a, b, str(items), f"{share:.0%}") for a, b, items, share in wrong[:_CONFUSIONS]]
-    note = f"{len(names)} classes; {right} of {sum(map(sum, counts))} items are right."
+    order = np.argsort(-wrong, axis=None, kind="stable")[:_CONFUSIONS]
+    places = zip(*np.unravel_index(order, wrong.shape), strict=True)
+    rows = [
+        (names[a], names[b], str(wrong[a, b]), f"{wrong[a, b] / counts[a].sum():.0%}")
+        for a, b in places
+        if wrong[a, b]
+    ]
+    note = f"{len(names)} classes; {np.trace(counts)} of {counts.sum()} items are right."
     header = ("truth", "predicted", "items", "of that class")
     return Panel(f"Greatest confusions: {title}", header=header, rows=rows, note=note)
 
@@ -91,38 +74,32 @@ def _label_table(title: str, counts: Sequence[Sequence[Sequence[int]]]) -> Panel
     rows = []
     for label, ((true_absent, false_present), (false_absent, true_present)) in enumerate(counts):
         cells = (true_present, false_present, false_absent, true_absent)
-        precision = _share(true_present, true_present + false_present)
-        recall = _share(true_present, true_present + false_absent)
-        rows.append((str(label), *map(str, cells), precision, recall))
+        rates = [
+            f"{true_present / of:.2f}" if of else MISSING
+            for of in (true_present + false_present, true_present + false_absent)
+        ]
+        rows.append((str(label), *map(str, cells), *rates))
     header = ("label", "hits", "false alarms", "missed", "rightly absent", "precision", "recall")
-    note = "Each label by itself."
-    return Panel(f"Confusions: {title}", header=header, rows=rows, note=note)
+    return Panel(f"Confusions: {title}", header=header, rows=rows, note="Each label by itself.")
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.2f}" if whole else MISSING
-
-
-def _calibration(
-    anchor: str, tables: Mapping[str, Mapping[str, Sequence[Any]]], pens: Pens
-) -> Panel:
+def _calibration(tables: Mapping[str, Mapping[str, Sequence[float | None]]], pens: Pens) -> Panel:
+    x, y = labels = ("probability", "frequency")
+    what = "Bins of equal width."
     if all("nominal" in table for table in tables.values()):
-        x, y = "nominal", "observed"
-        labels = ("promised coverage", "observed coverage")
+        x, y, labels = "nominal", "observed", ("promised coverage", "observed coverage")
         what = "Central intervals of what is predicted."
-    else:
-        x, y = labels = ("probability", "frequency")
-        what = "Bins of equal width."
-    lines = {
-        name: Line(list(map(number, table[x])), list(map(number, table[y])))
+    # Null, of an empty bin, becomes NaN.
+    numbers = {
+        name: {column: np.array(values, dtype=float).tolist() for column, values in table.items()}
         for name, table in tables.items()
     }
-    columns = list(dict.fromkeys(column for table in tables.values() for column in table))
+    lines = {name: Line(columns[x], columns[y]) for name, columns in numbers.items()}
+    header = list(dict.fromkeys(column for columns in numbers.values() for column in columns))
     rows = [
-        [_titled(name), *(shown(number(table[column][place]), 3) for column in columns)]
-        for name, table in tables.items()
-        for place in range(len(table[columns[0]]))
+        [_titled(name), *(shown(value, 3) for value in row)]
+        for name, columns in numbers.items()
+        for row in zip(*(columns[column] for column in header), strict=True)
     ]
-    figure = calibration_figure(lines, pens, labels)
     note = f"{what} Below the dotted line: too sure; above: not sure enough."
-    return chart(f"{anchor}-calibration", "Calibration", figure, ("", *columns), rows, note)
+    return chart("Calibration", calibration_figure(lines, pens, labels), ("", *header), rows, note)

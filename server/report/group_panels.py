@@ -1,85 +1,77 @@
-"""Report section for one comparison group: the scores, the differences and how methods learnt."""
+"""Report section for one comparison group: scores, differences, learning curves and settings."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
-from server.report.colours import Pens, step_pens
-from server.report.comparison import LEVEL, Difference, Verdict, less_is_better, spread
+from server.report.comparison import LEVEL, Difference, Spread, Verdict, less_is_better
+from server.report.figures import BETTER, MUTED, WORSE, Mark, Pens, mark_figure, step_pens
 from server.report.groups import (
     ABSENT,
     ComparisonGroup,
+    Kind,
     Method,
-    assignments,
+    Report,
+    count,
     differing,
-    present,
+    shorten_paths,
 )
-from server.report.records import Series, merged_rounds, read_curves
-from server.report.results import TOGETHER
-from server.report.series import band
-from server.report.tables import Report, count, pictures_of, tables_of, without_places
-from server.report.view import Panel, Section, chart, line_chart, notes, shown
+from server.report.panels import MISSING, Panel, Section, chart, line_chart, notes, shown
+from server.report.records import TOGETHER, read_rounds
+from server.report.series import Series, band, merged_rounds, over_rounds
 
-#: Methods whose curves share one chart, and whose own curves are open at first.
-MOST_TOGETHER = 6
+MOST_TOGETHER = 6  #: methods whose curves share one chart, and whose own curves are open at first
+MOST_METHODS = 24  #: methods whose own curves are shown
+MOST_COLUMNS = 40  #: the most columns of the table of settings
+LEAST_WEIGHT = 0.1  #: what an axis of weights spans at least
+_SENTENCES = 8  #: differences that are put into sentences
 
-#: Methods whose own curves are shown.
-MOST_METHODS = 24
+#: Verdicts where there is no room for words.
+_SIGNS = {Verdict.better: "+", Verdict.worse: "-", Verdict.none: "="}
+_SIGNS_NOTE = "Against the baseline in the same column: + better, - worse, = no difference."
 
-#: The most columns of the table of settings.
-MOST_COLUMNS = 40
-
-#: What an axis of weights spans at least.
-LEAST_WEIGHT = 0.1
-
-#: Differences that are put into sentences.
-_SENTENCES = 8
+_HALF = "half of the interval"  #: column of a difference's reach
 
 #: Settings that differ from run to run by their nature.
 _OWN = frozenset({"seed", "run_dir", "resume"})
 
-#: Label of a method to the curves of its seeds, see `read_curves`.
-Curves = Mapping[str, Sequence[Mapping[str, Mapping[str, Series]]]]
 
-
-def group_section(report: Report, group: ComparisonGroup, pens: Pens) -> Section:
+def group_section(group: ComparisonGroup, pens: Pens) -> Section:
     """Return all of a group; raise `UserError` if the rounds of a run are damaged."""
-    anchor = f"block-{report.number_of(group)}"
-    metric = report.metrics_of(group)[0]
-    curves = {
-        method.label: [read_curves(result.folder, metric) for result in method.results]
+    metric = group.metric
+    curves = [
+        (method, [read_curves(Path(run.folder), metric) for run in method.results])
         for method in group.methods
-    }
-    scores, *others = tables_of(report, group)
-    panels: list[Panel] = []
-    if own := present(group.other_settings):
-        panels.append(notes(f"Here also: {without_places(', '.join(assignments(own)))}."))
-    if lines := sentences(report, group):
-        panels.append(notes(*lines))
-    panels.append(scores)
-    if len(group.methods) > 1:
-        panels += _comparisons(report, group, anchor)
-        panels += _curves_together(report, group, anchor, curves)
-    learning = _curves_section(report, group, f"{anchor}-curves", curves, pens)
-    return Section(anchor, report.title_of(group), [*panels, *others], [learning])
+    ]
+    known = [(method, seeds) for method, seeds in curves if any(scores for scores, *_ in seeds)]
+    lines = sentences(group)
+    panels = [
+        *([notes(f"Here also: {', '.join(group.others)}.")] if group.others else []),
+        *([notes(*lines)] if lines else []),
+        _score_table(group),
+        *_comparison_charts(group),
+        *([_curves_together(group, known)] if len(known) > 1 else []),
+        *_kind_table(group, f"Fusion rules: {metric}", "test_by_fusion"),
+        *_kind_table(group, f"Modalities at test: {metric}", "test_by_subset"),
+    ]
+    learning = _curves_section(group, known, pens)
+    return Section(f"block-{group.number}", group.title, panels, [learning])
 
 
-def sentences(report: Report, group: ComparisonGroup) -> list[str]:
+def sentences(group: ComparisonGroup) -> list[str]:
     """Say in words how the methods differ from the baseline."""
-    metric = report.metrics_of(group)[0]
     lines = []
-    for method, row in zip(group.methods, report.rows_of(group), strict=True):
-        baseline = group.baseline_of(method, report.baseline)
-        if row.difference is not None and baseline is not None:
-            pair = f"{row.label} against {without_places(baseline.label)}"
-            lines.append(f"{pair}: {_in_words(metric, row.difference)}")
-    if len(lines) <= _SENTENCES:
-        return lines
-    more = len(lines) - _SENTENCES
-    return [*lines[:_SENTENCES], f"{more} more differences are in the table."]
+    for method in group.methods:
+        if (baseline := group.baseline_of(method)) and (difference := group.difference(method)):
+            words = _in_words(group.metric, difference)
+            lines.append(f"{method.label} against {baseline.label}: {words}")
+    if (more := len(lines) - _SENTENCES) > 0:
+        lines[_SENTENCES:] = [f"{more} more differences are in the table."]
+    return lines
 
 
 def _in_words(metric: str, difference: Difference) -> str:
-    amount = f"{metric} {difference.mean:+.3f}"
+    amount, verdict = f"{metric} {difference.mean:+.3f}", str(difference.verdict)
     match difference.verdict:
         case Verdict.no_pair:
             return "no seed in common, so there is no difference to report."
@@ -88,119 +80,191 @@ def _in_words(metric: str, difference: Difference) -> str:
         case Verdict.one_seed:
             return f"{amount} with one seed, which may be chance."
         case Verdict.none:
-            verdict = "no difference that these seeds can show"
-        case _:
-            verdict = str(difference.verdict)
-            verdict += ", and less is better" if less_is_better(metric) else ""
+            verdict += " that these seeds can show"
+        case _ if less_is_better(metric):
+            verdict += ", and less is better"
     interval = f"{LEVEL:.0%} interval {difference.low:+.3f} to {difference.high:+.3f}"
     return f"{verdict}; {amount}, {interval}, {count(difference.pairs, 'shared seed')}."
 
 
-def _comparisons(report: Report, group: ComparisonGroup, anchor: str) -> Iterator[Panel]:
-    metric, rows = report.metrics_of(group)[0], report.rows_of(group)
-    data = [
-        (
-            ("method", "mean", "sd"),
-            [(row.label, shown(row.score.mean), shown(row.score.sd)) for row in rows],
-        ),
-        (
-            ("method", "difference", "half of the interval"),
-            [(row.label, *_difference_cells(row.difference)) for row in rows],
-        ),
-    ]
-    pictures = pictures_of(report, group)
-    for place, (picture, (header, cells)) in enumerate(zip(pictures, data, strict=False)):
-        figure = picture.draw(metric, rows)
-        yield chart(f"{anchor}-{place}", picture.title, figure, header, cells, picture.note)
+# Tables -----------------------------------------------------------------------------------------
 
 
-def _difference_cells(difference: Difference | None) -> tuple[str, str]:
+def _score_table(group: ComparisonGroup) -> Panel:
+    header = ["method", "seeds", *group.metrics, "best alone"]
+    compared = [f"difference of {group.metric}", "p", "verdict"] if group.baselines else []
+    against = ["against"] if len(group.baselines) > 1 else []
+    rows = []
+    for method in group.methods:
+        best, baseline = method.best_alone(group.metric), group.baseline_of(method)
+        row = [method.label, str(len(method.results))]
+        row += [_score(method.spread(metric)) for metric in group.metrics]
+        row.append(f"{best[0]} {best[1]:.3f}" if best else MISSING)
+        if against:
+            row.append(baseline.label if baseline else "")
+        if compared:
+            row += _difference_cells(group.difference(method), len(method.results))
+        row.append(_mean((run.megabytes for run in method.results), 2))
+        row.append(_mean((run.summary.seconds for run in method.results), 1))
+        rows.append(row)
+    return Panel(header=[*header, *against, *compared, "MB up", "seconds"], rows=rows)
+
+
+def _difference_cells(difference: Difference | None, seeds: int) -> tuple[str, str, str]:
+    """Return the difference with its interval, p, and the verdict."""
     if difference is None:
-        return "0", shown(math.nan)
-    return shown(difference.mean), shown(difference.high - difference.mean)
+        return "", "", "baseline"
+    interval = p = MISSING
+    if not math.isnan(difference.mean):
+        interval = f"{difference.mean:+.3f}"
+    if not math.isnan(difference.p):
+        interval += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
+        p = f"{difference.p:.3f}" if difference.p >= 0.001 else "<0.001"
+    fewer = 1 < difference.pairs < seeds
+    pairs = f", {difference.pairs} pairs" if fewer else ""
+    return interval, p, f"{difference.verdict}{pairs}"
 
 
-def _curves_together(
-    report: Report, group: ComparisonGroup, anchor: str, curves: Curves
-) -> Iterator[Panel]:
-    known = _with_curves(group, curves)
-    if len(known) < 2:
-        return
-    metric = report.metrics_of(group)[0]
-    chosen = _chosen(report, group, known)
-    lines = {}
-    for method in chosen:
-        seeds = [each["scores"].get(TOGETHER, {}) for each in curves[method.label]]
-        lines[without_places(method.label)] = band(seeds, merged_rounds(seeds))
-    note = f"Validation items, all modalities together. {_about_bands(chosen)}"
-    if len(chosen) < len(known):
-        note += f" Of {len(known)} methods the baseline and the best by their test {metric}."
-    title = f"Validation {metric} of the methods"
-    yield line_chart(f"{anchor}-together", title, metric, lines, step_pens(lines), note)
+def _kind_table(group: ComparisonGroup, title: str, kind: Kind) -> Iterator[Panel]:
+    """Yield a column for each fusion rule, with signs against the baseline, or each subset."""
+    names = dict.fromkeys(name for method in group.methods for name in method.titles(kind))
+    signed = kind == "test_by_fusion" and bool(group.baselines)
+
+    def cell(method: Method, name: str) -> str:
+        difference = group.difference(method, name, kind) if signed else None
+        sign = _SIGNS.get(difference.verdict, "") if difference else ""
+        return f"{_score(method.spread(group.metric, name, kind))} {sign}".rstrip()
+
+    if names:
+        rows = [[one.label, *(cell(one, name) for name in names)] for one in group.methods]
+        yield Panel(title, header=("method", *names), rows=rows, note=_SIGNS_NOTE * signed)
 
 
-def _with_curves(group: ComparisonGroup, curves: Curves) -> list[Method]:
-    return [m for m in group.methods if any(seed["scores"] for seed in curves[m.label])]
+def _score(scores: Spread) -> str:
+    if scores.count == 0:
+        return MISSING
+    return f"{scores.mean:.3f}" + ("" if math.isnan(scores.sd) else f" ± {scores.sd:.3f}")
 
 
-def _about_bands(methods: Sequence[Method]) -> str:
-    if all(len(method.results) == 1 for method in methods):
-        return "One seed each, so there is no spread."
-    return "The mean over the seeds, in a band of ± one sd."
+def _mean(values: Iterable[float], digits: int) -> str:
+    known = [value for value in values if not math.isnan(value)]
+    return f"{sum(known) / len(known):.{digits}f}" if known else MISSING
 
 
-def _chosen(report: Report, group: ComparisonGroup, methods: Sequence[Method]) -> list[Method]:
-    """Return the methods of one chart: all if they are few, else the baseline and the best."""
-    metric = report.metrics_of(group)[0]
-    sign = 1 if less_is_better(metric) else -1
-    baselines = group.baselines(report.baseline)
+# Charts -----------------------------------------------------------------------------------------
 
-    def rank(method: Method) -> tuple[bool, float]:
-        mean = spread(method.together(metric).values()).mean
-        return method not in baselines, math.inf if math.isnan(mean) else sign * mean
 
-    best = sorted(methods, key=rank)[:MOST_TOGETHER]
-    return [method for method in methods if method in best]
+def _comparison_charts(group: ComparisonGroup) -> Iterator[Panel]:
+    metric, file = group.metric, f"block-{group.number}"
+    better = "less" if less_is_better(metric) else "more"
+    spreads = (method.spread(metric) for method in group.methods)
+    scores = [Mark(score.mean, score.sd) for score in spreads]
+    note = f"Mean and sd over the seeds; {better} is better."
+    yield _mark_chart(group, f"Test {metric}", scores, ("mean", "sd"), note, f"{file}.png")
+    if group.baselines:
+        marks = [_difference_mark(group.difference(method)) for method in group.methods]
+        title, columns = f"Test {metric} minus that of {group.baseline}", ("difference", _HALF)
+        note = f"{LEVEL:.0%} interval. Blue: better; orange: worse; grey: no difference."
+        yield _mark_chart(group, title, marks, columns, note, f"{file}-differences.png", 0.0)
+
+
+def _mark_chart(
+    group: ComparisonGroup,
+    title: str,
+    marks: Sequence[Mark],
+    columns: tuple[str, str],
+    note: str,
+    file: str,
+    reference: float | None = None,
+) -> Panel:
+    labels = [method.label for method in group.methods]
+    figure = mark_figure(labels, {"": marks}, group.metric, reference=reference)
+    rows = [(name, shown(m.value), shown(m.reach)) for name, m in zip(labels, marks, strict=True)]
+    return chart(title, figure, ("method", *columns), rows, note, file)
+
+
+def _difference_mark(difference: Difference | None) -> Mark:
+    if difference is None:
+        return Mark(0.0, shape="D")
+    colour = {Verdict.better: BETTER, Verdict.worse: WORSE}.get(difference.verdict, MUTED)
+    return Mark(difference.mean, difference.high - difference.mean, colour)
 
 
 # Learning curves --------------------------------------------------------------------------------
 
+#: Validation scores, train losses and fusion weights of a run, by ``multimodal`` and modality.
+RunCurves = list[dict[str, Series]]
 
-def _curves_section(
-    report: Report, group: ComparisonGroup, anchor: str, curves: Curves, pens: Pens
-) -> Section:
-    metric = report.metrics_of(group)[0]
-    known = _with_curves(group, curves)
-    if not known:
-        nothing = notes("No run here recorded validation scores over its rounds.")
-        return Section(anchor, "Learning curves", [nothing])
+MethodCurves = tuple[Method, list[RunCurves]]  #: a method and the curves of its seeds
+
+
+def read_curves(folder: Path, metric: str) -> RunCurves:
+    """Read a run's curves; raise `UserError` if its rounds are damaged."""
+    scores, losses, weights = {}, {}, {}
+    for record in read_rounds(folder):
+        known = ((name, values.get(metric)) for name, values in record.validation.items())
+        scores[record.round] = {name: value for name, value in known if value is not None}
+        losses[record.round], weights[record.round] = record.train_loss, record.fusion_weights
+    return list(map(over_rounds, (scores, losses, weights)))
+
+
+def _about_bands(curves: Sequence[MethodCurves]) -> str:
+    if all(len(seeds) == 1 for _, seeds in curves):
+        return "One seed each, so there is no spread."
+    return "The mean over the seeds, in a band of ± one sd."
+
+
+def _curves_together(group: ComparisonGroup, known: Sequence[MethodCurves]) -> Panel:
+    """Return one chart of all methods if they are few, else of the baseline and the best."""
+    metric = group.metric
+    sign = 1 if less_is_better(metric) else -1
+
+    def rank(method: Method) -> tuple[bool, float]:
+        mean = method.spread(metric).mean
+        return method not in group.baselines, math.inf if math.isnan(mean) else sign * mean
+
+    best = sorted((method for method, _ in known), key=rank)[:MOST_TOGETHER]
+    chosen = [(method, seeds) for method, seeds in known if method in best]
+    lines = {}
+    for method, seeds in chosen:
+        scores = [scores.get(TOGETHER, {}) for scores, *_ in seeds]
+        lines[method.label] = band(scores, merged_rounds(scores))
+    note = f"Validation items, all modalities together. {_about_bands(chosen)}"
+    if len(chosen) < len(known):
+        note += f" Of {len(known)} methods the baseline and the best by their test {metric}."
+    return line_chart(f"Validation {metric} of the methods", metric, lines, step_pens(lines), note)
+
+
+def _curves_section(group: ComparisonGroup, known: Sequence[MethodCurves], pens: Pens) -> Section:
+    anchor = f"block-{group.number}-curves"
     lines = [f"Of the validation items, round by round. {_about_bands(known)}"]
     if len(known) > MOST_METHODS:
         lines.append(f"Of {len(known)} methods the first {MOST_METHODS} are shown.")
-    sections = []
-    for place, method in enumerate(known[:MOST_METHODS]):
-        name = f"{anchor}-{group.methods.index(method) + 1}"
-        charts = list(_method_charts(name, metric, curves[method.label], pens))
-        title = without_places(method.label)
-        sections.append(Section(name, title, charts, folded=place >= MOST_TOGETHER))
+    if not known:
+        lines = ["No run here recorded validation scores over its rounds."]
+    sections = [
+        Section(
+            f"{anchor}-{group.methods.index(method) + 1}",
+            method.label,
+            list(_method_charts(group.metric, seeds, pens)),
+            folded=place >= MOST_TOGETHER,
+        )
+        for place, (method, seeds) in enumerate(known[:MOST_METHODS])
+    ]
     return Section(anchor, "Learning curves", [notes(*lines)], sections)
 
 
-def _method_charts(
-    anchor: str, metric: str, seeds: Sequence[Mapping[str, Mapping[str, Series]]], pens: Pens
-) -> Iterator[Panel]:
+def _method_charts(metric: str, seeds: Sequence[RunCurves], pens: Pens) -> Iterator[Panel]:
     for part, title, label, least in (
-        ("scores", f"Validation {metric}", metric, 0.0),
-        ("losses", "Train loss", "loss", 0.0),
-        ("weights", "Modality weights", "weight in the fusion", LEAST_WEIGHT),
+        (0, f"Validation {metric}", metric, 0.0),
+        (1, "Train loss", "loss", 0.0),
+        (2, "Modality weights", "weight in the fusion", LEAST_WEIGHT),
     ):
-        names = pens.ordered(name for curves in seeds for name in curves[part])
-        if not names:
-            continue
-        series = {name: [curves[part].get(name, {}) for curves in seeds] for name in names}
-        rounds = merged_rounds(one for every in series.values() for one in every)
-        lines = {name: band(every, rounds) for name, every in series.items()}
-        yield line_chart(f"{anchor}-{part}", title, label, lines, pens, least=least)
+        runs = [curves[part] for curves in seeds]
+        if names := pens.ordered(name for series in runs for name in series):
+            rounds = merged_rounds(one for series in runs for one in series.values())
+            lines = {name: band([run.get(name, {}) for run in runs], rounds) for name in names}
+            yield line_chart(title, label, lines, pens, least=least)
 
 
 # Settings ---------------------------------------------------------------------------------------
@@ -208,26 +272,22 @@ def _method_charts(
 
 def settings_section(report: Report) -> Section:
     """Return the settings that are not the same in all runs, one column for each method."""
-    return Section("settings", "What differs in the settings", [_settings(report)])
-
-
-def _settings(report: Report) -> Panel:
-    results = report.found.results
-    names = [name for name in differing(results) if name not in _OWN]
-    if len(results) == 1:
-        return notes("One run: there is nothing to compare it with.")
-    if not names:
-        return notes("All runs differ in nothing but seeds and folders.")
+    names = [name for name in differing(report.results) if name not in _OWN]
     columns = report.methods[:MOST_COLUMNS]
-    header = ["setting", *(report.label_of(group, method) for group, method in columns)]
-    rows = [[name, *(_setting(method, name) for _, method in columns)] for name in names]
+    rows = [[name, *(_values(method, name) for _, method in columns)] for name in names]
     note = "Seeds and folders of the runs are left out."
     if (more := len(report.methods) - len(columns)) > 0:
         note += f" {count(more, 'method')} beyond the first {MOST_COLUMNS} are not shown."
-    return Panel(kind="words", header=header, rows=rows, note=note)
+    header = ("setting", *(label for label, _ in columns))
+    panel = Panel(kind="words", header=header, rows=rows, note=note)
+    if not names:
+        panel = notes("All runs differ in nothing but seeds and folders.")
+    if len(report.results) == 1:
+        panel = notes("One run: there is nothing to compare it with.")
+    return Section("settings", "What differs in the settings", [panel])
 
 
-def _setting(method: Method, name: str) -> str:
+def _values(method: Method, name: str) -> str:
     """Return the value of a setting, which may differ between runs of one method."""
     values = dict.fromkeys(result.settings.get(name, ABSENT) for result in method.results)
-    return " / ".join(map(without_places, values))
+    return " / ".join(map(shorten_paths, values))

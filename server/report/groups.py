@@ -6,13 +6,16 @@ every setting that does not belong to the method is equal.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 
 from common.errors import UserError
+from common.metrics import HEADLINE
 from common.task import Task
-from server.report.comparison import Difference, less_is_better, paired_difference, spread
-from server.report.results import TOGETHER, Metrics, Result
+from server.report.comparison import Difference, Spread, less_is_better, paired_difference, spread
+from server.report.records import TOGETHER, Result
 
 #: Settings that do not change what is learnt: a name, or a group with its dot.
 _REPLICATE = ("seed", "run_dir", "runtime.", "tracking.")
@@ -20,126 +23,229 @@ _REPLICATE = ("seed", "run_dir", "runtime.", "tracking.")
 #: Settings that make the method; all others make the comparison group.
 _METHOD = ("strategy.", "fusion.", "client.")
 
-#: The value of a setting that a run's version, or its dataset, did not have.
-ABSENT = "(absent)"
+ABSENT = "(absent)"  #: the value of a setting that a run's version, or its dataset, did not have
+
+#: Metrics that are shown beside the headline metric.
+_BESIDE: dict[Task, tuple[str, ...]] = {
+    Task.regression: ("mae", "acc2"),
+    Task.classification: ("log_loss",),
+    Task.multilabel: ("weighted_accuracy",),
+}
+
+_SEEDS, _UNFINISHED = 12, 3  #: the most seeds, and the most unfinished runs, that are named
 
 Settings = Mapping[str, str]
+
+#: Which scores of a summary: of all items, under each fusion rule, or of each subset of modalities.
+Kind = Literal["test", "test_by_fusion", "test_by_subset"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """Runs that differ in nothing but the seed.
+    """Runs that differ in nothing but the seed, by seed."""
 
-    Attributes
-    ----------
-    name
-        ``strategy.name``.
-    settings
-        Those of the method that differ among the reported runs.
-    differs
-        Of these, the ones that distinguish it from methods of the same name in its group.
-    results
-        By seed.
-    """
-
-    name: str
-    settings: Settings
-    differs: Settings
+    name: str  #: ``strategy.name``
+    settings: Settings  #: those of the method that differ among the reported runs
+    label: str  #: ``hierarchical, sampler.num_samples=8``: what distinguishes it in its group
     results: tuple[Result, ...]
 
-    @property
-    def label(self) -> str:
-        """``hierarchical, sampler.num_samples=8``."""
-        return ", ".join([self.name, *assignments(self.differs)])
-
-    def scores(self, metric: str, pick: Callable[[Result], Metrics]) -> dict[int, float]:
+    def scores(self, metric: str, title: str = TOGETHER, kind: Kind = "test") -> dict[int, float]:
         """Seed to a metric of one kind of prediction, for the runs that have it."""
-        picked = {result.seed: pick(result) for result in self.results}
-        return {seed: metrics[metric] for seed, metrics in picked.items() if metric in metrics}
+        picked = {run.seed: getattr(run.summary, kind).get(title, {}) for run in self.results}
+        return {seed: scores[metric] for seed, scores in picked.items() if metric in scores}
 
-    def together(self, metric: str) -> dict[int, float]:
-        """Seed to a metric of all modalities together."""
-        return self.scores(metric, lambda result: result.test[TOGETHER])
+    def spread(self, metric: str, title: str = TOGETHER, kind: Kind = "test") -> Spread:
+        """Describe these scores."""
+        return spread(self.scores(metric, title, kind).values())
+
+    def titles(self, kind: Kind = "test") -> list[str]:
+        """Return the kinds of prediction that have scores, such as the modalities."""
+        return list(dict.fromkeys(t for run in self.results for t in getattr(run.summary, kind)))
 
     def best_alone(self, metric: str) -> tuple[str, float] | None:
         """Return the modality that is best alone, and its mean; None where none has a number."""
-        names = dict.fromkeys(name for result in self.results for name in result.test)
-        means = {name: self._mean_alone(name, metric) for name in names if name != TOGETHER}
-        known = {name: mean for name, mean in means.items() if not math.isnan(mean)}
+        alone = [name for name in self.titles() if name != TOGETHER]
+        means = [(name, self.spread(metric, name).mean) for name in alone]
         sign = -1 if less_is_better(metric) else 1
-        best = max(known, key=lambda name: sign * known[name], default=None)
-        return None if best is None else (best, known[best])
-
-    def _mean_alone(self, modality: str, metric: str) -> float:
-        scores = self.scores(metric, lambda result: result.test.get(modality, {}))
-        return spread(scores.values()).mean
-
-
-#: A method to its scores by seed.
-Scores = Callable[[Method], Mapping[int, float]]
+        known = (pair for pair in means if not math.isnan(pair[1]))
+        return max(known, key=lambda pair: sign * pair[1], default=None)
 
 
 @dataclass(frozen=True)
 class ComparisonGroup:
-    """Methods that were tried on the same data under the same conditions.
+    """Methods, by name and settings, that were tried on the same data under the same conditions."""
 
-    Attributes
-    ----------
-    title_settings, other_settings
-        Settings that differ among groups: those that suffice to distinguish them, and the rest.
-    task
-        Of all its runs.
-    methods
-        By name and settings.
-    """
-
-    title_settings: Settings
-    other_settings: Settings
-    task: Task
+    number: int  #: from 1
+    title: str  #: ``1. dataset.name=npz, rounds=20``: the settings that suffice to distinguish it
+    others: Sequence[str]  #: the rest of the settings that differ among groups, as ``name=value``
+    metrics: Sequence[str]  #: that are shown; the first is the one compared
     methods: tuple[Method, ...]
+    #: ``strategy.name`` or label of what the others are compared with, if anything.
+    baseline: str | None
 
-    def baselines(self, name: str | None) -> list[Method]:
-        """Return the method with a label, or all that have it as their ``strategy.name``."""
-        labelled = [method for method in self.methods if method.label == name]
-        return labelled or [method for method in self.methods if method.name == name]
+    @property
+    def metric(self) -> str:
+        """The metric that is compared."""
+        return self.metrics[0]
 
-    def baseline_of(self, method: Method, name: str | None) -> Method | None:
-        """Return the baseline that is nearest in its settings; the first of equals."""
+    @property
+    def baselines(self) -> list[Method]:
+        """The method with the label, or all that have it as their ``strategy.name``."""
+        label = shorten_paths(self.baseline or "")
+        labelled = [method for method in self.methods if method.label == label]
+        return labelled or [method for method in self.methods if method.name == self.baseline]
+
+    def baseline_of(self, method: Method) -> Method | None:
+        """Return the baseline nearest in its settings, the first of equals; None for a baseline."""
+        baselines = self.baselines
 
         def distance(baseline: Method) -> int:
             return sum(baseline.settings[key] != method.settings[key] for key in method.settings)
 
-        return min(self.baselines(name), key=distance, default=None)
+        return None if method in baselines else min(baselines, key=distance, default=None)
 
     def difference(
-        self, method: Method, baseline: str | None, metric: str, scores: Scores
+        self, method: Method, title: str = TOGETHER, kind: Kind = "test"
     ) -> Difference | None:
         """Compare a method with its baseline; None for the baseline itself, or without one."""
-        other = self.baseline_of(method, baseline)
-        if other is None or method in self.baselines(baseline):
+        if (other := self.baseline_of(method)) is None:
             return None
-        return paired_difference(scores(method), scores(other), less=less_is_better(metric))
+        scores, others = (one.scores(self.metric, title, kind) for one in (method, other))
+        return paired_difference(scores, others, less=less_is_better(self.metric))
 
 
-def group_results(results: Sequence[Result]) -> tuple[ComparisonGroup, ...]:
-    """Sort results into comparison groups of methods; raise `UserError` for equal runs."""
+@dataclass(frozen=True)
+class Report:
+    """The runs that are reported, compared."""
+
+    command: str  #: the command line that asked for it
+    results: Sequence[Result]
+    unfinished: Sequence[str]  #: folders of runs that have not ended
+    groups: Sequence[ComparisonGroup]
+    baseline: str | None  #: as in `ComparisonGroup`
+
+    @property
+    def methods(self) -> list[tuple[str, Method]]:
+        """Label and method; with the number of its group if there are several."""
+        several = len(self.groups) > 1
+        return [
+            (f"{group.number}. {method.label}" if several else method.label, method)
+            for group in self.groups
+            for method in group.methods
+        ]
+
+    @property
+    def counts(self) -> str:
+        """``4 runs, 2 methods, 2 seeds (1, 2), 1 comparison group``."""
+        seeds = sorted({result.seed for result in self.results})
+        runs, methods = count(len(self.results), "run"), count(len(self.methods), "method")
+        named, groups = _first(seeds, _SEEDS), count(len(self.groups), "comparison group")
+        return f"{runs}, {methods}, {count(len(seeds), 'seed')} ({named}), {groups}"
+
+    @property
+    def compares(self) -> bool:
+        """Whether any group has the baseline."""
+        return any(group.baselines for group in self.groups)
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what a reader should know before the numbers."""
+        if self.unfinished:
+            runs = count(len(self.unfinished), "unfinished run")
+            yield f"{runs} left out: {shorten_paths(_first(self.unfinished, _UNFINISHED))}"
+        without = [(group.title, [group]) for group in self.groups if not group.baselines]
+        if not self.compares:
+            without = [("runs", list(self.groups))]
+        for where, groups in without if self.baseline is not None else []:
+            names = ", ".join(sorted({method.name for group in groups for method in group.methods}))
+            yield f"{where}: no baseline {self.baseline}, so no differences; there are {names}"
+
+
+def _first(values: Sequence[object], most: int) -> str:
+    return ", ".join([*map(str, values[:most]), *(["…"] if len(values) > most else [])])
+
+
+def count(number: int, what: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def shorten_paths(text: str) -> str:
+    """Return a text without absolute paths, which would reveal names of the machine.
+
+    They become relative to the working directory, or ``…/folder/name`` if they lie outside it.
+    """
+
+    def shorten(match: re.Match[str]) -> str:
+        path = Path(match[0])
+        if path.is_relative_to(Path.cwd()):
+            return str(path.relative_to(Path.cwd()))
+        return "/".join(["…", *path.parts[1:][-2:]])
+
+    return re.sub(r"(?<![^\s=,\[\"'(])/[^,\]\"')=]*[^,\]\"')=\s]", shorten, text)
+
+
+# Grouping ---------------------------------------------------------------------------------------
+
+
+def make_groups(
+    results: Sequence[Result], baseline: str | None = None, metrics: Sequence[str] = ()
+) -> list[ComparisonGroup]:
+    """Sort results into comparison groups, which show some metrics, or those of their task.
+
+    Raises
+    ------
+    UserError
+        If two runs are the same, or no run has a metric.
+    """
     _refuse_twins(results)
+    known = _metric_names(results)
+    for metric in metrics:
+        if metric not in known:
+            raise UserError(f"metrics: there is no metric {metric!r}; there are {', '.join(known)}")
     names = [name for name in differing(results) if not _in(name, _REPLICATE)]
-    outer = [name for name in names if not _in(name, _METHOD)]
     inner = [name for name in names if _in(name, _METHOD)]
+    outer = [name for name in names if name not in inner]
     parts = _partition(results, outer)
     title = _distinguishing(outer, [members[0] for members in parts])
     others = [name for name in outer if name not in title]
-    groups = [
-        ComparisonGroup(
-            _values(members[0], title),
-            _values(members[0], others),
-            members[0].task,
-            _methods(members, inner),
+    parts.sort(key=lambda members: [_natural(v) for v in _values(members[0], title).values()])
+    groups = []
+    for number, members in enumerate(parts, 1):
+        words = assignments(_values(members[0], title))
+        words = [word for word in words if ABSENT not in word] or words or ["All runs"]
+        groups.append(
+            ComparisonGroup(
+                number,
+                f"{number}. {', '.join(words)}",
+                [word for word in assignments(_values(members[0], others)) if ABSENT not in word],
+                _shown_metrics(members, metrics),
+                _methods(members, inner),
+                baseline,
+            )
         )
-        for members in parts
-    ]
-    return tuple(sorted(groups, key=lambda each: list(map(_natural, each.title_settings.values()))))
+    return groups
+
+
+def _shown_metrics(results: Sequence[Result], chosen: Sequence[str]) -> list[str]:
+    known, headline = _metric_names(results), HEADLINE[results[0].task]
+    chosen = chosen or (headline, *_BESIDE[results[0].task])
+    return [metric for metric in chosen if metric in known] or [headline]
+
+
+def _metric_names(results: Iterable[Result]) -> list[str]:
+    return list(dict.fromkeys(name for run in results for name in run.summary.test[TOGETHER]))
+
+
+def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, ...]:
+    methods = []
+    for namesakes in _partition(results, ["strategy.name"]):
+        name, here = namesakes[0].settings["strategy.name"], differing(namesakes)
+        differs = [key for key in names if key in here]
+        for members in _partition(namesakes, names):
+            label = ", ".join([shorten_paths(name), *assignments(_values(members[0], differs))])
+            seeds = tuple(sorted(members, key=lambda result: result.seed))
+            methods.append(Method(name, _values(members[0], names), label, seeds))
+    return tuple(sorted(methods, key=lambda method: _natural(method.label)))
 
 
 def differing(results: Sequence[Result]) -> list[str]:
@@ -150,12 +256,8 @@ def differing(results: Sequence[Result]) -> list[str]:
 
 def assignments(settings: Settings) -> list[str]:
     """``name=value`` of each setting; the strategy's own without their group."""
-    return [f"{name.removeprefix('strategy.')}={value}" for name, value in settings.items()]
-
-
-def present(settings: Settings) -> dict[str, str]:
-    """Leave out what a run's version, or its dataset, did not have."""
-    return {name: value for name, value in settings.items() if value != ABSENT}
+    pairs = ((name.removeprefix("strategy."), value) for name, value in settings.items())
+    return [shorten_paths(f"{name}={value}") for name, value in pairs]
 
 
 def _in(name: str, names: tuple[str, ...]) -> bool:
@@ -174,18 +276,6 @@ def _partition(results: Iterable[Result], names: Sequence[str]) -> list[list[Res
     return list(parts.values())
 
 
-def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, ...]:
-    methods = []
-    for namesakes in _partition(results, ["strategy.name"]):
-        here = set(differing(namesakes))
-        for members in _partition(namesakes, names):
-            settings = _values(members[0], names)
-            differs = {name: value for name, value in settings.items() if name in here}
-            seeds = tuple(sorted(members, key=lambda result: result.seed))
-            methods.append(Method(seeds[0].settings["strategy.name"], settings, differs, seeds))
-    return tuple(sorted(methods, key=lambda method: _natural(method.label)))
-
-
 def _distinguishing(names: Iterable[str], results: Sequence[Result]) -> list[str]:
     """Return settings that suffice to distinguish results, names of things first."""
     chosen: list[str] = []
@@ -201,17 +291,11 @@ def _natural(text: str) -> list[tuple[float, str]]:
     return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]
 
 
-def _refuse_twins(results: Iterable[Result]) -> None:
-    seen: dict[frozenset[tuple[str, str]], Result] = {}
-    for result in results:
-        key = frozenset(
-            (name, value)
-            for name, value in result.settings.items()
-            if name == "seed" or not _in(name, _REPLICATE)
-        )
-        if key in seen:
+def _refuse_twins(results: Sequence[Result]) -> None:
+    names = [n for n in differing(results) if n == "seed" or not _in(n, _REPLICATE)]
+    for one, *others in _partition(results, names):
+        for other in others[:1]:
             raise UserError(
-                f"{seen[key].folder} and {result.folder} are the same run, seed {result.seed}: "
+                f"{one.folder} and {other.folder} are the same run, seed {one.seed}: "
                 "settings are equal; leave one out"
             )
-        seen[key] = result

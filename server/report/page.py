@@ -1,4 +1,4 @@
-"""The report as one HTML file that needs nothing else: no network, no other file.
+"""The report as one HTML file that needs no network, as Markdown, and on the terminal.
 
 Whatever a run folder contains is text: it is escaped where it is put in, and a content security
 policy lets nothing run, load or be styled but what the templates here contain.
@@ -7,134 +7,164 @@ policy lets nothing run, load or be styled but what the templates here contain.
 import base64
 import hashlib
 import re
-from collections.abc import Iterator
-from importlib import resources
+from collections.abc import Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING
 
-from server.report.colours import COLOURS, INVERTED, Pens, modality_pens
-from server.report.console import how_to_read
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+from rich.table import Table
+from rich.text import Text
+
+from server.report.figures import Pens, modality_pens
 from server.report.group_panels import group_section, settings_section
-from server.report.groups import ComparisonGroup, Method
-from server.report.results import TOGETHER, Result
+from server.report.groups import Report, assignments, differing
+from server.report.panels import Panel, Section, notes
+from server.report.records import TOGETHER
 from server.report.run_panels import run_section
-from server.report.tables import Report
-from server.report.view import Section, notes
+from server.terminal import Terminal
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-    from markupsafe import Markup
+REPORT = "report.md"
+PAGE = "report.html"
 
-_HOW_TO_READ = (
-    "Curves are of the validation items and show how a method learnt; the tables are of the test "
-    "items and show the outcome. A band is the mean over the seeds ± one sample standard "
-    "deviation, which is no interval of the mean.",
-    "Weights, widths, losses, time, confusions and calibration are of single runs. Runs of other "
-    "seeds may look different: open more than one before you conclude from them.",
-    "Calibration: an interval or a probability should hold as often as it promises. Confusions of "
-    "numbers are of the classes -3 to 3, to which truth and prediction are clipped and rounded.",
-    "Of long runs charts show rounds evenly spaced, the first and the last among them. The numbers "
-    "behind a chart are under it; all of them are in the run's rounds.jsonl and summary.json.",
+#: Columns of the scores that a narrow terminal leaves out; the report has them.
+MINOR = frozenset({"best alone", "against", "p", "MB up", "seconds"})
+
+#: Settings that are named where they are the same in all runs; a group with its dot.
+_WORTH_NAMING = (
+    *("dataset.name", "dataset.path", "dataset.task", "rounds", "clients.", "partition.name"),
+    *("client.lr", "client.local_epochs", "client.batch_size"),
 )
 
 
-def page(report: Report, details: int) -> bytes:
-    """Return the file, with at most `details` runs one by one; equal runs give equal bytes.
+def group_sections(report: Report) -> list[Section]:
+    """Return a section for each group; raise `UserError` if the rounds of a run are damaged."""
+    pens = _pens(report)
+    return [group_section(group, pens) for group in report.groups]
+
+
+def page(report: Report, groups: Sequence[Section], details: int) -> bytes:
+    """Return the HTML file, with at most `details` runs one by one; equal runs give equal bytes.
 
     Raises
     ------
     UserError
         If a file of a run is damaged.
     """
-    results = report.found.results
-    pens = modality_pens(name for result in results for name in result.test)
-    sections = [
-        *(group_section(report, group, pens) for group in report.groups),
-        _runs_section(report, details, pens),
-        settings_section(report),
-    ]
-    environment = _environment()
-    style = environment.get_template("report.css.j2").render(
-        light={name: light for name, (light, _) in COLOURS.items()},
-        dark={name: dark for name, (_, dark) in COLOURS.items()},
-        inverted=INVERTED,
+    pens, style, script = _pens(report), _render("report.css"), _render("report.js")
+    policy = (
+        f"default-src 'none'; img-src data:; style-src '{_digest(style)}'; "
+        f"script-src '{_digest(script)}'; base-uri 'none'; form-action 'none'"
     )
-    script = (resources.files("server.report") / "templates" / "report.js").read_text("utf-8")
-    text = environment.get_template("report.html.j2").render(
+    text = _render(
+        "report.html.j2",
         report=report,
-        sections=sections,
+        sections=[*groups, runs_section(report, details, pens), settings_section(report)],
         pens=pens,
         together=TOGETHER,
-        reading=[*how_to_read(report), *_HOW_TO_READ],
         style=style,
         script=script,
-        policy=_policy(style, script),
+        policy=policy,
     )
     # A name of a folder need not be text.
     return text.encode("utf-8", "replace")
 
 
-def _environment() -> "Environment":
-    # Imported here: no other command needs it.
-    from jinja2 import Environment, PackageLoader, StrictUndefined
+def markdown(report: Report, groups: Sequence[Section]) -> bytes:
+    """Return ``report.md``."""
+    changing = differing(report.results)
+    same = {
+        name: value
+        for worth in _WORTH_NAMING
+        for name, value in report.results[0].settings.items()
+        if name not in changing and (name == worth or (worth[-1] == "." and name.startswith(worth)))
+    }
+    pairs = zip(report.groups, groups, strict=True)
+    text = _render("report.md.j2", report=report, same=assignments(same), groups=pairs)
+    return (text.rstrip() + "\n").encode("utf-8", "replace")
 
+
+def show(report: Report, groups: Sequence[Section], out: str, terminal: Terminal) -> None:
+    """Print the tables, the warnings and the files in the folder `out`."""
+    for section in groups:
+        terminal.tell(section.title, "bold")
+        for table in section.of_kind("table"):
+            if table.title:
+                terminal.tell(table.title)
+            terminal.console.print(_rich_table(table, terminal.console.width))
+            if table.note:
+                terminal.tell(table.note, "dim")
+    for line in report.warnings():
+        terminal.warn(line)
+    pictures = [panel.file for section in groups for panel in section.panels if panel.file]
+    for name in (PAGE, REPORT, *pictures):
+        terminal.tell(f"{out}/{name}")
+
+
+def _rich_table(table: Panel, width: int) -> Table:
+    """Build a table for a terminal so many characters wide."""
+    columns = [list(map(str, column)) for column in zip(table.header, *table.rows, strict=True)]
+    if sum(max(map(len, column)) + 3 for column in columns) > width:
+        columns = [column for column in columns if column[0] not in MINOR]
+    # As text: a list in a setting looks like markup.
+    printed = Table()
+    for place, (name, *_) in enumerate(columns):
+        printed.add_column(Text(name), justify="right" if place else "left", overflow="fold")
+    for cells in list(zip(*columns, strict=True))[1:]:
+        printed.add_row(*map(Text, cells))
+    return printed
+
+
+# Runs in detail ---------------------------------------------------------------------------------
+
+
+def runs_section(report: Report, most: int, pens: Pens) -> Section:
+    """Return the runs one by one: the first seed of each method, then the second, and so on."""
+    turns = zip_longest(*(method.results for _, method in report.methods))
+    labels = [label for label, _ in report.methods]
+    runs = [pair for turn in turns for pair in zip(labels, turn, strict=True) if pair[1]]
+    sections = [
+        run_section(f"run-{n}", f"{label}, seed {result.seed}", result, pens, folded=n > 1)
+        for n, (label, result) in enumerate(runs[:most], 1)
+    ]
+    order = "The first seed of each method comes first, then the others."
+    if len(runs) > most:
+        order = (
+            f"{most} of {len(runs)} runs. {order} For the rest give details={len(runs)}, or "
+            "runs=FOLDER for one of them."
+        )
+    panels = [notes(order)] if len(runs) > min(most, 1) else []
+    return Section("runs", "Runs in detail", panels, sections)
+
+
+def _pens(report: Report) -> Pens:
+    return modality_pens(name for run in report.results for name in run.summary.test)
+
+
+# Templates --------------------------------------------------------------------------------------
+
+
+def _render(template: str, **values: object) -> str:
     environment = Environment(
         loader=PackageLoader("server.report"),
-        autoescape=True,
+        autoescape=".html" in template,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["breakable"] = _breakable
-    return environment
+    environment.filters |= {"breakable": _breakable, "markdown_row": _markdown_row}
+    return environment.get_template(template).render(values)
 
 
-def _breakable(text: str) -> "Markup":
+def _breakable(text: str) -> Markup:
     """Let a long name be broken between its words."""
-    from markupsafe import Markup, escape
-
     return Markup(re.sub(r"([._+=,/])", r"\1<wbr>", str(escape(text))))
 
 
-def _policy(style: str, script: str) -> str:
-    """Allow the one style and the one script that are in the file, by their digests."""
-    return (
-        f"default-src 'none'; style-src '{_digest(style)}'; script-src '{_digest(script)}'; "
-        "base-uri 'none'; form-action 'none'"
-    )
+def _markdown_row(cells: Sequence[object]) -> str:
+    escaped = (" ".join(str(cell).replace("|", r"\|").split()) for cell in cells)
+    return f"| {' | '.join(escaped)} |"
 
 
 def _digest(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-# Which runs are shown in detail -----------------------------------------------------------------
-
-
-def _runs_section(report: Report, most: int, pens: Pens) -> Section:
-    sections = []
-    for place, (group, method, result) in enumerate([*_in_turns(report)][:most]):
-        title = f"{report.label_of(group, method)}, seed {result.seed}"
-        folded = place > 0 or result is not method.results[0]
-        sections.append(run_section(f"run-{place + 1}", title, result, pens, folded=folded))
-    panels = [notes(line)] if (line := _which(len(report.found.results), most)) else []
-    return Section("runs", "Runs in detail", panels, sections)
-
-
-def _which(runs: int, most: int) -> str:
-    order = "The first seed of each method comes first, then the others."
-    if runs <= most:
-        return order if runs > 1 else ""
-    return (
-        f"{most} of {runs} runs. {order} For the rest give details={runs}, or "
-        "runs=FOLDER for one of them."
-    )
-
-
-def _in_turns(report: Report) -> Iterator[tuple[ComparisonGroup, Method, Result]]:
-    """Yield every run: the first seed of each method, then the second of each, and so on."""
-    for turn in zip_longest(*(method.results for _, method in report.methods)):
-        for (group, method), result in zip(report.methods, turn, strict=True):
-            if result is not None:
-                yield group, method, result

@@ -1,34 +1,81 @@
-"""The rounds of a run, read line by line from its folder, so that a long run fits in memory.
+"""What a report reads of a run folder: its settings, its summary, and round after round.
 
-Not as `server.records.RoundRecord`: runs of other versions have fewer or further keys, and still
-have a report. What a run did not record is left out, never made up.
+Not as `server.records.RoundRecord`: runs of other versions have fewer or further keys and still
+have a report. Unknown keys are ignored, missing ones are empty, and null is NaN.
 """
 
-import json
+import glob
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, StrictInt, ValidationError
 
 from common.errors import UserError
-from server.run.folder import ROUNDS, SUMMARY
+from common.metrics import HEADLINE
+from common.task import Task
+from server.report.series import thinned
+from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_settings
 
-#: The most rounds that a chart shows, evenly spaced.
-MOST_POINTS = 100
+MOST_REJECTIONS = 60  #: the most rejections of a run that are listed one by one
 
-#: The most rejections of a run that are listed one by one.
-MOST_REJECTIONS = 60
+TOGETHER = "multimodal"
 
-#: One object of ``rounds.jsonl``.
-Record = Mapping[str, Any]
+WHOLE_ROUND = "round"  #: stands for the phases of a run whose version did not measure them
 
-#: Round to value.
-Series = dict[int, float]
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+_or_empty = BeforeValidator(lambda value: {} if value is None else value)
+Numbers = Annotated[dict[str, Number], _or_empty]
+Matrix = Annotated[dict[str, Numbers], _or_empty]
 
-#: Name to name to value.
-Matrix = dict[str, dict[str, float]]
+
+class Round(BaseModel):
+    """A line of ``rounds.jsonl``; see `server.records.RoundRecord`."""
+
+    round: StrictInt
+    train_loss: Numbers = {}
+    client_losses: Numbers = {}
+    validation: Matrix = {}
+    fusion_weights: Numbers = {}
+    clients: Numbers = {}
+    rejected: list[str] = []
+    decoder_weights: Matrix = {}
+    posterior_widths: Matrix = {}
+    bytes_up: Number = 0.0
+    seconds: Number = 0.0
+    phases: Numbers = {}
+
+
+class Summary(BaseModel):
+    """``summary.json``; ``model_fields_set`` tells what the run's version recorded."""
+
+    test: Matrix = {}
+    test_by_fusion: Matrix = {}
+    test_by_subset: Matrix = {}
+    seconds: Number = math.nan
+    items: dict[str, Any] | None = None
+    parameters: int | None = None
+    fusion: Any = None
+    label_skew: Number = math.nan
+    privacy: dict[str, Any] | None = None
+    diagnostics: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """One finished run."""
+
+    folder: str  #: as it was given
+    settings: Mapping[str, str]  #: dotted name to value, as text
+    seed: int
+    task: Task
+    summary: Summary  #: without the diagnostics, which may be large
+    #: 10^6 bytes that a client sends in a round, on average; NaN where it is not known.
+    megabytes: float
 
 
 def damaged(path: Path, reason: str) -> UserError:
@@ -41,16 +88,107 @@ def reading(path: Path, what: str) -> Iterator[None]:
     """Raise `UserError` that names the file and what is read, if its content is unexpected."""
     try:
         yield
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise damaged(path, f"{what}: {place and place + ': '}{first['msg']}") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
         raise damaged(path, f"{what}: {type(error).__name__}: {error}") from error
 
 
-def for_each_round(folder: Path, use: Callable[[Record], None]) -> None:
-    """Call a function with each round of a run, if any; raise `UserError` for a damaged line."""
-    path = folder / ROUNDS
-    for place, line in enumerate(_lines(path), 1):
-        with reading(path, f"line {place}"):
-            use(json.loads(line))
+def find_results(places: Iterable[str]) -> tuple[list[Result], list[str]]:
+    """Read every run in and below some folders and globs, each run once.
+
+    Returns
+    -------
+    tuple
+        The results of finished runs, and the folders of unfinished ones.
+
+    Raises
+    ------
+    UserError
+        If a place does not exist, holds no run, or a file of a run is damaged.
+    """
+    folders: dict[Path, Path] = {}
+    for place in (named := list(places)):
+        for folder in _folders_below(place):
+            folders.setdefault(folder.resolve(), folder)
+    holds_settings = [path for path in folders.values() if (path / CONFIG).is_file()]
+    finished = [path for path in holds_settings if (path / SUMMARY).is_file()]
+    started = (path for path in folders.values() if (path / ROUNDS).is_file())
+    unfinished = [str(path) for path in started if path not in finished]
+    if not finished:
+        more = f"; {len(unfinished)} unfinished" if unfinished else ""
+        raise UserError(
+            f"runs={','.join(named)}: no run there, which is a folder with {SUMMARY} and "
+            f"{CONFIG}{more}"
+        )
+    return list(map(read_result, finished)), unfinished
+
+
+def _folders_below(place: str) -> Iterator[Path]:
+    tops = [place]
+    if not Path(place).is_dir():
+        # Not Path.glob, which takes no absolute pattern.
+        matches = glob.glob(place, recursive=True)  # noqa: PTH207
+        tops = sorted(path for path in matches if Path(path).is_dir())
+    if not tops:
+        raise UserError(f"runs={place}: there is no such folder")
+    for top in tops:
+        for name, below, _ in os.walk(top):
+            below.sort()
+            yield Path(name)
+
+
+def read_result(folder: Path) -> Result:
+    """Read a run folder; raise `UserError` if a file of it is damaged."""
+    settings = flat_settings(read_settings(folder / CONFIG))
+    for name in ("seed", "strategy.name", "dataset.task"):
+        if name not in settings:
+            raise damaged(folder / CONFIG, f"there is no {name}")
+    with reading(folder / CONFIG, f"seed={settings['seed']} is not an integer"):
+        seed = int(settings["seed"])
+    summary = read_summary(folder).model_copy(update={"diagnostics": None})
+    task = _task(folder, settings["dataset.task"], summary.test.get(TOGETHER, {}))
+    sent = [
+        record.bytes_up / clients
+        for record in read_rounds(folder)
+        if record.bytes_up and (clients := sum(record.clients.values()))
+    ]
+    megabytes = sum(sent) / len(sent) / 1e6 if sent else math.nan
+    return Result(str(folder), settings, seed, task, summary, megabytes)
+
+
+def _task(folder: Path, given: str, scores: Numbers) -> Task:
+    """Return the task. A run on shards takes it from them, so here the metrics decide."""
+    if given not in ("null", *Task):
+        raise damaged(folder / CONFIG, f"dataset.task={given}: expected one of {', '.join(Task)}")
+    possible = list(Task) if given == "null" else [Task(given)]
+    for task in possible:
+        if HEADLINE[task] in scores:
+            return task
+    headlines = " or ".join(HEADLINE[task] for task in possible)
+    raise damaged(folder / SUMMARY, f"test.{TOGETHER} has no {headlines}")
+
+
+def read_summary(folder: Path) -> Summary:
+    """Read ``summary.json``; raise `UserError` if it is damaged."""
+    with reading(folder / SUMMARY, "summary"):
+        return Summary.model_validate_json((folder / SUMMARY).read_bytes())
+
+
+def read_rounds(folder: Path) -> Iterator[Round]:
+    """Yield the rounds of a run, if any, so that a long run fits in memory.
+
+    Raises
+    ------
+    UserError
+        If a line is damaged; it says which.
+    """
+    for place, line in enumerate(_lines(folder / ROUNDS), 1):
+        with reading(folder / ROUNDS, f"line {place}"):
+            record = Round.model_validate_json(line)
+        yield record
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -59,144 +197,34 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield from file
 
 
-def number(value: Any) -> float:
-    """Return a recorded number; NaN for null."""
-    return math.nan if value is None else float(value)
-
-
-def thinned(count: int, most: int) -> list[int]:
-    """Return places from 0 to count - 1, evenly spaced, the first and the last among them."""
-    if count <= most:
-        return list(range(count))
-    return sorted({round(step * (count - 1) / (most - 1)) for step in range(most)})
-
-
-def merged_rounds(series: Iterable[Mapping[int, Any]]) -> list[int]:
-    """Return the rounds of all series in order, at most `MOST_POINTS` of them."""
-    rounds = sorted({at for one in series for at in one})
-    return [rounds[place] for place in thinned(len(rounds), MOST_POINTS)]
-
-
-def read_curves(folder: str, metric: str) -> dict[str, dict[str, Series]]:
-    """Read the losses, fusion weights and validation scores of a run over its rounds.
-
-    Returns
-    -------
-    dict
-        ``scores`` by ``multimodal`` and modality; ``losses`` and ``weights`` by modality. Empty
-        where nothing was recorded.
-
-    Raises
-    ------
-    UserError
-        If the file is damaged.
-    """
-    curves: dict[str, dict[str, Series]] = {"scores": {}, "losses": {}, "weights": {}}
-
-    def use(record: Record) -> None:
-        scores = record.get("validation") or {}
-        known = {name: metrics[metric] for name, metrics in scores.items() if metric in metrics}
-        _extend(curves["scores"], record, known)
-        _extend(curves["losses"], record, record.get("train_loss"))
-        _extend(curves["weights"], record, record.get("fusion_weights"))
-
-    for_each_round(Path(folder), use)
-    return curves
-
-
 @dataclass
-class Details:
-    """What a run recorded beside its scores.
+class History:
+    """What a run recorded of its rounds."""
 
-    Of a long run `MOST_POINTS` rounds are kept, evenly spaced, except where the text below says
-    that all are.
+    count: int  #: number of all rounds
+    #: At most `series.MOST_POINTS` rounds, evenly spaced, the first and the last among them.
+    sample: list[Round]
+    #: Of all rounds that measured it: round to phase, or `WHOLE_ROUND`, to seconds.
+    seconds: dict[int, Numbers]
+    #: Round and message, the first `MOST_REJECTIONS`; and the number of all.
+    rejections: list[tuple[int, str]]
+    rejected: int
 
-    Attributes
-    ----------
-    count
-        Number of all rounds.
-    recorded
-        Keys that the version which made the run recorded.
-    fusion, losses
-        Modality to its weight, and client to its train loss, over the rounds.
-    decoder
-        Round to layer to modality to its share.
-    widths
-        Round to client to layer to the width of its posterior; rounds without any are left out.
-    rejections
-        Round and message, of all rounds, the first `MOST_REJECTIONS`.
-    rejected
-        Number of all rejections.
-    seconds
-        Of all rounds: round to phase to seconds; the phase is empty where none was recorded.
-    summary
-        ``summary.json`` as it is.
-    """
-
-    count: int = 0
-    recorded: set[str] = field(default_factory=set)
-    fusion: dict[str, Series] = field(default_factory=dict)
-    losses: dict[str, Series] = field(default_factory=dict)
-    decoder: dict[int, Matrix] = field(default_factory=dict)
-    widths: dict[int, Matrix] = field(default_factory=dict)
-    rejections: list[tuple[int, str]] = field(default_factory=list)
-    rejected: int = 0
-    seconds: dict[int, dict[str, float]] = field(default_factory=dict)
-    summary: dict[str, Any] = field(default_factory=dict)
+    def of(self, key: str) -> dict[int, Any]:
+        """Round to what the sample recorded under a key; rounds without anything are left out."""
+        return {one.round: value for one in self.sample if (value := getattr(one, key))}
 
 
-def read_details(folder: str) -> Details:
-    """Read what a run recorded; raise `UserError` if a file is damaged."""
-    path = Path(folder)
-    details = Details(count=sum(1 for _ in _lines(path / ROUNDS)))
-    chosen = set(thinned(details.count, MOST_POINTS))
-    places = iter(range(details.count))
-
-    def use(record: Record) -> None:
-        _add_totals(details, record)
-        if next(places) in chosen:
-            _add_series(details, record)
-
-    for_each_round(path, use)
-    with reading(path / SUMMARY, "summary"):
-        details.summary = dict(json.loads((path / SUMMARY).read_bytes()))
-    return details
-
-
-def _add_totals(details: Details, record: Record) -> None:
-    at, messages = _round(record), record.get("rejected") or []
-    room = MOST_REJECTIONS - len(details.rejections)
-    details.rejections += [(at, str(message)) for message in messages[:room]]
-    details.rejected += len(messages)
-    details.recorded |= record.keys()
-    if phases := record.get("phases"):
-        details.seconds[at] = _numbers(phases)
-    elif "seconds" in record:
-        details.seconds[at] = {"": number(record["seconds"])}
-
-
-def _add_series(details: Details, record: Record) -> None:
-    _extend(details.fusion, record, record.get("fusion_weights"))
-    _extend(details.losses, record, record.get("client_losses"))
-    for matrices, key in (
-        (details.decoder, "decoder_weights"),
-        (details.widths, "posterior_widths"),
-    ):
-        if matrix := record.get(key):
-            matrices[_round(record)] = {str(name): _numbers(row) for name, row in matrix.items()}
-
-
-def _extend(series: dict[str, Series], record: Record, values: Mapping[str, Any] | None) -> None:
-    at = _round(record)
-    for name, value in _numbers(values or {}).items():
-        series.setdefault(name, {})[at] = value
-
-
-def _numbers(values: Mapping[Any, Any]) -> dict[str, float]:
-    return {str(name): number(value) for name, value in values.items()}
-
-
-def _round(record: Record) -> int:
-    if not isinstance(at := record["round"], int):
-        raise TypeError(f"round {at!r} is not an integer")
-    return at
+def read_history(folder: Path) -> History:
+    """Read what a run recorded of its rounds; raise `UserError` if a line is damaged."""
+    count = sum(1 for _ in _lines(folder / ROUNDS))
+    history, chosen = History(count, [], {}, [], 0), set(thinned(range(count)))
+    for place, record in enumerate(read_rounds(folder)):
+        if place in chosen:
+            history.sample.append(record)
+        if record.phases or record.seconds:
+            history.seconds[record.round] = record.phases or {WHOLE_ROUND: record.seconds}
+        room = MOST_REJECTIONS - len(history.rejections)
+        history.rejections += [(record.round, message) for message in record.rejected[:room]]
+        history.rejected += len(record.rejected)
+    return history

@@ -1,14 +1,39 @@
 """Series over the rounds, and how many seeds, layers or clients become one line with a band."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite, nan
 from statistics import median
+from typing import TypeVar
 
 import numpy as np
 
-from server.report.colours import Pens
 from server.report.comparison import spread
+
+T = TypeVar("T")
+
+Series = dict[int, float]  #: round to value
+MOST_POINTS = 100  #: the most rounds that a chart shows, evenly spaced
+
+
+def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
+    """Return at most so many items, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[place] for place in places]
+
+
+def over_rounds(rounds: Mapping[int, Mapping[str, float]]) -> dict[str, Series]:
+    """Turn the values by name of each round into a series of each name."""
+    series: dict[str, Series] = {}
+    for number, values in rounds.items():
+        for name, value in values.items():
+            series.setdefault(name, {})[number] = value
+    return series
+
+
+def merged_rounds(series: Iterable[Iterable[int]]) -> list[int]:
+    """Return the rounds of all series in order, at most `MOST_POINTS` of them."""
+    return thinned(sorted({number for one in series for number in one}))
 
 
 @dataclass(frozen=True)
@@ -22,45 +47,24 @@ class Line:
     spread: Sequence[float] = ()
 
 
-def line_of(series: Mapping[int, float], rounds: Sequence[int]) -> Line:
+def line_of(series: Series, rounds: Sequence[int]) -> Line:
     """Return a series at some rounds."""
-    return Line(rounds, [series.get(at, math.nan) for at in rounds])
+    return Line(rounds, [series.get(number, nan) for number in rounds])
 
 
-def band(seeds: Sequence[Mapping[int, float]], rounds: Sequence[int]) -> Line:
+def band(seeds: Sequence[Series], rounds: Sequence[int]) -> Line:
     """Return the mean over the seeds ± one sd at some rounds; no band for one seed."""
-    spreads = [spread(series[at] for series in seeds if at in series) for at in rounds]
-    means = [point.mean for point in spreads]
+    points = [spread(one[number] for one in seeds if number in one) for number in rounds]
+    means, sds = [point.mean for point in points], [point.sd for point in points]
     if len(seeds) == 1:
         return Line(rounds, means)
-    sds = [point.sd for point in spreads]
     widths = np.nan_to_num(sds)  # no width where only one seed of several has the round
-    low, high = np.array(means) - widths, np.array(means) + widths
-    return Line(rounds, means, low.tolist(), high.tolist(), sds)
+    return Line(rounds, means, list(means - widths), list(means + widths), sds)
 
 
-def envelope(series: Iterable[Mapping[int, float]], rounds: Sequence[int]) -> Line:
-    """Return the median of many series, in a band from the least to the greatest."""
-    columns = list(series)
-    known = [[s[at] for s in columns if math.isfinite(s.get(at, math.nan))] for at in rounds]
+def envelope(rounds: Sequence[int], values: Iterable[Iterable[float]]) -> Line:
+    """Return the median of many values at each round, in a band from the least to the greatest."""
+    points = [sorted(filter(isfinite, column)) or [nan] for column in values]
     return Line(
-        rounds,
-        [median(values) if values else math.nan for values in known],
-        [min(values, default=math.nan) for values in known],
-        [max(values, default=math.nan) for values in known],
+        rounds, [median(p) for p in points], [p[0] for p in points], [p[-1] for p in points]
     )
-
-
-def by_modality(
-    clients: Mapping[str, Mapping[int, float]], pens: Pens
-) -> dict[str, dict[str, Mapping[int, float]]]:
-    """Return the series of clients by their modality, in the order of the pens."""
-    groups: dict[str, dict[str, Mapping[int, float]]] = {}
-    for name, series in clients.items():
-        groups.setdefault(modality_of(name), {})[name] = series
-    return {name: groups[name] for name in pens.ordered(groups)}
-
-
-def modality_of(client: str) -> str:
-    """Return the modality of a client, which is named as ``audio-0``."""
-    return client.rpartition("-")[0] or client

@@ -8,7 +8,7 @@ from typing import Any
 
 from common.config import Config, compose_config
 from common.task import Task
-from server.report.results import Result
+from server.report.records import Result, Summary
 from server.run.folder import RunFolder
 
 
@@ -45,15 +45,10 @@ def result(
     metric = {"regression": "corr", "classification": "accuracy", "multilabel": "f1"}[task]
     given = {"strategy.name": method, "dataset.task": str(task), **(settings or {})}
     folder = "/".join([*given.values(), str(seed)])
-    fields: dict[str, Any] = {
-        "test": {"multimodal": {metric: score}, "audio": {metric: score / 2}},
-        "by_fusion": {},
-        "by_subset": {},
-        "seconds": 10.0,
-        "megabytes": 1.0,
-        **parts,
-    }
-    return Result(folder, {"seed": str(seed), **given}, seed, task, **fields)
+    megabytes = parts.pop("megabytes", 1.0)
+    test = {"multimodal": {metric: score}, "audio": {metric: score / 2}}
+    summary = Summary(**{"test": test, "seconds": 10.0, **parts})
+    return Result(folder, {"seed": str(seed), **given}, seed, task, summary, megabytes)
 
 
 MODALITIES = ("language", "audio", "vision")

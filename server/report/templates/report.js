@@ -19,8 +19,8 @@
   // A link to what is inside a closed part opens it.
   const open = () => {
     const target = location.hash.length > 1 && document.getElementById(location.hash.slice(1));
-    for (let each = target; each; each = each.parentElement) {
-      if (each.tagName === "DETAILS") each.open = true;
+    for (let part = target; part; part = part.parentElement) {
+      if (part.tagName === "DETAILS") part.open = true;
     }
     if (target) target.scrollIntoView();
   };

@@ -1,13 +1,15 @@
 """A comparison group: differences in words, curves over the seeds, and what differs."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from made_up_runs import MODALITIES, full_record, result, write_full_run, write_run
 
-from server.report.colours import modality_pens
+from server.report.figures import modality_pens
 from server.report.group_panels import (
     MOST_COLUMNS,
     MOST_TOGETHER,
@@ -15,87 +17,157 @@ from server.report.group_panels import (
     sentences,
     settings_section,
 )
-from server.report.groups import group_results
-from server.report.results import Found, Result, find_results
-from server.report.tables import Report
-from server.report.view import Panel, Section
+from server.report.groups import Report, make_groups
+from server.report.panels import Panel, Section
+from server.report.records import Result, find_results
 from server.run.folder import ROUNDS
 
 PENS = modality_pens(MODALITIES)
 
 
-def report_of(*results: Result, baseline: str | None = "fedavg", metrics: str = "") -> Report:
-    chosen = tuple(metrics.split())
-    return Report("utmp-report", Found(results, ()), group_results(results), baseline, chosen)
+def scores(name: str, *corrs: float, **more: Any) -> list[Result]:
+    return [result(name, seed, corr, **more) for seed, corr in enumerate(corrs, 1)]
 
 
-def scores(name: str, *corrs: float) -> list[Result]:
-    return [result(name, seed, corr) for seed, corr in enumerate(corrs, 1)]
+NAN = float("nan")
+BASE = scores("fedavg", 0.5, 0.6, 0.7)
 
 
 def section_of(folder: Path) -> Section:
-    report = report_of(*find_results([str(folder)]).results)
-    return group_section(report, report.groups[0], PENS)
+    results, _ = find_results([str(folder)])
+    return group_section(make_groups(results, "fedavg")[0], PENS)
+
+
+def table_of(results: list[Result], metrics: Sequence[str] = (), place: int = 0) -> Panel:
+    """One of the tables of the only group."""
+    (group,) = make_groups(results, "fedavg", metrics)
+    return group_section(group, PENS).of_kind("table")[place]
+
+
+def rows_of(results: list[Result], metrics: Sequence[str] = ()) -> list[dict[str, str]]:
+    """The rows of the scores, cells by column."""
+    table = table_of(results, metrics)
+    return [dict(zip(table.header, map(str, row), strict=True)) for row in table.rows]
 
 
 def charts(section: Section) -> dict[str, Panel]:
     return {panel.title: panel for panel in section.panels if panel.kind == "chart"}
 
 
-BASE = scores("fedavg", 0.5, 0.6, 0.7)
-
-
-# Differences in words ---------------------------------------------------------------------------
+# Scores and differences -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("runs", "words"),
+    ("runs", "cells", "words"),
     [
         (
             scores("hier", 0.60, 0.71, 0.79),
+            ["+0.100 [+0.075, +0.125]", "0.003", "better"],
             "better; corr +0.100, 95% interval +0.075 to +0.125, 3 shared seeds.",
         ),
         (
-            scores("hier", 0.40, 0.51, 0.59),
-            "worse; corr -0.100, 95% interval -0.125 to -0.075, 3 shared seeds.",
+            [*scores("hier", 0.3, 0.39), result("hier", 9, 0.5)],
+            ["-0.205 [-0.269, -0.141]", "0.016", "worse, 2 pairs"],
+            "worse; corr -0.205, 95% interval -0.269 to -0.141, 2 shared seeds.",
         ),
         (
-            scores("hier", 0.6, 0.5, 0.7),
+            scores("hier", 0.5, 0.6, 0.7),
+            ["+0.000 [+0.000, +0.000]", "1.000", "no difference"],
             "no difference that these seeds can show; corr +0.000, "
-            "95% interval -0.248 to +0.248, 3 shared seeds.",
+            "95% interval +0.000 to +0.000, 3 shared seeds.",
         ),
-        (scores("hier", 0.6), "corr +0.100 with one seed, which may be chance."),
-        ([result("hier", 9)], "no seed in common, so there is no difference to report."),
         (
-            scores("hier", float("nan"), 0.6),
+            scores("hier", 0.6),
+            ["+0.100", "n/a", "one seed"],
+            "corr +0.100 with one seed, which may be chance.",
+        ),
+        (
+            [result("hier", 9)],
+            ["n/a", "n/a", "no pair"],
+            "no seed in common, so there is no difference to report.",
+        ),
+        (
+            scores("hier", 0.6, NAN, 0.8),
+            ["n/a", "n/a", "not a number"],
             "a score is not a number, so there is no difference to report.",
         ),
     ],
 )
-def test_a_difference_in_words(runs: list[Result], words: str) -> None:
-    report = report_of(*BASE, *runs)
-    assert sentences(report, report.groups[0]) == [f"hier against fedavg: {words}"]
-    report = report_of(*BASE, *runs, baseline=None)
-    assert sentences(report, report.groups[0]) == []
+def test_a_difference_in_cells_and_in_words(
+    runs: list[Result], cells: list[str], words: str
+) -> None:
+    fedavg, hier = rows_of([*BASE, *runs])
+    assert (fedavg["corr"], fedavg["seeds"]) == ("0.600 ± 0.100", "3")
+    names = ("difference of corr", "p", "verdict")
+    assert [fedavg[name] for name in names] == ["", "", "baseline"]
+    assert [hier[name] for name in names] == cells
+    assert sentences(make_groups([*BASE, *runs], "fedavg")[0]) == [f"hier against fedavg: {words}"]
+    assert sentences(make_groups([*BASE, *runs])[0]) == []
 
 
-def test_where_less_is_better_the_words_say_so() -> None:
-    errors = {"fedavg": (1.0, 1.1), "hier": (0.5, 0.61)}
-    runs = [
-        result(name, seed, test={"multimodal": {"corr": 0.0, "mae": mae}})
-        for name, maes in errors.items()
-        for seed, mae in enumerate(maes)
-    ]
-    report = report_of(*runs, metrics="mae")
-    (sentence,) = sentences(report, report.groups[0])
-    assert sentence.startswith("hier against fedavg: better, and less is better; mae -0.495, ")
+def test_the_first_chosen_metric_is_compared_and_may_be_an_error() -> None:
+    def run(name: str, seed: int, mae: float) -> Result:
+        test = {"multimodal": {"corr": 0.5, "mae": mae}, "audio": {"corr": 0.1, "mae": 2.0}}
+        return result(name, seed, test=test)
+
+    runs = [run("fedavg", seed, 1 + seed / 100) for seed in (1, 2, 3)]
+    runs += [run("hier", seed, 0.5 + seed / 101) for seed in (1, 2, 3)]
+    _, hier = rows_of(runs, ["mae", "corr"])
+    assert list(hier)[2:4] == ["mae", "corr"]
+    assert hier["best alone"] == "audio 2.000"
+    assert hier["difference of mae"].startswith("-0.500 [")
+    assert (hier["p"], hier["verdict"]) == ("<0.001", "better")
+    (sentence,) = sentences(make_groups(runs, "fedavg", ["mae"])[0])
+    assert sentence.startswith("hier against fedavg: better, and less is better; mae -0.500, ")
 
 
 def test_many_differences_are_left_to_the_table() -> None:
     runs = [run for letter in "abcdefghij" for run in scores(letter, 0.5, 0.6)]
-    report = report_of(*BASE, *runs)
-    lines = sentences(report, report.groups[0])
+    (group,) = make_groups([*BASE, *runs], "fedavg")
+    lines = sentences(group)
     assert len(lines) == 9 and lines[-1] == "2 more differences are in the table."
+
+
+def test_what_is_not_known_is_said() -> None:
+    test = {"multimodal": {"corr": NAN}}
+    (row,) = rows_of([result("fedavg", test=test, seconds=NAN, megabytes=NAN)])
+    assert list(row.values()) == ["fedavg", "1", "nan", "n/a", "", "", "baseline", "n/a", "n/a"]
+
+
+def test_several_baselines_are_distinguished() -> None:
+    runs = [
+        result(name, seed, 0.5 + seed / 10, settings={"client.lr": lr})
+        for name in ("fedavg", "hier")
+        for lr in ("1", "2")
+        for seed in (1, 2)
+    ]
+    against = [row["against"] for row in rows_of(runs)]
+    assert against == ["", "", "fedavg, client.lr=1", "fedavg, client.lr=2"]
+
+
+def test_fusion_rules_have_signs_and_modalities_have_none() -> None:
+    def parts(mean: float, other: float) -> dict[str, Any]:
+        fusion = {"mean": {"corr": mean}, "reliability": {"corr": other}}
+        return {"test_by_fusion": fusion}
+
+    subsets = {"test_by_subset": {"audio+vision": {"corr": 0.5}}}
+    runs = [
+        result("fedavg", 1, **parts(0.5, 0.5)),
+        result("fedavg", 2, **parts(0.6, 0.5)),
+        result("hier", 1, **parts(0.75, 0.4), **subsets),
+        result("hier", 2, **parts(0.85, 0.4), **subsets),
+    ]
+    fusion, subset = table_of(runs, place=1), table_of(runs, place=2)
+    assert (fusion.title, fusion.header) == (
+        "Fusion rules: corr",
+        ("method", "mean", "reliability"),
+    )
+    assert [list(row) for row in fusion.rows] == [
+        ["fedavg", "0.550 ± 0.071", "0.500 ± 0.000"],
+        ["hier", "0.800 ± 0.071 +", "0.400 ± 0.000 -"],
+    ]
+    assert "+ better, - worse, = no difference" in fusion.note and not subset.note
+    assert [list(row) for row in subset.rows] == [["fedavg", "n/a"], ["hier", "0.500 ± 0.000"]]
 
 
 # Curves -----------------------------------------------------------------------------------------
@@ -135,7 +207,7 @@ def test_curves_are_means_over_the_seeds(tmp_path: Path) -> None:
 
 def test_one_run_has_curves_without_a_spread(tmp_path: Path) -> None:
     section = section_of(write_full_run(tmp_path / "a"))
-    assert charts(section) == {}
+    assert list(charts(section)) == ["Test corr"]
     (curves,) = section.sections
     assert curves.panels[0].lines[0].endswith("One seed each, so there is no spread.")
     assert charts(curves.sections[0])["Validation corr"].rows[0][1] == "0.11"
@@ -171,7 +243,8 @@ def test_of_many_methods_the_baseline_and_the_best_share_a_chart(
 
 
 def settings_of(*results: Result) -> Panel:
-    (panel,) = settings_section(report_of(*results)).panels
+    report = Report("", results, (), make_groups(results), None)
+    (panel,) = settings_section(report).panels
     return panel
 
 
@@ -182,7 +255,7 @@ def test_settings_that_differ_are_a_table() -> None:
         result("fedavg", 2, settings={**same, "run_dir": "b", "runtime.name": "y"}),
         result("hier", 1, settings={"client.lr": "2", "rounds": "9", "run_dir": "c"}),
     )
-    assert panel.header == ["setting", "fedavg", "hier"]
+    assert panel.header == ("setting", "fedavg", "hier")
     assert panel.rows == [
         ["strategy.name", "fedavg", "hier"],
         ["client.lr", "1", "2"],
@@ -192,7 +265,7 @@ def test_settings_that_differ_are_a_table() -> None:
 
 def test_groups_are_numbered() -> None:
     runs = [result("fedavg", settings={"rounds": rounds}) for rounds in ("3", "9")]
-    assert settings_of(*runs).header == ["setting", "1. fedavg", "2. fedavg"]
+    assert settings_of(*runs).header == ("setting", "1. fedavg", "2. fedavg")
 
 
 def test_nothing_to_compare_is_said() -> None:

@@ -2,22 +2,25 @@
 
 import base64
 import hashlib
+import io
 import json
 import os
 import re
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
-from made_up_runs import MODALITIES, full_record, write_full_run, write_run
+from made_up_runs import MODALITIES, full_record, result, write_full_run, write_run
+from rich.console import Console
 
 from common.errors import UserError
-from server.report.groups import group_results
-from server.report.page import page
-from server.report.results import find_results
-from server.report.tables import Report
+from server.report.groups import Report, make_groups
+from server.report.page import group_sections, markdown, page, show
+from server.report.records import find_results
 from server.run.folder import ROUNDS
+from server.terminal import Terminal
 
 SCRIPT = "<script>alert(1)</script>"
 
@@ -33,10 +36,10 @@ class Page(HTMLParser):
         self.tags: Counter[str] = Counter()
         self.attributes: list[tuple[str, str, str]] = []
         self.text: dict[str, list[str]] = {}
-        self._open: list[str] = []
+        self._open = [""]
         self.feed(text)
         self.close()
-        assert self._open == []
+        assert self._open == [""]
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
@@ -44,28 +47,28 @@ class Page(HTMLParser):
         if tag not in _VOID:
             self._open.append(tag)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags[tag] += 1
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        for tag in self._open[-1:]:
-            self.text.setdefault(tag, []).append(data)
+        self.text.setdefault(self._open[-1], []).append(data)
 
     def values(self, name: str) -> list[str]:
         return [value for _, each, value in self.attributes if each == name]
 
+    def runs(self) -> list[str]:
+        return [text for text in self.text.get("summary", []) if "seed" in text]
+
 
 def report_of(*places: Path, baseline: str | None = "fedavg") -> Report:
-    found = find_results(map(str, places))
-    return Report("utmp-report runs=runs", found, group_results(found.results), baseline, ())
+    results, unfinished = find_results(map(str, places))
+    groups = make_groups(results, baseline)
+    return Report("utmp-report runs=runs", results, unfinished, groups, baseline)
 
 
 def text_of(*places: Path, details: int = 8) -> str:
-    return page(report_of(*places), details).decode()
+    report = report_of(*places)
+    return page(report, group_sections(report), details).decode()
 
 
 @pytest.fixture(scope="module")
@@ -92,8 +95,7 @@ def test_it_is_whole(whole: str) -> None:
         "How to read this",
         "Learning curves",
     ]
-    runs = [text for text in read.text["summary"] if "seed" in text]
-    assert runs == [
+    assert read.runs() == [
         "fedavg, seed 1",
         "hierarchical, seed 1",
         "fedavg, seed 2",
@@ -108,25 +110,23 @@ def test_every_name_is_there_once_and_every_link_goes_somewhere(whole: str) -> N
     names = Counter(read.values("id"))
     assert max(names.values()) == 1
     targets = {href.removeprefix("#") for href in read.values("href")}
-    targets |= set(re.findall(r"url\(#([^)]+)\)", whole))
     assert targets <= set(names)
     assert {"block-1", "block-1-curves", "runs", "run-1", "run-4", "settings", "reading"} <= targets
 
 
 def test_every_chart_is_read_out_and_has_its_data(whole: str) -> None:
     read = Page(whole)
-    charts = read.values("role").count("img")
+    charts = read.tags["img"]
     assert charts == 3 + 2 * 3 + 4 * 7
     assert read.tags["figcaption"] == charts == whole.count("<summary>Data<")
-    assert sum("Train loss of each client. " in label for label in read.values("aria-label")) == 4
-    # Each has the colours of the page, of either theme.
-    assert not re.findall(r'(?:fill|stroke)="#', whole)
+    assert sum("Train loss of each client. " in label for label in read.values("alt")) == 4
 
 
 def test_nothing_is_loaded_from_anywhere(whole: str) -> None:
     read = Page(whole)
     assert all(href.startswith("#") for href in read.values("href"))
-    assert read.values("src") == [] and "@import" not in whole and "http:" not in whole
+    assert all(src.startswith("data:image/svg+xml;base64,") for src in read.values("src"))
+    assert "@import" not in whole and "http:" not in whole
     assert "https:" not in whole and not read.values("style")
     assert not any(name.startswith("on") for _, name, _ in read.attributes)
 
@@ -138,16 +138,13 @@ def test_the_policy_lets_through_what_is_there_and_nothing_else(whole: str) -> N
     for tag in ("style", "script"):
         digest = hashlib.sha256("".join(read.text[tag]).encode()).digest()
         assert rules[f"{tag}-src"] == f"'sha256-{base64.b64encode(digest).decode()}'"
+    assert rules["img-src"] == "data:"
     assert rules["default-src"] == rules["base-uri"] == rules["form-action"] == "'none'"
 
 
-def test_both_themes_have_every_colour(whole: str) -> None:
-    style = "".join(Page(whole).text["style"])
+def test_every_colour_is_defined_for_both_themes(whole: str) -> None:
     used = set(re.findall(r"var\(--([\w-]+)\)", whole))
-    themes = re.split(r":root[^{]*\{", style)[1:]
-    assert len(themes) == 3
-    for theme in themes:
-        assert used <= set(re.findall(r"--([\w-]+):", theme))
+    assert used == set(re.findall(r"--([\w-]+): light-dark\(#\w{6}, #\w{6}\)", whole))
 
 
 def test_markup_in_a_run_is_text(whole: str, tmp_path: Path) -> None:
@@ -174,30 +171,21 @@ def test_runs_of_older_versions_have_a_page(tmp_path: Path) -> None:
     for seed in (1, 2):
         write_run(tmp_path / str(seed), "strategy=fedavg", seed=seed)
     write_full_run(tmp_path / "new", "strategy=hierarchical")
+    (write_run(tmp_path / "late", seed=3) / "summary.json").unlink()
     text = text_of(tmp_path)
     Page(text)
+    assert "<strong>Warning:</strong> 1 unfinished run left out: " in text
     assert "Posterior widths: the version that made this run did not record them." in text
     (tmp_path / "1" / ROUNDS).unlink()
     Page(text_of(tmp_path / "1"))
 
 
-def test_warnings_come_first(tmp_path: Path) -> None:
-    write_full_run(tmp_path / "a")
-    (write_full_run(tmp_path / "late", seed=2) / "summary.json").unlink()
-    text = text_of(tmp_path, details=0)
-    assert "<strong>Warning:</strong> 1 unfinished run left out: " in text
-    assert "<strong>Warning:</strong> runs: no baseline fedavg" in text
-
-
 def test_scores_that_are_no_numbers(tmp_path: Path) -> None:
-    for name in ("fedavg", "hierarchical"):
-        folder = write_run(tmp_path / name, f"strategy={name}", corr=None)
-        nothing = full_record(1, train_loss=dict.fromkeys(MODALITIES))
-        nothing["validation"]["multimodal"]["corr"] = float("nan")
-        (folder / ROUNDS).write_text(json.dumps(nothing) + "\n")
-    text = text_of(tmp_path)
-    Page(text)
-    assert "a score is not a number, so there is no difference to report" in text
+    nothing = full_record(1, train_loss=dict.fromkeys(MODALITIES))
+    nothing["validation"]["multimodal"]["corr"] = float("nan")
+    folder = write_run(tmp_path / "a", corr=None)
+    (folder / ROUNDS).write_text(json.dumps(nothing) + "\n")
+    assert "<td>nan</td>" in text_of(tmp_path)
 
 
 def test_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:
@@ -211,7 +199,7 @@ def test_a_damaged_round_is_one_line(tmp_path: Path) -> None:
     with (folder / ROUNDS).open("ab") as file:
         file.write(b'{"round": 4, "validation": 3}\n')
     with pytest.raises(UserError, match=r"^\S*rounds\.jsonl is damaged: line 4: [^\n]*$"):
-        page(report, 0)
+        page(report, group_sections(report), 0)
 
 
 # Which runs are shown ---------------------------------------------------------------------------
@@ -234,21 +222,10 @@ def test_the_first_seeds_are_shown_first(
             write_run(tmp_path / f"{name}{seed}", f"strategy={name}", seed=seed)
     text = text_of(tmp_path, details=details)
     read = Page(text)
-    assert [each for each in read.text.get("summary", []) if "seed" in each] == shown
+    assert read.runs() == shown
     assert words in text and ("For the rest" in text) == (details < 4)
     opened = [tag for tag, name, _ in read.attributes if (tag, name) == ("details", "open")]
     assert len(opened) == min(details, 1)
-
-
-def test_runs_of_several_groups_say_of_which(tmp_path: Path) -> None:
-    for rounds in (3, 5):
-        write_run(tmp_path / str(rounds), "strategy=fedavg", f"rounds={rounds}")
-    read = Page(text_of(tmp_path))
-    assert [each for each in read.text["summary"] if "seed" in each] == [
-        "1. fedavg, seed 1",
-        "2. fedavg, seed 1",
-    ]
-    assert {"#block-1", "#block-2"} <= set(read.values("href"))
 
 
 def test_a_long_run_of_many_clients_stays_small(tmp_path: Path) -> None:
@@ -265,4 +242,81 @@ def test_a_long_run_of_many_clients_stays_small(tmp_path: Path) -> None:
         for number in range(1, 601):
             file.write(json.dumps({**record, "round": number}) + "\n")
     assert (folder / ROUNDS).stat().st_size > 10_000_000
-    assert len(page(report_of(folder), 8)) < 500_000
+    assert len(text_of(folder)) < 700_000
+
+
+# Markdown and terminal --------------------------------------------------------------------------
+
+
+def runs_with(**parts: Any) -> Report:
+    """Two seeds of two methods, one of which has a setting that looks like markup."""
+    odd = {"rounds": "20", "strategy.list": "[red]|b\nc", "client.lr": "1"}
+    runs = [
+        result("fedavg", 1, 0.5, settings={"rounds": "20", "client.lr": "1"}, **parts),
+        result("fedavg", 2, 0.6, settings={"rounds": "20", "client.lr": "1"}, **parts),
+        result("hier", 1, 0.6, settings=odd, **parts),
+        result("hier", 2, 0.71, settings=odd, **parts),
+        result("hier", 2, 0.71, settings={"rounds": "20", "client.lr": "1"}, **parts),
+    ]
+    return Report("utmp-report a", runs, ("late",), make_groups(runs, "fedavg"), "fedavg")
+
+
+def test_the_markdown_has_the_tables_and_the_pictures() -> None:
+    report = runs_with(test_by_fusion={"mean": {"corr": 0.5}})
+    text = markdown(report, group_sections(report)).decode()
+    assert text.startswith("# Report\n\n```sh\nutmp-report a\n```\n\n5 runs, 3 methods, 2 seeds")
+    assert "The same in all runs: `dataset.task=regression`, `rounds=20`, `client.lr=1`." in text
+    assert "**Warning:** 1 unfinished run left out: late\n\nScores are of the test items" in text
+    assert (
+        "The difference to the baseline, fedavg, is paired by seed, with the 95% interval" in text
+    )
+    parts = text[text.index("## ") :].split("\n\n")
+    header, rule, fedavg, _, odd = parts[1].splitlines()
+    assert header.startswith("| method | seeds | corr | best alone | difference of corr | p |")
+    assert rule == f"| --- |{' ---: |' * 8}"
+    assert fedavg == "| fedavg | 2 | 0.550 ± 0.071 | audio 0.275 |  |  | baseline | 1.00 | 10.0 |"
+    cells = r"| hier, list=[red]\|b c | 2 | 0.655 ± 0.078 | audio 0.328 | +0.105 [+0.041, +0.169] |"
+    assert odd.startswith(cells)
+    assert parts[2:4] == [
+        "### Fusion rules: corr",
+        "Against the baseline in the same column: + better, - worse, = no difference.",
+    ]
+    assert parts[5:] == [
+        "![Test corr](block-1.png)",
+        "Test corr. Mean and sd over the seeds; more is better.",
+        "![Test corr minus that of fedavg](block-1-differences.png)",
+        "Test corr minus that of fedavg. 95% interval. Blue: better; orange: worse; grey: no "
+        "difference.\n",
+    ]
+
+
+def test_a_group_says_what_is_its_own_and_nothing_is_compared_without_a_baseline() -> None:
+    runs = [
+        result("a", settings={"dataset.name": name, "dataset.path": path})
+        for name, path in (("npz", "a|b.npz"), ("synthetic", "(none)"))
+    ]
+    report = Report("utmp-report a", runs, (), make_groups(runs), None)
+    text = markdown(report, group_sections(report)).decode()
+    assert "## 1. dataset.name=npz\n\nHere also: `dataset.path=a|b.npz`.\n\n| method" in text
+    assert "](block-1.png)" in text and "](block-2.png)" in text
+    assert "difference" not in text and "verdict" not in text
+
+
+def test_the_terminal_shows_the_same_cells() -> None:
+    report = runs_with(test_by_fusion={"mean": {"corr": 0.5}})
+    groups = group_sections(report)
+    wide, narrow = (Console(file=io.StringIO(), width=width) for width in (200, 90))
+    for console in (wide, narrow):
+        show(report, groups, "out", Terminal(console))
+    text, short = (console.file.getvalue() for console in (wide, narrow))  # type: ignore[attr-defined]
+    for table in groups[0].of_kind("table"):
+        for row in table.rows:
+            cells = (
+                re.escape(" ".join(str(cell).split())) for cell in row if "red" not in str(cell)
+            )
+            assert re.search(" +│ +".join(cells), text)
+    assert "list=[red]" in text and "best alone" in text and "best alone" not in short
+    assert text.endswith(
+        "warning: 1 unfinished run left out: late\nout/report.html\nout/report.md\n"
+        "out/block-1.png\nout/block-1-differences.png\n"
+    )

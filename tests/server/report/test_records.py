@@ -1,4 +1,4 @@
-"""What a run recorded is read as it is, of any version, and damage is named with its line."""
+"""Runs are found and read as they are, of any version; what is damaged is named."""
 
 import json
 import math
@@ -10,81 +10,179 @@ import pytest
 from made_up_runs import CLIENTS, full_record, write_full_run, write_run
 
 from common.errors import UserError
+from common.task import Task
+from server.report.group_panels import read_curves
 from server.report.records import (
-    MOST_POINTS,
     MOST_REJECTIONS,
-    merged_rounds,
-    read_curves,
-    read_details,
-    thinned,
+    WHOLE_ROUND,
+    find_results,
+    read_history,
+    read_result,
 )
-from server.run.folder import ROUNDS, SUMMARY
+from server.report.series import MOST_POINTS, merged_rounds, thinned
+from server.run.folder import CONFIG, ROUNDS, SUMMARY, RunFolder
 
 
-def write_rounds(folder: Path, *records: dict[str, Any]) -> str:
+def names(tmp_path: Path, *places: str) -> list[str]:
+    results, _ = find_results([str(tmp_path / place) for place in places])
+    return [str(Path(result.folder).relative_to(tmp_path)) for result in results]
+
+
+def write_rounds(folder: Path, *records: dict[str, Any]) -> Path:
     (folder / ROUNDS).write_text("".join(json.dumps(record) + "\n" for record in records))
-    return str(folder)
+    return folder
+
+
+@pytest.fixture
+def some(tmp_path: Path) -> Path:
+    for number, place in enumerate(("a/0", "a/1", "b/deep/er", "c")):
+        write_run(tmp_path / place, seed=number)
+    return tmp_path
+
+
+# Runs -------------------------------------------------------------------------------------------
+
+
+def test_runs_are_found_at_any_depth_by_folders_globs_and_lists(
+    some: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert names(some, "") == ["a/0", "a/1", "b/deep/er", "c"]
+    assert names(some, "b") == names(some, "**/er") == ["b/deep/er"]
+    assert names(some, "[bc]") == ["b/deep/er", "c"]
+    assert names(some, "c", "a/1", "a", "*") == ["c", "a/1", "a/0", "b/deep/er"]
+    monkeypatch.chdir(some)
+    results, _ = find_results(["a", "b/*"])
+    assert [result.folder for result in results] == ["a/0", "a/1", "b/deep/er"]
+
+
+def test_a_run_that_has_not_ended_is_left_out(some: Path) -> None:
+    RunFolder(some / "d")
+    (some / "c" / SUMMARY).unlink()
+    results, unfinished = find_results([str(some)])
+    assert len(results) == 3
+    assert unfinished == [str(some / "c"), str(some / "d")]
+    with pytest.raises(UserError) as raised:
+        find_results([str(some / "d")])
+    assert str(raised.value) == (
+        f"runs={some / 'd'}: no run there, which is a folder with summary.json and config.yaml; "
+        "1 unfinished"
+    )
+
+
+@pytest.mark.parametrize("place", ["nope", "nope/*", "*.yaml"])
+def test_a_place_that_is_not_there(some: Path, place: str) -> None:
+    (some / "a.yaml").touch()
+    with pytest.raises(UserError) as raised:
+        find_results([str(some / "a"), str(some / place)])
+    assert str(raised.value) == f"runs={some / place}: there is no such folder"
+
+
+def test_what_is_read(tmp_path: Path) -> None:
+    parts: dict[str, Any] = {
+        "test_by_fusion": {"mean": {"corr": 0.1}},
+        "test_by_subset": {"audio+vision": {"corr": 0.2}},
+    }
+    read = read_result(write_run(tmp_path / "a", "clients.audio=4", seed=7, corr=0.75, **parts))
+    assert (read.seed, read.task, read.summary.seconds) == (7, Task.regression, 70)
+    assert read.summary.test["multimodal"] == {"corr": 0.75, "mae": 1.0}
+    assert (read.summary.test_by_fusion, read.summary.test_by_subset) == tuple(parts.values())
+    assert read.megabytes == 1.5  # 5 and 10 MB of 5 clients
+    for name, value in {
+        "clients.default": "null",
+        "client.weight_decay": "1e-05",
+        "dataset.modalities": "[language,audio,vision]",
+        "model.causal": "false",
+        "strategy.sampler.num_samples": "4",
+    }.items():
+        assert read.settings[name] == value
+
+
+@pytest.mark.parametrize("value", ["NaN", "null"])
+def test_nothing_but_scores_is_needed_and_null_is_nan(tmp_path: Path, value: str) -> None:
+    folder = write_run(tmp_path / "a")
+    (folder / SUMMARY).write_text(f'{{"test": {{"multimodal": {{"corr": {value}}}}}}}')
+    clients = ({"audio": 1}, {"audio": 0}, {}, None)
+    write_rounds(
+        folder, *({"round": n, "bytes_up": n, "clients": c} for n, c in enumerate(clients))
+    )
+    read = read_result(folder)
+    assert math.isnan(read.summary.test["multimodal"]["corr"])
+    assert math.isnan(read.summary.seconds) and math.isnan(read.megabytes)
+    (folder / ROUNDS).unlink()
+    assert math.isnan(read_result(folder).megabytes)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "task"),
+    [
+        (["mae", "corr", "f1"], Task.regression),
+        (["accuracy", "f1", "log_loss"], Task.classification),
+        (["weighted_accuracy", "f1"], Task.multilabel),
+        (["bleu"], None),
+    ],
+)
+def test_the_metrics_decide_a_task_that_was_left_to_the_shards(
+    tmp_path: Path, metrics: list[str], task: Task | None
+) -> None:
+    test = {"multimodal": dict.fromkeys(metrics, 0.5)}
+    folder = write_run(tmp_path / "a", "dataset=shards", "dataset.path=x", test=test)
+    if task is None:
+        with pytest.raises(UserError, match=r"summary.json is damaged: .* has no corr or"):
+            read_result(folder)
+    else:
+        assert read_result(folder).task is task
+
+
+# Rounds -----------------------------------------------------------------------------------------
 
 
 def test_curves_are_those_of_the_rounds(tmp_path: Path) -> None:
-    folder = str(write_full_run(tmp_path / "a", rounds=3))
-    curves = read_curves(folder, "corr")
-    assert curves["losses"]["audio"] == pytest.approx({1: 3, 2: 2, 3: 1 + 2 / 3})
-    assert curves["scores"]["vision"] == pytest.approx({1: -0.04, 2: 0.06, 3: 0.16})
-    assert curves["weights"]["language"] == {1: 0.5, 2: 0.5, 3: 0.5}
-    assert list(curves["scores"]) == ["multimodal", "language", "audio", "vision"]
-    assert read_curves(folder, "bleu")["scores"] == {}
+    folder = write_full_run(tmp_path / "a", rounds=3)
+    scores, losses, weights = read_curves(folder, "corr")
+    assert losses["audio"] == pytest.approx({1: 3, 2: 2, 3: 1 + 2 / 3})
+    assert scores["vision"] == pytest.approx({1: -0.04, 2: 0.06, 3: 0.16})
+    assert weights["language"] == {1: 0.5, 2: 0.5, 3: 0.5}
+    assert list(scores) == ["multimodal", "language", "audio", "vision"]
+    assert read_curves(folder, "bleu")[0] == {}
 
 
-def test_details_are_those_of_the_rounds(tmp_path: Path) -> None:
-    details = read_details(str(write_full_run(tmp_path / "a", rejected=["audio-1: <late>"])))
-    assert details.count == 3
-    assert details.fusion["vision"] == {1: 0.3, 2: 0.3, 3: 0.3}
-    assert details.losses["language-1"] == pytest.approx({1: 4, 2: 3.5, 3: 3 + 1 / 3})
-    assert details.decoder[2]["head.bias"] == {"audio": 0.5, "language": 0.3, "vision": 0.2}
-    assert list(details.widths[3]) == list(CLIENTS)
-    assert details.widths[3]["audio-0"] == {"encoder.embed": 1.5, "encoder.norm": 2.0}
-    assert details.seconds[1] == {"configure": 0.1, "wait": 0.6, "merge": 0.2, "evaluate": 0.1}
-    assert details.rejections == [(number, "audio-1: <late>") for number in (1, 2, 3)]
-    assert details.summary["parameters"] == 1234
-
-
-def test_a_run_without_details_or_rounds_has_less(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
-    details = read_details(str(folder))
-    assert (details.count, details.rejected) == (2, 0)
-    assert not (details.fusion or details.losses or details.decoder or details.widths)
-    assert details.seconds == {} and "client_losses" not in details.recorded
-    (folder / ROUNDS).unlink()
-    assert read_details(str(folder)).count == 0
-    assert not any(read_curves(str(folder), "corr").values())
+def test_the_history_is_that_of_the_rounds(tmp_path: Path) -> None:
+    history = read_history(write_full_run(tmp_path / "a", rejected=["audio-1: <late>"]))
+    assert history.count == 3 == len(history.sample)
+    assert history.sample[1].decoder_weights["head.bias"]["vision"] == 0.2
+    assert list(history.sample[2].posterior_widths) == list(CLIENTS)
+    assert history.seconds[1] == {"configure": 0.1, "wait": 0.6, "merge": 0.2, "evaluate": 0.1}
+    assert history.rejections == [(number, "audio-1: <late>") for number in (1, 2, 3)]
+    (tmp_path / "a" / ROUNDS).unlink()
+    assert read_history(tmp_path / "a").count == 0
+    assert not any(read_curves(tmp_path / "a", "corr"))
 
 
 def test_null_and_nan_are_gaps(tmp_path: Path) -> None:
     folder = write_rounds(
         write_run(tmp_path / "a"),
         {"round": 1, "seconds": 2.5, "train_loss": {"audio": math.nan}},
-        {"round": 2, "seconds": None, "validation": {"audio": {"corr": None}}},
+        {"round": 2, "seconds": None, "validation": {"audio": {"corr": None}}, "clients": None},
     )
-    seconds, curves = read_details(folder).seconds, read_curves(folder, "corr")
-    assert seconds[1] == {"": 2.5} and math.isnan(seconds[2][""])
-    assert math.isnan(curves["losses"]["audio"][1]) and math.isnan(curves["scores"]["audio"][2])
+    seconds, (scores, losses, _) = read_history(folder).seconds, read_curves(folder, "corr")
+    assert seconds[1] == {WHOLE_ROUND: 2.5} and math.isnan(seconds[2][WHOLE_ROUND])
+    assert math.isnan(losses["audio"][1]) and math.isnan(scores["audio"][2])
 
 
 def test_of_a_long_run_some_rounds_are_kept_but_all_seconds(tmp_path: Path) -> None:
     count = 10 * MOST_POINTS
     line = full_record(1, rejected=["one", "other"])
     rounds = [{**line, "round": number} for number in range(1, count + 1)]
-    details = read_details(write_rounds(write_run(tmp_path / "a"), *rounds))
-    assert details.count == count == len(details.seconds)
-    assert len(details.decoder) == len(details.fusion["audio"]) == MOST_POINTS
-    assert {1, count} <= details.decoder.keys()
-    assert details.rejected == 2 * count and len(details.rejections) == MOST_REJECTIONS
+    history = read_history(write_rounds(write_run(tmp_path / "a"), *rounds))
+    assert history.count == count == len(history.seconds)
+    assert len(history.sample) == MOST_POINTS
+    assert (history.sample[0].round, history.sample[-1].round) == (1, count)
+    assert history.rejected == 2 * count and len(history.rejections) == MOST_REJECTIONS
 
 
 @pytest.mark.parametrize(("count", "most"), [(0, 5), (1, 5), (6, 5), (3000, 100), (7, 2)])
 def test_thinned_places_are_spread_evenly(count: int, most: int) -> None:
-    places = thinned(count, most)
+    places = thinned(range(count), most)
     assert len(places) == min(count, most) and places == sorted(set(places))
     assert not count or (places[0], places[-1]) == (0, count - 1)
     gaps = [after - before for before, after in pairwise(places)]
@@ -93,35 +191,51 @@ def test_thinned_places_are_spread_evenly(count: int, most: int) -> None:
 
 def test_rounds_of_several_series_are_put_together() -> None:
     assert merged_rounds([{1: 0.0, 3: 0.0}, {2: 0.0, 3: 0.0}]) == [1, 2, 3]
-    assert len(merged_rounds([dict.fromkeys(range(5 * MOST_POINTS))])) == MOST_POINTS
+    assert len(merged_rounds([range(5 * MOST_POINTS)])) == MOST_POINTS
+
+
+# Damage -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("line", "reason"),
+    ("file", "content", "reason"),
     [
-        (b'{"round": 1', "JSONDecodeError: "),
-        (b"3", "TypeError: "),
-        (b"\xff\xfe", "UnicodeDecodeError: "),
-        (b"{}", "KeyError: 'round'"),
-        (b'{"round": "one"}', "TypeError: round 'one' is not an integer"),
-        (b'{"round": 2, "client_losses": [1]}', "AttributeError: "),
-        (b'{"round": 2, "client_losses": {"audio-0": "much"}}', "ValueError: "),
-        (b'{"round": 2, "decoder_weights": {"head": 3}}', "AttributeError: "),
-        (b'{"round": 2, "phases": {"wait": []}}', "TypeError: "),
-        (b'{"round": 2, "rejected": 7}', "TypeError: "),
+        (SUMMARY, b"", "summary: Invalid JSON: "),
+        (SUMMARY, b"\xff\xfe\x00", "summary: Invalid JSON: "),
+        (SUMMARY, b"[1]", "summary: Input should be an object"),
+        (SUMMARY, b'{"test": [1]}', "summary: test: Input should be"),
+        (SUMMARY, b'{"test": {"multimodal": {"corr": "high"}}}', "summary: test.multimodal.corr: "),
+        (SUMMARY, b'{"test": {"multimodal": {"corr": [1]}}}', "summary: test.multimodal.corr: "),
+        (SUMMARY, b'{"test": {"multimodal": {"f1": 1}}}', "test.multimodal has no corr"),
+        (CONFIG, b"\xff\xfe\x00", ""),
+        (CONFIG, b"a: [", "while parsing"),
+        (CONFIG, b"a: ${b}", "Interpolation key 'b' not found"),
+        (CONFIG, b"- 1", "expected settings"),
+        (CONFIG, b"", "there is no seed"),
+        (CONFIG, b"{seed: 1, strategy: {name: x}}", "there is no dataset.task"),
+        (CONFIG, b"{seed: 1.5, strategy: {name: x}, dataset: {task: x}}", "seed=1.5 is not an"),
+        (
+            CONFIG,
+            b"{seed: 1, strategy: {name: x}, dataset: {task: guess}}",
+            "dataset.task=guess: expected one of regression, classification, multilabel",
+        ),
+        (ROUNDS, b'{"round": 1', "line 1: Invalid JSON: "),
+        (ROUNDS, b'{"round": 1}\n3', "line 2: Input should be an object"),
+        (ROUNDS, b"\xff\xfe", "line 1: Invalid JSON: "),
+        (ROUNDS, b"{}", "line 1: round: Field required"),
+        (ROUNDS, b'{"round": "one"}', "line 1: round: Input should be a valid integer"),
+        (ROUNDS, b'{"round": 1, "bytes_up": "many"}', "line 1: bytes_up: "),
+        (ROUNDS, b'{"round": 2, "client_losses": [1]}', "line 1: client_losses: "),
+        (ROUNDS, b'{"round": 2, "client_losses": {"a-0": "x"}}', "line 1: client_losses.a-0: "),
+        (ROUNDS, b'{"round": 2, "decoder_weights": {"head": 3}}', "line 1: decoder_weights.head: "),
+        (ROUNDS, b'{"round": 2, "phases": {"wait": []}}', "line 1: phases.wait: "),
+        (ROUNDS, b'{"round": 2, "rejected": 7}', "line 1: rejected: "),
     ],
 )
-def test_a_damaged_line_is_named(tmp_path: Path, line: bytes, reason: str) -> None:
+def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, reason: str) -> None:
     folder = write_run(tmp_path / "a")
-    (folder / ROUNDS).write_bytes(b'{"round": 1}\n' + line + b"\n")
+    (folder / file).write_bytes(content)
     with pytest.raises(UserError) as raised:
-        read_details(str(folder))
-    assert str(raised.value).startswith(f"{folder / ROUNDS} is damaged: line 2: {reason}")
-    assert "\n" not in str(raised.value)
-
-
-def test_a_damaged_summary_is_named(tmp_path: Path) -> None:
-    folder = write_run(tmp_path / "a")
-    (folder / SUMMARY).write_text("[1]")
-    with pytest.raises(UserError, match=r"summary\.json is damaged: summary: TypeError"):
-        read_details(str(folder))
+        find_results([str(tmp_path)])
+    message = str(raised.value)
+    assert message.startswith(f"{folder / file} is damaged: {reason}") and "\n" not in message
