@@ -13,19 +13,6 @@ from common.config.schema import check_held_back
 from common.errors import UserError
 
 
-class Format(StrEnum):
-    """What a source is; see `common.data.formats`."""
-
-    auto = "auto"
-    npz = "npz"
-    multibench = "multibench"
-    mult = "mult"
-    mmsa = "mmsa"
-    csd = "csd"
-    table = "table"
-    synthetic = "synthetic"
-
-
 class Labels(StrEnum):
     """Which labels are taken: those of a kind, or the six emotions."""
 
@@ -60,7 +47,7 @@ class PrepareConfig(Settings):
 
     path: Any = None
     out: str | None = None
-    format: Format = Format.auto
+    format: str = "auto"
     describe: bool = False
     overwrite: bool = False
     seed: int = 1234

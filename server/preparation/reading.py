@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 
 from common.clients import check_modality_name
-from common.config import Format, Labels, PrepareConfig, SyntheticConfig
+from common.config import Labels, PrepareConfig, SyntheticConfig
 from common.data.federation import check_synthetic_modalities, paths_of
 from common.data.formats.array_files import array_files
-from common.data.formats.registry import read_source
-from common.data.known_files import name_of
+from common.data.formats.mmsa import PUBLISHED
+from common.data.formats.registry import check_format, read_source
 from common.data.source import ReadSettings, Source
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError
@@ -21,6 +21,9 @@ from common.task import Task
 
 #: Called with the stage, how much of it is done, and how much there is.
 Watch = Callable[[str, int, int], None]
+
+#: The format that reads no file.
+SYNTHETIC = "synthetic"
 
 _CHUNK = 1 << 22
 
@@ -52,9 +55,10 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     UserError
         If it cannot be read.
     """
+    check_format(config.format, more=[SYNTHETIC])
     task = Task.multilabel if config.task is Labels.emotion else Task(config.task)
-    if config.format is Format.synthetic:
-        return ReadSource(_synthetic(config), task, {"format": "synthetic", "why": "", "files": []})
+    if config.format == SYNTHETIC:
+        return ReadSource(_synthetic(config), task, {"format": SYNTHETIC, "why": "", "files": []})
     if config.path is None:
         raise UserError("path is required; give it as path=…, or format=synthetic")
     paths = [Path(path) for path in paths_of(config.path, "")]
@@ -120,6 +124,6 @@ def _fingerprint(path: Path, watch: Watch) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     sha256 = digest.hexdigest()
-    known = name_of(sha256)
     about = {"name": path.name, "bytes": size, "sha256": sha256}
-    return about | ({"known": known} if known else {})
+    known = PUBLISHED.get(sha256)
+    return about | ({"known": f"{known} of MMSA"} if known else {})

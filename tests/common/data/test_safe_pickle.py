@@ -17,7 +17,7 @@ from hostile_pickles import CORPUS, Hostile
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from common.data.known_files import name_of
+from common.data.formats.mmsa import PUBLISHED
 from common.data.safe_pickle import is_pickle, load
 from common.errors import UserError
 

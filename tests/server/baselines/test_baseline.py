@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from common.config import Config, Format, PrepareConfig, compose_config
+from common.config import Config, PrepareConfig, compose_config
 from common.errors import UserError
 from server.app import prepare
 from server.baselines.baseline import run_baseline
@@ -187,7 +187,7 @@ def test_the_same_run_again_gives_the_same_rounds(
 
 def shards(folder: Path) -> str:
     config = PrepareConfig(
-        out=str(folder), format=Format.synthetic, clients={"default": 2}, max_seq_len=4
+        out=str(folder), format="synthetic", clients={"default": 2}, max_seq_len=4
     )
     prepare_shards(config, lambda *_: None, lambda _: {})
     return str(folder)

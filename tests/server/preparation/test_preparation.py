@@ -19,7 +19,6 @@ import pytest
 import server.preparation.preparation as preparation
 from common.config import (
     DirichletConfig,
-    Format,
     Labels,
     PartitionConfig,
     PartitionRule,
@@ -222,7 +221,7 @@ def test_a_source_of_several_files_is_fingerprinted_file_by_file(
 
 
 def test_the_embedded_dataset_has_no_files(out: Path) -> None:
-    manifest = run(None, out, format=Format.synthetic, group=None)
+    manifest = run(None, out, format="synthetic", group=None)
     assert manifest.source == {"format": "synthetic", "why": "", "files": []}
     assert list(manifest.modalities) == ["language", "audio", "vision"]
     assert sum(shard["items"] for shard in manifest.shards.values()) == 2400
@@ -404,7 +403,7 @@ def test_where_the_source_lies_and_whence_it_is_called_do_not_matter(
 
 def test_the_embedded_dataset_gives_the_same_bytes_again(tmp_path: Path, out: Path) -> None:
     for folder in (out, tmp_path / "again"):
-        run(None, folder, format=Format.synthetic, group=None)
+        run(None, folder, format="synthetic", group=None)
     assert contents(tmp_path / "again") == contents(out)
 
 
@@ -865,7 +864,7 @@ def test_no_item_is_left(tmp_path: Path, out: Path) -> None:
 
 
 def test_the_embedded_dataset_has_numbers_and_its_own_modalities(out: Path) -> None:
-    synthetic = {"format": Format.synthetic, "group": None}
+    synthetic = {"format": "synthetic", "group": None}
     error = refused(None, out, task=Labels.classification, **synthetic)
     assert error == "task=classification: the synthetic dataset has regression"
     error = refused(None, out, modalities=["smell"], **synthetic)

@@ -9,7 +9,7 @@ import h5py
 import numpy as np
 import pytest
 
-from common.data.formats import csd
+from common.data.formats.registry import FORMATS, Given, read_source
 from common.data.source import EMOTIONS, ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
@@ -45,7 +45,7 @@ def make(folder: Path, labels: Entries = LABELS, **sequences: Entries) -> Path:
 
 
 def read(*paths: Path, **options: Any) -> Source:
-    return csd.read(paths, ReadSettings(**options))
+    return read_source(paths, "csd", ReadSettings(**options))[0]
 
 
 def fails(*paths: Path, words: list[str], **options: Any) -> None:
@@ -61,12 +61,12 @@ def fails(*paths: Path, words: list[str], **options: Any) -> None:
 
 
 def test_recognise(tmp_path: Path) -> None:
-    assert csd.recognise(tmp_path) is None
+    assert FORMATS["csd"].recognise(Given([tmp_path])) is None
     make(tmp_path)
-    assert csd.recognise(tmp_path) == "a folder of 2 .csd files"
-    assert csd.recognise(tmp_path / "glove.csd") == "an HDF5 file"
+    assert FORMATS["csd"].recognise(Given([tmp_path])) == "a folder of 2 .csd files"
+    assert FORMATS["csd"].recognise(Given([tmp_path / "glove.csd"])) == "an HDF5 file"
     (tmp_path / "a.csv").write_text("id,label\n")
-    assert csd.recognise(tmp_path / "a.csv") is None
+    assert FORMATS["csd"].recognise(Given([tmp_path / "a.csv"])) is None
 
 
 @pytest.mark.parametrize(

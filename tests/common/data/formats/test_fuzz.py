@@ -29,7 +29,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from common.data.formats.registry import ARRAYS, PICKLED, read_source
+from common.data.formats.registry import FORMATS, check_format, read_source
 from common.data.source import EMOTIONS, ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
@@ -44,6 +44,8 @@ fuzz = settings(
 )
 randoms = st.randoms(use_true_random=False)
 Content = dict[Any, Any]
+check_format("auto")
+NAMES = sorted(FORMATS)
 
 UTTERANCES = writers.make_utterances(5, count=10, videos=5, zero_text=1, missing_audio=1)
 ALIGNED = writers.make_utterances(6, count=10, videos=5, aligned=True)
@@ -103,7 +105,7 @@ def check_source(source: Source) -> None:
 
 def some_format(rng: Random) -> str:
     """Return "auto" most of the time."""
-    return rng.choice(["auto"] * 8 + list(PICKLED + ARRAYS))
+    return rng.choice(["auto"] * 8 + NAMES)
 
 
 @contextmanager
@@ -408,7 +410,7 @@ def test_a_file_of_nothing(kind: str, raw: bytes) -> None:
 def test_a_valid_file_read_in_every_way(kind: str, reading: int) -> None:
     with folder() as path:
         read = place(kind, path, {})
-        for format in ("auto", *PICKLED, *ARRAYS):
+        for format in ("auto", *NAMES):
             attempt([read], format, READINGS[reading])
         attempt([read, read], "auto", READINGS[reading])
         attempt([read / "nothing"], "auto", READINGS[reading])

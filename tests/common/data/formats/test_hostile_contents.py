@@ -7,10 +7,11 @@ import h5py
 import numpy as np
 import pytest
 
-from common.data.formats import csd, multibench, table
+from common.data.formats.registry import FORMATS, Given, check_format
 from common.data.source import ReadSettings
 from common.errors import UserError
 
+check_format("auto")
 SETTINGS = ReadSettings()
 AGAIN = "items whose id occurred before, dropped"
 
@@ -51,7 +52,7 @@ def signalling(kind: str, *shape: int) -> np.ndarray:
 
 def test_one_split_of_two_names(pickled: Path) -> None:
     one = split()
-    source = multibench.read({"train": one, "test": one}, pickled, SETTINGS)
+    source = FORMATS["multibench"].read(Given([pickled], {"train": one, "test": one}), SETTINGS)
     assert source.splits.tolist() == ["train"] * 3
     assert source.items.cleaning == {AGAIN: 3}
 
@@ -60,13 +61,13 @@ def test_one_split_of_two_names(pickled: Path) -> None:
 def test_one_value_that_is_named_many_times(pickled: Path, key: str, element: Any) -> None:
     content = {"train": split(**{key: [element] * 1_000_000})}
     with pytest.raises(UserError, match="GiB of contents"):
-        multibench.read(content, pickled, SETTINGS)
+        FORMATS["multibench"].read(Given([pickled], content), SETTINGS)
 
 
 @pytest.mark.parametrize("shape", [(3, 7, 1), (3, 1, 1, 1)])
 def test_labels_whose_last_axis_is_one_too_many(pickled: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="'labels' has the shape"):
-        multibench.read({"train": split(labels=np.zeros(shape))}, pickled, SETTINGS)
+        FORMATS["multibench"].read(Given([pickled], {"train": split(labels=np.zeros(shape))}), SETTINGS)
 
 
 @pytest.mark.parametrize("kind", ["f4", "f8"])
@@ -74,7 +75,7 @@ def test_a_signalling_nan_is_one_like_any(pickled: Path, kind: str) -> None:
     labels = signalling(kind, 3)
     labels[1] = 1
     content = {"train": split(audio=signalling(kind, 3, 4, 2), labels=labels)}
-    items = multibench.read(content, pickled, SETTINGS).items
+    items = FORMATS["multibench"].read(Given([pickled], content), SETTINGS).items
     assert items.ids.tolist() == ["v[1]"]
     assert items.not_finite() == {"audio values not finite, set to the mean": 8}
 
@@ -82,7 +83,7 @@ def test_a_signalling_nan_is_one_like_any(pickled: Path, kind: str) -> None:
 def test_a_label_too_large_for_any_number(pickled: Path) -> None:
     labels = np.array([np.longdouble("1e4000"), 1, 2])
     with pytest.raises(UserError, match="too large"):
-        multibench.read({"train": split(labels=labels)}, pickled, SETTINGS)
+        FORMATS["multibench"].read(Given([pickled], {"train": split(labels=labels)}), SETTINGS)
 
 
 # ---- Computational sequences and tables -----------------------------------------------
@@ -101,7 +102,7 @@ def test_a_small_file_that_declares_huge_chunks(tmp_path: Path) -> None:
             compression="gzip",
         )
     with pytest.raises(UserError, match="GiB of contents"):
-        csd.read([tmp_path], SETTINGS)
+        FORMATS["csd"].read(Given([tmp_path]), SETTINGS)
 
 
 def test_labels_that_take_the_same_steps_over_and_over(tmp_path: Path) -> None:
@@ -111,25 +112,25 @@ def test_labels_that_take_the_same_steps_over_and_over(tmp_path: Path) -> None:
     steps = np.ones((50_000, 3), np.float32)
     write_csd(tmp_path / "a.csd", "covarep", "v", steps, np.ones((50_000, 2)))
     with pytest.raises(UserError, match="GiB of contents"):
-        csd.read([tmp_path], SETTINGS)
+        FORMATS["csd"].read(Given([tmp_path]), SETTINGS)
 
 
 def test_the_name_of_a_sequence_tells_labels_before_that_of_a_file(tmp_path: Path) -> None:
     write_csd(tmp_path / "labels.csd", "All Labels", "v[0]", [[1.0]], [[0.0, 1.0]])
     write_csd(tmp_path / "labelled_audio.csd", "covarep", "v[0]", [[1.0]], [[0.0, 1.0]])
-    assert list(csd.read([tmp_path], SETTINGS).items.sequences) == ["audio"]
+    assert list(FORMATS["csd"].read(Given([tmp_path]), SETTINGS).items.sequences) == ["audio"]
 
 
 def test_a_name_that_is_no_identifier(tmp_path: Path) -> None:
     write_csd(tmp_path / "labels.csd", "All Labels", "v[0]", [[1.0]], [[0.0, 1.0]])
     write_csd(tmp_path / "x.csd", "my² é", "v[0]", [[1.0]], [[0.0, 1.0]])
-    assert list(csd.read([tmp_path], SETTINGS).items.sequences) == ["my___"]
+    assert list(FORMATS["csd"].read(Given([tmp_path]), SETTINGS).items.sequences) == ["my___"]
 
 
 def test_signalling_nan_in_other_formats(tmp_path: Path) -> None:
     write_csd(tmp_path / "labels.csd", "All Labels", "v[0]", [[1.0]], [[0.0, 1.0]])
     write_csd(tmp_path / "a.csd", "covarep", "v[0]", signalling("f8", 1, 2), [[0.0, 1.0]])
-    assert csd.read([tmp_path], SETTINGS).items.not_finite()
+    assert FORMATS["csd"].read(Given([tmp_path]), SETTINGS).items.not_finite()
     np.save(tmp_path / "audio.npy", signalling("f8", 1, 2, 2))
     (tmp_path / "items.csv").write_text("label\n1\n")
-    assert table.read(tmp_path / "items.csv", SETTINGS).items.not_finite()
+    assert FORMATS["table"].read(Given([tmp_path / "items.csv"]), SETTINGS).items.not_finite()

@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
-from common.data.formats import mmsa, mult, multibench
+from common.data.formats.registry import FORMATS, Format, Given, check_format
 from common.data.source import EMOTIONS, ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
 
+check_format("auto")
+mmsa, mult, multibench = (FORMATS[name] for name in ("mmsa", "mult", "multibench"))
 FILE = Path("mosi.pkl")
 ZERO_TEXT = "items whose language is all zero, dropped"
 REPEATED = "items whose id occurred before, dropped"
@@ -36,12 +37,11 @@ def mmsa_split(count: int = 3, **changes: Any) -> dict[str, Any]:
     return split(count, **{"labels": None, "id": ids, **labels, **changes})
 
 
-def read(content: object, reader: ModuleType = multibench, **options: Any) -> Source:
-    source: Source = reader.read(content, FILE, ReadSettings(**options))
-    return source
+def read(content: object, reader: Format = multibench, **options: Any) -> Source:
+    return reader.read(Given([FILE], content), ReadSettings(**options))
 
 
-def fails(content: object, *words: str, reader: ModuleType = multibench, **options: Any) -> None:
+def fails(content: object, *words: str, reader: Format = multibench, **options: Any) -> None:
     """Check that reading fails in one line with all of the words."""
     with pytest.raises(UserError) as caught:
         read(content, reader, **options)
@@ -74,7 +74,7 @@ def circular() -> list[Any]:
     ],
 )
 def test_rows_and_bare_byte_strings_are_mult(ids: Any) -> None:
-    why = mult.recognise({"train": split(id=ids)})
+    why = mult.recognise(Given([FILE], {"train": split(id=ids)}))
     assert why is not None and "train" in why and "\n" not in why
 
 
@@ -82,22 +82,22 @@ def test_rows_and_bare_byte_strings_are_mult(ids: Any) -> None:
 def test_text_with_a_segment_is_multibench(kind: Any) -> None:
     content = {"train": split(), "valid": split()}
     content["train"]["id"] = content["train"]["id"].astype(kind)
-    assert mult.recognise(content) is None
-    assert "train, valid" in str(multibench.recognise(content))
+    assert mult.recognise(Given([FILE], content)) is None
+    assert "train, valid" in str(multibench.recognise(Given([FILE], content)))
 
 
 def test_mmsa_is_known_by_its_labels() -> None:
-    assert "regression_labels" in str(mmsa.recognise({"test": mmsa_split()}))
-    assert mmsa.recognise({"test": split()}) is None
-    assert multibench.recognise({"test": mmsa_split()}) is None
+    assert "regression_labels" in str(mmsa.recognise(Given([FILE], {"test": mmsa_split()})))
+    assert mmsa.recognise(Given([FILE], {"test": split()})) is None
+    assert multibench.recognise(Given([FILE], {"test": mmsa_split()})) is None
 
 
 @pytest.mark.parametrize("reader", [mmsa, mult, multibench])
 @pytest.mark.parametrize(
     "content", [None, 1, "train", [], {}, {"train": 1}, {"train": {}}, {1: 2}, circular()]
 )
-def test_other_contents_are_not_recognised(reader: ModuleType, content: object) -> None:
-    assert reader.recognise(content) is None
+def test_other_contents_are_not_recognised(reader: Format, content: object) -> None:
+    assert reader.recognise(Given([FILE], content)) is None
 
 
 # ---- Refused --------------------------------------------------------------------------
@@ -106,7 +106,7 @@ def test_other_contents_are_not_recognised(reader: ModuleType, content: object) 
 @pytest.mark.parametrize("key", ["audio", "text", "labels", "id"])
 def test_a_split_that_lacks_a_key_is_named(key: str) -> None:
     content = {"train": split(), "valid": split(**{key: None})}
-    assert multibench.recognise(content)
+    assert multibench.recognise(Given([FILE], content))
     fails(content, "mosi.pkl", "'valid'", "lacks", f"'{key}'")
 
 
@@ -350,5 +350,5 @@ def test_classes_have_a_key_of_their_own() -> None:
     assert items.labels.tolist() == [0, 1, 2]
     assert items.labels.dtype == np.int64
     content = {"train": mmsa_split(classification_labels=None)}
-    assert mmsa.recognise(content)
+    assert mmsa.recognise(Given([FILE], content))
     fails(content, "classification_labels", reader=mmsa, task=Task.classification)

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from common.data.formats import table
+from common.data.formats.registry import FORMATS, Given, read_source
 from common.data.source import ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
@@ -32,7 +32,7 @@ def make(folder: Path, rows: str = ROWS, **arrays: Any) -> Path:
 
 
 def read(path: Path, **options: Any) -> Source:
-    return table.read(path, ReadSettings(**options))
+    return read_source([path], "table", ReadSettings(**options))[0]
 
 
 def fails(path: Path, *words: str, **options: Any) -> None:
@@ -54,11 +54,11 @@ def rows_of(source: Source, modality: str = "audio") -> list[list[Any]]:
 
 def test_recognise(tmp_path: Path) -> None:
     path = make(tmp_path)
-    assert table.recognise(path) == "a table, CSV"
-    assert table.recognise(tmp_path) == "a folder with the table items.csv"
-    assert table.recognise(tmp_path / "audio.npy") is None
+    assert FORMATS["table"].recognise(Given([path])) == "a table, CSV"
+    assert FORMATS["table"].recognise(Given([tmp_path])) == "a folder with the table items.csv"
+    assert FORMATS["table"].recognise(Given([tmp_path / "audio.npy"])) is None
     (tmp_path / "more.parquet").touch()
-    assert table.recognise(tmp_path) is None
+    assert FORMATS["table"].recognise(Given([tmp_path])) is None
     fails(tmp_path, "holds 2 tables", "expected one")
 
 
@@ -299,7 +299,7 @@ def test_damaged_arrays(tmp_path: Path, suffix: str, raw: bytes) -> None:
 
 
 def test_an_archive_that_declares_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.data.formats.limits.FREE", 1000)
+    monkeypatch.setattr("common.data.formats.layouts.FREE", 1000)
     path = make(tmp_path, text=AUDIO)
     np.savez_compressed(tmp_path / "audio.npz", values=np.zeros((3, 1 << 16, 2)))
     fails(path, "audio.npz", "GiB")

@@ -15,8 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.dataset import Sequences
-from common.data.formats import table
-from common.data.formats.table_stream import TableStream
+from common.data.formats.registry import FORMATS, Given, check_format, read_source
 from common.data.source import ReadSettings
 from common.errors import UserError
 from tests.common.data.formats.writers import write_columns
