@@ -113,7 +113,6 @@ class _Bounded:
 
 class _Unpickler(pickle._Unpickler):
     stack: list[Any]
-    pop_mark: Callable[[], list[Any]]
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         # latin1 is how pickles of Python 2 are read; those of Python 3 do not mind.
@@ -134,9 +133,9 @@ class _Unpickler(pickle._Unpickler):
         listed: dict[tuple[str, str], Callable[..., Any]] = {
             ("numpy", "dtype"): _DType,
             ("numpy", "ndarray"): partial(_only_named),
-            ("_codecs", "encode"): self._encode,
-            ("collections", "OrderedDict"): self._mapping,
-            ("collections", "defaultdict"): lambda *_: self._mapping(),
+            ("_codecs", "encode"): lambda text, codec=None: self._bytes(text, codec),
+            ("collections", "OrderedDict"): lambda *pairs: dict(self._items(*pairs)),
+            ("collections", "defaultdict"): lambda *_: dict(self._items()),
         }
         for core in ("numpy.core", "numpy._core"):
             listed[core + ".multiarray", "_reconstruct"] = self._reconstruct
@@ -145,8 +144,8 @@ class _Unpickler(pickle._Unpickler):
         for builtins in ("builtins", "__builtin__"):
             listed[builtins, "bytes"] = listed[builtins, "bytearray"] = self._bytes
             listed[builtins, "complex"] = lambda real, imaginary: complex(real, imaginary)
-            listed[builtins, "set"] = lambda items=(): set(self._items(items))
-            listed[builtins, "frozenset"] = lambda items=(): frozenset(self._items(items))
+            listed[builtins, "set"] = lambda *items: set(self._items(*items))
+            listed[builtins, "frozenset"] = lambda *items: frozenset(self._items(*items))
             for name in ("list", "dict", "int", "float", "str"):
                 listed[builtins, name] = _only_named
         return listed
@@ -198,29 +197,19 @@ class _Unpickler(pickle._Unpickler):
         self.charge(32 + kind.itemsize)
         return np.frombuffer(raw, kind)[0] if kind.itemsize else kind.type()
 
-    def _encode(self, text: Any, codec: Any = None) -> bytes:
-        if codec != "latin1":
+    def _bytes(self, content: Any = b"", codec: Any = "latin1") -> bytes:
+        if codec not in ("latin1", "latin-1"):
             raise RefusedError("it uses a codec other than latin1")
-        return self._bytes(text)
-
-    def _bytes(self, content: Any = b"", codec: Any = "latin-1") -> bytes:
-        content = _raw(content) if codec == "latin-1" else None
-        if not isinstance(content, bytes | bytearray):
+        if not isinstance(content, str | bytes | bytearray):
             raise RefusedError("it asks for bytes of no contents")
         self.charge(len(content))
-        return bytes(content)
+        return bytes(_raw(content))
 
-    def _items(self, items: Any) -> Any:
+    def _items(self, items: Any = ()) -> Any:
         if not isinstance(items, list | tuple):
             raise RefusedError("a set or a dictionary is not made of a list")
         self.charge(_OBJECT + 128 * len(items))
         return items
-
-    def _mapping(self, pairs: Any = ()) -> dict[Any, Any]:
-        pairs = self._items(pairs)
-        if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-            raise RefusedError("a dictionary is not made of a list of pairs")
-        return dict(pairs)
 
     def _build(self) -> None:
         state = self.stack.pop()
@@ -234,16 +223,9 @@ class _Unpickler(pickle._Unpickler):
         else:
             self._fill(target, *state[-4:])
 
-    def _set_item(self) -> None:
-        items = self.stack[-2:]
-        del self.stack[-2:]
-        self._set_items(items)
-
-    def _set_items(self, items: list[Any] | None = None) -> None:
-        items = self.pop_mark() if items is None else items
-        if type(self.stack[-1]) is not dict:
+    def _check_target(self, target: Any) -> None:
+        if type(target) is not dict:
             raise RefusedError("it writes into an array, or what else is no dictionary")
-        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
 
     def _note_tuple(self) -> None:
         """Limit how deep tuples are, and how much they share: hashing recurses without an end."""
@@ -287,7 +269,11 @@ def _steps() -> _Steps:
         steps[codes[name]] = _both(steps[codes[name]], _Unpickler._note_tuple)
     steps[codes["BYTEARRAY8"]] = steps[codes["BINBYTES8"]]
     steps[codes["BUILD"]] = _Unpickler._build
-    steps[codes["SETITEM"]], steps[codes["SETITEMS"]] = _Unpickler._set_item, _Unpickler._set_items
+    for name, target in {
+        "SETITEM": lambda machine: machine._check_target(machine.stack[-3]),
+        "SETITEMS": lambda machine: machine._check_target(machine.metastack[-1][-1]),
+    }.items():
+        steps[codes[name]] = _both(target, steps[codes[name]])
     return steps
 
 

@@ -67,7 +67,9 @@ def test_one_value_that_is_named_many_times(pickled: Path, key: str, element: An
 @pytest.mark.parametrize("shape", [(3, 7, 1), (3, 1, 1, 1)])
 def test_labels_whose_last_axis_is_one_too_many(pickled: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(UserError, match="'labels' has the shape"):
-        FORMATS["multibench"].read(Given([pickled], {"train": split(labels=np.zeros(shape))}), SETTINGS)
+        FORMATS["multibench"].read(
+            Given([pickled], {"train": split(labels=np.zeros(shape))}), SETTINGS
+        )
 
 
 @pytest.mark.parametrize("kind", ["f4", "f8"])
