@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from common.data.formats.registry import FORMATS, Given, read_source
-from common.data.source import EMOTIONS, ReadSettings, Source
+from common.data.source import ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
 
@@ -80,6 +80,7 @@ def test_recognise(tmp_path: Path) -> None:
         ("OpenFace_2", "vision"),
         ("Visual features", "vision"),
         ("heart rate", "heart_rate"),
+        ("my² é", "my___"),
         ("3d", "_3d"),
     ],
 )
@@ -120,13 +121,6 @@ def test_items_without_language_are_dropped_and_counted(tmp_path: Path) -> None:
     items = read(make(tmp_path, glove=zero)).items
     assert items.ids.tolist() == ["v[0]", "w[0]"]
     assert items.cleaning == {"items whose language is all zero, dropped": 1}
-
-
-def test_emotions(tmp_path: Path) -> None:
-    labels = {name: ([[-1, 0, 1, 0, 2, 0, 0]], interval) for name, (_, interval) in LABELS.items()}
-    items = read(make(tmp_path, labels), task=Task.multilabel, emotions=True).items
-    assert items.labels.tolist() == [[0, 1, 0, 1, 0, 0]] * 3
-    assert items.label_names == EMOTIONS
 
 
 def test_intervals_without_end_are_read_in_silence(tmp_path: Path) -> None:
@@ -196,6 +190,34 @@ def test_a_declared_size_is_refused(tmp_path: Path) -> None:
     fails(tmp_path, words=["glove.csd", "GiB"])
 
 
+def test_a_small_file_that_declares_huge_chunks(tmp_path: Path) -> None:
+    chunks = (600, 1 << 20)
+    segment_of(
+        tmp_path, shape=(2, 3), dtype="f4", chunks=chunks, maxshape=(None, None), compression="gzip"
+    )
+    fails(tmp_path, words=["glove.csd", "GiB of contents"])
+
+
+def test_labels_that_take_the_same_steps_over_and_over(tmp_path: Path) -> None:
+    labels: Entries = {"v": (np.ones((3000, 1)), np.tile([[0, 1e9]], (3000, 1)))}
+    steps = np.ones((50_000, 3), np.float32)
+    make(tmp_path, labels, covarep={"v": (steps, np.ones((50_000, 2)))})
+    fails(tmp_path, words=["covarep.csd", "GiB of contents"])
+
+
+def test_the_name_of_a_sequence_tells_labels_before_that_of_a_file(tmp_path: Path) -> None:
+    make(tmp_path)
+    write(tmp_path, "labelled_audio", "covarep", WORDS)
+    write(tmp_path, "Opinion_Labels", "All Labels", LABELS)
+    assert set(read(tmp_path).items.sequences) == {"language", "audio"}
+
+
+def test_signalling_nan(tmp_path: Path) -> None:
+    nan = np.full((1, 2), 0x7FF4000000000000, "u8").view("f8")
+    make(tmp_path, covarep={"v[0]": (nan, [[0.0, 1.0]])})
+    assert read(tmp_path).items.not_finite()
+
+
 def test_a_group_in_another_file_is_refused(tmp_path: Path) -> None:
     make(tmp_path)
     with h5py.File(tmp_path / "glove.csd", "r+") as file:
@@ -228,7 +250,7 @@ def test_two_files_of_one_modality(tmp_path: Path) -> None:
 
 def test_no_modality(tmp_path: Path) -> None:
     path = make(tmp_path) / "Opinion_Labels.csd"
-    fails(path, words=["no modality", "labels only"])
+    fails(path, words=["no modality"])
 
 
 def test_several_or_no_sequences_in_a_file(tmp_path: Path) -> None:
