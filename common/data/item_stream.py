@@ -36,41 +36,21 @@ class Items:
 
 @dataclass(frozen=True)
 class ItemStream:
-    """A source of items.
-
-    Attributes
-    ----------
-    format, why
-        Its name, and one line: what it was recognised by.
-    count
-        N.
-    parts
-        Yields all items in order, so many at a time.
-    cleaning
-        What was cleaned while reading and how many times.
-    label_names
-        What classes or labels are called, where the source says it.
-    """
+    """A source of N items."""
 
     format: str
-    why: str
-    count: int
-    parts: Callable[[int], Iterator[Items]]
-    cleaning: Mapping[str, int] = field(default_factory=dict)
-    label_names: tuple[str, ...] = ()
+    why: str  # one line: what it was recognised by
+    count: int  # N
+    parts: Callable[[int], Iterator[Items]]  # yields all items in order, so many at a time
+    cleaning: Mapping[str, int] = field(default_factory=dict)  # what, and how many times
+    label_names: tuple[str, ...] = ()  # of classes or labels, where the source says it
 
 
 def open_items(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream:
     """Open a source of items to predict.
 
-    Parameters
-    ----------
-    paths
-        Shards; or one source as `common.data.formats.registry.read_source` takes it.
-    format
-        Its format, "shard", or "auto" to recognise it.
-    settings
-        How it is read, with `predicting` set.
+    `paths` are shards, or one source as `common.data.formats.registry.read_source` takes it;
+    `format` is its format, "shard", or "auto" to recognise it; `settings` have `predicting` set.
 
     Raises
     ------

@@ -128,40 +128,38 @@ class _Unpickler(pickle._Unpickler):
         if self.left < 0:
             raise RefusedError("it demands more memory than its size allows")
 
-    def _constructors(self) -> dict[tuple[str, str], Callable[..., Any]]:
+    def _constructors(self) -> dict[str, Callable[..., Any]]:
         """Return what a pickle may call; nothing is NumPy's or takes memory without a check."""
-        listed: dict[tuple[str, str], Callable[..., Any]] = {
-            ("numpy", "dtype"): _DType,
-            ("numpy", "ndarray"): partial(_only_named),
-            ("_codecs", "encode"): lambda text, codec=None: self._bytes(text, codec),
-            ("collections", "OrderedDict"): lambda *pairs: dict(self._items(*pairs)),
-            ("collections", "defaultdict"): lambda *_: dict(self._items()),
+        return {
+            "numpy.dtype": _DType,
+            "numpy.ndarray": partial(_only_named),
+            "numpy.core.multiarray._reconstruct": self._reconstruct,
+            "numpy.core.multiarray.scalar": self._scalar,
+            "numpy.core.numeric._frombuffer": self._from_buffer,
+            "_codecs.encode": lambda text, codec=None: self._bytes(text, codec),
+            "collections.OrderedDict": lambda *pairs: dict(self._items(*pairs)),
+            "collections.defaultdict": lambda *_: dict(self._items()),
+            "builtins.bytes": self._bytes,
+            "builtins.bytearray": self._bytes,
+            "builtins.complex": lambda real, imaginary: complex(real, imaginary),
+            "builtins.set": lambda *items: set(self._items(*items)),
+            "builtins.frozenset": lambda *items: frozenset(self._items(*items)),
+            **{f"builtins.{name}": _only_named for name in ("list", "dict", "int", "float", "str")},
         }
-        for core in ("numpy.core", "numpy._core"):
-            listed[core + ".multiarray", "_reconstruct"] = self._reconstruct
-            listed[core + ".multiarray", "scalar"] = self._scalar
-            listed[core + ".numeric", "_frombuffer"] = self._from_buffer
-        for builtins in ("builtins", "__builtin__"):
-            listed[builtins, "bytes"] = listed[builtins, "bytearray"] = self._bytes
-            listed[builtins, "complex"] = lambda real, imaginary: complex(real, imaginary)
-            listed[builtins, "set"] = lambda *items: set(self._items(*items))
-            listed[builtins, "frozenset"] = lambda *items: frozenset(self._items(*items))
-            for name in ("list", "dict", "int", "float", "str"):
-                listed[builtins, name] = _only_named
-        return listed
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a global, if it is allowed."""
-        if (module, name) not in self.listed:
+        known = {"__builtin__": "builtins"}.get(module, module.replace("numpy._core", "numpy.core"))
+        if f"{known}.{name}" not in self.listed:
             raise RefusedError(
                 f"it asks for {_short(f'{module}.{name}')}, which no dataset needs (arrays, "
                 "numbers, text and plain containers do); nothing of it was run; do not open it "
                 "with pickle"
             )
-        return self.listed[module, name]
+        return self.listed[f"{known}.{name}"]
 
     def _reconstruct(self, kind: Any, shape: Any, code: Any) -> NDArray[Any]:
-        if kind is not self.listed["numpy", "ndarray"] or shape != (0,):
+        if kind is not self.listed["numpy.ndarray"] or shape != (0,):
             raise RefusedError("an array begins with a shape of its own")
         self.charge(_OBJECT)
         return np.empty(0, np.int8)
@@ -185,7 +183,7 @@ class _Unpickler(pickle._Unpickler):
     ) -> NDArray[Any]:
         if _plain(dtype).hasobject or order not in ("C", "F", "K"):
             raise RefusedError("an array of a buffer does not fit what it holds")
-        array = self._reconstruct(self.listed["numpy", "ndarray"], (0,), None)
+        array = self._reconstruct(self.listed["numpy.ndarray"], (0,), None)
         self._fill(array, shape, dtype, order == "F", raw)
         # NumPy 2.3 and later write axes in another order.
         return array.transpose(axes) if order == "K" else array

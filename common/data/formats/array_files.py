@@ -16,17 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import IntArray, Sequences
-from common.data.formats.layouts import (
-    Array,
-    Arrays,
-    Block,
-    first_line,
-    float_rows,
-    load_npz,
-    numeric,
-    real_spans,
-    settled,
-)
+from common.data.formats import layouts
+from common.data.formats.layouts import Array, Arrays, Block
 from common.data.source import ReadSettings, as_text, modalities_there
 from common.errors import UserError
 
@@ -70,7 +61,7 @@ def load_arrays(path: Path) -> Arrays:
         If it cannot be read.
     """
     if path.suffix == ".npz":
-        return load_npz(path)
+        return layouts.load_npz(path)
     try:
         if path.suffix == ".npy":
             return Arrays(values=np.lib.format.open_memmap(path, mode="r"))
@@ -80,7 +71,7 @@ def load_arrays(path: Path) -> Arrays:
             return Arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
     except Exception as error:
         # Readers of damaged files raise what they like.
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read: {layouts.first_line(error)}") from error
 
 
 def read_array_file(
@@ -111,13 +102,13 @@ def read_array_file(
     """
     arrays = load_arrays(path)
     if "values" not in arrays:
-        return settled(path, name, _by_id(path, arrays, ids), settings)
+        return layouts.settled(path, name, _by_id(path, arrays, ids), settings)
     if path.suffix == ".npy":
-        arrays["values"] = numeric(path, "values", arrays["values"])[part]
+        arrays["values"] = layouts.numeric(path, "values", arrays["values"])[part]
     block = Block.of(path, arrays)
     starts, lengths = block.starts, block.lengths
     if block.values.ndim == 3 and name not in settings.tabular:
-        first, last = real_spans(block.values)
+        first, last = layouts.real_spans(block.values)
         starts, lengths = starts + first, last - first
     if "ids" in arrays:
         if settings.context > 0 and block.vectors:
@@ -133,14 +124,14 @@ def read_array_file(
         )
     elif block.vectors:
         starts, lengths = block.windows(settings, lambda: groups)
-    sequences = Sequences(float_rows([block.values]), starts, lengths)
-    return settled(path, name, sequences, settings)
+    sequences = Sequences(layouts.float_rows([block.values]), starts, lengths)
+    return layouts.settled(path, name, sequences, settings)
 
 
 def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
     """Read one array for each id."""
     parts = {
-        name: np.atleast_2d(numeric(path, name, arrays[name], (1, 2)))
+        name: np.atleast_2d(layouts.numeric(path, name, arrays[name], (1, 2)))
         for name in ids.tolist()
         if name in arrays
     }
@@ -153,7 +144,7 @@ def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
     if len(widths) > 1 or 0 in widths:
         raise UserError(f"{path}: arrays differ in width: {sorted(widths)[:5]}")
     lengths = np.array([len(parts.get(name, ())) for name in ids.tolist()], dtype=np.int64)
-    return Sequences.ragged(float_rows(list(parts.values())), lengths)
+    return Sequences.ragged(layouts.float_rows(list(parts.values())), lengths)
 
 
 def _matched(

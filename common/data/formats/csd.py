@@ -20,14 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import FloatArray, MultimodalDataset, Sequences
-from common.data.formats.layouts import (
-    MAX_ID,
-    check_unpacked,
-    first_line,
-    float_rows,
-    no_sides,
-    settled,
-)
+from common.data.formats import layouts
 from common.data.formats.registry import FORMATS, Format, Given
 from common.data.formats.utterances import check_settings, cleaned, labels_of, modalities_of
 from common.data.source import (
@@ -89,6 +82,7 @@ class _File:
 
     path: Path
     name: str
+    names: tuple[str, ...]  # of its segments
 
     def modality(self) -> str:
         # The sequence's own name says more than the file's.
@@ -99,19 +93,17 @@ class _File:
         plain = re.sub(r"[^A-Za-z0-9_]", "_", self.name)
         return plain if plain.isidentifier() else f"_{plain}"
 
-    def names(self) -> list[str]:
-        """Return the names of its segments."""
-        with _opened(self.path) as file:
-            return list(_group(_group(file, self.name, self.path), "data", self.path))
-
     def segments(self, wanted: Callable[[str], bool] = lambda _: True) -> tuple[Segments, int]:
         """Read the segments that are wanted; also count those that are not."""
         with _opened(self.path) as file:
             data = _group(_group(file, self.name, self.path), "data", self.path)
-            names = [name for name in data if wanted(name)]
-            lost = len(data) - len(names)
-            _check_size(data, names, self.path)
-            return {name: _segment(data, name, self.path) for name in names}, lost
+            names, unpacked, segments = list(filter(wanted, data)), 0, {}
+            for name in names:
+                parts = [_dataset(data, name, key, self.path) for key in ("features", "intervals")]
+                unpacked += sum(int(part.size) * max(part.dtype.itemsize, 4) for part in parts)
+                layouts.check_unpacked(self.path, unpacked)
+                segments[name] = _steps_of(parts, name, self.path)
+            return segments, len(data) - len(names)
 
 
 @contextmanager
@@ -128,17 +120,24 @@ def _opened(path: Path) -> Iterator[Any]:
         raise
     except Exception as error:
         # HDF5 raises what it likes of a damaged file.
-        raise UserError(f"{path} cannot be read as HDF5: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as HDF5: {layouts.first_line(error)}") from error
 
 
 def _named(path: Path) -> _File:
     with _opened(path) as file:
-        names = list(file)
-        if len(names) != 1:
-            raise UserError(f"{path} holds {len(names)} sequences, expected one")
-        if len(_group(_group(file, names[0], path), "data", path)) == 0:
-            raise UserError(f"{path} holds no segment")
-    return _File(path, names[0])
+        roots = list(file)
+        if len(roots) != 1:
+            raise UserError(f"{path} holds {len(roots)} sequences, expected one")
+        names = tuple(_group(_group(file, roots[0], path), "data", path))
+    if not names:
+        raise UserError(f"{path} holds no segment")
+    longest = max(names, key=len)
+    if len(longest) > layouts.MAX_ID:
+        raise UserError(
+            f"{path}: segment {longest[:20]!r}… has {len(longest)} characters, expected "
+            f"{layouts.MAX_ID} at most"
+        )
+    return _File(path, roots[0], names)
 
 
 def _group(parent: Any, name: str, path: Path) -> Any:
@@ -156,37 +155,27 @@ def _leads_out(parent: Any, name: str) -> bool:
     return not isinstance(parent.get(name, getlink=True), h5py.HardLink)
 
 
-def _datasets(data: Any, names: Sequence[str], path: Path) -> Iterator[Any]:
+def _dataset(data: Any, segment: str, key: str, path: Path) -> Any:
+    """Return the features or intervals of a segment, not yet read."""
     import h5py
 
-    for segment in names:
-        group = _group(data, segment, path)
-        for key in ("features", "intervals"):
-            if _leads_out(group, key) or group.get(key, getclass=True) is not h5py.Dataset:
-                raise UserError(f"{path}: segment {segment!r} has no {key} of its own")
-            found = group[key]
-            if found.external or found.is_virtual:
-                raise UserError(f"{path}: {key} of segment {segment!r} are in another file")
-            yield found
+    group = _group(data, segment, path)
+    if _leads_out(group, key) or group.get(key, getclass=True) is not h5py.Dataset:
+        raise UserError(f"{path}: segment {segment!r} has no {key} of its own")
+    dataset = group[key]
+    if dataset.external or dataset.is_virtual:
+        raise UserError(f"{path}: {key} of segment {segment!r} are in another file")
+    if dataset.dtype.kind not in "fiu" or dataset.shape is None or dataset.ndim != 2:
+        raise UserError(
+            f"{path}: {key} of segment {segment!r} are {dataset.dtype} of shape {dataset.shape}, "
+            "expected numbers (steps, width)"
+        )
+    layouts.check_unpacked(path, prod(dataset.chunks or ()) * dataset.dtype.itemsize)
+    return dataset
 
 
-def _check_size(data: Any, names: Sequence[str], path: Path) -> None:
-    # In memory a number takes four bytes or more, whatever it takes in the file.
-    unpacked = 0
-    for each in _datasets(data, names, path):
-        unpacked += int(each.size or 0) * max(each.dtype.itemsize, 4)
-        check_unpacked(path, prod(each.chunks or ()) * each.dtype.itemsize)
-    check_unpacked(path, unpacked)
-
-
-def _segment(data: Any, segment: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    features, intervals = data[segment]["features"], data[segment]["intervals"]
-    for key, found in (("features", features), ("intervals", intervals)):
-        if found.dtype.kind not in "fiu" or found.ndim != 2:
-            raise UserError(
-                f"{path}: {key} of segment {segment!r} are {found.dtype} of shape {found.shape}, "
-                "expected numbers (steps, width)"
-            )
+def _steps_of(parts: list[Any], segment: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    features, intervals = parts
     if intervals.shape != (len(features), 2):
         raise UserError(
             f"{path}: segment {segment!r} has {len(features)} steps, and intervals of shape "
@@ -222,7 +211,6 @@ def _segments(labels: _File) -> list[_Segment]:
     """Return the items that labels make; those of a whole video are numbered."""
     found = []
     for entry, (values, intervals) in labels.segments()[0].items():
-        _check_length(entry, labels)
         video = _video(entry)
         for row, (label, interval) in enumerate(zip(values, intervals, strict=True)):
             name = entry if video != entry and len(values) == 1 else f"{entry}[{row}]"
@@ -232,22 +220,10 @@ def _segments(labels: _File) -> list[_Segment]:
 
 def _own_segments(files: Iterable[_File]) -> list[_Segment]:
     """Return the items that modalities make where there are no labels: each segment is one."""
-    names = set()
-    for file in files:
-        for name in file.names():
-            _check_length(name, file)
-            names.add(name)
+    names = {name for file in files for name in file.names}
     # Within a video, [2] comes before [10].
     ordered = sorted(names, key=lambda name: (_video(name), len(name), name))
     return [_Segment(name, _video(name), np.empty(0), np.array([-inf, inf])) for name in ordered]
-
-
-def _check_length(segment: str, file: _File) -> None:
-    if len(segment) > MAX_ID:
-        raise UserError(
-            f"{file.path}: segment {segment[:20]!r}… has {len(segment)} characters, expected "
-            f"{MAX_ID} at most"
-        )
 
 
 def _items(
@@ -274,7 +250,7 @@ def _items(
         sequences,
         label_names=EMOTIONS if settings.emotions else (),
     )
-    return cleaned(path, items, no_sides(len(items)), settings, counts)
+    return cleaned(path, items, layouts.no_sides(len(items)), settings, counts)
 
 
 def _video(segment: str) -> str:
@@ -318,10 +294,10 @@ def _sequences(
     for segment in segments:
         parts.append(_steps(there, segment, empty))
         size += parts[-1].nbytes
-        check_unpacked(file.path, size)  # intervals may overlap, over and over
-    values = float_rows([part for part in parts if len(part)] or [empty])
+        layouts.check_unpacked(file.path, size)  # intervals may overlap, over and over
+    values = layouts.float_rows([part for part in parts if len(part)] or [empty])
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
-    return settled(file.path, name, Sequences.ragged(values, lengths), settings), lost
+    return layouts.settled(file.path, name, Sequences.ragged(values, lengths), settings), lost
 
 
 def _steps(found: Segments, segment: _Segment, empty: FloatArray) -> FloatArray:

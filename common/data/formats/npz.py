@@ -16,16 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import MultimodalDataset, Sequences, concatenate, describe_shape
-from common.data.formats.layouts import (
-    Array,
-    Arrays,
-    Block,
-    float_rows,
-    load_npz,
-    no_sides,
-    settled,
-    sides_of,
-)
+from common.data.formats import layouts
+from common.data.formats.layouts import Array, Arrays, Block
 from common.data.formats.registry import FORMATS, Format, Given
 from common.data.source import (
     ReadSettings,
@@ -98,7 +90,7 @@ def _load(path: Path) -> Arrays:
         raise UserError(f"dataset file {path} does not exist")
     if path.is_dir():
         raise UserError(f"dataset file {path} is a directory; expected an .npz file")
-    return load_npz(path)
+    return layouts.load_npz(path)
 
 
 def _told_apart(ids: NDArray[np.str_]) -> NDArray[np.str_]:
@@ -204,8 +196,8 @@ class _File:
     def splits(self) -> NDArray[np.str_]:
         """Return (items,) sides; without `split`, none."""
         if self.settings.predicting or "split" not in self.arrays:
-            return no_sides(self.items)
-        return sides_of(self.path, self.names("split", "the sides").tolist())
+            return layouts.no_sides(self.items)
+        return layouts.sides_of(self.path, self.names("split", "the sides").tolist())
 
     def names(self, name: str, setting: str) -> NDArray[np.str_]:
         names = self.array(name, setting)
@@ -224,8 +216,8 @@ class _File:
                 f"is no modality, name those that are in {self.settings.prefix}modalities"
             )
         windows = block.windows(self.settings, self.groups)
-        sequences = Sequences(float_rows([block.values]), *windows)
-        return settled(self.path, name, sequences, self.settings)
+        sequences = Sequences(layouts.float_rows([block.values]), *windows)
+        return layouts.settled(self.path, name, sequences, self.settings)
 
 
 FORMATS["npz"] = Format(

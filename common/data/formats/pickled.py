@@ -15,14 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import IntArray, MultimodalDataset, Sequences
-from common.data.formats.layouts import (
-    CHUNK,
-    MAX_ID,
-    Array,
-    check_unpacked,
-    real_spans,
-    settled,
-)
+from common.data.formats import layouts
+from common.data.formats.layouts import Array
 from common.data.formats.registry import Given
 from common.data.formats.utterances import check_settings, cleaned, labels_of, modalities_of
 from common.data.source import EMOTIONS, SIDES, ReadSettings, Source, checked_labels, no_labels
@@ -56,11 +50,14 @@ def keys_of(content: object) -> set[str]:
 class Pickled:
     """A file's splits, and how they are read."""
 
-    labels_key = "labels"
-
     def __init__(self, given: Given, settings: ReadSettings) -> None:
         self.path, self.content, self.settings = given.path, given.content, settings
         self.splits = splits_of(self.content)
+
+    @property
+    def labels_key(self) -> str:
+        """Key of the labels."""
+        return "labels"
 
     def lengths(self, split: str, key: str, shape: tuple[int, int]) -> IntArray | None:
         """Return the lengths of (N, T) steps of a modality, or None to tell them by padding."""
@@ -125,7 +122,7 @@ class Pickled:
             if len(shapes) > 1 or values[0].dtype.kind not in "fiubSU":
                 return None
             # In the file, all of them may be one that is named many times.
-            check_unpacked(self.path, len(values) * max(value.nbytes for value in values))
+            layouts.check_unpacked(self.path, len(values) * max(value.nbytes for value in values))
             return np.stack(values)
         if not all(isinstance(value, _SCALARS) for value in values):
             return None
@@ -134,8 +131,8 @@ class Pickled:
         if any(isinstance(value, str | bytes) for value in values):
             values = [_repaired(value) for value in values]
             longest = max(map(len, values))
-            check_unpacked(self.path, 4 * longest * len(values))
-            return np.array(values, dtype=np.str_) if longest <= MAX_ID else None
+            layouts.check_unpacked(self.path, 4 * longest * len(values))
+            return np.array(values, dtype=np.str_) if longest <= layouts.MAX_ID else None
         try:
             array = np.array(values)
         except (TypeError, ValueError, OverflowError):
@@ -159,8 +156,10 @@ class Pickled:
         rows = array.reshape(len(array), -1).tolist()
         names = [tuple(_repaired(part) for part in row) for row in rows]
         longest = max(sum(map(len, name)) for name in names)
-        if longest > MAX_ID:
-            raise self.fail(split, f"an 'id' has {longest} characters, expected {MAX_ID} at most")
+        if longest > layouts.MAX_ID:
+            raise self.fail(
+                split, f"an 'id' has {longest} characters, expected {layouts.MAX_ID} at most"
+            )
         return names
 
     def _labels(self, counts: Mapping[str, int]) -> NDArray[np.float32]:
@@ -191,7 +190,7 @@ class Pickled:
             )
         half = all(block.dtype == np.float16 for block in blocks.values())
         spans = {
-            split: real_spans(block, self.lengths(split, key, (len(block), block.shape[1])))
+            split: layouts.real_spans(block, self.lengths(split, key, (len(block), block.shape[1])))
             for split, block in blocks.items()
         }
         lengths = np.concatenate([last - first for first, last in spans.values()])
@@ -204,7 +203,7 @@ class Pickled:
                     values[row : row + len(rows)] = rows
                 row += len(rows)
             self.splits[split].pop(key, None)  # two names may be of one split
-        return settled(self.path, name, Sequences.ragged(values, lengths), self.settings)
+        return layouts.settled(self.path, name, Sequences.ragged(values, lengths), self.settings)
 
     def _features(self, split: str, key: str, count: int) -> Array:
         array = self.array(split, key)
@@ -221,8 +220,8 @@ class Pickled:
 
 def _real_rows(block: Array, first: IntArray, last: IntArray) -> Iterator[Array]:
     steps = np.arange(block.shape[1])
-    for start in range(0, len(block), CHUNK):
-        part = slice(start, start + CHUNK)
+    for start in range(0, len(block), layouts.CHUNK):
+        part = slice(start, start + layouts.CHUNK)
         yield block[part][(steps >= first[part, None]) & (steps < last[part, None])]
 
 

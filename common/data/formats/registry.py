@@ -25,14 +25,9 @@ Part = tuple[NDArray[np.str_], Mapping[str, Sequences]]
 
 @dataclass(frozen=True)
 class Given:
-    """What a source is read from.
+    """What a source is read from: files or folders, and what the first holds if it is a pickle.
 
-    Attributes
-    ----------
-    paths
-        One file or folder; several files where the format has one for each modality or part.
-    content
-        What the file holds if it is a pickle; readers take arrays out of it to free their memory.
+    Readers take arrays out of `content`, to free their memory.
     """
 
     paths: Sequence[Path]
@@ -44,35 +39,25 @@ class Given:
         return self.paths[0]
 
 
+#: The number of items of a source, and what yields them, so many at a time.
+Stream = tuple[int, Callable[[int], Iterator[Part]]]
+
+
 @dataclass(frozen=True)
 class Format:
     """How sources of one kind are read.
 
-    Attributes
-    ----------
-    recognise
-        Says in one line why a source is of this format, or returns None.
-    read
-        Returns the items; raises `UserError` if the source is not what the format says.
-    pickled
-        Whether its file is a pickle.
-    several
-        Whether a source may be several paths.
-    last
-        Whether it recognises much, so that others are tried before.
-    stream
-        Returns the number of items, and what yields them so many at a time, in memory that does
-        not grow with them; None where a source has to be read whole.
+    `recognise` says in one line why a source is of this format; or it returns None. `read` raises
+    `UserError` if the source is not what the format says.
     """
 
     recognise: Callable[[Given], str | None]
     read: Callable[[Given, ReadSettings], Source]
-    pickled: bool = False
-    several: bool = False
-    last: bool = False
-    stream: Callable[[Given, ReadSettings], tuple[int, Callable[[int], Iterator[Part]]] | None] = (
-        lambda *_: None
-    )
+    pickled: bool = False  # whether its file is a pickle
+    several: bool = False  # whether a source may be several paths
+    last: bool = False  # whether it recognises so much that others are tried before
+    #: In memory that does not grow with the items; None where a source has to be read whole.
+    stream: Callable[[Given, ReadSettings], Stream | None] = lambda *_: None
 
 
 #: Name to format, of the modules that have been imported.
@@ -124,7 +109,7 @@ def recognise(paths: Sequence[Path], format: str, settings: ReadSettings) -> tup
             if not FORMATS[name].several:
                 _check_one(paths, name)
             return given, name, why
-    raise UserError(_unknown(given, names, settings))
+    raise UserError(_unknown(given, names, settings.prefix))
 
 
 def _check_one(paths: Sequence[Path], format: str) -> None:
@@ -132,12 +117,13 @@ def _check_one(paths: Sequence[Path], format: str) -> None:
         raise UserError(f"format {format} is one file; {len(paths)} paths were given")
 
 
-def _unknown(given: Given, names: Sequence[str], settings: ReadSettings) -> str:
+def _unknown(given: Given, names: Sequence[str], prefix: str) -> str:
     content = given.content
     if content is None:
+        listed = ", ".join(sorted(FORMATS))
         return (
-            f"{given.path} is of no known format; expected one of {', '.join(sorted(FORMATS))}, or "
-            f"say which with {settings.prefix}format=…"
+            f"{given.path} is of no known format; expected one of {listed}, or say which with "
+            f"{prefix}format=…"
         )
     held = type(content).__name__
     if isinstance(content, dict):
@@ -154,14 +140,8 @@ def read_source(
 ) -> tuple[Source, str, str]:
     """Read a source: its items, its format, and one line that says what it was recognised by.
 
-    Parameters
-    ----------
-    paths
-        One file or folder; several files where the format has one for each modality or part.
-    format
-        The format's name, or "auto" to recognise it.
-    settings
-        How to read it.
+    `paths` are one file or folder, or several files where the format has one for each modality or
+    part; `format` is its name, or "auto" to recognise it.
 
     Raises
     ------

@@ -8,7 +8,7 @@ items at a time; then two items may have the same id.
 Notation: N items.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import MultimodalDataset
+from common.data.formats import layouts
 from common.data.formats.array_files import array_files, load_arrays, read_array_file
-from common.data.formats.layouts import (
-    MAX_ID,
-    check_unpacked,
-    first_line,
-    no_sides,
-    numeric,
-    sides_of,
-)
-from common.data.formats.registry import FORMATS, Format, Given, Part
+from common.data.formats.registry import FORMATS, Format, Given, Part, Stream
 from common.data.source import (
     ReadSettings,
     Source,
@@ -96,7 +89,7 @@ def _columns(path: Path, settings: ReadSettings) -> dict[str, Any]:
         else:
             with pyarrow.parquet.ParquetFile(path) as file:
                 # A run of equal cells takes no space in the file, but it does in memory.
-                check_unpacked(path, file.metadata.num_rows * _CELL)
+                layouts.check_unpacked(path, file.metadata.num_rows * _CELL)
                 table = file.read()
         if len(set(table.column_names)) < len(table.column_names):
             raise UserError(f"{path}: two columns have the same name")
@@ -122,12 +115,12 @@ def _reading(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         # PyArrow raises what it likes of a damaged file.
-        raise UserError(f"{path} cannot be read as a table: {first_line(error)}") from error
+        raise UserError(f"{path} cannot be read as a table: {layouts.first_line(error)}") from error
 
 
 def _short_texts(path: Path, column: str, cells: Sequence[Any]) -> list[str]:
     texts = [str(cell) if isinstance(cell, str | int) else "" for cell in cells]
-    if not all(0 < len(text) <= MAX_ID for text in texts):
+    if not all(0 < len(text) <= layouts.MAX_ID for text in texts):
         raise UserError(f"{path}: column {column!r} has cells empty or no short text")
     return texts
 
@@ -147,7 +140,7 @@ class _Table:
             cells: list[Any] = self.columns[name].to_pylist()
         except (ValueError, OverflowError) as error:
             raise UserError(
-                f"{self.path}: column {name!r} cannot be read: {first_line(error)}"
+                f"{self.path}: column {name!r} cannot be read: {layouts.first_line(error)}"
             ) from error
         return cells
 
@@ -180,8 +173,8 @@ class _Table:
 
     def splits(self) -> NDArray[np.str_]:
         if self.settings.predicting or "split" not in self.columns:
-            return no_sides(self.items)
-        return sides_of(self.path, self.text("split", "the sides").tolist())
+            return layouts.no_sides(self.items)
+        return layouts.sides_of(self.path, self.text("split", "the sides").tolist())
 
     def labels(self) -> NDArray[np.float32]:
         settings = self.settings
@@ -219,16 +212,14 @@ class _Table:
 # A part at a time ------------------------------------------------------------------------------
 
 
-def _stream(
-    given: Given, settings: ReadSettings
-) -> tuple[int, Callable[[int], Iterator[Part]]] | None:
+def _stream(given: Given, settings: ReadSettings) -> Stream | None:
     path = _table_of(given.path)
     files = array_files(path, settings)
     if settings.context or any(file.suffix != ".npy" for file in files.values()):
         return None
     with _reading(path):
         counts = {
-            name: len(numeric(file, "values", load_arrays(file)["values"]))
+            name: len(layouts.numeric(file, "values", load_arrays(file)["values"]))
             for name, file in files.items()
         }
     if len(set(counts.values())) > 1:
