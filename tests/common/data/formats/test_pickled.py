@@ -1,6 +1,5 @@
 """What the readers of pickles refuse, in which words, and what they do with each item."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,7 @@ import pytest
 
 from common.data.formats.mmsa import PUBLISHED
 from common.data.formats.registry import FORMATS, Format, Given
-from common.data.source import EMOTIONS, ReadSettings, Source
+from common.data.source import ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
 
@@ -285,17 +284,6 @@ def test_items_of_a_bare_video_are_numbered_over_all_splits() -> None:
     items = read(content, mult).items
     assert items.ids.tolist() == ["v[0]", "w[0]", "v[1]", "w[1]", "v[2]"]
     assert items.groups.tolist() == ["v", "w", "v", "w", "v"]
-
-
-@pytest.mark.parametrize("reshape", [(3, 7), (3, 1, 7)])
-def test_seven_labels_are_the_sentiment_and_emotions(reshape: tuple[int, ...]) -> None:
-    labels = np.array([[-1, 0, 1, 0, 2, 0, 0]] * 3).reshape(reshape)
-    content: Callable[[], Any] = lambda: {"train": split(labels=labels)}  # noqa: E731
-    assert read(content()).items.labels.tolist() == [-1, -1, -1]
-    items = read(content(), task=Task.multilabel, emotions=True).items
-    assert items.labels.tolist() == [[0, 1, 0, 1, 0, 0]] * 3
-    assert items.labels.dtype == np.float32
-    assert items.label_names == EMOTIONS
 
 
 def test_lists_of_equal_arrays_are_arrays() -> None:
