@@ -622,63 +622,64 @@ def test_a_valid_file_read_in_every_way(kind: str, reading: int) -> None:
 
 # ---- What the fuzzing found -----------------------------------------------------------
 
-TWO_LINES = "a\nb"
+LINES = {"a\nb": np.zeros((3, 2), np.float32)}  # a name of two lines
+COLUMNS = {"a\nb": [1.0] * len(UTTERANCES), **writers.table_columns(UTTERANCES)}
 
 
-def test_a_zip_file_whose_first_bytes_are_others() -> None:
-    raw = bytearray(valid("npz")[1]["a.npz"])
-    raw[1] ^= 1
-    with folder() as path:
-        attempt([place("npz", path, {"a.npz": bytes(raw)})], "auto", ReadSettings())
-
-
-@pytest.mark.parametrize("modalities", [(), ("smell",)])
-def test_an_array_whose_name_is_of_two_lines(modalities: tuple[str, ...]) -> None:
-    content = {TWO_LINES: np.zeros((3, 2)), **writers.npz_content(UTTERANCES)}
-    with folder() as path:
-        (path / "a.npz").write_bytes(npz_bytes(content))
-        attempt([path / "a.npz"], "auto", ReadSettings(modalities=modalities))
-
-
-@pytest.mark.parametrize("kind", ["csv-npy", "parquet-safetensors"])
-@pytest.mark.parametrize("lost", ["label", "id"])
-def test_a_column_whose_name_is_of_two_lines(kind: str, lost: str) -> None:
-    columns = {TWO_LINES: [1.0] * len(UTTERANCES), **writers.table_columns(UTTERANCES)}
-    del columns[lost]
-    with folder() as path:
-        read = place(kind, path, {})
-        writers.write_columns(read, columns)
-        attempt([read], "auto", ReadSettings())
-        attempt([read], "auto", ReadSettings(group="video"))
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_an_array_of_a_table_whose_name_is_of_two_lines(suffix: str) -> None:
-    kind = "csv-npz" if suffix == ".npz" else "parquet-safetensors"
-    with folder() as path:
-        read = place(kind, path, {})
-        writers.write_arrays(path / f"audio{suffix}", {TWO_LINES: np.zeros((3, 2), np.float32)})
-        attempt([read], "auto", ReadSettings())
-
-
-@pytest.mark.parametrize("kind", ["multibench", "mult", "mmsa", "mmsa-bert"])
-def test_a_pickle_all_of_whose_text_is_zero(kind: str) -> None:
-    content = {
+def silent(content: Content) -> Content:
+    return {
         split: {key: np.zeros_like(v) if key.startswith("text") else v for key, v in part.items()}
-        for split, part in pickle.loads(valid(kind)[1]["a.pkl"]).items()
+        for split, part in content.items()
     }
-    with folder() as path:
-        attempt([writers.write_pickle(path / "a.pkl", content, 4)], "auto", ReadSettings())
 
 
-def test_a_csd_all_of_whose_text_is_zero() -> None:
-    zero = [
-        replace(item, sequences={**item.sequences, "language": np.zeros((2, 5), np.float32)})
-        for item in UTTERANCES
-    ]
+def without_text(path: Path) -> None:
+    zero = np.zeros((2, 5), np.float32)
+    writers.write_csd(
+        path,
+        [replace(item, sequences={**item.sequences, "language": zero}) for item in UTTERANCES],
+    )
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+PICKLES = ("multibench", "mult", "mmsa", "mmsa-bert")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        *((kind, lambda p: write_silent(p / "a.pkl")) for kind in PICKLES),
+        ("csd", without_text),
+        ("npz", lambda p: rewrite(p / "a.npz", lambda raw: raw[:1] + b"x" + raw[2:])),
+        ("npz", lambda p: np.savez(p / "a.npz", **LINES, **writers.npz_content(UTTERANCES))),
+        ("csv-npz", lambda p: writers.write_arrays(p / "audio.npz", LINES)),
+        ("parquet-safetensors", lambda p: writers.write_arrays(p / "audio.safetensors", LINES)),
+        *(
+            (kind, lambda p, kind=kind, lost=lost: write_without(p, kind, lost))
+            for kind in ("csv", "parquet")
+            for lost in ("label", "id")
+        ),
+    ],
+)
+def test_what_was_no_line_once(kind: str, change: Callable[[Path], object]) -> None:
+    kind = {"csv": "csv-npy", "parquet": "parquet-safetensors"}.get(kind, kind)
     with folder() as path:
-        writers.write_csd(path, zero)
-        attempt([path], "auto", ReadSettings())
+        read = place(kind, path, {})
+        change(path)
+        for reading in ({}, {"group": "video"}, {"modalities": ("smell",)}):
+            attempt([read], "auto", ReadSettings(**reading))
+
+
+def write_silent(path: Path) -> None:
+    rewrite(path, lambda raw: pickle.dumps(silent(pickle.loads(raw))))
+
+
+def write_without(path: Path, kind: str, lost: str) -> None:
+    kept = {name: column for name, column in COLUMNS.items() if name != lost}
+    writers.write_columns(path / f"items.{kind}", kept)
 
 
 def test_a_file_of_arrays_that_is_the_start_of_a_zip_is_closed() -> None:
