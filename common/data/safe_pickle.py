@@ -321,11 +321,6 @@ def is_pickle(path: Path) -> bool:
         return _START.match(file.read(4)) is not None
 
 
-def _open(path: str, flags: int) -> int:
-    """Open without waiting for the other end of a pipe."""
-    return os.open(path, flags | os.O_NONBLOCK)
-
-
 def load(path: Path) -> object:
     """Load a pickle that may hold arrays, numbers, text and plain containers, and nothing else.
 
@@ -337,7 +332,8 @@ def load(path: Path) -> object:
         If it asks for anything else, is damaged, or demands more memory than its size allows.
     """
     try:
-        with open(path, "rb", opener=_open) as file:
+        # Without waiting for the other end of a pipe.
+        with open(path, "rb", opener=lambda *at: os.open(at[0], at[1] | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
                 raise UserError(f"{path} is empty, or not a regular file; expected a pickle")

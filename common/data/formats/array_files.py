@@ -53,25 +53,16 @@ def array_files(path: Path, settings: ReadSettings) -> dict[str, Path]:
 
 
 def load_arrays(path: Path) -> Arrays:
-    """Return a file's arrays by name; none is ever unpickled, and that of ``.npy`` is mapped.
-
-    Raises
-    ------
-    UserError
-        If it cannot be read.
-    """
+    """Return a file's arrays by name; none is ever unpickled, and that of ``.npy`` is mapped."""
     if path.suffix == ".npz":
         return layouts.load_npz(path)
-    try:
+    with layouts.reading(path):
         if path.suffix == ".npy":
             return Arrays(values=np.lib.format.open_memmap(path, mode="r"))
         from safetensors import safe_open
 
         with safe_open(path, framework="np") as file:
             return Arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    except Exception as error:
-        # Readers of damaged files raise what they like.
-        raise UserError(f"{path} cannot be read: {layouts.first_line(error)}") from error
 
 
 def read_array_file(
@@ -84,16 +75,8 @@ def read_array_file(
 ) -> Sequences:
     """Read the sequences of one modality.
 
-    Parameters
-    ----------
-    name, path
-        The modality and its file.
-    ids, groups
-        (N,) of the items, in the table's order.
-    settings
-        How it is read.
-    part
-        The rows of an ``.npy`` file that are these items; the others are left alone.
+    `ids` and `groups` (N,) are those of the items, in the table's order; `part` are the rows of an
+    ``.npy`` file that are these items; the others are left alone.
 
     Raises
     ------

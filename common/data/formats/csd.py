@@ -108,19 +108,11 @@ class _File:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file; whatever goes wrong while it is read is a `UserError`."""
-    try:
+    with layouts.reading(path, " as HDF5", "h5py"):
         import h5py
-    except ImportError as error:
-        raise UserError(f"{path} needs h5py: pip install 'ha-fedformer[prepare]'") from error
-    try:
+
         with h5py.File(path, "r") as file:
             yield file
-    except UserError:
-        raise
-    except Exception as error:
-        # HDF5 raises what it likes of a damaged file.
-        raise UserError(f"{path} cannot be read as HDF5: {layouts.first_line(error)}") from error
 
 
 def _named(path: Path) -> _File:

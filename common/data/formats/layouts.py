@@ -7,8 +7,10 @@ Notation: N items, T steps, R rows, D width.
 """
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,13 +32,7 @@ CHUNK = 256
 
 
 def check_unpacked(path: Path, unpacked: int) -> None:
-    """Raise `UserError` where a small file declares huge contents.
-
-    Parameters
-    ----------
-    unpacked
-        Bytes that its contents take in memory, as it declares them.
-    """
+    """Raise `UserError` where a small file declares contents that take huge memory, in bytes."""
     if unpacked > FREE and unpacked > RATIO * path.stat().st_size:
         raise UserError(
             f"{path} declares {unpacked / 2**30:.1f} GiB of contents, more than {RATIO} times its "
@@ -51,6 +47,21 @@ def first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:150]
 
 
+@contextmanager
+def reading(path: Path, how: str = "", needs: str = "numpy") -> Iterator[None]:
+    """Say of whatever a library raises of a damaged file, or where it is missing, in one line."""
+    try:
+        import_module(needs)
+    except ImportError as error:
+        raise UserError(f"{path} needs {needs}: pip install 'ha-fedformer[prepare]'") from error
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read{how}: {first_line(error)}") from error
+
+
 class Arrays(dict[str, Any]):
     """A file's arrays by name; one that cannot be read says so when it is taken."""
 
@@ -62,25 +73,13 @@ class Arrays(dict[str, Any]):
 
 
 def load_npz(path: Path) -> Arrays:
-    """Read all arrays of an ``.npz`` file; none is ever unpickled.
-
-    Raises
-    ------
-    UserError
-        If it is no archive, or declares too much.
-    """
+    """Read all arrays of an ``.npz`` file; none is ever unpickled."""
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not an .npz file, or only a part of one")
-    try:
-        # Opened here: np.load leaves a file open whose list of members is broken.
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
-            return Arrays({name: _member(archive, name, path) for name in archive.files})
-    except UserError:
-        raise
-    except Exception as error:
-        # Readers of damaged files raise what they like.
-        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+    # Opened here: np.load leaves a file open whose list of members is broken.
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
+        return Arrays({name: _member(archive, name, path) for name in archive.files})
 
 
 def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array | UserError:
@@ -88,9 +87,8 @@ def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array | Use
         array = archive[name]
     except Exception as error:
         return UserError(f"{path}: array {name!r} cannot be read: {first_line(error)}")
-    return (
-        array if isinstance(array, np.ndarray) else UserError(f"{path}: {name!r} is not an array")
-    )
+    plain = isinstance(array, np.ndarray)
+    return array if plain else UserError(f"{path}: {name!r} is not an array")
 
 
 def numeric(path: Path, name: str, array: Array, dims: tuple[int, ...] = (2, 3)) -> Array:
@@ -105,34 +103,18 @@ def numeric(path: Path, name: str, array: Array, dims: tuple[int, ...] = (2, 3))
 
 @dataclass(frozen=True)
 class Block:
-    """One modality of all items of a file.
+    """One modality of all items of a file."""
 
-    Attributes
-    ----------
-    values
-        Its array, of 2 or 3 dimensions.
-    starts, lengths
-        (N,) each item's first row of (R, D), and its number of rows.
-    vectors
-        Whether it is one vector an item.
-    """
-
-    values: Array
-    starts: IntArray
-    lengths: IntArray
-    vectors: bool
+    values: Array  # of 2 or 3 dimensions
+    starts: IntArray  # (N,) each item's first row of (R, D)
+    lengths: IntArray  # (N,) its number of rows
+    vectors: bool  # whether it is one vector an item
 
     @classmethod
     def of(
         cls, path: Path, arrays: Mapping[str, Array], name: str = "values", offsets: str = "offsets"
     ) -> "Block":
-        """Take a modality from a file's arrays by the names of its array and its offsets.
-
-        Raises
-        ------
-        UserError
-            If they are no numbers, or of no such layout.
-        """
+        """Take a modality from a file's arrays by the names of its array and its offsets."""
         values = numeric(path, name, arrays[name])
         if offsets in arrays:
             ends = arrays[offsets]
@@ -174,12 +156,8 @@ def _rise(offsets: Array, rows: int) -> bool:
 def real_spans(block: Array, lengths: IntArray | None = None) -> tuple[IntArray, IntArray]:
     """Return each item's first step that is not zero, and the one after its last; 0 and 0 for none.
 
-    Parameters
-    ----------
-    block
-        (N, T, D), padded with zeros on the left or on the right. NaN is not zero.
-    lengths
-        (N,), if known: what lies behind is no part of an item, whatever it holds.
+    `block` (N, T, D) is padded with zeros on the left or on the right; NaN is not zero. What lies
+    behind `lengths` (N,), if they are known, is no part of an item, whatever it holds.
     """
     steps = block.shape[1]
     first, last = np.zeros((2, len(block)), dtype=np.int64)
@@ -205,13 +183,7 @@ def float_rows(blocks: Sequence[Array]) -> FloatArray:
 
 
 def settled(path: Path, name: str, sequences: Sequences, settings: ReadSettings) -> Sequences:
-    """Return a modality as it was asked for: tabular, and cut to its last steps.
-
-    Raises
-    ------
-    UserError
-        If it is tabular, and items differ in length.
-    """
+    """Return a modality as it was asked for: cut to its last steps; or tabular, of one length."""
     made = replace(sequences, tabular=name in settings.tabular)
     if made.uneven:
         lengths = made.lengths[made.present]
@@ -223,13 +195,7 @@ def settled(path: Path, name: str, sequences: Sequences, settings: ReadSettings)
 
 
 def sides_of(path: Path, names: Sequence[str]) -> NDArray[np.str_]:
-    """Return (N,) sides by what a source calls them.
-
-    Raises
-    ------
-    UserError
-        If one is called otherwise.
-    """
+    """Return (N,) sides by what a source calls them, which is one of `SIDES`."""
     unknown = sorted(set(names) - set(SIDES))
     if unknown:
         raise UserError(f"{path}: split {unknown[0][:40]!r}: expected one of {', '.join(SIDES)}")

@@ -9,7 +9,7 @@ Notation: N items.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,20 +102,8 @@ def _parse_options() -> Any:
     return pyarrow.csv.ParseOptions(newlines_in_values=True)
 
 
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Say of whatever goes wrong while a table is read that it cannot be read."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{path} needs pyarrow: pip install 'ha-fedformer[prepare]'") from error
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # PyArrow raises what it likes of a damaged file.
-        raise UserError(f"{path} cannot be read as a table: {layouts.first_line(error)}") from error
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return layouts.reading(path, " as a table", "pyarrow")
 
 
 def _short_texts(path: Path, column: str, cells: Sequence[Any]) -> list[str]:
@@ -218,10 +206,8 @@ def _stream(given: Given, settings: ReadSettings) -> Stream | None:
     if settings.context or any(file.suffix != ".npy" for file in files.values()):
         return None
     with _reading(path):
-        counts = {
-            name: len(layouts.numeric(file, "values", load_arrays(file)["values"]))
-            for name, file in files.items()
-        }
+        arrays = {name: load_arrays(file)["values"] for name, file in files.items()}
+    counts = {name: len(layouts.numeric(files[name], "values", a)) for name, a in arrays.items()}
     if len(set(counts.values())) > 1:
         listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
         raise UserError(f"{path}: arrays differ in number of items: {listed}")

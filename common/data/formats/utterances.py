@@ -35,13 +35,7 @@ def check_settings(path: Path, settings: ReadSettings) -> None:
 
 
 def modalities_of(path: Path, there: Iterable[str], settings: ReadSettings) -> tuple[str, ...]:
-    """Return the modalities to read.
-
-    Raises
-    ------
-    UserError
-        If one that was asked for is not there, or none is.
-    """
+    """Return the modalities to read; raise `UserError` where one is not there, or none is."""
     names = tuple(there)
     if not names:
         raise UserError(f"{path} has no modality; expected language, audio or vision")
@@ -74,16 +68,7 @@ def cleaned(
 ) -> Source:
     """Drop items that lack language or a label, and count what is missing.
 
-    Parameters
-    ----------
-    path
-        For errors.
-    items, splits
-        All items, and their sides.
-    settings
-        When predicting, none is dropped.
-    counts
-        What was cleaned before.
+    When predicting, none is dropped. `counts` say what was cleaned before.
 
     Raises
     ------

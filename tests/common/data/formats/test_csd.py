@@ -1,6 +1,6 @@
 """What the reader of computational sequences refuses, and how it finds an item's steps."""
 
-import builtins
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -295,14 +295,7 @@ def test_settings_that_do_not_fit(
 
 def test_h5py_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path)
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "h5py":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "h5py", None)
     fails(tmp_path, words=["needs h5py: pip install 'ha-fedformer[prepare]'"])
 
 

@@ -1,6 +1,5 @@
 """Own tables: what is read whole or in parts, and what is refused."""
 
-import builtins
 import os
 import subprocess
 import sys
@@ -93,18 +92,6 @@ def fails_in_parts(path: Path, size: int = 2, **options: Any) -> str:
     with pytest.raises(UserError) as caught:
         parts_of(path, size, **options)
     return one_line(caught)
-
-
-@pytest.fixture
-def without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
 
 
 # ---- The table ------------------------------------------------------------------------
@@ -206,7 +193,8 @@ def test_a_small_file_of_very_many_rows(tmp_path: Path) -> None:
     fails(path, "a.parquet", "GiB")
 
 
-def test_pyarrow_is_missing(tmp_path: Path, without_pyarrow: None) -> None:
+def test_pyarrow_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = make(tmp_path)
     fails(path, "needs pyarrow: pip install 'ha-fedformer[prepare]'")
     assert fails_in_parts(path) == f"{path} needs pyarrow: pip install 'ha-fedformer[prepare]'"
