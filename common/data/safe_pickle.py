@@ -119,8 +119,8 @@ class _Unpickler(pickle._Unpickler):
         super().__init__(_Bounded(file, size), encoding="latin1")
         self.left = FREE + RATIO * size
         self.most_values = FREE_VALUES + VALUE_RATIO * size
-        #: Address of a tuple of tuples to its depth, and the number of values at any depth.
-        self.nested: dict[int, tuple[int, int]] = {}
+        #: Address of an array or a tuple of tuples to itself, its depth, and its number of values.
+        self.nested: dict[int, tuple[Any, int, int]] = {}
         self.listed = self._constructors()
 
     def charge(self, size: int) -> None:
@@ -176,6 +176,10 @@ class _Unpickler(pickle._Unpickler):
             codes = np.frombuffer(raw, np.dtype(np.uint32).newbyteorder(kind.byteorder))
             if codes.max() > sys.maxunicode:
                 raise RefusedError("text has characters that do not exist")
+        inner = [part for part in raw if type(part) is np.ndarray] if kind.hasobject else []
+        if id(array) in self.nested or not {id(part) for part in inner} <= self.nested.keys():
+            raise RefusedError("an array is filled twice, or holds one that has no contents yet")
+        self._note(array, inner)
         array.__setstate__((1, shape, kind, bool(fortran), raw))  # type: ignore[arg-type]
 
     def _from_buffer(
@@ -185,8 +189,10 @@ class _Unpickler(pickle._Unpickler):
             raise RefusedError("an array of a buffer does not fit what it holds")
         array = self._reconstruct(self.listed["numpy.ndarray"], (0,), None)
         self._fill(array, shape, dtype, order == "F", raw)
-        # NumPy 2.3 and later write axes in another order.
-        return array.transpose(axes) if order == "K" else array
+        if order == "K":  # NumPy 2.3 and later: axes in another order
+            array = array.transpose(axes)
+            self._note(array, [])
+        return array
 
     def _scalar(self, dtype: Any, raw: Any = b"") -> Any:
         kind, raw = _plain(dtype), _raw(raw)
@@ -226,21 +232,22 @@ class _Unpickler(pickle._Unpickler):
             raise RefusedError("it writes into an array, or what else is no dictionary")
 
     def _note_tuple(self) -> None:
-        """Limit how deep tuples are, and how much they share: hashing recurses without an end."""
-        new = self.stack[-1]
         self.charge(64)
-        # An address may have been that of a tuple which is no more.
-        self.nested.pop(id(new), None)
-        inner = [part for part in new if type(part) is tuple]
+        inner = [part for part in self.stack[-1] if type(part) is tuple]
         if inner:
-            counts = [self.nested.get(id(part), (1, len(part))) for part in inner]
-            depth, held = 1 + max(each for each, _ in counts), sum(each for _, each in counts)
-            if depth > MAX_DEPTH:
-                raise RefusedError(f"it nests values more than {MAX_DEPTH} deep")
-            if held > self.most_values:
-                raise RefusedError("its tuples hold one another too many times")
-            self.charge(128)
-            self.nested[id(new)] = depth, len(new) + held
+            self._note(self.stack[-1], inner)
+
+    def _note(self, value: Any, inner: list[Any]) -> None:
+        """Limit how deep values are, and how much they share: hashing and freeing them recurses."""
+        self.charge(128)
+        known = [self.nested.get(id(part), (part, 1, len(part))) for part in inner]
+        depth = 1 + max((part[1] for part in known), default=0)
+        held = len(value) + sum(part[2] for part in known)
+        if depth > MAX_DEPTH:
+            raise RefusedError(f"it nests values more than {MAX_DEPTH} deep")
+        if held > self.most_values + len(value):
+            raise RefusedError("its tuples hold one another too many times")
+        self.nested[id(value)] = value, depth, held
 
 
 Step = Callable[[Any], None]

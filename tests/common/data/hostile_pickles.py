@@ -63,6 +63,24 @@ def array(shape: bytes, dtype: str, content: bytes) -> bytes:
     return START + b"(K\x01" + shape + kind + order + b"\x89" + content + b"tb"
 
 
+def nested_arrays(count: int, first: bool) -> bytes:
+    """Arrays of objects in one another: filled from within, or each before the one in it."""
+
+    def memo(array: int) -> bytes:
+        return struct.pack("<I", array + 10)
+
+    def fill(array: int) -> bytes:
+        held = b"(K\x01K\x01\x85h\x01\x89]j" + memo(array + 1) + b"atb"
+        return b"j" + memo(array) + held + b"0"
+
+    kind = call(DTYPE, text("O8"), b"\x89", b"\x88") + b"q\x010"
+    blanks = b"".join(START + b"r" + memo(array) + b"0" for array in range(count + 1))
+    last = b"j" + memo(count) + b"(K\x01K\x01\x85h\x01\x89](K\x05etb0"
+    fills = [fill(array) for array in range(count)]
+    whole = b"".join(fills) if first else last + b"".join(reversed(fills))
+    return program(kind, blanks, whole, b"j" + memo(0))
+
+
 def shared(last: bytes) -> bytes:
     """Forty lists, each of which holds the one before twice; a terabyte if it were written out."""
     levels = (b"q%c0](h%ch%ce" % (level, level, level) for level in range(40))
@@ -246,6 +264,21 @@ EXHAUSTS: Attacks = {
     "sets nested 300,000 deep": (program(b"(" * 300_000, b"\x91" * 300_000), "memory"),
     "sets nested 300 deep": (program(b"(" * 300, b"\x91" * 300), "deep"),
     "lists nested 300,000 deep": (program(b"]" * 300_000, b"a" * 299_999), "deep"),
+    "arrays nested 100,000 deep": (nested_arrays(100_000, first=False), "deep"),
+    "arrays nested 100,000 deep, from without": (nested_arrays(100_000, first=True), "no contents"),
+    "an array that is filled twice": (
+        program(
+            array(b"K\x01\x85", "u1", b"C\x01x"), array(b"K\x01\x85", "u1", b"C\x01x")[len(START) :]
+        ),
+        "twice",
+    ),
+    "an array that holds itself": (
+        program(
+            START + b"q\x05(K\x01K\x01\x85",
+            call(DTYPE, text("O8"), b"\x89", b"\x88") + b"\x89]h\x05atb",
+        ),
+        "no contents",
+    ),
     "marks of a million": (program(b"(" * 10**6), "memory"),
     "tuples that share one another, hashed": (
         program(b"})", *(b"q%ch%c\x86" % (level, level) for level in range(40)), b"Ns"),
