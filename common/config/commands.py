@@ -19,19 +19,6 @@ from common.config.schema import check_held_back
 from common.errors import UserError
 
 
-class Format(StrEnum):
-    """Format of a source; see `common.data.formats`."""
-
-    auto = "auto"
-    npz = "npz"
-    multibench = "multibench"
-    mult = "mult"
-    mmsa = "mmsa"
-    csd = "csd"
-    table = "table"
-    synthetic = "synthetic"
-
-
 class Labels(StrEnum):
     """The labels to predict: those of a task, or the six emotions."""
 
@@ -57,7 +44,7 @@ class PrepareConfig(Settings):
 
     path: Any = None
     out: str | None = None
-    format: Format = Format.auto
+    format: str = "auto"
     describe: bool = False
     overwrite: bool = False
     seed: int = 1234

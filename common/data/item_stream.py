@@ -6,19 +6,17 @@ are. Other formats are read whole.
 Notation: N items.
 """
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import starmap
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import Sequences
-from common.data.formats.registry import read_source, recognise
-from common.data.formats.table_stream import TableStream
+from common.data.formats.registry import FORMATS, recognise
 from common.data.manifest import MANIFEST
-from common.data.safe_pickle import is_pickle
 from common.data.shards import ShardStream
 from common.data.source import ReadSettings
 from common.errors import UserError
@@ -38,41 +36,21 @@ class Items:
 
 @dataclass(frozen=True)
 class ItemStream:
-    """A source of items.
-
-    Attributes
-    ----------
-    format, why
-        Its name, and one line: what it was recognised by.
-    count
-        N.
-    parts
-        Yields all items in order, so many at a time.
-    cleaning
-        What was cleaned while reading and how many times.
-    label_names
-        What classes or labels are called, where the source says it.
-    """
+    """A source of N items."""
 
     format: str
-    why: str
-    count: int
-    parts: Callable[[int], Iterator[Items]]
-    cleaning: Mapping[str, int] = field(default_factory=dict)
-    label_names: tuple[str, ...] = ()
+    why: str  # one line: what it was recognised by
+    count: int  # N
+    parts: Callable[[int], Iterator[Items]]  # yields all items in order, so many at a time
+    cleaning: Mapping[str, int] = field(default_factory=dict)  # what, and how many times
+    label_names: tuple[str, ...] = ()  # of classes or labels, where the source says it
 
 
 def open_items(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream:
     """Open a source of items to predict.
 
-    Parameters
-    ----------
-    paths
-        Shards; or one source as `common.data.formats.registry.read_source` takes it.
-    format
-        Its format, "shard", or "auto" to recognise it.
-    settings
-        How it is read, with `predicting` set.
+    `paths` are shards, or one source as `common.data.formats.registry.read_source` takes it;
+    `format` is its format, "shard", or "auto" to recognise it; `settings` have `predicting` set.
 
     Raises
     ------
@@ -85,15 +63,15 @@ def open_items(paths: Sequence[Path], format: str, settings: ReadSettings) -> It
             raise UserError(f"{path} does not exist")
     if format in (SHARD, "auto") and _is_shard(paths[0], format):
         return _shards(paths, settings)
-    found = _table(paths, format, settings) or _whole(paths, format, settings)
-    if found.count == 0:
+    stream = _source(paths, format, settings)
+    if stream.count == 0:
         raise UserError(f"{paths[0]} has no items")
-    return found
+    return stream
 
 
 def _is_shard(path: Path, format: str) -> bool:
     if (path / MANIFEST).exists():
-        names = sorted(each.name for each in path.glob(f"*{SUFFIX}"))
+        names = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
         raise UserError(
             f"{path} is a folder of shards; give one or several of them: {', '.join(names[:6])}"
         )
@@ -114,37 +92,27 @@ def _shards(paths: Sequence[Path], settings: ReadSettings) -> ItemStream:
         for stream in streams:
             for index in _numbers(stream.count, size):
                 ids, sequences = stream.part(int(index[0]), int(index[-1]) + 1)
-                yield Items(ids, _cut(sequences, settings))
+                names = [name for name in wanted or sequences if name in sequences]
+                cut = {name: sequences[name].last_steps(settings.max_seq_len) for name in names}
+                yield Items(ids, cut)
 
     names = ", ".join(stream.info.name for stream in streams)
     count = sum(stream.count for stream in streams)
     return ItemStream(SHARD, names, count, parts, label_names=streams[0].info.label_names)
 
 
-def _table(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream | None:
-    """Open a table; None for another format, or where its arrays have to be read whole."""
-    pickled = paths[0].is_file() and is_pickle(paths[0])
-    if len(paths) > 1 or format not in ("table", "auto") or pickled:
-        return None
-    name, why = recognise(paths[0], format, settings)
-    stream = TableStream.open(paths[0], settings) if name == "table" else None
-    if stream is None:
-        return None
-
-    def parts(size: int) -> Iterator[Items]:
-        return itertools.starmap(Items, stream.parts(size))
-
-    return ItemStream(name, why, stream.count, parts)
-
-
-def _whole(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream:
-    source, name, why = read_source(paths, format, settings)
-    items = source.items
+def _source(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream:
+    given, name, why = recognise(paths, format, settings)
+    stream = FORMATS[name].stream(given, settings)
+    if stream is not None:
+        count, read_parts = stream
+        return ItemStream(name, why, count, lambda size: starmap(Items, read_parts(size)))
+    items = FORMATS[name].read(given, settings).items
 
     def parts(size: int) -> Iterator[Items]:
         for index in _numbers(len(items), size):
             part = items.select(index)
-            sequences = {name: _narrowed(each) for name, each in part.sequences.items()}
+            sequences = {name: _narrowed(whole) for name, whole in part.sequences.items()}
             yield Items(part.ids, sequences)
 
     return ItemStream(name, why, len(items), parts, items.cleaning)
@@ -152,7 +120,7 @@ def _whole(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemSt
 
 def _narrowed(sequences: Sequences) -> Sequences:
     """Leave the rows before the first that is used and after the last behind."""
-    used = sequences.lengths > 0
+    used = sequences.present
     first = int(sequences.starts[used].min(initial=len(sequences.values)))
     last = int((sequences.starts + sequences.lengths)[used].max(initial=first))
     return replace(
@@ -160,15 +128,6 @@ def _narrowed(sequences: Sequences) -> Sequences:
         values=sequences.values[first:last],
         starts=np.where(used, sequences.starts - first, 0),
     )
-
-
-def _cut(sequences: Mapping[str, Sequences], settings: ReadSettings) -> dict[str, Sequences]:
-    names = settings.modalities or tuple(sequences)
-    return {
-        name: sequences[name].last_steps(settings.max_seq_len)
-        for name in names
-        if name in sequences
-    }
 
 
 def _numbers(count: int, size: int) -> Iterator[NDArray[np.int64]]:

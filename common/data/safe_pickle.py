@@ -1,94 +1,73 @@
 """Pickles of datasets, read without trusting them.
 
-A pickle is a program for a small machine that may call anything. Here its opcodes are looked at
-first (`common.data.pickle_scan`), and of what it may call there is a short list: what makes arrays,
-numbers, text and plain containers. Nothing on the list is NumPy's or Python's own: each is a
-constructor below that checks what it is given and counts the memory that it takes.
+A pickle is a program for a small machine that may call anything. Here Python's own machine runs
+without its dangerous opcodes; it may call only the checked constructors below, and memory is
+counted before it is taken.
+
+Source: the opcodes as `pickletools` documents them.
 """
 
 import math
-import mmap
 import os
 import pickle
+import pickletools
 import re
 import stat
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.pickle_scan import RefusedError, scan
 from common.errors import UserError
 
-#: Bytes that all constructors together may take: so many, and so many times the file's size.
-FREE, RATIO = 1 << 26, 4
+#: Bytes that everything in a pickle together may take: so many, and times the file's size.
+FREE, RATIO = 1 << 26, 32
+#: Containers in one another; a real dataset has three or four.
+MAX_DEPTH = 100
+#: Values that a tuple may hold at any depth, and times the file's size: hashing visits them all.
+FREE_VALUES, VALUE_RATIO = 10_000, 4
 
 _START = re.compile(rb"\x80[\x02-\x05]|\([dl]p\d|\(d[SVIFL]|\}q|\]q|\}\(")
-#: Bytes of an array or a set that holds nothing.
-_OBJECT = 216
 _LEAVES = {type(None), bool, int, float, complex, str, bytes, bytearray}
 _DTYPE = re.compile(r"[<>|=]?(\?|b1|[biufc](?:1|2|4|8|16|32)?|[SU]\d{0,9}|O[48]?)")
 
+#: What reaches outside of the pickle, or makes objects of classes.
+_REFUSED = "PERSID BINPERSID EXT1 EXT2 EXT4 INST OBJ NEWOBJ NEWOBJ_EX NEXT_BUFFER READONLY_BUFFER"
+#: Bytes that an opcode takes whatever it holds.
+_OBJECT = 216
+_COSTS = {"MARK": 128, "EMPTY_LIST": 64, "LIST": 64, "EMPTY_DICT": 72, "DICT": 72}
+_COSTS |= dict.fromkeys(("EMPTY_SET", "FROZENSET"), _OBJECT)
+_COSTS |= dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 100)
 
-class Array(np.ndarray[Any, Any]):
-    """An array out of a pickle; `numpy.asarray` makes a plain one of it without a copy."""
 
-    makers: "_Constructors | None" = None
+class RefusedError(Exception):
+    """A pickle that no dataset is; the message says what about it."""
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        """Write; the pickle itself may not, since opcodes can write where they please."""
-        if self.makers is not None and self.makers.loading:
-            raise RefusedError("it writes into an array")
-        super().__setitem__(key, value)
 
-    def __setstate__(self, state: Any) -> None:
-        """Take shape and contents, checked; a state whose sizes do not agree is refused."""
-        if not (isinstance(state, tuple) and len(state) in (4, 5)):
-            raise RefusedError("an array has no proper state")
-        if self.makers is None:
-            raise RefusedError("an array is not of this pickle")
-        shape, dtype, fortran, raw = state[-4:]
-        kind = _plain(dtype)
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        count = _count(shape)
-        held = len(raw) if isinstance(raw, list if kind.hasobject else bytes) else -1
-        if held != count * (1 if kind.hasobject else kind.itemsize):
-            raise RefusedError(f"an array of shape {_short(str(shape))} does not fit what it holds")
-        self.makers.charge(max(1, count) * kind.itemsize)
-        _check_text(raw, kind)
-        super().__setstate__((1, shape, kind, bool(fortran), raw))  # type: ignore[arg-type]
+def _short(text: str) -> str:
+    clean = "".join(character if character.isprintable() else "?" for character in text[:80])
+    return clean if len(text) <= 80 else f"{clean}…"
 
 
 class _DType:
     """A dtype before it is one: a plain kind, and a byte order that comes later."""
 
-    def __init__(self, code: str) -> None:
+    def __init__(self, code: Any, *_: Any) -> None:
+        if not (isinstance(code, str) and _DTYPE.fullmatch(code)):
+            named = _short(code if isinstance(code, str) else type(code).__name__)
+            raise RefusedError(f"an array has the type {named}; expected plain numbers or text")
         self.dtype = np.dtype(code)
 
-    def __setstate__(self, state: Any) -> None:
+    def build(self, state: Any) -> None:
         plain = isinstance(state, tuple) and len(state) >= 5 and state[2:5] == (None, None, None)
         if not plain or state[1] not in ("<", ">", "|", "="):
             raise RefusedError("an array has a compound type; expected plain numbers or text")
         if state[1] in "<>":
             self.dtype = self.dtype.newbyteorder(state[1])
-
-
-class _Allowed:
-    """What stands for an allowed global; it cannot be changed by the pickle."""
-
-    __slots__ = ("_call",)
-
-    def __init__(self, call: Callable[..., Any]) -> None:
-        self._call = call
-
-    def __call__(self, *arguments: Any) -> Any:
-        return self._call(*arguments)
-
-    def __setstate__(self, state: Any) -> None:
-        raise RefusedError("it tries to change a function")
 
 
 def _plain(dtype: Any) -> np.dtype[Any]:
@@ -100,201 +79,245 @@ def _plain(dtype: Any) -> np.dtype[Any]:
 def _count(shape: Any) -> int:
     """Return the number of elements of a shape."""
     whole = isinstance(shape, tuple) and len(shape) <= 32
-    if not whole or not all(type(each) is int and 0 <= each < 1 << 63 for each in shape):
+    if not whole or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
         raise RefusedError("an array has no proper shape")
     return math.prod(shape)
 
 
-def _check_text(raw: Any, kind: np.dtype[Any]) -> None:
-    """Refuse text of numbers that are no characters; NumPy fails on them when it is read."""
-    if kind.kind == "U" and raw:
-        codes = np.frombuffer(raw, np.dtype(np.uint32).newbyteorder(kind.byteorder))
-        if codes.max() > sys.maxunicode:
-            raise RefusedError("text has characters that do not exist")
+def _raw(content: Any) -> Any:
+    """Return bytes as they are, also where Python 2 wrote them as text."""
+    return content.encode("latin1") if isinstance(content, str) else content
 
 
-def _short(text: str) -> str:
-    clean = "".join(each if each.isprintable() else "?" for each in text[:80])
-    return clean if len(text) <= 80 else f"{clean}…"
+def _only_named(*_: Any) -> Any:
+    raise RefusedError("it calls what it may only name")
 
 
-class _Constructors:
-    """The constructors of one load, which share a budget of memory."""
+class _Bounded:
+    """A file whose reader never asks for more than there is."""
 
-    def __init__(self, budget: int) -> None:
-        self.left = budget
-        self.loading = True
-        self.ndarray = _Allowed(self._only_named)
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._left = file, size
+
+    def read(self, size: int) -> bytes:
+        if size > self._left:
+            raise RefusedError("it is truncated, or declares more than it holds")
+        self._left -= size
+        return self._file.read(size)
+
+    def readline(self) -> bytes:
+        line = self._file.readline()
+        self._left -= len(line)
+        return line
+
+
+class _Unpickler(pickle._Unpickler):
+    stack: list[Any]
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        # latin1 is how pickles of Python 2 are read; those of Python 3 do not mind.
+        super().__init__(_Bounded(file, size), encoding="latin1")
+        self.left = FREE + RATIO * size
+        self.most_values = FREE_VALUES + VALUE_RATIO * size
+        #: Address of an array or a tuple of tuples to itself, its depth, and its number of values.
+        self.nested: dict[int, tuple[Any, int, int]] = {}
+        self.listed = self._constructors()
 
     def charge(self, size: int) -> None:
         self.left -= size
         if self.left < 0:
             raise RefusedError("it demands more memory than its size allows")
 
-    def listed(self) -> Mapping[tuple[str, str], _Allowed]:
-        found: dict[tuple[str, str], Callable[..., Any]] = {
-            ("numpy", "dtype"): self.dtype,
-            ("_codecs", "encode"): self.encode,
-            ("collections", "OrderedDict"): self.mapping,
-            ("collections", "defaultdict"): self.default_mapping,
+    def _constructors(self) -> dict[str, Callable[..., Any]]:
+        """Return what a pickle may call; nothing is NumPy's or takes memory without a check."""
+        return {
+            "numpy.dtype": _DType,
+            "numpy.ndarray": partial(_only_named),
+            "numpy.core.multiarray._reconstruct": self._reconstruct,
+            "numpy.core.multiarray.scalar": self._scalar,
+            "numpy.core.numeric._frombuffer": self._from_buffer,
+            "_codecs.encode": lambda text, codec=None: self._bytes(text, codec),
+            "collections.OrderedDict": lambda *pairs: dict(self._items(*pairs)),
+            "collections.defaultdict": lambda *_: dict(self._items()),
+            "builtins.bytes": self._bytes,
+            "builtins.bytearray": self._bytes,
+            "builtins.complex": lambda real, imaginary: complex(real, imaginary),
+            "builtins.set": lambda *items: set(self._items(*items)),
+            "builtins.frozenset": lambda *items: frozenset(self._items(*items)),
+            **{f"builtins.{name}": _only_named for name in ("list", "dict", "int", "float", "str")},
         }
-        for core in ("numpy.core", "numpy._core"):
-            found[core + ".multiarray", "_reconstruct"] = self.reconstruct
-            found[core + ".multiarray", "scalar"] = self.scalar
-            found[core + ".numeric", "_frombuffer"] = self.from_buffer
-        for builtins in ("builtins", "__builtin__"):
-            found[builtins, "bytes"] = self.binary
-            found[builtins, "bytearray"] = self.binary
-            found[builtins, "complex"] = self.complex
-            found[builtins, "set"] = self.set
-            found[builtins, "frozenset"] = self.frozenset
-            for name in ("list", "dict", "int", "float", "str"):
-                found[builtins, name] = self._only_named
-        allowed = {name: _Allowed(call) for name, call in found.items()}
-        return allowed | {("numpy", "ndarray"): self.ndarray}
-
-    @staticmethod
-    def _only_named(*_: Any) -> Any:
-        raise RefusedError("it calls what it may only name")
-
-    def reconstruct(self, kind: Any, shape: Any, code: Any) -> Array:
-        if kind is not self.ndarray or shape != (0,):
-            raise RefusedError("an array begins with a shape of its own")
-        self.charge(_OBJECT)
-        array = np.ndarray.__new__(Array, (0,), np.dtype(np.int8))
-        array.makers = self
-        return array
-
-    @staticmethod
-    def dtype(code: Any, *_: Any) -> _DType:
-        if not (isinstance(code, str) and _DTYPE.fullmatch(code)):
-            named = _short(code if isinstance(code, str) else type(code).__name__)
-            raise RefusedError(f"an array has the type {named}; expected plain numbers or text")
-        return _DType(code)
-
-    def scalar(self, dtype: Any, raw: Any = b"") -> Any:
-        kind = _plain(dtype)
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        if kind.hasobject or not isinstance(raw, bytes) or len(raw) != kind.itemsize:
-            raise RefusedError("a number does not fit its type")
-        self.charge(32 + kind.itemsize)
-        return np.frombuffer(raw, kind)[0] if kind.itemsize else kind.type()
-
-    def from_buffer(
-        self, buffer: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
-    ) -> NDArray[Any]:
-        kind, count = _plain(dtype), _count(shape)
-        whole = isinstance(buffer, bytes | bytearray) and len(buffer) == count * kind.itemsize
-        if kind.hasobject or order not in ("C", "F", "K") or not whole:
-            raise RefusedError(f"an array of shape {_short(str(shape))} does not fit what it holds")
-        self.charge(_OBJECT + max(1, count) * kind.itemsize)
-        _check_text(buffer, kind)
-        flat = np.frombuffer(buffer, kind) if buffer else np.empty(count, kind)
-        if order == "K":  # NumPy 2.3 and later: axes in another order
-            array = flat.reshape(shape).transpose(axes).view(Array)
-        else:
-            array = flat.reshape(shape, order=order).view(Array)
-        array.makers = self
-        return array
-
-    def encode(self, text: Any, codec: Any = None) -> bytes:
-        if not isinstance(text, str) or codec != "latin1":
-            raise RefusedError("it uses a codec other than latin1")
-        self.charge(len(text))
-        return text.encode("latin1")
-
-    def binary(self, content: Any = b"", codec: Any = "latin-1") -> bytes:
-        if isinstance(content, str) and codec == "latin-1":
-            content = content.encode("latin1")
-        if not isinstance(content, bytes | bytearray):
-            raise RefusedError("it asks for bytes of no contents")
-        self.charge(len(content))
-        return bytes(content)
-
-    @staticmethod
-    def complex(real: Any, imaginary: Any) -> complex:
-        if not (type(real) is float and type(imaginary) is float):
-            raise RefusedError("a number does not fit its type")
-        return complex(real, imaginary)
-
-    def set(self, items: Any = ()) -> set[Any]:
-        return set(self._listed_items(items))
-
-    def frozenset(self, items: Any = ()) -> frozenset[Any]:
-        return frozenset(self._listed_items(items))
-
-    def _listed_items(self, items: Any) -> Any:
-        if not isinstance(items, list | tuple):
-            raise RefusedError("a set is not made of a list")
-        self.charge(_OBJECT + 64 * len(items))
-        return items
-
-    def mapping(self, pairs: Any = ()) -> dict[Any, Any]:
-        if not isinstance(pairs, list | tuple):
-            raise RefusedError("a dictionary is not made of a list of pairs")
-        if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
-            raise RefusedError("a dictionary is not made of a list of pairs")
-        self.charge(64 + 128 * len(pairs))
-        return dict(pairs)
-
-    def default_mapping(self, *factory: Any) -> dict[Any, Any]:
-        if len(factory) > 1:
-            raise RefusedError("a dictionary has several defaults")
-        self.charge(64)
-        return {}
-
-
-class _Unpickler(pickle.Unpickler):
-    def __init__(self, file: BinaryIO, budget: int) -> None:
-        # latin1 is how pickles of Python 2 are read; those of Python 3 do not mind.
-        super().__init__(file, encoding="latin1")
-        self._makers = _Constructors(budget)
-        self._allowed = self._makers.listed()
-
-    def load(self) -> Any:
-        """Load it; what comes back is nothing but data."""
-        try:
-            content = super().load()
-        finally:
-            self._makers.loading = False
-        _check_data(content)
-        return content
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what stands for a global, if it is allowed."""
-        allowed = self._allowed.get((module, name))
-        if allowed is None:
+        known = {"__builtin__": "builtins"}.get(module, module.replace("numpy._core", "numpy.core"))
+        if f"{known}.{name}" not in self.listed:
             raise RefusedError(
                 f"it asks for {_short(f'{module}.{name}')}, which no dataset needs (arrays, "
                 "numbers, text and plain containers do); nothing of it was run; do not open it "
                 "with pickle"
             )
-        return allowed
+        return self.listed[f"{known}.{name}"]
 
-    def persistent_load(self, pid: Any) -> Any:
-        """Refuse what a pickle keeps elsewhere."""
-        raise RefusedError("it keeps values elsewhere")
+    def _reconstruct(self, kind: Any, shape: Any, code: Any) -> NDArray[Any]:
+        if kind is not self.listed["numpy.ndarray"] or shape != (0,):
+            raise RefusedError("an array begins with a shape of its own")
+        self.charge(_OBJECT)
+        return np.empty(0, np.int8)
+
+    def _fill(self, array: NDArray[Any], shape: Any, dtype: Any, fortran: Any, raw: Any) -> None:
+        """Give an array its shape and contents, which are not copied."""
+        kind, count, raw = _plain(dtype), _count(shape), _raw(raw)
+        held = len(raw) if isinstance(raw, list if kind.hasobject else bytes) else -1
+        if held != count * (1 if kind.hasobject else kind.itemsize):
+            raise RefusedError(f"an array of shape {_short(str(shape))} does not fit what it holds")
+        self.charge(max(1, count) * kind.itemsize)
+        if kind.kind == "U" and raw:
+            # NumPy fails on numbers that are no characters, but only when they are read.
+            codes = np.frombuffer(raw, np.dtype(np.uint32).newbyteorder(kind.byteorder))
+            if codes.max() > sys.maxunicode:
+                raise RefusedError("text has characters that do not exist")
+        inner = [part for part in raw if type(part) is np.ndarray] if kind.hasobject else []
+        if id(array) in self.nested or not {id(part) for part in inner} <= self.nested.keys():
+            raise RefusedError("an array is filled twice, or holds one that has no contents yet")
+        self._note(array, inner)
+        array.__setstate__((1, shape, kind, bool(fortran), raw))  # type: ignore[arg-type]
+
+    def _from_buffer(
+        self, raw: Any, dtype: Any, shape: Any, order: Any, axes: Any = None
+    ) -> NDArray[Any]:
+        if _plain(dtype).hasobject or order not in ("C", "F", "K"):
+            raise RefusedError("an array of a buffer does not fit what it holds")
+        array = self._reconstruct(self.listed["numpy.ndarray"], (0,), None)
+        self._fill(array, shape, dtype, order == "F", raw)
+        if order == "K":  # NumPy 2.3 and later: axes in another order
+            array = array.transpose(axes)
+            self._note(array, [])
+        return array
+
+    def _scalar(self, dtype: Any, raw: Any = b"") -> Any:
+        kind, raw = _plain(dtype), _raw(raw)
+        if kind.hasobject or not isinstance(raw, bytes) or len(raw) != kind.itemsize:
+            raise RefusedError("a number does not fit its type")
+        self.charge(32 + kind.itemsize)
+        return np.frombuffer(raw, kind)[0] if kind.itemsize else kind.type()
+
+    def _bytes(self, content: Any = b"", codec: Any = "latin1") -> bytes:
+        if codec not in ("latin1", "latin-1"):
+            raise RefusedError("it uses a codec other than latin1")
+        if not isinstance(content, str | bytes | bytearray):
+            raise RefusedError("it asks for bytes of no contents")
+        self.charge(len(content))
+        return bytes(_raw(content))
+
+    def _items(self, items: Any = ()) -> Any:
+        if not isinstance(items, list | tuple):
+            raise RefusedError("a set or a dictionary is not made of a list")
+        self.charge(_OBJECT + 128 * len(items))
+        return items
+
+    def _build(self) -> None:
+        state = self.stack.pop()
+        target = self.stack[-1]
+        if isinstance(target, _DType):
+            target.build(state)
+        elif type(target) is not np.ndarray:
+            raise RefusedError("it tries to change a function or a plain value")
+        elif not (isinstance(state, tuple) and len(state) in (4, 5)):
+            raise RefusedError("an array has no proper state")
+        else:
+            self._fill(target, *state[-4:])
+
+    def _check_target(self, target: Any) -> None:
+        if type(target) is not dict:
+            raise RefusedError("it writes into an array, or what else is no dictionary")
+
+    def _note_tuple(self) -> None:
+        self.charge(64)
+        inner = [part for part in self.stack[-1] if type(part) is tuple]
+        if inner:
+            self._note(self.stack[-1], inner)
+
+    def _note(self, value: Any, inner: list[Any]) -> None:
+        """Limit how deep values are, and how much they share: hashing and freeing them recurses."""
+        self.charge(128)
+        known = [self.nested.get(id(part), (part, 1, len(part))) for part in inner]
+        depth = 1 + max((part[1] for part in known), default=0)
+        held = len(value) + sum(part[2] for part in known)
+        if depth > MAX_DEPTH:
+            raise RefusedError(f"it nests values more than {MAX_DEPTH} deep")
+        if held > self.most_values + len(value):
+            raise RefusedError("its tuples hold one another too many times")
+        self.nested[id(value)] = value, depth, held
+
+
+Step = Callable[[Any], None]
+
+
+class _Steps(dict[int, Step]):
+    """What each opcode does; those that are refused are missing."""
+
+    def __missing__(self, code: int) -> Step:
+        opcode = pickletools.code2op.get(chr(code))  # type: ignore[attr-defined]
+        name = opcode.name if opcode else f"0x{code:02x}"
+        raise RefusedError(f"it has the opcode {name}, which no dataset needs")
+
+
+def _steps() -> _Steps:
+    codes = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
+    steps = _Steps(pickle._Unpickler.dispatch)
+    for name in _REFUSED.split():
+        del steps[codes[name]]
+    for name, cost in _COSTS.items():
+        before = lambda machine, cost=cost: machine.charge(cost)  # noqa: E731
+        steps[codes[name]] = _both(before, steps[codes[name]])
+    for name in ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3"):
+        steps[codes[name]] = _both(steps[codes[name]], _Unpickler._note_tuple)
+    steps[codes["BYTEARRAY8"]] = steps[codes["BINBYTES8"]]
+    steps[codes["BUILD"]] = _Unpickler._build
+    for name, target in {
+        "SETITEM": lambda machine: machine._check_target(machine.stack[-3]),
+        "SETITEMS": lambda machine: machine._check_target(machine.metastack[-1][-1]),
+    }.items():
+        steps[codes[name]] = _both(target, steps[codes[name]])
+    return steps
+
+
+def _both(first: Step, second: Step) -> Step:
+    def both(machine: Any) -> None:
+        first(machine)
+        second(machine)
+
+    return both
+
+
+_Unpickler.dispatch = _steps()
 
 
 def _check_data(content: object) -> None:
-    """Refuse contents that hold what stands for a function or a type."""
-    rest, seen = [content], set()
-    while rest:
-        value = rest.pop()
-        if type(value) in _LEAVES or isinstance(value, np.generic) or id(value) in seen:
-            continue
-        seen.add(id(value))
-        parts: list[Any] = []
-        if isinstance(value, np.ndarray):
-            parts = np.asarray(value).ravel().tolist() if value.dtype.hasobject else []
-        elif isinstance(value, dict):
-            parts = [*value.keys(), *value.values()]
-        elif isinstance(value, list | tuple | set | frozenset):
-            parts = list(value)
-        else:
-            raise RefusedError("it holds a function or a type where data belong")
-        if not set(map(type, parts)) <= _LEAVES:
-            rest += parts
+    """Refuse contents that are nested deep, or hold what stands for a function or a type."""
+    level, seen = [content], set()
+    for _ in range(MAX_DEPTH):
+        below: list[Any] = []
+        for value in level:
+            if type(value) in _LEAVES or isinstance(value, np.generic) or id(value) in seen:
+                continue
+            seen.add(id(value))
+            parts = _parts(value)
+            if not set(map(type, parts)) <= _LEAVES:
+                below += parts
+        level = below
+    if level:
+        raise RefusedError(f"it nests values more than {MAX_DEPTH} deep")
+
+
+def _parts(value: object) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        return value.ravel().tolist() if value.dtype.hasobject else []
+    if isinstance(value, dict):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    raise RefusedError("it holds a function or a type where data belong")
 
 
 def is_pickle(path: Path) -> bool:
@@ -305,25 +328,10 @@ def is_pickle(path: Path) -> bool:
         return _START.match(file.read(4)) is not None
 
 
-def _check_regular(path: Path, status: os.stat_result) -> None:
-    if stat.S_ISDIR(status.st_mode):
-        raise UserError(f"{path} cannot be read: it is a folder; expected a pickle")
-    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-        raise UserError(f"{path} is empty, or not a regular file; expected a pickle")
-
-
 def load(path: Path) -> object:
     """Load a pickle that may hold arrays, numbers, text and plain containers, and nothing else.
 
-    Parameters
-    ----------
-    path
-        The file. Pickles of Python 2 are read too; what follows a first pickle is ignored.
-
-    Returns
-    -------
-    object
-        Dictionaries, lists, tuples, sets, text, bytes, numbers, NumPy scalars and arrays (`Array`).
+    Pickles of Python 2 are read too; what follows a first pickle is ignored.
 
     Raises
     ------
@@ -331,14 +339,14 @@ def load(path: Path) -> object:
         If it asks for anything else, is damaged, or demands more memory than its size allows.
     """
     try:
-        # Looked at before it is opened, since opening a pipe waits, and again once it is open.
-        _check_regular(path, path.stat())
-        with path.open("rb") as file:
+        # Without waiting for the other end of a pipe.
+        with open(path, "rb", opener=lambda *at: os.open(at[0], at[1] | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
-            _check_regular(path, status)
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                scan(data)
-            return _Unpickler(file, FREE + RATIO * status.st_size).load()
+            if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+                raise UserError(f"{path} is empty, or not a regular file; expected a pickle")
+            content: object = _Unpickler(file, status.st_size).load()
+        _check_data(content)
+        return content
     except UserError:
         raise
     except RefusedError as error:

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from common.clients import check_modality_name
-from common.config import Format, Labels, PrepareConfig, SyntheticConfig
+from common.config import Labels, PrepareConfig, SyntheticConfig
 from common.data.formats.array_files import array_files
-from common.data.formats.registry import read_source
-from common.data.known_files import name_of
+from common.data.formats.mmsa import PUBLISHED
+from common.data.formats.registry import check_format, read_source
 from common.data.source import ReadSettings, Source, check_tabular, paths_named
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError
@@ -20,6 +20,9 @@ from common.task import Task
 
 #: Called with the stage, how much of it is done, and how much there is.
 Watch = Callable[[str, int, int], None]
+
+#: The format that reads no file.
+SYNTHETIC = "synthetic"
 
 _CHUNK = 1 << 22
 
@@ -36,11 +39,11 @@ class ReadSource:
 
 def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     """Read the source that a configuration names; `UserError` if it cannot be read."""
+    check_format(config.format, more=[SYNTHETIC])
     task = Task.multilabel if config.task is Labels.emotion else Task(config.task)
-    if config.format is Format.synthetic:
-        return ReadSource(
-            _synthetic(config, task), task, {"format": "synthetic", "why": "", "files": []}
-        )
+    if config.format == SYNTHETIC:
+        about = {"format": SYNTHETIC, "why": "", "files": []}
+        return ReadSource(_synthetic(config, task), task, about)
     if config.path is None:
         raise UserError("path is required; give it as path=…, or format=synthetic")
     paths = paths_named("path", config.path)
@@ -101,5 +104,5 @@ def _fingerprint(path: Path, watch: Watch) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from error
     sha256 = digest.hexdigest()
     about = {"name": path.name, "bytes": size, "sha256": sha256}
-    known = name_of(sha256)
-    return about | ({"known": known} if known else {})
+    known = PUBLISHED.get(sha256)
+    return about | ({"known": f"{known} of MMSA"} if known else {})

@@ -14,34 +14,30 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from math import inf, prod
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import FloatArray, MultimodalDataset, Sequences
-from common.data.formats.limits import check_unpacked
+from common.data.formats import layouts
+from common.data.formats.registry import FORMATS, Format, Given
+from common.data.formats.utterances import check_settings, cleaned, labels_of, modalities_of
 from common.data.source import (
     EMOTIONS,
     ReadSettings,
     Source,
     check_unique,
     checked_labels,
-    drop_unlabelled,
-    modalities_there,
     no_labels,
 )
 from common.errors import UserError
-from common.task import Task
 
 SUFFIX = ".csd"
 _MAGIC = b"\x89HDF\r\n\x1a\n"
 
 #: Features (T, D) and intervals (T, 2) by segment.
 Segments = Mapping[str, tuple[NDArray[Any], NDArray[Any]]]
-
-#: A longer id is a mistake: NumPy keeps all of an array in the space of its longest.
-MAX_ID = 1000
 
 #: Words in the name of a file or of its sequence, by the modality that they tell.
 _WORDS = {
@@ -51,47 +47,33 @@ _WORDS = {
 }
 
 
-def recognise(path: Path) -> str | None:
-    """Say why a file or folder is of this format, or None."""
-    if path.is_dir():
-        count = len(list(path.glob(f"*{SUFFIX}")))
+def _recognise(given: Given) -> str | None:
+    if given.path.is_dir():
+        count = len(list(given.path.glob(f"*{SUFFIX}")))
         return f"a folder of {count} {SUFFIX} files" if count else None
-    with path.open("rb") as file:
+    with given.path.open("rb") as file:
         return "an HDF5 file" if file.read(len(_MAGIC)) == _MAGIC else None
 
 
-def read(paths: Sequence[Path], settings: ReadSettings) -> Source:
-    """Read several files, or the folder that holds them.
-
-    Raises
-    ------
-    UserError
-        If a file is no computational sequence, or none holds labels.
-    """
-    if settings.context > 0 or settings.group is not None:
-        raise UserError(
-            f"{settings.prefix}context and {settings.prefix}group are for arrays; groups are videos"
-        )
-    files = [_named(path) for path in _files(paths)]
+def _read(given: Given, settings: ReadSettings) -> Source:
+    """Read several files, or the folder that holds them."""
+    check_settings(given.path, settings)
+    files = [
+        _named(file)
+        for path in given.paths
+        for file in (sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path])
+    ]
     named = [file for file in files if "label" in file.name.lower()]
     labels = named or [file for file in files if "label" in file.path.stem.lower()]
-    if settings.predicting and not labels:
-        modalities = _by_modality(files, None, settings)
-        return _items(paths[0], _own_segments(modalities.values()), modalities, settings)
-    if len(labels) != 1:
+    if len(labels) != 1 and not (settings.predicting and not labels):
         raise UserError(
-            f"{paths[0]}: {len(labels)} of {len(files)} files hold labels; expected one, with "
+            f"{given.path}: {len(labels)} of {len(files)} files hold labels; expected one, with "
             "'label' in its name"
         )
-    modalities = _by_modality(files, labels[0], settings)
+    modalities = _by_modality([file for file in files if file not in labels], settings, given.path)
+    if not labels:
+        return _items(given.path, _own_segments(modalities.values()), modalities, settings)
     return _items(labels[0].path, _segments(labels[0]), modalities, settings)
-
-
-def _files(paths: Sequence[Path]) -> list[Path]:
-    found = []
-    for path in paths:
-        found += sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
-    return found
 
 
 @dataclass(frozen=True)
@@ -100,6 +82,7 @@ class _File:
 
     path: Path
     name: str
+    names: tuple[str, ...]  # of its segments
 
     def modality(self) -> str:
         # The sequence's own name says more than the file's.
@@ -110,47 +93,43 @@ class _File:
         plain = re.sub(r"[^A-Za-z0-9_]", "_", self.name)
         return plain if plain.isidentifier() else f"_{plain}"
 
-    def names(self) -> list[str]:
-        """Return the names of its segments."""
-        with _opened(self.path) as file:
-            return list(_group(_group(file, self.name, self.path), "data", self.path))
-
     def segments(self, wanted: Callable[[str], bool] = lambda _: True) -> tuple[Segments, int]:
         """Read the segments that are wanted; also count those that are not."""
         with _opened(self.path) as file:
             data = _group(_group(file, self.name, self.path), "data", self.path)
-            names = [name for name in data if wanted(name)]
-            lost = len(data) - len(names)
-            _check_size(data, names, self.path)
-            return {name: _segment(data, name, self.path) for name in names}, lost
+            names, unpacked, segments = list(filter(wanted, data)), 0, {}
+            for name in names:
+                parts = [_dataset(data, name, key, self.path) for key in ("features", "intervals")]
+                unpacked += sum(int(part.size) * max(part.dtype.itemsize, 4) for part in parts)
+                layouts.check_unpacked(self.path, unpacked)
+                segments[name] = _steps_of(parts, name, self.path)
+            return segments, len(data) - len(names)
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """Open a file; whatever goes wrong while it is read is a `UserError`."""
-    try:
+    with layouts.reading(path, " as HDF5", "h5py"):
         import h5py
-    except ImportError as error:
-        raise UserError(f"{path} needs h5py: pip install 'ha-fedformer[prepare]'") from error
-    try:
+
         with h5py.File(path, "r") as file:
             yield file
-    except UserError:
-        raise
-    except Exception as error:
-        # HDF5 raises what it likes of a damaged file.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as HDF5: {reason[:120]}") from error
 
 
 def _named(path: Path) -> _File:
     with _opened(path) as file:
-        names = list(file)
-        if len(names) != 1:
-            raise UserError(f"{path} holds {len(names)} sequences, expected one")
-        if len(_group(_group(file, names[0], path), "data", path)) == 0:
-            raise UserError(f"{path} holds no segment")
-    return _File(path, names[0])
+        roots = list(file)
+        if len(roots) != 1:
+            raise UserError(f"{path} holds {len(roots)} sequences, expected one")
+        names = tuple(_group(_group(file, roots[0], path), "data", path))
+    if not names:
+        raise UserError(f"{path} holds no segment")
+    longest = max(names, key=len)
+    if len(longest) > layouts.MAX_ID:
+        raise UserError(
+            f"{path}: segment {longest[:20]!r}… has {len(longest)} characters, expected "
+            f"{layouts.MAX_ID} at most"
+        )
+    return _File(path, roots[0], names)
 
 
 def _group(parent: Any, name: str, path: Path) -> Any:
@@ -168,37 +147,27 @@ def _leads_out(parent: Any, name: str) -> bool:
     return not isinstance(parent.get(name, getlink=True), h5py.HardLink)
 
 
-def _datasets(data: Any, names: Sequence[str], path: Path) -> Iterator[Any]:
+def _dataset(data: Any, segment: str, key: str, path: Path) -> Any:
+    """Return the features or intervals of a segment, not yet read."""
     import h5py
 
-    for segment in names:
-        group = _group(data, segment, path)
-        for key in ("features", "intervals"):
-            if _leads_out(group, key) or group.get(key, getclass=True) is not h5py.Dataset:
-                raise UserError(f"{path}: segment {segment!r} has no {key} of its own")
-            found = group[key]
-            if found.external or found.is_virtual:
-                raise UserError(f"{path}: {key} of segment {segment!r} are in another file")
-            yield found
+    group = _group(data, segment, path)
+    if _leads_out(group, key) or group.get(key, getclass=True) is not h5py.Dataset:
+        raise UserError(f"{path}: segment {segment!r} has no {key} of its own")
+    dataset = group[key]
+    if dataset.external or dataset.is_virtual:
+        raise UserError(f"{path}: {key} of segment {segment!r} are in another file")
+    if dataset.dtype.kind not in "fiu" or dataset.shape is None or dataset.ndim != 2:
+        raise UserError(
+            f"{path}: {key} of segment {segment!r} are {dataset.dtype} of shape {dataset.shape}, "
+            "expected numbers (steps, width)"
+        )
+    layouts.check_unpacked(path, prod(dataset.chunks or ()) * dataset.dtype.itemsize)
+    return dataset
 
 
-def _check_size(data: Any, names: Sequence[str], path: Path) -> None:
-    # In memory a number takes four bytes or more, whatever it takes in the file.
-    unpacked = 0
-    for each in _datasets(data, names, path):
-        unpacked += int(each.size or 0) * max(each.dtype.itemsize, 4)
-        check_unpacked(path, prod(each.chunks or ()) * each.dtype.itemsize)
-    check_unpacked(path, unpacked)
-
-
-def _segment(data: Any, segment: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
-    features, intervals = data[segment]["features"], data[segment]["intervals"]
-    for key, found in (("features", features), ("intervals", intervals)):
-        if found.dtype.kind not in "fiu" or found.ndim != 2:
-            raise UserError(
-                f"{path}: {key} of segment {segment!r} are {found.dtype} of shape {found.shape}, "
-                "expected numbers (steps, width)"
-            )
+def _steps_of(parts: list[Any], segment: str, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+    features, intervals = parts
     if intervals.shape != (len(features), 2):
         raise UserError(
             f"{path}: segment {segment!r} has {len(features)} steps, and intervals of shape "
@@ -209,26 +178,15 @@ def _segment(data: Any, segment: str, path: Path) -> tuple[NDArray[Any], NDArray
         return features[()].astype(kept), intervals[()].astype(np.float64)
 
 
-def _by_modality(
-    files: Sequence[_File], labels: _File | None, settings: ReadSettings
-) -> dict[str, _File]:
-    found: dict[str, _File] = {}
+def _by_modality(files: Sequence[_File], settings: ReadSettings, path: Path) -> dict[str, _File]:
+    there: dict[str, _File] = {}
     for file in files:
-        if file is labels:
-            continue
-        other = found.setdefault(file.modality(), file)
+        other = there.setdefault(file.modality(), file)
         if other is not file:
             raise UserError(
                 f"{other.path} and {file.path} both hold {file.modality()}; give one of them"
             )
-    wanted = modalities_there(settings, found)
-    unknown = [name for name in wanted if name not in found]
-    if unknown or not found:
-        missing = f"modality {unknown[0]!r}" if unknown else "modality"
-        raise UserError(
-            f"{files[0].path.parent} has no {missing}; it has {', '.join(found) or 'labels only'}"
-        )
-    return {name: found[name] for name in wanted or tuple(found)}
+    return {name: there[name] for name in modalities_of(path, there, settings)}
 
 
 @dataclass(frozen=True)
@@ -245,7 +203,6 @@ def _segments(labels: _File) -> list[_Segment]:
     """Return the items that labels make; those of a whole video are numbered."""
     found = []
     for entry, (values, intervals) in labels.segments()[0].items():
-        _check_length(entry, labels)
         video = _video(entry)
         for row, (label, interval) in enumerate(zip(values, intervals, strict=True)):
             name = entry if video != entry and len(values) == 1 else f"{entry}[{row}]"
@@ -255,22 +212,10 @@ def _segments(labels: _File) -> list[_Segment]:
 
 def _own_segments(files: Iterable[_File]) -> list[_Segment]:
     """Return the items that modalities make where there are no labels: each segment is one."""
-    names = set()
-    for file in files:
-        for name in file.names():
-            _check_length(name, file)
-            names.add(name)
+    names = {name for file in files for name in file.names}
     # Within a video, [2] comes before [10].
     ordered = sorted(names, key=lambda name: (_video(name), len(name), name))
     return [_Segment(name, _video(name), np.empty(0), np.array([-inf, inf])) for name in ordered]
-
-
-def _check_length(segment: str, file: _File) -> None:
-    if len(segment) > MAX_ID:
-        raise UserError(
-            f"{file.path}: segment {segment[:20]!r}… has {len(segment)} characters, expected "
-            f"{MAX_ID} at most"
-        )
 
 
 def _items(
@@ -279,34 +224,25 @@ def _items(
     modalities: Mapping[str, _File],
     settings: ReadSettings,
 ) -> Source:
-    values = (
-        no_labels(len(segments))
-        if settings.predicting
-        else checked_labels(_labels(path, segments, settings), settings, path)
-    )
-    ids = check_unique(np.array([each.id for each in segments], dtype=np.str_), path)
+    if settings.predicting:
+        labels = no_labels(len(segments))
+    else:
+        labels = checked_labels(_labels(path, segments, settings), settings, path)
+    ids = check_unique(np.array([segment.id for segment in segments], dtype=np.str_), path)
     counts, sequences = {}, {}
     for name, file in modalities.items():
         key = f"segments of {name} without a label, left out"
         sequences[name], counts[key] = _sequences(name, file, segments, settings)
+    if "language" in sequences:
+        sequences["language"] = _spoken(sequences["language"])
     items = MultimodalDataset(
         ids,
-        np.array([each.video for each in segments], dtype=np.str_),
-        values,
+        np.array([segment.video for segment in segments], dtype=np.str_),
+        labels,
         sequences,
         label_names=EMOTIONS if settings.emotions else (),
     )
-    spoken = _spoken(items)
-    kept = _muted(items, spoken) if settings.predicting else items.select(np.flatnonzero(spoken))
-    counts["items whose language is all zero, dropped"] = len(items) - len(kept)
-    for name, each in kept.sequences.items():
-        counts[f"items without {name}"] = int((each.lengths == 0).sum())
-    found = {what: count for what, count in counts.items() if count}
-    splits = np.full(len(kept), "", dtype="U10")
-    unlabelled = np.isnan(kept.labels.reshape(len(kept), values.size // len(values))).any(axis=1)
-    if unlabelled.all() and not settings.predicting:
-        raise UserError(f"{path}: no item has a label and language that is not all zero")
-    return drop_unlabelled(replace(kept, cleaning=found), splits, settings)
+    return cleaned(path, items, layouts.no_sides(len(items)), settings, counts)
 
 
 def _video(segment: str) -> str:
@@ -314,69 +250,46 @@ def _video(segment: str) -> str:
     return segment[:-1].rpartition("[")[0] if segment.endswith("]") and "[" in segment else segment
 
 
-def _spoken(items: MultimodalDataset) -> NDArray[np.bool_]:
-    """Return (N,), whether an item has language that is not all zero, or language is not read."""
-    language = items.sequences.get("language")
-    if language is None:
-        return np.ones(len(items), dtype=bool)
-    return np.array([bool((language[item] != 0).any()) for item in range(len(items))])
-
-
-def _muted(items: MultimodalDataset, spoken: NDArray[np.bool_]) -> MultimodalDataset:
+def _spoken(language: Sequences) -> Sequences:
     """Have items whose language is all zero lack it."""
-    language = items.sequences.get("language")
-    if language is None:
-        return items
-    heard = replace(language, lengths=np.where(spoken, language.lengths, 0))
-    return replace(items, sequences={**items.sequences, "language": heard})
+    spoken = [bool((language[item] != 0).any()) for item in range(len(language))]
+    return replace(language, lengths=np.where(spoken, language.lengths, 0))
 
 
 def _labels(
     path: Path, segments: Sequence[_Segment], settings: ReadSettings
 ) -> NDArray[np.float64]:
     """Return (N,), or (N, 6) emotions."""
-    widths = {len(each.label) for each in segments}
+    widths = {len(segment.label) for segment in segments}
     if widths not in ({1}, {1 + len(EMOTIONS)}):
         raise UserError(
             f"{path}: labels are {sorted(widths)} wide; expected 1, or 7 for sentiment and "
             "six emotions"
         )
-    stacked = np.array([each.label for each in segments], dtype=np.float64)
-    if settings.emotions and widths == {1}:
-        raise UserError(f"{path} has no emotions: labels have one column, expected 7")
-    if settings.task is Task.multilabel and not settings.emotions:
-        raise UserError(f"{path} has one label an item, or six with task=emotion")
-    return stacked[:, 1:] if settings.emotions else stacked[:, 0]
+    stacked = np.array([segment.label for segment in segments], dtype=np.float64)
+    return labels_of(str(path), stacked, settings)
 
 
 def _sequences(
     name: str, file: _File, segments: Sequence[_Segment], settings: ReadSettings
 ) -> tuple[Sequences, int]:
     """Read one modality of all items; also count its segments that have no label."""
-    known = {each.id for each in segments} | {each.video for each in segments}
-    found, lost = file.segments(known.__contains__)
-    if not found:
+    known = {name for segment in segments for name in (segment.id, segment.video)}
+    there, lost = file.segments(known.__contains__)
+    if not there:
         raise UserError(f"{file.path}: none of its segments has a label")
-    widths = {values.shape[1] for values, _ in found.values()}
+    widths = {values.shape[1] for values, _ in there.values()}
     if len(widths) > 1 or 0 in widths:
         raise UserError(f"{file.path}: segments differ in width: {sorted(widths)[:5]}")
     empty = np.empty((0, *widths), dtype=np.float32)
     parts, size = [], 0
     for segment in segments:
-        parts.append(_steps(found, segment, empty))
+        parts.append(_steps(there, segment, empty))
         size += parts[-1].nbytes
-        check_unpacked(file.path, size)  # intervals may overlap, over and over
+        layouts.check_unpacked(file.path, size)  # intervals may overlap, over and over
+    values = layouts.float_rows([part for part in parts if len(part)] or [empty])
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
-    real = [part for part in parts if len(part)]
-    tabular = name in settings.tabular
-    if tabular and len(set(map(len, real))) > 1:
-        raise UserError(
-            f"{file.path}: a modality in {settings.prefix}tabular needs the same number of steps "
-            "in every item"
-        )
-    values = cast(FloatArray, np.concatenate(real)) if real else empty
-    starts = np.cumsum(lengths) - lengths
-    return Sequences(values, starts, lengths, tabular).last_steps(settings.max_seq_len), lost
+    return layouts.settled(file.path, name, Sequences.ragged(values, lengths), settings), lost
 
 
 def _steps(found: Segments, segment: _Segment, empty: FloatArray) -> FloatArray:
@@ -392,3 +305,6 @@ def _steps(found: Segments, segment: _Segment, empty: FloatArray) -> FloatArray:
     begin, end = segment.interval
     inside: FloatArray = values[(middle >= begin) & (middle < end)]
     return inside
+
+
+FORMATS["csd"] = Format(_recognise, _read, several=True)

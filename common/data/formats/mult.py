@@ -5,20 +5,16 @@ id is a row of byte strings: video, start, end.
 Source: https://github.com/yaohungt/Multimodal-Transformer.
 """
 
-from pathlib import Path
-
 import numpy as np
 
 from common.data.formats.pickled import MODALITIES, Pickled, keys_of, splits_of
-from common.data.source import ReadSettings, Source
+from common.data.formats.registry import FORMATS, Format, Given
 
 
-def recognise(content: object) -> str | None:
-    """Say why the contents of a pickle are of this format, or None."""
-    keys = keys_of(content)
+def _recognise(given: Given) -> str | None:
+    keys, splits = keys_of(given.content), splits_of(given.content)
     if not ("id" in keys and keys & set(MODALITIES)):
         return None
-    splits = splits_of(content)
     if not all(_rows_of_bytes(split["id"]) for split in splits.values() if "id" in split):
         return None
     return f"a pickle of splits {', '.join(splits)} whose ids are rows of byte strings"
@@ -35,12 +31,6 @@ def _rows_of_bytes(ids: object) -> bool:
     return bare or isinstance(first, np.ndarray)
 
 
-def read(content: object, path: Path, settings: ReadSettings) -> Source:
-    """Read the contents of a pickle; arrays are taken out of `content`.
-
-    Raises
-    ------
-    UserError
-        If they are not what the format says.
-    """
-    return Pickled(path, content, settings).read()
+FORMATS["mult"] = Format(
+    _recognise, lambda given, settings: Pickled(given, settings).read(), pickled=True
+)

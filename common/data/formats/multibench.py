@@ -4,29 +4,20 @@ Labels have one column, or in CMU-MOSEI seven: the sentiment and six emotions.
 Source: https://github.com/pliang279/MultiBench.
 """
 
-from pathlib import Path
-
 from common.data.formats import mmsa
 from common.data.formats.pickled import MODALITIES, Pickled, keys_of, splits_of
-from common.data.source import ReadSettings, Source
+from common.data.formats.registry import FORMATS, Format, Given
 
 
-def recognise(content: object) -> str | None:
-    """Say why the contents of a pickle are of this format, or None."""
-    keys = keys_of(content)
+def _recognise(given: Given) -> str | None:
+    keys = keys_of(given.content)
     if not ("id" in keys and keys & set(MODALITIES)):
         return None
-    if "labels" not in keys and mmsa.recognise(content):
+    if "labels" not in keys and mmsa.recognise(given):
         return None
-    return f"a pickle of splits {', '.join(splits_of(content))} with ids of text"
+    return f"a pickle of splits {', '.join(splits_of(given.content))} with ids of text"
 
 
-def read(content: object, path: Path, settings: ReadSettings) -> Source:
-    """Read the contents of a pickle; arrays are taken out of `content`.
-
-    Raises
-    ------
-    UserError
-        If they are not what the format says.
-    """
-    return Pickled(path, content, settings).read()
+FORMATS["multibench"] = Format(
+    _recognise, lambda given, settings: Pickled(given, settings).read(), pickled=True, last=True
+)

@@ -1,117 +1,152 @@
-"""From paths to items: which format a source has, and its reader."""
+"""The registry of formats: from paths to items.
 
-from collections.abc import Sequence
+A format is one module of this package with an entry in `FORMATS`; its name is what ``format=…``
+takes.
+"""
+
+import pkgutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 
-from common.data.formats import npz
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.dataset import Sequences
 from common.data.safe_pickle import is_pickle, load
 from common.data.source import ReadSettings, Source
 from common.errors import UserError
 
-#: Formats whose file is a pickle, in the order in which they are tried; each has a module here.
-PICKLED = ("mmsa", "mult", "multibench")
-#: The others.
-ARRAYS = ("npz", "csd", "table")
+#: Ids (N,), and modality to the sequences of as many items.
+Part = tuple[NDArray[np.str_], Mapping[str, Sequences]]
+
+
+@dataclass(frozen=True)
+class Given:
+    """What a source is read from: files or folders, and what the first holds if it is a pickle.
+
+    Readers take arrays out of `content`, to free their memory.
+    """
+
+    paths: Sequence[Path]
+    content: object = None
+
+    @property
+    def path(self) -> Path:
+        """The first path."""
+        return self.paths[0]
+
+
+#: The number of items of a source, and what yields them, so many at a time.
+Stream = tuple[int, Callable[[int], Iterator[Part]]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How sources of one kind are read.
+
+    `recognise` says in one line why a source is of this format; or it returns None. `read` raises
+    `UserError` if the source is not what the format says.
+    """
+
+    recognise: Callable[[Given], str | None]
+    read: Callable[[Given, ReadSettings], Source]
+    pickled: bool = False  # whether its file is a pickle
+    several: bool = False  # whether a source may be several paths
+    last: bool = False  # whether it recognises so much that others are tried before
+    #: In memory that does not grow with the items; None where a source has to be read whole.
+    stream: Callable[[Given, ReadSettings], Stream | None] = lambda *_: None
+
+
+#: Name to format, of the modules that have been imported.
+FORMATS: dict[str, Format] = {}
+
+
+def check_format(name: str, prefix: str = "", more: Sequence[str] = ()) -> None:
+    """Raise UserError unless a format, "auto" or one of `more` has the name; lists all of them."""
+    _import_formats()
+    names = ("auto", *sorted((*FORMATS, *more)))
+    if name not in names:
+        raise UserError(f"{prefix}format={name}: expected one of {', '.join(names)}")
+
+
+@cache
+def _import_formats() -> None:
+    """Import all modules of this package, which put their formats into `FORMATS`."""
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(import_module(package).__path__):
+        import_module(f"{package}.{module.name}")
+
+
+def recognise(paths: Sequence[Path], format: str, settings: ReadSettings) -> tuple[Given, str, str]:
+    """Return a source's paths and contents, its format, and one line: what it was recognised by.
+
+    Raises
+    ------
+    UserError
+        If it does not exist, is of no known format, or is not of the one that was named.
+    """
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"{path} does not exist")
+    check_format(format, settings.prefix)
+    path, named = paths[0], f"{settings.prefix}format={format}"
+    pickled = path.is_file() and is_pickle(path)
+    if format != "auto" and FORMATS[format].pickled != pickled:
+        kind = "a pickle and not of" if pickled else "not a pickle, which is needed for"
+        raise UserError(f"{path} is {kind} {named}")
+    if pickled:
+        _check_one(paths, "of a pickle")
+    given = Given(paths, load(path) if pickled else None)
+    names = [name for name in FORMATS if FORMATS[name].pickled == pickled]
+    for name in sorted(names, key=lambda name: FORMATS[name].last):
+        if format not in ("auto", name):
+            continue
+        why = FORMATS[name].recognise(given) if pickled or format == "auto" else named
+        if why:
+            if not FORMATS[name].several:
+                _check_one(paths, name)
+            return given, name, why
+    raise UserError(_unknown(given, names, settings.prefix))
+
+
+def _check_one(paths: Sequence[Path], format: str) -> None:
+    if len(paths) > 1:
+        raise UserError(f"format {format} is one file; {len(paths)} paths were given")
+
+
+def _unknown(given: Given, names: Sequence[str], prefix: str) -> str:
+    content = given.content
+    if content is None:
+        listed = ", ".join(sorted(FORMATS))
+        return (
+            f"{given.path} is of no known format; expected one of {listed}, or say which with "
+            f"{prefix}format=…"
+        )
+    held = type(content).__name__
+    if isinstance(content, dict):
+        keys = [repr(key)[:20] for key in list(content)[:6] if isinstance(key, str | bytes)]
+        held = f"keys {', '.join(keys) or 'of no text'}"
+    return (
+        f"{given.path} is a pickle, but not as {' or '.join(names)} write it: it holds {held}; "
+        "expected splits train, valid and test with text, audio, vision, labels and id"
+    )
 
 
 def read_source(
     paths: Sequence[Path], format: str, settings: ReadSettings
 ) -> tuple[Source, str, str]:
-    """Read a source.
+    """Read a source: its items, its format, and one line that says what it was recognised by.
 
-    Parameters
-    ----------
-    paths
-        One file or folder; several files where the format has one for each modality or part.
-    format
-        The format's name, or "auto" to recognise it.
-    settings
-        How to read it.
-
-    Returns
-    -------
-    source
-        The items.
-    format
-        Its name.
-    why
-        One line: what it was recognised by.
+    `paths` are one file or folder, or several files where the format has one for each modality or
+    part; `format` is its name, or "auto" to recognise it.
 
     Raises
     ------
     UserError
         If it cannot be read, is of no known format, or is not of the one that was named.
     """
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist")
-    if paths[0].is_file() and is_pickle(paths[0]):
-        return _read_pickled(paths, format, settings)
-    if format in PICKLED:
-        raise UserError(f"{paths[0]} is not a pickle, which {settings.prefix}format={format} needs")
-    name, why = recognise(paths[0], format, settings)
-    match name:
-        case "npz":
-            return npz.read_npz(paths, settings), name, why
-        case "csd":
-            return _module(name).read(paths, settings), name, why
-        case _:
-            _one(paths, name)
-            return _module(name).read(paths[0], settings), name, why
-
-
-def _module(name: str) -> ModuleType:
-    """Import a reader when it is needed; some need libraries that are extras."""
-    return import_module(f"common.data.formats.{name}")
-
-
-def _one(paths: Sequence[Path], format: str) -> None:
-    if len(paths) > 1:
-        raise UserError(f"format {format} is one file; {len(paths)} paths were given")
-
-
-def recognise(path: Path, format: str, settings: ReadSettings) -> tuple[str, str]:
-    """Return the format of a source that is no pickle, and what it was recognised by.
-
-    Raises
-    ------
-    UserError
-        If it is of no known format.
-    """
-    if format in ARRAYS:
-        return format, f"{settings.prefix}format={format}"
-    if format != "auto":
-        raise UserError(f"{settings.prefix}format={format}: expected {', '.join(PICKLED + ARRAYS)}")
-    for name in ARRAYS:
-        why = npz.recognise(path) if name == "npz" else _module(name).recognise(path)
-        if why:
-            return name, why
-    raise UserError(
-        f"{path} is of no known format; expected one of {', '.join(PICKLED + ARRAYS)}, or say "
-        f"which with {settings.prefix}format=…"
-    )
-
-
-def _read_pickled(
-    paths: Sequence[Path], format: str, settings: ReadSettings
-) -> tuple[Source, str, str]:
-    if format in ARRAYS:
-        raise UserError(f"{paths[0]} is a pickle and not of {settings.prefix}format={format}")
-    _one(paths, format)
-    content = load(paths[0])
-    for name in PICKLED if format == "auto" else (format,):
-        why = _module(name).recognise(content)
-        if why:
-            return _module(name).read(content, paths[0], settings), name, why
-    found = f"keys {_keys(content)}" if isinstance(content, dict) else type(content).__name__
-    raise UserError(
-        f"{paths[0]} is a pickle, but not as {' or '.join(PICKLED)} write it: it holds {found}; "
-        "expected splits train, valid and test with text, audio, vision, labels and id"
-    )
-
-
-def _keys(content: dict[object, object]) -> str:
-    names = [repr(key)[:20] for key in list(content)[:6] if isinstance(key, str | bytes)]
-    return ", ".join(names) or "of no text"
+    given, name, why = recognise(paths, format, settings)
+    return FORMATS[name].read(given, settings), name, why

@@ -2,11 +2,14 @@
 
 The table is CSV or Parquet, with columns `id` (else items are numbered), the labels, and where
 there are any `split` and `group`; the arrays are as `common.data.formats.array_files` has it. A
-site may have a single modality.
+site may have a single modality. To predict, a table whose arrays are ``.npy`` files is read a few
+items at a time; then two items may have the same id.
+
+Notation: N items.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import MultimodalDataset
-from common.data.formats.array_files import array_files, read_array_file
-from common.data.formats.limits import check_unpacked
+from common.data.formats import layouts
+from common.data.formats.array_files import array_files, load_arrays, read_array_file
+from common.data.formats.registry import FORMATS, Format, Given, Part, Stream
 from common.data.source import (
-    SIDES,
     ReadSettings,
     Source,
     check_unique,
@@ -31,43 +34,32 @@ from common.task import Task
 
 TABLES = (".csv", ".parquet")
 
-#: Bytes that a cell takes in memory, about, and the most characters of a name.
-_CELL, _NAME = 64, 1000
+#: Bytes that a cell takes in memory, about.
+_CELL = 64
 
 
-def recognise(path: Path) -> str | None:
-    """Say why a file or folder is of this format, or None."""
+def _recognise(given: Given) -> str | None:
+    path = given.path
     if path.is_dir():
-        found = _tables(path)
-        return f"a folder with the table {found[0].name}" if len(found) == 1 else None
-    if path.suffix.lower() not in TABLES:
-        return None
-    return f"a table, {path.suffix[1:].upper()}"
+        tables = _tables(path)
+        return f"a folder with the table {tables[0].name}" if len(tables) == 1 else None
+    return f"a table, {path.suffix[1:].upper()}" if path.suffix.lower() in TABLES else None
 
 
 def _tables(folder: Path) -> list[Path]:
-    return [each for each in sorted(folder.iterdir()) if each.suffix.lower() in TABLES]
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in TABLES]
 
 
-def table_of(path: Path) -> Path:
+def _table_of(path: Path) -> Path:
     """Return a table, or the one that a folder holds."""
-    if not path.is_dir():
-        return path
-    tables = _tables(path)
+    tables = _tables(path) if path.is_dir() else [path]
     if len(tables) != 1:
         raise UserError(f"{path} holds {len(tables)} tables, expected one CSV or Parquet file")
     return tables[0]
 
 
-def read(path: Path, settings: ReadSettings) -> Source:
-    """Read a table, or a folder that holds one, and the arrays beside it.
-
-    Raises
-    ------
-    UserError
-        If it lacks a column, or an array does not fit the table.
-    """
-    path = table_of(path)
+def _read(given: Given, settings: ReadSettings) -> Source:
+    path = _table_of(given.path)
     table = _Table(path, settings, _columns(path, settings))
     ids = check_unique(table.ids(), path)
     groups = table.groups(ids)
@@ -82,38 +74,181 @@ def read(path: Path, settings: ReadSettings) -> Source:
 
 def _columns(path: Path, settings: ReadSettings) -> dict[str, Any]:
     """Return the table's columns, of PyArrow; in CSV, ids, groups and sides are text."""
-    with told_as_table(path):
+    with _reading(path):
         import pyarrow.csv
         import pyarrow.parquet
 
         if path.suffix.lower() == ".csv":
+            texts = ("id", "split", settings.group or "group")
+            convert = pyarrow.csv.ConvertOptions(
+                column_types=dict.fromkeys(texts, pyarrow.string()), strings_can_be_null=False
+            )
             table = pyarrow.csv.read_csv(
-                path, parse_options=_parse_options(), convert_options=_convert_options(settings)
+                path, parse_options=_parse_options(), convert_options=convert
             )
         else:
             with pyarrow.parquet.ParquetFile(path) as file:
                 # A run of equal cells takes no space in the file, but it does in memory.
-                check_unpacked(path, file.metadata.num_rows * _CELL)
+                layouts.check_unpacked(path, file.metadata.num_rows * _CELL)
                 table = file.read()
         if len(set(table.column_names)) < len(table.column_names):
             raise UserError(f"{path}: two columns have the same name")
         return {name: table.column(name) for name in table.column_names}
 
 
-def read_ids(path: Path) -> Iterator[list[str]]:
-    """Yield the ids of a table, some at a time; items of a table without `id` are numbered.
+def _parse_options() -> Any:
+    import pyarrow.csv
 
-    Raises
-    ------
-    UserError
-        If it cannot be read, or an id is empty or no short text.
-    """
+    return pyarrow.csv.ParseOptions(newlines_in_values=True)
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return layouts.reading(path, " as a table", "pyarrow")
+
+
+def _short_texts(path: Path, column: str, cells: Sequence[Any]) -> list[str]:
+    texts = [str(cell) if isinstance(cell, str | int) else "" for cell in cells]
+    if not all(0 < len(text) <= layouts.MAX_ID for text in texts):
+        raise UserError(f"{path}: column {column!r} has cells empty or no short text")
+    return texts
+
+
+@dataclass(frozen=True)
+class _Table:
+    path: Path
+    settings: ReadSettings
+    columns: Mapping[str, Any]
+
+    def column(self, name: str, setting: str) -> list[Any]:
+        if name not in self.columns:
+            raise UserError(
+                f"{self.path} has no column {name!r} ({setting}); it has {', '.join(self.columns)}"
+            )
+        try:
+            cells: list[Any] = self.columns[name].to_pylist()
+        except (ValueError, OverflowError) as error:
+            raise UserError(
+                f"{self.path}: column {name!r} cannot be read: {layouts.first_line(error)}"
+            ) from error
+        return cells
+
+    def text(self, name: str, setting: str) -> NDArray[np.str_]:
+        return np.array(_short_texts(self.path, name, self.column(name, setting)), dtype=np.str_)
+
+    @property
+    def items(self) -> int:
+        return max(map(len, self.columns.values()), default=0)
+
+    def ids(self) -> NDArray[np.str_]:
+        if self.items == 0:
+            raise UserError(f"{self.path} has no rows")
+        if "id" in self.columns:
+            return self.text("id", "the ids")
+        return np.array([str(number) for number in range(self.items)], dtype=np.str_)
+
+    def groups(self, ids: NDArray[np.str_]) -> NDArray[np.str_]:
+        group, context, prefix = self.settings.group, self.settings.context, self.settings.prefix
+        if self.settings.predicting and context == 0:
+            return ids
+        if group is not None or "group" in self.columns:
+            return self.text(group or "group", f"{prefix}group")
+        if context > 0:
+            raise UserError(
+                f"{prefix}context={context} needs groups: context is what came before in the same "
+                "group"
+            )
+        return ids
+
+    def splits(self) -> NDArray[np.str_]:
+        if self.settings.predicting or "split" not in self.columns:
+            return layouts.no_sides(self.items)
+        return layouts.sides_of(self.path, self.text("split", "the sides").tolist())
+
+    def labels(self) -> NDArray[np.float32]:
+        settings = self.settings
+        if settings.predicting:
+            return no_labels(self.items)
+        if settings.emotions:
+            raise UserError(
+                f"{self.path} is a table: name its emotions' columns in {settings.prefix}labels "
+                f"and give {settings.prefix}task=multilabel"
+            )
+        names = settings.labels or ("label",)
+        if settings.task is not Task.multilabel and len(names) > 1:
+            raise UserError(
+                f"{settings.prefix}labels names {len(names)} columns, but task={settings.task} "
+                "takes one"
+            )
+        columns = [self._numbers(name) for name in names]
+        labels = np.stack(columns, axis=1) if settings.task is Task.multilabel else columns[0]
+        return checked_labels(labels, settings, self.path)
+
+    def _numbers(self, name: str) -> NDArray[np.float64]:
+        values = self.column(name, f"{self.settings.prefix}labels")
+        wrong = [cell for cell in values if cell is not None and not isinstance(cell, int | float)]
+        if wrong:
+            raise UserError(
+                f"{self.path}: column {name!r} holds {str(wrong[0])[:40]!r}, expected numbers; "
+                "number the classes from 0"
+            )
+        try:
+            return np.array([np.nan if cell is None else float(cell) for cell in values])
+        except OverflowError as error:
+            raise UserError(f"{self.path}: column {name!r} holds a number too large") from error
+
+
+# A part at a time ------------------------------------------------------------------------------
+
+
+def _stream(given: Given, settings: ReadSettings) -> Stream | None:
+    path = _table_of(given.path)
+    files = array_files(path, settings)
+    if settings.context or any(file.suffix != ".npy" for file in files.values()):
+        return None
+    with _reading(path):
+        arrays = {name: load_arrays(file)["values"] for name, file in files.items()}
+    counts = {name: len(layouts.numeric(files[name], "values", a)) for name, a in arrays.items()}
+    if len(set(counts.values())) > 1:
+        listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        raise UserError(f"{path}: arrays differ in number of items: {listed}")
+    name, count = next(iter(counts.items()))
+
+    def parts(size: int) -> Iterator[Part]:
+        last = 0
+        for ids in _ids(path, size):
+            first, last = last, last + len(ids)
+            if last > count:
+                raise unequal("more")
+            yield (
+                ids,
+                {
+                    name: read_array_file(name, file, ids, ids, settings, slice(first, last))
+                    for name, file in files.items()
+                },
+            )
+        if last < count:
+            raise unequal(str(last))
+
+    def unequal(rows: str) -> UserError:
+        return UserError(f"{files[name]} has {count} items and the table {rows}; expected as many")
+
+    return count, parts
+
+
+def _ids(path: Path, size: int) -> Iterator[NDArray[np.str_]]:
+    """Yield the ids of a table, `size` at a time; items of one without `id` are numbered."""
+    waiting: list[str] = []
     done = 0
-    with told_as_table(path):
+    with _reading(path):
         for rows, cells in _id_cells(path):
             numbers = map(str, range(done, done + rows))
-            yield list(numbers) if cells is None else _short_texts(path, "id", cells)
+            waiting += numbers if cells is None else _short_texts(path, "id", cells)
             done += rows
+            while len(waiting) >= size:
+                yield np.array(waiting[:size], dtype=np.str_)
+                waiting = waiting[size:]
+    if waiting:
+        yield np.array(waiting, dtype=np.str_)
 
 
 def _id_cells(path: Path) -> Iterator[tuple[int, list[Any] | None]]:
@@ -143,133 +278,4 @@ def _id_cells(path: Path) -> Iterator[tuple[int, list[Any] | None]]:
             yield batch.num_rows, batch.column("id").to_pylist() if names else None
 
 
-def _parse_options() -> Any:
-    import pyarrow.csv
-
-    return pyarrow.csv.ParseOptions(newlines_in_values=True)
-
-
-def _convert_options(settings: ReadSettings) -> Any:
-    import pyarrow.csv
-
-    names = ("id", "split", settings.group or "group")
-    return pyarrow.csv.ConvertOptions(
-        column_types=dict.fromkeys(names, pyarrow.string()), strings_can_be_null=False
-    )
-
-
-def _short_texts(path: Path, column: str, cells: Sequence[Any]) -> list[str]:
-    texts = [str(each) if isinstance(each, str | int) else "" for each in cells]
-    if not all(0 < len(each) <= _NAME for each in texts):
-        raise UserError(f"{path}: column {column!r} has cells empty or no short text")
-    return texts
-
-
-@contextmanager
-def told_as_table(path: Path) -> Iterator[None]:
-    """Say of whatever goes wrong while a table is read that it cannot be read."""
-    check_pyarrow(path)
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        # PyArrow raises what it likes of a damaged file.
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} cannot be read as a table: {reason[:150]}") from error
-
-
-def check_pyarrow(path: Path) -> None:
-    """Raise `UserError` where there is nothing to read a table with."""
-    try:
-        import pyarrow  # noqa: F401
-    except ImportError as error:
-        raise UserError(f"{path} needs pyarrow: pip install 'ha-fedformer[prepare]'") from error
-
-
-@dataclass(frozen=True)
-class _Table:
-    path: Path
-    settings: ReadSettings
-    columns: Mapping[str, Any]
-
-    def column(self, name: str, setting: str) -> list[Any]:
-        if name not in self.columns:
-            raise UserError(
-                f"{self.path} has no column {name!r} ({setting}); it has {', '.join(self.columns)}"
-            )
-        try:
-            cells: list[Any] = self.columns[name].to_pylist()
-        except (ValueError, OverflowError) as error:
-            reason = str(error)[:100] or type(error).__name__
-            raise UserError(f"{self.path}: column {name!r} cannot be read: {reason}") from error
-        return cells
-
-    def text(self, name: str, setting: str) -> NDArray[np.str_]:
-        return np.array(_short_texts(self.path, name, self.column(name, setting)), dtype=np.str_)
-
-    @property
-    def items(self) -> int:
-        return max(map(len, self.columns.values()), default=0)
-
-    def ids(self) -> NDArray[np.str_]:
-        if self.items == 0:
-            raise UserError(f"{self.path} has no rows")
-        if "id" in self.columns:
-            return self.text("id", "the ids")
-        return np.array([str(number) for number in range(self.items)], dtype=np.str_)
-
-    def groups(self, ids: NDArray[np.str_]) -> NDArray[np.str_]:
-        if self.settings.predicting and self.settings.context == 0:
-            return ids
-        if self.settings.group is None and "group" not in self.columns:
-            if self.settings.context > 0:
-                raise UserError(
-                    f"{self.settings.prefix}context={self.settings.context} needs groups: context "
-                    "is what came before in the same group"
-                )
-            return ids
-        return self.text(self.settings.group or "group", f"{self.settings.prefix}group")
-
-    def splits(self) -> NDArray[np.str_]:
-        if self.settings.predicting or "split" not in self.columns:
-            return np.full(self.items, "", dtype="U10")
-        found = self.text("split", "the sides").tolist()
-        unknown = sorted(set(found) - set(SIDES))
-        if unknown:
-            raise UserError(
-                f"{self.path}: split {unknown[0][:40]!r}: expected one of {', '.join(SIDES)}"
-            )
-        return np.array([SIDES[name] for name in found], dtype="U10")
-
-    def labels(self) -> NDArray[np.float32]:
-        settings = self.settings
-        if settings.predicting:
-            return no_labels(self.items)
-        if settings.emotions:
-            raise UserError(
-                f"{self.path} is a table: name its emotions' columns in {settings.prefix}labels "
-                f"and give {settings.prefix}task=multilabel"
-            )
-        names = settings.labels or ("label",)
-        if settings.task is not Task.multilabel and len(names) > 1:
-            raise UserError(
-                f"{settings.prefix}labels names {len(names)} columns, but task={settings.task} "
-                "takes one"
-            )
-        columns = [self._numbers(name) for name in names]
-        labels = np.stack(columns, axis=1) if settings.task is Task.multilabel else columns[0]
-        return checked_labels(labels, settings, self.path)
-
-    def _numbers(self, name: str) -> NDArray[np.float64]:
-        values = self.column(name, f"{self.settings.prefix}labels")
-        wrong = [each for each in values if each is not None and not isinstance(each, int | float)]
-        if wrong:
-            raise UserError(
-                f"{self.path}: column {name!r} holds {str(wrong[0])[:40]!r}, expected numbers; "
-                "number the classes from 0"
-            )
-        try:
-            return np.array([np.nan if each is None else float(each) for each in values])
-        except OverflowError as error:
-            raise UserError(f"{self.path}: column {name!r} holds a number too large") from error
+FORMATS["table"] = Format(_recognise, _read, last=True, stream=_stream)

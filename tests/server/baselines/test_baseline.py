@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from tiny_runs import SMALL, SYNTHETIC, untimed
 
-from common.config import Format, PrepareConfig, compose_config
+from common.config import PrepareConfig, compose_config
 from common.errors import UserError
 from server.app import prepare
 from server.baselines.baseline import run_baseline
@@ -144,7 +144,7 @@ def test_the_same_run_again_is_the_same(strategy: str, finished: Finish, tmp_pat
 def test_shards_serve_where_items_need_one_modality_only(tmp_path: Path) -> None:
     config = PrepareConfig(
         out=str(tmp_path / "shards"),
-        format=Format.synthetic,
+        format="synthetic",
         clients={"default": 2},
         max_seq_len=4,
     )

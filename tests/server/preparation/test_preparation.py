@@ -19,7 +19,6 @@ import pytest
 import server.preparation.preparation as preparation
 from common.config import (
     DirichletConfig,
-    Format,
     Labels,
     PartitionConfig,
     PartitionRule,
@@ -201,11 +200,11 @@ def test_the_files_of_a_source_are_named_and_fingerprinted(
 
 
 def test_the_embedded_dataset_has_no_files(tmp_path: Path, out: Path) -> None:
-    manifest = run(None, out, format=Format.synthetic, group=None)
+    manifest = run(None, out, format="synthetic", group=None)
     assert manifest.source == {"format": "synthetic", "why": "", "files": []}
     assert list(manifest.modalities) == ["language", "audio", "vision"]
     assert sum(shard["items"] for shard in manifest.shards.values()) == 2400
-    run(None, tmp_path / "again", format=Format.synthetic, group=None)
+    run(None, tmp_path / "again", format="synthetic", group=None)
     assert contents(tmp_path / "again") == contents(out)
 
 
@@ -686,7 +685,7 @@ def test_tables_stay_tables(file: Path, out: Path) -> None:
 # What is refused --------------------------------------------------------------------------------
 
 
-SYNTHETIC = {"path": None, "format": Format.synthetic, "group": None}
+SYNTHETIC = {"path": None, "format": "synthetic", "group": None}
 
 
 @pytest.mark.parametrize(

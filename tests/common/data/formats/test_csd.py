@@ -1,7 +1,7 @@
 """What the reader of computational sequences refuses, and how it finds an item's steps."""
 
-import builtins
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,8 @@ import h5py
 import numpy as np
 import pytest
 
-from common.data.formats import csd
-from common.data.source import EMOTIONS, ReadSettings, Source
+from common.data.formats.registry import FORMATS, Given, read_source
+from common.data.source import ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
 
@@ -45,7 +45,7 @@ def make(folder: Path, labels: Entries = LABELS, **sequences: Entries) -> Path:
 
 
 def read(*paths: Path, **options: Any) -> Source:
-    return csd.read(paths, ReadSettings(**options))
+    return read_source(paths, "csd", ReadSettings(**options))[0]
 
 
 def fails(*paths: Path, words: list[str], **options: Any) -> None:
@@ -61,12 +61,12 @@ def fails(*paths: Path, words: list[str], **options: Any) -> None:
 
 
 def test_recognise(tmp_path: Path) -> None:
-    assert csd.recognise(tmp_path) is None
+    assert FORMATS["csd"].recognise(Given([tmp_path])) is None
     make(tmp_path)
-    assert csd.recognise(tmp_path) == "a folder of 2 .csd files"
-    assert csd.recognise(tmp_path / "glove.csd") == "an HDF5 file"
+    assert FORMATS["csd"].recognise(Given([tmp_path])) == "a folder of 2 .csd files"
+    assert FORMATS["csd"].recognise(Given([tmp_path / "glove.csd"])) == "an HDF5 file"
     (tmp_path / "a.csv").write_text("id,label\n")
-    assert csd.recognise(tmp_path / "a.csv") is None
+    assert FORMATS["csd"].recognise(Given([tmp_path / "a.csv"])) is None
 
 
 @pytest.mark.parametrize(
@@ -80,6 +80,7 @@ def test_recognise(tmp_path: Path) -> None:
         ("OpenFace_2", "vision"),
         ("Visual features", "vision"),
         ("heart rate", "heart_rate"),
+        ("my² é", "my___"),
         ("3d", "_3d"),
     ],
 )
@@ -115,20 +116,6 @@ def test_segments_without_a_label_are_left_out_and_counted(tmp_path: Path) -> No
     assert source.splits.tolist() == [""] * 3
 
 
-def test_items_without_language_are_dropped_and_counted(tmp_path: Path) -> None:
-    zero = {**WORDS, "v[1]": (np.zeros((2, 3)), np.zeros((2, 2)))}
-    items = read(make(tmp_path, glove=zero)).items
-    assert items.ids.tolist() == ["v[0]", "w[0]"]
-    assert items.cleaning == {"items whose language is all zero, dropped": 1}
-
-
-def test_emotions(tmp_path: Path) -> None:
-    labels = {name: ([[-1, 0, 1, 0, 2, 0, 0]], interval) for name, (_, interval) in LABELS.items()}
-    items = read(make(tmp_path, labels), task=Task.multilabel, emotions=True).items
-    assert items.labels.tolist() == [[0, 1, 0, 1, 0, 0]] * 3
-    assert items.label_names == EMOTIONS
-
-
 def test_intervals_without_end_are_read_in_silence(tmp_path: Path) -> None:
     times = [[-np.inf, np.inf], [1e308, 1.7e308], [np.nan, 1], [0, 1]]
     items = read(make(tmp_path, COVAREP={"v": (np.ones((4, 1)), times)})).items
@@ -144,18 +131,24 @@ def test_a_file_that_is_not_asked_for_is_not_read(tmp_path: Path) -> None:
 
 # ---- Refused --------------------------------------------------------------------------
 
+STEPS, TWO, NO_STEPS = np.ones((2, 3)), np.zeros((2, 2)), np.zeros((2, 3))
+
+
+def labelled(values: Any) -> Entries:
+    return {name: (values, interval) for name, (_, interval) in LABELS.items()}
+
 
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
-        ((np.ones(2), np.zeros((2, 2))), ["features", "(2,)"]),
-        ((["a", "b"], np.zeros((2, 2))), ["features", "object"]),
-        ((np.ones((2, 3)), np.zeros((3, 2))), ["2 steps", "(3, 2)"]),
-        ((np.ones((2, 3)), np.zeros((2, 1))), ["2 steps", "(2, 1)"]),
-        ((h5py.Empty("f4"), np.zeros((2, 2))), ["features"]),
-        ((h5py.SoftLink("/glove/data/v[1]/features"), np.zeros((2, 2))), ["no features of its"]),
-        ((h5py.ExternalLink("other.h5", "/"), np.zeros((2, 2))), ["no features of its own"]),
-        ((np.ones((2, 3)), h5py.ExternalLink("other.h5", "/")), ["no intervals of its own"]),
+        ((np.ones(2), TWO), ["features", "(2,)"]),
+        ((["a", "b"], TWO), ["features", "object"]),
+        ((STEPS, np.zeros((3, 2))), ["2 steps", "(3, 2)"]),
+        ((STEPS, np.zeros((2, 1))), ["2 steps", "(2, 1)"]),
+        ((h5py.Empty("f4"), TWO), ["features"]),
+        ((h5py.SoftLink("/glove/data/v[1]/features"), TWO), ["no features of its"]),
+        ((h5py.ExternalLink("other.h5", "/"), TWO), ["no features of its own"]),
+        ((STEPS, h5py.ExternalLink("other.h5", "/")), ["no intervals of its own"]),
     ],
 )
 def test_a_wrong_segment_is_named(tmp_path: Path, entry: Entry, words: list[str]) -> None:
@@ -163,45 +156,99 @@ def test_a_wrong_segment_is_named(tmp_path: Path, entry: Entry, words: list[str]
     fails(tmp_path, words=["glove.csd", "'v[0]'", *words])
 
 
-def segment_of(folder: Path, **changes: Any) -> Path:
-    """Make the features of one segment anew."""
-    make(folder)
-    with h5py.File(folder / "glove.csd", "r+") as file:
-        group = file["glove/data/v[0]"]
-        del group["features"]
-        group.create_dataset("features", **changes)
-    return folder
+@pytest.mark.parametrize(
+    ("labels", "sequences", "words"),
+    [
+        (LABELS, {"glove": WORDS, "bert": WORDS}, ["bert.csd", "glove.csd", "language"]),
+        (LABELS, {"glove": {}}, ["glove.csd", "no segment"]),
+        (LABELS, {"glove": {**WORDS, "v[0]": (np.ones((2, 9)), TWO)}}, ["glove.csd", "[3, 9]"]),
+        (LABELS, {"glove": {"x[0]": (STEPS, TWO)}}, ["glove.csd", "none of its segments has a"]),
+        (
+            {"v": ([[1.0], [2.0]], [[0.0, 1.0], [1.0, 2.0]]), "v[0]": LABELS["v[0]"]},
+            {},
+            ["Opinion_Labels.csd", "two items", "'v[0]'"],
+        ),
+        (labelled([[1.0, 2.0]]), {}, ["Opinion_Labels.csd", "[2]", "expected 1, or 7"]),
+        (labelled([[np.nan]]), {}, ["Opinion_Labels.csd", "every label is NaN"]),
+        (
+            LABELS,
+            {"glove": dict.fromkeys(LABELS, (NO_STEPS, TWO))},
+            ["Opinion_Labels.csd", "no item has a label and language"],
+        ),
+        (  # the same steps over and over
+            {"v": (np.ones((3000, 1)), np.tile([[0, 1e9]], (3000, 1)))},
+            {"covarep": {"v": (np.ones((50_000, 3), "f4"), np.ones((50_000, 2)))}},
+            ["covarep.csd", "GiB of contents"],
+        ),
+    ],
+)
+def test_wrong_sequences_are_named(
+    tmp_path: Path, labels: Entries, sequences: dict[str, Entries], words: list[str]
+) -> None:
+    fails(make(tmp_path, labels, **sequences), words=words)
 
 
-def test_storage_in_another_file_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "raw").write_bytes(bytes(24))
-    external = [(str(tmp_path / "raw"), 0, 24)]
-    segment_of(tmp_path, shape=(2, 3), dtype="f4", external=external)
-    fails(tmp_path, words=["glove.csd", "'v[0]'", "in another file"])
-
-
-def test_virtual_data_are_refused(tmp_path: Path) -> None:
-    make(tmp_path)
+def virtual() -> h5py.VirtualLayout:
     layout = h5py.VirtualLayout((2, 3), "f4")
-    layout[:] = h5py.VirtualSource(str(tmp_path / "other.h5"), "x", (2, 3))
+    layout[:] = h5py.VirtualSource("other.h5", "x", (2, 3))
+    return layout
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda group: group.create_virtual_dataset("features", virtual()), "in another file"),
+        (
+            lambda group: group.create_dataset("features", (2, 3), "f4", external=[("raw", 0, 24)]),
+            "in another file",
+        ),
+        (
+            lambda group: group.create_dataset("features", (1 << 40, 3), "f4", chunks=(1024, 3)),
+            "GiB",
+        ),
+        (
+            lambda group: group.create_dataset(
+                "features",
+                (2, 3),
+                "f4",
+                chunks=(600, 1 << 20),
+                maxshape=(None, None),
+                compression=1,
+            ),
+            "GiB of contents",
+        ),
+        (
+            lambda group: group.parent.__setitem__("x", h5py.ExternalLink("other.h5", "/")),
+            "'x' is not a group in this file",
+        ),
+        (lambda group: group.file.create_group("more"), "2 sequences"),
+    ],
+)
+def test_wrong_storage_is_named(
+    tmp_path: Path, change: Callable[[h5py.Group], object], words: str
+) -> None:
+    make(tmp_path, {**LABELS, "x": ([[1.0]], [[0.0, 1.0]])})
+    (tmp_path / "raw").write_bytes(bytes(24))
     with h5py.File(tmp_path / "glove.csd", "r+") as file:
         group = file["glove/data/v[0]"]
         del group["features"]
-        group.create_virtual_dataset("features", layout)
-    fails(tmp_path, words=["glove.csd", "'v[0]'", "in another file"])
+        change(group)
+        if "features" not in group:
+            group["features"] = STEPS
+    fails(tmp_path, words=["glove.csd", words])
 
 
-def test_a_declared_size_is_refused(tmp_path: Path) -> None:
-    segment_of(tmp_path, shape=(1 << 40, 3), dtype="f4", chunks=(1024, 3))
-    fails(tmp_path, words=["glove.csd", "GiB"])
-
-
-def test_a_group_in_another_file_is_refused(tmp_path: Path) -> None:
+def test_the_name_of_a_sequence_tells_labels_before_that_of_a_file(tmp_path: Path) -> None:
     make(tmp_path)
-    with h5py.File(tmp_path / "glove.csd", "r+") as file:
-        del file["glove/data"]
-        file["glove/data"] = h5py.ExternalLink("other.h5", "/")
-    fails(tmp_path, words=["glove.csd", "'data'", "not a group in this file"])
+    write(tmp_path, "labelled_audio", "covarep", WORDS)
+    write(tmp_path, "Opinion_Labels", "All Labels", LABELS)
+    assert set(read(tmp_path).items.sequences) == {"language", "audio"}
+
+
+def test_signalling_nan(tmp_path: Path) -> None:
+    nan = np.full((1, 2), 0x7FF4000000000000, "u8").view("f8")
+    make(tmp_path, covarep={"v[0]": (nan, [[0.0, 1.0]])})
+    assert read(tmp_path).items.not_finite()
 
 
 @pytest.mark.parametrize("raw", [b"", b"\x89HDF\r\n\x1a\n", b"\x89HDF\r\n\x1a\n" + bytes(500)])
@@ -221,53 +268,9 @@ def test_there_is_one_file_of_labels(tmp_path: Path, files: int) -> None:
     fails(tmp_path, words=[f"{files} of", "expected one", "'label'"])
 
 
-def test_two_files_of_one_modality(tmp_path: Path) -> None:
-    make(tmp_path, glove=WORDS, bert=WORDS)
-    fails(tmp_path, words=["bert.csd", "glove.csd", "language"])
-
-
 def test_no_modality(tmp_path: Path) -> None:
     path = make(tmp_path) / "Opinion_Labels.csd"
-    fails(path, words=["no modality", "labels only"])
-
-
-def test_several_or_no_sequences_in_a_file(tmp_path: Path) -> None:
-    make(tmp_path)
-    with h5py.File(tmp_path / "glove.csd", "r+") as file:
-        file.create_group("more")
-    fails(tmp_path, words=["glove.csd", "2 sequences"])
-    write(tmp_path, "glove", "glove", {})
-    fails(tmp_path, words=["glove.csd", "no segment"])
-
-
-def test_widths_differ(tmp_path: Path) -> None:
-    make(tmp_path, glove={**WORDS, "v[0]": (np.ones((2, 9)), np.zeros((2, 2)))})
-    fails(tmp_path, words=["glove.csd", "[3, 9]"])
-
-
-def test_no_segment_has_a_label(tmp_path: Path) -> None:
-    make(tmp_path, glove={"x[0]": WORDS["v[0]"]})
-    fails(tmp_path, words=["glove.csd", "none of its segments has a label"])
-
-
-def test_two_labels_of_one_id(tmp_path: Path) -> None:
-    two: Entry = ([[1.0], [2.0]], [[0.0, 1.0], [1.0, 2.0]])
-    make(tmp_path, {"v": two, "v[0]": LABELS["v[0]"]})
-    fails(tmp_path, words=["Opinion_Labels.csd", "two items", "'v[0]'"])
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [([[1.0, 2.0]], ["[2]", "expected 1, or 7"]), ([[np.nan]], ["every label is NaN"])],
-)
-def test_labels_that_are_none(tmp_path: Path, values: Any, words: list[str]) -> None:
-    labels = {name: (values, interval) for name, (_, interval) in LABELS.items()}
-    fails(make(tmp_path, labels), words=["Opinion_Labels.csd", *words])
-
-
-def test_nothing_is_left(tmp_path: Path) -> None:
-    make(tmp_path, glove={name: (np.zeros((2, 3)), np.zeros((2, 2))) for name in LABELS})
-    fails(tmp_path, words=["Opinion_Labels.csd", "no item has a label and language"])
+    fails(path, words=["no modality"])
 
 
 @pytest.mark.parametrize(
@@ -292,14 +295,7 @@ def test_settings_that_do_not_fit(
 
 def test_h5py_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make(tmp_path)
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name == "h5py":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "h5py", None)
     fails(tmp_path, words=["needs h5py: pip install 'ha-fedformer[prepare]'"])
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -29,7 +29,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from common.data.formats.registry import ARRAYS, PICKLED, read_source
+from common.data.formats.registry import read_source
 from common.data.source import EMOTIONS, ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
@@ -44,6 +44,7 @@ fuzz = settings(
 )
 randoms = st.randoms(use_true_random=False)
 Content = dict[Any, Any]
+NAMES = ["csd", "mmsa", "mult", "multibench", "npz", "table"]
 
 UTTERANCES = writers.make_utterances(5, count=10, videos=5, zero_text=1, missing_audio=1)
 ALIGNED = writers.make_utterances(6, count=10, videos=5, aligned=True)
@@ -101,11 +102,6 @@ def check_source(source: Source) -> None:
         assert (sequences.starts + sequences.lengths <= len(sequences.values)).all()
 
 
-def some_format(rng: Random) -> str:
-    """Return "auto" most of the time."""
-    return rng.choice(["auto"] * 8 + list(PICKLED + ARRAYS))
-
-
 @contextmanager
 def folder() -> Iterator[Path]:
     """Make a folder for one example."""
@@ -124,82 +120,54 @@ def quiet() -> Iterator[None]:
 # ---- Wrong values ---------------------------------------------------------------------
 
 DTYPES = ("f2", "f4", "f8", ">f4", "i1", "i8", "u8", "?", "c8", "S3", "U2", "O", "M8[s]", "m8[D]")
+KEYS: tuple[Any, ...] = ("text", "audio", "labels", "id", "train", "valid", "test", "dev", "smell")
+KEYS += (b"text", "", "a\nb", "\ud800", 0, None, (1, 2), "regression_labels", "audio_lengths")
 
 
-def circular_list() -> list[Any]:
-    made: list[Any] = [1.0]
-    made.append(made)
-    return made
+def circular() -> list[Any]:
+    """Lists, dicts and arrays that hold themselves."""
+    items: list[Any] = [1.0]
+    table: dict[Any, Any] = {"text": 1}
+    array = np.empty(3, object)
+    items.append(items)
+    table["audio"] = table
+    array[:] = [1.0, array, None]
+    return [items, table, array]
 
 
-def circular_dict() -> dict[Any, Any]:
-    made: dict[Any, Any] = {"text": 1}
-    made["audio"] = made
-    return made
-
-
-def circular_array() -> np.ndarray:
-    made = np.empty(3, object)
-    made[:] = [1.0, made, None]
-    return made
-
-
-def nested_list() -> list[Any]:
+def nested() -> list[Any]:
     made: list[Any] = []
     for _ in range(200):
         made = [made]
     return made
 
 
-SCALARS: tuple[Callable[[], Any], ...] = (
-    *(lambda v=v: deepcopy(v) for v in (None, True, 0, -1, 2**70, 1.5, np.nan, -np.inf, 1e300, 1j)),
-    *(
-        lambda v=v: deepcopy(v)
-        for v in ("", "text", "a\nb", "\x00", "\ud800", b"", b"\xff\n", (), ("a",))
-    ),
-    *(
-        lambda v=v: deepcopy(v)
-        for v in ([], {}, [[1], [2, 3]], ["a", None], [b"x", "y"], {"a": {"b": 1}})
-    ),
-    *(
-        lambda v=v: deepcopy(v)
-        for v in ({1, 2}, np.float32(1), np.str_("x\ny"), np.int64(-5), ..., object)
-    ),
-    circular_list,
-    circular_dict,
-    circular_array,
-    nested_list,
-    lambda: np.array(3.0),
-    lambda: np.array([], np.float32),
-    lambda: np.zeros((0, 0, 0)),
-    lambda: np.zeros((3, 0, 4)),
-    lambda: np.array(["a\nb", "a\nb", ""], "U"),
-    lambda: np.array([b"\xff\n", "x", None, 1.0, [1]], object),
-    lambda: np.zeros(4, [("a", "f4"), ("b", "S2")]),
-    lambda: np.ma.masked_array([1.0, 2.0], [True, False]),
-)
-
-
-def odd_value(rng: Random, value: object) -> Any:
-    """Return something else, or the value in another shape or type."""
-    array = isinstance(value, np.ndarray)
-    if not (array or isinstance(value, list)) or rng.random() < 0.35:
-        return rng.choice(SCALARS)()
-    with quiet():
-        try:
-            changed = rng.choice(CHANGES)(rng, np.asarray(value))
-        except (TypeError, ValueError, OverflowError, IndexError):
-            return None
-    return changed if array or rng.random() < 0.3 else np.asarray(changed).tolist()
+SCALARS: list[Any] = [None, True, 0, -1, 2**70, 1.5, np.nan, -np.inf, 1e300, 1j, "", "text"]
+SCALARS += [
+    "a\nb",
+    "\x00",
+    "\ud800",
+    b"",
+    b"\xff\n",
+    (),
+    ("a",),
+    [],
+    {},
+    [[1], [2, 3]],
+    ["a", None],
+]
+SCALARS += [[b"x", "y"], {"a": {"b": 1}}, {1, 2}, np.float32(1), np.str_("x\ny"), np.int64(-5)]
+SCALARS += [..., object, *circular(), nested(), np.array(3.0), np.array([], np.float32)]
+SCALARS += [np.zeros((0, 0, 0)), np.zeros((3, 0, 4)), np.array(["a\nb", "a\nb", ""], "U")]
+SCALARS += [np.array([b"\xff\n", "x", None, 1.0, [1]], object)]
+SCALARS += [np.zeros(4, [("a", "f4"), ("b", "S2")]), np.ma.masked_array([1.0, 2.0], [True, False])]
+ELEMENTS = (np.nan, np.inf, -np.inf, 1e300, -1, 2**62, "x", b"\xff", None, [1], "a\n")
 
 
 def with_element(rng: Random, array: np.ndarray) -> np.ndarray:
     """Put one wrong value into an array; most become arrays of objects."""
-    element = rng.choice(
-        (np.nan, np.inf, -np.inf, 1e300, -1, 2**62, "x", b"\xff", None, [1], "a\n")
-    )
     changed = array.copy() if rng.random() < 0.5 else array.astype(object)
-    changed[tuple(rng.randrange(size) for size in array.shape)] = element
+    changed[tuple(rng.randrange(size) for size in array.shape)] = rng.choice(ELEMENTS)
     return changed
 
 
@@ -212,92 +180,294 @@ CHANGES: tuple[Callable[[Random, np.ndarray], Any], ...] = (
     lambda rng, a: a[..., : rng.randrange(a.shape[-1] + 1)],
     lambda rng, a: np.expand_dims(a, rng.randrange(a.ndim + 1)),
     lambda rng, a: np.full_like(a, rng.choice((np.nan, np.inf, 0, 1e300, -7))),
-    lambda rng, a: np.concatenate([a, a[:1]]),
+    lambda _, a: np.concatenate([a, a[:1]]),
     lambda _, a: a.T,
     lambda _, a: a.ravel(),
     lambda _, a: np.asfortranarray(a),
     lambda _, a: a[::-1],
     lambda _, a: a[[0] * len(a)],
     lambda _, a: a.tolist(),
-    lambda _, a: list(a),
     lambda _, a: tuple(a),
     lambda _, a: {"values": a},
     lambda _, a: np.zeros_like(a),
     lambda _, a: a[0],
-    lambda _, a: a.sum(),
 )
 
-KEYS: tuple[Any, ...] = ("text", "audio", "labels", "id", "train", "valid", "test", "dev", "smell")
-KEYS += (b"text", "", "a\nb", "\ud800", 0, None, (1, 2), "regression_labels", "audio_lengths")
+
+def odd_value(rng: Random, value: object) -> Any:
+    """Return something else, or the value in another shape or type."""
+    array = isinstance(value, np.ndarray)
+    if not (array or isinstance(value, list)) or rng.random() < 0.35:
+        return deepcopy(rng.choice(SCALARS))
+    try:
+        changed = rng.choice(CHANGES)(rng, np.asarray(value))
+    except (TypeError, ValueError, OverflowError, IndexError):
+        return None
+    return changed if array or rng.random() < 0.3 else np.asarray(changed).tolist()
 
 
-def mutate(rng: Random, content: Content, deep: bool) -> Any:
-    """Change a dict in one to three places: values, keys, or all of it.
-
-    Parameters
-    ----------
-    rng
-        What is changed, and how.
-    content
-        The dict.
-    deep
-        Whether its values are dicts, and what is changed is mostly in these.
-    """
-    content = {key: dict(value) if deep else value for key, value in content.items()}
+def mutate(rng: Random, content: Content) -> Any:
+    """Change a dict, or the dicts in it, in one to three places: values, keys, or all of it."""
+    content = {key: dict(v) if isinstance(v, dict) else v for key, v in content.items()}
     for _ in range(rng.choice((1, 1, 2, 3))):
         parts = [part for part in content.values() if isinstance(part, dict)]
-        part = rng.choice(parts) if parts and deep and rng.random() < 0.85 else content
+        part = rng.choice(parts) if parts and rng.random() < 0.85 else content
         if not part:
             continue
-        key = rng.choice(list(part))
+        key, other = rng.choice(list(part)), rng.choice(list(part))
         action = rng.choice(("replace",) * 6 + ("drop", "rename", "add", "swap", "all splits"))
         note(f"{action} {key!r}")
-        apply(rng, action, part, key, parts if deep else [part])
-        note(f"now {', '.join(f'{name!r}: {brief(value)}' for name, value in part.items())}")
-    return rng.choice(SCALARS)() if rng.random() < 0.03 else content
+        match action:
+            case "replace":
+                part[key] = odd_value(rng, part[key])
+            case "drop":
+                del part[key]
+            case "rename":
+                part[rng.choice(KEYS)] = part.pop(key)
+            case "add":
+                part[rng.choice(KEYS)] = deepcopy(rng.choice(SCALARS))
+            case "swap":
+                part[key], part[other] = part[other], part[key]
+            case _:  # the same to all splits, so that they agree
+                seed = rng.randrange(2**32)
+                for same in (same for same in parts or [part] if key in same):
+                    same[key] = odd_value(Random(seed), same[key])
+    return deepcopy(rng.choice(SCALARS)) if rng.random() < 0.03 else content
 
 
-def brief(value: object) -> str:
-    """Say what a value is, for the report of a failure."""
-    if isinstance(value, np.ndarray):
-        return f"{value.dtype}{value.shape}"
-    return type(value).__name__ if isinstance(value, dict | list) else repr(value)[:40]
+# ---- Wrong contents, by a file's suffix: other bytes, or None where they cannot be made ---
 
 
-def apply(rng: Random, action: str, part: Content, key: Any, parts: list[Content]) -> None:
-    """Do one change to a dict."""
-    match action:
-        case "replace":
-            part[key] = odd_value(rng, part[key])
+def other_pickle(rng: Random, raw: bytes) -> bytes:
+    content = mutate(rng, pickle.loads(raw, encoding="latin1"))
+    return pickle.dumps(content, rng.choice((2, 3, 4, 5)))
+
+
+def as_array(value: Any) -> np.ndarray:
+    if isinstance(value, np.ma.MaskedArray):
+        return value.data
+    try:
+        return np.asarray(value)
+    except (ValueError, TypeError):
+        made = np.empty((), object)
+        made[()] = value
+        return made
+
+
+def npz_bytes(arrays: Mapping[str, np.ndarray], compressed: bool = True) -> bytes:
+    file = io.BytesIO()
+    (np.savez_compressed if compressed else np.savez)(file, **arrays)
+    return file.getvalue()
+
+
+def other_npz(rng: Random, raw: bytes) -> bytes:
+    content = mutate(rng, dict(np.load(io.BytesIO(raw))))
+    arrays = content if isinstance(content, dict) else {}
+    named = {str(key).replace("\ud800", "?"): as_array(v) for key, v in arrays.items()}
+    return npz_bytes(named, rng.random() < 0.5)
+
+
+def other_npy(rng: Random, raw: bytes) -> bytes:
+    file = io.BytesIO()
+    np.save(file, as_array(odd_value(rng, np.load(io.BytesIO(raw)))))
+    return file.getvalue()
+
+
+CELLS = [
+    "",
+    " ",
+    "nan",
+    "inf",
+    "-inf",
+    "1e999",
+    "x",
+    "a\nb",
+    '"',
+    "1,5",
+    "train",
+    "\x00",
+    "é",
+    "-1",
+]
+CELLS += ["1" * 5000, "x" * 200_000, "../a", "Test", "1_0", "\ufeff", "\u2028", "True", "0x10"]
+
+
+def other_csv(rng: Random, raw: bytes) -> bytes:
+    """Change cells, rows, columns and the text itself."""
+    rows = list(csv.reader(io.StringIO(raw.decode())))
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        row = rng.randrange(len(rows)) if rng.random() < 0.7 else 0
+        column = rng.randrange(max(1, len(rows[row])))
+        match rng.choice(("cell", "cell", "cell", "short", "long", "column", "row", "twice")):
+            case "cell":
+                rows[row][column : column + 1] = [rng.choice(CELLS)]
+            case "short":
+                del rows[row][column:]
+            case "long":
+                rows[row] += ["more"] * 3
+            case "column":
+                for cells in rows:
+                    del cells[column : column + 1]
+            case "row":
+                rows = rows[:row] + rows[row + 1 :] or [[]]
+            case _:
+                rows.append(list(rows[row]))
+    file = io.StringIO()
+    csv.writer(file).writerows(rows)
+    raw = file.getvalue().encode(rng.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16")))
+    odd = (raw.replace(b",", b";"), raw.replace(b"a", b"\xe9"), raw + b'"')
+    return rng.choice((raw, raw, raw, raw, *odd))
+
+
+def columns_of(count: int) -> tuple[Callable[[], pa.Array], ...]:
+    """Columns of every type."""
+    ones, of = range(count), partial(pa.array)
+    return (
+        lambda: pa.nulls(count),
+        lambda: of([[1, 2]] * count),
+        lambda: of([{"a": 1}] * count),
+        lambda: of(["train", "test"] * count)[:count].dictionary_encode(),
+        lambda: of([b"\xff\n"] * count),
+        lambda: of([b"id%d" % i for i in ones]),
+        lambda: of(ones, pa.decimal128(30, 10)),
+        lambda: of(ones, pa.timestamp("s")),
+        lambda: of(ones, pa.duration("us")),
+        lambda: of([True] * count),
+        lambda: of([None, *[1.0] * (count - 1)]),
+        lambda: of([np.nan, np.inf] * count)[:count],
+        lambda: of([1e300] * count),
+        lambda: of([2**63] * count, pa.uint64()),
+        lambda: of(ones, pa.int8()),
+        lambda: of(ones, pa.float32()).cast(pa.float16()),
+        lambda: of(ones, pa.date32()),
+        lambda: of(["a\nb"] * count),
+        lambda: of([str(i) for i in ones], pa.large_string()),
+        lambda: of(["1.5", None] * count)[:count],
+        lambda: of([[("k", 1)]] * count, pa.map_(pa.string(), pa.int64())),
+    )
+
+
+def other_parquet(rng: Random, raw: bytes) -> bytes:
+    """Make columns others, elsewhere, or missing."""
+    table = pq.read_table(io.BytesIO(raw))
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        if not table.num_columns:
+            break
+        index = rng.randrange(min(table.num_columns, 5))
+        name = table.column_names[index]
+        other = rng.choice((*writers.EMOTIONS, "", "a\nb", "id", "label", "split", "x"))
+        match rng.choice(("type", "type", "type", "type", "drop", "name", "rows", "again")):
+            case "type":
+                table = table.set_column(index, name, rng.choice(columns_of(table.num_rows))())
+            case "drop":
+                table = table.remove_column(index)
+            case "name":
+                table = table.set_column(index, other, table[index])
+            case "rows":
+                table = table.slice(0, max(1, rng.randrange(table.num_rows + 1)))
+            case _:
+                table = table.append_column(other, table[index])
+    file = io.BytesIO()
+    pq.write_table(table.slice(0, 0) if rng.random() < 0.05 else table, file)
+    return file.getvalue()
+
+
+FIELDS: list[Any] = [None, -1, 0, "", "F32", "BF16", "I64", "U8", "F8_E4M3", "BOOL", "a\nb", {}]
+FIELDS += [[], [0], [-1], [2**62, 4], [1e3], [0, 0], [3, 2], [[1]]]
+
+
+def other_safetensors(rng: Random, raw: bytes) -> bytes:
+    """Change the header."""
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    name = rng.choice(list(header))
+    declared = 0
+    match rng.choice(("field", "field", "field", "field", "drop", "name", "metadata", "length")):
+        case "field":
+            header[name][rng.choice(("dtype", "shape", "data_offsets"))] = rng.choice(FIELDS)
         case "drop":
-            del part[key]
-        case "rename":
-            part[rng.choice(KEYS)] = part.pop(key)
-        case "add":
-            part[rng.choice(KEYS)] = rng.choice(SCALARS)()
-        case "swap":
-            other = rng.choice(list(part))
-            part[key], part[other] = part[other], part[key]
-        case _:  # the same to all splits, so that they agree
-            seed = rng.randrange(2**32)
-            for each in parts:
-                if key in each:
-                    each[key] = odd_value(Random(seed), each[key])
+            del header[name]
+        case "name":
+            header[rng.choice(("values", "ids", "a\nb", "", "x"))] = header.pop(name)
+        case "metadata":
+            header["__metadata__"] = rng.choice(({"a": "b"}, {"a": 1}, None, []))
+        case _:
+            declared = length + rng.choice((-1, 1, 2**40))
+    text = json.dumps(header).encode()
+    return (declared or len(text)).to_bytes(8, "little") + text + raw[8 + length :]
 
 
-# ---- Wrong bytes ----------------------------------------------------------------------
+def replace_object(rng: Random, file: h5py.File, name: str, old: Any) -> None:
+    """Put something else at a name."""
+    data = partial(file.create_dataset, name)
+    link = partial(file.__setitem__, name)
+    odd: tuple[Callable[[], Any], ...] = (
+        lambda: file.create_group(name),
+        lambda: data(data=1.0),
+        lambda: data(data="text"),
+        lambda: data(data=h5py.Empty("f4")),
+        lambda: data((4,), dtype=h5py.string_dtype()),
+        lambda: data((4,), dtype=h5py.vlen_dtype(np.float32)),
+        lambda: data((4, 2), dtype=h5py.enum_dtype({"a\n": 1, "b": 2})),
+        lambda: data(data=np.zeros(4, [("a", "f4"), ("b", "S2")])),
+        lambda: data((1 << 40, 7), "f4", chunks=(1024, 7)),
+        lambda: data((1 << 28, 7), "f4", chunks=(1024, 7)),
+        lambda: data((4, 1 << 40), "f4", chunks=(4, 1024)),
+        lambda: data((4, 7), h5py.opaque_dtype(np.dtype("M8[s]"))),
+        lambda: data((3,), dtype=h5py.ref_dtype),
+        lambda: link(h5py.SoftLink("/nowhere")),
+        lambda: link(h5py.SoftLink(f"/{name}")),
+        lambda: link(h5py.SoftLink("/")),
+        lambda: link(file["/"]),
+        lambda: link(h5py.ExternalLink("nowhere.h5", "/")),
+        lambda: link(h5py.ExternalLink("/etc/passwd", "/")),
+    )
+    rng.choice((*odd, *(lambda: data(data=as_array(odd_value(rng, old))),) * 14))()
 
 
-def _csd(per_video: bool) -> Callable[[Path], Path]:
-    def write(path: Path) -> Path:
-        writers.write_csd(path, UTTERANCES, per_video=per_video)
-        return path
-
-    return write
+PLACES = ("x", "data", "metadata", "a\nb", "features", "All Labels", "v[1]", "é[a]")
 
 
-def _table(**options: Any) -> Callable[[Path], Path]:
-    return lambda path: writers.write_table(path, UTTERANCES, **options)
+def other_csd(rng: Random, raw: bytes) -> bytes:
+    """Change one object: mostly data, and sometimes the root."""
+    memory = io.BytesIO(raw)
+    with h5py.File(memory, "r+") as file:
+        names: list[str] = []
+        file.visit(names.append)
+        name, new = rng.choice(names if rng.random() < 0.7 else names[:4]), rng.choice(PLACES)
+        old = file.get(name)
+        old = old[()] if isinstance(old, h5py.Dataset) and old.size in range(1 << 16) else None
+        action = rng.choice(("replace",) * 6 + ("drop", "move", "copy"))
+        note(f"{action} {name}")
+        match action:
+            case "move":
+                file.move(name, str(Path(name).parent / new))
+            case "copy":
+                file.copy(name, f"{names[0]}/data/{new}")
+            case _:
+                del file[name]
+                if action == "replace":
+                    replace_object(rng, file, name, old)
+    return memory.getvalue()
+
+
+OTHERS = {".pkl": other_pickle, ".npz": other_npz, ".npy": other_npy, ".csv": other_csv}
+OTHERS |= {".parquet": other_parquet, ".safetensors": other_safetensors, ".csd": other_csd}
+#: What libraries raise of what they cannot write.
+UNWRITABLE = (pickle.PicklingError, pa.ArrowException, TypeError, ValueError, OverflowError)
+UNWRITABLE += (OSError, RuntimeError, KeyError)
+
+
+# ---- Valid files ----------------------------------------------------------------------
+
+
+def csd(path: Path, per_video: bool) -> Path:
+    writers.write_csd(path, UTTERANCES, per_video=per_video)
+    return path
+
+
+def table(path: Path, **options: Any) -> Path:
+    return writers.write_table(path, UTTERANCES, **options)
 
 
 KINDS: dict[str, Callable[[Path], Path]] = {
@@ -307,15 +477,17 @@ KINDS: dict[str, Callable[[Path], Path]] = {
     "mult": lambda p: writers.write_mult(p / "a.pkl", UTTERANCES, aligned=False, ids="object"),
     "python2": lambda p: writers.write_python2(p / "a.pkl", UTTERANCES, aligned=False),
     "mmsa": lambda p: writers.write_mmsa(p / "a.pkl", UTTERANCES, bert=False, protocol=5),
+    "mmsa-bert": lambda p: writers.write_mmsa(p / "a.pkl", ALIGNED, aligned=True),
     "npz": lambda p: writers.write_npz(p / "a.npz", UTTERANCES),
-    "csd": _csd(per_video=False),
-    "csd-videos": _csd(per_video=True),
-    "csv-npy": _table(arrays="npy"),
-    "csv-npz": _table(arrays="npz"),
-    "csv-npz-by-id": _table(arrays="npz-by-id"),
-    "parquet-safetensors": _table(kind="parquet", arrays="safetensors"),
-    "parquet-safetensors-by-id": _table(kind="parquet", arrays="safetensors-by-id"),
+    "csd": partial(csd, per_video=False),
+    "csd-videos": partial(csd, per_video=True),
+    "csv-npy": partial(table, arrays="npy"),
+    "csv-npz": partial(table, arrays="npz"),
+    "csv-npz-by-id": partial(table, arrays="npz-by-id"),
+    "parquet-safetensors": partial(table, kind="parquet", arrays="safetensors"),
+    "parquet-safetensors-by-id": partial(table, kind="parquet", arrays="safetensors-by-id"),
 }
+each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @cache
@@ -370,21 +542,54 @@ def damage(rng: Random, raw: bytes) -> bytes:
             return raw[:start] + number.to_bytes(8, "little") + raw[start + 8 :]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@fuzz
-@given(rng=randoms, reading=st.sampled_from(READINGS))
-def test_damaged_bytes(kind: str, rng: Random, reading: ReadSettings) -> None:
-    _, files = valid(kind)
-    name = rng.choice(list(files))
+def attempt_changed(kind: str, rng: Random, change: Callable[[str, bytes], bytes]) -> None:
+    """Change one file of a valid source, and read it in some way."""
+    name = rng.choice(list(valid(kind)[1]))
     note(name)
-    raw = files[name]
-    for _ in range(rng.choice((1, 1, 3))):
-        raw = damage(rng, raw) or b"\x80"
+    with quiet():
+        try:
+            raw = change(name, valid(kind)[1][name])
+        except UNWRITABLE:
+            return
     with folder() as path:
-        attempt([place(kind, path, {name: raw})], some_format(rng), reading)
+        read = place(kind, path, {name: raw})
+        paths = [read]
+        if read.is_dir():  # or its files, or some of them, or one twice
+            files = sorted(path.iterdir())
+            paths = rng.choice(
+                (
+                    [read],
+                    [read],
+                    files,
+                    files[1:],
+                    files[::-1],
+                    [*files, files[0]],
+                    [read, files[0]],
+                )
+            )
+        attempt(paths, rng.choice(["auto"] * 8 + NAMES), rng.choice(READINGS))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
+@fuzz
+@given(rng=randoms)
+def test_damaged_bytes(kind: str, rng: Random) -> None:
+    def damaged(_: str, raw: bytes) -> bytes:
+        for _ in range(rng.choice((1, 1, 3))):
+            raw = damage(rng, raw) or b"\x80"
+        return raw
+
+    attempt_changed(kind, rng, damaged)
+
+
+@each_kind
+@settings(fuzz, max_examples=3 * fuzz.max_examples)
+@given(rng=randoms)
+def test_other_contents(kind: str, rng: Random) -> None:
+    attempt_changed(kind, rng, lambda name, raw: OTHERS[Path(name).suffix](rng, raw))
+
+
+@each_kind
 @pytest.mark.parametrize("other", ["mult", "npz", "csd", "csv-npy", "parquet-safetensors"])
 def test_a_file_in_the_place_of_another(kind: str, other: str) -> None:
     _, files = valid(kind)
@@ -395,7 +600,7 @@ def test_a_file_in_the_place_of_another(kind: str, other: str) -> None:
             attempt([read], "auto", ReadSettings())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 @pytest.mark.parametrize("raw", [b"", b"\x80", b"\x80\x04.", b"PK\x05\x06", b"\n", b"\x89HDF\r\n"])
 def test_a_file_of_nothing(kind: str, raw: bytes) -> None:
     for name in valid(kind)[1]:
@@ -403,12 +608,12 @@ def test_a_file_of_nothing(kind: str, raw: bytes) -> None:
             attempt([place(kind, path, {name: raw})], "auto", ReadSettings())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 @pytest.mark.parametrize("reading", range(len(READINGS)))
 def test_a_valid_file_read_in_every_way(kind: str, reading: int) -> None:
     with folder() as path:
         read = place(kind, path, {})
-        for format in ("auto", *PICKLED, *ARRAYS):
+        for format in ("auto", *NAMES):
             attempt([read], format, READINGS[reading])
         attempt([read, read], "auto", READINGS[reading])
         attempt([read / "nothing"], "auto", READINGS[reading])
@@ -417,63 +622,64 @@ def test_a_valid_file_read_in_every_way(kind: str, reading: int) -> None:
 
 # ---- What the fuzzing found -----------------------------------------------------------
 
-TWO_LINES = "a\nb"
+LINES = {"a\nb": np.zeros((3, 2), np.float32)}  # a name of two lines
+COLUMNS = {"a\nb": [1.0] * len(UTTERANCES), **writers.table_columns(UTTERANCES)}
 
 
-def test_a_zip_file_whose_first_bytes_are_others() -> None:
-    raw = bytearray(valid("npz")[1]["a.npz"])
-    raw[1] ^= 1
-    with folder() as path:
-        attempt([place("npz", path, {"a.npz": bytes(raw)})], "auto", ReadSettings())
-
-
-@pytest.mark.parametrize("modalities", [(), ("smell",)])
-def test_an_array_whose_name_is_of_two_lines(modalities: tuple[str, ...]) -> None:
-    content = {TWO_LINES: np.zeros((3, 2)), **writers.npz_content(UTTERANCES)}
-    with folder() as path:
-        (path / "a.npz").write_bytes(npz_bytes(content, compressed=True))
-        attempt([path / "a.npz"], "auto", ReadSettings(modalities=modalities))
-
-
-@pytest.mark.parametrize("kind", ["csv-npy", "parquet-safetensors"])
-@pytest.mark.parametrize("lost", ["label", "id"])
-def test_a_column_whose_name_is_of_two_lines(kind: str, lost: str) -> None:
-    columns = {TWO_LINES: [1.0] * len(UTTERANCES), **writers.table_columns(UTTERANCES)}
-    del columns[lost]
-    with folder() as path:
-        read = place(kind, path, {})
-        writers.write_columns(read, columns)
-        attempt([read], "auto", ReadSettings())
-        attempt([read], "auto", ReadSettings(group="video"))
-
-
-@pytest.mark.parametrize("suffix", [".safetensors", ".npz"])
-def test_an_array_of_a_table_whose_name_is_of_two_lines(suffix: str) -> None:
-    kind = "csv-npz" if suffix == ".npz" else "parquet-safetensors"
-    with folder() as path:
-        read = place(kind, path, {})
-        writers.write_arrays(path / f"audio{suffix}", {TWO_LINES: np.zeros((3, 2), np.float32)})
-        attempt([read], "auto", ReadSettings())
-
-
-@pytest.mark.parametrize("kind", ["multibench", "mult", "mmsa", "mmsa-bert"])
-def test_a_pickle_all_of_whose_text_is_zero(kind: str) -> None:
-    content = {
+def silent(content: Content) -> Content:
+    return {
         split: {key: np.zeros_like(v) if key.startswith("text") else v for key, v in part.items()}
-        for split, part in contents()[kind].items()
+        for split, part in content.items()
     }
-    with folder() as path:
-        attempt([writers.write_pickle(path / "a.pkl", content, 4)], "auto", ReadSettings())
 
 
-def test_a_csd_all_of_whose_text_is_zero() -> None:
-    zero = [
-        replace(item, sequences={**item.sequences, "language": np.zeros((2, 5), np.float32)})
-        for item in UTTERANCES
-    ]
+def without_text(path: Path) -> None:
+    zero = np.zeros((2, 5), np.float32)
+    writers.write_csd(
+        path,
+        [replace(item, sequences={**item.sequences, "language": zero}) for item in UTTERANCES],
+    )
+
+
+def rewrite(path: Path, change: Callable[[bytes], bytes]) -> None:
+    path.write_bytes(change(path.read_bytes()))
+
+
+PICKLES = ("multibench", "mult", "mmsa", "mmsa-bert")
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        *((kind, lambda p: write_silent(p / "a.pkl")) for kind in PICKLES),
+        ("csd", without_text),
+        ("npz", lambda p: rewrite(p / "a.npz", lambda raw: raw[:1] + b"x" + raw[2:])),
+        ("npz", lambda p: np.savez(p / "a.npz", **LINES, **writers.npz_content(UTTERANCES))),
+        ("csv-npz", lambda p: writers.write_arrays(p / "audio.npz", LINES)),
+        ("parquet-safetensors", lambda p: writers.write_arrays(p / "audio.safetensors", LINES)),
+        *(
+            (kind, lambda p, kind=kind, lost=lost: write_without(p, kind, lost))
+            for kind in ("csv", "parquet")
+            for lost in ("label", "id")
+        ),
+    ],
+)
+def test_what_was_no_line_once(kind: str, change: Callable[[Path], object]) -> None:
+    kind = {"csv": "csv-npy", "parquet": "parquet-safetensors"}.get(kind, kind)
     with folder() as path:
-        writers.write_csd(path, zero)
-        attempt([path], "auto", ReadSettings())
+        read = place(kind, path, {})
+        change(path)
+        for reading in ({}, {"group": "video"}, {"modalities": ("smell",)}):
+            attempt([read], "auto", ReadSettings(**reading))
+
+
+def write_silent(path: Path) -> None:
+    rewrite(path, lambda raw: pickle.dumps(silent(pickle.loads(raw))))
+
+
+def write_without(path: Path, kind: str, lost: str) -> None:
+    kept = {name: column for name, column in COLUMNS.items() if name != lost}
+    writers.write_columns(path / f"items.{kind}", kept)
 
 
 def test_a_file_of_arrays_that_is_the_start_of_a_zip_is_closed() -> None:
@@ -482,358 +688,3 @@ def test_a_file_of_arrays_that_is_the_start_of_a_zip_is_closed() -> None:
         attempt([place("csv-npy", path, {"audio.npy": b"PK\x05\x06"})], "auto", ReadSettings())
         gc.collect()
     assert not caught, [str(warning.message) for warning in caught]
-
-
-# ---- Pickles --------------------------------------------------------------------------
-
-
-@cache
-def contents() -> dict[str, Content]:
-    """What valid pickles hold."""
-    return {
-        "multibench": writers.multibench_content(UTTERANCES, label_shape="(N,7)", length=30),
-        "mult": writers.mult_content(UTTERANCES, aligned=False),
-        "mmsa": writers.mmsa_content(UTTERANCES, bert=False),
-        "mmsa-bert": writers.mmsa_content(ALIGNED, aligned=True),
-    }
-
-
-@pytest.mark.parametrize("kind", ["multibench", "mult", "mmsa", "mmsa-bert"])
-@settings(fuzz, max_examples=3 * fuzz.max_examples)
-@given(rng=randoms, reading=st.sampled_from(READINGS))
-def test_pickles_of_other_contents(kind: str, rng: Random, reading: ReadSettings) -> None:
-    content = mutate(rng, contents()[kind], deep=True)
-    format = rng.choice(["auto", "auto", kind.removesuffix("-bert")])
-    with folder() as path:
-        with quiet():
-            raw = pickle.dumps(content, rng.choice((2, 3, 4, 5)))
-        (path / "a.pkl").write_bytes(raw)
-        attempt([path / "a.pkl"], format, reading)
-
-
-# ---- Arrays ---------------------------------------------------------------------------
-
-
-def as_arrays(content: Any) -> dict[str, np.ndarray]:
-    """Return what an npz file can hold of some content."""
-    if not isinstance(content, dict):
-        return {}
-    return {str(key).replace("\ud800", "?"): as_array(value) for key, value in content.items()}
-
-
-def as_array(value: Any) -> np.ndarray:
-    if isinstance(value, np.ma.MaskedArray):
-        return value.data
-    try:
-        return np.asarray(value)
-    except (ValueError, TypeError):
-        made = np.empty((), object)
-        made[()] = value
-        return made
-
-
-def npz_bytes(arrays: Mapping[str, np.ndarray], compressed: bool) -> bytes:
-    file = io.BytesIO()
-    (np.savez_compressed if compressed else np.savez)(file, **arrays)
-    return file.getvalue()
-
-
-@settings(fuzz, max_examples=3 * fuzz.max_examples)
-@given(rng=randoms, reading=st.sampled_from(READINGS))
-def test_arrays_of_other_contents(rng: Random, reading: ReadSettings) -> None:
-    content = mutate(rng, dict(writers.npz_content(UTTERANCES)), deep=False)
-    with folder() as path:
-        with quiet():
-            try:
-                raw = npz_bytes(as_arrays(content), rng.random() < 0.5)
-            except (pickle.PicklingError, UnicodeError, TypeError):
-                return
-        (path / "a.npz").write_bytes(raw)
-        attempt([path / "a.npz"], rng.choice(["auto", "npz"]), reading)
-
-
-# ---- Computational sequences ----------------------------------------------------------
-
-
-def objects_of(file: h5py.File) -> list[str]:
-    """Name the groups and datasets of a file."""
-    names: list[str] = []
-    file.visit(names.append)
-    return names
-
-
-def replace_object(rng: Random, file: h5py.File, name: str, old: Any) -> None:
-    """Put something else at a name."""
-    text = h5py.string_dtype()
-    made = rng.choice(
-        (
-            lambda: file.create_group(name),
-            lambda: file.create_dataset(name, data=1.0),
-            lambda: file.create_dataset(name, data="text"),
-            lambda: file.create_dataset(name, data=h5py.Empty("f4")),
-            lambda: file.create_dataset(name, (4,), dtype=text),
-            lambda: file.create_dataset(name, (4,), dtype=h5py.vlen_dtype(np.float32)),
-            lambda: file.create_dataset(name, (4, 2), dtype=h5py.enum_dtype({"a\n": 1, "b": 2})),
-            lambda: file.create_dataset(name, data=np.zeros(4, [("a", "f4"), ("b", "S2")])),
-            lambda: file.create_dataset(name, (1 << 40, 7), "f4", chunks=(1024, 7)),
-            lambda: file.create_dataset(name, (1 << 28, 7), "f4", chunks=(1024, 7)),
-            lambda: file.create_dataset(name, (4, 1 << 40), "f4", chunks=(4, 1024)),
-            lambda: file.create_dataset(name, (4, 7), h5py.opaque_dtype(np.dtype("M8[s]"))),
-            lambda: file.create_dataset(name, (3,), dtype=h5py.ref_dtype),
-            lambda: file.__setitem__(name, h5py.SoftLink("/nowhere")),
-            lambda: file.__setitem__(name, h5py.SoftLink(f"/{name}")),
-            lambda: file.__setitem__(name, h5py.SoftLink("/")),
-            lambda: file.__setitem__(name, file["/"]),
-            lambda: file.__setitem__(name, h5py.ExternalLink("nowhere.h5", "/")),
-            lambda: file.__setitem__(name, h5py.ExternalLink("/etc/passwd", "/")),
-            *(lambda: file.create_dataset(name, data=as_array(odd_value(rng, old))),) * 14,
-        )
-    )
-    made()
-
-
-def change_file(rng: Random, path: Path) -> None:
-    """Change one object of an HDF5 file: mostly its data, and sometimes its root."""
-    with h5py.File(path, "r+") as file:
-        names = objects_of(file)
-        if not names:
-            return
-        name = rng.choice(names if rng.random() < 0.7 else names[:4])
-        old = file.get(name)
-        old = old[()] if isinstance(old, h5py.Dataset) and old.size in range(1 << 16) else None
-        action = rng.choice(("replace",) * 6 + ("drop", "move", "copy"))
-        note(f"{path.name}: {action} {name}")
-        new = rng.choice(
-            ("x", "data", "metadata", "a\nb", "features", "All Labels", "v[1]", "é[a]")
-        )
-        with quiet():
-            try:
-                match action:
-                    case "replace":
-                        del file[name]
-                        replace_object(rng, file, name, old)
-                    case "drop":
-                        del file[name]
-                    case "move":
-                        file.move(name, str(Path(name).parent / new))
-                    case _:
-                        file.copy(name, f"{names[0]}/data/{new}")
-            except (TypeError, ValueError, OSError, RuntimeError, KeyError):
-                return  # HDF5 cannot hold it
-
-
-@pytest.mark.parametrize("kind", ["csd", "csd-videos"])
-@settings(fuzz, max_examples=2 * fuzz.max_examples)
-@given(rng=randoms, reading=st.sampled_from(READINGS))
-def test_sequences_of_other_contents(kind: str, rng: Random, reading: ReadSettings) -> None:
-    with folder() as path:
-        place(kind, path, {})
-        files = sorted(path.iterdir())
-        for _ in range(rng.choice((1, 1, 2))):
-            change_file(rng, rng.choice(files))
-        attempt(some_paths(rng, path, files), rng.choice(["auto", "csd"]), reading)
-
-
-def some_paths(rng: Random, whole: Path, files: list[Path]) -> list[Path]:
-    """Return the folder, or its files, or some of them, or one twice."""
-    return rng.choice(
-        ([whole], [whole], files, files[1:], files[::-1], [*files, files[0]], [whole, files[0]])
-    )
-
-
-# ---- Tables ---------------------------------------------------------------------------
-
-CELLS = (
-    "",
-    " ",
-    "nan",
-    "inf",
-    "-inf",
-    "1e999",
-    "x",
-    "a\nb",
-    '"',
-    "1,5",
-    "train",
-    "\x00",
-    "é",
-    "-1",
-)
-CELLS += ("1" * 5000, "x" * 200_000, "../a", "Test", "1_0", "\ufeff", "\u2028", "True", "0x10")
-
-
-def csv_bytes(rng: Random, rows: list[list[str]]) -> bytes:
-    """Write rows after a few changes of cells, rows, columns and the text itself."""
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        row = rng.randrange(len(rows)) if rng.random() < 0.7 else 0
-        column = rng.randrange(max(1, len(rows[row])))
-        action = rng.choice(("cell", "cell", "cell", "short", "long", "column", "row", "twice"))
-        note(f"{action} {row} {column}")
-        match action:
-            case "cell":
-                rows[row][column : column + 1] = [rng.choice(CELLS)]
-            case "short":
-                del rows[row][column:]
-            case "long":
-                rows[row] += ["more"] * 3
-            case "column":
-                for each in rows:
-                    del each[column : column + 1]
-            case "row":
-                rows = rows[:row] + rows[row + 1 :] or [[]]
-            case _:
-                rows.append(list(rows[row]))
-    file = io.StringIO()
-    csv.writer(file).writerows(rows)
-    raw = file.getvalue().encode(rng.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16")))
-    return rng.choice(
-        (raw, raw, raw, raw, raw.replace(b",", b";"), raw.replace(b"a", b"\xe9"), raw + b'"')
-    )
-
-
-@settings(fuzz, max_examples=3 * fuzz.max_examples)
-@given(rng=randoms, reading=st.sampled_from(READINGS))
-def test_csv_of_other_contents(rng: Random, reading: ReadSettings) -> None:
-    kind = rng.choice(("csv-npy", "csv-npz", "csv-npz-by-id"))
-    text = valid(kind)[1]["items.csv"].decode()
-    raw = csv_bytes(rng, list(csv.reader(io.StringIO(text))))
-    with folder() as path:
-        attempt([place(kind, path, {"items.csv": raw})], rng.choice(["auto", "table"]), reading)
-
-
-def columns_of(count: int) -> tuple[Callable[[], pa.Array], ...]:
-    """Columns of every type."""
-    ones = range(count)
-    return (
-        lambda: pa.nulls(count),
-        lambda: pa.array([[1, 2]] * count),
-        lambda: pa.array([{"a": 1}] * count),
-        lambda: pa.array(["train", "test"] * count)[:count].dictionary_encode(),
-        lambda: pa.array([b"\xff\n"] * count),
-        lambda: pa.array([b"id%d" % i for i in ones]),
-        lambda: pa.array(ones, pa.decimal128(30, 10)),
-        lambda: pa.array(ones, pa.timestamp("s")),
-        lambda: pa.array(ones, pa.duration("us")),
-        lambda: pa.array([True] * count),
-        lambda: pa.array([None, *[1.0] * (count - 1)]),
-        lambda: pa.array([np.nan, np.inf] * count)[:count],
-        lambda: pa.array([1e300] * count),
-        lambda: pa.array([2**63] * count, pa.uint64()),
-        lambda: pa.array(ones, pa.int8()),
-        lambda: pa.array(ones, pa.float32()).cast(pa.float16()),
-        lambda: pa.array(ones, pa.date32()),
-        lambda: pa.array(["a\nb"] * count),
-        lambda: pa.array([str(i) for i in ones], pa.large_string()),
-        lambda: pa.array(["1.5", None] * count)[:count],
-        lambda: pa.array([[("k", 1)]] * count, pa.map_(pa.string(), pa.int64())),
-    )
-
-
-def parquet_bytes(rng: Random) -> bytes:
-    """Write a table some of whose columns are others, elsewhere, or missing."""
-    table = pa.table(writers.table_columns(UTTERANCES))
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        if not table.num_columns:
-            break
-        index = rng.randrange(min(table.num_columns, 5))
-        name = table.column_names[index]
-        action = rng.choice(("type", "type", "type", "type", "drop", "name", "rows", "again"))
-        note(f"{action} {name}")
-        names = (*writers.EMOTIONS, "", "a\nb", "id", "label", "split", "x")
-        match action:
-            case "type":
-                column = rng.choice(columns_of(table.num_rows))()
-                table = table.set_column(index, name, column)
-            case "drop":
-                table = table.remove_column(index)
-            case "name":
-                table = table.set_column(index, rng.choice(names), table[index])
-            case "rows":
-                table = table.slice(0, max(1, rng.randrange(table.num_rows + 1)))
-            case _:
-                table = table.append_column(rng.choice(names), table[index])
-    table = table.slice(0, 0) if rng.random() < 0.05 else table
-    file = io.BytesIO()
-    pq.write_table(table, file)
-    return file.getvalue()
-
-
-@settings(fuzz, max_examples=3 * fuzz.max_examples)
-@given(rng=randoms, reading=st.sampled_from(READINGS))
-def test_parquet_of_other_contents(rng: Random, reading: ReadSettings) -> None:
-    kind = rng.choice(("parquet-safetensors", "parquet-safetensors-by-id"))
-    with quiet():
-        try:
-            raw = parquet_bytes(rng)
-        except (pa.ArrowException, OverflowError, TypeError, ValueError):
-            return
-    with folder() as path:
-        attempt([place(kind, path, {"items.parquet": raw})], rng.choice(["auto", "table"]), reading)
-
-
-def safetensors_bytes(rng: Random, raw: bytes) -> bytes:
-    """Change the header of a safetensors file."""
-    length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    name = rng.choice(list(header))
-    odd = (
-        None,
-        -1,
-        0,
-        "",
-        "F32",
-        "BF16",
-        "I64",
-        "U8",
-        "F8_E4M3",
-        "BOOL",
-        [],
-        [0],
-        [-1],
-        [2**62, 4],
-    )
-    odd += ([1e3], [0, 0], [3, 2], {}, [[1]], "a\nb")  # type: ignore[assignment]
-    action = rng.choice(("field", "field", "field", "field", "drop", "name", "metadata", "length"))
-    note(f"{action} {name}")
-    match action:
-        case "field" if isinstance(header[name], dict):
-            header[name][rng.choice(("dtype", "shape", "data_offsets"))] = rng.choice(odd)
-        case "drop":
-            del header[name]
-        case "name":
-            header[rng.choice(("values", "ids", "a\nb", "", "x"))] = header.pop(name)
-        case "metadata":
-            header["__metadata__"] = rng.choice(({"a": "b"}, {"a": 1}, None, []))
-        case _:
-            length += rng.choice((-1, 1, 2**40))
-    text = json.dumps(header).encode()
-    size = len(text) if action != "length" else length
-    return size.to_bytes(8, "little") + text + raw[8 + int.from_bytes(raw[:8], "little") :]
-
-
-def other_arrays(rng: Random, suffix: str, raw: bytes, kind: str) -> bytes:
-    """Return other bytes for the file of one modality."""
-    if suffix == ".safetensors":
-        return safetensors_bytes(rng, raw)
-    if suffix == ".npy":
-        file = io.BytesIO()
-        np.save(file, as_array(odd_value(rng, np.load(io.BytesIO(raw)))))
-        return file.getvalue()
-    arrays: writers.TableArrays = "npz-by-id" if kind.endswith("by-id") else "npz"
-    content = mutate(rng, writers.table_arrays(UTTERANCES, "audio", arrays), deep=False)
-    return npz_bytes(as_arrays(content), compressed=True)
-
-
-@settings(fuzz, max_examples=3 * fuzz.max_examples)
-@given(rng=randoms, reading=st.sampled_from(READINGS))
-def test_tables_with_other_arrays(rng: Random, reading: ReadSettings) -> None:
-    kind = rng.choice([name for name in KINDS if name.startswith(("csv", "parquet"))])
-    files = valid(kind)[1]
-    name = rng.choice([name for name in files if name.startswith("audio")])
-    with quiet():
-        try:
-            raw = other_arrays(rng, Path(name).suffix, files[name], kind)
-        except (pickle.PicklingError, UnicodeError, TypeError):
-            return
-    with folder() as path:
-        attempt([place(kind, path, {name: raw})], rng.choice(["auto", "table"]), reading)

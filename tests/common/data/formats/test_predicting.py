@@ -11,24 +11,19 @@ import pytest
 from common.data.formats.registry import read_source
 from common.data.source import ReadSettings, Source
 from common.errors import UserError
-from common.task import Task
 from tests.common.data.formats import writers
 from tests.common.data.formats.test_round_trips import check
 from tests.common.data.formats.writers import MODALITIES, Utterance, make_utterances
 
 UTTERANCES = make_utterances(3, zero_text=5, missing_audio=4)
+COUNT = len(UTTERANCES)
 
 Content = dict[str, dict[str, Any]]
-Change = Callable[[Content], object]
 
 
-def read(path: Path | list[Path], **options: Any) -> Source:
+def read(path: Path | list[Path], format: str = "auto", **options: Any) -> Source:
     paths = path if isinstance(path, list) else [path]
-    return read_source(paths, "auto", ReadSettings(predicting=True, **options))[0]
-
-
-def unknown(_: Utterance) -> float:
-    return np.nan
+    return read_source(paths, format, ReadSettings(**{"predicting": True, **options}))[0]
 
 
 def check_all(
@@ -39,10 +34,9 @@ def check_all(
     modalities: tuple[str, ...] = MODALITIES,
 ) -> None:
     """Every item is there, with what it has, and without a label."""
-    check(source, truth, split=split, modalities=modalities, label=unknown)
-    lengths = {name: each.lengths for name, each in source.items.sequences.items()}
+    check(source, truth, split=split, modalities=modalities, label=lambda _: np.nan)
     if "language" in modalities:
-        assert (lengths["language"] == 0).sum() == 5
+        assert (~source.items.sequences["language"].present).sum() == 5
         assert source.items.cleaning.get("items without language", 5) == 5
     assert not any("dropped" in what for what in source.items.cleaning)
 
@@ -58,72 +52,44 @@ LABELS = ("labels", "regression_labels", "classification_labels", "annotations")
 each_pickle = pytest.mark.parametrize("format", CONTENTS)
 
 
-def pickled(folder: Path, format: str, change: Change) -> Path:
-    content = CONTENTS[format]()
-    change(content)
-    return writers.write_pickle(folder / "data.pkl", content, 4)
+def pickled(folder: Path, format: str, change: Callable[[str, Any], Any]) -> Path:
+    """Write a pickle of other values by key; what becomes `...` is left out."""
+    changed = {
+        name: {key: new for key, old in split.items() if (new := change(key, old)) is not ...}
+        for name, split in CONTENTS[format]().items()
+    }
+    return writers.write_pickle(folder / "data.pkl", changed, 4)
+
+
+def without(*keys: str) -> Callable[[str, Any], Any]:
+    return lambda key, old: ... if key in keys else old
 
 
 def truth_of(format: str) -> list[Utterance]:
     return writers.widened(UTTERANCES, 300) if format == "mmsa" else UTTERANCES
 
 
-def without(*keys: str) -> Change:
-    return lambda content: [split.pop(key, None) for split in content.values() for key in keys]
-
-
-def labelled(make: Callable[[Any], Any]) -> Change:
-    """Put something else in the place of every split's labels."""
-
-    def change(content: Content) -> None:
-        for split in content.values():
-            for key in LABELS:
-                if key in split:
-                    split[key] = make(split[key])
-
-    return change
-
-
 @each_pickle
 @pytest.mark.parametrize(
-    "change",
+    "make",
     [
-        without(*LABELS),
-        labelled(lambda old: np.full(np.shape(old), np.nan)),
-        labelled(lambda old: ["?"] * len(old)),
-        labelled(lambda old: np.ones((1, 9))),
-        labelled(lambda _: None),
+        lambda old: ...,
+        lambda old: np.full(np.shape(old), np.nan),
+        lambda old: ["?"] * len(old),
+        lambda old: np.ones((1, 9)),
+        lambda old: None,
     ],
     ids=["none", "nan", "text", "another shape", "null"],
 )
-def test_pickles_without_labels(tmp_path: Path, format: str, change: Change) -> None:
-    path = pickled(tmp_path, format, change)
+def test_pickles_without_labels(tmp_path: Path, format: str, make: Callable[[Any], Any]) -> None:
+    path = pickled(tmp_path, format, lambda key, old: make(old) if key in LABELS else old)
     check_all(read(path), truth_of(format), split=True)
 
 
-def test_what_tells_formats_without_labels_apart(tmp_path: Path) -> None:
-    for format in CONTENTS:
-        path = pickled(tmp_path, format, without(*LABELS))
-        assert read_source([path], "auto", ReadSettings(predicting=True))[1] == format
-    path = pickled(tmp_path, "mmsa", without(*LABELS))
-    with pytest.raises(UserError, match="is a pickle, but not as "):
-        read_source([path], "multibench", ReadSettings(predicting=True))
-
-
-def test_words_beside_the_features_make_no_other_format(tmp_path: Path) -> None:
-    def spoken(content: Content) -> None:
-        for split in content.values():
-            split["raw_text"] = ["words"] * len(split["id"])
-
-    path = pickled(tmp_path, "multibench", spoken)
-    source, format, _ = read_source([path], "auto", ReadSettings())
-    assert format == "multibench"
-    assert len(source.items) == len(UTTERANCES) - 5
-
-
 @each_pickle
-def test_pickles_that_lack_a_modality(tmp_path: Path, format: str) -> None:
+def test_pickles_that_lack_labels_and_a_modality(tmp_path: Path, format: str) -> None:
     path = pickled(tmp_path, format, without("vision", *LABELS))
+    assert read_source([path], "auto", ReadSettings(predicting=True))[1] == format
     for asked in ((), MODALITIES, ("vision", "language", "audio")):
         source = read(path, modalities=asked)
         check_all(source, truth_of(format), split=True, modalities=("language", "audio"))
@@ -131,14 +97,22 @@ def test_pickles_that_lack_a_modality(tmp_path: Path, format: str) -> None:
     check_all(only, truth_of(format), split=True, modalities=("audio",))
     with pytest.raises(UserError, match="has no modality 'vision'; it has language, audio"):
         read(path, modalities=("vision",))
-
-
-@each_pickle
-def test_pickles_without_labels_are_not_for_training(tmp_path: Path, format: str) -> None:
-    path = pickled(tmp_path, format, without(*LABELS))
     key = "regression_labels" if format == "mmsa" else "labels"
     with pytest.raises(UserError, match=f"it lacks '{key}', which the format needs"):
-        read_source([path], "auto", ReadSettings())
+        read(path, predicting=False)
+
+
+def test_words_beside_the_features_tell_formats_apart_only_without_labels(tmp_path: Path) -> None:
+    path = pickled(tmp_path, "mmsa", without(*LABELS))
+    with pytest.raises(UserError, match="is a pickle, but not as "):
+        read(path, "multibench")
+    content = CONTENTS["multibench"]()
+    for split in content.values():
+        split["raw_text"] = ["words"] * len(split["id"])  # type: ignore[assignment]
+    path = writers.write_pickle(tmp_path / "data.pkl", content, 4)
+    source, format, _ = read_source([path], "auto", ReadSettings())
+    assert format == "multibench"
+    assert len(source.items) == COUNT - 5
 
 
 # Computational sequences ------------------------------------------------------------------------
@@ -153,18 +127,21 @@ def test_sequences_without_labels(tmp_path: Path) -> None:
     labels_file(tmp_path).unlink()
     check_all(read(tmp_path))
     check_all(read(paths[:-1]))
-    assert read(tmp_path).items.groups.tolist() == [
-        name.rpartition("[")[0] for name in read(tmp_path).items.ids.tolist()
-    ]
+    items = read(tmp_path).items
+    assert items.groups.tolist() == [name.rpartition("[")[0] for name in items.ids.tolist()]
+
+
+def sequence(folder: Path, root: str, *names: str) -> None:
+    with h5py.File(folder / f"{root}.csd", "w") as file:
+        for name in names:
+            file[f"{root}/data/{name}/features"] = np.ones((2, 3))
+            file[f"{root}/data/{name}/intervals"] = np.ones((2, 2))
 
 
 def test_segments_follow_each_other(tmp_path: Path) -> None:
     """Whichever file has them."""
-    for root, names in {"COVAREP": ["w[0]", "v[10]"], "FACET": ["v[2]", "w"]}.items():
-        with h5py.File(tmp_path / f"{root}.csd", "w") as file:
-            for name in names:
-                file[f"{root}/data/{name}/features"] = np.ones((2, 3))
-                file[f"{root}/data/{name}/intervals"] = np.ones((2, 2))
+    sequence(tmp_path, "COVAREP", "w[0]", "v[10]")
+    sequence(tmp_path, "FACET", "v[2]", "w")
     assert read(tmp_path).items.ids.tolist() == ["v[2]", "v[10]", "w", "w[0]"]
 
 
@@ -213,14 +190,12 @@ def test_sequences_of_one_modality_are_the_items(tmp_path: Path) -> None:
 
 def test_labels_alone_are_no_items(tmp_path: Path) -> None:
     writers.write_csd(tmp_path, UTTERANCES)
-    with pytest.raises(UserError, match="has no modality; it has labels only"):
+    with pytest.raises(UserError, match="has no modality"):
         read(labels_file(tmp_path))
 
 
 def test_a_segment_of_a_long_name(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "covarep.csd", "w") as file:
-        file[f"COVAREP/data/{'x' * 1001}/features"] = np.ones((2, 3))
-        file[f"COVAREP/data/{'x' * 1001}/intervals"] = np.ones((2, 2))
+    sequence(tmp_path, "COVAREP", "x" * 1001)
     with pytest.raises(UserError, match="has 1001 characters, expected 1000 at most"):
         read(tmp_path)
 
@@ -271,15 +246,18 @@ def test_arrays_of_vectors_and_their_context(tmp_path: Path) -> None:
         read(path, context=1)
 
 
+OFFSETS = "'audio_offsets' must rise"
+
+
 @pytest.mark.parametrize(
     ("arrays", "words"),
     [
         ({"audio": np.float32(1)}, "audio is a single value, expected an item a row"),
-        ({"audio": np.ones(3)}, "audio is float64 of shape (3,)"),
-        ({"audio": np.array(["a"])}, "audio is <U1 of shape (1,)"),
-        ({"audio": np.ones((3, 2)), "audio_offsets": np.empty(0, int)}, "audio_offsets must rise"),
-        ({"audio": np.ones((3, 2)), "audio_offsets": np.int64(3)}, "audio_offsets must rise"),
-        ({"audio": np.ones((3, 2)), "audio_offsets": np.array([0, 2])}, "audio_offsets must rise"),
+        ({"audio": np.ones(3)}, "'audio' is float64 of shape (3,)"),
+        ({"audio": np.array(["a"])}, "'audio' is <U1 of shape (1,)"),
+        ({"audio": np.ones((3, 2)), "audio_offsets": np.empty(0, int)}, OFFSETS),
+        ({"audio": np.ones((3, 2)), "audio_offsets": np.int64(3)}, OFFSETS),
+        ({"audio": np.ones((3, 2)), "audio_offsets": np.array([0, 2])}, OFFSETS),
         ({"audio": np.float32(1), "audio_offsets": np.array([0, 2])}, "audio is a single value"),
         (
             {"audio": np.ones((3, 2)), "vision": np.ones((4, 2))},
@@ -361,25 +339,20 @@ def test_context_in_a_table_still_needs_its_groups(tmp_path: Path) -> None:
 # Leniently, with labels -------------------------------------------------------------------------
 
 
-def lenient(path: Path, **options: Any) -> Source:
-    return read_source(
-        [path], "auto", ReadSettings(lenient=True, modalities=MODALITIES, **options)
-    )[0]
-
-
 def test_labels_are_read_of_what_there_is(tmp_path: Path) -> None:
     """To evaluate, a source need not have all modalities, but its labels."""
+    lenient: dict[str, Any] = {"predicting": False, "lenient": True, "modalities": MODALITIES}
+    kept = ("language", "audio")
     truth = [item for item in UTTERANCES if not item.zero_text]
     path = pickled(tmp_path, "multibench", without("vision"))
-    check(lenient(path), truth, modalities=("language", "audio"))
+    check(read(path, **lenient), truth, modalities=kept)
     path = npz(tmp_path, vision=None, vision_offsets=None)
-    check(lenient(path, group="video"), UTTERANCES, modalities=("language", "audio"))
-    (tmp_path / "t").mkdir()
+    check(read(path, **lenient, group="video"), UTTERANCES, modalities=kept)
     path = tabled(tmp_path / "t", "csv", "npy")
     (tmp_path / "t" / "vision.npy").unlink()
-    check(lenient(path), UTTERANCES, modalities=("language", "audio"))
+    check(read(path, **lenient), UTTERANCES, modalities=kept)
     writers.write_csd(tmp_path / "c", UTTERANCES)
     (tmp_path / "c" / writers.CSD["vision"][0]).unlink()
-    check(lenient(tmp_path / "c"), truth, split=False, modalities=("language", "audio"))
+    check(read(tmp_path / "c", **lenient), truth, split=False, modalities=kept)
     with pytest.raises(UserError, match="label is <U1"):
-        lenient(npz(tmp_path, label=np.array(["?"] * 30)), task=Task.regression)
+        read(npz(tmp_path, label=np.array(["?"] * COUNT)), **lenient)

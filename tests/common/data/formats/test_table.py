@@ -1,6 +1,8 @@
-"""What the reader of own tables refuses, and how it brings arrays and rows together."""
+"""Own tables: what is read whole or in parts, and what is refused."""
 
-import builtins
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +10,46 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from common.data.formats import table
+from common.data.formats.registry import FORMATS, Given, Part, read_source, recognise
 from common.data.source import ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
+from tests.common.data.formats.writers import write_columns
 
 ROWS = "id,label,split,group\n001,1,train,a\n002,2,dev,a\n010,3,test,b\n"
 AUDIO = np.arange(12, dtype=np.float32).reshape(3, 2, 2) + 1
+IDS = ["001", "002", "010"]
 
 
-def make(folder: Path, rows: str = ROWS, **arrays: Any) -> Path:
-    """Write a table and arrays: a dict becomes an npz file, an array an npy file."""
-    path = folder / "items.csv"
-    path.write_text(rows, encoding="utf-8")
+def write_arrays(folder: Path, **arrays: Any) -> None:
+    """Write arrays: a dict becomes an npz file, an array an npy file."""
     for name, content in (arrays or {"audio": AUDIO}).items():
         if isinstance(content, dict):
             np.savez(folder / f"{name}.npz", **content)
         else:
             np.save(folder / f"{name}.npy", content)
+
+
+def make(folder: Path, rows: str = ROWS, **arrays: Any) -> Path:
+    """Write a CSV file and arrays."""
+    write_arrays(folder, **arrays)
+    path = folder / "items.csv"
+    path.write_text(rows, encoding="utf-8")
     return path
 
 
+def make_of(folder: Path, columns: dict[str, Any], kind: str = "csv", **arrays: Any) -> Path:
+    """Write a table of some columns and arrays."""
+    write_arrays(folder, **arrays)
+    return write_columns(folder / f"items.{kind}", columns)
+
+
 def read(path: Path, **options: Any) -> Source:
-    return table.read(path, ReadSettings(**options))
-
-
-def fails(path: Path, *words: str, **options: Any) -> None:
-    with pytest.raises(UserError) as caught:
-        read(path, prefix="+", **options)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    for word in words:
-        assert word in message, message
+    return read_source([path], "table", ReadSettings(**options))[0]
 
 
 def rows_of(source: Source, modality: str = "audio") -> list[list[Any]]:
@@ -49,16 +57,53 @@ def rows_of(source: Source, modality: str = "audio") -> list[list[Any]]:
     return [sequences[item].tolist() for item in range(len(sequences))]
 
 
+def parts_of(path: Path, size: int, **options: Any) -> list[Part]:
+    reading = ReadSettings(predicting=True, **options)
+    given, name, _ = recognise([path], "table", reading)
+    stream = FORMATS[name].stream(given, reading)
+    assert stream is not None
+    return list(stream[1](size))
+
+
+def ids_of(parts: list[Part]) -> list[str]:
+    return [name for ids, _ in parts for name in ids.tolist()]
+
+
+def part_rows(parts: list[Part], name: str = "audio") -> list[Any]:
+    return [each[name][item].tolist() for ids, each in parts for item in range(len(ids))]
+
+
+def one_line(caught: pytest.ExceptionInfo[UserError], *words: str) -> str:
+    message = str(caught.value)
+    assert len(message.splitlines()) == 1
+    for word in words:
+        assert word in message, message
+    return message
+
+
+def fails(path: Path, *words: str, **options: Any) -> None:
+    """Reading it whole fails with some words."""
+    with pytest.raises(UserError) as caught:
+        read(path, prefix="+", **options)
+    one_line(caught, *words)
+
+
+def fails_in_parts(path: Path, size: int = 2, **options: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        parts_of(path, size, **options)
+    return one_line(caught)
+
+
 # ---- The table ------------------------------------------------------------------------
 
 
 def test_recognise(tmp_path: Path) -> None:
     path = make(tmp_path)
-    assert table.recognise(path) == "a table, CSV"
-    assert table.recognise(tmp_path) == "a folder with the table items.csv"
-    assert table.recognise(tmp_path / "audio.npy") is None
+    assert FORMATS["table"].recognise(Given([path])) == "a table, CSV"
+    assert FORMATS["table"].recognise(Given([tmp_path])) == "a folder with the table items.csv"
+    assert FORMATS["table"].recognise(Given([tmp_path / "audio.npy"])) is None
     (tmp_path / "more.parquet").touch()
-    assert table.recognise(tmp_path) is None
+    assert FORMATS["table"].recognise(Given([tmp_path])) is None
     fails(tmp_path, "holds 2 tables", "expected one")
 
 
@@ -78,13 +123,12 @@ def test_without_columns_items_are_numbered_and_stand_alone(tmp_path: Path) -> N
     assert source.splits.tolist() == [""] * 3
 
 
-def test_numbers_are_ids_in_parquet(tmp_path: Path) -> None:
+def test_a_cell_that_is_no_value_of_python(tmp_path: Path) -> None:
     make(tmp_path)
-    path = tmp_path / "a.parquet"
     when = pa.array([1, 2, 3], pa.timestamp("ns"))  # no cell that anybody asks for
-    pq.write_table(pa.table({"id": [7, 8, 9], "label": [1, 2, 3], "when": when}), path)
-    assert read(path).items.ids.tolist() == ["7", "8", "9"]
-    fails(path, "a.parquet", "'when'", group="when")
+    pq.write_table(pa.table({"label": [1, 2, 3], "when": when}), tmp_path / "a.parquet")
+    assert len(read(tmp_path / "a.parquet").items) == 3
+    fails(tmp_path / "a.parquet", "a.parquet", "'when'", group="when")
 
 
 def test_an_empty_label_is_dropped_and_counted(tmp_path: Path) -> None:
@@ -115,14 +159,11 @@ def test_classes(tmp_path: Path) -> None:
         (ROWS.replace(",2,", ",good,"), ["'label' holds", "expected numbers"]),
         (ROWS.replace(",2,", ",inf,"), ["infinity"]),
         (ROWS.replace("002", "001"), ["two items have the id '001'"]),
-        (ROWS.replace("002", ""), ["'id'", "empty"]),
-        (ROWS.replace("002", "2" * 2000), ["'id'", "no short text"]),
         (ROWS.replace("dev", "later"), ["split 'later'", "train"]),
         (ROWS.replace(",b\n", ",\n"), ["'group'", "empty"]),
         (ROWS.replace("split", "label"), ["two columns have the same name"]),
         (ROWS.replace("a\n", "a,b,c\n"), ["cannot be read as a table"]),
         ("id,label\n", ["no rows"]),
-        ("", ["cannot be read as a table"]),
     ],
 )
 def test_a_wrong_table(tmp_path: Path, rows: str, words: list[str]) -> None:
@@ -152,24 +193,11 @@ def test_a_small_file_of_very_many_rows(tmp_path: Path) -> None:
     fails(path, "a.parquet", "GiB")
 
 
-def test_a_damaged_parquet_file(tmp_path: Path) -> None:
-    make(tmp_path)
-    path = tmp_path / "a.parquet"
-    path.write_bytes(b"PAR1" + bytes(50) + b"PAR1")
-    fails(path, "a.parquet", "cannot be read as a table")
-
-
 def test_pyarrow_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     path = make(tmp_path)
-    real = builtins.__import__
-
-    def without(name: str, *rest: Any) -> Any:
-        if name.startswith("pyarrow"):
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.setattr(builtins, "__import__", without)
     fails(path, "needs pyarrow: pip install 'ha-fedformer[prepare]'")
+    assert fails_in_parts(path) == f"{path} needs pyarrow: pip install 'ha-fedformer[prepare]'"
 
 
 # ---- Arrays ---------------------------------------------------------------------------
@@ -228,12 +256,6 @@ def test_one_array_for_each_id(tmp_path: Path) -> None:
     assert rows_of(read(make(tmp_path, audio=arrays))) == [[[5, 6]], [[1, 2], [3, 4]], []]
 
 
-@pytest.mark.parametrize(("dtype", "kept"), [("f2", "f2"), ("f8", "f4"), ("i4", "f4")])
-def test_types(tmp_path: Path, dtype: str, kept: str) -> None:
-    items = read(make(tmp_path, audio=AUDIO.astype(dtype))).items
-    assert items.sequences["audio"].values.dtype == kept
-
-
 def test_arrays_elsewhere(tmp_path: Path) -> None:
     path = make(tmp_path)
     (tmp_path / "far").mkdir()
@@ -255,7 +277,8 @@ def test_two_files_of_one_modality(tmp_path: Path) -> None:
     [
         (np.ones((2, 2, 2)), ["audio.npy", "2 items and the table 3"]),
         (np.ones(3), ["audio.npy", "(3,)", "2 or 3 dimensions"]),
-        (np.ones((3, 2, 0)), ["audio.npy"]),
+        (np.float32(3), ["audio.npy", "float32 of shape ()"]),
+        (np.ones((3, 2, 0)), ["audio.npy", "(3, 2, 0)"]),
         (np.array([["a"], ["b"], ["c"]]), ["audio.npy", "<U1"]),
         (np.array([{}, {}, {}], object), ["audio.npy", "cannot be read"]),
         ({"values": np.ones((3, 1)), "offsets": np.array([0, 2, 1, 3])}, ["'offsets'", "0 to 3"]),
@@ -270,7 +293,10 @@ def test_two_files_of_one_modality(tmp_path: Path) -> None:
     ],
 )
 def test_wrong_arrays(tmp_path: Path, content: Any, words: list[str]) -> None:
-    fails(make(tmp_path, audio=content), *words)
+    path = make(tmp_path, audio=content)
+    fails(path, *words)
+    if not isinstance(content, dict) and len(np.shape(content)) != 3:
+        assert words[0] in fails_in_parts(path)
 
 
 def test_arrays_of_objects_are_never_unpickled(tmp_path: Path) -> None:
@@ -281,8 +307,16 @@ def test_arrays_of_objects_are_never_unpickled(tmp_path: Path) -> None:
     for content in (np.array([Trap()] * 3), {"values": np.array([Trap()] * 3)}):
         for old in tmp_path.glob("audio.*"):
             old.unlink()
-        fails(make(tmp_path, audio=content), "audio", "cannot be read")
+        path = make(tmp_path, audio=content)
+        fails(path, "audio", "cannot be read")
+        if not isinstance(content, dict):
+            fails_in_parts(path)
     assert not (tmp_path / "sprung").exists()
+
+
+def test_signalling_nan(tmp_path: Path) -> None:
+    nan = np.full((3, 2, 2), 0x7FF4000000000000, "u8").view("f8")
+    assert read(make(tmp_path, audio=nan)).items.not_finite()
 
 
 def test_tabular_items_are_of_one_length(tmp_path: Path) -> None:
@@ -296,10 +330,249 @@ def test_damaged_arrays(tmp_path: Path, suffix: str, raw: bytes) -> None:
     path = make(tmp_path, text=AUDIO)
     (tmp_path / f"audio.{suffix}").write_bytes(raw)
     fails(path, f"audio.{suffix}")
+    if suffix == "npy":
+        assert fails_in_parts(path).startswith(f"{tmp_path / 'audio.npy'} cannot be read: ")
+
+
+@pytest.mark.parametrize("kept", [8, 60, 140, 170])
+def test_an_array_file_of_which_only_a_part_is_there(tmp_path: Path, kept: int) -> None:
+    path, file = make(tmp_path), tmp_path / "audio.npy"
+    content = file.read_bytes()
+    assert len(content) > kept
+    file.write_bytes(content[:kept])
+    fails(path, f"{file} cannot be read: ")
+    assert fails_in_parts(path).startswith(f"{file} cannot be read: ")
 
 
 def test_an_archive_that_declares_too_much(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("common.data.formats.limits.FREE", 1000)
+    monkeypatch.setattr("common.data.formats.layouts.FREE", 1000)
     path = make(tmp_path, text=AUDIO)
     np.savez_compressed(tmp_path / "audio.npz", values=np.zeros((3, 1 << 16, 2)))
     fails(path, "audio.npz", "GiB")
+
+
+# Parts of any size ------------------------------------------------------------------------------
+
+names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=5)
+
+
+@st.composite
+def tables(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]]:
+    """Columns, arrays and settings."""
+    count = draw(st.integers(1, 9))
+    columns: dict[str, Any] = {"note": [draw(names) for _ in range(count)]}
+    if draw(st.booleans()):
+        columns["id"] = draw(st.lists(names, min_size=count, max_size=count, unique=True))
+    arrays, tabular = {}, []
+    for name in draw(st.lists(st.sampled_from(["audio", "b", "ü"]), min_size=1, unique=True)):
+        steps, width = draw(st.integers(1, 4)), draw(st.integers(1, 3))
+        shape = (count, width) if draw(st.booleans()) else (count, steps, width)
+        dtype = draw(st.sampled_from(["f2", "f4", ">f8", "i2", "u1"]))
+        rng = np.random.default_rng(draw(st.integers(0, 99)))
+        array = rng.integers(0, 2, shape).astype(dtype)  # zeros at either end are padding
+        arrays[name] = np.asfortranarray(array) if draw(st.booleans()) else array
+        if draw(st.booleans()):
+            tabular.append(name)
+    cut = draw(st.none() | st.integers(1, 3))
+    return columns, arrays, {"tabular": tuple(tabular), "max_seq_len": cut}
+
+
+@settings(max_examples=100, deadline=None)
+@given(tables(), st.integers(1, 10), st.sampled_from(["csv", "parquet"]))
+def test_parts_of_any_size_are_the_whole(
+    tmp_path_factory: pytest.TempPathFactory,
+    made: tuple[dict[str, Any], dict[str, np.ndarray], dict[str, Any]],
+    size: int,
+    kind: str,
+) -> None:
+    columns, arrays, options = made
+    path = make_of(tmp_path_factory.mktemp("table"), columns, kind, **arrays)
+    whole = read(path, predicting=True, **options).items
+    parts = parts_of(path, size, **options)
+    assert [len(ids) for ids, _ in parts[:-1]] == [size] * (len(parts) - 1)
+    assert (
+        ids_of(parts) == whole.ids.tolist() == list(columns.get("id", map(str, range(len(whole)))))
+    )
+    for name, expected in whole.sequences.items():
+        assert part_rows(parts, name) == [expected[item].tolist() for item in range(len(whole))]
+        for _, each in parts:
+            assert each[name].values.dtype == expected.values.dtype
+            assert each[name].tabular == expected.tabular
+        assert list(parts[0][1]) == list(whole.sequences)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("name", ["item {}", "two\nlines {}", None])
+def test_many_items_come_in_order(tmp_path: Path, kind: str, name: str | None) -> None:
+    """More than PyArrow reads at once, whatever the parts."""
+    count = 150_000
+    ids = [(name or "{}").format(number) for number in range(count)]
+    audio = np.arange(count, dtype=np.float32)[:, None] + 1
+    columns = {"note": ["of no use"] * count, **({"id": ids} if name else {})}
+    path = make_of(tmp_path, columns, kind, audio=audio)
+    parts = parts_of(path, 4096)
+    assert ids_of(parts) == ids
+    assert np.concatenate([each["audio"].values for _, each in parts]).tolist() == audio.tolist()
+
+
+@pytest.mark.parametrize(
+    ("kind", "column", "ids"),
+    [
+        ("csv", None, ["0", "1", "2"]),
+        ("parquet", None, ["0", "1", "2"]),
+        ("csv", ["001", "NA", "null"], ["001", "NA", "null"]),
+        ("parquet", [7, 8, 9], ["7", "8", "9"]),
+        ("csv", ["a\nb", 'say "a"', "c,\r\nd"], ["a\nb", 'say "a"', "c,\r\nd"]),
+        ("csv", ["a", "a", "b"], ["a", "a", "b"]),  # to predict, two items may have one id
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_ids(tmp_path: Path, kind: str, column: Any, ids: list[str], size: int) -> None:
+    columns = {"label": [3, 2, 1], **({"id": column} if column else {})}
+    path = make_of(tmp_path, columns, kind)
+    assert ids_of(parts_of(path, size)) == ids
+    if len(set(ids)) == 3:
+        assert read(path, predicting=True).items.ids.tolist() == ids
+
+
+def test_other_columns_do_not_matter(tmp_path: Path) -> None:
+    """Labels that are broken, or become text after a million rows, are not read."""
+    count = 200_000
+    label = ["1"] * (count - 1) + ["good"]
+    path = make_of(tmp_path, {"label": label, "id": range(count)}, audio=np.ones((count, 1)))
+    assert ids_of(parts_of(path, 9999)) == [str(number) for number in range(count)]
+    path = make_of(tmp_path, {"id": IDS, "split": ["?", "", "?"], "group": ["", "", ""]})
+    assert ids_of(parts_of(path, 2)) == IDS
+    assert read(path, predicting=True).items.ids.tolist() == IDS
+
+
+def test_modalities_that_are_not_there_are_left_out(tmp_path: Path) -> None:
+    path = make_of(tmp_path, {"id": IDS}, audio=AUDIO, smell=AUDIO)
+    parts = parts_of(path, 2, modalities=("language", "audio"))
+    assert [list(each) for _, each in parts] == [["audio"], ["audio"]]
+
+
+def test_other_arrays_and_context_are_read_whole(tmp_path: Path) -> None:
+    path = make_of(tmp_path, {"id": IDS, "group": ["a", "a", "b"]}, audio=np.ones((3, 1)))
+
+    def streamed(**options: Any) -> bool:
+        reading = ReadSettings(predicting=True, **options)
+        return FORMATS["table"].stream(Given([path]), reading) is not None
+
+    assert streamed()
+    assert not streamed(context=2)
+    np.savez(tmp_path / "vision.npz", values=AUDIO)
+    assert not streamed()
+    assert streamed(modalities=("audio",))
+
+
+# What does not fit ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+@pytest.mark.parametrize(
+    ("ids", "told"), [(IDS[:2], "2"), ([*IDS, "x"], "more"), ([*IDS, *"abcdef"], "more")]
+)
+def test_a_table_and_arrays_of_different_lengths(
+    tmp_path: Path, kind: str, size: int, ids: list[str], told: str
+) -> None:
+    path = make_of(tmp_path, {"id": ids}, kind)
+    expected = f"{tmp_path / 'audio.npy'} has 3 items and the table {told}; expected as many"
+    assert fails_in_parts(path, size) == expected
+
+
+def test_tables_without_rows_and_arrays_of_different_lengths(tmp_path: Path) -> None:
+    path = make_of(tmp_path, {"id": []})
+    assert fails_in_parts(path).endswith("audio.npy has 3 items and the table 0; expected as many")
+    assert parts_of(make_of(tmp_path, {"id": []}, audio=np.empty((0, 2, 2))), 2) == []
+    path = make_of(tmp_path, {"id": IDS}, audio=AUDIO, vision=AUDIO[:2])
+    message = fails_in_parts(path)
+    assert message == f"{path}: arrays differ in number of items: 3 of audio, 2 of vision"
+
+
+@pytest.mark.parametrize(
+    ("kind", "ids"),
+    [
+        *((kind, ["", *IDS[1:]]) for kind in ("csv", "parquet")),
+        *((kind, [*IDS[:2], "x" * 1001]) for kind in ("csv", "parquet")),
+        ("parquet", [1.5, 2.5, 3.5]),
+        ("parquet", ["a", None, "b"]),
+        ("parquet", [None] * 3),
+        ("parquet", [{"a": 1}] * 3),
+    ],
+)
+def test_ids_that_are_none(tmp_path: Path, kind: str, ids: list[Any]) -> None:
+    path = make_of(tmp_path, {"id": ids, "label": [1, 2, 3]}, kind)
+    assert fails_in_parts(path) == f"{path}: column 'id' has cells empty or no short text"
+    fails(path, "column 'id' has cells empty or no short text")
+
+
+@pytest.mark.parametrize(
+    ("kind", "content"),
+    [
+        ("csv", b""),
+        ("csv", b"id,label\na,1\nb\n"),
+        ("csv", b"id\na\n\xff\xfe\nb\n"),
+        ("csv", b'id\n"a\nb\nc\n'),
+        ("csv", bytes(100)),
+        ("parquet", b""),
+        ("parquet", b"PAR1" + bytes(50) + b"PAR1"),
+        ("parquet", b"id,label\n"),
+    ],
+)
+def test_a_damaged_table(tmp_path: Path, kind: str, content: bytes) -> None:
+    path = make_of(tmp_path, {"id": IDS}, kind)
+    path.write_bytes(content)
+    assert fails_in_parts(path).startswith(
+        (f"{path} cannot be read as a table: ", f"{path.parent}/audio")
+    )
+    fails(path, str(tmp_path))
+
+
+# Memory -----------------------------------------------------------------------------------------
+
+MEASURE = """
+import resource, sys
+from pathlib import Path
+from common.data.item_stream import open_items
+from common.data.source import ReadSettings
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+def read(path):
+    stream = open_items([Path(path)], "table", ReadSettings(predicting=True))
+    return sum(float(part.sequences["audio"].values.sum()) for part in stream.parts(256))
+
+read(sys.argv[1])
+before = peak()
+total = read(sys.argv[2])
+print(total, peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ru_maxrss is in kilobytes there")
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_large_table_takes_the_memory_of_a_part(tmp_path: Path, kind: str) -> None:
+    count, shape = 10_000, (16, 256)
+    (tmp_path / "small").mkdir()
+    small = make_of(tmp_path / "small", {"id": IDS, "label": IDS}, kind)
+    path = make_of(tmp_path, {"id": range(count), "label": ["x" * 1000] * count}, kind)
+    audio = np.lib.format.open_memmap(tmp_path / "audio.npy", "w+", np.float32, (count, *shape))
+    audio[:] = 1
+    del audio
+    assert (tmp_path / "audio.npy").stat().st_size > 160e6
+    root = Path(__file__).parents[4]
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(small), str(path)],
+        env=os.environ | {"PYTHONPATH": str(root)},
+        cwd=root,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    total, megabytes = map(float, done.stdout.split())
+    assert total == count * 16 * 256
+    # A part is 4 MB; the table's text is 10 MB.
+    assert megabytes < 60

@@ -49,15 +49,10 @@ CSD = {
 }
 CSD_LABELS = ("CMU_MOSEI_Labels.csd", "All Labels")
 _CSD_METADATA = (
-    "alignment compatible",
-    "computational sequence description",
-    "computational sequence version",
     "contact",
     "creator",
-    "dataset bib citation",
     "dataset name",
     "dataset version",
-    "featureset bib citation",
     "md5",
     "root name",
     "uuid",
@@ -68,22 +63,8 @@ _CSD_METADATA = (
 class Utterance:
     """One item, as it really is.
 
-    Attributes
-    ----------
-    video, segment
-        The recording, and the utterance's number in it, from 0.
-    start, end
-        Seconds.
-    split
-        Its side.
-    sentiment
-        From -3 to 3, or NaN.
-    emotions
-        Six of them, 0 or more.
-    sequences
-        Modality to (T, D) float32, without padding; (0, D) where the item lacks it.
-    zero_text
-        Whether the files hold zeros for its text; then its language is (0, D) here.
+    `sequences` are (T, D) float32, without padding, and (0, D) where the item lacks one; those of
+    `zero_text` are zeros in the files.
     """
 
     video: str
@@ -115,20 +96,7 @@ def make_utterances(
 ) -> list[Utterance]:
     """Make utterances, in the order of their videos; a video is on one side.
 
-    Parameters
-    ----------
-    seed
-        Of all that is random.
-    count, videos
-        How many there are.
-    aligned
-        Whether all modalities of one utterance are of one length.
-    widths
-        D of each modality.
-    zero_text, missing_audio
-        How many have no text, and how many no audio.
-    not_finite
-        Whether some audio values are NaN or negative infinity.
+    Some have no text (`zero_text`) or no audio; with `not_finite`, some audio is NaN or infinite.
     """
     rng = np.random.default_rng(seed)
     without = rng.permutation(count)
@@ -318,139 +286,23 @@ def write_mult(
 # ---- MulT, by Python 2 ----------------------------------------------------------------
 
 
-class Python2Pickler:
+class Python2Pickler(pickle._Pickler):
     """Protocol 2 as Python 2 writes it: text and raw data are byte strings without an encoding."""
 
-    def __init__(self) -> None:
-        self.out = bytearray(b"\x80\x02")
-        self.memo: dict[object, int] = {}
-        self.puts = 0
-
-    def dumps(self, value: object) -> bytes:
-        """Return the pickle of dicts, lists, tuples, text, bytes, numbers and arrays."""
-        self._save(value)
-        return bytes(self.out + b".")
-
-    def _put(self, key: object = None) -> None:
-        index, self.puts = self.puts, self.puts + 1
-        if key is not None:
-            self.memo[key] = index
-        self.out += b"q" + bytes([index]) if index < 256 else b"r" + struct.pack("<I", index)
-
-    def _get(self, key: object) -> bool:
-        if key not in self.memo:
-            return False
-        index = self.memo[key]
-        self.out += b"h" + bytes([index]) if index < 256 else b"j" + struct.pack("<I", index)
-        return True
-
-    def _global(self, module: str, name: str) -> None:
-        if not self._get((module, name)):
-            self.out += f"c{module}\n{name}\n".encode()
-            self._put((module, name))
-
-    def _string(self, raw: bytes, remember: bool = True) -> None:
-        if remember and self._get(raw):
-            return
+    def save_string(self, value: str | bytes) -> None:
+        """Write text or bytes."""
+        raw = value.encode() if isinstance(value, str) else value
         short = len(raw) < 256
-        self.out += (
-            b"U" + bytes([len(raw)]) if short else b"T" + struct.pack("<i", len(raw))
-        ) + raw
-        self._put(raw if remember else None)
+        self.write((b"U%c" % len(raw) if short else b"T" + struct.pack("<i", len(raw))) + raw)
+        self.memoize(value)
 
-    def _int(self, value: int) -> None:
-        if 0 <= value < 256:
-            self.out += b"K" + bytes([value])
-        elif 0 <= value < 65536:
-            self.out += b"M" + struct.pack("<H", value)
-        else:
-            self.out += b"J" + struct.pack("<i", value)
+    def save_global(self, value: Any, name: str | None = None) -> None:
+        """Write a name of NumPy 1."""
+        module = value.__module__.replace("numpy._core", "numpy.core")
+        self.write(f"c{module}\n{name or value.__name__}\n".encode())
+        self.memoize(value)
 
-    def _save(self, value: object) -> None:
-        match value:
-            case None:
-                self.out += b"N"
-            case bool():
-                self.out += b"\x88" if value else b"\x89"
-            case int():
-                self._int(value)
-            case float():
-                self.out += b"G" + struct.pack(">d", value)
-            case str():
-                self._string(value.encode())
-            case bytes():
-                self._string(value, remember=False)
-            case tuple():
-                self._tuple(value)
-            case list():
-                self.out += b"]"
-                self._put()
-                self._marked(value, b"e")
-            case dict():
-                self.out += b"}"
-                self._put()
-                self._marked([part for pair in value.items() for part in pair], b"u")
-            case np.ndarray():
-                self._array(value)
-            case _:
-                raise TypeError(type(value))
-
-    def _marked(self, values: Sequence[object], end: bytes) -> None:
-        self.out += b"("
-        for value in values:
-            self._save(value)
-        self.out += end
-
-    def _tuple(self, value: tuple[object, ...]) -> None:
-        if 1 <= len(value) <= 3:
-            for part in value:
-                self._save(part)
-            self.out += (b"\x85", b"\x86", b"\x87")[len(value) - 1]
-            self._put()
-        elif value:
-            self._marked(value, b"t")
-            self._put()
-        else:
-            self.out += b")"
-
-    def _array(self, array: Array) -> None:
-        self._global("numpy.core.multiarray", "_reconstruct")
-        self._global("numpy", "ndarray")
-        self._int(0)
-        self.out += b"\x85"
-        self._put()
-        self._string(b"b")
-        self.out += b"\x87"
-        self._put()
-        self.out += b"R"
-        self._put()
-        self.out += b"("
-        self._int(1)
-        self._tuple(array.shape)
-        self._dtype(array.dtype)
-        self.out += b"\x89"
-        self._save(array.ravel().tolist() if array.dtype.hasobject else array.tobytes())
-        self.out += b"t"
-        self._put()
-        self.out += b"b"
-
-    def _dtype(self, dtype: np.dtype[Any]) -> None:
-        if self._get(dtype.str):
-            return
-        self._global("numpy", "dtype")
-        self._string(dtype.str.lstrip("<>|=").replace("O", "O8").encode())
-        self._int(0)
-        self._int(1)
-        self.out += b"\x87"
-        self._put()
-        self.out += b"R"
-        self._put(dtype.str)
-        sized = dtype.kind == "S"
-        order = "<" if dtype.str[0] == "<" else "|"
-        size, alignment = (dtype.itemsize, 1) if sized else (-1, -1)
-        flags = 63 if dtype.hasobject else 0
-        self._tuple((3, order, None, None, None, size, alignment, flags))
-        self.out += b"b"
+    dispatch = pickle._Pickler.dispatch | {str: save_string, bytes: save_string}
 
 
 def write_python2(
@@ -458,7 +310,8 @@ def write_python2(
 ) -> Path:
     """Write a MulT file as Python 2 does; the options are those of `mult_content`."""
     content = mult_content(utterances, ids=ids, **options)
-    path.write_bytes(Python2Pickler().dumps(content))
+    with path.open("wb") as file:
+        Python2Pickler(file, 2, fix_imports=True).dump(content)
     return path
 
 
@@ -548,10 +401,7 @@ def write_csd(
 ) -> list[Path]:
     """Write computational sequences, one file a modality and one of labels.
 
-    Parameters
-    ----------
-    per_video
-        Whether an entry is a video, with frames also between its utterances, and not an utterance.
+    With `per_video` an entry is a video, with frames also between its utterances.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []

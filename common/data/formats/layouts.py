@@ -1,0 +1,207 @@
+"""How arrays lay out items, whatever file they are in, and how much such a file may ask for.
+
+A modality is one array: (N, T, D), padded; or (N, D), one vector an item, made a sequence by the
+items of the same group before it; or (R, D) with offsets (N + 1,).
+
+Notation: N items, T steps, R rows, D width.
+"""
+
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from common.data.dataset import FloatArray, IntArray, Sequences
+from common.data.source import SIDES, ReadSettings
+from common.errors import UserError
+
+Array = NDArray[Any]
+
+#: Bytes that any file may unpack to, and how many times its own size a larger one may.
+FREE, RATIO = 1 << 30, 100
+#: A longer id is a mistake: NumPy keeps all of an array in the space of its longest.
+MAX_ID = 1000
+#: Items that are looked at together, to save memory.
+CHUNK = 256
+
+
+def check_unpacked(path: Path, unpacked: int) -> None:
+    """Raise `UserError` where a small file declares contents that take huge memory, in bytes."""
+    if unpacked > FREE and unpacked > RATIO * path.stat().st_size:
+        raise UserError(
+            f"{path} declares {unpacked / 2**30:.1f} GiB of contents, more than {RATIO} times its "
+            "size; expected a file of measured features"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """Return what a library says of a damaged file, short."""
+    if "pickle" in str(error):
+        return "it holds Python objects, which are never read; expected numbers or text"
+    return (str(error).splitlines() or [type(error).__name__])[0][:150]
+
+
+@contextmanager
+def reading(path: Path, how: str = "", needs: str = "numpy") -> Iterator[None]:
+    """Say of whatever a library raises of a damaged file, or where it is missing, in one line."""
+    try:
+        import_module(needs)
+    except ImportError as error:
+        raise UserError(f"{path} needs {needs}: pip install 'ha-fedformer[prepare]'") from error
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} cannot be read{how}: {first_line(error)}") from error
+
+
+class Arrays(dict[str, Any]):
+    """A file's arrays by name; one that cannot be read says so when it is taken."""
+
+    def __getitem__(self, name: str) -> Array:
+        array = super().__getitem__(name)
+        if isinstance(array, UserError):
+            raise array
+        return cast(Array, array)
+
+
+def load_npz(path: Path) -> Arrays:
+    """Read all arrays of an ``.npz`` file; none is ever unpickled."""
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path} is not an .npz file, or only a part of one")
+    # Opened here: np.load leaves a file open whose list of members is broken.
+    with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
+        return Arrays({name: _member(archive, name, path) for name in archive.files})
+
+
+def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array | UserError:
+    try:
+        array = archive[name]
+    except Exception as error:
+        return UserError(f"{path}: array {name!r} cannot be read: {first_line(error)}")
+    plain = isinstance(array, np.ndarray)
+    return array if plain else UserError(f"{path}: {name!r} is not an array")
+
+
+def numeric(path: Path, name: str, array: Array, dims: tuple[int, ...] = (2, 3)) -> Array:
+    """Return an array, or raise `UserError` where it holds no numbers of such dimensions."""
+    if array.dtype.kind not in "fiu" or array.ndim not in dims or 0 in array.shape[1:]:
+        raise UserError(
+            f"{path}: {name[:60]!r} is {array.dtype} of shape {array.shape}, expected numbers of "
+            f"{' or '.join(map(str, dims))} dimensions"
+        )
+    return array
+
+
+@dataclass(frozen=True)
+class Block:
+    """One modality of all items of a file."""
+
+    values: Array  # of 2 or 3 dimensions
+    starts: IntArray  # (N,) each item's first row of (R, D)
+    lengths: IntArray  # (N,) its number of rows
+    vectors: bool  # whether it is one vector an item
+
+    @classmethod
+    def of(
+        cls, path: Path, arrays: Mapping[str, Array], name: str = "values", offsets: str = "offsets"
+    ) -> "Block":
+        """Take a modality from a file's arrays by the names of its array and its offsets."""
+        values = numeric(path, name, arrays[name])
+        if offsets in arrays:
+            ends = arrays[offsets]
+            if values.ndim != 2 or not _rise(ends, len(values)):
+                raise UserError(
+                    f"{path}: {offsets!r} must rise from 0 to {len(values)}, the rows of {name!r}, "
+                    f"which must have the shape (rows, width) and has {values.shape}"
+                )
+            ends = ends.astype(np.int64)
+            return cls(values, ends[:-1], np.diff(ends), False)
+        steps = values.shape[1] if values.ndim == 3 else 1
+        starts = np.arange(len(values)) * steps
+        return cls(values, starts, np.full(len(values), steps), values.ndim == 2)
+
+    def windows(
+        self, settings: ReadSettings, groups: Callable[[], NDArray[np.str_]]
+    ) -> tuple[IntArray, IntArray]:
+        """Return starts and lengths with the context that comes before each vector."""
+        if not (self.vectors and settings.context > 0):
+            return self.starts, self.lengths
+        names = groups()
+        begins = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
+        of_group = np.repeat(begins, np.diff(np.r_[begins, len(names)]))
+        first = np.maximum(self.starts - settings.context, of_group)
+        return first, self.starts - first + 1
+
+
+def _rise(offsets: Array, rows: int) -> bool:
+    return (
+        offsets.dtype.kind in "iu"
+        and offsets.ndim == 1
+        and len(offsets) > 0
+        and offsets[0] == 0
+        and offsets[-1] == rows
+        and bool((offsets[1:] >= offsets[:-1]).all())
+    )
+
+
+def real_spans(block: Array, lengths: IntArray | None = None) -> tuple[IntArray, IntArray]:
+    """Return each item's first step that is not zero, and the one after its last; 0 and 0 for none.
+
+    `block` (N, T, D) is padded with zeros on the left or on the right; NaN is not zero. What lies
+    behind `lengths` (N,), if they are known, is no part of an item, whatever it holds.
+    """
+    steps = block.shape[1]
+    first, last = np.zeros((2, len(block)), dtype=np.int64)
+    for start in range(0, len(block), CHUNK):
+        part = slice(start, start + CHUNK)
+        real = (block[part] != 0).any(axis=2)
+        if lengths is not None:
+            real &= np.arange(steps) < lengths[part, None]
+        present = real.any(axis=1)
+        first[part] = np.where(present, real.argmax(axis=1), 0)
+        last[part] = np.where(present, steps - real[:, ::-1].argmax(axis=1), 0)
+    return first, last
+
+
+def float_rows(blocks: Sequence[Array]) -> FloatArray:
+    """Join arrays (…, D) as rows (R, D) of float32, or float16 where all are."""
+    kept = np.float16 if all(block.dtype == np.float16 for block in blocks) else np.float32
+    rows = [block.reshape(-1, block.shape[-1]) for block in blocks]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if len(rows) == 1 and not isinstance(rows[0], np.memmap):
+            return cast(FloatArray, rows[0].astype(kept, copy=False))
+        return cast(FloatArray, np.concatenate(rows, dtype=kept, casting="unsafe"))
+
+
+def settled(path: Path, name: str, sequences: Sequences, settings: ReadSettings) -> Sequences:
+    """Return a modality as it was asked for: cut to its last steps; or tabular, of one length."""
+    made = replace(sequences, tabular=name in settings.tabular)
+    if made.uneven:
+        lengths = made.lengths[made.present]
+        raise UserError(
+            f"{path}: {name} has from {lengths.min()} to {lengths.max()} steps, but a modality in "
+            f"{settings.prefix}tabular needs the same number in every item"
+        )
+    return made.last_steps(settings.max_seq_len)
+
+
+def sides_of(path: Path, names: Sequence[str]) -> NDArray[np.str_]:
+    """Return (N,) sides by what a source calls them, which is one of `SIDES`."""
+    unknown = sorted(set(names) - set(SIDES))
+    if unknown:
+        raise UserError(f"{path}: split {unknown[0][:40]!r}: expected one of {', '.join(SIDES)}")
+    return np.array([SIDES[name] for name in names], dtype="U10")
+
+
+def no_sides(items: int) -> NDArray[np.str_]:
+    """Return the sides (N,) of a source that says none."""
+    return np.full(items, "", dtype="U10")
