@@ -16,7 +16,6 @@ from common.clients import ClientKey
 from common.config import (
     ClientConfig,
     Config,
-    DecoderMerge,
     DirichletConfig,
     FusionRule,
     ModelConfig,
@@ -205,7 +204,7 @@ def trained_uplink(key: ClientKey, current: ModelArrays, strategy: StrategyConfi
         name: fit_gaussian(sample, strategy.encoder, received[name], own.get(name))
         for name, sample in samples.encoders[key.modality].items()
     }
-    maps = read.decoder if strategy.decoder.merge == DecoderMerge.posterior else {}
+    maps = read.decoder if strategy.decoder.merge == "posterior" else {}
     decoder = {
         name: mapped_gaussian(sample.mean(dim=0), maps.get(name), strategy.decoder.shrinkage)
         for name, sample in samples.decoder.items()
