@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-from common.config import EncoderConfig, EncoderMerge, Scale, Structure
+from common.config import EncoderConfig, Scale
 from common.posterior import Form, Gaussian, Posterior
 from common.structures import fit_gaussian
 from common.structures.inputs import mapped_gaussian
@@ -50,7 +50,7 @@ def test_row_precision_is_the_formula(
     shape: tuple[int, ...], scale: Scale, shrinkage: float
 ) -> None:
     samples = draws(*shape)
-    gaussian = fit(samples, EncoderConfig(EncoderMerge.pbea, Structure.row, shrinkage, scale))
+    gaussian = fit(samples, EncoderConfig("pbea", "row", shrinkage, scale))
     covariance = row_covariance(samples)
     t = np.trace(covariance) / len(covariance)
     shrunk = shrinkage * t * np.eye(len(covariance)) + (1 - shrinkage) * covariance
@@ -65,7 +65,7 @@ def test_row_precision_is_the_formula(
 @pytest.mark.parametrize("scale", list(Scale))
 def test_diagonal_precision_is_the_formula(shape: tuple[int, ...], scale: Scale) -> None:
     samples = draws(*shape)
-    config = EncoderConfig(EncoderMerge.pbea, Structure.diagonal, 0.3, scale)
+    config = EncoderConfig("pbea", "diagonal", 0.3, scale)
     variance = samples.var(axis=0, ddof=1)
     t = variance.mean()
     expected = (t if scale is Scale.relative else 1.0) / (0.3 * t + 0.7 * variance)
@@ -73,9 +73,9 @@ def test_diagonal_precision_is_the_formula(shape: tuple[int, ...], scale: Scale)
     np.testing.assert_allclose(precision_of(samples, config), expected, rtol=1e-9)
 
 
-@pytest.mark.parametrize("structure", list(Structure))
+@pytest.mark.parametrize("structure", ["diagonal", "row", "low_rank", "inputs"])
 @pytest.mark.parametrize("scale", list(Scale))
-def test_no_spread_is_an_identity(structure: Structure, scale: Scale) -> None:
+def test_no_spread_is_an_identity(structure: str, scale: Scale) -> None:
     # In float32 five equal numbers need not have exactly that mean.
     samples = torch.from_numpy(draws(1, 4, 3)).float().expand(5, 4, 3)
     config = EncoderConfig("pbea", structure=structure, scale=scale)
@@ -111,7 +111,7 @@ def test_precision_that_is_sent_is_symmetric_positive_definite(
 
 
 def low_rank(shrinkage: float = 0.5, scale: Scale = Scale.relative) -> EncoderConfig:
-    return EncoderConfig(EncoderMerge.pbea, Structure.low_rank, shrinkage, scale)
+    return EncoderConfig("pbea", "low_rank", shrinkage, scale)
 
 
 def change_of(samples: Array, received: Array, config: EncoderConfig) -> Array:
@@ -256,7 +256,7 @@ def test_a_map_that_reads_nothing_is_an_identity(moments: Tensor | None, scale: 
 
 @pytest.mark.parametrize("samples", [1, 4])
 def test_inputs_send_the_mean_of_the_samples_with_the_precision_of_the_map(samples: int) -> None:
-    config = EncoderConfig(EncoderMerge.pbea, Structure.inputs, 0.2, Scale.relative)
+    config = EncoderConfig("pbea", "inputs", 0.2, Scale.relative)
     drawn = torch.from_numpy(draws(samples, 2, 3, 1)).float()
     moments = torch.from_numpy(moments_of(inputs_of(1)))
     found = fit_gaussian(drawn, config, moments=moments)
