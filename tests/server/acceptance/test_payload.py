@@ -50,9 +50,9 @@ def full(tensors: dict[str, torch.Tensor], structure: Structure | None) -> dict[
 def largest(parts: ModelArrays, modality: str, strategy: StrategyConfig) -> RecordDict:
     encoder = full(dict(parts.encoders[modality]), encoder_structure(strategy.encoder))
     decoder = full(dict(parts.decoder), decoder_structure(strategy.decoder))
-    evidence = torch.zeros(10, dtype=torch.float64)
+    calibration_sums = torch.zeros(10, dtype=torch.float64)
     key = ClientKey(modality, 0)
-    return encode_uplink(Uplink(key, 1, encoder, decoder, 1, 0.0, evidence, no_numbers(), 1))
+    return encode_uplink(Uplink(key, 1, encoder, decoder, 1, 0.0, calibration_sums, no_numbers(), 1))
 
 
 @pytest.mark.parametrize(
