@@ -46,8 +46,8 @@ def trust_round(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> dict[Cl
     trusts: dict[ClientKey, float] = {}
     for modality in {uplink.key.modality for uplink in uplinks}:
         clients = [uplink for uplink in uplinks if uplink.key.modality == modality]
-        found = trust_clients(clients, prior, task)
-        trusts |= {client.key: trust for client, trust in zip(clients, found, strict=True)}
+        keys = [uplink.key for uplink in clients]
+        trusts |= zip(keys, trust_clients(clients, prior, task), strict=True)
     return trusts
 
 

@@ -117,12 +117,12 @@ def merge_round(total: RoundSum, current: ModelArrays, generator: torch.Generato
     config = total.config
     inside = find_rule(config.encoder.merge, "encoder")
     encoders = {
-        name: inside.finish(each.encoder, Setting(current.encoders[name], config, generator))
-        for name, each in sums.items()
+        name: inside.finish(modality.encoder, Setting(current.encoders[name], config, generator))
+        for name, modality in sums.items()
     }
     across = find_rule(config.decoder.merge, "decoder")
-    decoders = {name: each.decoder for name, each in sums.items()}
-    weights = {name: each.steps.weight for name, each in sums.items()}
+    decoders = {name: modality.decoder for name, modality in sums.items()}
+    weights = {name: modality.steps.weight for name, modality in sums.items()}
     setting = Setting(current.decoder, config, generator, weights)
     decoder, shares = across.across(across, decoders, setting)
     merged = ModelArrays(encoders, decoder)
@@ -135,8 +135,8 @@ def _change_scales(
     if not config.normalise_steps:
         return ModelArrays({}, {})
     encoders = {
-        name: dict.fromkeys(merged.encoders[name], torch.tensor(each.steps.scale()))
-        for name, each in sums.items()
+        name: dict.fromkeys(merged.encoders[name], torch.tensor(modality.steps.scale()))
+        for name, modality in sums.items()
     }
-    everyone = reduce(StepSums.merge, [each.steps for each in sums.values()])
+    everyone = reduce(StepSums.merge, [modality.steps for modality in sums.values()])
     return ModelArrays(encoders, dict.fromkeys(merged.decoder, torch.tensor(everyone.scale())))

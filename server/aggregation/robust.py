@@ -48,8 +48,9 @@ class ClientUpdates:
         """Return name to (C, *shape), float64; raise ValueError if there is no client."""
         if not self.clients:
             raise ValueError("no clients to merge")
-        arrays = [client.layout.split(client.mean) for client in self.clients]
-        return {name: torch.stack([each[name].double() for each in arrays]) for name in arrays[0]}
+        clients = [client.layout.split(client.mean) for client in self.clients]
+        names = self.clients[0].layout.names
+        return {name: torch.stack([arrays[name].double() for arrays in clients]) for name in names}
 
 
 def median(updates: ClientUpdates) -> Arrays:

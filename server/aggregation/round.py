@@ -31,11 +31,11 @@ class SummedRound:
     def without_few(self, least: int) -> list[str]:
         """Leave out modalities with fewer clients; return a line for each."""
         modalities = sorted(self.total.modalities.items())
-        enough = {name: each for name, each in modalities if each.clients >= least}
+        enough = {name: modality for name, modality in modalities if modality.clients >= least}
         self.total = replace(self.total, modalities=enough)
         return [
-            f"{name}: {each.clients} updates, and runtime.min_clients={least}"
-            for name, each in modalities
+            f"{name}: {modality.clients} updates, and runtime.min_clients={least}"
+            for name, modality in modalities
             if name not in enough
         ]
 

@@ -31,7 +31,7 @@ def pool_labels(clients: Sequence[Tensor], total: Tensor, task: Task) -> PooledL
         # A client may never have seen the last classes.
         size = len(label_counts(total, task))
         counts = [label_counts(sums, task) for sums in clients]
-        skew = label_skew([F.pad(each, (0, size - len(each))) for each in counts])
+        skew = label_skew([F.pad(own, (0, size - len(own))) for own in counts])
     return PooledLabels(prior_of(total, task), label_shares(total, task), skew)
 
 

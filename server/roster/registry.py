@@ -177,7 +177,7 @@ class Registry:
         name = client.key.modality
         # One speaks for all: they have been compared before.
         first = next((m.client for key, m in self.members.items() if key.modality == name), client)
-        shapes = [each.moments.mean.shape for each in (first, client)]
+        shapes = [member.moments.mean.shape for member in (first, client)]
         if shapes[0] != shapes[1]:
             here, there = map(describe_shape, shapes)
             raise UserError(
