@@ -153,7 +153,7 @@ class MultimodalDataset:
 
     def present(self) -> NDArray[np.bool_]:
         """Return (N,) whether an item has any modality."""
-        present: NDArray[np.bool_] = np.any([e.present for e in self.sequences.values()], axis=0)
+        present: NDArray[np.bool_] = np.any([s.present for s in self.sequences.values()], axis=0)
         return present
 
     def in_modalities(self, names: Sequence[str]) -> "MultimodalDataset":
@@ -162,12 +162,12 @@ class MultimodalDataset:
 
     def last_steps(self, steps: int | None) -> "MultimodalDataset":
         """Keep at most the last `steps` steps of every sequence; None keeps all."""
-        cut = {name: each.last_steps(steps) for name, each in self.sequences.items()}
+        cut = {name: seq.last_steps(steps) for name, seq in self.sequences.items()}
         return replace(self, sequences=cut)
 
     def not_finite(self) -> dict[str, int]:
         """Count the values that are NaN or infinite, by what is done about them."""
-        counts = {name: each.not_finite() for name, each in self.sequences.items()}
+        counts = {name: seq.not_finite() for name, seq in self.sequences.items()}
         return {
             f"{name} values not finite, set to the mean": count
             for name, count in counts.items()
