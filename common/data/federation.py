@@ -110,7 +110,7 @@ def count_outputs(task: Task, *labels: LabelArray) -> int:
         case Task.regression:
             return 1
         case Task.classification:
-            return max(int(each.max(initial=0)) for each in labels) + 1
+            return max(int(part.max(initial=0)) for part in labels) + 1
         case Task.multilabel:
             return int(labels[0].shape[1])
 
@@ -151,7 +151,7 @@ def load_joint(config: Config) -> JointDataset:
         task=task,
         outputs=count_outputs(task, items.labels, test.labels),
         label_names=items.label_names,
-        shapes={name: each.statistics_shape for name, each in items.sequences.items()},
+        shapes={name: seqs.statistics_shape for name, seqs in items.sequences.items()},
         clients=tuple(dealt),
         validation=validation,
         test=test,
@@ -204,7 +204,7 @@ def _split(
 def _check_test_set(items: MultimodalDataset, test: MultimodalDataset, dataset: NpzConfig) -> None:
     path = str(dataset.test_path)
     for name, sequences in items.sequences.items():
-        shapes = [each.statistics_shape for each in (sequences, test.sequences[name])]
+        shapes = [side.statistics_shape for side in (sequences, test.sequences[name])]
         if shapes[0] != shapes[1]:
             here, there = map(describe_shape, shapes)
             raise UserError(f"{name} is {here} in dataset.path but {there} in {path}")
@@ -214,7 +214,7 @@ def _check_test_set(items: MultimodalDataset, test: MultimodalDataset, dataset: 
             f"{path}"
         )
     if dataset.group is None:
-        paths = [each.resolve() for each in paths_named("dataset.path", dataset.path)]
+        paths = [other.resolve() for other in paths_named("dataset.path", dataset.path)]
         shared = {path} if Path(path).resolve() in paths else set()
     else:
         shared = set(items.groups.tolist()) & set(test.groups.tolist())

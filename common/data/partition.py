@@ -96,7 +96,7 @@ def deal(
     if partition.name is PartitionRule.groups:
         dealt = _by_groups(items.groups, train, counts, seed)
     elif partition.name is PartitionRule.natural:
-        dealt = _natural(items, train, list(counts), seed)
+        dealt = _natural(items, train, list(counts), partition, seed)
     else:
         dealt = _by_rule(items, train, counts, partition, task, seed)
     least = max(partition.min_items, 1)
@@ -126,13 +126,15 @@ def _by_groups(
     return {key: train[part] for key, part in zip(keys, parts, strict=True)}
 
 
-def _natural(items: MultimodalDataset, train: IntArray, names: list[str], seed: int) -> Dealt:
+def _natural(
+    items: MultimodalDataset, train: IntArray, names: list[str], rule: PartitionConfig, seed: int
+) -> Dealt:
     """Make each group a client; groups go to modalities at random, evenly by items."""
     parts = partition_groups(items.groups[train], [1.0] * len(names), generator(seed, "natural"))
     dealt: Dealt = {}
     for name, part in zip(names, parts, strict=True):
         columns = {"group": items.groups[train[part]].tolist()}
-        dealt |= _dealt(_flower().NaturalIdPartitioner("group"), name, train[part], columns)
+        dealt |= _dealt(_partitioner(rule, 0, seed), name, train[part], columns)
     return dealt
 
 
@@ -165,29 +167,27 @@ def _by_rule(
     return dealt
 
 
-def _flower() -> Any:
+def _partitioner(partition: PartitionConfig, count: int, seed: int) -> Any:
     try:
-        import flwr_datasets.partitioner
+        import flwr_datasets.partitioner as flower
     except ImportError as error:
         raise UserError(
             "partitions other than groups need flwr-datasets: pip install 'ha-fedformer[prepare]'"
         ) from error
-    return flwr_datasets.partitioner
-
-
-def _partitioner(partition: PartitionConfig, count: int, seed: int) -> Any:
-    flower = _flower()
-    if isinstance(partition, DirichletConfig):
-        return flower.DirichletPartitioner(
-            num_partitions=count,
-            partition_by="bin",
-            alpha=float(partition.alpha),
-            min_partition_size=partition.min_items,
-            self_balancing=False,
-            seed=seed,
-        )
-    if isinstance(partition, SizeConfig):
-        return getattr(flower, f"{partition.law.capitalize()}Partitioner")(count)
+    match partition:
+        case DirichletConfig():
+            return flower.DirichletPartitioner(
+                num_partitions=count,
+                partition_by="bin",
+                alpha=float(partition.alpha),
+                min_partition_size=partition.min_items,
+                self_balancing=False,
+                seed=seed,
+            )
+        case SizeConfig():
+            return getattr(flower, f"{partition.law.capitalize()}Partitioner")(count)
+    if partition.name is PartitionRule.natural:
+        return flower.NaturalIdPartitioner("group")
     return flower.IidPartitioner(count)
 
 

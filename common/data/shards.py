@@ -83,17 +83,19 @@ def write_shard(
     """
     arrays: dict[str, NDArray[Any]] = {"labels": items.labels}
     arrays |= _pack_text("ids", items.ids) | _pack_text("groups", items.groups)
-    for name, each in items.sequences.items():
-        rows = each.rows()
-        starts = np.where(each.present, np.searchsorted(rows, each.starts), 0)
-        arrays[f"{name}.values"] = _stored(each.values[rows], dtype, name)
-        arrays |= {f"{name}.starts": starts, f"{name}.lengths": each.lengths}
+    for name, seqs in items.sequences.items():
+        rows = seqs.rows()
+        starts = np.where(seqs.present, np.searchsorted(rows, seqs.starts), 0)
+        arrays[f"{name}.values"] = _stored(seqs.values[rows], dtype, name)
+        arrays |= {f"{name}.starts": starts, f"{name}.lengths": seqs.lengths}
     return write_sealed(path, arrays, {"version": VERSION, **asdict(info)})
 
 
 def _stored(values: FloatArray, dtype: np.dtype[Any] | None, name: str) -> NDArray[Any]:
+    if dtype is None or values.dtype == dtype:
+        return values
     with np.errstate(over="ignore"):
-        stored = values if dtype is None else values.astype(dtype)
+        stored = values.astype(dtype)
     if (np.isinf(stored) & np.isfinite(values)).any():
         raise UserError(
             f"{name} has values up to {np.abs(values[np.isfinite(values)]).max():.3g}, too large "
@@ -152,7 +154,7 @@ class ShardStream:
         with _shard_errors(self.path):
             arrays = _Arrays(self.path, map_arrays(self.path), self.count)
         ids, sequences = arrays.part(self.info, slice(first, last))
-        return ids, {name: each.narrowed() for name, each in sequences.items()}
+        return ids, {name: seqs.narrowed() for name, seqs in sequences.items()}
 
 
 @contextmanager
@@ -261,7 +263,8 @@ class _Arrays:
     def sequences(self, name: str, part: slice, tabular: bool) -> Sequences:
         """Return the sequences of some items."""
         values = self.get(f"{name}.values", torch.float32, torch.float16, dims=2)
-        starts, lengths = (self.per_item(f"{name}.{each}")[part] for each in ("starts", "lengths"))
+        starts = self.per_item(f"{name}.starts")[part]
+        lengths = self.per_item(f"{name}.lengths")[part]
         if values.shape[1] == 0:
             raise self.fail(f"{name} has no features")
         if not ((starts >= 0) & (lengths >= 0) & (lengths <= len(values) - starts)).all():

@@ -81,7 +81,7 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
         task=task,
         outputs=outputs,
         label_names=items.label_names,
-        modalities={name: sequence_statistics(each) for name, each in items.sequences.items()},
+        modalities={name: sequence_statistics(seqs) for name, seqs in items.sequences.items()},
         sides={
             name: counts(items.select(getattr(sides, name)))
             for name in ("train", "validation", "test")

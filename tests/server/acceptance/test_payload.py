@@ -52,7 +52,9 @@ def largest(parts: ModelArrays, modality: str, strategy: StrategyConfig) -> Reco
     decoder = full(dict(parts.decoder), decoder_structure(strategy.decoder))
     calibration_sums = torch.zeros(10, dtype=torch.float64)
     key = ClientKey(modality, 0)
-    return encode_uplink(Uplink(key, 1, encoder, decoder, 1, 0.0, calibration_sums, no_numbers(), 1))
+    return encode_uplink(
+        Uplink(key, 1, encoder, decoder, 1, 0.0, calibration_sums, no_numbers(), 1)
+    )
 
 
 @pytest.mark.parametrize(
