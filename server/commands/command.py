@@ -1,6 +1,7 @@
 """What every command has in common: Hydra, one-line errors, exit statuses.
 
-Exit status 0 for success, 2 for a mistake of the user, 128 and its number for a signal.
+Exit status 0 for success, 2 for a mistake of the user, 128 and its number for a signal. Commands
+import libraries in their functions, so that --help and a mistyped setting answer at once.
 """
 
 import os

@@ -4,6 +4,7 @@ It is used together with ``docker/compose.yml``: it adds a service with a key of
 client, and what the run and the registration must know of them. Paths are relative to ``docker/``.
 """
 
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,7 +44,6 @@ def compose_file(config: ComposeConfig) -> str:
     Raises `UserError` if a modality has no client or no shard, or a name that Compose does not
     take.
     """
-    # Imported here, so that --help and a mistyped setting answer at once.
     from common.clients import ClientKey
 
     counts = _counts(config)
@@ -66,14 +66,19 @@ def compose_file(config: ComposeConfig) -> str:
 def _counts(config: ComposeConfig) -> dict[str, int]:
     """Count the clients of each modality."""
     from common.clients import check_modality_name, clients_per_modality
+    from common.data.manifest import read_manifest
     from common.data.synthetic import VIEWS
 
-    prepared = None if config.data is None else _prepared(Path(config.data))
+    prepared, known = None, list(VIEWS)
     named = [name for name in config.clients if name != "default"]
-    there = list(VIEWS) if prepared is None else list(prepared)
-    if prepared is None and set(named) - set(there):
-        there = named
-    modalities = list(dict.fromkeys(config.modalities or there))
+    if config.data is not None:
+        manifest = read_manifest(Path(config.data))
+        keys = Counter(key.modality for key in manifest.clients())
+        prepared = {name: keys[name] for name in manifest.modalities}
+        known = list(prepared)
+    elif not set(named) <= set(known):
+        known = named
+    modalities = list(dict.fromkeys(config.modalities or known))
     for name in modalities:
         check_modality_name(name)
         if not name.isascii():
@@ -85,15 +90,6 @@ def _counts(config: ComposeConfig) -> dict[str, int]:
                 f"clients.{name}={count}: {config.data} was prepared for {prepared.get(name, 0)}"
             )
     return counts
-
-
-def _prepared(folder: Path) -> dict[str, int]:
-    """Count the shards of each modality in a folder."""
-    from common.data.manifest import read_manifest
-
-    manifest = read_manifest(folder)
-    keys = manifest.clients()
-    return {name: sum(key.modality == name for key in keys) for name in manifest.modalities}
 
 
 def _client(client: "ClientKey", config: ComposeConfig) -> Service:

@@ -7,7 +7,6 @@ from server.commands.command import hydra_command
 @hydra_command(CredentialsConfig)
 def main(config: CredentialsConfig) -> None:
     """Write the credentials that are missing."""
-    # Imported here, so that --help and a mistyped setting answer at once.
     from server.credentials.certificates import utc_now
     from server.credentials.console import show_issued
     from server.credentials.issuing import issue

@@ -9,7 +9,6 @@ from server.commands.command import hydra_command
 @hydra_command(EvaluateConfig)
 def main(config: EvaluateConfig) -> None:
     """Evaluate."""
-    # Imported here, so that --help and a mistyped setting answer at once.
     from server.prediction.console import show_evaluation
     from server.prediction.evaluation import evaluate_model, write_evaluation
     from server.terminal import Terminal

@@ -14,7 +14,6 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 def main(config: ExportConfig) -> None:
     """Export a model."""
     check_packages()
-    # Imported here, so that --help and a mistyped setting answer at once.
     from server.export.files import export_model
     from server.terminal import Terminal
 

@@ -7,7 +7,6 @@ from server.commands.command import hydra_command
 @hydra_command(PredictConfig)
 def main(config: PredictConfig) -> None:
     """Predict."""
-    # Imported here, so that --help and a mistyped setting answer at once.
     from server.prediction.files import predict_file
     from server.terminal import Terminal
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from server.service.examples import Examples
     from server.terminal import Terminal
 
-# Libraries are imported in functions, so that --help and a mistyped setting answer at once.
-
 
 @hydra_command(ServeConfig)
 def main(config: ServeConfig) -> None:

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 @hydra_command(Config)
 def main(config: Config) -> None:
     """Train a federation."""
-    # Imported here, so that --help and a mistyped setting answer at once.
     from server.app import prepare
 
     train: Callable[[Run], object]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from omegaconf import OmegaConf
 
 from common.config import FusionRule, ModelConfig
-from common.data.dataset import Sequences
+from common.data.dataset import MultimodalDataset, Sequences
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
 from common.task import Task
@@ -102,5 +102,22 @@ def sequences_for(features: Features) -> dict[str, Sequences]:
         lengths = np.array([0 if item is None else len(item) for item in items], dtype=np.int64)
         dtype = rows[0].dtype if rows else np.float32
         values = np.concatenate([np.empty((0, WIDTHS[name]), dtype), *rows])
-        found[name] = Sequences(values, np.cumsum(lengths) - lengths, lengths)
+        found[name] = Sequences.ragged(values, lengths)
     return found
+
+
+def dataset_for(
+    features: Features,
+    task: Task = Task.regression,
+    ids: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+) -> MultimodalDataset:
+    """Give items labels that are drawn; of classes, every one in turn."""
+    count, rng = len(next(iter(features.values()))), np.random.default_rng(0)
+    labels = {
+        Task.regression: rng.normal(size=count).astype(np.float32),
+        Task.classification: np.arange(count) % OUTPUTS[task],
+        Task.multilabel: rng.integers(0, 2, (count, OUTPUTS[task])).astype(np.float32),
+    }[task]
+    own = np.array(list(map(str, range(count))) if ids is None else ids, dtype=np.str_)
+    return MultimodalDataset(own, own, labels, sequences_for(features), label_names=tuple(names))

@@ -18,12 +18,11 @@ from made_up_models import (
     STEPS,
     WIDTHS,
     Features,
+    dataset_for,
     features_for,
-    sequences_for,
     write_model,
 )
 
-from common.data.dataset import MultimodalDataset
 from common.data.manifest import MANIFEST
 from common.data.shards import ShardInfo, write_shard
 from common.task import Task
@@ -61,12 +60,9 @@ def write_items(
     task: Task = Task.regression,
     names: tuple[str, ...] = (),
 ) -> Path:
-    """Write a shard, with labels of zero."""
-    shape = (len(ids), OUTPUTS[task]) if task is Task.multilabel else (len(ids),)
-    labels = np.zeros(shape, np.float32)
-    sequences = sequences_for(features)
-    items = MultimodalDataset(np.array(ids), np.array(ids), labels, sequences, label_names=names)
-    write_shard(path, items, ShardInfo(path.stem, tuple(sequences), task, OUTPUTS[task], names))
+    """Write a shard."""
+    info = ShardInfo(path.stem, tuple(features), task, OUTPUTS[task], names)
+    write_shard(path, dataset_for(features, task, ids, names), info)
     return path
 
 

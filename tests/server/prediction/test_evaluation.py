@@ -56,19 +56,6 @@ def refused(model: Path, *overrides: str) -> str:
     return message
 
 
-def assert_same(found: Any, expected: Any) -> None:
-    """Equal to 1e-6, at any depth."""
-    if isinstance(expected, dict):
-        assert list(found) == list(expected)
-        for key, value in expected.items():
-            assert_same(found[key], value)
-    elif isinstance(expected, list) and not all(isinstance(value, float) for value in expected):
-        for one, other in zip(found, expected, strict=True):
-            assert_same(one, other)
-    else:
-        assert found == (expected if expected is None else pytest.approx(expected, abs=1e-6))
-
-
 def summary_of(run: Path) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
     return summary
@@ -84,12 +71,12 @@ def test_the_run_s_items_score_as_in_its_summary(runs: Runs, dataset: str) -> No
     assert found.task is TASKS[dataset]
     assert list(found.results) == ["test", "test_by_fusion", "test_by_subset", "diagnostics"]
     for name, result in found.results.items():
-        assert_same(result, summary[name])
+        assert result == summary[name]
     assert found.about["dataset"] == "test items of the run"
     assert found.about["model"] == str(run)
-    assert_same(evaluated(run / MODEL).results, found.results)
+    assert evaluated(run / MODEL).results == found.results
     validation = evaluated(run, "side=validation")
-    assert_same(validation.results["test"], summary["validation"])
+    assert validation.results["test"] == summary["validation"]
     assert summary["validation"] != summary["test"]  # so that one cannot pass for the other
     assert validation.about["dataset"] == "validation items of the run"
 
@@ -99,13 +86,13 @@ def test_some_modalities_alone(runs: Runs) -> None:
     every = evaluated(run).results["test_by_subset"]
     found = evaluated(run, "modalities=[vision,language]").results
     names = ["language", "vision", "language+vision"]
-    assert_same(found["test_by_subset"], {name: every[name] for name in names})
-    assert_same(found["test"]["multimodal"], every["language+vision"])
+    assert found["test_by_subset"] == {name: every[name] for name in names}
+    assert found["test"]["multimodal"] == every["language+vision"]
 
 
 def test_fewer_steps_than_in_the_run(runs: Runs) -> None:
     run = runs("npz")
-    assert_same(evaluated(run, "max_seq_len=5").results, evaluated(run).results)
+    assert evaluated(run, "max_seq_len=5").results == evaluated(run).results
     short = evaluated(run, "max_seq_len=1", "modalities=[audio]").results["test"]["audio"]
     assert short["log_loss"] != pytest.approx(summary_of(run)["test"]["audio"]["log_loss"])
 
@@ -120,13 +107,13 @@ def test_shards(runs: Runs) -> None:
         own = evaluated(run, f"side={side}")
         for given in (shards, shards / f"{side}.safetensors"):
             found = evaluated(run, f"dataset={given}", f"side={side}")
-            assert_same(found.results, own.results)
+            assert found.results == own.results
             assert found.about["dataset"] == str(shards / f"{side}.safetensors")
             assert found.about["items"] == own.about["items"]
     # Of one modality.
     items = read_shard(shards / "vision-0.safetensors").items
     found = evaluated(run, f"dataset={shards / 'vision-0.safetensors'}")
-    assert_same(found.results["test"], evaluate(*load_model(run / MODEL), items))
+    assert found.results["test"] == evaluate(*load_model(run / MODEL), items)
     assert found.about["items"] == len(items)
 
 
@@ -161,7 +148,7 @@ def test_a_dataset_need_not_have_every_modality(runs: Runs, tmp_path: Path) -> N
     assert list(found.results["test"]) == ["multimodal", "vision"]
     every = write_npz(tmp_path / "b.npz")
     expected = evaluated(run, f"dataset={every}", "modalities=[vision]")
-    assert_same(found.results, expected.results)
+    assert found.results == expected.results
     message = refused(run, f"dataset={tmp_path / 'a.npz'}", "modalities=[audio,vision]")
     assert "has no array 'audio'" in message
 

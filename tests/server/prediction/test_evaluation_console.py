@@ -2,13 +2,11 @@
 
 import io
 
-import numpy as np
 import pytest
 from forked_command import rows_of
-from made_up_models import OUTPUTS, features_for, fusion_for, model_for, sequences_for
+from made_up_models import dataset_for, features_for, fusion_for, model_for
 from rich.console import Console
 
-from common.data.dataset import MultimodalDataset
 from common.task import Task
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.prediction.console import show_evaluation
@@ -19,15 +17,8 @@ COUNT = 12
 
 
 def evaluation(task: Task, names: tuple[str, ...] = ()) -> Evaluation:
-    rng = np.random.default_rng(0)
     features = features_for({"language": [3] * COUNT, "audio": [2] * COUNT, "vision": [4] * COUNT})
-    labels = {
-        Task.regression: rng.normal(size=COUNT).astype(np.float32),
-        Task.classification: np.arange(COUNT) % OUTPUTS[task],
-        Task.multilabel: rng.integers(0, 2, (COUNT, OUTPUTS[task])).astype(np.float32),
-    }[task]
-    ids = np.arange(COUNT).astype(np.str_)
-    items = MultimodalDataset(ids, ids, labels, sequences_for(features))
+    items = dataset_for(features, task)
     model, fusion = model_for(task), fusion_for(task)
     results = {
         "test": evaluate(model, fusion, items),
