@@ -3,8 +3,8 @@
     operate.py register          register each public key NAME.pub below /sites as NAME
     operate.py train OVERRIDE…   as for utmp-train, after those in the variable OVERRIDES
 
-`train` shows what the run prints and exits with 0 if it succeeded. A run goes on when this is
-stopped.
+`train` shows what the run prints and exits with 0 if it succeeded. Stopping it does not stop the
+run.
 """
 
 import json
@@ -23,7 +23,7 @@ CONNECTION = os.environ.get("CONNECTION", "federation")
 
 
 def flwr(*arguments: str) -> dict[str, Any]:
-    """Run a command with `--format json`; return its answer, which may be that it failed."""
+    """Run a command with `--format json`; return its answer, which may report a failure."""
     done = subprocess.run(
         ["flwr", *arguments, "--format", "json"], capture_output=True, text=True, check=False
     )
@@ -40,7 +40,7 @@ def reason(answer: dict[str, Any]) -> str:
 
 
 def register() -> int:
-    """Register every key; one that is registered already is no mistake."""
+    """Register every key; a key that is registered already is fine."""
     keys, failed = sorted(Path("/sites").rglob("*.pub")), 0
     if not keys:
         sys.exit("error: no public key below /sites")

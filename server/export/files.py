@@ -56,10 +56,10 @@ def export_model(config: ExportConfig, tell: Tell) -> None:
     spec = predictor.model.spec
     subsets = chosen_subsets(list(spec.features), config.subsets)
     taken = {*output_names(predictor.task), *map(lengths_of, spec.features)}
-    for name in taken.intersection(spec.features):
+    if clashes := [name for name in spec.features if name in taken]:
         raise UserError(
-            f"the modality {name} cannot be exported: in the ONNX files, {name} is another input "
-            "or output; train with another name"
+            f"the modality {clashes[0]} cannot be exported: its name is taken by another input or "
+            "output of the ONNX files; train with another name"
         )
     out = Path(config.out).absolute()
     if path.absolute().is_relative_to(out):

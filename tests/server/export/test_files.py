@@ -96,7 +96,7 @@ def test_every_subset_has_a_file_and_an_entry(run: Path) -> None:
     assert (about["task"], about["fusion"]) == ("classification", "mean")
     assert about["label_names"] == ["no", "yes"]
     assert (about["last_steps"], about["torch"]) == (7, torch.__version__)
-    opsets = {each.domain: each.version for each in onnx.load(out / named[0]).opset_import}
+    opsets = {opset.domain: opset.version for opset in onnx.load(out / named[0]).opset_import}
     assert about["opset"] == opsets[""]
 
 
@@ -122,7 +122,7 @@ def test_chosen_subsets_are_exported(run: Path) -> None:
     ],
 )
 def test_subsets_are_in_the_models_order(asked: list[str], expected: list[str]) -> None:
-    assert ["+".join(each) for each in chosen_subsets(["a", "b", "c"], asked)] == expected
+    assert ["+".join(names) for names in chosen_subsets(["a", "b", "c"], asked)] == expected
 
 
 def test_five_modalities_have_too_many_subsets() -> None:

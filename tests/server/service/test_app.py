@@ -72,13 +72,6 @@ def test_predictions_are_those_of_the_model(client: httpx.Client, predictor: Pre
     assert answer.json()["model"] == {name: model[name] for name in ("name", "sha256")}
 
 
-def test_unused_modalities_make_no_difference(client: httpx.Client) -> None:
-    chosen = ask(client, item(1), modalities=["table", "audio"]).json()["predictions"]
-    part = {name: rows for name, rows in item(1).items() if name != "language"}
-    assert chosen == ask(client, part).json()["predictions"]
-    assert chosen != ask(client, item(1)).json()["predictions"]
-
-
 def test_predictions_do_not_depend_on_the_batch(served: Served) -> None:
     subsets = [(), ("audio",), ("language", "table"), ("table",)]
     given = [item(seed, *subsets[seed % 4], steps=1 + seed % 6) for seed in range(48)]
@@ -121,10 +114,8 @@ FINE = b'{"items": [{"audio": [[1, 2]]}]}'
     ("body", "headers", "status", "message"),
     [
         (b"", JSON, 400, "the body is not JSON: "),
-        (b'{"items": [{"audio": [[NaN, 1]]}]}', JSON, 422, "items[0].audio[0][0]: input should be"),
         (b'{"items": [{"a\\nb": 1}]}', JSON, 422, "items[0].a b: extra inputs"),
         (b'{"items": [' + b"{}," * 9_999 + b"{}]}", JSON, 413, "at most 20 items"),
-        (b"[" * 100_000, JSON, 400, "recursion limit exceeded"),
         (b"0" * 200_000, JSON, 413, "the body is too large; at most 131072 bytes fit"),
         (FINE, {}, 415, "Content-Type is ''; expected application/json"),
         (FINE, {"Content-Type": "text/plain"}, 415, "Content-Type is 'text/plain'"),

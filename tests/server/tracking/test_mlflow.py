@@ -57,13 +57,14 @@ def logged(place: Path, folder: Path) -> Steps:
     run, asked = run_of(place, folder), client(place)
     histories = {name: asked.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
     return {
-        name: [(each.step, each.value) for each in history] for name, history in histories.items()
+        name: [(metric.step, metric.value) for metric in history]
+        for name, history in histories.items()
     }
 
 
 def expected(folder: Path) -> Steps:
     """The same from the run folder; MLflow has no + in names."""
-    return {name.replace("+", "-"): each for name, each in tracked_runs.expected(folder).items()}
+    return {name.replace("+", "-"): steps for name, steps in tracked_runs.expected(folder).items()}
 
 
 @pytest.fixture
@@ -144,9 +145,9 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(place: Path, tmp_path: Pat
     assert run.info.run_id == first.info.run_id
     assert run.info.status == "FINISHED"
     found, wanted = logged(place, folder), expected(folder)
-    assert {name: [step for step, _ in each] for name, each in found.items()} == {
-        name: [step for step, _ in each] for name, each in wanted.items()
-    }
+    assert [(name, [step for step, _ in found[name]]) for name in sorted(found)] == [
+        (name, [step for step, _ in wanted[name]]) for name in sorted(wanted)
+    ]
     assert found["validation/corr/multimodal"] == wanted["validation/corr/multimodal"]
     assert (run.data.params["rounds"], run.data.tags["resumed.rounds"]) == ("2", "3")
 

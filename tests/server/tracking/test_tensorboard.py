@@ -70,7 +70,7 @@ def test_settings_are_shown(finished: Path) -> None:
     settings = parts["session_start_info"].session_start_info.hparams
     assert settings["strategy.name"].string_value == "fedavg"
     assert settings["client.lr"].number_value == 0.001
-    metrics = [each.name.tag for each in parts["experiment"].experiment.metric_infos]
+    metrics = [info.name.tag for info in parts["experiment"].experiment.metric_infos]
     assert metrics == ["test/corr/multimodal", "validation/corr/multimodal"]
     assert "session_end_info" in parts
 
