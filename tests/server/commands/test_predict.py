@@ -383,7 +383,10 @@ def items(tmp_path: Path) -> Path:
         (["input=[a.safetensors,3]"], "input=['a.safetensors', 3]: expected a path or a list of"),
         (["input=run"], "run is of no known format; expected one of "),
         (["format=npz"], "a.safetensors is not an .npz file, or only a part of one"),
-        (["format=hdf"], "format=hdf: expected mmsa, mult, multibench, npz, csd, table"),
+        (
+            ["format=hdf"],
+            "format=hdf: expected one of auto, csd, mmsa, mult, multibench, npz, table",
+        ),
         (
             ["modalities=[smell]"],
             "modalities: there is no 'smell'; the model takes language, audio",

@@ -269,7 +269,7 @@ def test_describing_several_labels(loaded: Run, tmp_path: Path) -> None:
         (["test_fraction=1"], "test_fraction=1.0: expected a share in [0, 1)"),
         (["test_fraction=nan"], "test_fraction=nan: expected a share in [0, 1)"),
         (["max_seq_len=0"], "max_seq_len=0: expected a number above 0"),
-        (["format=hdf"], "format=hdf: Invalid value 'hdf'"),
+        (["format=hdf", "describe=true"], "format=hdf: expected one of auto, csd, mmsa"),
     ],
 )
 def test_a_mistake_is_one_line(

@@ -242,7 +242,7 @@ def test_a_run_whose_data_are_gone(runs: Runs, tmp_path: Path) -> None:
         ({"label": None}, "a.npz has no array 'label'"),
         ({"audio": np.ones((3, 2, 9))}, "audio is 9 wide; the model takes 3"),
         ({"vision": np.ones((3, 5, 2))}, "vision has 5 steps; the model takes 4 at most"),
-        ({"audio": np.ones((3, 2, 3)), "audio_offsets": [0, 6]}, "audio_offsets must rise"),
+        ({"audio": np.ones((3, 2, 3)), "audio_offsets": [0, 6]}, "'audio_offsets' must rise"),
         ({"audio": None, "vision": None, "smell": np.ones((3, 2))}, "has no array 'audio'"),
         ({"audio": np.ones((0, 3)), "audio_offsets": [0] * 4}, "no item has audio; leave it out"),
     ],
