@@ -10,6 +10,7 @@ Notation: N items, R rows, D width.
 """
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -89,25 +90,19 @@ def read_array_file(
     if path.suffix == ".npy":
         arrays["values"] = layouts.numeric(path, "values", arrays["values"])[part]
     block = Block.of(path, arrays)
-    starts, lengths = block.starts, block.lengths
     if block.values.ndim == 3 and name not in settings.tabular:
         first, last = layouts.real_spans(block.values)
-        starts, lengths = starts + first, last - first
+        block = replace(block, starts=block.starts + first, lengths=last - first)
     if "ids" in arrays:
-        if settings.context > 0 and block.vectors:
-            raise UserError(
-                f"{path}: {settings.prefix}context={settings.context} needs rows in the table's "
-                "order, without 'ids'"
-            )
-        starts, lengths = _matched(path, arrays["ids"], ids, starts, lengths)
-    elif len(starts) != len(ids):
+        windows = _matched(path, block, arrays["ids"], ids, settings)
+    elif len(block.starts) == len(ids):
+        windows = block.windows(settings, lambda: groups)
+    else:
         raise UserError(
-            f"{path} has {len(starts)} items and the table {len(ids)}; expected as many, or 'ids' "
-            "that say which"
+            f"{path} has {len(block.starts)} items and the table {len(ids)}; expected as many, or "
+            "'ids' that say which"
         )
-    elif block.vectors:
-        starts, lengths = block.windows(settings, lambda: groups)
-    sequences = Sequences(layouts.float_rows([block.values]), starts, lengths)
+    sequences = Sequences(layouts.float_rows([block.values]), *windows)
     return layouts.settled(path, name, sequences, settings)
 
 
@@ -131,18 +126,23 @@ def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
 
 
 def _matched(
-    path: Path, names: Array, ids: NDArray[np.str_], starts: IntArray, lengths: IntArray
+    path: Path, block: Block, names: Array, ids: NDArray[np.str_], settings: ReadSettings
 ) -> tuple[IntArray, IntArray]:
     """Put a file's items in the table's order; an item that it lacks has length 0."""
-    texts = _texts(names)
-    if len(texts) != len(starts) or len(set(texts)) < len(texts):
-        raise UserError(f"{path}: 'ids' must name its {len(starts)} items, each once")
+    if settings.context > 0 and block.vectors:
+        raise UserError(
+            f"{path}: {settings.prefix}context={settings.context} needs rows in the table's order, "
+            "without 'ids'"
+        )
+    texts, count = _texts(names), len(block.starts)
+    if not len(set(texts)) == len(texts) == count:
+        raise UserError(f"{path}: 'ids' must name its {count} items, each once")
     place = {name: number for number, name in enumerate(texts)}
     index = np.array([place.get(name, -1) for name in ids.tolist()], dtype=np.int64)
     there = index >= 0
     if not there.any():
         raise UserError(f"{path}: none of its ids is in the table")
-    return np.where(there, starts[index], 0), np.where(there, lengths[index], 0)
+    return np.where(there, block.starts[index], 0), np.where(there, block.lengths[index], 0)
 
 
 def _texts(names: Array) -> list[str]:

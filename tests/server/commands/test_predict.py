@@ -310,6 +310,7 @@ def test_what_labels_are_called(
         ("device=quantum", "device=quantum: "),
         ("device=meta", "device=meta: "),
         ("out=none/a.csv", "out=none/a.csv cannot be written: there is no folder none"),
+        ("format=hdf", "format=hdf: expected one of auto, csd, mmsa, mult, multibench, npz, table"),
     ],
 )
 def test_a_mistake_is_one_line(

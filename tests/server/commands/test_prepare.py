@@ -238,6 +238,7 @@ def test_describing_several_labels_without_sides(loaded: Run, tmp_path: Path) ->
             "partition=dirichlet cannot deal ",
         ),
         (["path=/proc/self/environ", "out=s"], "/proc/self/environ is of no known format; expect"),
+        (["format=hdf", "describe=true"], "format=hdf: expected one of auto, csd, mmsa"),
     ],
 )
 def test_a_mistake_is_one_line(
