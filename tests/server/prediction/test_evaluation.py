@@ -23,12 +23,12 @@ from server.run.folder import CONFIG, MODEL
 
 torch.set_num_threads(1)
 
-MAKERS = {
-    "synthetic": trained_runs.on_synthetic,
-    "npz": trained_runs.on_npz,
-    "shards": trained_runs.on_shards,
+#: A maker of runs, and their task.
+DATASETS = {
+    "synthetic": (trained_runs.on_synthetic, Task.regression),
+    "npz": (trained_runs.on_npz, Task.classification),
+    "shards": (trained_runs.on_shards, Task.multilabel),
 }
-TASKS = dict(zip(MAKERS, (Task.regression, Task.classification, Task.multilabel), strict=True))
 
 Runs = Callable[[str], Path]
 
@@ -39,7 +39,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
     @cache
     def run(dataset: str) -> Path:
-        return MAKERS[dataset](tmp_path_factory.mktemp(dataset) / "run")
+        return DATASETS[dataset][0](tmp_path_factory.mktemp(dataset) / "run")
 
     return run
 
@@ -56,19 +56,14 @@ def refused(model: Path, *overrides: str) -> str:
     return message
 
 
-def summary_of(run: Path) -> dict[str, Any]:
-    summary: dict[str, Any] = json.loads((run / "summary.json").read_text())
-    return summary
-
-
 # The run's own items ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("dataset", MAKERS)
+@pytest.mark.parametrize("dataset", DATASETS)
 def test_the_run_s_items_score_as_in_its_summary(runs: Runs, dataset: str) -> None:
     run = runs(dataset)
-    summary, found = summary_of(run), evaluated(run)
-    assert found.task is TASKS[dataset]
+    summary, found = json.loads((run / "summary.json").read_text()), evaluated(run)
+    assert found.task is DATASETS[dataset][1]
     assert list(found.results) == ["test", "test_by_fusion", "test_by_subset", "diagnostics"]
     for name, result in found.results.items():
         assert result == summary[name]
@@ -94,7 +89,7 @@ def test_fewer_steps_than_in_the_run(runs: Runs) -> None:
     run = runs("npz")
     assert evaluated(run, "max_seq_len=5").results == evaluated(run).results
     short = evaluated(run, "max_seq_len=1", "modalities=[audio]").results["test"]["audio"]
-    assert short["log_loss"] != pytest.approx(summary_of(run)["test"]["audio"]["log_loss"])
+    assert short["log_loss"] != pytest.approx(evaluated(run).results["test"]["audio"]["log_loss"])
 
 
 # Another dataset --------------------------------------------------------------------------------
