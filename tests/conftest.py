@@ -22,7 +22,6 @@ FEDERATIONS = tuple(
 SLOW = (
     "tests/e2e/",
     "tests/common/data/formats/test_fuzz.py",
-    "tests/common/data/formats/test_hostile_contents.py",
     "tests/common/data/formats/test_round_trips.py",
     "tests/common/data/test_shards.py",
     "tests/server/commands/test_credentials.py",

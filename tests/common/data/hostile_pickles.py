@@ -264,8 +264,8 @@ EXHAUSTS: Attacks = {
     "sets nested 300,000 deep": (program(b"(" * 300_000, b"\x91" * 300_000), "memory"),
     "sets nested 300 deep": (program(b"(" * 300, b"\x91" * 300), "deep"),
     "lists nested 300,000 deep": (program(b"]" * 300_000, b"a" * 299_999), "deep"),
-    "arrays nested 100,000 deep": (nested_arrays(100_000, first=False), "deep"),
-    "arrays nested 100,000 deep, from without": (nested_arrays(100_000, first=True), "no contents"),
+    "arrays nested 20,000 deep": (nested_arrays(20_000, first=False), "deep"),
+    "arrays nested 20,000 deep, from without": (nested_arrays(20_000, first=True), "no contents"),
     "an array that is filled twice": (
         program(
             array(b"K\x01\x85", "u1", b"C\x01x"), array(b"K\x01\x85", "u1", b"C\x01x")[len(START) :]
