@@ -50,31 +50,13 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
     items, task = origin.source.items, origin.task
     outputs = count_outputs(task, items.labels)
     bins = LabelBins.of(items.labels, task, items.label_names, outputs)
-    dtype = None if config.dtype is Precision.auto else np.dtype(config.dtype.value)
-
-    def counts(part: MultimodalDataset) -> dict[str, Any]:
-        groups = len(np.unique(part.groups))
-        return {"items": len(part), "groups": groups, "labels": bins.statistics(part.labels)}
-
-    def write(name: str, part: MultimodalDataset) -> dict[str, Any]:
-        path = folder / name
-        info = info_of(part, name.removesuffix(SUFFIX), task, outputs)
-        seal = write_shard(path, part, info, dtype)
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"sha256": digest, "seal": seal, "bytes": path.stat().st_size, **counts(part)}
-
     sides = split_source(origin.source, config)
     dealt = _deal(config, origin, sides)
-    cleaning = {**items.cleaning, **items.not_finite()}
     parts, left_out = _parts(items, dealt, sides)
+    cleaning = {**items.cleaning, **items.not_finite()}
     if left_out:
         cleaning["items dealt to a client whose modality they lack, left out"] = left_out
-    shards = {}
-    for number, (name, part) in enumerate(parts.items()):
-        watch("writing shards", number, len(parts))
-        shards[name] = write(name, part)
-    watch("writing shards", len(parts), len(parts))
+    chosen = {"train": sides.train, "validation": sides.validation, "test": sides.test}
     return Manifest(
         version=VERSION,
         source=origin.about,
@@ -82,15 +64,40 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
         outputs=outputs,
         label_names=items.label_names,
         modalities={name: sequence_statistics(seqs) for name, seqs in items.sequences.items()},
-        sides={
-            name: counts(items.select(getattr(sides, name)))
-            for name in ("train", "validation", "test")
-        },
+        sides={name: _counts(items.select(index), bins) for name, index in chosen.items()},
         settings=_settings(config, dealt) | {"label_bins": bins.names},
         cleaning=cleaning,
         warnings=sides.warnings,
-        shards=shards,
+        shards=_write_shards(folder, parts, bins, outputs, config.dtype, watch),
     )
+
+
+def _write_shards(
+    folder: Path,
+    parts: Mapping[str, MultimodalDataset],
+    bins: LabelBins,
+    outputs: int,
+    precision: Precision,
+    watch: Watch,
+) -> dict[str, dict[str, Any]]:
+    """Write every shard and return its entry in the manifest."""
+    dtype = None if precision is Precision.auto else np.dtype(precision.value)
+    shards = {}
+    for number, (name, part) in enumerate(parts.items()):
+        watch("writing shards", number, len(parts))
+        info = info_of(part, name.removesuffix(SUFFIX), bins.task, outputs)
+        seal = write_shard(folder / name, part, info, dtype)
+        with (folder / name).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        shards[name] = {"sha256": digest, "seal": seal, "bytes": size, **_counts(part, bins)}
+    watch("writing shards", len(parts), len(parts))
+    return shards
+
+
+def _counts(part: MultimodalDataset, bins: LabelBins) -> dict[str, Any]:
+    groups = len(np.unique(part.groups))
+    return {"items": len(part), "groups": groups, "labels": bins.statistics(part.labels)}
 
 
 def _deal(config: PrepareConfig, origin: ReadSource, sides: Sides) -> Dealt:
