@@ -89,9 +89,6 @@ def downlink_to(key: ClientKey, config: Config, server_round: int = 1) -> Downli
     return Downlink(key, server_round, parts.encoders[key.modality], parts.decoder, PRIOR)
 
 
-# --- The wire ---------------------------------------------------------------------------------
-
-
 def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder() -> None:
     modality = "vision"
     config, key = small(), ClientKey(modality, 0)
@@ -118,9 +115,6 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder() -> No
         *("examples", "train-loss", "evidence", "agreement", "steps")
     }
     assert (len(uplink.calibration_sums), len(uplink.label_agreement)) == (6, 0)
-
-
-# --- What a round is --------------------------------------------------------------------------
 
 
 def test_round_trains_and_reports_the_client_s_own_numbers() -> None:
@@ -174,9 +168,6 @@ def test_round_does_not_depend_on_what_ran_before() -> None:
     assert_same(run_round(downlink, SimulatedNode(2, 5), config), first)
     assert other.train_loss != first.train_loss
     assert all(torch.equal(downlink.encoder[name], array) for name, array in before.items())
-
-
-# --- What a strategy changes of it ------------------------------------------------------------
 
 
 def test_label_shares_correct_the_loss_and_nothing_else() -> None:
@@ -257,9 +248,6 @@ def test_moments_are_of_the_trained_model_on_the_train_items() -> None:
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-3, atol=1e-6)
 
 
-# --- Standardisation --------------------------------------------------------------------------
-
-
 def test_client_standardisation_replaces_the_buffers_here_only() -> None:
     config = small("dataset.standardisation=client")
     data, downlink = client_data(EVERYONE, AUDIO, config), downlink_to(AUDIO, config)
@@ -272,9 +260,6 @@ def test_client_standardisation_replaces_the_buffers_here_only() -> None:
     assert not any("standardise" in name for name in uplink.encoder)
     assert_same(downlink.encoder, sent)
     assert run_round(downlink, EVERYONE, small()).train_loss != uplink.train_loss
-
-
-# --- Refused ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -307,9 +292,6 @@ def test_label_shares_of_other_bins_are_refused(count: int) -> None:
     bad = replace(downlink_to(AUDIO, small()), label_shares=torch.full((count,), 1 / count))
     with pytest.raises(ProtocolError, match=f"audio-0 received {count} label shares, expected 7"):
         run_round(bad, EVERYONE, small())
-
-
-# --- Through Flower ---------------------------------------------------------------------------
 
 
 def app_for(config: Config) -> ClientApp:

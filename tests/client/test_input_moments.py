@@ -57,8 +57,6 @@ def run(model: HAFedformer, module: nn.Module, padded: Padded) -> tuple[Tensor, 
     return seen[0]
 
 
-# --- The property that defines them -----------------------------------------------------------
-
 MAPS = [name for name, module in built(3).named_modules() if hasattr(module, "weight")]
 MAPS = [name for name in MAPS if "norm" not in name]
 
@@ -110,9 +108,6 @@ def test_moments_of_an_lstm_are_those_of_its_steps() -> None:
         stacked = torch.stack(rows).double()
         expected = stacked.T @ stacked / len(rows)
         torch.testing.assert_close(found[f"{LSTM}.{name}"], expected, rtol=1e-4, atol=1e-6)
-
-
-# --- Names, sums, traces ----------------------------------------------------------------------
 
 
 def test_every_weight_that_is_a_map_has_moments_as_large_as_what_it_reads() -> None:

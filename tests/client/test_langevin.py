@@ -74,9 +74,6 @@ def draws(config: SamplerConfig, examples: int, segment: int = 600, seed: int = 
     return state.collect().reshape(-1, 3)
 
 
-# --- The Gaussian -----------------------------------------------------------------------------
-
-
 @both
 @pytest.mark.parametrize(("examples", "temperature"), [(50, 1.0), (7, 4.0)])
 def test_a_small_rate_recovers_the_posterior(
@@ -109,8 +106,6 @@ def test_a_large_rate_errs_as_theory_says(config: SamplerConfig, bias: float) ->
     assert expected.max() > 1.4
     torch.testing.assert_close(variances, expected, rtol=0.06, atol=0)
 
-
-# --- A peer: posteriors -----------------------------------------------------------------------
 
 # Both set log p = -n loss. A step eps of sgld there is lr / n. For sghmc, where momenta m have unit
 # variance, v = eps m, a = eps alpha and lr = eps^2 n.

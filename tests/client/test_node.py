@@ -43,9 +43,6 @@ def write_site(path: Path, items: int = 12) -> dict[str, np.ndarray]:
     return arrays
 
 
-# --- The node's configuration -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
@@ -92,9 +89,6 @@ def test_mistake_in_the_configuration_is_one_line_that_names_it(
         assert word in message
 
 
-# --- Who is hosted where ----------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("nodes", [4, 11])
 def test_simulated_nodes_share_all_clients_each_once(nodes: int) -> None:
     config = synthetic("clients.audio=3")
@@ -124,9 +118,6 @@ def test_site_with_a_file_does_not_read_another_modality_from_it(tmp_path: Path)
     node = DeployedNode(ClientKey("audio", 0), str(tmp_path / "site.npz"))
     with pytest.raises(UserError, match="vision-0"):
         client_data(node, ClientKey("vision", 0), npz(tmp_path / "site.npz"))
-
-
-# --- The answer to a query --------------------------------------------------------------------
 
 
 def test_description_sums_the_train_items_of_the_joint_dataset() -> None:
@@ -167,9 +158,6 @@ def test_mistakes_become_the_description_s_error(tmp_path: Path) -> None:
         assert description.clients == ()
         assert word in description.error
         assert "\n" not in description.error
-
-
-# --- A process that stays ---------------------------------------------------------------------
 
 
 def test_a_site_s_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:

@@ -139,9 +139,6 @@ def refused(path: Path, node: DeployedNode, config: Config, trained: list[object
     return message
 
 
-# A site with a shard ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("dataset", ["shards", "npz", "synthetic"])
 def test_a_site_holds_all_of_its_shard_in_any_run(
     site: Path, dataset: str, trained: list[object]
@@ -191,9 +188,6 @@ def test_a_shard_is_the_same_data_as_the_same_npz(tmp_path: Path, site: Path) ->
     one, two = (describe(node_of(path), config) for path in (site, tmp_path / "site.npz"))
     assert torch.equal(one.clients[0].label_sums, two.clients[0].label_sums)
     np.testing.assert_array_equal(one.clients[0].moments.mean, two.clients[0].moments.mean)
-
-
-# A site that stays out --------------------------------------------------------------------------
 
 
 def another_modality(path: Path) -> list[str]:
@@ -265,6 +259,3 @@ def test_no_shard_of_other_outputs_is_trained_on(
     with pytest.raises((UserError, ProtocolError)):
         run_round(downlink, node_of(path), config)
     assert trained == []
-
-
-# Simulated nodes --------------------------------------------------------------------------------

@@ -12,8 +12,6 @@ from common.model.calibration import label_sums
 from common.model.losses import task_loss
 from common.task import Task
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 CLASSES = 3
 EDGES = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
 
@@ -40,9 +38,6 @@ def edges_of(task: Task) -> Tensor | None:
 
 def sums_of(labels: Tensor, task: Task) -> Tensor:
     return label_sums(labels, task, CLASSES, edges_of(task))
-
-
-# --- Formulas ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -89,8 +84,6 @@ def test_items_are_weighted_by_the_ratio_of_shares_of_their_bin() -> None:
     assert objective(outputs, labels).item() == pytest.approx(expected.item(), rel=1e-6)
 
 
-# --- What holds for every client --------------------------------------------------------------
-
 shares = st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4)
 counts = st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any)
 
@@ -125,7 +118,5 @@ def test_what_a_client_has_never_seen_or_always_sees_stays_finite(
     loss.backward()
     assert loss.isfinite() and outputs.grad is not None and outputs.grad.isfinite().all()
 
-
-# --- What is learnt ---------------------------------------------------------------------------
 
 POOLED, SKEWED = vector(0.5, 0.3, 0.2), vector(0.1, 0.1, 0.8)

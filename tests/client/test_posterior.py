@@ -107,9 +107,6 @@ def test_precision_that_is_sent_is_symmetric_positive_definite(
     assert torch.linalg.eigvalsh((precision + precision.T) / 2).min() > 0
 
 
-# --- Low rank ---------------------------------------------------------------------------------
-
-
 def low_rank(shrinkage: float = 0.5, scale: Scale = Scale.relative) -> EncoderConfig:
     return EncoderConfig("pbea", "low_rank", shrinkage, scale)
 
@@ -185,8 +182,6 @@ def test_low_rank_is_fedpa_s_recursion(samples: int, rho: float, scale: Scale) -
     expected = fedpa_change(drawn, received, rho)
     np.testing.assert_allclose(change_of(drawn, received, config), expected, rtol=1e-7)
 
-
-# --- By what a map reads ----------------------------------------------------------------------
 
 ITEMS = (40, 90, 25)
 

@@ -34,9 +34,6 @@ RUN = 7
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
 
-# --- Pauses -----------------------------------------------------------------------------------
-
-
 @given(longest=st.floats(0.1, 10), looks=st.integers(1, 200))
 def test_each_pause_is_a_tenth_of_the_wait_and_at_most_the_longest(
     longest: float, looks: int
@@ -57,9 +54,6 @@ def test_pauses_start_anew_after_a_reset_and_for_another_limit() -> None:
     pause.reset()
     pause.wait(9)
     assert slept == pytest.approx([0.05, 0.055, 0.05, 0.05, 0.055, 0.05])
-
-
-# --- Messages of runs that end ----------------------------------------------------------------
 
 
 def ended(*_: object) -> Any:
@@ -133,9 +127,6 @@ def test_flower_itself_leaves_a_task_without_content() -> None:
     assert node.waiting() == (1, 1)
 
 
-# --- What the worker answers ------------------------------------------------------------------
-
-
 def worker(client_app: ClientApp = app, installed: str = "1.2.3") -> Worker:
     return Worker(client_app, "127.0.0.1:1", b"secret", installed=installed)
 
@@ -176,9 +167,6 @@ def test_a_message_that_fails_does_not_keep_the_next_from_being_answered(
     monkeypatch.setattr(tried, "_work", work)
     with pytest.raises(SystemExit):
         tried.run()
-
-
-# --- Its process ------------------------------------------------------------------------------
 
 
 @pytest.fixture

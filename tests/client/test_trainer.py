@@ -76,9 +76,6 @@ def full_gradient(model: HAFedformer, data: ClientData) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-# --- One step in closed form ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("max_norm", [0.01, 1e6])
 def test_gradient_is_clipped_to_its_norm(max_norm: float) -> None:
     data, model = client_data(), model_for()
@@ -111,9 +108,6 @@ def test_first_step_of_adam_has_the_length_of_the_rate(optimizer: Optimizer, kep
     torch.testing.assert_close(vector(model)[clear], expected[clear], rtol=1e-3, atol=1e-5)
 
 
-# --- Samples ----------------------------------------------------------------------------------
-
-
 def test_samples_average_the_iterates_of_their_segments() -> None:
     # Six steps, the last four in two segments; the same run cut short gives every iterate.
     data, rate = client_data(30, validation=10), 0.05
@@ -128,9 +122,6 @@ def test_samples_average_the_iterates_of_their_segments() -> None:
     samples = torch.cat([sample.flatten(1) for sample in trained.samples.values()], dim=1)
     expected = torch.stack([(iterates[2] + iterates[3]) / 2, (iterates[4] + iterates[5]) / 2])
     torch.testing.assert_close(samples, expected, rtol=1e-4, atol=1e-5)
-
-
-# --- What a round changes ---------------------------------------------------------------------
 
 
 def one_batch(**changes: Any) -> ClientConfig:
@@ -160,9 +151,6 @@ def test_scaling_the_rate_is_training_at_that_rate(optimizer: Optimizer) -> None
     assert torch.equal(vector(scaled), vector(other))
 
 
-# --- The proximal term ------------------------------------------------------------------------
-
-
 def test_the_proximal_term_pulls_towards_what_was_received() -> None:
     # The first step is free of it; the second is not, and it is not clipped with the gradient.
     data, model, rate, mu, limit = client_data(), model_for(), 0.1, 2.0, 0.5
@@ -178,9 +166,6 @@ def test_the_proximal_term_pulls_towards_what_was_received() -> None:
     config = one_batch(lr=rate, local_epochs=2, max_grad_norm=limit)
     train(held, data, config, LAST, 0, RoundOptions(proximal=mu))
     torch.testing.assert_close(vector(held), vector(model), rtol=1e-4, atol=1e-6)
-
-
-# --- Samplers that move -----------------------------------------------------------------------
 
 
 def test_after_burn_in_sgld_makes_the_steps_itself() -> None:
@@ -222,18 +207,12 @@ def test_sghmc_starts_at_rest_after_burn_in_and_feels_the_proximal_term() -> Non
     torch.testing.assert_close(vector(sampled), vector(model), rtol=1e-3, atol=1e-4)
 
 
-# --- Refused ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("label", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_raises(label: float) -> None:
     data = client_data()
     data.labels[data.train[3]] = label
     with pytest.raises(FloatingPointError, match="lr"):
         train(model_for(), data, settings(), LAST, 0)
-
-
-# --- Evaluation -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

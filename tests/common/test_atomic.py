@@ -20,9 +20,6 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-# A file -----------------------------------------------------------------------------------------
-
-
 def test_the_old_file_is_there_until_the_new_one_is_complete(target: Path) -> None:
     for old, new in ((None, b"one"), (b"one", b"two")):
         with atomic_file(target) as aside:
@@ -118,9 +115,6 @@ def test_permissions_are_those_of_a_file_that_is_simply_opened(
         os.umask(former)
     for file in (target, target.parent / "out" / "shard"):
         assert file.stat().st_mode & 0o777 == mode
-
-
-# A folder; `tests/server/preparation` breaks it at every step -------------------------------------
 
 
 def fill(out: Path, overwrite: bool = False, text: str = "new") -> None:

@@ -45,9 +45,6 @@ def refused(*overrides: str) -> str:
     return message
 
 
-# What is composed -------------------------------------------------------------------------------
-
-
 def test_the_defaults() -> None:
     config = composed()
     assert (config.seed, config.rounds, config.clients) == (1234, 20, {"default": None})
@@ -85,9 +82,6 @@ def test_a_rule_or_structure_may_have_any_name() -> None:
     strategy = composed(*(f"strategy.{name}" for name in names)).strategy
     encoder = strategy.encoder
     assert (encoder.merge, strategy.decoder.merge, encoder.structure) == ("mine", "yours", "ours")
-
-
-# What is refused --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -173,9 +167,6 @@ def test_an_override_without_a_value() -> None:
 def test_a_refusal_does_not_spoil_the_next() -> None:
     refused("rounds=many")
     assert composed("rounds=3").rounds == 3
-
-
-# Ranges -----------------------------------------------------------------------------------------
 
 
 def changed(*changes: tuple[str, Any]) -> Config:

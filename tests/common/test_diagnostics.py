@@ -34,9 +34,6 @@ def drawn(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
     return truth, np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
 
 
-# ---- confusion ---------------------------------------------------------------------------------
-
-
 @settings(max_examples=50, deadline=None)
 @given(numbers)
 def test_numbers_are_counted_in_seven_classes(drawn: np.ndarray) -> None:
@@ -69,9 +66,6 @@ def test_each_label_has_a_matrix_of_its_own(labels: int) -> None:
         sklearn.metrics.confusion_matrix(truth[:, k], probabilities[:, k] >= 0.5).tolist()
         for k in range(labels)
     ]
-
-
-# ---- calibration -------------------------------------------------------------------------------
 
 
 def test_coverage_is_that_of_scipys_intervals() -> None:
@@ -113,9 +107,6 @@ def test_bins_by_hand() -> None:
     assert table["count"] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     assert table["frequency"] == [0.5, 1.0, *[None] * 7, 0.5]
     assert table["probability"] == [0.05, 0.11, *[None] * 7, 0.975]
-
-
-# ---- both --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", Task)

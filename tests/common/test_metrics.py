@@ -55,8 +55,6 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
 
 
-# ---- regression --------------------------------------------------------------------------------
-
 # Quarters: ties, zeros and halves are common, and so are values beyond the scale.
 labels = st.integers(-12, 12).map(lambda quarters: quarters / 4)
 predictions = st.integers(-16, 16).map(lambda quarters: quarters / 4)
@@ -108,9 +106,6 @@ def test_nearly_constant_predictions_still_correlate() -> None:
     assert correlation(truth, -1e30 * truth) == pytest.approx(-1.0)
 
 
-# ---- coverage ----------------------------------------------------------------------------------
-
-
 @settings(max_examples=100, deadline=None)
 @given(labelled, st.integers(0, 999))
 def test_coverage_equals_the_intervals_of_scipy(
@@ -148,8 +143,6 @@ def test_deviations_are_one_an_item(shape: tuple[int, ...]) -> None:
         compute_metrics(Task.regression, np.arange(3.0), np.arange(3.0), np.ones(shape))
 
 
-# ---- calibration error -------------------------------------------------------------------------
-
 twentieths = st.lists(
     st.tuples(st.integers(0, 20).map(lambda count: count / 20), st.booleans()),
     min_size=1,
@@ -171,9 +164,6 @@ def test_a_bin_holds_its_upper_edge(edge: float) -> None:
     above = calibration_error(np.array([edge, edge + 0.05]), came_or_not)
     assert below == pytest.approx(abs(0.5 - (edge - 0.025)))
     assert above == pytest.approx(((1 - edge) + (edge + 0.05)) / 2)
-
-
-# ---- classes -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -204,9 +194,6 @@ def test_classes_equal_scikit_learn(
 def test_a_class_of_probability_zero_costs_much_but_not_infinitely_much() -> None:
     found = compute_metrics(Task.classification, np.array([1, 0]), np.array([[1.0, 0.0]] * 2))
     assert 10 < found["log_loss"] < 20
-
-
-# ---- several labels ----------------------------------------------------------------------------
 
 
 @settings(max_examples=60, deadline=None)
@@ -244,9 +231,6 @@ def test_a_label_of_one_value_is_judged_by_its_one_recall(
     truth = np.full((4, 1), value, dtype=np.float32)
     found = compute_metrics(Task.multilabel, truth, np.array(probabilities)[:, None])
     assert found["weighted_accuracy"] == pytest.approx(expected)
-
-
-# ---- every task --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", list(Task))

@@ -105,9 +105,6 @@ WIRES = pytest.mark.parametrize("wire", [at_hand, through_protobuf, through_obje
 Wire = Callable[[RecordDict], RecordDict]
 
 
-# --- Round trips ------------------------------------------------------------------------------
-
-
 @WIRES
 def test_messages_survive(wire: Wire) -> None:
     sent = downlink()
@@ -182,9 +179,6 @@ def test_payload_is_the_bytes_of_the_tensors_and_of_their_names() -> None:
     # The means, and one triangle of the precision.
     assert payload_bytes(content) == len(data) == 8 + header + 4 * (2 * 5 + 5 * 6 // 2)
     assert payload_bytes(encode_query()) == 0
-
-
-# --- What does not follow the protocol --------------------------------------------------------
 
 
 @pytest.mark.parametrize("instead", [None, MetricRecord({"tensors": 1.0})])
@@ -336,9 +330,6 @@ def test_other_arrays_than_the_one_are_refused(names: list[str]) -> None:
     content["tensors"] = ArrayRecord(dict.fromkeys(names, array))
     with pytest.raises(ProtocolError, match="'tensors' is missing, with one array of that name"):
         decode_uplink(content)
-
-
-# --- Descriptions -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("version", [0, VERSION + 1])

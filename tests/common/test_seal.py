@@ -80,9 +80,6 @@ def test_every_change_changes_the_seal(path: Path) -> None:
     assert len({write_sealed(path, *each) for each in changed}) == len(changed)
 
 
-# Damage -----------------------------------------------------------------------------------------
-
-
 def test_every_flipped_byte_and_every_truncation_is_detected(path: Path) -> None:
     write_sealed(path, SOME, {"round": 3, "name": "ünïcode"})
     whole = path.read_bytes()

@@ -144,8 +144,6 @@ def test_every_job_of_a_sweep_composes(name: str) -> None:
             compose_config("config", [*overrides_for("experiment", name), f"{setting}={value}"])
 
 
-# What can be built ------------------------------------------------------------------------------
-
 WIDTHS = {"audio": 3, "vision": 2}
 SMALL = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
 

@@ -44,9 +44,6 @@ def refused(compose: Compose, *overrides: str) -> str:
     return message
 
 
-# The files --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_composes_and_starts_with_its_command(name: str) -> None:
     composition = composed(SCHEMAS_BY_FILE[name], ["model=runs/2026-11-24/10-00-00"])
@@ -64,9 +61,6 @@ def test_every_setting_is_in_its_file(schema: type, name: str) -> None:
     assert written == {field.name for field in fields(schema)}
 
 
-# What is composed -------------------------------------------------------------------------------
-
-
 def test_names_of_groups_are_settings() -> None:
     for dataset in ("npz", "shards", "synthetic", "shards/mosei", "npz_schema", "/a/b=c.npz"):
         quoted = f"dataset='{dataset}'" if "=" in dataset else f"dataset={dataset}"
@@ -82,9 +76,6 @@ def test_every_setting_can_be_given(compose: Compose, least: list[str]) -> None:
     assert (config.max_seq_len, config.group, config.context) == (9, "video", 0)
     assert config.arrays == {"audio": "a.npy", "new": "b.npz"}
     assert (config.device, config.overwrite, config.format) == ("cuda:1", True, "npz")
-
-
-# What is refused --------------------------------------------------------------------------------
 
 
 @both

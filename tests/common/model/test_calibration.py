@@ -25,8 +25,6 @@ from common.model.calibration import (
 )
 from common.task import Task
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 CLASSES = 3
 AT_ONE = 1 + INVERSE_TEMPERATURES.index(1.0)
 
@@ -56,9 +54,6 @@ def some_prior(task: Task) -> Tensor:
     }[task]
 
 
-# ---- sums add up -------------------------------------------------------------------------------
-
-
 @settings(max_examples=40, deadline=None)
 @given(st.sampled_from(Task), st.integers(0, 12), st.integers(0, 12), st.integers(0, 99))
 def test_the_evidence_of_two_parts_adds_up(task: Task, first: int, second: int, seed: int) -> None:
@@ -77,9 +72,6 @@ def test_the_evidence_of_no_items_is_zero(task: Task) -> None:
     assert torch.equal(found, no_calibration_sums(task))
     assert found.dtype == torch.float64
     assert found.shape == (calibration_size(task),)
-
-
-# ---- regression --------------------------------------------------------------------------------
 
 
 def test_six_sums_hold_the_least_squares_line() -> None:
@@ -103,9 +95,6 @@ def test_the_sums_are_taken_in_double_precision() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 
 
-# ---- classes -----------------------------------------------------------------------------------
-
-
 def test_every_temperature_interpolates_between_prior_and_posterior() -> None:
     outputs, labels = draw(Task.classification, 20)
     prior = some_prior(Task.classification).exp().numpy()
@@ -119,9 +108,6 @@ def test_every_temperature_interpolates_between_prior_and_posterior() -> None:
         assert loss == pytest.approx(expected, rel=1e-9)
 
 
-# ---- several labels ----------------------------------------------------------------------------
-
-
 def test_label_losses_interpolate_in_log_odds() -> None:
     outputs, labels = draw(Task.multilabel, 20)
     prior = some_prior(Task.multilabel)
@@ -132,9 +118,6 @@ def test_label_losses_interpolate_in_log_odds() -> None:
         chance = 1 / (1 + np.exp(-scores))
         expected = -(truth * np.log(chance) + (1 - truth) * np.log(1 - chance)).sum()
         assert loss == pytest.approx(expected, rel=1e-9)
-
-
-# ---- the prior ---------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -178,8 +161,6 @@ def test_the_prior_of_nothing_prefers_nothing(task: Task, expected: list[float])
     found = prior_of(label_sums(labels, task, CLASSES), task)
     np.testing.assert_allclose(found, expected, atol=1e-12)
 
-
-# ---- shares ------------------------------------------------------------------------------------
 
 EDGES = torch.tensor([-1.0, 0.0, 1.5], dtype=torch.float64)
 
@@ -229,8 +210,6 @@ def test_a_client_s_shares_are_smoothed_by_one_item_like_all_clients(
     exact, pooled = (torch.tensor(each, dtype=torch.float64) for each in (sums, [0.9, 0.1]))
     np.testing.assert_allclose(own_shares(exact, pooled, task), shares, rtol=1e-12)
 
-
-# ---- agreement ---------------------------------------------------------------------------------
 
 MANY = 1e12  # so many train items that the one that smooths their shares is nothing
 
@@ -330,9 +309,6 @@ def test_a_client_with_one_class_and_few_items_is_hardly_for_and_against_within_
         others = (1 - share) * (beta * likelier).exp()
         worst = torch.log((train + share + others) / (train + share)).sum()
         assert value >= -worst - 1e-9
-
-
-# Within groups ----------------------------------------------------------------------------------
 
 
 def grouped(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, np.random.Generator]:

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from common.config import ModelConfig
 from common.model.decoder import Decoder
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 WIDTH = 8
 LENGTHS = torch.tensor([3, 1, 6, 4])
 

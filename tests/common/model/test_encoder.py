@@ -17,8 +17,6 @@ from common.model.encoder import (
     valid_steps,
 )
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 FEATURES = 3
 LENGTHS = torch.tensor([5, 2, 7, 1])
 
@@ -60,15 +58,9 @@ def padding_of(values: Tensor) -> Tensor:
     return ~valid_steps(LENGTHS, values.shape[1])
 
 
-# ---- which steps are real ----------------------------------------------------------------------
-
-
 def test_valid_steps_are_those_before_the_length() -> None:
     expected = [[False, False, False], [True, False, False], [True, True, True]]
     assert valid_steps(torch.tensor([0, 1, 3]), 3).tolist() == expected
-
-
-# ---- positions ---------------------------------------------------------------------------------
 
 
 def test_positions_are_sines_then_cosines_of_known_angles() -> None:
@@ -82,9 +74,6 @@ def test_odd_and_tiny_widths_drop_the_last_cosine(width: int) -> None:
     found = sinusoidal_positions(4, width, torch.device("cpu"))
     wider = sinusoidal_positions(4, width + width % 2, torch.device("cpu"))
     assert torch.equal(found, wider[:, :width])
-
-
-# ---- standardisation ---------------------------------------------------------------------------
 
 
 def standardise(mean: list[float], scale: list[float]) -> Standardise:
@@ -126,9 +115,6 @@ def test_more_steps_than_have_statistics_raise(steps: int) -> None:
         by_step(steps)(draw(2, steps + 1, 2))
 
 
-# ---- embedding ---------------------------------------------------------------------------------
-
-
 def test_a_kernel_of_three_sees_both_neighbours_and_zeros_outside() -> None:
     model, values = encoder(layers=0, kernel_size=3), draw(1, 4, FEATURES)
     before, here, after = model.embed.weight.unbind(2)
@@ -148,9 +134,6 @@ def test_even_kernels_do_not_warn() -> None:
     finally:
         torch.set_warn_always(False)
     assert encoded.shape == (4, 7, 8)
-
-
-# ---- padding -----------------------------------------------------------------------------------
 
 
 @every_form
@@ -210,9 +193,6 @@ def test_a_missing_value_in_a_real_step_counts_as_the_mean() -> None:
     torch.testing.assert_close(model(missing, length), model(values, length), atol=1e-6, rtol=0)
 
 
-# ---- causality ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("step", [1, 3, 6])
 def test_a_causal_encoder_does_not_look_ahead(kernel_size: int, step: int) -> None:
@@ -231,9 +211,6 @@ def test_without_the_causal_mask_the_last_step_reaches_the_first() -> None:
     changed[0, 6] += 1.0
     length = torch.tensor([7])
     assert (model(values, length) - model(changed, length))[0, 0].abs().max() > 1e-2
-
-
-# ---- against torch's transformer ---------------------------------------------------------------
 
 
 def copy_attention(source: SelfAttention, target: nn.MultiheadAttention) -> None:
@@ -270,9 +247,6 @@ def test_the_encoder_equals_torch_layers_between_embedding_and_norm(causal: bool
         )
     found = model(values, LENGTHS)
     torch.testing.assert_close(found[valid], model.norm(expected)[valid], atol=1e-5, rtol=1e-5)
-
-
-# ---- dropout -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -25,17 +25,12 @@ from common.model.fusion import (
 )
 from common.task import Task
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 PRIOR_MEAN, PRIOR_VARIANCE = 0.7, 2.5
 CLASSES = 4
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
-
-
-# ---- product of Gaussians ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("garbage", [math.nan, math.inf])
@@ -70,9 +65,6 @@ def test_only_experts_that_were_fitted_to_items_make_a_number_surer() -> None:
     found = deviation_of_seen_experts(fusion, ["b", "a", "c"], present[[1, 0, 2]])
     shares = [1 + 4, 1, 1 + 4 + 9]
     assert found.tolist() == pytest.approx([math.sqrt(PRIOR_VARIANCE / each) for each in shares])
-
-
-# ---- mean of encodings -------------------------------------------------------------------------
 
 
 def telling_encodings(lengths: dict[str, list[int]]) -> dict[str, Tensor]:
@@ -148,9 +140,6 @@ def test_no_gradient_reaches_what_is_absent() -> None:
     assert encodings["b"].grad[:, :, 0].tolist() == [[0.0, 0.0], [1.0, 0.5]]
 
 
-# ---- weights by reliability --------------------------------------------------------------------
-
-
 def experts(information: list[float], count: float = 50.0) -> dict[str, Expert]:
     return {
         f"m{index}": Expert(information=value, count=count)
@@ -192,9 +181,6 @@ def test_weights_tend_to_the_share_of_information() -> None:
 def test_the_shrinkage_is_one_half_at_an_evidence_of_one() -> None:
     weights = reliability_weights(experts([0.01, 0.0], count=100.0))
     assert list(weights.values()) == pytest.approx([0.5 * 0.5 + 0.5, 0.5 * 0.5])
-
-
-# ---- fitting -----------------------------------------------------------------------------------
 
 
 def fit_line(predictions: Tensor, labels: Tensor) -> Expert:
@@ -286,9 +272,6 @@ def test_without_items_every_expert_is_the_same_modest_one() -> None:
     assert 0 < expert.information < 0.5
 
 
-# ---- temperatures ------------------------------------------------------------------------------
-
-
 def fit_temperature(
     outputs: Tensor, labels: Tensor, task: Task, prior: Tensor | None = None
 ) -> Expert:
@@ -341,9 +324,6 @@ def test_without_items_logits_are_left_as_they_are() -> None:
         {"a": no_calibration_sums(Task.classification)},
     )
     assert fusion.experts["a"] == Expert(slope=1.0, information=0.0, count=0.0)
-
-
-# ---- the fitted rule ---------------------------------------------------------------------------
 
 
 def fitted(rule: FusionRule, task: Task) -> Fusion:

@@ -25,8 +25,6 @@ from common.model.ha_fedformer import (
 )
 from common.task import Task
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 WIDTHS = {"language": 4, "audio": 3, "vision": 4}
 
 
@@ -56,9 +54,6 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def moments(values: np.ndarray) -> FeatureMoments:
     rows = values.astype(np.float32)
     return FeatureMoments.of(Sequences(rows, np.array([0]), np.array([len(rows)])))
-
-
-# ---- building ----------------------------------------------------------------------------------
 
 
 def test_building_neither_reads_nor_disturbs_the_global_generator() -> None:
@@ -110,9 +105,6 @@ def test_attention_dropout_is_the_modalitys_own_or_the_default() -> None:
     assert without.encoders["audio"].layers[0].attention.dropout == 0.0
 
 
-# ---- taking apart and putting together ---------------------------------------------------------
-
-
 words = st.text("abcxyz_0", min_size=1, max_size=4)
 dotted = st.lists(words, min_size=1, max_size=4).map(".".join)
 arrays_by_name = st.dictionaries(dotted, st.just(torch.zeros(1)), min_size=1, max_size=4)
@@ -152,9 +144,6 @@ def test_only_the_statistics_are_not_trained() -> None:
         for name in WIDTHS
         for statistic in ("mean", "scale")
     }
-
-
-# ---- standardisation ---------------------------------------------------------------------------
 
 
 def test_the_statistics_standardise_the_data_they_came_from() -> None:

@@ -20,8 +20,6 @@ from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
 from common.model.predict import Prediction, encode, predict, predict_encoded, to_values
 from common.task import Task
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 WIDTHS = {"language": 4, "audio": 3, "vision": 2}
 SHAPES = {name: (width,) for name, width in WIDTHS.items()}
 LENGTHS = {"language": [4, 0, 2, 3, 0], "audio": [6, 5, 0, 1, 0], "vision": [0, 3, 0, 2, 7]}
@@ -95,9 +93,6 @@ def assert_close(found: Prediction, expected: Prediction) -> None:
         torch.testing.assert_close(found.std, expected.std, atol=1e-5, rtol=0)
 
 
-# ---- one item by itself, by hand ---------------------------------------------------------------
-
-
 def by_encodings(built: HAFedformer, rule: Fusion, own: dict[str, Padded]) -> Tensor:
     """Fuse one item's encodings step by step from the last, and decode them."""
     encodings = {name: built.encode(name, padded)[0] for name, padded in own.items()}
@@ -144,9 +139,6 @@ def test_numbers_multiply_as_by_hand_and_every_rule_has_their_deviation(rule: Fu
             assert found.values[item].item() == pytest.approx(mean, abs=1e-5)
 
 
-# ---- subsets, padding, batches -----------------------------------------------------------------
-
-
 @pytest.mark.parametrize("garbage", [1e6, math.nan, -math.inf])
 @pytest.mark.parametrize(("kernel_size", "causal"), [(1, False), (3, False), (3, True)])
 @every_rule
@@ -168,9 +160,6 @@ def test_an_item_with_nothing_raises_and_is_named(rule: FusionRule) -> None:
     short = {name: batch[name] for name in ("audio", "vision")}
     with pytest.raises(ValueError, match="item 1 of the batch has none of audio, vision"):
         predict(model(Task.regression), fusion(rule, Task.regression), short)
-
-
-# ---- encoded once ------------------------------------------------------------------------------
 
 
 class Counting:
@@ -236,9 +225,6 @@ def test_selected_items_are_predicted_as_before(rule: FusionRule, asked_before: 
     assert encoded.select(torch.ones(ITEMS, dtype=torch.bool)) is encoded
 
 
-# ---- what comes out ----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
 @pytest.mark.parametrize("rule", [FusionRule.mean, FusionRule.reliability])
 def test_decoded_logits_are_not_corrected_for_a_prior_or_tempered(
@@ -262,7 +248,6 @@ def test_outputs_become_values(task: Task) -> None:
     np.testing.assert_allclose(to_values(torch.tensor(scores), task), expected, rtol=1e-12)
 
 
-# ---- simulated problems: what a rule is worth --------------------------------------------------
 #
 # The stand-in for a model hands its input on: its encodings are each modality's own posterior, so
 # the Bayesian answer is known.
