@@ -117,10 +117,9 @@ def test_whatever_else_a_file_holds_is_refused(
 
 def test_a_file_without_a_seal_and_a_folder_are_not_damaged(path: Path) -> None:
     save_file(dict(SOME), path, metadata={"ha-fedformer": "{}"})
-    with pytest.raises(NotSealedError, match="has no seal"):
-        read_sealed(path)
-    with pytest.raises(NotSealedError, match="is a folder"):
-        read_sealed(path.parent)
+    for place, words in ((path, "has no seal"), (path.parent, "is a folder")):
+        with pytest.raises(NotSealedError, match=words):
+            read_sealed(place)
 
 
 def test_a_right_seal_on_no_arrays_is_refused(path: Path) -> None:
