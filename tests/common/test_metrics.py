@@ -75,12 +75,9 @@ def test_regression_equals_the_libraries(drawn: tuple[np.ndarray, np.ndarray]) -
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6])
 @pytest.mark.parametrize("items", [1, 3, 1000])
-def test_constant_predictions_have_no_correlation_and_say_so(
-    constant: float, items: int, dtype: type
-) -> None:
-    truth = np.linspace(-3, 3, items, dtype=dtype)
-    predicted = np.full(items, constant, dtype=dtype)
-    for pair in ((truth, predicted), (predicted, truth)):
+def test_constants_have_no_correlation_and_say_so(constant: float, items: int, dtype: type) -> None:
+    varied, same = np.linspace(-3, 3, items, dtype=dtype), np.full(items, constant, dtype=dtype)
+    for pair in ((varied, same), (same, varied)):
         with pytest.warns(ConstantPredictions, match="corr=0"):
             assert compute_metrics(Task.regression, *pair)["corr"] == 0.0
 
@@ -101,11 +98,10 @@ def test_the_ends_of_an_interval_are_inside(name: str, level: float) -> None:
 
 def test_coverage_is_added_where_there_are_deviations() -> None:
     truth, predicted = np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.7, 2.5])
-    plain = compute_metrics(Task.regression, truth, predicted)
-    std = np.full(3, 0.5, dtype=np.float32)
+    plain, std = compute_metrics(Task.regression, truth, predicted), np.full(3, 0.5, np.float32)
     found = compute_metrics(Task.regression, truth, predicted, std)
-    assert list(found) == [*plain, "coverage_50", "coverage_90"]
     assert found == plain | coverage_metrics(truth, predicted, std)
+    assert list(found)[-2:] == ["coverage_50", "coverage_90"]
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1,), ()])
@@ -182,7 +178,6 @@ def test_labels_equal_scikit_learn(columns: int, items: int, seed: int) -> None:
         (0.0, [0.1, 0.2, 0.2, 0.3], 1.0),
         (1.0, [0.9, 0.7, 0.7, 0.6], 1.0),
     ],
-    ids=["never", "always", "never, and never predicted", "always, and always predicted"],
 )
 def test_a_label_of_one_value_is_judged_by_its_one_recall(
     value: float, probabilities: list[float], expected: float

@@ -36,6 +36,7 @@ from common.task import Task
 from common.wire import ProtocolError
 
 KEY = ClientKey("audio", 3)
+DOUBLES = torch.ones(4, dtype=torch.float64)
 
 
 def symmetric(size: int, seed: int = 0) -> Tensor:
@@ -67,21 +68,30 @@ def uplink() -> Uplink:
 
 def uplink_of(gaussian: Gaussian) -> Uplink:
     """Return one of a single tensor."""
-    return Uplink(KEY, 1, {"layers.0.a:b": gaussian}, {}, 1, 0.0, torch.zeros(6), torch.zeros(2), 1)
+    none = (torch.zeros(6), torch.zeros(2))
+    return Uplink(KEY, 1, {"layers.0.a:b": gaussian}, {}, 1, 0.0, *none, 1)
 
 
 def description() -> NodeDescription:
-    clients = tuple(
-        ClientDescription(
-            ClientKey(modality, part),
-            10 + part,
-            Task.classification if part else Task.regression,
-            torch.tensor([10.0, 0.1 + part, 1 / 3], dtype=torch.float64),
-            FeatureMoments(*np.random.default_rng(part).normal(size=(3, *shape))),
+    return NodeDescription(
+        tuple(
+            ClientDescription(
+                ClientKey(modality, part),
+                10 + part,
+                Task.classification if part else Task.regression,
+                torch.tensor([10.0, 0.1 + part, 1 / 3], dtype=torch.float64),
+                FeatureMoments(*np.random.default_rng(part).normal(size=(3, *shape))),
+            )
+            for modality, part, shape in (("audio", 0, (4,)), ("vision", 12, (2, 4)))
         )
-        for modality, part, shape in (("audio", 0, (4,)), ("vision", 12, (2, 4)))
     )
-    return NodeDescription(clients)
+
+
+def changed_uplink(more: dict[str, Tensor], without: str = "no such name") -> RecordDict:
+    content = encode_uplink(uplink())
+    kept = {key: tensor for key, tensor in tensors_of(content).items() if without not in key}
+    put_tensors(content, kept | more)
+    return content
 
 
 def through_protobuf(content: RecordDict) -> RecordDict:
@@ -246,13 +256,6 @@ def test_precision_that_fits_no_array_is_refused_and_named(
     assert all(word in str(raised.value) for word in words)
 
 
-def changed_uplink(more: dict[str, Tensor], without: str = "no such name") -> RecordDict:
-    content = encode_uplink(uplink())
-    kept = {key: tensor for key, tensor in tensors_of(content).items() if without not in key}
-    put_tensors(content, kept | more)
-    return content
-
-
 @pytest.mark.parametrize(
     ("name", "words"),
     [
@@ -318,22 +321,20 @@ def test_other_version_is_refused(version: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("shapes", "dtype"),
+    "tensors",
     [
-        ({}, "float64"),
-        ({"count": (4,), "mean": (4,)}, "float64"),
-        ({"count": (4,), "mean": (4,), "squares": (4,), "odd": (4,)}, "float64"),
-        ({"count": (4,), "mean": (4,), "squares": (3,)}, "float64"),
-        ({"count": (), "mean": (), "squares": ()}, "float64"),
-        ({"count": (4,), "squares": (4,), "mean": (4,)}, "float32"),
+        {},
+        dict.fromkeys(("count", "mean"), DOUBLES),
+        dict.fromkeys(("count", "mean", "squares", "odd"), DOUBLES),
+        dict.fromkeys(("count", "mean"), DOUBLES) | {"squares": DOUBLES[:3]},
+        dict.fromkeys(("count", "mean", "squares"), DOUBLES[0]),
+        dict.fromkeys(("count", "squares"), DOUBLES) | {"mean": DOUBLES.float()},
     ],
 )
-def test_moments_that_are_none_are_refused_and_named(shapes: dict, dtype: str) -> None:
+def test_moments_that_are_none_are_refused_and_named(tensors: dict[str, Tensor]) -> None:
     content = encode_description(description())
     kept = {key: each for key, each in tensors_of(content).items() if "moments-1/" not in key}
-    odd = {f"moments-1/{n}": torch.ones(s, dtype=torch.float64) for n, s in shapes.items()}
-    if odd:
-        odd["moments-1/mean"] = odd["moments-1/mean"].to(getattr(torch, dtype))
+    odd = {f"moments-1/{name}": tensor.clone() for name, tensor in tensors.items()}
     put_tensors(content, kept | odd)
     with pytest.raises(ProtocolError, match="moments-1"):
         decode_description(content)

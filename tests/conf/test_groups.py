@@ -13,26 +13,9 @@ import torch
 import yaml
 
 from client.trainer import read_moments, train
+from common import config as schema
 from common.clients import ClientKey
-from common.config import (
-    ClientConfig,
-    Config,
-    DirichletConfig,
-    FusionRule,
-    ModelConfig,
-    NpzConfig,
-    PartitionConfig,
-    PrepareConfig,
-    Sampler,
-    SamplerConfig,
-    ServerOptimizer,
-    ShardsConfig,
-    SizeConfig,
-    StrategyConfig,
-    SyntheticConfig,
-    compose,
-    compose_config,
-)
+from common.config import compose, compose_config
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData, read_items
@@ -97,28 +80,28 @@ def overrides_for(group: str, name: str) -> list[str]:
 @cache
 def composed(group: str, name: str) -> Any:
     if group == "partition":
-        return compose(PrepareConfig, overrides_for(group, name))
+        return compose(schema.PrepareConfig, overrides_for(group, name))
     return compose_config("config", overrides_for(group, name))
 
 
 def test_the_groups_are_those_of_the_schema() -> None:
     assert set(GROUPS) >= {"dataset", "model", "client", "strategy", "fusion", "runtime"}
-    known = {**vars(Config(run_dir="")), **vars(PrepareConfig())}
+    known = {**vars(schema.Config(run_dir="")), **vars(schema.PrepareConfig())}
     assert set(GROUPS) <= set(known) | {"experiment"}
 
 
 #: Schema of a group, or of a choice in it.
 KINDS: dict[str, type] = {
-    "client": ClientConfig,
-    "model": ModelConfig,
-    "partition": PartitionConfig,
-    "partition=dirichlet": DirichletConfig,
-    "partition=size": SizeConfig,
-    "strategy": StrategyConfig,
-    "experiment": Config,
-    "dataset=npz": NpzConfig,
-    "dataset=shards": ShardsConfig,
-    "dataset=synthetic": SyntheticConfig,
+    "client": schema.ClientConfig,
+    "model": schema.ModelConfig,
+    "partition": schema.PartitionConfig,
+    "partition=dirichlet": schema.DirichletConfig,
+    "partition=size": schema.SizeConfig,
+    "strategy": schema.StrategyConfig,
+    "experiment": schema.Config,
+    "dataset=npz": schema.NpzConfig,
+    "dataset=shards": schema.ShardsConfig,
+    "dataset=synthetic": schema.SyntheticConfig,
 }
 
 
@@ -147,10 +130,10 @@ def test_every_job_of_a_sweep_composes(name: str) -> None:
 
 
 WIDTHS = {"audio": 3, "vision": 2}
-SMALL = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
+SMALL = schema.ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
 
 
-def spec(model: ModelConfig, *modalities: str) -> ModelSpec:
+def spec(model: schema.ModelConfig, *modalities: str) -> ModelSpec:
     return ModelSpec({name: (WIDTHS[name],) for name in modalities}, 1, Task.regression, model)
 
 
@@ -181,7 +164,7 @@ def test_every_local_training_moves_every_weight(name: str) -> None:
     config = composed("client", name).client
     model = build_model(spec(SMALL, "audio"), seed=0)
     before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
-    sampler = SamplerConfig(Sampler.iasg, num_samples=2)
+    sampler = schema.SamplerConfig(schema.Sampler.iasg, num_samples=2)
     trained = train(model, client_data(), config, sampler, seed=1)
     assert set(trained.samples) == set(before)
     assert all(not torch.equal(weight, before[key]) for key, weight in model.named_parameters())
@@ -191,11 +174,11 @@ def test_every_local_training_moves_every_weight(name: str) -> None:
 BASELINES = {"local", "pooled", "centralised", "early_fusion", "cross_modal"}
 
 
-def trained_uplink(key: ClientKey, current: ModelArrays, strategy: StrategyConfig) -> Uplink:
+def trained_uplink(key: ClientKey, current: ModelArrays, strategy: schema.StrategyConfig) -> Uplink:
     """Train a client for real; each begins elsewhere, so that two of them differ."""
     model = build_model(spec(SMALL, key.modality), seed=key.part)
     data = client_data(key.modality)
-    trained = train(model, data, ClientConfig(), strategy.sampler, seed=1)
+    trained = train(model, data, schema.ClientConfig(), strategy.sampler, seed=1)
     samples, read = split_arrays(trained.samples), split_arrays(read_moments(model, data))
     received, own = current.encoders[key.modality], read.encoders[key.modality]
     encoder = {
@@ -227,7 +210,7 @@ def test_every_federated_strategy_makes_a_round(name: str) -> None:
     assert set(scales) == (set(sent) if strategy.normalise_steps else set())
     merged = join_arrays(result.parts)
     stepped, moments = step(sent, merged, OptimizerState(), optimizer, scales)
-    remembered = set() if optimizer.name is ServerOptimizer.sgd else set(sent)
+    remembered = set() if optimizer.name is schema.ServerOptimizer.sgd else set(sent)
     assert set(moments.first) == remembered
     assert stepped.keys() == sent.keys()
     for key, array in stepped.items():
@@ -255,7 +238,10 @@ def test_every_fusion_predicts(name: str) -> None:
         for modality, own in outputs.items()
     }
     fusion = fit_fusion(rule, Task.regression, prior, sums)
-    assert fusion.rule is not FusionRule.auto and rule in (fusion.rule, FusionRule.auto)
+    assert fusion.rule is not schema.FusionRule.auto and rule in (
+        fusion.rule,
+        schema.FusionRule.auto,
+    )
     assert predict(model, fusion, inputs).values.isfinite().all()
 
 

@@ -116,59 +116,34 @@ def test_a_kernel_of_three_sees_both_neighbours_and_zeros_outside() -> None:
 def test_even_kernels_do_not_warn() -> None:
     torch.set_warn_always(True)
     try:
-        encoded = encoder(kernel_size=2)(draw(4, 7, FEATURES), LENGTHS)
+        assert encoder(kernel_size=2)(draw(4, 7, FEATURES), LENGTHS).shape == (4, 7, 8)
     finally:
         torch.set_warn_always(False)
-    assert encoded.shape == (4, 7, 8)
 
 
 @every_form
 @pytest.mark.parametrize("garbage", [0.0, 1e6, math.nan, math.inf])
-def test_padding_does_not_reach_real_steps(kernel_size: int, causal: bool, garbage: float) -> None:
-    model = encoder(kernel_size=kernel_size, causal=causal)
-    values = draw(4, 9, FEATURES)
-    values[~valid_steps(LENGTHS, 9)] = garbage
-    together = model(values, LENGTHS)
-    for item, length in enumerate(LENGTHS.tolist()):
-        alone = model(values[item : item + 1, :length], LENGTHS[item : item + 1])
-        torch.testing.assert_close(together[item, :length], alone[0], atol=1e-5, rtol=0)
-
-
-def test_an_absent_item_encodes_to_finite_numbers_and_leaves_the_others_alone() -> None:
-    model, values = encoder(), draw(3, 4, FEATURES)
-    values[1] = 0.0
-    found = model(values, torch.tensor([4, 0, 2]))
-    assert found.isfinite().all()
-    others = model(values[[0, 2]], torch.tensor([4, 2]))
-    torch.testing.assert_close(found[[0, 2]], others, atol=1e-5, rtol=0)
-
-
-@every_form
-def test_no_gradient_reaches_padding(kernel_size: int, causal: bool) -> None:
-    model = encoder(kernel_size=kernel_size, causal=causal)
-    values = draw(4, 9, FEATURES)
-    padded = ~valid_steps(LENGTHS, 9)
-    values[padded] = math.nan
+def test_padding_and_absent_items_reach_neither_outputs_nor_gradients(
+    kernel_size: int, causal: bool, garbage: float
+) -> None:
+    model, lengths = encoder(kernel_size=kernel_size, causal=causal), torch.tensor([5, 2, 0, 7, 1])
+    values, weights, real = draw(5, 9, FEATURES), draw(5, 9, 8, seed=2), valid_steps(lengths, 9)
+    values[~real] = garbage
     values.requires_grad_()
-    encoded = model(values, LENGTHS)
-    (encoded * draw(*encoded.shape, seed=2))[~padded].sum().backward()
-    assert (values.grad[padded] == 0).all()
-    assert (values.grad[~padded].abs().sum(dim=1) > 0).all()
-
-
-@every_form
-def test_padding_leaves_the_gradients_of_the_weights_alone(kernel_size: int, causal: bool) -> None:
-    model = encoder(kernel_size=kernel_size, causal=causal)
-    length = torch.tensor([4])
-    values = draw(1, 9, FEATURES)
-    values[:, 4:] = math.nan
-    gradients = []
-    for steps in (4, 9):
-        encoded = model(values[:, :steps], length)[:, :4]
-        loss = (encoded * draw(*encoded.shape, seed=2)).sum()
-        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-    for short, long in zip(*gradients, strict=True):
-        torch.testing.assert_close(short, long, atol=1e-4, rtol=1e-4)
+    together = model(values, lengths)
+    assert together.isfinite().all()
+    (together * weights)[real].sum().backward()
+    assert (values.grad[~real] == 0).all()
+    assert (values.grad[real].abs().sum(dim=1) > 0).all()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for item, length in enumerate(lengths.tolist()):
+        if length > 0:
+            alone = model(values[[item], :length].detach(), lengths[[item]])[0]
+            torch.testing.assert_close(together[item, :length], alone, atol=1e-5, rtol=0)
+            (alone * weights[item, :length]).sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4)
 
 
 def test_a_missing_value_in_a_real_step_counts_as_the_mean() -> None:

@@ -9,6 +9,7 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
+from made_up_models import EXPERTS, OUTPUTS, PRIORS, RULES, WIDTHS, fusion_for
 from torch import Tensor
 
 from common.config import FusionRule, ModelConfig
@@ -20,22 +21,9 @@ from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
 from common.model.predict import Prediction, encode, predict, predict_encoded, to_values
 from common.task import Task
 
-WIDTHS = {"language": 4, "audio": 3, "vision": 2}
 SHAPES = {name: (width,) for name, width in WIDTHS.items()}
 LENGTHS = {"language": [4, 0, 2, 3, 0], "audio": [6, 5, 0, 1, 0], "vision": [0, 3, 0, 2, 7]}
 ITEMS = 5
-OUTPUTS = {Task.regression: 1, Task.classification: 3, Task.multilabel: 2}
-PRIORS = {
-    Task.regression: (0.4, 2.0),
-    Task.classification: (math.log(0.2), math.log(0.5), math.log(0.3)),
-    Task.multilabel: (-1.0, 0.5),
-}
-EXPERTS = {
-    "language": Expert(slope=0.7, intercept=0.3, unexplained=0.5, information=1.0, count=40.0),
-    "audio": Expert(slope=1.4, intercept=-0.2, unexplained=0.8, information=0.25, count=30.0),
-    "vision": Expert(slope=0.5, intercept=0.1, unexplained=0.95, information=0.05, count=20.0),
-}
-RULES = [rule for rule in FusionRule if rule is not FusionRule.auto]
 
 every_task = pytest.mark.parametrize("task", list(Task))
 every_rule = pytest.mark.parametrize("rule", RULES)
@@ -51,10 +39,6 @@ def model(task: Task, **changes: object) -> HAFedformer:
         for parameter in built.parameters():
             parameter.normal_(0.0, 0.5, generator=source)
     return built.eval()
-
-
-def fusion(rule: FusionRule, task: Task) -> Fusion:
-    return Fusion(rule, task, PRIORS[task], EXPERTS)
 
 
 def inputs(garbage: float = 0.0) -> dict[str, Padded]:
@@ -98,10 +82,10 @@ def by_encodings(built: HAFedformer, rule: Fusion, own: dict[str, Padded]) -> Te
 @fusing
 def test_encodings_are_fused_and_decoded_as_item_by_item(rule: FusionRule, task: Task) -> None:
     built, batch = model(task), inputs()
-    found = predict(built, fusion(rule, task), batch)
+    found = predict(built, fusion_for(task, rule), batch)
     for item in range(ITEMS):
         with torch.inference_mode():
-            expected = by_encodings(built, fusion(rule, task), item_of(batch, item))
+            expected = by_encodings(built, fusion_for(task, rule), item_of(batch, item))
         torch.testing.assert_close(found.values[item], expected, atol=1e-5, rtol=0)
 
 
@@ -112,12 +96,12 @@ def test_padding_does_not_change_a_prediction(
     rule: FusionRule, kernel_size: int, causal: bool, garbage: float
 ) -> None:
     built = model(Task.regression, kernel_size=kernel_size, causal=causal)
-    clean = predict(built, fusion(rule, Task.regression), inputs())
+    clean = predict(built, fusion_for(Task.regression, rule), inputs())
     longer = {
         name: Padded(torch.cat([values, torch.full_like(values, garbage)], dim=1), lengths)
         for name, (values, lengths) in inputs(garbage).items()
     }
-    assert_close(predict(built, fusion(rule, Task.regression), longer), clean)
+    assert_close(predict(built, fusion_for(Task.regression, rule), longer), clean)
 
 
 @every_rule
@@ -125,7 +109,7 @@ def test_an_item_with_nothing_raises_and_is_named(rule: FusionRule) -> None:
     batch = rows_of(inputs(), [0, 2, 4])
     short = {name: batch[name] for name in ("audio", "vision")}
     with pytest.raises(ValueError, match="item 1 of the batch has none of audio, vision"):
-        predict(model(Task.regression), fusion(rule, Task.regression), short)
+        predict(model(Task.regression), fusion_for(Task.regression, rule), short)
 
 
 class Counting:
@@ -152,8 +136,8 @@ def test_one_encoding_answers_for_every_rule_and_subset(task: Task) -> None:
     built, batch = model(task), rows_of(inputs(), [3, 3])
     encoded = encode(built, batch)
     for rule, names in itertools.product([*RULES, *reversed(RULES)], every_subset()):
-        found = predict_encoded(built, fusion(rule, task), encoded, names)
-        expected = predict(built, fusion(rule, task), {name: batch[name] for name in names})
+        found = predict_encoded(built, fusion_for(task, rule), encoded, names)
+        expected = predict(built, fusion_for(task, rule), {name: batch[name] for name in names})
         assert torch.equal(found.values, expected.values)
         assert task is not Task.regression or torch.equal(found.std, expected.std)
 
@@ -162,13 +146,13 @@ def test_each_modality_is_encoded_once_and_decoded_alone_once() -> None:
     built = Counting(model(Task.regression))
     encoded = encode(built, rows_of(inputs(), [3]))
     assert (built.encoded, built.decoded) == (list(WIDTHS), 0)
-    by_experts = fusion(FusionRule.product_of_experts, Task.regression)
+    by_experts = fusion_for(Task.regression, FusionRule.product_of_experts)
     for names in every_subset():
         predict_encoded(built, by_experts, encoded, names)
     assert (built.encoded, built.decoded) == (list(WIDTHS), 3)
     # A rule that fuses encodings decodes each fusion, and asks for no modality alone.
     encoded = encode(built, rows_of(inputs(), [3]))
-    predict_encoded(built, fusion(FusionRule.mean, Task.regression), encoded, list(WIDTHS))
+    predict_encoded(built, fusion_for(Task.regression, FusionRule.mean), encoded, list(WIDTHS))
     assert built.decoded == 4
     assert encoded.outputs == {}
 
@@ -177,14 +161,14 @@ def test_each_modality_is_encoded_once_and_decoded_alone_once() -> None:
 @every_rule
 def test_selected_items_are_predicted_as_before(rule: FusionRule, asked_before: bool) -> None:
     built = model(Task.regression)
-    by_experts = fusion(FusionRule.product_of_experts, Task.regression)
+    by_experts = fusion_for(Task.regression, FusionRule.product_of_experts)
     encoded = encode(built, inputs())
-    together = predict_encoded(built, fusion(rule, Task.regression), encoded, list(WIDTHS))
+    together = predict_encoded(built, fusion_for(Task.regression, rule), encoded, list(WIDTHS))
     if asked_before:
         predict_encoded(built, by_experts, encoded, list(WIDTHS))
     chosen = torch.tensor([True, False, False, True, True])
     some = encoded.select(chosen)
-    found = predict_encoded(built, fusion(rule, Task.regression), some, list(WIDTHS))
+    found = predict_encoded(built, fusion_for(Task.regression, rule), some, list(WIDTHS))
     assert_close(found, Prediction(together.values[chosen], together.std[chosen]))
     assert encoded.select(torch.ones(ITEMS, dtype=torch.bool)) is encoded
 
@@ -195,7 +179,7 @@ def test_decoded_logits_are_not_corrected_for_a_prior_or_tempered(
     rule: FusionRule, task: Task
 ) -> None:
     built, batch = model(task), inputs()
-    found = predict(built, fusion(rule, task), batch)
+    found = predict(built, fusion_for(task, rule), batch)
     sharper = {name: replace(expert, slope=2.0) for name, expert in EXPERTS.items()}
     other = Fusion(rule, task, tuple(5.0 * value for value in PRIORS[task]), sharper)
     assert torch.equal(predict(built, other, batch).values, found.values)
