@@ -8,8 +8,6 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Context, Message, MessageType, RecordDict
-from flwr.clientapp import ClientApp
-from torch import Tensor
 from wire import assert_same, tensors_of
 
 from client.app import given_config, make_client_app, received_model, run_round, submitted_config
@@ -27,7 +25,7 @@ from common.config import Config, compose_config
 from common.data.batching import pad_all
 from common.data.federation import load_joint
 from common.data.moments import FeatureMoments
-from common.messages import Downlink
+from common.messages import Downlink, Uplink
 from common.model.calibration import calibration_sums, label_agreement
 from common.model.ha_fedformer import (
     HAFedformer,
@@ -51,14 +49,9 @@ from common.task import Task
 from common.wire import ProtocolError
 
 SMALL = (
-    "dataset.num_items=120",
-    "dataset.num_speakers=24",
-    "model.width=10",
-    "model.heads=2",
-    "model.layers=1",
-    "clients.default=2",
-    "client.local_epochs=1",
-    "client.device=cpu",
+    *("dataset.num_items=120", "dataset.num_speakers=24", "clients.default=2"),
+    *("model.width=10", "model.heads=2", "model.layers=1"),
+    *("client.local_epochs=1", "client.device=cpu"),
 )
 EVERYONE = SimulatedNode(0, 1)
 AUDIO = ClientKey("audio", 0)
@@ -72,38 +65,36 @@ def small(*overrides: str) -> Config:
 
 def global_model(config: Config) -> HAFedformer:
     """Build the server's model, with statistics that no buffer starts with."""
-    joint = load_joint(config)
-    shapes = {name: joint.items.sequences[name].statistics_shape for name in joint.items.sequences}
+    sequences = load_joint(config).items.sequences
+    shapes = {name: own.statistics_shape for name, own in sequences.items()}
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=7)
-    for name in joint.items.sequences:
-        set_standardisation(model, name, FeatureMoments.of(joint.items.sequences[name]))
+    for name, own in sequences.items():
+        set_standardisation(model, name, FeatureMoments.of(own))
     return model
 
 
-def global_parts(config: Config) -> ModelArrays:
-    return split_arrays(global_model(config).state_dict())
-
-
 def downlink_to(key: ClientKey, config: Config, server_round: int = 1) -> Downlink:
-    parts = global_parts(config)
+    parts = split_arrays(global_model(config).state_dict())
     return Downlink(key, server_round, parts.encoders[key.modality], parts.decoder, PRIOR)
 
 
-# --- The wire ---------------------------------------------------------------------------------
+def audio_round(*overrides: str, server_round: int = 1) -> tuple[Downlink, Uplink]:
+    """Train the first audio client for a round."""
+    config = small(*overrides)
+    downlink = downlink_to(AUDIO, config, server_round)
+    return downlink, run_round(downlink, EVERYONE, config)
 
 
 def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder() -> None:
-    modality = "vision"
-    config, key = small(), ClientKey(modality, 0)
-    model = global_model(config)
+    model = global_model(small())
     trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
-    uplink = run_round(downlink_to(key, config), EVERYONE, config)
+    _, uplink = audio_round()
     content = encode_uplink(uplink)
     assert set(content) == {"about", "tensors", "metrics"}
     sent = tensors_of(content)
     parts = {name.partition("/")[0] for name in sent}
     assert parts <= {"encoder", "encoder-precision", "decoder", "decoder-precision"}
-    for part, expected in (("encoder", trained.encoders[modality]), ("decoder", trained.decoder)):
+    for part, expected in (("encoder", trained.encoders["audio"]), ("decoder", trained.decoder)):
         shapes = {f"{part}/{name}": tensor.shape for name, tensor in expected.items()}
         assert {k: t.shape for k, t in sent.items() if k.startswith(f"{part}/")} == shapes
     # No statistics of the site's features, under any name.
@@ -112,7 +103,7 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder() -> No
     assert precisions
     for name in precisions:
         form, _, tensor = name.partition(":")
-        assert form in (Form.row, Form.diagonal) and tensor in trained.encoders[modality]
+        assert form in (Form.row, Form.diagonal) and tensor in trained.encoders["audio"]
     assert set(content.config_records["about"]) == {"modality", "part", "round"}
     assert set(content.metric_records["metrics"]) == {
         *("examples", "train-loss", "evidence", "agreement", "steps")
@@ -120,15 +111,10 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder() -> No
     assert (len(uplink.calibration_sums), len(uplink.label_agreement)) == (6, 0)
 
 
-# --- What a round is --------------------------------------------------------------------------
-
-
 def test_round_trains_and_reports_the_client_s_own_numbers() -> None:
-    config, key = small(), ClientKey("language", 1)
-    downlink = downlink_to(key, config, server_round=3)
-    uplink = run_round(downlink, EVERYONE, config)
-    data = client_data(EVERYONE, key, config)
-    assert (uplink.key, uplink.round, uplink.examples) == (key, 3, len(data.train))
+    downlink, uplink = audio_round(server_round=3)
+    examples = len(client_data(EVERYONE, AUDIO, small()).train)
+    assert (uplink.key, uplink.round, uplink.examples) == (AUDIO, 3, examples)
     assert 0 < uplink.train_loss < 10
     moved = uplink.encoder["embed.weight"].mean - downlink.encoder["embed.weight"]
     assert 0 < moved.abs().max() < 0.1
@@ -137,9 +123,8 @@ def test_round_trains_and_reports_the_client_s_own_numbers() -> None:
 
 def test_evidence_and_agreement_are_of_the_model_as_received() -> None:
     config = small("client.lr=0.5")
-    downlink, data = downlink_to(AUDIO, config), client_data(EVERYONE, AUDIO, config)
-    uplink = run_round(downlink, EVERYONE, config)
-    model = global_model(config).eval()
+    downlink, uplink = audio_round("client.lr=0.5")
+    data, model = client_data(EVERYONE, AUDIO, config), global_model(config).eval()
     with torch.inference_mode():
         outputs = model("audio", pad_all(data.sequences.select(data.validation)))
     labels, groups = (
@@ -154,35 +139,27 @@ def test_evidence_and_agreement_are_of_the_model_as_received() -> None:
 
 
 def test_client_without_validation_items_reports_no_evidence() -> None:
-    config = small("client.validation_fraction=0")
-    uplink = run_round(downlink_to(AUDIO, config), EVERYONE, config)
+    _, uplink = audio_round("client.validation_fraction=0")
     assert uplink.calibration_sums.tolist() == [0.0] * 6
     assert uplink.label_agreement.tolist() == []
 
 
-def test_round_does_not_depend_on_what_ran_before() -> None:
-    config = small()
-    downlink = downlink_to(AUDIO, config)
+def test_round_does_not_depend_on_what_ran_before_nor_on_its_node() -> None:
+    downlink, first = audio_round()
     before = deepcopy(dict(downlink.encoder))
-    first = run_round(downlink, EVERYONE, config)
-    assert_same(run_round(downlink, EVERYONE, config), first)
-    other = run_round(downlink_to(ClientKey("vision", 1), config), EVERYONE, config)
+    assert_same(run_round(downlink, EVERYONE, small()), first)
+    other = run_round(downlink_to(ClientKey("vision", 1), small()), EVERYONE, small())
     torch.manual_seed(0)
     np.random.seed(3)  # noqa: NPY002
-    assert_same(run_round(downlink, EVERYONE, config), first)
-    # Nor on which node hosts the client.
-    assert_same(run_round(downlink, SimulatedNode(2, 5), config), first)
+    for node in (EVERYONE, SimulatedNode(2, 5)):
+        assert_same(run_round(downlink, node, small()), first)
     assert other.train_loss != first.train_loss
-    assert all(torch.equal(downlink.encoder[name], array) for name, array in before.items())
-
-
-# --- What a strategy changes of it ------------------------------------------------------------
+    assert_same(downlink.encoder, before)
 
 
 def test_label_shares_correct_the_loss_and_nothing_else() -> None:
-    config, key = small("strategy=fedavg", "client.optimizer=sgd", "client.lr=1e-9"), "audio"
-    downlink = downlink_to(ClientKey(key, 0), config)
-    data = client_data(EVERYONE, downlink.key, config)
+    config = small("strategy=fedavg", "client.optimizer=sgd", "client.lr=1e-9")
+    downlink, data = downlink_to(AUDIO, config), client_data(EVERYONE, AUDIO, config)
     shares = torch.tensor([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)
     plain, corrected = (
         run_round(replace(downlink, label_shares=each), EVERYONE, config)
@@ -210,17 +187,14 @@ def with_precision(posterior: Posterior) -> set[str]:
 )
 def test_maps_are_measured_in_early_rounds_alone(share: float, rounds: int, last: int) -> None:
     # ceil(share * rounds) of them.
-    settings = [f"strategy.posterior_rounds={share}", f"rounds={rounds}"]
-    config = small("strategy=few_rounds", "client.batch_size=100", *settings)
-    parts = global_parts(config)
-    maps = [
-        {name for name, array in arrays.items() if array.ndim > 1}
-        for arrays in (parts.encoders["audio"], parts.decoder)
-    ]
+    settings = [f"strategy.posterior_rounds={share}", f"rounds={rounds}", "client.batch_size=100"]
     for server_round in {last, last + 1, rounds} - {0, rounds + 1}:
-        uplink = run_round(downlink_to(AUDIO, config, server_round), EVERYONE, config)
-        measured = [with_precision(uplink.encoder), with_precision(uplink.decoder)]
-        assert measured == (maps if server_round <= last else [set(), set()])
+        downlink, uplink = audio_round("strategy=few_rounds", *settings, server_round=server_round)
+        for part in ("encoder", "decoder"):
+            arrays = getattr(downlink, part).items()
+            maps = {name for name, array in arrays if array.ndim > 1}
+            measured = with_precision(getattr(uplink, part))
+            assert measured == (maps if server_round <= last else set())
 
 
 @pytest.mark.parametrize(
@@ -231,20 +205,21 @@ def test_only_the_part_that_is_merged_by_its_posterior_sends_one(
     encoder: str, decoder: str
 ) -> None:
     merges = [f"strategy.encoder.merge={encoder}", f"strategy.decoder.merge={decoder}"]
-    config = small("strategy=few_rounds", *merges)
-    uplink = run_round(downlink_to(AUDIO, config), EVERYONE, config)
+    _, uplink = audio_round("strategy=few_rounds", *merges)
     assert bool(with_precision(uplink.encoder)) == (encoder == "pbea")
     assert bool(with_precision(uplink.decoder)) == (decoder == "posterior")
 
 
 def test_moments_are_of_the_trained_model_on_the_train_items() -> None:
-    config = small("strategy=few_rounds", "client.lr=0.05")
-    downlink, data = downlink_to(AUDIO, config), client_data(EVERYONE, AUDIO, config)
-    uplink = run_round(downlink, EVERYONE, config)
+    settings = ("strategy=few_rounds", "client.lr=0.05")
+    config, (downlink, uplink) = small(*settings), audio_round(*settings)
+    data = client_data(EVERYONE, AUDIO, config)
     model = received_model(downlink, data, config).eval()
-    trained = {name: gaussian.mean for name, gaussian in uplink.decoder.items()}
-    encoder = {name: gaussian.mean for name, gaussian in uplink.encoder.items()}
-    model.load_state_dict(join_arrays(ModelArrays({"audio": encoder}, trained)), strict=False)
+    encoder, decoder = (
+        {name: gaussian.mean for name, gaussian in part.items()}
+        for part in (uplink.encoder, uplink.decoder)
+    )
+    model.load_state_dict(join_arrays(ModelArrays({"audio": encoder}, decoder)), strict=False)
     padded, read = pad_all(data.sequences.select(data.train)), []
     hook = model.decoder.head.register_forward_hook(lambda _, given, __: read.append(given[0]))
     with hook, torch.inference_mode():
@@ -255,9 +230,6 @@ def test_moments_are_of_the_trained_model_on_the_train_items() -> None:
     found = uplink.decoder["head.weight"].precision
     assert found is not None
     torch.testing.assert_close(found.double(), expected.double(), rtol=1e-3, atol=1e-6)
-
-
-# --- Standardisation --------------------------------------------------------------------------
 
 
 def test_client_standardisation_replaces_the_buffers_here_only() -> None:
@@ -274,74 +246,59 @@ def test_client_standardisation_replaces_the_buffers_here_only() -> None:
     assert run_round(downlink, EVERYONE, small()).train_loss != uplink.train_loss
 
 
-# --- Refused ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
-    ("part", "name", "array"),
+    ("part", "name", "shape"),
     [
-        ("encoder", "embed.weight", torch.zeros(10, 11, 1)),
-        ("encoder", "standardise.mean", torch.zeros(13)),
-        ("decoder", "expand.weight", torch.zeros(10)),
+        ("encoder", "embed.weight", (10, 11, 1)),
+        ("encoder", "standardise.mean", (13,)),
+        ("decoder", "expand.weight", (10,)),
         ("encoder", "norm.bias", None),
-        ("encoder", "surplus", torch.zeros(2)),
+        ("encoder", "surplus", (2,)),
         ("decoder", "head.bias", None),
     ],
 )
-def test_arrays_that_do_not_fit_are_refused_and_named(
-    part: str, name: str, array: Tensor | None
+def test_what_does_not_fit_is_refused_and_named(
+    part: str, name: str, shape: tuple[int, ...] | None
 ) -> None:
     good = downlink_to(AUDIO, small())
-    arrays = {**getattr(good, part), name: array}
-    if array is None:
+    arrays = {**getattr(good, part), name: torch.zeros(shape or ())}
+    if shape is None:
         del arrays[name]
     with pytest.raises(ProtocolError) as raised:
         run_round(replace(good, **{part: arrays}), EVERYONE, small())
     assert name in str(raised.value) and "\n" not in str(raised.value)
-    if array is not None and name != "surplus":
-        assert str(list(array.shape)) in str(raised.value)
+    assert shape is None or name == "surplus" or str(list(shape)) in str(raised.value)
+    for count in (1, 6, 8):
+        with pytest.raises(ProtocolError, match=f"received {count} label shares, expected 7"):
+            run_round(replace(good, label_shares=torch.ones(count) / count), EVERYONE, small())
 
 
-@pytest.mark.parametrize("count", [1, 6, 8])
-def test_label_shares_of_other_bins_are_refused(count: int) -> None:
-    bad = replace(downlink_to(AUDIO, small()), label_shares=torch.full((count,), 1 / count))
-    with pytest.raises(ProtocolError, match=f"audio-0 received {count} label shares, expected 7"):
-        run_round(bad, EVERYONE, small())
-
-
-# --- Through Flower ---------------------------------------------------------------------------
-
-
-def app_for(config: Config) -> ClientApp:
-    return make_client_app(partial(given_config, config))
-
-
-def context_of(**node_config: int | str) -> Context:
-    named = {name.replace("_", "-"): value for name, value in node_config.items()}
-    return Context(1, 5, named, RecordDict(), {})
+def answer(kind: str, content: RecordDict, config: Config, **node: int | str) -> Message:
+    """Let the app answer a message of Flower's."""
+    named = {name.replace("_", "-"): value for name, value in node.items()}
+    app = make_client_app(partial(given_config, config))
+    return app(Message(content, 5, kind, group_id="2"), Context(1, 5, named, RecordDict(), {}))
 
 
 @pytest.mark.usefixtures("in_a_task")
 def test_flower_query_is_answered_with_the_description() -> None:
-    config = small()
-    message = Message(encode_query(), 5, MessageType.QUERY)
-    reply = app_for(config)(message, context_of(partition_id=1, num_partitions=2))
+    reply = answer(MessageType.QUERY, encode_query(), small(), partition_id=1, num_partitions=2)
     assert reply.metadata.src_node_id == 5
-    assert_same(decode_description(reply.content), describe(SimulatedNode(1, 2), config))
+    assert_same(decode_description(reply.content), describe(SimulatedNode(1, 2), small()))
 
 
 @pytest.mark.usefixtures("in_a_task")
 def test_flower_train_is_a_round() -> None:
-    config, key = small(), ClientKey("vision", 0)
-    downlink = downlink_to(key, config, server_round=2)
-    message = Message(encode_downlink(downlink), 5, MessageType.TRAIN, group_id="2")
-    reply = app_for(config)(message, context_of(modality="vision", part=0))
+    key = ClientKey("vision", 0)
+    downlink = downlink_to(key, small(), server_round=2)
+    content = encode_downlink(downlink)
+    reply = answer(MessageType.TRAIN, content, small(), modality="vision", part=0)
     assert reply.metadata.group_id == "2"
-    assert_same(decode_uplink(reply.content), run_round(downlink, DeployedNode(key, None), config))
+    expected = run_round(downlink, DeployedNode(key, None), small())
+    assert_same(decode_uplink(reply.content), expected)
 
 
 def test_configuration_comes_from_the_run() -> None:
-    overrides = "rounds=3 clients.audio=4  'run_dir=my runs'"
-    run = {"config-name": "config", "overrides": overrides}
+    run = {"config-name": "config", "overrides": "rounds=3 clients.audio=4  'run_dir=my runs'"}
     config = submitted_config(Context(1, 5, {}, RecordDict(), run))
     assert (config.rounds, config.clients["audio"], config.run_dir) == (3, 4, "my runs")

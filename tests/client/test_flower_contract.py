@@ -7,6 +7,7 @@ entry that nothing uses, fails too.
 
 import ast
 import inspect
+import re
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -15,7 +16,10 @@ from typing import Any
 import flwr.supercore.inflatable.inflatable_utils as inflatable_utils
 import pytest
 from flwr.app import Message, MessageType, RecordDict
+from flwr.proto import runtime_pb2
 from flwr.supernode import start_client_internal
+
+from client.supernode import worker
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,54 +29,37 @@ PUBLIC = {
     *("flwr.serverapp.strategy", "flwr.simulation"),
 }
 
-#: Private name to the parameters that we pass to it; None: it is not called.
-PARAMETERS: dict[str, tuple[str, ...] | None] = {
-    # Values.
-    "flwr.common.constant.ErrorCode": None,
-    "flwr.common.constant.SubStatus": None,
-    "flwr.supercore.constant.TaskType": None,
-    "flwr.supercore.protobuf.client.ProtobufClientInterceptor": None,
-    "flwr.supercore.run.RunNotRunningException": None,
-    "flwr.supercore.task_identity.TaskIdentity": None,
-    "flwr.supercore.run.Run": None,
-    # Modules in which we replace something.
-    "flwr.supercore.inflatable.inflatable_utils": None,
-    "flwr.supernode.start_client_internal": None,
-    # Functions and classes.
-    "flwr.proto.runtime_pb2.AcquireTaskRequest": None,
-    "flwr.supercore.address.resolve_bind_address": ("address",),
-    "flwr.supercore.heartbeat.HeartbeatSender": ("heartbeat_fn",),
-    "flwr.supercore.heartbeat.make_task_heartbeat_fn_http": ("client",),
-    "flwr.supercore.interceptors.RuntimeTokenHttpInterceptor": ("token",),
-    "flwr.supercore.interceptors.RuntimeVersionHttpInterceptor": ("component_name",),
-    "flwr.supercore.interceptors.SuperExecAuthHttpInterceptor": (
-        *("master_secret", "protected_methods"),
-    ),
-    "flwr.supercore.log": ("level", "msg"),
-    "flwr.supercore.retry.make_simple_http_retry_invoker": (),
-    "flwr.supercore.runtime.RuntimeHttpClient": None,
-    "flwr.supernode.cli.flower_supernode._parse_args_run_supernode": (),
-    "flwr.supernode.cli.flower_supernode.flower_supernode": (),
-    "flwr.supernode.runtime.run_clientapp.pull_task_input": ("client",),
-    "flwr.supernode.runtime.run_clientapp.push_message": ("client", "message", "context"),
-    "flwr.supernode.runtime.run_clientapp.push_task_output": (
-        *("client", "context", "sub_status", "details"),
-    ),
-}
-
-#: Private name to what we use of it.
-ATTRIBUTES = {
-    "flwr.common.constant.ErrorCode": (
-        *("CLIENT_APP_RAISED_EXCEPTION", "LOAD_CLIENT_APP_EXCEPTION", "CLIENT_APP_CRASHED"),
-        *("MESSAGE_UNAVAILABLE", "REPLY_MESSAGE_UNAVAILABLE", "NODE_UNAVAILABLE"),
-    ),
-    "flwr.common.constant.SubStatus": ("COMPLETED", "FAILED"),
-    "flwr.supercore.constant.TaskType": ("CLIENT_APP",),
-    "flwr.supercore.heartbeat.HeartbeatSender": ("start", "stop"),
-    "flwr.supercore.run.Run": ("create_empty",),
-    "flwr.supercore.runtime.RuntimeHttpClient": ("AcquireTask", "close"),
-    "flwr.supercore.task_identity.TaskIdentity": ("run_id", "node_id", "task_id"),
-}
+#: Private names, with the parameters that we pass where we call them, and what we use of them.
+TABLE = """
+flwr.common.constant.ErrorCode .CLIENT_APP_CRASHED .CLIENT_APP_RAISED_EXCEPTION .NODE_UNAVAILABLE
+flwr.common.constant.ErrorCode .LOAD_CLIENT_APP_EXCEPTION .MESSAGE_UNAVAILABLE
+flwr.common.constant.ErrorCode .REPLY_MESSAGE_UNAVAILABLE
+flwr.common.constant.SubStatus .COMPLETED .FAILED
+flwr.supercore.constant.TaskType .CLIENT_APP
+flwr.supercore.protobuf.client.ProtobufClientInterceptor
+flwr.supercore.run.RunNotRunningException
+flwr.supercore.run.Run .create_empty
+flwr.supercore.task_identity.TaskIdentity .run_id .node_id .task_id
+flwr.supercore.inflatable.inflatable_utils
+flwr.supernode.start_client_internal
+flwr.proto.runtime_pb2.AcquireTaskRequest
+flwr.supercore.address.resolve_bind_address(address)
+flwr.supercore.heartbeat.HeartbeatSender(heartbeat_fn) .start .stop
+flwr.supercore.heartbeat.make_task_heartbeat_fn_http(client)
+flwr.supercore.interceptors.RuntimeTokenHttpInterceptor(token)
+flwr.supercore.interceptors.RuntimeVersionHttpInterceptor(component_name)
+flwr.supercore.interceptors.SuperExecAuthHttpInterceptor(master_secret, protected_methods)
+flwr.supercore.log(level, msg)
+flwr.supercore.retry.make_simple_http_retry_invoker()
+flwr.supercore.runtime.RuntimeHttpClient .AcquireTask .close
+flwr.supernode.cli.flower_supernode._parse_args_run_supernode()
+flwr.supernode.cli.flower_supernode.flower_supernode()
+flwr.supernode.runtime.run_clientapp.pull_task_input(client)
+flwr.supernode.runtime.run_clientapp.push_message(client, message, context)
+flwr.supernode.runtime.run_clientapp.push_task_output(client, context, sub_status, details)
+"""
+USED = re.findall(r"^([\w.]+)(\(.*\))?((?: \.\w+)*)$", TABLE, re.MULTILINE)
+assert len(USED) == len(TABLE.split("\n")) - 2
 
 
 def private_imports() -> Iterator[str]:
@@ -80,12 +67,11 @@ def private_imports() -> Iterator[str]:
     for package in ("client", "common", "server", "docker"):
         for path in (ROOT / package).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] == "flwr":
-                    if node.module not in PUBLIC:
-                        yield from (f"{node.module}.{alias.name}" for alias in node.names)
+                module = getattr(node, "module", "") or ""
+                if isinstance(node, ast.ImportFrom) and module not in PUBLIC:
+                    yield from (f"{module}.{alias.name}" for alias in node.names)
                 elif isinstance(node, ast.Import):
-                    names = {alias.name for alias in node.names}
-                    yield from (each for each in names - PUBLIC if each.split(".")[0] == "flwr")
+                    yield from {alias.name for alias in node.names} - PUBLIC
 
 
 def look_up(name: str) -> Any:
@@ -99,49 +85,34 @@ def look_up(name: str) -> Any:
 
 
 def test_the_table_names_what_the_sources_import_and_nothing_else() -> None:
-    found = set(private_imports())
-    assert found - set(PARAMETERS) == set(), "private to Flower and not in PARAMETERS"
-    assert set(PARAMETERS) - found == set(), "in PARAMETERS and not imported any more"
-    assert set(ATTRIBUTES) <= set(PARAMETERS)
+    imported = {name for name in private_imports() if name.split(".")[0] == "flwr"}
+    assert imported == {name for name, _, _ in USED}
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
-def test_flower_still_has_it_and_takes_what_we_pass(name: str) -> None:
-    part, passed = look_up(name), PARAMETERS[name]
-    for attribute in ATTRIBUTES.get(name, ()):
-        # On the class itself, where a metaclass has them too: some are not set yet.
-        known = dir(part) + dir(type(part))
-        assert attribute in known, f"{name} has no {attribute} any more"
-    if passed is None:
-        return
-    signature = inspect.signature(part)
-    assert set(passed) <= set(signature.parameters), (
-        f"{name} takes {signature}, and we pass {passed}"
-    )
-    required = {
-        each.name
-        for each in signature.parameters.values()
-        if each.default is each.empty and each.kind not in (each.VAR_POSITIONAL, each.VAR_KEYWORD)
-    }
-    assert required <= set(passed), f"{name} takes {signature}, and we pass only {passed}"
+@pytest.mark.parametrize(("name", "call", "attributes"), USED)
+def test_flower_still_has_it_and_takes_what_we_pass(name: str, call: str, attributes: str) -> None:
+    part = look_up(name)
+    # On the class itself, where a metaclass has them too: some are not set yet.
+    known = dir(part) + dir(type(part))
+    for attribute in attributes.split():
+        assert attribute.strip(".") in known, f"{name} has no {attribute} any more"
+    if call:
+        passed = set(re.findall(r"\w+", call))
+        parameters = inspect.signature(part).parameters
+        assert passed <= set(parameters), f"{name} takes {parameters}, and we pass {call}"
+        variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        for each in parameters.values():
+            needed = each.default is each.empty and each.kind not in variadic
+            assert not needed or each.name in passed, f"{name} needs {each}, and we pass {call}"
 
 
 def test_a_client_of_the_runtime_api_is_made_as_the_worker_makes_it() -> None:
     make = look_up("flwr.supercore.runtime.RuntimeHttpClient").from_server_address
-    inspect.signature(make).bind(
-        server_address="127.0.0.1:1",
-        insecure=True,
-        root_certificates=None,
-        interceptors=[],
-        retry_invoker=None,
-    )
+    values = {"insecure": True, "root_certificates": None, "interceptors": []}
+    inspect.signature(make).bind(server_address="127.0.0.1:1", retry_invoker=None, **values)
 
 
 def test_the_task_request_and_its_path_are_those_of_the_runtime_api() -> None:
-    from flwr.proto import runtime_pb2
-
-    from client.supernode import worker
-
     assert "supported_task_types" in runtime_pb2.AcquireTaskRequest.DESCRIPTOR.fields_by_name
     assert "token" in runtime_pb2.AcquireTaskResponse.DESCRIPTOR.fields_by_name
     _, service, method = worker._ACQUIRE.split("/")

@@ -1,8 +1,5 @@
 """What every map of a model reads: by the change of outputs that it predicts, and step by step."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -24,13 +21,13 @@ def built(*shape: int, causal: bool = False) -> HAFedformer:
     return build_model(ModelSpec({"audio": shape}, 2, Task.regression, config), seed=0)
 
 
-def batch(*lengths: int, width: int = 3, seed: int = 0) -> Padded:
-    """Draw items whose padding is nonsense, so that it shows where it counts."""
-    generator = torch.Generator().manual_seed(seed)
-    values = 1 + torch.randn(len(lengths), max(lengths), width, generator=generator)
-    padded = Padded(values, torch.tensor(lengths))
-    padded.values[~valid_steps(padded.lengths, max(lengths))] = 1e3
-    return padded
+def batch(*lengths: int) -> Padded:
+    """Draw items of 3 features whose padding is nonsense, so that it shows where it counts."""
+    values = 1 + torch.randn(
+        len(lengths), max(lengths), 3, generator=torch.Generator().manual_seed(0)
+    )
+    values[~valid_steps(torch.tensor(lengths), max(lengths))] = 1e3
+    return Padded(values, torch.tensor(lengths))
 
 
 def moments_of(model: HAFedformer, *batches: Padded) -> dict[str, Tensor]:
@@ -40,27 +37,17 @@ def moments_of(model: HAFedformer, *batches: Padded) -> dict[str, Tensor]:
     return moments.mean()
 
 
-@contextmanager
-def seen_at(module: nn.Module) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """Collect what a module reads and gives."""
+def run(model: HAFedformer, module: nn.Module, padded: Padded) -> tuple[Tensor, Tensor]:
+    """Return what a module reads and gives."""
     seen: list[tuple[Tensor, Tensor]] = []
     hook = module.register_forward_hook(lambda _, read, given: seen.append((read[0], given)))
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
-def run(model: HAFedformer, module: nn.Module, padded: Padded) -> tuple[Tensor, Tensor]:
-    with seen_at(module) as seen, torch.inference_mode():
+    with hook, torch.inference_mode():
         model.eval()("audio", padded)
     return seen[0]
 
 
-# --- The property that defines them -----------------------------------------------------------
-
-MAPS = [name for name, module in built(3).named_modules() if hasattr(module, "weight")]
-MAPS = [name for name in MAPS if "norm" not in name]
+MODULES = [name for name, module in built(3).named_modules() if hasattr(module, "weight")]
+MAPS = [name for name in MODULES if "norm" not in name]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -79,9 +66,8 @@ def test_moments_tell_how_much_outputs_change_with_the_weight(name: str, causal:
         moved = moved[valid_steps(padded.lengths, moved.shape[1])]
     rows = change.flatten(1).double()
     expected = (rows @ found @ rows.T).trace()
-    torch.testing.assert_close(
-        moved.double().square().sum(dim=1).mean(), expected, rtol=1e-4, atol=0
-    )
+    found = moved.double().square().sum(dim=1).mean()
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=0)
 
 
 def test_moments_of_an_lstm_are_those_of_its_steps() -> None:
@@ -112,9 +98,6 @@ def test_moments_of_an_lstm_are_those_of_its_steps() -> None:
         torch.testing.assert_close(found[f"{LSTM}.{name}"], expected, rtol=1e-4, atol=1e-6)
 
 
-# --- Names, sums, traces ----------------------------------------------------------------------
-
-
 def test_every_weight_that_is_a_map_has_moments_as_large_as_what_it_reads() -> None:
     model = built(3)
     found = moments_of(model, batch(*LENGTHS))
@@ -138,12 +121,9 @@ def test_an_embedding_of_its_own_for_each_step_is_not_one_map() -> None:
 
 @pytest.mark.parametrize("shape", [(3,), (5, 3)])
 def test_batches_add_up(shape: tuple[int, ...]) -> None:
-    model, whole = built(*shape), batch(*LENGTHS)
-    parts = [
-        Padded(whole.values[:3], whole.lengths[:3]),
-        Padded(whole.values[3:, :4], whole.lengths[3:]),
-    ]
-    one, two = moments_of(model, whole), moments_of(model, *parts)
+    model, (values, lengths) = built(*shape), batch(*LENGTHS)
+    parts = [Padded(values[:3], lengths[:3]), Padded(values[3:, :4], lengths[3:])]
+    one, two = moments_of(model, Padded(values, lengths)), moments_of(model, *parts)
     assert one.keys() == two.keys()
     for name, moments in one.items():
         torch.testing.assert_close(two[name], moments, rtol=1e-4, atol=1e-6)

@@ -20,7 +20,6 @@ from common.config import Sampler, SamplerConfig
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", FutureWarning)  # of tensordict, about the classes of posteriors
     from posteriors.sgmcmc import sghmc, sgld
-    from posteriors.types import Transform
 
 CHAINS = 4000
 MEAN = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
@@ -32,11 +31,6 @@ SGHMC = SamplerConfig(Sampler.sghmc, lr=0.002, friction=0.1)
 both = pytest.mark.parametrize("config", [SGLD, SGHMC], ids=["sgld", "sghmc"])
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def gradient_at(parameters: Tensor) -> Tensor:
     """Return the gradient of the mean loss, (C * D,), at every chain's place."""
     return ((parameters.reshape(-1, 3) - MEAN) @ CURVATURE).flatten()
@@ -46,35 +40,25 @@ def walk(
     config: SamplerConfig,
     plan: SamplingPlan,
     start: Tensor,
-    examples: int = 1,
+    examples: int,
     seed: int = 0,
     gradient: Callable[[Tensor], Tensor] = gradient_at,
-) -> tuple[WeightSampler, Tensor]:
-    """Return the state at the end, and every iterate (steps, C * D)."""
-    state = WeightSampler(config, plan, start, examples, seed)
-    iterates = []
+) -> tuple[WeightSampler, list[Tensor]]:
+    """Return the state at the end, and every iterate (C * D,)."""
+    state, iterates = WeightSampler(config, plan, start, examples, seed), [start]
     for _ in range(plan.num_samples * plan.segment):
         assert state.moves
-        moved = state.step(start, gradient(start))
+        moved = state.step(iterates[-1], gradient(iterates[-1]))
         assert moved is not None
-        start = moved
-        iterates.append(start)
-    return state, torch.stack(iterates)
+        iterates.append(moved)
+    return state, iterates[1:]
 
 
-def draws(config: SamplerConfig, examples: int, segment: int = 600, seed: int = 0) -> Tensor:
+def draws(config: SamplerConfig, examples: int, segment: int = 600) -> Tensor:
     """Return samples (S * C, D) of chains that begin at 0; those of a chain are far apart."""
-    plan = SamplingPlan(2, segment, 0)
-    state = WeightSampler(config, plan, torch.zeros(CHAINS * 3).double(), examples, seed)
-    place = torch.zeros(CHAINS * 3, dtype=torch.float64)
-    for _ in range(2 * segment):
-        moved = state.step(place, gradient_at(place))
-        assert moved is not None
-        place = moved
+    start = torch.zeros(CHAINS * 3, dtype=torch.float64)
+    state, _ = walk(config, SamplingPlan(2, segment, 0), start, examples)
     return state.collect().reshape(-1, 3)
-
-
-# --- The Gaussian -----------------------------------------------------------------------------
 
 
 @both
@@ -110,8 +94,6 @@ def test_a_large_rate_errs_as_theory_says(config: SamplerConfig, bias: float) ->
     torch.testing.assert_close(variances, expected, rtol=0.06, atol=0)
 
 
-# --- A peer: posteriors -----------------------------------------------------------------------
-
 # Both set log p = -n loss. A step eps of sgld there is lr / n. For sghmc, where momenta m have unit
 # variance, v = eps m, a = eps alpha and lr = eps^2 n.
 EXAMPLES = 20
@@ -122,21 +104,17 @@ def log_posterior(parameters: Tensor, _: object) -> tuple[Tensor, Tensor]:
     return -EXAMPLES * ((away @ CURVATURE) * away).sum() / 2, torch.tensor([])
 
 
-def peer(config: SamplerConfig) -> Transform:
-    if config.name is Sampler.sgld:
-        return sgld.build(log_posterior, lr=config.lr / EXAMPLES, temperature=config.temperature)
-    eps = (config.lr / EXAMPLES) ** 0.5
-    return sghmc.build(
-        log_posterior, lr=eps, alpha=config.friction / eps, temperature=config.temperature
-    )
-
-
-def peer_walk(config: SamplerConfig, start: Tensor, steps: int, seed: int) -> Tensor:
+def peer_walk(config: SamplerConfig, start: Tensor, steps: int) -> Tensor:
     """Return the iterates (steps, C * D) of chains that begin at rest."""
-    torch.manual_seed(seed)
-    transform = peer(config)
-    momenta = {} if config.name is Sampler.sgld else {"momenta": 0.0}
-    state = transform.init(start.clone(), **momenta)
+    torch.manual_seed(3)
+    eps, temperature = (config.lr / EXAMPLES) ** 0.5, config.temperature
+    if config.name is Sampler.sgld:
+        transform = sgld.build(log_posterior, lr=eps**2, temperature=temperature)
+        state = transform.init(start.clone())
+    else:
+        alpha = config.friction / eps
+        transform = sghmc.build(log_posterior, lr=eps, alpha=alpha, temperature=temperature)
+        state = transform.init(start.clone(), momenta=0.0)
     iterates = []
     for _ in range(steps):
         state, _ = transform.update(state, None)
@@ -147,7 +125,7 @@ def peer_walk(config: SamplerConfig, start: Tensor, steps: int, seed: int) -> Te
 def test_with_the_same_noise_sgld_is_that_of_posteriors() -> None:
     config, start = SamplerConfig(Sampler.sgld, lr=0.1, temperature=0.5), torch.zeros(6).double()
     _, iterates = walk(config, SamplingPlan(1, 50, 0), start, EXAMPLES, seed=3)
-    torch.testing.assert_close(peer_walk(config, start, 50, seed=3), iterates)
+    torch.testing.assert_close(peer_walk(config, start, 50), torch.stack(iterates))
 
 
 def test_with_the_same_noise_sghmc_is_that_of_posteriors_a_gradient_behind() -> None:
@@ -163,6 +141,6 @@ def test_with_the_same_noise_sghmc_is_that_of_posteriors_a_gradient_behind() -> 
 
     plan = SamplingPlan(1, 50, 0)
     _, iterates = walk(config, plan, start, EXAMPLES, seed=3, gradient=gradient_behind)
-    theirs = peer_walk(config, start, 51, seed=3)
+    theirs = peer_walk(config, start, 51)
     torch.testing.assert_close(theirs[0], start)
-    torch.testing.assert_close(theirs[1:], iterates)
+    torch.testing.assert_close(theirs[1:], torch.stack(iterates))

@@ -21,6 +21,7 @@ from common.config import Config, compose_config
 from common.data.federation import load_joint
 from common.errors import UserError
 
+AUDIO = ClientKey("audio", 0)
 SMALL = ("dataset.num_items=120", "dataset.num_speakers=24", "clients.default=2")
 
 
@@ -33,34 +34,26 @@ def npz(path: Path, *overrides: str) -> Config:
     return compose_config("config", ["dataset=npz", f"dataset.path={path}", *overrides])
 
 
-def write_site(path: Path, items: int = 12) -> dict[str, np.ndarray]:
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    return write_site(tmp_path / "site.npz")
+
+
+def write_site(path: Path, items: int = 12) -> Path:
     rng = np.random.default_rng(0)
-    arrays = {
-        "label": rng.normal(size=items).astype(np.float32),
-        "audio": rng.normal(size=(items, 3, 5)).astype(np.float32),
-    }
-    np.savez(path, **arrays)
-    return arrays
-
-
-# --- The node's configuration -----------------------------------------------------------------
+    features = rng.normal(size=(items, 3, 5)).astype(np.float32)
+    np.savez(path, label=rng.normal(size=items).astype(np.float32), audio=features, text=features)
+    return path
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
         ({"partition-id": 2, "num-partitions": 3}, SimulatedNode(2, 3)),
-        ({"modality": "audio"}, DeployedNode(ClientKey("audio", 0), None)),
         ({"modality": "audio_2", "part": 4}, DeployedNode(ClientKey("audio_2", 4), None)),
-        (
-            {"modality": "vision", "part": 1, "data": "/x/site one.npz"},
-            DeployedNode(ClientKey("vision", 1), "/x/site one.npz"),
-        ),
+        ({"modality": "audio", "data": "/x y.npz"}, DeployedNode(AUDIO, "/x y.npz")),
         # What Flower itself sets does not hide what the site says.
-        (
-            {"modality": "audio", "partition-id": 0, "num-partitions": 3},
-            DeployedNode(ClientKey("audio", 0), None),
-        ),
+        ({"modality": "audio", "partition-id": 0, "num-partitions": 3}, DeployedNode(AUDIO, None)),
     ],
 )
 def test_configuration_is_read(settings: dict[str, NodeValue], expected: Node) -> None:
@@ -87,24 +80,16 @@ def test_mistake_in_the_configuration_is_one_line_that_names_it(
     with pytest.raises(UserError) as raised:
         parse_node(settings)
     message = str(raised.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message
-
-
-# --- Who is hosted where ----------------------------------------------------------------------
+    assert "\n" not in message and all(word in message for word in words)
 
 
 @pytest.mark.parametrize("nodes", [4, 11])
 def test_simulated_nodes_share_all_clients_each_once(nodes: int) -> None:
     config = synthetic("clients.audio=3")
     hosted = [
-        key
-        for partition in range(nodes)
-        for key in hosted_clients(SimulatedNode(partition, nodes), config)
+        key for part in range(nodes) for key in hosted_clients(SimulatedNode(part, nodes), config)
     ]
-    assert len(hosted) == len(set(hosted)) == 7
-    assert set(hosted) == set(load_joint(config).clients)
+    assert len(hosted) == 7 and set(hosted) == set(load_joint(config).clients)
 
 
 def test_same_client_has_the_same_data_on_any_node() -> None:
@@ -118,15 +103,9 @@ def test_same_client_has_the_same_data_on_any_node() -> None:
         assert data.modality == "audio"
 
 
-def test_site_with_a_file_does_not_read_another_modality_from_it(tmp_path: Path) -> None:
-    arrays = write_site(tmp_path / "site.npz")
-    np.savez(tmp_path / "site.npz", **arrays, vision=arrays["audio"])
-    node = DeployedNode(ClientKey("audio", 0), str(tmp_path / "site.npz"))
-    with pytest.raises(UserError, match="vision-0"):
-        client_data(node, ClientKey("vision", 0), npz(tmp_path / "site.npz"))
-
-
-# --- The answer to a query --------------------------------------------------------------------
+def test_site_with_a_file_does_not_read_another_modality_from_it(site: Path) -> None:
+    with pytest.raises(UserError, match="text-0"):
+        client_data(DeployedNode(AUDIO, str(site)), ClientKey("text", 0), npz(site))
 
 
 def test_description_sums_the_train_items_of_the_joint_dataset() -> None:
@@ -150,44 +129,32 @@ def test_description_sums_the_train_items_of_the_joint_dataset() -> None:
         np.testing.assert_allclose(client.moments.squares, len(rows) * rows.var(axis=0))
 
 
-def test_mistakes_become_the_description_s_error(tmp_path: Path) -> None:
-    write_site(tmp_path / "site.npz")
-    audio, vision = ClientKey("audio", 0), ClientKey("vision", 0)
-    with_file = npz(tmp_path / "site.npz")
-    cases = [
+def test_mistakes_become_the_description_s_error(site: Path) -> None:
+    for node, config, word in [
         (DeployedNode(ClientKey("audio", 9), None), synthetic(), "audio-9"),
         (DeployedNode(ClientKey("smell", 0), None), synthetic(), "smell-0"),
-        (DeployedNode(audio, str(tmp_path / "absent.npz")), with_file, "absent.npz"),
-        (DeployedNode(vision, str(tmp_path / "site.npz")), with_file, "'vision'"),
-        (DeployedNode(audio, str(tmp_path / "site.npz")), synthetic(), "dataset=npz"),
+        (DeployedNode(AUDIO, str(site.parent / "absent.npz")), npz(site), "absent.npz"),
+        (DeployedNode(ClientKey("vision", 0), str(site)), npz(site), "'vision'"),
+        (DeployedNode(AUDIO, str(site)), synthetic(), "dataset=npz"),
         (SimulatedNode(0, 1), synthetic("clients.audio=90"), "clients"),
-    ]
-    for node, config, word in cases:
+    ]:
         description = describe(node, config)
         assert description.clients == ()
-        assert word in description.error
-        assert "\n" not in description.error
+        assert word in description.error and "\n" not in description.error
 
 
-# --- A process that stays ---------------------------------------------------------------------
-
-
-def test_a_site_s_file_that_was_replaced_is_read_again(tmp_path: Path) -> None:
-    path, key = tmp_path / "site.npz", ClientKey("audio", 0)
-    node = DeployedNode(key, str(path))
-    config = npz(tmp_path / "joint.npz")
-    write_site(path, items=12)
-    first = client_data(node, key, config)
-    assert client_data(node, key, config) is first
-    write_site(path, items=20)
-    assert len(client_data(node, key, config).labels) == 20
+def test_a_site_s_file_that_was_replaced_is_read_again(site: Path) -> None:
+    node, config = DeployedNode(AUDIO, str(site)), npz(site.parent / "joint.npz")
+    first = client_data(node, AUDIO, config)
+    assert client_data(node, AUDIO, config) is first
+    write_site(site, items=20)
+    assert len(client_data(node, AUDIO, config).labels) == 20
 
 
 def test_the_run_s_data_that_were_replaced_are_read_again(tmp_path: Path) -> None:
-    path, key = tmp_path / "joint.npz", ClientKey("audio", 0)
-    config, sizes = npz(path, "clients.default=1"), []
-    for items in (30, 60):
+    path, sizes = tmp_path / "joint.npz", []
+    for items in (30, 120):
         write_site(path, items)
-        data = client_data(DeployedNode(key, None), key, config)
+        data = client_data(DeployedNode(AUDIO, None), AUDIO, npz(path, "clients.default=1"))
         sizes.append(len(data.labels))
-    assert sizes[0] < 30 < sizes[1] < 60
+    assert sizes[0] < 30 < sizes[1] < 120

@@ -12,8 +12,6 @@ from common.model.calibration import label_sums
 from common.model.losses import task_loss
 from common.task import Task
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 CLASSES = 3
 EDGES = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
 
@@ -25,30 +23,21 @@ def vector(*values: float) -> Tensor:
 def batch(task: Task, items: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
     source = torch.Generator().manual_seed(seed)
     outputs = torch.randn(items, 1 if task is Task.regression else CLASSES, generator=source)
-    match task:
-        case Task.regression:
-            return outputs, 1.5 * torch.randn(items, generator=source)
-        case Task.classification:
-            return outputs, torch.randint(CLASSES, (items,), generator=source)
-        case Task.multilabel:
-            return outputs, torch.rand(items, CLASSES, generator=source).lt(0.3).float()
-
-
-def edges_of(task: Task) -> Tensor | None:
-    return EDGES if task is Task.regression else None
+    if task is Task.regression:
+        return outputs, 1.5 * torch.randn(items, generator=source)
+    if task is Task.classification:
+        return outputs, torch.randint(CLASSES, (items,), generator=source)
+    return outputs, torch.rand(items, CLASSES, generator=source).lt(0.3).float()
 
 
 def sums_of(labels: Tensor, task: Task) -> Tensor:
-    return label_sums(labels, task, CLASSES, edges_of(task))
-
-
-# --- Formulas ---------------------------------------------------------------------------------
+    return label_sums(labels, task, CLASSES, EDGES if task is Task.regression else None)
 
 
 @pytest.mark.parametrize("task", list(Task))
 def test_without_shares_it_is_the_loss_of_the_task(task: Task) -> None:
     outputs, labels = batch(task)
-    objective = local_objective(task, sums_of(labels, task), torch.zeros(0), edges_of(task))
+    objective = local_objective(task, sums_of(labels, task), torch.zeros(0), EDGES)
     assert objective == Objective(task)
     assert torch.equal(objective(outputs, labels), task_loss(outputs, labels, task))
 
@@ -79,17 +68,14 @@ def test_items_are_weighted_by_the_ratio_of_shares_of_their_bin() -> None:
     labels = torch.tensor([-2.0, -2.0, -0.5, -0.5, -0.5, 0.5])
     outputs = torch.tensor([[0.0], [-1.0], [1.0], [0.0], [0.0], [0.5]])
     pooled = vector(0.2, 0.3, 0.4, 0.1)
-    objective = local_objective(
-        Task.regression, sums_of(labels, Task.regression), pooled, EDGES.float()
-    )
+    sums = sums_of(labels, Task.regression)
+    objective = local_objective(Task.regression, sums, pooled, EDGES.float())
     ratios = pooled * 7 / (vector(2, 3, 1, 0) + pooled)
     weights = ratios[[0, 0, 1, 1, 1, 2]]
     errors = vector(2, 1, 1.5, 0.5, 0.5, 0)
     expected = (weights / weights.mean() * errors).mean()
     assert objective(outputs, labels).item() == pytest.approx(expected.item(), rel=1e-6)
 
-
-# --- What holds for every client --------------------------------------------------------------
 
 shares = st.lists(st.floats(0.01, 1.0), min_size=4, max_size=4)
 counts = st.lists(st.integers(0, 50), min_size=4, max_size=4).filter(any)
@@ -124,8 +110,3 @@ def test_what_a_client_has_never_seen_or_always_sees_stays_finite(
     )
     loss.backward()
     assert loss.isfinite() and outputs.grad is not None and outputs.grad.isfinite().all()
-
-
-# --- What is learnt ---------------------------------------------------------------------------
-
-POOLED, SKEWED = vector(0.5, 0.3, 0.2), vector(0.1, 0.1, 0.8)

@@ -15,6 +15,7 @@ from common.structures.inputs import mapped_gaussian
 from server.aggregation.pbea import PosteriorSum
 
 Array = NDArray[np.float64]
+scales = st.sampled_from(list(Scale))
 
 
 def draws(*shape: int, seed: int = 0) -> Array:
@@ -29,18 +30,11 @@ def fit(samples: Array, config: EncoderConfig) -> Gaussian:
     return fit_gaussian(torch.from_numpy(samples), config)
 
 
-def precision_of(samples: Array, config: EncoderConfig) -> Array:
-    gaussian = fit(samples, config)
-    assert gaussian.precision is not None
-    precision: Array = gaussian.precision.numpy()
-    return precision
-
-
-def row_covariance(samples: Array) -> Array:
-    """Average the covariances of the rows, of which each has one value a sample."""
-    rows = np.moveaxis(samples.reshape(*samples.shape[:2], -1), 1, 0)
-    covariance: Array = np.mean([np.cov(row, rowvar=False) for row in rows], axis=0)
-    return covariance
+def shrunk(covariance: Array, shrinkage: float, scale: Scale) -> tuple[Array, float]:
+    """Return a covariance shrunk to its mean variance, and the factor of its inverse."""
+    t = np.trace(covariance) / len(covariance)
+    towards = shrinkage * t * np.eye(len(covariance)) + (1 - shrinkage) * covariance
+    return towards, t if scale is Scale.relative else 1.0
 
 
 @pytest.mark.parametrize("shape", [(6, 4, 3), (2, 5, 2), (5, 3, 2, 3)])
@@ -51,12 +45,12 @@ def test_row_precision_is_the_formula(
 ) -> None:
     samples = draws(*shape)
     gaussian = fit(samples, EncoderConfig("pbea", "row", shrinkage, scale))
-    covariance = row_covariance(samples)
-    t = np.trace(covariance) / len(covariance)
-    shrunk = shrinkage * t * np.eye(len(covariance)) + (1 - shrinkage) * covariance
-    expected = (t if scale is Scale.relative else 1.0) * np.linalg.inv(shrunk)
-    assert gaussian.form is Form.row
-    assert gaussian.precision is not None
+    # The mean of the covariances of the rows, of which each has one value a sample.
+    rows = np.moveaxis(samples.reshape(*samples.shape[:2], -1), 1, 0)
+    covariance = np.mean([np.cov(row, rowvar=False) for row in rows], axis=0)
+    towards, factor = shrunk(covariance, shrinkage, scale)
+    assert gaussian.form is Form.row and gaussian.precision is not None
+    expected = factor * np.linalg.inv(towards)
     np.testing.assert_allclose(gaussian.precision.numpy(), expected, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(gaussian.mean.numpy(), samples.mean(axis=0), rtol=1e-12)
 
@@ -65,12 +59,12 @@ def test_row_precision_is_the_formula(
 @pytest.mark.parametrize("scale", list(Scale))
 def test_diagonal_precision_is_the_formula(shape: tuple[int, ...], scale: Scale) -> None:
     samples = draws(*shape)
-    config = EncoderConfig("pbea", "diagonal", 0.3, scale)
+    gaussian = fit(samples, EncoderConfig("pbea", "diagonal", 0.3, scale))
     variance = samples.var(axis=0, ddof=1)
     t = variance.mean()
     expected = (t if scale is Scale.relative else 1.0) / (0.3 * t + 0.7 * variance)
-    assert fit(samples, config).form is Form.diagonal
-    np.testing.assert_allclose(precision_of(samples, config), expected, rtol=1e-9)
+    assert gaussian.form is Form.diagonal and gaussian.precision is not None
+    np.testing.assert_allclose(gaussian.precision.numpy(), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("structure", ["diagonal", "row", "low_rank", "inputs"])
@@ -86,7 +80,7 @@ def test_no_spread_is_an_identity(structure: str, scale: Scale) -> None:
 
 @given(
     shrinkage=st.floats(1e-3, 1.0),
-    scale=st.sampled_from(list(Scale)),
+    scale=scales,
     size=st.integers(1, 12),
     samples=st.integers(2, 8),
     exponent=st.integers(-6, 3),
@@ -107,13 +101,6 @@ def test_precision_that_is_sent_is_symmetric_positive_definite(
     assert torch.linalg.eigvalsh((precision + precision.T) / 2).min() > 0
 
 
-# --- Low rank ---------------------------------------------------------------------------------
-
-
-def low_rank(shrinkage: float = 0.5, scale: Scale = Scale.relative) -> EncoderConfig:
-    return EncoderConfig("pbea", "low_rank", shrinkage, scale)
-
-
 def change_of(samples: Array, received: Array, config: EncoderConfig) -> Array:
     """Return what the mean that is sent takes off what was received."""
     gaussian = fit_gaussian(torch.from_numpy(samples), config, torch.from_numpy(received))
@@ -126,29 +113,25 @@ def dense_change(samples: Array, received: Array, config: EncoderConfig) -> Arra
     """Solve with the covariance over all entries, as large as it is."""
     flat = samples.reshape(len(samples), -1)
     covariance = np.atleast_2d(np.cov(flat, rowvar=False))
-    t = np.trace(covariance) / len(covariance)
-    shrunk = config.shrinkage * t * np.eye(len(covariance)) + (1 - config.shrinkage) * covariance
-    factor = t if config.scale is Scale.relative else 1.0
-    solved = np.linalg.solve(shrunk, received.ravel() - flat.mean(axis=0))
+    towards, factor = shrunk(covariance, config.shrinkage, config.scale)
+    solved = np.linalg.solve(towards, received.ravel() - flat.mean(axis=0))
     return (factor * solved).reshape(received.shape)
 
 
 @given(
-    samples=st.integers(2, 9),
-    shape=st.lists(st.integers(1, 5), min_size=1, max_size=3),
-    shrinkage=st.floats(1e-4, 1.0),
-    scale=st.sampled_from(list(Scale)),
-    size=st.integers(-4, 4),
-    seed=st.integers(0, 999),
+    st.integers(2, 9),
+    st.lists(st.integers(1, 5), min_size=1, max_size=3),
+    st.builds(EncoderConfig, st.just("pbea"), st.just("low_rank"), st.floats(1e-4, 1.0), scales),
+    st.integers(-4, 4),
+    st.integers(0, 999),
 )
 @settings(max_examples=60, deadline=None)
 def test_low_rank_is_the_dense_solve(
-    samples: int, shape: list[int], shrinkage: float, scale: Scale, size: int, seed: int
+    samples: int, shape: list[int], config: EncoderConfig, size: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
     drawn = 10.0**size * rng.normal(size=(samples, *shape))
     received = 10.0**size * rng.normal(size=shape)
-    config = low_rank(shrinkage, scale)
     expected = dense_change(drawn, received, config)
     found = change_of(drawn, received, config)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
@@ -181,12 +164,10 @@ def test_low_rank_is_fedpa_s_recursion(samples: int, rho: float, scale: Scale) -
     drawn = rng.normal(size=(samples, 7))
     drawn /= drawn.var(axis=0, ddof=1).mean() ** 0.5
     received = rng.normal(size=7)
-    config = low_rank(1 / (1 + (samples - 1) * rho), scale)
+    config = EncoderConfig("pbea", "low_rank", 1 / (1 + (samples - 1) * rho), scale)
     expected = fedpa_change(drawn, received, rho)
     np.testing.assert_allclose(change_of(drawn, received, config), expected, rtol=1e-7)
 
-
-# --- By what a map reads ----------------------------------------------------------------------
 
 ITEMS = (40, 90, 25)
 
@@ -197,19 +178,15 @@ def inputs_of(client: int) -> Array:
 
 
 def moments_of(inputs: Array) -> Array:
-    moments: Array = inputs.T @ inputs / len(inputs)
-    return moments
+    return inputs.T @ inputs / len(inputs)
 
 
-def merged(
-    weights: list[Array], moments: list[Array], shrinkage: float, scale: Scale = Scale.absolute
-) -> Array:
+def merged(weights: list[Array], moments: list[Array], shrinkage: float) -> Array:
     """Merge maps (out, in) at the server by what each client's reads."""
     total = PosteriorSum()
-    for items, weight, each in zip(ITEMS, weights, moments, strict=True):
-        gaussian = mapped_gaussian(
-            torch.from_numpy(weight), torch.from_numpy(each), shrinkage, scale
-        )
+    for items, weight, own in zip(ITEMS, weights, moments, strict=True):
+        arrays = (torch.from_numpy(weight), torch.from_numpy(own))
+        gaussian = mapped_gaussian(*arrays, shrinkage, Scale.absolute)
         total = total.add(Posterior.of({"w": gaussian}), items)
     found: Array = total.finish()["w"].numpy()
     return found
@@ -228,18 +205,13 @@ def test_clients_at_their_least_squares_merge_to_that_of_all_items() -> None:
     assert np.abs(average - pooled).max() > 0.1 * np.abs(pooled).max()
 
 
-@given(
-    shrinkage=st.floats(1e-3, 1.0),
-    scale=st.sampled_from(list(Scale)),
-    exponent=st.integers(-6, 6),
-)
+@given(st.floats(1e-3, 1.0), scales, st.integers(-6, 6))
 @settings(max_examples=40, deadline=None)
 def test_precision_of_a_map_is_the_formula(shrinkage: float, scale: Scale, exponent: int) -> None:
     moments = 10.0**exponent * moments_of(inputs_of(0))
     mean = torch.from_numpy(draws(1, 2, 3)[0])
     gaussian = mapped_gaussian(mean, torch.from_numpy(moments), shrinkage, scale)
-    t = np.trace(moments) / 3
-    expected = (1 - shrinkage) * moments + shrinkage * t * np.eye(3)
+    expected, t = shrunk(moments, shrinkage, Scale.relative)
     assert gaussian.form is Form.row and gaussian.precision is not None
     expected = expected / t if scale is Scale.relative else expected
     np.testing.assert_allclose(gaussian.precision.numpy(), expected, rtol=1e-9, atol=1e-12 * t)

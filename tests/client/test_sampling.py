@@ -13,7 +13,6 @@ LAST = SamplerConfig(Sampler.last)
 
 
 LANGEVIN = (Sampler.sgld, Sampler.sghmc)
-FREE_ENDED = (Sampler.iasg, *LANGEVIN)
 
 
 def iasg(num_samples: int, burn_in: float, segment: int | None = None) -> SamplerConfig:
@@ -47,20 +46,9 @@ def test_plan(config: SamplerConfig, steps: int, expected: SamplingPlan) -> None
     assert make_plan(config, steps) == expected
 
 
-def start(
-    config: SamplerConfig,
-    plan: SamplingPlan,
-    parameters: Tensor,
-    *,
-    examples: int = 1,
-    seed: int = 0,
-) -> WeightSampler:
-    return WeightSampler(config, plan, parameters, examples, seed)
-
-
 def run(config: SamplerConfig, plan: SamplingPlan, iterates: Tensor) -> Tensor:
     """Sample from the iterates of an optimiser."""
-    state = start(config, plan, iterates[0])
+    state = WeightSampler(config, plan, iterates[0], 1, 0)
     for iterate in iterates:
         assert not state.moves
         found = state.step(iterate if state.wants else None)
@@ -84,22 +72,18 @@ def test_last_is_the_last_iterate_bit_for_bit() -> None:
     assert torch.equal(run(LAST, make_plan(LAST, 9), iterates), iterates[-1:])
 
 
-@pytest.mark.parametrize("name", FREE_ENDED)
+@pytest.mark.parametrize("name", [Sampler.iasg, *LANGEVIN])
 def test_burn_in_wants_no_iterate_and_leaves_the_steps_to_the_optimiser(name: Sampler) -> None:
     parameters = torch.zeros(1)
-    state = start(SamplerConfig(name), SamplingPlan(2, 1, 3), parameters)
-    wanted, moves = [], []
-    for _ in range(5):
-        wanted.append(state.wants)
-        moves.append(state.moves)
-        found = state.step(parameters if wanted[-1] else None, torch.ones(1))
-        assert wanted[-1] or found is None
-    assert wanted == [False, False, False, True, True]
-    assert moves == (wanted if name in LANGEVIN else [False] * 5)
+    state = WeightSampler(SamplerConfig(name), SamplingPlan(2, 1, 3), parameters, 1, 0)
+    for wanted in (False, False, False, True, True):
+        assert (state.wants, state.moves) == (wanted, wanted and name in LANGEVIN)
+        found = state.step(parameters if wanted else None, torch.ones(1))
+        assert wanted or found is None
 
 
 def test_collecting_too_early_raises() -> None:
-    state = start(SamplerConfig(Sampler.iasg), SamplingPlan(2, 2, 1), torch.zeros(3))
+    state = WeightSampler(SamplerConfig(), SamplingPlan(2, 2, 1), torch.zeros(3), 1, 0)
     for _ in range(4):
         state.step(torch.zeros(3), torch.zeros(3))
     with pytest.raises(RuntimeError, match="4 of 5"):

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from flwr.app import Context, Message, MessageType, RecordDict
-from flwr.clientapp import ClientApp
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
@@ -34,9 +34,6 @@ RUN = 7
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
 
-# --- Pauses -----------------------------------------------------------------------------------
-
-
 @given(longest=st.floats(0.1, 10), looks=st.integers(1, 200))
 def test_each_pause_is_a_tenth_of_the_wait_and_at_most_the_longest(
     longest: float, looks: int
@@ -52,14 +49,9 @@ def test_each_pause_is_a_tenth_of_the_wait_and_at_most_the_longest(
 def test_pauses_start_anew_after_a_reset_and_for_another_limit() -> None:
     slept: list[float] = []
     pause = GrowingPause(slept.append)
-    for longest in (9, 9, 5, 9, 9):
-        pause.wait(longest)
-    pause.reset()
-    pause.wait(9)
+    for longest in (9, 9, 5, 9, 9, None, 9):
+        pause.wait(longest) if longest else pause.reset()
     assert slept == pytest.approx([0.05, 0.055, 0.05, 0.05, 0.055, 0.05])
-
-
-# --- Messages of runs that end ----------------------------------------------------------------
 
 
 def ended(*_: object) -> Any:
@@ -110,20 +102,14 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("patched")
-def test_a_message_of_a_run_that_goes_on_is_kept() -> None:
+@pytest.mark.parametrize("ends", ["never", "while fetching", "while confirming"])
+def test_a_message_is_kept_unless_its_run_ends(ends: str) -> None:
     node = SuperNode()
-    assert node.pull(node.content, lambda *_: None) == RUN
-    assert node.waiting() == (1, 1)
-
-
-@pytest.mark.usefixtures("patched")
-@pytest.mark.parametrize("while_fetching", [True, False])
-def test_a_message_whose_run_ends_leaves_nothing_to_wait_for(while_fetching: bool) -> None:
-    node = SuperNode()
-    pull, confirm = (ended, lambda *_: None) if while_fetching else (node.content, ended)
-    assert node.pull(pull, confirm) is None
-    assert node.waiting() == (0, 0)
-    assert len(node.store) == 0
+    pull = ended if ends == "while fetching" else node.content
+    confirm = ended if ends == "while confirming" else lambda *_: None
+    assert node.pull(pull, confirm) == (RUN if ends == "never" else None)
+    assert node.waiting() == ((1, 1) if ends == "never" else (0, 0))
+    assert ends == "never" or len(node.store) == 0
 
 
 def test_flower_itself_leaves_a_task_without_content() -> None:
@@ -133,11 +119,8 @@ def test_flower_itself_leaves_a_task_without_content() -> None:
     assert node.waiting() == (1, 1)
 
 
-# --- What the worker answers ------------------------------------------------------------------
-
-
-def worker(client_app: ClientApp = app, installed: str = "1.2.3") -> Worker:
-    return Worker(client_app, "127.0.0.1:1", b"secret", installed=installed)
+def worker() -> Worker:
+    return Worker(app, "127.0.0.1:1", b"secret", installed="1.2.3")
 
 
 def query() -> tuple[Message, Context]:
@@ -150,11 +133,8 @@ def test_it_answers_with_the_installed_code_and_refuses_runs_of_another_version(
     reply = worker().answer(*query(), "1.2.3")
     # The app itself answers with the mistake in the run's settings.
     assert "rounds" in decode_description(reply.content).error
-    reply = worker().answer(*query(), "2.0.0")
-    assert reply.error.reason == (
-        "the run is of ha-fedformer 2.0.0 and this site has 1.2.3 installed; install the same "
-        "version on both sides"
-    )
+    reason = worker().answer(*query(), "2.0.0").error.reason
+    assert "2.0.0" in reason and "1.2.3 installed" in reason
 
 
 @pytest.mark.parametrize(
@@ -165,20 +145,12 @@ def test_it_answers_with_the_installed_code_and_refuses_runs_of_another_version(
 def test_a_message_that_fails_does_not_keep_the_next_from_being_answered(
     monkeypatch: pytest.MonkeyPatch, mishap: BaseException
 ) -> None:
-    outcomes = iter([mishap, SystemExit])
-
-    def work(_token: str) -> None:
-        raise next(outcomes)
-
     tried = worker()
     tasks = SimpleNamespace(AcquireTask=lambda _request: SimpleNamespace(token="t"))
     monkeypatch.setattr(tried, "_connect", lambda *_: tasks)
-    monkeypatch.setattr(tried, "_work", work)
+    monkeypatch.setattr(tried, "_work", Mock(side_effect=[mishap, SystemExit]))
     with pytest.raises(SystemExit):
         tried.run()
-
-
-# --- Its process ------------------------------------------------------------------------------
 
 
 @pytest.fixture

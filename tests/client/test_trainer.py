@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from client.objective import Objective
-from client.trainer import RoundOptions, train, validation_outputs
+from client.trainer import RoundOptions, Trained, train, validation_outputs
 from common.config import ClientConfig, ModelConfig, Optimizer, Sampler, SamplerConfig
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
@@ -20,48 +20,34 @@ from common.task import Task
 LAST = SamplerConfig(Sampler.last)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    """Train as `client.app.run_round` does; threads only get in each other's way here."""
-    torch.set_num_threads(1)
-
-
 SMALL = ModelConfig(width=8, heads=2, layers=1, decoder_layers=1)
 NO_DROPOUT = replace(SMALL, embedding_dropout=0.0, relu_dropout=0.0, residual_dropout=0.0)
 
 
-def client_data(
-    items: int = 40, *, validation: int = 10, task: Task = Task.regression
-) -> ClientData:
+def client_data(items: int = 40, *, validation: int = 10) -> ClientData:
     """Make ragged items whose label is a function of their last row."""
-    rng = np.random.default_rng(0)
+    rng, index = np.random.default_rng(0), np.arange(items)
     lengths = rng.integers(1, 6, items)
     starts = np.cumsum(lengths) - lengths
     values = rng.normal(size=(lengths.sum(), 4)).astype(np.float32)
-    score = values[starts + lengths - 1, 0]
-    labels = score if task is Task.regression else (score > 0).astype(np.int64)
-    index = np.arange(items)
-    return ClientData(
-        "audio",
-        task,
-        Sequences(values, starts, lengths),
-        labels,
-        index,
-        index[validation:],
-        index[:validation][::-1].copy(),
-    )
+    labels, sequences = values[starts + lengths - 1, 0], Sequences(values, starts, lengths)
+    sides = (index[validation:], index[:validation][::-1].copy())
+    return ClientData("audio", Task.regression, sequences, labels, index, *sides)
 
 
-def model_for(
-    config: ModelConfig = NO_DROPOUT, *, task: Task = Task.regression, seed: int = 0
-) -> HAFedformer:
-    outputs = 1 if task is Task.regression else 2
-    return build_model(ModelSpec({"audio": (4,)}, outputs, task, config), seed)
+def model_for(config: ModelConfig = NO_DROPOUT) -> HAFedformer:
+    return build_model(ModelSpec({"audio": (4,)}, 1, Task.regression, config), seed=0)
 
 
 def settings(**changes: object) -> ClientConfig:
     config = ClientConfig(local_epochs=1, batch_size=10, device="cpu", weight_decay=0.0)
     return replace(config, **changes)
+
+
+def one_batch(**changes: Any) -> ClientConfig:
+    """All items in one step, by plain descent, not clipped."""
+    plain = {"batch_size": 100, "optimizer": Optimizer.sgd, "max_grad_norm": 1e6}
+    return settings(**{**plain, **changes})
 
 
 def vector(model: nn.Module) -> Tensor:
@@ -76,17 +62,13 @@ def full_gradient(model: HAFedformer, data: ClientData) -> Tensor:
     return torch.cat([gradient.flatten() for gradient in gradients])
 
 
-# --- One step in closed form ------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("max_norm", [0.01, 1e6])
 def test_gradient_is_clipped_to_its_norm(max_norm: float) -> None:
     data, model = client_data(), model_for()
     before, gradient = vector(model), full_gradient(model, data)
     norm = gradient.norm().item()
     assert 0.01 < norm < 1e6
-    config = settings(lr=0.5, batch_size=100, optimizer=Optimizer.sgd, max_grad_norm=max_norm)
-    train(model, data, config, LAST, 0)
+    train(model, data, one_batch(lr=0.5, max_grad_norm=max_norm), LAST, 0)
     step = before - vector(model)
     expected = 0.5 * gradient * min(1.0, max_norm / norm)
     torch.testing.assert_close(step, expected, rtol=1e-3, atol=1e-6)
@@ -101,9 +83,7 @@ def test_first_step_of_adam_has_the_length_of_the_rate(optimizer: Optimizer, kep
     data, model = client_data(), model_for()
     before, gradient = vector(model), full_gradient(model, data)
     decay = 0.5 if optimizer is Optimizer.adamw else 0.0
-    config = settings(
-        lr=0.01, weight_decay=decay, batch_size=100, optimizer=optimizer, max_grad_norm=1e6
-    )
+    config = one_batch(lr=0.01, weight_decay=decay, optimizer=optimizer)
     train(model, data, config, LAST, 0)
     clear = gradient.abs() > 1e-4
     assert clear.double().mean() > 0.5
@@ -111,32 +91,21 @@ def test_first_step_of_adam_has_the_length_of_the_rate(optimizer: Optimizer, kep
     torch.testing.assert_close(vector(model)[clear], expected[clear], rtol=1e-3, atol=1e-5)
 
 
-# --- Samples ----------------------------------------------------------------------------------
+def samples_of(trained: Trained) -> Tensor:
+    return torch.cat([sample.flatten(1) for sample in trained.samples.values()], dim=1)
 
 
 def test_samples_average_the_iterates_of_their_segments() -> None:
     # Six steps, the last four in two segments; the same run cut short gives every iterate.
-    data, rate = client_data(30, validation=10), 0.05
-    iterates = []
+    data, iterates = client_data(30), []
     for epochs in range(1, 7):
         model = model_for()
-        config = settings(lr=rate, batch_size=100, local_epochs=epochs, optimizer=Optimizer.sgd)
-        train(model, data, config, LAST, 0)
+        train(model, data, one_batch(lr=0.05, local_epochs=epochs), LAST, 0)
         iterates.append(vector(model))
-    config = settings(lr=rate, batch_size=100, local_epochs=6, optimizer=Optimizer.sgd)
-    trained = train(model_for(), data, config, SamplerConfig(Sampler.iasg, 2, 0.34), 0)
-    samples = torch.cat([sample.flatten(1) for sample in trained.samples.values()], dim=1)
+    sampler = SamplerConfig(Sampler.iasg, 2, 0.34)
+    trained = train(model_for(), data, one_batch(lr=0.05, local_epochs=6), sampler, 0)
     expected = torch.stack([(iterates[2] + iterates[3]) / 2, (iterates[4] + iterates[5]) / 2])
-    torch.testing.assert_close(samples, expected, rtol=1e-4, atol=1e-5)
-
-
-# --- What a round changes ---------------------------------------------------------------------
-
-
-def one_batch(**changes: Any) -> ClientConfig:
-    """All items in one step, by plain descent, not clipped."""
-    plain = {"batch_size": 100, "optimizer": Optimizer.sgd, "max_grad_norm": 1e6}
-    return settings(**{**plain, **changes})
+    torch.testing.assert_close(samples_of(trained), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_the_objective_is_what_is_minimised() -> None:
@@ -160,9 +129,6 @@ def test_scaling_the_rate_is_training_at_that_rate(optimizer: Optimizer) -> None
     assert torch.equal(vector(scaled), vector(other))
 
 
-# --- The proximal term ------------------------------------------------------------------------
-
-
 def test_the_proximal_term_pulls_towards_what_was_received() -> None:
     # The first step is free of it; the second is not, and it is not clipped with the gradient.
     data, model, rate, mu, limit = client_data(), model_for(), 0.1, 2.0, 0.5
@@ -174,13 +140,9 @@ def test_the_proximal_term_pulls_towards_what_was_received() -> None:
         step = rate * (limit * gradient / gradient.norm() + pull)
         nn.utils.vector_to_parameters(place - step, model.parameters())
     assert pull.norm() > 0.05
-    held = model_for()
-    config = one_batch(lr=rate, local_epochs=2, max_grad_norm=limit)
+    held, config = model_for(), one_batch(lr=rate, local_epochs=2, max_grad_norm=limit)
     train(held, data, config, LAST, 0, RoundOptions(proximal=mu))
     torch.testing.assert_close(vector(held), vector(model), rtol=1e-4, atol=1e-6)
-
-
-# --- Samplers that move -----------------------------------------------------------------------
 
 
 def test_after_burn_in_sgld_makes_the_steps_itself() -> None:
@@ -199,9 +161,8 @@ def test_after_burn_in_sgld_makes_the_steps_itself() -> None:
     sampler = SamplerConfig(Sampler.sgld, 2, 0.5, lr=0.3, temperature=1.5)
     config = one_batch(lr=0.05, local_epochs=4, max_grad_norm=0.1)
     trained = train(sampled, data, config, sampler, 8)
-    samples = torch.cat([sample.flatten(1) for sample in trained.samples.values()], dim=1)
-    torch.testing.assert_close(samples, torch.stack(expected), rtol=1e-3, atol=1e-4)
-    assert torch.equal(vector(sampled), samples[-1])
+    torch.testing.assert_close(samples_of(trained), torch.stack(expected), rtol=1e-3, atol=1e-4)
+    assert torch.equal(vector(sampled), samples_of(trained)[-1])
     assert trained.steps == 4
 
 
@@ -222,18 +183,12 @@ def test_sghmc_starts_at_rest_after_burn_in_and_feels_the_proximal_term() -> Non
     torch.testing.assert_close(vector(sampled), vector(model), rtol=1e-3, atol=1e-4)
 
 
-# --- Refused ----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("label", [float("nan"), float("inf")])
 def test_loss_that_is_not_finite_raises(label: float) -> None:
     data = client_data()
     data.labels[data.train[3]] = label
     with pytest.raises(FloatingPointError, match="lr"):
         train(model_for(), data, settings(), LAST, 0)
-
-
-# --- Evaluation -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 100])

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import sklearn.calibration
 import sklearn.metrics
@@ -21,57 +22,50 @@ numbers = st.lists(st.tuples(quarters, quarters), min_size=1, max_size=30).map(
 )
 
 
-def seven(value: float) -> int:
-    """Return the place of the class of a number, as Python rounds."""
-    return round(min(max(value, -3), 3)) + 3
-
-
 def drawn(classes: int, count: int = 400) -> tuple[np.ndarray, np.ndarray]:
     """Make true classes and probabilities that know something of them."""
     rng = np.random.default_rng(classes)
     truth = rng.integers(0, classes, count)
     scores = rng.normal(size=(count, classes)) + 2 * np.eye(classes)[truth]
-    return truth, np.exp(scores) / np.exp(scores).sum(axis=1, keepdims=True)
-
-
-# ---- confusion ---------------------------------------------------------------------------------
+    return truth, scipy.special.softmax(scores, axis=1)
 
 
 @settings(max_examples=50, deadline=None)
 @given(numbers)
 def test_numbers_are_counted_in_seven_classes(drawn: np.ndarray) -> None:
-    truth, predicted = drawn
-    expected = np.zeros((7, 7), dtype=int)
-    for true, found in zip(truth, predicted, strict=True):
-        expected[seven(true), seven(found)] += 1
-    confusion = diagnostics(Task.regression, truth, predicted)["confusion"]
-    assert confusion == {"classes": [-3, -2, -1, 0, 1, 2, 3], "counts": expected.tolist()}
+    # As Python rounds; without deviations there is no calibration.
+    classes = [[round(min(max(value, -3), 3)) for value in each] for each in drawn]
+    expected = sklearn.metrics.confusion_matrix(*classes, labels=range(-3, 4)).tolist()
+    confusion = {"classes": [-3, -2, -1, 0, 1, 2, 3], "counts": expected}
+    assert diagnostics(Task.regression, *drawn) == {"confusion": confusion}
 
 
 @pytest.mark.parametrize("classes", [2, 5])
-def test_classes_are_counted_as_scikit_learn_counts_them(classes: int) -> None:
+def test_classes_are_counted_and_reliable_as_scikit_learn_says(classes: int) -> None:
     truth, probabilities = drawn(classes)
     chosen = probabilities.argmax(axis=1)
-    found = diagnostics(Task.classification, truth, probabilities)["confusion"]
-    assert found["classes"] == list(range(classes))
-    assert found["counts"] == sklearn.metrics.confusion_matrix(truth, chosen).tolist()
+    found = diagnostics(Task.classification, truth, probabilities)
+    expected = sklearn.metrics.confusion_matrix(truth, chosen).tolist()
+    assert found["confusion"] == {"classes": list(range(classes)), "counts": expected}
+    frequency, mean = sklearn.calibration.calibration_curve(
+        chosen == truth, probabilities.max(axis=1), n_bins=10
+    )
+    table = found["calibration"]
+    filled = [place for place, count in enumerate(table["count"]) if count]
+    assert [table["frequency"][place] for place in filled] == pytest.approx(frequency)
+    assert [table["probability"][place] for place in filled] == pytest.approx(mean)
+    assert sum(table["count"]) == len(truth)
 
 
 @pytest.mark.parametrize("labels", [1, 4])
 def test_each_label_has_a_matrix_of_its_own(labels: int) -> None:
     rng = np.random.default_rng(labels)
-    truth = rng.integers(0, 2, (50, labels))
-    probabilities = rng.uniform(size=(50, labels))
+    truth, probabilities = rng.integers(0, 2, (50, labels)), rng.uniform(size=(50, labels))
     probabilities[0] = 0.5
     found = diagnostics(Task.multilabel, truth.astype(np.float32), probabilities)["confusion"]
-    assert found["classes"] == [0, 1]
-    assert found["counts"] == [
-        sklearn.metrics.confusion_matrix(truth[:, k], probabilities[:, k] >= 0.5).tolist()
-        for k in range(labels)
-    ]
-
-
-# ---- calibration -------------------------------------------------------------------------------
+    pairs = zip(truth.T, probabilities.T >= 0.5, strict=True)
+    expected = [sklearn.metrics.confusion_matrix(*pair).tolist() for pair in pairs]
+    assert found == {"classes": [0, 1], "counts": expected}
 
 
 def test_coverage_is_that_of_scipys_intervals() -> None:
@@ -89,33 +83,12 @@ def test_coverage_is_that_of_scipys_intervals() -> None:
     assert table["observed"][8] == metrics["coverage_90"]
 
 
-def test_numbers_without_deviations_have_no_calibration() -> None:
-    assert "calibration" not in diagnostics(Task.regression, np.ones(2), np.ones(2))
-
-
-@pytest.mark.parametrize("classes", [2, 5])
-def test_reliability_is_scikit_learns_curve(classes: int) -> None:
-    truth, probabilities = drawn(classes)
-    right = probabilities.argmax(axis=1) == truth
-    table = diagnostics(Task.classification, truth, probabilities)["calibration"]
-    frequency, mean = sklearn.calibration.calibration_curve(
-        right, probabilities.max(axis=1), n_bins=10
-    )
-    filled = [place for place, count in enumerate(table["count"]) if count]
-    assert [table["frequency"][place] for place in filled] == pytest.approx(frequency)
-    assert [table["probability"][place] for place in filled] == pytest.approx(mean)
-    assert sum(table["count"]) == len(truth)
-
-
 def test_bins_by_hand() -> None:
     table = reliability_table(np.array([0.0, 0.1, 0.11, 0.95, 1.0]), np.array([1, 0, 1, 1, 0]))
     assert table["upper"] == pytest.approx(np.arange(1, 11) / 10)
     assert table["count"] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
     assert table["frequency"] == [0.5, 1.0, *[None] * 7, 0.5]
     assert table["probability"] == [0.05, 0.11, *[None] * 7, 0.975]
-
-
-# ---- both --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("task", Task)

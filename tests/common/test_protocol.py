@@ -36,6 +36,7 @@ from common.task import Task
 from common.wire import ProtocolError
 
 KEY = ClientKey("audio", 3)
+DOUBLES = torch.ones(4, dtype=torch.float64)
 
 
 def symmetric(size: int, seed: int = 0) -> Tensor:
@@ -67,21 +68,30 @@ def uplink() -> Uplink:
 
 def uplink_of(gaussian: Gaussian) -> Uplink:
     """Return one of a single tensor."""
-    return Uplink(KEY, 1, {"layers.0.a:b": gaussian}, {}, 1, 0.0, torch.zeros(6), torch.zeros(2), 1)
+    none = (torch.zeros(6), torch.zeros(2))
+    return Uplink(KEY, 1, {"layers.0.a:b": gaussian}, {}, 1, 0.0, *none, 1)
 
 
 def description() -> NodeDescription:
-    clients = tuple(
-        ClientDescription(
-            ClientKey(modality, part),
-            10 + part,
-            Task.classification if part else Task.regression,
-            torch.tensor([10.0, 0.1 + part, 1 / 3], dtype=torch.float64),
-            FeatureMoments(*np.random.default_rng(part).normal(size=(3, *shape))),
+    return NodeDescription(
+        tuple(
+            ClientDescription(
+                ClientKey(modality, part),
+                10 + part,
+                Task.classification if part else Task.regression,
+                torch.tensor([10.0, 0.1 + part, 1 / 3], dtype=torch.float64),
+                FeatureMoments(*np.random.default_rng(part).normal(size=(3, *shape))),
+            )
+            for modality, part, shape in (("audio", 0, (4,)), ("vision", 12, (2, 4)))
         )
-        for modality, part, shape in (("audio", 0, (4,)), ("vision", 12, (2, 4)))
     )
-    return NodeDescription(clients)
+
+
+def changed_uplink(more: dict[str, Tensor], without: str = "no such name") -> RecordDict:
+    content = encode_uplink(uplink())
+    kept = {key: tensor for key, tensor in tensors_of(content).items() if without not in key}
+    put_tensors(content, kept | more)
+    return content
 
 
 def through_protobuf(content: RecordDict) -> RecordDict:
@@ -97,19 +107,8 @@ def through_objects(content: RecordDict) -> RecordDict:
     return inflated
 
 
-def at_hand(content: RecordDict) -> RecordDict:
-    return content
-
-
-WIRES = pytest.mark.parametrize("wire", [at_hand, through_protobuf, through_objects])
-Wire = Callable[[RecordDict], RecordDict]
-
-
-# --- Round trips ------------------------------------------------------------------------------
-
-
-@WIRES
-def test_messages_survive(wire: Wire) -> None:
+@pytest.mark.parametrize("wire", [lambda content: content, through_protobuf, through_objects])
+def test_messages_survive(wire: Callable[[RecordDict], RecordDict]) -> None:
     sent = downlink()
     assert_same(decode_downlink(wire(encode_downlink(sent))), sent)
     sent = uplink()
@@ -119,30 +118,30 @@ def test_messages_survive(wire: Wire) -> None:
         assert_same(decode_description(wire(encode_description(sent))), sent)
 
 
-def test_what_is_received_can_be_written_to() -> None:
-    found = decode_downlink(through_protobuf(encode_downlink(downlink())))
-    found.encoder["embed.weight"].add_(1)
+def test_what_is_received_can_be_written_to_and_sent_from_a_graph_or_not_contiguous() -> None:
+    weight = torch.randn(3, 4, requires_grad=True)
+    sent = Downlink(KEY, 1, {"w": weight.T}, {"v": weight[:, 1]}, torch.zeros(2))
+    found = decode_downlink(through_protobuf(encode_downlink(sent)))
+    assert torch.equal(found.encoder["w"], weight.detach().T)
+    assert torch.equal(found.decoder["v"], weight.detach()[:, 1])
+    found.encoder["w"].add_(1)
 
 
 @given(
     shape=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     form=st.sampled_from(list(Form)),
     seed=st.integers(0, 10_000),
-    double=st.booleans(),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
 )
 @settings(max_examples=60, deadline=None)
 def test_every_form_of_precision_survives(
-    shape: list[int], form: Form, seed: int, double: bool
+    shape: list[int], form: Form, seed: int, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(seed)
-    mean = torch.randn(shape)
-    precision = None
-    if form is Form.diagonal:
-        precision = torch.rand(shape)
-    elif form is Form.row:
-        precision = symmetric(mean[0].numel(), seed)
-    if double and precision is not None:
-        precision = precision.double()
+    mean, precision = torch.randn(shape), None
+    if form is not Form.identity:
+        square = symmetric(mean[0].numel(), seed)
+        precision = (torch.rand(shape) if form is Form.diagonal else square).to(dtype)
     sent = uplink_of(Gaussian(mean, precision, form))
     found = decode_uplink(through_protobuf(encode_uplink(sent))).encoder
     assert_same(found, sent.encoder)
@@ -167,14 +166,6 @@ def test_all_tensors_travel_as_one_array() -> None:
         assert sum(map(len, content.array_records.values())) == 1
 
 
-def test_arrays_on_the_graph_or_not_contiguous_can_be_sent() -> None:
-    weight = torch.randn(3, 4, requires_grad=True)
-    sent = Downlink(KEY, 1, {"w": weight.T}, {"v": weight[:, 1]}, torch.zeros(2))
-    found = decode_downlink(encode_downlink(sent))
-    assert torch.equal(found.encoder["w"], weight.detach().T)
-    assert torch.equal(found.decoder["v"], weight.detach()[:, 1])
-
-
 def test_payload_is_the_bytes_of_the_tensors_and_of_their_names() -> None:
     content = encode_uplink(uplink_of(Gaussian(torch.zeros(2, 5), symmetric(5), Form.row)))
     data = content.array_records["tensors"]["tensors"].data
@@ -182,9 +173,6 @@ def test_payload_is_the_bytes_of_the_tensors_and_of_their_names() -> None:
     # The means, and one triangle of the precision.
     assert payload_bytes(content) == len(data) == 8 + header + 4 * (2 * 5 + 5 * 6 // 2)
     assert payload_bytes(encode_query()) == 0
-
-
-# --- What does not follow the protocol --------------------------------------------------------
 
 
 @pytest.mark.parametrize("instead", [None, MetricRecord({"tensors": 1.0})])
@@ -198,64 +186,49 @@ def test_a_record_that_is_missing_or_of_another_kind_is_refused(
         content[record] = ConfigRecord(dict(instead)) if record == "metrics" else instead
     with pytest.raises(ProtocolError, match=f"'{record}' is missing"):
         decode_uplink(content)
+    for decode in (decode_downlink, decode_uplink, decode_description):
+        with pytest.raises(ProtocolError, match="'about' is missing"):
+            decode(RecordDict())
 
 
-@pytest.mark.parametrize("decode", [decode_downlink, decode_uplink, decode_description])
-def test_empty_message_is_refused(decode: Callable[[RecordDict], object]) -> None:
-    with pytest.raises(ProtocolError, match="'about' is missing"):
-        decode(RecordDict())
-
-
+#: Message, record, field, its value instead, and what the error says; None takes it away.
 REFUSED_FIELDS = [
-    (encode_downlink, decode_downlink, "about", "round", 1.0, "about.round is float"),
-    (encode_downlink, decode_downlink, "about", "prior", 0.5, "about.prior is float"),
-    (encode_downlink, decode_downlink, "about", "label-shares", ["a"], "about.label-shares"),
-    (encode_uplink, decode_uplink, "about", "round", None, "'about' holds"),
-    (encode_uplink, decode_uplink, "about", "surplus", 1, "'about' holds .*surplus"),
-    (encode_uplink, decode_uplink, "about", "round", True, "about.round is bool, expected int"),
-    (encode_uplink, decode_uplink, "about", "modality", 2, "about.modality is int, expected str"),
-    (encode_uplink, decode_uplink, "metrics", "train-loss", 1, "metrics.train-loss is int"),
-    (encode_uplink, decode_uplink, "metrics", "evidence", 0.5, "metrics.evidence is float"),
-    (encode_uplink, decode_uplink, "metrics", "agreement", None, "'metrics' holds"),
-    (encode_uplink, decode_uplink, "metrics", "steps", 4.0, "metrics.steps is float"),
-    (encode_description, decode_description, "about-1", "examples", None, "'about-1' holds"),
-    (encode_description, decode_description, "about-1", "examples", 2.0, "about-1.examples"),
-    (encode_description, decode_description, "about-1", "task", "rank", "task is 'rank', .*multil"),
-    (encode_description, decode_description, "about-1", "label-sums", ["x"], "label-sums"),
-    (encode_description, decode_description, "about", "clients", 3, "about-2"),
+    ("downlink", "about", "round", 1.0, "about.round is float"),
+    ("downlink", "about", "prior", 0.5, "about.prior is float"),
+    ("downlink", "about", "label-shares", ["a"], "about.label-shares"),
+    ("uplink", "about", "round", None, "'about' holds"),
+    ("uplink", "about", "surplus", 1, "'about' holds .*surplus"),
+    ("uplink", "about", "round", True, "about.round is bool, expected int"),
+    ("uplink", "about", "modality", 2, "about.modality is int, expected str"),
+    ("uplink", "metrics", "train-loss", 1, "metrics.train-loss is int"),
+    ("uplink", "metrics", "evidence", 0.5, "metrics.evidence is float"),
+    ("uplink", "metrics", "agreement", None, "'metrics' holds"),
+    ("uplink", "metrics", "steps", 4.0, "metrics.steps is float"),
+    ("description", "about-1", "examples", None, "'about-1' holds"),
+    ("description", "about-1", "examples", 2.0, "about-1.examples"),
+    ("description", "about-1", "task", "rank", "task is 'rank', .*multil"),
+    ("description", "about-1", "label-sums", ["x"], "label-sums"),
+    ("description", "about", "clients", 3, "about-2"),
 ]
+CODERS = {
+    "downlink": (downlink, encode_downlink, decode_downlink),
+    "uplink": (uplink, encode_uplink, decode_uplink),
+    "description": (description, encode_description, decode_description),
+}
 
 
-@pytest.mark.parametrize(
-    ("encode", "decode", "record", "field", "value", "words"),
-    REFUSED_FIELDS,
-    ids=[f"{row[0].__name__} {row[2]}.{row[3]}={row[4]}" for row in REFUSED_FIELDS],
-)
+@pytest.mark.parametrize(("kind", "record", "field", "value", "words"), REFUSED_FIELDS)
 def test_another_field_or_type_is_refused_and_named(
-    encode: Any, decode: Any, record: str, field: str, value: Any, words: str
+    kind: str, record: str, field: str, value: Any, words: str
 ) -> None:
-    message = {encode_downlink: downlink, encode_uplink: uplink}.get(encode, description)()
-    content = encode(message)
+    make, encode, decode = CODERS[kind]
+    content = encode(make())
     if value is None:
         del content[record][field]
     else:
         content[record][field] = value
     with pytest.raises(ProtocolError, match=words):
         decode(content)
-
-
-def with_tensor(name: str, tensor: Tensor) -> RecordDict:
-    content = encode_uplink(uplink())
-    put_tensors(content, tensors_of(content) | {name: tensor})
-    return content
-
-
-def repacked(name: str, precision: Tensor) -> RecordDict:
-    """Return an uplink with this precision alone."""
-    content = encode_uplink(uplink())
-    kept = {key: each for key, each in tensors_of(content).items() if "-precision/" not in key}
-    put_tensors(content, kept | {f"encoder-precision/{name}": precision})
-    return content
 
 
 @pytest.mark.parametrize(
@@ -276,21 +249,26 @@ def repacked(name: str, precision: Tensor) -> RecordDict:
 def test_precision_that_fits_no_array_is_refused_and_named(
     name: str, shape: tuple[int, ...], words: list[str]
 ) -> None:
+    precision = {f"encoder-precision/{name}": torch.ones(shape)}
+    content = changed_uplink(precision, without="-precision/")
     with pytest.raises(ProtocolError) as raised:
-        decode_uplink(repacked(name, torch.ones(shape)))
+        decode_uplink(content)
     assert all(word in str(raised.value) for word in words)
 
 
-def test_two_precisions_of_one_array_are_refused() -> None:
-    content = with_tensor("encoder-precision/diagonal:embed.weight", torch.ones(3, 2, 2))
-    with pytest.raises(ProtocolError, match=r"embed\.weight"):
-        decode_uplink(content)
-
-
-@pytest.mark.parametrize("name", ["head.bias", "decoders/head.bias", "", "moments-0/mean"])
-def test_tensor_of_no_group_is_refused_and_named(name: str) -> None:
-    with pytest.raises(ProtocolError, match=f"'{name}' is in no part: expected encoder, decoder"):
-        decode_uplink(with_tensor(name, torch.ones(1)))
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("encoder-precision/diagonal:embed.weight", r"embed\.weight"),  # a second one
+        *(
+            (name, f"'{name}' is in no part: expected encoder, decoder")
+            for name in ("head.bias", "decoders/head.bias", "", "moments-0/mean")
+        ),
+    ],
+)
+def test_one_tensor_too_many_is_refused_and_named(name: str, words: str) -> None:
+    with pytest.raises(ProtocolError, match=words):
+        decode_uplink(changed_uplink({name: torch.ones(3, 2, 2)}))
 
 
 def file_of(header: bytes, data: bytes = b"") -> bytes:
@@ -309,17 +287,13 @@ HEADER = b'{"decoder/head.bias":{"dtype":"%s","shape":[%s],"data_offsets":[0,%d]
         b"PK\x03\x04 not a zip",
         b"\x80\x04]\x94.",
         file_of(b"{"),
-        (2**60).to_bytes(8, "little") + b"{}",
-        file_of(HEADER % (b"F32", b"1000000000000", 4), bytes(4)),
+        (2**60).to_bytes(8, "little") + b"{}",  # a header beyond the end
+        file_of(HEADER % (b"F32", b"1000000000000", 4), bytes(4)),  # 8 TB
         file_of(HEADER % (b"F32", b"1", 4), bytes(3)),
         file_of(HEADER % (b"F32", b"1", 4), bytes(5)),
         file_of(HEADER % (b"F32", b"-1", 4), bytes(4)),
         file_of(HEADER % (b"object", b"1", 4), bytes(4)),
         file_of(HEADER % (b"BF16", b"2", 4), bytes(4)),
-    ],
-    ids=[
-        *("empty", "nonsense", "NumPy", "zip", "pickle", "cut off", "header beyond the end"),
-        *("8 TB", "too few bytes", "too many", "negative shape", "objects", "BF16"),
     ],
 )
 def test_tensors_that_cannot_be_read_are_refused(data: bytes) -> None:
@@ -338,9 +312,6 @@ def test_other_arrays_than_the_one_are_refused(names: list[str]) -> None:
         decode_uplink(content)
 
 
-# --- Descriptions -----------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("version", [0, VERSION + 1])
 def test_other_version_is_refused(version: int) -> None:
     content = encode_description(description())
@@ -349,25 +320,21 @@ def test_other_version_is_refused(version: int) -> None:
         decode_description(content)
 
 
-def moments(**shapes: tuple[int, ...]) -> dict[str, Tensor]:
-    return {name: torch.ones(shape, dtype=torch.float64) for name, shape in shapes.items()}
-
-
 @pytest.mark.parametrize(
     "tensors",
     [
         {},
-        moments(count=(4,), mean=(4,)),
-        moments(count=(4,), mean=(4,), squares=(4,), odd=(4,)),
-        moments(count=(4,), mean=(4,), squares=(3,)),
-        moments(count=(), mean=(), squares=()),
-        moments(count=(4,), squares=(4,)) | {"mean": torch.ones(4)},
+        dict.fromkeys(("count", "mean"), DOUBLES),
+        dict.fromkeys(("count", "mean", "squares", "odd"), DOUBLES),
+        dict.fromkeys(("count", "mean"), DOUBLES) | {"squares": DOUBLES[:3]},
+        dict.fromkeys(("count", "mean", "squares"), DOUBLES[0]),
+        dict.fromkeys(("count", "squares"), DOUBLES) | {"mean": DOUBLES.float()},
     ],
-    ids=["none", "one missing", "one more", "shapes differ", "of no features", "of another type"],
 )
 def test_moments_that_are_none_are_refused_and_named(tensors: dict[str, Tensor]) -> None:
     content = encode_description(description())
     kept = {key: each for key, each in tensors_of(content).items() if "moments-1/" not in key}
-    put_tensors(content, kept | {f"moments-1/{name}": each for name, each in tensors.items()})
+    odd = {f"moments-1/{name}": tensor.clone() for name, tensor in tensors.items()}
+    put_tensors(content, kept | odd)
     with pytest.raises(ProtocolError, match="moments-1"):
         decode_description(content)

@@ -1,6 +1,7 @@
 """Every file of every group composes, and what it configures can be built and used."""
 
 import shlex
+from collections.abc import Collection
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,26 +13,9 @@ import torch
 import yaml
 
 from client.trainer import read_moments, train
+from common import config as schema
 from common.clients import ClientKey
-from common.config import (
-    ClientConfig,
-    Config,
-    DirichletConfig,
-    FusionRule,
-    ModelConfig,
-    NpzConfig,
-    PartitionConfig,
-    PrepareConfig,
-    Sampler,
-    SamplerConfig,
-    ServerOptimizer,
-    ShardsConfig,
-    SizeConfig,
-    StrategyConfig,
-    SyntheticConfig,
-    compose,
-    compose_config,
-)
+from common.config import compose, compose_config
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData, read_items
@@ -54,40 +38,37 @@ from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.server_optimizer import OptimizerState, step
 
 CONF = Path(str(files("conf")))
-GROUPS = {
-    folder.name: sorted(folder.glob("*.yaml"))
-    for folder in CONF.iterdir()
-    if folder.is_dir() and folder.name != "trained"  # no group, see test_trained.py
-}
-GROUPS = {name: found for name, found in sorted(GROUPS.items()) if found}
+#: Group to its files; `trained` is no group, see test_trained.py.
+GROUPS: dict[str, list[str]] = {}
+for path in sorted(CONF.glob("*/*.yaml")):
+    if path.parent.name != "trained":
+        GROUPS.setdefault(path.parent.name, []).append(path.stem)
+EVERY = [(group, name) for group, names in GROUPS.items() for name in names]
 
 
-def names(group: str) -> list[str]:
-    return [path.stem for path in GROUPS[group]]
+def every(group: str, but: Collection[str] = ()) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", [name for name in GROUPS[group] if name not in but])
 
 
-EVERY = [(group, name) for group in GROUPS for name in names(group)]
-
-
-def launch_command(path: Path) -> list[str]:
+def launch_command(name: str) -> list[str]:
     """Return the command in the head of an experiment file, word by word."""
-    head = [line for line in path.read_text().splitlines() if not line.startswith("# @package")]
-    assert head[0].startswith("# utmp-")
-    return shlex.split(head[0].removeprefix("# "))
+    lines = (CONF / "experiment" / f"{name}.yaml").read_text().splitlines()
+    head = next(line for line in lines if not line.startswith("# @package"))
+    assert head.startswith("# utmp-")
+    return shlex.split(head.removeprefix("# "))
 
 
 def swept(name: str) -> dict[str, list[str]]:
     """Return what a sweep runs over: setting to its values, from its file or its command."""
-    path = CONF / "experiment" / f"{name}.yaml"
-    hydra = yaml.safe_load(path.read_text()).get("hydra", {})
-    ways = dict(hydra.get("sweeper", {}).get("params", {}))
-    ways |= dict(word.split("=") for word in launch_command(path) if "," in word)
+    settings = yaml.safe_load((CONF / "experiment" / f"{name}.yaml").read_text())
+    ways = dict(settings.get("hydra", {}).get("sweeper", {}).get("params", {}))
+    ways |= dict(word.split("=") for word in launch_command(name) if "," in word)
     return {setting: values.split(",") for setting, values in ways.items()}
 
 
 def overrides_for(group: str, name: str) -> list[str]:
     if group == "experiment":
-        words = launch_command(CONF / group / f"{name}.yaml")[1:]
+        words = launch_command(name)[1:]
         return [word for word in words if word != "--multirun" and "," not in word]
     if group == "privacy":
         # Alone it lacks what it needs of the strategy.
@@ -99,44 +80,48 @@ def overrides_for(group: str, name: str) -> list[str]:
 @cache
 def composed(group: str, name: str) -> Any:
     if group == "partition":
-        return compose(PrepareConfig, overrides_for(group, name))
+        return compose(schema.PrepareConfig, overrides_for(group, name))
     return compose_config("config", overrides_for(group, name))
 
 
 def test_the_groups_are_those_of_the_schema() -> None:
     assert set(GROUPS) >= {"dataset", "model", "client", "strategy", "fusion", "runtime"}
-    known = {**vars(Config(run_dir="")), **vars(PrepareConfig())}
+    known = {**vars(schema.Config(run_dir="")), **vars(schema.PrepareConfig())}
     assert set(GROUPS) <= set(known) | {"experiment"}
+
+
+#: Schema of a group, or of a choice in it.
+KINDS: dict[str, type] = {
+    "client": schema.ClientConfig,
+    "model": schema.ModelConfig,
+    "partition": schema.PartitionConfig,
+    "partition=dirichlet": schema.DirichletConfig,
+    "partition=size": schema.SizeConfig,
+    "strategy": schema.StrategyConfig,
+    "experiment": schema.Config,
+    "dataset=npz": schema.NpzConfig,
+    "dataset=shards": schema.ShardsConfig,
+    "dataset=synthetic": schema.SyntheticConfig,
+}
 
 
 @pytest.mark.parametrize(("group", "name"), EVERY)
 def test_every_file_composes_into_its_dataclass(group: str, name: str) -> None:
     config = composed(group, name)
-    kinds = {
-        "client": ClientConfig,
-        "model": ModelConfig,
-        "partition": {"dirichlet": DirichletConfig, "size": SizeConfig}.get(name, PartitionConfig),
-        "strategy": StrategyConfig,
-        "experiment": Config,
-        "dataset": {"npz": NpzConfig, "shards": ShardsConfig, "synthetic": SyntheticConfig}.get(
-            name
-        ),
-    }
     part = config if group == "experiment" else getattr(config, group)
-    assert isinstance(part, kinds.get(group, object))
-    if hasattr(part, "name"):
-        assert part.name == name
+    assert isinstance(part, KINDS.get(f"{group}={name}", KINDS.get(group, object)))
+    assert getattr(part, "name", name) == name
 
 
-@pytest.mark.parametrize("name", names("experiment"))
+@every("experiment")
 def test_every_experiment_starts_with_its_command(name: str) -> None:
-    command = launch_command(CONF / "experiment" / f"{name}.yaml")
+    command = launch_command(name)
     assert command[0] == "utmp-train"
     assert f"experiment={name}" in command
     assert ("--multirun" in command) == bool(swept(name))
 
 
-@pytest.mark.parametrize("name", [each for each in names("experiment") if swept(each)])
+@every("experiment", but=[name for name in GROUPS["experiment"] if not swept(name)])
 def test_every_job_of_a_sweep_composes(name: str) -> None:
     for setting, values in swept(name).items():
         # Seeds are all alike.
@@ -144,28 +129,25 @@ def test_every_job_of_a_sweep_composes(name: str) -> None:
             compose_config("config", [*overrides_for("experiment", name), f"{setting}={value}"])
 
 
-# What can be built ------------------------------------------------------------------------------
-
 WIDTHS = {"audio": 3, "vision": 2}
-SMALL = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
+SMALL = schema.ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
 
 
-def spec(model: ModelConfig, *modalities: str) -> ModelSpec:
+def spec(model: schema.ModelConfig, *modalities: str) -> ModelSpec:
     return ModelSpec({name: (WIDTHS[name],) for name in modalities}, 1, Task.regression, model)
 
 
-def client_data(modality: str = "audio", items: int = 10) -> ClientData:
-    rng = np.random.default_rng(0)
-    values = rng.normal(size=(items * 2, WIDTHS[modality])).astype(np.float32)
-    sequences = Sequences(values, np.arange(items) * 2, np.full(items, 2))
-    labels = rng.normal(size=items).astype(np.float32)
-    groups = np.arange(items)
+def client_data(modality: str = "audio") -> ClientData:
+    rng, items = np.random.default_rng(0), np.arange(10)
+    values = rng.normal(size=(20, WIDTHS[modality])).astype(np.float32)
+    sequences, labels = Sequences(values, items * 2, np.full(10, 2)), rng.normal(size=10)
+    sides = (items, items[:0])
     return ClientData(
-        modality, Task.regression, sequences, labels, groups, np.arange(items), np.arange(0)
+        modality, Task.regression, sequences, labels.astype(np.float32), items, *sides
     )
 
 
-@pytest.mark.parametrize("name", names("model"))
+@every("model")
 def test_every_model_predicts(name: str) -> None:
     config = composed("model", name).model
     model = build_model(spec(config, "audio", "vision"), seed=0).eval()
@@ -177,14 +159,13 @@ def test_every_model_predicts(name: str) -> None:
     assert model.decoder.lstm.num_layers == config.decoder_layers
 
 
-@pytest.mark.parametrize("name", names("client"))
+@every("client")
 def test_every_local_training_moves_every_weight(name: str) -> None:
     config = composed("client", name).client
     model = build_model(spec(SMALL, "audio"), seed=0)
     before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
-    trained = train(
-        model, client_data(), config, SamplerConfig(Sampler.iasg, num_samples=2), seed=1
-    )
+    sampler = schema.SamplerConfig(schema.Sampler.iasg, num_samples=2)
+    trained = train(model, client_data(), config, sampler, seed=1)
     assert set(trained.samples) == set(before)
     assert all(not torch.equal(weight, before[key]) for key, weight in model.named_parameters())
 
@@ -193,11 +174,11 @@ def test_every_local_training_moves_every_weight(name: str) -> None:
 BASELINES = {"local", "pooled", "centralised", "early_fusion", "cross_modal"}
 
 
-def trained_uplink(key: ClientKey, current: ModelArrays, strategy: StrategyConfig) -> Uplink:
+def trained_uplink(key: ClientKey, current: ModelArrays, strategy: schema.StrategyConfig) -> Uplink:
     """Train a client for real; each begins elsewhere, so that two of them differ."""
     model = build_model(spec(SMALL, key.modality), seed=key.part)
     data = client_data(key.modality)
-    trained = train(model, data, ClientConfig(), strategy.sampler, seed=1)
+    trained = train(model, data, schema.ClientConfig(), strategy.sampler, seed=1)
     samples, read = split_arrays(trained.samples), split_arrays(read_moments(model, data))
     received, own = current.encoders[key.modality], read.encoders[key.modality]
     encoder = {
@@ -216,7 +197,7 @@ def trained_uplink(key: ClientKey, current: ModelArrays, strategy: StrategyConfi
     return Uplink(key, 1, *posteriors, 10, 1.0, *sums, trained.steps)
 
 
-@pytest.mark.parametrize("name", [each for each in names("strategy") if each not in BASELINES])
+@every("strategy", but=BASELINES)
 def test_every_federated_strategy_makes_a_round(name: str) -> None:
     strategy = composed("strategy", name).strategy
     model = build_model(spec(SMALL, "audio", "vision"), seed=0)
@@ -229,40 +210,38 @@ def test_every_federated_strategy_makes_a_round(name: str) -> None:
     assert set(scales) == (set(sent) if strategy.normalise_steps else set())
     merged = join_arrays(result.parts)
     stepped, moments = step(sent, merged, OptimizerState(), optimizer, scales)
-    remembered = set() if optimizer.name is ServerOptimizer.sgd else set(sent)
+    remembered = set() if optimizer.name is schema.ServerOptimizer.sgd else set(sent)
     assert set(moments.first) == remembered
-    assert {key: array.shape for key, array in stepped.items()} == {
-        key: array.shape for key, array in sent.items()
-    }
-    assert all(array.isfinite().all() for array in stepped.values())
-    assert all(not torch.equal(array, sent[key]) for key, array in stepped.items())
+    assert stepped.keys() == sent.keys()
+    for key, array in stepped.items():
+        assert array.shape == sent[key].shape and array.isfinite().all()
+        assert not torch.equal(array, sent[key])
 
 
-PBEA, CMDA = {"encoder.merge": "pbea"}, {"decoder.merge": "cmda"}
-
-
-@pytest.mark.parametrize("name", names("partition"))
+@every("partition")
 def test_both_commands_share_the_partition(name: str) -> None:
     trained = compose_config("config", [f"partition={name}"])
     assert trained.partition == composed("partition", name).partition
 
 
-@pytest.mark.parametrize("name", names("fusion"))
+@every("fusion")
 def test_every_fusion_predicts(name: str) -> None:
     rule = composed("fusion", name).fusion.name
     model = build_model(spec(SMALL, "audio", "vision"), seed=0).eval()
-    data = {modality: client_data(modality) for modality in WIDTHS}
-    labels = torch.from_numpy(data["audio"].labels)
+    inputs = {modality: pad_all(client_data(modality).sequences) for modality in WIDTHS}
+    labels = torch.from_numpy(client_data().labels)
     prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
-    inputs = {modality: pad_all(part.sequences) for modality, part in data.items()}
     with torch.inference_mode():
-        sums = {
-            modality: calibration_sums(model(modality, padded), labels, prior, Task.regression)
-            for modality, padded in inputs.items()
-        }
+        outputs = {modality: model(modality, padded) for modality, padded in inputs.items()}
+    sums = {
+        modality: calibration_sums(own, labels, prior, Task.regression)
+        for modality, own in outputs.items()
+    }
     fusion = fit_fusion(rule, Task.regression, prior, sums)
-    assert fusion.rule is not FusionRule.auto
-    assert rule in (fusion.rule, FusionRule.auto)
+    assert fusion.rule is not schema.FusionRule.auto and rule in (
+        fusion.rule,
+        schema.FusionRule.auto,
+    )
     assert predict(model, fusion, inputs).values.isfinite().all()
 
 

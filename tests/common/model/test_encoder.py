@@ -1,5 +1,6 @@
 """The encoder against closed forms and torch's own transformer; padding must not matter."""
 
+import itertools
 import math
 
 import numpy as np
@@ -11,13 +12,10 @@ from common.config import ModelConfig
 from common.model.encoder import (
     Encoder,
     EncoderLayer,
-    SelfAttention,
     Standardise,
     sinusoidal_positions,
     valid_steps,
 )
-
-torch.set_num_threads(1)  # more only contend over tensors this small
 
 FEATURES = 3
 LENGTHS = torch.tensor([5, 2, 7, 1])
@@ -27,13 +25,11 @@ every_form = pytest.mark.parametrize(
 )
 
 
+NO_DROPOUT = {f"{name}_dropout": 0.0 for name in ("embedding", "relu", "residual")}
+
+
 def config(**changes: object) -> ModelConfig:
-    sizes = ModelConfig(
-        width=8, heads=2, layers=2, embedding_dropout=0.0, relu_dropout=0.0, residual_dropout=0.0
-    )
-    for name, value in changes.items():
-        setattr(sizes, name, value)
-    return sizes
+    return ModelConfig(**{**NO_DROPOUT, "width": 8, "heads": 2, "layers": 2, **changes})
 
 
 def draw(*shape: int, seed: int = 1) -> Tensor:
@@ -56,19 +52,9 @@ def encoder(**changes: object) -> Encoder:
     return built
 
 
-def padding_of(values: Tensor) -> Tensor:
-    return ~valid_steps(LENGTHS, values.shape[1])
-
-
-# ---- which steps are real ----------------------------------------------------------------------
-
-
 def test_valid_steps_are_those_before_the_length() -> None:
     expected = [[False, False, False], [True, False, False], [True, True, True]]
     assert valid_steps(torch.tensor([0, 1, 3]), 3).tolist() == expected
-
-
-# ---- positions ---------------------------------------------------------------------------------
 
 
 def test_positions_are_sines_then_cosines_of_known_angles() -> None:
@@ -79,54 +65,40 @@ def test_positions_are_sines_then_cosines_of_known_angles() -> None:
 
 @pytest.mark.parametrize("width", [1, 2, 5])
 def test_odd_and_tiny_widths_drop_the_last_cosine(width: int) -> None:
-    found = sinusoidal_positions(4, width, torch.device("cpu"))
-    wider = sinusoidal_positions(4, width + width % 2, torch.device("cpu"))
+    found, wider = (
+        sinusoidal_positions(4, each, torch.device("cpu")) for each in (width, width + width % 2)
+    )
     assert torch.equal(found, wider[:, :width])
 
 
-# ---- standardisation ---------------------------------------------------------------------------
-
-
-def standardise(mean: list[float], scale: list[float]) -> Standardise:
-    module = Standardise(len(mean))
-    module.mean.copy_(torch.tensor(mean))
-    module.scale.copy_(torch.tensor(scale))
+def standardise(mean: Tensor, scale: Tensor) -> Standardise:
+    module = Standardise(*mean.shape)
+    module.mean.copy_(mean)
+    module.scale.copy_(scale)
     return module
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("scale", [0.0, 2.0])
 def test_what_is_not_finite_becomes_zero(value: float, scale: float) -> None:
-    found = standardise([1.0, 1.0], [scale, 2.0])(torch.tensor([[value, 4.0]]))
+    found = standardise(torch.ones(2), torch.tensor([scale, 2.0]))(torch.tensor([[value, 4.0]]))
     assert found.tolist() == [[0.0, 6.0]]
-
-
-def by_step(steps: int) -> Standardise:
-    module = Standardise(steps, 2)
-    module.mean.copy_(torch.arange(2.0 * steps).view(steps, 2))
-    module.scale.copy_(1 + torch.arange(2.0 * steps).view(steps, 2))
-    return module
 
 
 @pytest.mark.parametrize("steps", [1, 2, 3])
 def test_a_tabular_modality_is_standardised_step_by_step(steps: int) -> None:
-    values = draw(4, steps, 2)
-    expected = [
-        [(values[b, t, d] - (2 * t + d)) * (1 + 2 * t + d) for d in range(2)]
-        for b in range(4)
-        for t in range(steps)
-    ]
-    found = by_step(3)(values)
-    torch.testing.assert_close(found, torch.tensor(expected).view(4, steps, 2))
+    values, statistics = draw(4, steps, 2), torch.arange(6.0).view(3, 2)
+    found = standardise(statistics, 1 + statistics)(values)
+    for b, t, d in itertools.product(range(4), range(steps), range(2)):
+        expected = (values[b, t, d] - (2 * t + d)) * (1 + 2 * t + d)
+        torch.testing.assert_close(found[b, t, d], expected)
 
 
-@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("steps", [2, 4])
 def test_more_steps_than_have_statistics_raise(steps: int) -> None:
+    statistics = torch.ones(steps - 1, 2)
     with pytest.raises((RuntimeError, ValueError)):
-        by_step(steps)(draw(2, steps + 1, 2))
-
-
-# ---- embedding ---------------------------------------------------------------------------------
+        standardise(statistics, statistics)(draw(2, steps, 2))
 
 
 def test_a_kernel_of_three_sees_both_neighbours_and_zeros_outside() -> None:
@@ -144,62 +116,34 @@ def test_a_kernel_of_three_sees_both_neighbours_and_zeros_outside() -> None:
 def test_even_kernels_do_not_warn() -> None:
     torch.set_warn_always(True)
     try:
-        encoded = encoder(kernel_size=2)(draw(4, 7, FEATURES), LENGTHS)
+        assert encoder(kernel_size=2)(draw(4, 7, FEATURES), LENGTHS).shape == (4, 7, 8)
     finally:
         torch.set_warn_always(False)
-    assert encoded.shape == (4, 7, 8)
-
-
-# ---- padding -----------------------------------------------------------------------------------
 
 
 @every_form
 @pytest.mark.parametrize("garbage", [0.0, 1e6, math.nan, math.inf])
-def test_padding_does_not_reach_real_steps(kernel_size: int, causal: bool, garbage: float) -> None:
-    model = encoder(kernel_size=kernel_size, causal=causal)
-    values = draw(4, 9, FEATURES)
-    values[padding_of(values)] = garbage
-    together = model(values, LENGTHS)
-    for item, length in enumerate(LENGTHS.tolist()):
-        alone = model(values[item : item + 1, :length], LENGTHS[item : item + 1])
-        torch.testing.assert_close(together[item, :length], alone[0], atol=1e-5, rtol=0)
-
-
-def test_an_absent_item_encodes_to_finite_numbers_and_leaves_the_others_alone() -> None:
-    model, values = encoder(), draw(3, 4, FEATURES)
-    values[1] = 0.0
-    found = model(values, torch.tensor([4, 0, 2]))
-    assert found.isfinite().all()
-    others = model(values[[0, 2]], torch.tensor([4, 2]))
-    torch.testing.assert_close(found[[0, 2]], others, atol=1e-5, rtol=0)
-
-
-@every_form
-def test_no_gradient_reaches_padding(kernel_size: int, causal: bool) -> None:
-    model = encoder(kernel_size=kernel_size, causal=causal)
-    values = draw(4, 9, FEATURES)
-    padded = padding_of(values)
-    values[padded] = math.nan
+def test_padding_and_absent_items_reach_neither_outputs_nor_gradients(
+    kernel_size: int, causal: bool, garbage: float
+) -> None:
+    model, lengths = encoder(kernel_size=kernel_size, causal=causal), torch.tensor([5, 2, 0, 7, 1])
+    values, weights, real = draw(5, 9, FEATURES), draw(5, 9, 8, seed=2), valid_steps(lengths, 9)
+    values[~real] = garbage
     values.requires_grad_()
-    encoded = model(values, LENGTHS)
-    (encoded * draw(*encoded.shape, seed=2))[~padded].sum().backward()
-    assert (values.grad[padded] == 0).all()
-    assert (values.grad[~padded].abs().sum(dim=1) > 0).all()
-
-
-@every_form
-def test_padding_leaves_the_gradients_of_the_weights_alone(kernel_size: int, causal: bool) -> None:
-    model = encoder(kernel_size=kernel_size, causal=causal)
-    length = torch.tensor([4])
-    values = draw(1, 9, FEATURES)
-    values[:, 4:] = math.nan
-    gradients = []
-    for steps in (4, 9):
-        encoded = model(values[:, :steps], length)[:, :4]
-        loss = (encoded * draw(*encoded.shape, seed=2)).sum()
-        gradients.append(torch.autograd.grad(loss, list(model.parameters())))
-    for short, long in zip(*gradients, strict=True):
-        torch.testing.assert_close(short, long, atol=1e-4, rtol=1e-4)
+    together = model(values, lengths)
+    assert together.isfinite().all()
+    (together * weights)[real].sum().backward()
+    assert (values.grad[~real] == 0).all()
+    assert (values.grad[real].abs().sum(dim=1) > 0).all()
+    gradients = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    for item, length in enumerate(lengths.tolist()):
+        if length > 0:
+            alone = model(values[[item], :length].detach(), lengths[[item]])[0]
+            torch.testing.assert_close(together[item, :length], alone, atol=1e-5, rtol=0)
+            (alone * weights[item, :length]).sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, atol=1e-4, rtol=1e-4)
 
 
 def test_a_missing_value_in_a_real_step_counts_as_the_mean() -> None:
@@ -210,79 +154,54 @@ def test_a_missing_value_in_a_real_step_counts_as_the_mean() -> None:
     torch.testing.assert_close(model(missing, length), model(values, length), atol=1e-6, rtol=0)
 
 
-# ---- causality ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kernel_size", [1, 3])
 @pytest.mark.parametrize("step", [1, 3, 6])
-def test_a_causal_encoder_does_not_look_ahead(kernel_size: int, step: int) -> None:
-    model, values = encoder(kernel_size=kernel_size, causal=True), draw(1, 7, FEATURES)
+def test_only_a_causal_encoder_does_not_look_ahead(kernel_size: int, step: int) -> None:
+    values, length = draw(1, 7, FEATURES), torch.tensor([7])
     changed = values.clone()
     changed[0, step:] += 1.0
-    length = torch.tensor([7])
-    before, after = model(values, length)[0], model(changed, length)[0]
-    torch.testing.assert_close(before[:step], after[:step], atol=1e-6, rtol=0)
-    assert ((before[step:] - after[step:]).abs().amax(dim=1) > 1e-2).all()
-
-
-def test_without_the_causal_mask_the_last_step_reaches_the_first() -> None:
-    model, values = encoder(causal=False), draw(1, 7, FEATURES)
-    changed = values.clone()
-    changed[0, 6] += 1.0
-    length = torch.tensor([7])
-    assert (model(values, length) - model(changed, length))[0, 0].abs().max() > 1e-2
-
-
-# ---- against torch's transformer ---------------------------------------------------------------
-
-
-def copy_attention(source: SelfAttention, target: nn.MultiheadAttention) -> None:
-    target.in_proj_weight.copy_(source.project_in.weight)
-    target.in_proj_bias.copy_(source.project_in.bias)
-    target.out_proj.load_state_dict(source.project_out.state_dict())
+    differences = []
+    for causal in (True, False):
+        model = encoder(kernel_size=kernel_size, causal=causal)
+        differences.append((model(values, length) - model(changed, length))[0].abs().amax(dim=1))
+    assert (differences[0][:step] < 1e-6).all() and (differences[0][step:] > 1e-2).all()
+    assert (differences[1] > 1e-2).all()
 
 
 @torch.no_grad()
 def torch_layer(layer: EncoderLayer) -> nn.TransformerEncoderLayer:
     """Build torch's layer of the same weights; in training mode, so it takes no fast path."""
     twin = nn.TransformerEncoderLayer(8, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
-    copy_attention(layer.attention, twin.self_attn)
-    twin.linear1.load_state_dict(layer.expand.state_dict())
-    twin.linear2.load_state_dict(layer.contract.state_dict())
-    twin.norm1.load_state_dict(layer.attention_norm.state_dict())
-    twin.norm2.load_state_dict(layer.feed_forward_norm.state_dict())
+    twin.self_attn.in_proj_weight.copy_(layer.attention.project_in.weight)
+    twin.self_attn.in_proj_bias.copy_(layer.attention.project_in.bias)
+    for ours, theirs in [
+        (layer.attention.project_out, twin.self_attn.out_proj),
+        (layer.expand, twin.linear1),
+        (layer.contract, twin.linear2),
+        (layer.attention_norm, twin.norm1),
+        (layer.feed_forward_norm, twin.norm2),
+    ]:
+        theirs.load_state_dict(ours.state_dict())
     return twin.train()
-
-
-def future(steps: int) -> Tensor:
-    return torch.ones(steps, steps, dtype=torch.bool).triu(1)
 
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_the_encoder_equals_torch_layers_between_embedding_and_norm(causal: bool) -> None:
     model, values = encoder(causal=causal), draw(4, 7, FEATURES)
     valid = valid_steps(LENGTHS, 7)
+    mask = torch.ones(7, 7, dtype=torch.bool).triu(1) if causal else None
     embedded = model.standardise(values) @ model.embed.weight[:, :, 0].T
     expected = math.sqrt(8) * embedded + sinusoidal_positions(7, 8, torch.device("cpu"))
     for layer in model.layers:
-        expected = torch_layer(layer)(
-            expected, src_mask=future(7) if causal else None, src_key_padding_mask=~valid
-        )
+        expected = torch_layer(layer)(expected, mask, ~valid)
     found = model(values, LENGTHS)
     torch.testing.assert_close(found[valid], model.norm(expected)[valid], atol=1e-5, rtol=1e-5)
 
 
-# ---- dropout -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "rate", ["embedding_dropout", "relu_dropout", "residual_dropout", "attention_dropout"]
-)
+@pytest.mark.parametrize("rate", [*NO_DROPOUT, "attention_dropout"])
 def test_every_dropout_acts_in_training_alone(rate: str) -> None:
-    attention = 0.5 if rate == "attention_dropout" else 0.0
-    model = lively(
-        Encoder((FEATURES,), config(**{rate: 0.5}) if not attention else config(), attention)
-    )
+    changes = {rate: 0.5} if rate in NO_DROPOUT else {}
+    model = lively(Encoder((FEATURES,), config(**changes), 0.0 if changes else 0.5))
     values = draw(4, 7, FEATURES)
     assert torch.equal(model(values, LENGTHS), model(values, LENGTHS))
     model.train()

@@ -1,11 +1,13 @@
 """How the model is built, taken apart and put together, whatever its modalities."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from wire import assert_same
 
 from common.config import ModelConfig
 from common.data.batching import Padded
@@ -25,17 +27,13 @@ from common.model.ha_fedformer import (
 )
 from common.task import Task
 
-torch.set_num_threads(1)  # more only contend over tensors this small
-
 WIDTHS = {"language": 4, "audio": 3, "vision": 4}
 
 
 def spec(widths: dict[str, int] = WIDTHS, outputs: int = 2, **changes: object) -> ModelSpec:
-    model = ModelConfig(width=8, heads=2, layers=2, decoder_layers=2)
-    for name, value in changes.items():
-        setattr(model, name, value)
+    config = ModelConfig(width=8, heads=2, layers=2, decoder_layers=2, **changes)
     shapes = {name: (width,) for name, width in widths.items()}
-    return ModelSpec(shapes, outputs, Task.regression, model)
+    return ModelSpec(shapes, outputs, Task.regression, config)
 
 
 def model(widths: dict[str, int] = WIDTHS, seed: int = 3) -> HAFedformer:
@@ -47,18 +45,9 @@ def padded(width: int, seed: int = 1) -> Padded:
     return Padded(torch.randn(3, 5, width, generator=source), torch.tensor([5, 2, 3]))
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name in expected:
-        assert torch.equal(found[name], expected[name]), name
-
-
 def moments(values: np.ndarray) -> FeatureMoments:
     rows = values.astype(np.float32)
     return FeatureMoments.of(Sequences(rows, np.array([0]), np.array([len(rows)])))
-
-
-# ---- building ----------------------------------------------------------------------------------
 
 
 def test_building_neither_reads_nor_disturbs_the_global_generator() -> None:
@@ -71,25 +60,19 @@ def test_building_neither_reads_nor_disturbs_the_global_generator() -> None:
 
 
 @pytest.mark.parametrize("names", ["a", "ab", "abcde"])
-def test_any_number_of_modalities(names: str) -> None:
+def test_any_number_of_modalities_is_their_encoders_and_one_decoder(names: str) -> None:
     widths = {name: 2 + index for index, name in enumerate(names)}
-    built = model(widths)
-    assert list(built.encoders) == list(names)
+    built, config = model(widths), spec().model
+    expected = {f"decoder.{name}" for name in Decoder(2, config).state_dict()}
     for name, width in widths.items():
+        own = Encoder((width,), config, 0.0).state_dict()
+        expected |= {f"encoders.{name}.{array}" for array in own}
         batch = padded(width)
         assert built.encode(name, batch).shape == (3, 5, 8)
-        outputs = built(name, batch)
-        assert outputs.shape == (3, 2)
-        expected = built.decoder(built.encode(name, batch), batch.lengths)
-        assert torch.equal(outputs, expected)
-
-
-def test_one_modality_is_exactly_its_encoder_and_the_decoder() -> None:
-    alone = model({"audio": 3})
-    config = spec().model
-    expected = {f"encoders.audio.{name}" for name in Encoder((3,), config, 0.0).state_dict()}
-    expected |= {f"decoder.{name}" for name in Decoder(2, config).state_dict()}
-    assert set(alone.state_dict()) == expected
+        assert built(name, batch).shape == (3, 2)
+        decoded = built.decoder(built.encode(name, batch), batch.lengths)
+        assert torch.equal(built(name, batch), decoded)
+    assert set(built.state_dict()) == expected
 
 
 def test_a_client_that_takes_its_parts_computes_what_the_whole_model_does() -> None:
@@ -110,22 +93,15 @@ def test_attention_dropout_is_the_modalitys_own_or_the_default() -> None:
     assert without.encoders["audio"].layers[0].attention.dropout == 0.0
 
 
-# ---- taking apart and putting together ---------------------------------------------------------
-
-
 words = st.text("abcxyz_0", min_size=1, max_size=4)
 dotted = st.lists(words, min_size=1, max_size=4).map(".".join)
 arrays_by_name = st.dictionaries(dotted, st.just(torch.zeros(1)), min_size=1, max_size=4)
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.dictionaries(words, arrays_by_name, max_size=3), arrays_by_name)
-def test_split_undoes_join_for_any_names(
-    encoders: dict[str, dict[str, Tensor]], decoder: dict[str, Tensor]
-) -> None:
-    assert split_arrays(join_arrays(ModelArrays(encoders, decoder))) == ModelArrays(
-        encoders, decoder
-    )
+@given(st.builds(ModelArrays, st.dictionaries(words, arrays_by_name, max_size=3), arrays_by_name))
+def test_split_undoes_join_for_any_names(parts: ModelArrays) -> None:
+    assert split_arrays(join_arrays(parts)) == parts
 
 
 @pytest.mark.parametrize(
@@ -154,9 +130,6 @@ def test_only_the_statistics_are_not_trained() -> None:
     }
 
 
-# ---- standardisation ---------------------------------------------------------------------------
-
-
 def test_the_statistics_standardise_the_data_they_came_from() -> None:
     rows = np.random.default_rng(0).normal([2.0, -50.0, 0.0, 7.0], [3.0, 0.1, 1.0, 0.0], (200, 4))
     rows[5, 0], rows[6, 2] = np.nan, np.inf
@@ -171,31 +144,21 @@ def test_the_statistics_standardise_the_data_they_came_from() -> None:
 
 @pytest.mark.parametrize("constant", [0.0, 0.1, 1e6, np.nan])
 def test_a_constant_column_becomes_zero_whatever_comes_later(constant: float) -> None:
-    rows = np.random.default_rng(0).normal(size=(50, 4))
+    rows, built = np.random.default_rng(0).normal(size=(50, 4)), model()
     rows[:, 1] = constant
-    built = model()
-    set_standardisation(built, "language", moments(rows))
     later = torch.randn(6, 4, generator=torch.Generator().manual_seed(0)) * 1e3
+    set_standardisation(built, "language", moments(rows))
     found = built.encoders["language"].standardise(later)
-    assert (found[:, 1] == 0).all()
-    assert (found[:, [0, 2, 3]] != 0).all()
-
-
-def test_the_statistics_of_nothing_silence_the_modality() -> None:
-    built = model()
+    assert (found[:, 1] == 0).all() and (found[:, [0, 2, 3]] != 0).all()
     set_standardisation(built, "language", FeatureMoments.empty(4))
-    assert (built.encoders["language"].standardise(torch.ones(2, 4)) == 0).all()
+    assert (built.encoders["language"].standardise(later) == 0).all()
 
 
-@pytest.mark.parametrize("width", [1, 3])
-def test_statistics_of_another_width_raise(width: int) -> None:
-    with pytest.raises((RuntimeError, ValueError)):
-        set_standardisation(model(), "language", moments(np.ones((2, width))))
-
-
-def tabular_model(steps: int) -> HAFedformer:
-    sizes = ModelConfig(width=8, heads=2, layers=1)
-    return build_model(ModelSpec({"table": (steps, 2)}, 1, Task.regression, sizes), seed=0)
+@pytest.mark.parametrize(("shape", "width"), [((4,), 1), ((4,), 3), ((3, 2), 2)])
+def test_statistics_of_another_shape_raise(shape: tuple[int, ...], width: int) -> None:
+    built = build_model(replace(spec(), features={"table": shape}), seed=0)
+    with pytest.raises(ValueError, match="expected"):
+        set_standardisation(built, "table", moments(np.ones((2, width))))
 
 
 def test_a_tabular_modality_has_statistics_for_each_step() -> None:
@@ -203,14 +166,9 @@ def test_a_tabular_modality_has_statistics_for_each_step() -> None:
     items[:, 1, 0] = 7.0
     rows = items.reshape(120, 2).astype(np.float32)
     table = Sequences(rows, np.arange(0, 120, 3), np.full(40, 3), tabular=True)
-    built = tabular_model(3)
+    built = build_model(replace(spec(), features={"table": (3, 2)}), seed=0)
     set_standardisation(built, "table", FeatureMoments.of(table))
     found = built.encoders["table"].standardise(torch.from_numpy(items).float()).numpy()
     deviation = items.std(axis=0)
     deviation[1, 0] = 1.0
     np.testing.assert_allclose(found, (items - items.mean(axis=0)) / deviation, atol=1e-4)
-
-
-def test_statistics_of_all_steps_do_not_stand_for_each_step() -> None:
-    with pytest.raises((RuntimeError, ValueError)):
-        set_standardisation(tabular_model(3), "table", moments(np.arange(8.0).reshape(4, 2)))
