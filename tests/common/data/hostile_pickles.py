@@ -246,10 +246,7 @@ REACHES: Attacks = {
     "a compound dtype": (calls("numpy", "dtype", text("V10"), b"\x89", b"\x88"), "V10"),
     "a number that is an object": (
         calls(
-            "numpy.core.multiarray",
-            "scalar",
-            call(DTYPE, text("O8"), b"\x89", b"\x88"),
-            b"C\x01x",
+            "numpy.core.multiarray", "scalar", call(DTYPE, text("O8"), b"\x89", b"\x88"), b"C\x01x"
         ),
         "number",
     ),
@@ -257,10 +254,7 @@ REACHES: Attacks = {
 
 #: What would take the stack, or time or memory without an end.
 EXHAUSTS: Attacks = {
-    "tuples nested 300,000 deep, hashed": (
-        program(b"}", b")" + b"\x85" * 300_000, b"Ns"),
-        "deep",
-    ),
+    "tuples nested 300,000 deep, hashed": (program(b"}", b")" + b"\x85" * 300_000, b"Ns"), "deep"),
     "sets nested 300,000 deep": (program(b"(" * 300_000, b"\x91" * 300_000), "memory"),
     "sets nested 300 deep": (program(b"(" * 300, b"\x91" * 300), "deep"),
     "lists nested 300,000 deep": (program(b"]" * 300_000, b"a" * 299_999), "deep"),

@@ -15,13 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.clients import ClientKey
-from common.config import (
-    DirichletConfig,
-    PartitionConfig,
-    PartitionRule,
-    SizeConfig,
-    SizeLaw,
-)
+from common.config import DirichletConfig, PartitionConfig, PartitionRule, SizeConfig, SizeLaw
 from common.data.dataset import MultimodalDataset
 from common.data.partition import Dealt, deal
 from common.errors import UserError

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_checks import assert_same, assert_same_sequences
 
 from common.clients import DEFAULT_CLIENTS, ClientKey
 from common.config import (
@@ -29,17 +30,11 @@ from common.data.federation import (
     load_joint,
     load_shard_folder,
 )
-from common.data.manifest import (
-    MANIFEST,
-    read_listed_shard,
-    read_manifest,
-    write_manifest,
-)
+from common.data.manifest import MANIFEST, read_listed_shard, read_manifest, write_manifest
 from common.data.shards import read_shard, write_shard
 from common.errors import UserError
 from common.task import Task
 from server.preparation.preparation import prepare
-from tests.common.data.test_shards import assert_same, assert_same_sequences
 
 GROUPS, PER_GROUP, STEPS = 30, 3, 4
 ITEMS = GROUPS * PER_GROUP

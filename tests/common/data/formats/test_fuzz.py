@@ -636,8 +636,7 @@ def silent(content: Content) -> Content:
 def without_text(path: Path) -> None:
     zero = np.zeros((2, 5), np.float32)
     writers.write_csd(
-        path,
-        [replace(item, sequences={**item.sequences, "language": zero}) for item in UTTERANCES],
+        path, [replace(item, sequences={**item.sequences, "language": zero}) for item in UTTERANCES]
     )
 
 
