@@ -96,85 +96,50 @@ HUGE = b"\x8a\x06" + (10**12).to_bytes(6, "little")
 MODULE = call(named("importlib", "import_module"), text("os"))
 SYSTEM = call(named("builtins", "getattr"), MODULE, text("system"))
 OPENS = Calls(open, "marker", "w")
+FILE, EACH = text("marker"), b"](" + PYTHON + b"\x85e"
+METHOD = call(named("operator", "methodcaller"), text("system"), SHELL)
+ATTRIBUTE = call(named("operator", "attrgetter"), text("system"))
+PARTIAL = call(named("functools", "partial"), EVAL, PYTHON)
+STARMAP = call(named("itertools", "starmap"), EVAL, EACH)
+MAP = call(named("builtins", "map"), EVAL, b"](" + PYTHON + b"e")
+MEMO = text("posix") + b"\x940" + text("system") + b"\x940"
+CHECK_CALL = pickle.dumps(Calls(subprocess.check_call, ["touch", "marker"]))
+SYSTEMS = [pickle.dumps({"train": Calls(os.system, "touch marker")}, each) for each in range(6)]
+OBJECTS = call(DTYPE, text("O8"), b"\x89", b"\x88")
 STACKED = text("posix") + text("system") + b"\x93"
 HONEST = pickle.dumps({"a": np.arange(99), "b": "x" * 50})
+BYTE, TWO = array(b"K\x01\x85", "u1", b"C\x01x"), array(b"K\x02\x85", "u1", b"C\x02xx")
+MEGABYTE = raw(bytes(1 << 20)) + b"q\x000"
+COPIES = call(named("builtins", "bytes"), b"h\x00") * 10_000
 
 #: Plain pickle runs these.
 RUNS: Attacks = {
-    **{
-        f"os.system, protocol {protocol}": (
-            pickle.dumps({"train": Calls(os.system, "touch marker")}, protocol),
-            "posix.system",
-        )
-        for protocol in range(6)
-    },
+    **{f"os.system, protocol {n}": (each, "posix.system") for n, each in enumerate(SYSTEMS)},
     "os.popen": (calls("os", "popen", SHELL), "os.popen"),
     "subprocess.getoutput": (calls("subprocess", "getoutput", SHELL), "getoutput"),
-    "subprocess.Popen": (
-        pickle.dumps(Calls(subprocess.check_call, ["touch", "marker"])),
-        "subprocess.check_call",
-    ),
+    "subprocess.Popen": (CHECK_CALL, "subprocess.check_call"),
     "builtins.exec": (calls("builtins", "exec", PYTHON), "builtins.exec"),
     "builtins.eval": (calls("builtins", "eval", PYTHON), "builtins.eval"),
-    "Python 2's __builtin__.eval": (
-        program(call(named("__builtin__", "eval"), PYTHON), protocol=2),
-        "eval",
-    ),
+    "Python 2's eval": (program(call(named("__builtin__", "eval"), PYTHON), protocol=2), "eval"),
     "open a file": (pickle.dumps(OPENS), "io.open"),
     # As the setup, which runs once.
     "timeit.timeit": (calls("timeit", "timeit", text("pass"), PYTHON), "timeit.timeit"),
     "getattr of a module": (program(call(SYSTEM, SHELL)), "builtins.getattr"),
-    "operator.methodcaller": (
-        program(call(call(named("operator", "methodcaller"), text("system"), SHELL), MODULE)),
-        "operator.methodcaller",
-    ),
-    "functools.partial of eval": (
-        program(call(call(named("functools", "partial"), EVAL, PYTHON))),
-        "functools.partial",
-    ),
-    "functools.reduce over eval": (
-        calls("functools", "reduce", EVAL, b"](" + PYTHON + b"}e"),
-        "functools.reduce",
-    ),
-    "itertools.starmap drained by a set": (
-        calls(
-            "builtins",
-            "frozenset",
-            call(named("itertools", "starmap"), EVAL, b"](" + PYTHON + b"\x85e"),
-        ),
-        "itertools.starmap",
-    ),
-    "map over eval drained by a list": (
-        calls("builtins", "list", call(named("builtins", "map"), EVAL, b"](" + PYTHON + b"e")),
-        "builtins.map",
-    ),
-    "numpy's own exec": (
-        calls("numpy.testing._private.utils", "runstring", PYTHON, b"}"),
-        "numpy.testing",
-    ),
-    "numpy writes a file": (
-        calls("numpy", "savetxt", text("marker"), b"](K\x01e"),
-        "numpy.savetxt",
-    ),
+    "operator.methodcaller": (program(call(METHOD, MODULE)), "operator.methodcaller"),
+    "functools.partial of eval": (program(call(PARTIAL)), "functools.partial"),
+    "reduce over eval": (calls("functools", "reduce", EVAL, b"](" + PYTHON + b"}e"), "reduce"),
+    "itertools.starmap drained by a set": (calls("builtins", "frozenset", STARMAP), "starmap"),
+    "map over eval drained by a list": (calls("builtins", "list", MAP), "builtins.map"),
+    "numpy's exec": (calls("numpy.testing._private.utils", "runstring", PYTHON, b"}"), "testing"),
+    "numpy writes a file": (calls("numpy", "savetxt", FILE, b"](K\x01e"), "numpy.savetxt"),
     "numpy maps a file": (
-        calls("numpy", "memmap", text("marker"), text("u1"), text("w+"), b"K\x00", b"K\x09"),
+        calls("numpy", "memmap", FILE, text("u1"), text("w+"), b"K\x00", b"K\x09"),
         "numpy.memmap",
     ),
-    "numpy object array hides a call": (
-        pickle.dumps({"text": np.array([OPENS, 1], dtype=object)}),
-        "io.open",
-    ),
-    "pickle within a pickle": (
-        calls("pickle", "loads", raw(program(call(EVAL, PYTHON)))),
-        "pickle.loads",
-    ),
-    "a name put together in the memo": (
-        program(
-            text("posix") + b"\x940" + text("system") + b"\x940", call(b"h\x00h\x01\x93", SHELL)
-        ),
-        "posix.system",
-    ),
-    "codecs.open": (calls("codecs", "open", text("marker"), text("w")), "codecs.open"),
+    "an array of objects hides a call": (pickle.dumps({"text": np.array([OPENS, 1])}), "io.open"),
+    "a pickle in it": (calls("pickle", "loads", raw(program(call(EVAL, PYTHON)))), "pickle.loads"),
+    "a name in the memo": (program(MEMO, call(b"h\x00h\x01\x93", SHELL)), "posix.system"),
+    "codecs.open": (calls("codecs", "open", FILE, text("w")), "codecs.open"),
     "a name put together on the stack": (program(call(STACKED, SHELL)), "posix.system"),
     "INST": (b"(S'touch marker'\nios\nsystem\n.", "INST"),
     "OBJ": (program(b"(", EVAL, PYTHON, b"o"), "builtins.eval"),
@@ -190,17 +155,11 @@ REACHES: Attacks = {
     "numpy.f2py": (calls("numpy.f2py.crackfortran", "myeval", SHELL), "numpy.f2py"),
     "numpy.lib": (calls("numpy.lib._npyio_impl", "DataSource", SHELL), "numpy.lib._npyio_impl"),
     "numpy.core's own loader": (calls("numpy.core.records", "fromfile", SHELL), "records"),
-    "the result of a call is called": (
-        program(call(call(named("operator", "attrgetter"), text("system")), named("os", "path"))),
-        "operator.attrgetter",
-    ),
+    "the result of a call": (program(call(ATTRIBUTE, named("os", "path"))), "operator.attrgetter"),
     "torch.load": (calls("torch.serialization", "load", SHELL), "torch.serialization"),
     "pandas.read_pickle": (calls("pandas", "read_pickle", SHELL), "pandas.read_pickle"),
     "another codec": (calls("_codecs", "encode", text("x"), text("rot13")), "codec"),
-    "an attribute of what is allowed": (
-        program(text("numpy") + text("ndarray.tofile") + b"\x93"),
-        "numpy.ndarray.tofile",
-    ),
+    "an attribute": (program(text("numpy") + text("ndarray.tofile") + b"\x93"), "ndarray.tofile"),
     "the globals of what is allowed": (
         program(text("numpy.core.multiarray") + text("_reconstruct.__globals__") + b"\x93"),
         "_reconstruct.__globals__",
@@ -218,18 +177,9 @@ REACHES: Attacks = {
     "a state for a dtype": (program(PLAIN, b"}" + text("dtype") + text("O") + b"sb"), "compound"),
     "a function for data": (program(RECONSTRUCT), "function"),
     "a type within data": (program(b"](", PLAIN, b"e"), "a type"),
-    "writes into an array": (
-        program(array(b"K\x02\x85", "u1", b"C\x02xx"), b"K\x00K\x05s"),
-        "writes into an array",
-    ),
-    "writes into an array, many": (
-        program(array(b"K\x02\x85", "u1", b"C\x02xx"), b"(K\x00K\x05u"),
-        "writes into an array",
-    ),
-    "characters that do not exist": (
-        program(array(b"K\x01\x85", "U1", b"C\x04\xff\xff\xff\xff")),
-        "characters",
-    ),
+    "writes into an array": (program(TWO, b"K\x00K\x05s"), "writes into an array"),
+    "writes into an array, many": (program(TWO, b"(K\x00K\x05u"), "writes into an array"),
+    "no characters": (program(array(b"K\x01\x85", "U1", b"C\x04\xff\xff\xff\xff")), "characters"),
     "a state for a function": (
         program(RECONSTRUCT, b"}" + text("__doc__") + text("x") + b"sb"),
         "change a function",
@@ -244,39 +194,20 @@ REACHES: Attacks = {
         "array",
     ),
     "a compound dtype": (calls("numpy", "dtype", text("V10"), b"\x89", b"\x88"), "V10"),
-    "a number that is an object": (
-        calls(
-            "numpy.core.multiarray",
-            "scalar",
-            call(DTYPE, text("O8"), b"\x89", b"\x88"),
-            b"C\x01x",
-        ),
-        "number",
-    ),
+    "an object": (calls("numpy.core.multiarray", "scalar", OBJECTS, b"C\x01x"), "number"),
 }
 
 #: What would take the stack, or time or memory without an end.
 EXHAUSTS: Attacks = {
-    "tuples nested 300,000 deep, hashed": (
-        program(b"}", b")" + b"\x85" * 300_000, b"Ns"),
-        "deep",
-    ),
+    "tuples 300,000 deep, hashed": (program(b"}", b")" + b"\x85" * 300_000, b"Ns"), "deep"),
     "sets nested 300,000 deep": (program(b"(" * 300_000, b"\x91" * 300_000), "memory"),
     "sets nested 300 deep": (program(b"(" * 300, b"\x91" * 300), "deep"),
     "lists nested 300,000 deep": (program(b"]" * 300_000, b"a" * 299_999), "deep"),
     "arrays nested 20,000 deep": (nested_arrays(20_000, first=False), "deep"),
     "arrays nested 20,000 deep, from without": (nested_arrays(20_000, first=True), "no contents"),
-    "an array that is filled twice": (
-        program(
-            array(b"K\x01\x85", "u1", b"C\x01x"), array(b"K\x01\x85", "u1", b"C\x01x")[len(START) :]
-        ),
-        "twice",
-    ),
+    "an array that is filled twice": (program(BYTE, BYTE[len(START) :]), "twice"),
     "an array that holds itself": (
-        program(
-            START + b"q\x05(K\x01K\x01\x85",
-            call(DTYPE, text("O8"), b"\x89", b"\x88") + b"\x89]h\x05atb",
-        ),
+        program(START + b"q\x05(K\x01K\x01\x85", OBJECTS + b"\x89]h\x05atb"),
         "no contents",
     ),
     "marks of a million": (program(b"(" * 10**6), "memory"),
@@ -285,14 +216,8 @@ EXHAUSTS: Attacks = {
         "too many times",
     ),
     "doubled tuples, hashed": (program(b"})", b"2\x86" * 40, b"Ns"), "too many"),
-    "lists that share one another as the name of a type": (
-        program(call(DTYPE, shared(b""), b"\x89", b"\x88")),
-        "list",
-    ),
-    "lists that share one another put into an array": (
-        program(array(b"K\x01\x85", "u1", b"C\x01x"), b"K\x00", shared(b"s")),
-        "writes into an array",
-    ),
+    "shared lists as a type's name": (program(call(DTYPE, shared(b""), b"\x89", b"\x88")), "list"),
+    "shared lists put into an array": (program(BYTE, b"K\x00", shared(b"s")), "into an array"),
     "a frame of 100 GB": (program(b"\x95" + struct.pack("<Q", 10**11), b"N"), "declares"),
     "no text of a gigabyte each": (program(array(b"K\x00\x85", "S999999999", b"C\x00")), "memory"),
     "a million sets": (program(b"](", b"\x8f" * 10**6, b"e"), "memory"),
@@ -301,28 +226,11 @@ EXHAUSTS: Attacks = {
     "100 GB of text declared": (program(b"\x8d" + struct.pack("<Q", 10**11)), "declares"),
     "a negative length": (program(b"T\xff\xff\xff\xff"), "negative byte count"),
     "a bytearray of a size": (calls("builtins", "bytearray", b"J\xff\xff\xff\x7f"), "bytes"),
-    "an array that begins huge": (
-        program(call(RECONSTRUCT, NDARRAY, HUGE + b"\x85", b"C\x01b")),
-        "shape",
-    ),
+    "a huge array": (program(call(RECONSTRUCT, NDARRAY, HUGE + b"\x85", b"C\x01b")), "shape"),
     "an array that becomes huge": (program(array(HUGE + b"\x85", "f8", b"C\x01x")), "does not fit"),
-    "an object array that becomes huge": (
-        program(array(HUGE + b"\x85", "O8", b"](Ne")),
-        "does not fit",
-    ),
-    "text of a terabyte an element": (
-        program(array(b"K\x01\x85", "S999999999", b"C\x01x")),
-        "does not fit",
-    ),
-    "a megabyte copied ten thousand times": (
-        program(
-            raw(bytes(1 << 20)) + b"q\x000",
-            b"]q\x01(",
-            call(named("builtins", "bytes"), b"h\x00") * 10_000,
-            b"e",
-        ),
-        "memory",
-    ),
+    "an object array becomes huge": (program(array(HUGE + b"\x85", "O8", b"](Ne")), "does not fit"),
+    "long text": (program(array(b"K\x01\x85", "S999999999", b"C\x01x")), "does not fit"),
+    "a megabyte copied ten thousand times": (program(MEGABYTE, b"]q\x01(", COPIES, b"e"), "memory"),
 }
 
 #: What is no whole pickle.

@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from data_checks import assert_same_sequences, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.data.dataset import MultimodalDataset, Sequences
+from common.data.dataset import MultimodalDataset, Sequences, concatenate
 from common.data.formats.registry import read_source
-from common.data.item_stream import Items, ItemStream, open_items
+from common.data.item_stream import ItemStream, open_items
 from common.data.manifest import MANIFEST
 from common.data.shards import ShardInfo, write_shard
 from common.data.source import ReadSettings
-from common.errors import UserError
 from common.task import Task
 from tests.common.data.formats import writers
 
@@ -29,18 +29,10 @@ def opened(paths: Path | Sequence[Path], format: str = "auto", **options: Any) -
     return open_items(listed, format, ReadSettings(predicting=True, **options))
 
 
-def fails(paths: Path | Sequence[Path], format: str = "auto", **options: Any) -> str:
-    with pytest.raises(UserError) as caught:
-        opened(paths, format, **options)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
-
-
-def rows_of(items: Items | MultimodalDataset, name: str) -> list[bytes]:
-    """The rows of each item, to the bit; a NaN is a NaN."""
-    sequences = items.sequences[name]
-    return [sequences[item].tobytes() for item in range(len(sequences))]
+def fails(
+    paths: Path | Sequence[Path], words: object, format: str = "auto", **options: Any
+) -> None:
+    refusal(lambda: opened(paths, format, **options), words)
 
 
 def assert_joined(stream: ItemStream, size: int, items: MultimodalDataset) -> None:
@@ -48,12 +40,10 @@ def assert_joined(stream: ItemStream, size: int, items: MultimodalDataset) -> No
     assert stream.count == len(items) == sum(len(part.ids) for part in parts)
     assert [name for part in parts for name in part.ids.tolist()] == items.ids.tolist()
     assert all(0 < len(part.ids) <= size for part in parts)
-    for name in items.sequences:
-        assert [rows for part in parts for rows in rows_of(part, name)] == rows_of(items, name)
     for part in parts:
         assert list(part.sequences) == list(items.sequences)
-        for name, each in part.sequences.items():
-            assert each.tabular == items.sequences[name].tabular
+    for name, expected in items.sequences.items():
+        assert_same_sequences(concatenate([part.sequences[name] for part in parts]), expected)
 
 
 # Files ------------------------------------------------------------------------------------------
@@ -85,13 +75,6 @@ def test_parts_of_any_size_are_the_whole(
     assert_joined(opened(path, format, **options), size, whole.items)
 
 
-def test_a_part_of_a_file_holds_its_own_rows(tmp_path: Path) -> None:
-    path = writers.write_npz(tmp_path / "a.npz", UTTERANCES)
-    for part in opened(path).parts(3):
-        for each in part.sequences.values():
-            assert len(each.values) == each.lengths.sum()
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_context_reaches_across_parts(
@@ -106,21 +89,26 @@ def test_context_reaches_across_parts(
     assert_joined(opened(path, **options), data.draw(st.integers(1, 13)), whole)
 
 
-def test_several_files(tmp_path: Path) -> None:
+def test_several_files_whose_parts_hold_their_own_rows(tmp_path: Path) -> None:
     paths = [tmp_path / "a.npz", tmp_path / "b.npz"]
     for number, path in enumerate(paths):
         np.savez(path, audio=np.full((2, 3, 1), number, np.float32))
     stream = opened(paths)
     assert stream.count == 4
-    ids = [name for part in stream.parts(3) for name in part.ids.tolist()]
+    parts = list(stream.parts(3))
+    ids = [name for part in parts for name in part.ids.tolist()]
     assert ids == ["a.npz#0", "a.npz#1", "b.npz#0", "b.npz#1"]
+    for part in parts:
+        assert len(part.sequences["audio"].values) == part.sequences["audio"].lengths.sum()
 
 
-def test_a_table_among_sequences_is_only_a_table(tmp_path: Path) -> None:
-    """A folder of .csd files is one, whatever notes lie in it."""
-    writers.write_csd(tmp_path, UTTERANCES)
-    (tmp_path / "notes.csv").write_text("id,note\n1,a\n")
-    assert opened(tmp_path).format == "csd"
+def test_names_do_not_deceive(tmp_path: Path) -> None:
+    writers.write_csd(tmp_path / "csd", UTTERANCES)
+    (tmp_path / "csd" / "notes.csv").write_text("id,note\n1,a\n")
+    assert opened(tmp_path / "csd").format == "csd"
+    path = writers.write_multibench(tmp_path / "a.csv", UTTERANCES)
+    assert opened(path).format == "multibench"
+    fails(path, "is a pickle and not of format=table", "table")
 
 
 def test_arrays_that_are_no_npy_files_are_read_whole(tmp_path: Path) -> None:
@@ -129,12 +117,6 @@ def test_arrays_that_are_no_npy_files_are_read_whole(tmp_path: Path) -> None:
     assert (stream.format, stream.count) == ("table", 20)
     whole = read_source([path], "table", ReadSettings(predicting=True))[0].items
     assert_joined(stream, 6, whole)
-
-
-def test_a_pickle_may_be_called_a_table(tmp_path: Path) -> None:
-    path = writers.write_multibench(tmp_path / "a.csv", UTTERANCES)
-    assert opened(path).format == "multibench"
-    assert "is a pickle and not of format=table" in fails(path, "table")
 
 
 # Shards -----------------------------------------------------------------------------------------
@@ -195,6 +177,8 @@ def test_shards_are_read_as_asked(two: list[Path]) -> None:
     assert audio[1].tolist() == [[9, 10, 11], [12, 13, 14]]
     order = next(opened(two, modalities=("audio", "vision")).parts(9))
     assert list(order.sequences) == ["audio", "vision"]
+    words = f"shard {two[1]} holds audio, and none of smell, vision"
+    fails(two, words, modalities=("smell", "vision"))
 
 
 def test_what_a_shard_says_of_its_labels(tmp_path: Path) -> None:
@@ -209,60 +193,45 @@ def test_a_shard_of_another_name(two: list[Path], tmp_path: Path) -> None:
     path = tmp_path / "mine"
     shutil.copy(two[0], path)
     assert opened(path, "shard").count == 3
-    assert "is of no known format" in fails(path)
-
-
-def test_shards_without_any_modality_that_is_asked_for(two: list[Path]) -> None:
-    message = fails(two, modalities=("smell", "vision"))
-    assert message == f"shard {two[1]} holds audio, and none of smell, vision"
-
-
-def test_a_folder_of_shards(two: list[Path], tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text("{}")
-    for format in ("auto", "shard"):
-        assert fails(tmp_path, format) == (
-            f"{tmp_path} is a folder of shards; give one or several of them: "
-            "audio-0.safetensors, test.safetensors"
-        )
+    fails(path, "is of no known format")
 
 
 # What is refused --------------------------------------------------------------------------------
 
 
-def test_what_is_not_there(two: list[Path], tmp_path: Path) -> None:
-    assert fails(tmp_path / "none.npz") == f"{tmp_path / 'none.npz'} does not exist"
-    assert fails([two[0], tmp_path / "none"]) == f"{tmp_path / 'none'} does not exist"
-
-
-def test_what_is_no_shard(two: list[Path], tmp_path: Path) -> None:
+def test_what_is_no_source(two: list[Path], tmp_path: Path) -> None:
+    missing = tmp_path / "none.npz"
+    fails(missing, words := f"{missing} does not exist")
+    fails([two[0], missing], words)
     npz = writers.write_npz(tmp_path / "a.npz", UTTERANCES)
-    assert "is not a shard" in fails(npz, "shard")
-    assert "is not a shard" in fails([two[0], npz])
-    assert "test.safetensors is not an .npz file" in fails([npz, two[0]])
-    damaged = tmp_path / "b.safetensors"
+    fails(npz, "is not a shard", "shard")
+    fails([two[0], npz], "is not a shard")
+    fails([npz, two[0]], "test.safetensors is not an .npz file")
+    damaged, notes, folder = tmp_path / "b.safetensors", tmp_path / "notes.txt", tmp_path / "folder"
     damaged.write_bytes(two[0].read_bytes()[:-1])
-    assert "is damaged" in fails(damaged)
-
-
-def test_a_format_that_is_none(tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("hello")
-    assert "is of no known format" in fails(tmp_path / "notes.txt")
-    assert "format=hdf: expected one of auto, csd, " in fails(tmp_path / "notes.txt", "hdf")
-
-
-def test_several_tables(tmp_path: Path) -> None:
-    path = writers.write_table(tmp_path, UTTERANCES)
-    assert fails([path, path]) == "format table is one file; 2 paths were given"
+    fails(damaged, "is damaged")
+    notes.write_text("hello")
+    fails(notes, "is of no known format")
+    fails(notes, "format=hdf: expected one of auto, csd, ", "hdf")
+    path = writers.write_table(tmp_path / "table", UTTERANCES)
+    fails([path, path], "format table is one file; 2 paths were given")
+    folder.mkdir()
+    for shard in two:
+        shutil.copy(shard, folder)
+    (folder / MANIFEST).write_text("{}")
+    for format in ("auto", "shard"):
+        fails(folder, f"{folder} is a folder of shards; give one or several of them: ", format)
+        fails(folder, "audio-0.safetensors, test.safetensors", format)
 
 
 @pytest.mark.parametrize("steps", [0, 2])
 def test_a_source_without_items(tmp_path: Path, steps: int) -> None:
     np.savez(tmp_path / "a.npz", audio=np.empty((0, steps, 2)) if steps else np.empty((0, 2)))
-    assert fails(tmp_path / "a.npz") == f"{tmp_path / 'a.npz'} has no items"
+    fails(tmp_path / "a.npz", f"{tmp_path / 'a.npz'} has no items")
     (tmp_path / "t").mkdir()
     np.save(tmp_path / "t" / "audio.npy", np.empty((0, 2, 2)))
     (tmp_path / "t" / "a.csv").write_text("id\n")
-    assert fails(tmp_path / "t" / "a.csv") == f"{tmp_path / 't' / 'a.csv'} has no items"
+    fails(tmp_path / "t" / "a.csv", f"{tmp_path / 't' / 'a.csv'} has no items")
 
 
 def test_items_are_what_they_were(tmp_path: Path) -> None:

@@ -14,14 +14,13 @@ from typing import Any
 import hostile_pickles
 import numpy as np
 import pytest
+from data_checks import refusal, run_python
 from hostile_pickles import HARMLESS, REFUSED, RUNS
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.data.safe_pickle import is_pickle, load
 from common.errors import UserError
-
-ROOT = Path(__file__).resolve().parents[3]
 
 
 def loaded(path: Path, content: bytes) -> Any:
@@ -46,11 +45,8 @@ def test_the_corpus_is_large() -> None:
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(name: str, file: Path) -> None:
     content, says = REFUSED[name]
-    with pytest.raises(UserError) as error:
-        loaded(file, content)
-    message = str(error.value)
+    message = refusal(lambda: loaded(file, content))
     assert message.startswith(str(file))
-    assert "\n" not in message
     assert len(message) < len(str(file)) + 250
     assert says in message.removeprefix(str(file))
     assert not Path("marker").exists()
@@ -78,20 +74,13 @@ def measured(script: str, *arguments: str) -> int:
         # Of this process alone: what getrusage tells includes what it was forked from.
         "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", head + script, *arguments],
-        env={"PYTHONPATH": f"{Path(__file__).parent}:{ROOT}", "OPENBLAS_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return int(done.stdout)
+    return int(run_python(head + script, *arguments, OPENBLAS_NUM_THREADS="1"))
 
 
 def test_no_hostile_pickle_takes_memory(file: Path) -> None:
     """All of them in one process that may have 1 GiB beside what it imports."""
     script = """
-from hostile_pickles import REFUSED
+from tests.common.data.hostile_pickles import REFUSED
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 2**30,) * 2)
 path = Path(sys.argv[1])
@@ -216,29 +205,18 @@ def test_an_array_can_be_written_once_it_is_loaded(file: Path) -> None:
         assert np.asarray(array).tolist() == [0, 5, 0]
 
 
-def test_lists_that_hold_themselves_are_looked_through(file: Path) -> None:
+def test_lists_that_hold_themselves_are_looked_through_and_what_follows_ignored(file: Path) -> None:
     value: list[Any] = [1]
     value.append(value)
-    assert loaded(file, pickle.dumps(value))[1][1][0] == 1
+    assert loaded(file, pickle.dumps(value) + pickle.dumps([2]))[1][1][0] == 1
 
 
-def test_a_pipe_is_refused_and_not_waited_for(file: Path) -> None:
-    os.mkfifo(file)
-    with pytest.raises(UserError, match="regular file"):
-        load(file)
-
-
-def test_what_follows_a_pickle_is_ignored(file: Path) -> None:
-    assert loaded(file, pickle.dumps([1]) + pickle.dumps([2])) == [1]
-
-
-def test_an_empty_file_and_a_folder(file: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="empty"):
-        loaded(file, b"")
-    with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path)
-    with pytest.raises(UserError, match="cannot be read"):
-        load(tmp_path / "missing.pkl")
+def test_an_empty_file_a_folder_and_a_pipe_that_is_not_waited_for(file: Path) -> None:
+    refusal(lambda: loaded(file, b""), "empty")
+    refusal(lambda: load(file.parent), "cannot be read")
+    refusal(lambda: load(file.parent / "missing.pkl"), "cannot be read")
+    os.mkfifo(file.parent / "pipe")
+    refusal(lambda: load(file.parent / "pipe"), "regular file")
 
 
 # Fuzz -------------------------------------------------------------------------------------------
@@ -251,33 +229,18 @@ OPCODES = b"".join(each.code.encode("latin1") for each in pickletools.opcodes)
 PLAIN = (dict, list, tuple, set, frozenset, str, bytes, bytearray, int, float, complex)
 
 
-def plain(value: object) -> bool:
-    return value is None or isinstance(value, (*PLAIN, np.ndarray, np.generic))
-
-
 fuzz = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 #: What a pickle may name, and the beginnings of calls of it.
 PIECES = [b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n"]
 PIECES += [b"cnumpy.core.multiarray\nscalar\n", b"c_codecs\nencode\n", b"cbuiltins\nset\n"]
-PIECES += [
-    b"X\x02\x00\x00\x00f8",
-    b"C\x08abcdefgh",
-    b"K\x00\x85",
-    b"(",
-    b"R",
-    b"b",
-    b"q\x00",
-    b"h\x00",
-]
+PIECES += [b"X\x02\x00\x00\x00f8", b"C\x08abcdefgh", b"K\x00\x85"]
+PIECES += [b"(", b"R", b"b", b"q\x00", b"h\x00"]
+EDIT = st.tuples(st.integers(0, 10**6), st.binary(max_size=6), st.integers(0, 8))
+CODE = st.sampled_from(list(OPCODES)).map(lambda code: bytes([code]))
 
 
 @fuzz
-@given(
-    seed=st.sampled_from(SEEDS),
-    edits=st.lists(
-        st.tuples(st.integers(0, 10**6), st.binary(max_size=6), st.integers(0, 8)), max_size=6
-    ),
-)
+@given(seed=st.sampled_from(SEEDS), edits=st.lists(EDIT, max_size=6))
 def test_damaged_pickles_are_read_or_refused(
     file: Path, seed: bytes, edits: list[tuple[int, bytes, int]]
 ) -> None:
@@ -289,14 +252,7 @@ def test_damaged_pickles_are_read_or_refused(
 
 
 @fuzz
-@given(
-    parts=st.lists(
-        st.sampled_from(list(OPCODES)).map(lambda code: bytes([code]))
-        | st.sampled_from(PIECES)
-        | st.binary(max_size=3),
-        max_size=60,
-    )
-)
+@given(parts=st.lists(CODE | st.sampled_from(PIECES) | st.binary(max_size=3), max_size=60))
 def test_random_opcodes_are_read_or_refused(file: Path, parts: list[bytes]) -> None:
     assert read_or_refused(file, b"\x80\x04" + b"".join(parts) + b".")
 
@@ -312,7 +268,7 @@ def data_only(value: object, seen: set[int]) -> bool:
         return all(data_only(each, seen) for each in np.asarray(value).ravel().tolist())
     if isinstance(value, list | tuple | set | frozenset):
         return all(data_only(each, seen) for each in value)
-    return plain(value)
+    return value is None or isinstance(value, (*PLAIN, np.ndarray, np.generic))
 
 
 def read_or_refused(file: Path, content: bytes) -> bool:

@@ -2,13 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from data_checks import assert_same, assert_same_sequences, refusal
 
 from common.clients import DEFAULT_CLIENTS, ClientKey
 from common.config import (
@@ -29,17 +30,10 @@ from common.data.federation import (
     load_joint,
     load_shard_folder,
 )
-from common.data.manifest import (
-    MANIFEST,
-    read_listed_shard,
-    read_manifest,
-    write_manifest,
-)
+from common.data.manifest import MANIFEST, read_listed_shard, read_manifest, write_manifest
 from common.data.shards import read_shard, write_shard
-from common.errors import UserError
 from common.task import Task
 from server.preparation.preparation import prepare
-from tests.common.data.test_shards import assert_same, assert_same_sequences
 
 GROUPS, PER_GROUP, STEPS = 30, 3, 4
 ITEMS = GROUPS * PER_GROUP
@@ -52,33 +46,25 @@ LABELS = {
 }
 
 
-def write_npz(path: Path, task: Task, **arrays: Any) -> Path:
+MODALITIES = ["vision", "audio", "language"]
+READ: dict[str, Any] = {"group": "video", "context": 2, "tabular": ["vision"], "max_seq_len": 6}
+READ |= {"modalities": MODALITIES}
+
+
+def write_npz(path: Path, task: Task) -> Path:
     """Write items of three modalities; `audio` is ragged, and `vision` a table."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 9, size=ITEMS)
-    content = {
-        "label": LABELS[task],
-        "video": [f"vidéo-{item // PER_GROUP % 17}-{item // PER_GROUP}" for item in range(ITEMS)],
-        "vision": rng.normal(size=(ITEMS, STEPS, 3)).astype(np.float32),
-        "audio": rng.normal(size=(lengths.sum(), 2)).astype(np.float32),
-        "audio_offsets": np.r_[0, np.cumsum(lengths)],
-        "language": rng.normal(size=(ITEMS, 5)).astype(np.float16),
-        **arrays,
-    }
-    np.savez(path, **content)
+    np.savez(
+        path,
+        label=LABELS[task],
+        video=[f"vidéo-{item // PER_GROUP % 17}-{item // PER_GROUP}" for item in range(ITEMS)],
+        vision=rng.normal(size=(ITEMS, STEPS, 3)).astype(np.float32),
+        audio=rng.normal(size=(lengths.sum(), 2)).astype(np.float32),
+        audio_offsets=np.r_[0, np.cumsum(lengths)],
+        language=rng.normal(size=(ITEMS, 5)).astype(np.float16),
+    )
     return path
-
-
-MODALITIES = ["vision", "audio", "language"]
-
-
-READ: dict[str, Any] = {
-    "group": "video",
-    "context": 2,
-    "tabular": ["vision"],
-    "modalities": MODALITIES,
-    "max_seq_len": 6,
-}
 
 
 def joint_config(path: Path, task: Task = Task.regression) -> Config:
@@ -102,16 +88,6 @@ def shards_config(folder: Path, clients: Mapping[str, int | None] = ALL, **datas
 
 def load(folder: Path, clients: Mapping[str, int | None] = ALL, **dataset: Any) -> ShardFolder:
     return load_shard_folder(ShardsConfig(path=str(folder), **dataset), clients)
-
-
-def refused(call: Callable[[], object], *words: str) -> str:
-    with pytest.raises(UserError) as error:
-        call()
-    message = str(error.value)
-    assert len(message.splitlines()) == 1
-    for word in words:
-        assert word in message
-    return message
 
 
 def change_manifest(folder: Path, **changes: Any) -> None:
@@ -164,13 +140,8 @@ def assert_same_federation(shards: Config, joint: Config) -> None:
 @pytest.mark.parametrize("task", list(Task))
 def test_prepared_shards_are_what_would_be_dealt_out_in_memory(tmp_path: Path, task: Task) -> None:
     file = write_npz(tmp_path / "joint.npz", task)
-    folder = prepared(file, tmp_path / "shards", task)
-    assert_same_federation(shards_config(folder), joint_config(file, task))
-
-
-def test_so_are_those_of_another_seed(tmp_path: Path, made: Path) -> None:
-    folder = prepared(made / "joint.npz", tmp_path / "shards", seed=7)
-    joint, shards = joint_config(made / "joint.npz"), shards_config(folder)
+    folder = prepared(file, tmp_path / "shards", task, seed=7)
+    joint, shards = joint_config(file, task), shards_config(folder)
     joint.seed = shards.seed = 7
     joint.client = shards.client = ClientConfig(validation_fraction=0.4)
     assert_same_federation(shards, joint)
@@ -216,31 +187,29 @@ def test_counts_take_the_first_clients(
 
 
 @pytest.mark.parametrize(
-    ("clients", "modality"),
+    ("clients", "words"),
     [
-        ({"default": None, "audio": 4}, "audio"),
-        ({"default": 3}, "vision"),
-        ({"default": 1, "language": 10**6}, "language"),
+        ({"default": None, "audio": 4}, ["prepare", "clients.audio=4", "prepared for 3"]),
+        ({"default": 3}, ["prepare", "clients.vision=3", "prepared for 2"]),
+        ({"default": 1, "language": 10**6}, ["clients.language=1000000", "prepared for 2"]),
+        ({"default": None, "smell": 1}, ["clients.smell", "audio"]),
+        ({"default": None, "audio": 0}, ["'audio' has no client"]),
     ],
 )
-def test_more_clients_than_prepared_are_refused_with_both_numbers(
-    folder: Path, clients: dict[str, int | None], modality: str
+def test_counts_of_clients_that_were_not_prepared_are_refused(
+    folder: Path, clients: dict[str, int | None], words: list[str]
 ) -> None:
-    there, asked = CLIENTS.get(modality, 2), clients.get(modality, clients["default"])
-    message = refused(lambda: load(folder, clients), str(folder), "prepare")
-    assert f"clients.{modality}={asked}" in message
-    assert f"prepared for {there}" in message
+    message = refusal(lambda: load(folder, clients), *words)
+    assert (str(folder) in message) == ("prepared for" in message)
 
 
 def test_clients_that_are_not_there_are_refused(folder: Path) -> None:
-    refused(lambda: load(folder, {"default": None, "smell": 1}), "clients.smell", "audio")
-    refused(lambda: load(folder, {"default": None, "audio": 0}), "'audio' has no client")
     config = shards_config(folder, {"default": 1})
     data = load_federation(config)
-    refused(lambda: client_data_of(data, ClientKey("audio", 1), config), "no client audio-1")
+    refusal(lambda: client_data_of(data, ClientKey("audio", 1), config), "no client audio-1")
     listed = dict(read_manifest(folder).shards)
     change_manifest(folder, shards={k: v for k, v in listed.items() if "language" not in k})
-    refused(lambda: load(folder), "'language' has no client")
+    refusal(lambda: load(folder), "'language' has no client")
     assert len(names(load(folder, modalities=["vision", "audio"]))) == 5
 
 
@@ -258,14 +227,10 @@ def test_modalities_are_taken_once_and_in_the_order_asked_for(folder: Path, made
 
 
 def test_what_was_not_prepared_is_refused(folder: Path) -> None:
-    message = refused(lambda: load(folder, modalities=["audio", "smell"]), str(folder), "'smell'")
-    assert "vision, audio, language" in message
-    refused(
-        lambda: load(folder, task=Task.multilabel),
-        str(folder),
-        "dataset.task=multilabel",
-        "task=regression",
-    )
+    words = folder, "'smell'", "vision, audio, language"
+    refusal(lambda: load(folder, modalities=["audio", "smell"]), *words)
+    words = folder, "dataset.task=multilabel", "task=regression"
+    refusal(lambda: load(folder, task=Task.multilabel), *words)
     assert load(folder, task=Task.regression).task is Task.regression
 
 
@@ -293,14 +258,14 @@ SHARDS = ["validation", "test", "audio-1"]
 @pytest.mark.parametrize("name", SHARDS)
 def test_a_shard_that_was_not_prepared_or_is_lost_is_refused(folder: Path, name: str) -> None:
     (folder / f"{name}.safetensors").unlink()
-    refused(lambda: open_all(folder), f"{folder / name}.safetensors does not exist")
+    refusal(lambda: open_all(folder), f"{folder / name}.safetensors does not exist")
     listed = dict(read_manifest(folder).shards)
     del listed[f"{name}.safetensors"]
     change_manifest(folder, shards=listed)
     if name == "audio-1":
         assert "audio-2" not in names(load(folder))
     else:
-        refused(lambda: load(folder), str(folder), f"lists no {name}.safetensors")
+        refusal(lambda: load(folder), str(folder), f"lists no {name}.safetensors")
 
 
 @pytest.mark.parametrize("name", SHARDS)
@@ -309,64 +274,47 @@ def test_a_damaged_shard_is_refused(folder: Path, name: str) -> None:
     content = bytearray(path.read_bytes())
     content[-20] ^= 4
     path.write_bytes(content)
-    refused(lambda: open_all(folder), f"shard {path} is damaged")
+    refusal(lambda: open_all(folder), f"shard {path} is damaged")
 
 
 def test_shards_of_another_preparation_are_refused(
     made: Path, tmp_path: Path, folder: Path
 ) -> None:
     newer = prepared(made / "joint.npz", tmp_path / "newer", seed=99)
-    for name in SHARDS:
+    swapped = [(folder, "audio-0", "audio-1"), (folder, "test", "validation")]
+    for place, source, name in [*swapped, *((newer, name, name) for name in SHARDS)]:
         path = folder / f"{name}.safetensors"
         former = path.read_bytes()
-        shutil.copy(newer / path.name, folder)
+        shutil.copy(place / f"{source}.safetensors", path)
         message = f"{folder / MANIFEST} lists other contents for {path.name}"
-        refused(lambda: open_all(folder), message)
+        refusal(lambda: open_all(folder), message)
         path.write_bytes(former)
 
 
-@pytest.mark.parametrize(("one", "two"), [("audio-0", "audio-1"), ("test", "validation")])
-def test_swapped_shards_are_refused(folder: Path, one: str, two: str) -> None:
-    first, second = (folder / f"{name}.safetensors" for name in (one, two))
-    first.rename(folder / "aside")
-    second.rename(first)
-    (folder / "aside").rename(second)
-    refused(lambda: open_all(folder), str(folder / MANIFEST), "lists other contents")
-
-
-# The manifest carries no seal of its own, and people edit what they can read.
-
-
-def test_a_manifest_that_names_a_modality_that_is_not_there_is_refused(folder: Path) -> None:
+def test_a_manifest_that_says_otherwise_than_its_shards_is_refused(folder: Path) -> None:
+    """It carries no seal of its own, and people edit what they can read."""
+    whole = (folder / MANIFEST).read_bytes()
+    for changes in ({"task": "classification"}, {"outputs": 5}):
+        change_manifest(folder, **changes)
+        refusal(lambda: load(folder), folder, "prepare the data again")
+        (folder / MANIFEST).write_bytes(whole)
     change_manifest(folder, modalities={**read_manifest(folder).modalities, "smell": {}})
-    refused(lambda: load(folder), str(folder), "smell")
-    refused(lambda: load(folder, modalities=["smell"]), str(folder), "smell")
-
-
-@pytest.mark.parametrize("changes", [{"task": "classification"}, {"outputs": 5}])
-def test_a_manifest_that_says_otherwise_than_its_shards_is_refused(
-    folder: Path, changes: dict[str, Any]
-) -> None:
-    change_manifest(folder, **changes)
-    refused(lambda: load(folder), str(folder), "prepare the data again")
+    refusal(lambda: load(folder), folder, "smell")
+    refusal(lambda: load(folder, modalities=["smell"]), folder, "smell")
 
 
 # Evaluation only --------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def evaluation(made: Path, tmp_path: Path) -> Path:
-    """What a coordinator prepares whose sites have files of their own."""
-    return prepared(made / "joint.npz", tmp_path / "evaluation", clients={"default": 0})
-
-
-def test_a_folder_without_clients_has_those_of_sites(evaluation: Path) -> None:
+def test_a_folder_without_clients_has_those_of_sites(made: Path, tmp_path: Path) -> None:
+    """As a coordinator prepares it whose sites have files of their own."""
+    evaluation = prepared(made / "joint.npz", tmp_path / "evaluation", clients={"default": 0})
     assert read_manifest(evaluation).clients() == []
     data = load(evaluation)
     everyone = [f"{name}-{part}" for name in MODALITIES for part in range(DEFAULT_CLIENTS)]
     assert names(data) == everyone
     assert len(names(load(evaluation, {"default": None, "audio": 9}))) == 9 + 2 * DEFAULT_CLIENTS
-    refused(lambda: data.client_items(ClientKey("audio", 0)), str(evaluation), "lists no audio-0")
+    refusal(lambda: data.client_items(ClientKey("audio", 0)), str(evaluation), "lists no audio-0")
 
 
 # A site's shard ---------------------------------------------------------------------------------
@@ -378,15 +326,9 @@ def test_a_site_s_shard_is_read_alone_or_beside_its_manifest(folder: Path, tmp_p
     assert_same(read_listed_shard(Path(alone)).items, beside.items)
     (folder / "audio-1.safetensors").rename(folder / "ours.safetensors")
     assert_same(read_listed_shard(folder / "ours.safetensors").items, beside.items)
-
-
-def test_a_site_s_shard_beside_another_manifest_or_missing_is_refused(
-    folder: Path, tmp_path: Path
-) -> None:
-    alone = tmp_path / "site.safetensors"
-    refused(lambda: read_listed_shard(alone), f"shard {alone} does not exist")
-    shutil.copy(folder / "audio-1.safetensors", alone)
+    alone, missing = tmp_path / "site.safetensors", tmp_path / "missing.safetensors"
+    refusal(lambda: read_listed_shard(missing), f"shard {missing} does not exist")
     write_manifest(tmp_path, replace(read_manifest(folder), shards={}))
-    refused(lambda: read_listed_shard(alone), "does not list site.safetensors")
+    refusal(lambda: read_listed_shard(alone), "does not list site.safetensors")
     (tmp_path / MANIFEST).write_text("{")
-    refused(lambda: read_listed_shard(alone), f"{tmp_path / MANIFEST} cannot be read")
+    refusal(lambda: read_listed_shard(alone), f"{tmp_path / MANIFEST} cannot be read")

@@ -31,8 +31,7 @@ def source_of(sides: dict[str, list[str]]) -> Source:
     order = np.random.default_rng(0).permutation(len(pairs))
     mixed = [pairs[index] for index in order]
     return Source(
-        items_of([group for _, group in mixed]),
-        np.array([side for side, _ in mixed], dtype="U10"),
+        items_of([group for _, group in mixed]), np.array([side for side, _ in mixed], dtype="U10")
     )
 
 

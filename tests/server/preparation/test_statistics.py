@@ -106,10 +106,7 @@ PLAIN = {"width": 2, "tabular": False, "dtype": "float32", "nan": 0, "infinite":
         ),
         ([], {"items": 0, "missing": 0, "rows": 0, "nan": 0, "infinite": 0}),
         # The rows between items are NaN and count for nothing.
-        (
-            [[[np.nan, np.inf], [1, np.nan]], [[-np.inf, np.nan], [2, 3]]],
-            {"nan": 3, "infinite": 2},
-        ),
+        ([[[np.nan, np.inf], [1, np.nan]], [[-np.inf, np.nan], [2, 3]]], {"nan": 3, "infinite": 2}),
         # Never changing, or never finite.
         ([[[5, np.nan], [5, np.inf]], [[5, np.nan]]], {"constant": 2}),
     ],

@@ -273,12 +273,7 @@ def test_emotions(
 @pytest.mark.parametrize("bert", BOTH)
 def test_mmsa_classes(tmp_path: Path, bert: bool) -> None:
     source, truth = read(tmp_path, "mmsa", UTTERANCES, {"bert": bert}, task=Task.classification)
-    check(
-        source,
-        truth,
-        label=lambda item: int(np.sign(item.sentiment)) + 1,
-        label_dtype=np.int64,
-    )
+    check(source, truth, label=lambda item: int(np.sign(item.sentiment)) + 1, label_dtype=np.int64)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -9,8 +9,8 @@ import csv
 import json
 import pickle
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +37,8 @@ PICKLED_NAMES = {"language": "text", "audio": "audio", "vision": "vision"}
 #: In the order of the label files, after the sentiment.
 EMOTIONS = ("happiness", "sadness", "anger", "surprise", "disgust", "fear")
 WIDTHS = {"language": 5, "audio": 4, "vision": 3}
-#: The most steps of each modality where they are not aligned: less than any writer pads to.
+#: The most steps of each modality where they are not aligned, to which files pad.
 STEPS = {"language": 12, "audio": 30, "vision": 25}
-#: What a file of several lengths pads to.
-UNALIGNED = {"language": 12, "audio": 30, "vision": 25}
 #: What the computational sequences are called: modality to file and root.
 CSD = {
     "language": ("CMU_MOSEI_TimestampedWordVectors.csd", "glove_vectors"),
@@ -48,15 +46,7 @@ CSD = {
     "vision": ("CMU_MOSEI_VisualFacet42.csd", "FACET 4.2"),
 }
 CSD_LABELS = ("CMU_MOSEI_Labels.csd", "All Labels")
-_CSD_METADATA = (
-    "contact",
-    "creator",
-    "dataset name",
-    "dataset version",
-    "md5",
-    "root name",
-    "uuid",
-)
+_METADATA = ("contact", "creator", "dataset name", "dataset version", "md5", "root name", "uuid")
 
 
 @dataclass(frozen=True)
@@ -92,11 +82,10 @@ def make_utterances(
     widths: Mapping[str, int] = WIDTHS,
     zero_text: int = 0,
     missing_audio: int = 0,
-    not_finite: bool = True,
 ) -> list[Utterance]:
     """Make utterances, in the order of their videos; a video is on one side.
 
-    Some have no text (`zero_text`) or no audio; with `not_finite`, some audio is NaN or infinite.
+    Some have no text (`zero_text`) or no audio; some audio is NaN or infinite.
     """
     rng = np.random.default_rng(seed)
     without = rng.permutation(count)
@@ -108,7 +97,7 @@ def make_utterances(
         segment = item - sum(i * videos // count < video for i in range(item))
         clock = 1.5 if segment == 0 else clock + 1.0  # a second of silence between utterances
         end = clock + float(rng.integers(1, 9))
-        sequences = _sequences(rng, widths, aligned, not_finite and item % 3 == 0)
+        sequences = _sequences(rng, widths, aligned, item % 3 == 0)
         if item in texts:
             sequences["language"] = sequences["language"][:0]
         if item in audios:
@@ -154,11 +143,9 @@ def in_split(utterances: Sequence[Utterance], split: str) -> list[Utterance]:
     return [item for item in utterances if item.split == split]
 
 
-def pad(
-    parts: Sequence[Array], steps: int, width: int, side: Pad = "right", dtype: DTypeLike = "f4"
-) -> Array:
-    """Return sequences (T, D) as one array (N, steps, width) with zeros on one side."""
-    padded = np.zeros((len(parts), steps, width), dtype)
+def pad(parts: Sequence[Array], steps: int, side: Pad = "right", dtype: DTypeLike = "f4") -> Array:
+    """Return sequences (T, D), one at least, as one array (N, steps, D), zeros on one side."""
+    padded = np.zeros((len(parts), steps, parts[0].shape[1]), dtype)
     for row, part in zip(padded, parts, strict=True):
         if len(part) and side == "right":
             row[: len(part)] = part
@@ -167,35 +154,47 @@ def pad(
     return padded
 
 
-def _width(utterances: Sequence[Utterance], modality: str) -> int:
-    return int(utterances[0].sequences[modality].shape[1])
-
-
 def _padded(
-    utterances: Sequence[Utterance],
-    split: str,
-    steps: Mapping[str, int],
-    side: Pad,
-    dtype: DTypeLike = "f4",
+    items: Sequence[Utterance], steps: Mapping[str, int], side: Pad, dtype: DTypeLike = "f4"
 ) -> dict[str, Array]:
-    items = in_split(utterances, split)
     return {
-        PICKLED_NAMES[name]: pad(
-            [item.sequences[name] for item in items],
-            steps[name],
-            _width(utterances, name),
-            side,
-            dtype,
-        )
+        PICKLED_NAMES[name]: pad([item.sequences[name] for item in items], steps[name], side, dtype)
         for name in ("vision", "audio", "language")
     }
 
 
 def write_pickle(path: Path, content: object, protocol: int) -> Path:
     """Write one pickle."""
-    with path.open("wb") as file:
-        pickle.dump(content, file, protocol=protocol)
+    path.write_bytes(pickle.dumps(content, protocol))
     return path
+
+
+def _labels(items: Sequence[Utterance], shape: LabelShape) -> Array:
+    wide = shape in ("(N,7)", "(N,1,7)")
+    rows = [[item.sentiment, *(item.emotions if wide else ())] for item in items]
+    labels = np.array(rows, np.float32).reshape(len(items), 7 if wide else 1)
+    return labels if shape in ("(N,1)", "(N,7)") else labels[:, None, :]
+
+
+def write_multibench(
+    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
+) -> Path:
+    """Write a MultiBench file; the options are those of `multibench_content`."""
+    return write_pickle(path, multibench_content(utterances, **options), protocol)
+
+
+def write_mult(
+    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
+) -> Path:
+    """Write a MulT file; the options are those of `mult_content`."""
+    return write_pickle(path, mult_content(utterances, **options), protocol)
+
+
+def write_mmsa(
+    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
+) -> Path:
+    """Write an MMSA file; the options are those of `mmsa_content`."""
+    return write_pickle(path, mmsa_content(utterances, **options), protocol)
 
 
 # ---- MultiBench -----------------------------------------------------------------------
@@ -217,25 +216,11 @@ def multibench_content(
         items = in_split(utterances, split)
         ids: Array = np.array([item.name for item in items], "S" if byte_ids else "U")
         content[name] = {
-            **_padded(utterances, split, dict.fromkeys(MODALITIES, length), pad, dtype),
+            **_padded(items, dict.fromkeys(MODALITIES, length), pad, dtype),
             "labels": _labels(items, label_shape),
             "id": ids.astype(object) if object_ids else ids,
         }
     return content
-
-
-def _labels(items: Sequence[Utterance], shape: LabelShape) -> Array:
-    wide = shape in ("(N,7)", "(N,1,7)")
-    rows = [[item.sentiment, *(item.emotions if wide else ())] for item in items]
-    labels = np.array(rows, np.float32).reshape(len(items), 7 if wide else 1)
-    return labels if shape in ("(N,1)", "(N,7)") else labels[:, None, :]
-
-
-def write_multibench(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write a MultiBench file; the options are those of `multibench_content`."""
-    return write_pickle(path, multibench_content(utterances, **options), protocol)
 
 
 # ---- MulT -----------------------------------------------------------------------------
@@ -250,12 +235,12 @@ def mult_content(
     dtype: DTypeLike = "f4",
 ) -> dict[str, dict[str, Array]]:
     """Return what a MulT file holds; its id rows are video, start and end."""
-    steps = dict.fromkeys(MODALITIES, 50) if aligned else UNALIGNED
+    steps = dict.fromkeys(MODALITIES, 50) if aligned else STEPS
     content = {}
     for split, name in PICKLED_SPLITS.items():
         items = in_split(utterances, split)
         content[name] = {
-            **_padded(utterances, split, steps, pad, dtype),
+            **_padded(items, steps, pad, dtype),
             "labels": _labels(items, "(N,1,1)"),
             "id": _id_rows(items, ids),
         }
@@ -265,22 +250,8 @@ def mult_content(
 def _id_rows(items: Sequence[Utterance], kind: IdKind) -> Array:
     rows = [[item.video, f"{item.start:.4f}", f"{item.end:.4f}"] for item in items]
     texts: Array = np.array(rows, "U").reshape(len(items), 3)
-    match kind:
-        case "U":
-            return texts
-        case "text object":
-            return texts.astype(object)
-        case "S":
-            return texts.astype("S")
-        case "object":
-            return texts.astype("S").astype(object)
-
-
-def write_mult(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write a MulT file; the options are those of `mult_content`."""
-    return write_pickle(path, mult_content(utterances, **options), protocol)
+    texts = texts.astype("S") if kind in ("S", "object") else texts
+    return texts.astype(object) if "object" in kind else texts
 
 
 # ---- MulT, by Python 2 ----------------------------------------------------------------
@@ -309,9 +280,8 @@ def write_python2(
     path: Path, utterances: Sequence[Utterance], *, ids: IdKind = "S", **options: Any
 ) -> Path:
     """Write a MulT file as Python 2 does; the options are those of `mult_content`."""
-    content = mult_content(utterances, ids=ids, **options)
     with path.open("wb") as file:
-        Python2Pickler(file, 2, fix_imports=True).dump(content)
+        Python2Pickler(file, 2).dump(mult_content(utterances, ids=ids, **options))
     return path
 
 
@@ -324,31 +294,32 @@ def mmsa_content(
     bert: bool = True,
     aligned: bool = False,
     with_lengths: bool = True,
-    steps: Mapping[str, int] = UNALIGNED,
 ) -> dict[str, dict[str, Any]]:
     """Return what an MMSA file holds, padded on the right.
 
     With `bert` the text is made 768 wide, or 300 without: its features, then zeros.
     """
-    if aligned:
-        steps = dict.fromkeys(MODALITIES, steps["language"])
+    steps = dict.fromkeys(MODALITIES, STEPS["language"]) if aligned else STEPS
     content = {}
     for split, name in PICKLED_SPLITS.items():
         items = in_split(utterances, split)
-        part: dict[str, Any] = dict(_padded(utterances, split, steps, "right"))
+        part: dict[str, Any] = dict(_padded(items, steps, "right"))
         part["raw_text"] = np.array([f"words of {item.name}" for item in items])
         part["text"] = _widen(part["text"], 768 if bert else 300)
-        if bert:
-            part["text_bert"] = _text_bert(items, steps["language"])
+        if bert:  # token ids, attention mask and segment ids, (N, 3, L)
+            part["text_bert"] = np.zeros((len(items), 3, steps["language"]), np.float32)
+            for rows, item in zip(part["text_bert"], items, strict=True):
+                tokens = len(item.sequences["language"])
+                rows[0, :tokens] = 1000 + np.arange(tokens)
+                rows[1, :tokens] = 1
         part["id"] = [f"{item.video}$_${item.segment}" for item in items]
         if with_lengths:
             for modality in ("audio", "vision"):  # what is missing is one step of zeros
                 lengths = [max(len(item.sequences[modality]), 1) for item in items]
                 part[f"{modality}_lengths"] = lengths
         signs = np.array([np.sign(item.sentiment) for item in items], np.float32)
-        part["annotations"] = [
-            {-1: "Negative", 1: "Positive"}.get(sign, "Neutral") for sign in signs
-        ]
+        words = {-1: "Negative", 1: "Positive"}
+        part["annotations"] = [words.get(sign, "Neutral") for sign in signs]
         part["classification_labels"] = signs + 1
         part["regression_labels"] = np.array([item.sentiment for item in items], np.float32)
         content[name] = part
@@ -358,14 +329,9 @@ def mmsa_content(
 def widened(utterances: Sequence[Utterance], width: int) -> list[Utterance]:
     """Return utterances as `mmsa_content` writes them, with text of another width."""
     return [
-        Utterance(
-            **{
-                **vars(item),
-                "sequences": {
-                    **item.sequences,
-                    "language": _widen(item.sequences["language"], width),
-                },
-            }
+        replace(
+            item,
+            sequences={**item.sequences, "language": _widen(item.sequences["language"], width)},
         )
         for item in utterances
     ]
@@ -374,23 +340,6 @@ def widened(utterances: Sequence[Utterance], width: int) -> list[Utterance]:
 def _widen(values: Array, width: int) -> Array:
     more = [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])]
     return np.pad(values, more)
-
-
-def _text_bert(items: Sequence[Utterance], length: int) -> Array:
-    """Token ids, attention mask and segment ids, (N, 3, L)."""
-    made = np.zeros((len(items), 3, length), np.float32)
-    for rows, item in zip(made, items, strict=True):
-        tokens = len(item.sequences["language"])
-        rows[0, :tokens] = 1000 + np.arange(tokens)
-        rows[1, :tokens] = 1
-    return made
-
-
-def write_mmsa(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write an MMSA file; the options are those of `mmsa_content`."""
-    return write_pickle(path, mmsa_content(utterances, **options), protocol)
 
 
 # ---- Computational sequences ----------------------------------------------------------
@@ -407,13 +356,20 @@ def write_csd(
     paths = []
     for modality, (file, root) in CSD.items():
         split = _video_entries if per_video else _segment_entries
-        entries = split(utterances, modality)
-        paths.append(_write_sequence(folder / file, root, entries))
-    labels = _video_labels(utterances) if per_video else _segment_labels(utterances)
+        paths.append(_write_sequence(folder / file, root, split(utterances, modality)))
+    of = by_video(utterances) if per_video else {item.name: [item] for item in utterances}
+    labels = (
+        (
+            name,
+            np.array([[item.sentiment, *item.emotions] for item in items], np.float32),
+            np.array([[item.start, item.end] for item in items]),
+        )
+        for name, items in of.items()
+    )
     return [*paths, _write_sequence(folder / CSD_LABELS[0], CSD_LABELS[1], labels)]
 
 
-Entries = Iterator[tuple[str, Array, Array]]
+Entries = Iterable[tuple[str, Array, Array]]
 
 
 def _write_sequence(path: Path, root: str, entries: Entries) -> Path:
@@ -424,7 +380,7 @@ def _write_sequence(path: Path, root: str, entries: Entries) -> Path:
             data.create_dataset(f"{name}/features", data=features)
             data.create_dataset(f"{name}/intervals", data=intervals)
         metadata = file.create_group(f"{root}/metadata")
-        for key in _CSD_METADATA:
+        for key in _METADATA:
             stored = metadata.create_dataset(key, (1,), dtype=text)
             stored[0] = json.dumps(root if key == "root name" else f"the {key}")
     return path
@@ -461,18 +417,6 @@ def _video_entries(utterances: Sequence[Utterance], modality: str) -> Entries:
         yield video, np.concatenate(features), np.concatenate(intervals)
 
 
-def _segment_labels(utterances: Sequence[Utterance]) -> Entries:
-    for item in utterances:
-        label = np.array([[item.sentiment, *item.emotions]], np.float32)
-        yield item.name, label, np.array([[item.start, item.end]])
-
-
-def _video_labels(utterances: Sequence[Utterance]) -> Entries:
-    for video, items in by_video(utterances).items():
-        labels = np.array([[item.sentiment, *item.emotions] for item in items], np.float32)
-        yield video, labels, np.array([[item.start, item.end] for item in items])
-
-
 def by_video(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
     """Group utterances by their video, in order."""
     grouped: dict[str, list[Utterance]] = {}
@@ -494,13 +438,11 @@ def npz_content(utterances: Sequence[Utterance]) -> dict[str, Array]:
     """Return what an npz file holds: ragged arrays with offsets, label, id, video and split."""
     content: dict[str, Array] = {}
     for modality in MODALITIES:
-        values, offsets = ragged([item.sequences[modality] for item in utterances])
-        content[modality] = values
-        content[f"{modality}_offsets"] = offsets
+        parts = [item.sequences[modality] for item in utterances]
+        content[modality], content[f"{modality}_offsets"] = ragged(parts)
     content["label"] = np.array([item.sentiment for item in utterances], np.float32)
-    content["id"] = np.array([item.name for item in utterances])
-    content["video"] = np.array([item.video for item in utterances])
-    content["split"] = np.array([item.split for item in utterances])
+    for name, key in {"id": "name", "video": "video", "split": "split"}.items():
+        content[name] = np.array([getattr(item, key) for item in utterances])
     return content
 
 
@@ -531,18 +473,16 @@ def table_arrays(
     utterances: Sequence[Utterance], modality: str, arrays: TableArrays
 ) -> dict[str, Array]:
     """Return what the file of one modality holds; those with ids are not in the table's order."""
+    parts = {item.name: item.sequences[modality] for item in utterances}
     if arrays == "npy":
-        parts = [item.sequences[modality] for item in utterances]
-        return {"": pad(parts, STEPS[modality], _width(utterances, modality))}
-    items = list(reversed(utterances))
+        return {"": pad(list(parts.values()), STEPS[modality])}
+    if arrays != "safetensors":  # it has no text: the rows are in the table's order
+        parts = dict(reversed(parts.items()))
     if arrays.endswith("-by-id"):
-        return {item.name: item.sequences[modality] for item in items}
-    values, offsets = ragged([item.sequences[modality] for item in items])
-    ids: Array = np.array([item.name for item in items])
-    if arrays == "safetensors":  # it has no text: the rows are in the table's order
-        values, offsets = ragged([item.sequences[modality] for item in utterances])
-        return {"values": values, "offsets": offsets}
-    return {"values": values, "offsets": offsets, "ids": ids}
+        return parts
+    values, offsets = ragged(list(parts.values()))
+    ids = {} if arrays == "safetensors" else {"ids": np.array(list(parts))}
+    return {"values": values, "offsets": offsets, **ids}
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Array]) -> Path:
