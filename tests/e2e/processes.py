@@ -53,15 +53,9 @@ def run_command(
     folder: Path, environment: dict[str, str], name: str, *arguments: str, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of this environment to its end."""
-    done = subprocess.run(
-        [BIN / name, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    where: dict[str, Any] = {"cwd": folder, "env": environment, "timeout": TIMEOUT}
+    command = [BIN / name, *arguments]
+    done = subprocess.run(command, **where, capture_output=True, text=True, check=False)
     if check and done.returncode != 0:
         pytest.fail(f"{name} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
@@ -144,13 +138,8 @@ class Federation:
     def spawn(self, *command: str | Path, log: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a process; what it prints goes to a file."""
         with (log or self.log_of(Path(command[0]).name)).open("wb") as file:
-            process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self.environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+            outputs: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, cwd=self.folder, env=self.environment, **outputs)
         self.processes.append(process)
         return process
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tiny_runs import SMALL, SYNTHETIC, untimed
+from tiny_runs import SMALL, SYNTHETIC, left_in, untimed
 
 from common.config import PrepareConfig, compose_config
 from common.errors import UserError
@@ -63,9 +63,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finish:
 
     @cache
     def finish(strategy: str) -> Finished:
-        run, shown = prepared(
-            tmp_path_factory.mktemp(strategy) / "run", f"strategy={strategy}", *SYNTHETIC
-        )
+        folder = tmp_path_factory.mktemp(strategy) / "run"
+        run, shown = prepared(folder, f"strategy={strategy}", *SYNTHETIC)
         summary = run_baseline(run)
         lines = (run.folder.path / ROUNDS).read_text().splitlines()
         return Finished(run, shown.getvalue(), summary, [json.loads(line) for line in lines])
@@ -92,11 +91,7 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
         assert list(line["phases"]) == ["train", "evaluate"]
         assert sum(line["phases"].values()) == pytest.approx(line["seconds"], abs=0.1)
         # Only clients that train alone have losses.
-        losses = line["client_losses"]
-        assert sorted(losses) == (sorted(CLIENTS) if strategy == "local" else [])
-        for name in MODALITIES if losses else ():
-            own = [losses[f"{name}-{part}"] for part in (0, 1)]
-            assert min(own) <= line["train_loss"][name] <= max(own)
+        assert sorted(line["client_losses"]) == (sorted(CLIENTS) if strategy == "local" else [])
     assert summary["validation"] == done.rounds[-1]["validation"]
     assert list(summary["test"]) == ["multimodal", *MODALITIES]
     sides = {"validation": len(run.data.validation), "test": len(run.data.test)}
@@ -132,28 +127,18 @@ def test_the_same_run_again_is_the_same(strategy: str, finished: Finish, tmp_pat
     run_baseline(run)
     assert untimed(run.folder.path) == untimed(first)
     if strategy in WHOLE:
-        # Not the files' bytes: safetensors writes its metadata in any order.
-        (model, fusion), (other, other_fusion) = (
-            load_model(folder / MODEL) for folder in (run.folder.path, first)
-        )
-        assert fusion == other_fusion
-        arrays = zip(model.state_dict().values(), other.state_dict().values(), strict=True)
-        assert all(torch.equal(*pair) for pair in arrays)
+        assert left_in(run.folder.path) == left_in(first)
 
 
 def test_shards_serve_where_items_need_one_modality_only(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
     config = PrepareConfig(
-        out=str(tmp_path / "shards"),
-        format="synthetic",
-        clients={"default": 2},
-        max_seq_len=4,
+        out=str(shards), format="synthetic", clients={"default": 2}, max_seq_len=4
     )
     prepare_shards(config, lambda *_: None, lambda _: {})
-    settings = ("dataset=shards", f"dataset.path={config.out}", "rounds=1")
+    settings = ("dataset=shards", f"dataset.path={shards}", "rounds=1", "client.batch_size=256")
     for strategy in STRATEGIES:
-        run, _ = prepared(
-            tmp_path / strategy, f"strategy={strategy}", *settings, "client.batch_size=256"
-        )
+        run, _ = prepared(tmp_path / strategy, f"strategy={strategy}", *settings)
         if strategy in ("local", "pooled"):
             assert run_baseline(run)["items"]["train"] > 0
             continue
