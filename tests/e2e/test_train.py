@@ -69,20 +69,3 @@ def test_a_client_that_always_fails_ends_the_run_with_one_line(command, tiny, tm
     )
     # The folder is free for the next try.
     assert not (tmp_path / "run" / "rounds.jsonl").exists()
-
-
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("runtime.client_cpus=4096", "this machine has"),
-        ("runtime.client_gpus=64", "this machine has"),
-        ("client.device=abacus", "cannot be used here"),
-    ],
-)
-def test_what_the_machine_lacks_is_one_line(command, tiny, setting, words) -> None:
-    done = command("utmp-train", *tiny, setting, check=False)
-
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert line.startswith(f"error: {setting}")
-    assert words in line

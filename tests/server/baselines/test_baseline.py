@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,16 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
-from tiny_runs import SMALL, SYNTHETIC, left_in, untimed
+from tiny_runs import SMALL, SYNTHETIC, left_in, tiny, untimed
 
 from common.config import PrepareConfig, compose_config
+from common.data.dataset import MultimodalDataset
 from common.errors import UserError
+from common.metrics import METRICS, compute_metrics
+from common.task import Task
 from server.app import prepare
-from server.baselines.baseline import run_baseline
-from server.evaluate import evaluate
+from server.baselines.baseline import BASELINES, Baseline, run_baseline
+from server.evaluate import Scores, evaluate
 from server.model_file import load_model
 from server.preparation.preparation import prepare as prepare_shards
 from server.records import RoundRecord
@@ -151,8 +154,8 @@ def test_a_run_that_fails_later_keeps_what_it_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, shown = prepared(tmp_path / "run", "strategy=pooled", *SYNTHETIC)
-    object.__setattr__(run.data, "warnings", ("labels are few",))
-    run.data.items.cleaning["items without label"] = 3  # type: ignore[attr-defined]
+    told = {"warnings": ("labels are few",), "cleaning": {"items without label": 3}}
+    run.data = replace(run.data, **told)  # type: ignore[arg-type]
 
     def refuse(*_: object) -> bytes:
         raise UserError("no picture")
@@ -163,3 +166,61 @@ def test_a_run_that_fails_later_keeps_what_it_has(
     assert len((tmp_path / "run" / ROUNDS).read_text().splitlines()) == 2
     assert "cleaned: 3 items without label" in shown.getvalue()
     assert "warning: labels are few" in shown.getvalue()
+
+
+# The registry -----------------------------------------------------------------------------------
+
+
+class MeanLabel(Baseline):
+    """Predicts the mean label."""
+
+    parameters = 1
+    fusion = "none"
+
+    def train(self, number: int) -> dict[str, float]:
+        labels = [site.labels[site.train] for site in self.sites.by_key.values()]
+        self.mean = float(np.concatenate(labels).mean())
+        return {"multimodal": 1 / number}
+
+    def scores(self, items: MultimodalDataset) -> Scores:
+        guess = np.full(len(items), self.mean + 1e-3 * np.arange(len(items)))
+        scores = compute_metrics(Task.regression, items.labels, guess)
+        return dict.fromkeys(["multimodal", *items.sequences], scores)
+
+
+def test_a_baseline_and_a_metric_that_are_registered_are_run_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worst = lambda truth, predicted: np.abs(truth - predicted).max()  # noqa: E731
+    monkeypatch.setitem(BASELINES, "mean_label", MeanLabel)
+    monkeypatch.setitem(METRICS[Task.regression], "worst", worst)
+    run = prepare(tiny("strategy=local", "strategy.setting=mean_label"), tmp_path)
+    summary = run_baseline(run)
+    scores = summary["test"]["multimodal"]
+    assert list(scores)[-1] == "worst" and scores["worst"] >= scores["mae"] > 0
+    assert [record.train_loss for record in run.records] == [{"multimodal": 1}, {"multimodal": 0.5}]
+    assert "worst" in run.records[0].validation["audio"]
+    assert (summary["parameters"], summary["fusion"]) == (1, "none")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (["strategy.setting=alone"], "expected one of federated, centralised, local, pooled"),
+        (
+            ["strategy=centralised", "strategy.architecture=early"],
+            "architecture=early: expected one of ha_fedformer, early_fusion, cross_modal",
+        ),
+        (["strategy=pooled", "strategy.architecture=early_fusion"], "architecture=early_fusion"),
+        (["strategy=local", "client.device=nowhere"], "client.device=nowhere"),
+        (["strategy=pooled", "client.lr=1e30"], "not finite"),
+    ],
+)
+def test_a_baseline_that_fails_before_its_first_round_gives_the_folder_up(
+    overrides: list[str], reason: str, tmp_path: Path
+) -> None:
+    run = prepare(tiny(*overrides), tmp_path)
+    with pytest.raises(UserError, match=reason):
+        run_baseline(run)
+    assert not (tmp_path / ROUNDS).exists()
+    prepare(tiny("strategy=local"), tmp_path)

@@ -111,8 +111,11 @@ def test_a_run_that_cannot_start_leaves_its_folder_to_the_next(tmp_path: Path) -
     with pytest.raises(UserError, match="no data here"):
         federate(prepare(tiny(), tmp_path), LocalGrid(make_client_app(get_config), 6))
     assert not (tmp_path / "rounds.jsonl").exists()
-    with pytest.raises(UserError, match=r"runtime\.client_cpus=100000"):
-        run_locally(prepare(tiny("runtime.client_cpus=100000"), tmp_path))
+    for lacking in ("runtime.client_cpus=4096", "runtime.client_gpus=64", "client.device=abacus"):
+        with pytest.raises(
+            UserError, match=rf"^{lacking}.* (this machine has|cannot be used here)"
+        ):
+            run_locally(prepare(tiny(lacking), tmp_path))
     for setting in ("address=127.0.0.1:1", "address=nowhere", "address=127.0.0.1:ray"):
         run = prepare(tiny("runtime=simulation", f"runtime.ray.{setting}"), tmp_path)
         with pytest.raises(UserError, match=rf"^runtime\.ray\.{setting}: no Ray cluster answers"):
