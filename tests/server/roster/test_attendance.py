@@ -29,8 +29,7 @@ BOTH = {"audio": 1, "vision": 1}
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
-    clock = Clock()
-    monkeypatch.setattr(server.roster.attendance, "time", clock)
+    monkeypatch.setattr(server.roster.attendance, "time", clock := Clock())
     yield clock
     assert clock.longest <= POLL_SECONDS
 
@@ -68,18 +67,15 @@ def test_waits_for_nodes_that_join_and_goes_on_when_some_are_missing(clock: Cloc
     assert grid.asked == [1, 1, 2]
 
 
-def test_impostors_are_told_of_once_and_the_others_go_on() -> None:
+def test_impostors_are_told_of_once_and_mistakes_of_nodes_with_a_name_end_the_wait() -> None:
     nodes = {1: hosting("audio-0"), 2: hosting("vision-0"), 3: hosting("audio-0"), 4: silent}
     grid = named(nodes, n1="audio-0", n2="vision-0", n3="vision-9")
     registry, told = wait(grid, BOTH, 10)
     assert names(registry) == ["audio-0", "vision-0"]
     assert [line.split(" is ")[0] for line in told] == ["node 4", "node 3"]
-
-
-def test_mistakes_of_nodes_with_a_name_end_the_wait() -> None:
-    grid = named({1: hosting(error="data=x.npz does not exist")}, n1="audio-0")
+    grid.nodes[1] = hosting(error="data=x.npz does not exist")
     with pytest.raises(UserError, match=r"node 1: data=x\.npz does not exist"):
-        wait(grid, {"audio": 1}, 10)
+        wait(grid, BOTH, 10)
 
 
 # Before each round --------------------------------------------------------------------------------

@@ -56,8 +56,7 @@ class TimedGrid:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(server.roster.exchange, "time", clock)
+    monkeypatch.setattr(server.roster.exchange, "time", clock := Clock())
     return clock
 
 
@@ -106,12 +105,10 @@ def test_what_is_sent_expires_and_what_comes_twice_or_from_another_round_is_igno
 
 def test_time_that_the_work_on_a_reply_takes_counts(clock: Clock) -> None:
     grid = TimedGrid(clock, [0.0, 5.0, None])
-    found = []
     for reply in exchange(grid, messages(3), 10):
-        found.append(reply.metadata.src_node_id)
+        assert reply.metadata.src_node_id == 1
         clock.now += 20
-    assert found == [1]
-    assert len(grid.pulls) == 1
+    assert len(grid.pulls) == 1 and clock.now == 1020
 
 
 @settings(
@@ -167,10 +164,9 @@ def test_error_that_the_network_sends_for_a_node_is_that_node_s(clock: Clock) ->
 
     def push(outgoing: Iterable[Message]) -> list[str | None]:
         keys = sent(outgoing)
-        moment, _ = grid.due["message-1"]
         failed = Message(Error(3, "node unavailable"), reply_to=grid.sent[1])
         failed.metadata.__dict__["_src_node_id"] = 1
-        grid.due["message-1"] = (moment, failed)
+        grid.due["message-1"] = (clock.now + 1, failed)
         return keys
 
     grid.push_messages = push  # type: ignore[method-assign]

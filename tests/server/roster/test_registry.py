@@ -54,11 +54,9 @@ def test_nodes_are_asked_once_and_members_are_in_order(order: tuple[int, ...]) -
         assert roster.faults() == []
     assert sorted(roster.grid.asked) == [3, 7, 9]
     assert list(roster.nodes.items()) == [("audio-2", 3), ("audio-10", 7), ("vision-0", 3)]
-    by_modality = roster.registry.by_modality().items()
-    assert [(name, [member.client.key.part for member in each]) for name, each in by_modality] == [
-        ("audio", [2, 10]),
-        ("vision", [0]),
-    ]
+    grouped = roster.registry.by_modality()
+    parts = {name: [member.client.key.part for member in each] for name, each in grouped.items()}
+    assert list(parts.items()) == [("audio", [2, 10]), ("vision", [0])]
 
 
 def test_node_that_joins_is_asked_and_one_that_left_is_forgotten() -> None:
@@ -93,28 +91,24 @@ def another_protocol(message: Message) -> Message:
     return Message(content, reply_to=message)
 
 
-def of_shape(name: str, *shape: int) -> ClientDescription:
-    return replace(client(name), moments=FeatureMoments(*np.ones((3, *shape))))
+def of_shape(name: str, *shape: int) -> Answer:
+    return hosting(replace(client(name), moments=FeatureMoments(*np.ones((3, *shape)))))
+
+
+def nonsense(message: Message) -> Message:
+    return Message(RecordDict({"x": ConfigRecord()}), reply_to=message)
 
 
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
         ({17: hosting("audio-0"), 23: hosting("audio-0")}, "17 23 audio-0 part=1"),
-        *(
-            ({1: hosting(of_shape("audio-0", *one)), 2: hosting(of_shape("audio-1", *two))}, words)
-            for one, two, words in [
-                ((4,), (6,), "audio-0 4 audio-1 6"),
-                ((5, 4), (7, 4), "audio-0 5 audio-1 7"),
-            ]
-        ),
+        ({5: of_shape("audio-0", 4), 6: of_shape("audio-1", 6)}, "audio-0 4 audio-1 6"),
+        ({5: of_shape("audio-0", 5, 4), 6: of_shape("audio-1", 7, 4)}, "audio-0 5 audio-1 7"),
         ({5: hosting(error="data=x.npz does not exist")}, "node 5: data=x.npz does not exist"),
         ({5: failing}, "node 5: no route"),
         ({5: another_protocol}, "node 5: it speaks another protocol"),
-        (
-            {5: lambda m: Message(RecordDict({"x": ConfigRecord()}), reply_to=m)},
-            "node 5: another protocol",
-        ),
+        ({5: nonsense}, "node 5: another protocol"),
     ],
 )
 def test_nodes_that_cannot_take_part_are_named_with_the_reason(
@@ -165,15 +159,6 @@ def test_bad_node_is_left_out_and_the_others_stay() -> None:
     assert len(roster.grid.asked) == len(nodes)
 
 
-def test_restarted_node_takes_its_client_over() -> None:
-    roster = Roster({1: hosting("audio-0")})
-    roster.faults()
-    roster.grid.nodes[2] = hosting("audio-0")
-    (fault,) = roster.faults()
-    assert "1" in fault and "2" in fault
-    assert roster.nodes == {"audio-0": 2}
-
-
 # --- Who is who -------------------------------------------------------------------------------
 
 
@@ -188,13 +173,19 @@ def test_node_is_no_other_client_than_it_is_registered_as(said: str) -> None:
     assert roster.faults() == []
 
 
-def test_impostor_does_not_take_a_client_over() -> None:
-    roster = Roster({1: hosting("audio-0")}, n1="audio-0", n2="vision-0")
+@pytest.mark.parametrize(
+    ("registered", "words", "holder"),
+    [({}, "node 1 node 2", 2), ({"n1": "audio-0", "n2": "vision-0"}, "registered as vision-0", 1)],
+)
+def test_restarted_node_takes_its_client_over_and_an_impostor_does_not(
+    registered: dict[str, str], words: str, holder: int
+) -> None:
+    roster = Roster({1: hosting("audio-0")}, **registered)
     roster.faults()
-    roster.grid.nodes[2] = hosting(client("audio-0", width=9))
+    roster.grid.nodes[2] = hosting(client("audio-0", examples=9))
     (line,) = roster.faults()
-    assert "registered as vision-0" in line
-    assert roster.nodes == {"audio-0": 1}
+    assert all(word in line for word in words.split())
+    assert roster.nodes == {"audio-0": holder}
 
 
 def test_node_without_a_name_is_not_even_asked_where_others_have_one() -> None:
@@ -277,12 +268,16 @@ def test_moments_are_pooled_by_modality() -> None:
 # --- Nodes that are slow to answer --------------------------------------------------------------
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    monkeypatch.setattr(server.roster.registry, "time", clock := Clock())
+    return clock
+
+
 @pytest.mark.parametrize(("waited", "asked"), [(0, 1), (QUERY_AGAIN - 1, 1), (QUERY_AGAIN, 2)])
 def test_a_late_description_is_taken_in_once_and_asked_for_again_after_a_while(
-    monkeypatch: pytest.MonkeyPatch, waited: float, asked: int
+    clock: Clock, monkeypatch: pytest.MonkeyPatch, waited: float, asked: int
 ) -> None:
-    clock = Clock()
-    monkeypatch.setattr(server.roster.registry, "time", clock)
     roster = Roster({1: hosting("audio-0"), 2: hosting("vision-0")})
     pull = roster.grid.pull_messages
     with monkeypatch.context() as patch:
@@ -297,9 +292,7 @@ def test_a_late_description_is_taken_in_once_and_asked_for_again_after_a_while(
     assert roster.grid.asked == [1, 2, 2][: 1 + asked]
 
 
-def test_a_node_that_lost_its_query_answers_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = Clock()
-    monkeypatch.setattr(server.roster.registry, "time", clock)
+def test_a_node_that_lost_its_query_answers_the_next(clock: Clock) -> None:
     roster = Roster({1: silent})
     roster.faults(timeout=0)
     roster.grid.nodes[1] = hosting("audio-0")
