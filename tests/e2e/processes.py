@@ -199,12 +199,12 @@ class SecureFederation(Federation):
 
     def wait_online(self, *nodes: str) -> None:
         """Wait until registered nodes are online."""
-
-        def online() -> bool:
-            known = self.nodes()
-            return all(known[node][0] == "online" for node in nodes)
-
-        wait_until(online, f"nodes {', '.join(nodes)}")
+        wait_until(
+            lambda: (
+                set(nodes) <= {n for n, (status, _) in self.nodes().items() if status == "online"}
+            ),
+            f"nodes {', '.join(nodes)}",
+        )
 
     def security_of(self, name: str) -> tuple[str, ...]:
         """The options of a site with the files that it was handed."""

@@ -98,9 +98,9 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
     assert summary["validation"] == done.rounds[-1]["validation"]
     assert list(summary["test"]) == ["multimodal", *MODALITIES]
     sides = {"validation": len(run.data.validation), "test": len(run.data.test)}
-    assert sides.items() <= summary["items"].items()
-    assert summary["items"] == finished("local").summary["items"]
-    assert 0 < summary["items"]["train"] <= 120 - sum(sides.values())
+    train = summary["items"]["train"]
+    assert summary["items"] == finished("local").summary["items"] == {"train": train, **sides}
+    assert 0 < train <= 120 - sum(sides.values())
     if whole:
         model, fusion = load_model(folder / MODEL)
         assert evaluate(model, fusion, run.data.test) == summary["test"]

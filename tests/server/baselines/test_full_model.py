@@ -77,17 +77,11 @@ def sites_of(folder: Path, strategy: str, task: Task = Task.regression) -> Sites
     return load_sites(config, load_federation(config))
 
 
-def baseline_of(sites: Sites) -> FullModel | OtherArchitecture:
-    baseline = (pooled if sites.config.strategy.name == "pooled" else centralised)(sites)
-    assert isinstance(baseline, FullModel | OtherArchitecture)
-    return baseline
-
-
 @pytest.mark.parametrize("task", list(Task))
 @pytest.mark.parametrize("strategy", ["pooled", *ARCHITECTURES])
 def test_a_linear_task_is_learnt(strategy: str, task: Task, tmp_path: Path) -> None:
     sites = sites_of(tmp_path, strategy, task)
-    baseline = baseline_of(sites)
+    baseline = (pooled if strategy == "pooled" else centralised)(sites)
     losses = [baseline.train(number) for number in (1, 2)]
     titles = ["text", "audio"] if strategy == "pooled" else ["multimodal"]
     assert all(list(each) == titles for each in losses)
@@ -95,14 +89,13 @@ def test_a_linear_task_is_learnt(strategy: str, task: Task, tmp_path: Path) -> N
     scores = baseline.scores(sites.data.test)
     assert list(scores) == ["multimodal", "text", "audio"]
     together = scores["multimodal"]
-    match task:
-        case Task.regression:
-            variance = float(sites.data.test.labels.var())
-            assert together["mse"] < 0.35 * variance and together["corr"] > 0.85
-        case Task.classification:
-            assert together["accuracy"] > 0.7 and together["log_loss"] < 0.75 * np.log(3)
-        case Task.multilabel:
-            assert together["weighted_accuracy"] > 0.75
+    if task is Task.regression:
+        variance = float(sites.data.test.labels.var())
+        assert together["mse"] < 0.35 * variance and together["corr"] > 0.85
+    elif task is Task.classification:
+        assert together["accuracy"] > 0.7 and together["log_loss"] < 0.75 * np.log(3)
+    else:
+        assert together["weighted_accuracy"] > 0.75
 
 
 def test_pooled_is_standardised_and_fused_by_all_clients_sums(tmp_path: Path) -> None:
@@ -148,7 +141,9 @@ def test_paired_items_are_the_clients_train_items_with_every_modality(tmp_path: 
 
 def test_baselines_start_alike_but_for_their_statistics(tmp_path: Path) -> None:
     sites = sites_of(tmp_path, "centralised")
-    state = baseline_of(sites).model.state_dict()
+    baseline = centralised(sites)
+    assert isinstance(baseline, FullModel)
+    state = baseline.model.state_dict()
     for name, sequences in paired_items(sites).sequences.items():
         mean = state[f"encoders.{name}.standardise.mean"].numpy()
         np.testing.assert_allclose(mean, FeatureMoments.of(sequences).mean, rtol=1e-5)
