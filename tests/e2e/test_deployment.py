@@ -2,35 +2,11 @@
 
 import subprocess
 
-import numpy as np
 import pytest
 from processes import training
 from tiny_runs import untimed
 
 pytestmark = pytest.mark.e2e
-
-
-def test_sites_with_their_own_files_that_differ_in_width_are_named(
-    federation, tiny, tmp_path
-) -> None:
-    rng = np.random.default_rng(0)
-    widths = {"joint": 6, "north": 6, "south": 5}
-    for name, width in widths.items():
-        arrays = {"label": rng.normal(size=40), "audio": rng.normal(size=(40, 4, width))}
-        np.savez(tmp_path / f"{name}.npz", **arrays)
-    # With Flower's own command for a site, too.
-    add = {"north": federation.add_flower_node, "south": federation.add_node}
-    for part, name in enumerate(add):
-        add[name](f'modality="audio" part={part} data="{tmp_path}/{name}.npz"')
-    overrides = [override for override in tiny if not override.startswith("dataset.")]
-    overrides += ["clients.default=2", "dataset=npz", f"dataset.path={tmp_path}/joint.npz"]
-    printed = federation.train([*overrides, f"run_dir={tmp_path}/run"])
-
-    # Whichever node was asked first.
-    (line,) = [line for line in printed.splitlines() if line.startswith("error: node ")]
-    sites = ("6 wide at client audio-0 but 5 wide at audio-1", "5 wide at client audio-1 but 6")
-    assert any(f"audio is {each}" in line for each in sites)
-    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_sites_of_either_command_train_and_a_damaged_shard_is_refused_by_name(

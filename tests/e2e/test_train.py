@@ -45,17 +45,6 @@ def test_a_sweep_makes_a_run_folder_for_each_job(command, tiny, tmp_path) -> Non
     assert rounds != other
 
 
-def test_fedavg_trains_with_its_own_client_counts(command, tiny, tmp_path) -> None:
-    counts = ["clients.language=3", "clients.audio=2", "clients.vision=1"]
-    others = ["strategy=fedavg", "rounds=1", "runtime=sequential", "run_dir=run"]
-    command("utmp-train", *tiny, *counts, *others)
-    (record,), _ = untimed(tmp_path / "run")
-    assert record["clients"] == {"language": 3, "audio": 2, "vision": 1}
-    # Plain averaging: a modality's share in the decoder is its share of the examples.
-    shares = next(iter(record["decoder_weights"].values()))
-    assert shares["language"] > shares["audio"] > shares["vision"] > 0
-
-
 def test_a_client_that_always_fails_ends_the_run_with_one_line(command, tiny, tmp_path) -> None:
     fails = ["client.lr=1e30", "client.optimizer=sgd", "run_dir=run"]
     done = command("utmp-train", *tiny, *fails, check=False)

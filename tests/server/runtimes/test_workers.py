@@ -66,11 +66,18 @@ def app_that(answer: Callable[[Message, Context], Message]) -> Callable[..., Cli
 
 
 def test_a_run_is_as_one_client_after_the_other(tmp_path: Path) -> None:
+    counts = {"language": 3, "audio": 2, "vision": 1}
+    settings = ["strategy=fedavg", *(f"clients.{name}={count}" for name, count in counts.items())]
     for name in ("processes", "sequential"):
-        config = tiny("strategy=fedavg", f"runtime={name}")
-        run_locally(prepare(config, tmp_path / name))
-    assert left_in(tmp_path / "processes") == left_in(tmp_path / "sequential")
+        run_locally(prepare(tiny(*settings, f"runtime={name}"), tmp_path / name))
+    left = left_in(tmp_path / "processes")
+    assert left == left_in(tmp_path / "sequential")
     assert multiprocessing.active_children() == []
+    for record in left[0]:
+        assert record["clients"] == counts
+        # Plain averaging: a modality's share in the decoder is its share of the examples.
+        shares = next(iter(record["decoder_weights"].values()))
+        assert shares["language"] > shares["audio"] > shares["vision"] > 0
 
 
 @pytest.mark.parametrize("copied", [True, False], ids=["copied", "begun anew"])
