@@ -53,15 +53,9 @@ def run_command(
     folder: Path, environment: dict[str, str], name: str, *arguments: str, check: bool = True
 ) -> subprocess.CompletedProcess[str]:
     """Run a command of this environment to its end."""
-    done = subprocess.run(
-        [BIN / name, *arguments],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
+    where: dict[str, Any] = {"cwd": folder, "env": environment, "timeout": TIMEOUT}
+    command = [BIN / name, *arguments]
+    done = subprocess.run(command, **where, capture_output=True, text=True, check=False)
     if check and done.returncode != 0:
         pytest.fail(f"{name} exited with {done.returncode}:\n{done.stdout}\n{done.stderr}")
     return done
@@ -144,13 +138,8 @@ class Federation:
     def spawn(self, *command: str | Path, log: Path | None = None) -> subprocess.Popen[bytes]:
         """Start a process; what it prints goes to a file."""
         with (log or self.log_of(Path(command[0]).name)).open("wb") as file:
-            process = subprocess.Popen(
-                command,
-                cwd=self.folder,
-                env=self.environment,
-                stdout=file,
-                stderr=subprocess.STDOUT,
-            )
+            outputs: dict[str, Any] = {"stdout": file, "stderr": subprocess.STDOUT}
+            process = subprocess.Popen(command, cwd=self.folder, env=self.environment, **outputs)
         self.processes.append(process)
         return process
 
@@ -210,12 +199,12 @@ class SecureFederation(Federation):
 
     def wait_online(self, *nodes: str) -> None:
         """Wait until registered nodes are online."""
-
-        def online() -> bool:
-            known = self.nodes()
-            return all(known[node][0] == "online" for node in nodes)
-
-        wait_until(online, f"nodes {', '.join(nodes)}")
+        wait_until(
+            lambda: (
+                set(nodes) <= {n for n, (status, _) in self.nodes().items() if status == "online"}
+            ),
+            f"nodes {', '.join(nodes)}",
+        )
 
     def security_of(self, name: str) -> tuple[str, ...]:
         """The options of a site with the files that it was handed."""

@@ -8,7 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -91,21 +91,14 @@ def killers(folder: Path) -> list[list[dict[str, Any]]]:
     """Run killers beside each other, in folders of their own; return what each found."""
     paths = [str(Path(__file__).parents[1] / "server"), str(Path(__file__).parents[2])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", KILLER, str(folder / str(number)), str(KILLS // KILLERS)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for number in range(KILLERS)
-    ]
-    with ExitStack() as stack:
-        for process in processes:
-            stack.enter_context(process)
-        printed = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * KILLERS
-    return [[json.loads(line) for line in each.splitlines()] for each in printed]
+
+    def kill(number: int) -> list[dict[str, Any]]:
+        command = [sys.executable, "-c", KILLER, str(folder / str(number)), str(KILLS // KILLERS)]
+        printed = subprocess.check_output(command, env=environment, text=True, timeout=240)
+        return [json.loads(line) for line in printed.splitlines()]
+
+    with ThreadPoolExecutor() as pool:
+        return list(pool.map(kill, range(KILLERS)))
 
 
 def test_killed_at_any_moment_the_last_checkpoint_is_whole(tmp_path: Path) -> None:

@@ -1,42 +1,12 @@
 """Federations on real Flower processes; the plainest one is in the test of the documents."""
 
-import json
 import subprocess
 
-import numpy as np
 import pytest
 from processes import training
+from tiny_runs import untimed
 
 pytestmark = pytest.mark.e2e
-
-
-def test_sites_with_their_own_files_that_differ_in_width_are_named(
-    federation, tiny, tmp_path
-) -> None:
-    rng = np.random.default_rng(0)
-    widths = {"joint": 6, "north": 6, "south": 5}
-    for name, width in widths.items():
-        arrays = {"label": rng.normal(size=40), "audio": rng.normal(size=(40, 4, width))}
-        np.savez(tmp_path / f"{name}.npz", **arrays)
-    # With Flower's own command for a site, too.
-    add = {"north": federation.add_flower_node, "south": federation.add_node}
-    for part, name in enumerate(add):
-        add[name](f'modality="audio" part={part} data="{tmp_path}/{name}.npz"')
-    overrides = [
-        *[override for override in tiny if not override.startswith("dataset.")],
-        "clients.default=2",
-        "dataset=npz",
-        f"dataset.path={tmp_path}/joint.npz",
-        f"run_dir={tmp_path}/run",
-    ]
-    printed = federation.train(overrides)
-
-    # Whichever node was asked first.
-    (line,) = [line for line in printed.splitlines() if line.startswith("error: node ")]
-    assert "audio is 6 wide at client audio-0 but 5 wide at audio-1" in line or (
-        "audio is 5 wide at client audio-1 but 6 wide at audio-0" in line
-    )
-    assert not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_sites_of_either_command_train_and_a_damaged_shard_is_refused_by_name(
@@ -60,11 +30,10 @@ def test_sites_of_either_command_train_and_a_damaged_shard_is_refused_by_name(
         return federation.train([*model, *data, f"run_dir={tmp_path}/{name}"])
 
     assert "round 2" in run("good")
-    summary = json.loads((tmp_path / "good" / "summary.json").read_text())
+    rounds, summary = untimed(tmp_path / "good")
     assert list(summary["test"]) == ["multimodal", "language", "audio", "vision"]
-    records = (tmp_path / "good" / "rounds.jsonl").read_text().splitlines()
-    for record in map(json.loads, records):
-        assert record["clients"] == {"language": 1, "audio": 1, "vision": 1}
+    expected = {"language": 1, "audio": 1, "vision": 1}
+    assert [record["clients"] for record in rounds] == [expected, expected]
 
     # The site's process, which stays, notices that its file changed; more in tests/client.
     damaged = bytearray(whole)
@@ -90,5 +59,5 @@ def test_flwr_run_local_simulates_on_fewer_nodes_than_clients(
         subprocess.run(["pkill", "--full", environment["FLWR_HOME"]], check=False)
 
     assert "2 simulated SuperNodes" in done.stdout
-    records = (tmp_path / "run" / "rounds.jsonl").read_text().splitlines()
-    assert json.loads(records[0])["clients"] == {"language": 2, "audio": 2, "vision": 2}
+    rounds, _ = untimed(tmp_path / "run")
+    assert rounds[0]["clients"] == {"language": 2, "audio": 2, "vision": 2}

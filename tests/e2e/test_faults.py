@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 from processes import BIN, Federation, run_command, training, wait_until
-from safetensors.torch import load_file
+from tiny_runs import left_in
 
 pytestmark = pytest.mark.e2e
 
@@ -66,10 +66,6 @@ def send(signal_number: int, tree: list[int]) -> None:
             os.kill(number, signal_number)
 
 
-def timeless(record: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in record.items() if name not in ("seconds", "phases")}
-
-
 def test_superlink_killed_at_any_moment_loses_at_most_a_round(
     federation: Federation, tiny: list[str], tmp_path: Path
 ) -> None:
@@ -102,30 +98,19 @@ def test_superlink_killed_at_any_moment_loses_at_most_a_round(
             # The ServerApp may have outlived the SuperLink, and write its summary yet.
             break
     submit(federation, [*settings, f"resume={run}"], tmp_path / "last.log").wait(timeout=240)
-    summary = wait_for_summary(run)
+    wait_for_summary(run)
 
     overrides = [*settings, "runtime=sequential", f"run_dir={tmp_path}/unbroken"]
     run_command(tmp_path, federation.environment, "utmp-train", *overrides)
-    unbroken = json.loads((tmp_path / "unbroken" / "summary.json").read_text())
-    assert timeless(summary) == timeless(unbroken)
-    assert list(map(timeless, records_of(run))) == list(
-        map(timeless, records_of(tmp_path / "unbroken"))
-    )
-    ours, theirs = (load_file(each / "model.safetensors") for each in (run, tmp_path / "unbroken"))
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    assert left_in(run) == left_in(tmp_path / "unbroken")
 
 
 def test_a_site_that_dies_hangs_or_comes_late(
     federation: Federation, tiny: list[str], tmp_path: Path
 ) -> None:
     run, log, deadline = tmp_path / "run", tmp_path / "submitted.log", 20
-    settings = [
-        *tiny,
-        "rounds=9",
-        f"run_dir={run}",
-        f"runtime.round_timeout={deadline}",
-        "runtime.node_timeout=90",
-    ]
+    timeouts = [f"runtime.round_timeout={deadline}", "runtime.node_timeout=90"]
+    settings = [*tiny, "rounds=9", f"run_dir={run}", *timeouts]
     nodes = {modality: join(federation, modality) for modality in ("language", "vision")}
     submitted = submit(federation, settings, log)
 

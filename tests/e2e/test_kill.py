@@ -8,8 +8,6 @@ import hashlib
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -83,11 +81,8 @@ def check_whole(folder: Path, shards: int) -> None:
     """Every shard is there, and is the one that the manifest lists."""
     manifest = read_manifest(folder)
     assert len(manifest.shards) == shards
-    assert {path.name for path in folder.iterdir()} == {
-        *manifest.shards,
-        "manifest.json",
-        "partition.png",
-    }
+    expected = {*manifest.shards, "manifest.json", "partition.png"}
+    assert {path.name for path in folder.iterdir()} == expected
     for name, listed in manifest.shards.items():
         shard = read_shard(folder / name)
         assert shard.seal == listed["seal"]
@@ -103,14 +98,21 @@ def moments(seconds: float) -> list[float]:
     return order
 
 
+def wait_for(folder: Path, part: Path | None = None, count: int = 0) -> None:
+    """Look as often as can be until a folder, or so many shards of its part, are there."""
+    deadline = time.monotonic() + 60
+    while not folder.exists() and time.monotonic() < deadline:
+        with suppress(FileNotFoundError):
+            if part is not None and len(list(part.iterdir())) >= count:
+                return
+
+
 def test_a_folder_is_whole_from_the_first_moment(forks: Preparations, tmp_path: Path) -> None:
     forks.run("out=undisturbed")
     expected = {path.name for path in (tmp_path / "undisturbed").iterdir()}
     for name in ("one", "two", "three"):
         forks.start(f"out={name}")
-        deadline = time.monotonic() + 60
-        while not (tmp_path / name).exists() and time.monotonic() < deadline:
-            pass  # as often as can be
+        wait_for(tmp_path / name)
         assert {path.name for path in (tmp_path / name).iterdir()} == expected
         assert forks.command.end().status == 0
 
@@ -127,17 +129,10 @@ def test_killed_at_any_moment_a_folder_is_whole_or_not_there(
     out, part = tmp_path / "shards", tmp_path / ".shards.part"
     written = []
 
-    def until(count: int) -> None:
-        """Wait for so many shards."""
-        deadline = time.monotonic() + 60
-        while not out.exists() and time.monotonic() < deadline:
-            with suppress(FileNotFoundError):
-                if len(list(part.iterdir())) >= count:
-                    return
-
     half = KILLS // 2
     waits = [partial(time.sleep, moment) for moment in moments(seconds)[half:]]
-    waits += [partial(until, SHARDS * number // (half + 1)) for number in range(1, half + 1)]
+    counts = [SHARDS * number // (half + 1) for number in range(1, half + 1)]
+    waits += [partial(wait_for, out, part, count) for count in counts]
     for wait in waits:
         number = forks.start("out=shards")
         wait()
@@ -177,16 +172,3 @@ def test_killed_while_it_overwrites_one_of_both_folders_is_whole(
         forks.run("out=shards", "overwrite=true", "seed=1")
         assert contents(out) == old
         assert {path.name for path in tmp_path.iterdir()} == {"new", "old", "shards"}
-
-
-def test_a_command_that_is_killed_while_it_writes_shards(tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "server.commands.prepare", "format=synthetic", "out=shards"]
-    out, part = tmp_path / "shards", tmp_path / ".shards.part"
-    with subprocess.Popen(arguments, cwd=tmp_path, stdout=subprocess.DEVNULL) as process:
-        while process.poll() is None and not (part / "audio-0.safetensors").exists():
-            time.sleep(0.001)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
-    assert not out.exists()
-    assert (part / "language-0.safetensors").exists()
-    assert not (part / "manifest.json").exists()

@@ -1,10 +1,10 @@
 """The report in a browser: at phone and desktop width, light and dark, without a network."""
 
-from collections.abc import Iterator
+import itertools
 from typing import Any
 
 import pytest
-from browser import SCREENS, chromium, visit
+from browser import SCREENS, visit
 from made_up_runs import write_full_run
 
 from common.config import ReportConfig, compose
@@ -25,21 +25,13 @@ COLOURS = {
 def report(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Address of a report whose runs are hostile where they can be."""
     folder = tmp_path_factory.mktemp("report")
-    for name in ("fedavg", "hierarchical"):
-        for seed in (1, 2):
-            rejected = [f"audio-0 (node 1): {SCRIPT} {'long' * 100}"]
-            write_full_run(
-                folder / "runs" / f"{name}{seed}", f"strategy={name}", seed=seed, rejected=rejected
-            )
+    rejected = [f"audio-0 (node 1): {SCRIPT} {'long' * 100}"]
+    for name, seed in itertools.product(("fedavg", "hierarchical"), (1, 2)):
+        run = folder / "runs" / f"{name}{seed}"
+        write_full_run(run, f"strategy={name}", seed=seed, rejected=rejected)
     config = compose(ReportConfig, [f"runs={folder / 'runs'}", f"out={folder / 'out'}"])
     write_report(make_report(config, [f"runs={SCRIPT}"]), config)
     return (folder / "out" / "report.html").as_uri()
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with chromium() as started:
-        yield started
 
 
 def style(page: Any, selector: str, name: str) -> str:
@@ -112,9 +104,6 @@ def test_nothing_can_be_slipped_in(browser: Any, report: str) -> None:
         assert seen.page.title() == "HA-Fedformer: report"
         assert refused == ["csp"]
         # The browser says what it did not do: it loaded no picture, and ran no style and script.
-        said = [each for each in seen.complaints if "Content Security Policy" in each]
-        assert len(said) >= 3
-        assert [each for each in seen.complaints if each not in said] in (
-            [],
-            ["https://example.org/a.png: csp"],
-        )
+        rest = [each for each in seen.complaints if "Content Security Policy" not in each]
+        assert rest in ([], ["https://example.org/a.png: csp"])
+        assert len(seen.complaints) - len(rest) >= 3

@@ -4,7 +4,6 @@ One SuperLink stays up for the whole file. Those who are refused must not come o
 """
 
 import asyncio
-import json
 import shutil
 import ssl
 import threading
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from processes import SecureFederation, flower_environment
+from tiny_runs import untimed
 
 from common.config import CredentialsConfig, compose
 from server.credentials.certificates import utc_now
@@ -162,10 +162,6 @@ def sites(secure, registered, refused) -> Iterator[dict[str, str]]:
         yield ids
 
 
-def clients_of(run: Path) -> list[dict[str, int]]:
-    return [json.loads(line)["clients"] for line in (run / "rounds.jsonl").read_text().splitlines()]
-
-
 ALL = {"language": 1, "audio": 1, "vision": 1}
 
 
@@ -173,10 +169,9 @@ def test_registered_sites_train_over_tls(secure, sites, tiny, tmp_path) -> None:
     printed = secure.train([*tiny, f"run_dir={tmp_path}/run"])
     assert "round 2" in printed
     assert "left out" not in printed
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    rounds, summary = untimed(tmp_path / "run")
     assert list(summary["test"]) == ["multimodal", "language", "audio", "vision"]
-    assert summary["rounds"] == 2
-    assert clients_of(tmp_path / "run") == [ALL, ALL]
+    assert [record["clients"] for record in rounds] == [ALL, ALL]
 
 
 def test_a_registered_site_that_says_it_is_another_is_left_out_and_named(
@@ -188,5 +183,5 @@ def test_a_registered_site_that_says_it_is_another_is_left_out_and_named(
     said = f"node {registered[IMPOSTOR]} is registered as audio-1 and says that it is language-0"
     assert printed.count(said) == 1
     assert "error: " not in printed
-    assert json.loads((tmp_path / "run" / "summary.json").read_text())["rounds"] == 1
-    assert clients_of(tmp_path / "run") == [ALL]
+    rounds, _ = untimed(tmp_path / "run")
+    assert [record["clients"] for record in rounds] == [ALL]

@@ -45,14 +45,9 @@ def execute(
 ) -> None:
     """Execute a prepared run; it gives its folder up at the end, as a process that ends does.
 
-    Parameters
-    ----------
-    before
-        The round in which it breaks off, after its first client has answered.
-    after
-        The round that is on record when it breaks off, but has no checkpoint yet.
-    spoilt, since
-        The node whose updates are empty, and the round from which they are.
+    It breaks off in the round `before`, after its first client has answered, or when the round
+    `after` is on record, but has no checkpoint yet. The updates of the node `spoilt` are empty from
+    the round `since` on.
     """
     app = make_client_app(partial(given_config, run.config))
     answered = []

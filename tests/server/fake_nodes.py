@@ -1,6 +1,7 @@
 """Nodes in memory, what they say that they hold, and what a registry makes of them."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -48,18 +49,12 @@ def client(
         sums = (examples, 1.0, 5.0)
     else:
         examples = int(sum(sums) if task is Task.classification else sums[0])
-    rng = np.random.default_rng([examples, len(name)])
-    rows = rng.normal(size=(examples, width))
+    rows = np.random.default_rng([examples, len(name)]).normal(size=(examples, width))
     moments = FeatureMoments(
         np.full(width, float(examples)), rows.mean(axis=0), examples * rows.var(axis=0)
     )
-    return ClientDescription(
-        ClientKey(modality, int(part)),
-        examples,
-        task,
-        torch.tensor(sums, dtype=torch.float64),
-        moments,
-    )
+    label_sums = torch.tensor(sums, dtype=torch.float64)
+    return ClientDescription(ClientKey(modality, int(part)), examples, task, label_sums, moments)
 
 
 def hosting(*clients: ClientDescription | str, error: str = "") -> Answer:
@@ -86,3 +81,26 @@ def names(registry: Registry) -> list[str]:
 def named(nodes: dict[int, Answer], **names: str) -> FakeGrid:
     """A grid whose nodes were registered, as in ``n7="audio-0"``."""
     return FakeGrid(nodes, {int(node[1:]): name for node, name in names.items()})
+
+
+@dataclass
+class Clock:
+    """Time that passes only where someone sleeps, or a test says so; then things happen."""
+
+    now: float = 1000.0
+    longest: float = 0.0
+    events: list[tuple[float, Callable[[], object]]] = field(default_factory=list)
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        assert seconds > 0
+        self.longest = max(self.longest, seconds)
+        self.now += seconds
+        for event in [event for event in self.events if event[0] <= self.now]:
+            self.events.remove(event)
+            event[1]()
+
+    def after(self, seconds: float, event: Callable[[], object]) -> None:
+        self.events.append((self.now + seconds, event))

@@ -18,9 +18,8 @@ class MemoryGrid:
         keys = [f"message-{next(_NUMBERS)}" for _ in messages]
         for message, key in zip(messages, keys, strict=True):
             message.metadata.__dict__["_message_id"] = key
-        replies = [reply for reply in self.answers(messages) if reply is not None]
         waiting = self.__dict__.setdefault("waiting", [])
-        waiting += replies
+        waiting += [reply for reply in self.answers(messages) if reply is not None]
         return keys
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:

@@ -50,11 +50,10 @@ def singly(
     """Predict each item that has any of the modalities alone, so that nothing can be mixed up."""
     model.eval()
     having = np.flatnonzero(dataset.present(names))
-    found = []
-    for item in having:
-        index = np.array([item])
-        inputs = {name: pad_all(dataset.sequences[name].select(index)) for name in names}
-        found.append(predict(model, fusion, inputs))
+    found = [
+        predict(model, fusion, {n: pad_all(dataset.sequences[n].select(item)) for n in names})
+        for item in having[:, None]
+    ]
     values = np.concatenate([each.values.numpy() for each in found])
     std = None if found[0].std is None else np.concatenate([each.std.numpy() for each in found])
     return dataset.labels[having], values, std
@@ -116,19 +115,14 @@ def test_classes_are_scored_by_their_probabilities() -> None:
         assert (counts.sum(), np.trace(counts) / 15) == (15, pytest.approx(right))
 
 
-def test_constant_predictions_score_no_correlation_without_a_warning() -> None:
-    model = model_for()
-    torch.nn.init.zeros_(model.decoder.head.weight)
-    scores = evaluate(model, fusion_for(rule=FusionRule.mean), items())
-    assert {metrics["corr"] for metrics in scores.values()} == {0.0}
-
-
-def test_model_is_left_in_evaluation_mode_and_dropout_does_not_show() -> None:
-    model, fusion = model_for(), fusion_for(rule=FusionRule.mean)
-    model.train()
+def test_dropout_does_not_show_and_constants_score_no_correlation_without_a_warning() -> None:
+    model, fusion = model_for().train(), fusion_for(rule=FusionRule.mean)
     first = evaluate(model, fusion, items())
     assert not model.training
     assert evaluate(model, fusion, items()) == first
+    torch.nn.init.zeros_(model.decoder.head.weight)
+    scores = evaluate(model, fusion, items())
+    assert {metrics["corr"] for metrics in scores.values()} == {0.0}
 
 
 def test_a_modality_that_no_item_has_is_named() -> None:
@@ -153,13 +147,9 @@ def test_every_encoder_sees_every_item_once(
 
         encoder.register_forward_pre_hook(count)
     rules = {str(each): fusion_for(rule=each) for each in RULES}
-    for ask in (
-        lambda: evaluate(model, fusion, dataset),
-        lambda: evaluate_rules(model, rules, dataset),
-        lambda: evaluate_subsets(model, fusion, dataset),
-        lambda: diagnose(model, fusion, dataset),
-    ):
-        ask()
+    asked = ((evaluate, fusion), (evaluate_rules, rules), (evaluate_subsets, fusion))
+    for ask, by in (*asked, (diagnose, fusion)):
+        ask(model, by, dataset)
         assert seen == dict.fromkeys(WIDTHS, COUNT)
         seen.clear()
 
@@ -178,23 +168,18 @@ def test_rules_score_as_each_does_by_itself() -> None:
 
 
 @every_rule
-def test_subsets_are_scored_on_the_items_that_have_everything(rule: FusionRule) -> None:
-    dataset = items(language=[3], audio=[0, 3, 9], vision=[3, 4])
+def test_subsets_are_scored_on_complete_items_or_where_none_is_on_their_own(
+    rule: FusionRule,
+) -> None:
     model, fusion = model_for(), fusion_for(rule=rule)
-    complete = dataset.select(np.array([i for i in range(15) if i not in (0, 3, 4, 9)]))
-    found = evaluate_subsets(model, fusion, dataset)
-    assert len(found) == 7
-    for title, metrics in found.items():
-        assert metrics == expected_scores(model, fusion, complete, title.split("+"))
-
-
-def test_without_a_complete_item_each_subset_has_its_own() -> None:
-    dataset = items(language=list(range(6)), audio=list(range(6)), vision=list(range(6, 15)))
-    model, fusion = model_for(), fusion_for(rule=FusionRule.reliability)
-    found = evaluate_subsets(model, fusion, dataset)
-    assert len(found) == 7
-    for title, metrics in found.items():
-        assert metrics == expected_scores(model, fusion, dataset, title.split("+"))
+    gaps = items(language=[3], audio=[0, 3, 9], vision=[3, 4])
+    complete = gaps.select(np.setdiff1d(np.arange(COUNT), [0, 3, 4, 9]))
+    none = items(language=list(range(6)), audio=list(range(6)), vision=list(range(6, 15)))
+    for dataset, scored in ((gaps, complete), (none, none)):
+        found = evaluate_subsets(model, fusion, dataset)
+        assert len(found) == 7
+        for title, metrics in found.items():
+            assert metrics == expected_scores(model, fusion, scored, title.split("+"))
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 5])

@@ -3,23 +3,15 @@
 from collections.abc import Iterator
 
 import pytest
+from fake_nodes import Clock
 
 import server.records
 from server.records import Phase, PhaseClock
 
 
-class Clock:
-    """Time that passes only where a test says so."""
-
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
+    clock = Clock(100.0)
     monkeypatch.setattr(server.records, "time", clock)
     return clock
 

@@ -63,20 +63,15 @@ def on_synthetic(folder: Path) -> Path:
 
 def on_npz(folder: Path) -> Path:
     """Classes, of a ragged and a tabular modality, cut to their last steps."""
-    settings = ("task=classification", "group=video", "tabular=[vision]", "max_seq_len=5")
     path = write_npz(folder.parent / "items.npz")
-    return train(
-        folder, "dataset=npz", f"dataset.path={path}", *(f"dataset.{each}" for each in settings)
-    )
+    settings = f"path={path} task=classification group=video tabular=[vision] max_seq_len=5"
+    return train(folder, "dataset=npz", *(f"dataset.{each}" for each in settings.split()))
 
 
 def on_shards(folder: Path) -> Path:
     """Labels with names, of the same items in shards."""
     path, shards = write_table(folder.parent / "table"), folder.parent / "shards"
-    settings = ("task=multilabel", f"labels=[{','.join(NAMES)}]", "tabular=[vision]")
-    prepare_shards(
-        compose(PrepareConfig, [f"path={path}", f"out={shards}", "clients.default=2", *settings]),
-        watch=lambda *_: None,
-        draw=lambda _: {},
-    )
+    settings = f"path={path} out={shards} clients.default=2 task=multilabel tabular=[vision]"
+    given = [*settings.split(), f"labels=[{','.join(NAMES)}]"]
+    prepare_shards(compose(PrepareConfig, given), lambda *_: None, lambda _: {})
     return train(folder, "dataset=shards", f"dataset.path={shards}", "dataset.max_seq_len=5")

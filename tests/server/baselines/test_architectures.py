@@ -15,7 +15,8 @@ from server.baselines.early_fusion import EarlyFusion
 SMALL = ModelConfig(width=8, heads=2, layers=2, kernel_size=3, decoder_layers=1)
 WIDTHS = {"language": 3, "audio": 2, "vision": 4}
 LENGTHS = {"language": [4, 1, 2], "audio": [2, 6, 0], "vision": [3, 0, 5]}
-KINDS = (EarlyFusion, CrossModal)
+
+each_kind = pytest.mark.parametrize("kind", [EarlyFusion, CrossModal])
 
 
 def build(kind: type[nn.Module], names: tuple[str, ...] = tuple(WIDTHS)) -> nn.Module:
@@ -42,7 +43,7 @@ def inputs(extra: int = 0, fill: float = 0.0, names: tuple[str, ...] = tuple(WID
     return made
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 @pytest.mark.parametrize(("extra", "fill"), [(3, 0.0), (0, 7.0), (3, math.nan), (2, math.inf)])
 def test_padding_and_absent_modalities_do_not_matter(
     kind: type[nn.Module], fill: float, extra: int
@@ -55,26 +56,19 @@ def test_padding_and_absent_modalities_do_not_matter(
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_an_item_is_predicted_alike_alone_and_among_others(kind: type[nn.Module]) -> None:
     model = build(kind)
-    together, order = model(inputs()), torch.tensor([2, 0, 1])
-    moved = {
-        name: Padded(each.values[order], each.lengths[order]) for name, each in inputs().items()
-    }
-    torch.testing.assert_close(model(moved), together[order], rtol=1e-4, atol=1e-5)
-    for item in range(3):
-        alone = {
-            name: Padded(
-                each.values[item : item + 1, : max(int(each.lengths[item]), 1)],
-                each.lengths[item : item + 1],
-            )
+    together = model(inputs())
+    for items in ([2, 0, 1], [0], [1], [2]):
+        chosen = {
+            name: Padded(each.values[items, : max(*each.lengths[items], 1)], each.lengths[items])
             for name, each in inputs().items()
         }
-        torch.testing.assert_close(model(alone)[0], together[item], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(model(chosen), together[items], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_every_modality_that_is_there_matters(kind: type[nn.Module]) -> None:
     model, base = build(kind), inputs()
     expected = model(base)
@@ -84,7 +78,7 @@ def test_every_modality_that_is_there_matters(kind: type[nn.Module]) -> None:
         assert torch.equal(change > 1e-4, base[name].lengths > 0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 def test_raw_features_are_standardised(kind: type[nn.Module]) -> None:
     model, plain = build(kind), build(kind)
     for module in plain.modules():
@@ -97,15 +91,15 @@ def test_raw_features_are_standardised(kind: type[nn.Module]) -> None:
     torch.testing.assert_close(model(inputs()), plain(scaled), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@each_kind
 @pytest.mark.parametrize("names", [("audio",), ("language", "audio"), tuple(WIDTHS)])
 def test_gradients_reach_every_parameter(kind: type[nn.Module], names: tuple[str, ...]) -> None:
     model = build(kind, names).train()
-    given = inputs(names=names)
-    if names == ("audio",):
-        given = {"audio": Padded(given["audio"].values[:2], given["audio"].lengths[:2])}
-    loss = model(given).square().sum()
-    loss.backward()
+    given = {  # the first two items: all have audio
+        name: Padded(each.values[:2], each.lengths[:2])
+        for name, each in inputs(names=names).items()
+    }
+    model(given).square().sum().backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all() and parameter.grad.any(), name
@@ -139,7 +133,5 @@ def test_a_target_has_a_stack_for_each_other_modality_with_its_dropout() -> None
         }
         for name, target in model.targets.items()
     }
-    language, other = [0.5, 0.5], [0.0, 0.0]
-    assert dropouts == {
-        name: {"language": language, "audio": other, "vision": other} for name in WIDTHS
-    }
+    expected = {"language": [0.5, 0.5], "audio": [0.0, 0.0], "vision": [0.0, 0.0]}
+    assert dropouts == dict.fromkeys(WIDTHS, expected)

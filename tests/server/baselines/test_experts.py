@@ -15,7 +15,7 @@ EVERY = torch.ones(3, dtype=torch.bool)
 
 
 def gaussian_expert(
-    name: str, seen: Tensor, noise: float, mean: float, variance: float, present: Tensor = EVERY
+    name: str, seen: Tensor, noise: float, mean: float, variance: float
 ) -> ExpertPrediction:
     """Say the exact posterior of y ~ N(mean, variance) after `seen` = y + N(0, noise).
 
@@ -24,7 +24,7 @@ def gaussian_expert(
     share = variance / (variance + noise)
     expert = Expert(share, (1 - share) * mean, 1 - share, 1.0, 10.0)
     fusion = Fusion(RULE, Task.regression, (mean, variance), {name: expert})
-    return ExpertPrediction(name, fusion, seen[:, None], present)
+    return ExpertPrediction(name, fusion, seen[:, None], EVERY)
 
 
 def test_numbers_give_the_exact_posterior_under_the_common_prior() -> None:
@@ -68,19 +68,15 @@ def test_classes_give_the_exact_posterior_under_the_common_prior(task: Task) -> 
 def test_what_an_absent_modality_says_does_not_matter(task: Task) -> None:
     outputs = 1 if task is Task.regression else 4
     prior = torch.tensor([0.1, 0.7]) if task is Task.regression else torch.full((4,), -1.4)
-    present = torch.tensor([True, False, True])
+    experts = {"audio": Expert(0.5, 0.1, 0.6), "vision": Expert(0.7, 0.2, 0.8)}
+    fusion = Fusion(RULE, task, tuple(prior.tolist()), experts)
     joined = []
     for absent in (0.5, float("nan")):
         said = torch.linspace(-1, 1, 3 * outputs).reshape(3, outputs)
         said[1] = absent
-        experts = [
-            ExpertPrediction(
-                name, Fusion(RULE, task, tuple(prior.tolist()), {name: expert}), said_of, there
-            )
-            for name, expert, said_of, there in (
-                ("audio", Expert(0.5, 0.1, 0.6), said, present),
-                ("vision", Expert(0.7, 0.2, 0.8), torch.ones(3, outputs), EVERY),
-            )
+        predictions = [
+            ExpertPrediction("audio", fusion, said, torch.tensor([True, False, True])),
+            ExpertPrediction("vision", fusion, torch.ones(3, outputs), EVERY),
         ]
-        joined.append(combine(experts, prior, task).values)
+        joined.append(combine(predictions, prior, task).values)
     assert torch.equal(*joined) and joined[0].isfinite().all()

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from tiny_runs import SMALL
 from torch import Tensor, nn
 
 from common.clients import ClientKey
@@ -32,23 +33,15 @@ from server.baselines.local import Local
 from server.baselines.sites import Sites, load_sites
 from server.evaluate import evaluate
 
-SMALL = (
-    "strategy=local",
-    "dataset.num_items=150",
-    "dataset.num_speakers=24",
-    "dataset.modalities=[language,audio]",
-    "model.width=10",
-    "model.heads=2",
-    "model.layers=1",
-    "model.decoder_layers=1",
-    "client.local_epochs=2",
-    "client.device=cpu",
-)
+SETTINGS = """
+strategy=local dataset.num_items=150 dataset.num_speakers=24 dataset.modalities=[language,audio]
+model.width=10 client.local_epochs=2
+"""
 
 
 @cache
 def sites_of(*overrides: str) -> Sites:
-    config = compose_config("config", [*SMALL, *overrides])
+    config = compose_config("config", [*SMALL, *SETTINGS.split(), *overrides])
     return load_sites(config, load_federation(config))
 
 

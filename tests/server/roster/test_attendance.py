@@ -1,12 +1,13 @@
 """Who is waited for, how long, and what is said meanwhile."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
-from fake_nodes import FakeGrid, client, failing, hosting, named, names, silent
+from fake_nodes import Answer, Clock, FakeGrid, client, failing, hosting, named, names, silent
 from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid
 from tiny_runs import left_in, tiny
@@ -26,32 +27,11 @@ pytestmark = pytest.mark.usefixtures("in_a_task")
 BOTH = {"audio": 1, "vision": 1}
 
 
-class Clock:
-    """Time that passes only while someone sleeps; then things happen at their time."""
-
-    def __init__(self) -> None:
-        self.now = 0.0
-        self.events: list[tuple[float, Callable[[], object]]] = []
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        assert 0 < seconds <= POLL_SECONDS
-        self.now += seconds
-        for event in [event for event in self.events if event[0] <= self.now]:
-            self.events.remove(event)
-            event[1]()
-
-    def at(self, seconds: float, event: Callable[[], object]) -> None:
-        self.events.append((seconds, event))
-
-
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(server.roster.attendance, "time", clock)
-    return clock
+def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
+    monkeypatch.setattr(server.roster.attendance, "time", clock := Clock())
+    yield clock
+    assert clock.longest <= POLL_SECONDS
 
 
 # Before the first round ---------------------------------------------------------------------------
@@ -63,42 +43,39 @@ def wait(grid: FakeGrid, counts: dict[str, int], timeout: float) -> tuple[Regist
     return registry, told
 
 
-def test_modality_without_a_client_is_named_after_the_timeout() -> None:
-    with pytest.raises(UserError) as raised:
-        wait(FakeGrid({1: hosting("audio-0")}), BOTH, 0.0)
-    assert "'vision'" in str(raised.value) and 'modality="vision"' in str(raised.value)
-    with pytest.raises(UserError, match="'audio'"):
-        wait(FakeGrid({}), {"audio": 1}, 0.0)
+@pytest.mark.parametrize(
+    ("nodes", "counts", "missing"),
+    [({1: hosting("audio-0")}, BOTH, "vision"), ({}, {"audio": 1}, "audio")],
+)
+def test_modality_without_a_client_is_named_after_the_timeout(
+    nodes: dict[int, Answer], counts: dict[str, int], missing: str
+) -> None:
+    with pytest.raises(UserError, match=f"'{missing}'.*'modality=\"{missing}\""):
+        wait(FakeGrid(nodes), counts, 0.0)
 
 
-def test_goes_on_when_some_clients_are_missing() -> None:
-    registry, told = wait(FakeGrid({1: hosting("audio-0")}), {"audio": 3}, 0.0)
-    assert len(registry.members) == 1
-    assert told == ["going on without all clients (audio: 1 of 3)"]
-
-
-def test_waits_for_a_node_that_joins_and_says_once_what_is_missing(clock: Clock) -> None:
+def test_waits_for_nodes_that_join_and_goes_on_when_some_are_missing(clock: Clock) -> None:
     grid = FakeGrid({1: hosting("audio-0")})
-    clock.at(8, lambda: grid.nodes.update({2: hosting("audio-1")}))
+    registry, told = wait(grid, {"audio": 3}, 0.0)
+    assert names(registry) == ["audio-0"]
+    assert told == ["going on without all clients (audio: 1 of 3)"]
+    clock.after(8, lambda: grid.nodes.update({2: hosting("audio-1")}))
     registry, told = wait(grid, {"audio": 2}, 60.0)
     assert names(registry) == ["audio-0", "audio-1"]
     assert told == ["waiting for audio: 1 of 2, 57 s left"]
-    assert 8 <= clock.now < 9
-    assert grid.asked == [1, 2]
+    assert 1008 <= clock.now < 1009
+    assert grid.asked == [1, 1, 2]
 
 
-def test_impostors_are_told_of_once_and_the_others_go_on() -> None:
+def test_impostors_are_told_of_once_and_mistakes_of_nodes_with_a_name_end_the_wait() -> None:
     nodes = {1: hosting("audio-0"), 2: hosting("vision-0"), 3: hosting("audio-0"), 4: silent}
     grid = named(nodes, n1="audio-0", n2="vision-0", n3="vision-9")
     registry, told = wait(grid, BOTH, 10)
     assert names(registry) == ["audio-0", "vision-0"]
     assert [line.split(" is ")[0] for line in told] == ["node 4", "node 3"]
-
-
-def test_mistakes_of_nodes_with_a_name_end_the_wait() -> None:
-    grid = named({1: hosting(error="data=x.npz does not exist")}, n1="audio-0")
+    grid.nodes[1] = hosting(error="data=x.npz does not exist")
     with pytest.raises(UserError, match=r"node 1: data=x\.npz does not exist"):
-        wait(grid, {"audio": 1}, 10)
+        wait(grid, BOTH, 10)
 
 
 # Before each round --------------------------------------------------------------------------------
@@ -109,12 +86,6 @@ def attending(grid: FakeGrid, timeout: float = 45.0) -> tuple[Attendance, list[s
     return Attendance(Registry(), grid, timeout, told.append), told
 
 
-def test_enough_are_not_waited_for(clock: Clock) -> None:
-    attendance, told = attending(FakeGrid({1: hosting("audio-0"), 2: hosting("vision-0")}))
-    assert attendance.quorum(BOTH) == ([], [])
-    assert (clock.now, told) == (0, [])
-
-
 def test_a_wait_is_told_of_with_names_and_numbers_and_reminded_of(clock: Clock) -> None:
     attendance, told = attending(FakeGrid({1: hosting("vision-0")}))
     assert attendance.quorum(BOTH) == (["audio: 0 of 1"], [])
@@ -123,7 +94,7 @@ def test_a_wait_is_told_of_with_names_and_numbers_and_reminded_of(clock: Clock) 
     lefts = [int(line.split(", ")[1].split()[0]) for line in told]
     assert len(told) == 1 + (45 - PATIENCE_SECONDS) // REMIND_SECONDS
     assert [early - late for early, late in pairwise(lefts)] == [15, 15]
-    assert clock.now == pytest.approx(45)
+    assert clock.now == pytest.approx(1045)
 
 
 def test_an_absence_is_waited_for_once_until_it_has_ended(clock: Clock) -> None:
@@ -147,8 +118,8 @@ def test_an_absence_is_waited_for_once_until_it_has_ended(clock: Clock) -> None:
     assert waited() == (["audio: 0 of 1"], 45)
     # The absence of another does not hang on it.
     del grid.nodes[2]
-    assert waited() == (["audio: 0 of 1", "vision: 0 of 1"], 45)
-    assert waited() == (["audio: 0 of 1", "vision: 0 of 1"], 0)
+    both = ["audio: 0 of 1", "vision: 0 of 1"]
+    assert [waited(), waited()] == [(both, 45), (both, 0)]
 
 
 def test_one_given_up_that_is_back_during_another_wait_is_waited_for_again(clock: Clock) -> None:
@@ -156,9 +127,9 @@ def test_one_given_up_that_is_back_during_another_wait_is_waited_for_again(clock
     attendance, _ = attending(grid)
     attendance.quorum(BOTH)
     grid.nodes.clear()
-    clock.at(clock.now + 10, lambda: grid.nodes.update({3: audio}))
-    clock.at(clock.now + 20, grid.nodes.clear)
-    clock.at(clock.now + 30, lambda: grid.nodes.update({2: hosting("vision-0")}))
+    clock.after(10, lambda: grid.nodes.update({3: audio}))
+    clock.after(20, grid.nodes.clear)
+    clock.after(30, lambda: grid.nodes.update({2: hosting("vision-0")}))
     began = clock.now
     assert attendance.quorum(BOTH) == (["audio: 0 of 1"], [])
     assert clock.now - began == pytest.approx(45), "not ended by the other, at 30"
@@ -168,8 +139,8 @@ def test_nodes_that_were_left_out_meanwhile_are_reported_once_and_end_nothing(
     clock: Clock,
 ) -> None:
     grid = FakeGrid({1: hosting("audio-0"), 5: hosting(error="its disk is gone"), 6: failing})
-    clock.at(2, lambda: grid.nodes.update({7: hosting("smell-0")}))
-    clock.at(3, lambda: grid.nodes.update({8: hosting(client("audio-1", width=9))}))
+    clock.after(2, lambda: grid.nodes.update({7: hosting("smell-0")}))
+    clock.after(3, lambda: grid.nodes.update({8: hosting(client("audio-1", width=9))}))
     attendance, _ = attending(grid)
     short, faults = attendance.quorum(BOTH)
     assert short == ["vision: 0 of 1"]
@@ -199,10 +170,13 @@ class Leaving(LocalGrid):
         return keys
 
 
-def run(folder: Path, grid: Callable[..., Grid], *overrides: str) -> None:
+Rounds = list[dict[str, Any]]
+
+
+def run(folder: Path, grid: Callable[..., Grid], *overrides: str) -> Rounds:
     config = tiny("rounds=3", "runtime.node_timeout=0", "checkpoint.keep=9", *overrides)
-    prepared = prepare(config, folder)
-    federate(prepared, grid(make_client_app(partial(given_config, config)), 6))
+    federate(prepare(config, folder), grid(make_client_app(partial(given_config, config)), 6))
+    return left_in(folder)[0]
 
 
 AUDIO = {3, 4}  # the nodes that host its two clients
@@ -217,37 +191,34 @@ def encoder(folder: Path, number: int, modality: str) -> dict[str, bytes]:
 
 
 def test_a_modality_that_is_gone_keeps_its_encoder_and_comes_back(tmp_path: Path) -> None:
-    run(tmp_path / "run", partial(Leaving, gone=AUDIO, rounds=range(2, 3)))
-    rounds, _, _ = left_in(tmp_path / "run")
+    rounds = run(tmp_path, partial(Leaving, gone=AUDIO, rounds=range(2, 3)))
     assert [record["reused"] for record in rounds] == [[], ["audio"], []]
     assert [record["clients"].get("audio", 0) for record in rounds] == [2, 0, 2]
-    first, second, third = (encoder(tmp_path / "run", number, "audio") for number in (1, 2, 3))
+    first, second, third = (encoder(tmp_path, number, "audio") for number in (1, 2, 3))
     assert first == second != third
-    assert encoder(tmp_path / "run", 1, "vision") != encoder(tmp_path / "run", 2, "vision")
+    assert encoder(tmp_path, 1, "vision") != encoder(tmp_path, 2, "vision")
 
 
 def test_too_few_clients_of_a_modality_are_no_update_of_it(tmp_path: Path) -> None:
-    overrides = ("runtime.min_clients=2", "rounds=2")
-    run(tmp_path / "run", partial(Leaving, gone={3}, rounds=range(2, 3)), *overrides)
-    rounds, _, _ = left_in(tmp_path / "run")
+    leaving = partial(Leaving, gone={3}, rounds=range(2, 3))
+    rounds = run(tmp_path, leaving, "runtime.min_clients=2", "rounds=2")
     assert [record["reused"] for record in rounds] == [[], ["audio"]]
     assert rounds[1]["rejected"] == ["audio: 1 updates, and runtime.min_clients=2"]
     assert rounds[1]["clients"] == {"language": 2, "vision": 2}
-    assert encoder(tmp_path / "run", 1, "audio") == encoder(tmp_path / "run", 2, "audio")
+    assert encoder(tmp_path, 1, "audio") == encoder(tmp_path, 2, "audio")
 
 
 @pytest.mark.parametrize("least", [1, 2])
 def test_an_absence_may_end_the_run_and_says_how_to_go_on(tmp_path: Path, least: int) -> None:
-    overrides = ("runtime.absent=abort", f"runtime.min_clients={least}")
-    gone = AUDIO if least == 1 else {3}
+    leaving = partial(Leaving, gone=AUDIO if least == 1 else {3}, rounds=range(3, 4))
     with pytest.raises(UserError) as raised:
-        run(tmp_path / "run", partial(Leaving, gone=gone, rounds=range(3, 4)), *overrides)
-    assert str(raised.value) == (
-        f"round 3: too few clients (audio: {least - 1} of {least}) after 0 s; runtime.absent=reuse "
-        f"goes on without; round 2 is kept: go on with resume={tmp_path / 'run'}"
-    )
-    assert Checkpoints(tmp_path / "run" / "checkpoints").rounds() == [1, 2]
-    assert not (tmp_path / "run" / "summary.json").exists()
+        run(tmp_path, leaving, "runtime.absent=abort", f"runtime.min_clients={least}")
+    line = str(raised.value)
+    assert line.startswith(f"round 3: too few clients (audio: {least - 1} of {least}) after 0 s; ")
+    assert "runtime.absent=reuse" in line
+    assert line.endswith(f"; round 2 is kept: go on with resume={tmp_path}")
+    assert Checkpoints(tmp_path / "checkpoints").rounds() == [1, 2]
+    assert not (tmp_path / "summary.json").exists()
 
 
 def test_replies_that_fail_may_end_the_run_too(tmp_path: Path) -> None:
@@ -259,8 +230,8 @@ def test_replies_that_fail_may_end_the_run_too(tmp_path: Path) -> None:
         return real(message, context)
 
     with pytest.raises(UserError) as raised:
-        run(tmp_path / "run", lambda _, n: LocalGrid(breaking, n), "runtime.absent=abort")
+        run(tmp_path, lambda _, n: LocalGrid(breaking, n), "runtime.absent=abort")
     line = str(raised.value)
     assert line.startswith("round 2: too few updates of audio; ")
     assert "node 3" in line and "MemoryError" in line
-    assert line.endswith(f"; round 1 is kept: go on with resume={tmp_path / 'run'}")
+    assert line.endswith(f"; round 1 is kept: go on with resume={tmp_path}")

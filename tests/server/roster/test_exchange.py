@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
+from fake_nodes import Clock
 from flwr.app import Error, Message, MessageType, RecordDict
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -13,22 +14,6 @@ import server.roster.exchange
 from server.roster.exchange import CLOCK_SECONDS, POLL_SECONDS, Backlog, exchange
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
-
-
-@dataclass
-class Clock:
-    """Time that passes only where someone sleeps, or works."""
-
-    now: float = 1000.0
-    longest: float = 0.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-    def sleep(self, seconds: float) -> None:
-        assert seconds > 0
-        self.longest = max(self.longest, seconds)
-        self.now += seconds
 
 
 @dataclass
@@ -71,8 +56,7 @@ class TimedGrid:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(server.roster.exchange, "time", clock)
+    monkeypatch.setattr(server.roster.exchange, "time", clock := Clock())
     return clock
 
 
@@ -86,18 +70,10 @@ def exchanged(grid: TimedGrid, timeout: float) -> list[tuple[float, int]]:
     return [(grid.clock.now, reply.metadata.src_node_id) for reply in replies]
 
 
-def test_first_replies_are_yielded_before_the_last_are_there(clock: Clock) -> None:
-    grid = TimedGrid(clock, [0.0, 50.0])
-    replies = exchange(grid, messages(2), 100)
-    assert next(replies).metadata.src_node_id == 1
-    assert clock.now == 1000
-    assert next(replies).metadata.src_node_id == 2
-    assert list(replies) == []
-
-
-def test_what_has_answered_is_not_looked_for_again(clock: Clock) -> None:
+def test_first_replies_are_yielded_before_the_last_and_not_looked_for_again(clock: Clock) -> None:
     grid = TimedGrid(clock, [0.0, 2.0])
-    exchanged(grid, 10)
+    (first, node), (last, other) = exchanged(grid, 10)
+    assert (first, node, other) == (1000, 1, 2) and last >= 1002
     assert grid.pulls[0][1] == {"message-0", "message-1"}
     assert {wanted for _, wanted in grid.pulls[1:]} == {frozenset({"message-1"})}
 
@@ -129,12 +105,10 @@ def test_what_is_sent_expires_and_what_comes_twice_or_from_another_round_is_igno
 
 def test_time_that_the_work_on_a_reply_takes_counts(clock: Clock) -> None:
     grid = TimedGrid(clock, [0.0, 5.0, None])
-    found = []
     for reply in exchange(grid, messages(3), 10):
-        found.append(reply.metadata.src_node_id)
+        assert reply.metadata.src_node_id == 1
         clock.now += 20
-    assert found == [1]
-    assert len(grid.pulls) == 1
+    assert len(grid.pulls) == 1 and clock.now == 1020
 
 
 @settings(
@@ -146,31 +120,24 @@ def test_time_that_the_work_on_a_reply_takes_counts(clock: Clock) -> None:
     st.sets(st.integers(0, 5), max_size=2),
 )
 def test_whenever_they_come(
-    monkeypatch: pytest.MonkeyPatch,
-    delays: list[float | None],
-    timeout: float,
-    refused: set[int],
+    clock: Clock, delays: list[float | None], timeout: float, refused: set[int]
 ) -> None:
-    clock = Clock()
-    monkeypatch.setattr(server.roster.exchange, "time", clock)
+    clock.now = 1000.0
     grid = TimedGrid(clock, delays, tuple(refused))
     found = exchanged(grid, timeout)
     deadline = 1000 + timeout
-    moments = {number: grid.at(number) for number in range(len(delays))}
-    in_time = {
-        number + 1 for number, at in moments.items() if at is not None and at <= deadline - 1e-9
-    }
+    moments = {number + 1: grid.at(number) for number in range(len(delays))}
+    in_time = {node for node, at in moments.items() if at is not None and at <= deadline - 1e-9}
     nodes = [node for _, node in found]
     assert len(set(nodes)) == len(nodes)
     # To the rounding of the clock, all that came in time and nothing that did not.
     assert in_time <= set(nodes)
     for moment, node in found:
-        came = moments[node - 1]
-        assert came is not None
-        assert came <= moment <= min(came + POLL_SECONDS[1], deadline) + 1e-6
+        assert (came := moments[node]) is not None and came <= moment <= min(
+            came + POLL_SECONDS[1], deadline
+        ) + 1e-6
     assert clock.now <= deadline + 1e-6
-    sent = set(moments) - refused
-    if sent and {number + 1 for number in sent} != set(nodes):
+    if set(moments) - {number + 1 for number in refused} - set(nodes):
         assert clock.now == pytest.approx(deadline), "it does not give up before"
 
 
@@ -184,18 +151,10 @@ def test_node_that_is_late_is_busy_until_its_reply_comes_which_is_dropped(clock:
     replies = list(exchange(grid, messages(3), 10, backlog=backlog))
     assert [reply.metadata.src_node_id for reply in replies] == [1]
     assert backlog.nodes(grid) == {2, 3}
-    clock.now += 5
-    assert backlog.nodes(grid) == {3}
-
-
-def test_node_that_never_answers_is_asked_again_when_its_message_expired(clock: Clock) -> None:
-    grid = TimedGrid(clock, [None])
-    backlog = Backlog()
-    list(exchange(grid, messages(1), 10, backlog=backlog))
-    clock.now += CLOCK_SECONDS - 1
-    assert backlog.nodes(grid) == {1}
-    clock.now += 1
-    assert backlog.nodes(grid) == frozenset()
+    # One that never answers is asked again when its message has expired.
+    for seconds, busy in ((5, {3}), (CLOCK_SECONDS - 6, {3}), (1, set())):
+        clock.now += seconds
+        assert backlog.nodes(grid) == busy
 
 
 def test_error_that_the_network_sends_for_a_node_is_that_node_s(clock: Clock) -> None:
@@ -205,10 +164,9 @@ def test_error_that_the_network_sends_for_a_node_is_that_node_s(clock: Clock) ->
 
     def push(outgoing: Iterable[Message]) -> list[str | None]:
         keys = sent(outgoing)
-        moment, _ = grid.due["message-1"]
         failed = Message(Error(3, "node unavailable"), reply_to=grid.sent[1])
         failed.metadata.__dict__["_src_node_id"] = 1
-        grid.due["message-1"] = (moment, failed)
+        grid.due["message-1"] = (clock.now + 1, failed)
         return keys
 
     grid.push_messages = push  # type: ignore[method-assign]

@@ -15,19 +15,12 @@ from server.run.learning_curve import learning_curve
 
 def rounds(count: int, *, metric: str = "corr", **losses: list[float | None]) -> list[RoundRecord]:
     """Make records; `losses` are a modality's, round by round, None where it did not reply."""
-    names = list(losses) or ["audio", "vision"]
+    losses = losses or {name: [1 / (n + 1) for n in range(count)] for name in ("audio", "vision")}
     records = []
     for n in range(count):
-        loss = {name: losses[name][n] if losses else 1 / (n + 1) for name in names}
-        records.append(
-            RoundRecord(
-                n + 1,
-                {name: value for name, value in loss.items() if value is not None},
-                validation={
-                    name: {metric: 0.1 * n, "other": 5.0} for name in ["multimodal", *names]
-                },
-            )
-        )
+        told = {name: each[n] for name, each in losses.items() if each[n] is not None}
+        scores = {name: {metric: 0.1 * n, "other": 5.0} for name in ("multimodal", *losses)}
+        records.append(RoundRecord(n + 1, told, validation=scores))
     return records
 
 

@@ -2,10 +2,10 @@
 
 import json
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from shutil import copytree, rmtree
 
@@ -57,39 +57,34 @@ def damage_newest(folder: Path) -> None:
     damage(max((folder / "checkpoints").iterdir()))
 
 
-def append(tail: bytes) -> Callable[[Path], None]:
-    def change(folder: Path) -> None:
-        with (folder / "rounds.jsonl").open("ab") as file:
-            file.write(tail)
-
-    return change
+def append(folder: Path, tail: bytes) -> None:
+    path = folder / "rounds.jsonl"
+    path.write_bytes(path.read_bytes() + tail)
 
 
 @pytest.mark.parametrize(
-    ("rounds", "checkpoints", "change", "shown"),
-    [
-        (1, 0, only_config, "round 1 "),
-        (1, 0, None, "round 1 "),
-        (2, 1, None, "going on after round 1 of 3"),
-        (2, 2, damage_newest, "round-000002.safetensors is damaged"),
-        (2, 2, append(b'{"round": 2, "train_l'), "going on after round 2 of 3"),
-        (2, 2, append(b"\0" * 100), "going on after round 2 of 3"),
-        (3, 2, None, "going on after round 2 of 3"),
-        (3, 3, None, "Test, "),  # all rounds, but no summary yet
+    ("left", "change", "shown"),
+    [  # rounds and checkpoints
+        ((1, 0), only_config, "round 1 "),
+        ((1, 0), Path.exists, "round 1 "),
+        ((2, 1), Path.exists, "going on after round 1 of 3"),
+        ((2, 2), damage_newest, "round-000002.safetensors is damaged"),
+        ((2, 2), partial(append, tail=b'{"round": 2, "train_l'), "going on after round 2 of 3"),
+        ((2, 2), partial(append, tail=b"\0" * 100), "going on after round 2 of 3"),
+        ((3, 2), Path.exists, "going on after round 2 of 3"),
+        ((3, 3), Path.exists, "Test, "),  # all rounds, but no summary yet
     ],
 )
 def test_resumed_from_whatever_an_interruption_leaves(
-    whole: Make,
     interrupted: Make,
+    whole: Make,
     capsys: pytest.CaptureFixture[str],
-    rounds: int,
-    checkpoints: int,
-    change: Callable[[Path], None] | None,
+    left: tuple[int, int],
+    change: Callable[[Path], None],
     shown: str,
 ) -> None:
-    folder = interrupted("adam", rounds, checkpoints)
-    if change is not None:
-        change(folder)
+    folder = interrupted("adam", *left)
+    change(folder)
     capsys.readouterr()
     go_on(folder)
     assert shown in capsys.readouterr().out
@@ -100,14 +95,11 @@ def test_resumed_from_whatever_an_interruption_leaves(
 def test_a_run_goes_on_where_no_checkpoint_can_be_written(
     tmp_path: Path, whole: Make, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "checkpoints").write_text("not a folder, as a full disk would be")
-    begin(folder, *RUNS["adam"], "rounds=3")
+    (tmp_path / "checkpoints").write_text("not a folder, as a full disk would be")
+    begin(tmp_path, *RUNS["adam"], "rounds=3")
     shown = capsys.readouterr().out
-    for number in (1, 2, 3):
-        assert f"warning: no checkpoint of round {number}: File exists" in shown
-    assert left_in(folder) == left_in(whole())
+    assert all(f"warning: no checkpoint of round {n}: File exists" in shown for n in (1, 2, 3))
+    assert left_in(tmp_path) == left_in(whole())
 
 
 @pytest.mark.parametrize(
@@ -127,12 +119,10 @@ def test_faults_and_absences_count_after_a_resume(
     go_on(folder, spoilt=spoilt, since=since)
     left = left_in(folder)
     assert left == left_in(whole)
-    excluded = [
-        any("left out for the rest" in line for line in record["rejected"]) for record in left[0]
-    ]
-    reused = [len(record["reused"]) for record in left[0]]
+    excluded = ["left out for the rest" in str(record["rejected"]) for record in left[0]]
     # After the third fault.
     assert excluded == [number == since + 1 for number in (0, 1, 2, 3)]
+    reused = [len(record["reused"]) for record in left[0]]
     assert reused == ([0] * 4 if since == 1 else [0, 1, 1, 1])
 
 
@@ -157,27 +147,16 @@ def test_time_goes_on_where_it_stood(interrupted: Make) -> None:
     assert 0 < kept.seconds + seconds <= summary["seconds"] < 600
 
 
-KILLED = """
-import sys
-sys.path[:0] = sys.argv[1:3]
-from pathlib import Path
-from broken_runs import begin
-
-begin(Path(sys.argv[3]), *sys.argv[4:])
-"""
-
-
 def test_a_process_that_is_killed_can_be_resumed(tmp_path: Path, whole: Make) -> None:
     folder, kept = tmp_path / "run", Checkpoints(tmp_path / "run" / "checkpoints")
-    here = Path(__file__)
-    arguments = [here.parents[1], here.parents[3], folder, *RUNS["hierarchical"], "rounds=3"]
-    with subprocess.Popen(
-        [sys.executable, "-c", KILLED, *map(str, arguments)], stdout=subprocess.DEVNULL
-    ) as process:
-        while process.poll() is None and not kept.rounds():
-            time.sleep(0.002)
-        process.kill()
-    assert process.returncode == -signal.SIGKILL
+    arguments = (folder, *RUNS["hierarchical"], "rounds=3")
+    process = get_context("fork").Process(target=begin, args=arguments)
+    process.start()
+    while process.is_alive() and not kept.rounds():
+        time.sleep(0.002)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert not (folder / "summary.json").exists()
     go_on(folder)
     assert left_in(folder) == left_in(whole("hierarchical"))
