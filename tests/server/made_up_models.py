@@ -16,7 +16,7 @@ from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
 from common.task import Task
 from server.model_file import model_bytes
-from server.prediction.predictor import Predictor
+from server.prediction.predictor import Predictions, Predictor
 from server.run.folder import CONFIG, MODEL
 
 WIDTHS = {"language": 4, "audio": 3, "vision": 2}
@@ -92,6 +92,16 @@ def features_for(
         ]
         for name, counts in lengths.items()
     }
+
+
+def part(found: Predictions, chosen: slice) -> Predictions:
+    """Choose items of predictions."""
+    alone, weights = (
+        {name: values[chosen] for name, values in table.items()}
+        for table in (found.alone, found.weights)
+    )
+    std = None if found.std is None else found.std[chosen]
+    return Predictions(found.task, found.values[chosen], std, alone, weights)
 
 
 def sequences_for(features: Features) -> dict[str, Sequences]:
