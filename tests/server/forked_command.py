@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -111,21 +111,13 @@ class ForkedCommand:
         folder: Path,
         streams: Path,
         *arguments: str,
-        missing: tuple[str, ...] = (),
+        missing: Sequence[str] = (),
         largest_file: int = 0,
     ) -> int:
-        """Start a command line and return the number of its process.
+        """Start a command line in `folder` and return the number of its process.
 
-        Parameters
-        ----------
-        folder, streams
-            Where it runs, and where what it prints is kept.
-        arguments
-            Its own.
-        missing
-            Modules that it cannot import.
-        largest_file
-            Bytes that it may write into one file; 0 for no limit.
+        What it prints is kept in `streams`. It cannot import the modules `missing`, nor write more
+        than `largest_file` bytes into one file; 0 for no limit.
         """
         self._files = {name: str(streams / name) for name in ("stdout", "stderr")}
         order: dict[str, Any] = {"argv": [self.name, *arguments], "folder": str(folder)}
