@@ -70,6 +70,12 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+def states(folder: Path) -> dict[Path, tuple[int, int, int]]:
+    """Which files there are, and when they were written; reading them changes their access time."""
+    found = {path: path.stat() for path in folder.rglob("*")}
+    return {path: (stat.st_mode, stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
+
+
 def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("another") / "credentials"
     issued(out, HOSTS, *CLIENTS)
@@ -210,11 +216,11 @@ def test_flower_takes_the_keys_of_sites_and_each_has_its_own(whole: Path) -> Non
 
 def test_the_same_again_changes_nothing_and_more_clients_add_only_theirs(out: Path) -> None:
     issued(out, HOSTS, *CLIENTS)
-    before = {path: path.stat()[:9] for path in out.rglob("*")}
+    before = states(out)
     again = issued(out, HOSTS, *CLIENTS, now=NOW + 3 * DAY)
     assert (again.new, again.new_clients, again.warnings) == ({}, [], [])
     assert set(again.kept) == set(FILES)
-    assert {path: path.stat()[:9] for path in out.rglob("*")} == before
+    assert states(out) == before
     # Neither hosts nor the clients that are there need be said again.
     kept = contents(out)
     more = issued(out, "clients.audio=2", now=NOW + DAY)

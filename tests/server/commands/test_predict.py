@@ -2,8 +2,9 @@
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -15,7 +16,7 @@ from made_up_models import OUTPUTS, STEPS, WIDTHS, Features, dataset_for, featur
 from common.data.manifest import MANIFEST
 from common.data.shards import ShardInfo, write_shard
 from common.task import Task
-from server.prediction.predictor import Predictions, Predictor
+from server.prediction.predictor import Predictor
 from server.prediction.records import columns
 from tests.common.data.formats import writers
 
@@ -30,6 +31,7 @@ from server.commands.predict import main
 """
 
 Run = Callable[..., Answer]
+Check = Callable[..., str]
 
 IDS = ["a", "b,c", 'd "e"', "ü", "x\ny"]
 #: The third item has nothing at all, the fourth all three.
@@ -59,28 +61,37 @@ def read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def check_csv(path: Path, ids: list[str], expected: Predictions) -> None:
-    """Compare a file of numbers with what the model predicts in Python."""
-    rows, table = read_csv(path), columns(ids, expected)
-    assert list(rows[0]) == list(table)
-    for name, values in table.items():
-        cells = [row[name] for row in rows]
-        if name in ("id", "seven_class", "sign"):
-            assert cells == ["" if value is None else str(value) for value in values]
-        else:
-            numbers = [float(cell or "nan") for cell in cells]
-            np.testing.assert_allclose(numbers, np.array(values, float), atol=1e-6, rtol=0)
+@pytest.fixture
+def predicts(loaded: Run, tmp_path: Path) -> Callable[..., str]:
+    """Compare a file with what the model predicts in Python; return what the command shows."""
+
+    def check(
+        ids: Sequence[str], features: Any, *arguments: str, names: Sequence[str] = tuple(WIDTHS)
+    ) -> str:
+        shown: str = loaded("model=run", "overwrite=true", *arguments).shown
+        given = {name: features.get(name, [None] * len(ids)) for name in names}
+        table = columns(ids, Predictor.load(tmp_path / "run", max_seq_len=9).predict(given))
+        rows = read_csv(tmp_path / "predictions.csv")
+        assert list(rows[0]) == list(table)
+        for name, values in table.items():
+            cells = [row[name] for row in rows]
+            if name in ("id", "seven_class", "sign"):
+                assert cells == ["" if value is None else str(value) for value in values]
+            else:
+                numbers = [float(cell or "nan") for cell in cells]
+                np.testing.assert_allclose(numbers, np.array(values, float), atol=1e-6, rtol=0)
+        return shown
+
+    return check
 
 
 # What is predicted ------------------------------------------------------------------------------
 
 
 def test_a_shard_into_every_kind_of_file(
-    loaded: Run, model: Path, items: Path, tmp_path: Path
+    loaded: Run, predicts: Check, model: Path, items: Path, tmp_path: Path
 ) -> None:
-    shown = loaded("model=run", "input=a.safetensors").shown
-    expected = Predictor.load(model).predict(features_for(LENGTHS))
-    check_csv(tmp_path / "predictions.csv", IDS, expected)
+    shown = predicts(IDS, features_for(LENGTHS), "input=a.safetensors")
     assert shown.startswith("model run: regression; language (4 wide), audio (3 wide), vision (2")
     assert shown.splitlines()[1:] == [
         "input: shard, a; 5 items",
@@ -102,57 +113,43 @@ def test_a_shard_into_every_kind_of_file(
         assert [row[name] for row in table] == [record[name] for record in listed]
 
 
-def test_from_some_modalities(loaded: Run, model: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("names", [["language", "audio"], ["vision"]])
+def test_from_some_modalities(
+    predicts: Check, model: Path, tmp_path: Path, names: list[str]
+) -> None:
     features = features_for({name: [3, 4, 5] for name in WIDTHS})
-    write_items(tmp_path / "test.safetensors", features, [*"abc"])
-    for names in (["language", "audio"], ["vision"]):
-        given = (f"modalities=[{','.join(names)}]", "overwrite=true")
-        shown = loaded("model=run", "input=test.safetensors", *given).shown
-        assert f"3 items from {'+'.join(names)}\n" in shown
-        expected = Predictor.load(model).predict({name: features[name] for name in names})
-        check_csv(tmp_path / "predictions.csv", [*"abc"], expected)
+    write_items(tmp_path / "a.safetensors", features, [*"abc"])
+    given = ("input=a.safetensors", f"modalities=[{','.join(names)}]")
+    assert f"3 items from {'+'.join(names)}\n" in predicts("abc", features, *given, names=names)
 
 
-def test_several_shards_of_one_modality_each(loaded: Run, model: Path, tmp_path: Path) -> None:
-    features = features_for({"audio": [3, 4], "vision": [1, 2]})
-    paths = [
-        write_items(tmp_path / f"{name}-0.safetensors", {name: each}, [f"{name}{i}" for i in "ab"])
-        for name, each in features.items()
-    ]
-    shown = loaded("model=run", f"input=[{','.join(each.name for each in paths)}]").shown
-    assert "input: shard, audio-0, vision-0; 4 items\n" in shown
-    joined = {
-        "language": [None] * 4,
-        "audio": [*features["audio"], None, None],
-        "vision": [None, None, *features["vision"]],
-    }
-    ids = ["audioa", "audiob", "visiona", "visionb"]
-    check_csv(tmp_path / "predictions.csv", ids, Predictor.load(model).predict(joined))
+def test_several_shards_of_one_modality_each(predicts: Check, model: Path, tmp_path: Path) -> None:
+    audio, vision = features_for({"audio": [3, 4], "vision": [1, 2]}).values()
+    write_items(tmp_path / "b.safetensors", {"audio": audio}, ["1", "2"])
+    write_items(tmp_path / "a.safetensors", {"vision": vision}, ["3", "4"])
+    joined = {"audio": [*audio, None, None], "vision": [None, None, *vision]}
+    shown = predicts("1234", joined, "input=[b.safetensors,a.safetensors]")
+    assert "input: shard, b, a; 4 items\n" in shown
 
 
 @pytest.mark.parametrize("batch_size", [100, 3000])
 def test_more_items_than_are_read_together(
-    loaded: Run, model: Path, tmp_path: Path, batch_size: int
+    predicts: Check, model: Path, tmp_path: Path, batch_size: int
 ) -> None:
     """Without labels or ids, in a table and in a file that is read whole."""
-    count = 4500
-    rng = np.random.default_rng(0)
+    count, rng = 4500, np.random.default_rng(0)
     audio = rng.normal(size=(count, 2, 3)).astype(np.float32)
     vision = rng.normal(size=(count, 2)).astype(np.float32)
-    (tmp_path / "t").mkdir()
-    np.save(tmp_path / "t" / "audio.npy", audio)
-    np.save(tmp_path / "t" / "vision.npy", vision)
-    (tmp_path / "t" / "calls.csv").write_text("note\n" + "x\n" * count)
+    np.save(tmp_path / "audio.npy", audio)
+    np.save(tmp_path / "vision.npy", vision)
+    (tmp_path / "calls.csv").write_text("note\n" + "x\n" * count)
     np.savez(tmp_path / "calls.npz", audio=audio, vision=vision)
-    given = {"language": [None] * count, "audio": audio, "vision": vision[:, None]}
-    expected = Predictor.load(model).predict(given)
-    size = f"batch_size={batch_size}"
-    shown = loaded("model=run", "input=t/calls.csv", "out=t.csv", size).shown
+    features, size = {"audio": audio, "vision": vision[:, None]}, f"batch_size={batch_size}"
+    shown = predicts([*map(str, range(count))], features, "input=calls.csv", size)
     assert f"input: table, a table, CSV; {count} items\n" in shown
-    check_csv(tmp_path / "t.csv", [str(item) for item in range(count)], expected)
-    shown = loaded("model=run", "input=calls.npz", "out=n.csv", size).shown
+    ids = [f"calls.npz#{item}" for item in range(count)]
+    shown = predicts(ids, features, "input=calls.npz", size)
     assert f"input: npz, a zip archive of 2 arrays; {count} items\n" in shown
-    check_csv(tmp_path / "n.csv", [f"calls.npz#{item}" for item in range(count)], expected)
 
 
 def test_arrays_elsewhere(loaded: Run, model: Path, tmp_path: Path) -> None:
@@ -182,47 +179,36 @@ def test_what_is_cleaned_and_what_is_not_finite(loaded: Run, model: Path, tmp_pa
 # As the run read its data -----------------------------------------------------------------------
 
 
-def test_as_many_steps_as_in_the_run(loaded: Run, tmp_path: Path) -> None:
+def test_as_many_steps_as_in_the_run(predicts: Check, tmp_path: Path) -> None:
     write_model(tmp_path / "run", dataset={"max_seq_len": 2})
     features = features_for({"audio": [5]})
     write_items(tmp_path / "a.safetensors", features, ["a"])
     np.savez(tmp_path / "a.npz", audio=np.stack(features["audio"]), id=["a"])
     for steps, given in ((2, []), (3, ["max_seq_len=3"])):
-        cut = {"language": [None], "audio": [features["audio"][0][-steps:]], "vision": [None]}
-        expected = Predictor.load(tmp_path / "run", max_seq_len=9).predict(cut)
         for source in ("a.safetensors", "a.npz"):
-            loaded("model=run", f"input={source}", "overwrite=true", *given)
-            check_csv(tmp_path / "predictions.csv", ["a"], expected)
+            cut = {"audio": [features["audio"][0][-steps:]]}
+            predicts("a", cut, f"input={source}", *given)
 
 
-def test_context_as_in_the_run(loaded: Run, tmp_path: Path) -> None:
+def test_context_as_in_the_run(loaded: Run, predicts: Check, tmp_path: Path) -> None:
     write_model(tmp_path / "run", dataset={"context": 1, "group": "video"})
     audio = np.random.default_rng(0).normal(size=(3, 3)).astype(np.float32)
     np.savez(tmp_path / "a.npz", audio=audio, video=["x", "x", "y"], id=["a", "b", "c"])
-    nothing = {"language": [None] * 3, "vision": [None] * 3}
-    predictor = Predictor.load(tmp_path / "run")
-    with_context = [audio[:1], audio[:2], audio[2:]]
-    without = [audio[:1], audio[1:2], audio[2:]]
-    for given, expected in (([], with_context), (["context=0"], without)):
-        loaded("model=run", "input=a.npz", "overwrite=true", *given)
-        found = predictor.predict({**nothing, "audio": expected})
-        check_csv(tmp_path / "predictions.csv", ["a", "b", "c"], found)
+    predicts("abc", {"audio": [audio[:1], audio[:2], audio[2:]]}, "input=a.npz")
+    predicts("abc", {"audio": audio[:, None]}, "input=a.npz", "context=0")
     np.savez(tmp_path / "b.npz", audio=audio)
     error = loaded("model=run", "input=b.npz", "out=b.csv").error
     assert error.startswith("b.npz has no array 'video' (group)")
 
 
-def test_a_tabular_modality(loaded: Run, tmp_path: Path) -> None:
+def test_a_tabular_modality(predicts: Check, tmp_path: Path) -> None:
     """Its zeros are values, and no padding."""
     write_model(tmp_path / "run", tabular=["audio"])
     audio = np.zeros((2, STEPS, 3), np.float32)
     audio[0, 1] = 1
     np.save(tmp_path / "audio.npy", audio)
     (tmp_path / "calls.csv").write_text("id\na\nb\n")
-    loaded("model=run", "input=calls.csv")
-    nothing = {"language": [None] * 2, "vision": [None] * 2}
-    expected = Predictor.load(tmp_path / "run").predict({**nothing, "audio": audio})
-    check_csv(tmp_path / "predictions.csv", ["a", "b"], expected)
+    predicts("ab", {"audio": audio}, "input=calls.csv")
 
 
 @pytest.mark.parametrize(

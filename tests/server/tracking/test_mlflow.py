@@ -155,12 +155,6 @@ def test_a_resumed_run_goes_on_in_another_experiment_if_asked(tmp_path: Path) ->
     assert logged(tmp_path) == expected(tmp_path)
 
 
-def test_a_run_that_fails_has_that_status(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError):
-        execute(breaking(begin(tmp_path), 1, RuntimeError("bug")))
-    assert run_of(tmp_path).info.status == "FAILED"
-
-
 def test_a_baseline_is_tracked_too(tmp_path: Path) -> None:
     run_baseline(begin(tmp_path, "strategy=local", "rounds=1"))
     run = run_of(tmp_path)
