@@ -263,10 +263,8 @@ def test_a_mistake_is_one_line(
     loaded: Run, model: Path, items: Path, tmp_path: Path, argument: str, message: str
 ) -> None:
     before = sorted(tmp_path.iterdir())
-    given = [argument, "model=run", "input=a.safetensors"]
-    names = [each.partition("=")[0] for each in given]
-    chosen = dict(reversed(list(zip(names, given, strict=True))))
-    assert loaded(*chosen.values()).error.startswith(message)
+    error = loaded("model=run", "input=a.safetensors", argument).error
+    assert error.startswith(message)
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -292,12 +290,6 @@ def test_a_damaged_shard_and_a_folder_of_shards(loaded: Run, model: Path, items:
     assert error == ". is a folder of shards; give one or several of them: a.safetensors"
 
 
-def failed(answer: Answer) -> str:
-    """The line of an error that came after what was read was shown."""
-    answer.stdout = ""
-    return answer.error
-
-
 def test_a_failure_on_the_way_leaves_everything_as_it_was(
     loaded: Run, model: Path, tmp_path: Path
 ) -> None:
@@ -307,15 +299,16 @@ def test_a_failure_on_the_way_leaves_everything_as_it_was(
     (tmp_path / "calls.csv").write_text("id\n" + "x\n" * 4999)
     (tmp_path / "p.csv").write_text("mine")
     before = sorted(tmp_path.iterdir())
-    arguments = ("model=run", "out=p.csv", "overwrite=true")
-    line = failed(loaded(*arguments, "input=wide.npz"))
-    assert line == "audio is 9 wide; the model takes 3"
-    # After a part that went well.
-    line = failed(loaded(*arguments, "input=calls.csv"))
-    assert line == "audio.npy has 5000 items and the table 4999; expected as many"
-    # On a full disk.
-    line = failed(loaded(*arguments, "input=a.npz", largest_file=30_000))
-    assert line.startswith("out=p.csv cannot be written: ")
+    for source, largest_file, message in (
+        ("wide.npz", 0, "audio is 9 wide; the model takes 3"),
+        # After a part that went well.
+        ("calls.csv", 0, "audio.npy has 5000 items and the table 4999; expected as many"),
+        ("a.npz", 30_000, "out=p.csv cannot be written: "),
+    ):
+        given = (f"input={source}", "model=run", "out=p.csv", "overwrite=true")
+        answer = loaded(*given, largest_file=largest_file)
+        answer.stdout = ""  # what was read is shown
+        assert answer.error.startswith(message)
     assert (tmp_path / "p.csv").read_text() == "mine"
     assert sorted(tmp_path.iterdir()) == before
 
