@@ -165,9 +165,7 @@ def test_a_mistake_is_the_installed_command_s_too(loaded: Run, tmp_path: Path) -
 # The run folder ---------------------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_stays_as_it_was(
-    loaded: Run, tmp_path: Path
-) -> None:
+def test_a_folder_that_holds_a_run_is_refused_and_unchanged(loaded: Run, tmp_path: Path) -> None:
     def contents() -> dict[Path, bytes]:
         files = sorted(path for path in (tmp_path / "taken").rglob("*") if path.is_file())
         return {path: path.read_bytes() for path in files}

@@ -293,9 +293,7 @@ def test_run_that_was_cut_short_is_completed_by_the_next(
     check_pairs(out)
 
 
-def test_what_another_run_wrote_meanwhile_is_kept(
-    out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_another_run_wrote_is_kept(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write = CredentialFolder.write
 
     def overtaken(*arguments: Any) -> None:
@@ -385,9 +383,7 @@ def test_authority_of_the_user_s_own_may_have_an_rsa_key(out: Path) -> None:
     ("days", "says"),
     [(334, None), (336, "expires on 2027-03-01"), (366, "has expired on 2027-03-01")],
 )
-def test_certificate_that_ends_is_warned_of_at_every_run(
-    out: Path, days: int, says: str | None
-) -> None:
+def test_certificate_that_ends_is_warned_of(out: Path, days: int, says: str | None) -> None:
     issued(out, HOSTS)
     line = f"server/server.crt {says}; sign a new one with renew=server"
     for _ in range(2):

@@ -54,7 +54,7 @@ def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
         ([], "model is required; give it as model=…: a run folder or its model file"),
         (["model=none"], "model file none does not exist"),
@@ -64,10 +64,8 @@ def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
         (["model=a", "out=none/b.json"], "out=none/b.json cannot be written: there is no folder "),
     ],
 )
-def test_a_mistake_is_one_line(
-    loaded: Run, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    assert loaded(*arguments).error.startswith(message)
+def test_a_mistake_is_one_line(loaded: Run, tmp_path: Path, given: list[str], message: str) -> None:
+    assert loaded(*given).error.startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 

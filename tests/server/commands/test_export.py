@@ -20,7 +20,7 @@ def test_settings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
         ([], "model is required"),
         (["model=a", "out=''"], "out is required"),
@@ -28,10 +28,8 @@ def test_settings() -> None:
         (["model=runs/a"], "model file runs/a does not exist"),
     ],
 )
-def test_a_mistake_is_one_line(
-    loaded: Run, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    assert loaded(*arguments).error.startswith(message)
+def test_a_mistake_is_one_line(loaded: Run, tmp_path: Path, given: list[str], message: str) -> None:
+    assert loaded(*given).error.startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -114,9 +114,7 @@ def test_a_shard_into_every_kind_of_file(
 
 
 @pytest.mark.parametrize("names", [["language", "audio"], ["vision"]])
-def test_from_some_modalities(
-    predicts: Check, model: Path, tmp_path: Path, names: list[str]
-) -> None:
+def test_some_modalities(predicts: Check, model: Path, tmp_path: Path, names: list[str]) -> None:
     features = features_for({name: [3, 4, 5] for name in WIDTHS})
     write_items(tmp_path / "a.safetensors", features, [*"abc"])
     given = ("input=a.safetensors", f"modalities=[{','.join(names)}]")
@@ -268,9 +266,7 @@ def test_a_mistake_is_one_line(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_nothing_is_overwritten_unasked(
-    loaded: Run, model: Path, items: Path, tmp_path: Path
-) -> None:
+def test_nothing_is_replaced_unasked(loaded: Run, model: Path, items: Path, tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text("mine")
     arguments = ("model=run", "input=a.safetensors", "out=p.csv")
     assert loaded(*arguments).error.startswith("out=p.csv exists already; choose another, or ")
@@ -290,9 +286,7 @@ def test_a_damaged_shard_and_a_folder_of_shards(loaded: Run, model: Path, items:
     assert error == ". is a folder of shards; give one or several of them: a.safetensors"
 
 
-def test_a_failure_on_the_way_leaves_everything_as_it_was(
-    loaded: Run, model: Path, tmp_path: Path
-) -> None:
+def test_a_failure_on_the_way_changes_nothing(loaded: Run, model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "wide.npz", audio=np.ones((2, 4, 9)))
     np.savez(tmp_path / "a.npz", audio=np.random.default_rng(0).normal(size=(5000, 1, 3)))
     np.save(tmp_path / "audio.npy", np.ones((5000, 1, 3), np.float32))

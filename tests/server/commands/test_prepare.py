@@ -81,9 +81,7 @@ def test_who_got_what_and_the_next_command(loaded: Run, tmp_path: Path) -> None:
     assert shown.splitlines()[-1] == "next: utmp-train dataset=shards dataset.path=here/shards"
 
 
-def test_the_file_is_named_with_its_fingerprint_and_what_was_cleaned(
-    loaded: Run, tmp_path: Path
-) -> None:
+def test_the_file_is_named_with_its_fingerprint_and_cleaning(loaded: Run, tmp_path: Path) -> None:
     label = np.arange(60) % 3.0
     label[:4] = np.nan
     file = write(tmp_path, "calls.npz", label=label)
@@ -154,7 +152,7 @@ def test_describing_several_labels_without_sides(loaded: Run, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
         (["out=s"], "path is required; give it as path=…, or format=synthetic"),
         (["path=nope.npz", "describe=true"], "nope.npz does not exist"),
@@ -179,10 +177,8 @@ def test_describing_several_labels_without_sides(loaded: Run, tmp_path: Path) ->
         (["format=hdf", "describe=true"], "format=hdf: expected one of auto, csd, mmsa"),
     ],
 )
-def test_a_mistake_is_one_line(
-    loaded: Run, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    assert loaded(*arguments).error.startswith(message)
+def test_a_mistake_is_one_line(loaded: Run, tmp_path: Path, given: list[str], message: str) -> None:
+    assert loaded(*given).error.startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 

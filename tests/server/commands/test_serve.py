@@ -160,9 +160,7 @@ def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
             assert end(process, signal.SIGINT) == (130, "", "")
 
 
-def test_everyone_may_ask_who_knows_the_token_over_tls(
-    tmp_path: Path, model: Path, keys: Path
-) -> None:
+def test_who_knows_the_token_may_ask_over_tls(tmp_path: Path, model: Path, keys: Path) -> None:
     given = [f"ssl_cert={keys}/server.crt", f"ssl_key={keys}/server.key"]
     (tmp_path / "token.txt").write_text("s3cret\n")
     given += ["model=run", "host=0.0.0.0", "token_file=token.txt", "examples=none"]

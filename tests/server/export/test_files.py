@@ -153,9 +153,7 @@ def test_a_folder_is_replaced_only_when_asked_and_a_run_never(run: Path) -> None
     assert (run / "model.safetensors").exists()
 
 
-def test_a_file_that_differs_from_torch_leaves_nothing(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_difference_to_torch_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "TOLERANCE", -1.0)
     assert "ONNX predicts another prediction than torch" in refused(run)
     assert [path.name for path in run.parent.iterdir()] == ["run"]

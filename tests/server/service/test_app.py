@@ -245,9 +245,7 @@ def test_only_a_few_large_bodies_are_in_memory(served: Served, slow: SlowPredict
         assert ask(client, large).status_code == 200
 
 
-def test_a_waiting_client_that_disconnects_leaves_the_queue(
-    served: Served, slow: SlowPredictor
-) -> None:
+def test_a_client_that_disconnects_leaves_the_queue(served: Served, slow: SlowPredictor) -> None:
     body = json.dumps({"items": [item(1)]}).encode()
     with served(model=slow) as client:
         with connect(client, length=len(body)) as connection:

@@ -117,7 +117,7 @@ def test_none() -> None:
         ({"labels": np.arange(6)}, Task.classification, "has more classes or labels than 3"),
     ],
 )
-def test_a_shard_for_another_model(
+def test_a_shard_of_another_model(
     path: Path, changes: dict[str, Any], task: Task, message: str
 ) -> None:
     shard(path, replace(dataset(task), **changes), task)
