@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +73,10 @@ class Answer:
         """What a command that went well printed."""
         assert (self.status, self.stderr) == (0, "")
         return self.stdout
+
+
+#: Runs a command line: its arguments, and `missing` and `largest_file` of `ForkedCommand.start`.
+Run = Callable[..., Answer]
 
 
 def run_alone(folder: Path, command: str, *arguments: str) -> Answer:

@@ -2,13 +2,12 @@
 
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from forked_command import Answer, run_alone
+from forked_command import Answer, Run, run_alone
 from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -30,8 +29,6 @@ def run_locally(run):
 
 server.runtimes.local.run_locally = run_locally
 """
-
-Run = Callable[..., Answer]
 
 FEW = "dataset.num_items=200"
 

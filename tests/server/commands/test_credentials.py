@@ -3,7 +3,6 @@
 import re
 import shutil
 import ssl
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -23,7 +22,7 @@ from flwr.supercore.primitives.asymmetric import (
     uses_nist_ec_curve,
     verify_signature,
 )
-from forked_command import Answer
+from forked_command import Run
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -52,8 +51,6 @@ DAY = timedelta(days=1)
 HOSTS_OF = ("superlink.example.org", "10.0.0.5")
 HOSTS = f"hosts=[{','.join(HOSTS_OF)}]"
 CLIENTS = ("clients.language=2", "clients.audio=1")
-
-Run = Callable[..., Answer]
 
 
 @pytest.fixture

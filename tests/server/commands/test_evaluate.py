@@ -2,12 +2,11 @@
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trained_runs
-from forked_command import Answer, rows_of
+from forked_command import Run, rows_of
 from trained_runs import NAMES
 
 from server.run.folder import MODEL
@@ -19,8 +18,6 @@ torch.set_num_threads(1)
 import server.prediction.evaluation, server.prediction.console
 from server.commands.evaluate import main
 """
-
-Run = Callable[..., Answer]
 
 
 @pytest.fixture(scope="module")

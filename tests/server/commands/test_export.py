@@ -1,17 +1,14 @@
 """`utmp-export` as its users meet it."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from forked_command import Answer
+from forked_command import Run
 
 from common.config import ExportConfig, compose
 
 COMMAND = "utmp-export"
 LOADS = "from server.commands.export import main\n"
-
-Run = Callable[..., Answer]
 
 
 def test_settings() -> None:

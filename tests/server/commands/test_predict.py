@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from forked_command import Answer
+from forked_command import Run
 from made_up_models import OUTPUTS, STEPS, WIDTHS, Features, dataset_for, features_for, write_model
 
 from common.data.manifest import MANIFEST
@@ -30,7 +30,6 @@ import server.prediction.files, server.prediction.console, common.data.formats.t
 from server.commands.predict import main
 """
 
-Run = Callable[..., Answer]
 Check = Callable[..., str]
 
 IDS = ["a", "b,c", 'd "e"', "ü", "x\ny"]

@@ -4,7 +4,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from forked_command import Answer, rows_of, run_alone
+from forked_command import Run, rows_of, run_alone
 
 COMMAND = "utmp-prepare"
 LOADS = """
@@ -20,9 +19,6 @@ import server.preparation.preparation, server.preparation.partition_plot, server
 import matplotlib.backends.backend_agg, matplotlib.figure
 from server.commands.prepare import main
 """
-
-
-Run = Callable[..., Answer]
 
 SYNTHETIC = "format=synthetic"
 

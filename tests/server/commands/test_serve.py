@@ -7,12 +7,11 @@ import socket
 import ssl
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import pytest
-from forked_command import Answer
+from forked_command import Run
 from rich.console import Console
 from service_models import serving, small_predictor
 
@@ -31,8 +30,6 @@ import torch, uvicorn
 import server.service.app, server.service.listening
 from server.commands.serve import main
 """
-
-Run = Callable[..., Answer]
 
 
 @pytest.fixture
