@@ -9,19 +9,19 @@ from common.config import ClientConfig, Optimizer
 from common.errors import UserError
 
 
-def choose_device(setting: str) -> torch.device:
-    """Return the device of ``client.device``; ``auto`` is CUDA where there is one.
+def choose_device(name: str, setting: str = "client.device") -> torch.device:
+    """Return the device that a setting names; ``auto`` is CUDA where there is one.
 
     Raises `UserError` if torch knows no such device, or this machine has none.
     """
-    if setting == "auto":
+    if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(setting)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        device = torch.device(name)
+        torch.empty(0, device=device).cpu()  # "meta" holds nothing
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(
-            f"client.device={setting} cannot be used here: {str(error).splitlines()[0]}"
+            f"{setting}={name} cannot be used here: {str(error).splitlines()[0]}"
         ) from error
     return device
 

@@ -7,7 +7,7 @@ Notation: N items.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import starmap
 from pathlib import Path
 
@@ -112,22 +112,10 @@ def _source(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemS
     def parts(size: int) -> Iterator[Items]:
         for index in _numbers(len(items), size):
             part = items.select(index)
-            sequences = {name: _narrowed(whole) for name, whole in part.sequences.items()}
+            sequences = {name: whole.narrowed() for name, whole in part.sequences.items()}
             yield Items(part.ids, sequences)
 
     return ItemStream(name, why, len(items), parts, items.cleaning)
-
-
-def _narrowed(sequences: Sequences) -> Sequences:
-    """Leave the rows before the first that is used and after the last behind."""
-    used = sequences.present
-    first = int(sequences.starts[used].min(initial=len(sequences.values)))
-    last = int((sequences.starts + sequences.lengths)[used].max(initial=first))
-    return replace(
-        sequences,
-        values=sequences.values[first:last],
-        starts=np.where(used, sequences.starts - first, 0),
-    )
 
 
 def _numbers(count: int, size: int) -> Iterator[NDArray[np.int64]]:

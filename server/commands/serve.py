@@ -51,11 +51,11 @@ def load_predictor(config: ServeConfig) -> "Predictor":
     """Load the model; raise `UserError` if it, its device or ``labels`` cannot be used."""
     import torch
 
-    from server.prediction.input_settings import device_named
+    from common.training import choose_device
     from server.prediction.predictor import Predictor
 
     torch.set_num_threads(config.threads)
-    predictor = Predictor.load(str(config.model), device_named(config.device))
+    predictor = Predictor.load(str(config.model), choose_device(config.device, "device"))
     if config.labels and len(config.labels) != predictor.outputs:
         raise UserError(
             f"labels={config.labels}: expected {predictor.outputs} names, one for each output"

@@ -14,17 +14,13 @@ from common.data.formats.registry import read_source
 from common.data.item_stream import SHARD
 from common.data.manifest import MANIFEST
 from common.data.shards import read_shard
+from common.data.source import paths_named
 from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
-from common.training import use_one_thread
+from common.training import choose_device, use_one_thread
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
-from server.prediction.input_settings import (
-    check_modalities,
-    device_named,
-    input_settings,
-    paths_named,
-)
+from server.prediction.input_settings import check_modalities, input_settings
 from server.prediction.predictor import Predictor, model_path
 from server.prediction.writers import check_place, new_file
 from server.run.folder import CONFIG, read_settings
@@ -48,7 +44,8 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation:
     if config.out is not None:
         check_place(Path(config.out), config.overwrite)
     use_one_thread()  # as in the run, so that sums are in the same order
-    predictor = Predictor.load(str(config.model), device_named(config.device), config.max_seq_len)
+    device = choose_device(config.device, "device")
+    predictor = Predictor.load(str(config.model), device, config.max_seq_len)
     check_modalities("modalities", config.modalities, predictor)
     what, items = _own(config) if config.dataset is None else _given(config, predictor)
     items = _fitting(items, what, config, predictor)

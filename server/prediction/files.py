@@ -11,10 +11,11 @@ import torch
 from common.config import PredictConfig
 from common.data.dataset import Sequences, describe_shape
 from common.data.item_stream import Items, ItemStream, open_items
-from common.data.source import ReadSettings
+from common.data.source import ReadSettings, paths_named
 from common.errors import UserError
 from common.task import Task
-from server.prediction.input_settings import device_named, input_settings, paths_named
+from common.training import choose_device
+from server.prediction.input_settings import input_settings
 from server.prediction.predictor import Predictions, Predictor
 from server.prediction.writers import Part, check_place, write_predictions
 from server.terminal import Terminal
@@ -29,7 +30,8 @@ def predict_file(config: PredictConfig, terminal: Terminal) -> None:
     out = Path(config.out)
     check_place(out, config.overwrite)
     paths = paths_named("input", config.input)
-    predictor = Predictor.load(str(config.model), device_named(config.device), config.max_seq_len)
+    device = choose_device(config.device, "device")
+    predictor = Predictor.load(str(config.model), device, config.max_seq_len)
     settings = input_settings(config, predictor, predicting=True)
     stream = open_items(paths, config.format, settings)
     labels = label_names(config.labels, stream, predictor)

@@ -1,10 +1,7 @@
 """How an input is read for a trained model: by default as the run read its data."""
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
-
-import torch
 
 from common.config import EvaluateConfig, PredictConfig
 from common.data.source import ReadSettings
@@ -43,23 +40,3 @@ def check_modalities(setting: str, names: Iterable[str], predictor: Predictor) -
             raise UserError(
                 f"{setting}: there is no {name!r}; the model takes {', '.join(predictor.features)}"
             )
-
-
-def paths_named(setting: str, given: object) -> list[Path]:
-    """Return the path or paths that a setting names; raise `UserError` if it names none."""
-    listed = given if isinstance(given, list) else [given]
-    paths = [Path(path) for path in listed if isinstance(path, str) and path]
-    if not paths or len(paths) < len(listed):
-        raise UserError(f"{setting}={given}: expected a path or a list of paths")
-    return paths
-
-
-def device_named(name: str) -> str:
-    """Return a device that works, CUDA for ``auto`` if there is one; or raise `UserError`."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"device={name}: {str(error).splitlines()[0]}") from error
-    return name

@@ -67,7 +67,7 @@ class Predictor:
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str = "cpu", max_seq_len: int | None = None
+        cls, path: str | Path, device: str | torch.device = "cpu", max_seq_len: int | None = None
     ) -> "Predictor":
         """Load the model of a run folder, or a ``model.safetensors``, onto a device.
 

@@ -8,7 +8,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +75,10 @@ class Answer:
         return self.stdout
 
 
+#: Runs a command line: its arguments, and `missing` and `largest_file` of `ForkedCommand.start`.
+Run = Callable[..., Answer]
+
+
 def run_alone(folder: Path, command: str, *arguments: str) -> Answer:
     """Run the installed command in a process of its own."""
     done = subprocess.run(
@@ -111,21 +115,13 @@ class ForkedCommand:
         folder: Path,
         streams: Path,
         *arguments: str,
-        missing: tuple[str, ...] = (),
+        missing: Sequence[str] = (),
         largest_file: int = 0,
     ) -> int:
-        """Start a command line and return the number of its process.
+        """Start a command line in `folder` and return the number of its process.
 
-        Parameters
-        ----------
-        folder, streams
-            Where it runs, and where what it prints is kept.
-        arguments
-            Its own.
-        missing
-            Modules that it cannot import.
-        largest_file
-            Bytes that it may write into one file; 0 for no limit.
+        What it prints is kept in `streams`. It cannot import the modules `missing`, nor write more
+        than `largest_file` bytes into one file; 0 for no limit.
         """
         self._files = {name: str(streams / name) for name in ("stdout", "stderr")}
         order: dict[str, Any] = {"argv": [self.name, *arguments], "folder": str(folder)}

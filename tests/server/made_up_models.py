@@ -16,10 +16,11 @@ from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
 from common.task import Task
 from server.model_file import model_bytes
-from server.prediction.predictor import Predictor
+from server.prediction.predictor import Predictions, Predictor
 from server.run.folder import CONFIG, MODEL
 
 WIDTHS = {"language": 4, "audio": 3, "vision": 2}
+SIZES = ModelConfig(width=8, heads=2, layers=1, decoder_layers=1)
 #: Steps of the tabular modality of a model that has one.
 STEPS = 3
 OUTPUTS = {Task.regression: 1, Task.classification: 3, Task.multilabel: 2}
@@ -39,12 +40,14 @@ Features = dict[str, list[NDArray[Any] | None]]
 
 
 def model_for(
-    task: Task = Task.regression, tabular: Sequence[str] = (), names: Sequence[str] = ()
+    task: Task = Task.regression,
+    tabular: Sequence[str] = (),
+    names: Sequence[str] = (),
+    sizes: ModelConfig = SIZES,
 ) -> HAFedformer:
     shapes = {
         name: (STEPS, width) if name in tabular else (width,) for name, width in WIDTHS.items()
     }
-    sizes = ModelConfig(width=8, heads=2, layers=1, decoder_layers=1)
     model = build_model(ModelSpec(shapes, OUTPUTS[task], task, sizes, tuple(names)), seed=0)
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -92,6 +95,16 @@ def features_for(
         ]
         for name, counts in lengths.items()
     }
+
+
+def part(found: Predictions, chosen: slice) -> Predictions:
+    """Choose items of predictions."""
+    alone, weights = (
+        {name: values[chosen] for name, values in table.items()}
+        for table in (found.alone, found.weights)
+    )
+    std = None if found.std is None else found.std[chosen]
+    return Predictions(found.task, found.values[chosen], std, alone, weights)
 
 
 def sequences_for(features: Features) -> dict[str, Sequences]:

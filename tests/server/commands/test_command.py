@@ -1,16 +1,13 @@
-"""`utmp-train` as its users meet it, up to where training would begin.
+"""What all commands have in common, and `utmp-train` up to where training would begin."""
 
-What is refused before the libraries are loaded runs as the installed command. The rest would load
-them, for seconds, once a test; one process loads them once and forks for each command line.
-"""
-
-from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from forked_command import Answer, run_alone
+from forked_command import Answer, Run, run_alone
 from hydra import initialize_config_module
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
@@ -33,22 +30,66 @@ def run_locally(run):
 server.runtimes.local.run_locally = run_locally
 """
 
-
-Run = Callable[..., Answer]
-
 FEW = "dataset.num_items=200"
 
 
 # The installed command --------------------------------------------------------------------------
 
 
-def test_help(tmp_path: Path) -> None:
-    shown = run_alone(tmp_path, COMMAND, "--help").shown
-    assert "Override anything in the config (foo.bar=value)" in shown
-    choices = next(line for line in shown.splitlines() if line.startswith("strategy: "))
-    offered = set(choices.removeprefix("strategy: ").split(", "))
-    assert {"fedavg", "hierarchical", "fednova", "centralised"} <= offered
-    assert "runtime: processes, sequential, simulation" in shown
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("train", ["Override anything in the config (foo.bar=value)", "runtime: processes, seque"]),
+        ("prepare", ["partition: dirichlet", "max_seq_len: 50"]),
+        ("evaluate", ["side: test"]),
+        ("predict", ["out: predictions.csv"]),
+        ("serve", ["port: 8100", "max_body_mb: 16"]),
+    ],
+)
+def test_help(tmp_path: Path, command: str, words: list[str]) -> None:
+    shown = run_alone(tmp_path, f"utmp-{command}", "--help").shown
+    assert [word for word in words if word not in shown] == []
+    assert "npz_schema" not in shown  # of Hydra's groups, those that can be chosen
+    assert list(tmp_path.iterdir()) == []
+    if command == "train":
+        choices = next(line for line in shown.splitlines() if line.startswith("strategy: "))
+        offered = set(choices.removeprefix("strategy: ").split(", "))
+        assert {"fedavg", "hierarchical", "fednova", "centralised"} <= offered
+
+
+HEAVY = "torch numpy cryptography rich pyarrow sklearn onnx matplotlib flwr uvicorn fastapi scipy"
+
+
+@pytest.mark.parametrize(
+    ("command", "setting", "meant"),
+    [
+        ("compose", "client.audio=2", ""),
+        ("credentials", "host=a", "; did you mean hosts?"),
+        ("evaluate", "datasett=b", "; did you mean dataset?"),
+        ("export", "subset=[b]", "; did you mean subsets?"),
+        ("predict", "modalitys=a", "; did you mean modalities?"),
+        ("prepare", "validation_fractoin=0.1", "; did you mean validation_fraction?"),
+        ("report", "rums=x", "; did you mean runs?"),
+        ("serve", "modle=b", "; did you mean model?"),
+        ("train", "client.lrr=1", "; did you mean client.lr"),
+    ],
+)
+def test_a_mistyped_setting_is_one_line_and_loads_no_library(
+    tmp_path: Path, command: str, setting: str, meant: str
+) -> None:
+    script = f"""
+import atexit, sys
+from server.commands.{command} import main
+atexit.register(lambda: print(*{set(HEAVY.split())} & set(sys.modules)))
+sys.argv = ["utmp-{command}", "{setting}"]
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True
+    )
+    answer = Answer(done.returncode, done.stdout.strip(), done.stderr)
+    assert answer.error.startswith(f"there is no setting '{setting.partition('=')[0]}'{meant}")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("group", ["", "strategy", "dataset", "hydra", "hydra/launcher"])
@@ -99,7 +140,6 @@ NAME = "[b]a:key:b[/b]" + "a" * 200 + " " + "b" * 40 + ".npz"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["client.lrr=1"], "there is no setting 'client.lrr'; did you mean client.lr"),
         (["rounds=many"], "rounds=many: Value 'many'"),
         (["rounds=0"], "rounds=0: expected a number above 0"),
         (["clients.smell=2"], "clients.smell: the dataset has no modality 'smell'; it has langu"),
@@ -122,9 +162,7 @@ def test_a_mistake_is_the_installed_command_s_too(loaded: Run, tmp_path: Path) -
 # The run folder ---------------------------------------------------------------------------------
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_stays_as_it_was(
-    loaded: Run, tmp_path: Path
-) -> None:
+def test_a_folder_that_holds_a_run_is_refused_and_unchanged(loaded: Run, tmp_path: Path) -> None:
     def contents() -> dict[Path, bytes]:
         files = sorted(path for path in (tmp_path / "taken").rglob("*") if path.is_file())
         return {path: path.read_bytes() for path in files}

@@ -1,18 +1,12 @@
-"""`utmp-evaluate` as its users meet it; what it computes is in test_evaluation.py.
-
-One process loads the libraries once and forks for each command line.
-"""
+"""`utmp-evaluate` as its users meet it; what it computes is in test_evaluation.py."""
 
 import json
 import re
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import trained_runs
-from forked_command import Answer, rows_of, run_alone
+from forked_command import Run, rows_of
 from trained_runs import NAMES
 
 from server.run.folder import MODEL
@@ -25,36 +19,11 @@ import server.prediction.evaluation, server.prediction.console
 from server.commands.evaluate import main
 """
 
-Run = Callable[..., Answer]
-
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on labels with names, in shards."""
     return trained_runs.on_shards(tmp_path_factory.mktemp("shards") / "run")
-
-
-# In a process of its own ------------------------------------------------------------------------
-
-
-def test_help(tmp_path: Path) -> None:
-    shown = run_alone(tmp_path, COMMAND, "--help").shown
-    assert "side: test" in shown
-    assert "npz_schema" not in shown  # there are no groups to choose from
-
-
-def test_a_mistake_loads_no_library(tmp_path: Path) -> None:
-    script = (
-        "import sys; from common.config import EvaluateConfig, PredictConfig, compose\n"
-        "import server.commands.evaluate, server.commands.predict\n"
-        "compose(EvaluateConfig, ['model=a']); compose(PredictConfig, ['model=a', 'input=b'])\n"
-        "print(*sorted({'torch', 'numpy', 'rich', 'pyarrow', 'sklearn'} & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
-
-
-# With its libraries loaded ----------------------------------------------------------------------
 
 
 def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
@@ -82,21 +51,18 @@ def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("given", "message"),
     [
         ([], "model is required; give it as model=…: a run folder or its model file"),
         (["model=none"], "model file none does not exist"),
         (["model=."], f". has no {MODEL}: expected the folder of a finished run"),
-        (["model=a", "datasett=b"], "there is no setting 'datasett'; did you mean dataset?"),
         (["model=a", "side=train"], "side=train: Invalid value 'train', expected one of [validat"),
         (["model=a", "out=b.csv"], "out=b.csv: expected a file that ends in .json"),
         (["model=a", "out=none/b.json"], "out=none/b.json cannot be written: there is no folder "),
     ],
 )
-def test_a_mistake_is_one_line(
-    loaded: Run, tmp_path: Path, arguments: list[str], message: str
-) -> None:
-    assert loaded(*arguments).error.startswith(message)
+def test_a_mistake_is_one_line(loaded: Run, tmp_path: Path, given: list[str], message: str) -> None:
+    assert loaded(*given).error.startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 

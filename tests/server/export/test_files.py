@@ -26,12 +26,10 @@ NAMES = ("audio", "vision")
 
 
 def model_of(*names: str) -> tuple[HAFedformer, Fusion]:
-    sizes = ModelConfig(width=4, heads=2, layers=0, decoder_layers=1)
-    spec = ModelSpec(dict.fromkeys(names, (3,)), 2, Task.classification, sizes, ("no", "yes"))
+    sizes, task = ModelConfig(width=4, heads=2, layers=0, decoder_layers=1), Task.classification
+    spec = ModelSpec(dict.fromkeys(names, (3,)), 2, task, sizes, ("no", "yes"))
     experts = dict.fromkeys(names, Expert(1.0, information=1.0, count=9))
-    return build_model(spec, seed=0).eval(), Fusion(
-        FusionRule.mean, Task.classification, (-0.7, -0.7), experts
-    )
+    return build_model(spec, seed=0).eval(), Fusion(FusionRule.mean, task, (-0.7, -0.7), experts)
 
 
 @cache
@@ -84,11 +82,11 @@ def test_every_subset_has_a_file_and_an_entry(run: Path) -> None:
         ]
     last = about["files"][-1]
     assert last["modalities"] == ["audio", "vision"]
-    assert last["inputs"] == [
+    ports = [port for name in NAMES for port in (name, f"{name}_lengths")]
+    assert [port["name"] for port in last["inputs"]] == ports
+    assert last["inputs"][:2] == [
         {"name": "audio", "dtype": "float32", "shape": ["batch", "audio_steps", 3]},
         {"name": "audio_lengths", "dtype": "int64", "shape": ["batch"]},
-        {"name": "vision", "dtype": "float32", "shape": ["batch", "vision_steps", 3]},
-        {"name": "vision_lengths", "dtype": "int64", "shape": ["batch"]},
     ]
     assert last["outputs"] == [{"name": "prediction", "dtype": "float32", "shape": ["batch", 2]}]
     model = (run / "model.safetensors").read_bytes()
@@ -108,61 +106,54 @@ def test_the_same_model_gives_the_same_files(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "expected"),
+    ("modalities", "asked", "expected"),
     [
-        ([], ["a", "b", "c", "a+b", "a+c", "b+c", "a+b+c"]),
-        (["c + a", "b"], ["a+c", "b"]),
-        (["a+b", "b+a"], ["a+b"]),
+        ("abc", [], "a b c a+b a+c b+c a+b+c"),
+        ("abc", ["c + a", "b"], "a+c b"),
+        ("abc", ["a+b", "b+a"], "a+b"),
+        ("abcde", ["a+e"], "a+e"),
     ],
 )
-def test_subsets_are_in_the_models_order(asked: list[str], expected: list[str]) -> None:
-    assert ["+".join(names) for names in chosen_subsets(["a", "b", "c"], asked)] == expected
+def test_subsets_are_in_the_models_order(modalities: str, asked: list[str], expected: str) -> None:
+    assert ["+".join(names) for names in chosen_subsets(modalities, asked)] == expected.split()
 
 
 def test_five_modalities_have_too_many_subsets() -> None:
     assert len(set(chosen_subsets("abcd", []))) == 15
     with pytest.raises(UserError, match=r"5 modalities, which have 31 subsets; say which"):
         chosen_subsets("abcde", [])
-    assert chosen_subsets("abcde", ["a+e"]) == [("a", "e")]
 
 
 @pytest.mark.parametrize(
     ("asked", "reason"),
     [
-        ("audio+smell", r"subsets has 'audio\+smell', and the model takes audio, vision"),
+        ("audio+smell", "subsets has 'audio+smell', and the model takes audio, vision"),
         ("", "subsets has ''"),
-        ("audio+", r"subsets has 'audio\+'"),
+        ("audio+", "subsets has 'audio+'"),
         ("audio+audio", "names a modality twice"),
     ],
 )
 def test_unknown_subsets_are_refused(run: Path, asked: str, reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        export(run, subsets=[asked])
+    assert reason in refused(run, subsets=[asked])
     assert not (run.parent / "onnx").exists()
 
 
-def test_a_folder_is_replaced_only_when_asked(run: Path) -> None:
-    out = run.parent / "onnx"
+def test_a_folder_is_replaced_only_when_asked_and_a_run_never(run: Path) -> None:
+    out, mine = run.parent / "onnx", run.parent / "mine"
     export(run, subsets=["audio"])
     assert "exists already" in refused(run, subsets=["vision"])
     export(run, subsets=["vision"], overwrite=True)
     assert {path.name for path in out.iterdir()} == {"vision.onnx", "export.json"}
-    mine = run.parent / "mine"
     mine.mkdir()
     (mine / "notes.txt").write_text("")
     assert "holds no export.json" in refused(run, out=str(mine), overwrite=True)
-
-
-def test_a_run_is_never_replaced(run: Path) -> None:
     (run / "export.json").write_text("{}")
-    for out in (run, run.parent):
-        assert "holds the model" in refused(run, out=str(out), overwrite=True)
+    for place in (run, run.parent):
+        assert "holds the model" in refused(run, out=str(place), overwrite=True)
     assert (run / "model.safetensors").exists()
 
 
-def test_a_file_that_differs_from_torch_leaves_nothing(
-    run: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_difference_to_torch_leaves_nothing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(comparison, "TOLERANCE", -1.0)
     assert "ONNX predicts another prediction than torch" in refused(run)
     assert [path.name for path in run.parent.iterdir()] == ["run"]

@@ -22,55 +22,43 @@ def rows_of(given: Any) -> list[Any]:
     return [found[item].tolist() for item in range(len(found))]
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        [ONE, OTHER],
-        (ONE, OTHER),
-        [ONE.tolist(), OTHER.tolist()],
-        [ONE.tolist(), OTHER],
-        [ONE, OTHER.tolist()],
-        [torch.from_numpy(ONE), OTHER],
-        [list(ONE), OTHER],
-        [ONE.astype(np.int8), OTHER.astype(">f8")],
-    ],
-)
-def test_items_of_any_lengths(given: Any) -> None:
-    assert rows_of(given) == [[[0, 1, 2], [3, 4, 5]], [[10, 11, 12]]]
+LACKING = np.empty((0, 3), np.float32)
+KINDS = (np.asarray, np.ndarray.tolist, torch.from_numpy, list, tuple)
 
 
 @pytest.mark.parametrize(
-    "given",
+    ("items", "ways"),
     [
-        *(SQUARE, SQUARE.tolist(), list(SQUARE), SQUARE.astype(np.float16), SQUARE.astype(int)),
-        *(np.asfortranarray(SQUARE), SQUARE[:, ::-1][:, ::-1]),
-        *(TENSOR, TENSOR.bfloat16(), TENSOR.long(), torch.tensor(SQUARE, requires_grad=True)),
-        torch.from_numpy(SQUARE.transpose(2, 1, 0).copy()).permute(2, 1, 0),
+        (
+            [ONE, OTHER],
+            [
+                *([ONE, OTHER], (ONE, OTHER), [ONE.tolist(), OTHER.tolist()]),
+                *([ONE.tolist(), OTHER], [ONE, OTHER.tolist()], [torch.from_numpy(ONE), OTHER]),
+                *([list(ONE), OTHER], [ONE.astype(np.int8), OTHER.astype(">f8")]),
+            ],
+        ),
+        (
+            SQUARE,
+            [
+                *(SQUARE, SQUARE.tolist(), list(SQUARE), SQUARE.astype("f2"), SQUARE.astype(int)),
+                *(np.asfortranarray(SQUARE), SQUARE[:, ::-1][:, ::-1]),
+                *(TENSOR, TENSOR.bfloat16(), TENSOR.long(), TENSOR.clone().requires_grad_()),
+                torch.from_numpy(SQUARE.transpose(2, 1, 0).copy()).permute(2, 1, 0),
+            ],
+        ),
+        ([ONE], [kind(ONE) for kind in KINDS]),
+        ([np.eye(3)], [kind(np.eye(3, dtype=bool)) for kind in KINDS]),
+        ([ONE, LACKING], [[ONE, none] for none in (None, [], LACKING, torch.empty(0, 3))]),
+        ([LACKING, ONE], [[none, ONE.tolist()] for none in (None, [], LACKING)]),
+        ([LACKING] * 2, [[None, None], np.empty((2, 0, 3))]),
+        ([LACKING], [[None]]),
+        ([], [np.empty((0, 4, 3))]),
+        ([np.array([[np.inf, -np.inf, 1]])], [[[1e300, -1e300, 1]]]),  # too large for float32
     ],
 )
-def test_items_of_one_length(given: Any) -> None:
-    assert rows_of(given) == SQUARE.tolist()
-
-
-@pytest.mark.parametrize("kind", [np.asarray, np.ndarray.tolist, torch.from_numpy, list, tuple])
-def test_a_single_item(kind: Any) -> None:
-    assert rows_of(kind(ONE)) == [ONE.tolist()]
-    assert rows_of(kind(np.eye(3, dtype=bool))) == [np.eye(3).tolist()]
-
-
-@pytest.mark.parametrize("nothing", [None, [], np.empty((0, 3)), torch.empty(0, 3)])
-def test_an_item_that_lacks_the_modality(nothing: Any) -> None:
-    assert rows_of([ONE, nothing]) == [ONE.tolist(), []]
-    assert rows_of([nothing, ONE.tolist()]) == [[], ONE.tolist()]
-
-
-@pytest.mark.parametrize("given", [[None], [None, None], np.empty((2, 0, 3)), np.empty((0, 4, 3))])
-def test_nobody_has_it(given: Any) -> None:
-    assert rows_of(given) == [[]] * len(given)
-
-
-def test_too_large_for_float32_is_infinite() -> None:
-    assert rows_of([[1e300, -1e300, 1]]) == [[[np.inf, -np.inf, 1]]]
+def test_every_way_to_write_items(items: Any, ways: list[Any]) -> None:
+    for given in ways:
+        assert rows_of(given) == [item.tolist() for item in items]
 
 
 ITEM = "audio has an item of shape {}; expected (steps, 3), or None"

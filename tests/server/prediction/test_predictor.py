@@ -20,6 +20,7 @@ from made_up_models import (
     Features,
     features_for,
     fusion_for,
+    part,
     predictor_for,
     sequences_for,
     write_model,
@@ -105,9 +106,8 @@ def test_an_item_is_predicted_from_what_it_has(task: Task, rule: FusionRule) -> 
 @every_task
 @pytest.mark.parametrize("count", [0, 3])
 def test_items_of_which_none_has_anything(task: Task, count: int) -> None:
-    found = predictor_for(task).predict_sequences(
-        sequences_for(features_for({"audio": [0] * count}))
-    )
+    nothing = sequences_for(features_for({"audio": [0] * count}))
+    found = predictor_for(task).predict_sequences(nothing)
     shape = (count,) if task is Task.regression else (count, OUTPUTS[task])
     assert found.values.shape == found.alone["audio"].shape == shape
     assert np.isnan(found.values).all()
@@ -154,10 +154,9 @@ def test_the_last_steps_are_used_as_in_training() -> None:
     found = predictor_for(max_seq_len=STEPS).predict(features)
     same(found, predictor_for().predict(cut))
     assert abs(found.values[0] - predictor_for().predict(features).values[0]) > 1e-3
-    tabular = predictor_for(max_seq_len=STEPS, tabular=["audio"]).predict(
-        {"audio": features["audio"][:1]}
-    )
-    same(tabular, predictor_for(tabular=["audio"]).predict({"audio": cut["audio"][:1]}))
+    tabular = predictor_for(max_seq_len=STEPS, tabular=["audio"])
+    found = tabular.predict({"audio": features["audio"][:1]})
+    same(found, predictor_for(tabular=["audio"]).predict({"audio": cut["audio"][:1]}))
 
 
 # Company does not matter ------------------------------------------------------------------------
@@ -186,39 +185,24 @@ def test_neither_company_nor_order_nor_batches_matter(
     found = predictor.predict_sequences(sequences_for(shuffled), batch_size)
     for row, item in enumerate(order):
         own = {name: [items[item]] for name, items in features.items()}
-        one = slice(row, row + 1)
-        chosen = Predictions(
-            found.task,
-            found.values[one],
-            None if found.std is None else found.std[one],
-            {name: values[one] for name, values in found.alone.items()},
-            {name: values[one] for name, values in found.weights.items()},
-        )
-        same(chosen, predictor.predict_sequences(sequences_for(own)))
+        same(part(found, slice(row, row + 1)), predictor.predict_sequences(sequences_for(own)))
 
 
 @every_task
-def test_threads_share_a_predictor(task: Task) -> None:
+def test_threads_share_a_predictor_and_change_nothing(task: Task) -> None:
     predictor = predictor_for(task, FusionRule.product_of_experts)
+    before = {name: weight.clone() for name, weight in predictor.model.state_dict().items()}
     asked = [
         features_for({name: np.roll(RAGGED[name], seed).tolist() for name in names}, seed)
         for seed, names in enumerate(SUBSETS[1:] * 3)
     ]
+    items = [item for one in asked for each in one.values() for item in each if item is not None]
+    for item in items:
+        item.flags.writeable = False
     expected = [predictor.predict(each) for each in asked]
     with ThreadPoolExecutor(8) as pool:
         for found, one in zip(pool.map(predictor.predict, asked), expected, strict=True):
             same(found, one, tolerance=0)
-
-
-def test_nothing_that_is_given_is_changed() -> None:
-    predictor, features = predictor_for(), features_for(RAGGED)
-    items = [item for each in features.values() for item in each if item is not None]
-    copies = [item.copy() for item in items]
-    before = {name: weight.clone() for name, weight in predictor.model.state_dict().items()}
-    for item in items:
-        item.flags.writeable = False
-    predictor.predict(features)
-    assert all(map(np.array_equal, items, copies))
     for name, weight in predictor.model.state_dict().items():
         assert torch.equal(weight, before[name])
     assert not predictor.model.training
@@ -250,17 +234,12 @@ def test_a_run_and_its_file_load_alike(tmp_path: Path, task: Task) -> None:
         same(predictor.predict(features), expected, tolerance=0)
 
 
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [(None, None), ({}, None), ({"max_seq_len": None}, None), ({"max_seq_len": 3}, 3)],
-)
-def test_as_many_steps_as_in_the_run(
-    tmp_path: Path, dataset: dict[str, Any] | None, expected: int | None
-) -> None:
-    run = write_model(tmp_path / "run", dataset=dataset)
-    assert Predictor.load(run).max_seq_len == expected
-    assert Predictor.load(run / MODEL).max_seq_len == expected
-    assert Predictor.load(run, max_seq_len=5).max_seq_len == 5
+def test_as_many_steps_as_in_the_run(tmp_path: Path) -> None:
+    for dataset, expected in ((None, None), ({"max_seq_len": None}, None), ({"max_seq_len": 3}, 3)):
+        run = write_model(tmp_path / "run", dataset=dataset)
+        assert Predictor.load(run).max_seq_len == expected
+        assert Predictor.load(run / MODEL).max_seq_len == expected
+        assert Predictor.load(run, max_seq_len=5).max_seq_len == 5
 
 
 @pytest.mark.parametrize(
@@ -299,8 +278,7 @@ AUDIO = np.ones((2, 3), np.float32)
         ({"smell": AUDIO}, "there is no modality 'smell'; the model takes language, audio, vision"),
         (
             {"audio": [AUDIO, AUDIO], "vision": np.ones((3, 1, 2)), "language": np.ones((1, 4))},
-            "items differ in number: 2 of audio, 3 of vision, 1 of language; put None where one "
-            "lacks a modality",
+            "items differ in number: 2 of audio, 3 of vision, 1 of language; put None where",
         ),
         ({"audio": np.ones((STEPS + 1, 3))}, "audio has 4 steps; the model takes 3 at most"),
     ],
@@ -312,7 +290,7 @@ def test_what_does_not_fit_is_one_line(
     predictor = predictor_for(tabular=["audio"], max_seq_len=max_seq_len)
     with pytest.raises(UserError) as caught:
         predictor.predict(inputs)
-    assert str(caught.value) == message
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
     assert np.isfinite(predictor.predict({"audio": np.ones((STEPS, 3))}).values).all()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_up_models import part
 
 from common.errors import UserError
 from common.task import Task
@@ -20,19 +21,7 @@ from server.prediction.records import columns, records
 from server.prediction.writers import check_place, write_predictions
 
 #: What quoting, lines and encodings may trip over.
-ODD = [
-    "a,b",
-    'say "a"',
-    "two\nlines",
-    "a\rb",
-    "\r\n",
-    "Grüße 你好 🎧",
-    "",
-    " a ",
-    "=1+1",
-    "1",
-    "\t;|",
-]
+ODD = ["a,b", 'say "a"', "two\nlines", "a\rb", "\r\n", "Grüße 你好 🎧", "", " a ", "=1+1", "\t;|"]
 
 every_task = pytest.mark.parametrize("task", list(Task))
 every_suffix = pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
@@ -66,39 +55,25 @@ def write(path: Path, found: Predictions, names: Any, labels: Sequence[str] = ()
     return path
 
 
-def part(found: Predictions, chosen: slice) -> Predictions:
-    alone, weights = (
-        {name: values[chosen] for name, values in table.items()}
-        for table in (found.alone, found.weights)
-    )
-    std = None if found.std is None else found.std[chosen]
-    return Predictions(found.task, found.values[chosen], std, alone, weights)
-
-
 def read(path: Path) -> list[dict[str, Any]]:
-    match path.suffix:
-        case ".parquet":
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
-        case ".csv":
-            with path.open(newline="", encoding="utf-8") as file:
-                rows = list(csv.DictReader(file))
-        case ".json":
-            rows = json.loads(path.read_text(encoding="utf-8"))
-        case _:
-            rows = list(map(json.loads, path.read_text(encoding="utf-8").splitlines()))
-    return rows
+    if path.suffix == ".parquet":
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        return rows
+    with path.open(newline="", encoding="utf-8") as file:
+        if path.suffix == ".csv":
+            return list(csv.DictReader(file))
+        return json.load(file) if path.suffix == ".json" else list(map(json.loads, file))
 
 
 def check(path: Path, found: Predictions, names: Sequence[str], labels: Sequence[str] = ()) -> None:
     """Compare a file with the records or columns of predictions."""
-    if path.suffix.startswith(".json"):
-        assert read(path) == records(names, found, labels)
-        return
-    table = columns(names, found, labels)
-    rows = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
+    expected = records(names, found, labels)
+    if not path.suffix.startswith(".json"):
+        table = columns(names, found, labels)
+        expected = [dict(zip(table, row, strict=True)) for row in zip(*table.values(), strict=True)]
     if path.suffix == ".csv":
-        rows = [{name: cell(value) for name, value in row.items()} for row in rows]
-    assert read(path) == rows
+        expected = [{name: cell(value) for name, value in row.items()} for row in expected]
+    assert read(path) == expected
 
 
 def cell(value: Any) -> str:
@@ -143,9 +118,7 @@ def test_every_float32_comes_back_exactly(tmp_path: Path, suffix: str) -> None:
 def test_odd_ids_and_names_come_back(tmp_path: Path, suffix: str) -> None:
     labels = ["a,b", 'say "a"', "größe\n"]
     found = predictions(Task.classification, len(ODD))
-    path = write(tmp_path / f"a{suffix}", found, ODD, labels)
-    assert [row["id"] for row in read(path)] == ODD
-    check(path, found, ODD, labels)
+    check(write(tmp_path / f"a{suffix}", found, ODD, labels), found, ODD, labels)
 
 
 @every_task
@@ -230,12 +203,12 @@ def test_parts_become_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
     """Let no file grow beyond a size, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @every_suffix
@@ -272,26 +245,22 @@ def test_an_error_in_the_middle_leaves_nothing(
 @every_suffix
 def test_an_id_that_is_no_text(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    with pytest.raises(UserError) as caught:
+    with pytest.raises(UserError, match=f"^out={path} cannot be written: an id or a name is not"):
         write(path, predictions(Task.regression, 1), ["\ud800"])
-    assert str(caught.value) == f"out={path} cannot be written: an id or a name is not text"
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("overwrite", [True, False])
-def test_a_place_is_checked(tmp_path: Path, overwrite: bool) -> None:
-    def refused(path: Path) -> str:
-        with pytest.raises(UserError) as caught:
-            check_place(path, overwrite)
-        return str(caught.value)
-
-    check_place(tmp_path / "a.csv", overwrite)
+def test_a_place_is_checked(tmp_path: Path) -> None:
     far, folder, there = tmp_path / "none" / "a.csv", tmp_path / "b.csv", tmp_path / "c.csv"
-    assert refused(far) == f"out={far} cannot be written: there is no folder {tmp_path / 'none'}"
+    check_place(tmp_path / "a.csv", overwrite=False)
     folder.mkdir()
-    assert refused(folder) == f"out={folder} is a folder; expected a file"
     there.write_text("mine")
-    if overwrite:
-        check_place(there, overwrite)
-    else:
-        assert refused(there).startswith(f"out={there} exists already; choose another, or give ")
+    for path, message in (
+        (far, f"out={far} cannot be written: there is no folder {tmp_path / 'none'}"),
+        (folder, f"out={folder} is a folder; expected a file"),
+        (there, f"out={there} exists already; choose another, or give "),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_place(path, overwrite=path is not there)
+        assert str(caught.value).startswith(message)
+    check_place(there, overwrite=True)

@@ -19,6 +19,7 @@ from server.prediction.predictor import Predictor
 from server.run.folder import flat_settings, read_settings
 from server.run.run import Run
 
+Capture = pytest.CaptureFixture[str]
 FILES = {"config.yaml", "learning_curve.png", "model.safetensors", "rounds.jsonl", "summary.json"}
 
 
@@ -32,29 +33,27 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-@pytest.fixture(autouse=True)
-def in_place(place: Path, in_a_task: None) -> None:
-    """Run there."""
+pytestmark = pytest.mark.usefixtures("place", "in_a_task")
+URI = "sqlite:///mlflow.db"
 
 
-def begin(place: Path, folder: Path, *overrides: str) -> Run:
-    uri = f"tracking.uri=sqlite:///{place}/mlflow.db"
-    return tracked_runs.begin(folder, "tracking=mlflow", uri, *overrides)
+def begin(folder: Path, *overrides: str) -> Run:
+    return tracked_runs.begin(folder, "tracking=mlflow", f"tracking.uri={URI}", *overrides)
 
 
-def client(place: Path) -> Any:
+def client() -> Any:
     from mlflow import MlflowClient
 
-    return MlflowClient(f"sqlite:///{place}/mlflow.db")
+    return MlflowClient(URI)
 
 
-def run_of(place: Path, folder: Path) -> Any:
-    return client(place).get_run(json.loads((folder / "tracking.json").read_text())["run_id"])
+def run_of(folder: Path) -> Any:
+    return client().get_run(json.loads((folder / "tracking.json").read_text())["run_id"])
 
 
-def logged(place: Path, folder: Path) -> Steps:
+def logged(folder: Path) -> Steps:
     """Metric to its steps and values."""
-    run, asked = run_of(place, folder), client(place)
+    run, asked = run_of(folder), client()
     histories = {name: asked.get_metric_history(run.info.run_id, name) for name in run.data.metrics}
     return {
         name: [(metric.step, metric.value) for metric in history]
@@ -72,19 +71,19 @@ def finished(place: Path) -> Path:
     """The folder of a finished run, which the first test that needs it makes."""
     folder = place / "runs" / "finished"
     if not folder.exists():
-        execute(begin(place, folder))
+        execute(begin(folder))
     return folder
 
 
-def test_metrics_are_those_of_the_run_folder(place: Path, finished: Path) -> None:
-    found = logged(place, finished)
+def test_metrics_are_those_of_the_run_folder(finished: Path) -> None:
+    found = logged(finished)
     assert found == expected(finished)
     assert [step for step, _ in found["validation/corr/multimodal"]] == [1, 2]
     assert "test_by_subset/corr/language-audio" in found
 
 
-def test_settings_and_files_are_those_of_the_run_folder(place: Path, finished: Path) -> None:
-    run = run_of(place, finished)
+def test_settings_and_files_are_those_of_the_run_folder(finished: Path) -> None:
+    run = run_of(finished)
     settings = flat_settings(read_settings(finished / "config.yaml"))
     assert run.data.params == {
         name: value
@@ -92,18 +91,17 @@ def test_settings_and_files_are_those_of_the_run_folder(place: Path, finished: P
         if name != "resume" and not name.startswith("tracking.")
     }
     assert (run.info.status, run.info.run_name) == ("FINISHED", "runs/finished")
-    assert client(place).get_experiment(run.info.experiment_id).name == "ha-fedformer"
+    assert client().get_experiment(run.info.experiment_id).name == "ha-fedformer"
     kept = {path.name: path.read_bytes() for path in Path(run.info.artifact_uri).iterdir()}
     assert kept == {name: (finished / name).read_bytes() for name in FILES}
 
 
-def test_the_model_has_a_signature_and_predicts(place: Path, finished: Path) -> None:
+def test_the_model_has_a_signature_and_predicts(finished: Path) -> None:
     import mlflow.pyfunc
 
-    (output,) = run_of(place, finished).outputs.model_outputs
-    model = mlflow.pyfunc.load_model(
-        client(place).get_logged_model(output.model_id).artifact_location
-    )
+    (output,) = run_of(finished).outputs.model_outputs
+    logged_model = client().get_logged_model(output.model_id)
+    model = mlflow.pyfunc.load_model(logged_model.artifact_location)
     widths = {"language": 24, "audio": 12, "vision": 16}
     signature = model.metadata.signature
     assert {port.name: (str(port.type), port.shape) for port in signature.inputs.inputs} == {
@@ -113,10 +111,7 @@ def test_the_model_has_a_signature_and_predicts(place: Path, finished: Path) -> 
     outputs = [(port.name, port.shape) for port in signature.outputs.inputs]
     assert outputs == [("prediction", (-1,)), ("std", (-1,))]
     random = np.random.default_rng(0)
-    values = {
-        name: random.normal(size=(3, 60, width)).astype(np.float32)
-        for name, width in widths.items()
-    }
+    values = {name: random.normal(size=(3, 60, wide)).astype("f4") for name, wide in widths.items()}
     lengths = {"language": [60, 2, 0], "audio": [3, 0, 0], "vision": [0, 4, 0]}
     given = values | {f"{name}_lengths": np.array(steps) for name, steps in lengths.items()}
     found = model.predict(given)
@@ -135,16 +130,15 @@ def test_the_model_has_a_signature_and_predicts(place: Path, finished: Path) -> 
         model.predict(given | {"language_lengths": np.array([61, 2, 0])})
 
 
-def test_a_resumed_run_goes_on_in_the_same_mlflow_run(place: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    execute(breaking(begin(place, folder, "rounds=2"), 2, BreakError()), before=99)
-    first = run_of(place, folder)
+def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tmp_path: Path) -> None:
+    execute(breaking(begin(tmp_path, "rounds=2"), 2, BreakError()), before=99)
+    first = run_of(tmp_path)
     assert first.info.status == "KILLED"
-    execute(resumed(folder, "rounds=3"))
-    run = run_of(place, folder)
+    execute(resumed(tmp_path, "rounds=3"))
+    run = run_of(tmp_path)
     assert run.info.run_id == first.info.run_id
     assert run.info.status == "FINISHED"
-    found, wanted = logged(place, folder), expected(folder)
+    found, wanted = logged(tmp_path), expected(tmp_path)
     assert [(name, [step for step, _ in found[name]]) for name in sorted(found)] == [
         (name, [step for step, _ in wanted[name]]) for name in sorted(wanted)
     ]
@@ -152,50 +146,36 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(place: Path, tmp_path: Pat
     assert (run.data.params["rounds"], run.data.tags["resumed.rounds"]) == ("2", "3")
 
 
-def test_a_resumed_run_goes_on_in_another_experiment_if_asked(place: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    execute(begin(place, folder, "rounds=1"))
-    first = run_of(place, folder)
-    execute(resumed(folder, "rounds=2", "tracking.experiment=another"))
-    second = run_of(place, folder)
+def test_a_resumed_run_goes_on_in_another_experiment_if_asked(tmp_path: Path) -> None:
+    execute(begin(tmp_path, "rounds=1"))
+    first = run_of(tmp_path)
+    execute(resumed(tmp_path, "rounds=2", "tracking.experiment=another"))
+    second = run_of(tmp_path)
     assert second.info.run_id != first.info.run_id
-    assert logged(place, folder) == expected(folder)
+    assert logged(tmp_path) == expected(tmp_path)
 
 
-def test_a_run_that_fails_has_that_status(place: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    with pytest.raises(RuntimeError):
-        execute(breaking(begin(place, folder), 1, RuntimeError("bug")))
-    assert run_of(place, folder).info.status == "FAILED"
-
-
-def test_a_baseline_is_tracked_too(place: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    run_baseline(begin(place, folder, "strategy=local", "rounds=1"))
-    run = run_of(place, folder)
-    assert logged(place, folder) == expected(folder)
+def test_a_baseline_is_tracked_too(tmp_path: Path) -> None:
+    run_baseline(begin(tmp_path, "strategy=local", "rounds=1"))
+    run = run_of(tmp_path)
+    assert logged(tmp_path) == expected(tmp_path)
     assert run.outputs.model_outputs == []
     kept = {path.name for path in Path(run.info.artifact_uri).iterdir()}
     assert kept == FILES - {"model.safetensors"}
 
 
 def test_a_server_that_is_down_costs_one_line(
-    place: Path,
-    tmp_path: Path,
-    finished: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    folder = tmp_path / "run"
-    execute(begin(place, folder, "tracking.uri=http://127.0.0.1:9"))
+    execute(begin(tmp_path, "tracking.uri=http://127.0.0.1:9"))
     shown = capsys.readouterr()
     assert shown.out.count("warning: tracking=mlflow failed, and the run goes on:") == 1
-    assert left_in(folder) == left_in(finished)
-    assert not (folder / "tracking.json").exists()
+    assert left_in(tmp_path) == left_in(finished)
+    assert not (tmp_path / "tracking.json").exists()
 
 
-def test_telemetry_is_off(place: Path, finished: Path) -> None:
+def test_telemetry_is_off(finished: Path) -> None:
     from mlflow.telemetry.utils import is_telemetry_disabled
 
     assert is_telemetry_disabled()

@@ -76,12 +76,11 @@ def test_settings_are_shown(finished: Path) -> None:
 
 
 def test_a_repeated_round_is_shown_once(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    execute(breaking(begin(folder, "rounds=3"), 2, BreakError()), before=99)
-    open_all_along = reader(folder)
+    execute(breaking(begin(tmp_path, "rounds=3"), 2, BreakError()), before=99)
+    open_all_along = reader(tmp_path)
     assert [event.step for event in open_all_along.Scalars("seconds")] == [1, 2]
-    execute(resumed(folder))
-    assert shown(folder) == expected(folder)
+    execute(resumed(tmp_path))
+    assert shown(tmp_path) == expected(tmp_path)
     again = open_all_along.Reload().Scalars("seconds")
     assert [event.step for event in again] == [1, 2, 3]
     for before, after in itertools.pairwise(again):
@@ -89,27 +88,24 @@ def test_a_repeated_round_is_shown_once(tmp_path: Path) -> None:
 
 
 def test_tracking_can_begin_with_a_resume_and_more_rounds_replace_scores(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    execute(begin(folder, "rounds=1", "tracking=none"))
-    assert not (folder / "tensorboard").exists()
+    execute(begin(tmp_path, "rounds=1", "tracking=none"))
+    assert not (tmp_path / "tensorboard").exists()
     for rounds in (2, 3):
-        execute(resumed(folder, f"rounds={rounds}", "tracking=tensorboard"))
-        assert shown(folder) == expected(folder)
-        assert [step for step, _ in shown(folder)["test/corr/multimodal"]] == [rounds]
+        execute(resumed(tmp_path, f"rounds={rounds}", "tracking=tensorboard"))
+        assert shown(tmp_path) == expected(tmp_path)
+        assert [step for step, _ in shown(tmp_path)["test/corr/multimodal"]] == [rounds]
 
 
 def test_a_folder_that_cannot_be_written_costs_one_line(
     tmp_path: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "tensorboard").write_text("not a folder")
-    execute(begin(folder))
+    (tmp_path / "tensorboard").write_text("not a folder")
+    execute(begin(tmp_path))
     output = capsys.readouterr().out
     assert output.count("warning: tracking=tensorboard failed, and the run goes on:") == 1
     execute(begin(tmp_path / "untracked", "tracking=none"))
     # Nor does tracking change a run.
-    assert left_in(folder) == left_in(finished) == left_in(tmp_path / "untracked")
+    assert left_in(tmp_path) == left_in(finished) == left_in(tmp_path / "untracked")
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
@@ -130,7 +126,6 @@ def test_a_disk_that_was_full_for_a_while_leaves_no_gap(
         write(writer, event)
 
     monkeypatch.setattr(RecordWriter, "write", half_written)
-    folder = tmp_path / "run"
-    execute(begin(folder, "rounds=3"))
+    execute(begin(tmp_path, "rounds=3"))
     assert failed and "No space left on device" in capsys.readouterr().out
-    assert shown(folder) == expected(folder)
+    assert shown(tmp_path) == expected(tmp_path)
