@@ -87,9 +87,6 @@ def _in_words(metric: str, difference: Difference) -> str:
     return f"{verdict}; {amount}, {interval}, {count(difference.pairs, 'shared seed')}."
 
 
-# Tables -----------------------------------------------------------------------------------------
-
-
 def _score_table(group: ComparisonGroup) -> Panel:
     header = ["method", "seeds", *group.metrics, "best alone"]
     compared = [f"difference of {group.metric}", "p", "verdict"] if group.baselines else []
@@ -149,9 +146,6 @@ def _score(scores: Spread) -> str:
 def _mean(values: Iterable[float], digits: int) -> str:
     known = [value for value in values if not math.isnan(value)]
     return f"{sum(known) / len(known):.{digits}f}" if known else MISSING
-
-
-# Charts -----------------------------------------------------------------------------------------
 
 
 def _comparison_charts(group: ComparisonGroup) -> Iterator[Panel]:
@@ -265,9 +259,6 @@ def _method_charts(metric: str, seeds: Sequence[RunCurves], pens: Pens) -> Itera
             rounds = merged_rounds(one for series in runs for one in series.values())
             lines = {name: band([run.get(name, {}) for run in runs], rounds) for name in names}
             yield line_chart(title, label, lines, pens, least=least)
-
-
-# Settings ---------------------------------------------------------------------------------------
 
 
 def settings_section(report: Report) -> Section:

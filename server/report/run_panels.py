@@ -77,9 +77,6 @@ def _missing(what: str, why: str, recorded: bool) -> Panel:
     return notes(f"{what}: {why if recorded else older}")
 
 
-# Weights, losses and time -----------------------------------------------------------------------
-
-
 def _fusion(history: History, pens: Pens) -> Iterator[Panel]:
     rounds = history.of("fusion_weights")
     weights = over_rounds(rounds)
@@ -277,9 +274,6 @@ _OF_ROUNDS: Sequence[tuple[str, Callable[[History, Pens], Iterator[Panel]], str,
         "no client sent a precision, as where weights are averaged.",
     ),
 )
-
-
-# Tables -----------------------------------------------------------------------------------------
 
 
 def _facts(result: Result, rounds: int, summary: Summary) -> Iterator[tuple[str, str]]:
