@@ -105,12 +105,9 @@ def test_the_baseline_is_the_nearest_of_its_name() -> None:
 
 
 def test_the_best_modality_alone() -> None:
-    test = {
-        "multimodal": {"corr": 0.9, "mae": 0.1},
-        "audio": {"corr": 0.5, "mae": 0.9},
-        "vision": {"corr": 0.4, "mae": 0.8},
-        "smell": {"corr": float("nan"), "mae": float("nan")},
-    }
+    scores = {"multimodal": (0.9, 0.1), "audio": (0.5, 0.9), "vision": (0.4, 0.8)}
+    scores["smell"] = (float("nan"),) * 2
+    test = {name: {"corr": corr, "mae": mae} for name, (corr, mae) in scores.items()}
     ((method,),) = (group.methods for group in make_groups([result("fedavg", test=test)]))
     assert method.best_alone("corr") == ("audio", 0.5)
     assert method.best_alone("mae") == ("vision", 0.8)

@@ -7,6 +7,7 @@ import os
 import re
 from collections import Counter
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,6 @@ class Page(HTMLParser):
     def values(self, name: str) -> list[str]:
         return [value for _, each, value in self.attributes if each == name]
 
-    def runs(self) -> list[str]:
-        return [text for text in self.text.get("summary", []) if "seed" in text]
-
 
 def report_of(*places: Path, baseline: str | None = "fedavg") -> Report:
     results, unfinished = find_results(map(str, places))
@@ -84,15 +82,11 @@ def test_it_is_whole(whole: str) -> None:
     read = Page(whole)
     assert whole.startswith("<!doctype html>\n")
     assert (read.tags["title"], read.tags["style"], read.tags["script"]) == (1, 1, 1)
-    headings = [text.strip() for tag in ("h1", "h2", "h3") for text in read.text[tag]]
-    assert headings == [
-        "HA-Fedformer: report",
-        "1. All runs",
-        "Runs in detail",
-        "What differs in the settings",
-        "How to read this",
-        "Learning curves",
-    ]
+    headings = "|".join(text.strip() for tag in ("h1", "h2", "h3") for text in read.text[tag])
+    assert headings == (
+        "HA-Fedformer: report|1. All runs|Runs in detail|What differs in the settings|"
+        "How to read this|Learning curves"
+    )
     assert "4 runs, 2 methods, 2 seeds (1, 2), 1 comparison group." in whole
     assert "<pre>utmp-report runs=runs</pre>" in whole
     charts = read.tags["img"]
@@ -133,15 +127,10 @@ def test_markup_in_a_run_is_text(whole: str, tmp_path: Path) -> None:
     odd = tmp_path / "<script>alert(2)<" / "script><b x='\"&"
     odd.parent.mkdir()
     names = {f"{SCRIPT}{place}": 0.5 for place in range(3)}
-    parts = {
-        "fusion_weights": names,
-        "client_losses": names,
-        "posterior_widths": {SCRIPT: names},
-        "decoder_weights": {SCRIPT: names},
-        "phases": names,
-        "train_loss": names,
-        "validation": {SCRIPT: {"corr": 1}},
-    }
+    flat = ("fusion_weights", "client_losses", "phases", "train_loss")
+    nested = ("posterior_widths", "decoder_weights")
+    parts = {"validation": {SCRIPT: {"corr": 1}}, **dict.fromkeys(flat, names)}
+    parts |= {key: {SCRIPT: names} for key in nested}
     text = text_of(write_full_run(odd, **parts))
     assert Page(text).tags["script"] == 1 and Page(text).tags["b"] == 0
     assert text.count("alert(1)") > 10 and text.count("alert(2)") == 1
@@ -182,23 +171,17 @@ def test_a_damaged_round_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("details", "shown", "words"),
-    [
-        (0, [], "0 of 4 runs. "),
-        (1, ["fedavg, seed 1"], "1 of 4 runs. "),
-        (3, ["fedavg, seed 1", "median, seed 1", "fedavg, seed 2"], "give details=4, or"),
-        (8, ["fedavg, seed 1", "median, seed 1", "fedavg, seed 2", "median, seed 2"], ""),
-    ],
+    ("details", "words"),
+    [(0, "0 of 4 runs. "), (1, "1 of 4 runs. "), (3, "give details=4, or"), (8, "")],
 )
-def test_the_first_seeds_are_shown_first(
-    tmp_path: Path, details: int, shown: list[str], words: str
-) -> None:
-    for name in ("fedavg", "median"):
-        for seed in (1, 2):
-            write_run(tmp_path / f"{name}{seed}", f"strategy={name}", seed=seed)
+def test_the_first_seeds_are_shown_first(tmp_path: Path, details: int, words: str) -> None:
+    for name, seed in product(("fedavg", "median"), (1, 2)):
+        write_run(tmp_path / f"{name}{seed}", f"strategy={name}", seed=seed)
     text = text_of(tmp_path, details=details)
     read = Page(text)
-    assert read.runs() == shown
+    shown = [text for text in read.text.get("summary", []) if "seed" in text]
+    runs = ["fedavg, seed 1", "median, seed 1", "fedavg, seed 2", "median, seed 2"]
+    assert shown == runs[:details]
     assert words in text and ("For the rest" in text) == (details < 4)
     opened = [tag for tag, name, _ in read.attributes if (tag, name) == ("details", "open")]
     assert len(opened) == min(details, 1)
