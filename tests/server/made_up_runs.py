@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,7 @@ def config_of(overrides: tuple[str, ...]) -> Config:
 
 
 def _write(
-    folder: Path,
-    overrides: tuple[str, ...],
-    seed: int,
-    records: Iterable[dict[str, Any]],
-    summary: dict[str, Any],
+    folder: Path, overrides: tuple[str, ...], seed: int, records: Any, summary: dict[str, Any]
 ) -> Path:
     run = RunFolder(folder)
     run.write_config(dataclasses.replace(config_of(overrides), seed=seed))
@@ -119,14 +115,9 @@ def write_full_run(
         name: {"corr": 0.5 + seed / 100 - place / 10, "mae": 1.0}
         for place, name in enumerate(titles)
     }
-    diagnostics = {
-        "confusion": {"classes": [-1, 0, 1], "counts": [[8, 2, 0], [1, 9, 0], [0, 0, 0]]},
-        "calibration": {
-            "nominal": [0.1, 0.5, 0.9],
-            "observed": [0.2, 0.4, 0.8],
-            "width": [1, 2, 4],
-        },
-    }
+    shares = {"nominal": [0.1, 0.5, 0.9], "observed": [0.2, 0.4, 0.8], "width": [1, 2, 4]}
+    confusion = {"classes": [-1, 0, 1], "counts": [[8, 2, 0], [1, 9, 0], [0, 0, 0]]}
+    diagnostics = {"confusion": confusion, "calibration": shares}
     summary = {
         "test": test,
         "test_by_fusion": {"mean": test["multimodal"]},

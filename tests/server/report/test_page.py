@@ -212,13 +212,12 @@ def odd() -> tuple[Report, list[Section]]:
     marked = {"rounds": "20", "strategy.list": "[red]|b\nc", "client.lr": "1"}
     runs = [
         result(name, seed, score, settings=settings, test_by_fusion={"mean": {"corr": 0.5}})
-        for name, seed, score, settings in (
-            ("fedavg", 1, 0.5, plain),
-            ("fedavg", 2, 0.6, plain),
-            ("hier", 1, 0.6, marked),
-            ("hier", 2, 0.71, marked),
-            ("hier", 2, 0.71, plain),
+        for name, settings, scores in (
+            ("fedavg", plain, (0.5, 0.6)),
+            ("hier", marked, (0.6, 0.71)),
+            ("hier", plain, (0.71,)),
         )
+        for seed, score in enumerate(scores, 1)
     ]
     report = Report("utmp-report a", runs, ("late",), make_groups(runs, "fedavg"), "fedavg")
     return report, group_sections(report)

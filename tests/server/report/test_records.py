@@ -6,7 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_runs import CLIENTS, full_record, write_full_run, write_rounds, write_run
+from made_up_runs import (
+    CLIENTS,
+    change_summary,
+    full_record,
+    write_full_run,
+    write_rounds,
+    write_run,
+)
 
 from common.errors import UserError
 from common.task import Task
@@ -89,9 +96,8 @@ def test_nothing_but_scores_is_needed_and_null_is_nan(tmp_path: Path, value: str
     folder = write_run(tmp_path / "a")
     (folder / SUMMARY).write_text(f'{{"test": {{"multimodal": {{"corr": {value}}}}}}}')
     clients = ({"audio": 1}, {"audio": 0}, {}, None)
-    write_rounds(
-        folder, *({"round": n, "bytes_up": n, "clients": c} for n, c in enumerate(clients))
-    )
+    records = ({"round": n, "bytes_up": n, "clients": c} for n, c in enumerate(clients))
+    write_rounds(folder, *records)
     read = read_result(folder)
     assert math.isnan(read.summary.test["multimodal"]["corr"])
     assert math.isnan(read.summary.seconds) and math.isnan(read.megabytes)
@@ -105,19 +111,17 @@ def test_nothing_but_scores_is_needed_and_null_is_nan(tmp_path: Path, value: str
         ("mae corr f1", Task.regression),
         ("accuracy f1 log_loss", Task.classification),
         ("weighted_accuracy f1", Task.multilabel),
-        ("bleu", None),
     ],
 )
 def test_the_metrics_decide_a_task_that_was_left_to_the_shards(
-    tmp_path: Path, metrics: str, task: Task | None
+    tmp_path: Path, metrics: str, task: Task
 ) -> None:
     test = {"multimodal": dict.fromkeys(metrics.split(), 0.5)}
     folder = write_run(tmp_path / "a", "dataset=shards", "dataset.path=x", test=test)
-    if task is None:
-        with pytest.raises(UserError, match=r"summary.json is damaged: .* has no corr or"):
-            read_result(folder)
-    else:
-        assert read_result(folder).task is task
+    assert read_result(folder).task is task
+    change_summary(folder, test={"multimodal": {"bleu": 1}})
+    with pytest.raises(UserError, match=r"summary.json is damaged: .* has no corr or"):
+        read_result(folder)
 
 
 # Rounds -----------------------------------------------------------------------------------------
