@@ -67,14 +67,9 @@ def spread(values: Iterable[float]) -> Spread:
 def paired_difference(
     method: Mapping[int, float], baseline: Mapping[int, float], *, less: bool = False
 ) -> Difference:
-    """Compare two methods seed by seed with the paired t-test.
+    """Compare scores by seed with the paired t-test, where both have the seed.
 
-    Parameters
-    ----------
-    method, baseline
-        Seed to score; seeds that only one has are left out.
-    less
-        Whether less is better.
+    Less is better where `less` says so.
     """
     shared = sorted(method.keys() & baseline.keys())
     differences = spread(method[seed] - baseline[seed] for seed in shared)

@@ -1,7 +1,7 @@
 """What a model confuses, and whether its certainty can be trusted; see `common.diagnostics`."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -46,13 +46,9 @@ def confusion_panel(title: str, confusion: Mapping[str, Any], *, explained: bool
         for name, row, levels in zip(names, counts, strength, strict=True)
     ]
     note = "Rows: the truth; columns: what was predicted. The stronger, the more of the row."
-    return Panel(
-        f"Confusions: {title}",
-        "heat" if len(names) <= _SIDE_BY_SIDE else "wide heat",
-        ("truth", *names),
-        rows,
-        note if explained else "",
-    )
+    kind: Literal["heat", "wide heat"] = "heat" if len(names) <= _SIDE_BY_SIDE else "wide heat"
+    header, note = ("truth", *names), note if explained else ""
+    return Panel(f"Confusions: {title}", kind, header, rows, note)
 
 
 def _greatest(title: str, names: Sequence[str], counts: np.ndarray) -> Panel:
@@ -72,13 +68,10 @@ def _greatest(title: str, names: Sequence[str], counts: np.ndarray) -> Panel:
 
 def _label_table(title: str, counts: Sequence[Sequence[Sequence[int]]]) -> Panel:
     rows = []
-    for label, ((true_absent, false_present), (false_absent, true_present)) in enumerate(counts):
-        cells = (true_present, false_present, false_absent, true_absent)
-        rates = [
-            f"{true_present / of:.2f}" if of else MISSING
-            for of in (true_present + false_present, true_present + false_absent)
-        ]
-        rows.append((str(label), *map(str, cells), *rates))
+    for label, ((absent, false_alarms), (missed, hits)) in enumerate(counts):
+        predicted, true = hits + false_alarms, hits + missed
+        rates = [f"{hits / of:.2f}" if of else MISSING for of in (predicted, true)]
+        rows.append((str(label), *map(str, (hits, false_alarms, missed, absent)), *rates))
     header = ("label", "hits", "false alarms", "missed", "rightly absent", "precision", "recall")
     return Panel(f"Confusions: {title}", header=header, rows=rows, note="Each label by itself.")
 

@@ -99,11 +99,10 @@ def line_figure(
     least: float = 0.0,
     legend: Mapping[str, str] | None = None,
 ) -> Figure:
-    """Draw series, by name, over the rounds.
+    """Draw series, by name, over the rounds; with `log`, logarithmic where the values span much.
 
-    The y axis spans `least` at least, so that a tiny change does not look like much; with `log` it
-    is logarithmic where the values span much. The legend has words and the lines that they stand
-    for, by default all names.
+    The y axis spans `least` at least, so that a tiny change does not look like much. The legend
+    maps words to the names of lines, by default all to themselves.
     """
     figure, axes = _axes(labels)
     handles = {name: _draw_line(axes, line, pens[name], log) for name, line in lines.items()}
@@ -144,10 +143,11 @@ def bar_figure(
     figure, axes = _axes(labels)
     below, handles = np.zeros(len(starts)), {}
     for name, values in parts.items():
-        heights = np.nan_to_num(_drawable(values))
-        style: Any = {"color": pens[name].colour, "linewidth": 0, "align": "edge"}
-        handles[name] = axes.bar(starts, heights, 0.86 * width, below, **style)
-        below += heights
+        heights, color = np.nan_to_num(_drawable(values)), pens[name].colour
+        bars = axes.bar(
+            starts, heights, 0.86 * width, below, align="edge", color=color, linewidth=0
+        )
+        handles[name], below = bars, below + heights
     axes.grid(axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if len(parts) > 1:
@@ -174,9 +174,9 @@ def mark_figure(
     reference: float | None = None,
     least: float = 0.0,
 ) -> Figure:
-    """Draw marks of one or several series, a row for each name from the top.
+    """Draw marks of one or several series, a row for each name, and a dotted line, if any.
 
-    A dotted line is at the reference, if any; the x axis spans `least` at least.
+    The x axis spans `least` at least.
     """
     names = list(map(_wrapped, rows))
     # Rows are equally far apart, so the longest label sets their height.
@@ -189,9 +189,8 @@ def mark_figure(
         for place, mark in enumerate(column):
             value, reach = _drawable([mark.value, mark.reach])
             if not np.isnan(value):
-                bar = None if np.isnan(reach) else reach
-                style: Any = {"fmt": mark.shape, "color": mark.colour}
-                handles[series] = axes.errorbar(value, place, xerr=bar, **style)
+                bar, style = None if np.isnan(reach) else reach, mark.shape
+                handles[series] = axes.errorbar(value, place, None, bar, style, color=mark.colour)
     axes.set_yticks(range(len(names)), names)
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.1)
@@ -241,18 +240,16 @@ def _draw_line(axes: Axes, line: Line, pen: Pen, log: bool = False, dots: bool =
         axes.fill_between(line.x, low, high, color=pen.colour, alpha=0.13, linewidth=0)
     # A few points are marked, and a lone one, which is no line.
     marker = "o" if dots or np.isfinite(y).sum() == 1 or len(y) <= 4 else None
-    dashes = (0, pen.dashes) if pen.dashes else "-"
-    style: Any = {"linestyle": dashes, "linewidth": pen.width, "markersize": 2.6}
-    (handle,) = axes.plot(line.x, y, color=pen.colour, marker=marker, **style)
+    style: Any = {"linestyle": (0, pen.dashes) if pen.dashes else "-", "linewidth": pen.width}
+    (handle,) = axes.plot(line.x, y, color=pen.colour, marker=marker, markersize=2.6, **style)
     return handle
 
 
 def _drawable(values: Sequence[float], *, positive: bool = False) -> NDArray[np.float64]:
     """Return an array with a gap where an axis has no place."""
     array = np.array(values, dtype=np.float64)
-    kept = np.abs(array) < _LARGEST
-    result: NDArray[np.float64] = np.where(kept & (array > 0) if positive else kept, array, np.nan)
-    return result
+    array[~(np.abs(array) < _LARGEST) | (positive & (array <= 0))] = np.nan
+    return array
 
 
 def _log_scale(axes: Axes, lines: Iterable[Line]) -> None:

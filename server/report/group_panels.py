@@ -44,10 +44,9 @@ def group_section(group: ComparisonGroup, pens: Pens) -> Section:
         for method in group.methods
     ]
     known = [(method, seeds) for method, seeds in curves if any(scores for scores, *_ in seeds)]
-    lines = sentences(group)
+    others = [f"Here also: {', '.join(group.others)}."] if group.others else []
     panels = [
-        *([notes(f"Here also: {', '.join(group.others)}.")] if group.others else []),
-        *([notes(*lines)] if lines else []),
+        *(notes(*lines) for lines in (others, sentences(group)) if lines),
         _score_table(group),
         *_comparison_charts(group),
         *([_curves_together(group, known)] if len(known) > 1 else []),
@@ -87,9 +86,6 @@ def _in_words(metric: str, difference: Difference) -> str:
     return f"{verdict}; {amount}, {interval}, {count(difference.pairs, 'shared seed')}."
 
 
-# Tables -----------------------------------------------------------------------------------------
-
-
 def _score_table(group: ComparisonGroup) -> Panel:
     header = ["method", "seeds", *group.metrics, "best alone"]
     compared = [f"difference of {group.metric}", "p", "verdict"] if group.baselines else []
@@ -120,8 +116,7 @@ def _difference_cells(difference: Difference | None, seeds: int) -> tuple[str, s
     if not math.isnan(difference.p):
         interval += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
         p = f"{difference.p:.3f}" if difference.p >= 0.001 else "<0.001"
-    fewer = 1 < difference.pairs < seeds
-    pairs = f", {difference.pairs} pairs" if fewer else ""
+    pairs = f", {difference.pairs} pairs" if 1 < difference.pairs < seeds else ""
     return interval, p, f"{difference.verdict}{pairs}"
 
 
@@ -149,9 +144,6 @@ def _score(scores: Spread) -> str:
 def _mean(values: Iterable[float], digits: int) -> str:
     known = [value for value in values if not math.isnan(value)]
     return f"{sum(known) / len(known):.{digits}f}" if known else MISSING
-
-
-# Charts -----------------------------------------------------------------------------------------
 
 
 def _comparison_charts(group: ComparisonGroup) -> Iterator[Panel]:
@@ -242,21 +234,17 @@ def _curves_section(group: ComparisonGroup, known: Sequence[MethodCurves], pens:
         lines.append(f"Of {len(known)} methods the first {MOST_METHODS} are shown.")
     if not known:
         lines = ["No run here recorded validation scores over its rounds."]
-    sections = [
-        Section(
-            f"{anchor}-{group.methods.index(method) + 1}",
-            method.label,
-            list(_method_charts(group.metric, seeds, pens)),
-            folded=place >= MOST_TOGETHER,
-        )
-        for place, (method, seeds) in enumerate(known[:MOST_METHODS])
-    ]
+    sections = []
+    for place, (method, seeds) in enumerate(known[:MOST_METHODS]):
+        name, charts = f"{anchor}-{group.methods.index(method) + 1}", _charts(group, seeds, pens)
+        folded = place >= MOST_TOGETHER
+        sections.append(Section(name, method.label, list(charts), folded=folded))
     return Section(anchor, "Learning curves", [notes(*lines)], sections)
 
 
-def _method_charts(metric: str, seeds: Sequence[RunCurves], pens: Pens) -> Iterator[Panel]:
+def _charts(group: ComparisonGroup, seeds: Sequence[RunCurves], pens: Pens) -> Iterator[Panel]:
     for part, title, label, least in (
-        (0, f"Validation {metric}", metric, 0.0),
+        (0, f"Validation {group.metric}", group.metric, 0.0),
         (1, "Train loss", "loss", 0.0),
         (2, "Modality weights", "weight in the fusion", LEAST_WEIGHT),
     ):
@@ -267,14 +255,11 @@ def _method_charts(metric: str, seeds: Sequence[RunCurves], pens: Pens) -> Itera
             yield line_chart(title, label, lines, pens, least=least)
 
 
-# Settings ---------------------------------------------------------------------------------------
-
-
 def settings_section(report: Report) -> Section:
     """Return the settings that are not the same in all runs, one column for each method."""
     names = [name for name in differing(report.results) if name not in _OWN]
     columns = report.methods[:MOST_COLUMNS]
-    rows = [[name, *(_values(method, name) for _, method in columns)] for name in names]
+    rows = [[name, *(_value(method, name) for _, method in columns)] for name in names]
     note = "Seeds and folders of the runs are left out."
     if (more := len(report.methods) - len(columns)) > 0:
         note += f" {count(more, 'method')} beyond the first {MOST_COLUMNS} are not shown."
@@ -287,7 +272,7 @@ def settings_section(report: Report) -> Section:
     return Section("settings", "What differs in the settings", [panel])
 
 
-def _values(method: Method, name: str) -> str:
+def _value(method: Method, name: str) -> str:
     """Return the value of a setting, which may differ between runs of one method."""
     values = dict.fromkeys(result.settings.get(name, ABSENT) for result in method.results)
     return " / ".join(map(shorten_paths, values))

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -26,7 +27,7 @@ _METHOD = ("strategy.", "fusion.", "client.")
 ABSENT = "(absent)"  #: the value of a setting that a run's version, or its dataset, did not have
 
 #: Metrics that are shown beside the headline metric.
-_BESIDE: dict[Task, tuple[str, ...]] = {
+_BESIDE = {
     Task.regression: ("mae", "acc2"),
     Task.classification: ("log_loss",),
     Task.multilabel: ("weighted_accuracy",),
@@ -66,9 +67,9 @@ class Method:
         """Return the modality that is best alone, and its mean; None where none has a number."""
         alone = [name for name in self.titles() if name != TOGETHER]
         means = [(name, self.spread(metric, name).mean) for name in alone]
-        sign = -1 if less_is_better(metric) else 1
         known = (pair for pair in means if not math.isnan(pair[1]))
-        return max(known, key=lambda pair: sign * pair[1], default=None)
+        best = min if less_is_better(metric) else max
+        return best(known, key=itemgetter(1), default=None)
 
 
 @dataclass(frozen=True)
@@ -184,26 +185,20 @@ def shorten_paths(text: str) -> str:
     return re.sub(r"(?<![^\s=,\[\"'(])/[^,\]\"')=]*[^,\]\"')=\s]", shorten, text)
 
 
-# Grouping ---------------------------------------------------------------------------------------
-
-
 def make_groups(
     results: Sequence[Result], baseline: str | None = None, metrics: Sequence[str] = ()
 ) -> list[ComparisonGroup]:
     """Sort results into comparison groups, which show some metrics, or those of their task.
 
-    Raises
-    ------
-    UserError
-        If two runs are the same, or no run has a metric.
+    Raises `UserError` if two runs are the same, or no run has a metric.
     """
     _refuse_twins(results)
     known = _metric_names(results)
     for metric in metrics:
         if metric not in known:
             raise UserError(f"metrics: there is no metric {metric!r}; there are {', '.join(known)}")
-    names = [name for name in differing(results) if not _in(name, _REPLICATE)]
-    inner = [name for name in names if _in(name, _METHOD)]
+    names = [name for name in differing(results) if not is_in(name, _REPLICATE)]
+    inner = [name for name in names if is_in(name, _METHOD)]
     outer = [name for name in names if name not in inner]
     parts = _partition(results, outer)
     title = _distinguishing(outer, [members[0] for members in parts])
@@ -211,25 +206,15 @@ def make_groups(
     parts.sort(key=lambda members: [_natural(v) for v in _values(members[0], title).values()])
     groups = []
     for number, members in enumerate(parts, 1):
-        words = assignments(_values(members[0], title))
+        words, more = (assignments(_values(members[0], names)) for names in (title, others))
         words = [word for word in words if ABSENT not in word] or words or ["All runs"]
-        groups.append(
-            ComparisonGroup(
-                number,
-                f"{number}. {', '.join(words)}",
-                [word for word in assignments(_values(members[0], others)) if ABSENT not in word],
-                _shown_metrics(members, metrics),
-                _methods(members, inner),
-                baseline,
-            )
-        )
+        heading, more = f"{number}. {', '.join(words)}", [w for w in more if ABSENT not in w]
+        known, headline = _metric_names(members), HEADLINE[members[0].task]
+        wanted = metrics or (headline, *_BESIDE[members[0].task])
+        shown = [metric for metric in wanted if metric in known] or [headline]
+        methods = _methods(members, inner)
+        groups.append(ComparisonGroup(number, heading, more, shown, methods, baseline))
     return groups
-
-
-def _shown_metrics(results: Sequence[Result], chosen: Sequence[str]) -> list[str]:
-    known, headline = _metric_names(results), HEADLINE[results[0].task]
-    chosen = chosen or (headline, *_BESIDE[results[0].task])
-    return [metric for metric in chosen if metric in known] or [headline]
 
 
 def _metric_names(results: Iterable[Result]) -> list[str]:
@@ -251,16 +236,16 @@ def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, .
 def differing(results: Sequence[Result]) -> list[str]:
     """Names of the settings that are not the same in all results, in their order."""
     names = dict.fromkeys(name for result in results for name in result.settings)
-    return [n for n in names if len({result.settings.get(n, ABSENT) for result in results}) > 1]
+    return [name for name in names if len(_partition(results, [name])) > 1]
 
 
 def assignments(settings: Settings) -> list[str]:
     """``name=value`` of each setting; the strategy's own without their group."""
-    pairs = ((name.removeprefix("strategy."), value) for name, value in settings.items())
-    return [shorten_paths(f"{name}={value}") for name, value in pairs]
+    return [shorten_paths(f"{n.removeprefix('strategy.')}={v}") for n, v in settings.items()]
 
 
-def _in(name: str, names: tuple[str, ...]) -> bool:
+def is_in(name: str, names: Sequence[str]) -> bool:
+    """Whether a setting is among some, which may be groups with their dot."""
     return name in names or name.startswith(tuple(group for group in names if group[-1] == "."))
 
 
@@ -292,10 +277,10 @@ def _natural(text: str) -> list[tuple[float, str]]:
 
 
 def _refuse_twins(results: Sequence[Result]) -> None:
-    names = [n for n in differing(results) if n == "seed" or not _in(n, _REPLICATE)]
-    for one, *others in _partition(results, names):
-        for other in others[:1]:
+    names = [n for n in differing(results) if n == "seed" or not is_in(n, _REPLICATE)]
+    for runs in _partition(results, names):
+        if len(runs) > 1:
             raise UserError(
-                f"{one.folder} and {other.folder} are the same run, seed {one.seed}: "
+                f"{runs[0].folder} and {runs[1].folder} are the same run, seed {runs[0].seed}: "
                 "settings are equal; leave one out"
             )

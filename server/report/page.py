@@ -17,7 +17,7 @@ from rich.text import Text
 
 from server.report.figures import Pens, modality_pens
 from server.report.group_panels import group_section, settings_section
-from server.report.groups import Report, assignments, differing
+from server.report.groups import Report, assignments, differing, is_in
 from server.report.panels import Panel, Section, notes
 from server.report.records import TOGETHER
 from server.report.run_panels import run_section
@@ -45,10 +45,7 @@ def group_sections(report: Report) -> list[Section]:
 def page(report: Report, groups: Sequence[Section], details: int) -> bytes:
     """Return the HTML file, with at most `details` runs one by one; equal runs give equal bytes.
 
-    Raises
-    ------
-    UserError
-        If a file of a run is damaged.
+    Raises `UserError` if a file of a run is damaged.
     """
     pens, style, script = _pens(report), _render("report.css"), _render("report.js")
     policy = (
@@ -76,7 +73,7 @@ def markdown(report: Report, groups: Sequence[Section]) -> bytes:
         name: value
         for worth in _WORTH_NAMING
         for name, value in report.results[0].settings.items()
-        if name not in changing and (name == worth or (worth[-1] == "." and name.startswith(worth)))
+        if name not in changing and is_in(name, [worth])
     }
     pairs = zip(report.groups, groups, strict=True)
     text = _render("report.md.j2", report=report, same=assignments(same), groups=pairs)
@@ -114,9 +111,6 @@ def _rich_table(table: Panel, width: int) -> Table:
     return printed
 
 
-# Runs in detail ---------------------------------------------------------------------------------
-
-
 def runs_section(report: Report, most: int, pens: Pens) -> Section:
     """Return the runs one by one: the first seed of each method, then the second, and so on."""
     turns = zip_longest(*(method.results for _, method in report.methods))
@@ -138,9 +132,6 @@ def runs_section(report: Report, most: int, pens: Pens) -> Section:
 
 def _pens(report: Report) -> Pens:
     return modality_pens(name for run in report.results for name in run.summary.test)
-
-
-# Templates --------------------------------------------------------------------------------------
 
 
 def _render(template: str, **values: object) -> str:

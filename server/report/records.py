@@ -24,7 +24,6 @@ from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_setti
 MOST_REJECTIONS = 60  #: the most rejections of a run that are listed one by one
 
 TOGETHER = "multimodal"
-
 WHOLE_ROUND = "round"  #: stands for the phases of a run whose version did not measure them
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -78,8 +77,7 @@ class Result:
     megabytes: float
 
 
-def damaged(path: Path, reason: str) -> UserError:
-    """Return the error for a file that cannot be understood."""
+def _damaged(path: Path, reason: str) -> UserError:
     return UserError(f"{path} is damaged: {' '.join(reason.split())}")
 
 
@@ -91,30 +89,23 @@ def reading(path: Path, what: str) -> Iterator[None]:
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
-        raise damaged(path, f"{what}: {place and place + ': '}{first['msg']}") from error
+        raise _damaged(path, f"{what}: {place and place + ': '}{first['msg']}") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
-        raise damaged(path, f"{what}: {type(error).__name__}: {error}") from error
+        raise _damaged(path, f"{what}: {type(error).__name__}: {error}") from error
 
 
 def find_results(places: Iterable[str]) -> tuple[list[Result], list[str]]:
-    """Read every run in and below some folders and globs, each run once.
+    """Read every finished run below some folders and globs once; also name unfinished ones.
 
-    Returns
-    -------
-    tuple
-        The results of finished runs, and the folders of unfinished ones.
-
-    Raises
-    ------
-    UserError
-        If a place does not exist, holds no run, or a file of a run is damaged.
+    Raises `UserError` if a place does not exist or holds no run, or a file of a run is damaged.
     """
     folders: dict[Path, Path] = {}
     for place in (named := list(places)):
         for folder in _folders_below(place):
             folders.setdefault(folder.resolve(), folder)
-    holds_settings = [path for path in folders.values() if (path / CONFIG).is_file()]
-    finished = [path for path in holds_settings if (path / SUMMARY).is_file()]
+    finished = [
+        path for path in folders.values() if all((path / f).is_file() for f in (CONFIG, SUMMARY))
+    ]
     started = (path for path in folders.values() if (path / ROUNDS).is_file())
     unfinished = [str(path) for path in started if path not in finished]
     if not finished:
@@ -127,12 +118,9 @@ def find_results(places: Iterable[str]) -> tuple[list[Result], list[str]]:
 
 
 def _folders_below(place: str) -> Iterator[Path]:
-    tops = [place]
-    if not Path(place).is_dir():
-        # Not Path.glob, which takes no absolute pattern.
-        matches = glob.glob(place, recursive=True)  # noqa: PTH207
-        tops = sorted(path for path in matches if Path(path).is_dir())
-    if not tops:
+    # Not Path.glob, which takes no absolute pattern.
+    matches = [place] if Path(place).is_dir() else glob.glob(place, recursive=True)  # noqa: PTH207
+    if not (tops := sorted(path for path in matches if Path(path).is_dir())):
         raise UserError(f"runs={place}: there is no such folder")
     for top in tops:
         for name, below, _ in os.walk(top):
@@ -145,7 +133,7 @@ def read_result(folder: Path) -> Result:
     settings = flat_settings(read_settings(folder / CONFIG))
     for name in ("seed", "strategy.name", "dataset.task"):
         if name not in settings:
-            raise damaged(folder / CONFIG, f"there is no {name}")
+            raise _damaged(folder / CONFIG, f"there is no {name}")
     with reading(folder / CONFIG, f"seed={settings['seed']} is not an integer"):
         seed = int(settings["seed"])
     summary = read_summary(folder).model_copy(update={"diagnostics": None})
@@ -162,13 +150,13 @@ def read_result(folder: Path) -> Result:
 def _task(folder: Path, given: str, scores: Numbers) -> Task:
     """Return the task. A run on shards takes it from them, so here the metrics decide."""
     if given not in ("null", *Task):
-        raise damaged(folder / CONFIG, f"dataset.task={given}: expected one of {', '.join(Task)}")
+        raise _damaged(folder / CONFIG, f"dataset.task={given}: expected one of {', '.join(Task)}")
     possible = list(Task) if given == "null" else [Task(given)]
     for task in possible:
         if HEADLINE[task] in scores:
             return task
     headlines = " or ".join(HEADLINE[task] for task in possible)
-    raise damaged(folder / SUMMARY, f"test.{TOGETHER} has no {headlines}")
+    raise _damaged(folder / SUMMARY, f"test.{TOGETHER} has no {headlines}")
 
 
 def read_summary(folder: Path) -> Summary:
@@ -178,13 +166,7 @@ def read_summary(folder: Path) -> Summary:
 
 
 def read_rounds(folder: Path) -> Iterator[Round]:
-    """Yield the rounds of a run, if any, so that a long run fits in memory.
-
-    Raises
-    ------
-    UserError
-        If a line is damaged; it says which.
-    """
+    """Yield the rounds of a run, if any; raise `UserError` that names a damaged line."""
     for place, line in enumerate(_lines(folder / ROUNDS), 1):
         with reading(folder / ROUNDS, f"line {place}"):
             record = Round.model_validate_json(line)

@@ -5,7 +5,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 from server.report.diagnosis_panels import diagnosis_panels
 from server.report.figures import Mark, Pen, Pens, bar_figure, mark_figure, step_pens
@@ -41,6 +40,7 @@ MOST_BARS = 60  #: bars of a chart of time; of more rounds, several share one
 _TILES = ("chart", "heat")  #: panels that stand side by side, and therefore come first
 
 _MEDIAN = "in a band from the least to the greatest."
+_MEDIAN_OF_CLIENTS = f"the median of each modality's clients, {_MEDIAN}"
 
 
 def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: bool) -> Section:
@@ -48,20 +48,16 @@ def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: 
     folder = Path(result.folder)
     history, summary = read_history(folder), read_summary(folder)
     panels: list[Panel] = []
-    for key, make, what, why in _OF_ROUNDS:
-        if history.of(key):
-            panels += make(history, pens)
-        else:
-            recorded = any(key in record.model_fields_set for record in history.sample)
-            panels.append(_missing(what, why, recorded))
+    for key, (make, why) in _OF_ROUNDS.items():
+        recorded = any(key in record.model_fields_set for record in history.sample)
+        panels += make(history, pens) if history.of(key) else [_missing(why, recorded)]
     panels.append(_rejections(history))
     if summary.diagnostics:
         with reading(folder / SUMMARY, "diagnostics"):
             panels += diagnosis_panels(summary.diagnostics, pens)
     else:
-        why = "this run has no single model that predicts."
-        recorded = "diagnostics" in summary.model_fields_set
-        panels.append(_missing("Confusions and calibration", why, recorded))
+        why = "Confusions and calibration: this run has no single model that predicts."
+        panels.append(_missing(why, "diagnostics" in summary.model_fields_set))
     with reading(folder / SUMMARY, "summary"):
         facts = list(_facts(result, history.count, summary))
     panels += [*_scores(summary), _settings(result)]
@@ -72,12 +68,9 @@ def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: 
     return Section(anchor, title, content, facts=facts, folded=folded)
 
 
-def _missing(what: str, why: str, recorded: bool) -> Panel:
-    older = "the version that made this run did not record them."
-    return notes(f"{what}: {why if recorded else older}")
-
-
-# Weights, losses and time -----------------------------------------------------------------------
+def _missing(why: str, recorded: bool) -> Panel:
+    older = f"{why.partition(':')[0]}: the version that made this run did not record them."
+    return notes(why if recorded else older)
 
 
 def _fusion(history: History, pens: Pens) -> Iterator[Panel]:
@@ -91,29 +84,23 @@ def _fusion(history: History, pens: Pens) -> Iterator[Panel]:
 
 def _decoder(history: History, pens: Pens) -> Iterator[Panel]:
     """Yield the modalities' shares in the merged decoder, by layer and over the rounds."""
-    rounds = history.of("decoder_weights")
-    last = max(rounds)
-    names = pens.ordered(name for shares in rounds[last].values() for name in shares)
+    rounds, label = history.of("decoder_weights"), "weight in the merged decoder"
+    layers = rounds[last := max(rounds)]
+    names = pens.ordered(name for shares in layers.values() for name in shares)
     columns = {
-        name: [
-            [shares.get(name, math.nan) for shares in layers.values()] for layers in rounds.values()
-        ]
+        name: [[layer.get(name, math.nan) for layer in one.values()] for one in rounds.values()]
         for name in names
     }
     marks = {
         name: [Mark(share, colour=pens[name].colour, shape=shape) for share in columns[name][-1]]
         for name, shape in zip(names, cycle("os^DvP"), strict=False)
     }
-    label, layers = "weight in the merged decoder", list(rounds[last])
+    title, equal = f"Decoder weights by layer, round {last}", 1 / len(names)
+    figure = mark_figure(list(layers), marks, label, reference=equal, least=LEAST_WEIGHT)
     table = zip(layers, *marks.values(), strict=True)
-    options: Any = {"reference": 1 / len(names), "least": LEAST_WEIGHT}
-    yield chart(
-        f"Decoder weights by layer, round {last}",
-        mark_figure(layers, marks, label, **options),
-        ("", *names),
-        [(layer, *(shown(m.value) for m in row)) for layer, *row in table],
-        "CmDA's choice, or shares of the examples where it does not choose; dotted: equal.",
-    )
+    rows = [(layer, *(shown(mark.value) for mark in row)) for layer, *row in table]
+    note = "CmDA's choice, or shares of the examples where it does not choose; dotted: equal."
+    yield chart(title, figure, ("", *names), rows, note)
     if len(rounds) > 1:
         lines = {name: envelope(list(rounds), column) for name, column in columns.items()}
         title, note = "Decoder weights over the rounds", f"The median over the layers, {_MEDIAN}"
@@ -131,10 +118,7 @@ def _envelopes(rounds: Mapping[int, Numbers], pens: Pens) -> dict[str, Line]:
     """Return the range of the clients of each modality over the rounds."""
     groups = _by_modality((client for values in rounds.values() for client in values), pens)
     return {
-        name: envelope(
-            list(rounds),
-            [[values.get(client, math.nan) for client in clients] for values in rounds.values()],
-        )
+        name: envelope(list(rounds), ([v[c] for c in clients if c in v] for v in rounds.values()))
         for name, clients in groups.items()
     }
 
@@ -144,10 +128,7 @@ def _losses(history: History, pens: Pens) -> Iterator[Panel]:
     rounds, title = history.of("client_losses"), "Train loss of each client"
     losses = over_rounds(rounds)
     if len(losses) > MOST_CLIENTS:
-        note = (
-            f"{len(losses)} clients, more than {MOST_CLIENTS}: the median of each modality's "
-            f"clients, {_MEDIAN}"
-        )
+        note = f"{len(losses)} clients, more than {MOST_CLIENTS}: {_MEDIAN_OF_CLIENTS}"
         yield line_chart(title, "loss", _envelopes(rounds, pens), pens, note)
         return
     groups = _by_modality(losses, pens)
@@ -213,11 +194,8 @@ def _widths(history: History, pens: Pens) -> Iterator[Panel]:
             number: {client: _median(layers.values()) for client, layers in matrix.items()}
             for number, matrix in rounds.items()
         }
-        note = (
-            "A client's width is the median over its layers. The median of a modality's clients, "
-            f"{_MEDIAN}"
-        )
-        lines = _envelopes(clients, pens)
+        note = "A client's width is the median over its layers. The median of a modality's clients,"
+        note, lines = f"{note} {_MEDIAN}", _envelopes(clients, pens)
         yield line_chart("Posterior widths over the rounds", "width", lines, pens, note, log=True)
     last, note = max(rounds), _WIDTHS
     matrix, groups = rounds[last], _by_modality(rounds[last], pens)
@@ -226,9 +204,7 @@ def _widths(history: History, pens: Pens) -> Iterator[Panel]:
     if len(matrix) > MOST_CLIENTS:
         note += f" {len(matrix)} clients: the medians of each modality's."
         columns = {
-            name: {
-                layer: _median(matrix[c].get(layer, math.nan) for c in clients) for layer in layers
-            }
+            name: {layer: _median(matrix[c].get(layer, 0.0) for c in clients) for layer in layers}
             for name, clients in groups.items()
         }
     if last < history.count:
@@ -260,26 +236,19 @@ def _width_heat(title: str, layers: Sequence[str], columns: Matrix, note: str) -
 
 
 #: What is recorded of rounds: its key, what shows it, and why nothing of it may be there.
-_OF_ROUNDS: Sequence[tuple[str, Callable[[History, Pens], Iterator[Panel]], str, str]] = (
-    ("fusion_weights", _fusion, "Modality weights", "nothing is weighted in this run."),
-    (
-        "decoder_weights",
+_OF_ROUNDS: Mapping[str, tuple[Callable[[History, Pens], Iterator[Panel]], str]] = {
+    "fusion_weights": (_fusion, "Modality weights: nothing is weighted in this run."),
+    "decoder_weights": (
         _decoder,
-        "Decoder weights",
-        "this run has no merged decoder, or a rule without weights.",
+        "Decoder weights: this run has no merged decoder, or a rule without weights.",
     ),
-    ("client_losses", _losses, "Client losses", "no client trains by itself here."),
-    ("seconds", _seconds, "Seconds of the rounds", "none were measured."),
-    (
-        "posterior_widths",
+    "client_losses": (_losses, "Client losses: no client trains by itself here."),
+    "seconds": (_seconds, "Seconds of the rounds: none were measured."),
+    "posterior_widths": (
         _widths,
-        "Posterior widths",
-        "no client sent a precision, as where weights are averaged.",
+        "Posterior widths: no client sent a precision, as where weights are averaged.",
     ),
-)
-
-
-# Tables -----------------------------------------------------------------------------------------
+}
 
 
 def _facts(result: Result, rounds: int, summary: Summary) -> Iterator[tuple[str, str]]:

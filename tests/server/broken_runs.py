@@ -16,18 +16,15 @@ from server.run.folder import CHECKPOINTS, CURVE, MODEL, ROUNDS, SUMMARY
 from server.run.run import Run
 from server.runtimes.local import LocalGrid
 
-#: The smallest: one client of each modality.
-ONE = ("clients.default=1",)
+ONE = ("clients.default=1",)  #: the smallest: one client of each modality
 
 #: Each carries other state from round to round: moments, trust and evidence.
 RUNS = {
     "adam": ("strategy=fedadam", "fusion=product_of_experts"),
     "hierarchical": ("strategy=hierarchical", "strategy.weights=agreement", "fusion=reliability"),
     "sampled": (
-        "clients.default=2",
-        "strategy=paper",
-        "strategy.fraction=0.5",
-        "strategy.decoder.noise=0.01",
+        *("clients.default=2", "strategy=paper"),
+        *("strategy.fraction=0.5", "strategy.decoder.noise=0.01"),
     ),
 }
 
@@ -38,17 +35,12 @@ class BreakError(BaseException):
 
 def execute(
     run: Run,
-    before: int | None = None,
-    after: int | None = None,
-    spoilt: int | None = None,
-    since: int = 1,
+    before: int | None = None,  # the round that breaks off, after its first client has answered
+    after: int | None = None,  # the round that is on record at the break, without a checkpoint
+    spoilt: int | None = None,  # the node whose updates are empty
+    since: int = 1,  # the round from which they are
 ) -> None:
-    """Execute a prepared run; it gives its folder up at the end, as a process that ends does.
-
-    It breaks off in the round `before`, after its first client has answered, or when the round
-    `after` is on record, but has no checkpoint yet. The updates of the node `spoilt` are empty from
-    the round `since` on.
-    """
+    """Execute a prepared run; it gives its folder up at the end, as a process that ends does."""
     app = make_client_app(partial(given_config, run.config))
     answered = []
 
@@ -113,8 +105,5 @@ def damage(path: Path) -> None:
 
 def files(folder: Path) -> dict[str, bytes]:
     """All that is below a folder; nothing if it is not there."""
-    return {
-        os.fspath(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {os.fspath(path.relative_to(folder)): path.read_bytes() for path in paths}

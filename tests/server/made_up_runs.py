@@ -1,6 +1,7 @@
 """Run folders and results that no run left."""
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from common.config import Config, compose_config
 from common.task import Task
 from server.report.records import Result, Summary
-from server.run.folder import RunFolder
+from server.run.folder import ROUNDS, SUMMARY, RunFolder
 
 
 @cache
@@ -17,18 +18,37 @@ def config_of(overrides: tuple[str, ...]) -> Config:
     return compose_config("config", [*overrides, "run_dir=elsewhere"])
 
 
+def _write(
+    folder: Path, overrides: tuple[str, ...], seed: int, records: Any, summary: dict[str, Any]
+) -> Path:
+    run = RunFolder(folder)
+    run.write_config(dataclasses.replace(config_of(overrides), seed=seed))
+    for record in records:
+        run.append_round(record)
+    run.write_summary({"seed": seed, **summary})
+    return folder
+
+
 def write_run(
     folder: Path, *overrides: str, seed: int = 1, corr: float | None = 0.5, **summary: Any
 ) -> Path:
-    """Leave what a run of regression leaves, as far as a report reads it."""
-    run = RunFolder(folder)
-    run.write_config(dataclasses.replace(config_of(overrides), seed=seed))
-    for number in (1, 2):
-        run.append_round(
-            {"round": number, "clients": {"language": 3, "audio": 2}, "bytes_up": 5e6 * number}
-        )
+    """Leave the least that a run of regression leaves for a report."""
+    clients = {"language": 3, "audio": 2}
+    records = ({"round": n, "clients": clients, "bytes_up": 5e6 * n} for n in (1, 2))
     test = {"multimodal": {"corr": corr, "mae": 1.0}, "audio": {"corr": 0.25, "mae": 1.5}}
-    run.write_summary({"test": test, "seconds": 10.0 * seed, "seed": seed, **summary})
+    parts = {"test": test, "seconds": 10.0 * seed, **summary}
+    return _write(folder, overrides, seed, records, parts)
+
+
+def write_rounds(folder: Path, *records: dict[str, Any]) -> Path:
+    """Replace the rounds of a run."""
+    (folder / ROUNDS).write_text("".join(json.dumps(record) + "\n" for record in records))
+    return folder
+
+
+def change_summary(folder: Path, **parts: Any) -> Path:
+    summary = json.loads((folder / SUMMARY).read_text())
+    (folder / SUMMARY).write_text(json.dumps(summary | parts))
     return folder
 
 
@@ -86,39 +106,29 @@ def full_record(number: int, seed: int = 1, **parts: Any) -> dict[str, Any]:
     }
 
 
-def full_diagnostics() -> dict[str, Any]:
-    """What a summary of numbers says of confusions and calibration."""
-    confusion = {"classes": [-1, 0, 1], "counts": [[8, 2, 0], [1, 9, 0], [0, 0, 0]]}
-    calibration = {"nominal": [0.1, 0.5, 0.9], "observed": [0.2, 0.4, 0.8], "width": [1, 2, 4]}
-    each = {"confusion": confusion, "calibration": calibration}
-    return dict.fromkeys(("multimodal", *MODALITIES), each)
-
-
 def write_full_run(
     folder: Path, *overrides: str, seed: int = 1, rounds: int = 3, **parts: Any
 ) -> Path:
     """Leave all that a run leaves, as far as a report reads it; `parts` are of every round."""
-    run = RunFolder(folder)
-    run.write_config(dataclasses.replace(config_of(overrides), seed=seed))
-    for number in range(1, rounds + 1):
-        run.append_round(full_record(number, seed, **parts))
+    titles = ("multimodal", *MODALITIES)
     test = {
         name: {"corr": 0.5 + seed / 100 - place / 10, "mae": 1.0}
-        for place, name in enumerate(("multimodal", *MODALITIES))
+        for place, name in enumerate(titles)
     }
-    run.write_summary(
-        {
-            "test": test,
-            "test_by_fusion": {"mean": test["multimodal"]},
-            "test_by_subset": {"language+audio": test["multimodal"]},
-            "diagnostics": full_diagnostics(),
-            "seconds": 10.0,
-            "seed": seed,
-            "fusion": "reliability",
-            "items": {"train": 100, "validation": 10, "test": 20},
-            "parameters": 1234,
-            "label_skew": 0.125,
-            "privacy": None,
-        }
-    )
-    return folder
+    shares = {"nominal": [0.1, 0.5, 0.9], "observed": [0.2, 0.4, 0.8], "width": [1, 2, 4]}
+    confusion = {"classes": [-1, 0, 1], "counts": [[8, 2, 0], [1, 9, 0], [0, 0, 0]]}
+    diagnostics = {"confusion": confusion, "calibration": shares}
+    summary = {
+        "test": test,
+        "test_by_fusion": {"mean": test["multimodal"]},
+        "test_by_subset": {"language+audio": test["multimodal"]},
+        "diagnostics": dict.fromkeys(titles, diagnostics),
+        "seconds": 10.0,
+        "fusion": "reliability",
+        "items": {"train": 100, "validation": 10, "test": 20},
+        "parameters": 1234,
+        "label_skew": 0.125,
+        "privacy": None,
+    }
+    records = (full_record(number, seed, **parts) for number in range(1, rounds + 1))
+    return _write(folder, overrides, seed, records, summary)

@@ -4,6 +4,7 @@ import base64
 import math
 import re
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Sequence
 from importlib import resources
 from itertools import combinations
 
@@ -91,7 +92,7 @@ def seen(colour: np.ndarray, deficiency: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-def test_colours_can_be_read_and_seen(theme: int) -> None:
+def test_colours_can_be_read_by_colour_blind_people_too(theme: int) -> None:
     page = {name: channels(both[theme]) for name, both in PAGE.items()}
     for name in ("text", "muted", "link", "warn"):
         assert min(contrast(page[name], page[on]) for on in ("page", "card")) >= 4.5
@@ -104,14 +105,10 @@ def test_colours_can_be_read_and_seen(theme: int) -> None:
     for _, ground, text in levels:
         assert contrast(page[text], page[ground]) >= 4.5
     assert contrast(page["muted"], page["heat-0"]) >= 4.5  # zeros
-
-
-@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
-@pytest.mark.parametrize("deficiency", DEFICIENCIES)
-def test_the_first_modalities_differ_for_colour_blind_people(theme: int, deficiency: str) -> None:
-    colours = [seen(in_theme(colour, theme), deficiency) for colour in MODALITY_COLOURS[:4]]
-    for one, other in combinations(colours, 2):
-        assert np.linalg.norm(one - other) > 0.2
+    for deficiency in DEFICIENCIES:
+        colours = [seen(in_theme(colour, theme), deficiency) for colour in MODALITY_COLOURS[:4]]
+        for one, other in combinations(colours, 2):
+            assert np.linalg.norm(one - other) > 0.2
 
 
 def test_modalities_have_pens_of_their_own_in_their_order() -> None:
@@ -134,9 +131,7 @@ def test_a_band_is_the_mean_and_one_sample_deviation() -> None:
     assert line.y == pytest.approx(mean) and line.spread == pytest.approx(sd)
     assert line.low == pytest.approx(mean - sd) and line.high == pytest.approx(mean + sd)
     assert band([{1: 0.5}], [1]) == Line([1], [0.5])
-
-
-def test_a_band_where_a_seed_lacks_a_round_or_a_number() -> None:
+    # Where a seed lacks a round, or a number.
     line = band([{1: 1.0, 2: 3.0, 3: NAN}, {1: 2.0, 3: 1.0}], [1, 2, 3])
     assert line.y[:2] == [1.5, 3.0] and math.isnan(line.y[2]) and math.isnan(line.low[2])
     assert line.low[1] == line.high[1] == 3.0 and math.isnan(line.spread[1])
@@ -171,12 +166,12 @@ def test_numbers_that_no_axis_holds_are_gaps(y: list[float], log: bool) -> None:
     assert "nan" not in svg and "inf" not in svg
 
 
-def test_a_point_alone_is_marked() -> None:
-    lines = Line([1], [0.5]), Line(range(9), [NAN] * 8 + [1]), Line(range(9), range(9))
-    markers = [
-        line_figure({"audio": line}, PENS, LABELS).axes[0].lines[0].get_marker() for line in lines
-    ]
-    assert markers == ["o", "o", "None"]
+@pytest.mark.parametrize(
+    ("y", "marker"), [([0.5], "o"), ([NAN] * 8 + [1], "o"), (range(9), "None")]
+)
+def test_a_point_alone_is_marked(y: Sequence[float], marker: str) -> None:
+    figure = line_figure({"audio": Line(range(len(y)), y)}, PENS, LABELS)
+    assert figure.axes[0].lines[0].get_marker() == marker
 
 
 def test_a_legend_stands_for_groups_or_for_nothing_if_there_are_many() -> None:
@@ -190,27 +185,23 @@ def test_a_legend_stands_for_groups_or_for_nothing_if_there_are_many() -> None:
 @pytest.mark.parametrize(
     ("y", "scale"), [([0.01, 5.0], "log"), ([0.9, 1.1], "linear"), ([NAN, -1.0], "linear")]
 )
-def test_only_a_wide_span_is_logarithmic(y: list[float], scale: str) -> None:
+def test_only_a_wide_span_is_logarithmic_and_an_axis_spans_its_least(
+    y: list[float], scale: str
+) -> None:
     figure = line_figure({"audio": Line([1, 2], y)}, PENS, LABELS, log=True)
     assert figure.axes[0].get_yscale() == scale
-
-
-def test_an_axis_spans_what_it_should_at_least() -> None:
     figure = line_figure({"audio": Line([1, 2], [0.34, 0.34])}, PENS, LABELS, least=0.1)
     low, high = figure.axes[0].get_ylim()
     assert high - low >= 0.1 - 1e-12 and (low + high) / 2 == pytest.approx(0.34)
 
 
-def test_bars_are_stacked() -> None:
+def test_bars_are_stacked_and_shares_are_drawn_on_a_square() -> None:
     parts = {"wait": [4.0, 2.0], "merge": [1.0, NAN]}
     figure = bar_figure([0.5, 1.5], 1, parts, step_pens(parts), LABELS)
     bars = [(bar.get_y(), bar.get_height()) for bar in figure.axes[0].patches]  # type: ignore[attr-defined]
     assert bars == [(0, 4), (0, 2), (4, 1), (2, 0)]
-
-
-def test_shares_are_drawn_on_a_square() -> None:
-    figure = calibration_figure({"audio": Line([0.1, 0.9], [0.2, 0.8])}, PENS, ("promised", "came"))
-    assert figure.axes[0].get_xlim() == figure.axes[0].get_ylim() == (-0.03, 1.03)
+    square = calibration_figure({"audio": Line([0.1, 0.9], [0.2, 0.8])}, PENS, ("promised", "came"))
+    assert square.axes[0].get_xlim() == square.axes[0].get_ylim() == (-0.03, 1.03)
 
 
 NAMES = ["fedavg", "same <b> $x$_y", "nan"]

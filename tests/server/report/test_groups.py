@@ -12,7 +12,6 @@ from made_up_runs import result
 from common.errors import UserError
 from common.task import Task
 from server.report.groups import ComparisonGroup, Report, differing, make_groups, shorten_paths
-from server.report.records import Result
 
 
 def labels(group: ComparisonGroup) -> dict[str, list[int]]:
@@ -21,48 +20,31 @@ def labels(group: ComparisonGroup) -> dict[str, list[int]]:
 
 def test_seed_place_runtime_and_tracking_make_replicates() -> None:
     names = ("run_dir", "runtime.client_cpus", "tracking.name")
-    runs = [
-        result("fedavg", seed, settings=dict.fromkeys(names, f"r/{seed}")) for seed in (3, 1, 2)
-    ]
+    runs = [result("fedavg", n, settings=dict.fromkeys(names, f"r/{n}")) for n in (3, 1, 2)]
     (group,) = make_groups(runs)
     assert labels(group) == {"fedavg": [1, 2, 3]}
     assert (group.title, group.others) == ("1. All runs", [])
+    twin = result("fedavg", 1, settings=dict.fromkeys(names, "elsewhere"))
+    with pytest.raises(UserError, match=r"^\S+ and \S+elsewhere/1 are the same run, seed 1: "):
+        make_groups([*runs, twin])
 
 
-def test_methods_of_one_name_are_told_apart_by_what_differs() -> None:
-    def run(name: str, samples: str, lr: str) -> Result:
-        settings = {"strategy.sampler.num_samples": samples, "client.lr": lr, "fusion.name": "auto"}
-        return result(name, settings=settings)
-
-    runs = [run("hier", "16", "1"), run("hier", "8", "1"), run("fedavg", "1", "1")]
-    (group,) = make_groups(runs)
-    assert list(labels(group)) == [
-        "fedavg",
-        "hier, sampler.num_samples=8",
-        "hier, sampler.num_samples=16",
-    ]
-    (group,) = make_groups([*runs, run("hier", "8", "2")])
-    assert "hier, sampler.num_samples=8, client.lr=2" in labels(group)
-    assert "fedavg" in labels(group)
-
-
-def test_all_other_settings_make_groups() -> None:
-    runs = [
-        result(name, settings={"clients.default": clients, "client.lr": lr})
-        for name in ("fedavg", "hier")
+def test_what_belongs_to_the_method_is_in_its_label_and_the_rest_makes_groups() -> None:
+    settings = [
+        {"clients.default": clients, "client.lr": lr, "strategy.sampler.num_samples": samples}
         for clients in ("10", "3")
-        for lr in ("0.1", "0.2")
+        for lr, samples in (("1", "16"), ("1", "8"), ("2", "8"))
     ]
-    groups = make_groups(runs)
-    titles = [group.title for group in groups]
-    assert titles == ["1. clients.default=3", "2. clients.default=10"]
-    for group in groups:
-        assert list(labels(group)) == [
-            "fedavg, client.lr=0.1",
-            "fedavg, client.lr=0.2",
-            "hier, client.lr=0.1",
-            "hier, client.lr=0.2",
-        ]
+    runs = [result("hier", settings=given) for given in settings]
+    runs.append(result("fedavg", settings=settings[0]))
+    ten, three = reversed(make_groups(runs))
+    assert (three.title, ten.title) == ("1. clients.default=3", "2. clients.default=10")
+    methods = [
+        "hier, client.lr=1, sampler.num_samples=8",
+        "hier, client.lr=1, sampler.num_samples=16",
+        "hier, client.lr=2, sampler.num_samples=8",
+    ]
+    assert (list(labels(three)), list(labels(ten))) == (methods, ["fedavg", *methods])
 
 
 def test_a_title_is_no_longer_than_it_needs_to_be() -> None:
@@ -100,63 +82,32 @@ def test_every_run_is_in_one_method_whatever_the_order(
     assert [labels(group) for group in make_groups(shuffled)] == list(map(labels, groups))
 
 
-def test_the_same_run_twice() -> None:
-    runs = [
-        result("fedavg", 1, settings={"run_dir": name, "runtime.name": name}) for name in ("a", "b")
-    ]
-    with pytest.raises(UserError) as raised:
-        make_groups(runs)
-    assert str(raised.value) == (
-        f"{runs[0].folder} and {runs[1].folder} are the same run, seed 1: settings are equal; "
-        "leave one out"
-    )
-
-
 # Comparison within a group ----------------------------------------------------------------------
 
 
 def test_the_baseline_is_the_nearest_of_its_name() -> None:
-    both = [(lr, fusion) for lr in ("1", "2") for fusion in ("mean", "auto")]
     runs = [
         result(name, settings={"client.lr": lr, "fusion.name": fusion})
-        for name in ("fedavg", "hier")
-        for lr, fusion in both
+        for name, lr, fusion in product(("fedavg", "hier"), ("1", "2"), ("mean", "auto"))
     ]
     (group,) = make_groups(runs, "fedavg")
     for method in group.methods:
         nearest = group.baseline_of(method)
-        assert (nearest is None) == (method.name == "fedavg")
-        assert nearest is None or (nearest.name, nearest.settings["client.lr"]) == (
-            "fedavg",
-            method.settings["client.lr"],
-        )
-        assert nearest is None or nearest.settings["fusion.name"] == method.settings["fusion.name"]
+        if method.name == "fedavg":
+            assert nearest is None and group.difference(method) is None
+        else:
+            assert nearest is not None
+            assert nearest.settings == {**method.settings, "strategy.name": "fedavg"}
     for name in ("nope", None):
         assert make_groups(runs, name)[0].baselines == []
     (one,) = make_groups(runs, "fedavg, client.lr=1, fusion.name=mean")[0].baselines
     assert one.label == "fedavg, client.lr=1, fusion.name=mean"
 
 
-def test_the_direction_of_a_metric_is_heeded() -> None:
-    def run(name: str, seed: int, mae: float) -> Result:
-        return result(name, seed, test={"multimodal": {"corr": 1.0, "mae": mae}})
-
-    runs = [run("fedavg", seed, 1 + seed / 10) for seed in (1, 2, 3)]
-    runs += [run("hier", seed, 0.5 + seed / 11) for seed in (1, 2, 3)]
-    (group,) = make_groups(runs, "fedavg", ["mae"])
-    fedavg, hier = group.methods
-    difference = group.difference(hier)
-    assert difference is not None and difference.verdict == "better" and difference.mean < 0
-    assert group.difference(fedavg) is None
-
-
 def test_the_best_modality_alone() -> None:
-    test = {
-        "multimodal": {"corr": 0.9, "mae": 0.1},
-        "audio": {"corr": 0.5, "mae": 0.9},
-        "vision": {"corr": 0.4, "mae": 0.8},
-        "smell": {"corr": float("nan"), "mae": float("nan")},
-    }
+    scores = {"multimodal": (0.9, 0.1), "audio": (0.5, 0.9), "vision": (0.4, 0.8)}
+    scores["smell"] = (float("nan"),) * 2
+    test = {name: {"corr": corr, "mae": mae} for name, (corr, mae) in scores.items()}
     ((method,),) = (group.methods for group in make_groups([result("fedavg", test=test)]))
     assert method.best_alone("corr") == ("audio", 0.5)
     assert method.best_alone("mae") == ("vision", 0.8)
@@ -167,12 +118,15 @@ def test_the_best_modality_alone() -> None:
 
 
 def test_groups_of_other_tasks_have_their_own_metrics() -> None:
-    tests: dict[Task, dict[str, float]] = {
-        Task.regression: {"mse": 1.0, "mae": 1.0, "corr": 0.5, "acc2": 0.5},
-        Task.classification: {"f1": 0.5, "accuracy": 0.5, "log_loss": 1.0},
-        Task.multilabel: {"weighted_accuracy": 0.5, "f1": 0.5, "f1_0": 0.5},
+    tests = {
+        Task.regression: "mse mae corr acc2",
+        Task.classification: "f1 accuracy log_loss",
+        Task.multilabel: "weighted_accuracy f1 f1_0",
     }
-    runs = [result("a", task=task, test={"multimodal": test}) for task, test in tests.items()]
+    runs = [
+        result("a", task=task, test={"multimodal": dict.fromkeys(names.split(), 0.5)})
+        for task, names in tests.items()
+    ]
     assert {tuple(group.metrics) for group in make_groups(runs)} == {
         ("corr", "mae", "acc2"),
         ("accuracy", "log_loss"),

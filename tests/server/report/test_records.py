@@ -1,13 +1,19 @@
 """Runs are found and read as they are, of any version; what is damaged is named."""
 
-import json
 import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up_runs import CLIENTS, full_record, write_full_run, write_run
+from made_up_runs import (
+    CLIENTS,
+    change_summary,
+    full_record,
+    write_full_run,
+    write_rounds,
+    write_run,
+)
 
 from common.errors import UserError
 from common.task import Task
@@ -23,58 +29,45 @@ from server.report.series import MOST_POINTS, merged_rounds, thinned
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, RunFolder
 
 
-def names(tmp_path: Path, *places: str) -> list[str]:
-    results, _ = find_results([str(tmp_path / place) for place in places])
-    return [str(Path(result.folder).relative_to(tmp_path)) for result in results]
-
-
-def write_rounds(folder: Path, *records: dict[str, Any]) -> Path:
-    (folder / ROUNDS).write_text("".join(json.dumps(record) + "\n" for record in records))
-    return folder
-
-
 @pytest.fixture
-def some(tmp_path: Path) -> Path:
+def some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for number, place in enumerate(("a/0", "a/1", "b/deep/er", "c")):
         write_run(tmp_path / place, seed=number)
+    monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+def names(*places: str) -> str:
+    results, _ = find_results(places)
+    return " ".join(result.folder for result in results)
 
 
 # Runs -------------------------------------------------------------------------------------------
 
 
-def test_runs_are_found_at_any_depth_by_folders_globs_and_lists(
-    some: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert names(some, "") == ["a/0", "a/1", "b/deep/er", "c"]
-    assert names(some, "b") == names(some, "**/er") == ["b/deep/er"]
-    assert names(some, "[bc]") == ["b/deep/er", "c"]
-    assert names(some, "c", "a/1", "a", "*") == ["c", "a/1", "a/0", "b/deep/er"]
-    monkeypatch.chdir(some)
-    results, _ = find_results(["a", "b/*"])
-    assert [result.folder for result in results] == ["a/0", "a/1", "b/deep/er"]
+def test_runs_are_found_at_any_depth_by_folders_globs_and_lists(some: Path) -> None:
+    assert names(".") == "a/0 a/1 b/deep/er c"
+    assert names("b") == names("**/er") == names("b/*") == "b/deep/er"
+    assert names("[bc]") == "b/deep/er c"
+    assert names("c", "a/1", "a", "*") == "c a/1 a/0 b/deep/er"
+    assert names(f"{some}/[c]", f"{some}/a/1") == f"{some}/c {some}/a/1"
 
 
 def test_a_run_that_has_not_ended_is_left_out(some: Path) -> None:
     RunFolder(some / "d")
     (some / "c" / SUMMARY).unlink()
-    results, unfinished = find_results([str(some)])
-    assert len(results) == 3
-    assert unfinished == [str(some / "c"), str(some / "d")]
-    with pytest.raises(UserError) as raised:
-        find_results([str(some / "d")])
-    assert str(raised.value) == (
-        f"runs={some / 'd'}: no run there, which is a folder with summary.json and config.yaml; "
-        "1 unfinished"
-    )
+    results, unfinished = find_results(["."])
+    assert (len(results), unfinished) == (3, ["c", "d"])
+    with pytest.raises(UserError, match=r"^runs=d: no run there, .*summary\.json.*; 1 unfinished$"):
+        find_results(["d"])
 
 
 @pytest.mark.parametrize("place", ["nope", "nope/*", "*.yaml"])
 def test_a_place_that_is_not_there(some: Path, place: str) -> None:
     (some / "a.yaml").touch()
     with pytest.raises(UserError) as raised:
-        find_results([str(some / "a"), str(some / place)])
-    assert str(raised.value) == f"runs={some / place}: there is no such folder"
+        find_results(["a", place])
+    assert str(raised.value) == f"runs={place}: there is no such folder"
 
 
 def test_what_is_read(tmp_path: Path) -> None:
@@ -87,14 +80,15 @@ def test_what_is_read(tmp_path: Path) -> None:
     assert read.summary.test["multimodal"] == {"corr": 0.75, "mae": 1.0}
     assert (read.summary.test_by_fusion, read.summary.test_by_subset) == tuple(parts.values())
     assert read.megabytes == 1.5  # 5 and 10 MB of 5 clients
-    for name, value in {
-        "clients.default": "null",
-        "client.weight_decay": "1e-05",
-        "dataset.modalities": "[language,audio,vision]",
-        "model.causal": "false",
-        "strategy.sampler.num_samples": "4",
-    }.items():
-        assert read.settings[name] == value
+    assert (
+        read.settings.items()
+        >= {
+            "clients.default": "null",
+            "client.weight_decay": "1e-05",
+            "dataset.modalities": "[language,audio,vision]",
+            "model.causal": "false",
+        }.items()
+    )
 
 
 @pytest.mark.parametrize("value", ["NaN", "null"])
@@ -102,9 +96,8 @@ def test_nothing_but_scores_is_needed_and_null_is_nan(tmp_path: Path, value: str
     folder = write_run(tmp_path / "a")
     (folder / SUMMARY).write_text(f'{{"test": {{"multimodal": {{"corr": {value}}}}}}}')
     clients = ({"audio": 1}, {"audio": 0}, {}, None)
-    write_rounds(
-        folder, *({"round": n, "bytes_up": n, "clients": c} for n, c in enumerate(clients))
-    )
+    records = ({"round": n, "bytes_up": n, "clients": c} for n, c in enumerate(clients))
+    write_rounds(folder, *records)
     read = read_result(folder)
     assert math.isnan(read.summary.test["multimodal"]["corr"])
     assert math.isnan(read.summary.seconds) and math.isnan(read.megabytes)
@@ -115,47 +108,40 @@ def test_nothing_but_scores_is_needed_and_null_is_nan(tmp_path: Path, value: str
 @pytest.mark.parametrize(
     ("metrics", "task"),
     [
-        (["mae", "corr", "f1"], Task.regression),
-        (["accuracy", "f1", "log_loss"], Task.classification),
-        (["weighted_accuracy", "f1"], Task.multilabel),
-        (["bleu"], None),
+        ("mae corr f1", Task.regression),
+        ("accuracy f1 log_loss", Task.classification),
+        ("weighted_accuracy f1", Task.multilabel),
     ],
 )
 def test_the_metrics_decide_a_task_that_was_left_to_the_shards(
-    tmp_path: Path, metrics: list[str], task: Task | None
+    tmp_path: Path, metrics: str, task: Task
 ) -> None:
-    test = {"multimodal": dict.fromkeys(metrics, 0.5)}
+    test = {"multimodal": dict.fromkeys(metrics.split(), 0.5)}
     folder = write_run(tmp_path / "a", "dataset=shards", "dataset.path=x", test=test)
-    if task is None:
-        with pytest.raises(UserError, match=r"summary.json is damaged: .* has no corr or"):
-            read_result(folder)
-    else:
-        assert read_result(folder).task is task
+    assert read_result(folder).task is task
+    change_summary(folder, test={"multimodal": {"bleu": 1}})
+    with pytest.raises(UserError, match=r"summary.json is damaged: .* has no corr or"):
+        read_result(folder)
 
 
 # Rounds -----------------------------------------------------------------------------------------
 
 
-def test_curves_are_those_of_the_rounds(tmp_path: Path) -> None:
-    folder = write_full_run(tmp_path / "a", rounds=3)
-    scores, losses, weights = read_curves(folder, "corr")
-    assert losses["audio"] == pytest.approx({1: 3, 2: 2, 3: 1 + 2 / 3})
-    assert scores["vision"] == pytest.approx({1: -0.04, 2: 0.06, 3: 0.16})
-    assert weights["language"] == {1: 0.5, 2: 0.5, 3: 0.5}
-    assert list(scores) == ["multimodal", "language", "audio", "vision"]
-    assert read_curves(folder, "bleu")[0] == {}
-
-
-def test_the_history_is_that_of_the_rounds(tmp_path: Path) -> None:
-    history = read_history(write_full_run(tmp_path / "a", rejected=["audio-1: <late>"]))
+def test_history_and_curves_are_those_of_the_rounds(tmp_path: Path) -> None:
+    folder = write_full_run(tmp_path / "a", rejected=["audio-1: <late>"])
+    history, (scores, losses, weights) = read_history(folder), read_curves(folder, "corr")
     assert history.count == 3 == len(history.sample)
     assert history.sample[1].decoder_weights["head.bias"]["vision"] == 0.2
     assert list(history.sample[2].posterior_widths) == list(CLIENTS)
     assert history.seconds[1] == {"configure": 0.1, "wait": 0.6, "merge": 0.2, "evaluate": 0.1}
     assert history.rejections == [(number, "audio-1: <late>") for number in (1, 2, 3)]
-    (tmp_path / "a" / ROUNDS).unlink()
-    assert read_history(tmp_path / "a").count == 0
-    assert not any(read_curves(tmp_path / "a", "corr"))
+    assert losses["audio"] == pytest.approx({1: 3, 2: 2, 3: 1 + 2 / 3})
+    assert list(scores) == ["multimodal", "language", "audio", "vision"]
+    assert scores["vision"] == pytest.approx({1: -0.04, 2: 0.06, 3: 0.16})
+    assert weights["language"] == {1: 0.5, 2: 0.5, 3: 0.5}
+    assert read_curves(folder, "bleu")[0] == {}
+    (folder / ROUNDS).unlink()
+    assert read_history(folder).count == 0 and not any(read_curves(folder, "corr"))
 
 
 def test_null_and_nan_are_gaps(tmp_path: Path) -> None:
@@ -180,7 +166,7 @@ def test_of_a_long_run_some_rounds_are_kept_but_all_seconds(tmp_path: Path) -> N
     assert history.rejected == 2 * count and len(history.rejections) == MOST_REJECTIONS
 
 
-@pytest.mark.parametrize(("count", "most"), [(0, 5), (1, 5), (6, 5), (3000, 100), (7, 2)])
+@pytest.mark.parametrize(("count", "most"), [(0, 5), (1, 5), (6, 5), (3000, 100)])
 def test_thinned_places_are_spread_evenly(count: int, most: int) -> None:
     places = thinned(range(count), most)
     assert len(places) == min(count, most) and places == sorted(set(places))
@@ -196,45 +182,40 @@ def test_rounds_of_several_series_are_put_together() -> None:
 
 # Damage -----------------------------------------------------------------------------------------
 
+_CONFIG = "{seed: 1, strategy: {name: x}%s}"
+
 
 @pytest.mark.parametrize(
     ("file", "content", "reason"),
     [
-        (SUMMARY, b"", "summary: Invalid JSON: "),
         (SUMMARY, b"\xff\xfe\x00", "summary: Invalid JSON: "),
-        (SUMMARY, b"[1]", "summary: Input should be an object"),
-        (SUMMARY, b'{"test": [1]}', "summary: test: Input should be"),
-        (SUMMARY, b'{"test": {"multimodal": {"corr": "high"}}}', "summary: test.multimodal.corr: "),
-        (SUMMARY, b'{"test": {"multimodal": {"corr": [1]}}}', "summary: test.multimodal.corr: "),
-        (SUMMARY, b'{"test": {"multimodal": {"f1": 1}}}', "test.multimodal has no corr"),
+        (SUMMARY, "[1]", "summary: Input should be an object"),
+        (SUMMARY, '{"test": [1]}', "summary: test: Input should be"),
+        (SUMMARY, '{"test": {"multimodal": {"corr": "high"}}}', "summary: test.multimodal.corr: "),
+        (SUMMARY, '{"test": {"multimodal": {"f1": 1}}}', "test.multimodal has no corr"),
         (CONFIG, b"\xff\xfe\x00", ""),
-        (CONFIG, b"a: [", "while parsing"),
-        (CONFIG, b"a: ${b}", "Interpolation key 'b' not found"),
-        (CONFIG, b"- 1", "expected settings"),
-        (CONFIG, b"", "there is no seed"),
-        (CONFIG, b"{seed: 1, strategy: {name: x}}", "there is no dataset.task"),
-        (CONFIG, b"{seed: 1.5, strategy: {name: x}, dataset: {task: x}}", "seed=1.5 is not an"),
-        (
-            CONFIG,
-            b"{seed: 1, strategy: {name: x}, dataset: {task: guess}}",
-            "dataset.task=guess: expected one of regression, classification, multilabel",
-        ),
-        (ROUNDS, b'{"round": 1', "line 1: Invalid JSON: "),
-        (ROUNDS, b'{"round": 1}\n3', "line 2: Input should be an object"),
+        (CONFIG, "a: [", "while parsing"),
+        (CONFIG, "a: ${b}", "Interpolation key 'b' not found"),
+        (CONFIG, "- 1", "expected settings"),
+        (CONFIG, "", "there is no seed"),
+        (CONFIG, _CONFIG % "", "there is no dataset.task"),
+        (CONFIG, "{seed: 1.5, strategy: {name: x}, dataset: {task: x}}", "seed=1.5 is not an"),
+        (CONFIG, _CONFIG % ", dataset: {task: guess}", "dataset.task=guess: expected one of regr"),
+        (ROUNDS, '{"round": 1}\n3', "line 2: Input should be an object"),
         (ROUNDS, b"\xff\xfe", "line 1: Invalid JSON: "),
-        (ROUNDS, b"{}", "line 1: round: Field required"),
-        (ROUNDS, b'{"round": "one"}', "line 1: round: Input should be a valid integer"),
-        (ROUNDS, b'{"round": 1, "bytes_up": "many"}', "line 1: bytes_up: "),
-        (ROUNDS, b'{"round": 2, "client_losses": [1]}', "line 1: client_losses: "),
-        (ROUNDS, b'{"round": 2, "client_losses": {"a-0": "x"}}', "line 1: client_losses.a-0: "),
-        (ROUNDS, b'{"round": 2, "decoder_weights": {"head": 3}}', "line 1: decoder_weights.head: "),
-        (ROUNDS, b'{"round": 2, "phases": {"wait": []}}', "line 1: phases.wait: "),
-        (ROUNDS, b'{"round": 2, "rejected": 7}', "line 1: rejected: "),
+        (ROUNDS, "{}", "line 1: round: Field required"),
+        (ROUNDS, '{"round": "one"}', "line 1: round: Input should be a valid integer"),
+        (ROUNDS, '{"round": 1, "bytes_up": "many"}', "line 1: bytes_up: "),
+        (ROUNDS, '{"round": 2, "client_losses": {"a-0": "x"}}', "line 1: client_losses.a-0: "),
+        (ROUNDS, '{"round": 2, "decoder_weights": {"head": 3}}', "line 1: decoder_weights.head: "),
+        (ROUNDS, '{"round": 2, "rejected": 7}', "line 1: rejected: "),
     ],
 )
-def test_a_damaged_file_is_named(tmp_path: Path, file: str, content: bytes, reason: str) -> None:
+def test_a_damaged_file_is_named(
+    tmp_path: Path, file: str, content: str | bytes, reason: str
+) -> None:
     folder = write_run(tmp_path / "a")
-    (folder / file).write_bytes(content)
+    (folder / file).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError) as raised:
         find_results([str(tmp_path)])
     message = str(raised.value)
