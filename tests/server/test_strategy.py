@@ -35,19 +35,9 @@ from common.model.ha_fedformer import (
     trained_names,
 )
 from common.posterior import Form, Gaussian, Posterior
-from common.protocol import (
-    decode_downlink,
-    decode_uplink,
-    encode_uplink,
-    payload_bytes,
-)
+from common.protocol import decode_downlink, decode_uplink, encode_uplink, payload_bytes
 from common.seeding import derive_seed
-from common.structures import (
-    Structure,
-    decoder_structure,
-    encoder_structure,
-    posterior_form,
-)
+from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.posterior_std import posterior_std
@@ -449,12 +439,7 @@ def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> N
 
 WHEN = pytest.mark.parametrize(
     ("when", "skew", "holds"),
-    [
-        ("never", 0.9, False),
-        ("always", 0.0, True),
-        ("skewed", 0.3, True),
-        ("skewed", 0.2, False),
-    ],
+    [("never", 0.9, False), ("always", 0.0, True), ("skewed", 0.3, True), ("skewed", 0.2, False)],
 )
 
 

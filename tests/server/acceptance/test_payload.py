@@ -16,12 +16,7 @@ from common.model.ha_fedformer import (
 )
 from common.posterior import Form, Gaussian
 from common.protocol import encode_uplink, payload_bytes
-from common.structures import (
-    Structure,
-    decoder_structure,
-    encoder_structure,
-    posterior_form,
-)
+from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from common.task import Task
 from server.acceptance.payload import SLACK, check_payload, payload_limits
 from server.acceptance.validation import RejectedUpdateError

@@ -123,9 +123,7 @@ def test_decoders_with_precisions_merge_by_them_across_modalities() -> None:
         left += each.examples * precision
         right += each.examples * mean.double().numpy() @ precision
     sure = StrategyConfig(
-        "few_rounds",
-        encoder=EncoderConfig("pbea"),
-        decoder=DecoderConfig(merge="posterior"),
+        "few_rounds", encoder=EncoderConfig("pbea"), decoder=DecoderConfig(merge="posterior")
     )
     found = merged(total_of(uplinks, sure)).parts.decoder["head"].numpy()
     np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)
