@@ -1,6 +1,6 @@
 """One hostile client in a round of honest ones: it is named, and changes no bit of the result."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 
@@ -32,14 +32,18 @@ def federation(*overrides: str) -> Federation:
     return Federation(config_with(*overrides), dict(NODES))
 
 
-def split(messages: Iterable[Message]) -> tuple[Message, list[Message]]:
-    """Return the message to the bad client, and the others'."""
-    messages = list(messages)
-    (bad,) = (m for m in messages if m.metadata.dst_node_id == BAD_NODE)
-    return bad, [message for message in messages if message is not bad]
-
-
 Attack = Callable[[Message, Config], Message]
+
+
+def replies(run: Federation, server_round: int, attack: Attack | None = honest) -> list[Message]:
+    """Answer: the bad client first and by an attack, or not at all; the others honestly."""
+    asked = sorted(run.ask(server_round), key=lambda m: m.metadata.dst_node_id != BAD_NODE)
+    attacks = [attack if m.metadata.dst_node_id == BAD_NODE else honest for m in asked]
+    return [
+        make(message, run.config)
+        for message, make in zip(asked, attacks, strict=True)
+        if make is not None
+    ]
 
 
 def in_update(change: Callable[[Uplink], Uplink]) -> Attack:
@@ -210,25 +214,21 @@ OWN_FAILURES = {"a reason that clears the screen", "an error of a megabyte"}
 
 
 @cache
-def honest_alone(strategy: str) -> tuple[dict[str, Tensor], list[Message]]:
-    """Return what the others' replies are merged to, and the replies, for any number of rounds."""
+def honest_alone(strategy: str) -> dict[str, Tensor]:
+    """Return what the others' replies are merged to."""
     run = federation(f"strategy={strategy}")
-    _, others = split(run.ask(ROUND))
-    replies = [honest(m, run.config) for m in others]
-    arrays, report = run.merge(replies, ROUND)
+    arrays, report = run.merge(replies(run, ROUND, None), ROUND)
     assert report.rejected == (f"{BAD}: no reply",) and report.refused == 0
-    return arrays, replies
+    return arrays
 
 
 @pytest.mark.parametrize("attack", list(ATTACKS))
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_hostile_update_is_named_and_changes_no_bit(strategy: str, attack: str) -> None:
     run = federation(f"strategy={strategy}")
-    bad, _ = split(run.ask(ROUND))
     make, *words = ATTACKS[attack]
-    expected, replies = honest_alone(strategy)
-    arrays, report = run.merge([make(bad, run.config), *replies], ROUND)
-    assert_bitwise(arrays, expected)
+    arrays, report = run.merge(replies(run, ROUND, make), ROUND)
+    assert_bitwise(arrays, honest_alone(strategy))
     assert report.clients == {"audio": 2, "vision": 1}
     (line,) = report.rejected
     assert line.startswith(f"{BAD} (node {BAD_NODE}): ")
@@ -240,13 +240,10 @@ def test_hostile_update_is_named_and_changes_no_bit(strategy: str, attack: str) 
 
 
 def test_second_reply_is_refused_whatever_it_holds() -> None:
-    run = federation("strategy=paper")
-    bad, others = split(run.ask(ROUND))
-    replies = [honest(m, run.config) for m in (bad, *others)]
-    expected, _ = run.merge(replies, ROUND)
-    again = federation("strategy=paper")
-    bad, _ = split(again.ask(ROUND))
-    arrays, report = again.merge([*replies, in_means(lambda m: m * 1.01)(bad, run.config)], ROUND)
+    run, again = federation("strategy=paper"), federation("strategy=paper")
+    expected, _ = run.merge(replies(run, ROUND), ROUND)
+    second, *_ = replies(again, ROUND, in_means(lambda m: m * 1.01))
+    arrays, report = again.merge([*replies(again, ROUND), second], ROUND)
     assert_bitwise(arrays, expected)
     assert report.rejected == (f"{BAD} (node 12): {BAD} has answered before",)
     assert report.refused == 1
@@ -254,12 +251,13 @@ def test_second_reply_is_refused_whatever_it_holds() -> None:
 
 def test_node_that_was_not_asked_cannot_speak_for_one_that_was() -> None:
     run = federation("strategy=fedavg")
-    messages = run.ask(ROUND)
-    for message in messages:
-        if message.metadata.dst_node_id == BAD_NODE:
-            message.metadata.dst_node_id = 99
-    arrays, report = run.merge([honest(m, run.config) for m in messages], ROUND)
-    assert_bitwise(arrays, honest_alone("fedavg")[0])
+
+    def elsewhere(message: Message, config: Config) -> Message:
+        message.metadata.dst_node_id = 99
+        return honest(message, config)
+
+    arrays, report = run.merge(replies(run, ROUND, elsewhere), ROUND)
+    assert_bitwise(arrays, honest_alone("fedavg"))
     assert report.rejected == (
         f"{BAD}: no reply",
         f"no client that was asked (node 99): {BAD} was not asked of this node",
@@ -275,16 +273,12 @@ def test_what_nobody_foresaw_costs_one_update(monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr("server.acceptance.update_filter.decode_uplink", read)
     run = federation("strategy=hierarchical")
-    arrays, report = run.merge([honest(m, run.config) for m in run.ask(ROUND)], ROUND)
-    assert_bitwise(arrays, honest_alone("hierarchical")[0])
+    arrays, report = run.merge(replies(run, ROUND), ROUND)
+    assert_bitwise(arrays, honest_alone("hierarchical"))
     assert report.rejected == (f"{BAD} (node 12): cannot be checked: RecursionError: too deep",)
 
 
 # --- Again and again --------------------------------------------------------------------------
-
-
-def asked(messages: Iterable[Message]) -> set[int]:
-    return {message.metadata.dst_node_id for message in messages}
 
 
 @pytest.mark.parametrize("allowed", [1, 3, None])
@@ -295,16 +289,10 @@ def test_node_is_left_out_after_so_many_refused_updates_also_after_a_restart(
     run, lines = federation(*overrides), []
     last = allowed or 4
     for server_round in range(1, last + 2):
-        messages = run.ask(server_round)
-        assert (BAD_NODE in asked(messages)) == (server_round <= last or allowed is None)
+        made = replies(run, server_round, sending(examples=0))
+        assert len(made) == (4 if server_round <= last or allowed is None else 3)
         # However much it sends at last, that it is left out is said once.
-        many = 3 if server_round == allowed else 1
-        replies = [
-            (sending(examples=0) if m.metadata.dst_node_id == BAD_NODE else honest)(m, run.config)
-            for m in messages
-            for _ in range(many if m.metadata.dst_node_id == BAD_NODE else 1)
-        ]
-        arrays, report = run.merge(replies, server_round)
+        arrays, report = run.merge([*made[:1] * (server_round == allowed) * 2, *made], server_round)
         lines += [line for line in report.rejected if "left out" in line]
         assert report.clients["audio"] == 2
         restarted = federation(*overrides)
@@ -318,30 +306,22 @@ def test_silence_and_own_failures_are_forgiven() -> None:
     run = federation("strategy=fedavg", "strategy.screening.max_faults=1")
     own = [instead(Error(2, "lost")), instead(encode_failure("its disk is full")), None]
     for server_round, make in enumerate([*own, *own], 1):
-        bad, others = split(run.ask(server_round))
-        replies = [honest(m, run.config) for m in others]
-        replies += [] if make is None else [make(bad, run.config)]
-        run.arrays, report = run.merge(replies, server_round)
+        run.arrays, report = run.merge(replies(run, server_round, make), server_round)
         assert report.refused == 0 and len(report.rejected) == 1
-    assert BAD_NODE in asked(run.ask(7))
+    assert len(run.ask(7)) == 4
 
 
 def test_an_update_is_compared_with_the_former_round_also_after_a_restart() -> None:
     before, after = federation("strategy=fedavg"), federation("strategy=fedavg")
     farther = in_means(lambda mean: mean + 1.5)
-    bad, others = split(before.ask(1))
     # In round 1 only what was sent is the measure, and this is less than ten times that.
-    replies = [farther(bad, before.config), *(honest(m, before.config) for m in others)]
-    before.arrays, report = before.merge(replies, 1)
+    before.arrays, report = before.merge(replies(before, 1, farther), 1)
     assert report.rejected == ()
     after.arrays = before.arrays
     after.strategy.restore(before.strategy.state())
-    results = []
-    for run in (before, after):
-        bad, others = split(run.ask(2))
-        replies = [farther(bad, run.config), *(honest(m, run.config) for m in others)]
-        results.append(run.merge(replies, 2))
-        (line,) = results[-1][1].rejected
+    results = [run.merge(replies(run, 2, farther), 2) for run in (before, after)]
+    for _, report in results:
+        (line,) = report.rejected
         assert line.startswith(f"{BAD} (node 12): the norm of its decoder's change")
         assert "more than 10 times the median" in line
     assert_bitwise(results[0][0], results[1][0])
@@ -349,28 +329,23 @@ def test_an_update_is_compared_with_the_former_round_also_after_a_restart() -> N
 
 def test_a_round_of_too_few_leaves_the_medians_as_they_were() -> None:
     run = federation("strategy=fedavg")
-    run.merge([honest(m, run.config) for m in run.ask(1)], 1)
+    run.merge(replies(run, 1), 1)
     medians = dict(run.strategy.state().medians)
     assert medians.keys() == {"decoder", "encoder", "encoder/audio", "encoder/vision"}
-    run.merge([honest(m, run.config) for m in list(run.ask(2))[:2]], 2)
+    run.merge(replies(run, 2)[:2], 2)
     assert run.strategy.state().medians == medians
-
-
-# --- Clipping ---------------------------------------------------------------------------------
 
 
 def test_private_server_refuses_what_was_not_clipped_and_only_that() -> None:
     run = federation("experiment=private", "strategy=fedavg", "privacy.clip=100")
-    bad, others = split(run.ask(ROUND))
-    replies = [in_means(far_away)(bad, run.config), *(honest(m, run.config) for m in others)]
-    arrays, report = run.merge(replies, ROUND)
+    arrays, report = run.merge(replies(run, ROUND, in_means(far_away)), ROUND)
     (line,) = report.rejected
     assert line.startswith(f"{BAD} (node 12): the norm of its change is")
     assert line.endswith("expected at most privacy.clip=100")
     assert report.clients == {"audio": 2, "vision": 1}
     # With noise: of deviation clip / 3 in the decoder.
     name = "lstm.weight_ih_l0"
-    means = [update_of(m, run.config).decoder[name].mean for m in others]
-    noise = arrays[f"decoder.{name}"] - torch.stack(means).mean(dim=0)
-    assert 20 < noise.std().item() < 50
+    kept = [decode_uplink(m.content) for m in replies(run, ROUND, None)]
+    mean = torch.stack([update.decoder[name].mean for update in kept]).mean(dim=0)
+    assert 20 < (arrays[f"decoder.{name}"] - mean).std().item() < 50
     assert privacy_spent(run.config, ROUND) is not None
