@@ -1,5 +1,7 @@
 """Sums of real labels and predictions pass; sums that none can have do not."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,7 +66,6 @@ PRIORS = {
     Task.classification: torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log(),
     Task.multilabel: torch.tensor([0.0, 1.0], dtype=torch.float64),
 }
-FLAT = [2.0] + [2.2] * 9
 
 
 def fault_of(task: Task, kind: str, numbers: list[float]) -> str | None:
@@ -77,101 +78,61 @@ def fault_of(task: Task, kind: str, numbers: list[float]) -> str | None:
     return agreement_fault(sums, 2, torch.tensor([3.0, 3, 4]).double(), task, PRIORS[task])
 
 
-def bent(index: int, change: float) -> str:
-    """Return the evidence of two items at the same loss, but for one temperature."""
-    return " ".join(str(loss + (place == index + 1) * change) for place, loss in enumerate(FLAT))
-
-
 def test_of_a_model_that_tells_nothing_all_is_plausible() -> None:
     for task in (Task.classification, Task.multilabel):
-        assert fault_of(task, "evidence", FLAT) is None
+        assert fault_of(task, "evidence", [2.0] + [2.2] * 9) is None
     assert fault_of(Task.classification, "agreement", [0.0] * 9) is None
 
 
-@pytest.mark.parametrize(
-    ("task", "kind", "sums", "words"),
-    [
-        (Task[task], kind, sums, words)
-        for kind, task, rows in [
-            (
-                "evidence",
-                "regression",
-                [
-                    ("-1 0 0 0 0 0", "of -1 items"),
-                    ("10.5 0 1 0 1 0", "10.5 items, expected at most 10"),
-                    ("0 0 1 0 0 0", "of no items"),
-                    ("4 0 -1 0 1 0", "no numbers have"),
-                    ("4 0 1 0 -1 0", "no numbers have"),
-                    ("4 0 0 0 1 .5", "no numbers have"),
-                    ("4 4 3.9 0 1 0", "Cauchy-Schwarz"),
-                    ("4 0 1 4 3.9 0", "Cauchy-Schwarz"),
-                    ("4 0 1 0 1 1.01", "Cauchy-Schwarz"),
-                    ("4 0 1 0 1 -1.01", "Cauchy-Schwarz"),
-                    # Each pair alone would do: centred, y and p have squares of 1, their product -3.
-                    ("4 4 5 4 5 1", "Cauchy-Schwarz"),
-                    # Beyond what numbers can hold as correlations.
-                    ("4 0 1e-300 0 1e-300 9e99", "Cauchy-Schwarz"),
-                    ("4 9e99 1e-300 -9e99 1e-300 0", "Cauchy-Schwarz"),
-                ],
-            ),
-            (
-                "evidence",
-                "classification",
-                [
-                    ("0" + 9 * " 1", "of no items"),
-                    (bent(8, -3), "log-loss of -0.8"),
-                    (bent(4, 0.5), "not convex"),
-                    ("2" + 9 * " 1.2", "of the prior of 1.2, expected 1.38629 to 3.21888"),
-                    ("2" + 9 * " 3.3", "of the prior of 3.3"),
-                ],
-            ),
-            (
-                "evidence",
-                "multilabel",
-                [
-                    (bent(2, 0.5), "not convex"),
-                    ("2" + 9 * " 2", "of the prior of 2, expected 2.01282 to 4.01282"),
-                    ("2" + 9 * " 4.1", "of the prior of 4.1"),
-                ],
-            ),
-            (
-                "agreement",
-                "classification",
-                [
-                    ("1" + 8 * " 1", "agreement of 1 without a model, expected 0"),
-                    ("0 1 2 2.5 2.9 3.2 3.5 3.7 3.9", "agreement of 3.9, expected at most"),
-                    ("0 0 0 0 0 0 0 1 2", "not concave"),
-                ],
-            ),
-            (
-                "labels",
-                "regression",
-                [
-                    ("", "label sums []"),
-                    ("10 nan 1", "nan"),
-                    ("9 0 1", "labels of 9 items, and has 10 examples"),
-                    ("10 10 9.9", "sum to 9.9, expected at least 10"),
-                    ("10 1 -5", "sum to -5"),
-                    ("10 1 5 11 -1", "negative count"),
-                    ("10 1 5 4 5", "9 labels in bins"),
-                ],
-            ),
-            ("labels", "classification", [("5 -1 6", "negative count"), ("5 6", "of 11 items")]),
-            (
-                "labels",
-                "multilabel",
-                [
-                    ("11 1", "labels of 11 items"),
-                    ("10 10.5", "more often than it has items"),
-                    ("10 -1", "negative count"),
-                ],
-            ),
-        ]
-        for sums, words in rows
-    ],
-)
-def test_impossible_sums_are_named(task: Task, kind: str, sums: str, words: str) -> None:
-    fault = fault_of(task, kind, list(map(float, sums.split())))
+#: A task, a kind of sums, the sums (1x3 is 1 1 1), and words of what is said.
+IMPOSSIBLE = """
+regression evidence: -1 0 0 0 0 0 -> of -1 items
+regression evidence: 10.5 0 1 0 1 0 -> 10.5 items, expected at most 10
+regression evidence: 0 0 1 0 0 0 -> of no items
+regression evidence: 4 0 -1 0 1 0 -> no numbers have
+regression evidence: 4 0 1 0 -1 0 -> no numbers have
+regression evidence: 4 0 0 0 1 .5 -> no numbers have
+regression evidence: 4 4 3.9 0 1 0 -> Cauchy-Schwarz
+regression evidence: 4 0 1 4 3.9 0 -> Cauchy-Schwarz
+regression evidence: 4 0 1 0 1 1.01 -> Cauchy-Schwarz
+regression evidence: 4 0 1 0 1 -1.01 -> Cauchy-Schwarz
+# Each pair alone would do: centred, y and p have squares of 1, and their product is -3.
+regression evidence: 4 4 5 4 5 1 -> Cauchy-Schwarz
+# Beyond what numbers can hold as correlations.
+regression evidence: 4 0 1e-300 0 1e-300 9e99 -> Cauchy-Schwarz
+regression evidence: 4 9e99 1e-300 -9e99 1e-300 0 -> Cauchy-Schwarz
+classification evidence: 0 1x9 -> of no items
+classification evidence: 2 2.2x8 -.8 -> log-loss of -0.8
+classification evidence: 2 2.2x4 2.7 2.2x4 -> not convex
+multilabel evidence: 2 2.2x2 2.7 2.2x6 -> not convex
+classification evidence: 2 1.2x9 -> of the prior of 1.2, expected 1.38629 to 3.21888
+classification evidence: 2 3.3x9 -> of the prior of 3.3
+multilabel evidence: 2 2x9 -> of the prior of 2, expected 2.01282 to 4.01282
+multilabel evidence: 2 4.1x9 -> of the prior of 4.1
+classification agreement: 1x9 -> agreement of 1 without a model, expected 0
+classification agreement: 0 1 2 2.5 2.9 3.2 3.5 3.7 3.9 -> agreement of 3.9, expected at most
+classification agreement: 0x7 1 2 -> not concave
+regression labels: -> label sums []
+regression labels: 10 nan 1 -> nan
+regression labels: 9 0 1 -> labels of 9 items, and has 10 examples
+regression labels: 10 10 9.9 -> sum to 9.9, expected at least 10
+regression labels: 10 1 -5 -> sum to -5
+regression labels: 10 1 5 11 -1 -> negative count
+regression labels: 10 1 5 4 5 -> 9 labels in bins
+classification labels: 5 -1 6 -> negative count
+classification labels: 5 6 -> labels of 11 items
+multilabel labels: 11 1 -> labels of 11 items
+multilabel labels: 10 10.5 -> more often than it has items
+multilabel labels: 10 -1 -> negative count
+"""
+
+
+@pytest.mark.parametrize("row", [row for row in IMPOSSIBLE.split("\n") if row and row[0] != "#"])
+def test_impossible_sums_are_named(row: str) -> None:
+    task, kind, sums, words = re.fullmatch(r"(\w+) (\w+):(.*) -> (.*)", row).groups()
+    runs = [number.partition("x") for number in sums.split()]
+    numbers = [float(number) for number, _, times in runs for _ in range(int(times or 1))]
+    fault = fault_of(Task[task], kind, numbers)
     assert fault is not None and words in fault, fault
 
 
