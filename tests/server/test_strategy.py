@@ -64,13 +64,7 @@ pytestmark = pytest.mark.usefixtures("in_a_task")
 def config_with(*overrides: str) -> Config:
     """Compose a small run, of the strategy with the most kinds of arrays unless one is named."""
     sizes = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
-    named = any(override.startswith("strategy=") for override in overrides)
-    return compose_config("config", [*sizes, *([] if named else ["strategy=paper"]), *overrides])
-
-
-def key_of(name: str) -> ClientKey:
-    modality, _, part = name.rpartition("-")
-    return ClientKey(modality, int(part))
+    return compose_config("config", [*sizes, "strategy=paper", *overrides])
 
 
 def examples_of(key: ClientKey) -> int:
@@ -83,6 +77,10 @@ def host(*names: str) -> Answer:
     return hosting(
         *(client(str(k), width=WIDTHS[k.modality], examples=examples_of(k)) for k in keys)
     )
+
+
+def split_trained(model: HAFedformer) -> ModelArrays:
+    return split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
 
 
 @dataclass
@@ -98,15 +96,13 @@ class Federation:
         shapes = {name: (width,) for name, width in WIDTHS.items()}
         spec = ModelSpec(shapes, 1, self.config.dataset.task, self.config.model)
         model = build_model(spec, seed=1)
-        self.arrays = model.state_dict()
-        self.trained = split_arrays({name: self.arrays[name] for name in trained_names(model)})
+        self.arrays, self.trained = model.state_dict(), split_trained(model)
         self.strategy = HierarchicalAggregation(self.config, Registry(), self.labels, self.trained)
 
     def ask(self, server_round: int = 1) -> list[Message]:
+        record = ArrayRecord(self.arrays)
         return list(
-            self.strategy.configure_train(
-                server_round, ArrayRecord(self.arrays), ConfigRecord(), self.grid
-            )
+            self.strategy.configure_train(server_round, record, ConfigRecord(), self.grid)
         )
 
     def merge(
@@ -116,9 +112,12 @@ class Federation:
         assert metrics is None and self.strategy.report is not None
         return record.to_torch_state_dict(), self.strategy.report
 
-
-def steps_of(examples: int, config: Config) -> int:
-    return config.client.local_epochs * math.ceil(examples / config.client.batch_size)
+    def round(
+        self, server_round: int = 1, answer: Callable[[Message, Config], Message] | None = None
+    ) -> tuple[dict[str, Tensor], RoundRecord]:
+        """Ask, and merge what all clients answer."""
+        messages = self.ask(server_round)
+        return self.merge([(answer or honest)(m, self.config) for m in messages], server_round)
 
 
 def some_precision(mean: Tensor, form: Form, rng: np.random.Generator) -> Tensor | None:
@@ -131,11 +130,6 @@ def some_precision(mean: Tensor, form: Form, rng: np.random.Generator) -> Tensor
     return torch.from_numpy(spread @ spread.T / columns + np.eye(columns)).float()
 
 
-def some_calibration_sums(rng: np.random.Generator) -> Tensor:
-    y, p = torch.from_numpy(rng.normal(size=(2, 5)))
-    return torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
-
-
 def update_of(message: Message, config: Config | None = None) -> Uplink:
     """Make the update of an honest client, the same each time it is asked the same."""
     config = config or config_with()
@@ -145,29 +139,25 @@ def update_of(message: Message, config: Config | None = None) -> Uplink:
     def moved(array: Tensor) -> Tensor:
         return array + torch.from_numpy(rng.normal(scale=0.1, size=tuple(array.shape))).float()
 
-    def gaussian(array: Tensor, structure: Structure | None) -> Gaussian:
-        mean, form = moved(array), posterior_form(array, structure)
-        return Gaussian(mean, some_precision(mean, form, rng), form)
+    def posterior(arrays: Mapping[str, Tensor], structure: Structure | None) -> Posterior:
+        made = {}
+        for name, array in arrays.items():
+            if not name.startswith("standardise"):
+                mean, form = moved(array), posterior_form(array, structure)
+                made[name] = Gaussian(mean, some_precision(mean, form, rng), form)
+        return Posterior.of(made)
 
-    encoder = encoder_structure(config.strategy.encoder)
-    decoder = decoder_structure(config.strategy.decoder)
-    examples = examples_of(downlink.key)
-    return Uplink(
-        downlink.key,
-        downlink.round,
-        Posterior.of(
-            {
-                name: gaussian(array, encoder)
-                for name, array in downlink.encoder.items()
-                if not name.startswith("standardise")
-            }
-        ),
-        Posterior.of({name: gaussian(array, decoder) for name, array in downlink.decoder.items()}),
-        examples,
+    y, p = torch.from_numpy(rng.normal(size=(2, 5)))
+    examples, client = examples_of(downlink.key), config.client
+    return uplink(
+        str(downlink.key),
+        posterior(downlink.encoder, encoder_structure(config.strategy.encoder)),
+        posterior(downlink.decoder, decoder_structure(config.strategy.decoder)),
+        round=downlink.round,
+        examples=examples,
         train_loss=float(rng.uniform(0.5, 2)),
-        calibration_sums=some_calibration_sums(rng),
-        label_agreement=no_numbers(),
-        steps=steps_of(examples, config),
+        calibration_sums=torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1),
+        steps=client.local_epochs * math.ceil(examples / client.batch_size),
     )
 
 

@@ -1,5 +1,6 @@
 """Updates of clients, with what a test does not care for filled in."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,20 +16,32 @@ def key_of(name: str) -> ClientKey:
     return ClientKey(modality, int(part))
 
 
+Part = Posterior | Mapping[str, Tensor | Gaussian]
+
+
+def posterior_of(part: Part) -> Posterior:
+    if isinstance(part, Posterior):
+        return part
+    return Posterior.of({k: Gaussian(v) if isinstance(v, Tensor) else v for k, v in part.items()})
+
+
 def points(**arrays: Tensor) -> Posterior:
     """Make a posterior without precisions."""
-    return Posterior.of({name: Gaussian(array) for name, array in arrays.items()})
+    return posterior_of(arrays)
 
 
-def uplink(client: str, **fields: Any) -> Uplink:
-    """Make what a client answers; either part may be a mapping of tensors or Gaussians."""
-    given = {
-        **{"round": 1, "examples": 12, "train_loss": 0.5, "steps": 1},
-        **{"calibration_sums": no_numbers(), "label_agreement": no_numbers()},
-        **{"encoder": {"w": torch.zeros(1)}, "decoder": {"head": torch.zeros(1)}, **fields},
+def uplink(
+    client: str,
+    encoder: Part | None = None,
+    decoder: Part | None = None,
+    **fields: Any,
+) -> Uplink:
+    """Make what a client answers."""
+    given = {"round": 1, "examples": 12, "train_loss": 0.5, "steps": 1}
+    sums = {"calibration_sums": no_numbers(), "label_agreement": no_numbers()}
+    one = torch.zeros(1)
+    parts = {
+        "encoder": posterior_of({"w": one} if encoder is None else encoder),
+        "decoder": posterior_of({"head": one} if decoder is None else decoder),
     }
-    for part in ("encoder", "decoder"):
-        if not isinstance(given[part], Posterior):
-            made = {k: Gaussian(v) if isinstance(v, Tensor) else v for k, v in given[part].items()}
-            given[part] = Posterior.of(made)
-    return Uplink(key_of(client), **given)
+    return Uplink(key_of(client), **(given | sums | parts | fields))
