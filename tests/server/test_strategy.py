@@ -1,7 +1,8 @@
 """A round at the server, over a grid in memory: who gets what, and what becomes of the replies."""
 
 import math
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 
@@ -9,25 +10,19 @@ import numpy as np
 import pytest
 import torch
 from fake_nodes import Answer, FakeGrid, client, hosting
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Error,
-    Message,
-    MessageType,
-    MetricRecord,
-    RecordDict,
-)
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
 from torch import Tensor
+from updates import key_of, uplink
 
 from client.app import given_config, make_client_app
 from common.clients import ClientKey
 from common.config import ClientWeights, Config, compose_config
 from common.data.federation import load_joint
 from common.errors import UserError
-from common.messages import Uplink, no_numbers
+from common.messages import Uplink
 from common.model.ha_fedformer import (
+    HAFedformer,
+    ModelArrays,
     ModelSpec,
     build_model,
     join_arrays,
@@ -39,7 +34,7 @@ from common.protocol import decode_downlink, decode_uplink, encode_uplink, paylo
 from common.seeding import derive_seed
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from server.aggregation.client_weights import client_weight
-from server.aggregation.hierarchy import RoundSum, merge_round
+from server.aggregation.hierarchy import MergedRound, RoundSum, merge_round
 from server.aggregation.posterior_std import posterior_std
 from server.records import RoundRecord
 from server.roster.labels import PooledLabels
@@ -101,9 +96,7 @@ class Federation:
 
     def ask(self, server_round: int = 1) -> list[Message]:
         record = ArrayRecord(self.arrays)
-        return list(
-            self.strategy.configure_train(server_round, record, ConfigRecord(), self.grid)
-        )
+        return list(self.strategy.configure_train(server_round, record, ConfigRecord(), self.grid))
 
     def merge(
         self, replies: Iterable[Message], server_round: int = 1
@@ -201,20 +194,19 @@ def test_what_becomes_of_a_model_after_it_was_sent_changes_nothing() -> None:
     assert_bitwise(federation.merge(map(honest, asked))[0], expected)
 
 
+def asked_of(federation: Federation, server_round: int) -> set[str]:
+    return {str(decode_downlink(m.content).key) for m in federation.ask(server_round)}
+
+
 def test_node_that_joined_takes_part_in_the_next_round_and_one_that_left_does_not() -> None:
     federation = Federation(config_with())
     assert len(federation.ask(1)) == 5
     del federation.grid.nodes[13]
     federation.grid.nodes[15] = host("vision-7")
-    asked = {str(decode_downlink(message.content).key) for message in federation.ask(2)}
-    assert asked == {"audio-0", "audio-1", "vision-0", "vision-1", "vision-7"}
-
-
-def test_nothing_is_sent_for_evaluation() -> None:
-    federation = Federation(config_with())
+    assert asked_of(federation, 2) == {"audio-0", "audio-1", "vision-0", "vision-1", "vision-7"}
+    # Nothing is sent for evaluation.
     record = ArrayRecord(federation.arrays)
-    asked = federation.strategy.configure_evaluate(1, record, ConfigRecord(), federation.grid)
-    assert list(asked) == []
+    assert not federation.strategy.configure_evaluate(1, record, ConfigRecord(), federation.grid)
     assert federation.strategy.aggregate_evaluate(1, []) is None
 
 
@@ -222,10 +214,6 @@ TEN_AND_THREE = {
     **{100 + part: (f"audio-{part}",) for part in range(10)},
     **{200 + part: (f"vision-{part}",) for part in range(3)},
 }
-
-
-def chosen(federation: Federation, server_round: int) -> set[str]:
-    return {str(decode_downlink(m.content).key) for m in federation.ask(server_round)}
 
 
 @pytest.mark.parametrize(
@@ -236,23 +224,22 @@ def test_fraction_of_each_modality_takes_part_and_never_none(
 ) -> None:
     federation = Federation(config_with(f"strategy.fraction={fraction}"), dict(TEN_AND_THREE))
     for server_round in (1, 2, 3):
-        names = chosen(federation, server_round)
-        assert sum(name.startswith("audio") for name in names) == audio
-        assert sum(name.startswith("vision") for name in names) == vision
+        modalities = [name.partition("-")[0] for name in asked_of(federation, server_round)]
+        assert Counter(modalities) == {"audio": audio, "vision": vision}
 
 
 def test_choice_is_seeded_by_the_round() -> None:
     config = config_with("strategy.fraction=0.3")
     forward = Federation(config, dict(TEN_AND_THREE))
-    rounds = {server_round: chosen(forward, server_round) for server_round in range(1, 13)}
+    rounds = {server_round: asked_of(forward, server_round) for server_round in range(1, 13)}
     backward = Federation(config, dict(reversed(TEN_AND_THREE.items())))
     for server_round in reversed(rounds):
-        assert chosen(backward, server_round) == rounds[server_round]
+        assert asked_of(backward, server_round) == rounds[server_round]
     assert len(set(map(frozenset, rounds.values()))) > 6
     # Everyone has a turn: the chance that one of ten never has in 12 rounds is .14 %.
     assert len(set.union(*rounds.values())) == 13
     other = Federation(config_with("strategy.fraction=0.3", "seed=5"), dict(TEN_AND_THREE))
-    assert any(chosen(other, n) != names for n, names in rounds.items())
+    assert any(asked_of(other, n) != names for n, names in rounds.items())
 
 
 def test_halved_weights_are_what_clients_start_from() -> None:
@@ -273,27 +260,28 @@ def test_halved_weights_are_what_clients_start_from() -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "hierarchical"])
 def test_changes_smaller_than_the_rounding_add_up(strategy: str) -> None:
-    overrides = (f"strategy={strategy}", "strategy.payload=float16")
-    federation = Federation(config := config_with(*overrides))
-    before = dict(federation.arrays)
-    step, rounds, name = 1e-6, 30, "decoder.contract.weight"
+    federation = Federation(config_with(f"strategy={strategy}", "strategy.payload=float16"))
+    before, size, rounds = dict(federation.arrays), 1e-6, 30
+
+    def moved(message: Message, config: Config) -> Message:
+        sent, made = decode_downlink(message.content), update_of(message, config)
+        encoder = {key: replace(g, mean=sent.encoder[key]) for key, g in made.encoder.items()}
+        decoder = {
+            key: replace(g, mean=sent.decoder[key] + size) for key, g in made.decoder.items()
+        }
+        return Message(
+            encode_uplink(replace(made, encoder=encoder, decoder=decoder)), reply_to=message
+        )
+
     for number in range(1, rounds + 1):
-        replies = []
-        for message in federation.ask(number):
-            sent, made = decode_downlink(message.content), update_of(message, config)
-            encoder = {key: replace(g, mean=sent.encoder[key]) for key, g in made.encoder.items()}
-            decoder = {
-                key: replace(g, mean=sent.decoder[key] + step) for key, g in made.decoder.items()
-            }
-            moved = replace(made, encoder=encoder, decoder=decoder)
-            replies.append(Message(encode_uplink(moved), reply_to=message))
-        federation.arrays, report = federation.merge(replies, number)
+        federation.arrays, report = federation.round(number, moved)
         assert report.rejected == ()
+    name = "decoder.contract.weight"
     moved_by = federation.arrays[name] - before[name]
     if strategy == "fedadam":
         assert (moved_by > 0).all()
     else:
-        expected = torch.full_like(moved_by, rounds * step)
+        expected = torch.full_like(moved_by, rounds * size)
         torch.testing.assert_close(moved_by, expected, rtol=0.02, atol=0)
     # What did not move at the clients did not at the server.
     for key, array in federation.arrays.items():
@@ -317,20 +305,22 @@ def test_fedavg_is_numpy_s_average() -> None:
     arrays, report = federation.merge(honest(message, config) for message in messages)
     assert report.rejected == ()
     parts = split_arrays(arrays)
-
-    def average(stacks: list[Tensor], members: list[Uplink]) -> np.ndarray:
-        weights = [member.examples for member in members]
-        return np.average(np.stack([t.double().numpy() for t in stacks]), axis=0, weights=weights)
-
     everyone = [update_of(message, config) for message in messages]
-    for name, array in parts.decoder.items():
-        expected = average([member.decoder[name].mean for member in everyone], everyone)
-        np.testing.assert_allclose(array.numpy(), expected, atol=1e-6)
-    for modality in WIDTHS:
-        own = [member for member in everyone if member.key.modality == modality]
-        for name in federation.trained.encoders[modality]:
-            expected = average([member.encoder[name].mean for member in own], own)
-            np.testing.assert_allclose(parts.encoders[modality][name].numpy(), expected, atol=1e-6)
+    for modality in (*WIDTHS, None):
+        part = "decoder" if modality is None else "encoder"
+        own = [member for member in everyone if modality in (None, member.key.modality)]
+        weights = [member.examples for member in own]
+        for name in getattr(own[0], part):
+            means = np.stack([getattr(m, part)[name].mean.double().numpy() for m in own])
+            found = (parts.decoder if modality is None else parts.encoders[modality])[name]
+            expected = np.average(means, axis=0, weights=weights)
+            np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+
+
+def merged_round(federation: Federation, total: RoundSum) -> MergedRound:
+    """Merge the sum of round 2."""
+    noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
+    return merge_round(total, split_arrays(federation.arrays), noise)
 
 
 @pytest.mark.parametrize("strategy", ["paper", "hierarchical", "few_rounds"])
@@ -342,21 +332,16 @@ def test_round_is_the_merge_of_its_sum(strategy: str) -> None:
     total = RoundSum(config.strategy)
     for message in sorted(messages, key=lambda message: decode_downlink(message.content).key):
         total = total.add(update_of(message, config))
-    noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
-    expected = merge_round(total, split_arrays(federation.arrays), noise)
-    parts = split_arrays(arrays)
-    assert_bitwise(parts.decoder, dict(expected.parts.decoder))
-    for modality, encoder in expected.parts.encoders.items():
-        for name, array in encoder.items():
-            assert torch.equal(parts.encoders[modality][name], array)
+    expected = merged_round(federation, total)
+    for name, array in join_arrays(expected.parts).items():
+        assert torch.equal(arrays[name], array)
     assert report.decoder_weights == expected.decoder_weights
 
 
 @pytest.mark.parametrize("strategy", ["hierarchical", "few_rounds", "paper", "fedavg"])
 def test_order_of_the_replies_changes_no_bit(strategy: str) -> None:
-    orders = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)]
     results = []
-    for order in orders:
+    for order in [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)]:
         federation = Federation(config := config_with(f"strategy={strategy}"))
         replies = [honest(message, config) for message in federation.ask()]
         results.append(federation.merge([replies[index] for index in order]))
@@ -380,27 +365,25 @@ def test_statistics_of_the_features_stay_as_they_were() -> None:
 @pytest.mark.parametrize("strategy", ["hierarchical", "fedavg"])
 def test_report_counts_weighs_and_tells_clients_apart(strategy: str) -> None:
     federation = Federation(config := config_with(f"strategy={strategy}"))
-    messages = federation.ask(server_round=6)
-    updates = [update_of(message, config) for message in messages]
-    replies = [honest(message, config) for message in messages]
-    (lost,) = (index for index, each in enumerate(updates) if str(each.key) == BAD)
-    replies[lost] = Message(Error(1, "out of memory"), reply_to=messages[lost])
-    _, report = federation.merge(replies, server_round=6)
+    messages = sorted(federation.ask(6), key=lambda m: str(decode_downlink(m.content).key))
+    kept = {str(each.key): each for each in (update_of(m, config) for m in messages)}
+    replies = {name: honest(m, config) for name, m in zip(kept, messages, strict=True)}
+    lost = messages[list(kept).index(BAD)]
+    del kept[BAD], replies[BAD]
+    failure = Message(Error(1, "out of memory"), reply_to=lost)
+    _, report = federation.merge([failure, *replies.values()], server_round=6)
     assert (report.round, report.clients) == (6, {"audio": 2, "vision": 2})
     assert report.reused == () and report.rejected == (f"{BAD} (node 12): out of memory",)
     assert report.bytes_down == sum(payload_bytes(each.content) for each in messages) > 0
-    del replies[lost]
-    assert report.bytes_up == sum(payload_bytes(each.content) for each in replies) > 0
-    kept = sorted((each for each in updates if str(each.key) != BAD), key=lambda each: each.key)
-    assert report.client_losses == {str(each.key): each.train_loss for each in kept}
+    assert report.bytes_up == sum(payload_bytes(each.content) for each in replies.values()) > 0
+    assert report.client_losses == {name: each.train_loss for name, each in kept.items()}
     for modality, loss in report.train_loss.items():
-        losses = [(each.train_loss, each.examples) for each in kept if each.key[0] == modality]
-        values, weights = zip(*losses, strict=True)
-        assert loss == pytest.approx(np.average(values, weights=weights))
-    assert all(
-        sum(shares.values()) == pytest.approx(1) for shares in report.decoder_weights.values()
-    )
-    stds = {str(each.key): posterior_std(each) for each in kept}
+        own = [each for name, each in kept.items() if name.startswith(modality)]
+        weights = [each.examples for each in own]
+        assert loss == pytest.approx(np.average([u.train_loss for u in own], weights=weights))
+    for shares in report.decoder_weights.values():
+        assert sum(shares.values()) == pytest.approx(1)
+    stds = {name: posterior_std(each) for name, each in kept.items()}
     assert report.posterior_widths == {name: each for name, each in stds.items() if each}
     # CmDA merges decoders by what they are, so they come without a precision.
     layers = {layer for each in stds.values() for layer in each}
@@ -413,11 +396,8 @@ def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> N
     assert all(sums.tolist() == [0] * 6 for sums in federation.strategy.calibration_sums.values())
     first = federation.ask(1)
     federation.merge(map(honest, first), 1)
-    second = federation.ask(2)
-    audio_only = [
-        message for message in second if decode_downlink(message.content).key.modality == "audio"
-    ]
-    federation.merge(map(honest, audio_only), 2)
+    second = [m for m in federation.ask(2) if update_of(m).key.modality == "audio"]
+    federation.merge(map(honest, second), 2)
     for modality, messages in (("audio", second), ("vision", first)):
         own = [u for u in map(update_of, messages) if u.key.modality == modality]
         expected = torch.stack([update.calibration_sums for update in own]).sum(dim=0)
@@ -462,10 +442,8 @@ def test_momentum_is_kept_from_round_to_round_where_it_holds(
     for number in (1, 2, 3):
         before, averaging = federation.arrays, Federation(plain)
         averaging.arrays = before
-        replies = [honest(message, plain) for message in averaging.ask(number)]
-        average, _ = averaging.merge(replies, number)
-        replies = [honest(message, config) for message in federation.ask(number)]
-        federation.arrays, _ = federation.merge(replies, number)
+        average, _ = averaging.round(number)
+        federation.arrays, _ = federation.round(number)
         for name, array in federation.arrays.items():
             momentum[name] = 0.6 * momentum[name] + (average[name] - before[name])
             expected = before[name] + 0.7 * momentum[name] if holds else average[name]
@@ -493,9 +471,7 @@ def test_trust_weighs_updates_and_evidence() -> None:
         total = total.add(update, client_weight(update, ClientWeights.agreement, trust), trust)
         if update.key.modality == "audio":
             seen += trust * update.calibration_sums
-    noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
-    expected = merge_round(total, split_arrays(federation.arrays), noise)
-    for name, array in join_arrays(expected.parts).items():
+    for name, array in join_arrays(merged_round(federation, total).parts).items():
         assert torch.equal(arrays[name], array)
     torch.testing.assert_close(federation.strategy.calibration_sums["audio"], seen)
 
@@ -503,8 +479,18 @@ def test_trust_weighs_updates_and_evidence() -> None:
 @pytest.mark.parametrize(
     "strategy",
     [
-        *("fedavg", "fedprox", "fedavgm", "fedadam", "fednova", "fedatt"),
-        *("median", "trimmed_mean", "pbea", "cmda", "paper", "hierarchical"),
+        "fedavg",
+        "fedprox",
+        "fedavgm",
+        "fedadam",
+        "fednova",
+        "fedatt",
+        "median",
+        "trimmed_mean",
+        "pbea",
+        "cmda",
+        "paper",
+        "hierarchical",
     ],
 )
 def test_every_strategy_makes_rounds_in_which_a_modality_is_silent(strategy: str) -> None:
@@ -529,16 +515,16 @@ def test_every_strategy_makes_rounds_in_which_a_modality_is_silent(strategy: str
 # --- Bad replies ------------------------------------------------------------------------------
 
 
-def empty(message: Message) -> Message:
-    """Reply with an update of no examples, which is refused."""
-    return Message(encode_uplink(replace(update_of(message), examples=0)), reply_to=message)
-
-
 def test_bad_replies_are_all_named_in_a_fixed_order_and_change_nothing() -> None:
     lines = []
     for order in (1, -1):
         federation = Federation(config_with())
-        arrays, report = federation.merge([empty(m) for m in federation.ask()][::order])
+        empty = [replace(update_of(message), examples=0) for message in federation.ask()]
+        replies = [
+            Message(encode_uplink(update), reply_to=message)
+            for update, message in zip(empty, federation.ask(), strict=True)
+        ]
+        arrays, report = federation.merge(replies[::order])
         assert_bitwise(arrays, federation.arrays)
         assert report.clients == {} and report.decoder_weights == {}
         assert report.reused == ("audio", "vision")
@@ -556,42 +542,22 @@ def test_client_whose_host_holds_another_is_known_by_its_key() -> None:
         assert all("no reply" in line for line in report.rejected)
 
 
-# --- Nodes that are still at a former round ---------------------------------------------------
-
-
-def test_busy_node_is_not_asked_and_named() -> None:
+def test_busy_node_is_not_asked_and_named_but_all_are_where_all_are_busy() -> None:
     federation = Federation(config_with())
-    busy = next(iter(federation.nodes))
+    busy, *others = federation.nodes
     federation.strategy.registry.backlog.add("late", busy)
     messages = federation.ask()
     assert messages and all(message.metadata.dst_node_id != busy for message in messages)
     _, report = federation.merge(map(honest, messages))
     assert [line.split(":")[0] for line in report.rejected] == sorted(federation.nodes[busy])
     assert all("skipped: still busy" in line for line in report.rejected)
-
-
-def test_where_all_are_busy_all_are_asked() -> None:
-    federation = Federation(config_with())
-    for node in federation.nodes:
+    for node in others:
         federation.strategy.registry.backlog.add(str(node), node)
-    messages = federation.ask()
-    _, report = federation.merge(map(honest, messages))
+    _, report = federation.round(2)
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
 
 
 # --- With real clients, through Flower's own loop ---------------------------------------------
-
-
-class Recorded(HierarchicalAggregation):
-    reports: list[RoundRecord]
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, MetricRecord | None]:
-        merged = super().aggregate_train(server_round, replies)
-        assert self.report is not None
-        self.reports.append(self.report)
-        return merged
 
 
 def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
@@ -607,7 +573,6 @@ def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
     app = make_client_app(partial(given_config, config))
     shapes = {name: each.statistics_shape for name, each in joint.items.sequences.items()}
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
-    trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
     results = []
     for nodes in (6, 4):
 
@@ -617,10 +582,17 @@ def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
             return app(message, Context(1, node, settings, RecordDict(), {}))
 
         grid = FakeGrid(dict.fromkeys(range(50, 50 + nodes), answer))
-        strategy = Recorded(config, Registry(), LABELS, trained)
-        strategy.reports = []
+        strategy = HierarchicalAggregation(config, Registry(), LABELS, split_trained(model))
+        aggregate, reports = strategy.aggregate_train, []
+
+        def recorded(number, replies, strategy=strategy, aggregate=aggregate, reports=reports):
+            merged = aggregate(number, replies)
+            reports.append(strategy.report)
+            return merged
+
+        strategy.aggregate_train = recorded
         result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=2)
-        results.append((result.arrays.to_torch_state_dict(), strategy.reports))
+        results.append((result.arrays.to_torch_state_dict(), reports))
         assert len(grid.asked) == nodes + 2 * 6
     assert_bitwise(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
