@@ -2,166 +2,52 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from fake_nodes import Answer, FakeGrid, client, hosting
+from fake_nodes import FakeGrid
 from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from memory_federation import (
+    BAD,
+    LABELS,
+    NODES,
+    PRIOR,
+    SHARES,
+    WIDTHS,
+    Federation,
+    assert_bitwise,
+    config_with,
+    honest,
+    host,
+    key,
+    split_trained,
+    update_of,
+)
 from torch import Tensor
-from updates import key_of, uplink
 
 from client.app import given_config, make_client_app
-from common.clients import ClientKey
-from common.config import ClientWeights, Config, compose_config
+from common.config import ClientWeights, Config
 from common.data.federation import load_joint
 from common.errors import UserError
-from common.messages import Uplink
 from common.model.ha_fedformer import (
-    HAFedformer,
-    ModelArrays,
     ModelSpec,
     build_model,
     join_arrays,
     split_arrays,
-    trained_names,
 )
-from common.posterior import Form, Gaussian, Posterior
 from common.protocol import decode_downlink, decode_uplink, encode_uplink, payload_bytes
 from common.seeding import derive_seed
-from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from server.aggregation.client_weights import client_weight
-from server.aggregation.hierarchy import MergedRound, RoundSum, merge_round
+from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.posterior_std import posterior_std
 from server.records import RoundRecord
-from server.roster.labels import PooledLabels
 from server.roster.registry import Registry
 from server.strategy import HierarchicalAggregation
 
-WIDTHS = {"audio": 3, "vision": 5}
-#: Node to its clients; the first hosts two, as a simulated node may.
-NODES = {11: ("audio-0", "vision-0"), 12: ("audio-1",), 13: ("audio-2",), 14: ("vision-1",)}
-PRIOR = torch.tensor([0.3, 1.7], dtype=torch.float64)
-SHARES = torch.tensor([0.25, 0.75], dtype=torch.float64)
-LABELS = PooledLabels(PRIOR, SHARES, skew=0.05)
-
-#: The client that gives trouble, where one does.
-BAD = "audio-1"
-
-
 pytestmark = pytest.mark.usefixtures("in_a_task")
-
-
-@cache
-def config_with(*overrides: str) -> Config:
-    """Compose a small run, of the strategy with the most kinds of arrays unless one is named."""
-    sizes = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
-    return compose_config("config", [*sizes, "strategy=paper", *overrides])
-
-
-def examples_of(key: ClientKey) -> int:
-    return derive_seed("examples", str(key)) % 45 + 5
-
-
-def host(*names: str) -> Answer:
-    """Host clients as `client` describes them."""
-    keys = [key_of(name) for name in names]
-    return hosting(
-        *(client(str(k), width=WIDTHS[k.modality], examples=examples_of(k)) for k in keys)
-    )
-
-
-def split_trained(model: HAFedformer) -> ModelArrays:
-    return split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
-
-
-@dataclass
-class Federation:
-    """A strategy with its grid and the reports that it made."""
-
-    config: Config
-    nodes: dict[int, tuple[str, ...]] = field(default_factory=lambda: dict(NODES))
-    labels: PooledLabels = LABELS
-
-    def __post_init__(self) -> None:
-        self.grid = FakeGrid({node: host(*names) for node, names in self.nodes.items()})
-        shapes = {name: (width,) for name, width in WIDTHS.items()}
-        spec = ModelSpec(shapes, 1, self.config.dataset.task, self.config.model)
-        model = build_model(spec, seed=1)
-        self.arrays, self.trained = model.state_dict(), split_trained(model)
-        self.strategy = HierarchicalAggregation(self.config, Registry(), self.labels, self.trained)
-
-    def ask(self, server_round: int = 1) -> list[Message]:
-        record = ArrayRecord(self.arrays)
-        return list(self.strategy.configure_train(server_round, record, ConfigRecord(), self.grid))
-
-    def merge(
-        self, replies: Iterable[Message], server_round: int = 1
-    ) -> tuple[dict[str, Tensor], RoundRecord]:
-        record, metrics = self.strategy.aggregate_train(server_round, replies)
-        assert metrics is None and self.strategy.report is not None
-        return record.to_torch_state_dict(), self.strategy.report
-
-    def round(
-        self, server_round: int = 1, answer: Callable[[Message, Config], Message] | None = None
-    ) -> tuple[dict[str, Tensor], RoundRecord]:
-        """Ask, and merge what all clients answer."""
-        messages = self.ask(server_round)
-        return self.merge([(answer or honest)(m, self.config) for m in messages], server_round)
-
-
-def some_precision(mean: Tensor, form: Form, rng: np.random.Generator) -> Tensor | None:
-    if form is Form.identity:
-        return None
-    if form is Form.diagonal:
-        return torch.from_numpy(rng.uniform(0.5, 2, tuple(mean.shape))).float()
-    columns = mean[0].numel()
-    spread = rng.normal(size=(columns, columns))
-    return torch.from_numpy(spread @ spread.T / columns + np.eye(columns)).float()
-
-
-def update_of(message: Message, config: Config | None = None) -> Uplink:
-    """Make the update of an honest client, the same each time it is asked the same."""
-    config = config or config_with()
-    downlink = decode_downlink(message.content)
-    rng = np.random.default_rng(derive_seed("update", str(downlink.key), downlink.round))
-
-    def moved(array: Tensor) -> Tensor:
-        return array + torch.from_numpy(rng.normal(scale=0.1, size=tuple(array.shape))).float()
-
-    def posterior(arrays: Mapping[str, Tensor], structure: Structure | None) -> Posterior:
-        made = {}
-        for name, array in arrays.items():
-            if not name.startswith("standardise"):
-                mean, form = moved(array), posterior_form(array, structure)
-                made[name] = Gaussian(mean, some_precision(mean, form, rng), form)
-        return Posterior.of(made)
-
-    y, p = torch.from_numpy(rng.normal(size=(2, 5)))
-    examples, client = examples_of(downlink.key), config.client
-    return uplink(
-        str(downlink.key),
-        posterior(downlink.encoder, encoder_structure(config.strategy.encoder)),
-        posterior(downlink.decoder, decoder_structure(config.strategy.decoder)),
-        round=downlink.round,
-        examples=examples,
-        train_loss=float(rng.uniform(0.5, 2)),
-        calibration_sums=torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1),
-        steps=client.local_epochs * math.ceil(examples / client.batch_size),
-    )
-
-
-def honest(message: Message, config: Config | None = None) -> Message:
-    return Message(encode_uplink(update_of(message, config)), reply_to=message)
-
-
-def assert_bitwise(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    differing = [name for name in left if not torch.equal(left[name], right[name])]
-    assert differing == []
 
 
 # --- Asking -----------------------------------------------------------------------------------
@@ -195,7 +81,7 @@ def test_what_becomes_of_a_model_after_it_was_sent_changes_nothing() -> None:
 
 
 def asked_of(federation: Federation, server_round: int) -> set[str]:
-    return {str(decode_downlink(m.content).key) for m in federation.ask(server_round)}
+    return {str(key(message)) for message in federation.ask(server_round)}
 
 
 def test_node_that_joined_takes_part_in_the_next_round_and_one_that_left_does_not() -> None:
@@ -265,28 +151,24 @@ def test_changes_smaller_than_the_rounding_add_up(strategy: str) -> None:
 
     def moved(message: Message, config: Config) -> Message:
         sent, made = decode_downlink(message.content), update_of(message, config)
-        encoder = {key: replace(g, mean=sent.encoder[key]) for key, g in made.encoder.items()}
-        decoder = {
-            key: replace(g, mean=sent.decoder[key] + size) for key, g in made.decoder.items()
-        }
-        return Message(
-            encode_uplink(replace(made, encoder=encoder, decoder=decoder)), reply_to=message
-        )
+        encoder = {k: replace(g, mean=sent.encoder[k]) for k, g in made.encoder.items()}
+        decoder = {k: replace(g, mean=sent.decoder[k] + size) for k, g in made.decoder.items()}
+        made = replace(made, encoder=encoder, decoder=decoder)
+        return Message(encode_uplink(made), reply_to=message)
 
     for number in range(1, rounds + 1):
         federation.arrays, report = federation.round(number, moved)
         assert report.rejected == ()
-    name = "decoder.contract.weight"
-    moved_by = federation.arrays[name] - before[name]
+    moved_by = (federation.arrays[(name := "decoder.contract.weight")]) - before[name]
     if strategy == "fedadam":
         assert (moved_by > 0).all()
     else:
         expected = torch.full_like(moved_by, rounds * size)
         torch.testing.assert_close(moved_by, expected, rtol=0.02, atol=0)
     # What did not move at the clients did not at the server.
-    for key, array in federation.arrays.items():
-        if key.startswith("encoders."):
-            torch.testing.assert_close(array, before[key], rtol=0, atol=1e-6)
+    for name, array in federation.arrays.items():
+        if name.startswith("encoders."):
+            torch.testing.assert_close(array, before[name], rtol=0, atol=1e-6)
 
 
 def test_a_weight_that_cannot_be_halved_is_said() -> None:
@@ -317,39 +199,29 @@ def test_fedavg_is_numpy_s_average() -> None:
             np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
-def merged_round(federation: Federation, total: RoundSum) -> MergedRound:
-    """Merge the sum of round 2."""
+def assert_merged(
+    federation: Federation, found: tuple[dict[str, Tensor], RoundRecord], total: RoundSum
+) -> None:
+    """Compare, to the bit, with what round 2 makes of the sum of its clients in their order."""
     noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
-    return merge_round(total, split_arrays(federation.arrays), noise)
-
-
-@pytest.mark.parametrize("strategy", ["paper", "hierarchical", "few_rounds"])
-def test_round_is_the_merge_of_its_sum(strategy: str) -> None:
-    federation = Federation(config := config_with(f"strategy={strategy}"))
-    messages = federation.ask(server_round=2)
-    arrays, report = federation.merge([honest(m, config) for m in messages], server_round=2)
-    assert report.rejected == ()
-    total = RoundSum(config.strategy)
-    for message in sorted(messages, key=lambda message: decode_downlink(message.content).key):
-        total = total.add(update_of(message, config))
-    expected = merged_round(federation, total)
+    expected = merge_round(total, split_arrays(federation.arrays), noise)
     for name, array in join_arrays(expected.parts).items():
-        assert torch.equal(arrays[name], array)
-    assert report.decoder_weights == expected.decoder_weights
+        assert torch.equal(found[0][name], array)
+    assert found[1].rejected == () and found[1].decoder_weights == expected.decoder_weights
 
 
-@pytest.mark.parametrize("strategy", ["hierarchical", "few_rounds", "paper", "fedavg"])
-def test_order_of_the_replies_changes_no_bit(strategy: str) -> None:
-    results = []
+@pytest.mark.parametrize("strategy", ["paper", "hierarchical", "few_rounds", "fedavg"])
+def test_round_is_the_merge_of_its_sum_in_whatever_order_replies_come(strategy: str) -> None:
+    losses = []
     for order in [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)]:
         federation = Federation(config := config_with(f"strategy={strategy}"))
-        replies = [honest(message, config) for message in federation.ask()]
-        results.append(federation.merge([replies[index] for index in order]))
-        assert results[-1][1].rejected == ()
-    for arrays, report in results[1:]:
-        assert_bitwise(arrays, results[0][0])
-        assert report.train_loss == results[0][1].train_loss
-        assert report.decoder_weights == results[0][1].decoder_weights
+        messages, total = federation.ask(2), RoundSum(config.strategy)
+        found = federation.merge([honest(messages[index], config) for index in order], 2)
+        for message in sorted(messages, key=key):
+            total = total.add(update_of(message, config))
+        assert_merged(federation, found, total)
+        losses.append(found[1].train_loss)
+    assert losses[0] == losses[1] == losses[2]
 
 
 def test_statistics_of_the_features_stay_as_they_were() -> None:
@@ -365,7 +237,7 @@ def test_statistics_of_the_features_stay_as_they_were() -> None:
 @pytest.mark.parametrize("strategy", ["hierarchical", "fedavg"])
 def test_report_counts_weighs_and_tells_clients_apart(strategy: str) -> None:
     federation = Federation(config := config_with(f"strategy={strategy}"))
-    messages = sorted(federation.ask(6), key=lambda m: str(decode_downlink(m.content).key))
+    messages = sorted(federation.ask(6), key=key)
     kept = {str(each.key): each for each in (update_of(m, config) for m in messages)}
     replies = {name: honest(m, config) for name, m in zip(kept, messages, strict=True)}
     lost = messages[list(kept).index(BAD)]
@@ -396,7 +268,7 @@ def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> N
     assert all(sums.tolist() == [0] * 6 for sums in federation.strategy.calibration_sums.values())
     first = federation.ask(1)
     federation.merge(map(honest, first), 1)
-    second = [m for m in federation.ask(2) if update_of(m).key.modality == "audio"]
+    second = [m for m in federation.ask(2) if key(m).modality == "audio"]
     federation.merge(map(honest, second), 2)
     for modality, messages in (("audio", second), ("vision", first)):
         own = [u for u in map(update_of, messages) if u.key.modality == modality]
@@ -463,46 +335,30 @@ def judged(message: Message) -> Message:
 def test_trust_weighs_updates_and_evidence() -> None:
     federation = Federation(config_with("strategy.weights=agreement"))
     messages = federation.ask(2)
-    arrays, report = federation.merge(map(judged, messages), 2)
+    found = federation.merge(map(judged, messages), 2)
     total, seen = RoundSum(federation.config.strategy), torch.zeros(6, dtype=torch.float64)
-    for message in sorted(messages, key=lambda message: decode_downlink(message.content).key):
+    for message in sorted(messages, key=key):
         update = decode_uplink(judged(message).content)
-        trust = report.trust[str(update.key)]
+        trust = found[1].trust[str(update.key)]
         total = total.add(update, client_weight(update, ClientWeights.agreement, trust), trust)
         if update.key.modality == "audio":
             seen += trust * update.calibration_sums
-    for name, array in join_arrays(merged_round(federation, total).parts).items():
-        assert torch.equal(arrays[name], array)
+    assert_merged(federation, found, total)
     torch.testing.assert_close(federation.strategy.calibration_sums["audio"], seen)
 
 
 @pytest.mark.parametrize(
     "strategy",
     [
-        "fedavg",
-        "fedprox",
-        "fedavgm",
-        "fedadam",
-        "fednova",
-        "fedatt",
-        "median",
-        "trimmed_mean",
-        "pbea",
-        "cmda",
-        "paper",
-        "hierarchical",
+        *("fedavg", "fedprox", "fedavgm", "fedadam", "fednova", "fedatt"),
+        *("median", "trimmed_mean", "pbea", "cmda", "paper", "hierarchical"),
     ],
 )
 def test_every_strategy_makes_rounds_in_which_a_modality_is_silent(strategy: str) -> None:
     federation = Federation(config_with(f"strategy={strategy}", "strategy.weights=agreement"))
     for server_round, silent in ((1, "vision"), (2, "audio"), (3, None)):
-        asked = federation.ask(server_round)
-        before = federation.arrays
-        replies = [
-            honest(message, federation.config)
-            for message in asked
-            if decode_downlink(message.content).key.modality != silent
-        ]
+        asked, before = federation.ask(server_round), federation.arrays
+        replies = [honest(m, federation.config) for m in asked if key(m).modality != silent]
         federation.arrays, report = federation.merge(replies, server_round)
         assert report.reused == (() if silent is None else (silent,))
         assert all("no reply" in line for line in report.rejected)
@@ -519,10 +375,9 @@ def test_bad_replies_are_all_named_in_a_fixed_order_and_change_nothing() -> None
     lines = []
     for order in (1, -1):
         federation = Federation(config_with())
-        empty = [replace(update_of(message), examples=0) for message in federation.ask()]
         replies = [
-            Message(encode_uplink(update), reply_to=message)
-            for update, message in zip(empty, federation.ask(), strict=True)
+            Message(encode_uplink(replace(update_of(m), examples=0)), reply_to=m)
+            for m in federation.ask()
         ]
         arrays, report = federation.merge(replies[::order])
         assert_bitwise(arrays, federation.arrays)
@@ -583,19 +438,10 @@ def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
 
         grid = FakeGrid(dict.fromkeys(range(50, 50 + nodes), answer))
         strategy = HierarchicalAggregation(config, Registry(), LABELS, split_trained(model))
-        aggregate, reports = strategy.aggregate_train, []
-
-        def recorded(number, replies, strategy=strategy, aggregate=aggregate, reports=reports):
-            merged = aggregate(number, replies)
-            reports.append(strategy.report)
-            return merged
-
-        strategy.aggregate_train = recorded
         result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=2)
-        results.append((result.arrays.to_torch_state_dict(), reports))
+        results.append((result.arrays.to_torch_state_dict(), strategy.report))
         assert len(grid.asked) == nodes + 2 * 6
     assert_bitwise(results[0][0], results[1][0])
-    assert results[0][1] == results[1][1]
-    for report in results[0][1]:
-        assert report.clients == {"audio": 2, "language": 2, "vision": 2}
-        assert report.rejected == () and report.reused == ()
+    (_, report), (_, other) = results
+    assert report == other and report.clients == {"audio": 2, "language": 2, "vision": 2}
+    assert report.rejected == () and report.reused == ()

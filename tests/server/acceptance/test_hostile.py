@@ -7,7 +7,7 @@ from functools import cache
 import pytest
 import torch
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from test_strategy import Federation, assert_bitwise, config_with, honest, update_of
+from memory_federation import Federation, assert_bitwise, config_with, honest, update_of
 from torch import Tensor
 from wire import changed, put_bytes
 

@@ -6,7 +6,7 @@ import pytest
 from flwr.app import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_strategy import Federation, assert_bitwise, config_with, honest
+from memory_federation import Federation, assert_bitwise, config_with, honest
 from updates import uplink
 
 from common.clients import ClientKey

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_strategy import Federation, config_with, honest
+from memory_federation import Federation, config_with, honest
 from tiny_runs import TINY
 
 from common.config import Config
