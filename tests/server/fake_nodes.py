@@ -7,8 +7,8 @@ import torch
 from flwr.app import Error, Message
 from flwr.proto.node_pb2 import NodeInfo
 from memory_grid import MemoryGrid
+from updates import key_of
 
-from common.clients import ClientKey
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
@@ -43,7 +43,6 @@ def client(
     sums: tuple[float, ...] | None = None,
     task: Task = Task.regression,
 ) -> ClientDescription:
-    modality, _, part = name.rpartition("-")
     if sums is None:
         sums = (examples, 1.0, 5.0)
     else:
@@ -53,13 +52,8 @@ def client(
     moments = FeatureMoments(
         np.full(width, float(examples)), rows.mean(axis=0), examples * rows.var(axis=0)
     )
-    return ClientDescription(
-        ClientKey(modality, int(part)),
-        examples,
-        task,
-        torch.tensor(sums, dtype=torch.float64),
-        moments,
-    )
+    label_sums = torch.tensor(sums, dtype=torch.float64)
+    return ClientDescription(key_of(name), examples, task, label_sums, moments)
 
 
 def hosting(*clients: ClientDescription | str, error: str = "") -> Answer:

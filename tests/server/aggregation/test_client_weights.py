@@ -147,32 +147,22 @@ def trusts(kinds: list[str], task: Task, items: int = 60, sharpness: float = 1.0
     return trust_clients(uplinks, prior, task)
 
 
-#: Logits may be too sure; numbers have no such thing, but a scale.
-EVERY_SHARPNESS = pytest.mark.parametrize("sharpness", [1.0, 2.0, 4.0])
-
-
-@EVERY_SHARPNESS
+@pytest.mark.parametrize("sharpness", [1.0, 2.0, 4.0])
 @pytest.mark.parametrize("task", list(Task))
-def test_permuted_labels_are_found_and_sound_ones_are_trusted(task: Task, sharpness: float) -> None:
-    *sound, permuted = trusts(["sound"] * 5 + ["permuted"], task, sharpness=sharpness)
-    assert min(sound) > 0.9
-    assert permuted < 0.1
+@pytest.mark.parametrize("single", [[], ["one label"]], ids=str)
+def test_permuted_labels_are_found_and_sound_or_single_ones_are_trusted(
+    single: list[str], task: Task, sharpness: float
+) -> None:
+    found = trusts(["sound"] * 5 + single + ["permuted"], task, sharpness=sharpness)
+    assert min(found[:5]) > 0.9
+    assert all(trust > 0.5 for trust in found[5:-1])
+    assert found[-1] < 0.1
 
 
 @pytest.mark.parametrize("kinds", [["sound"] * 6, ["sound"] * 5 + ["permuted"]], ids=str)
 @pytest.mark.parametrize("task", list(Task))
 def test_a_model_that_tells_nothing_makes_nobody_a_suspect(task: Task, kinds: list[str]) -> None:
     assert min(trusts(kinds, task, sharpness=0.0)) > 0.9
-
-
-@EVERY_SHARPNESS
-@pytest.mark.parametrize("task", list(Task))
-def test_a_client_of_one_label_is_kept(task: Task, sharpness: float) -> None:
-    kinds = ["sound"] * 5 + ["one label", "permuted"]
-    *sound, one, permuted = trusts(kinds, task, sharpness=sharpness)
-    assert min(sound) > 0.9
-    assert one > 0.5
-    assert permuted < 0.1
 
 
 @pytest.mark.parametrize("kind", ["sound", "permuted", "one label", "no items"])
@@ -185,11 +175,9 @@ def test_nobody_can_be_compared_to_himself(task: Task, kind: str) -> None:
 
 
 def test_weights_are_what_their_rules_say() -> None:
-    weights = {rule: client_weight(update(Task.regression), rule, 0.25) for rule in ClientWeights}
-    assert weights == {
-        ClientWeights.examples: 12,
-        ClientWeights.uniform: 1,
-        ClientWeights.agreement: 3,
+    weights = [client_weight(update(Task.regression), rule, 0.25) for rule in ClientWeights]
+    assert dict(zip(ClientWeights, weights, strict=True)) == {
+        **{"examples": 12, "uniform": 1, "agreement": 3}
     }
 
 
