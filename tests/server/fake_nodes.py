@@ -8,8 +8,8 @@ import torch
 from flwr.app import Error, Message
 from flwr.proto.node_pb2 import NodeInfo
 from memory_grid import MemoryGrid
+from updates import key_of
 
-from common.clients import ClientKey
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
@@ -44,7 +44,6 @@ def client(
     sums: tuple[float, ...] | None = None,
     task: Task = Task.regression,
 ) -> ClientDescription:
-    modality, _, part = name.rpartition("-")
     if sums is None:
         sums = (examples, 1.0, 5.0)
     else:
@@ -54,7 +53,7 @@ def client(
         np.full(width, float(examples)), rows.mean(axis=0), examples * rows.var(axis=0)
     )
     label_sums = torch.tensor(sums, dtype=torch.float64)
-    return ClientDescription(ClientKey(modality, int(part)), examples, task, label_sums, moments)
+    return ClientDescription(key_of(name), examples, task, label_sums, moments)
 
 
 def hosting(*clients: ClientDescription | str, error: str = "") -> Answer:

@@ -1,194 +1,53 @@
 """A round at the server, over a grid in memory: who gets what, and what becomes of the replies."""
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from functools import cache, partial
+from collections import Counter
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from fake_nodes import Answer, FakeGrid, client, hosting
-from flwr.app import (
-    ArrayRecord,
-    ConfigRecord,
-    Context,
-    Error,
-    Message,
-    MessageType,
-    MetricRecord,
-    RecordDict,
+from fake_nodes import FakeGrid
+from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from memory_federation import (
+    BAD,
+    LABELS,
+    NODES,
+    PRIOR,
+    SHARES,
+    WIDTHS,
+    Federation,
+    assert_bitwise,
+    config_with,
+    honest,
+    host,
+    key,
+    split_trained,
+    update_of,
 )
 from torch import Tensor
 
 from client.app import given_config, make_client_app
-from common.clients import ClientKey
-from common.config import ClientWeights, Config, compose_config
+from common.config import ClientWeights, Config
 from common.data.federation import load_joint
 from common.errors import UserError
-from common.messages import Uplink, no_numbers
 from common.model.ha_fedformer import (
     ModelSpec,
     build_model,
     join_arrays,
     split_arrays,
-    trained_names,
 )
-from common.posterior import Form, Gaussian, Posterior
-from common.protocol import (
-    decode_downlink,
-    decode_uplink,
-    encode_uplink,
-    payload_bytes,
-)
+from common.protocol import decode_downlink, decode_uplink, encode_uplink, payload_bytes
 from common.seeding import derive_seed
-from common.structures import (
-    Structure,
-    decoder_structure,
-    encoder_structure,
-    posterior_form,
-)
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.posterior_std import posterior_std
 from server.records import RoundRecord
-from server.roster.labels import PooledLabels
 from server.roster.registry import Registry
 from server.strategy import HierarchicalAggregation
 
-WIDTHS = {"audio": 3, "vision": 5}
-#: Node to its clients; the first hosts two, as a simulated node may.
-NODES = {11: ("audio-0", "vision-0"), 12: ("audio-1",), 13: ("audio-2",), 14: ("vision-1",)}
-PRIOR = torch.tensor([0.3, 1.7], dtype=torch.float64)
-SHARES = torch.tensor([0.25, 0.75], dtype=torch.float64)
-LABELS = PooledLabels(PRIOR, SHARES, skew=0.05)
-
-#: The client that gives trouble, where one does.
-BAD = "audio-1"
-
-
 pytestmark = pytest.mark.usefixtures("in_a_task")
-
-
-@cache
-def config_with(*overrides: str) -> Config:
-    """Compose a small run, of the strategy with the most kinds of arrays unless one is named."""
-    sizes = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
-    named = any(override.startswith("strategy=") for override in overrides)
-    return compose_config("config", [*sizes, *([] if named else ["strategy=paper"]), *overrides])
-
-
-def key_of(name: str) -> ClientKey:
-    modality, _, part = name.rpartition("-")
-    return ClientKey(modality, int(part))
-
-
-def examples_of(key: ClientKey) -> int:
-    return derive_seed("examples", str(key)) % 45 + 5
-
-
-def host(*names: str) -> Answer:
-    """Host clients as `client` describes them."""
-    keys = [key_of(name) for name in names]
-    return hosting(
-        *(client(str(k), width=WIDTHS[k.modality], examples=examples_of(k)) for k in keys)
-    )
-
-
-@dataclass
-class Federation:
-    """A strategy with its grid and the reports that it made."""
-
-    config: Config
-    nodes: dict[int, tuple[str, ...]] = field(default_factory=lambda: dict(NODES))
-    labels: PooledLabels = LABELS
-
-    def __post_init__(self) -> None:
-        self.grid = FakeGrid({node: host(*names) for node, names in self.nodes.items()})
-        shapes = {name: (width,) for name, width in WIDTHS.items()}
-        spec = ModelSpec(shapes, 1, self.config.dataset.task, self.config.model)
-        model = build_model(spec, seed=1)
-        self.arrays = model.state_dict()
-        self.trained = split_arrays({name: self.arrays[name] for name in trained_names(model)})
-        self.strategy = HierarchicalAggregation(self.config, Registry(), self.labels, self.trained)
-
-    def ask(self, server_round: int = 1) -> list[Message]:
-        return list(
-            self.strategy.configure_train(
-                server_round, ArrayRecord(self.arrays), ConfigRecord(), self.grid
-            )
-        )
-
-    def merge(
-        self, replies: Iterable[Message], server_round: int = 1
-    ) -> tuple[dict[str, Tensor], RoundRecord]:
-        record, metrics = self.strategy.aggregate_train(server_round, replies)
-        assert metrics is None and self.strategy.report is not None
-        return record.to_torch_state_dict(), self.strategy.report
-
-
-def steps_of(examples: int, config: Config) -> int:
-    return config.client.local_epochs * math.ceil(examples / config.client.batch_size)
-
-
-def some_precision(mean: Tensor, form: Form, rng: np.random.Generator) -> Tensor | None:
-    if form is Form.identity:
-        return None
-    if form is Form.diagonal:
-        return torch.from_numpy(rng.uniform(0.5, 2, tuple(mean.shape))).float()
-    columns = mean[0].numel()
-    spread = rng.normal(size=(columns, columns))
-    return torch.from_numpy(spread @ spread.T / columns + np.eye(columns)).float()
-
-
-def some_calibration_sums(rng: np.random.Generator) -> Tensor:
-    y, p = torch.from_numpy(rng.normal(size=(2, 5)))
-    return torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
-
-
-def update_of(message: Message, config: Config | None = None) -> Uplink:
-    """Make the update of an honest client, the same each time it is asked the same."""
-    config = config or config_with()
-    downlink = decode_downlink(message.content)
-    rng = np.random.default_rng(derive_seed("update", str(downlink.key), downlink.round))
-
-    def moved(array: Tensor) -> Tensor:
-        return array + torch.from_numpy(rng.normal(scale=0.1, size=tuple(array.shape))).float()
-
-    def gaussian(array: Tensor, structure: Structure | None) -> Gaussian:
-        mean, form = moved(array), posterior_form(array, structure)
-        return Gaussian(mean, some_precision(mean, form, rng), form)
-
-    encoder = encoder_structure(config.strategy.encoder)
-    decoder = decoder_structure(config.strategy.decoder)
-    examples = examples_of(downlink.key)
-    return Uplink(
-        downlink.key,
-        downlink.round,
-        Posterior.of(
-            {
-                name: gaussian(array, encoder)
-                for name, array in downlink.encoder.items()
-                if not name.startswith("standardise")
-            }
-        ),
-        Posterior.of({name: gaussian(array, decoder) for name, array in downlink.decoder.items()}),
-        examples,
-        train_loss=float(rng.uniform(0.5, 2)),
-        calibration_sums=some_calibration_sums(rng),
-        label_agreement=no_numbers(),
-        steps=steps_of(examples, config),
-    )
-
-
-def honest(message: Message, config: Config | None = None) -> Message:
-    return Message(encode_uplink(update_of(message, config)), reply_to=message)
-
-
-def assert_bitwise(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    differing = [name for name in left if not torch.equal(left[name], right[name])]
-    assert differing == []
 
 
 # --- Asking -----------------------------------------------------------------------------------
@@ -221,20 +80,19 @@ def test_what_becomes_of_a_model_after_it_was_sent_changes_nothing() -> None:
     assert_bitwise(federation.merge(map(honest, asked))[0], expected)
 
 
+def asked_of(federation: Federation, server_round: int) -> set[str]:
+    return {str(key(message)) for message in federation.ask(server_round)}
+
+
 def test_node_that_joined_takes_part_in_the_next_round_and_one_that_left_does_not() -> None:
     federation = Federation(config_with())
     assert len(federation.ask(1)) == 5
     del federation.grid.nodes[13]
     federation.grid.nodes[15] = host("vision-7")
-    asked = {str(decode_downlink(message.content).key) for message in federation.ask(2)}
-    assert asked == {"audio-0", "audio-1", "vision-0", "vision-1", "vision-7"}
-
-
-def test_nothing_is_sent_for_evaluation() -> None:
-    federation = Federation(config_with())
+    assert asked_of(federation, 2) == {"audio-0", "audio-1", "vision-0", "vision-1", "vision-7"}
+    # Nothing is sent for evaluation.
     record = ArrayRecord(federation.arrays)
-    asked = federation.strategy.configure_evaluate(1, record, ConfigRecord(), federation.grid)
-    assert list(asked) == []
+    assert not federation.strategy.configure_evaluate(1, record, ConfigRecord(), federation.grid)
     assert federation.strategy.aggregate_evaluate(1, []) is None
 
 
@@ -242,10 +100,6 @@ TEN_AND_THREE = {
     **{100 + part: (f"audio-{part}",) for part in range(10)},
     **{200 + part: (f"vision-{part}",) for part in range(3)},
 }
-
-
-def chosen(federation: Federation, server_round: int) -> set[str]:
-    return {str(decode_downlink(m.content).key) for m in federation.ask(server_round)}
 
 
 @pytest.mark.parametrize(
@@ -256,23 +110,22 @@ def test_fraction_of_each_modality_takes_part_and_never_none(
 ) -> None:
     federation = Federation(config_with(f"strategy.fraction={fraction}"), dict(TEN_AND_THREE))
     for server_round in (1, 2, 3):
-        names = chosen(federation, server_round)
-        assert sum(name.startswith("audio") for name in names) == audio
-        assert sum(name.startswith("vision") for name in names) == vision
+        modalities = [name.partition("-")[0] for name in asked_of(federation, server_round)]
+        assert Counter(modalities) == {"audio": audio, "vision": vision}
 
 
 def test_choice_is_seeded_by_the_round() -> None:
     config = config_with("strategy.fraction=0.3")
     forward = Federation(config, dict(TEN_AND_THREE))
-    rounds = {server_round: chosen(forward, server_round) for server_round in range(1, 13)}
+    rounds = {server_round: asked_of(forward, server_round) for server_round in range(1, 13)}
     backward = Federation(config, dict(reversed(TEN_AND_THREE.items())))
     for server_round in reversed(rounds):
-        assert chosen(backward, server_round) == rounds[server_round]
+        assert asked_of(backward, server_round) == rounds[server_round]
     assert len(set(map(frozenset, rounds.values()))) > 6
     # Everyone has a turn: the chance that one of ten never has in 12 rounds is .14 %.
     assert len(set.union(*rounds.values())) == 13
     other = Federation(config_with("strategy.fraction=0.3", "seed=5"), dict(TEN_AND_THREE))
-    assert any(chosen(other, n) != names for n, names in rounds.items())
+    assert any(asked_of(other, n) != names for n, names in rounds.items())
 
 
 def test_halved_weights_are_what_clients_start_from() -> None:
@@ -293,32 +146,29 @@ def test_halved_weights_are_what_clients_start_from() -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "hierarchical"])
 def test_changes_smaller_than_the_rounding_add_up(strategy: str) -> None:
-    overrides = (f"strategy={strategy}", "strategy.payload=float16")
-    federation = Federation(config := config_with(*overrides))
-    before = dict(federation.arrays)
-    step, rounds, name = 1e-6, 30, "decoder.contract.weight"
+    federation = Federation(config_with(f"strategy={strategy}", "strategy.payload=float16"))
+    before, size, rounds = dict(federation.arrays), 1e-6, 30
+
+    def moved(message: Message, config: Config) -> Message:
+        sent, made = decode_downlink(message.content), update_of(message, config)
+        encoder = {k: replace(g, mean=sent.encoder[k]) for k, g in made.encoder.items()}
+        decoder = {k: replace(g, mean=sent.decoder[k] + size) for k, g in made.decoder.items()}
+        made = replace(made, encoder=encoder, decoder=decoder)
+        return Message(encode_uplink(made), reply_to=message)
+
     for number in range(1, rounds + 1):
-        replies = []
-        for message in federation.ask(number):
-            sent, made = decode_downlink(message.content), update_of(message, config)
-            encoder = {key: replace(g, mean=sent.encoder[key]) for key, g in made.encoder.items()}
-            decoder = {
-                key: replace(g, mean=sent.decoder[key] + step) for key, g in made.decoder.items()
-            }
-            moved = replace(made, encoder=encoder, decoder=decoder)
-            replies.append(Message(encode_uplink(moved), reply_to=message))
-        federation.arrays, report = federation.merge(replies, number)
+        federation.arrays, report = federation.round(number, moved)
         assert report.rejected == ()
-    moved_by = federation.arrays[name] - before[name]
+    moved_by = (federation.arrays[(name := "decoder.contract.weight")]) - before[name]
     if strategy == "fedadam":
         assert (moved_by > 0).all()
     else:
-        expected = torch.full_like(moved_by, rounds * step)
+        expected = torch.full_like(moved_by, rounds * size)
         torch.testing.assert_close(moved_by, expected, rtol=0.02, atol=0)
     # What did not move at the clients did not at the server.
-    for key, array in federation.arrays.items():
-        if key.startswith("encoders."):
-            torch.testing.assert_close(array, before[key], rtol=0, atol=1e-6)
+    for name, array in federation.arrays.items():
+        if name.startswith("encoders."):
+            torch.testing.assert_close(array, before[name], rtol=0, atol=1e-6)
 
 
 def test_a_weight_that_cannot_be_halved_is_said() -> None:
@@ -337,54 +187,41 @@ def test_fedavg_is_numpy_s_average() -> None:
     arrays, report = federation.merge(honest(message, config) for message in messages)
     assert report.rejected == ()
     parts = split_arrays(arrays)
-
-    def average(stacks: list[Tensor], members: list[Uplink]) -> np.ndarray:
-        weights = [member.examples for member in members]
-        return np.average(np.stack([t.double().numpy() for t in stacks]), axis=0, weights=weights)
-
     everyone = [update_of(message, config) for message in messages]
-    for name, array in parts.decoder.items():
-        expected = average([member.decoder[name].mean for member in everyone], everyone)
-        np.testing.assert_allclose(array.numpy(), expected, atol=1e-6)
-    for modality in WIDTHS:
-        own = [member for member in everyone if member.key.modality == modality]
-        for name in federation.trained.encoders[modality]:
-            expected = average([member.encoder[name].mean for member in own], own)
-            np.testing.assert_allclose(parts.encoders[modality][name].numpy(), expected, atol=1e-6)
+    for modality in (*WIDTHS, None):
+        part = "decoder" if modality is None else "encoder"
+        own = [member for member in everyone if modality in (None, member.key.modality)]
+        weights = [member.examples for member in own]
+        for name in getattr(own[0], part):
+            means = np.stack([getattr(m, part)[name].mean.double().numpy() for m in own])
+            found = (parts.decoder if modality is None else parts.encoders[modality])[name]
+            expected = np.average(means, axis=0, weights=weights)
+            np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("strategy", ["paper", "hierarchical", "few_rounds"])
-def test_round_is_the_merge_of_its_sum(strategy: str) -> None:
-    federation = Federation(config := config_with(f"strategy={strategy}"))
-    messages = federation.ask(server_round=2)
-    arrays, report = federation.merge([honest(m, config) for m in messages], server_round=2)
-    assert report.rejected == ()
-    total = RoundSum(config.strategy)
-    for message in sorted(messages, key=lambda message: decode_downlink(message.content).key):
-        total = total.add(update_of(message, config))
+def assert_merged(
+    federation: Federation, found: tuple[dict[str, Tensor], RoundRecord], total: RoundSum
+) -> None:
+    """Compare, to the bit, with what round 2 makes of the sum of its clients in their order."""
     noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
     expected = merge_round(total, split_arrays(federation.arrays), noise)
-    parts = split_arrays(arrays)
-    assert_bitwise(parts.decoder, dict(expected.parts.decoder))
-    for modality, encoder in expected.parts.encoders.items():
-        for name, array in encoder.items():
-            assert torch.equal(parts.encoders[modality][name], array)
-    assert report.decoder_weights == expected.decoder_weights
+    for name, array in join_arrays(expected.parts).items():
+        assert torch.equal(found[0][name], array)
+    assert found[1].rejected == () and found[1].decoder_weights == expected.decoder_weights
 
 
-@pytest.mark.parametrize("strategy", ["hierarchical", "few_rounds", "paper", "fedavg"])
-def test_order_of_the_replies_changes_no_bit(strategy: str) -> None:
-    orders = [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)]
-    results = []
-    for order in orders:
+@pytest.mark.parametrize("strategy", ["paper", "hierarchical", "few_rounds", "fedavg"])
+def test_round_is_the_merge_of_its_sum_in_whatever_order_replies_come(strategy: str) -> None:
+    losses = []
+    for order in [(0, 1, 2, 3, 4), (4, 3, 2, 1, 0), (2, 0, 4, 1, 3)]:
         federation = Federation(config := config_with(f"strategy={strategy}"))
-        replies = [honest(message, config) for message in federation.ask()]
-        results.append(federation.merge([replies[index] for index in order]))
-        assert results[-1][1].rejected == ()
-    for arrays, report in results[1:]:
-        assert_bitwise(arrays, results[0][0])
-        assert report.train_loss == results[0][1].train_loss
-        assert report.decoder_weights == results[0][1].decoder_weights
+        messages, total = federation.ask(2), RoundSum(config.strategy)
+        found = federation.merge([honest(messages[index], config) for index in order], 2)
+        for message in sorted(messages, key=key):
+            total = total.add(update_of(message, config))
+        assert_merged(federation, found, total)
+        losses.append(found[1].train_loss)
+    assert losses[0] == losses[1] == losses[2]
 
 
 def test_statistics_of_the_features_stay_as_they_were() -> None:
@@ -400,27 +237,25 @@ def test_statistics_of_the_features_stay_as_they_were() -> None:
 @pytest.mark.parametrize("strategy", ["hierarchical", "fedavg"])
 def test_report_counts_weighs_and_tells_clients_apart(strategy: str) -> None:
     federation = Federation(config := config_with(f"strategy={strategy}"))
-    messages = federation.ask(server_round=6)
-    updates = [update_of(message, config) for message in messages]
-    replies = [honest(message, config) for message in messages]
-    (lost,) = (index for index, each in enumerate(updates) if str(each.key) == BAD)
-    replies[lost] = Message(Error(1, "out of memory"), reply_to=messages[lost])
-    _, report = federation.merge(replies, server_round=6)
+    messages = sorted(federation.ask(6), key=key)
+    kept = {str(each.key): each for each in (update_of(m, config) for m in messages)}
+    replies = {name: honest(m, config) for name, m in zip(kept, messages, strict=True)}
+    lost = messages[list(kept).index(BAD)]
+    del kept[BAD], replies[BAD]
+    failure = Message(Error(1, "out of memory"), reply_to=lost)
+    _, report = federation.merge([failure, *replies.values()], server_round=6)
     assert (report.round, report.clients) == (6, {"audio": 2, "vision": 2})
     assert report.reused == () and report.rejected == (f"{BAD} (node 12): out of memory",)
     assert report.bytes_down == sum(payload_bytes(each.content) for each in messages) > 0
-    del replies[lost]
-    assert report.bytes_up == sum(payload_bytes(each.content) for each in replies) > 0
-    kept = sorted((each for each in updates if str(each.key) != BAD), key=lambda each: each.key)
-    assert report.client_losses == {str(each.key): each.train_loss for each in kept}
+    assert report.bytes_up == sum(payload_bytes(each.content) for each in replies.values()) > 0
+    assert report.client_losses == {name: each.train_loss for name, each in kept.items()}
     for modality, loss in report.train_loss.items():
-        losses = [(each.train_loss, each.examples) for each in kept if each.key[0] == modality]
-        values, weights = zip(*losses, strict=True)
-        assert loss == pytest.approx(np.average(values, weights=weights))
-    assert all(
-        sum(shares.values()) == pytest.approx(1) for shares in report.decoder_weights.values()
-    )
-    stds = {str(each.key): posterior_std(each) for each in kept}
+        own = [each for name, each in kept.items() if name.startswith(modality)]
+        weights = [each.examples for each in own]
+        assert loss == pytest.approx(np.average([u.train_loss for u in own], weights=weights))
+    for shares in report.decoder_weights.values():
+        assert sum(shares.values()) == pytest.approx(1)
+    stds = {name: posterior_std(each) for name, each in kept.items()}
     assert report.posterior_widths == {name: each for name, each in stds.items() if each}
     # CmDA merges decoders by what they are, so they come without a precision.
     layers = {layer for each in stds.values() for layer in each}
@@ -433,11 +268,8 @@ def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> N
     assert all(sums.tolist() == [0] * 6 for sums in federation.strategy.calibration_sums.values())
     first = federation.ask(1)
     federation.merge(map(honest, first), 1)
-    second = federation.ask(2)
-    audio_only = [
-        message for message in second if decode_downlink(message.content).key.modality == "audio"
-    ]
-    federation.merge(map(honest, audio_only), 2)
+    second = [m for m in federation.ask(2) if key(m).modality == "audio"]
+    federation.merge(map(honest, second), 2)
     for modality, messages in (("audio", second), ("vision", first)):
         own = [u for u in map(update_of, messages) if u.key.modality == modality]
         expected = torch.stack([update.calibration_sums for update in own]).sum(dim=0)
@@ -449,12 +281,7 @@ def test_evidence_is_that_of_the_last_round_in_which_the_modality_replied() -> N
 
 WHEN = pytest.mark.parametrize(
     ("when", "skew", "holds"),
-    [
-        ("never", 0.9, False),
-        ("always", 0.0, True),
-        ("skewed", 0.3, True),
-        ("skewed", 0.2, False),
-    ],
+    [("never", 0.9, False), ("always", 0.0, True), ("skewed", 0.3, True), ("skewed", 0.2, False)],
 )
 
 
@@ -487,10 +314,8 @@ def test_momentum_is_kept_from_round_to_round_where_it_holds(
     for number in (1, 2, 3):
         before, averaging = federation.arrays, Federation(plain)
         averaging.arrays = before
-        replies = [honest(message, plain) for message in averaging.ask(number)]
-        average, _ = averaging.merge(replies, number)
-        replies = [honest(message, config) for message in federation.ask(number)]
-        federation.arrays, _ = federation.merge(replies, number)
+        average, _ = averaging.round(number)
+        federation.arrays, _ = federation.round(number)
         for name, array in federation.arrays.items():
             momentum[name] = 0.6 * momentum[name] + (average[name] - before[name])
             expected = before[name] + 0.7 * momentum[name] if holds else average[name]
@@ -510,18 +335,15 @@ def judged(message: Message) -> Message:
 def test_trust_weighs_updates_and_evidence() -> None:
     federation = Federation(config_with("strategy.weights=agreement"))
     messages = federation.ask(2)
-    arrays, report = federation.merge(map(judged, messages), 2)
+    found = federation.merge(map(judged, messages), 2)
     total, seen = RoundSum(federation.config.strategy), torch.zeros(6, dtype=torch.float64)
-    for message in sorted(messages, key=lambda message: decode_downlink(message.content).key):
+    for message in sorted(messages, key=key):
         update = decode_uplink(judged(message).content)
-        trust = report.trust[str(update.key)]
+        trust = found[1].trust[str(update.key)]
         total = total.add(update, client_weight(update, ClientWeights.agreement, trust), trust)
         if update.key.modality == "audio":
             seen += trust * update.calibration_sums
-    noise = torch.Generator().manual_seed(derive_seed(federation.config.seed, "noise", 2))
-    expected = merge_round(total, split_arrays(federation.arrays), noise)
-    for name, array in join_arrays(expected.parts).items():
-        assert torch.equal(arrays[name], array)
+    assert_merged(federation, found, total)
     torch.testing.assert_close(federation.strategy.calibration_sums["audio"], seen)
 
 
@@ -535,13 +357,8 @@ def test_trust_weighs_updates_and_evidence() -> None:
 def test_every_strategy_makes_rounds_in_which_a_modality_is_silent(strategy: str) -> None:
     federation = Federation(config_with(f"strategy={strategy}", "strategy.weights=agreement"))
     for server_round, silent in ((1, "vision"), (2, "audio"), (3, None)):
-        asked = federation.ask(server_round)
-        before = federation.arrays
-        replies = [
-            honest(message, federation.config)
-            for message in asked
-            if decode_downlink(message.content).key.modality != silent
-        ]
+        asked, before = federation.ask(server_round), federation.arrays
+        replies = [honest(m, federation.config) for m in asked if key(m).modality != silent]
         federation.arrays, report = federation.merge(replies, server_round)
         assert report.reused == (() if silent is None else (silent,))
         assert all("no reply" in line for line in report.rejected)
@@ -554,16 +371,15 @@ def test_every_strategy_makes_rounds_in_which_a_modality_is_silent(strategy: str
 # --- Bad replies ------------------------------------------------------------------------------
 
 
-def empty(message: Message) -> Message:
-    """Reply with an update of no examples, which is refused."""
-    return Message(encode_uplink(replace(update_of(message), examples=0)), reply_to=message)
-
-
 def test_bad_replies_are_all_named_in_a_fixed_order_and_change_nothing() -> None:
     lines = []
     for order in (1, -1):
         federation = Federation(config_with())
-        arrays, report = federation.merge([empty(m) for m in federation.ask()][::order])
+        replies = [
+            Message(encode_uplink(replace(update_of(m), examples=0)), reply_to=m)
+            for m in federation.ask()
+        ]
+        arrays, report = federation.merge(replies[::order])
         assert_bitwise(arrays, federation.arrays)
         assert report.clients == {} and report.decoder_weights == {}
         assert report.reused == ("audio", "vision")
@@ -581,42 +397,22 @@ def test_client_whose_host_holds_another_is_known_by_its_key() -> None:
         assert all("no reply" in line for line in report.rejected)
 
 
-# --- Nodes that are still at a former round ---------------------------------------------------
-
-
-def test_busy_node_is_not_asked_and_named() -> None:
+def test_busy_node_is_not_asked_and_named_but_all_are_where_all_are_busy() -> None:
     federation = Federation(config_with())
-    busy = next(iter(federation.nodes))
+    busy, *others = federation.nodes
     federation.strategy.registry.backlog.add("late", busy)
     messages = federation.ask()
     assert messages and all(message.metadata.dst_node_id != busy for message in messages)
     _, report = federation.merge(map(honest, messages))
     assert [line.split(":")[0] for line in report.rejected] == sorted(federation.nodes[busy])
     assert all("skipped: still busy" in line for line in report.rejected)
-
-
-def test_where_all_are_busy_all_are_asked() -> None:
-    federation = Federation(config_with())
-    for node in federation.nodes:
+    for node in others:
         federation.strategy.registry.backlog.add(str(node), node)
-    messages = federation.ask()
-    _, report = federation.merge(map(honest, messages))
+    _, report = federation.round(2)
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
 
 
 # --- With real clients, through Flower's own loop ---------------------------------------------
-
-
-class Recorded(HierarchicalAggregation):
-    reports: list[RoundRecord]
-
-    def aggregate_train(
-        self, server_round: int, replies: Iterable[Message]
-    ) -> tuple[ArrayRecord, MetricRecord | None]:
-        merged = super().aggregate_train(server_round, replies)
-        assert self.report is not None
-        self.reports.append(self.report)
-        return merged
 
 
 def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
@@ -632,7 +428,6 @@ def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
     app = make_client_app(partial(given_config, config))
     shapes = {name: each.statistics_shape for name, each in joint.items.sequences.items()}
     model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
-    trained = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})
     results = []
     for nodes in (6, 4):
 
@@ -642,13 +437,11 @@ def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
             return app(message, Context(1, node, settings, RecordDict(), {}))
 
         grid = FakeGrid(dict.fromkeys(range(50, 50 + nodes), answer))
-        strategy = Recorded(config, Registry(), LABELS, trained)
-        strategy.reports = []
+        strategy = HierarchicalAggregation(config, Registry(), LABELS, split_trained(model))
         result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=2)
-        results.append((result.arrays.to_torch_state_dict(), strategy.reports))
+        results.append((result.arrays.to_torch_state_dict(), strategy.report))
         assert len(grid.asked) == nodes + 2 * 6
     assert_bitwise(results[0][0], results[1][0])
-    assert results[0][1] == results[1][1]
-    for report in results[0][1]:
-        assert report.clients == {"audio": 2, "language": 2, "vision": 2}
-        assert report.rejected == () and report.reused == ()
+    (_, report), (_, other) = results
+    assert report == other and report.clients == {"audio": 2, "language": 2, "vision": 2}
+    assert report.rejected == () and report.reused == ()

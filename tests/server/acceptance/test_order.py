@@ -3,27 +3,19 @@
 from collections.abc import Iterable
 
 import pytest
-import torch
 from flwr.app import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_strategy import Federation, assert_bitwise, config_with, honest
+from memory_federation import Federation, assert_bitwise, config_with, honest
+from updates import uplink
 
 from common.clients import ClientKey
-from common.messages import Uplink, no_numbers
-from common.posterior import Gaussian, Posterior
 from server.acceptance import order
 from server.acceptance.order import ClientOrder
 from server.roster.exchange import collect, send
 
 KEYS = [ClientKey(modality, part) for modality in ("audio", "vision") for part in range(4)]
-SIZE = 12  # bytes of an update here
-
-
-def update(key: ClientKey) -> Uplink:
-    one, none = Posterior.of({"w": Gaussian(torch.zeros(1))}), no_numbers()
-    two = Posterior.of({"w": Gaussian(torch.zeros(2))})
-    return Uplink(key, 1, one, two, 5, 0.5, none, none, 1)
+SIZE = 8  # bytes of an update here
 
 
 @settings(deadline=None)
@@ -33,7 +25,7 @@ def test_each_modality_keeps_its_order_whatever_comes_when(
 ) -> None:
     line, found = ClientOrder(KEYS), []
     for key in coming:
-        line.settle(key, None if key in without else update(key))
+        line.settle(key, None if key in without else uplink(str(key)))
         found += [each.key for each in line.ready()]
     for modality in ("audio", "vision"):
         expected = [key for key in KEYS if key.modality == modality and key not in without]
@@ -44,11 +36,11 @@ def test_who_is_next_is_wanted_where_there_is_no_room_for_others() -> None:
     line = ClientOrder(KEYS, most_waiting=2 * SIZE)
     assert line.wanted() is None
     for key in (KEYS[2], KEYS[6]):
-        line.settle(key, update(key))
+        line.settle(key, uplink(str(key)))
     assert list(line.ready()) == [] and line.wanted() == {KEYS[0], KEYS[4]}
     line.settle(KEYS[0], None)
     assert line.wanted() == {KEYS[1], KEYS[4]}
-    line.settle(KEYS[1], update(KEYS[1]))
+    line.settle(KEYS[1], uplink(str(KEYS[1])))
     assert [each.key for each in line.ready()] == [KEYS[1], KEYS[2]]
     assert line.wanted() is None
 

@@ -1,5 +1,7 @@
 """Sums of real labels and predictions pass; sums that none can have do not."""
 
+import re
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -64,97 +66,79 @@ PRIORS = {
     Task.classification: torch.tensor([0.2, 0.3, 0.5], dtype=torch.float64).log(),
     Task.multilabel: torch.tensor([0.0, 1.0], dtype=torch.float64),
 }
-ZERO, FLAT = [2.0] + [2.2] * 9, [2.2] * 9
 
 
-def bent(index: int, change: float) -> list[float]:
-    """Return the evidence of two items at the same loss, but for one temperature."""
-    return [2.0, *(loss + (place == index) * change for place, loss in enumerate(FLAT))]
+def fault_of(task: Task, kind: str, numbers: list[float]) -> str | None:
+    """Check the evidence of at most 10 items, the agreement on 2, or the labels of 10."""
+    sums = torch.tensor(numbers, dtype=torch.float64)
+    if kind == "evidence":
+        return calibration_fault(sums, task, PRIORS[task], 10)
+    if kind == "labels":
+        return label_sums_fault(sums, task, 10)
+    return agreement_fault(sums, 2, torch.tensor([3.0, 3, 4]).double(), task, PRIORS[task])
 
 
-@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
-def test_evidence_of_a_model_that_tells_nothing_is_plausible(task: Task) -> None:
-    assert calibration_fault(torch.tensor(ZERO).double(), task, PRIORS[task], 10) is None
+def test_of_a_model_that_tells_nothing_all_is_plausible() -> None:
+    for task in (Task.classification, Task.multilabel):
+        assert fault_of(task, "evidence", [2.0] + [2.2] * 9) is None
+    assert fault_of(Task.classification, "agreement", [0.0] * 9) is None
 
 
-@pytest.mark.parametrize(
-    ("task", "sums", "words"),
-    [
-        (Task.regression, [-1, 0, 0, 0, 0, 0], "of -1 items"),
-        (Task.regression, [10.5, 0, 1, 0, 1, 0], "10.5 items, expected at most 10"),
-        (Task.regression, [0, 0, 1, 0, 0, 0], "of no items"),
-        (Task.regression, [4, 0, -1, 0, 1, 0], "no numbers have"),
-        (Task.regression, [4, 0, 1, 0, -1, 0], "no numbers have"),
-        (Task.regression, [4, 0, 0, 0, 1, 0.5], "no numbers have"),
-        (Task.regression, [4, 4, 3.9, 0, 1, 0], "Cauchy-Schwarz"),
-        (Task.regression, [4, 0, 1, 4, 3.9, 0], "Cauchy-Schwarz"),
-        (Task.regression, [4, 0, 1, 0, 1, 1.01], "Cauchy-Schwarz"),
-        (Task.regression, [4, 0, 1, 0, 1, -1.01], "Cauchy-Schwarz"),
-        # Each pair alone would do: centred, y has a square of 1, p of 1, and their product is -3.
-        (Task.regression, [4, 4, 5, 4, 5, 1], "Cauchy-Schwarz"),
-        # Beyond what numbers can hold as correlations.
-        (Task.regression, [4, 0, 1e-300, 0, 1e-300, 9e99], "Cauchy-Schwarz"),
-        (Task.regression, [4, 9e99, 1e-300, -9e99, 1e-300, 0], "Cauchy-Schwarz"),
-        (Task.classification, [0, *[1] * 9], "of no items"),
-        (Task.classification, bent(8, -3), "log-loss of -0.8"),
-        (Task.classification, bent(4, 0.5), "not convex"),
-        (Task.multilabel, bent(2, 0.5), "not convex"),
-        (Task.classification, [2, *[1.2] * 9], "of the prior of 1.2, expected 1.38629 to 3.21888"),
-        (Task.classification, [2, *[3.3] * 9], "of the prior of 3.3"),
-        (Task.multilabel, [2, *[2.0] * 9], "of the prior of 2, expected 2.01282 to 4.01282"),
-        (Task.multilabel, [2, *[4.1] * 9], "of the prior of 4.1"),
-    ],
-)
-def test_impossible_evidence_is_named(task: Task, sums: list[float], words: str) -> None:
-    fault = calibration_fault(torch.tensor(sums, dtype=torch.float64), task, PRIORS[task], 10)
+#: A task, a kind of sums, the sums (1x3 is 1 1 1), and words of what is said.
+IMPOSSIBLE = """
+regression evidence: -1 0 0 0 0 0 -> of -1 items
+regression evidence: 10.5 0 1 0 1 0 -> 10.5 items, expected at most 10
+regression evidence: 0 0 1 0 0 0 -> of no items
+regression evidence: 4 0 -1 0 1 0 -> no numbers have
+regression evidence: 4 0 1 0 -1 0 -> no numbers have
+regression evidence: 4 0 0 0 1 .5 -> no numbers have
+regression evidence: 4 4 3.9 0 1 0 -> Cauchy-Schwarz
+regression evidence: 4 0 1 4 3.9 0 -> Cauchy-Schwarz
+regression evidence: 4 0 1 0 1 1.01 -> Cauchy-Schwarz
+regression evidence: 4 0 1 0 1 -1.01 -> Cauchy-Schwarz
+# Each pair alone would do: centred, y and p have squares of 1, and their product is -3.
+regression evidence: 4 4 5 4 5 1 -> Cauchy-Schwarz
+# Beyond what numbers can hold as correlations.
+regression evidence: 4 0 1e-300 0 1e-300 9e99 -> Cauchy-Schwarz
+regression evidence: 4 9e99 1e-300 -9e99 1e-300 0 -> Cauchy-Schwarz
+classification evidence: 0 1x9 -> of no items
+classification evidence: 2 2.2x8 -.8 -> log-loss of -0.8
+classification evidence: 2 2.2x4 2.7 2.2x4 -> not convex
+multilabel evidence: 2 2.2x2 2.7 2.2x6 -> not convex
+classification evidence: 2 1.2x9 -> of the prior of 1.2, expected 1.38629 to 3.21888
+classification evidence: 2 3.3x9 -> of the prior of 3.3
+multilabel evidence: 2 2x9 -> of the prior of 2, expected 2.01282 to 4.01282
+multilabel evidence: 2 4.1x9 -> of the prior of 4.1
+classification agreement: 1x9 -> agreement of 1 without a model, expected 0
+classification agreement: 0 1 2 2.5 2.9 3.2 3.5 3.7 3.9 -> agreement of 3.9, expected at most
+classification agreement: 0x7 1 2 -> not concave
+regression labels: -> label sums []
+regression labels: 10 nan 1 -> nan
+regression labels: 9 0 1 -> labels of 9 items, and has 10 examples
+regression labels: 10 10 9.9 -> sum to 9.9, expected at least 10
+regression labels: 10 1 -5 -> sum to -5
+regression labels: 10 1 5 11 -1 -> negative count
+regression labels: 10 1 5 4 5 -> 9 labels in bins
+classification labels: 5 -1 6 -> negative count
+classification labels: 5 6 -> labels of 11 items
+multilabel labels: 11 1 -> labels of 11 items
+multilabel labels: 10 10.5 -> more often than it has items
+multilabel labels: 10 -1 -> negative count
+"""
+
+
+@pytest.mark.parametrize("row", [row for row in IMPOSSIBLE.split("\n") if row and row[0] != "#"])
+def test_impossible_sums_are_named(row: str) -> None:
+    task, kind, sums, words = re.fullmatch(r"(\w+) (\w+):(.*) -> (.*)", row).groups()
+    runs = [number.partition("x") for number in sums.split()]
+    numbers = [float(number) for number, _, times in runs for _ in range(int(times or 1))]
+    fault = fault_of(Task[task], kind, numbers)
     assert fault is not None and words in fault, fault
-
-
-@pytest.mark.parametrize(
-    ("agrees", "words"),
-    [
-        ([1.0] * 9, "agreement of 1 without a model, expected 0"),
-        ([0.0, 1, 2, 2.5, 2.9, 3.2, 3.5, 3.7, 3.9], "agreement of 3.9, expected at most"),
-        ([0.0, 0, 0, 0, 0, 0, 0, 1, 2], "not concave"),
-    ],
-)
-def test_impossible_agreement_is_named(agrees: list[float], words: str) -> None:
-    sums = torch.tensor([3.0, 3.0, 4.0], dtype=torch.float64)
-    task = Task.classification
-    fault = agreement_fault(torch.tensor(agrees).double(), 2, sums, task, PRIORS[task])
-    assert fault is not None and words in fault, fault
-    assert agreement_fault(torch.zeros(9).double(), 2, sums, task, PRIORS[task]) is None
 
 
 def test_who_holds_nothing_back_has_no_evidence() -> None:
-    assert most_validated(100, 0.0) == 0
-    assert most_validated(100, 0.2) == most_validated(100, 0.5) == 1000
-    assert most_validated(100, 0.75) == 3000
-    one = torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=torch.float64)
-    prior = PRIORS[Task.regression]
-    assert calibration_fault(one, Task.regression, prior, 0.0) is not None
-    assert (
-        calibration_fault(no_calibration_sums(Task.regression), Task.regression, prior, 0.0) is None
-    )
-
-
-@pytest.mark.parametrize(
-    ("task", "sums", "words"),
-    [
-        (Task.regression, [], "label sums []"),
-        (Task.regression, [10, float("nan"), 1], "nan"),
-        (Task.regression, [9, 0, 1], "labels of 9 items, and has 10 examples"),
-        (Task.regression, [10, 10, 9.9], "sum to 9.9, expected at least 10"),
-        (Task.regression, [10, 1, -5], "sum to -5"),
-        (Task.regression, [10, 1, 5, 11, -1], "negative count"),
-        (Task.regression, [10, 1, 5, 4, 5], "9 labels in bins"),
-        (Task.classification, [5, -1, 6], "negative count"),
-        (Task.classification, [5, 6], "labels of 11 items"),
-        (Task.multilabel, [11, 1], "labels of 11 items"),
-        (Task.multilabel, [10, 10.5], "more often than it has items"),
-        (Task.multilabel, [10, -1], "negative count"),
-    ],
-)
-def test_impossible_label_sums_are_named(task: Task, sums: list[float], words: str) -> None:
-    fault = label_sums_fault(torch.tensor(sums, dtype=torch.float64), task, 10)
-    assert fault is not None and words in fault, fault
+    shares = (0.0, 0.2, 0.5, 0.75)
+    assert [most_validated(100, share) for share in shares] == [0, 1000, 1000, 3000]
+    task, one = Task.regression, torch.tensor([1.0, 0, 1, 0, 1, 0], dtype=torch.float64)
+    assert calibration_fault(one, task, PRIORS[task], 0.0) is not None
+    assert calibration_fault(no_calibration_sums(task), task, PRIORS[task], 0.0) is None

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -69,36 +68,27 @@ def test_epsilon_is_exact_and_below_what_renyi_gives(mu: float, delta: float) ->
         assert epsilon < classical
 
 
-@pytest.mark.parametrize(
-    ("multiplier", "rounds", "numerical", "renyi"),
-    [
+def test_epsilon_is_that_of_a_published_accountant() -> None:
+    """Google's dp-accounting 0.6.0, at 1e-5: by loss distributions; by RDP, which Flower wraps."""
+    for multiplier, rounds, numerical, renyi in (
         (10, 10, 1.19937, 1.30850),
         (1, 1, 4.37718, 4.72851),
         (2, 20, 11.48002, 12.30169),
         (0.5, 20, 77.33009, 81.11631),
-    ],
-)
-def test_epsilon_is_that_of_a_published_accountant(
-    multiplier: float, rounds: int, numerical: float, renyi: float
-) -> None:
-    """Google's dp-accounting 0.6.0, at 1e-5: by loss distributions; by RDP, which Flower wraps."""
-    epsilon = gaussian_epsilon(math.sqrt(rounds) / multiplier, 1e-5)
-    assert epsilon == pytest.approx(numerical, abs=2e-5)
-    assert epsilon < renyi
+    ):
+        epsilon = gaussian_epsilon(math.sqrt(rounds) / multiplier, 1e-5)
+        assert epsilon == pytest.approx(numerical, abs=2e-5)
+        assert epsilon < renyi
 
 
 def private(*overrides: str) -> Config:
     return compose_config("config", ["experiment=private", *overrides])
 
 
-def test_nothing_is_spent_without_a_mechanism() -> None:
-    assert privacy_spent(compose_config("config", []), 5) is None
-
-
 def test_what_is_spent_grows_with_the_rounds_and_says_what_it_is_of() -> None:
+    assert privacy_spent(compose_config("config", []), 5) is None
     config = private("privacy.noise_multiplier=2", "privacy.delta=1e-6")
     first, ninth = privacy_spent(config, 1), privacy_spent(config, 9)
-    assert first is not None and ninth is not None
     assert first["epsilon"] == pytest.approx(gaussian_epsilon(0.5, 1e-6))
     assert ninth["epsilon"] == pytest.approx(gaussian_epsilon(1.5, 1e-6))
     assert ninth["epsilon_replaced"] == pytest.approx(gaussian_epsilon(3.0, 1e-6))
@@ -106,60 +96,52 @@ def test_what_is_spent_grows_with_the_rounds_and_says_what_it_is_of() -> None:
     assert ninth["neighbours"] == "a client's data left out" and ninth["trusted"] == "the server"
     assert ninth["not_covered"] == list(NOT_COVERED)
     assert json.loads(json.dumps(ninth)) == ninth
-
-
-def test_local_privacy_is_of_any_two_data_sets() -> None:
-    spent = privacy_spent(private("privacy=local", "privacy.noise_multiplier=2"), 4)
-    assert spent is not None
-    assert spent["epsilon"] == spent["epsilon_replaced"]
-    assert spent["epsilon"] == pytest.approx(gaussian_epsilon(2.0, 1e-5))
-    assert spent["trusted"] == "nobody"
+    # Local privacy is of any two data sets.
+    local = privacy_spent(private("privacy=local", "privacy.noise_multiplier=2"), 4)
+    assert local["epsilon"] == local["epsilon_replaced"]
+    assert local["epsilon"] == pytest.approx(gaussian_epsilon(2.0, 1e-5))
+    assert local["trusted"] == "nobody"
 
 
 # --- Configuration ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("overrides", "setting"),
+    ("override", "setting"),
     [
-        (["strategy=pbea"], "strategy.sampler.name=last"),
-        (["strategy=hierarchical"], "strategy.encoder.merge=average"),
-        (["strategy=cmda"], "strategy.decoder.merge=average"),
-        (["strategy=median"], "strategy.encoder.merge=average"),
-        (["strategy.weights=examples"], "strategy.weights=uniform"),
-        (["strategy.weights=agreement"], "strategy.weights=uniform"),
-        (["strategy.normalise_steps=true"], "strategy.normalise_steps=false"),
-        (["strategy=pooled"], "strategy.setting=federated"),
-        (["fusion=auto"], "fusion.name=mean"),
-        (["runtime.min_clients=2"], "runtime.min_clients=1"),
+        ("strategy=pbea", "strategy.sampler.name=last"),
+        ("strategy=hierarchical", "strategy.encoder.merge=average"),
+        ("strategy=cmda", "strategy.decoder.merge=average"),
+        ("strategy=median", "strategy.encoder.merge=average"),
+        ("strategy.weights=examples", "strategy.weights=uniform"),
+        ("strategy.weights=agreement", "strategy.weights=uniform"),
+        ("strategy.normalise_steps=true", "strategy.normalise_steps=false"),
+        ("strategy=pooled", "strategy.setting=federated"),
+        ("fusion=auto", "fusion.name=mean"),
+        ("runtime.min_clients=2", "runtime.min_clients=1"),
     ],
 )
-def test_what_the_mechanism_needs_is_asked_for_by_name(overrides: list[str], setting: str) -> None:
+def test_what_the_mechanism_needs_is_asked_for_by_name(override: str, setting: str) -> None:
     for rule in ("central", "local"):
         with pytest.raises(UserError, match=f"privacy={rule} needs {setting}, and the run has"):
-            private(f"privacy={rule}", *overrides)
+            private(f"privacy={rule}", override)
 
 
 # --- Whole runs -------------------------------------------------------------------------------
-
-
-def rounds_of(folder: Path, *overrides: str) -> list[dict[str, Any]]:
-    run_locally(prepare(private(*TINY, *overrides), folder))
-    return [json.loads(line) for line in (folder / "rounds.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize("rule", ["central", "local"])
 def test_a_private_run_merges_everyone_and_reveals_no_figures(
     tmp_path: Path, in_a_task: None, rule: str
 ) -> None:
-    small = ("privacy.clip=.5", "privacy.noise_multiplier=.1")
-    first = rounds_of(tmp_path / "first", f"privacy={rule}", *small)
-    again = rounds_of(tmp_path / "again", f"privacy={rule}", *small)
-    for record in first:
-        assert record["rejected"] == []
-        assert record["clients"] == {"language": 2, "audio": 2, "vision": 2}
-        assert set(record["train_loss"].values()) == {0.0}
-        weights = list(record["fusion_weights"].values())
-        assert weights == pytest.approx([1 / 3] * 3)
+    small = (f"privacy={rule}", "privacy.clip=.5", "privacy.noise_multiplier=.1")
+    runs = [prepare(private(*TINY, *small), tmp_path / name) for name in ("first", "again")]
+    for run in runs:
+        run_locally(run)
+    for record in runs[0].records:
+        assert record.rejected == []
+        assert record.clients == {"language": 2, "audio": 2, "vision": 2}
+        assert set(record.train_loss.values()) == {0.0}
+        assert list(record.fusion_weights.values()) == pytest.approx([1 / 3] * 3)
     # The noise does not follow from the seed.
-    assert first[0]["validation"] != again[0]["validation"]
+    assert runs[0].records[0].validation != runs[1].records[0].validation

@@ -11,8 +11,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from updates import key_of, points, uplink
 
-from common.clients import ClientKey
 from common.config import (
     ClientConfig,
     Config,
@@ -33,7 +33,6 @@ from common.structures import fit_gaussian
 from common.task import Task
 from server.acceptance.validation import RejectedUpdateError, UpdateRules
 
-KEY = ClientKey("audio", 1)
 TRAINED = ModelArrays(
     {
         "audio": {"embed": torch.zeros(3, 2), "norm": torch.zeros(3)},
@@ -49,21 +48,18 @@ PLAIN = StrategyConfig(
 )
 #: Of two classes; of two labels, each present in half of the items.
 PRIOR = {
-    Task.regression: torch.tensor([0.0, 1.0], dtype=torch.float64),
-    Task.classification: torch.tensor([0.25, 0.75], dtype=torch.float64).log(),
-    Task.multilabel: torch.zeros(2, dtype=torch.float64),
+    Task.regression: torch.tensor([0.0, 1.0]).double(),
+    Task.classification: torch.tensor([0.25, 0.75]).double().log(),
+    Task.multilabel: torch.zeros(2).double(),
 }
 #: Of 12 items.
 LABEL_SUMS = {
-    Task.regression: torch.tensor([12.0, 0.0, 12.0], dtype=torch.float64),
-    Task.classification: torch.tensor([4.0, 8.0], dtype=torch.float64),
-    Task.multilabel: torch.tensor([12.0, 6.0, 3.0], dtype=torch.float64),
+    Task.regression: torch.tensor([12, 0, 12]).double(),
+    Task.classification: torch.tensor([4, 8]).double(),
+    Task.multilabel: torch.tensor([12, 6, 3]).double(),
 }
 INF, NAN = float("inf"), float("nan")
-
-
-def points(**arrays: Tensor) -> Posterior:
-    return Posterior.of({name: Gaussian(array) for name, array in arrays.items()})
+ASKED = replace(PLAIN, decoder=DecoderConfig("posterior"))
 
 
 def good(task: Task = Task.regression, **encoder: Gaussian) -> Uplink:
@@ -76,26 +72,31 @@ def good(task: Task = Task.regression, **encoder: Gaussian) -> Uplink:
     agrees = torch.zeros(agreement_size(task), dtype=torch.float64)
     if task is not Task.regression:
         seen[1:] = -PRIOR[task][0] if task is Task.classification else 2 * math.log(2)
-    parts = (Posterior.of(fitted | encoder), points(head=torch.randn(1, 3)))
-    return Uplink(KEY, 4, *parts, 12, 0.5, seen, agrees, 6)
+    sums = {"calibration_sums": seen, "label_agreement": agrees}
+    parts = {"encoder": fitted | encoder, "decoder": {"head": torch.randn(1, 3)}}
+    return uplink("audio-1", round=4, steps=6, **parts, **sums)
 
 
 def check(
-    uplink: Uplink,
+    update: Uplink,
     task: Task = Task.regression,
     strategy: StrategyConfig = PLAIN,
     client: ClientConfig | None = None,
     examples: int = 12,
 ) -> None:
-    described = ClientDescription(KEY, examples, task, LABEL_SUMS[task], FeatureMoments.empty(2))
+    moments, sums = FeatureMoments.empty(2), LABEL_SUMS[task]
+    described = ClientDescription(key_of("audio-1"), examples, task, sums, moments)
     client = client or ClientConfig(local_epochs=2, batch_size=5)
     rules = UpdateRules(TRAINED, task, Config(client=client, strategy=strategy), PRIOR[task])
-    rules.check(uplink, described, 4)
+    rules.check(update, described, 4)
 
 
 @pytest.mark.parametrize("task", list(Task))
 def test_good_update_passes(task: Task) -> None:
     check(good(task), task)
+    # With or without precisions, of the decoder too where they are asked for.
+    check(good(task, **{name: Gaussian(each.mean) for name, each in good().encoder.items()}), task)
+    check(good(task), task, strategy=ASKED)
 
 
 def test_finite_numbers_pass_though_their_sum_is_not() -> None:
@@ -104,25 +105,18 @@ def test_finite_numbers_pass_though_their_sum_is_not() -> None:
     check(replace(good(), decoder=large))
 
 
-def test_update_without_precisions_passes() -> None:
-    check(good(**{name: Gaussian(each.mean) for name, each in good().encoder.items()}))
+def numbers(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"key": ClientKey("audio", 2)}, ["audio-1", "audio-2"]),
-        ({"train_loss": INF}, ["audio-1", "loss", "inf"]),
+        ({"key": key_of("audio-2")}, ["audio-1", "audio-2"]),
         ({"calibration_sums": torch.ones(10)}, ["audio-1", "evidence"]),
-        ({"calibration_sums": torch.tensor([1, 1, 1, 1, 1, NAN])}, ["audio-1", "evidence"]),
-        (
-            {"calibration_sums": torch.tensor([1, 1e200, 1, 1, 1, 1]).double()},
-            ["audio-1", "evidence"],
-        ),
-        (
-            {"calibration_sums": torch.tensor([121, 0, 0, 0, 0, 0]).double()},
-            ["121 items", "at most 120"],
-        ),
+        ({"calibration_sums": numbers(1, 1, 1, 1, 1, NAN)}, ["audio-1", "evidence"]),
+        ({"calibration_sums": numbers(1, 1e200, 1, 1, 1, 1)}, ["audio-1", "evidence"]),
+        ({"calibration_sums": numbers(121, 0, 0, 0, 0, 0)}, ["121 items", "at most 120"]),
         ({"label_agreement": torch.ones(9)}, ["audio-1", "agreement"]),
         *(({"steps": n}, ["audio-1", f"{n} local steps, expected 6"]) for n in (0, -3, 5, 7)),
         ({"decoder": Posterior(Layout(), torch.zeros(0))}, ["audio-1 decoder", "missing"]),
@@ -142,13 +136,11 @@ def test_fault_is_refused_and_named(changed: dict[str, object], words: list[str]
 
 @pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
 def test_agreement_has_as_many_finite_numbers_as_its_task_needs(task: Task) -> None:
-    size = agreement_size(task)
-    ones = torch.ones(size, dtype=torch.float64)
-    for wrong in (ones[:0], ones[1:], INF * ones):
-        with pytest.raises(RejectedUpdateError, match="audio-1 reports agreement"):
+    ones = torch.ones(agreement_size(task), dtype=torch.float64)
+    without = "audio-1 reports an agreement of 1 without"
+    for wrong, words in ((ones[1:], "agreement"), (INF * ones, "agreement"), (ones, without)):
+        with pytest.raises(RejectedUpdateError, match=words):
             check(replace(good(task), label_agreement=wrong), task)
-    with pytest.raises(RejectedUpdateError, match="audio-1 reports an agreement of 1 without"):
-        check(replace(good(task), label_agreement=ones), task)
 
 
 @pytest.mark.parametrize(
@@ -158,21 +150,16 @@ def test_steps_are_those_of_the_configuration(
     epochs: int, batch: int, examples: int, steps: int
 ) -> None:
     client = ClientConfig(local_epochs=epochs, batch_size=batch)
-    for made in (steps, steps + 1):
-        update = replace(good(), examples=examples, steps=made)
-        if made == steps:
-            check(update, client=client, examples=examples)
-        else:
-            with pytest.raises(RejectedUpdateError, match=f"{made} local steps, expected {steps}"):
-                check(update, client=client, examples=examples)
+    update = replace(good(), examples=examples, steps=steps)
+    check(update, client=client, examples=examples)
+    with pytest.raises(RejectedUpdateError, match=f"{steps + 1} local steps, expected {steps}"):
+        check(replace(update, steps=steps + 1), client=client, examples=examples)
 
 
 def test_posterior_of_the_decoder_is_taken_only_where_it_was_asked_for() -> None:
     head = Gaussian(torch.randn(1, 3), torch.eye(3), Form.row)
     sure = replace(good(), decoder=Posterior.of({"head": head}))
-    asked = replace(PLAIN, decoder=DecoderConfig("posterior"))
-    check(sure, strategy=asked)
-    check(good(), strategy=asked)
+    check(sure, strategy=ASKED)
     with pytest.raises(RejectedUpdateError, match=r"audio-1 decoder array 'head'.*row"):
         check(sure)
 
@@ -190,9 +177,7 @@ def test_posterior_of_the_decoder_is_taken_only_where_it_was_asked_for() -> None
         ([1.0, 0.0, 1.0], "positive"),
         ([1.0, -1e-9, 1.0], "positive"),
         ([1.0, NAN, 1.0], "finite"),
-        (torch.ones(3, dtype=torch.complex64), "complex64"),
-        (torch.ones(3, dtype=torch.bool), "bool"),
-        (torch.ones(3, dtype=torch.int64), "int64"),
+        *((torch.ones(3, dtype=getattr(torch, t)), t) for t in ("complex64", "bool", "int64")),
         (torch.eye(2, dtype=torch.complex64), "complex64"),
     ],
 )

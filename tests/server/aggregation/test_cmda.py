@@ -1,6 +1,7 @@
 """CmDA against a double loop over its formula, and where it must be the plain mean."""
 
 import math
+from itertools import permutations
 
 import numpy as np
 import pytest
@@ -28,8 +29,10 @@ def quiet(**changes: float) -> DecoderConfig:
     return DecoderConfig(**({"noise": 0.0} | changes))
 
 
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def merge(
+    decoders: dict[str, dict[str, Tensor]], config: DecoderConfig, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
+    return merge_decoders(decoders, config, torch.Generator().manual_seed(seed))
 
 
 def random_layers(count: int, seed: int = 0, shape: tuple[int, ...] = (3, 4)) -> list[Tensor]:
@@ -44,16 +47,14 @@ def as_decoders(layers: list[Tensor]) -> dict[str, dict[str, Tensor]]:
 def formula(layers: list[Array], epsilon: float, temperature: float, sign: int) -> Array:
     """Move every anchor as the paper says, then average the moved ones."""
     count = len(layers)
-
-    def distance(m: int, n: int) -> float:
-        return math.sqrt(float(((layers[m] - layers[n]) ** 2).sum()))
-
-    pairs = [(m, n) for m in range(count) for n in range(count) if m != n]
-    typical = sum(distance(m, n) for m, n in pairs) / len(pairs)
-    moved = []
+    distance = {
+        (m, n): math.sqrt(float(((layers[m] - layers[n]) ** 2).sum()))
+        for m, n in permutations(range(count), 2)
+    }
+    typical, moved = np.mean(list(distance.values())), []
     for m in range(count):
         others = [n for n in range(count) if n != m]
-        scores = [math.exp(sign * distance(m, n) / (temperature * typical)) for n in others]
+        scores = [math.exp(sign * distance[m, n] / (temperature * typical)) for n in others]
         step = np.zeros_like(layers[m])
         for n, score in zip(others, scores, strict=True):
             step += score / sum(scores) * (layers[m] - layers[n])
@@ -69,13 +70,10 @@ def test_equals_the_formula(count: int, epsilon: float, temperature: float, sign
     layers = random_layers(count)
     expected = formula([layer.double().numpy() for layer in layers], epsilon, temperature, sign)
     config = quiet(epsilon=epsilon, temperature=temperature, sign=sign)
-    merged, weights = merge_decoders(as_decoders(layers), config, seeded())
+    merged, weights = merge(as_decoders(layers), config)
     np.testing.assert_allclose(merged["w"].numpy(), expected, rtol=1e-5, atol=1e-5)
-    weighed = sum(
-        w * layer.double() for w, layer in zip(weights["w"].values(), layers, strict=True)
-    )
-    assert isinstance(weighed, Tensor)
-    np.testing.assert_allclose(weighed.numpy(), expected, rtol=1e-12, atol=1e-12)
+    weighed = np.tensordot([*weights["w"].values()], torch.stack(layers).double().numpy(), axes=1)
+    np.testing.assert_allclose(weighed, expected, rtol=1e-12, atol=1e-12)
     assert merged["w"].dtype == torch.float32
 
 
@@ -108,13 +106,13 @@ def corners() -> list[Tensor]:
 def test_symmetric_attention_is_the_plain_mean(layers: list[Tensor], config: DecoderConfig) -> None:
     weights = cmda_weights(layers, config)
     torch.testing.assert_close(weights, torch.full_like(weights, 1 / len(layers)))
-    merged, _ = merge_decoders(as_decoders(layers), config, seeded())
+    merged, _ = merge(as_decoders(layers), config)
     torch.testing.assert_close(merged["w"], torch.stack(layers).double().mean(dim=0).float())
 
 
 def test_one_modality_returns_itself() -> None:
     decoder = {"a": torch.randn(3, 2), "b": torch.randn(4), "c": torch.tensor(0.7)}
-    merged, weights = merge_decoders({"audio": decoder}, quiet(), seeded())
+    merged, weights = merge({"audio": decoder}, quiet())
     assert merged.keys() == decoder.keys()
     for name, array in decoder.items():
         assert torch.equal(merged[name], array)
@@ -128,10 +126,8 @@ def test_permuting_modalities_permutes_weights(
 ) -> None:
     decoders = as_decoders(random_layers(count))
     order = data.draw(st.permutations(list(decoders)))
-    merged, weights = merge_decoders(decoders, config, seeded())
-    permuted, permuted_weights = merge_decoders(
-        {name: decoders[name] for name in order}, config, seeded()
-    )
+    merged, weights = merge(decoders, config)
+    permuted, permuted_weights = merge({name: decoders[name] for name in order}, config)
     assert list(permuted_weights["w"]) == order
     assert permuted_weights["w"] == pytest.approx(weights["w"], abs=1e-12)
     torch.testing.assert_close(permuted["w"], merged["w"], rtol=1e-5, atol=1e-5)
@@ -140,7 +136,7 @@ def test_permuting_modalities_permutes_weights(
 def test_layers_are_weighed_each_on_its_own() -> None:
     first, second = random_layers(3, 1), random_layers(3, 2, shape=(5,))
     decoders = {f"m{i}": {"first": first[i], "second": second[i]} for i in range(3)}
-    _, weights = merge_decoders(decoders, quiet(), seeded())
+    _, weights = merge(decoders, quiet())
     for name, layers in (("first", first), ("second", second)):
         assert list(weights[name].values()) == cmda_weights(layers, quiet()).tolist()
     assert weights["first"] != weights["second"]
@@ -150,11 +146,9 @@ def test_layers_are_weighed_each_on_its_own() -> None:
 def test_noise_is_the_mean_of_independent_draws(count: int) -> None:
     decoders = {f"m{i}": {"w": torch.zeros(200, 100)} for i in range(count)}
     config = DecoderConfig("cmda", noise=0.3)
-    merged, _ = merge_decoders(decoders, config, seeded(5))
+    merged, _ = merge(decoders, config, 5)
     expected = 0.3 / math.sqrt(count)
     assert merged["w"].std().item() == pytest.approx(expected, rel=0.03)
     assert abs(merged["w"].mean().item()) < 4 * expected / math.sqrt(20_000)
-    again, _ = merge_decoders(decoders, config, seeded(5))
-    other, _ = merge_decoders(decoders, config, seeded(6))
-    assert torch.equal(merged["w"], again["w"])
-    assert not torch.equal(merged["w"], other["w"])
+    assert torch.equal(merged["w"], merge(decoders, config, 5)[0]["w"])
+    assert not torch.equal(merged["w"], merge(decoders, config, 6)[0]["w"])

@@ -8,45 +8,42 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
+from updates import points, uplink
 
 from common.clients import ClientKey
 from common.config import DecoderConfig, EncoderConfig, StrategyConfig
 from common.messages import Uplink
-from common.model.ha_fedformer import ModelArrays
+from common.model.ha_fedformer import ModelArrays, join_arrays
 from common.posterior import Form, Gaussian, Posterior
 from server.aggregation.hierarchy import MergedRound, RoundSum, merge_round
 
-FEDAVG = StrategyConfig(
-    "fedavg", encoder=EncoderConfig("pbea"), decoder=DecoderConfig(merge="average")
-)
-CMDA = StrategyConfig(
-    "hierarchical", encoder=EncoderConfig("pbea"), decoder=DecoderConfig("cmda", noise=0.0)
-)
-NOISY = StrategyConfig(
-    "hierarchical", encoder=EncoderConfig("pbea"), decoder=DecoderConfig("cmda", noise=0.1)
+PBEA = StrategyConfig("x", encoder=EncoderConfig("pbea"))
+FEDAVG, CMDA, NOISY, SURE = (
+    replace(PBEA, decoder=decoder)
+    for decoder in (
+        *(DecoderConfig("average"), DecoderConfig("cmda", noise=0.0)),
+        *(DecoderConfig("cmda", noise=0.1), DecoderConfig("posterior")),
+    )
 )
 
 WIDTHS = {"audio": 2, "language": 3, "vision": 4}
 KEYS = [ClientKey(m, part) for m in ("audio", "language", "vision") for part in range(2)]
 
 
-def uplink(key: ClientKey) -> Uplink:
+def update(key: ClientKey) -> Uplink:
     """Make the reply of one client; a modality's width is its own."""
     rng = np.random.default_rng([len(key.modality), key.part])
     width = WIDTHS[key.modality]
     mean = torch.from_numpy(rng.normal(size=(3, width))).float()
     spread = rng.normal(size=(width, width))
     precision = torch.from_numpy(spread @ spread.T + np.eye(width)).float()
-    return Uplink(
-        key,
-        1,
-        Posterior.of({"embed": Gaussian(mean, precision, Form.row)}),
-        Posterior.of({"head": Gaussian(torch.from_numpy(rng.normal(size=(2, 3))).float())}),
+    return uplink(
+        str(key),
+        encoder={"embed": Gaussian(mean, precision, Form.row)},
+        decoder={"head": torch.from_numpy(rng.normal(size=(2, 3))).float()},
         examples=int(rng.integers(5, 60)),
         train_loss=float(rng.uniform(0.1, 2)),
         calibration_sums=torch.from_numpy(rng.normal(size=6)),
-        label_agreement=torch.zeros(2, dtype=torch.float64),
         steps=int(rng.integers(1, 40)),
     )
 
@@ -71,24 +68,15 @@ def merged(total: RoundSum, seed: int = 0) -> MergedRound:
     return merge_round(total, current_of(total.modalities), generator)
 
 
-def arrays_of(result: MergedRound) -> dict[str, Tensor]:
-    flat = {f"decoder.{name}": array for name, array in result.parts.decoder.items()}
-    for modality, encoder in result.parts.encoders.items():
-        flat |= {f"{modality}.{name}": array for name, array in encoder.items()}
-    return flat
-
-
 def assert_same_round(left: RoundSum, right: RoundSum) -> None:
-    one, two = arrays_of(merged(left)), arrays_of(merged(right))
-    assert one.keys() == two.keys()
-    for name, array in one.items():
-        torch.testing.assert_close(array, two[name], rtol=1e-5, atol=1e-5)
+    one, two = (join_arrays(merged(total).parts) for total in (left, right))
+    torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
     assert left.modalities.keys() == right.modalities.keys()
     for name, modality in left.modalities.items():
         other = right.modalities[name]
         assert (modality.examples, modality.clients) == (other.examples, other.clients)
         assert modality.loss == pytest.approx(other.loss)
-        own = [uplink(key) for key in KEYS if key.modality == name][: modality.clients]
+        own = [update(key) for key in KEYS if key.modality == name][: modality.clients]
         torch.testing.assert_close(
             modality.calibration_sums, sum(each.calibration_sums for each in own)
         )
@@ -98,7 +86,7 @@ def assert_same_round(left: RoundSum, right: RoundSum) -> None:
 @given(data=st.data(), config=st.sampled_from([FEDAVG, CMDA, NOISY]))
 @settings(max_examples=25, deadline=None)
 def test_order_and_grouping_do_not_matter(data: st.DataObject, config: StrategyConfig) -> None:
-    uplinks = [uplink(key) for key in KEYS[: data.draw(st.integers(2, len(KEYS)))]]
+    uplinks = [update(key) for key in KEYS[: data.draw(st.integers(2, len(KEYS)))]]
     sums = [RoundSum(config).add(each) for each in data.draw(st.permutations(uplinks))]
     while len(sums) > 1:
         at = data.draw(st.integers(0, len(sums) - 2))
@@ -107,7 +95,7 @@ def test_order_and_grouping_do_not_matter(data: st.DataObject, config: StrategyC
 
 
 def test_empty_round_is_neutral() -> None:
-    total = total_of([uplink(key) for key in KEYS], CMDA)
+    total = total_of([update(key) for key in KEYS], CMDA)
     assert_same_round(RoundSum(CMDA).merge(total), total)
     assert_same_round(total.merge(RoundSum(CMDA)), total)
 
@@ -115,29 +103,24 @@ def test_empty_round_is_neutral() -> None:
 def test_decoders_with_precisions_merge_by_them_across_modalities() -> None:
     rng = np.random.default_rng(3)
     uplinks, left, right = [], np.zeros((3, 3)), np.zeros((2, 3))
-    for each in map(uplink, KEYS):
+    for each in map(update, KEYS):
         spread, mean = rng.normal(size=(3, 3)), each.decoder["head"].mean
         precision = spread @ spread.T + np.eye(3)
         head = Gaussian(mean, torch.from_numpy(precision), Form.row)
         uplinks.append(replace(each, decoder=Posterior.of({"head": head})))
         left += each.examples * precision
         right += each.examples * mean.double().numpy() @ precision
-    sure = StrategyConfig(
-        "few_rounds",
-        encoder=EncoderConfig("pbea"),
-        decoder=DecoderConfig(merge="posterior"),
-    )
-    found = merged(total_of(uplinks, sure)).parts.decoder["head"].numpy()
+    found = merged(total_of(uplinks, SURE)).parts.decoder["head"].numpy()
     np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, atol=1e-5)
 
 
 def test_result_is_bitwise_the_same_for_a_seed_whichever_modality_came_first() -> None:
-    forward = total_of([uplink(key) for key in KEYS], NOISY)
+    forward = total_of([update(key) for key in KEYS], NOISY)
     backward = RoundSum(NOISY, dict(reversed(forward.modalities.items())))
     for total in (forward, backward):
         assert list(merged(total).parts.encoders) == ["audio", "language", "vision"]
     one, two, other = (
-        arrays_of(merged(total, seed))
+        join_arrays(merged(total, seed).parts)
         for total, seed in ((forward, 7), (backward, 7), (forward, 8))
     )
     assert all(torch.equal(one[name], two[name]) for name in one)
@@ -151,10 +134,8 @@ def test_round_without_a_client_raises(config: StrategyConfig) -> None:
 
 
 def test_decoders_that_differ_between_modalities_raise() -> None:
-    one = uplink(ClientKey("audio", 0))
-    other = replace(
-        one, key=ClientKey("vision", 0), decoder=Posterior.of({"head": Gaussian(torch.ones(2, 1))})
-    )
+    one = update(ClientKey("audio", 0))
+    other = replace(update(ClientKey("vision", 0)), decoder=points(head=torch.ones(2, 1)))
     for config in (FEDAVG, CMDA):
         with pytest.raises(ValueError, match="'head'"):
             merged(total_of([one, other], config))

@@ -40,27 +40,13 @@ def exact_mode(total: PosteriorSum) -> Array:
     return mode
 
 
-def random_posterior(seed: int, *, form: Form, shape: tuple[int, ...] = (3, 2, 2)) -> Gaussian:
-    rng = np.random.default_rng(seed)
-    mean = torch.from_numpy(rng.normal(size=shape)).float()
-    match form:
-        case Form.identity:
-            return Gaussian(mean)
-        case Form.diagonal:
-            return Gaussian(mean, torch.from_numpy(rng.uniform(0.2, 5, shape)).float(), form)
-        case Form.row:
-            return Gaussian(mean, torch.from_numpy(spd(rng, mean[0].numel(), 10)).float(), form)
-
-
 # --- Closed forms -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("form", "shape"),
-    [
-        *((Form.row, shape) for shape in [(4, 5), (1, 6), (3, 2, 3)]),
-        *((Form.diagonal, shape) for shape in [(4, 5), (7,), (3, 2, 3), ()]),
-    ],
+    [(Form.row, shape) for shape in [(4, 5), (1, 6), (3, 2, 3)]]
+    + [(Form.diagonal, shape) for shape in [(4, 5), (7,), (3, 2, 3), ()]],
 )
 def test_precisions_give_the_pooled_optimum_and_the_average_does_not(
     form: Form, shape: tuple[int, ...]
@@ -74,19 +60,11 @@ def test_precisions_give_the_pooled_optimum_and_the_average_does_not(
     else:
         hessians = [np.asarray(rng.uniform(0.01, 10, shape)) for _ in weights]
         dense = [np.diag(np.ravel(hessian)) for hessian in hessians]
-    total = product(
-        [
-            Gaussian(torch.as_tensor(optimum), torch.as_tensor(hessian), form)
-            for optimum, hessian in zip(optima, hessians, strict=True)
-        ],
-        weights,
-    )
+    pairs = zip(map(torch.as_tensor, optima), map(torch.as_tensor, hessians), strict=True)
+    total = product([Gaussian(*pair, form) for pair in pairs], weights)
     # One dense solve over all entries of the tensor at once.
     left = sum(n * each for n, each in zip(weights, dense, strict=True))
-    right = sum(
-        n * each @ np.ravel(optimum)
-        for n, each, optimum in zip(weights, dense, optima, strict=True)
-    )
+    right = sum(n * h @ np.ravel(m) for n, h, m in zip(weights, dense, optima, strict=True))
     expected = np.linalg.solve(left, right).reshape(shape)
     np.testing.assert_allclose(exact_mode(total), expected, rtol=1e-9, atol=1e-11)
     np.testing.assert_allclose(total.finish()["w"].numpy(), expected, rtol=1e-6, atol=1e-6)
@@ -143,12 +121,15 @@ def test_full_shrinkage_at_absolute_scale_weighs_by_spread(structure: str) -> No
 @pytest.mark.parametrize("form", [Form.diagonal, Form.row])
 @pytest.mark.parametrize("identity_first", [True, False])
 def test_identity_counts_as_ones_in_the_other_form(form: Form, identity_first: bool) -> None:
-    plain, other = random_posterior(0, form=Form.identity), random_posterior(1, form=form)
-    ones = torch.ones_like(plain.mean) if form is Form.diagonal else torch.eye(4)
-    written_out = Gaussian(plain.mean, ones, form)
+    rng = np.random.default_rng(0)
+    plain, mean = torch.from_numpy(rng.normal(size=(2, 3, 2, 2)))
+    own, ones = rng.uniform(0.2, 5, (3, 2, 2)), torch.ones(3, 2, 2)
+    if form is Form.row:
+        own, ones = spd(rng, 4, 10), torch.eye(4)
+    other = Gaussian(mean, torch.from_numpy(own), form)
     order = slice(None, None, 1 if identity_first else -1)
     weights = [3.0, 7.0][order]
-    mixed = product([plain, other][order], weights)
-    expected = product([written_out, other][order], weights)
+    mixed = product([Gaussian(plain), other][order], weights)
+    expected = product([Gaussian(plain, ones.double(), form), other][order], weights)
     assert mixed.precisions["w"].form is form
     np.testing.assert_allclose(exact_mode(mixed), exact_mode(expected), rtol=1e-13)

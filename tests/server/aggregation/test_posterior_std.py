@@ -5,10 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from updates import uplink
 
-from common.clients import ClientKey
 from common.config import EncoderConfig, Scale, StrategyConfig
-from common.messages import Uplink
+from common.messages import Uplink, no_numbers
 from common.posterior import Form, Gaussian, Posterior
 from common.structures import fit_gaussian
 from common.structures.inputs import mapped_gaussian
@@ -17,17 +17,10 @@ from server.aggregation.posterior_std import MOST_CLIENTS, layer_std
 from server.aggregation.round import sum_updates
 
 SHAPE = (6, 5)
-SUMS = torch.zeros(0, dtype=torch.float64)
-
-
-def uplink(client: str, encoder: dict[str, Gaussian], decoder: dict[str, Gaussian]) -> Uplink:
-    modality, _, part = client.rpartition("-")
-    posteriors = (Posterior.of(encoder), Posterior.of(decoder))
-    return Uplink(ClientKey(modality, int(part)), 1, *posteriors, 1, 0.5, SUMS, SUMS, 1)
 
 
 def reported(uplinks: list[Uplink]) -> dict[str, dict[str, float]]:
-    summed = sum_updates(uplinks, StrategyConfig("x"), SUMS, Task.regression)
+    summed = sum_updates(uplinks, StrategyConfig("x"), no_numbers(), Task.regression)
     summed.without_few(1)
     return summed.stds_by_client()
 
@@ -38,20 +31,27 @@ def diagonal(*precision: float) -> Gaussian:
 
 
 def samples(count: int, deviation: float, shape: tuple[int, ...] = SHAPE) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return deviation * torch.randn(count, *shape, generator=generator)
+    return deviation * torch.randn(count, *shape, generator=torch.Generator().manual_seed(0))
 
 
-def fitted(structure: str, scale: Scale, rho: float, given: torch.Tensor) -> Gaussian:
-    config = EncoderConfig("pbea", structure, rho, scale)
+def relative(structure: str, rho: float, given: torch.Tensor) -> Gaussian:
+    config = EncoderConfig("pbea", structure, rho, Scale.relative)
     return fit_gaussian(given, config, received=torch.zeros(given.shape[1:]))
 
 
-def test_the_directions_known_best_count_most() -> None:
-    # Variances 1 and 1/9: their harmonic mean is 1/5.
-    assert layer_std(Posterior.of({"a": diagonal(1.0, 9.0)})) == pytest.approx(
-        {"a": math.sqrt(1 / 5)}
-    )
+def std_of(*gaussians: Gaussian) -> float:
+    """Return the standard deviation of a layer of a weight and, maybe, a bias."""
+    names = ("a.weight", "a.bias")
+    return layer_std(Posterior.of(dict(zip(names, gaussians, strict=False))))["a"]
+
+
+def test_by_hand() -> None:
+    # Variances 1 and 1/9: their harmonic mean is 1/5, as the directions known best count most.
+    assert std_of(diagonal(1.0, 9.0)) == pytest.approx(math.sqrt(1 / 5))
+    # 3 x 2 elements of precision 4 and 16, 3 of precision 100: a layer is by its elements.
+    weight = Gaussian(torch.zeros(3, 2), torch.diag(torch.tensor([4.0, 16.0])), Form.row)
+    expected = (9 / (3 * 4 + 3 * 16 + 300)) ** 0.5
+    assert std_of(weight, diagonal(100, 100, 100)) == pytest.approx(expected)
 
 
 def test_a_row_precision_is_turned_to_its_axes() -> None:
@@ -59,28 +59,20 @@ def test_a_row_precision_is_turned_to_its_axes() -> None:
     basis, _ = np.linalg.qr(rng.normal(size=(4, 4)))
     variances = np.array([0.1, 0.5, 2.0, 7.0])
     precision = torch.from_numpy(basis @ np.diag(1 / variances) @ basis.T).float()
-    found = layer_std(Posterior.of({"a": Gaussian(torch.zeros(3, 2, 2), precision, Form.row)}))
-    assert found["a"] == pytest.approx(math.sqrt(4 / (1 / variances).sum()), rel=1e-5)
-
-
-def test_a_layer_is_its_weight_and_its_bias_by_their_elements() -> None:
-    # 3 x 2 elements of precision 4 and 16, 3 of precision 100.
-    weight = Gaussian(torch.zeros(3, 2), torch.diag(torch.tensor([4.0, 16.0])), Form.row)
-    posterior = {"x.weight": weight, "x.bias": diagonal(100, 100, 100)}
-    assert layer_std(Posterior.of(posterior)) == pytest.approx(
-        {"x": (9 / (3 * 4 + 3 * 16 + 300)) ** 0.5}
-    )
+    expected = math.sqrt(4 / (1 / variances).sum())
+    found = std_of(Gaussian(torch.zeros(3, 2, 2), precision, Form.row))
+    assert found == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("structure", ["row", "diagonal"])
 def test_without_the_scale_what_is_round_has_std_one(structure: str) -> None:
-    round_one = fitted(structure, Scale.relative, 0.3, samples(4000, 0.03))
-    assert layer_std(Posterior.of({"a": round_one}))["a"] == pytest.approx(1, rel=0.02)
+    round_one = relative(structure, 0.3, samples(4000, 0.03))
+    assert std_of(round_one) == pytest.approx(1, rel=0.02)
     # Half of the columns are sure: precisions 1 / rho and 1 / (rho + 2 (1 - rho)).
     stretched = samples(4000, 0.03, (6, 4)) * torch.tensor([0.0, 0.0, 1.0, 1.0])
-    odd = fitted(structure, Scale.relative, 0.3, stretched)
+    odd = relative(structure, 0.3, stretched)
     expected = ((1 / 0.3 + 1 / (0.3 + 0.7 * 2)) / 2) ** -0.5
-    assert layer_std(Posterior.of({"a": odd}))["a"] == pytest.approx(expected, rel=0.02)
+    assert std_of(odd) == pytest.approx(expected, rel=0.02)
 
 
 def test_of_inputs_it_is_one_over_their_root_mean_square() -> None:
@@ -89,7 +81,7 @@ def test_of_inputs_it_is_one_over_their_root_mean_square() -> None:
     moments = torch.from_numpy(read.T @ read / 50)
     gaussian = mapped_gaussian(torch.zeros(SHAPE), moments, 0.1)
     expected = 1 / math.sqrt((read**2).mean())
-    assert layer_std(Posterior.of({"a.weight": gaussian}))["a"] == pytest.approx(expected, rel=1e-6)
+    assert std_of(gaussian) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize("structure", ["low_rank", "inputs", None])
@@ -102,40 +94,29 @@ def test_without_a_precision_there_is_none(structure: str | None) -> None:
     assert reported([uplink("audio-0", posterior, posterior)]) == {}
 
 
-def test_clients_come_in_their_order_and_parts_keep_apart() -> None:
+def test_clients_come_in_their_order_parts_keep_apart_and_figures_have_four_digits() -> None:
     one, other = {"x.weight": diagonal(4.0)}, {"x.weight": diagonal(0.25)}
     uplinks = [
-        uplink("vision-0", one, {"x.weight": Gaussian(torch.zeros(1))}),
+        uplink("vision-0", one, {"x.weight": torch.zeros(1)}),
         uplink("audio-2", one, other),
-        uplink("audio-10", other, one),
+        uplink("audio-10", {"x.weight": diagonal(3.0)}, {"x.weight": diagonal(3e-12)}),
     ]
-    found = reported(uplinks)
-    assert found == {
-        "audio-2": {"encoder.x": 0.5, "decoder.x": 2.0},
-        "audio-10": {"encoder.x": 2.0, "decoder.x": 0.5},
-        "vision-0": {"encoder.x": 0.5},
-    }
-    assert list(found) == ["audio-2", "audio-10", "vision-0"]
-
-
-def test_they_have_four_digits() -> None:
-    found = reported([uplink("audio-0", {"x": diagonal(3.0)}, {"y": diagonal(3e-12)})])
-    assert found == {"audio-0": {"encoder.x": 0.5774, "decoder.y": 577400.0}}
+    assert list(reported(uplinks).items()) == [
+        ("audio-2", {"encoder.x": 0.5, "decoder.x": 2.0}),
+        ("audio-10", {"encoder.x": 0.5774, "decoder.x": 577400.0}),
+        ("vision-0", {"encoder.x": 0.5}),
+    ]
 
 
 def test_of_many_clients_each_modality_has_its_first() -> None:
-    posterior = {"x": diagonal(4.0)}
-    many = {"audio": 100, "language": 3, "vision": 20}
+    posterior, many = {"x": diagonal(4.0)}, {"audio": 100, "language": 3, "vision": 20}
     uplinks = [
         uplink(f"{name}-{part}", posterior, posterior)
         for name, count in many.items()
         for part in range(count)
     ]
-    found = reported(uplinks)
     share = MOST_CLIENTS // 3
-    expected = [
+    assert list(reported(uplinks)) == [
         f"{name}-{part}" for name, count in many.items() for part in range(min(count, share))
     ]
-    assert list(found) == expected
-    all_of_them = reported(uplinks[:MOST_CLIENTS])
-    assert list(all_of_them) == [f"audio-{part}" for part in range(MOST_CLIENTS)]
+    assert list(reported(uplinks[:MOST_CLIENTS])) == [f"audio-{n}" for n in range(MOST_CLIENTS)]

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_strategy import Federation, config_with, honest
-from tiny_runs import TINY
+from memory_federation import Federation, config_with
+from tiny_runs import tiny
 
 from common.config import Config
 from common.errors import UserError
@@ -76,13 +76,11 @@ def test_a_rule_of_a_temporary_module_merges_by_its_name() -> None:
     plain = config_with("strategy=fedavg")
     results = []
     for config in (plain, with_merge(plain, merge="doubled")):
-        federation = Federation(config)
-        arrays, report = federation.merge([honest(m, config) for m in federation.ask()])
+        arrays, report = (federation := Federation(config)).round()
         assert report.rejected == ()
         results.append(split_arrays(arrays))
     average, doubled = results
-    trained = federation.trained.encoders["audio"]
-    for name in trained:
+    for name in federation.trained.encoders["audio"]:
         expected = 2 * average.encoders["audio"][name]
         torch.testing.assert_close(doubled.encoders["audio"][name], expected)
     assert torch.equal(doubled.decoder["head.bias"], average.decoder["head.bias"])
@@ -90,7 +88,7 @@ def test_a_rule_of_a_temporary_module_merges_by_its_name() -> None:
 
 @pytest.mark.usefixtures("plugins", "in_a_task")
 def test_a_run_trains_with_both_by_their_names(tmp_path: Path) -> None:
-    run = prepare(config_of_run("strategy=pbea"), tmp_path / "run")
+    run = prepare(tiny("strategy=pbea"), tmp_path / "run")
     run.config = with_merge(run.config, structure="flat")
     run_locally(run)
     (first, *_) = run.records
@@ -101,19 +99,13 @@ def test_a_run_trains_with_both_by_their_names(tmp_path: Path) -> None:
     assert stds == {float(f"{rho**0.5:.4g}")}
 
 
-def config_of_run(*overrides: str) -> Config:
-    from common.config import compose_config
-
-    return compose_config("config", [*TINY, *overrides])
-
-
 def test_unknown_names_are_refused_with_those_that_there_are() -> None:
     every = "average, fedatt, median, pbea, trimmed_mean"
-    with pytest.raises(UserError, match=f"strategy.encoder.merge=mode: expected one of {every}"):
-        find_rule("mode", "encoder")
-    with pytest.raises(UserError, match=r"strategy\.encoder\.merge=cmda: expected one of"):
-        find_rule("cmda", "encoder")
-    with pytest.raises(UserError, match="structure=cube: expected one of diagonal, inputs, low_"):
-        find_structure("cube")
-    with pytest.raises(UserError, match=r"strategy\.encoder\.merge=mode"):
-        Federation(with_merge(config_with("strategy=fedavg"), merge="mode"))
+    for find, words in (
+        (lambda: find_rule("mode", "encoder"), f"encoder.merge=mode: expected one of {every}"),
+        (lambda: find_rule("cmda", "encoder"), "encoder.merge=cmda: expected one of"),
+        (lambda: find_structure("cube"), "structure=cube: expected one of diagonal, inputs, low_"),
+        (lambda: Federation(with_merge(config_with(), merge="mode")), "encoder.merge=mode"),
+    ):
+        with pytest.raises(UserError, match=words):
+            find()

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from updates import points, posterior_of
 
 from common.config import FedAttConfig, StrategyConfig
 from common.posterior import Form, Gaussian, Layout, Posterior
@@ -16,22 +17,17 @@ SHAPES = {"matrix": (3, 4), "bias": (3,), "scalar": (), "conv": (2, 3, 2)}
 Clients = list[tuple[Posterior, float]]
 
 
-def plain(**arrays: Tensor) -> Posterior:
-    return Posterior.of({name: Gaussian(array) for name, array in arrays.items()})
-
-
 def client(seed: int) -> Posterior:
     """Return a posterior with precisions of every form; some clients have identities."""
     rng = torch.Generator().manual_seed(seed)
     arrays = {name: torch.randn(shape, generator=rng) for name, shape in SHAPES.items()}
-    gaussians = {name: Gaussian(array) for name, array in arrays.items()}
     sure = torch.rand(3, generator=rng) + 0.5
-    gaussians["bias"] = Gaussian(arrays["bias"], sure, Form.diagonal)
+    precise = {"bias": Gaussian(arrays["bias"], sure, Form.diagonal)}
     if seed % 3:
         spread = torch.randn(4, 4, generator=rng)
         precision = spread @ spread.T + torch.eye(4)
-        gaussians["matrix"] = Gaussian(arrays["matrix"], precision, Form.row)
-    return Posterior.of(gaussians)
+        precise["matrix"] = Gaussian(arrays["matrix"], precision, Form.row)
+    return posterior_of(arrays | precise)
 
 
 def total_of(name: str, clients: Clients) -> ClientSum:
@@ -48,12 +44,6 @@ def finished(name: str, total: ClientSum) -> dict[str, Tensor]:
     return RULES[name].finish(total, Setting(current, config, torch.Generator()))
 
 
-def assert_close(left: dict[str, Tensor], right: dict[str, Tensor], tolerance: float) -> None:
-    assert left.keys() == right.keys()
-    for name, array in left.items():
-        torch.testing.assert_close(array, right[name], rtol=tolerance, atol=tolerance)
-
-
 @EVERY_RULE
 @given(data=st.data(), weights=st.lists(st.integers(1, 3000), min_size=2, max_size=7))
 @settings(max_examples=20, deadline=None)
@@ -66,7 +56,9 @@ def test_order_and_grouping_do_not_matter(
         # Any tree: merge two neighbours, wherever they stand.
         at = data.draw(st.integers(0, len(sums) - 2))
         sums[at : at + 2] = [sums[at].merge(sums[at + 1])]
-    assert_close(finished(name, sums[0]), finished(name, total_of(name, clients)), 1e-5)
+    torch.testing.assert_close(
+        finished(name, sums[0]), finished(name, total_of(name, clients)), rtol=1e-5, atol=1e-5
+    )
 
 
 @EVERY_RULE
@@ -78,30 +70,21 @@ def test_one_client_and_identical_clients_return_the_mean(
     merged = finished(name, total_of(name, [(client(seed), weight) for weight in weights]))
     for array in merged.values():
         assert array.dtype is torch.float32
-    assert_close(merged, {key: each.mean for key, each in client(seed).items()}, 1e-5)
+    torch.testing.assert_close(
+        merged, {key: each.mean for key, each in client(seed).items()}, rtol=1e-5, atol=1e-5
+    )
 
 
 @EVERY_RULE
-def test_empty_sum_is_neutral(name: str) -> None:
-    total = total_of(name, [(client(0), 2.0), (client(1), 3.0)])
-    for merged in (RULES[name].start().merge(total), total.merge(RULES[name].start())):
-        assert_close(finished(name, merged), finished(name, total), 0)
-
-
-@EVERY_RULE
-def test_adding_leaves_earlier_sums_as_they_were(name: str) -> None:
-    first = total_of(name, [(client(0), 2.0)])
-    before = finished(name, first)
-    first.add(client(1), 5.0)
-    assert_close(finished(name, first), before, 0)
-
-
-@EVERY_RULE
-def test_a_sum_of_nothing_raises(name: str) -> None:
-    empty = RULES[name].start()
-    for total in (empty, empty.merge(empty)):
+def test_empty_sum_is_neutral_alone_has_no_mean_and_sums_are_left_as_they_were(name: str) -> None:
+    empty, total = RULES[name].start(), total_of(name, [(client(0), 2.0), (client(1), 3.0)])
+    before = finished(name, total)
+    total.add(client(2), 5.0)
+    for merged in (empty.merge(total), total.merge(empty), total):
+        torch.testing.assert_close(finished(name, merged), before, rtol=0, atol=0)
+    for nothing in (empty, empty.merge(empty)):
         with pytest.raises(ValueError, match="no clients to merge"):
-            finished(name, total)
+            finished(name, nothing)
 
 
 @EVERY_RULE
@@ -120,7 +103,7 @@ def test_shapes_that_could_broadcast_raise_and_are_named(
     name: str, left: tuple[int, ...], right: tuple[int, ...]
 ) -> None:
     for shapes in ((left, right), (right, left)):
-        clients = [(plain(ok=torch.ones(2), w=torch.ones(shape)), 1.0) for shape in shapes]
+        clients = [(points(ok=torch.ones(2), w=torch.ones(shape)), 1.0) for shape in shapes]
         with pytest.raises(ValueError) as raised:
             total_of(name, clients)
         assert all(part in str(raised.value) for part in ("'w'", str(left), str(right)))
@@ -128,7 +111,7 @@ def test_shapes_that_could_broadcast_raise_and_are_named(
 
 @EVERY_RULE
 def test_names_that_differ_raise_and_are_named(name: str) -> None:
-    full, short = plain(ok=torch.ones(2), w=torch.ones(2)), plain(ok=torch.ones(2))
+    full, short = points(ok=torch.ones(2), w=torch.ones(2)), points(ok=torch.ones(2))
     for pair in ((full, short), (short, full), (full, Posterior(Layout(), torch.zeros(0)))):
         with pytest.raises(ValueError, match=r"'w'|'ok'|no arrays"):
             total_of(name, [(each, 1.0) for each in pair])
