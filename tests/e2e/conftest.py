@@ -3,18 +3,15 @@
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 from browser import chromium
 from processes import TINY, Command, Federation, flower_environment, run_command
 
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser
-
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator["Browser"]:
+def browser() -> Iterator[Any]:
     with chromium() as started:
         yield started
 

@@ -5,16 +5,13 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 import pytest
 from browser import SCREENS, Visit, visit
 from processes import TINY
 from service_models import serving
-
-if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = pytest.mark.e2e
 
@@ -24,7 +21,7 @@ MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, browser: "Browser") -> Path:
+def run(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Path:
     folder = tmp_path_factory.mktemp("serve") / "run"
     command = [sys.executable, "-m", "server.commands.train", *TINY, "runtime=sequential"]
     subprocess.run([*command, f"run_dir={folder}"], check=True, capture_output=True, timeout=120)
@@ -51,11 +48,11 @@ def number(value: float) -> str:
     return f"{value:.2f}".replace("-", MINUS)
 
 
-def row(page: "Page", box: str, key: str) -> "Locator":
+def row(page: Any, box: str, key: str) -> Any:
     return page.locator(f"#{box} [data-key='{key}']")
 
 
-def shows(page: "Page", record: dict[str, Any]) -> None:
+def shows(page: Any, record: dict[str, Any]) -> None:
     """Wait until every part of the page shows a record."""
     from playwright.sync_api import expect
 
@@ -83,7 +80,7 @@ def assert_quiet(seen: Visit, address: str) -> None:
 
 @pytest.mark.parametrize(("width", "scheme"), SCREENS)
 def test_predictions_follow_the_switches(
-    browser: "Browser", address: str, width: int, scheme: str
+    browser: Any, address: str, width: int, scheme: str
 ) -> None:
     whole = predicted(address, 0, "language", "audio", "vision")
     part = predicted(address, 0, "audio", "vision")
@@ -105,7 +102,7 @@ def test_predictions_follow_the_switches(
         assert (dark == "rgb(20, 23, 28)") is (scheme == "dark")
 
 
-def test_the_documentation_of_the_api(browser: "Browser", address: str) -> None:
+def test_the_documentation_of_the_api(browser: Any, address: str) -> None:
     with visit(browser, f"{address}docs", 390) as seen:
         headings = seen.page.get_by_role("heading", level=2)
         headings.first.wait_for()
@@ -119,7 +116,7 @@ def test_the_documentation_of_the_api(browser: "Browser", address: str) -> None:
         seen.page.get_by_role("switch", name="audio").wait_for()
 
 
-def test_nothing_to_predict_from(browser: "Browser", address: str) -> None:
+def test_nothing_to_predict_from(browser: Any, address: str) -> None:
     with visit(browser, address) as seen:
         switches, alert = seen.page.get_by_role("switch"), seen.page.get_by_role("alert")
         switches.first.wait_for()
@@ -147,14 +144,12 @@ ASK = """async (fault) => {
         ("SyntaxError", "Error: The answer of the service cannot be read."),
     ],
 )
-def test_an_answer_that_breaks_off(
-    browser: "Browser", address: str, fault: str, raised: str
-) -> None:
+def test_an_answer_that_breaks_off(browser: Any, address: str, fault: str, raised: str) -> None:
     with visit(browser, address) as seen:
         assert seen.page.evaluate(ASK, fault) == raised
 
 
-def test_the_keyboard_is_enough(browser: "Browser", address: str) -> None:
+def test_the_keyboard_is_enough(browser: Any, address: str) -> None:
     with visit(browser, address) as seen:
         shows(seen.page, predicted(address, 0, "language", "audio", "vision"))
         reached = []
@@ -174,7 +169,7 @@ def test_the_keyboard_is_enough(browser: "Browser", address: str) -> None:
         shows(seen.page, predicted(address, 1, "language", "audio"))
 
 
-def test_controls_have_labels_and_headings_have_levels(browser: "Browser", address: str) -> None:
+def test_controls_have_labels_and_headings_have_levels(browser: Any, address: str) -> None:
     with visit(browser, address) as seen:
         seen.page.get_by_role("switch").first.wait_for()
         seen.page.locator("summary").click()
@@ -189,7 +184,7 @@ def test_controls_have_labels_and_headings_have_levels(browser: "Browser", addre
         assert seen.overflow == 0
 
 
-def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
+def test_an_item_that_is_pasted(browser: Any, address: str) -> None:
     from playwright.sync_api import expect
 
     item = httpx.get(f"{address}examples/2").json()["item"]
@@ -224,7 +219,7 @@ def test_an_item_that_is_pasted(browser: "Browser", address: str) -> None:
         assert len(seen.complaints) == 1 and "422" in seen.complaints[0]
 
 
-def test_without_examples_an_item_is_pasted(browser: "Browser", run: Path) -> None:
+def test_without_examples_an_item_is_pasted(browser: Any, run: Path) -> None:
     with (
         serving(run.parent, f"model={run}", f"token={TOKEN}", "examples=none") as (_, _, address),
         visit(browser, address) as seen,
