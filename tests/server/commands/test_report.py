@@ -127,7 +127,6 @@ def test_help(command: Run, tmp_path: Path) -> None:
         (["runs=[]"], "runs is required"),
         (["runs={a:1}"], "runs={'a': 1}: expected a folder, a glob, or a list of them"),
         (["runs=['']"], "runs=['']: expected a folder"),
-        (["runs=."], "runs=.: no run there, which is a folder with summary.json and config.yaml"),
         (["runs=nope"], "runs=nope: there is no such folder"),
         (["runs=.", "out=''"], "out is required"),
         (["rums=x"], "there is no setting 'rums'; did you mean runs?"),

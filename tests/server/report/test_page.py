@@ -14,7 +14,6 @@ import pytest
 from made_up_runs import MODALITIES, full_record, result, write_full_run, write_rounds, write_run
 from rich.console import Console
 
-from common.errors import UserError
 from server.report.groups import Report, make_groups
 from server.report.page import group_sections, markdown, page, show
 from server.report.panels import Section
@@ -44,8 +43,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags[tag] += 1
         self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in _VOID:
-            self._open.append(tag)
+        self._open += [tag] if tag not in _VOID else []
 
     def handle_endtag(self, tag: str) -> None:
         assert self._open.pop() == tag
@@ -156,18 +154,6 @@ def test_scores_that_are_no_numbers_in_a_folder_whose_name_is_no_text(tmp_path: 
     text = text_of(write_rounds(write_run(odd, corr=None), nothing))
     assert "<td>nan</td>" in text
     assert "<dd>…/" in text.replace(str(tmp_path), "…")
-
-
-def test_a_damaged_round_is_one_line(tmp_path: Path) -> None:
-    folder = write_full_run(tmp_path / "a")
-    report = report_of(folder)
-    with (folder / ROUNDS).open("ab") as file:
-        file.write(b'{"round": 4, "validation": 3}\n')
-    with pytest.raises(UserError, match=r"^\S*rounds\.jsonl is damaged: line 4: [^\n]*$"):
-        page(report, group_sections(report), 0)
-
-
-# Which runs are shown ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
