@@ -12,27 +12,17 @@ import pytest
 import torch
 import yaml
 
-from client.trainer import read_moments, train
+from client.app import run_round
+from client.node import SimulatedNode
+from client.trainer import train
 from common import config as schema
 from common.clients import ClientKey
 from common.config import compose, compose_config
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
-from common.data.federation import ClientData, read_items
-from common.messages import Uplink
-from common.model.calibration import (
-    agreement_size,
-    calibration_size,
-    calibration_sums,
-    label_sums,
-    prior_of,
-)
-from common.model.fusion import fit_fusion
-from common.model.ha_fedformer import ModelArrays, ModelSpec, build_model, join_arrays, split_arrays
-from common.model.predict import predict
-from common.posterior import Posterior
-from common.structures import fit_gaussian
-from common.structures.inputs import mapped_gaussian
+from common.data.federation import ClientData, load_joint, read_items
+from common.messages import Downlink
+from common.model.ha_fedformer import ModelSpec, build_model, join_arrays, split_arrays
 from common.task import Task
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.server_optimizer import OptimizerState, step
@@ -170,46 +160,33 @@ def test_every_local_training_moves_every_weight(name: str) -> None:
     assert all(not torch.equal(weight, before[key]) for key, weight in model.named_parameters())
 
 
+#: A federation of four small clients.
+ROUND = (
+    *("dataset.num_items=120", "dataset.num_speakers=24", "dataset.modalities=[audio,vision]"),
+    *("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1"),
+    *("clients.default=2", "client.local_epochs=3", "client.device=cpu"),
+)
+
 #: Strategies without a federation; `server.baselines` runs them.
 BASELINES = {"local", "pooled", "centralised", "early_fusion", "cross_modal"}
 
 
-def trained_uplink(key: ClientKey, current: ModelArrays, strategy: schema.StrategyConfig) -> Uplink:
-    """Train a client for real; each begins elsewhere, so that two of them differ."""
-    model = build_model(spec(SMALL, key.modality), seed=key.part)
-    data = client_data(key.modality)
-    trained = train(model, data, schema.ClientConfig(), strategy.sampler, seed=1)
-    samples, read = split_arrays(trained.samples), split_arrays(read_moments(model, data))
-    received, own = current.encoders[key.modality], read.encoders[key.modality]
-    encoder = {
-        name: fit_gaussian(sample, strategy.encoder, received[name], own.get(name))
-        for name, sample in samples.encoders[key.modality].items()
-    }
-    maps = read.decoder if strategy.decoder.merge == "posterior" else {}
-    decoder = {
-        name: mapped_gaussian(sample.mean(dim=0), maps.get(name), strategy.decoder.shrinkage)
-        for name, sample in samples.decoder.items()
-    }
-    sums = (
-        torch.zeros(size(Task.regression)).double() for size in (calibration_size, agreement_size)
-    )
-    posteriors = (Posterior.of(encoder), Posterior.of(decoder))
-    return Uplink(key, 1, *posteriors, 10, 1.0, *sums, trained.steps)
-
-
 @every("strategy", but=BASELINES)
 def test_every_federated_strategy_makes_a_round(name: str) -> None:
-    strategy = composed("strategy", name).strategy
-    model = build_model(spec(SMALL, "audio", "vision"), seed=0)
+    config = compose_config("config", [f"strategy={name}", *ROUND])
+    strategy, sequences = config.strategy, load_joint(config).items.sequences
+    shapes = {modality: own.statistics_shape for modality, own in sequences.items()}
+    model = build_model(ModelSpec(shapes, 1, Task.regression, config.model), seed=0)
     sent = {key: weight.detach() for key, weight in model.named_parameters()}
-    total, current = RoundSum(strategy), split_arrays(sent)
-    for key in (ClientKey(modality, part) for modality in WIDTHS for part in range(2)):
-        total = total.add(trained_uplink(key, current, strategy))
-    result = merge_round(total, current, torch.Generator().manual_seed(0))
+    total, whole = RoundSum(strategy), split_arrays(model.state_dict())
+    prior = torch.tensor([0.0, 1.0], dtype=torch.float64)
+    for key in (ClientKey(modality, part) for modality in shapes for part in range(2)):
+        downlink = Downlink(key, 1, whole.encoders[key.modality], whole.decoder, prior)
+        total = total.add(run_round(downlink, SimulatedNode(0, 1), config))
+    result = merge_round(total, split_arrays(sent), torch.Generator().manual_seed(0))
     scales, optimizer = join_arrays(result.change_scales), strategy.server_optimizer
     assert set(scales) == (set(sent) if strategy.normalise_steps else set())
-    merged = join_arrays(result.parts)
-    stepped, moments = step(sent, merged, OptimizerState(), optimizer, scales)
+    stepped, moments = step(sent, join_arrays(result.parts), OptimizerState(), optimizer, scales)
     remembered = set() if optimizer.name is schema.ServerOptimizer.sgd else set(sent)
     assert set(moments.first) == remembered
     assert stepped.keys() == sent.keys()
@@ -222,27 +199,6 @@ def test_every_federated_strategy_makes_a_round(name: str) -> None:
 def test_both_commands_share_the_partition(name: str) -> None:
     trained = compose_config("config", [f"partition={name}"])
     assert trained.partition == composed("partition", name).partition
-
-
-@every("fusion")
-def test_every_fusion_predicts(name: str) -> None:
-    rule = composed("fusion", name).fusion.name
-    model = build_model(spec(SMALL, "audio", "vision"), seed=0).eval()
-    inputs = {modality: pad_all(client_data(modality).sequences) for modality in WIDTHS}
-    labels = torch.from_numpy(client_data().labels)
-    prior = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
-    with torch.inference_mode():
-        outputs = {modality: model(modality, padded) for modality, padded in inputs.items()}
-    sums = {
-        modality: calibration_sums(own, labels, prior, Task.regression)
-        for modality, own in outputs.items()
-    }
-    fusion = fit_fusion(rule, Task.regression, prior, sums)
-    assert fusion.rule is not schema.FusionRule.auto and rule in (
-        fusion.rule,
-        schema.FusionRule.auto,
-    )
-    assert predict(model, fusion, inputs).values.isfinite().all()
 
 
 def test_the_file_dataset_is_read_as_configured(tmp_path: Path) -> None:
