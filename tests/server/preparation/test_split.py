@@ -53,9 +53,6 @@ def grouped(draw: st.DrawFn) -> list[str]:
 FRACTIONS = st.sampled_from([0.0, 0.1, 0.3, 0.45])
 
 
-# At random --------------------------------------------------------------------------------------
-
-
 @given(grouped(), FRACTIONS, FRACTIONS, st.integers(0, 99))
 @settings(max_examples=100, deadline=None)
 def test_a_random_split_never_shares_a_group_and_loses_no_item(
@@ -88,9 +85,6 @@ def test_fractions_are_missed_by_little_and_the_seed_decides(
     few = items_of(["a", "a", "b"])
     words = "3 parts need at least 3 groups", "there are 2"
     refusal(lambda: split_groups(few, 0.1, 0.2, 0), *words)
-
-
-# As the source says -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.4])

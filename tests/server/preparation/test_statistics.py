@@ -26,9 +26,6 @@ def sequences_of(items: list[Any], tabular: bool = False) -> Sequences:
     return Sequences(values, where, lengths, tabular)
 
 
-# Labels -----------------------------------------------------------------------------------------
-
-
 def bins_of(labels: LabelArray, outputs: int = 1, *names: str) -> LabelBins:
     kinds = {"i": Task.classification, "f": Task.regression}
     task = Task.multilabel if labels.ndim == 2 else kinds[labels.dtype.kind]
@@ -65,8 +62,6 @@ def test_classes_and_labels_are_counted_also_those_that_nobody_has() -> None:
         for bins in (bins_of(labels, 3), bins_of(labels[:0], 3)):
             assert bins.statistics(labels[:0]) == {"histogram": [0] * bars}
 
-
-# Sequences --------------------------------------------------------------------------------------
 
 FIELDS = ("items", "missing", "rows", "lengths", "nan", "infinite", "constant")
 NAN, INF = np.nan, np.inf

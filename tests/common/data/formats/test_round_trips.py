@@ -75,8 +75,6 @@ def check(
             )
 
 
-# ---- How each format is written -------------------------------------------------------
-
 Written = Path | list[Path]
 
 
@@ -139,9 +137,6 @@ VARIANTS: dict[str, Variant] = {
 each_variant = pytest.mark.parametrize(("format", "options"), VARIANTS.values(), ids=list(VARIANTS))
 
 
-# ---- What all formats do --------------------------------------------------------------
-
-
 @each_variant
 def test_items_are_the_truth(tmp_path: Path, format: str, options: dict[str, Any]) -> None:
     source, truth = read(tmp_path, format, UTTERANCES, options)
@@ -191,8 +186,6 @@ def test_items_whose_text_is_zero_are_dropped_and_counted(
     check(source, truth, split=format != "csd")
     assert source.items.cleaning.get(ZERO_TEXT, 0) == len(ZEROS) - len(truth)
 
-
-# ---- All ways of writing each format --------------------------------------------------
 
 Case = tuple[str, list[Utterance], dict[str, Any]]
 

@@ -197,9 +197,6 @@ def write_mmsa(
     return write_pickle(path, mmsa_content(utterances, **options), protocol)
 
 
-# ---- MultiBench -----------------------------------------------------------------------
-
-
 def multibench_content(
     utterances: Sequence[Utterance],
     *,
@@ -221,9 +218,6 @@ def multibench_content(
             "id": ids.astype(object) if object_ids else ids,
         }
     return content
-
-
-# ---- MulT -----------------------------------------------------------------------------
 
 
 def mult_content(
@@ -254,9 +248,6 @@ def _id_rows(items: Sequence[Utterance], kind: IdKind) -> Array:
     return texts.astype(object) if "object" in kind else texts
 
 
-# ---- MulT, by Python 2 ----------------------------------------------------------------
-
-
 class Python2Pickler(pickle._Pickler):
     """Protocol 2 as Python 2 writes it: text and raw data are byte strings without an encoding."""
 
@@ -283,9 +274,6 @@ def write_python2(
     with path.open("wb") as file:
         Python2Pickler(file, 2).dump(mult_content(utterances, ids=ids, **options))
     return path
-
-
-# ---- MMSA -----------------------------------------------------------------------------
 
 
 def mmsa_content(
@@ -425,9 +413,6 @@ def by_video(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
     return grouped
 
 
-# ---- Arrays ---------------------------------------------------------------------------
-
-
 def ragged(parts: Sequence[Array]) -> tuple[Array, Array]:
     """Return rows (R, D), and where each part begins and ends (N + 1,)."""
     lengths = [len(part) for part in parts]
@@ -450,9 +435,6 @@ def write_npz(path: Path, utterances: Sequence[Utterance]) -> Path:
     """Write one npz file."""
     np.savez(path, **npz_content(utterances))
     return path
-
-
-# ---- Tables ---------------------------------------------------------------------------
 
 
 def table_columns(utterances: Sequence[Utterance]) -> dict[str, list[Any]]:
