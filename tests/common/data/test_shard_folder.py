@@ -244,8 +244,15 @@ SHARDS = ["validation", "test", "audio-1"]
 
 
 @pytest.mark.parametrize("name", SHARDS)
-def test_a_shard_that_was_not_prepared_or_is_lost_is_refused(folder: Path, name: str) -> None:
-    (folder / f"{name}.safetensors").unlink()
+def test_a_shard_that_is_damaged_or_lost_or_not_prepared_is_refused(
+    folder: Path, name: str
+) -> None:
+    path = folder / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 4
+    path.write_bytes(content)
+    refusal(lambda: open_all(folder), f"shard {path} is damaged")
+    path.unlink()
     refusal(lambda: open_all(folder), f"{folder / name}.safetensors does not exist")
     listed = dict(read_manifest(folder).shards)
     del listed[f"{name}.safetensors"]
@@ -254,15 +261,6 @@ def test_a_shard_that_was_not_prepared_or_is_lost_is_refused(folder: Path, name:
         assert "audio-2" not in names(load(folder))
     else:
         refusal(lambda: load(folder), str(folder), f"lists no {name}.safetensors")
-
-
-@pytest.mark.parametrize("name", SHARDS)
-def test_a_damaged_shard_is_refused(folder: Path, name: str) -> None:
-    path = folder / f"{name}.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-20] ^= 4
-    path.write_bytes(content)
-    refusal(lambda: open_all(folder), f"shard {path} is damaged")
 
 
 def test_shards_of_another_preparation_are_refused(

@@ -296,6 +296,23 @@ def test_what_is_something_else_is_never_overwritten(
     assert left(out) == ["shards"]
 
 
+def test_parents_are_made_unless_one_is_a_file_and_late_folders_are_kept(
+    file: Path, out: Path
+) -> None:
+    run(file, out.parent / "deep" / "er")
+    assert "manifest.json" in contents(out.parent / "deep" / "er")
+    refused(file, file / "shards", "cannot be written: ")
+
+    def meanwhile(manifest: Manifest) -> Mapping[str, bytes]:
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+        return {}
+
+    refusal(lambda: prepare(config_of(file, out), quiet, meanwhile), "exists already")
+    assert contents(out) == {"thesis.tex": b"years of work"}
+    assert left(out) == ["deep", "shards"]
+
+
 def test_a_folder_of_shards_is_replaced_only_if_asked(
     tmp_path: Path, file: Path, out: Path
 ) -> None:
@@ -308,23 +325,6 @@ def test_a_folder_of_shards_is_replaced_only_if_asked(
     run(file, tmp_path / "fresh", clients={"default": 2})
     assert contents(out) == contents(tmp_path / "fresh")
     assert left(out) == ["shards"]
-
-
-def test_what_appears_meanwhile_is_not_overwritten(file: Path, out: Path) -> None:
-    def meanwhile(manifest: Manifest) -> Mapping[str, bytes]:
-        out.mkdir()
-        (out / "thesis.tex").write_text("years of work")
-        return {}
-
-    refusal(lambda: prepare(config_of(file, out), quiet, meanwhile), "exists already")
-    assert contents(out) == {"thesis.tex": b"years of work"}
-    assert left(out) == ["shards"]
-
-
-def test_parents_are_made_unless_one_is_a_file(file: Path, out: Path) -> None:
-    run(file, out / "deep" / "er")
-    assert "manifest.json" in contents(out / "deep" / "er")
-    assert "cannot be written: " in refused(file, file / "shards")
 
 
 Break = Callable[[BaseException], None]
