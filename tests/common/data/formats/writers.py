@@ -176,27 +176,6 @@ def _labels(items: Sequence[Utterance], shape: LabelShape) -> Array:
     return labels if shape in ("(N,1)", "(N,7)") else labels[:, None, :]
 
 
-def write_multibench(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write a MultiBench file; the options are those of `multibench_content`."""
-    return write_pickle(path, multibench_content(utterances, **options), protocol)
-
-
-def write_mult(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write a MulT file; the options are those of `mult_content`."""
-    return write_pickle(path, mult_content(utterances, **options), protocol)
-
-
-def write_mmsa(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write an MMSA file; the options are those of `mmsa_content`."""
-    return write_pickle(path, mmsa_content(utterances, **options), protocol)
-
-
 def multibench_content(
     utterances: Sequence[Utterance],
     *,
@@ -331,6 +310,21 @@ def _widen(values: Array, width: int) -> Array:
 
 
 # ---- Computational sequences ----------------------------------------------------------
+
+
+def _pickled(content: Callable[..., object]) -> Callable[..., Path]:
+    def write(
+        path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
+    ) -> Path:
+        return write_pickle(path, content(utterances, **options), protocol)
+
+    return write
+
+
+#: Write a pickle to a path; the options are those of its content.
+write_multibench, write_mult, write_mmsa = map(
+    _pickled, (multibench_content, mult_content, mmsa_content)
+)
 
 
 def write_csd(
