@@ -91,9 +91,6 @@ def disjoint(parts: list[np.ndarray]) -> bool:
     return sum(map(len, sets)) == len(set().union(*sets))
 
 
-# The joint dataset ------------------------------------------------------------------------------
-
-
 def test_every_item_is_held_once_and_groups_are_on_one_side(config: Config) -> None:
     joint = load_joint(config)
     parts = [joint.items.labels[part] for part in joint.dealt.values()]
@@ -145,9 +142,6 @@ def test_the_embedded_dataset_is_cut_and_split_by_speaker() -> None:
     assert {each.lengths.max() for each in joint.items.sequences.values()} == {5}
 
 
-# A test set of its own --------------------------------------------------------------------------
-
-
 def test_a_test_file_is_the_test_set(tmp_path: Path, file: Path) -> None:
     test = write(tmp_path / "test.npz", first=300, number=12)
     joint = load_joint(config_for(file, test_path=str(test)))
@@ -184,9 +178,6 @@ def test_what_a_test_file_must_have(tmp_path: Path, file: Path) -> None:
     fails("'vision'", {"vision": None})
     write(file, label=np.ones((ITEMS, 3)))
     fails("label is 3 wide", {"label": np.ones((6, 2))}, task=Task.multilabel)
-
-
-# What cannot be dealt out -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -233,9 +224,6 @@ def test_modality_names_that_cannot_be_settings(tmp_path: Path, name: str) -> No
     assert repr(name) in refused(config_for(file))
 
 
-# Other partitions -------------------------------------------------------------------------------
-
-
 def test_train_items_are_dealt_by_the_partition(config: Config) -> None:
     by_groups = load_joint(config)
     config.partition = DirichletConfig(alpha=50.0)
@@ -255,9 +243,6 @@ def test_shards_are_dealt_out_already(tmp_path: Path) -> None:
     partition = PartitionConfig(PartitionRule.iid)
     config = Config(run_dir="", dataset=ShardsConfig(path=str(tmp_path)), partition=partition)
     refusal(lambda: load_federation(config), "partition=iid: shards were dealt out by utmp-prepare")
-
-
-# One client -------------------------------------------------------------------------------------
 
 
 def clients_of(config: Config) -> dict[ClientKey, ClientData]:
@@ -311,9 +296,6 @@ def test_a_client_that_is_not_there(file: Path) -> None:
     refusal(lambda: client_data_of(joint, ClientKey("audio", 1), config), *words)
 
 
-# Faulty clients ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("number", [1, 2, 9])
 def test_the_first_clients_of_each_modality_get_permuted_labels(
     config: Config, number: int
@@ -344,9 +326,6 @@ def test_rows_of_several_labels_move_together() -> None:
     assert sorted(found.tolist()) == labels.tolist()
 
 
-# Standardisation --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("tabular", [[], ["vision"]])
 def test_a_client_reports_the_moments_of_its_train_rows(file: Path, tabular: list[str]) -> None:
     config = config_for(file, tabular=tabular)
@@ -362,8 +341,6 @@ def test_a_client_reports_the_moments_of_its_train_rows(file: Path, tabular: lis
         np.testing.assert_allclose(client.moments.mean, rows.mean(axis=0), rtol=1e-9)
         np.testing.assert_allclose(client.moments.std, rows.std(axis=0), rtol=1e-6)
 
-
-# A deployed site --------------------------------------------------------------------------------
 
 SITE = ClientKey("audio", 7)
 

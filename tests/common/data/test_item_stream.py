@@ -46,8 +46,6 @@ def assert_joined(stream: ItemStream, size: int, items: MultimodalDataset) -> No
         assert_same_sequences(concatenate([part.sequences[name] for part in parts]), expected)
 
 
-# Files ------------------------------------------------------------------------------------------
-
 WRITERS = {
     "multibench": lambda folder: writers.write_multibench(folder / "a.pkl", UTTERANCES),
     "mult": lambda folder: writers.write_mult(folder / "a.pkl", UTTERANCES),
@@ -194,9 +192,6 @@ def test_a_shard_of_another_name(two: list[Path], tmp_path: Path) -> None:
     shutil.copy(two[0], path)
     assert opened(path, "shard").count == 3
     fails(path, "is of no known format")
-
-
-# What is refused --------------------------------------------------------------------------------
 
 
 def test_what_is_no_source(two: list[Path], tmp_path: Path) -> None:

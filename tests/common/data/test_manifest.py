@@ -49,9 +49,6 @@ def content(tmp_path: Path) -> dict[str, Any]:
     return found
 
 
-# Write and read ---------------------------------------------------------------------------------
-
-
 def test_what_is_written_is_read_and_written_again_to_the_byte(tmp_path: Path) -> None:
     manifest = manifest_of("vision-0", "audio-0", "validation", "test")
     write_manifest(tmp_path, manifest)
@@ -85,9 +82,6 @@ def test_the_locale_does_not_change_the_bytes(tmp_path: Path) -> None:
     write_manifest(here, manifest_of("audio-0"))
     run_python(COPY, here, there, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
     assert (there / MANIFEST).read_bytes() == (here / MANIFEST).read_bytes()
-
-
-# What is not whole ------------------------------------------------------------------------------
 
 
 def test_a_folder_that_is_missing_or_was_not_finished_is_refused(tmp_path: Path) -> None:
@@ -146,9 +140,6 @@ def test_a_missing_key_and_a_value_of_the_wrong_type_are_named(
     assert read_manifest(tmp_path) == manifest_of("audio-0", "test")
 
 
-# Clients ----------------------------------------------------------------------------------------
-
-
 def test_clients_come_by_modality_in_order_then_by_number() -> None:
     names = ("a1_", "größe")
     listed = [f"{name}-{part}" for part in (11, 2, 0, 10, 1, 9) for name in names]
@@ -159,9 +150,6 @@ def test_clients_come_by_modality_in_order_then_by_number() -> None:
     none = manifest_of("validation", "test", "audio", "audio-", "audio-x", "smell-0", "-0")
     assert none.clients() == []
     assert replace(none, shards={"audio-0.npz": {"seal": ""}}).clients() == []
-
-
-# Shards and manifest ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

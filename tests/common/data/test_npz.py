@@ -185,8 +185,6 @@ def test_values_that_are_not_finite_are_counted_by_modality(file: Path) -> None:
     assert joint.cleaning == {"audio values not finite, set to the mean": 4}
 
 
-# What is refused --------------------------------------------------------------------------------
-
 CLASSES = {"task": Task.classification}
 ASKED = {"modalities": ["audio"]}
 TABULAR, GROUP = {"tabular": ["audio"]}, {"group": "video"}

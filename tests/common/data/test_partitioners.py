@@ -68,8 +68,6 @@ def sizes(dealt: Dealt, modality: str = "audio") -> list[int]:
     return [len(part) for key, part in dealt.items() if key.modality == modality]
 
 
-# Every rule -------------------------------------------------------------------------------------
-
 COUNTS = st.dictionaries(
     st.sampled_from(["language", "audio", "vision"]), st.integers(1, 4), min_size=1
 )
@@ -151,9 +149,6 @@ def test_another_process_with_other_hashes_of_text_deals_the_same() -> None:
     assert run_python(program, PYTHONHASHSEED="4242", PYTHONPATH=path).strip() == digest()
 
 
-# Whole groups -----------------------------------------------------------------------------------
-
-
 def test_groups_stay_whole() -> None:
     items = dataset(90)
     dealt = dealt_by("groups", items, {"audio": 4, "vision": 3})
@@ -161,9 +156,6 @@ def test_groups_stay_whole() -> None:
     assert sum(map(len, held)) == len(set(items.groups.tolist())) == 30
     # Groups are equally large here, so clients differ by one.
     assert {len(part) for part in dealt.values()} == {12, 15}
-
-
-# One client a group -----------------------------------------------------------------------------
 
 
 def test_each_group_is_a_client_and_none_is_left_out() -> None:
@@ -180,9 +172,6 @@ def test_each_group_is_a_client_and_none_is_left_out() -> None:
     assert [key.part for key in dealt if key.modality == "vision"] == list(range(12))
 
 
-# Items at random --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["iid", "size"])
 def test_random_items_have_about_the_same_labels_at_each_client(name: str) -> None:
     # In order of their labels, so that whoever does not shuffle is found out.
@@ -190,9 +179,6 @@ def test_random_items_have_about_the_same_labels_at_each_client(name: str) -> No
     for part in dealt_by(name, items, {"audio": 2, "vision": 2}).values():
         # Five standard errors.
         assert abs(items.labels[part].mean()) < 5 * items.labels.std() / np.sqrt(len(part))
-
-
-# Unequal sizes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

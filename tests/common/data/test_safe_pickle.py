@@ -34,9 +34,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data.pkl"
 
 
-# Hostile ----------------------------------------------------------------------------------------
-
-
 def test_the_corpus_is_large() -> None:
     assert len(REFUSED) + len(HARMLESS) >= 95
     assert len(RUNS) >= 30
@@ -94,8 +91,6 @@ print(peak())
 """
     assert measured(script, str(file)) < 400_000  # KiB
 
-
-# Honest -----------------------------------------------------------------------------------------
 
 ARRAYS = {
     "floats": np.linspace(-1, 1, 12, dtype=np.float32).reshape(2, 3, 2),
@@ -181,9 +176,6 @@ def test_a_pickle_of_python_2(file: Path) -> None:
     assert pickle.loads(content, encoding="latin1")["audio"].tolist() == [1.5, -2.25]
 
 
-# Files ------------------------------------------------------------------------------------------
-
-
 def test_what_is_a_pickle(tmp_path: Path) -> None:
     def named(name: str, content: bytes) -> bool:
         (tmp_path / name).write_bytes(content)
@@ -218,8 +210,6 @@ def test_an_empty_file_a_folder_and_a_pipe_that_is_not_waited_for(file: Path) ->
     os.mkfifo(file.parent / "pipe")
     refusal(lambda: load(file.parent / "pipe"), "regular file")
 
-
-# Fuzz -------------------------------------------------------------------------------------------
 
 SEEDS = [
     pickle.dumps({"train": {**ARRAYS, "v": VALUES}}, protocol)

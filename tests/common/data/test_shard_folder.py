@@ -116,9 +116,6 @@ def names(data: FederatedDataset) -> list[str]:
     return [str(key) for key in data.clients]
 
 
-# Equal to the joint dataset ---------------------------------------------------------------------
-
-
 def assert_same_federation(shards: Config, joint: Config) -> None:
     actual, expected = load_federation(shards), load_joint(joint)
     for name in ("task", "outputs", "shapes", "clients", "label_names"):
@@ -161,9 +158,6 @@ def test_what_only_the_manifest_or_one_side_says_is_kept(folder: Path) -> None:
     data = load(folder)
     assert data.shapes["vision"] == (STEPS, 3)
     assert (data.cleaning, data.warnings) == ({"rows": 3}, ("careful",))
-
-
-# Who takes part ---------------------------------------------------------------------------------
 
 
 EVERYONE = "vision-0 vision-1 audio-0 audio-1 audio-2 language-0 language-1"
@@ -213,9 +207,6 @@ def test_clients_that_are_not_there_are_refused(folder: Path) -> None:
     assert len(names(load(folder, modalities=["vision", "audio"]))) == 5
 
 
-# Modalities, task, lengths ----------------------------------------------------------------------
-
-
 def test_modalities_are_taken_once_and_in_the_order_asked_for(folder: Path, made: Path) -> None:
     names_ = ["language", "vision"]
     data = load(folder, modalities=[*names_, "language"])
@@ -243,9 +234,6 @@ def test_sequences_are_cut_to_their_last_steps(folder: Path) -> None:
     assert cut.shapes["vision"] == (2, 3)
 
 
-# A folder that is not whole ---------------------------------------------------------------------
-
-
 def open_all(folder: Path) -> None:
     data = load(folder)
     for key in data.clients:
@@ -256,8 +244,15 @@ SHARDS = ["validation", "test", "audio-1"]
 
 
 @pytest.mark.parametrize("name", SHARDS)
-def test_a_shard_that_was_not_prepared_or_is_lost_is_refused(folder: Path, name: str) -> None:
-    (folder / f"{name}.safetensors").unlink()
+def test_a_shard_that_is_damaged_or_lost_or_not_prepared_is_refused(
+    folder: Path, name: str
+) -> None:
+    path = folder / f"{name}.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-20] ^= 4
+    path.write_bytes(content)
+    refusal(lambda: open_all(folder), f"shard {path} is damaged")
+    path.unlink()
     refusal(lambda: open_all(folder), f"{folder / name}.safetensors does not exist")
     listed = dict(read_manifest(folder).shards)
     del listed[f"{name}.safetensors"]
@@ -266,15 +261,6 @@ def test_a_shard_that_was_not_prepared_or_is_lost_is_refused(folder: Path, name:
         assert "audio-2" not in names(load(folder))
     else:
         refusal(lambda: load(folder), str(folder), f"lists no {name}.safetensors")
-
-
-@pytest.mark.parametrize("name", SHARDS)
-def test_a_damaged_shard_is_refused(folder: Path, name: str) -> None:
-    path = folder / f"{name}.safetensors"
-    content = bytearray(path.read_bytes())
-    content[-20] ^= 4
-    path.write_bytes(content)
-    refusal(lambda: open_all(folder), f"shard {path} is damaged")
 
 
 def test_shards_of_another_preparation_are_refused(
@@ -303,9 +289,6 @@ def test_a_manifest_that_says_otherwise_than_its_shards_is_refused(folder: Path)
     refusal(lambda: load(folder, modalities=["smell"]), folder, "smell")
 
 
-# Evaluation only --------------------------------------------------------------------------------
-
-
 def test_a_folder_without_clients_has_those_of_sites(made: Path, tmp_path: Path) -> None:
     """As a coordinator prepares it whose sites have files of their own."""
     evaluation = prepared(made / "joint.npz", tmp_path / "evaluation", clients={"default": 0})
@@ -315,9 +298,6 @@ def test_a_folder_without_clients_has_those_of_sites(made: Path, tmp_path: Path)
     assert names(data) == everyone
     assert len(names(load(evaluation, {"default": None, "audio": 9}))) == 9 + 2 * DEFAULT_CLIENTS
     refusal(lambda: data.client_items(ClientKey("audio", 0)), str(evaluation), "lists no audio-0")
-
-
-# A site's shard ---------------------------------------------------------------------------------
 
 
 def test_a_site_s_shard_is_read_alone_or_beside_its_manifest(folder: Path, tmp_path: Path) -> None:

@@ -119,9 +119,6 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "audio-0.safetensors"
 
 
-# What is written is read ------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("task", list(Task))
 def test_items_come_back_to_the_bit(path: Path, task: Task) -> None:
     items = dataset(task)
@@ -214,9 +211,6 @@ def test_names_cannot_pass_for_labels_or_seals(path: Path) -> None:
         label_names=(text, "seal", "0" * 64, '"'),
     )
     assert_same(write(path, items, Task.multilabel).items, items)
-
-
-# Half the size ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

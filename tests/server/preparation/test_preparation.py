@@ -113,9 +113,6 @@ def left(out: Path) -> list[str]:
     return sorted(path.name for path in out.parent.iterdir())
 
 
-# What is written --------------------------------------------------------------------------------
-
-
 def test_the_folder_holds_a_shard_for_each_client_and_side(file: Path, out: Path) -> None:
     manifest = run(file, out, clients={"default": 2, "vision": 3})
     names = ["audio-0", "audio-1", "vision-0", "vision-1", "vision-2", "validation", "test"]
@@ -284,9 +281,6 @@ def test_where_the_source_lies_and_whence_it_is_called_do_not_matter(
     assert contents(tmp_path / "some" / "third") == contents(out)
 
 
-# What is there already --------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("overwrite", [False, True])
 @pytest.mark.parametrize("kind", ["file", "folder"])
 def test_what_is_something_else_is_never_overwritten(
@@ -302,6 +296,23 @@ def test_what_is_something_else_is_never_overwritten(
     assert left(out) == ["shards"]
 
 
+def test_parents_are_made_unless_one_is_a_file_and_late_folders_are_kept(
+    file: Path, out: Path
+) -> None:
+    run(file, out.parent / "deep" / "er")
+    assert "manifest.json" in contents(out.parent / "deep" / "er")
+    refused(file, file / "shards", "cannot be written: ")
+
+    def meanwhile(manifest: Manifest) -> Mapping[str, bytes]:
+        out.mkdir()
+        (out / "thesis.tex").write_text("years of work")
+        return {}
+
+    refusal(lambda: prepare(config_of(file, out), quiet, meanwhile), "exists already")
+    assert contents(out) == {"thesis.tex": b"years of work"}
+    assert left(out) == ["deep", "shards"]
+
+
 def test_a_folder_of_shards_is_replaced_only_if_asked(
     tmp_path: Path, file: Path, out: Path
 ) -> None:
@@ -315,25 +326,6 @@ def test_a_folder_of_shards_is_replaced_only_if_asked(
     assert contents(out) == contents(tmp_path / "fresh")
     assert left(out) == ["shards"]
 
-
-def test_what_appears_meanwhile_is_not_overwritten(file: Path, out: Path) -> None:
-    def meanwhile(manifest: Manifest) -> Mapping[str, bytes]:
-        out.mkdir()
-        (out / "thesis.tex").write_text("years of work")
-        return {}
-
-    refusal(lambda: prepare(config_of(file, out), quiet, meanwhile), "exists already")
-    assert contents(out) == {"thesis.tex": b"years of work"}
-    assert left(out) == ["shards"]
-
-
-def test_parents_are_made_unless_one_is_a_file(file: Path, out: Path) -> None:
-    run(file, out / "deep" / "er")
-    assert "manifest.json" in contents(out / "deep" / "er")
-    assert "cannot be written: " in refused(file, file / "shards")
-
-
-# What goes wrong on the way ---------------------------------------------------------------------
 
 Break = Callable[[BaseException], None]
 
@@ -434,9 +426,6 @@ def test_a_second_preparation_at_the_same_time_is_refused(file: Path, out: Path)
     assert left(out) == ["shards"]
 
 
-# Sides ------------------------------------------------------------------------------------------
-
-
 def test_a_site_prepares_clients_only(file: Path, out: Path) -> None:
     fractions = {"validation_fraction": 0.5, "test_fraction": 0.4}
     one = {"clients": {"default": 1}, "modalities": ["audio"]}
@@ -502,9 +491,6 @@ def test_one_client_of_each_group_takes_no_counts(file: Path, out: Path) -> None
     assert sum(manifest.settings["clients"].values()) == len(manifest.clients())
 
 
-# Kinds of labels --------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("task", "label"),
     [
@@ -524,9 +510,6 @@ def test_classes_and_several_labels(
         assert shard.info.outputs == 4
         counts = one_hot.sum(axis=0).astype(int).tolist()
         assert manifest.shards[f"{name}{SUFFIX}"]["labels"] == {"histogram": counts}
-
-
-# Features ---------------------------------------------------------------------------------------
 
 
 def values_by_item(shard: Shard, name: str) -> dict[int, list[Any]]:
@@ -577,9 +560,6 @@ def test_items_are_held_as_they_were_to_their_last_steps_and_tables_stay_tables(
                 assert [row[0] for row in values] == [number * 10 + step for step in kept]
 
 
-# What is refused --------------------------------------------------------------------------------
-
-
 SYNTHETIC = {"path": None, "format": "synthetic", "group": None}
 MANY = PartitionConfig(name=PartitionRule.groups, min_items=50)
 
@@ -613,9 +593,6 @@ def test_what_does_not_fit_is_refused_and_leaves_nothing(
         setattr(config, name, value)
     refusal(lambda: prepare(config, quiet, drawn), message)
     assert left(out) == []
-
-
-# Progress and reading ---------------------------------------------------------------------------
 
 
 def test_progress_begins_at_nothing_and_ends_at_everything(file: Path, out: Path) -> None:

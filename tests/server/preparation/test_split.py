@@ -4,13 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
+from data_checks import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from common.data.dataset import MultimodalDataset
 from common.data.partition import Sides, split_groups
 from common.data.source import Source
-from common.errors import UserError
 from server.preparation.split import shared_groups, split_by_source
 
 
@@ -30,9 +30,8 @@ def source_of(sides: dict[str, list[str]]) -> Source:
     pairs = [(side, group) for side, groups in sides.items() for group in groups]
     order = np.random.default_rng(0).permutation(len(pairs))
     mixed = [pairs[index] for index in order]
-    return Source(
-        items_of([group for _, group in mixed]), np.array([side for side, _ in mixed], dtype="U10")
-    )
+    splits = np.array([side for side, _ in mixed], dtype="U10")
+    return Source(items_of([group for _, group in mixed]), splits)
 
 
 def each(sides: Sides) -> dict[str, list[int]]:
@@ -54,9 +53,6 @@ def grouped(draw: st.DrawFn) -> list[str]:
 FRACTIONS = st.sampled_from([0.0, 0.1, 0.3, 0.45])
 
 
-# At random --------------------------------------------------------------------------------------
-
-
 @given(grouped(), FRACTIONS, FRACTIONS, st.integers(0, 99))
 @settings(max_examples=100, deadline=None)
 def test_a_random_split_never_shares_a_group_and_loses_no_item(
@@ -75,27 +71,20 @@ def test_a_random_split_never_shares_a_group_and_loses_no_item(
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0.0, 0.5)])
-def test_fractions_are_missed_by_little(validation: float, test: float) -> None:
-    found = each(split_groups(items_of(many_groups(200)), validation, test, 7))
+def test_fractions_are_missed_by_little_and_the_seed_decides(
+    validation: float, test: float
+) -> None:
+    items = items_of(many_groups(200))
+    one, same, other = (each(split_groups(items, validation, test, seed)) for seed in (1, 1, 2))
     wanted = {"train": 1 - validation - test, "validation": validation, "test": test}
     for name, share in wanted.items():
-        assert len(found[name]) / 1000 == pytest.approx(share, abs=0.01)
-
-
-def test_the_seed_decides_a_random_split() -> None:
-    items = items_of(many_groups(40))
-    one, same, other = (each(split_groups(items, 0.1, 0.2, seed)) for seed in (1, 1, 2))
+        assert len(one[name]) / 1000 == pytest.approx(share, abs=0.01)
     assert one == same
     assert one["test"] != other["test"]
-    assert one["validation"] != other["validation"]
-
-
-def test_two_groups_are_too_few_for_three_sides() -> None:
-    with pytest.raises(UserError, match=r"3 parts need at least 3 groups .* there are 2"):
-        split_groups(items_of(["a", "a", "b"]), 0.1, 0.2, 0)
-
-
-# As the source says -----------------------------------------------------------------------------
+    assert (one["validation"] != other["validation"]) == (validation > 0)
+    few = items_of(["a", "a", "b"])
+    words = "3 parts need at least 3 groups", "there are 2"
+    refusal(lambda: split_groups(few, 0.1, 0.2, 0), *words)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.4])
@@ -138,10 +127,7 @@ def test_validation_is_taken_from_train_by_group_where_the_source_has_none() -> 
 def test_a_source_without_its_sides_is_refused_in_one_line(
     sides: dict[str, list[str]], message: str
 ) -> None:
-    with pytest.raises(UserError) as error:
-        split_by_source(source_of(sides), 0.2, 0)
-    assert str(error.value).startswith(message)
-    assert "\n" not in str(error.value)
+    assert refusal(lambda: split_by_source(source_of(sides), 0.2, 0)).startswith(message)
 
 
 @pytest.mark.parametrize(

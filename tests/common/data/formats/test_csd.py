@@ -52,9 +52,6 @@ def fails(*paths: Path, words: list[str], **options: Any) -> None:
     refusal(lambda: read(*paths, **options), *words)
 
 
-# ---- Items ----------------------------------------------------------------------------
-
-
 def test_recognise(tmp_path: Path) -> None:
     assert FORMATS["csd"].recognise(Given([tmp_path])) is None
     make(tmp_path)

@@ -66,9 +66,6 @@ READINGS = (
 )
 
 
-# ---- What must hold -------------------------------------------------------------------
-
-
 def attempt(paths: Sequence[Path], format: str, reading: ReadSettings) -> None:
     """Read: the result is a source, or a `UserError` of one line; and no warning."""
     with warnings.catch_warnings(record=True) as caught:
@@ -576,8 +573,6 @@ def test_a_valid_file_read_in_every_way(kind: str, reading: int) -> None:
         attempt([read / "nothing"], "auto", READINGS[reading])
         attempt([path], "auto", READINGS[reading])
 
-
-# ---- What the fuzzing found -----------------------------------------------------------
 
 LINES = {"a\nb": np.zeros((3, 2), np.float32)}  # a name of two lines
 COLUMNS = {"a\nb": [1.0] * len(UTTERANCES), **writers.table_columns(UTTERANCES)}

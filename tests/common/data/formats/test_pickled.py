@@ -56,9 +56,6 @@ def circular() -> list[Any]:
     return made
 
 
-# ---- Recognised -----------------------------------------------------------------------
-
-
 ROW = [b"v", b"0.5", b"1.5"]
 BARE = [np.array([[b"v"]] * 3), np.array([["v"]] * 3), np.array([b"v"] * 3), [b"v"] * 3]
 ROWS = [np.array([ROW] * 3), np.array([ROW] * 3, object), [np.array(ROW)] * 3]
@@ -90,9 +87,6 @@ def test_mmsa_is_known_by_its_labels() -> None:
 )
 def test_other_contents_are_not_recognised(reader: Format, content: object) -> None:
     assert reader.recognise(Given([FILE], content)) is None
-
-
-# ---- Refused --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", ["audio", "text", "labels", "id"])
@@ -279,9 +273,6 @@ def test_a_signalling_nan_is_one_like_any(kind: str) -> None:
     items = read({"train": split(audio=signalling(kind, 3, 4, 2), labels=labels)}).items
     assert items.ids.tolist() == ["v[1]"]
     assert items.not_finite() == {"audio values not finite, set to the mean": 8}
-
-
-# ---- MMSA -----------------------------------------------------------------------------
 
 
 def test_lengths_cut_what_lies_behind() -> None:

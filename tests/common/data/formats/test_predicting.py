@@ -41,8 +41,6 @@ def check_all(
     assert not any("dropped" in what for what in source.items.cleaning)
 
 
-# Pickles ----------------------------------------------------------------------------------------
-
 CONTENTS: dict[str, Callable[[], Content]] = {
     "multibench": lambda: writers.multibench_content(UTTERANCES),
     "mult": lambda: writers.mult_content(UTTERANCES, aligned=False),
@@ -190,9 +188,6 @@ def test_sequences_of_one_file(tmp_path: Path) -> None:
     refusal(lambda: read(tmp_path / "long.csd"), words)
 
 
-# Arrays -----------------------------------------------------------------------------------------
-
-
 def npz(folder: Path, **changes: Any) -> Path:
     """Write a file of utterances; None takes an array out."""
     content = {**writers.npz_content(UTTERANCES), **changes}
@@ -263,9 +258,6 @@ def test_a_second_file_without_any_modality(tmp_path: Path) -> None:
     refusal(lambda: read([tmp_path / "a.npz", tmp_path / "b.npz"]), "b.npz has no array")
 
 
-# Tables -----------------------------------------------------------------------------------------
-
-
 def tabled(folder: Path, kind: str, arrays: str, **changes: Any) -> Path:
     """Write a table of utterances; None takes a column out."""
     path = writers.write_table(folder, UTTERANCES, kind=kind, arrays=arrays)
@@ -312,9 +304,6 @@ def test_context_in_a_table_still_needs_its_groups(tmp_path: Path) -> None:
     path = writers.write_columns(tmp_path / "a.csv", {"id": ["a", "b", "c"], "group": [1, 1, 2]})
     found = read(path, context=1).items.sequences["audio"]
     assert [found[item].ravel().tolist() for item in range(3)] == [[0], [0, 1], [2]]
-
-
-# Leniently, with labels -------------------------------------------------------------------------
 
 
 def test_labels_are_read_of_what_there_is(tmp_path: Path) -> None:

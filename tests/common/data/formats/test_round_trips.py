@@ -41,19 +41,7 @@ def check(
     frames: Callable[[np.ndarray], np.ndarray] = lambda values: values,
     label_dtype: type = np.float32,
 ) -> None:
-    """Compare what was read with the truth, item by item.
-
-    Parameters
-    ----------
-    split
-        Whether the format says the splits.
-    label
-        The label of an utterance.
-    frames
-        What becomes of its frames.
-    label_dtype
-        Type of the labels.
-    """
+    """Compare what was read with the truth, item by item; `split` if the format says the sides."""
     items = source.items
     read_at = positions(source.splits, items.groups)
     true_at = positions([t.split if split else "" for t in truth], [t.video for t in truth])
@@ -74,8 +62,6 @@ def check(
                 strict=True,
             )
 
-
-# ---- How each format is written -------------------------------------------------------
 
 Written = Path | list[Path]
 
@@ -139,9 +125,6 @@ VARIANTS: dict[str, Variant] = {
 each_variant = pytest.mark.parametrize(("format", "options"), VARIANTS.values(), ids=list(VARIANTS))
 
 
-# ---- What all formats do --------------------------------------------------------------
-
-
 @each_variant
 def test_items_are_the_truth(tmp_path: Path, format: str, options: dict[str, Any]) -> None:
     source, truth = read(tmp_path, format, UTTERANCES, options)
@@ -156,43 +139,27 @@ def test_items_are_the_truth(tmp_path: Path, format: str, options: dict[str, Any
 def test_only_what_is_asked_for_is_read(
     tmp_path: Path, format: str, options: dict[str, Any], modalities: tuple[str, ...]
 ) -> None:
-    source, truth = read(
-        tmp_path, format, UTTERANCES, options, modalities=modalities, max_seq_len=3
-    )
-    check(
-        source,
-        truth,
-        split=format != "csd",
-        modalities=modalities,
-        frames=lambda values: values[-3:],
-    )
+    asked: dict[str, Any] = {"modalities": modalities}
+    source, truth = read(tmp_path, format, UTTERANCES, options, max_seq_len=3, **asked)
+    check(source, truth, split=format != "csd", frames=lambda values: values[-3:], **asked)
 
 
 @each_variant
-def test_items_without_a_label_are_dropped_and_counted(
+def test_items_without_a_label_or_text_are_dropped_and_counted(
     tmp_path: Path, format: str, options: dict[str, Any]
 ) -> None:
-    some = (3, 17, 22)
-    items = [
-        replace(item, sentiment=np.nan) if index in some else item
-        for index, item in enumerate(UTTERANCES)
-    ]
+    (tmp_path / "zeros").mkdir()
+    items = list(UTTERANCES)
+    for index in (3, 17, 22):
+        items[index] = replace(items[index], sentiment=np.nan)
     source, truth = read(tmp_path, format, items, options)
-    kept = [item for index, item in enumerate(truth) if index not in some]
+    kept = [item for item in truth if not np.isnan(item.sentiment)]
     check(source, kept, split=format != "csd")
-    assert source.items.cleaning[NO_LABEL] == len(some)
-
-
-@each_variant
-def test_items_whose_text_is_zero_are_dropped_and_counted(
-    tmp_path: Path, format: str, options: dict[str, Any]
-) -> None:
-    source, truth = read(tmp_path, format, ZEROS, options)
+    assert source.items.cleaning[NO_LABEL] == 3
+    source, truth = read(tmp_path / "zeros", format, ZEROS, options)
     check(source, truth, split=format != "csd")
     assert source.items.cleaning.get(ZERO_TEXT, 0) == len(ZEROS) - len(truth)
 
-
-# ---- All ways of writing each format --------------------------------------------------
 
 Case = tuple[str, list[Utterance], dict[str, Any]]
 
@@ -240,21 +207,16 @@ def test_all_ways_of_writing_are_read(
 
 
 MULTILABEL = {"task": Task.multilabel, "emotions": True}
+COLUMNS = {"task": Task.multilabel, "labels": EMOTIONS}
 
 
 @pytest.mark.parametrize(
     ("format", "options", "reading"),
     [
-        *(
-            ("multibench", {"label_shape": shape, "protocol": protocol}, MULTILABEL)
-            for shape in ("(N,7)", "(N,1,7)")
-            for protocol in (2, 5)
-        ),
+        ("multibench", {"label_shape": "(N,7)", "protocol": 2}, MULTILABEL),
+        ("multibench", {"label_shape": "(N,1,7)", "protocol": 5}, MULTILABEL),
         *(("csd", {"per_video": per_video}, MULTILABEL) for per_video in BOTH),
-        *(
-            ("table", {"kind": kind}, {"task": Task.multilabel, "labels": EMOTIONS})
-            for kind in KINDS
-        ),
+        *(("table", {"kind": kind}, COLUMNS) for kind in KINDS),
     ],
 )
 def test_emotions(
@@ -262,12 +224,7 @@ def test_emotions(
 ) -> None:
     source, truth = read(tmp_path, format, ZEROS, options, **reading)
     assert source.items.label_names == EMOTIONS
-    check(
-        source,
-        truth,
-        split=format != "csd",
-        label=lambda item: [value > 0 for value in item.emotions],
-    )
+    check(source, truth, split=format != "csd", label=lambda e: [n > 0 for n in e.emotions])
 
 
 @pytest.mark.parametrize("bert", BOTH)

@@ -319,8 +319,6 @@ def test_an_archive_that_declares_too_much(tmp_path: Path, monkeypatch: pytest.M
     fails(path, "audio.npz", "GiB")
 
 
-# Parts of any size ------------------------------------------------------------------------------
-
 names = st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=1, max_size=5)
 
 
@@ -427,9 +425,6 @@ def test_other_arrays_and_context_are_read_whole(tmp_path: Path) -> None:
     assert streamed(modalities=("audio",))
 
 
-# What does not fit ------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
 @pytest.mark.parametrize("size", [1, 2, 3, 9])
 @pytest.mark.parametrize(
@@ -492,8 +487,6 @@ def test_a_damaged_table(tmp_path: Path, kind: str, content: bytes) -> None:
     )
     fails(path, str(tmp_path))
 
-
-# Memory -----------------------------------------------------------------------------------------
 
 MEASURE = """
 import resource, sys

@@ -176,30 +176,6 @@ def _labels(items: Sequence[Utterance], shape: LabelShape) -> Array:
     return labels if shape in ("(N,1)", "(N,7)") else labels[:, None, :]
 
 
-def write_multibench(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write a MultiBench file; the options are those of `multibench_content`."""
-    return write_pickle(path, multibench_content(utterances, **options), protocol)
-
-
-def write_mult(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write a MulT file; the options are those of `mult_content`."""
-    return write_pickle(path, mult_content(utterances, **options), protocol)
-
-
-def write_mmsa(
-    path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-) -> Path:
-    """Write an MMSA file; the options are those of `mmsa_content`."""
-    return write_pickle(path, mmsa_content(utterances, **options), protocol)
-
-
-# ---- MultiBench -----------------------------------------------------------------------
-
-
 def multibench_content(
     utterances: Sequence[Utterance],
     *,
@@ -221,9 +197,6 @@ def multibench_content(
             "id": ids.astype(object) if object_ids else ids,
         }
     return content
-
-
-# ---- MulT -----------------------------------------------------------------------------
 
 
 def mult_content(
@@ -254,9 +227,6 @@ def _id_rows(items: Sequence[Utterance], kind: IdKind) -> Array:
     return texts.astype(object) if "object" in kind else texts
 
 
-# ---- MulT, by Python 2 ----------------------------------------------------------------
-
-
 class Python2Pickler(pickle._Pickler):
     """Protocol 2 as Python 2 writes it: text and raw data are byte strings without an encoding."""
 
@@ -283,9 +253,6 @@ def write_python2(
     with path.open("wb") as file:
         Python2Pickler(file, 2).dump(mult_content(utterances, ids=ids, **options))
     return path
-
-
-# ---- MMSA -----------------------------------------------------------------------------
 
 
 def mmsa_content(
@@ -343,6 +310,21 @@ def _widen(values: Array, width: int) -> Array:
 
 
 # ---- Computational sequences ----------------------------------------------------------
+
+
+def _pickled(content: Callable[..., object]) -> Callable[..., Path]:
+    def write(
+        path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
+    ) -> Path:
+        return write_pickle(path, content(utterances, **options), protocol)
+
+    return write
+
+
+#: Write a pickle to a path; the options are those of its content.
+write_multibench, write_mult, write_mmsa = map(
+    _pickled, (multibench_content, mult_content, mmsa_content)
+)
 
 
 def write_csd(
@@ -425,9 +407,6 @@ def by_video(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
     return grouped
 
 
-# ---- Arrays ---------------------------------------------------------------------------
-
-
 def ragged(parts: Sequence[Array]) -> tuple[Array, Array]:
     """Return rows (R, D), and where each part begins and ends (N + 1,)."""
     lengths = [len(part) for part in parts]
@@ -450,9 +429,6 @@ def write_npz(path: Path, utterances: Sequence[Utterance]) -> Path:
     """Write one npz file."""
     np.savez(path, **npz_content(utterances))
     return path
-
-
-# ---- Tables ---------------------------------------------------------------------------
 
 
 def table_columns(utterances: Sequence[Utterance]) -> dict[str, list[Any]]:
