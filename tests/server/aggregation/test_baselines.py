@@ -136,10 +136,7 @@ def test_fednova_is_the_formula_of_wang_et_al() -> None:
     trained, eta = rng.normal(size=(5, 4, 3)), 0.01
     uplinks = [
         uplink(
-            f"audio-{i}",
-            {"w": torch.from_numpy(trained[i])},
-            examples=int(n[i]),
-            steps=int(tau[i]),
+            f"audio-{i}", {"w": torch.from_numpy(trained[i])}, examples=int(n[i]), steps=int(tau[i])
         )
         for i in range(5)
     ]
