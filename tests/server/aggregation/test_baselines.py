@@ -133,10 +133,8 @@ def test_fednova_is_the_formula_of_wang_et_al() -> None:
     x, n, tau = rng.normal(size=(4, 3)), rng.integers(5, 90, 5), rng.integers(1, 60, 5)
     trained, eta = rng.normal(size=(5, 4, 3)), 0.01
     uplinks = [
-        uplink(
-            f"audio-{i}", {"w": torch.from_numpy(trained[i])}, examples=int(n[i]), steps=int(tau[i])
-        )
-        for i in range(5)
+        uplink(f"audio-{i}", {"w": torch.from_numpy(w)}, examples=int(n[i]), steps=int(tau[i]))
+        for i, w in enumerate(trained)
     ]
     start = ModelArrays({"audio": {"w": torch.from_numpy(x)}}, {"head": torch.zeros(1)})
     found = Server(strategy("fednova"), start).merge(uplinks)["encoders.audio.w"]
