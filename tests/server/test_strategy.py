@@ -32,12 +32,7 @@ from client.app import given_config, make_client_app
 from common.config import ClientWeights, Config
 from common.data.federation import load_joint
 from common.errors import UserError
-from common.model.ha_fedformer import (
-    ModelSpec,
-    build_model,
-    join_arrays,
-    split_arrays,
-)
+from common.model.ha_fedformer import ModelSpec, build_model, join_arrays, split_arrays
 from common.protocol import decode_downlink, decode_uplink, encode_uplink, payload_bytes
 from common.seeding import derive_seed
 from server.aggregation.client_weights import client_weight

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from hypothesis import strategies as st
 from torch import Tensor
 
 from common.clients import ClientKey
@@ -31,10 +32,7 @@ def points(**arrays: Tensor) -> Posterior:
 
 
 def uplink(
-    client: str,
-    encoder: Part | None = None,
-    decoder: Part | None = None,
-    **fields: Any,
+    client: str, encoder: Part | None = None, decoder: Part | None = None, **fields: Any
 ) -> Uplink:
     """Make what a client answers."""
     given = {"round": 1, "examples": 12, "train_loss": 0.5, "steps": 1}
@@ -45,3 +43,12 @@ def uplink(
         "decoder": posterior_of({"head": one} if decoder is None else decoder),
     }
     return Uplink(key_of(client), **(given | sums | parts | fields))
+
+
+def in_any_tree(data: st.DataObject, sums: list[Any]) -> Any:
+    """Merge sums in any order and grouping: two neighbours, wherever they stand."""
+    sums = list(data.draw(st.permutations(sums)))
+    while len(sums) > 1:
+        at = data.draw(st.integers(0, len(sums) - 2))
+        sums[at : at + 2] = [sums[at].merge(sums[at + 1])]
+    return sums[0]

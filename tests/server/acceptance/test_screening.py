@@ -38,6 +38,10 @@ UNKNOWN = StrategyConfig(
     decoder=DecoderConfig("cmda"),
 )
 ABSOLUTE = replace(UNKNOWN, encoder=EncoderConfig("pbea", "diagonal", 0.5, Scale.absolute))
+RELATIVE = replace(UNKNOWN, encoder=EncoderConfig("pbea", "diagonal", 0.5, Scale.relative))
+SURE = replace(UNKNOWN, decoder=DecoderConfig("posterior"))
+SMALL = "audio-0@1e-9, audio-1@1e-9, vision-0@1 .2, vision-1@1 .2, vision-2@1 .2"
+THREE = "vision-0 {0}, vision-1 {0}, vision-2 {0}"
 
 
 def gaussian(size: int, norm: float, scale: float | None) -> Gaussian:
@@ -81,40 +85,52 @@ def screened(uplinks: tuple[Uplink, ...], config: Config) -> set[str]:
 
 
 def moved(clients: str) -> list[Uplink]:
-    """Parse clients with the norms of their encoder and decoder, as in ``audio-0 .1 .2``."""
-    rows = [each.split() for each in clients.split(",") if each]
-    return [update(name, *map(float, norms)) for name, *norms in rows]
+    """Parse clients with the norms of their encoder and decoder, as in ``audio-0 .1 .2``.
+
+    The scales of their precisions may follow the name: ``audio-0@2`` of the encoder, ``audio-0@@2``
+    of the decoder.
+    """
+    made = []
+    for name, *norms in (each.split() for each in clients.split(",") if each):
+        key, *scales = name.split("@")
+        encoder, decoder = [float(scale) if scale else None for scale in [*scales, "", ""][:2]]
+        made.append(update(key, *map(float, norms), scale=encoder, decoder_scale=decoder))
+    return made
 
 
 @pytest.mark.parametrize(
-    ("others", "within", "beyond"),
+    ("strategy", "others", "within", "beyond"),
     [
-        ("audio-0, audio-1 .3", "audio-2 2.9", "audio-2 3.1"),
+        (UNKNOWN, "audio-0, audio-1 .3", "audio-2 2.9", "audio-2 3.1"),
         # Decoders by the median of all.
-        ("audio-0 .1 .1, vision-0 .2 .2", "vision-1 .2 1.9", "vision-1 .2 2.1"),
+        (UNKNOWN, "audio-0 .1 .1, vision-0 .2 .2", "vision-1 .2 1.9", "vision-1 .2 2.1"),
         # A lone client by the root mean square of all: .1 over 4 numbers is as much as .2 over 16.
-        ("audio-0, audio-1, audio-2", "vision-0 1.9", "vision-0 2.1"),
+        (UNKNOWN, "audio-0, audio-1, audio-2", "vision-0 1.9", "vision-0 2.1"),
         # A majority of its modality that sends nothing changes nothing for the third.
-        (
-            "audio-0 0, audio-1 0, vision-0 .2, vision-1 .2, vision-2 .2",
-            *("audio-2 .9", "audio-2 1.1"),
-        ),
+        (UNKNOWN, f"audio-0 0, audio-1 0, {THREE.format('.2')}", "audio-2 .9", "audio-2 1.1"),
         # Fewer than three by what they were sent.
-        ("", "audio-0 19.9", "audio-0 20.1"),
-        ("vision-0", "audio-0 19.9", "audio-0 20.1"),
+        (UNKNOWN, "", "audio-0 19.9", "audio-0 20.1"),
+        (UNKNOWN, "vision-0", "audio-0 19.9", "audio-0 20.1"),
         # A modality that moves more than the others is its own measure.
-        (
-            "vision-0 .01, vision-1 .01, vision-2 .01, audio-0 2, audio-1 2",
-            *("audio-2 2", "audio-2 20.1"),
-        ),
+        (UNKNOWN, f"audio-0 2, audio-1 2, {THREE.format('.01')}", "audio-2 2", "audio-2 20.1"),
         # A majority does not move what was sent.
-        ("audio-2", "", "audio-0 100, audio-1 100"),
+        (UNKNOWN, "audio-2", "", "audio-0 100, audio-1 100"),
+        # Precisions by their median too, if they have a scale, and they may be small.
+        (ABSOLUTE, "audio-0@2, audio-1@3", "audio-2@299", "audio-2@301"),
+        (ABSOLUTE, "audio-0@2, audio-1@3", "audio-2@1e-9", ""),
+        (RELATIVE, "audio-0@2, audio-1@3", "audio-2@301", ""),
+        # Precisions of next to nothing do not make the third look large.
+        (ABSOLUTE, SMALL, "audio-2@1", ""),
+        # Decoders' posteriors always keep their scale.
+        (SURE, "audio-0@@1, vision-0@@1", "vision-1@@99", "vision-1@@101"),
     ],
 )
-def test_a_change_is_measured_by_the_median(others: str, within: str, beyond: str) -> None:
-    assert refused(*moved(others), *moved(within)) == set()
-    far = moved(beyond)
-    assert refused(*moved(others), *far) == {str(each.key) for each in far}
+def test_an_update_is_measured_by_the_median(
+    strategy: StrategyConfig, others: str, within: str, beyond: str
+) -> None:
+    assert refused(*moved(others), *moved(within), strategy=strategy) == set()
+    names = {str(each.key) for each in moved(beyond)}
+    assert refused(*moved(others), *moved(beyond), strategy=strategy) == names
 
 
 def trained(lr: float, optimizer: Optimizer = Optimizer.adamw) -> Config:
@@ -155,35 +171,12 @@ def test_adam_really_goes_no_farther() -> None:
     assert screened((*moved("audio-0 1e-6 1e-6, audio-1 1e-6 1e-6"), third), trained(0.01)) == set()
 
 
-def test_a_precision_is_measured_by_the_median() -> None:
-    others = [update("audio-0", scale=2.0), update("audio-1", scale=3.0)]
-    for scale, expected in ((299.0, set()), (301.0, {"audio-2"}), (1e-9, set())):
-        third = update("audio-2", scale=scale)
-        assert refused(*others, third, strategy=ABSOLUTE) == expected
-    relative = replace(ABSOLUTE, encoder=replace(ABSOLUTE.encoder, scale=Scale.relative))
-    assert refused(*others, update("audio-2", scale=301), strategy=relative) == set()
-
-
-def test_precisions_of_next_to_nothing_do_not_make_the_third_look_large() -> None:
-    small = [update("audio-0", scale=1e-9), update("audio-1", scale=1e-9)]
-    others = [update(f"vision-{part}", 0.2, scale=1.0) for part in range(3)]
-    third = update("audio-2", scale=1.0)
-    assert refused(*small, third, *others, strategy=ABSOLUTE) == set()
-
-
 def test_rules_can_be_switched_off() -> None:
     off = replace(ABSOLUTE)
     off.screening = replace(off.screening, norm_factor=None, precision_factor=None)
     uplinks = [update(f"audio-{n}", 10.0**n, scale=1e3**n) for n in range(5)]
     assert refused(*uplinks, strategy=off) == set()
     assert refused(*uplinks, strategy=ABSOLUTE) != set()
-
-
-def test_decoders_posteriors_always_keep_their_scale() -> None:
-    strategy = replace(UNKNOWN, decoder=DecoderConfig("posterior"))
-    scales = {"audio-0": 1.0, "vision-0": 1.0, "vision-1": 101.0}
-    uplinks = [update(name, decoder_scale=scale) for name, scale in scales.items()]
-    assert refused(*uplinks, strategy=strategy) == {"vision-1"}
 
 
 # --- Clipping ---------------------------------------------------------------------------------

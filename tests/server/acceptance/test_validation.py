@@ -118,7 +118,7 @@ def numbers(*values: float) -> Tensor:
         ({"calibration_sums": numbers(1, 1e200, 1, 1, 1, 1)}, ["audio-1", "evidence"]),
         ({"calibration_sums": numbers(121, 0, 0, 0, 0, 0)}, ["121 items", "at most 120"]),
         ({"label_agreement": torch.ones(9)}, ["audio-1", "agreement"]),
-        *(({"steps": n}, ["audio-1", f"{n} local steps, expected 6"]) for n in (0, -3, 5, 7)),
+        *(({"steps": n}, ["audio-1", f"{n} local steps, expected 6"]) for n in (0, 7)),
         ({"decoder": Posterior(Layout(), torch.zeros(0))}, ["audio-1 decoder", "missing"]),
         ({"decoder": points(head=torch.zeros(3))}, ["audio-1 decoder", "'head'", "(3,)", "(1, 3)"]),
         ({"decoder": points(head=torch.zeros(1, 1))}, ["'head'", "(1, 1)", "(1, 3)"]),
@@ -198,11 +198,10 @@ def shaped(structure: str, shrinkage: float, scale: Scale) -> StrategyConfig:
 def sure(*eigenvalues: float) -> Uplink:
     """Make an update with a row precision of two eigenvalues, or a diagonal one of three."""
     values = torch.tensor(eigenvalues)
+    plain = {"embed": Gaussian(torch.zeros(3, 2)), "norm": Gaussian(torch.zeros(3))}
     if len(values) == 3:
-        norm = Gaussian(torch.zeros(3), values, Form.diagonal)
-        return good(embed=Gaussian(torch.zeros(3, 2)), norm=norm)
-    embed = Gaussian(torch.zeros(3, 2), torch.diag(values), Form.row)
-    return good(embed=embed, norm=Gaussian(torch.zeros(3)))
+        return good(**plain | {"norm": Gaussian(torch.zeros(3), values, Form.diagonal)})
+    return good(**plain | {"embed": Gaussian(torch.zeros(3, 2), torch.diag(values), Form.row)})
 
 
 @pytest.mark.parametrize(
@@ -215,19 +214,18 @@ def sure(*eigenvalues: float) -> Uplink:
         ("diagonal", 0.1 / 2.8 / 10, (1.0,)),
     ],
 )
-@pytest.mark.parametrize("unit", [1.0, 1e6])
 def test_a_precision_is_no_flatter_than_its_shrinkage_allows(
-    structure: str, least: float, others: tuple[float, ...], unit: float
+    structure: str, least: float, others: tuple[float, ...]
 ) -> None:
     strategy = shaped(structure, 0.1, Scale.absolute)
-
-    def flattened(share: float) -> Uplink:  # of mean 1
-        small = share * least
-        return sure(*(unit * value for value in (2 - small, small, *others)))
-
-    check(flattened(1.01), strategy=strategy)
-    with pytest.raises(RejectedUpdateError, match="an eigenvalue of its precision is"):
-        check(flattened(0.99), strategy=strategy)
+    for unit in (1.0, 1e6):
+        passes, fails = (  # of mean 1
+            sure(*(unit * value for value in (2 - small, small, *others)))
+            for small in (1.01 * least, 0.99 * least)
+        )
+        check(passes, strategy=strategy)
+        with pytest.raises(RejectedUpdateError, match="an eigenvalue of its precision is"):
+            check(fails, strategy=strategy)
 
 
 @pytest.mark.parametrize(("structure", "most"), [("inputs", 100.0), ("row", 1000.0)])
@@ -239,9 +237,9 @@ def test_a_precision_without_a_scale_is_no_larger_than_its_shrinkage_allows(
     with pytest.raises(RejectedUpdateError, match="'embed': the mean eigenvalue"):
         check(sure(1.01 * most, 1.01 * most), strategy=strategy)
     off = replace(strategy, screening=ScreeningConfig(precision_factor=None))
-    check(sure(1e9, 1e9), strategy=off)
     # With a scale of its own it is compared with the others'.
-    check(sure(1e9, 1e9), strategy=shaped(structure, 0.1, Scale.absolute))
+    for unbounded in (off, shaped(structure, 0.1, Scale.absolute)):
+        check(sure(1e9, 1e9), strategy=unbounded)
 
 
 @settings(max_examples=60, deadline=None)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from updates import points, posterior_of
+from updates import in_any_tree, points, posterior_of
 
 from common.config import FedAttConfig, StrategyConfig
 from common.posterior import Form, Gaussian, Layout, Posterior
@@ -51,14 +51,9 @@ def test_order_and_grouping_do_not_matter(
     name: str, data: st.DataObject, weights: list[int]
 ) -> None:
     clients = [(client(seed), float(weight)) for seed, weight in enumerate(weights)]
-    sums = [total_of(name, [one]) for one in data.draw(st.permutations(clients))]
-    while len(sums) > 1:
-        # Any tree: merge two neighbours, wherever they stand.
-        at = data.draw(st.integers(0, len(sums) - 2))
-        sums[at : at + 2] = [sums[at].merge(sums[at + 1])]
-    torch.testing.assert_close(
-        finished(name, sums[0]), finished(name, total_of(name, clients)), rtol=1e-5, atol=1e-5
-    )
+    total = in_any_tree(data, [total_of(name, [one]) for one in clients])
+    expected = finished(name, total_of(name, clients))
+    torch.testing.assert_close(finished(name, total), expected, rtol=1e-5, atol=1e-5)
 
 
 @EVERY_RULE
