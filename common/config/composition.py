@@ -48,11 +48,6 @@ def compose(schema: type[Schema], overrides: Sequence[str], file: str | None = N
     return parse(schema, composed(schema, overrides, file))
 
 
-def compose_config(config_name: str, overrides: Sequence[str]) -> Config:
-    """Compose the settings of a run, as `compose`, from a file of ``conf/``."""
-    return compose(Config, overrides, config_name)
-
-
 def composed(
     schema: type[Settings], overrides: Sequence[str], file: str | None = None
 ) -> DictConfig:

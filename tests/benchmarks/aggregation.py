@@ -26,7 +26,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import Config, EncoderConfig, compose_config
+from common.config import Config, EncoderConfig, compose
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Uplink, no_numbers
 from common.model.calibration import label_sums, prior_of
@@ -184,7 +184,7 @@ def replies(
 def measure(clients: int, name: str) -> dict[str, float]:
     """Merge one round; return seconds, memory and bytes."""
     prepare_process()
-    config = compose_config("config", [f"strategy={name}", "model=paper"])
+    config = compose(Config, [f"strategy={name}", "model=paper"])
     keys = keys_of(clients)
     strategy, arrays, nodes = strategy_of(config, keys)
     contents = updates(strategy, config)

@@ -22,7 +22,7 @@ import torch
 
 from client.app import run_round
 from client.node import DeployedNode, describe
-from common.config import Config, compose_config
+from common.config import Config, compose
 from common.data.batching import pad_all
 from common.data.federation import FederatedDataset, load_federation
 from common.messages import ClientDescription, Downlink, no_numbers
@@ -98,7 +98,7 @@ def probe(
     overrides: Sequence[str], merges: Sequence[str], rounds: Iterable[int]
 ) -> dict[tuple[int, str], float]:
     """Return round and merge to the change of the loss against FedAvg."""
-    base = compose_config("config", [*overrides, "strategy=fedavg"])
+    base = compose(Config, [*overrides, "strategy=fedavg"])
     federation = start(base)
     changes = {}
     for server_round in range(1, max(rounds) + 1):
@@ -107,7 +107,7 @@ def probe(
             reference = federation.loss(average)
             changes[server_round, "FedAvg's loss"] = reference
             for merge in merges:
-                config = compose_config("config", [*overrides, *merge.split()])
+                config = compose(Config, [*overrides, *merge.split()])
                 config = replace(config, dataset=federation.config.dataset)
                 other = federation.merged(config, server_round)
                 changes[server_round, merge] = federation.loss(other) - reference

@@ -13,7 +13,7 @@ from figures import Figure, print_figures
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
-from common.config import Payload, compose_config
+from common.config import Config, Payload, compose
 
 #: Bytes that the paper's code sends, up and down.
 PAPERS = (1_600_000, 800_000)
@@ -26,7 +26,7 @@ def bytes_of(content: RecordDict) -> int:
 
 def measure(*overrides: str) -> tuple[float, float]:
     """Return bytes up and down, the mean over the modalities."""
-    config = compose_config("config", ["model=paper", *overrides])
+    config = compose(Config, ["model=paper", *overrides])
     strategy, arrays, nodes = strategy_of(config, keys_of(3))
     up = [bytes_of(content) for content in updates(strategy, config).values()]
     messages = strategy.configure_train(1, ArrayRecord(arrays), ConfigRecord(), nodes)

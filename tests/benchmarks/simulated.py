@@ -44,7 +44,7 @@ def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
         The first is left out.
     """
     import client.app
-    from common.config import compose_config
+    from common.config import Config, compose
     from server.app import prepare
     from server.runtimes.local import run_locally
     from server.runtimes.machine import clients_at_once
@@ -62,9 +62,7 @@ def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
             return uplink
 
         run = prepare(
-            compose_config(
-                "config", [f"runtime={runtime}", f"rounds={rounds}", "clients.default=3"]
-            ),
+            compose(Config, [f"runtime={runtime}", f"rounds={rounds}", "clients.default=3"]),
             Path(folder) / "run",
         )
         client.app.run_round = timed

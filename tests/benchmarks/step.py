@@ -26,7 +26,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
 
 from client.trainer import train
-from common.config import Config, Sampler, compose_config
+from common.config import Config, Sampler, compose
 from common.data.batching import Padded, pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData
@@ -126,9 +126,9 @@ def timed(run: Callable[[], object], steps: int) -> float:
 def configs() -> tuple[Config, Config]:
     """Return the configuration without samples, and the default."""
     common = ["client.local_epochs=1", f"client.batch_size={BATCH}"]
-    plain = compose_config("config", ["strategy=fedavg", *common])
+    plain = compose(Config, ["strategy=fedavg", *common])
     assert plain.strategy.sampler.name is Sampler.last
-    return plain, compose_config("config", common)
+    return plain, compose(Config, common)
 
 
 def compared(

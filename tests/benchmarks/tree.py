@@ -23,7 +23,7 @@ from figures import Figure
 from flwr.app import ArrayRecord, ConfigRecord
 
 from common.clients import ClientKey
-from common.config import Config, compose_config
+from common.config import Config, compose
 from common.model.ha_fedformer import ModelArrays, join_arrays
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
@@ -61,7 +61,7 @@ def merged(total: RoundSum, model: ModelArrays) -> Mapping[str, torch.Tensor]:
 
 def measure(name: str, clients: int, aggregators: int) -> dict[str, float]:
     """Merge one round in a tree, and at one server."""
-    config = compose_config("config", [f"strategy={name}", "model=paper"])
+    config = compose(Config, [f"strategy={name}", "model=paper"])
     keys = keys_of(clients)
     prepare_process()
     flat, model, came, alone = sum_of(config, keys)

@@ -21,7 +21,7 @@ from client.node import (
 )
 from client.objective import local_objective
 from common.clients import ClientKey
-from common.config import Config, compose_config
+from common.config import Config, compose
 from common.data.batching import pad_all
 from common.data.federation import load_joint
 from common.data.moments import FeatureMoments
@@ -60,7 +60,7 @@ PRIOR = torch.tensor([0.1, 1.5], dtype=torch.float64)
 
 @cache
 def small(*overrides: str) -> Config:
-    return compose_config("config", [*SMALL, *overrides])
+    return compose(Config, [*SMALL, *overrides])
 
 
 def global_model(config: Config) -> HAFedformer:

@@ -17,7 +17,7 @@ from client.node import (
     parse_node,
 )
 from common.clients import ClientKey
-from common.config import Config, compose_config
+from common.config import Config, compose
 from common.data.federation import load_joint
 from common.errors import UserError
 
@@ -27,11 +27,11 @@ SMALL = ("dataset.num_items=120", "dataset.num_speakers=24", "clients.default=2"
 
 @cache
 def synthetic(*overrides: str) -> Config:
-    return compose_config("config", [*SMALL, *overrides])
+    return compose(Config, [*SMALL, *overrides])
 
 
 def npz(path: Path, *overrides: str) -> Config:
-    return compose_config("config", ["dataset=npz", f"dataset.path={path}", *overrides])
+    return compose(Config, ["dataset=npz", f"dataset.path={path}", *overrides])
 
 
 @pytest.fixture

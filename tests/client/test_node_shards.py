@@ -14,7 +14,7 @@ import client.app as client_app
 from client.app import run_round
 from client.node import DeployedNode, client_data, describe
 from common.clients import ClientKey
-from common.config import Config, compose_config
+from common.config import Config, compose
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.manifest import MANIFEST, Manifest, write_manifest
 from common.data.shards import VERSION, info_of, write_shard
@@ -67,7 +67,7 @@ def site(tmp_path: Path) -> Path:
 def run_config(dataset: str, *overrides: str) -> Config:
     """What a run sends; its paths lead nowhere at a site."""
     path = () if dataset == "synthetic" else ("dataset.path=/not/here",)
-    return compose_config("config", [f"dataset={dataset}", *path, *SMALL, *overrides])
+    return compose(Config, [f"dataset={dataset}", *path, *SMALL, *overrides])
 
 
 def node_of(path: Path) -> DeployedNode:

@@ -19,7 +19,7 @@ from common.config import (
     Runtime,
     SyntheticConfig,
     check,
-    compose_config,
+    compose,
 )
 from common.errors import UserError
 from common.task import Task
@@ -28,7 +28,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 
 
 def composed(*overrides: str) -> Config:
-    return compose_config("config", overrides)
+    return compose(Config, overrides)
 
 
 def refused(*overrides: str) -> str:

@@ -17,7 +17,7 @@ from client.node import SimulatedNode
 from client.trainer import train
 from common import config as schema
 from common.clients import ClientKey
-from common.config import compose, compose_config
+from common.config import Config, compose
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
 from common.data.federation import ClientData, load_joint, read_items
@@ -71,7 +71,7 @@ def overrides_for(group: str, name: str) -> list[str]:
 def composed(group: str, name: str) -> Any:
     if group == "partition":
         return compose(schema.PrepareConfig, overrides_for(group, name))
-    return compose_config("config", overrides_for(group, name))
+    return compose(Config, overrides_for(group, name))
 
 
 def test_the_groups_are_those_of_the_schema() -> None:
@@ -116,7 +116,7 @@ def test_every_job_of_a_sweep_composes(name: str) -> None:
     for setting, values in swept(name).items():
         # Seeds are all alike.
         for value in values[:1] if setting == "seed" else values:
-            compose_config("config", [*overrides_for("experiment", name), f"{setting}={value}"])
+            compose(Config, [*overrides_for("experiment", name), f"{setting}={value}"])
 
 
 WIDTHS = {"audio": 3, "vision": 2}
@@ -173,7 +173,7 @@ BASELINES = {"local", "pooled", "centralised", "early_fusion", "cross_modal"}
 
 @every("strategy", but=BASELINES)
 def test_every_federated_strategy_makes_a_round(name: str) -> None:
-    config = compose_config("config", [f"strategy={name}", *ROUND])
+    config = compose(Config, [f"strategy={name}", *ROUND])
     strategy, sequences = config.strategy, load_joint(config).items.sequences
     shapes = {modality: own.statistics_shape for modality, own in sequences.items()}
     model = build_model(ModelSpec(shapes, 1, Task.regression, config.model), seed=0)
@@ -197,13 +197,13 @@ def test_every_federated_strategy_makes_a_round(name: str) -> None:
 
 @every("partition")
 def test_both_commands_share_the_partition(name: str) -> None:
-    trained = compose_config("config", [f"partition={name}"])
+    trained = compose(Config, [f"partition={name}"])
     assert trained.partition == composed("partition", name).partition
 
 
 def test_the_file_dataset_is_read_as_configured(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, label=np.arange(4.0), audio=np.zeros((4, 60, 2)), vision=np.zeros((4, 3)))
-    items = read_items(compose_config("config", ["dataset=npz", f"dataset.path={path}"]))
+    items = read_items(compose(Config, ["dataset=npz", f"dataset.path={path}"]))
     assert {name: seqs.width for name, seqs in items.sequences.items()} == {"audio": 2, "vision": 3}
     assert items.sequences["audio"].lengths.tolist() == [50] * 4

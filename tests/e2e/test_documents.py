@@ -226,17 +226,17 @@ def check_credentials(folder: Path, environment: dict[str, str]) -> None:
 def test_commands_in_sentences_are_ones_that_there_are(folder: Path) -> None:
     from common.config import (
         ComposeConfig,
+        Config,
         CredentialsConfig,
         EvaluateConfig,
         PredictConfig,
         PrepareConfig,
         ReportConfig,
         compose,
-        compose_config,
     )
 
     composers = {
-        "utmp-train": lambda given: compose_config("config", given),
+        "utmp-train": lambda given: compose(Config, given),
         "utmp-compose": lambda given: compose(ComposeConfig, given),
         "utmp-credentials": lambda given: compose(CredentialsConfig, given),
         "utmp-evaluate": lambda given: compose(EvaluateConfig, given),

@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from common.config import Config, compose_config
+from common.config import Config, compose
 from common.task import Task
 from server.report.records import Result, Summary
 from server.run.folder import ROUNDS, SUMMARY, RunFolder
@@ -15,7 +15,7 @@ from server.run.folder import ROUNDS, SUMMARY, RunFolder
 
 @cache
 def config_of(overrides: tuple[str, ...]) -> Config:
-    return compose_config("config", [*overrides, "run_dir=elsewhere"])
+    return compose(Config, [*overrides, "run_dir=elsewhere"])
 
 
 def _write(

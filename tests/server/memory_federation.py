@@ -13,7 +13,7 @@ from torch import Tensor
 from updates import key_of, uplink
 
 from common.clients import ClientKey
-from common.config import Config, compose_config
+from common.config import Config, compose
 from common.messages import Uplink
 from common.model.ha_fedformer import (
     HAFedformer,
@@ -47,7 +47,7 @@ BAD = "audio-1"
 def config_with(*overrides: str) -> Config:
     """Compose a small run, of the strategy with the most kinds of arrays unless one is named."""
     sizes = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
-    return compose_config("config", [*sizes, "strategy=paper", *overrides])
+    return compose(Config, [*sizes, "strategy=paper", *overrides])
 
 
 def examples_of(key: ClientKey) -> int:

@@ -4,7 +4,7 @@ from contextlib import nullcontext
 
 import pytest
 
-from common.config import compose_config
+from common.config import Config, compose
 from common.errors import UserError
 from server.app import check_federated
 
@@ -14,4 +14,4 @@ def test_a_baseline_is_no_federation(name: str) -> None:
     federated = name in ("fedavg", "hierarchical")
     refused = pytest.raises(UserError, match=f"strategy={name} is a baseline .* utmp-train")
     with nullcontext() if federated else refused:
-        check_federated(compose_config("config", [f"strategy={name}"]))
+        check_federated(compose(Config, [f"strategy={name}"]))

@@ -10,7 +10,7 @@ import pytest
 from flwr.supercore.task_identity import TaskIdentity
 from safetensors.torch import load_file
 
-from common.config import Config, compose_config
+from common.config import Config, compose
 
 #: A model and training that take a moment, heard by nobody.
 SMALL = (
@@ -30,7 +30,7 @@ TINY = (*SMALL, *SYNTHETIC)
 
 
 def tiny(*overrides: str) -> Config:
-    return compose_config("config", [*TINY, *overrides])
+    return compose(Config, [*TINY, *overrides])
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from tiny_runs import SMALL, SYNTHETIC, in_task
 
-from common.config import PrepareConfig, compose, compose_config
+from common.config import Config, PrepareConfig, compose
 from server.app import prepare
 from server.preparation.preparation import prepare as prepare_shards
 from server.runtimes.local import run_locally
@@ -19,7 +19,7 @@ def train(folder: Path, *overrides: str) -> Path:
     """Train, and return the run folder."""
     settings = [*SMALL, "client.lr=0.03", f"run_dir={folder}", *overrides]
     with in_task():
-        run_locally(prepare(compose_config("config", settings), folder))
+        run_locally(prepare(compose(Config, settings), folder))
     return folder
 
 

@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 from updates import uplink
 
-from common.config import compose_config
+from common.config import Config, compose
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
 from common.posterior import Gaussian, precision_shape
 from common.protocol import encode_uplink, payload_bytes
@@ -38,7 +38,7 @@ def full(tensors: Mapping[str, Tensor], structure: Structure | None) -> dict[str
 )
 def test_limit_is_the_size_of_the_largest_update(strategy: str) -> None:
     sizes = ("model.width=4", "model.heads=2", "model.layers=2")
-    config = compose_config("config", [*sizes, *f"strategy={strategy}".split()])
+    config = compose(Config, [*sizes, *f"strategy={strategy}".split()])
     spec = ModelSpec({"audio": (3,), "vision": (7,)}, 2, Task.multilabel, config.model)
     model = build_model(spec, seed=0)
     parts = split_arrays({name: model.state_dict()[name] for name in trained_names(model)})

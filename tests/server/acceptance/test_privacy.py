@@ -11,7 +11,7 @@ from flwr.supercore.differential_privacy import compute_stdv
 from tiny_runs import TINY
 from torch import Tensor
 
-from common.config import Config, PrivacyConfig, PrivacyRule, compose_config
+from common.config import Config, PrivacyConfig, PrivacyRule, compose
 from common.errors import UserError
 from common.model.ha_fedformer import ModelArrays
 from server.acceptance.privacy import (
@@ -82,11 +82,11 @@ def test_epsilon_is_that_of_a_published_accountant() -> None:
 
 
 def private(*overrides: str) -> Config:
-    return compose_config("config", ["experiment=private", *overrides])
+    return compose(Config, ["experiment=private", *overrides])
 
 
 def test_what_is_spent_grows_with_the_rounds_and_says_what_it_is_of() -> None:
-    assert privacy_spent(compose_config("config", []), 5) is None
+    assert privacy_spent(compose(Config, []), 5) is None
     config = private("privacy.noise_multiplier=2", "privacy.delta=1e-6")
     first, ninth = privacy_spent(config, 1), privacy_spent(config, 9)
     assert first["epsilon"] == pytest.approx(gaussian_epsilon(0.5, 1e-6))

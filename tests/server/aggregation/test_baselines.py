@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from updates import uplink
 
-from common.config import ClientWeights, StrategyConfig, compose_config
+from common.config import ClientWeights, Config, StrategyConfig, compose
 from common.messages import Uplink
 from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from server.aggregation.client_weights import client_weight
@@ -30,7 +30,7 @@ START = ModelArrays(
 def strategy(name: str) -> StrategyConfig:
     """Read a strategy, without its noise."""
     quiet = ("strategy.fedatt.noise=0", "strategy.decoder.noise=0")
-    return compose_config("config", [f"strategy={name}", *quiet]).strategy
+    return compose(Config, [f"strategy={name}", *quiet]).strategy
 
 
 def scalar(name: str, n: int, steps: int, w: float, head: float) -> Uplink:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from tiny_runs import SMALL, SYNTHETIC, left_in, tiny, untimed
 
-from common.config import PrepareConfig, compose_config
+from common.config import Config, PrepareConfig, compose
 from common.data.dataset import MultimodalDataset
 from common.errors import UserError
 from common.metrics import METRICS, compute_metrics
@@ -42,7 +42,7 @@ SUMMARY_KEYS = {
 
 def prepared(folder: Path, *overrides: str) -> tuple[Run, io.StringIO]:
     """Prepare a run whose console can be read."""
-    config = compose_config("config", [*SMALL, "dataset.max_seq_len=4", *overrides])
+    config = compose(Config, [*SMALL, "dataset.max_seq_len=4", *overrides])
     run, shown = prepare(config, folder), io.StringIO()
     console = Console(file=shown, width=200, highlight=False)
     run.console = RunConsole(run.config.rounds, run.data.task, console)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from tiny_runs import SMALL
 
-from common.config import Config, FusionRule, compose_config
+from common.config import Config, FusionRule, compose
 from common.data.batching import pad_all
 from common.data.federation import JointDataset, load_federation
 from common.data.moments import FeatureMoments
@@ -69,7 +69,7 @@ def config_of(folder: Path, strategy: str, task: Task = Task.regression) -> Conf
     dataset.modalities=[text,audio] dataset.group=video
     model.width=8 model.embedding_dropout=0 client.local_epochs=6 client.lr=5e-3
     """
-    return compose_config("config", [*SMALL, *settings.split()])
+    return compose(Config, [*SMALL, *settings.split()])
 
 
 def sites_of(folder: Path, strategy: str, task: Task = Task.regression) -> Sites:

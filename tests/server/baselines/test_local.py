@@ -10,7 +10,7 @@ from tiny_runs import SMALL
 from torch import Tensor, nn
 
 from common.clients import ClientKey
-from common.config import FusionConfig, FusionRule, compose_config
+from common.config import Config, FusionConfig, FusionRule, compose
 from common.data.batching import SequenceItems, batches, pad_all
 from common.data.dataset import Sequences
 from common.data.federation import load_federation
@@ -41,7 +41,7 @@ model.width=10 client.local_epochs=2
 
 @cache
 def sites_of(*overrides: str) -> Sites:
-    config = compose_config("config", [*SMALL, *SETTINGS.split(), *overrides])
+    config = compose(Config, [*SMALL, *SETTINGS.split(), *overrides])
     return load_sites(config, load_federation(config))
 
 

@@ -23,7 +23,7 @@ from common.config import (
     Runtime,
     TrackingConfig,
     TrackingTool,
-    compose_config,
+    compose,
     config_of_settings,
 )
 from common.errors import UserError
@@ -107,10 +107,10 @@ def written(folder: Path, config: Config) -> dict[str, object]:
 
 def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path) -> None:
     settings = ["runtime=sequential", "runtime.node_timeout=5", "checkpoint.best=false"]
-    former = compose_config("config", [*settings, "run_dir=x"])
+    former = compose(Config, [*settings, "run_dir=x"])
     free = ["rounds=40", "runtime.absent=abort", "checkpoint.keep=7", "tracking=mlflow"]
     given = [*free, "console=json", "run_dir=y", "resume=x"]
-    config = resumed_config(written(tmp_path, former), compose_config("config", given), given)
+    config = resumed_config(written(tmp_path, former), compose(Config, given), given)
     assert config == replace(
         former,
         rounds=40,
@@ -133,7 +133,7 @@ def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path)
     ],
 )
 def test_a_configuration_is_read_as_it_was_written(tmp_path: Path, overrides: list[str]) -> None:
-    config = compose_config("config", [*overrides, "run_dir=x"])
+    config = compose(Config, [*overrides, "run_dir=x"])
     settings = written(tmp_path, config)
     assert set(settings) == {item.name for item in fields(Config)}
     assert "${" not in (tmp_path / CONFIG).read_text()
@@ -248,7 +248,7 @@ def test_data_that_changed_meanwhile_are_named_with_the_difference(
     file, folder = tmp_path / "data.npz", tmp_path / "run"
     write_npz(file)
     overrides = [*SMALL, *ONE, "dataset=npz", f"dataset.path={file}", "partition=iid"]
-    execute(prepare(compose_config("config", overrides), folder), before=2)
+    execute(prepare(compose(Config, overrides), folder), before=2)
     (before := files(folder)).pop(CONFIG)
     write_npz(file, **change)
     where = folder / "checkpoints" / "round-000001.safetensors"

@@ -9,7 +9,7 @@ import pytest
 from service_models import SHAPES, small_predictor
 from tiny_runs import tiny
 
-from common.config import ServeConfig, compose_config
+from common.config import Config, ServeConfig, compose
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import load_joint
 from common.data.shards import ShardInfo, write_shard
@@ -146,7 +146,7 @@ def test_those_of_the_run(tmp_path: Path) -> None:
 def test_data_that_are_gone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nowhere"):
         examples(str(tmp_path / "nowhere"))
-    config = compose_config("config", ["dataset=npz", "dataset.path=gone.npz", "run_dir=elsewhere"])
+    config = compose(Config, ["dataset=npz", "dataset.path=gone.npz", "run_dir=elsewhere"])
     folder = RunFolder(tmp_path / "run")
     folder.write_config(config)
     (folder.path / MODEL).touch()
