@@ -173,6 +173,8 @@ def decode_description(content: RecordDict) -> NodeDescription:
     about = _read(content, _ABOUT, ConfigRecord, _DESCRIPTION)
     if about["version"] != VERSION:
         raise ProtocolError(f"protocol version {about['version']}, expected {VERSION}")
+    if not 0 <= about["clients"] < len(content):
+        raise ProtocolError(f"{about['clients']} clients in {len(content)} records")
     names = tuple(f"{_MOMENTS}-{index}" for index in range(about["clients"]))
     groups = read_tensors(tensor_bytes(content), names)
     clients = tuple(_client(content, index, groups[name]) for index, name in enumerate(names))

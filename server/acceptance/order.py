@@ -2,8 +2,9 @@
 
 Sums of floating-point numbers depend on the order. So an update is handed on when all clients of
 its modality before it are settled: they have answered, were refused, or will not answer. Early ones
-wait in memory, up to `MOST_WAITING` bytes; when these are full, only the replies of the clients
-next in line are `wanted`, and all others stay with the SuperLink until there is room.
+wait in memory, up to `MOST_WAITING` bytes and what the same poll brought; when these are full, only
+the replies of the clients next in line are `wanted`, and all others stay with the SuperLink until
+there is room.
 """
 
 from collections import defaultdict, deque
@@ -31,11 +32,11 @@ class ClientOrder:
     def settle(self, key: ClientKey, uplink: Uplink | None) -> None:
         """Take a client's update, or None for a client that has none."""
         self._settled[key] = uplink
-        self._waiting += _nbytes(uplink)
+        self._waiting += nbytes(uplink)
         line = self._lines[key.modality]
         while line and line[0] in self._settled:
             following = self._settled.pop(line.popleft())
-            self._waiting -= _nbytes(following)
+            self._waiting -= nbytes(following)
             if following is not None:
                 self._ready.append(following)
 
@@ -51,5 +52,6 @@ class ClientOrder:
         return {line[0] for line in self._lines.values() if line}
 
 
-def _nbytes(uplink: Uplink | None) -> int:
+def nbytes(uplink: Uplink | None) -> int:
+    """Return the bytes that an update takes in memory."""
     return 0 if uplink is None else uplink.encoder.nbytes + uplink.decoder.nbytes

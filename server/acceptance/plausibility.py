@@ -105,8 +105,8 @@ def label_sums_fault(sums: Tensor, task: Task, examples: int) -> str | None:
         return None
     if len(counts) and counts.sum().item() != total:
         return f"{counts.sum().item():g} labels in bins, and has {examples} examples"
-    least, squares = sums[1].item() ** 2 / total, sums[2].item()
-    if squares < least - _slack(least):
+    least, squares = sums[1].item() * sums[1].item() / total, sums[2].item()
+    if not squares >= least - _slack(least):  # so that neither inf nor its difference passes
         return f"squares of labels that sum to {squares:g}, expected at least {least:g}"
     return None
 

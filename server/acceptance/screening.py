@@ -92,11 +92,25 @@ class Screening:
         self._structures = encoder_structure(strategy.encoder), decoder_structure(strategy.decoder)
         self._clip = privacy.clip if privacy.name is PrivacyRule.central else None
         self._former = medians
-        #: Quantity to what each client has of it.
-        self._values: dict[str, dict[ClientKey, float]] = defaultdict(dict)
+        self._measures: dict[ClientKey, list[Measure]] = {}
+        #: Whether something was measured that nothing is known of yet, as in the first round.
+        self.is_new = False
+
+    def measure(self, uplink: Uplink) -> None:
+        """Measure an update; refused or not, it is one of those that say what is usual."""
+        # Where changes are clipped what one client sends must not decide whether another counts.
+        measures = self._measure(uplink) if self._clip is None else []
+        self._measures[uplink.key] = measures
+        self.is_new |= any(measure.quantity not in self._former for measure in measures)
+
+    def learn(self) -> None:
+        """Take what was measured so far for usual, where nothing was known."""
+        if self.is_new:
+            self._former = {**self.medians(), **self._former}
+            self.is_new = False
 
     def screen(self, uplink: Uplink) -> Uplink:
-        """Return an update that is sound by itself, clipped where that is asked for.
+        """Return an update that was measured, clipped where that is asked for.
 
         Raises
         ------
@@ -104,13 +118,9 @@ class Screening:
             If its change, or a precision, is out of proportion.
         """
         if self._clip is not None:
-            # Then what one client sends must not decide whether another counts.
             fault = self._clip_fault(uplink, self._clip)
         else:
-            measures = self._measure(uplink)
-            for measure in measures:
-                # Refused or not, it is one of those that say what is usual.
-                self._values[measure.quantity][uplink.key] = measure.value
+            measures = self._measures[uplink.key]
             faults = (measure.fault(self._former, uplink.key.modality) for measure in measures)
             fault = next(filter(None, faults), None)
         if fault:
@@ -127,7 +137,11 @@ class Screening:
         below that of all.
         """
         medians = dict(self._former)
-        for name, by_client in self._values.items():
+        values: dict[str, dict[ClientKey, float]] = defaultdict(dict)
+        for key, measures in self._measures.items():
+            for measure in measures:
+                values[measure.quantity][key] = measure.value
+        for name, by_client in values.items():
             if len(by_client) < _QUORUM:
                 continue
             medians[name] = overall = float(np.median(list(by_client.values())))

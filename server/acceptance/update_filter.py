@@ -1,12 +1,14 @@
 """From a round's replies to the updates that may be summed, with a line for each that may not.
 
 A reply's size is checked before it is read (`payload`); it is checked by itself (`validation`) and
-compared with the former round's (`screening`); then it waits for its turn (`order`). Nothing of a
-refused one is used.
+compared with the former round's (`screening`); then it waits for its turn (`order`). In the first
+round there is nothing to compare with: there updates are held until all have answered, or until
+`MOST_WAITING` bytes of them are held, and compared with each other. Nothing of a refused one is
+used.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import Message
 from torch import Tensor
@@ -18,7 +20,7 @@ from common.model.ha_fedformer import ModelArrays
 from common.protocol import MAX_REASON, ClientFailureError, decode_uplink, payload_bytes
 from common.task import Task
 from common.wire import ProtocolError
-from server.acceptance.order import ClientOrder
+from server.acceptance.order import MOST_WAITING, ClientOrder, nbytes
 from server.acceptance.payload import check_payload, payload_limits
 from server.acceptance.screening import Screening
 from server.acceptance.validation import RejectedUpdateError, UpdateRules
@@ -73,6 +75,7 @@ class FilteredUpdates:
         self._answers: Counter[int] = Counter()
         self._order = ClientOrder(sorted(self._clients))
         self._screening = Screening(sent, checks.config, checks.medians)
+        self._held: list[tuple[int, Uplink]] = []
 
     def wanted(self) -> set[int] | None:
         """Return the nodes whose replies there is room for; None: all, see `order`."""
@@ -92,26 +95,49 @@ class FilteredUpdates:
         for reply in replies:
             node = reply.metadata.src_node_id
             self._answers[node] += 1
-            if uplink := self._accepted(reply, node):
+            if uplink := self._sound(reply, node):
                 self._pending[node].remove(uplink.key)
-                self._order.settle(uplink.key, uplink)
+                self._held.append((node, uplink))
+            held = sum(nbytes(uplink) for _, uplink in self._held)
+            if not self._screening.is_new or held > MOST_WAITING:
+                self._compare()
             if self._answers[node] >= len(self._asked.get(node, ())):
                 self.give_up(node)
             yield from self._order.ready()
         for node in list(self._pending):
             self.give_up(node)
+        self._compare()
         yield from self._order.ready()
         self.rejected.sort()
         self._checks.medians = self._screening.medians()
 
-    def _accepted(self, reply: Message, node: int) -> Uplink | None:
-        """Return the update of a reply; None if it has none that may be used."""
-        keys = self._asked.get(node, [])
-        try:
+    def _compare(self) -> None:
+        """Hand on the updates that are held, but for those out of proportion."""
+        self._screening.learn()
+        for node, uplink in self._held:
+            screened = self._attempt(node, [uplink.key], lambda: self._screening.screen(uplink))  # noqa: B023
+            self._order.settle(uplink.key, screened)
+        self._held = []
+
+    def _sound(self, reply: Message, node: int) -> Uplink | None:
+        """Return the update of a reply, measured; None if it has none that may be used."""
+        keys = list(self._asked.get(node, []))
+
+        def read() -> Uplink:
             uplink = self._decoded(reply, node)
-            keys = [uplink.key]
+            keys[:] = [uplink.key]
             self._checks.rules.check(uplink, self._clients[uplink.key], self._round)
-            return self._screening.screen(uplink)
+            self._screening.measure(uplink)
+            return uplink
+
+        return self._attempt(node, keys, read)
+
+    def _attempt(
+        self, node: int, keys: Sequence[ClientKey], work: Callable[[], Uplink]
+    ) -> Uplink | None:
+        """Do a step of the way; None, and a line of those clients, if it goes no further."""
+        try:
+            return work()
         except ClientFailureError as error:
             self._reject(node, keys, str(error))
         except (RejectedUpdateError, ProtocolError) as error:

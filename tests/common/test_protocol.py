@@ -209,6 +209,8 @@ REFUSED_FIELDS = [
     ("description", "about-1", "task", "rank", "task is 'rank', .*multil"),
     ("description", "about-1", "label-sums", ["x"], "label-sums"),
     ("description", "about", "clients", 3, "about-2"),
+    ("description", "about", "clients", 2**40, "1099511627776 clients in 4 records"),
+    ("description", "about", "clients", -1, "-1 clients"),
 ]
 CODERS = {
     "downlink": (downlink, encode_downlink, decode_downlink),

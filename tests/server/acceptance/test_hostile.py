@@ -68,10 +68,12 @@ def in_means(change: Callable[[Tensor], Tensor], part: str = "decoder", name: st
     return in_update(changed_means)
 
 
-def in_precisions(change: Callable[[Tensor], Tensor]) -> Attack:
-    """Change all precisions of the encoder; where none is asked for, send some."""
+def in_precisions(change: Callable[[Tensor], Tensor], new: bool = True) -> Attack:
+    """Change all precisions of the encoder; where none is asked for, send some, if `new`."""
 
     def precise(each: Gaussian) -> Gaussian:
+        if each.precision is None and not new:
+            return each
         if each.precision is None:
             return Gaussian(each.mean, change(torch.ones_like(each.mean)), Form.diagonal)
         return replace(each, precision=change(each.precision))
@@ -153,7 +155,7 @@ ATTACKS: dict[str, tuple[Attack, *tuple[str, ...]]] = {
     "decoder of norm 1e6": (in_means(far_away, name="lstm.weight_ih_l0"), "decoder", "1e+06"),
     "encoder of norm 1e6": (
         in_means(far_away, "encoder", "embed.weight"),
-        *("norm of its encoder's change is 1e+06", "that was sent"),
+        *("norm of its encoder's change is 1e+06", "times the median"),
     ),
     "norm beyond float32's squares": (
         in_means(lambda m: m * 0 + 1e30, name="head.bias"),
@@ -310,8 +312,7 @@ def test_silence_and_own_failures_are_forgiven() -> None:
 def test_an_update_is_compared_with_the_former_round_also_after_a_restart() -> None:
     before, after = federation("strategy=fedavg"), federation("strategy=fedavg")
     farther = in_means(lambda mean: mean + 1.5)
-    # In round 1 only what was sent is the measure, and this is less than ten times that.
-    before.arrays, report = before.merge(replies(before, 1, farther), 1)
+    before.arrays, report = before.merge(replies(before, 1), 1)
     assert report.rejected == ()
     after.arrays = before.arrays
     after.strategy.restore(before.strategy.state())
@@ -321,6 +322,45 @@ def test_an_update_is_compared_with_the_former_round_also_after_a_restart() -> N
         assert line.startswith(f"{BAD} (node 12): the norm of its decoder's change")
         assert "more than 10 times the median" in line
     assert_bitwise(results[0][0], results[1][0])
+
+
+@pytest.mark.parametrize("first", [0, -1])
+@pytest.mark.parametrize(
+    ("strategy", "make", "words"),
+    [
+        ("fedavg", in_means(lambda mean: mean + 1.5), "change is"),
+        (
+            "hierarchical",
+            in_precisions(lambda p: 1e30 * p, new=False),
+            "mean eigenvalue of the precision",
+        ),
+        (
+            "few_rounds",
+            in_precisions(lambda p: 1e30 * p, new=False),
+            "mean eigenvalue of the precision",
+        ),
+    ],
+)
+def test_in_the_first_round_updates_are_compared_with_each_other(
+    strategy: str, make: Callable[[Message, Config], Message], words: str, first: int
+) -> None:
+    run, alone = federation(f"strategy={strategy}"), federation(f"strategy={strategy}")
+    answers = replies(run, 1, make)
+    answers.insert(first, answers.pop([m.metadata.src_node_id for m in answers].index(BAD_NODE)))
+    arrays, report = run.merge(answers, 1)
+    assert_bitwise(arrays, alone.merge(replies(alone, 1, None), 1)[0])
+    (line,) = report.rejected
+    assert line.startswith(f"{BAD} (node {BAD_NODE}): the ") and words in line
+    assert "more than 10 times the median" in line or "more than 100 times the median" in line
+
+
+def test_what_is_held_in_the_first_round_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("server.acceptance.update_filter.MOST_WAITING", 0)
+    run, alone = federation("strategy=fedavg"), federation("strategy=fedavg")
+    expected, _ = alone.merge(replies(alone, 1), 1)
+    arrays, report = run.merge(replies(run, 1), 1)
+    assert_bitwise(arrays, expected)
+    assert report.rejected == ()
 
 
 def test_a_round_of_too_few_leaves_the_medians_as_they_were() -> None:

@@ -79,7 +79,7 @@ def test_more_bytes_than_that_are_refused_with_both_numbers() -> None:
         (settings(a=["x" * 40_000] * 2), "80,0.. letters"),
         (settings(a=[""] * 40_000), r"\d letters"),
         (settings(a=b"x" * 65_536), "65,5.. letters"),
-        (RecordDict({"c" * 65_537: ConfigRecord()}), "65,539 letters"),
+        (RecordDict({"c" * 65_537: ConfigRecord()}), "65,537 letters"),
         (RecordDict({"m": MetricRecord({"a" * 65_537: 1})}), "65,5.. letters"),
         (arrays(0, dtype="x" * 65_536, stype="numpy.ndarray"), "letters"),
     ],

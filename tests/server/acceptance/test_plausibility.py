@@ -117,6 +117,7 @@ regression labels: 10 nan 1 -> nan
 regression labels: 9 0 1 -> labels of 9 items, and has 10 examples
 regression labels: 10 10 9.9 -> sum to 9.9, expected at least 10
 regression labels: 10 1 -5 -> sum to -5
+regression labels: 10 1e200 1e300 -> expected at least inf
 regression labels: 10 1 5 11 -1 -> negative count
 regression labels: 10 1 5 4 5 -> 9 labels in bins
 classification labels: 5 -1 6 -> negative count
