@@ -105,7 +105,10 @@ def _stored(values: FloatArray, dtype: np.dtype[Any] | None, name: str) -> NDArr
 
 
 def _pack_text(name: str, texts: NDArray[np.str_]) -> dict[str, NDArray[Any]]:
-    encoded = [text.encode() for text in texts.tolist()]
+    try:
+        encoded = [text.encode() for text in texts.tolist()]
+    except UnicodeEncodeError as error:
+        raise UserError(f"{name}: {error.object!a} is not text that UTF-8 can write") from error
     longest = max(map(len, encoded), default=0)
     if longest > MAX_NAME:
         raise UserError(f"{name} are up to {longest} bytes long; expected {MAX_NAME} at most")

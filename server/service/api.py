@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
@@ -30,6 +31,9 @@ from server.service.requests import Item, RequestReader
 
 T = TypeVar("T")
 
+#: Bytes of a body that is read at once; larger ones are read in a thread, one after the other.
+_SMALL = 1 << 16
+
 
 class Api:
     """What `app.make_app` serves to callers who know the token; the parameters are the same."""
@@ -43,6 +47,7 @@ class Api:
         self._reader = RequestReader(
             predictor.features, predictor.max_seq_len, config.max_items, config.max_steps
         )
+        self._thread = ThreadPoolExecutor(1)
         self.metrics = Metrics(lambda: self._batcher.held)
         self._batcher = Batcher(
             self._predict, config.max_batch, config.max_wait_ms / 1000, config.max_queue
@@ -53,6 +58,7 @@ class Api:
         """Answer while the block lasts."""
         async with self._batcher:
             yield
+        self._thread.shutdown(wait=False)
 
     def routes(self) -> APIRouter:
         """Return the routes."""
@@ -75,8 +81,12 @@ class Api:
     async def predict(self, request: Request) -> Response:
         """Predict items, each from any subset of its modalities."""
         async with self._bodies.reading(request) as body:
-            asked = self._batcher.ask(self._reader.read(body))
-            predictions = await _while_connected(request, asked)
+            if len(body) > _SMALL:
+                loop = asyncio.get_running_loop()
+                items = await loop.run_in_executor(self._thread, self._reader.read, body)
+            else:
+                items = self._reader.read(body)
+            predictions = await _while_connected(request, self._batcher.ask(items))
         model = {name: self._description[name] for name in ("name", "sha256")}
         return json_answer({"predictions": predictions, "model": model})
 

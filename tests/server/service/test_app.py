@@ -113,7 +113,7 @@ FINE = b'{"items": [{"audio": [[1, 2]]}]}'
     [
         (b"", JSON, 400, "the body is not JSON: "),
         (b'{"items": [{"a\\nb": 1}]}', JSON, 422, "items[0].a b: extra inputs"),
-        (b'{"items": [' + b"{}," * 9_999 + b"{}]}", JSON, 413, "at most 20 items"),
+        (b'{"items": [' + b"{}," * 9_999 + b"{}]}", JSON, 413, "more objects than 20 items need"),
         (b"0" * 200_000, JSON, 413, "the body is too large; at most 131072 bytes fit"),
         (FINE, {}, 415, "Content-Type is ''; expected application/json"),
         (FINE, {"Content-Type": "text/plain"}, 415, "Content-Type is 'text/plain'"),
