@@ -101,7 +101,7 @@ class RequestReader:
             raise HTTPException(413, f"the body has more objects than {self._max_items} items need")
         # A row takes four bytes at least: "[0],".
         if body.count(b"[") > len(body) // 4 + 64:
-            raise HTTPException(400, "the body has more lists than rows of numbers need")
+            raise HTTPException(422, "the body has more lists than rows of numbers need")
         try:
             request = self._request.validate_json(body)
         except ValidationError as error:

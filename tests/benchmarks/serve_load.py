@@ -47,7 +47,7 @@ BAD: list[tuple[bytes, str, int]] = [
     (b'{"items": [{"id": "a"}]}', "application/json", 422),
     (b'{"items": []}', "application/json", 422),
     (b'{"items": [' + b"{}," * 9_999 + b"{}]}", "application/json", 413),
-    (b"[" * 100_000, "application/json", 400),
+    (b"[" * 100_000, "application/json", 422),
     (b"{}", "text/plain", 415),
     (b"0" * (20 << 20), "application/json", 413),
 ]
