@@ -76,6 +76,7 @@ class FilteredUpdates:
         self._order = ClientOrder(sorted(self._clients))
         self._screening = Screening(sent, checks.config, checks.medians)
         self._held: list[tuple[int, Uplink]] = []
+        self._held_bytes = 0
 
     def wanted(self) -> set[int] | None:
         """Return the nodes whose replies there is room for; None: all, see `order`."""
@@ -98,8 +99,8 @@ class FilteredUpdates:
             if uplink := self._sound(reply, node):
                 self._pending[node].remove(uplink.key)
                 self._held.append((node, uplink))
-            held = sum(nbytes(uplink) for _, uplink in self._held)
-            if not self._screening.is_new or held > MOST_WAITING:
+                self._held_bytes += nbytes(uplink)
+            if not self._screening.is_new or self._held_bytes > MOST_WAITING:
                 self._compare()
             if self._answers[node] >= len(self._asked.get(node, ())):
                 self.give_up(node)
@@ -117,7 +118,7 @@ class FilteredUpdates:
         for node, uplink in self._held:
             screened = self._attempt(node, [uplink.key], lambda: self._screening.screen(uplink))  # noqa: B023
             self._order.settle(uplink.key, screened)
-        self._held = []
+        self._held, self._held_bytes = [], 0
 
     def _sound(self, reply: Message, node: int) -> Uplink | None:
         """Return the update of a reply, measured; None if it has none that may be used."""
