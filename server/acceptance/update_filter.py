@@ -9,6 +9,7 @@ used.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 from flwr.app import Message
 from torch import Tensor
@@ -116,7 +117,7 @@ class FilteredUpdates:
         """Hand on the updates that are held, but for those out of proportion."""
         self._screening.learn()
         for node, uplink in self._held:
-            screened = self._attempt(node, [uplink.key], lambda: self._screening.screen(uplink))  # noqa: B023
+            screened = self._attempt(node, [uplink.key], partial(self._screening.screen, uplink))
             self._order.settle(uplink.key, screened)
         self._held, self._held_bytes = [], 0
 
