@@ -37,12 +37,7 @@ Tell = Callable[[str], None]
 def export_model(config: ExportConfig, tell: Tell) -> None:
     """Write ONNX files for subsets of a model's modalities: all of them, or nothing.
 
-    Parameters
-    ----------
-    config
-        Which model and subsets to export, and the folder.
-    tell
-        Takes a line for each file.
+    `tell` takes a line for each file.
 
     Raises
     ------
@@ -83,15 +78,16 @@ def chosen_subsets(modalities: Sequence[str], asked: Sequence[str]) -> list[tupl
     UserError
         If one is not a subset, or the model has too many modalities to export every subset.
     """
-    if not asked and len(modalities) > EVERY_SUBSET:
+    if asked:
+        return list(dict.fromkeys(_subset(modalities, names) for names in asked))
+    count = len(modalities)
+    if count > EVERY_SUBSET:
         raise UserError(
-            f"the model takes {len(modalities)} modalities, which have "
-            f"{2 ** len(modalities) - 1} subsets; say which, as in subsets=[{'+'.join(modalities)}]"
+            f"the model takes {count} modalities, which have {2**count - 1} subsets; say which, as "
+            f"in subsets=[{'+'.join(modalities)}]"
         )
-    if not asked:
-        sizes = range(1, len(modalities) + 1)
-        return [names for size in sizes for names in itertools.combinations(modalities, size)]
-    return list(dict.fromkeys(_subset(modalities, names) for names in asked))
+    sizes = range(1, count + 1)
+    return [names for size in sizes for names in itertools.combinations(modalities, size)]
 
 
 def _subset(modalities: Sequence[str], asked: str) -> tuple[str, ...]:

@@ -10,10 +10,8 @@ Notation: B items, T steps, D feature width, d model width, K classes or labels.
 import copy
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import reduce
-from typing import Any
 
 import onnx
 import torch
@@ -49,24 +47,38 @@ def steps_of(spec: ModelSpec, name: str) -> int | None:
 def subset_graph(predictor: Predictor, names: Sequence[str]) -> onnx.ModelProto:
     """Export what predicts from a subset of the modalities, in the model's order, on the CPU."""
     model, fusion = predictor.model, predictor.fusion
-    inputs, shapes = _example(model.spec, names)
-    with _quiet():
+    inputs: list[Tensor] = []
+    sizes: list[dict[int, str]] = []
+    for place, name in enumerate(names):
+        fixed = steps_of(model.spec, name)
+        # Modalities of one number of steps would be taken for ones that always have the same.
+        steps = fixed or _EXAMPLE_STEPS + place
+        inputs.append(torch.zeros(_EXAMPLE_ITEMS, steps, model.spec.features[name][-1]))
+        inputs.append(torch.full((_EXAMPLE_ITEMS,), steps))
+        sizes += [{0: "batch"} if fixed else {0: "batch", 1: f"{name}_steps"}, {0: "batch"}]
+    # It logs and warns about its own code; what it exports is compared with the model.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
             _Subset(model, fusion, names).eval(),
             tuple(inputs),
             input_names=[port for name in names for port in (name, lengths_of(name))],
             output_names=output_names(fusion.task),
             # The module has one argument, the starred one.
-            dynamic_shapes=(tuple(shapes),),
+            dynamic_shapes=(tuple(sizes),),
             dynamo=True,
             verbose=False,
         )
     assert program is not None
-    graph: onnx.ModelProto = program.model_proto
-    graph.graph.name = "+".join(names)
-    _remove_traces(graph)
-    _name_sizes(graph, model.spec)
-    return graph
+    exported: onnx.ModelProto = program.model_proto
+    graph = exported.graph
+    graph.name = "+".join(names)
+    # Names of this machine's source files, and shapes of intermediate values.
+    for part in (exported, graph, *graph.node, *graph.input, *graph.output, *graph.initializer):
+        part.ClearField("metadata_props")
+        part.ClearField("doc_string")
+    graph.ClearField("value_info")
+    return exported
 
 
 class _Subset(nn.Module):
@@ -110,10 +122,7 @@ class _OnnxLSTM(nn.Module):
 
     def __init__(self, lstm: nn.LSTM) -> None:
         super().__init__()
-        self.width = lstm.hidden_size
-        self.layers = nn.ParameterList(
-            nn.ParameterList(_layer(lstm, number)) for number in range(lstm.num_layers)
-        )
+        self.layers = nn.ParameterList(map(_onnx_weights, lstm.all_weights))
 
     def forward(self, sequences: Tensor) -> tuple[Tensor, None]:
         """Map (B, T, d) to the states of the last layer, (B, T, d)."""
@@ -123,72 +132,17 @@ class _OnnxLSTM(nn.Module):
             states = torch.onnx.ops.symbolic(
                 "LSTM",
                 [steps, *layer],
-                {"hidden_size": self.width},
+                {"hidden_size": steps.shape[-1]},
                 dtype=torch.float32,
-                shape=[steps.shape[0], 1, steps.shape[1], self.width],
+                shape=[steps.shape[0], 1, *steps.shape[1:]],
             )
             steps = states.squeeze(1)
         return steps.transpose(0, 1), None
 
 
-def _layer(lstm: nn.LSTM, number: int) -> list[Tensor]:
+def _onnx_weights(layer: Sequence[Tensor]) -> nn.ParameterList:
     """Return a layer's weights in ONNX's form: of inputs, of states, both biases."""
-
-    def reordered(kind: str) -> Tensor:
-        # torch: input, forget, cell, output. ONNX: input, output, forget, cell.
-        gates = getattr(lstm, f"{kind}_l{number}").detach().chunk(4)
-        return torch.cat([gates[index] for index in (0, 3, 1, 2)])
-
-    biases = torch.cat([reordered("bias_ih"), reordered("bias_hh")])
-    return [part[None] for part in (reordered("weight_ih"), reordered("weight_hh"), biases)]
-
-
-def _example(spec: ModelSpec, names: Sequence[str]) -> tuple[list[Tensor], list[dict[int, Any]]]:
-    """Return inputs, and which of their sizes may vary; numbers of steps differ in the example."""
-    any_size = torch.export.Dim.DYNAMIC
-    inputs: list[Tensor] = []
-    shapes: list[dict[int, Any]] = []
-    for place, name in enumerate(names):
-        fixed = steps_of(spec, name)
-        steps = fixed or _EXAMPLE_STEPS + place
-        inputs.append(torch.zeros(_EXAMPLE_ITEMS, steps, spec.features[name][-1]))
-        inputs.append(torch.full((_EXAMPLE_ITEMS,), steps))
-        shapes += [{0: any_size} if fixed else {0: any_size, 1: any_size}, {0: any_size}]
-    return inputs, shapes
-
-
-def _remove_traces(model: onnx.ModelProto) -> None:
-    """Remove the names of this machine's source files, and shapes of intermediate values."""
-    for node in model.graph.node:
-        node.ClearField("metadata_props")
-        node.ClearField("doc_string")
-    for value in [*model.graph.input, *model.graph.output, *model.graph.initializer]:
-        value.ClearField("metadata_props")
-    del model.graph.value_info[:]
-    del model.graph.metadata_props[:]
-    del model.metadata_props[:]
-
-
-def _name_sizes(model: onnx.ModelProto, spec: ModelSpec) -> None:
-    """Give sizes that vary a name that says what they are."""
-    for value in [*model.graph.input, *model.graph.output]:
-        sizes = value.type.tensor_type.shape.dim
-        sizes[0].dim_param = "batch"
-        if value.name in spec.features and steps_of(spec, value.name) is None:
-            sizes[1].dim_param = f"{value.name}_steps"
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence what torch's exporter logs and warns about itself."""
-    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
-    former = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning
-            )
-            yield
-    finally:
-        logger.setLevel(former)
+    # torch: input, forget, cell, output. ONNX: input, output, forget, cell.
+    gates = (part.detach().chunk(4) for part in layer)
+    inputs, states, *biases = (torch.cat([part[gate] for gate in (0, 3, 1, 2)]) for part in gates)
+    return nn.ParameterList(part[None] for part in (inputs, states, torch.cat(biases)))
