@@ -1,5 +1,7 @@
 """`utmp-credentials`: the keys and certificates of a federation over TLS."""
 
+from datetime import UTC, datetime
+
 from common.config import CredentialsConfig
 from server.commands.command import hydra_command
 
@@ -7,12 +9,11 @@ from server.commands.command import hydra_command
 @hydra_command(CredentialsConfig)
 def main(config: CredentialsConfig) -> None:
     """Write the credentials that are missing."""
-    from server.credentials.certificates import utc_now
     from server.credentials.console import show_issued
     from server.credentials.issuing import issue
     from server.terminal import Terminal
 
-    show_issued(issue(config, utc_now()), str(config.out), Terminal())
+    show_issued(issue(config, datetime.now(UTC)), Terminal())
 
 
 if __name__ == "__main__":

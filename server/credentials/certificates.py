@@ -6,29 +6,20 @@ Certificates have the extensions that strict verifiers ask for (RFC 5280; Python
 
 import re
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from functools import partial
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-    load_pem_private_key,
-    load_ssh_private_key,
-    load_ssh_public_key,
-)
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from common.errors import UserError
-
-E = TypeVar("E", bound=x509.ExtensionType)
 
 SigningKey = ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
 PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
@@ -37,16 +28,10 @@ PublicKey = ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 CLOCK_SKEW = timedelta(days=1)
 
 _LABEL = re.compile(r"(?!-)[a-z0-9-]{1,63}(?<!-)")
-_NIST = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 _USAGES = (
     *("digital_signature", "content_commitment", "key_encipherment", "data_encipherment"),
     *("key_agreement", "key_cert_sign", "crl_sign", "encipher_only", "decipher_only"),
 )
-
-
-def utc_now() -> datetime:
-    """Return the time in whole seconds, as certificates hold it."""
-    return datetime.now(UTC).replace(microsecond=0)
 
 
 def new_key() -> ec.EllipticCurvePrivateKey:
@@ -133,7 +118,8 @@ def is_signed_by(certificate: x509.Certificate, authority: x509.Certificate) -> 
     return True
 
 
-def _extension(certificate: x509.Certificate, kind: type[E]) -> E | None:
+def _extension(certificate: x509.Certificate, kind: type[x509.ExtensionType]) -> Any:
+    """Return the value of an extension; None if there is none."""
     try:
         return certificate.extensions.get_extension_for_class(kind).value
     except x509.ExtensionNotFound:
@@ -173,73 +159,37 @@ def _certificate(
     return builder.sign(key, hashes.SHA384())
 
 
-# Files ------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file: what it holds, what loads that, and which public key belongs to it."""
+
+    form: str
+    load: Callable[[bytes], Any]
+    key: Any = PublicKey
+    key_name: str = "elliptic curve or RSA"
+
+    def read(self, path: object, content: bytes) -> Any:
+        """Return what the file holds; raise `UserError` if that is not of this kind."""
+        try:
+            loaded = self.load(content)
+            # A certificate parses its extensions at the first access.
+            getattr(loaded, "extensions", None)
+        except TypeError as error:
+            message = f"{path} is locked with a passphrase; unlock it for this run"
+            raise UserError(message) from error
+        except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
+            raise UserError(f"{path} is not {self.form} format") from error
+        key = loaded.public_key() if hasattr(loaded, "public_key") else loaded
+        if not isinstance(key, self.key):
+            raise UserError(f"{path} is a key of another kind; expected {self.key_name}")
+        return loaded
 
 
-def certificate_pem(certificate: x509.Certificate) -> bytes:
-    """Return the content of a certificate's file."""
-    return certificate.public_bytes(Encoding.PEM)
-
-
-def key_pem(key: SigningKey) -> bytes:
-    """Return the content of a private key's file, of the authority or the server."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-
-
-def site_key(key: ec.EllipticCurvePrivateKey) -> bytes:
-    """Return a private key as ``flower-supernode --auth-supernode-private-key`` reads it."""
-    return key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption())
-
-
-def site_public_key(key: ec.EllipticCurvePublicKey, name: str) -> bytes:
-    """Return a public key as ``flwr supernode register`` reads it."""
-    line = key.public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
-    return line + f" {name}\n".encode()
-
-
-def read_certificate(path: str, content: bytes) -> x509.Certificate:
-    """Read a certificate; this and the next three raise `UserError` for anything else."""
-    load = x509.load_pem_x509_certificate
-    certificate: x509.Certificate = _read(path, content, load, "a certificate in PEM")
-    _check(path, isinstance(certificate.public_key(), PublicKey), "elliptic curve or RSA")
-    return certificate
-
-
-def read_key(path: str, content: bytes) -> SigningKey:
-    """Read a private key of the authority or the server."""
-    load = partial(load_pem_private_key, password=None)
-    key: SigningKey = _read(path, content, load, "a private key in PEM")
-    _check(path, isinstance(key, SigningKey), "elliptic curve or RSA")
-    return key
-
-
-def read_site_key(path: str, content: bytes) -> ec.EllipticCurvePrivateKey:
-    """Read a site's private key, of a kind that Flower takes."""
-    load = partial(load_ssh_private_key, password=None)
-    key: ec.EllipticCurvePrivateKey = _read(path, content, load, "a private key in OpenSSH")
-    _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
-    return key
-
-
-def read_site_public_key(path: str, content: bytes) -> ec.EllipticCurvePublicKey:
-    """Read a site's public key, of a kind that Flower takes."""
-    key: Any = _read(path, content, load_ssh_public_key, "a public key in OpenSSH")
-    _check(path, isinstance(getattr(key, "curve", None), _NIST), "one on a NIST curve")
-    return key  # type: ignore[no-any-return]
-
-
-def _read(path: str, content: bytes, load: Callable[[bytes], Any], form: str) -> Any:
-    try:
-        loaded = load(content)
-        # A certificate parses its extensions at the first access.
-        getattr(loaded, "extensions", None)
-    except TypeError as error:
-        raise UserError(f"{path} is locked with a passphrase; unlock it for this run") from error
-    except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
-        raise UserError(f"{path} is not {form} format") from error
-    return loaded
-
-
-def _check(path: str, fits: bool, expected: str) -> None:
-    if not fits:
-        raise UserError(f"{path} is a key of another kind; expected {expected}")
+CERTIFICATE = FileKind("a certificate in PEM", x509.load_pem_x509_certificate)
+KEY = FileKind("a private key in PEM", partial(pem.load_pem_private_key, password=None))
+# OpenSSH has elliptic curves of NIST only, as Flower does.
+_SITE = (ec.EllipticCurvePublicKey, "one on a NIST curve")
+SITE_KEY = FileKind(
+    "a private key in OpenSSH", partial(pem.load_ssh_private_key, password=None), *_SITE
+)
+SITE_PUBLIC_KEY = FileKind("a public key in OpenSSH", pem.load_ssh_public_key, *_SITE)

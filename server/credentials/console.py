@@ -1,19 +1,22 @@
 """The output of `utmp-credentials`: what it wrote and kept, and the commands that come next."""
 
 import shlex
-from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import PurePath
 
 from common.clients import ClientKey
 from server.credentials.issuing import CA, SERVER, SERVER_KEY, Credentials
 from server.terminal import Terminal
 
 
-def show_issued(issued: Credentials, out: str, terminal: Terminal) -> None:
-    """Print what a run left in the folder `out`, and what to do with it."""
-    for verb, names in (("wrote", issued.new), ("kept", sorted(issued.kept))):
-        for line in _by_folder(out, names):
-            terminal.tell(f"{verb} {line}")
+def show_issued(issued: Credentials, terminal: Terminal) -> None:
+    """Print what a run left in its folder, and what to do with it."""
+    out = issued.folder.path
+    for verb, names in (("wrote", issued.new), ("kept", sorted(issued.folder.kept))):
+        folders: dict[PurePath, list[str]] = {}
+        for path in map(PurePath, names):
+            folders.setdefault(out / path.parent, []).append(path.name)
+        for folder, files in folders.items():
+            terminal.tell(f"{verb} {folder}: {', '.join(files)}")
     if issued.former:
         terminal.tell(f"kept the former certificate as {out}/{issued.former}")
     terminal.tell(f"authority: until {issued.authority.not_valid_after_utc:%Y-%m-%d}")
@@ -37,14 +40,7 @@ def show_issued(issued: Credentials, out: str, terminal: Terminal) -> None:
             terminal.tell(f"  {_supernode(client, issued.hosts[0])}")
 
 
-def _by_folder(out: str, names: Iterable[str]) -> list[str]:
-    folders: dict[PurePosixPath, list[str]] = {}
-    for name in map(PurePosixPath, names):
-        folders.setdefault(name.parent, []).append(name.name)
-    return [f"{Path(out) / folder}: {', '.join(files)}" for folder, files in folders.items()]
-
-
-def _superlink(out: str) -> str:
+def _superlink(out: PurePath) -> str:
     certificate, key, authority = (
         shlex.quote(f"{out}/{name}") for name in (SERVER, SERVER_KEY, f"server/{CA}")
     )

@@ -5,39 +5,37 @@ as it was. A key is written before the files made from it, and read after them: 
 short is completed by the next, and one at the same time never finds the second without the first.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import PurePath
-from typing import TypeVar
+from typing import Any
 
 from cryptography import x509
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 
 from common.clients import ClientKey, check_modality_name
 from common.config import CredentialsConfig, Renew
 from common.errors import UserError
 from server.credentials.certificates import (
-    PublicKey,
+    CERTIFICATE,
+    KEY,
+    SITE_KEY,
+    SITE_PUBLIC_KEY,
     SigningKey,
-    certificate_pem,
     hosts_of,
     is_authority,
     is_signed_by,
-    key_pem,
     make_authority,
     new_key,
     parse_host,
-    read_certificate,
-    read_key,
-    read_site_key,
-    read_site_public_key,
     sign_server,
-    site_key,
-    site_public_key,
 )
 from server.credentials.folder import CredentialFolder
-
-T = TypeVar("T")
 
 CA, CA_KEY = "ca.crt", "ca.key"
 SERVER, SERVER_KEY = "server/server.crt", "server/server.key"
@@ -60,7 +58,6 @@ class Credentials:
     now: datetime
     #: Name of each file to be written to its content, in order.
     new: dict[str, bytes] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
     #: The name under which a renewed certificate is kept.
     former: str | None = None
     new_clients: list[ClientKey] = field(default_factory=list)
@@ -84,15 +81,11 @@ class Credentials:
             for part in range(count):
                 self._prepare_site(ClientKey(modality, part))
 
-    def write(self) -> None:
-        """Write the new files."""
-        for name, content in self.new.items():
-            self.folder.write(name, content, self.former if name == SERVER else None)
-
     def _prepare_authority(self) -> SigningKey | None:
         """Set the authority; return its key unless that was taken away."""
         copies = self.folder.find(f"*/**/{CA}")
-        certificate, key = self._read(CA, read_certificate), self._read(CA_KEY, read_key)
+        certificate = self.folder.read(CA, CERTIFICATE)
+        key: SigningKey | None = self.folder.read(CA_KEY, KEY)
         if certificate is None:
             if copies:
                 raise UserError(
@@ -100,7 +93,7 @@ class Credentials:
                 )
             key = key or self._add_key(CA_KEY)
             certificate = make_authority(key, self.config.ca_days, self.now)
-            self.new[CA] = certificate_pem(certificate)
+            self._add(CA, certificate)
         elif not is_authority(certificate):
             raise UserError(f"{self._path(CA)} is not the certificate of an authority")
         self._check_pair(CA_KEY, key, CA, certificate.public_key())
@@ -112,34 +105,33 @@ class Credentials:
         self, authority_key: SigningKey | None, hosts: list[x509.GeneralName]
     ) -> None:
         """Set the server's certificate: the one that is there, or a new one."""
-        present = self._read(SERVER, read_certificate)
-        key = self._read(SERVER_KEY, read_key)
-        if present and not is_signed_by(present, self.authority):
-            raise self._of_another_authority(SERVER)
+        present, key = self.folder.read(SERVER, CERTIFICATE), self.folder.read(SERVER_KEY, KEY)
         if present:
+            if not is_signed_by(present, self.authority):
+                raise self._of_another_authority(SERVER)
             self._check_pair(SERVER_KEY, key, SERVER, present.public_key())
-        if present and self.config.renew is not Renew.server:
-            self.server = present
-            self._warn_of_hosts(hosts)
+        if present is None or self.config.renew is Renew.server:
+            self._sign_server(authority_key, present, key, hosts)
         else:
-            hosts = hosts or (hosts_of(present) if present else [])
-            self._check_can_sign(authority_key, hosts)
-            assert authority_key is not None
-            # The server's private key may be at the coordinator alone by now.
-            public = (present or key or self._add_key(SERVER_KEY)).public_key()
-            assert isinstance(public, PublicKey)
-            hosts = list(dict.fromkeys([*hosts, parse_host(LOOPBACK)]))
-            days = self.config.days
-            self.server = sign_server(self.authority, authority_key, public, hosts, days, self.now)
-            self.new[SERVER] = certificate_pem(self.server)
-        if present and SERVER in self.new:
-            self.former = f"{SERVER}.{self.now:%Y-%m-%d}.{present.serial_number:x}"[:-32]
-            self.kept.remove(SERVER)
+            self.server = present
+            known = hosts_of(present)
+            if lacking := [str(host.value) for host in hosts if host not in known]:
+                self.warnings.append(
+                    f"{self._path(SERVER)} is not valid for {', '.join(lacking)}, only for "
+                    f"{', '.join(self.hosts)}; sign a new one with {RENEW}"
+                )
         self._warn_of_end(SERVER, self.server, f"sign a new one with {RENEW}")
         self._add_copy("server")
 
-    def _check_can_sign(self, key: SigningKey | None, hosts: list[x509.GeneralName]) -> None:
-        if key is None:
+    def _sign_server(
+        self,
+        authority_key: SigningKey | None,
+        present: x509.Certificate | None,
+        key: SigningKey | None,
+        hosts: list[x509.GeneralName],
+    ) -> None:
+        """Set a new certificate of the server, and the name of the present one's copy."""
+        if authority_key is None:
             raise UserError(
                 f"{self._path(CA_KEY)} is not there, and the server's certificate must be signed "
                 "with it; put it back for this run"
@@ -149,42 +141,42 @@ class Credentials:
                 f"{self._path(CA)} has expired and can sign nothing; make new credentials in "
                 "another folder with out=…"
             )
+        hosts = hosts or (hosts_of(present) if present else [])
         if not hosts:
             raise UserError(
                 "hosts is required; give it as hosts=…: the names and addresses by which sites "
                 "reach the coordinator"
             )
+        hosts = list(dict.fromkeys([*hosts, parse_host(LOOPBACK)]))
+        # The server's private key may be at the coordinator alone by now.
+        public: Any = (present or key or self._add_key(SERVER_KEY)).public_key()
+        days = self.config.days
+        self.server = sign_server(self.authority, authority_key, public, hosts, days, self.now)
+        self._add(SERVER, self.server)
+        if present:
+            self.former = f"{SERVER}.{self.now:%Y-%m-%d}.{present.serial_number:x}"[:-32]
+            self.folder.kept.remove(SERVER)
 
     def _prepare_site(self, client: ClientKey) -> None:
         """Complete the folder that one site is handed."""
         path = f"sites/{client}/{client}"
-        public = self._read(f"{path}.pub", read_site_public_key)
-        key = self._read(f"{path}.key", read_site_key)
+        public = self.folder.read(f"{path}.pub", SITE_PUBLIC_KEY)
+        key = self.folder.read(f"{path}.key", SITE_KEY)
         if public is None:
-            if key is None:
-                key = new_key()
-                self.new[f"{path}.key"] = site_key(key)
-            self.new[f"{path}.pub"] = site_public_key(key.public_key(), str(client))
+            key = key or self._add_key(f"{path}.key", PrivateFormat.OpenSSH)
+            line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+            self.new[f"{path}.pub"] = line + f" {client}\n".encode()
             self.new_clients.append(client)
         else:
             # Without its key beside it, the key may be at the site alone by now.
             self._check_pair(f"{path}.key", key, f"{path}.pub", public)
         self._add_copy(f"sites/{client}")
 
-    def _check_pair(self, name: str, key: SigningKey | None, other: str, public: object) -> None:
+    def _check_pair(self, name: str, key: Any, other: str, public: object) -> None:
         if key and key.public_key() != public:
             raise UserError(
                 f"{self._path(name)} does not belong to {PurePath(other).name} beside it; put back "
                 "the one that does, or choose another folder with out=…"
-            )
-
-    def _warn_of_hosts(self, hosts: list[x509.GeneralName]) -> None:
-        known = hosts_of(self.server)
-        lacking = ", ".join(str(host.value) for host in hosts if host not in known)
-        if lacking:
-            self.warnings.append(
-                f"{self._path(SERVER)} is not valid for {lacking}, only for "
-                f"{', '.join(self.hosts)}; sign a new one with {RENEW}"
             )
 
     def _warn_of_end(self, name: str, certificate: x509.Certificate, remedy: str) -> None:
@@ -195,9 +187,9 @@ class Credentials:
 
     def _add_copy(self, folder: str) -> None:
         """Add the authority's certificate to a folder that is handed out."""
-        copy = self._read(f"{folder}/{CA}", read_certificate)
+        copy = self.folder.read(f"{folder}/{CA}", CERTIFICATE)
         if copy is None:
-            self.new[f"{folder}/{CA}"] = certificate_pem(self.authority)
+            self._add(f"{folder}/{CA}", self.authority)
         elif copy != self.authority:
             raise self._of_another_authority(f"{folder}/{CA}")
 
@@ -208,18 +200,13 @@ class Credentials:
             "meanwhile, run this again"
         )
 
-    def _add_key(self, name: str) -> SigningKey:
-        key = new_key()
-        self.new[name] = key_pem(key)
-        return key
+    def _add(self, name: str, certificate: x509.Certificate) -> None:
+        self.new[name] = certificate.public_bytes(Encoding.PEM)
 
-    def _read(self, name: str, read: Callable[[str, bytes], T]) -> T | None:
-        """Read a file if it is there, and note that it is kept."""
-        content = self.folder.read(name)
-        if content is None:
-            return None
-        self.kept.append(name)
-        return read(self._path(name), content)
+    def _add_key(self, name: str, form: PrivateFormat = PrivateFormat.PKCS8) -> SigningKey:
+        key = new_key()
+        self.new[name] = key.private_bytes(Encoding.PEM, form, NoEncryption())
+        return key
 
     def _path(self, name: str) -> str:
         return str(self.folder.path / name)
@@ -235,5 +222,6 @@ def issue(config: CredentialsConfig, now: datetime) -> Credentials:
     """
     credentials = Credentials(config, CredentialFolder(str(config.out)), now)
     credentials.prepare()
-    credentials.write()
+    for name, content in credentials.new.items():
+        credentials.folder.write(name, content, credentials.former if name == SERVER else None)
     return credentials

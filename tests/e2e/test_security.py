@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,6 @@ from processes import SecureFederation, flower_environment
 from tiny_runs import untimed
 
 from common.config import CredentialsConfig, compose
-from server.credentials.certificates import utc_now
 from server.credentials.issuing import issue
 
 pytestmark = pytest.mark.e2e
@@ -68,7 +67,7 @@ def refused(secure, registered) -> dict[str, tuple[int, str]]:
     expired = secure.folder / "expired"
     shutil.copytree(secure.credentials, expired)
     renewal = compose(CredentialsConfig, [f"out={expired}", "renew=server", "days=30"])
-    issue(renewal, utc_now() - timedelta(days=31))
+    issue(renewal, datetime.now(UTC) - timedelta(days=31))
 
     right = secure.security_of("audio-0")
     trust, key = right[:2], right[2:]

@@ -7,6 +7,7 @@ import socket
 import ssl
 import subprocess
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import httpx
@@ -18,7 +19,6 @@ from service_models import serving, small_predictor
 from common.config import CredentialsConfig, ServeConfig, compose
 from common.errors import UserError
 from server.commands.serve import read_token, warn_of_others
-from server.credentials.certificates import utc_now
 from server.credentials.issuing import issue
 from server.model_file import model_bytes
 from server.run.folder import MODEL
@@ -43,7 +43,9 @@ def model(tmp_path: Path) -> Path:
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     """A folder of a certificate, its key and its authority."""
-    issue(compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), utc_now())
+    issue(
+        compose(CredentialsConfig, [f"out={tmp_path}/keys", "hosts=[localhost]"]), datetime.now(UTC)
+    )
     return tmp_path / "keys" / "server"
 
 
