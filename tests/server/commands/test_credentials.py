@@ -60,12 +60,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
-def states(folder: Path) -> dict[Path, tuple[int, int, int]]:
-    """Which files there are, and when they were written; reading them changes their access time."""
-    found = {path: path.stat() for path in folder.rglob("*")}
-    return {path: (stat.st_mode, stat.st_ino, stat.st_mtime_ns) for path, stat in found.items()}
-
-
 def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("another") / "credentials"
     issued(out, HOSTS, *CLIENTS)
@@ -74,6 +68,12 @@ def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 whole = pytest.fixture(scope="module")(another)
 other = pytest.fixture(scope="module")(another)
+
+
+@pytest.fixture
+def ready(out: Path, whole: Path) -> Path:
+    """A copy of all credentials."""
+    return Path(shutil.copytree(whole, out))
 
 
 def certificate(path: Path) -> x509.Certificate:
@@ -169,16 +169,14 @@ def shake_hands(out: Path, authority: Path, host: str) -> str:
     return str(client.version())
 
 
-def test_strict_tls_client_takes_the_server_and_refuses_others(out: Path, tmp_path: Path) -> None:
-    now = datetime.now(UTC)
-    issued(out, HOSTS, *CLIENTS, now=now)
+def test_strict_tls_client_takes_the_server_and_refuses_others(out: Path, other: Path) -> None:
+    issued(out, HOSTS, *CLIENTS, now=datetime.now(UTC))
     for host in (*HOSTS_OF, "127.0.0.1"):
         assert shake_hands(out, out / "sites" / "audio-0" / "ca.crt", host) == "TLSv1.3"
     with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
         shake_hands(out, out / "ca.crt", "superlink.example.com")
-    issued(tmp_path / "other", HOSTS, now=now)
     with pytest.raises(ssl.SSLCertVerificationError, match="unable to get local issuer"):
-        shake_hands(out, tmp_path / "other" / "ca.crt", "10.0.0.5")
+        shake_hands(out, other / "ca.crt", "10.0.0.5")
 
 
 def test_flower_takes_the_keys_of_sites_and_each_has_its_own(whole: Path) -> None:
@@ -200,21 +198,18 @@ def test_flower_takes_the_keys_of_sites_and_each_has_its_own(whole: Path) -> Non
 # What stays -------------------------------------------------------------------------------------
 
 
-def test_the_same_again_changes_nothing_and_more_clients_add_only_theirs(out: Path) -> None:
-    issued(out, HOSTS, *CLIENTS)
-    before = states(out)
-    again = issued(out, HOSTS, *CLIENTS, now=NOW + 3 * DAY)
+def test_the_same_again_changes_nothing_and_more_clients_add_only_theirs(ready: Path) -> None:
+    before = contents(ready)
+    times = {path: path.stat().st_mtime_ns for path in ready.rglob("*")}
+    again = issued(ready, HOSTS, *CLIENTS, now=NOW + 3 * DAY)
     assert (again.new, again.new_clients, again.warnings) == ({}, [], [])
     assert set(again.folder.kept) == set(FILES)
-    assert states(out) == before
+    assert {path: path.stat().st_mtime_ns for path in ready.rglob("*")} == times
     # Neither hosts nor the clients that are there need be said again.
-    kept = contents(out)
-    more = issued(out, "clients.audio=2", now=NOW + DAY)
+    more = issued(ready, "clients.audio=2", now=NOW + DAY)
     assert [str(client) for client in more.new_clients] == ["audio-1"]
     assert set(more.new) == {f"sites/audio-1/{name}" for name in ("audio-1.key", "audio-1.pub", CA)}
-    after = contents(out)
-    assert kept.items() <= after.items()
-    assert set(after) - set(kept) == set(more.new)
+    assert contents(ready) == before | more.new
 
 
 def check_pairs(out: Path) -> None:
@@ -318,47 +313,43 @@ def test_runs_at_once_leave_one_set_of_credentials(out: Path, attempt: int) -> N
 # Renewal ----------------------------------------------------------------------------------------
 
 
-def test_renewal_replaces_the_certificate_and_nothing_else(out: Path) -> None:
-    issued(out, HOSTS, *CLIENTS)
-    before = contents(out)
-    renewed = issued(out, "hosts=[other.example.org]", "renew=server", now=NOW + 360 * DAY)
-    after = contents(out)
+def test_renewal_replaces_the_certificate_and_nothing_else(ready: Path) -> None:
+    before = contents(ready)
+    renewed = issued(ready, "hosts=[other.example.org]", "renew=server", now=NOW + 360 * DAY)
+    after = contents(ready)
     former = str(renewed.former)
     assert former.startswith("server/server.crt.2027-02-24.")
     assert after.pop(former) == before["server/server.crt"]
     assert after.pop("server/server.crt") != before.pop("server/server.crt")
     assert after == before
-    verify_server(out, "other.example.org", NOW + 700 * DAY)
+    verify_server(ready, "other.example.org", NOW + 700 * DAY)
     with pytest.raises(VerificationError):
-        verify_server(out, "superlink.example.org", NOW + 360 * DAY)
-    check_pairs(out)
+        verify_server(ready, "superlink.example.org", NOW + 360 * DAY)
+    check_pairs(ready)
 
 
-def test_renewal_keeps_hosts_and_needs_no_private_key_of_the_server(out: Path) -> None:
-    issued(out, HOSTS)
-    (out / "server" / "server.key").unlink()
+def test_renewal_keeps_hosts_and_needs_no_private_key_of_the_server(ready: Path) -> None:
+    (ready / "server" / "server.key").unlink()
     for _ in range(2):  # in one second
-        assert issued(out, "renew=server").hosts == [*HOSTS_OF, "127.0.0.1"]
-    assert len(list(out.glob("server/server.crt.*"))) == 2
-    verify_server(out, "10.0.0.5")
+        assert issued(ready, "renew=server").hosts == [*HOSTS_OF, "127.0.0.1"]
+    assert len(list(ready.glob("server/server.crt.*"))) == 2
+    verify_server(ready, "10.0.0.5")
 
 
-def test_an_authority_whose_key_is_elsewhere_signs_nothing_and_needs_not(out: Path) -> None:
-    issued(out, HOSTS, "clients.audio=1")
-    (out / "ca.key").unlink()
-    assert issued(out, HOSTS, "clients.audio=2").new_clients
-    before = contents(out)
+def test_an_authority_whose_key_is_elsewhere_signs_nothing_and_needs_not(ready: Path) -> None:
+    (ready / "ca.key").unlink()
+    assert issued(ready, HOSTS, "clients.audio=2").new_clients
+    before = contents(ready)
     with pytest.raises(UserError, match=r"ca\.key is not there, and .* put it back for this run"):
-        issued(out, HOSTS, "clients.audio=3", "renew=server")
-    assert contents(out) == before
+        issued(ready, HOSTS, "clients.audio=3", "renew=server")
+    assert contents(ready) == before
 
 
 def test_authority_of_the_user_s_own_may_have_an_rsa_key(out: Path) -> None:
     key = rsa.generate_private_key(65537, 2048)
     out.mkdir()
     (out / "ca.crt").write_bytes(make_authority(key, 100, NOW).public_bytes(pem.Encoding.PEM))
-    content = key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, pem.NoEncryption())
-    (out / "ca.key").write_bytes(content)
+    (out / "ca.key").write_bytes(key_of(key, PKCS8))
     issued(out, HOSTS)
     verify_server(out, "10.0.0.5")
 
@@ -370,12 +361,10 @@ def test_authority_of_the_user_s_own_may_have_an_rsa_key(out: Path) -> None:
     ("days", "says"),
     [(334, None), (336, "expires on 2027-03-01"), (366, "has expired on 2027-03-01")],
 )
-def test_certificate_that_ends_is_warned_of(out: Path, days: int, says: str | None) -> None:
-    issued(out, HOSTS)
+def test_certificate_that_ends_is_warned_of(ready: Path, days: int, says: str | None) -> None:
     line = f"server/server.crt {says}; sign a new one with renew=server"
-    for _ in range(2):
-        warnings = issued(out, "clients.audio=1", now=NOW + days * DAY).warnings
-        assert [line in warning for warning in warnings] == [True] * (says is not None)
+    warnings = issued(ready, "clients.audio=2", now=NOW + days * DAY).warnings
+    assert [line in warning for warning in warnings] == [True] * (says is not None)
 
 
 def test_authority_that_ends_is_warned_of_and_signs_nothing_after_it(out: Path) -> None:
@@ -391,9 +380,8 @@ def test_authority_that_ends_is_warned_of_and_signs_nothing_after_it(out: Path) 
         issued(out, "renew=server", now=NOW + 101 * DAY)
 
 
-def test_host_that_the_certificate_lacks_is_said(out: Path) -> None:
-    issued(out, HOSTS)
-    (line,) = issued(out, "hosts=[10.0.0.5,SUPERLINK.example.org,new.example.org,::1]").warnings
+def test_host_that_the_certificate_lacks_is_said(ready: Path) -> None:
+    (line,) = issued(ready, "hosts=[10.0.0.5,SUPERLINK.example.org,new.example.org,::1]").warnings
     assert "is not valid for new.example.org, ::1, only for superlink.example.org, 10.0" in line
     assert "renew=server" in line
 
@@ -401,55 +389,51 @@ def test_host_that_the_certificate_lacks_is_said(out: Path) -> None:
 # Mistakes ---------------------------------------------------------------------------------------
 
 
-#: File, what is put there (a file of another federation; None: garbage), what is said.
-MISFITS = [
-    ("ca.crt", None, r"ca\.crt is not a certificate in PEM format"),
+def key_of(key: Any, form: pem.PrivateFormat, lock: Any = None) -> bytes:
+    """The content of a key's file."""
+    content: bytes = key.private_bytes(pem.Encoding.PEM, form, lock or pem.NoEncryption())
+    return content
+
+
+PKCS8, OPEN_SSH = pem.PrivateFormat.PKCS8, pem.PrivateFormat.OpenSSH
+LOCK = pem.BestAvailableEncryption(b"secret")
+GARBAGE, OTHER_KIND = b"garbage", ed25519.Ed25519PrivateKey.generate()
+
+#: File; what is put there: a file of another federation, or content; what is said.
+MISFITS: list[tuple[str, str | bytes, str]] = [
+    ("ca.crt", GARBAGE, r"ca\.crt is not a certificate in PEM format"),
     ("ca.crt", "server/server.crt", r"ca\.crt is not the certificate of an authority"),
-    ("ca.key", None, r"ca\.key is not a private key in PEM format"),
+    ("ca.key", GARBAGE, r"ca\.key is not a private key in PEM format"),
     ("ca.key", "ca.key", r"ca\.key does not belong to ca\.crt beside it"),
+    ("ca.key", key_of(new_key(), PKCS8, LOCK), r"ca\.key is locked with a passphrase"),
+    ("ca.key", key_of(OTHER_KIND, PKCS8), "expected elliptic curve or RSA"),
     ("server/server.key", "ca.key", r"server\.key does not belong to server\.crt"),
     ("server/server.crt", "server/server.crt", r"server\.crt is of another authority than \S*ca"),
     ("sites/audio-0/ca.crt", "ca.crt", r"audio-0/ca\.crt is of another authority"),
-    ("sites/audio-0/audio-0.key", None, r"audio-0\.key is not a private key in OpenSSH"),
+    ("sites/audio-0/audio-0.key", GARBAGE, r"audio-0\.key is not a private key in OpenSSH"),
+    ("sites/audio-0/audio-0.key", key_of(OTHER_KIND, OPEN_SSH), "expected one on a NIST curve"),
     (
         *("sites/audio-0/audio-0.key", "sites/language-1/language-1.key"),
         r"audio-0\.key does not belong to audio-0\.pub",
     ),
-    ("sites/audio-0/audio-0.pub", None, r"audio-0\.pub is not a public key in OpenSSH"),
+    ("sites/audio-0/audio-0.pub", GARBAGE, r"audio-0\.pub is not a public key in OpenSSH"),
 ]
 
 
 @pytest.mark.parametrize(("name", "source", "says"), MISFITS)
 def test_files_that_do_not_fit_are_named_and_nothing_is_written(
-    out: Path, whole: Path, other: Path, name: str, source: str | None, says: str
+    ready: Path, other: Path, name: str, source: str | bytes, says: str
 ) -> None:
-    shutil.copytree(whole, out)
-    (out / name).write_bytes((other / source).read_bytes() if source else b"garbage")
-    before = contents(out)
+    content = source if isinstance(source, bytes) else (other / source).read_bytes()
+    (ready / name).write_bytes(content)
+    before = contents(ready)
     with pytest.raises(UserError, match=says):
-        issued(out, HOSTS, *CLIENTS, "clients.vision=1")
-    assert contents(out) == before
+        issued(ready, HOSTS, *CLIENTS, "clients.vision=1")
+    assert contents(ready) == before
 
 
-@pytest.mark.parametrize(
-    ("key", "lock", "says"),
-    [
-        (new_key(), pem.BestAvailableEncryption(b"secret"), "locked with a passphrase"),
-        (ed25519.Ed25519PrivateKey.generate(), pem.NoEncryption(), "elliptic curve or RSA"),
-    ],
-)
-def test_key_of_an_authority_that_cannot_be_used_is_named(
-    out: Path, key: Any, lock: Any, says: str
-) -> None:
-    issued(out, HOSTS)
-    (out / "ca.key").write_bytes(key.private_bytes(pem.Encoding.PEM, pem.PrivateFormat.PKCS8, lock))
-    with pytest.raises(UserError, match=says):
-        issued(out, HOSTS)
-
-
-def test_authority_that_was_lost_is_copied_back_rather_than_made_anew(out: Path) -> None:
-    issued(out, HOSTS, *CLIENTS)
-    lost = [out / "ca.crt", out / "ca.key"]
+def test_authority_that_was_lost_is_copied_back_rather_than_made_anew(ready: Path) -> None:
+    lost = [ready / "ca.crt", ready / "ca.key"]
     for says in (
         r"ca\.crt is missing and server/ca\.crt is there",
         r"server\.crt is of another authority .*put back its own ca",
@@ -457,8 +441,8 @@ def test_authority_that_was_lost_is_copied_back_rather_than_made_anew(out: Path)
         for path in lost:
             path.unlink()
         with pytest.raises(UserError, match=says):
-            issued(out, HOSTS, *CLIENTS)
-        lost = list(out.rglob("ca.crt"))
+            issued(ready, HOSTS, *CLIENTS)
+        lost = list(ready.rglob("ca.crt"))
 
 
 @pytest.mark.parametrize(
