@@ -38,13 +38,7 @@ _LONGEST = 500
 
 
 class MlflowTracker:
-    """Tracks a run with an MLflow run.
-
-    Attributes
-    ----------
-    known
-        Rounds that MLflow already has.
-    """
+    """Tracks a run with an MLflow run."""
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._folder = folder

@@ -9,7 +9,6 @@ Notation: N items, T steps, D feature width, K classes or labels.
 import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
-from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -77,6 +76,11 @@ def log_served(folder: Path, run_id: str) -> None:
         for name in (MODEL, CONFIG):
             shutil.copy(folder / name, data / name)
         predictor = Predictor.load(data)
+        example = _example(predictor)
+        try:
+            requirement = f"ha-fedformer=={version('ha-fedformer')}"
+        except PackageNotFoundError:
+            requirement = "ha-fedformer"
         Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
@@ -84,24 +88,10 @@ def log_served(folder: Path, run_id: str) -> None:
             run_id=run_id,
             loader_module=__name__,
             data_path=str(data),
-            signature=_signature(predictor),
-            input_example=_example(predictor),
-            pip_requirements=[_requirement()],
+            signature=_signature(predictor, example),
+            input_example=example,
+            pip_requirements=[requirement],
         )
-
-
-def _signature(predictor: Predictor) -> ModelSignature:
-    """Return the names, types and shapes of inputs and outputs."""
-    floats, whole = np.dtype(np.float32), np.dtype(np.int64)
-    ports = (
-        (TensorSpec(floats, (-1, -1, shape[-1]), name), TensorSpec(whole, (-1,), f"{name}_lengths"))
-        for name, shape in predictor.features.items()
-    )
-    if predictor.task is Task.regression:
-        outputs = [TensorSpec(floats, (-1,), name) for name in ("prediction", "std")]
-    else:
-        outputs = [TensorSpec(floats, (-1, predictor.outputs), "prediction")]
-    return ModelSignature(Schema([*chain(*ports)]), Schema([*outputs]))
 
 
 def _example(predictor: Predictor) -> dict[str, Floats | Lengths]:
@@ -114,8 +104,14 @@ def _example(predictor: Predictor) -> dict[str, Floats | Lengths]:
     return example
 
 
-def _requirement() -> str:
-    try:
-        return f"ha-fedformer=={version('ha-fedformer')}"
-    except PackageNotFoundError:
-        return "ha-fedformer"
+def _signature(predictor: Predictor, example: dict[str, Floats | Lengths]) -> ModelSignature:
+    """Return the names, types and shapes of inputs and outputs; numbers of items and steps vary."""
+    inputs = [
+        TensorSpec(given.dtype, (-1, -1, *given.shape[2:])[: given.ndim], name)
+        for name, given in example.items()
+    ]
+    shapes: dict[str, tuple[int, ...]] = {"prediction": (-1, predictor.outputs)}
+    if predictor.task is Task.regression:
+        shapes = {"prediction": (-1,), "std": (-1,)}
+    outputs = [TensorSpec(np.dtype(np.float32), shape, name) for name, shape in shapes.items()]
+    return ModelSignature(Schema([*inputs]), Schema([*outputs]))

@@ -24,10 +24,7 @@ _MLFLOW = ("mlflow", "pandas", "sqlalchemy", "alembic")
 
 
 class Tracker(Protocol):
-    """A tool that tracks one run.
-
-    It is made for the first round, and again after a failure or a resume.
-    """
+    """A tool that tracks one run; made for the first round, and again after a failure or resume."""
 
     #: Rounds that the tool already has when it is made.
     known: int
@@ -48,15 +45,8 @@ class Tracking:
     If a tracker fails, one line warns, and a new tracker is tried after 1 more round, 2, 4, … and
     at the end, with everything that was missed.
 
-    Parameters
-    ----------
-    name
-        Name of the tool, for the warning.
-    start
-        Makes the tracker, at the first round, so that a run without any round leaves no trace;
-        None to track nothing.
-    warn
-        Takes the warning.
+    `start` makes the tracker, at the first round, so that a run without any round leaves no trace;
+    None to track nothing.
     """
 
     def __init__(
@@ -97,25 +87,22 @@ class Tracking:
             if self._tracker is None:
                 self._tracker = self._start()
                 self._known = self._tracker.known
-            self._log(self._tracker, records, summary)
+            # The last round ends now, others before it.
+            now = time.time()
+            new = records[self._known :]
+            for number, record in enumerate(new, 1):
+                since = sum(later["seconds"] for later in new[number:])
+                self._tracker.log(round_figures(record), record["round"], now - since)
+                self._known = record["round"]
+            if summary is not None:
+                self._tracker.log(summary_figures(summary), summary["rounds"], now)
+                self._tracker.finish()
         # Anything can fail: other people's libraries, servers, disks.
         except Exception as fault:
             self._report(fault)
             self._tracker = None
             self._pause = 2**self._failures - 1
             self._failures += 1
-
-    def _log(self, tracker: Tracker, records: Sequence[Record], summary: Record | None) -> None:
-        """Log the rounds that the tool does not have: the last one ends now, others before it."""
-        now = time.time()
-        new = records[self._known :]
-        for number, record in enumerate(new, 1):
-            since = sum(later["seconds"] for later in new[number:])
-            tracker.log(round_figures(record), record["round"], now - since)
-            self._known = record["round"]
-        if summary is not None:
-            tracker.log(summary_figures(summary), summary["rounds"], now)
-            tracker.finish()
 
     def _report(self, fault: Exception) -> None:
         if self._failures == 0:
