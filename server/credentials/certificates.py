@@ -65,13 +65,14 @@ def parse_host(text: str) -> x509.GeneralName:
 
 def make_authority(key: SigningKey, days: int, now: datetime) -> x509.Certificate:
     """Make the certificate of an authority, valid for some days and signed with its own key."""
-    constraints = x509.BasicConstraints(ca=True, path_length=0)
-    usage = _usage("key_cert_sign", "crl_sign")
-    until = now + timedelta(days=days)
+    extensions = (
+        x509.BasicConstraints(ca=True, path_length=0),
+        _usage("key_cert_sign", "crl_sign"),
+    )
     # With a part of the key in the name, authorities of several federations can be told apart.
-    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
-    name = f"HA-Fedformer authority {identifier.digest.hex()[:12]}"
-    return _certificate(name, key.public_key(), key, None, (now, until), constraints, usage)
+    identifier = x509.SubjectKeyIdentifier.from_public_key(key.public_key()).digest.hex()
+    name = f"HA-Fedformer authority {identifier[:12]}"
+    return _certificate(name, key.public_key(), key, None, days, now, *extensions)
 
 
 def sign_server(
@@ -86,7 +87,6 @@ def sign_server(
 
     It is valid for some days, but not longer than its authority.
     """
-    until = min(now + timedelta(days=days), authority.not_valid_after_utc)
     extensions = (
         x509.BasicConstraints(ca=False, path_length=None),
         _usage("digital_signature"),
@@ -94,7 +94,7 @@ def sign_server(
         x509.SubjectAlternativeName(hosts),
     )
     name = "HA-Fedformer server"
-    return _certificate(name, public_key, key, authority, (now, until), *extensions)
+    return _certificate(name, public_key, key, authority, days, now, *extensions)
 
 
 def hosts_of(certificate: x509.Certificate) -> list[x509.GeneralName]:
@@ -135,24 +135,28 @@ def _certificate(
     public_key: PublicKey,
     key: SigningKey,
     issuer: x509.Certificate | None,
-    span: tuple[datetime, datetime],
+    days: int,
+    now: datetime,
     *extensions: x509.ExtensionType,
 ) -> x509.Certificate:
     """Sign a certificate with the key of its issuer; without one, it is its own issuer."""
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    own = x509.SubjectKeyIdentifier.from_public_key(public_key)
+    until = now + timedelta(days=days)
+    issuer_name, identifier = subject, own
+    if issuer:
+        issuer_name, identifier = issuer.subject, _extension(issuer, x509.SubjectKeyIdentifier)
+        until = min(until, issuer.not_valid_after_utc)
     builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
-        .issuer_name(subject if issuer is None else issuer.subject)
+        .issuer_name(issuer_name)
         .public_key(public_key)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(span[0] - CLOCK_SKEW)
-        .not_valid_after(span[1])
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(until)
     )
-    own = x509.SubjectKeyIdentifier.from_public_key(public_key)
-    by = own if issuer is None else _extension(issuer, x509.SubjectKeyIdentifier)
-    assert by is not None
-    of_issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(by)
+    of_issuer = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier)
     for extension in (own, of_issuer, *extensions):
         critical = isinstance(extension, x509.BasicConstraints | x509.KeyUsage)
         builder = builder.add_extension(extension, critical)

@@ -11,12 +11,7 @@ from pathlib import PurePath
 from typing import Any
 
 from cryptography import x509
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    PublicFormat,
-)
+from cryptography.hazmat.primitives import serialization as pem
 
 from common.clients import ClientKey, check_modality_name
 from common.config import CredentialsConfig, Renew
@@ -63,6 +58,8 @@ class Credentials:
     new_clients: list[ClientKey] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     authority: x509.Certificate = field(init=False)
+    #: None where it was taken away.
+    authority_key: SigningKey | None = field(init=False)
     server: x509.Certificate = field(init=False)
 
     @property
@@ -75,17 +72,16 @@ class Credentials:
         for modality in self.config.clients:
             check_modality_name(modality)
         hosts = [parse_host(name) for name in self.config.host_names]
-        authority_key = self._prepare_authority()
-        self._prepare_server(authority_key, hosts)
+        self._prepare_authority()
+        self._prepare_server(hosts)
         for modality, count in self.config.clients.items():
             for part in range(count):
                 self._prepare_site(ClientKey(modality, part))
 
-    def _prepare_authority(self) -> SigningKey | None:
-        """Set the authority; return its key unless that was taken away."""
+    def _prepare_authority(self) -> None:
+        """Set the authority and its key: what is there, or new ones."""
         copies = self.folder.find(f"*/**/{CA}")
-        certificate = self.folder.read(CA, CERTIFICATE)
-        key: SigningKey | None = self.folder.read(CA_KEY, KEY)
+        certificate, key = self.folder.read(CA, CERTIFICATE), self.folder.read(CA_KEY, KEY)
         if certificate is None:
             if copies:
                 raise UserError(
@@ -98,12 +94,9 @@ class Credentials:
             raise UserError(f"{self._path(CA)} is not the certificate of an authority")
         self._check_pair(CA_KEY, key, CA, certificate.public_key())
         self._warn_of_end(CA, certificate, "make a new folder of credentials and hand it out anew")
-        self.authority = certificate
-        return key
+        self.authority, self.authority_key = certificate, key
 
-    def _prepare_server(
-        self, authority_key: SigningKey | None, hosts: list[x509.GeneralName]
-    ) -> None:
+    def _prepare_server(self, hosts: list[x509.GeneralName]) -> None:
         """Set the server's certificate: the one that is there, or a new one."""
         present, key = self.folder.read(SERVER, CERTIFICATE), self.folder.read(SERVER_KEY, KEY)
         if present:
@@ -111,7 +104,7 @@ class Credentials:
                 raise self._of_another_authority(SERVER)
             self._check_pair(SERVER_KEY, key, SERVER, present.public_key())
         if present is None or self.config.renew is Renew.server:
-            self._sign_server(authority_key, present, key, hosts)
+            self._sign_server(present, key, hosts)
         else:
             self.server = present
             known = hosts_of(present)
@@ -125,13 +118,12 @@ class Credentials:
 
     def _sign_server(
         self,
-        authority_key: SigningKey | None,
         present: x509.Certificate | None,
         key: SigningKey | None,
         hosts: list[x509.GeneralName],
     ) -> None:
         """Set a new certificate of the server, and the name of the present one's copy."""
-        if authority_key is None:
+        if self.authority_key is None:
             raise UserError(
                 f"{self._path(CA_KEY)} is not there, and the server's certificate must be signed "
                 "with it; put it back for this run"
@@ -150,11 +142,12 @@ class Credentials:
         hosts = list(dict.fromkeys([*hosts, parse_host(LOOPBACK)]))
         # The server's private key may be at the coordinator alone by now.
         public: Any = (present or key or self._add_key(SERVER_KEY)).public_key()
-        days = self.config.days
-        self.server = sign_server(self.authority, authority_key, public, hosts, days, self.now)
+        days, signing = self.config.days, self.authority_key
+        self.server = sign_server(self.authority, signing, public, hosts, days, self.now)
         self._add(SERVER, self.server)
         if present:
-            self.former = f"{SERVER}.{self.now:%Y-%m-%d}.{present.serial_number:x}"[:-32]
+            serial = f"{present.serial_number:08x}"[-8:]
+            self.former = f"{SERVER}.{self.now:%Y-%m-%d}.{serial}"
             self.folder.kept.remove(SERVER)
 
     def _prepare_site(self, client: ClientKey) -> None:
@@ -163,8 +156,8 @@ class Credentials:
         public = self.folder.read(f"{path}.pub", SITE_PUBLIC_KEY)
         key = self.folder.read(f"{path}.key", SITE_KEY)
         if public is None:
-            key = key or self._add_key(f"{path}.key", PrivateFormat.OpenSSH)
-            line = key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH)
+            key = key or self._add_key(f"{path}.key", pem.PrivateFormat.OpenSSH)
+            line = key.public_key().public_bytes(pem.Encoding.OpenSSH, pem.PublicFormat.OpenSSH)
             self.new[f"{path}.pub"] = line + f" {client}\n".encode()
             self.new_clients.append(client)
         else:
@@ -201,11 +194,11 @@ class Credentials:
         )
 
     def _add(self, name: str, certificate: x509.Certificate) -> None:
-        self.new[name] = certificate.public_bytes(Encoding.PEM)
+        self.new[name] = certificate.public_bytes(pem.Encoding.PEM)
 
-    def _add_key(self, name: str, form: PrivateFormat = PrivateFormat.PKCS8) -> SigningKey:
+    def _add_key(self, name: str, form: pem.PrivateFormat = pem.PrivateFormat.PKCS8) -> SigningKey:
         key = new_key()
-        self.new[name] = key.private_bytes(Encoding.PEM, form, NoEncryption())
+        self.new[name] = key.private_bytes(pem.Encoding.PEM, form, pem.NoEncryption())
         return key
 
     def _path(self, name: str) -> str:

@@ -336,6 +336,17 @@ def test_renewal_keeps_hosts_and_needs_no_private_key_of_the_server(ready: Path)
     verify_server(ready, "10.0.0.5")
 
 
+def test_renewal_keeps_a_certificate_with_a_short_serial_number(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(x509, "random_serial_number", lambda: 5)
+        issued(out, HOSTS)
+    before = contents(out)["server/server.crt"]
+    renewed = issued(out, "renew=server")
+    assert contents(out)[str(renewed.former)] == before
+
+
 def test_an_authority_whose_key_is_elsewhere_signs_nothing_and_needs_not(ready: Path) -> None:
     (ready / "ca.key").unlink()
     assert issued(ready, HOSTS, "clients.audio=2").new_clients
