@@ -64,15 +64,6 @@ def session_of(graph: onnx.ModelProto) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
 
 
-PADDED = {"language": 8, "audio": 20, "vision": 3}
-
-
-def inputs_of(name: str, lengths: list[int], steps: int) -> Padded:
-    random = torch.Generator().manual_seed(0)
-    values = torch.randn(len(lengths), steps, WIDTHS[name], generator=random)
-    return Padded(values, torch.tensor(lengths))
-
-
 @pytest.mark.parametrize(
     ("rule", "task", "names"),
     [
@@ -88,12 +79,17 @@ def test_subsets_predict_what_torch_predicts(
     rule: FusionRule, task: Task, names: tuple[str, ...]
 ) -> None:
     model, graph = predictor(rule, task), graph_of(rule, task, names)
-    # More padding than any item needs.
-    inputs = {name: inputs_of(name, [2, 3, 0, 1], PADDED[name]) for name in names}
+    random, lengths = torch.Generator().manual_seed(0), torch.tensor([2, 3, 0, 1])
+    inputs = {
+        # More padding than any item needs.
+        name: Padded(torch.randn(4, steps, WIDTHS[name], generator=random), lengths)
+        for name, steps in zip(names, (8, 20, 3), strict=False)
+    }
     outputs, expected = run_onnx(session_of(graph), inputs), run_torch(model, inputs)
     assert outputs.keys() == expected.keys()
     for name, values in expected.items():
         np.testing.assert_allclose(outputs[name], values, atol=1e-5)
+        assert np.isnan(values[2]).all() and np.isfinite(values[[0, 1, 3]]).all()
     assert 0 < largest_difference(graph.SerializeToString(), model, names) < 1e-5
 
 
@@ -111,8 +107,8 @@ def test_other_architectures_and_tables() -> None:
 def test_values_that_are_not_finite_count_as_the_mean() -> None:
     model = predictor(FusionRule.reliability, Task.regression).model
     session = session_of(audio())
-    inputs = {"audio": inputs_of("audio", [3], 3)}
-    values = inputs["audio"].values
+    values = torch.arange(9.0).reshape(1, 3, WIDTHS["audio"])
+    inputs = {"audio": Padded(values, torch.tensor([3]))}
     values[0, 1, 2], values[0, 2, 0] = torch.nan, torch.inf
     prediction = run_onnx(session, inputs)["prediction"]
     means = model.encoders["audio"].standardise.mean
@@ -123,14 +119,6 @@ def test_values_that_are_not_finite_count_as_the_mean() -> None:
 def test_a_file_holds_its_subset_and_nothing_of_this_machine() -> None:
     graph = graph_of(FusionRule.reliability, Task.regression, ("audio", "vision"))
     assert graph.graph.name == "audio+vision"
-    shapes = {
-        port.name: [size.dim_param or size.dim_value for size in port.type.tensor_type.shape.dim]
-        for port in [*graph.graph.input, *graph.graph.output]
-    }
-    ports = ["audio", "audio_lengths", "vision", "vision_lengths", "prediction", "std"]
-    assert list(shapes) == ports
-    assert shapes["vision"] == ["batch", "vision_steps", 2]
-    assert {*map(tuple, map(shapes.get, ports[1::2] + ports[4:]))} == {("batch",)}
     onnx.checker.check_model(graph, full_check=True)
     weights = {tensor.name for tensor in graph.graph.initializer}
     embeddings = {name: f"model.encoders.{name}.embed.weight" for name in WIDTHS}
@@ -145,8 +133,8 @@ def test_a_file_holds_its_subset_and_nothing_of_this_machine() -> None:
 def test_batches_cover_all_cases() -> None:
     model = model_of(Task.regression, tabular=["vision"])
     drawn = list(batches(model, list(WIDTHS)))
-    assert {len(batch["audio"].lengths) for batch in drawn} >= {1, 2, 5}
-    assert {batch["language"].values.shape[1] for batch in drawn} >= {1, 7, 40}
+    sizes = {tuple(batch["language"].values.shape[:2]) for batch in drawn}
+    assert {(1, 1), (1, 7), (2, 1), (3, 40)} <= sizes
     assert any(batch["audio"].values.isnan().any() for batch in drawn)
     present = [torch.stack([part.lengths > 0 for part in batch.values()]) for batch in drawn]
     assert any((some.any(dim=0) & ~some.all(dim=0)).any() for some in present)
@@ -155,7 +143,6 @@ def test_batches_cover_all_cases() -> None:
     for batch in drawn:
         assert batch["vision"].values.shape[1] == STEPS
         assert set(batch["vision"].lengths.tolist()) <= {0, STEPS}
-        assert (batch["audio"].lengths <= batch["audio"].values.shape[1]).all()
 
 
 def test_a_file_of_another_model_is_detected() -> None:
@@ -169,10 +156,3 @@ def test_a_file_of_another_model_is_detected() -> None:
     far = replace(right.fusion, prior=(0.4, 2.1))
     with pytest.raises(UserError, match=r"another std than torch"):
         largest_difference(content, replace(right, fusion=far), ["audio"])
-
-
-def test_items_without_any_modality_are_nan_on_both_sides() -> None:
-    model = predictor(FusionRule.reliability, Task.regression)
-    inputs = {"audio": inputs_of("audio", [2, 0], 2)}
-    for outputs in (run_onnx(session_of(audio()), inputs), run_torch(model, inputs)):
-        assert np.isnan(outputs["prediction"]).tolist() == [False, True]
