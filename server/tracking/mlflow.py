@@ -17,8 +17,7 @@ import json
 import logging
 import re
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import mlflow
@@ -43,7 +42,8 @@ class MlflowTracker:
     def __init__(self, config: Config, folder: Path) -> None:
         self._folder = folder
         logging.getLogger("mlflow").setLevel(logging.ERROR)
-        with _quiet():
+        # About MLflow's own code, at its import and when it opens a database.
+        with warnings.catch_warnings(action="ignore"):
             if config.tracking.uri is not None:
                 mlflow.set_tracking_uri(config.tracking.uri)
             self._client = mlflow.MlflowClient()
@@ -64,7 +64,7 @@ class MlflowTracker:
             if path.is_file():
                 mlflow.log_artifact(str(path), run_id=self._run)
         if (self._folder / MODEL).is_file():
-            with _quiet():
+            with warnings.catch_warnings(action="ignore"):
                 from server.tracking.served_model import log_served
 
                 log_served(self._folder, self._run)
@@ -102,12 +102,3 @@ class MlflowTracker:
         for name in sorted(logged):
             if wanted.get(name, logged[name]) != logged[name]:
                 self._client.set_tag(self._run, f"resumed.{name}", wanted[name])
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Ignore warnings about MLflow's own code, at its import and when it opens a database."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The ``noload`` loader strategy", DeprecationWarning)
-        warnings.filterwarnings("ignore", ".*Any type hint is inferred as AnyType", UserWarning)
-        yield

@@ -129,11 +129,8 @@ def check_tracking(config: TrackingConfig) -> None:
         if config.uri is not None:
             raise UserError("tracking.uri is a setting of tracking=mlflow; give that too")
         return
-    for package in _MLFLOW:
-        if find_spec(package) is None:
-            raise UserError(
-                f"tracking=mlflow needs {package}: pip install 'ha-fedformer[tracking]'"
-            )
+    if missing := [package for package in _MLFLOW if find_spec(package) is None]:
+        raise UserError(f"tracking=mlflow needs {missing[0]}: pip install 'ha-fedformer[tracking]'")
     if not config.experiment.strip():
         raise UserError("tracking.experiment is empty; expected the name of an MLflow experiment")
     if config.uri is None:

@@ -5,15 +5,8 @@ from pathlib import Path
 import pytest
 from forked_command import Run
 
-from common.config import ExportConfig, compose
-
 COMMAND = "utmp-export"
 LOADS = "from server.commands.export import main\n"
-
-
-def test_settings() -> None:
-    config = compose(ExportConfig, ["model=a", "subsets=[language,language+audio]"])
-    assert config == ExportConfig("a", "onnx", False, ["language", "language+audio"])
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A tracker that fails does not end a run, and is tried again."""
+"""A tracker takes the figures by name; one that fails does not end a run, and is tried again."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,6 +13,7 @@ from common.config import TrackingConfig, TrackingTool
 from common.errors import UserError
 from server.app import prepare
 from server.run.interruption import InterruptedRunError
+from server.tracking.figures import round_figures, summary_figures
 from server.tracking.tracker import Tracking, check_tracking, make_tracking
 
 RECORDS: list[dict[str, Any]] = [{"round": number, "seconds": 0.5} for number in range(1, 30)]
@@ -130,6 +131,44 @@ def test_none_tracks_nothing(tmp_path: Path) -> None:
         tracking.round(RECORDS[:1])
         tracking.finish(RECORDS[:1], SUMMARY)
     assert (lines, list(tmp_path.iterdir())) == ([], [])
+
+
+# Figures ---------------------------------------------------------------------------------------
+
+
+SCORES = {"multimodal": {"corr": 0.5, "mae": float("nan")}, "audio": {"corr": 0.25, "mae": None}}
+WEIGHTS = {"head.weight": {"audio": 0.4, "vision": 0.6}}
+
+
+@pytest.mark.parametrize(
+    ("record", "figures"),
+    [
+        ({"round": 3, "train_loss": {"audio": 1.5}}, {"train_loss/audio": 1.5}),
+        (
+            {"validation": SCORES},
+            {"validation/corr/multimodal": 0.5, "validation/corr/audio": 0.25},
+        ),
+        (
+            {"decoder_weights": WEIGHTS},
+            {f"decoder_weights/head.weight/{n}": w for n, w in WEIGHTS["head.weight"].items()},
+        ),
+        ({"rejected": ["audio-0: its disk is full", "late"]}, {"rejected": 2.0}),
+        ({"reused": [], "posterior_widths": None}, {"reused": 0.0}),
+        ({"privacy": {"epsilon": 2.0, "note": "per client"}}, {"privacy/epsilon": 2.0}),
+        ({"bytes_down": 20, "bytes_up": 10}, {"bytes/down": 20.0, "bytes/up": 10.0}),
+        ({"seconds": 0.5, "phases": {"wait": 0.25}}, {"seconds": 0.5, "phases/wait": 0.25}),
+    ],
+)
+def test_names_are_paths_and_scores_stand_by_metric(
+    record: dict[str, Any], figures: dict[str, float]
+) -> None:
+    assert round_figures(record) == figures
+
+
+def test_of_a_summary_the_scores_count() -> None:
+    summary = {"test": {"audio": {"corr": 0.5}}, "test_by_subset": {"a+b": {"corr": 0.75}}}
+    expected = {"test/corr/audio": 0.5, "test_by_subset/corr/a+b": 0.75}
+    assert summary_figures(summary | {"items": {"train": 9}, "seconds": 3.0}) == expected
 
 
 # Refused before a run ---------------------------------------------------------------------------
