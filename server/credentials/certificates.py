@@ -42,10 +42,7 @@ def new_key() -> ec.EllipticCurvePrivateKey:
 def parse_host(text: str) -> x509.GeneralName:
     """Return a DNS name or an IP address.
 
-    Raises
-    ------
-    UserError
-        If it is neither, or an address on which a server listens but at which nobody reaches it.
+    Raises `UserError` if it is neither, or an address at which nobody reaches a server.
     """
     try:
         address = ip_address(text)
@@ -178,12 +175,12 @@ class FileKind:
             loaded = self.load(content)
             # A certificate parses its extensions at the first access.
             getattr(loaded, "extensions", None)
+            key = loaded.public_key() if hasattr(loaded, "public_key") else loaded
         except TypeError as error:
             message = f"{path} is locked with a passphrase; unlock it for this run"
             raise UserError(message) from error
         except (ValueError, UnsupportedAlgorithm, x509.DuplicateExtension) as error:
             raise UserError(f"{path} is not {self.form} format") from error
-        key = loaded.public_key() if hasattr(loaded, "public_key") else loaded
         if not isinstance(key, self.key):
             raise UserError(f"{path} is a key of another kind; expected {self.key_name}")
         return loaded

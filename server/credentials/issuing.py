@@ -208,10 +208,8 @@ class Credentials:
 def issue(config: CredentialsConfig, now: datetime) -> Credentials:
     """Write the credentials that are missing at a time in UTC.
 
-    Raises
-    ------
-    UserError
-        If something does not fit the files that are there, or cannot be read or written.
+    Raises `UserError` if something does not fit the files that are there, or cannot be read or
+    written.
     """
     credentials = Credentials(config, CredentialFolder(str(config.out)), now)
     credentials.prepare()

@@ -30,10 +30,7 @@ Outputs = dict[str, NDArray[np.float32]]
 def largest_difference(content: bytes, predictor: Predictor, names: Sequence[str]) -> float:
     """Return the largest difference between an ONNX file and its model on the CPU.
 
-    Raises
-    ------
-    UserError
-        If a difference exceeds `TOLERANCE`.
+    Raises `UserError` if a difference exceeds `TOLERANCE`.
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors

@@ -35,15 +35,10 @@ Tell = Callable[[str], None]
 
 
 def export_model(config: ExportConfig, tell: Tell) -> None:
-    """Write ONNX files for subsets of a model's modalities: all of them, or nothing.
+    """Write ONNX files for subsets of a model's modalities; `tell` takes a line for each.
 
-    `tell` takes a line for each file.
-
-    Raises
-    ------
-    UserError
-        If there is no model, it has no such subset, a file predicts something else than the model,
-        or the folder exists already or cannot be written.
+    Raises `UserError`, and writes nothing, if there is no model, it has no such subset, a file
+    predicts something else than the model, or the folder exists already or cannot be written.
     """
     assert config.model is not None
     path = model_path(config.model)
@@ -71,12 +66,8 @@ def chosen_subsets(modalities: Sequence[str], asked: Sequence[str]) -> list[tupl
     """Return the distinct subsets, with modalities in the model's order.
 
     Subsets are asked for by names joined by ``+``; by default there is every one, smaller ones
-    first.
-
-    Raises
-    ------
-    UserError
-        If one is not a subset, or the model has too many modalities to export every subset.
+    first. Raises `UserError` if one is not a subset, or the model has too many modalities to export
+    every subset.
     """
     if asked:
         return list(dict.fromkeys(_subset(modalities, names) for names in asked))

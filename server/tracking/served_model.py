@@ -77,10 +77,6 @@ def log_served(folder: Path, run_id: str) -> None:
             shutil.copy(folder / name, data / name)
         predictor = Predictor.load(data)
         example = _example(predictor)
-        try:
-            requirement = f"ha-fedformer=={version('ha-fedformer')}"
-        except PackageNotFoundError:
-            requirement = "ha-fedformer"
         Model.log(
             artifact_path=None,
             flavor=mlflow.pyfunc,
@@ -90,8 +86,15 @@ def log_served(folder: Path, run_id: str) -> None:
             data_path=str(data),
             signature=_signature(predictor, example),
             input_example=example,
-            pip_requirements=[requirement],
+            pip_requirements=[_requirement()],
         )
+
+
+def _requirement() -> str:
+    try:
+        return f"ha-fedformer=={version('ha-fedformer')}"
+    except PackageNotFoundError:
+        return "ha-fedformer"
 
 
 def _example(predictor: Predictor) -> dict[str, Floats | Lengths]:

@@ -88,8 +88,7 @@ class Tracking:
                 self._tracker = self._start()
                 self._known = self._tracker.known
             # The last round ends now, others before it.
-            now = time.time()
-            new = records[self._known :]
+            now, new = time.time(), records[self._known :]
             for number, record in enumerate(new, 1):
                 since = sum(later["seconds"] for later in new[number:])
                 self._tracker.log(round_figures(record), record["round"], now - since)
@@ -97,11 +96,9 @@ class Tracking:
             if summary is not None:
                 self._tracker.log(summary_figures(summary), summary["rounds"], now)
                 self._tracker.finish()
-        # Anything can fail: other people's libraries, servers, disks.
-        except Exception as fault:
+        except Exception as fault:  # other people's libraries, servers, disks
             self._report(fault)
-            self._tracker = None
-            self._pause = 2**self._failures - 1
+            self._tracker, self._pause = None, 2**self._failures - 1
             self._failures += 1
 
     def _report(self, fault: Exception) -> None:
@@ -118,13 +115,7 @@ def make_tracking(config: Config, folder: Path, warn: Callable[[str], None]) -> 
 
 
 def check_tracking(config: TrackingConfig) -> None:
-    """Refuse settings with which nothing could be tracked.
-
-    Raises
-    ------
-    UserError
-        If MLflow is not installed, or its URI or experiment is not valid.
-    """
+    """Raise `UserError` if MLflow is not installed, or its URI or experiment is not valid."""
     if config.name is not TrackingTool.mlflow:
         if config.uri is not None:
             raise UserError("tracking.uri is a setting of tracking=mlflow; give that too")
