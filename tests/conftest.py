@@ -34,7 +34,7 @@ SLOW = (
     "tests/server/baselines/",
     "tests/server/run/test_resume",
     "tests/server/runtimes/",
-    "tests/server/tracking/test_mlflow.py",
+    "tests/server/tracking/test_tools.py",
 )
 
 #: The federation on real processes that `make test` runs: the README's.
