@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import pairwise
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -192,7 +193,6 @@ def make_groups(
 
     Raises `UserError` if two runs are the same, or no run has a metric.
     """
-    _refuse_twins(results)
     known = _metric_names(results)
     for metric in metrics:
         if metric not in known:
@@ -228,8 +228,14 @@ def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, .
         differs = [key for key in names if key in here]
         for members in _partition(namesakes, names):
             label = ", ".join([shorten_paths(name), *assignments(_values(members[0], differs))])
-            seeds = tuple(sorted(members, key=lambda result: result.seed))
-            methods.append(Method(name, _values(members[0], names), label, seeds))
+            members.sort(key=attrgetter("seed"))
+            for one, other in pairwise(members):
+                if one.seed == other.seed:
+                    raise UserError(
+                        f"{one.folder} and {other.folder} are the same run, seed {one.seed}: "
+                        "settings are equal; leave one out"
+                    )
+            methods.append(Method(name, _values(members[0], names), label, tuple(members)))
     return tuple(sorted(methods, key=lambda method: _natural(method.label)))
 
 
@@ -274,13 +280,3 @@ def _natural(text: str) -> list[tuple[float, str]]:
     """Sort ``8`` before ``16``."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]
-
-
-def _refuse_twins(results: Sequence[Result]) -> None:
-    names = [n for n in differing(results) if n == "seed" or not is_in(n, _REPLICATE)]
-    for runs in _partition(results, names):
-        if len(runs) > 1:
-            raise UserError(
-                f"{runs[0].folder} and {runs[1].folder} are the same run, seed {runs[0].seed}: "
-                "settings are equal; leave one out"
-            )

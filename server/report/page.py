@@ -143,13 +143,12 @@ def _render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"breakable": _breakable, "markdown_row": _markdown_row}
+    # A long name may be broken between its words.
+    environment.filters["breakable"] = lambda text: Markup(
+        re.sub(r"([._+=,/])", r"\1<wbr>", str(escape(text)))
+    )
+    environment.filters["markdown_row"] = _markdown_row
     return environment.get_template(template).render(values)
-
-
-def _breakable(text: str) -> Markup:
-    """Let a long name be broken between its words."""
-    return Markup(re.sub(r"([._+=,/])", r"\1<wbr>", str(escape(text))))
 
 
 def _markdown_row(cells: Sequence[object]) -> str:

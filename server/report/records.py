@@ -7,21 +7,24 @@ have a report. Unknown keys are ignored, missing ones are empty, and null is NaN
 import glob
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, StrictInt, ValidationError
 
 from common.errors import UserError
 from common.metrics import HEADLINE
 from common.task import Task
-from server.report.series import thinned
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_settings
 
+MOST_POINTS = 100  #: the most rounds that a chart shows, evenly spaced
 MOST_REJECTIONS = 60  #: the most rejections of a run that are listed one by one
+
+T = TypeVar("T")
 
 TOGETHER = "multimodal"
 WHOLE_ROUND = "round"  #: stands for the phases of a run whose version did not measure them
@@ -179,12 +182,18 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield from file
 
 
+def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
+    """Return at most so many items, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
+    return [items[place] for place in places]
+
+
 @dataclass
 class History:
     """What a run recorded of its rounds."""
 
     count: int  #: number of all rounds
-    #: At most `series.MOST_POINTS` rounds, evenly spaced, the first and the last among them.
+    #: At most `MOST_POINTS` rounds, evenly spaced, the first and the last among them.
     sample: list[Round]
     #: Of all rounds that measured it: round to phase, or `WHOLE_ROUND`, to seconds.
     seconds: dict[int, Numbers]

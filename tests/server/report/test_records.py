@@ -17,15 +17,17 @@ from made_up_runs import (
 
 from common.errors import UserError
 from common.task import Task
+from server.report.figures import merged_rounds
 from server.report.group_panels import read_curves
 from server.report.records import (
+    MOST_POINTS,
     MOST_REJECTIONS,
     WHOLE_ROUND,
     find_results,
     read_history,
     read_result,
+    thinned,
 )
-from server.report.series import MOST_POINTS, merged_rounds, thinned
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, RunFolder
 
 
