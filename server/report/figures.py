@@ -24,7 +24,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
 from server.report.comparison import spread
-from server.report.records import TOGETHER, thinned
+from server.report.records import TOGETHER
 
 TEXT, MUTED = "#1a1e24", "#59616c"
 
@@ -70,11 +70,6 @@ def over_rounds(rounds: Mapping[int, Mapping[str, float]]) -> dict[str, Series]:
         for name, value in values.items():
             series.setdefault(name, {})[number] = value
     return series
-
-
-def merged_rounds(series: Iterable[Iterable[int]]) -> list[int]:
-    """Return the rounds of all series in order, thinned."""
-    return thinned(sorted({number for one in series for number in one}))
 
 
 def lines_of(rounds: Mapping[int, Mapping[str, float]]) -> dict[str, Line]:

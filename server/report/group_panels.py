@@ -14,7 +14,6 @@ from server.report.figures import (
     Series,
     band,
     mark_figure,
-    merged_rounds,
     over_rounds,
     step_pens,
 )
@@ -29,7 +28,7 @@ from server.report.groups import (
     shorten_paths,
 )
 from server.report.panels import MISSING, Panel, Section, chart, line_chart, notes, shown
-from server.report.records import TOGETHER, read_rounds
+from server.report.records import TOGETHER, read_rounds, thinned
 
 MOST_TOGETHER = 6  #: methods whose curves share one chart, and whose own curves are open at first
 MOST_METHODS = 24  #: methods whose own curves are shown
@@ -192,7 +191,7 @@ def _curves_together(group: ComparisonGroup, known: Sequence[MethodCurves]) -> P
     lines = {}
     for method, seeds in chosen:
         scores = [scores.get(TOGETHER, {}) for scores, *_ in seeds]
-        lines[method.label] = band(scores, merged_rounds(scores))
+        lines[method.label] = band(scores, thinned(sorted(set().union(*scores))))
     note = f"Validation items, all modalities together. {_about_bands(chosen)}"
     if len(chosen) < len(known):
         note += f" Of {len(known)} methods the baseline and the best by their test {metric}."
@@ -222,8 +221,9 @@ def _charts(metric: str, seeds: Sequence[RunCurves], pens: Pens) -> Iterator[Pan
     )
     for (title, label, least), *runs in zip(options, *seeds, strict=True):
         if names := pens.ordered(name for series in runs for name in series):
-            rounds = merged_rounds(one for series in runs for one in series.values())
-            lines = {name: band([run.get(name, {}) for run in runs], rounds) for name in names}
+            rounds = set().union(*(one for series in runs for one in series.values()))
+            places = thinned(sorted(rounds))
+            lines = {name: band([run.get(name, {}) for run in runs], places) for name in names}
             yield line_chart(title, label, lines, pens, least=least)
 
 
