@@ -6,7 +6,6 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from importlib import resources
 from itertools import combinations
-from typing import Literal
 
 import numpy as np
 import pytest
@@ -245,10 +244,3 @@ def test_text_stays_text_and_markup_in_it_is_none() -> None:
     figure = line_figure({hostile: Line([1], [1])}, PENS, hostile)
     assert b"<script>" not in file_of(figure, "svg")
     assert texts(figure).count(hostile.replace("\x00", "").strip()) == 2
-
-
-@pytest.mark.parametrize("kind", ["svg", "png"])
-def test_equal_figures_give_equal_bytes(kind: Literal["svg", "png"]) -> None:
-    one, other = (file_of(mark_figure(NAMES, {"": MARKS}, "corr"), kind) for _ in range(2))
-    less = file_of(mark_figure(NAMES[:1], {"": MARKS[:1]}, "corr"), kind)
-    assert one == other != less
