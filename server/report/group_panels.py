@@ -106,7 +106,8 @@ def _difference_cells(difference: Difference | None, seeds: int) -> tuple[str, s
 
 def _kind_table(group: ComparisonGroup, title: str, kind: Kind) -> Iterator[Panel]:
     """Yield a column for each fusion rule, with signs against the baseline, or each subset."""
-    names = dict.fromkeys(name for method in group.methods for name in method.titles(kind))
+    runs = (run for method in group.methods for run in method.results)
+    names = dict.fromkeys(name for run in runs for name in getattr(run.summary, kind))
     signed = kind == "test_by_fusion" and bool(group.baselines)
 
     def cell(method: Method, name: str) -> str:

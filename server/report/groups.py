@@ -60,15 +60,11 @@ class Method:
         """Describe these scores."""
         return spread(self.scores(metric, title, kind).values())
 
-    def titles(self, kind: Kind = "test") -> list[str]:
-        """Return the kinds of prediction that have scores, such as the modalities."""
-        return list(dict.fromkeys(t for run in self.results for t in getattr(run.summary, kind)))
-
     def best_alone(self, metric: str) -> tuple[str, float] | None:
         """Return the modality that is best alone, and its mean; None where none has a number."""
-        alone = [name for name in self.titles() if name != TOGETHER]
-        means = [(name, self.spread(metric, name).mean) for name in alone]
-        known = (pair for pair in means if not math.isnan(pair[1]))
+        names = dict.fromkeys(name for run in self.results for name in run.summary.test)
+        means = {name: self.spread(metric, name).mean for name in names if name != TOGETHER}
+        known = (pair for pair in means.items() if not math.isnan(pair[1]))
         best = min if less_is_better(metric) else max
         return best(known, key=itemgetter(1), default=None)
 

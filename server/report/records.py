@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, StrictInt, ValidationError
@@ -23,8 +23,6 @@ from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_setti
 
 MOST_POINTS = 100  #: the most rounds that a chart shows, evenly spaced
 MOST_REJECTIONS = 60  #: the most rejections of a run that are listed one by one
-
-T = TypeVar("T")
 
 TOGETHER = "multimodal"
 WHOLE_ROUND = "round"  #: stands for the phases of a run whose version did not measure them
@@ -106,11 +104,12 @@ def find_results(places: Iterable[str]) -> tuple[list[Result], list[str]]:
     for place in (named := list(places)):
         for folder in _folders_below(place):
             folders.setdefault(folder.resolve(), folder)
-    finished = [
-        path for path in folders.values() if all((path / f).is_file() for f in (CONFIG, SUMMARY))
-    ]
-    started = (path for path in folders.values() if (path / ROUNDS).is_file())
-    unfinished = [str(path) for path in started if path not in finished]
+    finished, unfinished = [], []
+    for path in folders.values():
+        if (path / CONFIG).is_file() and (path / SUMMARY).is_file():
+            finished.append(path)
+        elif (path / ROUNDS).is_file():
+            unfinished.append(str(path))
     if not finished:
         more = f"; {len(unfinished)} unfinished" if unfinished else ""
         raise UserError(
@@ -182,10 +181,10 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield from file
 
 
-def thinned(items: Sequence[T], most: int = MOST_POINTS) -> list[T]:
-    """Return at most so many items, evenly spaced, the first and the last among them."""
-    places = np.linspace(0, len(items) - 1, min(len(items), most)).round().astype(int)
-    return [items[place] for place in places]
+def thinned(rounds: Sequence[int], most: int = MOST_POINTS) -> list[int]:
+    """Return at most so many rounds, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(rounds) - 1, min(len(rounds), most)).round().astype(int)
+    return [rounds[place] for place in places]
 
 
 @dataclass

@@ -17,22 +17,13 @@ import torch
 from figures import Figure, print_figures
 
 #: In this order; each has a function `figures`.
-NAMES = (
-    "step",
-    "payload",
-    "loading",
-    "aggregation",
-    "tree",
-    "simulated",
-    "real_rounds",
-    "predict",
-)
+NAMES = ["step", "payload", "loading", "aggregation", "tree", "simulated", "real_rounds", "predict"]
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("names", nargs="*", default=list(NAMES), metavar=f"{{{','.join(NAMES)}}}")
+    parser.add_argument("names", nargs="*", default=NAMES, metavar=f"{{{','.join(NAMES)}}}")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     if odd := [name for name in given.names if name not in NAMES]:
