@@ -169,10 +169,11 @@ def _seconds(history: History, _: Pens) -> Iterator[Panel]:
         note = f"Each bar is the mean of {width} rounds. {note}"
     parts = dict(zip(names, np.transpose(bars), strict=True))
     figure = bar_figure([rounds[start] - 0.43 for start in starts], width, parts, "seconds")
+    sums = table.sum(axis=0).tolist()
     rows = []
-    for name, values in zip(names, table.T, strict=True):
-        share = f"{values.sum() / table.sum():.1%}" if table.sum() > 0 else MISSING
-        rows.append((name, shown(values.sum()), shown(values.mean(), 3), share))
+    for name, total in zip(names, sums, strict=True):
+        share = f"{total / sum(sums):.1%}" if sum(sums) > 0 else MISSING
+        rows.append((name, shown(total), shown(total / len(rounds), 3), share))
     yield chart(title, figure, ("phase", "seconds", "a round", "share"), rows, note)
 
 

@@ -97,13 +97,14 @@ def test_what_is_not_known_is_said() -> None:
     assert "|".join(row.values()) == "fedavg|1|nan|n/a|||baseline|n/a|n/a"
 
 
-def test_several_baselines_are_distinguished() -> None:
+def test_of_several_baselines_the_nearest_is_compared() -> None:
     runs = [
-        result(name, seed, 0.5 + seed / 10, settings={"client.lr": lr})
-        for name, lr, seed in product(("fedavg", "hier"), "12", (1, 2))
+        result(name, settings={"client.lr": lr, "fusion.name": fusion})
+        for name, lr, fusion in product(("fedavg", "hier"), "12", ("mean", "auto"))
     ]
-    against = [row["against"] for row in rows_of(runs)]
-    assert against == ["", "", "fedavg, client.lr=1", "fedavg, client.lr=2"]
+    for row in rows_of(runs):
+        method, nearest = row["method"], row["method"].replace("hier", "fedavg")
+        assert row["against"] == ("" if method == nearest else nearest)
 
 
 def test_fusion_rules_have_signs_and_modalities_have_none() -> None:
