@@ -78,7 +78,7 @@ def measure(name: str, clients: int, aggregators: int) -> dict[str, float]:
     alone += time.perf_counter() - began
 
     shares = [keys[number::aggregators] for number in range(aggregators)]
-    with ProcessPoolExecutor(aggregators, multiprocessing.get_context("spawn")) as processes:
+    with ProcessPoolExecutor(aggregators, multiprocessing.get_context("fork")) as processes:
         sums = list(processes.map(aggregate, [config] * aggregators, shares))
     arrived = time.perf_counter()
     total = RoundSum(config.strategy)
