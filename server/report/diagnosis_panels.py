@@ -5,14 +5,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from server.report.figures import Pens, calibration_figure
+from server.report.figures import Line, Pens, calibration_figure
 from server.report.panels import MISSING, STRONGEST, Cell, Panel, chart, notes, shown
 from server.report.records import TOGETHER
-from server.report.series import Line
 
 MOST_CLASSES = 20  #: classes up to which a confusion matrix is shown as one
 _SIDE_BY_SIDE = 12  #: classes up to which matrices stand side by side
 _CONFUSIONS = 20  #: of larger ones, the confusions that are listed
+_TITLES = {TOGETHER: "all modalities"}
 
 
 def diagnosis_panels(diagnostics: Mapping[str, Mapping[str, Any]], pens: Pens) -> Iterator[Panel]:
@@ -26,11 +26,7 @@ def diagnosis_panels(diagnostics: Mapping[str, Mapping[str, Any]], pens: Pens) -
     else:
         yield notes("Calibration: this model predicts numbers without a deviation.")
     for place, (name, parts) in enumerate(diagnostics.items()):
-        yield confusion_panel(_titled(name), parts["confusion"], explained=place == 0)
-
-
-def _titled(name: str) -> str:
-    return "all modalities" if name == TOGETHER else name
+        yield confusion_panel(_TITLES.get(name, name), parts["confusion"], explained=place == 0)
 
 
 def confusion_panel(title: str, confusion: Mapping[str, Any], *, explained: bool = True) -> Panel:
@@ -77,22 +73,18 @@ def _label_table(title: str, counts: Sequence[Sequence[Sequence[int]]]) -> Panel
 
 
 def _calibration(tables: Mapping[str, Mapping[str, Sequence[float | None]]], pens: Pens) -> Panel:
-    x, y = labels = ("probability", "frequency")
-    what = "Bins of equal width."
+    x, y, labels, what = "probability", "frequency", None, "Bins of equal width."
     if all("nominal" in table for table in tables.values()):
         x, y, labels = "nominal", "observed", ("promised coverage", "observed coverage")
         what = "Central intervals of what is predicted."
-    # Null, of an empty bin, becomes NaN.
-    numbers = {
-        name: {column: np.array(values, dtype=float).tolist() for column, values in table.items()}
-        for name, table in tables.items()
-    }
-    lines = {name: Line(columns[x], columns[y]) for name, columns in numbers.items()}
-    header = list(dict.fromkeys(column for columns in numbers.values() for column in columns))
-    rows = [
-        [_titled(name), *(shown(value, 3) for value in row)]
-        for name, columns in numbers.items()
-        for row in zip(*(columns[column] for column in header), strict=True)
-    ]
+    lines, rows = {}, []
+    header = list(next(iter(tables.values())))
+    for name, table in tables.items():
+        # Null, of an empty bin, becomes NaN.
+        numbers = {column: np.array(table[column], dtype=float).tolist() for column in header}
+        lines[name] = Line(numbers[x], numbers[y])
+        cells = zip(*numbers.values(), strict=True)
+        rows += [[_TITLES.get(name, name), *(shown(value, 3) for value in row)] for row in cells]
+    figure = calibration_figure(lines, pens, *(labels or (x, y)))
     note = f"{what} Below the dotted line: too sure; above: not sure enough."
-    return chart("Calibration", calibration_figure(lines, pens, labels), ("", *header), rows, note)
+    return chart("Calibration", figure, ("", *header), rows, note)

@@ -1,11 +1,10 @@
-"""The charts of a report: one function per chart, which returns a matplotlib figure.
+"""The charts of a report: series over the rounds, and matplotlib's figures of them.
 
 The page takes a figure as SVG, ``report.md`` as PNG. Sizes are in inches: a narrow screen shows one
 chart in a row, a wide one several. The colours are those of a light ground; on a dark one the page
 inverts charts.
 """
 
-import base64
 import io
 import math
 import textwrap
@@ -13,7 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from statistics import median
+from typing import Any, Literal
 
 import matplotlib
 import numpy as np
@@ -23,8 +23,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from server.report.comparison import spread
 from server.report.records import TOGETHER
-from server.report.series import Line
 
 TEXT, MUTED = "#1a1e24", "#59616c"
 
@@ -45,6 +45,56 @@ _LARGEST = 1e30  #: numbers above this are drawn as gaps: no axis holds them
 _styled = matplotlib.rc_context(fname=Path(__file__).parent / "templates" / "report.mplstyle")
 
 _DOTTED: Any = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (2, 2))}
+
+Series = dict[int, float]  #: round to value
+
+
+# Lines over the rounds --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Line:
+    """A series with its band, if any; NaN is a gap. `spread` is the sd that a table shows."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float] = ()
+    high: Sequence[float] = ()
+    spread: Sequence[float] = ()
+
+
+def over_rounds(rounds: Mapping[int, Mapping[str, float]]) -> dict[str, Series]:
+    """Turn the values by name of each round into a series of each name."""
+    series: dict[str, Series] = {}
+    for number, values in rounds.items():
+        for name, value in values.items():
+            series.setdefault(name, {})[number] = value
+    return series
+
+
+def lines_of(rounds: Mapping[int, Mapping[str, float]]) -> dict[str, Line]:
+    """Return a line of each name through the values of each round, with gaps where it has none."""
+    return {
+        name: Line(list(rounds), [series.get(number, math.nan) for number in rounds])
+        for name, series in over_rounds(rounds).items()
+    }
+
+
+def band(seeds: Sequence[Series], rounds: Sequence[int]) -> Line:
+    """Return the mean over the seeds ± one sd at some rounds; no band for one seed."""
+    points = [spread(one[number] for one in seeds if number in one) for number in rounds]
+    means, sds = [point.mean for point in points], [point.sd for point in points]
+    if len(seeds) == 1:
+        return Line(rounds, means)
+    widths = np.nan_to_num(sds)  # no width where only one seed of several has the round
+    return Line(rounds, means, list(means - widths), list(means + widths), sds)
+
+
+def envelope(rounds: Sequence[int], values: Iterable[Iterable[float]]) -> Line:
+    """Return the median of many values at each round, in a band from the least to the greatest."""
+    points = [sorted(filter(math.isfinite, column)) or [math.nan] for column in values]
+    lows, highs = [point[0] for point in points], [point[-1] for point in points]
+    return Line(rounds, list(map(median, points)), lows, highs)
 
 
 # Pens -------------------------------------------------------------------------------------------
@@ -82,8 +132,7 @@ def modality_pens(names: Iterable[str]) -> Pens:
 
 def step_pens(names: Iterable[str]) -> Pens:
     """Return a pen for each of a few methods or phases."""
-    pens = map(Pen, cycle(STEP_COLOURS), cycle(_DASHES))
-    return Pens(zip(names, pens, strict=False))
+    return Pens(zip(names, map(Pen, cycle(STEP_COLOURS), cycle(_DASHES)), strict=False))
 
 
 # Charts -----------------------------------------------------------------------------------------
@@ -93,7 +142,7 @@ def step_pens(names: Iterable[str]) -> Pens:
 def line_figure(
     lines: Mapping[str, Line],
     pens: Mapping[str, Pen],
-    labels: tuple[str, str],
+    label: str,
     *,
     log: bool = False,
     least: float = 0.0,
@@ -104,7 +153,7 @@ def line_figure(
     The y axis spans `least` at least, so that a tiny change does not look like much. The legend
     maps words to the names of lines, by default all to themselves.
     """
-    figure, axes = _axes(labels)
+    figure, axes = _axes("round", label)
     handles = {name: _draw_line(axes, line, pens[name], log) for name, line in lines.items()}
     if log:
         _log_scale(axes, lines.values())
@@ -119,10 +168,10 @@ def line_figure(
 
 @_styled
 def calibration_figure(
-    lines: Mapping[str, Line], pens: Mapping[str, Pen], labels: tuple[str, str]
+    lines: Mapping[str, Line], pens: Mapping[str, Pen], x_label: str, y_label: str
 ) -> Figure:
     """Draw shares against shares, with the diagonal on which they are equal."""
-    figure, axes = _axes(labels, 4.0)
+    figure, axes = _axes(x_label, y_label, 4.0)
     axes.plot([0, 1], [0, 1], **_DOTTED)
     handles = {name: _draw_line(axes, line, pens[name], dots=True) for name, line in lines.items()}
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
@@ -133,21 +182,16 @@ def calibration_figure(
 
 @_styled
 def bar_figure(
-    starts: Sequence[float],
-    width: float,
-    parts: Mapping[str, Sequence[float]],
-    pens: Mapping[str, Pen],
-    labels: tuple[str, str],
+    starts: Sequence[float], width: float, parts: Mapping[str, Sequence[float]], label: str
 ) -> Figure:
-    """Draw bars that begin at `starts` and are stacked of parts, each at least 0 high."""
-    figure, axes = _axes(labels)
+    """Draw bars, which begin at some rounds and are stacked of parts, each at least 0 high."""
+    figure, axes = _axes("round", label)
     below, handles = np.zeros(len(starts)), {}
-    for name, values in parts.items():
-        heights, color = np.nan_to_num(_drawable(values)), pens[name].colour
-        bars = axes.bar(
-            starts, heights, 0.86 * width, below, align="edge", color=color, linewidth=0
-        )
-        handles[name], below = bars, below + heights
+    style: Any = {"width": 0.86 * width, "align": "edge", "linewidth": 0}
+    for (name, values), pen in zip(parts.items(), step_pens(parts).values(), strict=True):
+        heights = np.nan_to_num(_drawable(values))
+        handles[name] = axes.bar(starts, heights, bottom=below, color=pen.colour, **style)
+        below = below + heights
     axes.grid(axis="y")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
     if len(parts) > 1:
@@ -181,7 +225,7 @@ def mark_figure(
     names = list(map(_wrapped, rows))
     # Rows are equally far apart, so the longest label sets their height.
     lines = max((name.count("\n") + 1.3 for name in names), default=0)
-    figure, axes = _axes((label, ""), min(0.7 + 0.17 * len(rows) * max(1.5, lines), _TALLEST))
+    figure, axes = _axes(label, "", min(0.7 + 0.17 * len(rows) * max(1.5, lines), _TALLEST))
     if reference is not None:
         axes.axvline(reference, **_DOTTED)
     handles: dict[str, Any] = {}
@@ -202,41 +246,29 @@ def mark_figure(
     return figure
 
 
-# Output -----------------------------------------------------------------------------------------
-
-
 @_styled
-def to_svg(figure: Figure) -> str:
-    """Return the address of an image, ``data:…``: nothing in it can run, load or be styled."""
-    buffer = io.BytesIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    return f"data:image/svg+xml;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-@_styled
-def to_png(figure: Figure) -> bytes:
-    """Return a picture for ``report.md``; equal figures give equal bytes."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": None})
+def file_of(figure: Figure, kind: Literal["svg", "png"]) -> bytes:
+    """Return a picture as a file; equal figures give equal bytes."""
+    buffer, svg = io.BytesIO(), kind == "svg"
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type") if svg else ("Software",))
+    figure.savefig(buffer, format=kind, transparent=svg, metadata=metadata)
     return buffer.getvalue()
 
 
 # Drawing ----------------------------------------------------------------------------------------
 
 
-def _axes(labels: tuple[str, str], height: float = _HEIGHT) -> tuple[Figure, Axes]:
+def _axes(x_label: str, y_label: str, height: float = _HEIGHT) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     axes = figure.subplots()
-    axes.set(xlabel=_wrapped(labels[0], 60), ylabel=_wrapped(labels[1], 60))
+    axes.set(xlabel=_wrapped(x_label, 60), ylabel=_wrapped(y_label, 60))
     return figure, axes
 
 
 def _draw_line(axes: Axes, line: Line, pen: Pen, log: bool = False, dots: bool = False) -> Line2D:
     """Draw a line with its band, and return its handle for a legend."""
-    y = _drawable(line.y, positive=log)
-    if len(line.low):
-        low, high = (_drawable(values, positive=log) for values in (line.low, line.high))
+    y, low, high = (_drawable(part, positive=log) for part in (line.y, line.low, line.high))
+    if len(low):
         axes.fill_between(line.x, low, high, color=pen.colour, alpha=0.13, linewidth=0)
     # A few points are marked, and a lone one, which is no line.
     marker = "o" if dots or np.isfinite(y).sum() == 1 or len(y) <= 4 else None

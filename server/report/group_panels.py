@@ -5,7 +5,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from server.report.comparison import LEVEL, Difference, Spread, Verdict, less_is_better
-from server.report.figures import BETTER, MUTED, WORSE, Mark, Pens, mark_figure, step_pens
+from server.report.figures import (
+    BETTER,
+    MUTED,
+    WORSE,
+    Mark,
+    Pens,
+    Series,
+    band,
+    mark_figure,
+    over_rounds,
+    step_pens,
+)
 from server.report.groups import (
     ABSENT,
     ComparisonGroup,
@@ -17,23 +28,24 @@ from server.report.groups import (
     shorten_paths,
 )
 from server.report.panels import MISSING, Panel, Section, chart, line_chart, notes, shown
-from server.report.records import TOGETHER, read_rounds
-from server.report.series import Series, band, merged_rounds, over_rounds
+from server.report.records import TOGETHER, read_rounds, thinned
 
 MOST_TOGETHER = 6  #: methods whose curves share one chart, and whose own curves are open at first
 MOST_METHODS = 24  #: methods whose own curves are shown
 MOST_COLUMNS = 40  #: the most columns of the table of settings
 LEAST_WEIGHT = 0.1  #: what an axis of weights spans at least
-_SENTENCES = 8  #: differences that are put into sentences
 
 #: Verdicts where there is no room for words.
 _SIGNS = {Verdict.better: "+", Verdict.worse: "-", Verdict.none: "="}
 _SIGNS_NOTE = "Against the baseline in the same column: + better, - worse, = no difference."
 
-_HALF = "half of the interval"  #: column of a difference's reach
-
 #: Settings that differ from run to run by their nature.
 _OWN = frozenset({"seed", "run_dir", "resume"})
+
+#: Validation scores, train losses and fusion weights of a run, by ``multimodal`` and modality.
+RunCurves = list[dict[str, Series]]
+
+MethodCurves = tuple[Method, list[RunCurves]]  #: a method and the curves of its seeds
 
 
 def group_section(group: ComparisonGroup, pens: Pens) -> Section:
@@ -44,11 +56,10 @@ def group_section(group: ComparisonGroup, pens: Pens) -> Section:
         for method in group.methods
     ]
     known = [(method, seeds) for method, seeds in curves if any(scores for scores, *_ in seeds)]
-    others = [f"Here also: {', '.join(group.others)}."] if group.others else []
     panels = [
-        *(notes(*lines) for lines in (others, sentences(group)) if lines),
+        *([notes(f"Here also: {', '.join(group.others)}.")] if group.others else []),
         _score_table(group),
-        *_comparison_charts(group),
+        *_mark_charts(group),
         *([_curves_together(group, known)] if len(known) > 1 else []),
         *_kind_table(group, f"Fusion rules: {metric}", "test_by_fusion"),
         *_kind_table(group, f"Modalities at test: {metric}", "test_by_subset"),
@@ -57,53 +68,26 @@ def group_section(group: ComparisonGroup, pens: Pens) -> Section:
     return Section(f"block-{group.number}", group.title, panels, [learning])
 
 
-def sentences(group: ComparisonGroup) -> list[str]:
-    """Say in words how the methods differ from the baseline."""
-    lines = []
-    for method in group.methods:
-        if (baseline := group.baseline_of(method)) and (difference := group.difference(method)):
-            words = _in_words(group.metric, difference)
-            lines.append(f"{method.label} against {baseline.label}: {words}")
-    if (more := len(lines) - _SENTENCES) > 0:
-        lines[_SENTENCES:] = [f"{more} more differences are in the table."]
-    return lines
-
-
-def _in_words(metric: str, difference: Difference) -> str:
-    amount, verdict = f"{metric} {difference.mean:+.3f}", str(difference.verdict)
-    match difference.verdict:
-        case Verdict.no_pair:
-            return "no seed in common, so there is no difference to report."
-        case Verdict.undefined:
-            return "a score is not a number, so there is no difference to report."
-        case Verdict.one_seed:
-            return f"{amount} with one seed, which may be chance."
-        case Verdict.none:
-            verdict += " that these seeds can show"
-        case _ if less_is_better(metric):
-            verdict += ", and less is better"
-    interval = f"{LEVEL:.0%} interval {difference.low:+.3f} to {difference.high:+.3f}"
-    return f"{verdict}; {amount}, {interval}, {count(difference.pairs, 'shared seed')}."
+# Scores and differences -------------------------------------------------------------------------
 
 
 def _score_table(group: ComparisonGroup) -> Panel:
-    header = ["method", "seeds", *group.metrics, "best alone"]
-    compared = [f"difference of {group.metric}", "p", "verdict"] if group.baselines else []
-    against = ["against"] if len(group.baselines) > 1 else []
     rows = []
     for method in group.methods:
-        best, baseline = method.best_alone(group.metric), group.baseline_of(method)
-        row = [method.label, str(len(method.results))]
-        row += [_score(method.spread(metric)) for metric in group.metrics]
-        row.append(f"{best[0]} {best[1]:.3f}" if best else MISSING)
-        if against:
-            row.append(baseline.label if baseline else "")
-        if compared:
-            row += _difference_cells(group.difference(method), len(method.results))
-        row.append(_mean((run.megabytes for run in method.results), 2))
-        row.append(_mean((run.summary.seconds for run in method.results), 1))
+        best, runs = method.best_alone(group.metric), method.results
+        row = {"method": method.label, "seeds": str(len(runs))}
+        row |= {metric: _score(method.spread(metric)) for metric in group.metrics}
+        row["best alone"] = f"{best[0]} {best[1]:.3f}" if best else MISSING
+        if len(group.baselines) > 1:
+            baseline = group.baseline_of(method)
+            row["against"] = baseline.label if baseline else ""
+        if group.baselines:
+            cells = _difference_cells(group.difference(method), len(runs))
+            row |= zip((f"difference of {group.metric}", "p", "verdict"), cells, strict=True)
+        row["MB up"] = _mean((run.megabytes for run in runs), 2)
+        row["seconds"] = _mean((run.summary.seconds for run in runs), 1)
         rows.append(row)
-    return Panel(header=[*header, *against, *compared, "MB up", "seconds"], rows=rows)
+    return Panel(header=list(rows[0]), rows=[list(row.values()) for row in rows])
 
 
 def _difference_cells(difference: Difference | None, seeds: int) -> tuple[str, str, str]:
@@ -122,7 +106,8 @@ def _difference_cells(difference: Difference | None, seeds: int) -> tuple[str, s
 
 def _kind_table(group: ComparisonGroup, title: str, kind: Kind) -> Iterator[Panel]:
     """Yield a column for each fusion rule, with signs against the baseline, or each subset."""
-    names = dict.fromkeys(name for method in group.methods for name in method.titles(kind))
+    runs = (run for method in group.methods for run in method.results)
+    names = dict.fromkeys(name for run in runs for name in getattr(run.summary, kind))
     signed = kind == "test_by_fusion" and bool(group.baselines)
 
     def cell(method: Method, name: str) -> str:
@@ -138,7 +123,7 @@ def _kind_table(group: ComparisonGroup, title: str, kind: Kind) -> Iterator[Pane
 def _score(scores: Spread) -> str:
     if scores.count == 0:
         return MISSING
-    return f"{scores.mean:.3f}" + ("" if math.isnan(scores.sd) else f" ± {scores.sd:.3f}")
+    return f"{scores.mean:.3f} ± {scores.sd:.3f}".removesuffix(" ± nan")
 
 
 def _mean(values: Iterable[float], digits: int) -> str:
@@ -146,33 +131,25 @@ def _mean(values: Iterable[float], digits: int) -> str:
     return f"{sum(known) / len(known):.{digits}f}" if known else MISSING
 
 
-def _comparison_charts(group: ComparisonGroup) -> Iterator[Panel]:
-    metric, file = group.metric, f"block-{group.number}"
-    better = "less" if less_is_better(metric) else "more"
-    spreads = (method.spread(metric) for method in group.methods)
-    scores = [Mark(score.mean, score.sd) for score in spreads]
-    note = f"Mean and sd over the seeds; {better} is better."
-    yield _mark_chart(group, f"Test {metric}", scores, ("mean", "sd"), note, f"{file}.png")
+def _mark_charts(group: ComparisonGroup) -> Iterator[Panel]:
+    """Yield the scores of the methods, and their differences to the baseline."""
+    metric, labels = group.metric, [method.label for method in group.methods]
+    spreads = [method.spread(metric) for method in group.methods]
+    marks = [Mark(scores.mean, scores.sd) for scores in spreads]
+    note = f"Mean and sd over the seeds; {'less' if less_is_better(metric) else 'more'} is better."
+    charts = [(f"Test {metric}", marks, ("mean", "sd"), note, "")]
     if group.baselines:
         marks = [_difference_mark(group.difference(method)) for method in group.methods]
-        title, columns = f"Test {metric} minus that of {group.baseline}", ("difference", _HALF)
+        columns = ("difference", "half of the interval")
         note = f"{LEVEL:.0%} interval. Blue: better; orange: worse; grey: no difference."
-        yield _mark_chart(group, title, marks, columns, note, f"{file}-differences.png", 0.0)
-
-
-def _mark_chart(
-    group: ComparisonGroup,
-    title: str,
-    marks: Sequence[Mark],
-    columns: tuple[str, str],
-    note: str,
-    file: str,
-    reference: float | None = None,
-) -> Panel:
-    labels = [method.label for method in group.methods]
-    figure = mark_figure(labels, {"": marks}, group.metric, reference=reference)
-    rows = [(name, shown(m.value), shown(m.reach)) for name, m in zip(labels, marks, strict=True)]
-    return chart(title, figure, ("method", *columns), rows, note, file)
+        title = f"Test {metric} minus that of {group.baseline}"
+        charts.append((title, marks, columns, note, "-differences"))
+    for title, marks, columns, note, suffix in charts:
+        figure = mark_figure(labels, {"": marks}, metric, reference=0.0 if suffix else None)
+        cells = [(shown(mark.value), shown(mark.reach)) for mark in marks]
+        rows = [(label, *pair) for label, pair in zip(labels, cells, strict=True)]
+        file = f"block-{group.number}{suffix}.png"
+        yield chart(title, figure, ("method", *columns), rows, note, file)
 
 
 def _difference_mark(difference: Difference | None) -> Mark:
@@ -183,11 +160,6 @@ def _difference_mark(difference: Difference | None) -> Mark:
 
 
 # Learning curves --------------------------------------------------------------------------------
-
-#: Validation scores, train losses and fusion weights of a run, by ``multimodal`` and modality.
-RunCurves = list[dict[str, Series]]
-
-MethodCurves = tuple[Method, list[RunCurves]]  #: a method and the curves of its seeds
 
 
 def read_curves(folder: Path, metric: str) -> RunCurves:
@@ -220,7 +192,7 @@ def _curves_together(group: ComparisonGroup, known: Sequence[MethodCurves]) -> P
     lines = {}
     for method, seeds in chosen:
         scores = [scores.get(TOGETHER, {}) for scores, *_ in seeds]
-        lines[method.label] = band(scores, merged_rounds(scores))
+        lines[method.label] = band(scores, thinned(sorted(set().union(*scores))))
     note = f"Validation items, all modalities together. {_about_bands(chosen)}"
     if len(chosen) < len(known):
         note += f" Of {len(known)} methods the baseline and the best by their test {metric}."
@@ -236,43 +208,48 @@ def _curves_section(group: ComparisonGroup, known: Sequence[MethodCurves], pens:
         lines = ["No run here recorded validation scores over its rounds."]
     sections = []
     for place, (method, seeds) in enumerate(known[:MOST_METHODS]):
-        name, charts = f"{anchor}-{group.methods.index(method) + 1}", _charts(group, seeds, pens)
-        folded = place >= MOST_TOGETHER
-        sections.append(Section(name, method.label, list(charts), folded=folded))
+        name = f"{anchor}-{group.methods.index(method) + 1}"
+        charts = list(_charts(group.metric, seeds, pens))
+        sections.append(Section(name, method.label, charts, folded=place >= MOST_TOGETHER))
     return Section(anchor, "Learning curves", [notes(*lines)], sections)
 
 
-def _charts(group: ComparisonGroup, seeds: Sequence[RunCurves], pens: Pens) -> Iterator[Panel]:
-    for part, title, label, least in (
-        (0, f"Validation {group.metric}", group.metric, 0.0),
-        (1, "Train loss", "loss", 0.0),
-        (2, "Modality weights", "weight in the fusion", LEAST_WEIGHT),
-    ):
-        runs = [curves[part] for curves in seeds]
+def _charts(metric: str, seeds: Sequence[RunCurves], pens: Pens) -> Iterator[Panel]:
+    options = (
+        (f"Validation {metric}", metric, 0.0),
+        ("Train loss", "loss", 0.0),
+        ("Modality weights", "weight in the fusion", LEAST_WEIGHT),
+    )
+    for (title, label, least), *runs in zip(options, *seeds, strict=True):
         if names := pens.ordered(name for series in runs for name in series):
-            rounds = merged_rounds(one for series in runs for one in series.values())
-            lines = {name: band([run.get(name, {}) for run in runs], rounds) for name in names}
+            rounds = set().union(*(one for series in runs for one in series.values()))
+            places = thinned(sorted(rounds))
+            lines = {name: band([run.get(name, {}) for run in runs], places) for name in names}
             yield line_chart(title, label, lines, pens, least=least)
+
+
+# Settings ---------------------------------------------------------------------------------------
 
 
 def settings_section(report: Report) -> Section:
     """Return the settings that are not the same in all runs, one column for each method."""
-    names = [name for name in differing(report.results) if name not in _OWN]
+    rows = []
     columns = report.methods[:MOST_COLUMNS]
-    rows = [[name, *(_value(method, name) for _, method in columns)] for name in names]
+    for name in differing(report.results):
+        if name not in _OWN:
+            # A setting of the runtime may differ between runs of one method.
+            values = [
+                dict.fromkeys(run.settings.get(name, ABSENT) for run in method.results)
+                for _, method in columns
+            ]
+            rows.append([name, *(" / ".join(map(shorten_paths, cell)) for cell in values)])
     note = "Seeds and folders of the runs are left out."
     if (more := len(report.methods) - len(columns)) > 0:
         note += f" {count(more, 'method')} beyond the first {MOST_COLUMNS} are not shown."
     header = ("setting", *(label for label, _ in columns))
     panel = Panel(kind="words", header=header, rows=rows, note=note)
-    if not names:
+    if not rows:
         panel = notes("All runs differ in nothing but seeds and folders.")
     if len(report.results) == 1:
         panel = notes("One run: there is nothing to compare it with.")
     return Section("settings", "What differs in the settings", [panel])
-
-
-def _value(method: Method, name: str) -> str:
-    """Return the value of a setting, which may differ between runs of one method."""
-    values = dict.fromkeys(result.settings.get(name, ABSENT) for result in method.results)
-    return " / ".join(map(shorten_paths, values))

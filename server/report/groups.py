@@ -8,7 +8,8 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import itemgetter
+from itertools import pairwise
+from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Literal
 
@@ -59,15 +60,11 @@ class Method:
         """Describe these scores."""
         return spread(self.scores(metric, title, kind).values())
 
-    def titles(self, kind: Kind = "test") -> list[str]:
-        """Return the kinds of prediction that have scores, such as the modalities."""
-        return list(dict.fromkeys(t for run in self.results for t in getattr(run.summary, kind)))
-
     def best_alone(self, metric: str) -> tuple[str, float] | None:
         """Return the modality that is best alone, and its mean; None where none has a number."""
-        alone = [name for name in self.titles() if name != TOGETHER]
-        means = [(name, self.spread(metric, name).mean) for name in alone]
-        known = (pair for pair in means if not math.isnan(pair[1]))
+        names = dict.fromkeys(name for run in self.results for name in run.summary.test)
+        means = {name: self.spread(metric, name).mean for name in names if name != TOGETHER}
+        known = (pair for pair in means.items() if not math.isnan(pair[1]))
         best = min if less_is_better(metric) else max
         return best(known, key=itemgetter(1), default=None)
 
@@ -192,7 +189,6 @@ def make_groups(
 
     Raises `UserError` if two runs are the same, or no run has a metric.
     """
-    _refuse_twins(results)
     known = _metric_names(results)
     for metric in metrics:
         if metric not in known:
@@ -228,8 +224,14 @@ def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, .
         differs = [key for key in names if key in here]
         for members in _partition(namesakes, names):
             label = ", ".join([shorten_paths(name), *assignments(_values(members[0], differs))])
-            seeds = tuple(sorted(members, key=lambda result: result.seed))
-            methods.append(Method(name, _values(members[0], names), label, seeds))
+            members.sort(key=attrgetter("seed"))
+            for one, other in pairwise(members):
+                if one.seed == other.seed:
+                    raise UserError(
+                        f"{one.folder} and {other.folder} are the same run, seed {one.seed}: "
+                        "settings are equal; leave one out"
+                    )
+            methods.append(Method(name, _values(members[0], names), label, tuple(members)))
     return tuple(sorted(methods, key=lambda method: _natural(method.label)))
 
 
@@ -274,13 +276,3 @@ def _natural(text: str) -> list[tuple[float, str]]:
     """Sort ``8`` before ``16``."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]
-
-
-def _refuse_twins(results: Sequence[Result]) -> None:
-    names = [n for n in differing(results) if n == "seed" or not is_in(n, _REPLICATE)]
-    for runs in _partition(results, names):
-        if len(runs) > 1:
-            raise UserError(
-                f"{runs[0].folder} and {runs[1].folder} are the same run, seed {runs[0].seed}: "
-                "settings are equal; leave one out"
-            )

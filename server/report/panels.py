@@ -1,5 +1,6 @@
 """What a report consists of: panels in sections, for the page, ``report.md`` and the terminal."""
 
+import base64
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,8 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 from matplotlib.figure import Figure
 
-from server.report.figures import Pen, line_figure, to_png, to_svg
-from server.report.series import Line
+from server.report.figures import Line, Pen, file_of, line_figure
 
 MISSING = "n/a"  #: stands for a number that is not known
 STRONGEST = 8  #: the strongest colour of a cell; the style sheet has a class for each
@@ -68,33 +68,34 @@ def chart(
     note: str = "",
     file: str = "",
 ) -> Panel:
-    """Return a panel of a figure and its data; with a file, ``report.md`` shows it too."""
-    png = to_png(figure) if file else b""
-    return Panel(title, "chart", header, rows, note, image=to_svg(figure), file=file, png=png)
+    """Return a panel of a figure and its data; with a file, ``report.md`` shows it too.
+
+    The page has it as an image with its content in the address: nothing in that can run or load.
+    """
+    png = file_of(figure, "png") if file else b""
+    image = f"data:image/svg+xml;base64,{base64.b64encode(file_of(figure, 'svg')).decode()}"
+    return Panel(title, "chart", header, rows, note, image=image, file=file, png=png)
 
 
 def line_chart(
     title: str,
-    y_label: str,
+    label: str,
     lines: Mapping[str, Line],
     pens: Mapping[str, Pen],
     note: str = "",
     **options: Any,
 ) -> Panel:
     """Return a chart of lines over the rounds; for the options see `line_figure`."""
-    places = sorted({at for line in lines.values() for at in line.x})
-    columns = [_line_cells(line) for line in lines.values()]
-    rows = [[shown(at), *(cells.get(at, "") for cells in columns)] for at in places]
-    figure = line_figure(lines, pens, ("round", y_label), **options)
+    columns = []
+    for line in lines.values():
+        points = zip(line.x, line.y, line.spread or [math.nan] * len(line.x), strict=True)
+        # Without "± n/a" where there is no sd.
+        cells = {x: f"{shown(y)} ± {shown(sd, 2)}" for x, y, sd in points}
+        columns.append({x: cell.removesuffix(f" ± {MISSING}") for x, cell in cells.items()})
+    places = sorted(set().union(*columns))
+    rows = [[shown(x), *(cells.get(x, "") for cells in columns)] for x in places]
+    figure = line_figure(lines, pens, label, **options)
     return chart(title, figure, ("round", *lines), rows, note)
-
-
-def _line_cells(line: Line) -> dict[float, str]:
-    sds = line.spread or [math.nan] * len(line.x)
-    return {
-        at: shown(y) if math.isnan(sd) else f"{shown(y)} ± {shown(sd, 2)}"
-        for at, y, sd in zip(line.x, line.y, sds, strict=True)
-    }
 
 
 def shown(value: float, digits: int = 4) -> str:

@@ -7,20 +7,21 @@ have a report. Unknown keys are ignored, missing ones are empty, and null is NaN
 import glob
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, BeforeValidator, StrictInt, ValidationError
 
 from common.errors import UserError
 from common.metrics import HEADLINE
 from common.task import Task
-from server.report.series import thinned
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_settings
 
+MOST_POINTS = 100  #: the most rounds that a chart shows, evenly spaced
 MOST_REJECTIONS = 60  #: the most rejections of a run that are listed one by one
 
 TOGETHER = "multimodal"
@@ -103,11 +104,12 @@ def find_results(places: Iterable[str]) -> tuple[list[Result], list[str]]:
     for place in (named := list(places)):
         for folder in _folders_below(place):
             folders.setdefault(folder.resolve(), folder)
-    finished = [
-        path for path in folders.values() if all((path / f).is_file() for f in (CONFIG, SUMMARY))
-    ]
-    started = (path for path in folders.values() if (path / ROUNDS).is_file())
-    unfinished = [str(path) for path in started if path not in finished]
+    finished, unfinished = [], []
+    for path in folders.values():
+        if (path / CONFIG).is_file() and (path / SUMMARY).is_file():
+            finished.append(path)
+        elif (path / ROUNDS).is_file():
+            unfinished.append(str(path))
     if not finished:
         more = f"; {len(unfinished)} unfinished" if unfinished else ""
         raise UserError(
@@ -179,12 +181,18 @@ def _lines(path: Path) -> Iterator[bytes]:
             yield from file
 
 
+def thinned(rounds: Sequence[int], most: int = MOST_POINTS) -> list[int]:
+    """Return at most so many rounds, evenly spaced, the first and the last among them."""
+    places = np.linspace(0, len(rounds) - 1, min(len(rounds), most)).round().astype(int)
+    return [rounds[place] for place in places]
+
+
 @dataclass
 class History:
     """What a run recorded of its rounds."""
 
     count: int  #: number of all rounds
-    #: At most `series.MOST_POINTS` rounds, evenly spaced, the first and the last among them.
+    #: At most `MOST_POINTS` rounds, evenly spaced, the first and the last among them.
     sample: list[Round]
     #: Of all rounds that measured it: round to phase, or `WHOLE_ROUND`, to seconds.
     seconds: dict[int, Numbers]

@@ -1,13 +1,24 @@
 """Report section for one run: weights, losses, time, posterior widths, rejections and scores."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import cycle
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 from server.report.diagnosis_panels import diagnosis_panels
-from server.report.figures import Mark, Pen, Pens, bar_figure, mark_figure, step_pens
+from server.report.figures import (
+    Line,
+    Mark,
+    Pen,
+    Pens,
+    bar_figure,
+    envelope,
+    lines_of,
+    mark_figure,
+)
 from server.report.group_panels import LEAST_WEIGHT
 from server.report.groups import shorten_paths
 from server.report.panels import (
@@ -32,7 +43,6 @@ from server.report.records import (
     read_summary,
     reading,
 )
-from server.report.series import Line, envelope, line_of, over_rounds
 from server.run.folder import SUMMARY
 
 MOST_CLIENTS = 30  #: clients up to which each has a line of its own
@@ -40,7 +50,6 @@ MOST_BARS = 60  #: bars of a chart of time; of more rounds, several share one
 _TILES = ("chart", "heat")  #: panels that stand side by side, and therefore come first
 
 _MEDIAN = "in a band from the least to the greatest."
-_MEDIAN_OF_CLIENTS = f"the median of each modality's clients, {_MEDIAN}"
 
 
 def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: bool) -> Section:
@@ -59,8 +68,10 @@ def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: 
         why = "Confusions and calibration: this run has no single model that predicts."
         panels.append(_missing(why, "diagnostics" in summary.model_fields_set))
     with reading(folder / SUMMARY, "summary"):
-        facts = list(_facts(result, history.count, summary))
-    panels += [*_scores(summary), _settings(result)]
+        facts = _facts(result, history.count, summary)
+    settings = [(name, shorten_paths(value)) for name, value in result.settings.items()]
+    panels += _scores(summary)
+    panels.append(Panel("All settings", "words", ("setting", "value"), settings, folded=True))
     content = [panel for panel in panels if panel.kind != "notes"]
     content.sort(key=lambda panel: panel.kind not in _TILES)
     if missing := [line for panel in panels for line in panel.lines]:
@@ -74,12 +85,10 @@ def _missing(why: str, recorded: bool) -> Panel:
 
 
 def _fusion(history: History, pens: Pens) -> Iterator[Panel]:
-    rounds = history.of("fusion_weights")
-    weights = over_rounds(rounds)
-    lines = {name: line_of(weights[name], list(rounds)) for name in pens.ordered(weights)}
+    lines, label = lines_of(history.of("fusion_weights")), "weight in the fusion"
+    ordered = {name: lines[name] for name in pens.ordered(lines)}
     note = "How much each modality counts when all predict together; 1 in all."
-    label = "weight in the fusion"
-    yield line_chart("Modality weights", label, lines, pens, note, least=LEAST_WEIGHT)
+    yield line_chart("Modality weights", label, ordered, pens, note, least=LEAST_WEIGHT)
 
 
 def _decoder(history: History, pens: Pens) -> Iterator[Panel]:
@@ -126,14 +135,14 @@ def _envelopes(rounds: Mapping[int, Numbers], pens: Pens) -> dict[str, Line]:
 def _losses(history: History, pens: Pens) -> Iterator[Panel]:
     """Yield the train loss of each client, or of many clients the range by modality."""
     rounds, title = history.of("client_losses"), "Train loss of each client"
-    losses = over_rounds(rounds)
-    if len(losses) > MOST_CLIENTS:
-        note = f"{len(losses)} clients, more than {MOST_CLIENTS}: {_MEDIAN_OF_CLIENTS}"
-        yield line_chart(title, "loss", _envelopes(rounds, pens), pens, note)
+    lines = lines_of(rounds)
+    if len(lines) > MOST_CLIENTS:
+        note = f"{len(lines)} clients, more than {MOST_CLIENTS}: the median of each modality's "
+        yield line_chart(title, "loss", _envelopes(rounds, pens), pens, f"{note}clients, {_MEDIAN}")
         return
-    groups = _by_modality(losses, pens)
+    groups = _by_modality(lines, pens)
     owners = {client: name for name, clients in groups.items() for client in clients}
-    lines = {client: line_of(losses[client], list(rounds)) for client in owners}
+    lines = {client: lines[client] for client in owners}
     client_pens = {client: Pen(pens[name].colour, width=1.0) for client, name in owners.items()}
     legend = {name: clients[0] for name, clients in groups.items()}
     note = "A line for each client in the colour of its modality; a gap where it was not merged."
@@ -147,34 +156,25 @@ _PHASES = (
 
 
 def _seconds(history: History, _: Pens) -> Iterator[Panel]:
-    seconds = history.seconds
+    seconds, rounds = history.seconds, sorted(history.seconds)
     names = list(dict.fromkeys(name for phases in seconds.values() for name in phases))
-    width = math.ceil(len(seconds) / MOST_BARS)
-    rounds = sorted(seconds)
-    bars = [rounds[start : start + width] for start in range(0, len(rounds), width)]
-    parts = {
-        name: [_mean(seconds[n].get(name, 0.0) for n in bar) for bar in bars] for name in names
-    }
+    table = np.array([[seconds[number].get(name, 0.0) for name in names] for number in rounds])
+    width = math.ceil(len(rounds) / MOST_BARS)
+    starts = range(0, len(rounds), width)
+    bars = [table[start : start + width].mean(axis=0) for start in starts]
     title, note = "Seconds of a round, by phase", _PHASES
     if names == [WHOLE_ROUND]:
         title, note = title[:-10], "The version that made this run did not record phases."
     if width > 1:
         note = f"Each bar is the mean of {width} rounds. {note}"
-    starts = [bar[0] - 0.43 for bar in bars]
-    figure = bar_figure(starts, width, parts, step_pens(parts), ("round", "seconds"))
-    sums = {name: sum(phases.get(name, 0.0) for phases in seconds.values()) for name in names}
-    total = sum(sums.values())
-    rows = [
-        (name, shown(s), shown(s / len(rounds), 3), f"{s / total:.1%}" if total > 0 else MISSING)
-        for name, s in sums.items()
-    ]
+    parts = dict(zip(names, np.transpose(bars), strict=True))
+    figure = bar_figure([rounds[start] - 0.43 for start in starts], width, parts, "seconds")
+    sums = table.sum(axis=0).tolist()
+    rows = []
+    for name, total in zip(names, sums, strict=True):
+        share = f"{total / sum(sums):.1%}" if sum(sums) > 0 else MISSING
+        rows.append((name, shown(total), shown(total / len(rounds), 3), share))
     yield chart(title, figure, ("phase", "seconds", "a round", "share"), rows, note)
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Return the mean of those that are finite; NaN for none."""
-    known = list(filter(math.isfinite, values))
-    return sum(known) / len(known) if known else math.nan
 
 
 # Posterior widths -------------------------------------------------------------------------------
@@ -197,28 +197,26 @@ def _widths(history: History, pens: Pens) -> Iterator[Panel]:
         note = "A client's width is the median over its layers. The median of a modality's clients,"
         note, lines = f"{note} {_MEDIAN}", _envelopes(clients, pens)
         yield line_chart("Posterior widths over the rounds", "width", lines, pens, note, log=True)
+    yield _width_heat(rounds, history.count, pens)
+
+
+def _width_heat(rounds: Mapping[int, Matrix], count: int, pens: Pens) -> Panel:
     last, note = max(rounds), _WIDTHS
-    matrix, groups = rounds[last], _by_modality(rounds[last], pens)
-    layers = list(dict.fromkeys(layer for widths in matrix.values() for layer in widths))
-    columns = {client: matrix[client] for clients in groups.values() for client in clients}
-    if len(matrix) > MOST_CLIENTS:
-        note += f" {len(matrix)} clients: the medians of each modality's."
+    columns, groups = rounds[last], _by_modality(rounds[last], pens)
+    layers = list(dict.fromkeys(layer for widths in columns.values() for layer in widths))
+    if len(columns) > MOST_CLIENTS:
+        note += f" {len(columns)} clients: the medians of each modality's."
         columns = {
-            name: {layer: _median(matrix[c].get(layer, 0.0) for c in clients) for layer in layers}
+            name: {
+                layer: _median(rounds[last][client].get(layer, 0.0) for client in clients)
+                for layer in layers
+            }
             for name, clients in groups.items()
         }
-    if last < history.count:
+    else:
+        columns = {client: columns[client] for clients in groups.values() for client in clients}
+    if last < count:
         note += f" Round {last} is the last in which clients sent precisions."
-    yield _width_heat(f"Posterior width by layer and client, round {last}", layers, columns, note)
-
-
-def _median(widths: Iterable[float]) -> float:
-    """Return the median of the widths that are positive; NaN for none."""
-    known = [width for width in widths if width > 0]
-    return median(known) if known else math.nan
-
-
-def _width_heat(title: str, layers: Sequence[str], columns: Matrix, note: str) -> Panel:
     known = [w for widths in columns.values() for w in widths.values() if 0 < w < math.inf]
     low, high = min(known, default=1.0), max(known, default=1.0)
 
@@ -232,7 +230,13 @@ def _width_heat(title: str, layers: Sequence[str], columns: Matrix, note: str) -
         [layer, *(cell(widths.get(layer, math.nan)) for widths in columns.values())]
         for layer in layers
     ]
+    title = f"Posterior width by layer and client, round {last}"
     return Panel(title, "wide heat", ("layer", *columns), rows, note)
+
+
+def _median(widths: Iterable[float]) -> float:
+    """Return the median of the widths that are positive; NaN for none."""
+    return median([width for width in widths if width > 0] or [math.nan])
 
 
 #: What is recorded of rounds: its key, what shows it, and why nothing of it may be there.
@@ -251,21 +255,21 @@ _OF_ROUNDS: Mapping[str, tuple[Callable[[History, Pens], Iterator[Panel]], str]]
 }
 
 
-def _facts(result: Result, rounds: int, summary: Summary) -> Iterator[tuple[str, str]]:
-    yield "folder", shorten_paths(str(Path(result.folder).absolute()))
-    yield "seed", str(result.seed)
-    yield "rounds", str(rounds)
-    yield "seconds", shown(summary.seconds)
-    if summary.items:
-        yield "items", ", ".join(f"{value} {name}" for name, value in summary.items.items())
-    if summary.parameters is not None:
-        yield "parameters", f"{summary.parameters:,}"
-    if summary.fusion:
-        yield "fusion", str(summary.fusion)
-    if "label_skew" in summary.model_fields_set:
-        yield "label skew", shown(summary.label_skew, 3)
-    if summary.privacy and (epsilon := summary.privacy.get("epsilon")) is not None:
-        yield "epsilon", shown(float(epsilon), 3)
+def _facts(result: Result, rounds: int, summary: Summary) -> list[tuple[str, str]]:
+    epsilon = (summary.privacy or {}).get("epsilon")
+    skew = shown(summary.label_skew, 3) if "label_skew" in summary.model_fields_set else ""
+    facts = {
+        "folder": shorten_paths(str(Path(result.folder).absolute())),
+        "seed": str(result.seed),
+        "rounds": str(rounds),
+        "seconds": shown(summary.seconds),
+        "items": ", ".join(f"{value} {name}" for name, value in (summary.items or {}).items()),
+        "parameters": "" if summary.parameters is None else f"{summary.parameters:,}",
+        "fusion": str(summary.fusion or ""),
+        "label skew": skew,
+        "epsilon": "" if epsilon is None else shown(float(epsilon), 3),
+    }
+    return [(name, value) for name, value in facts.items() if value]
 
 
 def _rejections(history: History) -> Panel:
@@ -291,8 +295,3 @@ def _scores(summary: Summary) -> Iterator[Panel]:
                 for row, metrics in scores.items()
             ]
             yield Panel(title, header=("", *names), rows=rows)
-
-
-def _settings(result: Result) -> Panel:
-    rows = [(name, shorten_paths(value)) for name, value in result.settings.items()]
-    return Panel("All settings", "words", ("setting", "value"), rows, folded=True)

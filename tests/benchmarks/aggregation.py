@@ -9,17 +9,13 @@ process of its own; memory is how far its peak rose over the round.
 """
 
 import argparse
-import json
-import resource
-import subprocess
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import cast
 
 import numpy as np
 import torch
-from figures import Figure
+from figures import Figure, in_a_process, peak, print_figures
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
@@ -31,9 +27,9 @@ from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Uplink, no_numbers
 from common.model.calibration import label_sums, prior_of
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
-from common.posterior import Gaussian, Posterior
-from common.protocol import encode_uplink, payload_bytes
-from common.structures import Structure, decoder_structure, encoder_structure
+from common.posterior import Posterior
+from common.protocol import encode_uplink
+from common.structures import decoder_structure, fit_gaussian
 from common.task import Task
 from server.roster.labels import PooledLabels
 from server.roster.registry import Member, Registry
@@ -42,6 +38,8 @@ from server.strategy import HierarchicalAggregation
 WIDTHS = {"language": 100, "audio": 73, "vision": 100}
 LABELS = torch.linspace(-1, 1, 24)
 SAMPLES = 4
+CLIENTS = (10, 100, 1_000, 10_000)
+STRATEGIES = ("fedavg", "hierarchical")
 
 
 class Nodes:
@@ -88,25 +86,28 @@ def timed(messages: Iterable[Message], clocks: Clocks) -> Iterator[Message]:
         yield message
 
 
-def fitted(
-    arrays: Mapping[str, Tensor], config: EncoderConfig, structure: Structure | None
-) -> Posterior:
-    """Return what a client would send of arrays that are near these."""
+def samples_of(
+    arrays: Mapping[str, Tensor], config: EncoderConfig
+) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    """Yield names, samples near these arrays and, where a client measures them, input moments."""
     generator = torch.Generator().manual_seed(0)
-    posterior = {}
+    reads_inputs = config.merge == "pbea" and config.structure == "inputs"
     for name, array in arrays.items():
-        noise = torch.randn(SAMPLES, *array.shape, generator=generator)
         moments = None
-        if structure is not None and structure.reads_inputs and array.ndim >= 2:
+        if reads_inputs and array.ndim >= 2:
             inputs = torch.randn(256, array[0].numel(), generator=generator, dtype=torch.float64)
             moments = inputs.T @ inputs / len(inputs)
-        samples = array + 1e-3 * noise
-        if structure is None:
-            posterior[name] = Gaussian(samples.mean(dim=0))
-        else:
-            scale = config.scale if structure.sends_change else "absolute"
-            posterior[name] = structure.fit(samples, config.shrinkage, scale, array, moments)
-    return Posterior.of(posterior)
+        noise = torch.randn(SAMPLES, *array.shape, generator=generator)
+        yield name, array + 1e-3 * noise, moments
+
+
+def fitted(arrays: Mapping[str, Tensor], config: EncoderConfig) -> Posterior:
+    """Return what a client would send of arrays that are near these."""
+    gaussians = {
+        name: fit_gaussian(samples, config, arrays[name], moments)
+        for name, samples, moments in samples_of(arrays, config)
+    }
+    return Posterior.of(gaussians)
 
 
 def keys_of(clients: int) -> list[ClientKey]:
@@ -147,17 +148,17 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
     y, p = LABELS[:2].double(), LABELS[:2].double() + 0.1
     calibration_sums = torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
     steps = config.client.local_epochs * -(-len(LABELS) // config.client.batch_size)
+    decoder = EncoderConfig("average")
+    if decoder_structure(settings.decoder):
+        shrinkage = settings.decoder.shrinkage
+        decoder = EncoderConfig("pbea", "inputs", shrinkage=shrinkage, scale="absolute")
     contents = {}
     for name, encoder in trained.encoders.items():
         uplink = Uplink(
             ClientKey(name, 0),
             1,
-            fitted(encoder, settings.encoder, encoder_structure(settings.encoder)),
-            fitted(
-                trained.decoder,
-                EncoderConfig("pbea", shrinkage=settings.decoder.shrinkage),
-                decoder_structure(settings.decoder),
-            ),
+            fitted(encoder, settings.encoder),
+            fitted(trained.decoder, decoder),
             len(LABELS),
             0.5,
             calibration_sums,
@@ -181,67 +182,38 @@ def replies(
         yield Message(content, reply_to=message)
 
 
-def measure(clients: int, name: str) -> dict[str, float]:
-    """Merge one round; return seconds, memory and bytes."""
+def measure(clients: int, name: str) -> tuple[float, float, float]:
+    """Merge one round; return seconds, CPU seconds, and by how many MB the memory's peak rose."""
     prepare_process()
     config = compose(Config, [f"strategy={name}", "model=paper"])
     keys = keys_of(clients)
     strategy, arrays, nodes = strategy_of(config, keys)
     contents = updates(strategy, config)
     messages = strategy.configure_train(1, ArrayRecord(arrays), ConfigRecord(), nodes)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = peak()
     made, whole = Clocks(), Clocks()
     with whole:
         strategy.aggregate_train(1, timed(replies(messages, keys, contents), made))
     report = strategy.report
     assert report and sum(report.clients.values()) == clients, report
-    return {
-        "seconds": whole.seconds - made.seconds,
-        "cpu": whole.cpu - made.cpu,
-        "memory": (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1e3,
-        "sent": sum(map(payload_bytes, contents.values())) / len(contents),
-    }
+    return whole.seconds - made.seconds, whole.cpu - made.cpu, peak() - before
 
 
-def measured_apart(clients: int, name: str) -> dict[str, float]:
-    """As `measure`, in a process of its own."""
-    command = [sys.executable, __file__, "--one", str(clients), name]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout)
-    return found
-
-
-def figures() -> Iterator[Figure]:
-    """Measure 10 to 10,000 clients."""
-    for name in ("fedavg", "hierarchical"):
-        for clients in (10, 100, 1_000, 10_000):
-            row, most = measured_apart(clients, name), clients == 10_000
-            what = f"merge {clients:,} clients, {name}"
-            seconds, cpu = row["seconds"], row["cpu"]
+def figures(
+    clients: Sequence[int] = CLIENTS, strategies: Sequence[str] = STRATEGIES
+) -> Iterator[Figure]:
+    """Measure rounds of so many clients."""
+    for name in strategies:
+        for count in clients:
+            seconds, cpu, memory = in_a_process(measure, count, name)
+            what, most = f"merge {count:,} clients, {name}", count == 10_000
             yield Figure(what, seconds, "s", 10 if most else None, "for 10,000", cpu)
-            yield Figure(f"{what}: memory", row["memory"], "MB", 100 if most else None, "flat")
-
-
-def main() -> None:
-    """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, nargs="*", default=[10, 100, 1_000, 10_000])
-    parser.add_argument("--strategy", nargs="*", default=["fedavg", "hierarchical"])
-    parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
-    given = parser.parse_args()
-    if given.one:
-        print(json.dumps(measure(int(given.one[0]), given.one[1])))
-        return
-    print(f"{'strategy':14}{'clients':>8}{'kB each':>9}{'seconds':>9}{'CPU s':>8}{'MB':>6}")
-    for name in given.strategy:
-        for clients in given.clients:
-            row = measured_apart(clients, name)
-            print(
-                f"{name:14}{clients:8}{row['sent'] / 1e3:9.0f}{row['seconds']:9.2f}"
-                f"{row['cpu']:8.2f}{row['memory']:6.0f}",
-                flush=True,
-            )
+            yield Figure(f"{what}: memory", memory, "MB", 100 if most else None, "flat")
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS)
+    parser.add_argument("--strategy", nargs="*", default=STRATEGIES)
+    given = parser.parse_args()
+    print_figures(figures(given.clients, given.strategy))

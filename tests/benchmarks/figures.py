@@ -1,43 +1,33 @@
 """What a benchmark measures: a figure, and what it is to be compared with."""
 
 import json
+import multiprocessing
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
-PROJECT = Path(__file__).resolve().parents[2]
+T = TypeVar("T")
+
 BIN = Path(sys.executable).parent
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One measured number.
-
-    Attributes
-    ----------
-    name
-        What was measured.
-    value, unit
-        The number.
-    limit
-        The most that it is to be, measured in the same run where it is not a constant; None: there
-        is none.
-    compared
-        What the limit is.
-    cpu
-        CPU seconds that the measurement took, where they are not the value.
-    """
+    """One measured number."""
 
     name: str
     value: float
     unit: str
+    #: The most that it is to be, measured in the same run where it is not a constant.
     limit: float | None = None
-    compared: str = ""
-    cpu: float | None = None
+    compared: str = ""  #: what the limit is
+    cpu: float | None = None  #: CPU seconds of the measurement, where they are not the value
 
     @property
     def state(self) -> str:
@@ -47,19 +37,15 @@ class Figure:
         return "reached" if self.value <= self.limit else "missed"
 
 
-def as_json(figures: Sequence[Figure]) -> str:
-    """Return figures as JSON."""
-    return json.dumps([asdict(each) | {"state": each.state} for each in figures], indent=1)
-
-
-def print_figures(figures: Sequence[Figure]) -> None:
-    """Print a line for each."""
-    for each in figures:
-        limit = f"at most {each.limit:.4g} ({each.compared}): {each.state}" if each.state else ""
-        cpu = "" if each.cpu is None else f"CPU {each.cpu:.1f} s"
-        print(
-            f"{each.name:52}{each.value:10.4g} {each.unit:6} {cpu:12} {limit}".rstrip(), flush=True
-        )
+def print_figures(figures: Iterable[Figure]) -> list[Figure]:
+    """Print a line for each as it is measured; return all."""
+    measured = []
+    for one in figures:
+        limit = f"at most {one.limit:.4g} ({one.compared}): {one.state}" if one.state else ""
+        cpu = "" if one.cpu is None else f"CPU {one.cpu:.1f} s"
+        print(f"{one.name:52}{one.value:10.4g} {one.unit:6} {cpu:12} {limit}".rstrip(), flush=True)
+        measured.append(one)
+    return measured
 
 
 @dataclass(frozen=True)
@@ -85,12 +71,8 @@ print(json.dumps([used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6, do
 def run_command(*command: str | Path) -> Ran:
     """Run a command of this environment to its end."""
     began = time.monotonic()
-    done = subprocess.run(
-        [sys.executable, "-c", _MEASURED, *map(str, command)],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    script = [sys.executable, "-c", _MEASURED, *map(str, command)]
+    done = subprocess.run(script, capture_output=True, text=True, check=True)
     seconds = time.monotonic() - began
     cpu, megabytes, status = json.loads(done.stdout)
     if status:
@@ -98,9 +80,19 @@ def run_command(*command: str | Path) -> Ran:
     return Ran(seconds, cpu, megabytes, done.stderr)
 
 
+def in_a_process(work: Callable[..., T], *given: object) -> T:
+    """Run a function of a module in a process of its own, whose memory is that of nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as processes:
+        return processes.submit(work, *given).result()
+
+
+def peak() -> float:
+    """Return the peak of this process's memory so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
+
+
 def cpu_of(work: Callable[[], object]) -> float:
     """Return the CPU seconds of this process that some work takes."""
-    began = resource.getrusage(resource.RUSAGE_SELF)
+    began = time.process_time()
     work()
-    ended = resource.getrusage(resource.RUSAGE_SELF)
-    return ended.ru_utime + ended.ru_stime - began.ru_utime - began.ru_stime
+    return time.process_time() - began

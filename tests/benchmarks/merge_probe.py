@@ -13,6 +13,7 @@ seeds, negative is better than FedAvg.
 """
 
 import argparse
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -132,16 +133,12 @@ def main() -> None:
     print(f"| | {' | '.join(f'round {number}' for number in given.rounds)} |")
     print(f"| --- |{' ---: |' * len(given.rounds)}")
     for merge in ("FedAvg's loss", *given.merges):
-        cells = [_cell(found[number, merge], merge) for number in given.rounds]
+        cells = []
+        for number in given.rounds:
+            values = found[number, merge]
+            error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else math.nan
+            cells.append(f"{statistics.mean(values):+.4f} ± {error:.4f}")
         print(f"| {merge} | {' | '.join(cells)} |")
-
-
-def _cell(values: list[float], merge: str) -> str:
-    mean = statistics.mean(values)
-    if merge == "FedAvg's loss":
-        return f"{mean:.3f}"
-    error = statistics.stdev(values) / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return f"{mean:+.4f} ± {error:.4f}"
 
 
 if __name__ == "__main__":

@@ -46,4 +46,4 @@ def figures() -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    print_figures(list(figures()))
+    print_figures(figures())

@@ -11,20 +11,17 @@ round, without the first, which starts the processes that stay; and CPU seconds 
 import argparse
 import itertools
 import json
-import os
 import re
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
-from figures import Figure
+from figures import Figure, print_figures
 from processes import BIN, PROJECT, Federation, flower_environment
 
 MODALITIES = ("language", "audio", "vision")
@@ -79,12 +76,6 @@ clientapp = "stock:client"
 """
 
 
-def cpu() -> float:
-    """Return the CPU seconds of all processes that ended."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
-
-
 def submit(federation: Federation, app: str, *more: str) -> str:
     """Run an app to its end; return what it printed."""
     done = subprocess.run(
@@ -107,7 +98,7 @@ def stock(federation: Federation, rounds: int) -> list[float]:
     for number in range(3):
         federation.add_flower_node(f"number={number}")
     printed = submit(federation, str(app))
-    moments = [float(each) for each in re.findall(r"began \d+ ([\d.]+)", printed)]
+    moments = map(float, re.findall(r"began \d+ ([\d.]+)", printed))
     return [after - before for before, after in itertools.pairwise(moments)]
 
 
@@ -142,63 +133,34 @@ def trained(federation: Federation, rounds: int, clients: int) -> list[float]:
     return [record["seconds"] for record in records]
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a federation took: seconds of each round, and of all with its start; CPU seconds."""
-
-    rounds: list[float]
-    whole: float
-    cpu: float
-
-    @property
-    def later(self) -> list[float]:
-        """Seconds of rounds without the first, which starts what stays."""
-        return self.rounds[1:]
+WAYS = {
+    "Flower's FedAvg, no-op": stock,
+    "utmp-client": ours,
+    "flower-supernode": plain,
+    "9 clients in 3 nodes": hosted,
+}
 
 
-def run(measure: Callable[[Federation, int], list[float]], rounds: int) -> Measured:
-    """Start a federation, measure, stop it."""
-    with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder) / "flower-home"
-        home.mkdir()
-        federation = Federation(Path(folder), flower_environment(home))
-        before, began = cpu(), time.monotonic()
-        try:
-            federation.start()
-            seconds = measure(federation, rounds)
-        finally:
-            federation.stop()
-        return Measured(seconds, time.monotonic() - began, cpu() - before)
-
-
-def figures() -> Iterator[Figure]:
-    """Measure both."""
-    theirs, own = run(stock, 6), run(ours, 6)
-    limit = statistics.median(theirs.later)
-    yield Figure("a round of Flower's FedAvg, no-op", limit, "s", cpu=theirs.cpu)
-    taken = statistics.median(own.later)
-    yield Figure("a round with utmp-client, training too", taken, "s", limit, "no-op", own.cpu)
-
-
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    arguments = parser.parse_args()
-    print(f"{os.cpu_count()} cores, 3 nodes, {arguments.rounds} rounds")
-    for name, measure in (
-        ("Flower, no-op", stock),
-        ("utmp-client", ours),
-        ("flower-node", plain),
-        ("9 in 3 nodes", hosted),
-    ):
-        found = run(measure, arguments.rounds)
-        print(
-            f"{name:14} {statistics.median(found.later):6.2f} s a round "
-            f"({min(found.later):.2f} to {max(found.later):.2f}), first {found.rounds[0]:.2f}; "
-            f"all {found.whole:.0f} s, CPU {found.cpu:.0f} s"
-        )
+def figures(rounds: int = 6, ways: Sequence[str] = tuple(WAYS)[:2]) -> Iterator[Figure]:
+    """Start a federation of each way, measure, stop it; Flower's own is the limit of the others."""
+    limit = None
+    for name in ways:
+        with tempfile.TemporaryDirectory() as folder:
+            home = Path(folder) / "flower-home"
+            home.mkdir()
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            with Federation(Path(folder), flower_environment(home)) as federation:
+                federation.start()
+                first, *later = WAYS[name](federation, rounds)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        taken = statistics.median(later)
+        span = f"{min(later):.2f} to {max(later):.2f}, first {first:.2f}"
+        yield Figure(f"a round, {name} ({span})", taken, "s", limit, "no-op", cpu)
+        limit = limit or taken
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=8)
+    print_figures(figures(parser.parse_args().rounds, tuple(WAYS)))

@@ -2,7 +2,6 @@
 
     python tests/benchmarks/serve_load.py [--run RUN] [--seconds 20] [--callers 1 8 64]
     python tests/benchmarks/serve_load.py --minutes 10      # and then a soak
-    python tests/benchmarks/serve_load.py --gigabyte        # and a body of 1 GB, in three ways
 
 Starts the service on a free port of loopback, for a run folder or for a tiny run that it trains.
 Each request has one item; each caller sends the next one as soon as it is answered. In the soak,
@@ -13,6 +12,7 @@ of the service is printed every 30 s.
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -22,13 +22,14 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
 SOAK_CALLERS = 8
+JSON = "application/json"
 
 TINY = [
     "runtime=sequential",
@@ -41,15 +42,15 @@ TINY = [
 
 #: Requests that must be refused: body, Content-Type, expected status.
 BAD: list[tuple[bytes, str, int]] = [
-    (b'{"items": [', "application/json", 400),
-    (b'{"items": [{"id": NaN}]}', "application/json", 422),
-    (b'{"items": [{"smell": [[1]]}]}', "application/json", 422),
-    (b'{"items": [{"id": "a"}]}', "application/json", 422),
-    (b'{"items": []}', "application/json", 422),
-    (b'{"items": [' + b"{}," * 9_999 + b"{}]}", "application/json", 413),
-    (b"[" * 100_000, "application/json", 422),
+    (b'{"items": [', JSON, 400),
+    (b'{"items": [{"id": NaN}]}', JSON, 422),
+    (b'{"items": [{"smell": [[1]]}]}', JSON, 422),
+    (b'{"items": [{"id": "a"}]}', JSON, 422),
+    (b'{"items": []}', JSON, 422),
+    (b'{"items": [' + b"{}," * 9_999 + b"{}]}", JSON, 413),
+    (b"[" * 100_000, JSON, 422),
     (b"{}", "text/plain", 415),
-    (b"0" * (20 << 20), "application/json", 413),
+    (b"0" * (20 << 20), JSON, 413),
 ]
 
 
@@ -61,31 +62,18 @@ class Load:
     errors: Counter[str] = field(default_factory=Counter)
 
 
+@dataclass
 class Service:
     """A running `utmp-serve`."""
 
-    def __init__(self, process: subprocess.Popen[str], address: str) -> None:
-        self.process = process
-        self.address = address
+    process: subprocess.Popen[str]
+    address: str
 
     @property
     def memory(self) -> float:
         """Resident memory now, in MB."""
-        return self._status("VmRSS")
-
-    @property
-    def peak(self) -> float:
-        """Peak resident memory since `forget_peak`, in MB."""
-        return self._status("VmHWM")
-
-    def forget_peak(self) -> None:
-        """Reset the peak, where the system allows it."""
-        with contextlib.suppress(OSError):
-            Path(f"/proc/{self.process.pid}/clear_refs").write_text("5")
-
-    def _status(self, name: str) -> float:
         text = Path(f"/proc/{self.process.pid}/status").read_text()
-        found = re.search(rf"{name}:\s+(\d+) kB", text)
+        found = re.search(r"VmRSS:\s+(\d+) kB", text)
         return int(found[1]) / 1024 if found else float("nan")
 
 
@@ -95,12 +83,8 @@ def running(run: Path, settings: list[str]) -> Iterator[Service]:
     command = [sys.executable, "-m", "server.commands.serve", f"model={run}", "port=0", *settings]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        address = None
-        for line in process.stdout:
-            print(line, end="")
-            if found := re.search(r"http://\S+/", line):
-                address = found[0]
-                break
+        found = (re.search(r"http://\S+/", line) for line in process.stdout)
+        address = next((match[0] for match in found if match), None)
         if address is None:
             sys.exit("the service did not start")
         try:
@@ -122,40 +106,37 @@ async def bodies_of(address: str) -> list[bytes]:
         return found
 
 
+async def post(
+    session: aiohttp.ClientSession, load: Load, body: bytes, kind: str = JSON, expected: int = 200
+) -> None:
+    """Send one request; count how long it takes, and an error if the answer is unexpected."""
+    began = time.perf_counter()
+    try:
+        async with session.post("predict", data=body, headers={"Content-Type": kind}) as answer:
+            content = await answer.text()
+            if answer.status != expected:
+                load.errors[f"{answer.status} {content}, expected {expected}"] += 1
+    except (aiohttp.ClientError, TimeoutError) as error:
+        load.errors[f"{error!r} for {body[:30]!r}"] += 1
+    load.seconds.append(time.perf_counter() - began)
+
+
 async def call(
     session: aiohttp.ClientSession, bodies: list[bytes], first: int, until: float, load: Load
 ) -> None:
     """Send one request after the other."""
-    headers = {"Content-Type": "application/json"}
-    turn = first
-    while time.perf_counter() < until:
-        began = time.perf_counter()
-        try:
-            async with session.post(
-                "predict", data=bodies[turn % len(bodies)], headers=headers
-            ) as answer:
-                content = await answer.json()
-                if answer.status != 200 or len(content["predictions"]) != 1:
-                    load.errors[f"{answer.status} {content}"] += 1
-        except (aiohttp.ClientError, TimeoutError) as error:
-            load.errors[repr(error)] += 1
-        load.seconds.append(time.perf_counter() - began)
-        turn += 1
+    for turn in itertools.count(first):
+        if time.perf_counter() >= until:
+            return
+        await post(session, load, bodies[turn % len(bodies)])
 
 
 async def misbehave(session: aiohttp.ClientSession, until: float, load: Load) -> None:
     """Send requests that must be refused, about ten per second."""
-    turn = 0
-    while time.perf_counter() < until:
-        body, kind, status = BAD[turn % len(BAD)]
-        turn += 1
-        try:
-            async with session.post("predict", data=body, headers={"Content-Type": kind}) as answer:
-                if answer.status != status:
-                    load.errors[f"{answer.status} for {body[:30]!r}, expected {status}"] += 1
-        except (aiohttp.ClientError, TimeoutError) as error:
-            load.errors[f"{error!r} for {body[:30]!r}"] += 1
-        load.seconds.append(0.0)
+    for body, kind, status in itertools.cycle(BAD):
+        if time.perf_counter() >= until:
+            return
+        await post(session, load, body, kind, status)
         await asyncio.sleep(0.1)
 
 
@@ -194,9 +175,8 @@ async def soak(service: Service, minutes: float) -> None:
     good, bad = Load(), Load()
     began = time.perf_counter()
     until = began + 60 * minutes
-    async with aiohttp.ClientSession(
-        service.address, connector=aiohttp.TCPConnector(limit=0)
-    ) as session:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(service.address, connector=connector) as session:
         tasks = [
             asyncio.create_task(call(session, bodies, first, until, good))
             for first in range(SOAK_CALLERS)
@@ -216,63 +196,6 @@ async def soak(service: Service, minutes: float) -> None:
         print(f"  {times} times {error[:200]}")
 
 
-PIECE = b'{"items": [' + b"0," * (1 << 19)
-PIECES = (1 << 30) // len(PIECE) + 1
-
-
-async def polite(address: str, declared: bool) -> tuple[int, str]:
-    """Send a body of 1 GB until it is answered; return the bytes sent, and the answer."""
-    sent = 0
-
-    async def pieces() -> AsyncIterator[bytes]:
-        nonlocal sent
-        for _ in range(PIECES):
-            yield PIECE
-            sent += len(PIECE)
-
-    headers = {"Content-Type": "application/json"}
-    if declared:
-        headers["Content-Length"] = str(PIECES * len(PIECE))
-    async with (
-        aiohttp.ClientSession(address) as session,
-        session.post("predict", data=pieces(), headers=headers) as answer,
-    ):
-        return sent, f"{answer.status} {await answer.text()}"
-
-
-async def blind(address: str) -> tuple[int, str]:
-    """Send all of it before reading the answer."""
-    host, port = address.removeprefix("http://").rstrip("/").split(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
-    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    writer.write(f"{head}Content-Length: {PIECES * len(PIECE)}\r\n\r\n".encode())
-    for _ in range(PIECES):
-        writer.write(PIECE)
-        await writer.drain()
-    line = await reader.readline()
-    writer.close()
-    return PIECES * len(PIECE), line.decode().strip()
-
-
-async def gigabyte(service: Service) -> None:
-    """Send a body of 1 GB in three ways, and print time and memory."""
-    ways = {
-        "declared": polite(service.address, declared=True),
-        "chunked": polite(service.address, declared=False),
-        "sent to its end": blind(service.address),
-    }
-    for way, sending in ways.items():
-        service.forget_peak()
-        before, began = service.memory, time.perf_counter()
-        sent, answer = await sending
-        print(
-            f"1 GB, {way}: {answer} after {sent / 1e6:.0f} MB and "
-            f"{time.perf_counter() - began:.2f} s; RSS {before:.0f} MB before, "
-            f"{service.peak:.0f} MB at most",
-            flush=True,
-        )
-
-
 def main() -> None:
     """Start, load, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -280,7 +203,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--callers", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--minutes", type=float, default=0)
-    parser.add_argument("--gigabyte", action="store_true")
     parser.add_argument("settings", nargs="*", help="settings of utmp-serve, such as max_batch=64")
     arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
@@ -294,8 +216,6 @@ def main() -> None:
                 stdout=subprocess.DEVNULL,
             )
         with running(run, arguments.settings) as service:
-            if arguments.gigabyte:
-                asyncio.run(gigabyte(service))
             if arguments.callers:
                 table(service, arguments.callers, arguments.seconds)
             if arguments.minutes:

@@ -33,15 +33,10 @@ def trained(folder: Path, *overrides: str) -> tuple[Ran, list[dict[str, Any]]]:
 
 
 def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
-    """Return the median seconds of a round of nine clients, and of what the clients compute.
+    """Return the median seconds of a round of nine clients, and of what they do not compute.
 
-    Parameters
-    ----------
-    runtime
-        ``sequential`` or ``processes``: what clients compute is of the same run, in seconds of the
-        process that each is in, and divided by how many there are.
-    rounds
-        The first is left out.
+    What clients compute is of the same run, ``sequential`` or ``processes``: seconds of the process
+    that each is in, divided by how many there are. The first round is left out.
     """
     import client.app
     from common.config import Config, compose
@@ -61,10 +56,8 @@ def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
                 file.write(f"{uplink.round} {time.perf_counter() - began}\n")
             return uplink
 
-        run = prepare(
-            compose(Config, [f"runtime={runtime}", f"rounds={rounds}", "clients.default=3"]),
-            Path(folder) / "run",
-        )
+        overrides = [f"runtime={runtime}", f"rounds={rounds}", "clients.default=3"]
+        run = prepare(compose(Config, overrides), Path(folder) / "run")
         client.app.run_round = timed
         try:
             run_locally(run)
@@ -86,7 +79,7 @@ def figures(sizes: Sequence[int] = SIZES, runtime: str = "processes") -> Iterato
     """Measure starts, overhead and growth."""
     where = f"runtime={runtime}"
     helped = [run_command(BIN / "utmp-train", "--help") for _ in range(3)]
-    seconds = statistics.median(each.seconds for each in helped)
+    seconds = statistics.median(ran.seconds for ran in helped)
     yield Figure("utmp-train --help", seconds, "s", 1, "at once", helped[0].cpu)
     with tempfile.TemporaryDirectory() as folder:
         began = time.time()
@@ -109,14 +102,9 @@ def figures(sizes: Sequence[int] = SIZES, runtime: str = "processes") -> Iterato
     for clients in sizes:
         items = max(2_400, 10 * clients)
         with tempfile.TemporaryDirectory() as folder:
-            ran, rounds = trained(
-                Path(folder),
-                where,
-                "rounds=1",
-                f"clients.default={clients // 3}",
-                f"dataset.num_items={items}",
-                f"dataset.num_speakers={items}",
-            )
+            data = [f"dataset.num_{what}={items}" for what in ("items", "speakers")]
+            each = f"clients.default={clients // 3}"
+            ran, rounds = trained(Path(folder), where, "rounds=1", each, *data)
         name = f"a round of {clients:,} clients, {where}"
         assert sum(rounds[0]["clients"].values()) == clients
         yield Figure(name, rounds[0]["seconds"], "s", cpu=ran.cpu)
@@ -129,5 +117,4 @@ if __name__ == "__main__":
     parser.add_argument("--runtime", default="processes")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    for figure in figures(given.clients, given.runtime):
-        print_figures([figure])
+    print_figures(figures(given.clients, given.runtime))

@@ -20,7 +20,7 @@ from contextlib import nullcontext
 
 import numpy as np
 import torch
-from figures import Figure
+from figures import Figure, cpu_of, print_figures
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import profile
@@ -116,13 +116,6 @@ def ours(data: ClientData, config: Config) -> Callable[[], object]:
     return lambda: train(model, data, config.client, config.strategy.sampler, seed=0)
 
 
-def timed(run: Callable[[], object], steps: int) -> float:
-    """Return the CPU milliseconds of a step."""
-    began = time.process_time()
-    run()
-    return 1e3 * (time.process_time() - began) / steps
-
-
 def configs() -> tuple[Config, Config]:
     """Return the configuration without samples, and the default."""
     common = ["client.local_epochs=1", f"client.batch_size={BATCH}"]
@@ -153,7 +146,7 @@ def compared(
         found: dict[str, list[float]] = {name: [] for name in runs}
         for _ in range(pairs):
             for name, run in runs.items():
-                found[name].append(timed(run, steps))
+                found[name].append(1e3 * cpu_of(run) / steps)
         middle = {name: statistics.median(each) for name, each in found.items()}
         ratios = {
             name: statistics.median(a / b for a, b in zip(found[name], found["bare"], strict=True))
@@ -163,13 +156,15 @@ def compared(
         yield modality, middle, ratios
 
 
-def figures() -> Iterator[Figure]:
+def figures(steps: int = 30, pairs: int = 5, variants: Sequence[str] = ()) -> Iterator[Figure]:
     """Measure each modality."""
-    for modality, middle, ratios in compared(steps=30, pairs=5):
+    for modality, middle, ratios in compared(steps, pairs, variants):
         yield Figure(f"a bare step, {modality}", middle["bare"], "ms CPU")
         yield Figure(f"a local step, {modality}", middle["ours"], "ms CPU", 15, "75 / 5")
         yield Figure(f"against the bare loop, {modality}", ratios["ours"], "", 1.1, "10 % more")
         yield Figure(f"with four samples, {modality}", ratios["sampled"], "", 1.1, "10 % more")
+        for name in variants:
+            yield Figure(f"{name} against the bare loop, {modality}", ratios[name], "")
 
 
 def print_profile(steps: int) -> None:
@@ -189,8 +184,7 @@ def print_profile(steps: int) -> None:
             print(f"  {row.key[:48]:48}{share:6.1%}{ms:8.2f} ms{row.count / steps:8.1f} calls")
 
 
-def main() -> None:
-    """Measure and print."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--pairs", type=int, default=10)
@@ -199,12 +193,5 @@ def main() -> None:
     given = parser.parse_args()
     if given.profile:
         print_profile(given.steps)
-        return
-    print("CPU ms a step, and of the bare loop's")
-    for modality, middle, ratios in compared(given.steps, given.pairs, given.variants):
-        found = [f"{name} {ms:.2f} ({ratios.get(name, 1):.3f})" for name, ms in middle.items()]
-        print(f"{modality}: {', '.join(found)}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+    else:
+        print_figures(figures(given.steps, given.pairs, given.variants))

@@ -15,11 +15,20 @@ import multiprocessing
 import pickle
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from multiprocessing.connection import Connection
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
-from aggregation import Clocks, keys_of, prepare_process, replies, strategy_of, timed, updates
-from figures import Figure
+from aggregation import (
+    STRATEGIES,
+    Clocks,
+    keys_of,
+    prepare_process,
+    replies,
+    strategy_of,
+    timed,
+    updates,
+)
+from figures import Figure, print_figures
 from flwr.app import ArrayRecord, ConfigRecord
 
 from common.clients import ClientKey
@@ -28,7 +37,6 @@ from common.model.ha_fedformer import ModelArrays, join_arrays
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 
-NAMES = ("fedavg", "hierarchical")
 FAN_OUT = 1_000
 
 
@@ -47,11 +55,11 @@ def sum_of(config: Config, keys: Sequence[ClientKey]) -> tuple[RoundSum, ModelAr
     return total, strategy._trained, strategy.updates.received, whole.seconds - made.seconds
 
 
-def aggregate(config: Config, keys: Sequence[ClientKey], root: Connection) -> None:
-    """Be an aggregator: send a sum up."""
+def aggregate(config: Config, keys: Sequence[ClientKey]) -> bytes:
+    """Be an aggregator: return what goes up, a sum and its seconds."""
     prepare_process()
     total, _, _, seconds = sum_of(config, keys)
-    root.send_bytes(pickle.dumps((total, seconds)))
+    return pickle.dumps((total, seconds))
 
 
 def merged(total: RoundSum, model: ModelArrays) -> Mapping[str, torch.Tensor]:
@@ -69,15 +77,9 @@ def measure(name: str, clients: int, aggregators: int) -> dict[str, float]:
     expected = merged(flat, model)
     alone += time.perf_counter() - began
 
-    context = multiprocessing.get_context("fork")
-    pipes = []
-    for number in range(aggregators):
-        ours, theirs = context.Pipe(duplex=False)
-        context.Process(
-            target=aggregate, args=(config, keys[number::aggregators], theirs), daemon=True
-        ).start()
-        pipes.append(ours)
-    sums = [pipe.recv_bytes() for pipe in pipes]
+    shares = [keys[number::aggregators] for number in range(aggregators)]
+    with ProcessPoolExecutor(aggregators, multiprocessing.get_context("fork")) as processes:
+        sums = list(processes.map(aggregate, [config] * aggregators, shares))
     arrived = time.perf_counter()
     total = RoundSum(config.strategy)
     longest = 0.0
@@ -93,7 +95,7 @@ def measure(name: str, clients: int, aggregators: int) -> dict[str, float]:
         "tree": longest + time.perf_counter() - arrived,
         "per update": longest / math.ceil(clients / aggregators),
         "per sum": merging / aggregators,
-        "difference": max(float((found[each] - expected[each]).abs().max()) for each in expected),
+        "difference": max(float((found[name] - expected[name]).abs().max()) for name in expected),
     }
 
 
@@ -112,46 +114,31 @@ def on_paper(clients: int, row: Mapping[str, float]) -> tuple[int, float, float,
     return levels, seconds, into_root / 1e6, everything / 1e9
 
 
-def figures() -> Iterator[Figure]:
-    """Measure two levels."""
-    for name in NAMES:
-        row = measure(name, 300, 2)
-        yield Figure(f"300 clients at one server, {name}", row["flat"], "s")
-        yield Figure(f"300 clients, two aggregators and a root, {name}", row["tree"], "s")
+def figures(
+    clients: int = 300, aggregators: int = 2, strategies: Sequence[str] = STRATEGIES
+) -> Iterator[Figure]:
+    """Measure two levels, and count more on paper."""
+    for name in strategies:
+        row = measure(name, clients, aggregators)
+        yield Figure(f"{clients} clients at one server, {name}", row["flat"], "s")
+        yield Figure(f"{clients} clients, {aggregators} aggregators, {name}", row["tree"], "s")
+        yield Figure(f"an update, {name}", row["update"] / 1e6, "MB")
         yield Figure(f"a sum that goes up, {name}", row["sum"] / 1e6, "MB")
         yield Figure(f"largest difference of a weight, {name}", row["difference"], "", 1e-5, "same")
-        levels, seconds, root, _ = on_paper(1_000_000, row)
-        yield Figure(f"1,000,000 clients on paper, {levels} levels, {name}", seconds, "s")
-        yield Figure(f"1,000,000 clients on paper, into the root, {name}", root, "MB")
+        for many in (1_000, 10_000, 100_000, 1_000_000):
+            levels, seconds, root, everything = on_paper(many, row)
+            what = f"{many:,} clients on paper, {name}"
+            yield Figure(f"{what}, levels: {levels}", seconds, "s")
+            yield Figure(f"{what}, into the root", root, "MB")
+            yield Figure(f"{what}, in all", everything, "GB")
 
 
-def main() -> None:
-    """Print the tables."""
+if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--clients", type=int, default=300)
     parser.add_argument("--aggregators", type=int, default=2)
-    parser.add_argument("--strategy", nargs="*", default=list(NAMES))
+    parser.add_argument("--strategy", nargs="*", default=STRATEGIES)
     given = parser.parse_args()
-    rows = {name: measure(name, given.clients, given.aggregators) for name in given.strategy}
-    print(f"{given.clients} clients, {given.aggregators} aggregators")
-    print(
-        f"{'strategy':14}{'update kB':>10}{'sum kB':>9}{'flat s':>8}{'tree s':>8}{'difference':>12}"
-    )
-    for name, row in rows.items():
-        print(
-            f"{name:14}{row['update'] / 1e3:10.0f}{row['sum'] / 1e3:9.0f}{row['flat']:8.2f}"
-            f"{row['tree']:8.2f}{row['difference']:12.1e}"
-        )
-    print(f"\non paper, {FAN_OUT:,} below each aggregator")
-    head = f"{'strategy':14}{'clients':>10}{'levels':>8}{'seconds':>9}"
-    print(f"{head}{'MB to root':>12}{'GB in all':>11}")
-    for name, row in rows.items():
-        for clients in (1_000, 10_000, 100_000, 1_000_000):
-            levels, seconds, root, everything = on_paper(clients, row)
-            print(f"{name:14}{clients:10,}{levels:8}{seconds:9.1f}{root:12.1f}{everything:11.2f}")
-
-
-if __name__ == "__main__":
-    main()
+    print_figures(figures(given.clients, given.aggregators, given.strategy))

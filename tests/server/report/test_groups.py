@@ -85,30 +85,28 @@ def test_every_run_is_in_one_method_whatever_the_order(
 # Comparison within a group ----------------------------------------------------------------------
 
 
-def test_the_baseline_is_the_nearest_of_its_name() -> None:
-    runs = [
-        result(name, settings={"client.lr": lr, "fusion.name": fusion})
-        for name, lr, fusion in product(("fedavg", "hier"), ("1", "2"), ("mean", "auto"))
-    ]
-    (group,) = make_groups(runs, "fedavg")
-    for method in group.methods:
-        nearest = group.baseline_of(method)
-        if method.name == "fedavg":
-            assert nearest is None and group.difference(method) is None
-        else:
-            assert nearest is not None
-            assert nearest.settings == {**method.settings, "strategy.name": "fedavg"}
-    for name in ("nope", None):
-        assert make_groups(runs, name)[0].baselines == []
-    (one,) = make_groups(runs, "fedavg, client.lr=1, fusion.name=mean")[0].baselines
-    assert one.label == "fedavg, client.lr=1, fusion.name=mean"
+@pytest.mark.parametrize(
+    ("baseline", "labels"),
+    [
+        ("fedavg", ["fedavg, client.lr=1", "fedavg, client.lr=2"]),
+        ("fedavg, client.lr=2", ["fedavg, client.lr=2"]),
+        ("nope", []),
+        (None, []),
+    ],
+)
+def test_a_baseline_is_a_name_or_a_label(baseline: str | None, labels: list[str]) -> None:
+    pairs = product(("fedavg", "hier"), ("1", "2"))
+    runs = [result(name, settings={"client.lr": lr}) for name, lr in pairs]
+    (group,) = make_groups(runs, baseline)
+    assert [method.label for method in group.baselines] == labels
+    assert all(group.difference(method) is None for method in group.baselines)
 
 
 def test_the_best_modality_alone() -> None:
     scores = {"multimodal": (0.9, 0.1), "audio": (0.5, 0.9), "vision": (0.4, 0.8)}
     scores["smell"] = (float("nan"),) * 2
     test = {name: {"corr": corr, "mae": mae} for name, (corr, mae) in scores.items()}
-    ((method,),) = (group.methods for group in make_groups([result("fedavg", test=test)]))
+    (method,) = make_groups([result("fedavg", test=test)])[0].methods
     assert method.best_alone("corr") == ("audio", 0.5)
     assert method.best_alone("mae") == ("vision", 0.8)
     assert method.best_alone("nope") is None

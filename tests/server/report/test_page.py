@@ -135,16 +135,15 @@ def test_markup_in_a_run_is_text(whole: str, tmp_path: Path) -> None:
 
 
 def test_runs_of_older_versions_have_a_page(tmp_path: Path) -> None:
-    for seed in (1, 2):
-        write_run(tmp_path / str(seed), "strategy=fedavg", seed=seed)
-    write_full_run(tmp_path / "new", "strategy=hierarchical")
+    old, new = write_run(tmp_path / "old"), write_full_run(tmp_path / "new", seed=2)
     (write_run(tmp_path / "late", seed=3) / "summary.json").unlink()
     text = text_of(tmp_path)
     Page(text)
     assert "<strong>Warning:</strong> 1 unfinished run left out: " in text
     assert "Posterior widths: the version that made this run did not record them." in text
-    (tmp_path / "1" / ROUNDS).unlink()
-    Page(text_of(tmp_path / "1"))
+    for folder in (old, new):
+        (folder / ROUNDS).unlink()
+    Page(text_of(tmp_path))
 
 
 def test_scores_that_are_no_numbers_in_a_folder_whose_name_is_no_text(tmp_path: Path) -> None:

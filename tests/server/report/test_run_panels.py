@@ -19,7 +19,7 @@ from common.errors import UserError
 from server.report.diagnosis_panels import MOST_CLASSES, confusion_panel
 from server.report.figures import STEP_COLOURS, modality_pens
 from server.report.panels import Cell, Panel, Section, shown
-from server.report.records import MOST_REJECTIONS, read_result
+from server.report.records import MOST_POINTS, MOST_REJECTIONS, read_result
 from server.report.run_panels import MOST_BARS, MOST_CLIENTS, run_section
 
 PENS = modality_pens(MODALITIES)
@@ -172,7 +172,7 @@ def test_many_clients_are_shown_by_their_modality(tmp_path: Path) -> None:
     assert "33 clients: the medians of each modality's." in heat.note
 
 
-def test_many_rounds_share_bars_and_many_rejections_are_counted(tmp_path: Path) -> None:
+def test_of_a_long_run_seconds_and_rejections_are_counted_in_all_rounds(tmp_path: Path) -> None:
     count = 2 * MOST_BARS + 1
     parts = {"phases": {"wait": 2.0}, "rejected": ["late"]}
     section = section_of(write_full_run(tmp_path / "a", rounds=count, **parts))
@@ -184,6 +184,8 @@ def test_many_rounds_share_bars_and_many_rejections_are_counted(tmp_path: Path) 
     rejections = panel_of(section, f"Rejections: {count}")
     assert len(rejections.rows) == MOST_REJECTIONS
     assert rejections.note == f"The first {MOST_REJECTIONS} of {count}."
+    losses = rows_of(section, "Train loss of each client")
+    assert len(losses) == MOST_POINTS and (losses[0][0], losses[-1][0]) == ("1", str(count))
 
 
 def test_of_many_classes_the_greatest_confusions_are_listed() -> None:
