@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.dataset import IntArray, Sequences
+from common.data.dataset import Sequences
 from common.data.formats import layouts
 from common.data.formats.layouts import Array, Arrays, Block
 from common.data.source import ReadSettings, as_text, modalities_there
@@ -94,16 +94,13 @@ def read_array_file(
         first, last = layouts.real_spans(block.values)
         block = replace(block, starts=block.starts + first, lengths=last - first)
     if "ids" in arrays:
-        windows = _matched(path, block, arrays["ids"], ids, settings)
-    elif len(block.starts) == len(ids):
-        windows = block.windows(settings, lambda: groups)
-    else:
+        block = _matched(path, block, arrays["ids"], ids, settings)
+    elif len(block.starts) != len(ids):
         raise UserError(
             f"{path} has {len(block.starts)} items and the table {len(ids)}; expected as many, or "
             "'ids' that say which"
         )
-    sequences = Sequences(layouts.float_rows([block.values]), *windows)
-    return layouts.settled(path, name, sequences, settings)
+    return block.sequences(path, name, settings, groups)
 
 
 def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
@@ -127,26 +124,24 @@ def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
 
 def _matched(
     path: Path, block: Block, names: Array, ids: NDArray[np.str_], settings: ReadSettings
-) -> tuple[IntArray, IntArray]:
+) -> Block:
     """Put a file's items in the table's order; an item that it lacks has length 0."""
     if settings.context > 0 and block.vectors:
         raise UserError(
             f"{path}: {settings.prefix}context={settings.context} needs rows in the table's order, "
             "without 'ids'"
         )
-    texts, count = _texts(names), len(block.starts)
-    if not len(set(texts)) == len(texts) == count:
-        raise UserError(f"{path}: 'ids' must name its {count} items, each once")
+    texts: list[str] = []
+    if names.ndim == 2 and names.dtype == np.uint8:  # as safetensors keep text
+        texts = [as_text(bytes(row).rstrip(b"\x00")) for row in names]
+    elif names.dtype.kind in "USiu":
+        texts = [as_text(name) for name in names.tolist()]
+    if not len(set(texts)) == len(texts) == len(block.starts):
+        raise UserError(f"{path}: 'ids' must name its {len(block.starts)} items, each once")
     place = {name: number for number, name in enumerate(texts)}
     index = np.array([place.get(name, -1) for name in ids.tolist()], dtype=np.int64)
     there = index >= 0
     if not there.any():
         raise UserError(f"{path}: none of its ids is in the table")
-    return np.where(there, block.starts[index], 0), np.where(there, block.lengths[index], 0)
-
-
-def _texts(names: Array) -> list[str]:
-    """Return ids as text; safetensors keep text as rows of bytes, (items, characters)."""
-    if names.ndim == 2 and names.dtype == np.uint8:
-        return [as_text(bytes(row).rstrip(b"\x00")) for row in names]
-    return [as_text(name) for name in names.tolist()] if names.dtype.kind in "USiu" else []
+    starts, lengths = (np.where(there, each[index], 0) for each in (block.starts, block.lengths))
+    return replace(block, starts=starts, lengths=lengths)
