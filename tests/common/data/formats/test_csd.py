@@ -13,6 +13,7 @@ from data_checks import refusal
 from common.data.formats.registry import FORMATS, Given, read_source
 from common.data.source import ReadSettings, Source
 from common.task import Task
+from tests.common.data.formats.writers import write_sequence
 
 Entry = tuple[Any, Any]
 Entries = Mapping[str, Entry]
@@ -26,14 +27,7 @@ WORDS: Entries = {name: (np.ones((2, 3)), np.zeros((2, 2))) for name in LABELS}
 
 
 def write(folder: Path, name: str, root: str, entries: Entries) -> Path:
-    path = folder / f"{name}.csd"
-    with h5py.File(path, "w") as file:
-        file.create_group(f"{root}/metadata")
-        data = file.create_group(f"{root}/data")
-        for segment, (features, intervals) in entries.items():
-            data[f"{segment}/features"] = features
-            data[f"{segment}/intervals"] = intervals
-    return path
+    return write_sequence(folder / f"{name}.csd", root, entries)
 
 
 def make(folder: Path, labels: Entries = LABELS, **sequences: Entries) -> Path:

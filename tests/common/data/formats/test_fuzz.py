@@ -251,37 +251,39 @@ def other_npy(rng: Random, raw: bytes) -> bytes:
     return file.getvalue()
 
 
+COUNT = len(UTTERANCES)
+TEXTS = [str(number) for number in range(COUNT)]
 CELLS = ["nan", "inf", "-inf", "1e999", "x", '"', "1,5", "train", "\x00", "é", "-1", "../a"]
 CELLS += ["Test", "1_0", "\ufeff", "True", "0x10"]
 CELLS += ["", " ", "a\nb", "1" * 5000, "x" * 200_000, "\u2028"]
 
 
+def odd_cells(rng: Random, cells: list[str] | None) -> list[str]:
+    cells = list(cells or TEXTS)
+    some = slice(None) if rng.random() < 0.3 else slice(row := rng.randrange(COUNT), row + 1)
+    cells[some] = [rng.choice(CELLS)] * len(cells[some])
+    return cells
+
+
 def other_csv(rng: Random, raw: bytes) -> bytes:
-    """Change cells, rows, columns and the text itself."""
-    rows = list(csv.reader(io.StringIO(raw.decode())))
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        row = rng.randrange(len(rows)) if rng.random() < 0.7 else 0
-        column = rng.randrange(max(1, len(rows[row])))
-        cell, some, copy = [rng.choice(CELLS)], slice(column, column + 1), list(rows[row])
-        match rng.choice(("cells", "cells", "cells", "rows", "column")):
-            case "cells":  # another one, too few or too many
-                where = rng.choice((some, some, some, slice(column, None)))
-                rows[row][where] = rng.choice((cell, cell, cell, [], ["more"] * 3))
-            case "rows":
-                rows[row : row + 1] = rng.choice(([], [copy, list(copy)]))
-                rows = rows or [[]]
-            case _:
-                for cells in rows:
-                    del cells[some]
+    """Change cells and columns, and sometimes rows, the encoding and the text itself."""
+    names, *rows = csv.reader(io.StringIO(raw.decode()))
+    old = {name: list(cells) for name, *cells in zip(names, *rows, strict=True)}
+    content = mutate(rng, old, odd_cells)
     file = io.StringIO()
-    csv.writer(file).writerows(rows)
+    csv.writer(file).writerows([content, *zip(*content.values(), strict=True)])
     raw = file.getvalue().encode(rng.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16")))
-    odd = (raw.replace(b",", b";"), raw.replace(b"a", b"\xe9"), raw + b'"')
-    return rng.choice((raw, raw, raw, raw, *odd))
+    lines, row = raw.splitlines(keepends=True), rng.randrange(COUNT)
+    short, long, twice = (
+        lines[row][: rng.randrange(20)] + b"\n",
+        b"more," + lines[row],
+        lines[row] * 2,
+    )
+    other = b"".join([*lines[:row], rng.choice((short, long, twice, b"")), *lines[row + 1 :]])
+    odd = (raw.replace(b",", b";"), raw.replace(b"a", b"\xe9"), raw + b'"', other, other, other)
+    return rng.choice((*[raw] * 6, *odd))
 
 
-COUNT = len(UTTERANCES)
-TEXTS = [str(number) for number in range(COUNT)]
 #: Columns of any type: throughout one value, of numbers, and of others.
 COLUMNS = [
     *(
@@ -403,31 +405,20 @@ UNWRITABLE += (OSError, RuntimeError, KeyError)
 # ---- Valid files ----------------------------------------------------------------------
 
 
-def csd(path: Path, per_video: bool) -> Path:
-    writers.write_csd(path, UTTERANCES, per_video=per_video)
-    return path
-
-
-def table(path: Path, **options: Any) -> Path:
-    return writers.write_table(path, UTTERANCES, **options)
-
-
-KINDS: dict[str, Callable[[Path], Path]] = {
-    "multibench": lambda p: writers.write_multibench(
-        p / "a.pkl", UTTERANCES, label_shape="(N,1,7)", length=30, protocol=2
-    ),
-    "mult": lambda p: writers.write_mult(p / "a.pkl", UTTERANCES, aligned=False, ids="object"),
-    "python2": lambda p: writers.write_python2(p / "a.pkl", UTTERANCES, aligned=False),
-    "mmsa": lambda p: writers.write_mmsa(p / "a.pkl", UTTERANCES, bert=False, protocol=5),
-    "mmsa-bert": lambda p: writers.write_mmsa(p / "a.pkl", ALIGNED, aligned=True),
-    "npz": lambda p: writers.write_npz(p / "a.npz", UTTERANCES),
-    "csd": partial(csd, per_video=False),
-    "csd-videos": partial(csd, per_video=True),
-    "csv-npy": partial(table, arrays="npy"),
-    "csv-npz": partial(table, arrays="npz"),
-    "csv-npz-by-id": partial(table, arrays="npz-by-id"),
-    "parquet-safetensors": partial(table, kind="parquet", arrays="safetensors"),
-    "parquet-safetensors-by-id": partial(table, kind="parquet", arrays="safetensors-by-id"),
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "multibench": ("multibench", {"label_shape": "(N,1,7)", "length": 30, "protocol": 2}),
+    "mult": ("mult", {"aligned": False, "ids": "object"}),
+    "python2": ("python 2", {"aligned": False}),
+    "mmsa": ("mmsa", {"bert": False, "protocol": 5}),
+    "mmsa-bert": ("mmsa", {"aligned": True}),
+    "npz": ("npz", {}),
+    "csd": ("csd", {}),
+    "csd-videos": ("csd", {"per_video": True}),
+    "csv-npy": ("table", {"arrays": "npy"}),
+    "csv-npz": ("table", {"arrays": "npz"}),
+    "csv-npz-by-id": ("table", {"arrays": "npz-by-id"}),
+    "parquet-safetensors": ("table", {"kind": "parquet", "arrays": "safetensors"}),
+    "parquet-safetensors-by-id": ("table", {"kind": "parquet", "arrays": "safetensors-by-id"}),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -435,10 +426,14 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @cache
 def valid(kind: str) -> tuple[str, dict[str, bytes]]:
     """Return what is read, relative to its folder, and the bytes of each file there."""
+    format, options = KINDS[kind]
     with folder() as path:
-        read = KINDS[kind](path)
-        files = {file.name: file.read_bytes() for file in sorted(path.iterdir())}
-        return str(read.relative_to(path)), files
+        read = writers.WRITERS[format](
+            path, ALIGNED if kind == "mmsa-bert" else UTTERANCES, **options
+        )
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        where = "" if read.is_dir() else read.name
+        return where, {file.name: file.read_bytes() for file in files}
 
 
 def place(kind: str, target: Path, changed: Mapping[str, bytes]) -> Path:
@@ -524,7 +519,7 @@ ITEMS = {"a\nb": [1.0] * COUNT, **writers.table_columns(UTTERANCES)}
 @pytest.mark.parametrize(
     ("kind", "file", "content"),
     [
-        ("npz", "a.npz", NPZ),
+        ("npz", "data.npz", NPZ),
         ("csv-npz", "audio.npz", TWO_LINES),
         ("parquet-safetensors", "audio.safetensors", TWO_LINES),
         *(
@@ -544,6 +539,6 @@ def test_names_of_two_lines(kind: str, file: str, content: dict[str, Any]) -> No
 
 
 def test_an_archive_whose_first_member_is_damaged() -> None:
-    raw = b"Px" + valid("npz")[1]["a.npz"][2:]
+    raw = b"Px" + valid("npz")[1]["data.npz"][2:]
     with folder() as path:
-        attempt([place("npz", path, {"a.npz": raw})], "auto", ReadSettings())
+        attempt([place("npz", path, {"data.npz": raw})], "auto", ReadSettings())

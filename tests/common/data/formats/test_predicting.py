@@ -177,12 +177,8 @@ def test_words_beside_the_features_tell_formats_apart_only_without_labels(tmp_pa
 
 
 def sequence(folder: Path, root: str, *names: str) -> Path:
-    path = folder / f"{root}.csd"
-    with h5py.File(path, "w") as file:
-        for name in names:
-            file[f"{root}/data/{name}/features"] = np.ones((2, 3))
-            file[f"{root}/data/{name}/intervals"] = np.ones((2, 2))
-    return path
+    entries = dict.fromkeys(names, (np.ones((2, 3)), np.ones((2, 2))))
+    return writers.write_sequence(folder / f"{root}.csd", root, entries)
 
 
 def test_segments_follow_each_other(tmp_path: Path) -> None:

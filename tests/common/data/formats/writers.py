@@ -339,7 +339,8 @@ def write_csd(
     paths = []
     for modality, (file, root) in CSD.items():
         frames = {name: _frames(items, modality, per_video) for name, items in entries.items()}
-        paths.append(_write_sequence(folder / file, root, frames))
+        there = {name: frame for name, frame in frames.items() if len(frame[0])}
+        paths.append(write_sequence(folder / file, root, there))
     labels = {
         name: (
             np.array([[item.sentiment, *item.emotions] for item in items], np.float32),
@@ -347,15 +348,16 @@ def write_csd(
         )
         for name, items in entries.items()
     }
-    return [*paths, _write_sequence(folder / CSD_LABELS[0], CSD_LABELS[1], labels)]
+    return [*paths, write_sequence(folder / CSD_LABELS[0], CSD_LABELS[1], labels)]
 
 
-def _write_sequence(path: Path, root: str, entries: Mapping[str, tuple[Array, Array]]) -> Path:
+def write_sequence(path: Path, root: str, entries: Mapping[str, tuple[Any, Any]]) -> Path:
+    """Write one computational sequence: features and intervals by segment."""
     with h5py.File(path, "w") as file:
+        file.create_group(f"{root}/data")
         for name, (features, intervals) in entries.items():
-            if len(features):
-                file[f"{root}/data/{name}/features"] = features
-                file[f"{root}/data/{name}/intervals"] = intervals
+            file[f"{root}/data/{name}/features"] = features
+            file[f"{root}/data/{name}/intervals"] = intervals
         for key in _METADATA:
             text = json.dumps(root if key == "root name" else f"the {key}")
             file.create_dataset(f"{root}/metadata/{key}", data=[text], dtype=h5py.string_dtype())
@@ -488,3 +490,15 @@ def write_table(
             content = {name: transform(array) for name, array in content.items()}
         write_arrays(folder / f"{modality}.{suffix}", content)
     return write_columns(folder / f"items.{kind}", table_columns(utterances))
+
+
+#: Write a source of some format into a folder; the options are those of its writer.
+WRITERS: dict[str, Callable[..., Path]] = {
+    "multibench": lambda f, items, **o: write_multibench(f / "data.pkl", items, **o),
+    "mult": lambda f, items, **o: write_mult(f / "data.pkl", items, **o),
+    "python 2": lambda f, items, **o: write_python2(f / "data.pkl", items, **o),
+    "mmsa": lambda f, items, **o: write_mmsa(f / "data.pkl", items, **o),
+    "csd": lambda f, items, **o: write_csd(f / "csd", items, **o)[0].parent,
+    "npz": lambda f, items: write_npz(f / "data.npz", items),
+    "table": write_table,
+}
