@@ -274,20 +274,15 @@ def _sequences(splits: Sequence[_Split], key: str, name: str) -> Sequences:
         layouts.real_spans(block, split.lengths(key, block.shape[1]))
         for split, block in zip(splits, blocks, strict=True)
     ]
-    lengths = np.concatenate([last - first for first, last in spans])
-    half = all(block.dtype == np.float16 for block in blocks)
-    values = np.empty((int(lengths.sum()), widths[0]), np.float16 if half else np.float32)
-    row = 0
-    for split, (first, last) in zip(splits, spans, strict=True):
-        block = blocks.pop(0)
-        steps = np.arange(block.shape[1])
-        for start in range(0, len(block), layouts.CHUNK):
-            part = slice(start, start + layouts.CHUNK)
-            rows = block[part][(steps >= first[part, None]) & (steps < last[part, None])]
-            with np.errstate(over="ignore", invalid="ignore"):
-                values[row : row + len(rows)] = rows
-            row += len(rows)
+    rows = [
+        block[item, first:last]
+        for block, span in zip(blocks, spans, strict=True)
+        for item, (first, last) in enumerate(zip(*span, strict=True))
+    ]
+    for split in splits:
         split.content.pop(key, None)  # two names may be of one split
+    lengths = np.concatenate([last - first for first, last in spans])
+    values = layouts.float_rows(rows)
     return layouts.settled(path, name, Sequences.ragged(values, lengths), settings)
 
 

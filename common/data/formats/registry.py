@@ -1,7 +1,7 @@
 """The registry of formats: from paths to items.
 
-A format is one module of this package with an entry in `FORMATS`; its name is what ``format=…``
-takes.
+A format is an entry in `FORMATS`, which a module of this package makes; its name is what
+``format=…`` takes.
 """
 
 import pkgutil

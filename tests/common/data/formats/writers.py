@@ -11,6 +11,7 @@ import pickle
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -281,19 +282,21 @@ def write_pickle(path: Path, content: object, protocol: int = 4) -> Path:
     return path
 
 
-def _pickled(content: Callable[..., object]) -> Callable[..., Path]:
-    def write(
-        path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-    ) -> Path:
-        return write_pickle(path, content(utterances, **options), protocol)
-
-    return write
+def _write_content(
+    content: Callable[..., object],
+    path: Path,
+    utterances: Sequence[Utterance],
+    *,
+    protocol: int = 4,
+    **options: Any,
+) -> Path:
+    return write_pickle(path, content(utterances, **options), protocol)
 
 
 #: Write a pickle to a path; the options are those of its content.
-write_multibench, write_mult, write_mmsa = map(
-    _pickled, (multibench_content, mult_content, mmsa_content)
-)
+write_multibench = partial(_write_content, multibench_content)
+write_mult = partial(_write_content, mult_content)
+write_mmsa = partial(_write_content, mmsa_content)
 
 
 class Python2Pickler(pickle._Pickler):
