@@ -153,17 +153,19 @@ def test_a_wrong_segment_is_named(tmp_path: Path, entry: Entry, words: list[str]
             {"glove": dict.fromkeys(LABELS, (NO_STEPS, TWO))},
             ["Opinion_Labels.csd", "no item has a label and language"],
         ),
-        (  # the same steps over and over
-            {"v": (np.ones((3000, 1)), np.tile([[0, 1e9]], (3000, 1)))},
-            {"covarep": {"v": (np.ones((50_000, 3), "f4"), np.ones((50_000, 2)))}},
-            ["covarep.csd", "GiB of contents"],
-        ),
     ],
 )
 def test_wrong_sequences_are_named(
     tmp_path: Path, labels: Entries, sequences: dict[str, Entries], words: list[str]
 ) -> None:
     fails(make(tmp_path, labels, **sequences), words=words)
+
+
+def test_the_same_steps_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.data.formats.layouts.FREE", 1 << 20)
+    labels: Entries = {"v": (np.ones((300, 1)), np.tile([[0, 1e9]], (300, 1)))}
+    covarep: Entries = {"v": (np.ones((5000, 3), "f4"), np.ones((5000, 2)))}
+    fails(make(tmp_path, labels, covarep=covarep), words=["covarep.csd", "GiB of contents"])
 
 
 def virtual(group: h5py.Group) -> None:
