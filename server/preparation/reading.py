@@ -10,9 +10,9 @@ import numpy as np
 
 from common.clients import check_modality_name
 from common.config import Labels, PrepareConfig, SyntheticConfig
-from common.data.formats.array_files import array_files
-from common.data.formats.mmsa import PUBLISHED
+from common.data.formats.pickled import PUBLISHED
 from common.data.formats.registry import check_format, read_source
+from common.data.formats.table import array_files
 from common.data.source import ReadSettings, Source, check_tabular, paths_named
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError

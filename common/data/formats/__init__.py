@@ -1,1 +1,1 @@
-"""Readers, one file per format; each returns a `common.data.dataset.MultimodalDataset`."""
+"""Readers of data formats; each returns a `common.data.source.Source`."""

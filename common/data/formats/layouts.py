@@ -7,7 +7,7 @@ Notation: N items, T steps, R rows, D width.
 """
 
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -76,19 +76,19 @@ def load_npz(path: Path) -> Arrays:
     """Read all arrays of an ``.npz`` file; none is ever unpickled."""
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path} is not an .npz file, or only a part of one")
+    arrays = Arrays()
     # Opened here: np.load leaves a file open whose list of members is broken.
     with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
-        return Arrays({name: _member(archive, name, path) for name in archive.files})
-
-
-def _member(archive: np.lib.npyio.NpzFile, name: str, path: Path) -> Array | UserError:
-    try:
-        array = archive[name]
-    except Exception as error:
-        return UserError(f"{path}: array {name!r} cannot be read: {first_line(error)}")
-    plain = isinstance(array, np.ndarray)
-    return array if plain else UserError(f"{path}: {name!r} is not an array")
+        for name in archive.files:
+            try:
+                arrays[name] = archive[name]
+            except Exception as error:
+                reason = first_line(error)
+                arrays[name] = UserError(f"{path}: array {name!r} cannot be read: {reason}")
+            if isinstance(arrays.get(name), bytes):
+                arrays[name] = UserError(f"{path}: {name!r} is not an array")
+    return arrays
 
 
 def numeric(path: Path, name: str, array: Array, dims: tuple[int, ...] = (2, 3)) -> Array:
@@ -117,10 +117,12 @@ class Block:
         """Take a modality from a file's arrays by the names of its array and its offsets."""
         values = numeric(path, name, arrays[name])
         if offsets in arrays:
-            ends = arrays[offsets]
-            if values.ndim != 2 or not _rise(ends, len(values)):
+            ends, rows = arrays[offsets], len(values)
+            whole = ends.dtype.kind in "iu" and ends.ndim == 1 and len(ends) > 0
+            rise = whole and ends[0] == 0 and ends[-1] == rows and (ends[1:] >= ends[:-1]).all()
+            if values.ndim != 2 or not rise:
                 raise UserError(
-                    f"{path}: {offsets!r} must rise from 0 to {len(values)}, the rows of {name!r}, "
+                    f"{path}: {offsets!r} must rise from 0 to {rows}, the rows of {name!r}, "
                     f"which must have the shape (rows, width) and has {values.shape}"
                 )
             ends = ends.astype(np.int64)
@@ -129,28 +131,17 @@ class Block:
         starts = np.arange(len(values)) * steps
         return cls(values, starts, np.full(len(values), steps), values.ndim == 2)
 
-    def windows(
-        self, settings: ReadSettings, groups: Callable[[], NDArray[np.str_]]
-    ) -> tuple[IntArray, IntArray]:
-        """Return starts and lengths with the context that comes before each vector."""
-        if not (self.vectors and settings.context > 0):
-            return self.starts, self.lengths
-        names = groups()
-        begins = np.flatnonzero(np.r_[True, names[1:] != names[:-1]])
-        of_group = np.repeat(begins, np.diff(np.r_[begins, len(names)]))
-        first = np.maximum(self.starts - settings.context, of_group)
-        return first, self.starts - first + 1
-
-
-def _rise(offsets: Array, rows: int) -> bool:
-    return (
-        offsets.dtype.kind in "iu"
-        and offsets.ndim == 1
-        and len(offsets) > 0
-        and offsets[0] == 0
-        and offsets[-1] == rows
-        and bool((offsets[1:] >= offsets[:-1]).all())
-    )
+    def sequences(
+        self, path: Path, name: str, settings: ReadSettings, groups: NDArray[np.str_]
+    ) -> Sequences:
+        """Return the items; a vector with the context before it in its group, of `groups` (N,)."""
+        first, lengths = self.starts, self.lengths
+        if self.vectors and settings.context > 0:
+            begins = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
+            of_group = np.repeat(begins, np.diff(np.r_[begins, len(groups)]))
+            first = np.maximum(self.starts - settings.context, of_group)
+            lengths = self.starts - first + 1
+        return settled(path, name, Sequences(float_rows([self.values]), first, lengths), settings)
 
 
 def real_spans(block: Array, lengths: IntArray | None = None) -> tuple[IntArray, IntArray]:

@@ -1,15 +1,27 @@
-"""What the pickles of CMU-MOSI and CMU-MOSEI have in common: splits of padded arrays.
+"""The pickles of CMU-MOSI and CMU-MOSEI: MultiBench, MulT and MMSA.
 
 ``{train, valid, test} -> {text, audio, vision, labels, id}``, each an array with an item a row.
-Features are (N, T, D), padded with zeros on the left or on the right. The contents come from a file
-that is not trusted, so nothing about them is taken for granted.
+Features are (N, T, D), padded with zeros on the left or on the right. Labels have one column, or in
+CMU-MOSEI seven: the sentiment and six emotions. The contents come from a file that is not trusted,
+so nothing about them is taken for granted.
+
+- MultiBench, ``mosi_raw.pkl`` and ``mosei_raw.pkl``: ids are ``video[segment]``.
+  Source: https://github.com/pliang279/MultiBench.
+- MulT, ``mosi_data.pkl``, ``mosei_senti_data.pkl`` and their ``_noalign`` kin: an id is a row of
+  byte strings, video, start and end; without alignment each modality has its own number of steps.
+  Source: https://github.com/yaohungt/Multimodal-Transformer.
+- MMSA, ``aligned_50.pkl`` and ``unaligned_50.pkl``: ids are ``video$_$clip``; audio and vision come
+  with lengths where they are not aligned; the length of BERT features is that of the attention mask
+  in ``text_bert`` (N, 3, T), beside token and segment ids. Source: https://github.com/thuiar/MMSA.
 
 Notation: N items of one split, T steps, D width.
 """
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,91 +29,109 @@ from numpy.typing import NDArray
 from common.data.dataset import IntArray, MultimodalDataset, Sequences
 from common.data.formats import layouts
 from common.data.formats.layouts import Array
-from common.data.formats.registry import Given
-from common.data.formats.utterances import check_settings, cleaned, labels_of, modalities_of
-from common.data.source import EMOTIONS, SIDES, ReadSettings, Source, checked_labels, no_labels
+from common.data.formats.registry import FORMATS, Format, Given
+from common.data.formats.utterances import cleaned, labels_of, modalities_of
+from common.data.source import SIDES, ReadSettings, Source, checked_labels, no_labels
 from common.errors import UserError
-
-Split = dict[str, Any]
+from common.task import Task
 
 #: What a modality is called in these files, and here.
 MODALITIES = {"text": "language", "audio": "audio", "vision": "vision"}
 
+#: SHA-256 of a file that MMSA published to its name; from its README.
+PUBLISHED = {
+    "78e0f8b5ef8ff71558e7307848fc1fa929ecb078203f565ab22b9daab2e02524": "MOSI/unaligned_50.pkl",
+    "d3994fd25681f9c7ad6e9c6596a6fe9b4beb85ff7d478ba978b124139002e5f9": "MOSI/aligned_50.pkl",
+    "ad8b23d50557045e7d47959ce6c5b955d8d983f2979c7d9b7b9226f6dd6fec1f": "MOSEI/unaligned_50.pkl",
+    "45eccfb748a87c80ecab9bfac29582e7b1466bf6605ff29d3b338a75120bf791": "MOSEI/aligned_50.pkl",
+    "c9e20c13ec0454d98bb9c1e520e490c75146bfa2dfeeea78d84de047dbdd442f": "SIMS/unaligned_39.pkl",
+}
+
 _SCALARS = (str, bytes, int, float, np.generic)
 
 
-def splits_of(content: object) -> dict[str, Split]:
-    """Return the splits of a pickle's contents by their name in the file."""
+def _splits(content: object) -> dict[str, Any]:
+    """Return the values of a pickle that are named like splits, by their name in the file."""
     if not isinstance(content, dict):
         return {}
-    return {
-        name: split
-        for name, split in content.items()
-        if isinstance(name, str) and name in SIDES and isinstance(split, dict)
-    }
+    return {key: part for key, part in content.items() if isinstance(key, str) and key in SIDES}
 
 
-def keys_of(content: object) -> set[str]:
+def _dicts(content: object) -> dict[str, dict[str, Any]]:
+    return {name: split for name, split in _splits(content).items() if isinstance(split, dict)}
+
+
+def _keys(content: object) -> set[str]:
     """Return the keys that any split has; one that lacks some of them is refused when read."""
-    splits = splits_of(content).values()
-    return {key for split in splits for key in split if isinstance(key, str)}
+    return {key for split in _dicts(content).values() for key in split if isinstance(key, str)}
 
 
-class Pickled:
-    """A file's splits, and how they are read."""
+def _recognise_mmsa(given: Given) -> str | None:
+    keys = _keys(given.content)
+    own = keys & {"regression_labels", "classification_labels"}
+    if "labels" not in keys:
+        own |= keys & {"raw_text", "text_bert"}  # what has no labels at all is told by these
+    if not (own and "id" in keys):
+        return None
+    names = ", ".join(_dicts(given.content))
+    return f"a pickle of splits {names} with {' and '.join(sorted(own))}"
 
-    def __init__(self, given: Given, settings: ReadSettings) -> None:
-        self.path, self.content, self.settings = given.path, given.content, settings
-        self.splits = splits_of(self.content)
+
+def _recognise_mult(given: Given) -> str | None:
+    keys, splits = _keys(given.content), _dicts(given.content)
+    if not ("id" in keys and keys & set(MODALITIES)):
+        return None
+    if not all(_rows_of_bytes(split["id"]) for split in splits.values() if "id" in split):
+        return None
+    return f"a pickle of splits {', '.join(splits)} whose ids are rows of byte strings"
+
+
+def _rows_of_bytes(ids: object) -> bool:
+    """Tell rows (video, start, end), or bare names of videos, from "video[segment]"."""
+    if isinstance(ids, np.ndarray):
+        if ids.ndim == 2:
+            return True
+        ids = ids.ravel()[:1].tolist()
+    first = ids[0] if isinstance(ids, list | tuple) and ids else None
+    bare = isinstance(first, bytes) and not first.endswith(b"]")
+    return bare or isinstance(first, np.ndarray)
+
+
+def _recognise_multibench(given: Given) -> str | None:
+    keys = _keys(given.content)
+    if not ("id" in keys and keys & set(MODALITIES)):
+        return None
+    if "labels" not in keys and _recognise_mmsa(given):
+        return None
+    return f"a pickle of splits {', '.join(_dicts(given.content))} with ids of text"
+
+
+class _Split:
+    """One split of a file; every method checks what it returns."""
+
+    def __init__(self, path: Path, name: str, content: object, settings: ReadSettings) -> None:
+        self.path, self.name, self.settings = path, name, settings
+        self.where = f"{path}: split {name!r}"
+        if not isinstance(content, dict):
+            raise self.fail(f"it is {type(content).__name__}, expected keys and arrays")
+        self.content = content
+
+    def fail(self, reason: str) -> UserError:
+        return UserError(f"{self.where}: {reason}")
 
     @property
     def labels_key(self) -> str:
-        """Key of the labels."""
         return "labels"
 
-    def lengths(self, split: str, key: str, shape: tuple[int, int]) -> IntArray | None:
-        """Return the lengths of (N, T) steps of a modality, or None to tell them by padding."""
+    def lengths(self, key: str, steps: int) -> IntArray | None:
+        """Return the lengths (N,) of a modality, or None to tell them by padding."""
         return None
 
-    def fail(self, split: str, reason: str) -> UserError:
-        """Return the error of a split."""
-        return UserError(f"{self.path}: split {split!r}: {reason}")
-
-    def read(self) -> Source:
-        """Read everything.
-
-        Raises
-        ------
-        UserError
-            If the contents are not what the format says.
-        """
-        check_settings(self.path, self.settings)
-        for name, split in self.content.items() if isinstance(self.content, dict) else ():
-            if isinstance(name, str) and name in SIDES and not isinstance(split, dict):
-                raise self.fail(name, f"it is {type(split).__name__}, expected keys and arrays")
-        there = {name: key for key, name in MODALITIES.items() if key in keys_of(self.content)}
-        modalities = modalities_of(self.path, there, self.settings)
-        raw = {split: self._ids(split) for split in self.splits}
-        counts = {split: len(ids) for split, ids in raw.items()}
-        ids, groups = _named([row for rows in raw.values() for row in rows])
-        labels = self._labels(counts)
-        items = MultimodalDataset(
-            ids,
-            groups,
-            labels,
-            {name: self._sequences(there[name], name, counts) for name in modalities},
-            label_names=EMOTIONS if self.settings.emotions else (),
-        )
-        splits = np.repeat([SIDES[split] for split in self.splits], list(counts.values()))
-        new = np.sort(np.unique(ids, return_index=True)[1])
-        again = {"items whose id occurred before, dropped": len(ids) - len(new)}
-        return cleaned(self.path, items.select(new), splits[new], self.settings, again)
-
-    def array(self, split: str, key: str) -> Array:
+    def array(self, key: str) -> Array:
         """Return one array of plain values."""
-        if key not in self.splits[split]:
-            raise self.fail(split, f"it lacks {key!r}, which the format needs in every split")
-        value = self.splits[split][key]
+        if key not in self.content:
+            raise self.fail(f"it lacks {key!r}, which the format needs in every split")
+        value = self.content[key]
         array = None
         if isinstance(value, np.ndarray) and value.dtype.kind in "fiubSU":
             return value
@@ -112,7 +142,7 @@ class Pickled:
             array = self._stacked(list(value))
         if array is None:
             kind = type(value).__name__
-            raise self.fail(split, f"{key!r} is {kind}, expected an array of numbers or text")
+            raise self.fail(f"{key!r} is {kind}, expected an array of numbers or text")
         return array
 
     def _stacked(self, values: list[Any]) -> Array | None:
@@ -139,90 +169,121 @@ class Pickled:
             return None  # such as times among numbers
         return array if array.dtype.kind in "fiub" else None
 
-    def numbers(self, split: str, key: str, count: int) -> NDArray[np.float64]:
+    def numbers(self, key: str) -> NDArray[np.float64]:
         """Return an array of numbers with an item a row."""
-        array = self.array(split, key)
+        array, count = self.array(key), len(self.ids)
         if array.dtype.kind not in "fiub" or array.ndim == 0 or len(array) != count:
             raise self.fail(
-                split, f"{key!r} is {array.dtype} of shape {array.shape}, expected {count} numbers"
+                f"{key!r} is {array.dtype} of shape {array.shape}, expected {count} numbers"
             )
         with np.errstate(over="ignore", invalid="ignore"):
             return array.astype(np.float64)
 
-    def _ids(self, split: str) -> list[tuple[str, ...]]:
-        array = self.array(split, "id")
+    @cached_property
+    def ids(self) -> list[tuple[str, ...]]:
+        array = self.array("id")
         if array.ndim not in (1, 2) or array.size == 0:
-            raise self.fail(split, f"'id' has the shape {array.shape}, expected one for each item")
+            raise self.fail(f"'id' has the shape {array.shape}, expected one for each item")
         rows = array.reshape(len(array), -1).tolist()
         names = [tuple(_repaired(part) for part in row) for row in rows]
         longest = max(sum(map(len, name)) for name in names)
         if longest > layouts.MAX_ID:
-            raise self.fail(
-                split, f"an 'id' has {longest} characters, expected {layouts.MAX_ID} at most"
-            )
+            raise self.fail(f"an 'id' has {longest} characters, expected {layouts.MAX_ID} at most")
         return names
 
-    def _labels(self, counts: Mapping[str, int]) -> NDArray[np.float32]:
-        """Return (items,), or (items, 6) emotions, of all splits."""
-        if self.settings.predicting:
-            return no_labels(sum(counts.values()))
-        key, labels = self.labels_key, []
-        for split, count in counts.items():
-            numbers = self.numbers(split, key, count)
-            if numbers.shape[1:] not in ((), (1,), (1, 1), (7,), (1, 7)):
-                raise self.fail(
-                    split,
-                    f"{key!r} has the shape {numbers.shape}; expected ({count}, 1), "
-                    f"({count}, 1, 1), or 7 columns: sentiment and six emotions",
-                )
-            where = f"{self.path}: split {split!r}"
-            labels.append(labels_of(where, numbers.reshape(count, -1), self.settings))
-        return checked_labels(np.concatenate(labels), self.settings, self.path)
-
-    def _sequences(self, key: str, name: str, counts: Mapping[str, int]) -> Sequences:
-        """Read one modality, take it out of the contents, and leave the padding behind."""
-        blocks = {split: self._features(split, key, count) for split, count in counts.items()}
-        widths = {split: block.shape[2] for split, block in blocks.items()}
-        if len(set(widths.values())) > 1:
-            raise UserError(
-                f"{self.path}: {key!r} differs in width: "
-                + ", ".join(f"{width} in {split!r}" for split, width in widths.items())
+    def labels(self) -> NDArray[np.float64]:
+        """Return (N,), or (N, 6) emotions."""
+        key, count = self.labels_key, len(self.ids)
+        numbers = self.numbers(key)
+        if numbers.shape[1:] not in ((), (1,), (1, 1), (7,), (1, 7)):
+            raise self.fail(
+                f"{key!r} has the shape {numbers.shape}; expected ({count}, 1), ({count}, 1, 1), "
+                "or 7 columns: sentiment and six emotions"
             )
-        half = all(block.dtype == np.float16 for block in blocks.values())
-        spans = {
-            split: layouts.real_spans(block, self.lengths(split, key, (len(block), block.shape[1])))
-            for split, block in blocks.items()
-        }
-        lengths = np.concatenate([last - first for first, last in spans.values()])
-        width = next(iter(widths.values()))
-        values = np.empty((int(lengths.sum()), width), np.float16 if half else np.float32)
-        row = 0
-        for split in counts:
-            for rows in _real_rows(blocks.pop(split), *spans[split]):
-                with np.errstate(over="ignore", invalid="ignore"):
-                    values[row : row + len(rows)] = rows
-                row += len(rows)
-            self.splits[split].pop(key, None)  # two names may be of one split
-        return layouts.settled(self.path, name, Sequences.ragged(values, lengths), self.settings)
+        return labels_of(self.where, numbers.reshape(count, -1), self.settings)
 
-    def _features(self, split: str, key: str, count: int) -> Array:
-        array = self.array(split, key)
+    def features(self, key: str) -> Array:
+        array, count = self.array(key), len(self.ids)
         if array.dtype.kind not in "fiu" or array.ndim != 3 or 0 in array.shape[1:]:
             raise self.fail(
-                split,
                 f"{key!r} is {array.dtype} of shape {array.shape}, expected numbers (items, steps, "
-                "width)",
+                "width)"
             )
         if len(array) != count:
-            raise self.fail(split, f"{key!r} has {len(array)} items, and 'id' has {count}")
+            raise self.fail(f"{key!r} has {len(array)} items, and 'id' has {count}")
         return array
 
 
-def _real_rows(block: Array, first: IntArray, last: IntArray) -> Iterator[Array]:
-    steps = np.arange(block.shape[1])
-    for start in range(0, len(block), layouts.CHUNK):
-        part = slice(start, start + layouts.CHUNK)
-        yield block[part][(steps >= first[part, None]) & (steps < last[part, None])]
+class _MmsaSplit(_Split):
+    @property
+    def labels_key(self) -> str:
+        whole = self.settings.task is Task.classification
+        return "classification_labels" if whole else "regression_labels"
+
+    def lengths(self, key: str, steps: int) -> IntArray | None:
+        if f"{key}_lengths" in self.content:
+            lengths = self.numbers(f"{key}_lengths")
+            whole = (lengths >= 0) & (lengths <= steps) & (np.trunc(lengths) == lengths)
+            if lengths.ndim != 1 or not whole.all():
+                raise self.fail(f"'{key}_lengths' are not whole numbers from 0 to {steps}")
+            return lengths.astype(np.int64)
+        if key == "text" and "text_bert" in self.content:
+            mask = self.numbers("text_bert")
+            if mask.shape[1:] == (3, steps):
+                return cast(IntArray, (mask[:, 1] > 0).sum(axis=1))
+        return None
+
+
+def _read_mmsa(given: Given, settings: ReadSettings) -> Source:
+    keys = _keys(given.content)
+    if "text" not in keys and "text_bert" in keys and "language" in settings.modalities:
+        raise UserError(
+            f"{given.path}: text_bert holds numbers of tokens; expected features in text"
+        )
+    return _read(given, settings, _MmsaSplit)
+
+
+def _read(given: Given, settings: ReadSettings, kind: type[_Split] = _Split) -> Source:
+    path = given.path
+    splits = [kind(path, *item, settings) for item in _splits(given.content).items()]
+    there = {name: key for key, name in MODALITIES.items() if key in _keys(given.content)}
+    modalities = modalities_of(path, there, settings)
+    ids, groups = _named([row for split in splits for row in split.ids])
+    if settings.predicting:
+        labels = no_labels(len(ids))
+    else:
+        stacked = np.concatenate([split.labels() for split in splits])
+        labels = checked_labels(stacked, settings, path)
+    sequences = {name: _sequences(splits, there[name], name) for name in modalities}
+    items = MultimodalDataset(ids, groups, labels, sequences)
+    sides = np.repeat([SIDES[split.name] for split in splits], [len(each.ids) for each in splits])
+    new = np.sort(np.unique(ids, return_index=True)[1])
+    again = {"items whose id occurred before, dropped": len(ids) - len(new)}
+    return cleaned(path, items.select(new), sides[new], settings, again)
+
+
+def _sequences(splits: Sequence[_Split], key: str, name: str) -> Sequences:
+    """Read one modality, take it out of the contents, and leave the padding behind."""
+    path, settings = splits[0].path, splits[0].settings
+    blocks = [split.features(key) for split in splits]
+    widths = [block.shape[2] for block in blocks]
+    if len(set(widths)) > 1:
+        listed = [f"{width} in {split.name!r}" for split, width in zip(splits, widths, strict=True)]
+        raise UserError(f"{path}: {key!r} differs in width: {', '.join(listed)}")
+    spans = [
+        layouts.real_spans(block, split.lengths(key, block.shape[1]))
+        for split, block in zip(splits, blocks, strict=True)
+    ]
+    rows = [
+        block[item, first:last]
+        for block, span in zip(blocks, spans, strict=True)
+        for item, (first, last) in enumerate(zip(*span, strict=True))
+    ]
+    for split in splits:
+        split.content.pop(key, None)  # two names may be of one split
+    lengths = np.concatenate([last - first for first, last in spans])
+    values = layouts.float_rows(rows)
+    return layouts.settled(path, name, Sequences.ragged(values, lengths), settings)
 
 
 def _repaired(value: object) -> str:
@@ -251,3 +312,8 @@ def _named(rows: list[tuple[str, ...]]) -> tuple[NDArray[np.str_], NDArray[np.st
         ids.append(f"{video}[{segment}]")
         videos.append(video)
     return np.array(ids, dtype=np.str_), np.array(videos, dtype=np.str_)
+
+
+FORMATS["mmsa"] = Format(_recognise_mmsa, _read_mmsa, pickled=True)
+FORMATS["mult"] = Format(_recognise_mult, _read, pickled=True)
+FORMATS["multibench"] = Format(_recognise_multibench, _read, pickled=True, last=True)

@@ -1,13 +1,12 @@
 """The registry of formats: from paths to items.
 
-A format is one module of this package with an entry in `FORMATS`; its name is what ``format=…``
-takes.
+A format is an entry in `FORMATS`, which a module of this package makes; its name is what
+``format=…`` takes.
 """
 
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from importlib import import_module
 from pathlib import Path
 
@@ -21,6 +20,8 @@ from common.errors import UserError
 
 #: Ids (N,), and modality to the sequences of as many items.
 Part = tuple[NDArray[np.str_], Mapping[str, Sequences]]
+#: The number of items of a source, and what yields them, so many at a time.
+Stream = tuple[int, Callable[[int], Iterator[Part]]]
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,6 @@ class Given:
         return self.paths[0]
 
 
-#: The number of items of a source, and what yields them, so many at a time.
-Stream = tuple[int, Callable[[int], Iterator[Part]]]
-
-
 @dataclass(frozen=True)
 class Format:
     """How sources of one kind are read.
@@ -56,7 +53,7 @@ class Format:
     pickled: bool = False  # whether its file is a pickle
     several: bool = False  # whether a source may be several paths
     last: bool = False  # whether it recognises so much that others are tried before
-    #: In memory that does not grow with the items; None where a source has to be read whole.
+    #: A part of the items at a time; None where a source has to be read whole.
     stream: Callable[[Given, ReadSettings], Stream | None] = lambda *_: None
 
 
@@ -66,18 +63,12 @@ FORMATS: dict[str, Format] = {}
 
 def check_format(name: str, prefix: str = "", more: Sequence[str] = ()) -> None:
     """Raise UserError unless a format, "auto" or one of `more` has the name; lists all of them."""
-    _import_formats()
+    package = __name__.rpartition(".")[0]
+    for module in pkgutil.iter_modules(import_module(package).__path__):
+        import_module(f"{package}.{module.name}")  # which puts its formats into `FORMATS`
     names = ("auto", *sorted((*FORMATS, *more)))
     if name not in names:
         raise UserError(f"{prefix}format={name}: expected one of {', '.join(names)}")
-
-
-@cache
-def _import_formats() -> None:
-    """Import all modules of this package, which put their formats into `FORMATS`."""
-    package = __name__.rpartition(".")[0]
-    for module in pkgutil.iter_modules(import_module(package).__path__):
-        import_module(f"{package}.{module.name}")
 
 
 def recognise(paths: Sequence[Path], format: str, settings: ReadSettings) -> tuple[Given, str, str]:
@@ -97,33 +88,25 @@ def recognise(paths: Sequence[Path], format: str, settings: ReadSettings) -> tup
     if format != "auto" and FORMATS[format].pickled != pickled:
         kind = "a pickle and not of" if pickled else "not a pickle, which is needed for"
         raise UserError(f"{path} is {kind} {named}")
-    if pickled:
-        _check_one(paths, "of a pickle")
     given = Given(paths, load(path) if pickled else None)
     names = [name for name in FORMATS if FORMATS[name].pickled == pickled]
     for name in sorted(names, key=lambda name: FORMATS[name].last):
         if format not in ("auto", name):
             continue
         why = FORMATS[name].recognise(given) if pickled or format == "auto" else named
+        if why and len(paths) > 1 and not FORMATS[name].several:
+            raise UserError(f"format {name} is one file; {len(paths)} paths were given")
         if why:
-            if not FORMATS[name].several:
-                _check_one(paths, name)
             return given, name, why
     raise UserError(_unknown(given, names, settings.prefix))
-
-
-def _check_one(paths: Sequence[Path], format: str) -> None:
-    if len(paths) > 1:
-        raise UserError(f"format {format} is one file; {len(paths)} paths were given")
 
 
 def _unknown(given: Given, names: Sequence[str], prefix: str) -> str:
     content = given.content
     if content is None:
-        listed = ", ".join(sorted(FORMATS))
         return (
-            f"{given.path} is of no known format; expected one of {listed}, or say which with "
-            f"{prefix}format=…"
+            f"{given.path} is of no known format; expected one of {', '.join(sorted(FORMATS))}, or "
+            f"say which with {prefix}format=…"
         )
     held = type(content).__name__
     if isinstance(content, dict):

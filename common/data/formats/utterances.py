@@ -12,13 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import MultimodalDataset
-from common.data.source import ReadSettings, Source, drop_unlabelled, modalities_there
+from common.data.source import EMOTIONS, ReadSettings, Source, drop_unlabelled, modalities_there
 from common.errors import UserError
 from common.task import Task
 
 
-def check_settings(path: Path, settings: ReadSettings) -> None:
-    """Raise `UserError` where utterances are asked for something that they do not have."""
+def modalities_of(path: Path, there: Iterable[str], settings: ReadSettings) -> tuple[str, ...]:
+    """Return the modalities to read, of those there are.
+
+    Raises
+    ------
+    UserError
+        If one is not there, none is, or settings ask for something that utterances do not have.
+    """
     if settings.context > 0:
         raise UserError(
             f"{settings.prefix}context={settings.context} is for arrays with one vector an item"
@@ -32,17 +38,13 @@ def check_settings(path: Path, settings: ReadSettings) -> None:
             f"{path} has one label an item; {settings.prefix}task=emotion takes the six emotions, "
             "where it has them"
         )
-
-
-def modalities_of(path: Path, there: Iterable[str], settings: ReadSettings) -> tuple[str, ...]:
-    """Return the modalities to read; raise `UserError` where one is not there, or none is."""
     names = tuple(there)
     if not names:
         raise UserError(f"{path} has no modality; expected language, audio or vision")
     wanted = modalities_there(settings, names) or names
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        raise UserError(f"{path} has no modality {unknown[0]!r}; it has {', '.join(names)}")
+    for name in wanted:
+        if name not in names:
+            raise UserError(f"{path} has no modality {name!r}; it has {', '.join(names)}")
     return tuple(dict.fromkeys(wanted))
 
 
@@ -83,7 +85,9 @@ def cleaned(
     for name, sequences in kept.sequences.items():
         counts[f"items without {name}"] = int((~sequences.present).sum())
     cleaning = {what: count for what, count in counts.items() if count}
-    source = drop_unlabelled(replace(kept, cleaning=cleaning), splits, settings)
+    names = EMOTIONS if settings.emotions else ()
+    kept = replace(kept, cleaning=cleaning, label_names=names)
+    source = drop_unlabelled(kept, splits, settings)
     if len(source.items) == 0:
         raise UserError(f"{path}: no item has a label and language that is not all zero")
     return source

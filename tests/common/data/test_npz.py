@@ -264,7 +264,7 @@ def test_what_is_missing_is_named(file: Path) -> None:
             {"label": np.eye(6)[:, :3]},
             {"label": np.eye(6)[:, :2]},
             {"task": Task.multilabel},
-            ["label is 3 wide in", "but 2 in"],
+            ["label is 3 wide in", "but 2 wide in"],
         ),
     ],
 )

@@ -13,6 +13,7 @@ from data_checks import refusal
 from common.data.formats.registry import FORMATS, Given, read_source
 from common.data.source import ReadSettings, Source
 from common.task import Task
+from tests.common.data.formats.writers import write_sequence
 
 Entry = tuple[Any, Any]
 Entries = Mapping[str, Entry]
@@ -26,14 +27,7 @@ WORDS: Entries = {name: (np.ones((2, 3)), np.zeros((2, 2))) for name in LABELS}
 
 
 def write(folder: Path, name: str, root: str, entries: Entries) -> Path:
-    path = folder / f"{name}.csd"
-    with h5py.File(path, "w") as file:
-        file.create_group(f"{root}/metadata")
-        data = file.create_group(f"{root}/data")
-        for segment, (features, intervals) in entries.items():
-            data[f"{segment}/features"] = features
-            data[f"{segment}/intervals"] = intervals
-    return path
+    return write_sequence(folder / f"{name}.csd", root, entries)
 
 
 def make(folder: Path, labels: Entries = LABELS, **sequences: Entries) -> Path:
@@ -159,17 +153,19 @@ def test_a_wrong_segment_is_named(tmp_path: Path, entry: Entry, words: list[str]
             {"glove": dict.fromkeys(LABELS, (NO_STEPS, TWO))},
             ["Opinion_Labels.csd", "no item has a label and language"],
         ),
-        (  # the same steps over and over
-            {"v": (np.ones((3000, 1)), np.tile([[0, 1e9]], (3000, 1)))},
-            {"covarep": {"v": (np.ones((50_000, 3), "f4"), np.ones((50_000, 2)))}},
-            ["covarep.csd", "GiB of contents"],
-        ),
     ],
 )
 def test_wrong_sequences_are_named(
     tmp_path: Path, labels: Entries, sequences: dict[str, Entries], words: list[str]
 ) -> None:
     fails(make(tmp_path, labels, **sequences), words=words)
+
+
+def test_the_same_steps_over_and_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("common.data.formats.layouts.FREE", 1 << 20)
+    labels: Entries = {"v": (np.ones((300, 1)), np.tile([[0, 1e9]], (300, 1)))}
+    covarep: Entries = {"v": (np.ones((5000, 3), "f4"), np.ones((5000, 2)))}
+    fails(make(tmp_path, labels, covarep=covarep), words=["covarep.csd", "GiB of contents"])
 
 
 def virtual(group: h5py.Group) -> None:

@@ -15,7 +15,6 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from random import Random
@@ -29,7 +28,7 @@ import pytest
 from hypothesis import HealthCheck, given, note, settings
 from hypothesis import strategies as st
 
-from common.data.formats.registry import read_source
+from common.data.formats.registry import FORMATS, read_source
 from common.data.source import EMOTIONS, ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
@@ -44,7 +43,7 @@ fuzz = settings(
 )
 randoms = st.randoms(use_true_random=False)
 Content = dict[Any, Any]
-NAMES = ["csd", "mmsa", "mult", "multibench", "npz", "table"]
+NAMES = sorted(FORMATS)
 
 UTTERANCES = writers.make_utterances(5, count=10, videos=5, zero_text=1, missing_audio=1)
 ALIGNED = writers.make_utterances(6, count=10, videos=5, aligned=True)
@@ -118,6 +117,7 @@ def quiet() -> Iterator[None]:
 DTYPES = ("f2", "f4", "f8", ">f4", "i1", "i8", "u8", "?", "c8", "S3", "U2", "O", "M8[s]", "m8[D]")
 KEYS: tuple[Any, ...] = ("text", "audio", "labels", "id", "train", "valid", "test", "dev", "smell")
 KEYS += (b"text", "", "a\nb", "\ud800", 0, None, (1, 2), "regression_labels", "audio_lengths")
+KEYS += ("values", "ids", "label", "split", "__metadata__")
 
 
 def circular() -> list[Any]:
@@ -131,18 +131,15 @@ def circular() -> list[Any]:
     return [items, table, array]
 
 
-def nested() -> list[Any]:
-    made: list[Any] = []
-    for _ in range(200):
-        made = [made]
-    return made
-
+NESTED: list[Any] = []
+for _ in range(200):
+    NESTED = [NESTED]
 
 SCALARS: list[Any] = [None, True, 0, -1, 2**70, 1.5, np.nan, -np.inf, 1e300, 1j, "", "text"]
 SCALARS += ["a\nb", "\x00", "\ud800", b"", b"\xff\n", (), ("a",), [], {}, [[1], [2, 3]]]
 SCALARS += [["a", None], [b"x", "y"], {"a": {"b": 1}}, {1, 2}]
 SCALARS += [np.float32(1), np.str_("x\ny"), np.int64(-5)]
-SCALARS += [..., object, *circular(), nested(), np.array(3.0), np.array([], np.float32)]
+SCALARS += [..., object, *circular(), NESTED, np.array(3.0), np.array([], np.float32)]
 SCALARS += [np.zeros((0, 0, 0)), np.zeros((3, 0, 4)), np.array(["a\nb", "a\nb", ""], "U")]
 SCALARS += [np.array([b"\xff\n", "x", None, 1.0, [1]], object)]
 SCALARS += [np.zeros(4, [("a", "f4"), ("b", "S2")]), np.ma.masked_array([1.0, 2.0], [True, False])]
@@ -191,8 +188,8 @@ def odd_value(rng: Random, value: object) -> Any:
     return changed if array or rng.random() < 0.3 else np.asarray(changed).tolist()
 
 
-def mutate(rng: Random, content: Content) -> Any:
-    """Change a dict, or the dicts in it, in one to three places: values, keys, or all of it."""
+def mutate(rng: Random, content: Content, odd: Callable[[Random, Any], Any] = odd_value) -> Content:
+    """Change a dict, or the dicts in it, in one to three places: values or keys."""
     content = {key: dict(v) if isinstance(v, dict) else v for key, v in content.items()}
     for _ in range(rng.choice((1, 1, 2, 3))):
         parts = [part for part in content.values() if isinstance(part, dict)]
@@ -204,27 +201,28 @@ def mutate(rng: Random, content: Content) -> Any:
         note(f"{action} {key!r}")
         match action:
             case "replace":
-                part[key] = odd_value(rng, part[key])
+                part[key] = odd(rng, part[key])
             case "drop":
                 del part[key]
             case "rename":
                 part[rng.choice(KEYS)] = part.pop(key)
             case "add":
-                part[rng.choice(KEYS)] = deepcopy(rng.choice(SCALARS))
+                part[rng.choice(KEYS)] = odd(rng, None)
             case "swap":
                 part[key], part[other] = part[other], part[key]
             case _:  # the same to all splits, so that they agree
                 seed = rng.randrange(2**32)
                 for same in (same for same in parts or [part] if key in same):
-                    same[key] = odd_value(Random(seed), same[key])
-    return deepcopy(rng.choice(SCALARS)) if rng.random() < 0.03 else content
+                    same[key] = odd(Random(seed), same[key])
+    return content
 
 
-# ---- Wrong contents, by a file's suffix: other bytes, or None where they cannot be made ---
+# ---- Wrong contents, by a file's suffix: other bytes, or what UNWRITABLE names ---------
 
 
 def other_pickle(rng: Random, raw: bytes) -> bytes:
-    content = mutate(rng, pickle.loads(raw, encoding="latin1"))
+    content: Any = mutate(rng, pickle.loads(raw, encoding="latin1"))
+    content = odd_value(rng, None) if rng.random() < 0.03 else content
     return pickle.dumps(content, rng.choice((2, 3, 4, 5)))
 
 
@@ -241,8 +239,7 @@ def as_array(value: Any) -> np.ndarray:
 
 def other_npz(rng: Random, raw: bytes) -> bytes:
     content = mutate(rng, dict(np.load(io.BytesIO(raw))))
-    arrays = content if isinstance(content, dict) else {}
-    named = {str(key).replace("\ud800", "?"): as_array(v) for key, v in arrays.items()}
+    named = {str(key).replace("\ud800", "?"): as_array(v) for key, v in content.items()}
     file = io.BytesIO()
     (np.savez_compressed if rng.random() < 0.5 else np.savez)(file, **named)
     return file.getvalue()
@@ -254,110 +251,85 @@ def other_npy(rng: Random, raw: bytes) -> bytes:
     return file.getvalue()
 
 
+COUNT = len(UTTERANCES)
+TEXTS = [str(number) for number in range(COUNT)]
 CELLS = ["nan", "inf", "-inf", "1e999", "x", '"', "1,5", "train", "\x00", "é", "-1", "../a"]
 CELLS += ["Test", "1_0", "\ufeff", "True", "0x10"]
 CELLS += ["", " ", "a\nb", "1" * 5000, "x" * 200_000, "\u2028"]
 
 
+def odd_cells(rng: Random, cells: list[str] | None) -> list[str]:
+    cells = list(cells or TEXTS)
+    some = slice(None) if rng.random() < 0.3 else slice(row := rng.randrange(COUNT), row + 1)
+    cells[some] = [rng.choice(CELLS)] * len(cells[some])
+    return cells
+
+
 def other_csv(rng: Random, raw: bytes) -> bytes:
-    """Change cells, rows, columns and the text itself."""
-    rows = list(csv.reader(io.StringIO(raw.decode())))
-    for _ in range(rng.choice((1, 1, 2, 5))):
-        row = rng.randrange(len(rows)) if rng.random() < 0.7 else 0
-        column = rng.randrange(max(1, len(rows[row])))
-        match rng.choice(("cell", "cell", "cell", "short", "long", "column", "row", "twice")):
-            case "cell":
-                rows[row][column : column + 1] = [rng.choice(CELLS)]
-            case "short":
-                del rows[row][column:]
-            case "long":
-                rows[row] += ["more"] * 3
-            case "column":
-                for cells in rows:
-                    del cells[column : column + 1]
-            case "row":
-                rows = rows[:row] + rows[row + 1 :] or [[]]
-            case _:
-                rows.append(list(rows[row]))
+    """Change cells and columns, and sometimes rows, the encoding and the text itself."""
+    names, *rows = csv.reader(io.StringIO(raw.decode()))
+    old = {name: list(cells) for name, *cells in zip(names, *rows, strict=True)}
+    content = mutate(rng, old, odd_cells)
     file = io.StringIO()
-    csv.writer(file).writerows(rows)
+    csv.writer(file).writerows([content, *zip(*content.values(), strict=True)])
     raw = file.getvalue().encode(rng.choice(("utf-8", "utf-8", "utf-8", "utf-8-sig", "utf-16")))
-    odd = (raw.replace(b",", b";"), raw.replace(b"a", b"\xe9"), raw + b'"')
-    return rng.choice((raw, raw, raw, raw, *odd))
+    lines, row = raw.splitlines(keepends=True), rng.randrange(COUNT)
+    short, long, twice = (
+        lines[row][: rng.randrange(20)] + b"\n",
+        b"more," + lines[row],
+        lines[row] * 2,
+    )
+    other = b"".join([*lines[:row], rng.choice((short, long, twice, b"")), *lines[row + 1 :]])
+    odd = (raw.replace(b",", b";"), raw.replace(b"a", b"\xe9"), raw + b'"', other, other, other)
+    return rng.choice((*[raw] * 6, *odd))
 
 
-#: A value that a column holds throughout, and the type of columns that count.
-CELLS_OF_COLUMNS = [None, [1, 2], {"a": 1}, b"\xff\n", True, 1e300, "a\nb", np.nan, -np.inf]
-TYPES = [pa.decimal128(30, 10), pa.timestamp("s"), pa.duration("us"), pa.int8(), pa.float32()]
-TYPES += [pa.date32(), pa.uint64()]
-
-
-def odd_column(rng: Random, count: int) -> pa.Array:
-    """Return a column of any type."""
-    numbers, texts = range(count), [str(number) for number in range(count)]
-    made: list[Callable[[], pa.Array]] = [
-        lambda: pa.array(["train", "test"] * count)[:count].dictionary_encode(),
-        lambda: pa.array([text.encode() for text in texts]),
-        lambda: pa.array([None, *[1.0] * (count - 1)]),
-        lambda: pa.array([2**63] * count, pa.uint64()),
-        lambda: pa.array(numbers, pa.float32()).cast(pa.float16()),
-        lambda: pa.array(texts, pa.large_string()),
-        lambda: pa.array(["1.5", None] * count)[:count],
-        lambda: pa.array([[("k", 1)]] * count, pa.map_(pa.string(), pa.int64())),
-    ]
-    made += [partial(pa.array, [cell] * count) for cell in CELLS_OF_COLUMNS]
-    made += [partial(pa.array, numbers, kind) for kind in TYPES]
-    return rng.choice(made)()
+#: Columns of any type: throughout one value, of numbers, and of others.
+COLUMNS = [
+    *(
+        pa.array([cell] * COUNT)
+        for cell in (None, [1, 2], {"a": 1}, b"\xff\n", True, 1e300, "a\nb")
+    ),
+    *(pa.array([cell] * COUNT) for cell in (np.nan, -np.inf)),
+    *(pa.array(range(COUNT), kind) for kind in (pa.int8(), pa.float32(), pa.uint64(), pa.date32())),
+    pa.array(range(COUNT), pa.timestamp("s")),
+    pa.array(range(COUNT), pa.duration("us")),
+    pa.array(range(COUNT), pa.decimal128(30, 10)),
+    pa.array(range(COUNT), pa.float32()).cast(pa.float16()),
+    pa.array([2**63] * COUNT, pa.uint64()),
+    pa.array(["train", "test"] * COUNT)[:COUNT].dictionary_encode(),
+    pa.array([text.encode() for text in TEXTS]),
+    pa.array(TEXTS, pa.large_string()),
+    pa.array([None, *[1.0] * (COUNT - 1)]),
+    pa.array(["1.5", None] * COUNT)[:COUNT],
+    pa.array([[("k", 1)]] * COUNT, pa.map_(pa.string(), pa.int64())),
+]
 
 
 def other_parquet(rng: Random, raw: bytes) -> bytes:
-    """Make columns others, elsewhere, or missing."""
+    """Make columns others, elsewhere, twice or missing."""
     table = pq.read_table(io.BytesIO(raw))
-    for _ in range(rng.choice((1, 1, 2, 4))):
-        if not table.num_columns:
-            break
-        index = rng.randrange(min(table.num_columns, 5))
-        name = table.column_names[index]
-        other = rng.choice((*writers.EMOTIONS, "", "a\nb", "id", "label", "split", "x"))
-        match rng.choice(("type", "type", "type", "type", "drop", "name", "rows", "again")):
-            case "type":
-                table = table.set_column(index, name, odd_column(rng, table.num_rows))
-            case "drop":
-                table = table.remove_column(index)
-            case "name":
-                table = table.set_column(index, other, table[index])
-            case "rows":
-                table = table.slice(0, max(1, rng.randrange(table.num_rows + 1)))
-            case _:
-                table = table.append_column(other, table[index])
-    file = io.BytesIO()
-    pq.write_table(table.slice(0, 0) if rng.random() < 0.05 else table, file)
+    old = dict(zip(table.column_names, table.columns, strict=True))
+    content = mutate(rng, old, lambda rng, _: rng.choice(COLUMNS))
+    names = [str(key) for key in content]
+    if rng.random() < 0.1:
+        names[0] = names[-1]
+    file, rows = io.BytesIO(), rng.choice((*[COUNT] * 9, 0, 1, 5))
+    pq.write_table(pa.table(list(content.values()), names).slice(0, rows), file)
     return file.getvalue()
 
 
 FIELDS: list[Any] = [None, -1, 0, "", "F32", "BF16", "I64", "U8", "F8_E4M3", "BOOL", "a\nb", {}]
-FIELDS += [[], [0], [-1], [2**62, 4], [1e3], [0, 0], [3, 2], [[1]]]
+FIELDS += [[], [0], [-1], [2**62, 4], [1e3], [0, 0], [3, 2], [[1]], {"a": "b"}, {"a": 1}]
 
 
 def other_safetensors(rng: Random, raw: bytes) -> bytes:
     """Change the header."""
     length = int.from_bytes(raw[:8], "little")
-    header = json.loads(raw[8 : 8 + length])
-    name = rng.choice(list(header))
-    declared = 0
-    match rng.choice(("field", "field", "field", "field", "drop", "name", "metadata", "length")):
-        case "field":
-            header[name][rng.choice(("dtype", "shape", "data_offsets"))] = rng.choice(FIELDS)
-        case "drop":
-            del header[name]
-        case "name":
-            header[rng.choice(("values", "ids", "a\nb", "", "x"))] = header.pop(name)
-        case "metadata":
-            header["__metadata__"] = rng.choice(({"a": "b"}, {"a": 1}, None, []))
-        case _:
-            declared = length + rng.choice((-1, 1, 2**40))
-    text = json.dumps(header).encode()
-    return (declared or len(text)).to_bytes(8, "little") + text + raw[8 + length :]
+    old = json.loads(raw[8 : 8 + length])
+    text = json.dumps(mutate(rng, old, lambda rng, _: rng.choice(FIELDS))).encode()
+    declared = max(0, len(text) + rng.choice((*[0] * 9, -1, 1, 2**40)))
+    return declared.to_bytes(8, "little") + text + raw[8 + length :]
 
 
 def replace_object(rng: Random, file: h5py.File, name: str, old: Any) -> None:
@@ -366,26 +338,19 @@ def replace_object(rng: Random, file: h5py.File, name: str, old: Any) -> None:
     link = partial(file.__setitem__, name)
     odd: tuple[Callable[[], Any], ...] = (
         lambda: file.create_group(name),
-        lambda: data(data=1.0),
-        lambda: data(data="text"),
-        lambda: data(data=h5py.Empty("f4")),
-        lambda: data((4,), dtype=h5py.string_dtype()),
-        lambda: data((4,), dtype=h5py.vlen_dtype(np.float32)),
+        lambda: data(data=rng.choice((1.0, "text", h5py.Empty("f4")))),
+        lambda: data((4,), dtype=rng.choice((h5py.string_dtype(), h5py.vlen_dtype(np.float32)))),
         lambda: data((4, 2), dtype=h5py.enum_dtype({"a\n": 1, "b": 2})),
         lambda: data(data=np.zeros(4, [("a", "f4"), ("b", "S2")])),
-        lambda: data((1 << 40, 7), "f4", chunks=(1024, 7)),
-        lambda: data((1 << 28, 7), "f4", chunks=(1024, 7)),
+        lambda: data((1 << rng.choice((28, 40)), 7), "f4", chunks=(1024, 7)),
         lambda: data((4, 1 << 40), "f4", chunks=(4, 1024)),
         lambda: data((4, 7), h5py.opaque_dtype(np.dtype("M8[s]"))),
         lambda: data((3,), dtype=h5py.ref_dtype),
-        lambda: link(h5py.SoftLink("/nowhere")),
-        lambda: link(h5py.SoftLink(f"/{name}")),
-        lambda: link(h5py.SoftLink("/")),
+        lambda: link(h5py.SoftLink(rng.choice(("/nowhere", f"/{name}", "/")))),
         lambda: link(file["/"]),
-        lambda: link(h5py.ExternalLink("nowhere.h5", "/")),
-        lambda: link(h5py.ExternalLink("/etc/passwd", "/")),
+        lambda: link(h5py.ExternalLink(rng.choice(("nowhere.h5", "/etc/passwd")), "/")),
     )
-    rng.choice((*odd, *(lambda: data(data=as_array(odd_value(rng, old))),) * 14))()
+    rng.choice((*odd, *(lambda: data(data=as_array(odd_value(rng, old))),) * 8))()
 
 
 PLACES = ("x", "data", "metadata", "a\nb", "features", "All Labels", "v[1]", "é[a]")
@@ -414,6 +379,22 @@ def other_csd(rng: Random, raw: bytes) -> bytes:
     return memory.getvalue()
 
 
+def damaged(rng: Random, raw: bytes) -> bytes:
+    """Put other bytes, or none, in the place of some, often near the ends: there is structure."""
+    for _ in range(rng.choice((1, 1, 3))):
+        near, length = rng.choice((64, 1024, len(raw))), rng.choice((1, 1, 2, 4, 8, 64, 4096))
+        start = rng.randrange(min(near, len(raw)) + 1)
+        start = len(raw) - start if rng.random() < 0.3 else start
+        end = rng.choice((start, start + length, start + length, start + length, len(raw)))
+        copy, source = raw, rng.randrange(len(raw) + 1)
+        number = rng.choice((0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1))
+        some = (b"", rng.randbytes(min(length, 16)), copy[source : source + length])
+        new = rng.choice((*some, b"\xff" * length, bytes(length), number.to_bytes(8, "little")))
+        note(f"{new[:20]!r} from {start} to {end} of {len(raw)}")
+        raw = raw[:start] + new + raw[end:] or b"\x80"
+    return raw
+
+
 OTHERS = {".pkl": other_pickle, ".npz": other_npz, ".npy": other_npy, ".csv": other_csv}
 OTHERS |= {".parquet": other_parquet, ".safetensors": other_safetensors, ".csd": other_csd}
 #: What libraries raise of what they cannot write.
@@ -424,31 +405,20 @@ UNWRITABLE += (OSError, RuntimeError, KeyError)
 # ---- Valid files ----------------------------------------------------------------------
 
 
-def csd(path: Path, per_video: bool) -> Path:
-    writers.write_csd(path, UTTERANCES, per_video=per_video)
-    return path
-
-
-def table(path: Path, **options: Any) -> Path:
-    return writers.write_table(path, UTTERANCES, **options)
-
-
-KINDS: dict[str, Callable[[Path], Path]] = {
-    "multibench": lambda p: writers.write_multibench(
-        p / "a.pkl", UTTERANCES, label_shape="(N,1,7)", length=30, protocol=2
-    ),
-    "mult": lambda p: writers.write_mult(p / "a.pkl", UTTERANCES, aligned=False, ids="object"),
-    "python2": lambda p: writers.write_python2(p / "a.pkl", UTTERANCES, aligned=False),
-    "mmsa": lambda p: writers.write_mmsa(p / "a.pkl", UTTERANCES, bert=False, protocol=5),
-    "mmsa-bert": lambda p: writers.write_mmsa(p / "a.pkl", ALIGNED, aligned=True),
-    "npz": lambda p: writers.write_npz(p / "a.npz", UTTERANCES),
-    "csd": partial(csd, per_video=False),
-    "csd-videos": partial(csd, per_video=True),
-    "csv-npy": partial(table, arrays="npy"),
-    "csv-npz": partial(table, arrays="npz"),
-    "csv-npz-by-id": partial(table, arrays="npz-by-id"),
-    "parquet-safetensors": partial(table, kind="parquet", arrays="safetensors"),
-    "parquet-safetensors-by-id": partial(table, kind="parquet", arrays="safetensors-by-id"),
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "multibench": ("multibench", {"label_shape": "(N,1,7)", "length": 30, "protocol": 2}),
+    "mult": ("mult", {"aligned": False, "ids": "object"}),
+    "python2": ("python 2", {"aligned": False}),
+    "mmsa": ("mmsa", {"bert": False, "protocol": 5}),
+    "mmsa-bert": ("mmsa", {"aligned": True}),
+    "npz": ("npz", {}),
+    "csd": ("csd", {}),
+    "csd-videos": ("csd", {"per_video": True}),
+    "csv-npy": ("table", {"arrays": "npy"}),
+    "csv-npz": ("table", {"arrays": "npz"}),
+    "csv-npz-by-id": ("table", {"arrays": "npz-by-id"}),
+    "parquet-safetensors": ("table", {"kind": "parquet", "arrays": "safetensors"}),
+    "parquet-safetensors-by-id": ("table", {"kind": "parquet", "arrays": "safetensors-by-id"}),
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -456,10 +426,14 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
 @cache
 def valid(kind: str) -> tuple[str, dict[str, bytes]]:
     """Return what is read, relative to its folder, and the bytes of each file there."""
+    format, options = KINDS[kind]
     with folder() as path:
-        read = KINDS[kind](path)
-        files = {file.name: file.read_bytes() for file in sorted(path.iterdir())}
-        return str(read.relative_to(path)), files
+        read = writers.WRITERS[format](
+            path, ALIGNED if kind == "mmsa-bert" else UTTERANCES, **options
+        )
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        where = "" if read.is_dir() else read.name
+        return where, {file.name: file.read_bytes() for file in files}
 
 
 def place(kind: str, target: Path, changed: Mapping[str, bytes]) -> Path:
@@ -468,41 +442,6 @@ def place(kind: str, target: Path, changed: Mapping[str, bytes]) -> Path:
     for name, raw in {**files, **changed}.items():
         (target / name).write_bytes(raw)
     return target / read
-
-
-def position(rng: Random, raw: bytes) -> int:
-    """Return a position, often near the ends, where the structure is."""
-    near = min(len(raw), rng.choice((64, 1024, len(raw), len(raw))))
-    offset = rng.randrange(near + 1)
-    return len(raw) - offset if rng.random() < 0.3 else offset
-
-
-def damage(rng: Random, raw: bytes) -> bytes:
-    """Flip, cut, overwrite or insert bytes."""
-    start, length = position(rng, raw), rng.choice((1, 1, 2, 4, 8, 64, 4096))
-    action = rng.choice(("flip", "flip", "flip", "cut", "drop", "copy", "insert", "fill", "number"))
-    note(f"{action} at {start} of {len(raw)}, {length}")
-    match action:
-        case "flip":
-            changed = bytearray(raw)
-            for _ in range(rng.choice((1, 1, 2, 16))):
-                changed[min(position(rng, raw), len(raw) - 1)] ^= 1 << rng.randrange(8)
-            return bytes(changed)
-        case "cut":
-            return raw[:start]
-        case "drop":
-            return raw[:start] + raw[start + length :]
-        case "copy":
-            source = position(rng, raw)
-            return raw[:start] + raw[source : source + length] + raw[start + length :]
-        case "insert":
-            more = bytes(rng.randrange(256) for _ in range(min(length, 16)))
-            return raw[:start] + more + raw[start:]
-        case "fill":
-            return raw[:start] + rng.choice((b"\xff", b"\x00")) * length + raw[start + length :]
-        case _:
-            number = rng.choice((0, 1, 2**15, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1))
-            return raw[:start] + number.to_bytes(8, "little") + raw[start + 8 :]
 
 
 def attempt_changed(kind: str, rng: Random, change: Callable[[str, bytes], bytes]) -> None:
@@ -528,12 +467,7 @@ def attempt_changed(kind: str, rng: Random, change: Callable[[str, bytes], bytes
 @fuzz
 @given(rng=randoms)
 def test_damaged_bytes(kind: str, rng: Random) -> None:
-    def damaged(_: str, raw: bytes) -> bytes:
-        for _ in range(rng.choice((1, 1, 3))):
-            raw = damage(rng, raw) or b"\x80"
-        return raw
-
-    attempt_changed(kind, rng, damaged)
+    attempt_changed(kind, rng, lambda _, raw: damaged(rng, raw))
 
 
 @each_kind
@@ -558,8 +492,11 @@ def test_a_file_in_the_place_of_another(kind: str, other: str) -> None:
 @pytest.mark.parametrize("raw", [b"", b"\x80", b"\x80\x04.", b"PK\x05\x06", b"\n", b"\x89HDF\r\n"])
 def test_a_file_of_nothing(kind: str, raw: bytes) -> None:
     for name in valid(kind)[1]:
-        with folder() as path:
+        with folder() as path, warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
             attempt([place(kind, path, {name: raw})], "auto", ReadSettings())
+            gc.collect()  # which warns of files left open
+        assert not caught, [str(warning.message) for warning in caught]
 
 
 @each_kind
@@ -574,53 +511,34 @@ def test_a_valid_file_read_in_every_way(kind: str, reading: int) -> None:
         attempt([path], "auto", READINGS[reading])
 
 
-LINES = {"a\nb": np.zeros((3, 2), np.float32)}  # a name of two lines
-COLUMNS = {"a\nb": [1.0] * len(UTTERANCES), **writers.table_columns(UTTERANCES)}
-
-
-def write_silent(path: Path) -> None:
-    content = pickle.loads((path / "a.pkl").read_bytes())
-    for part in content.values():
-        part |= {key: np.zeros_like(part[key]) for key in part if key.startswith("text")}
-    (path / "a.pkl").write_bytes(pickle.dumps(content))
-
-
-def without_text(path: Path) -> None:
-    zero = {"language": np.zeros((2, 5), np.float32)}
-    writers.write_csd(path, [replace(e, sequences=e.sequences | zero) for e in UTTERANCES])
-
-
-def write_without(path: Path, table: str, lost: str) -> None:
-    kept = {name: column for name, column in COLUMNS.items() if name != lost}
-    writers.write_columns(path / table, kept)
+TWO_LINES = {"a\nb": np.zeros((COUNT, 2), np.float32)}
+NPZ = {**TWO_LINES, **writers.npz_content(UTTERANCES)}
+ITEMS = {"a\nb": [1.0] * COUNT, **writers.table_columns(UTTERANCES)}
 
 
 @pytest.mark.parametrize(
-    ("kind", "change"),
+    ("kind", "file", "content"),
     [
-        *((kind, write_silent) for kind in ("multibench", "mult", "mmsa", "mmsa-bert")),
-        ("csd", without_text),
-        ("npz", lambda p: (p / "a.npz").write_bytes(b"Px" + (p / "a.npz").read_bytes()[2:])),
-        ("npz", lambda p: np.savez(p / "a.npz", **LINES, **writers.npz_content(UTTERANCES))),
-        ("csv-npz", lambda p: writers.write_arrays(p / "audio.npz", LINES)),
-        ("parquet-safetensors", lambda p: writers.write_arrays(p / "audio.safetensors", LINES)),
-        ("csv-npy", lambda p: write_without(p, "items.csv", "label")),
-        ("csv-npy", lambda p: write_without(p, "items.csv", "id")),
-        ("parquet-safetensors", lambda p: write_without(p, "items.parquet", "label")),
-        ("parquet-safetensors", lambda p: write_without(p, "items.parquet", "id")),
+        ("npz", "data.npz", NPZ),
+        ("csv-npz", "audio.npz", TWO_LINES),
+        ("parquet-safetensors", "audio.safetensors", TWO_LINES),
+        *(
+            (kind, file, {name: ITEMS[name] for name in ITEMS if name != lost})
+            for kind, file in (("csv-npy", "items.csv"), ("parquet-safetensors", "items.parquet"))
+            for lost in ("label", "id")
+        ),
     ],
 )
-def test_what_was_no_line_once(kind: str, change: Callable[[Path], object]) -> None:
+def test_names_of_two_lines(kind: str, file: str, content: dict[str, Any]) -> None:
+    write: Any = writers.write_columns if file.startswith("items") else writers.write_arrays
     with folder() as path:
         read = place(kind, path, {})
-        change(path)
+        write(path / file, content)
         for reading in ({}, {"group": "video"}, {"modalities": ("smell",)}):
             attempt([read], "auto", ReadSettings(**reading))
 
 
-def test_a_file_of_arrays_that_is_the_start_of_a_zip_is_closed() -> None:
-    with folder() as path, warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        attempt([place("csv-npy", path, {"audio.npy": b"PK\x05\x06"})], "auto", ReadSettings())
-        gc.collect()
-    assert not caught, [str(warning.message) for warning in caught]
+def test_an_archive_whose_first_member_is_damaged() -> None:
+    raw = b"Px" + valid("npz")[1]["data.npz"][2:]
+    with folder() as path:
+        attempt([place("npz", path, {"data.npz": raw})], "auto", ReadSettings())

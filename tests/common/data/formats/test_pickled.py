@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from data_checks import refusal
 
-from common.data.formats.mmsa import PUBLISHED
+from common.data.formats.pickled import PUBLISHED
 from common.data.formats.registry import FORMATS, Format, Given
 from common.data.source import ReadSettings, Source
 from common.task import Task

@@ -1,6 +1,7 @@
 """Every format read to predict: labels are not needed, and no item is lost for what it lacks."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,92 +18,153 @@ from tests.common.data.formats.writers import MODALITIES, Utterance, make_uttera
 
 UTTERANCES = make_utterances(3, zero_text=5, missing_audio=4)
 COUNT = len(UTTERANCES)
+LABELS = ("label", "labels", "regression_labels", "classification_labels", "annotations")
 
-Content = dict[str, dict[str, Any]]
+#: Key and value to another value, or `...` to leave it out.
+Change = Callable[[str, Any], Any]
+CONTENTS: dict[str, Callable[[], dict[str, Any]]] = {
+    "multibench": lambda: writers.multibench_content(UTTERANCES),
+    "mult": lambda: writers.mult_content(UTTERANCES, aligned=False),
+    "mmsa": lambda: writers.mmsa_content(UTTERANCES, bert=False),
+    "npz": lambda: writers.npz_content(UTTERANCES),
+    "csv": lambda: writers.table_columns(UTTERANCES),
+    "parquet": lambda: writers.table_columns(UTTERANCES),
+}
+PICKLES, TABLES = ("multibench", "mult", "mmsa"), ("csv", "parquet")
 
 
-def read(path: Path | list[Path], format: str = "auto", **options: Any) -> Source:
-    paths = path if isinstance(path, list) else [path]
-    return read_source(paths, format, ReadSettings(**{"predicting": True, **options}))[0]
+def without(*keys: str) -> Change:
+    return lambda key, old: ... if key in keys else old
 
 
-def check_all(
-    source: Source,
-    truth: list[Utterance] = UTTERANCES,
-    *,
-    split: bool = False,
-    modalities: tuple[str, ...] = MODALITIES,
-) -> None:
+def changed(content: dict[str, Any], change: Change) -> dict[str, Any]:
+    return {key: new for key, old in content.items() if (new := change(key, old)) is not ...}
+
+
+def write(
+    folder: Path, format: str, change: Change = lambda _, old: old, lost: Sequence[str] = ()
+) -> list[Path]:
+    """Write a source with other values, and without some modalities."""
+    folder.mkdir(exist_ok=True)
+    if format == "csd":
+        files = dict(
+            zip((*MODALITIES, "label"), writers.write_csd(folder, UTTERANCES), strict=True)
+        )
+        return [file for name, file in files.items() if name not in lost and change(name, 0) == 0]
+    content = CONTENTS[format]()
+    if format in PICKLES:
+        keys = [writers.PICKLED_NAMES[name] for name in lost]
+        splits = {
+            name: changed(changed(split, without(*keys)), change) for name, split in content.items()
+        }
+        return [writers.write_pickle(folder / "data.pkl", splits, 4)]
+    content = changed(content, change)
+    if format == "npz":
+        keys = [*lost, *(f"{name}_offsets" for name in lost)]
+        np.savez(folder / "data.npz", **changed(content, without(*keys)))
+        return [folder / "data.npz"]
+    arrays: Any = {"csv": "npy", "parquet": "npz-by-id"}[format]
+    kept = [name for name in MODALITIES if name not in lost]
+    table = writers.write_table(folder, UTTERANCES, kind=format, arrays=arrays, modalities=kept)
+    return [writers.write_columns(table, content)]
+
+
+def read(paths: Path | list[Path], format: str = "auto", **options: Any) -> Source:
+    listed = paths if isinstance(paths, list) else [paths]
+    return read_source(listed, format, ReadSettings(**{"predicting": True, **options}))[0]
+
+
+def check_all(source: Source, format: str, modalities: Sequence[str] = MODALITIES) -> None:
     """Every item is there, with what it has, and without a label."""
-    check(source, truth, split=split, modalities=modalities, label=lambda _: np.nan)
+    truth: list[Utterance] = UTTERANCES
+    if format == "mmsa":
+        truth = writers.widened(truth, 300)
+    elif format in TABLES:  # groups are not read
+        truth = [replace(item, video=item.name) for item in truth]
+    check(source, truth, split=format in PICKLES, modalities=modalities, label=lambda _: np.nan)
     if "language" in modalities:
         assert (~source.items.sequences["language"].present).sum() == 5
         assert source.items.cleaning.get("items without language", 5) == 5
     assert not any("dropped" in what for what in source.items.cleaning)
 
 
-CONTENTS: dict[str, Callable[[], Content]] = {
-    "multibench": lambda: writers.multibench_content(UTTERANCES),
-    "mult": lambda: writers.mult_content(UTTERANCES, aligned=False),
-    "mmsa": lambda: writers.mmsa_content(UTTERANCES, bert=False),
+def group_of(format: str) -> dict[str, str]:
+    return {"group": "video"} if format == "npz" else {}
+
+
+INSTEAD: dict[str, Callable[[Any], Any]] = {
+    "none": lambda old: ...,
+    "nan": lambda old: np.full(np.shape(old), np.nan),
+    "text": lambda old: ["?"] * len(old),
+    "another shape": lambda old: np.ones((1, 9)),
+    "null": lambda old: None,
 }
-LABELS = ("labels", "regression_labels", "classification_labels", "annotations")
-each_pickle = pytest.mark.parametrize("format", CONTENTS)
 
 
-def pickled(folder: Path, format: str, change: Callable[[str, Any], Any]) -> Path:
-    """Write a pickle of other values by key; what becomes `...` is left out."""
-    changed = {
-        name: {key: new for key, old in split.items() if (new := change(key, old)) is not ...}
-        for name, split in CONTENTS[format]().items()
-    }
-    return writers.write_pickle(folder / "data.pkl", changed, 4)
-
-
-def without(*keys: str) -> Callable[[str, Any], Any]:
-    return lambda key, old: ... if key in keys else old
-
-
-def truth_of(format: str) -> list[Utterance]:
-    return writers.widened(UTTERANCES, 300) if format == "mmsa" else UTTERANCES
-
-
-@each_pickle
 @pytest.mark.parametrize(
-    "make",
+    ("format", "instead"),
     [
-        lambda old: ...,
-        lambda old: np.full(np.shape(old), np.nan),
-        lambda old: ["?"] * len(old),
-        lambda old: np.ones((1, 9)),
-        lambda old: None,
+        (format, instead)
+        for format in CONTENTS
+        for instead in INSTEAD
+        if not (format in TABLES and instead in ("another shape", "null"))
     ],
-    ids=["none", "nan", "text", "another shape", "null"],
 )
-def test_pickles_without_labels(tmp_path: Path, format: str, make: Callable[[Any], Any]) -> None:
-    path = pickled(tmp_path, format, lambda key, old: make(old) if key in LABELS else old)
-    check_all(read(path), truth_of(format), split=True)
+def test_labels_are_not_needed(tmp_path: Path, format: str, instead: str) -> None:
+    make = INSTEAD[instead]
+    paths = write(tmp_path, format, lambda key, old: make(old) if key in LABELS else old)
+    check_all(read(paths, **group_of(format)), format)
 
 
-@each_pickle
-def test_pickles_that_lack_labels_and_a_modality(tmp_path: Path, format: str) -> None:
-    path = pickled(tmp_path, format, without("vision", *LABELS))
-    assert read_source([path], "auto", ReadSettings(predicting=True))[1] == format
+@pytest.mark.parametrize(
+    ("format", "columns"),
+    [
+        ("npz", {"split": np.array(["later"] * COUNT)}),
+        ("npz", {"split": np.ones(2)}),
+        *((kind, {"split": ["later"] * COUNT}) for kind in TABLES),
+        *((kind, {"split": [""] * COUNT, "group": [""] * COUNT}) for kind in TABLES),
+    ],
+)
+def test_sides_and_groups_are_not_read(
+    tmp_path: Path, format: str, columns: dict[str, Any]
+) -> None:
+    paths = write(tmp_path, format, lambda key, old: columns.get(key, old))
+    check_all(read(paths, **group_of(format)), format)
+
+
+LACKS = dict.fromkeys((*PICKLES, "csd"), "has no modality 'vision'; it has")
+LACKS |= {"npz": "has no array 'vision' (modalities)", "csv": "has no vision", "parquet": "has no"}
+
+
+@pytest.mark.parametrize("format", LACKS)
+def test_modalities_that_are_not_there_are_left_out(tmp_path: Path, format: str) -> None:
+    paths, group = write(tmp_path, format, without(*LABELS), ["vision"]), group_of(format)
+    assert read_source(paths, "auto", ReadSettings(predicting=True, **group))[1] in (
+        format,
+        "table",
+    )
     for asked in ((), MODALITIES, ("vision", "language", "audio")):
-        source = read(path, modalities=asked)
-        check_all(source, truth_of(format), split=True, modalities=("language", "audio"))
-    only = read(path, modalities=("audio", "vision"))
-    check_all(only, truth_of(format), split=True, modalities=("audio",))
-    words = "has no modality 'vision'; it has language, audio"
-    refusal(lambda: read(path, modalities=("vision",)), words)
-    words = "regression_labels" if format == "mmsa" else "labels"
-    words = f"it lacks '{words}', which the format needs"
-    refusal(lambda: read(path, predicting=False), words)
+        check_all(read(paths, modalities=asked, **group), format, ("language", "audio"))
+    if format != "csd":  # which has no item without a segment
+        check_all(read(paths, modalities=("audio", "vision"), **group), format, ("audio",))
+    refusal(lambda: read(paths, modalities=("vision",), **group), LACKS[format])
+    refusal(lambda: read(paths, predicting=False, **group), "label")
+
+
+@pytest.mark.parametrize("format", LACKS)
+def test_labels_are_read_of_what_there_is(tmp_path: Path, format: str) -> None:
+    """To evaluate, a source need not have all modalities, but its labels."""
+    lenient: dict[str, Any] = {"predicting": False, "lenient": True, "modalities": MODALITIES}
+    source = read(write(tmp_path, format, lost=["vision"]), **lenient, **group_of(format))
+    truth = writers.widened(UTTERANCES, 300) if format == "mmsa" else UTTERANCES
+    drops = format in (*PICKLES, "csd")
+    kept = [item for item in truth if not (drops and item.zero_text)]
+    check(source, kept, split=format != "csd", modalities=("language", "audio"))
 
 
 def test_words_beside_the_features_tell_formats_apart_only_without_labels(tmp_path: Path) -> None:
-    path = pickled(tmp_path, "mmsa", without(*LABELS))
-    refusal(lambda: read(path, "multibench"), "is a pickle, but not as ")
+    paths = write(tmp_path, "mmsa", without(*LABELS))
+    refusal(lambda: read(paths, "multibench"), "is a pickle, but not as ")
     content = CONTENTS["multibench"]()
     for split in content.values():
         split["raw_text"] = ["words"] * len(split["id"])
@@ -114,39 +176,24 @@ def test_words_beside_the_features_tell_formats_apart_only_without_labels(tmp_pa
 # Computational sequences ------------------------------------------------------------------------
 
 
-def labels_file(folder: Path) -> Path:
-    return folder / writers.CSD_LABELS[0]
-
-
-def test_sequences_without_labels(tmp_path: Path) -> None:
-    paths = writers.write_csd(tmp_path, UTTERANCES)
-    labels_file(tmp_path).unlink()
-    check_all(read(tmp_path))
-    check_all(read(paths[:-1]))
-    items = read(tmp_path).items
-    assert items.groups.tolist() == [name.rpartition("[")[0] for name in items.ids.tolist()]
-
-
-def sequence(folder: Path, root: str, *names: str) -> None:
-    with h5py.File(folder / f"{root}.csd", "w") as file:
-        for name in names:
-            file[f"{root}/data/{name}/features"] = np.ones((2, 3))
-            file[f"{root}/data/{name}/intervals"] = np.ones((2, 2))
+def sequence(folder: Path, root: str, *names: str) -> Path:
+    entries = dict.fromkeys(names, (np.ones((2, 3)), np.ones((2, 2))))
+    return writers.write_sequence(folder / f"{root}.csd", root, entries)
 
 
 def test_segments_follow_each_other(tmp_path: Path) -> None:
     """Whichever file has them."""
     sequence(tmp_path, "COVAREP", "w[0]", "v[10]")
     sequence(tmp_path, "FACET", "v[2]", "w")
-    assert read(tmp_path).items.ids.tolist() == ["v[2]", "v[10]", "w", "w[0]"]
+    items = read(tmp_path).items
+    assert items.ids.tolist() == ["v[2]", "v[10]", "w", "w[0]"]
+    assert items.groups.tolist() == ["v", "v", "w", "w"]
 
 
 def test_whole_videos_without_labels_are_the_items(tmp_path: Path) -> None:
-    writers.write_csd(tmp_path, UTTERANCES, per_video=True)
-    labels_file(tmp_path).unlink()
+    writers.write_csd(tmp_path, UTTERANCES, per_video=True)[-1].unlink()
     items = read(tmp_path).items
-    videos = writers.by_video(UTTERANCES)
-    assert sorted(items.ids.tolist()) == sorted(videos)
+    assert sorted(items.ids.tolist()) == sorted(writers.by_video(UTTERANCES))
     with h5py.File(tmp_path / writers.CSD["audio"][0]) as file:
         for number, video in enumerate(items.ids.tolist()):
             frames = file[f"COVAREP/data/{video}/features"][()]
@@ -156,78 +203,41 @@ def test_whole_videos_without_labels_are_the_items(tmp_path: Path) -> None:
 @pytest.mark.parametrize("per_video", [False, True])
 def test_sequences_with_labels_that_are_broken(tmp_path: Path, per_video: bool) -> None:
     """Labels still say which segments are items."""
-    writers.write_csd(tmp_path, UTTERANCES, per_video=per_video)
-    with h5py.File(labels_file(tmp_path), "r+") as file:
+    labels = writers.write_csd(tmp_path, UTTERANCES, per_video=per_video)[-1]
+    with h5py.File(labels, "r+") as file:
         data = file[f"{writers.CSD_LABELS[1]}/data"]
         for number, segment in enumerate(list(data)):
             rows = len(data[segment]["intervals"])
             del data[segment]["features"]
             data[f"{segment}/features"] = np.full((rows, 3 + number % 2), np.nan)
-    check_all(read(tmp_path))
-
-
-def test_sequences_that_lack_a_modality(tmp_path: Path) -> None:
-    writers.write_csd(tmp_path, UTTERANCES)
-    (tmp_path / writers.CSD["vision"][0]).unlink()
-    for labels in (True, False):
-        if not labels:
-            labels_file(tmp_path).unlink()
-        check_all(read(tmp_path, modalities=MODALITIES), modalities=("language", "audio"))
-        words = "has no modality 'vision'; it has"
-        refusal(lambda: read(tmp_path, modalities=("vision",)), words)
+    check_all(read(tmp_path), "csd")
 
 
 def test_sequences_of_one_file(tmp_path: Path) -> None:
-    writers.write_csd(tmp_path, UTTERANCES)
-    items = read(tmp_path / writers.CSD["audio"][0], modalities=MODALITIES).items
+    *paths, labels = writers.write_csd(tmp_path, UTTERANCES)
+    items = read(paths[1], modalities=MODALITIES).items
     assert list(items.sequences) == ["audio"]
-    assert len(items) == len(UTTERANCES) - 4
-    refusal(lambda: read(labels_file(tmp_path)), "has no modality")
-    sequence(tmp_path, "long", "x" * 1001)
-    words = "has 1001 characters, expected 1000 at most"
-    refusal(lambda: read(tmp_path / "long.csd"), words)
+    assert len(items) == COUNT - 4
+    refusal(lambda: read(labels), "has no modality")
+    path = sequence(tmp_path, "long", "x" * 1001)
+    refusal(lambda: read(path), "has 1001 characters, expected 1000 at most")
 
 
-def npz(folder: Path, **changes: Any) -> Path:
-    """Write a file of utterances; None takes an array out."""
-    content = {**writers.npz_content(UTTERANCES), **changes}
-    path = folder / "data.npz"
-    np.savez(path, **{name: array for name, array in content.items() if array is not None})
-    return path
+# Arrays and tables ------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"label": None},
-        {"label": np.full(30, np.nan)},
-        {"label": np.array(["?"] * 30)},
-        {"label": np.ones((7, 3))},
-        {"label": np.array([{}] * 30, object)},
-        {"label": None, "split": np.array(["later"] * 30)},
-        {"label": None, "split": np.ones(2)},
-    ],
-    ids=["none", "nan", "text", "another shape", "objects", "another split", "a broken split"],
-)
-def test_arrays_without_labels(tmp_path: Path, changes: dict[str, Any]) -> None:
-    check_all(read(npz(tmp_path, **changes), group="video"))
-
-
-def test_arrays_that_lack_a_modality(tmp_path: Path) -> None:
-    path = npz(tmp_path, label=None, vision=None, vision_offsets=None)
-    source = read(path, modalities=("vision", "audio", "language"), group="video")
-    check_all(source, modalities=("audio", "language"))
-    assert list(source.items.sequences) == ["audio", "language"]
-    words = "has no array 'vision' (modalities)"
-    refusal(lambda: read(path, modalities=("vision",)), words)
-
-
-def test_arrays_of_vectors_and_their_context(tmp_path: Path) -> None:
-    path = tmp_path / "a.npz"
-    np.savez(path, audio=np.arange(4.0)[:, None], video=["a", "a", "b", "b"])
-    found = read(path, group="video", context=1).items.sequences["audio"]
-    assert [found[item].ravel().tolist() for item in range(4)] == [[0], [0, 1], [2], [2, 3]]
-    refusal(lambda: read(path, context=1), "context=1 needs group")
+def test_context_needs_its_groups(tmp_path: Path) -> None:
+    audio = np.arange(4.0)[:, None]
+    np.savez(tmp_path / "a.npz", audio=audio, video=list("aabb"))
+    refusal(lambda: read(tmp_path / "a.npz", context=1), "context=1 needs group")
+    np.save(tmp_path / "audio.npy", audio)
+    table = writers.write_columns(tmp_path / "b.csv", {"id": list("abcd")})
+    refusal(lambda: read(table, context=1), "context=1 needs groups")
+    writers.write_columns(table, {"id": list("abcd"), "group": [1, 1, 2, 2]})
+    for path, group in ((tmp_path / "a.npz", "video"), (table, None)):
+        sequences = read(path, context=1, group=group, modalities=("audio",)).items.sequences
+        rows = [sequences["audio"][item].ravel().tolist() for item in range(4)]
+        assert rows == [[0], [0, 1], [2], [2, 3]]
 
 
 OFFSETS, THREE = "'audio_offsets' must rise", {"audio": np.ones((3, 2))}
@@ -256,70 +266,3 @@ def test_a_second_file_without_any_modality(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", audio=np.ones((3, 2)))
     np.savez(tmp_path / "b.npz", note=np.arange(3))
     refusal(lambda: read([tmp_path / "a.npz", tmp_path / "b.npz"]), "b.npz has no array")
-
-
-def tabled(folder: Path, kind: str, arrays: str, **changes: Any) -> Path:
-    """Write a table of utterances; None takes a column out."""
-    path = writers.write_table(folder, UTTERANCES, kind=kind, arrays=arrays)
-    columns = {**writers.table_columns(UTTERANCES), **changes}
-    return writers.write_columns(
-        path, {name: column for name, column in columns.items() if column is not None}
-    )
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"label": None},
-        {"label": ["?"] * 30},
-        {"label": None, "split": ["later"] * 30},
-        {"label": None, "split": [""] * 30, "group": [""] * 30},
-    ],
-    ids=["none", "text", "another split", "empty"],
-)
-@pytest.mark.parametrize(("kind", "arrays"), [("csv", "npy"), ("parquet", "npz-by-id")])
-def test_tables_without_labels(
-    tmp_path: Path, kind: str, arrays: str, changes: dict[str, Any]
-) -> None:
-    items = read(tabled(tmp_path, kind, arrays, **changes)).items
-    assert items.ids.tolist() == [item.name for item in UTTERANCES]
-    assert np.isnan(items.labels).all()
-    assert items.labels.shape == (30,)
-    for name in MODALITIES:
-        for number, item in enumerate(UTTERANCES):
-            np.testing.assert_array_equal(items.sequences[name][number], item.sequences[name])
-
-
-def test_tables_that_lack_a_modality(tmp_path: Path) -> None:
-    path = tabled(tmp_path, "csv", "npy", label=None)
-    (tmp_path / "vision.npy").unlink()
-    assert set(read(path, modalities=MODALITIES).items.sequences) == {"language", "audio"}
-    refusal(lambda: read(path, modalities=("vision",)), "has no vision")
-
-
-def test_context_in_a_table_still_needs_its_groups(tmp_path: Path) -> None:
-    np.save(tmp_path / "audio.npy", np.arange(3.0)[:, None])
-    path = writers.write_columns(tmp_path / "a.csv", {"id": ["a", "b", "c"]})
-    refusal(lambda: read(path, context=1), "context=1 needs groups")
-    path = writers.write_columns(tmp_path / "a.csv", {"id": ["a", "b", "c"], "group": [1, 1, 2]})
-    found = read(path, context=1).items.sequences["audio"]
-    assert [found[item].ravel().tolist() for item in range(3)] == [[0], [0, 1], [2]]
-
-
-def test_labels_are_read_of_what_there_is(tmp_path: Path) -> None:
-    """To evaluate, a source need not have all modalities, but its labels."""
-    lenient: dict[str, Any] = {"predicting": False, "lenient": True, "modalities": MODALITIES}
-    kept = ("language", "audio")
-    truth = [item for item in UTTERANCES if not item.zero_text]
-    path = pickled(tmp_path, "multibench", without("vision"))
-    check(read(path, **lenient), truth, modalities=kept)
-    path = npz(tmp_path, vision=None, vision_offsets=None)
-    check(read(path, **lenient, group="video"), UTTERANCES, modalities=kept)
-    path = tabled(tmp_path / "t", "csv", "npy")
-    (tmp_path / "t" / "vision.npy").unlink()
-    check(read(path, **lenient), UTTERANCES, modalities=kept)
-    writers.write_csd(tmp_path / "c", UTTERANCES)
-    (tmp_path / "c" / writers.CSD["vision"][0]).unlink()
-    check(read(tmp_path / "c", **lenient), truth, split=False, modalities=kept)
-    path = npz(tmp_path, label=np.array(["?"] * COUNT))
-    refusal(lambda: read(path, **lenient), "label is <U1")

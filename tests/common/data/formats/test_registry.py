@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from common.config import PrepareConfig
-from common.data.formats import registry
 from common.data.formats.registry import FORMATS, check_format, read_source
 from common.data.item_stream import open_items
 from common.data.source import ReadSettings
@@ -47,13 +46,11 @@ def lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "lines_format.py").write_text(LINES)
     package = sys.modules["common.data.formats"]
     monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path)])
-    registry._import_formats.cache_clear()
     path = tmp_path / "a.lines"
     path.write_text("1\n2\n3\n")
     yield path
     FORMATS.pop("lines", None)
     sys.modules.pop("common.data.formats.lines_format", None)
-    registry._import_formats.cache_clear()
 
 
 @pytest.mark.parametrize("format", ["auto", "lines"])

@@ -63,28 +63,6 @@ def check(
             )
 
 
-Written = Path | list[Path]
-
-
-def csd(
-    folder: Path, items: list[Utterance], *, files: int | None = None, **options: Any
-) -> Written:
-    """Write a folder; or name its files, beginning with one of them."""
-    paths = writers.write_csd(folder / "csd", items, **options)
-    return folder / "csd" if files is None else [*paths[files:], *paths[:files]]
-
-
-WRITERS: dict[str, Callable[..., Written]] = {
-    "multibench": lambda f, items, **o: writers.write_multibench(f / "data.pkl", items, **o),
-    "mult": lambda f, items, **o: writers.write_mult(f / "data.pkl", items, **o),
-    "python 2": lambda f, items, **o: writers.write_python2(f / "data.pkl", items, **o),
-    "mmsa": lambda f, items, **o: writers.write_mmsa(f / "data.pkl", items, **o),
-    "csd": csd,
-    "npz": lambda f, items: writers.write_npz(f / "data.npz", items),
-    "table": writers.write_table,
-}
-
-
 def read(
     folder: Path, format: str, items: list[Utterance], options: dict[str, Any], **reading: Any
 ) -> tuple[Source, list[Utterance]]:
@@ -93,8 +71,11 @@ def read(
     Returns the truth as well: with text as wide as the format makes it, and without items that it
     drops.
     """
-    written = WRITERS[format](folder, items, **options)
-    paths = written if isinstance(written, list) else [written]
+    written = {name: value for name, value in options.items() if name != "first"}
+    paths = [writers.WRITERS[format](folder, items, **written)]
+    if (first := options.get("first")) is not None:  # its files by name, beginning with one of them
+        files = sorted(paths[0].iterdir())
+        paths = [*files[first:], *files[:first]]
     if format == "npz":  # the others have groups of their own
         reading.setdefault("group", "video")
     settings = ReadSettings(**reading)
@@ -117,7 +98,7 @@ VARIANTS: dict[str, Variant] = {
     "python 2": ("python 2", {}),
     "mmsa": ("mmsa", {"bert": False}),
     "csd": ("csd", {}),
-    "csd of videos": ("csd", {"per_video": True, "files": 0}),
+    "csd of videos": ("csd", {"per_video": True, "first": 0}),
     "npz": ("npz", {}),
     "table": ("table", {}),
     "table by id": ("table", {"kind": "parquet", "arrays": "safetensors-by-id"}),
@@ -186,7 +167,7 @@ CASES = [
     *ways("mmsa", ALIGNED, aligned=(True,), bert=BOTH, with_lengths=BOTH),
     *ways("mmsa", ZEROS, bert=BOTH, with_lengths=BOTH),
     *ways("mmsa", UTTERANCES, protocol=PROTOCOLS),
-    *ways("csd", ZEROS, per_video=BOTH, files=(None, 0, 1, 2, 3)),
+    *ways("csd", ZEROS, per_video=BOTH, first=(None, 0, 1, 2, 3)),
     *ways("table", UTTERANCES, kind=KINDS, arrays=ARRAYS, dtype=("f2", "f4", "f8")),
 ]
 

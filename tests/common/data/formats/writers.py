@@ -9,8 +9,9 @@ import csv
 import json
 import pickle
 import struct
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -138,20 +139,25 @@ def _sequences(
     return made
 
 
-def in_split(utterances: Sequence[Utterance], split: str) -> list[Utterance]:
-    """Return those of one side, in order."""
-    return [item for item in utterances if item.split == split]
-
-
 def pad(parts: Sequence[Array], steps: int, side: Pad = "right", dtype: DTypeLike = "f4") -> Array:
     """Return sequences (T, D), one at least, as one array (N, steps, D), zeros on one side."""
     padded = np.zeros((len(parts), steps, parts[0].shape[1]), dtype)
     for row, part in zip(padded, parts, strict=True):
-        if len(part) and side == "right":
-            row[: len(part)] = part
-        elif len(part):
-            row[-len(part) :] = part
+        first = 0 if side == "right" else steps - len(part)
+        row[first : first + len(part)] = part
     return padded
+
+
+# ---- Pickles --------------------------------------------------------------------------
+
+
+def _splits(
+    utterances: Sequence[Utterance], content: Callable[[list[Utterance]], dict[str, Any]]
+) -> dict[str, dict[str, Any]]:
+    return {
+        name: content([item for item in utterances if item.split == split])
+        for split, name in PICKLED_SPLITS.items()
+    }
 
 
 def _padded(
@@ -161,12 +167,6 @@ def _padded(
         PICKLED_NAMES[name]: pad([item.sequences[name] for item in items], steps[name], side, dtype)
         for name in ("vision", "audio", "language")
     }
-
-
-def write_pickle(path: Path, content: object, protocol: int) -> Path:
-    """Write one pickle."""
-    path.write_bytes(pickle.dumps(content, protocol))
-    return path
 
 
 def _labels(items: Sequence[Utterance], shape: LabelShape) -> Array:
@@ -187,16 +187,16 @@ def multibench_content(
     dtype: DTypeLike = "f4",
 ) -> dict[str, dict[str, Array]]:
     """Return what a MultiBench file holds: split to vision, audio, text, labels and id."""
-    content = {}
-    for split, name in PICKLED_SPLITS.items():
-        items = in_split(utterances, split)
+
+    def content(items: list[Utterance]) -> dict[str, Array]:
         ids: Array = np.array([item.name for item in items], "S" if byte_ids else "U")
-        content[name] = {
+        return {
             **_padded(items, dict.fromkeys(MODALITIES, length), pad, dtype),
             "labels": _labels(items, label_shape),
             "id": ids.astype(object) if object_ids else ids,
         }
-    return content
+
+    return _splits(utterances, content)
 
 
 def mult_content(
@@ -208,23 +208,95 @@ def mult_content(
     dtype: DTypeLike = "f4",
 ) -> dict[str, dict[str, Array]]:
     """Return what a MulT file holds; its id rows are video, start and end."""
-    steps = dict.fromkeys(MODALITIES, 50) if aligned else STEPS
-    content = {}
-    for split, name in PICKLED_SPLITS.items():
-        items = in_split(utterances, split)
-        content[name] = {
-            **_padded(items, steps, pad, dtype),
+
+    def content(items: list[Utterance]) -> dict[str, Array]:
+        rows = [[item.video, f"{item.start:.4f}", f"{item.end:.4f}"] for item in items]
+        texts: Array = np.array(rows, "S" if ids in ("S", "object") else "U").reshape(-1, 3)
+        return {
+            **_padded(items, dict.fromkeys(MODALITIES, 50) if aligned else STEPS, pad, dtype),
             "labels": _labels(items, "(N,1,1)"),
-            "id": _id_rows(items, ids),
+            "id": texts.astype(object) if "object" in ids else texts,
         }
-    return content
+
+    return _splits(utterances, content)
 
 
-def _id_rows(items: Sequence[Utterance], kind: IdKind) -> Array:
-    rows = [[item.video, f"{item.start:.4f}", f"{item.end:.4f}"] for item in items]
-    texts: Array = np.array(rows, "U").reshape(len(items), 3)
-    texts = texts.astype("S") if kind in ("S", "object") else texts
-    return texts.astype(object) if "object" in kind else texts
+def mmsa_content(
+    utterances: Sequence[Utterance],
+    *,
+    bert: bool = True,
+    aligned: bool = False,
+    with_lengths: bool = True,
+) -> dict[str, dict[str, Any]]:
+    """Return what an MMSA file holds, padded on the right.
+
+    With `bert` the text is made 768 wide, or 300 without: its features, then zeros.
+    """
+
+    def content(items: list[Utterance]) -> dict[str, Any]:
+        steps = dict.fromkeys(MODALITIES, STEPS["language"]) if aligned else STEPS
+        signs = np.array([np.sign(item.sentiment) for item in items], np.float32)
+        words = {-1: "Negative", 1: "Positive"}
+        part: dict[str, Any] = {
+            **_padded(items, steps, "right"),
+            "raw_text": np.array([f"words of {item.name}" for item in items]),
+            "id": [f"{item.video}$_${item.segment}" for item in items],
+            "annotations": [words.get(sign, "Neutral") for sign in signs],
+            "classification_labels": signs + 1,
+            "regression_labels": np.array([item.sentiment for item in items], np.float32),
+        }
+        part["text"] = _widen(part["text"], 768 if bert else 300)
+        if bert:  # token ids, attention mask and segment ids, (N, 3, L)
+            part["text_bert"] = np.zeros((len(items), 3, steps["language"]), np.float32)
+            for rows, item in zip(part["text_bert"], items, strict=True):
+                tokens = len(item.sequences["language"])
+                rows[0, :tokens] = 1000 + np.arange(tokens)
+                rows[1, :tokens] = 1
+        for name in ("audio", "vision") if with_lengths else ():
+            # What is missing is one step of zeros.
+            part[f"{name}_lengths"] = [max(len(item.sequences[name]), 1) for item in items]
+        return part
+
+    return _splits(utterances, content)
+
+
+def widened(utterances: Sequence[Utterance], width: int) -> list[Utterance]:
+    """Return utterances as `mmsa_content` writes them, with text of another width."""
+    return [
+        replace(
+            item,
+            sequences={**item.sequences, "language": _widen(item.sequences["language"], width)},
+        )
+        for item in utterances
+    ]
+
+
+def _widen(values: Array, width: int) -> Array:
+    more = [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])]
+    return np.pad(values, more)
+
+
+def write_pickle(path: Path, content: object, protocol: int = 4) -> Path:
+    """Write one pickle."""
+    path.write_bytes(pickle.dumps(content, protocol))
+    return path
+
+
+def _write_content(
+    content: Callable[..., object],
+    path: Path,
+    utterances: Sequence[Utterance],
+    *,
+    protocol: int = 4,
+    **options: Any,
+) -> Path:
+    return write_pickle(path, content(utterances, **options), protocol)
+
+
+#: Write a pickle to a path; the options are those of its content.
+write_multibench = partial(_write_content, multibench_content)
+write_mult = partial(_write_content, mult_content)
+write_mmsa = partial(_write_content, mmsa_content)
 
 
 class Python2Pickler(pickle._Pickler):
@@ -255,76 +327,7 @@ def write_python2(
     return path
 
 
-def mmsa_content(
-    utterances: Sequence[Utterance],
-    *,
-    bert: bool = True,
-    aligned: bool = False,
-    with_lengths: bool = True,
-) -> dict[str, dict[str, Any]]:
-    """Return what an MMSA file holds, padded on the right.
-
-    With `bert` the text is made 768 wide, or 300 without: its features, then zeros.
-    """
-    steps = dict.fromkeys(MODALITIES, STEPS["language"]) if aligned else STEPS
-    content = {}
-    for split, name in PICKLED_SPLITS.items():
-        items = in_split(utterances, split)
-        part: dict[str, Any] = dict(_padded(items, steps, "right"))
-        part["raw_text"] = np.array([f"words of {item.name}" for item in items])
-        part["text"] = _widen(part["text"], 768 if bert else 300)
-        if bert:  # token ids, attention mask and segment ids, (N, 3, L)
-            part["text_bert"] = np.zeros((len(items), 3, steps["language"]), np.float32)
-            for rows, item in zip(part["text_bert"], items, strict=True):
-                tokens = len(item.sequences["language"])
-                rows[0, :tokens] = 1000 + np.arange(tokens)
-                rows[1, :tokens] = 1
-        part["id"] = [f"{item.video}$_${item.segment}" for item in items]
-        if with_lengths:
-            for modality in ("audio", "vision"):  # what is missing is one step of zeros
-                lengths = [max(len(item.sequences[modality]), 1) for item in items]
-                part[f"{modality}_lengths"] = lengths
-        signs = np.array([np.sign(item.sentiment) for item in items], np.float32)
-        words = {-1: "Negative", 1: "Positive"}
-        part["annotations"] = [words.get(sign, "Neutral") for sign in signs]
-        part["classification_labels"] = signs + 1
-        part["regression_labels"] = np.array([item.sentiment for item in items], np.float32)
-        content[name] = part
-    return content
-
-
-def widened(utterances: Sequence[Utterance], width: int) -> list[Utterance]:
-    """Return utterances as `mmsa_content` writes them, with text of another width."""
-    return [
-        replace(
-            item,
-            sequences={**item.sequences, "language": _widen(item.sequences["language"], width)},
-        )
-        for item in utterances
-    ]
-
-
-def _widen(values: Array, width: int) -> Array:
-    more = [(0, 0)] * (values.ndim - 1) + [(0, width - values.shape[-1])]
-    return np.pad(values, more)
-
-
 # ---- Computational sequences ----------------------------------------------------------
-
-
-def _pickled(content: Callable[..., object]) -> Callable[..., Path]:
-    def write(
-        path: Path, utterances: Sequence[Utterance], *, protocol: int = 4, **options: Any
-    ) -> Path:
-        return write_pickle(path, content(utterances, **options), protocol)
-
-    return write
-
-
-#: Write a pickle to a path; the options are those of its content.
-write_multibench, write_mult, write_mmsa = map(
-    _pickled, (multibench_content, mult_content, mmsa_content)
-)
 
 
 def write_csd(
@@ -335,68 +338,52 @@ def write_csd(
     With `per_video` an entry is a video, with frames also between its utterances.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    entries = by_video(utterances) if per_video else {item.name: [item] for item in utterances}
     paths = []
     for modality, (file, root) in CSD.items():
-        split = _video_entries if per_video else _segment_entries
-        paths.append(_write_sequence(folder / file, root, split(utterances, modality)))
-    of = by_video(utterances) if per_video else {item.name: [item] for item in utterances}
-    labels = (
-        (
-            name,
+        frames = {name: _frames(items, modality, per_video) for name, items in entries.items()}
+        there = {name: frame for name, frame in frames.items() if len(frame[0])}
+        paths.append(write_sequence(folder / file, root, there))
+    labels = {
+        name: (
             np.array([[item.sentiment, *item.emotions] for item in items], np.float32),
             np.array([[item.start, item.end] for item in items]),
         )
-        for name, items in of.items()
-    )
-    return [*paths, _write_sequence(folder / CSD_LABELS[0], CSD_LABELS[1], labels)]
+        for name, items in entries.items()
+    }
+    return [*paths, write_sequence(folder / CSD_LABELS[0], CSD_LABELS[1], labels)]
 
 
-Entries = Iterable[tuple[str, Array, Array]]
-
-
-def _write_sequence(path: Path, root: str, entries: Entries) -> Path:
-    text = h5py.string_dtype()
+def write_sequence(path: Path, root: str, entries: Mapping[str, tuple[Any, Any]]) -> Path:
+    """Write one computational sequence: features and intervals by segment."""
     with h5py.File(path, "w") as file:
-        data = file.create_group(f"{root}/data")
-        for name, features, intervals in entries:
-            data.create_dataset(f"{name}/features", data=features)
-            data.create_dataset(f"{name}/intervals", data=intervals)
-        metadata = file.create_group(f"{root}/metadata")
+        file.create_group(f"{root}/data")
+        for name, (features, intervals) in entries.items():
+            file[f"{root}/data/{name}/features"] = features
+            file[f"{root}/data/{name}/intervals"] = intervals
         for key in _METADATA:
-            stored = metadata.create_dataset(key, (1,), dtype=text)
-            stored[0] = json.dumps(root if key == "root name" else f"the {key}")
+            text = json.dumps(root if key == "root name" else f"the {key}")
+            file.create_dataset(f"{root}/metadata/{key}", data=[text], dtype=h5py.string_dtype())
     return path
 
 
-def _frames(item: Utterance, modality: str) -> Array:
-    """The frames that the file holds: one of zeros where the text is zero."""
-    if modality == "language" and item.zero_text:
-        return np.zeros((1, item.sequences[modality].shape[1]), np.float32)
-    return item.sequences[modality]
+def _frames(items: Sequence[Utterance], modality: str, silence: bool) -> tuple[Array, Array]:
+    """Frames (T, D) and intervals (T, 2) of some items, if so with one of silence before each.
 
-
-def _intervals(item: Utterance, steps: int) -> Array:
-    """Frame by frame within the utterance, (T, 2), clear of its ends."""
-    edges = np.linspace(item.start + 0.05, item.end - 0.05, steps + 1)
-    return np.stack([edges[:-1], edges[1:]], axis=1)
-
-
-def _segment_entries(utterances: Sequence[Utterance], modality: str) -> Entries:
-    for item in utterances:
-        frames = _frames(item, modality)
-        if len(frames):
-            yield item.name, frames, _intervals(item, len(frames))
-
-
-def _video_entries(utterances: Sequence[Utterance], modality: str) -> Entries:
-    for video, items in by_video(utterances).items():
-        features, intervals = [], []
-        for item in items:
-            frames = _frames(item, modality)
-            silence = np.full((1, frames.shape[1]), 9.0, np.float32)
-            features += [silence, frames]
-            intervals += [[[item.start - 0.8, item.start - 0.2]], _intervals(item, len(frames))]
-        yield video, np.concatenate(features), np.concatenate(intervals)
+    Those of an item are clear of its ends. Text that is zero is one frame of zeros.
+    """
+    frames, intervals = [], []
+    for item in items:
+        own = item.sequences[modality]
+        if modality == "language" and item.zero_text:
+            own = np.zeros((1, own.shape[1]), np.float32)
+        if silence:
+            frames.append(np.full((1, own.shape[1]), 9.0, np.float32))
+            intervals.append(np.array([[item.start - 0.8, item.start - 0.2]]))
+        edges = np.linspace(item.start + 0.05, item.end - 0.05, len(own) + 1)
+        frames.append(own)
+        intervals.append(np.stack([edges[:-1], edges[1:]], axis=1))
+    return np.concatenate(frames), np.concatenate(intervals)
 
 
 def by_video(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
@@ -405,6 +392,9 @@ def by_video(utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
     for item in utterances:
         grouped.setdefault(item.video, []).append(item)
     return grouped
+
+
+# ---- Arrays and tables ----------------------------------------------------------------
 
 
 def ragged(parts: Sequence[Array]) -> tuple[Array, Array]:
@@ -503,3 +493,15 @@ def write_table(
             content = {name: transform(array) for name, array in content.items()}
         write_arrays(folder / f"{modality}.{suffix}", content)
     return write_columns(folder / f"items.{kind}", table_columns(utterances))
+
+
+#: Write a source of some format into a folder; the options are those of its writer.
+WRITERS: dict[str, Callable[..., Path]] = {
+    "multibench": lambda f, items, **o: write_multibench(f / "data.pkl", items, **o),
+    "mult": lambda f, items, **o: write_mult(f / "data.pkl", items, **o),
+    "python 2": lambda f, items, **o: write_python2(f / "data.pkl", items, **o),
+    "mmsa": lambda f, items, **o: write_mmsa(f / "data.pkl", items, **o),
+    "csd": lambda f, items, **o: write_csd(f / "csd", items, **o)[0].parent,
+    "npz": lambda f, items: write_npz(f / "data.npz", items),
+    "table": write_table,
+}
