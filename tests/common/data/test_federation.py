@@ -27,7 +27,6 @@ from common.data.federation import (
     client_data_of,
     load_federation,
     load_joint,
-    permuted,
     site_client_data,
 )
 from common.data.partition import deal
@@ -318,12 +317,14 @@ def test_the_first_clients_of_each_modality_get_permuted_labels(
     assert len(orders) == sum(key.part < number for key in right)
 
 
-def test_rows_of_several_labels_move_together() -> None:
-    labels = np.arange(12.0).reshape(6, 2)
-    data = ClientData("audio", Task.multilabel, None, labels, *[np.arange(6)] * 3)  # type: ignore[arg-type]
-    found = permuted(data, np.random.default_rng(0)).labels
-    assert not np.array_equal(found, labels)
-    assert sorted(found.tolist()) == labels.tolist()
+def test_rows_of_several_labels_move_together(file: Path) -> None:
+    write(file, label=np.arange(ITEMS)[:, None] % [2, 4, 5])
+    config = config_for(file, task=Task.multilabel)
+    right = clients_of(config)
+    config.dataset.permuted_clients = 9
+    for key, data in clients_of(config).items():
+        assert not np.array_equal(data.labels, right[key].labels)
+        assert sorted(data.labels.tolist()) == sorted(right[key].labels.tolist())
 
 
 @pytest.mark.parametrize("tabular", [[], ["vision"]])
