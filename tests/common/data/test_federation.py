@@ -212,11 +212,6 @@ def test_the_embedded_dataset_refuses(settings: dict[str, Any], message: str) ->
     assert re.search(message, refused(config))
 
 
-def test_two_groups_are_too_few(file: Path) -> None:
-    write(file, number=2 * PER_GROUP)
-    refused(config_for(file, {"default": 1}), "need at least 3 groups", "there are 2")
-
-
 @pytest.mark.parametrize("name", ["audio-2", "default"])
 def test_modality_names_that_cannot_be_settings(tmp_path: Path, name: str) -> None:
     file = write(tmp_path / "odd.npz", **{name: values_of(np.arange(ITEMS), 2)})
@@ -286,13 +281,6 @@ def test_items_without_the_modality_are_neither_trained_nor_validated_on(tmp_pat
     assert numbers(used) == [number for number in numbers(data.labels) if number % PER_GROUP != 1]
     write(file, audio=np.ones((0, 2)), audio_offsets=np.zeros(ITEMS + 1, dtype=int))
     refusal(lambda: clients_of(config_for(file)), "client audio-0 has no item with audio")
-
-
-def test_a_client_that_is_not_there(file: Path) -> None:
-    config = config_for(file, {"default": 1})
-    joint = load_joint(config)
-    words = "no client audio-1", "audio-0, vision-0"
-    refusal(lambda: client_data_of(joint, ClientKey("audio", 1), config), *words)
 
 
 @pytest.mark.parametrize("number", [1, 2, 9])
