@@ -52,11 +52,8 @@ def open_items(paths: Sequence[Path], format: str, settings: ReadSettings) -> It
     `paths` are shards, or one source as `common.data.formats.registry.read_source` takes it;
     `format` is its format, "shard", or "auto" to recognise it; `settings` have `predicting` set.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read or has no items; what is wrong further on is raised while parts are
-        taken.
+    Raises `UserError` if it cannot be read or has no items; what is wrong further on is raised
+    while parts are taken.
     """
     path = paths[0]
     if format in (SHARD, "auto") and (path / MANIFEST).exists():

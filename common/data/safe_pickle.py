@@ -229,8 +229,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _note_tuple(self) -> None:
         self.charge(64)
-        inner = [part for part in self.stack[-1] if type(part) is tuple]
-        if inner:
+        if inner := [part for part in self.stack[-1] if type(part) is tuple]:
             self._note(self.stack[-1], inner)
 
     def _note(self, value: Any, inner: list[Any]) -> None:
@@ -326,10 +325,8 @@ def load(path: Path) -> object:
 
     Pickles of Python 2 are read too; what follows a first pickle is ignored.
 
-    Raises
-    ------
-    UserError
-        If it asks for anything else, is damaged, or demands more memory than its size allows.
+    Raises `UserError` if it asks for anything else, is damaged, or demands more memory than its
+    size allows.
     """
     try:
         # Without waiting for the other end of a pipe.
