@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from data_checks import refusal
 
-from client.node import SimulatedNode, describe
 from common.clients import ClientKey
 from common.config import (
     ClientConfig,
@@ -313,22 +312,6 @@ def test_rows_of_several_labels_move_together(file: Path) -> None:
     for key, data in clients_of(config).items():
         assert not np.array_equal(data.labels, right[key].labels)
         assert sorted(data.labels.tolist()) == sorted(right[key].labels.tolist())
-
-
-@pytest.mark.parametrize("tabular", [[], ["vision"]])
-def test_a_client_reports_the_moments_of_its_train_rows(file: Path, tabular: list[str]) -> None:
-    config = config_for(file, tabular=tabular)
-    descriptions = describe(SimulatedNode(0, 1), config)
-    assert descriptions.error == ""
-    for client in descriptions.clients:
-        data = clients_of(config)[client.key]
-        rows = np.stack([data.sequences[item] for item in data.train]).astype(np.float64)
-        if client.key.modality not in tabular:
-            rows = rows.reshape(-1, data.sequences.width)
-        assert client.examples == len(data.train)
-        assert (client.moments.count == len(rows)).all()
-        np.testing.assert_allclose(client.moments.mean, rows.mean(axis=0), rtol=1e-9)
-        np.testing.assert_allclose(client.moments.std, rows.std(axis=0), rtol=1e-6)
 
 
 SITE = ClientKey("audio", 7)
