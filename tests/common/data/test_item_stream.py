@@ -108,14 +108,6 @@ def test_names_do_not_deceive(tmp_path: Path) -> None:
     fails(path, "is a pickle and not of format=table", "table")
 
 
-def test_arrays_that_are_no_npy_files_are_read_whole(tmp_path: Path) -> None:
-    path = writers.write_table(tmp_path, UTTERANCES, arrays="npz-by-id")
-    stream = opened(path)
-    assert (stream.format, stream.count) == ("table", 20)
-    whole = read_source([path], "table", ReadSettings(predicting=True))[0].items
-    assert_joined(stream, 6, whole)
-
-
 # Shards -----------------------------------------------------------------------------------------
 
 
@@ -123,8 +115,7 @@ def ragged(
     lengths: list[int], width: int, first: float = 0, tabular: bool = False, dtype: str = "f4"
 ) -> Sequences:
     values = np.arange(sum(lengths) * width).reshape(-1, width) + first
-    starts = np.cumsum(lengths) - lengths
-    return Sequences(values.astype(dtype), starts, np.array(lengths), tabular)
+    return Sequences.ragged(values.astype(dtype), np.array(lengths), tabular)
 
 
 def write(

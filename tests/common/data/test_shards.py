@@ -168,21 +168,6 @@ def test_any_items_come_back_to_the_bit_whole_and_in_parts(
     assert one.read_bytes() == two.read_bytes()
 
 
-REWRITE = """
-import sys
-from pathlib import Path
-from common.data.shards import read_shard, write_shard
-shard = read_shard(Path(sys.argv[1]))
-write_shard(Path(sys.argv[2]), shard.items, shard.info)
-"""
-
-
-def test_another_process_writes_the_same_bytes(path: Path, tmp_path: Path) -> None:
-    write(path, dataset(Task.multilabel), Task.multilabel)
-    run_python(REWRITE, path, tmp_path / "other", PYTHONHASHSEED="4242")
-    assert (tmp_path / "other").read_bytes() == path.read_bytes()
-
-
 def test_a_shard_is_a_plain_safetensors_file(path: Path) -> None:
     write(path, dataset())
     arrays = load_file(path)

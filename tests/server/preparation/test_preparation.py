@@ -455,11 +455,10 @@ def test_classes_and_several_labels(
     manifest = run(write(tmp_path / "s.npz", label=label), out, task=task)
     assert (manifest.task, manifest.outputs) == (Task(task), 4)
     assert manifest.settings["label_bins"] == ["0", "1", "2", "3"]
+    one_hot = label if label.ndim == 2 else label[:, None] == np.arange(4)
     for name, shard in shards_of(out).items():
-        labels, classes = shard.items.labels, np.arange(4)
-        one_hot = labels[:, None] == classes if labels.ndim == 1 else labels
+        counts = one_hot[ids_of(shard.items)].sum(axis=0).tolist()
         assert shard.info.outputs == 4
-        counts = one_hot.sum(axis=0).astype(int).tolist()
         assert manifest.shards[f"{name}{SUFFIX}"]["labels"] == {"histogram": counts}
 
 
@@ -470,14 +469,10 @@ def test_classes_and_several_labels(
 def test_features_are_stored_as_asked(
     tmp_path: Path, out: Path, held: str, asked: str, stored: str
 ) -> None:
-    audio = np.random.default_rng(0).normal(size=(ITEMS, STEPS, 2)).astype(held)
-    run(write(tmp_path / "s.npz", audio=audio), out, dtype=Precision(asked))
-    for name, shard in shards_of(out).items():
-        if not name.startswith("vision"):
-            sequences, numbers = shard.items.sequences["audio"], ids_of(shard.items)
-            assert sequences.values.dtype == np.dtype(stored)
-            for item, number in enumerate(numbers):
-                assert sequences[item].tolist() == audio[number].astype(stored).tolist()
+    source = write(tmp_path / "s.npz", audio=np.ones((ITEMS, STEPS, 2), held))
+    run(source, out, dtype=Precision(asked))
+    for name in ("audio-0", "test"):
+        assert shards_of(out)[name].items.sequences["audio"].values.dtype == np.dtype(stored)
 
 
 SYNTHETIC = {"path": None, "format": "synthetic", "group": None}
