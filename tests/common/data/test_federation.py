@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_checks import refusal
+from data_checks import GROUPS, ITEMS, PER_GROUP, STEPS, WIDTHS, refusal, values_of
+from data_checks import write_items as write
 
 from common.clients import ClientKey
 from common.config import (
@@ -30,26 +31,6 @@ from common.data.federation import (
 )
 from common.data.partition import deal
 from common.task import Task
-
-GROUPS, PER_GROUP, STEPS = 30, 3, 4
-ITEMS = GROUPS * PER_GROUP
-WIDTHS = {"audio": 2, "vision": 3}
-
-
-def values_of(items: np.ndarray, width: int) -> np.ndarray:
-    """Features that tell, in their first column, which item and step they are from."""
-    steps = items[:, None] * 100 + np.arange(STEPS)
-    rest = np.random.default_rng(0).normal(size=(len(items), STEPS, width - 1))
-    return np.concatenate([steps[..., None], rest], axis=2).astype(np.float32)
-
-
-def write(path: Path, first: int = 0, number: int = ITEMS, **arrays: Any) -> Path:
-    """Write items numbered from `first`; the label is the number, a group is three in a row."""
-    items = np.arange(first, first + number)
-    modalities = {name: values_of(items, width) for name, width in WIDTHS.items()}
-    content = {"label": items.astype(float), "video": items // PER_GROUP, **modalities, **arrays}
-    np.savez(path, **{name: array for name, array in content.items() if array is not None})
-    return path
 
 
 def config_for(
