@@ -4,7 +4,7 @@ Notation: B items, T longest length in the batch, D feature width, R rows.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -67,13 +67,9 @@ def batches(
         shuffle=seed is not None,
         generator=None if seed is None else torch.Generator().manual_seed(seed),
         num_workers=num_workers,
-        collate_fn=_already_collated,
+        collate_fn=tuple,  # they come collated
     )
     return iter(loader)
-
-
-def _already_collated(batch: Any) -> Any:
-    return batch
 
 
 def pad_all(sequences: Sequences) -> Padded:

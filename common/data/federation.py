@@ -6,8 +6,7 @@ client, of which only one modality is kept. Shards were split and dealt out befo
 `utmp-prepare`. A deployed site brings a file of its own instead.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -16,13 +15,7 @@ import numpy as np
 
 from common.clients import ClientKey, check_modality_name, clients_per_modality
 from common.config import Config, NpzConfig, PartitionRule, ShardsConfig, SyntheticConfig
-from common.data.dataset import (
-    IntArray,
-    LabelArray,
-    MultimodalDataset,
-    Sequences,
-    describe_shape,
-)
+from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences, describe_shape
 from common.data.formats.npz import read_npz
 from common.data.manifest import MANIFEST, Manifest, read_listed_shard, read_manifest
 from common.data.partition import deal, partition_groups, split_groups
@@ -51,7 +44,7 @@ class ClientData:
 
 
 @dataclass(frozen=True)
-class FederatedDataset(ABC):
+class FederatedDataset:
     """What the server knows of the data, and where simulated clients find theirs."""
 
     task: Task
@@ -70,10 +63,8 @@ class FederatedDataset(ABC):
     cleaning: Mapping[str, int]
     #: What a user should know before trusting a result.
     warnings: tuple[str, ...]
-
-    @abstractmethod
-    def client_items(self, key: ClientKey) -> MultimodalDataset:
-        """Return what a simulated client holds, in its modality."""
+    #: Returns what a simulated client holds, in its modality; shards are read when asked for.
+    client_items: Callable[[ClientKey], MultimodalDataset]
 
 
 @dataclass(frozen=True)
@@ -84,24 +75,6 @@ class JointDataset(FederatedDataset):
     items: MultimodalDataset
     #: Client to its train items, indices into `items`.
     dealt: Mapping[ClientKey, IntArray]
-
-    def client_items(self, key: ClientKey) -> MultimodalDataset:
-        """Return the items dealt to a client, in its modality."""
-        return self.items.select(self.dealt[key]).in_modalities([key.modality])
-
-
-@dataclass(frozen=True)
-class ShardFolder(FederatedDataset):
-    """Shards that `utmp-prepare` wrote; clients' are read when they are asked for."""
-
-    path: Path
-    manifest: Manifest
-    max_seq_len: int | None
-
-    def client_items(self, key: ClientKey) -> MultimodalDataset:
-        """Read a client's shard."""
-        items = _side(self.path, str(key), self.manifest, [key.modality])
-        return items.last_steps(self.max_seq_len)
 
 
 def count_outputs(task: Task, *labels: LabelArray) -> int:
@@ -143,20 +116,26 @@ def load_joint(config: Config) -> JointDataset:
     items = read_items(config)
     for name in items.sequences:
         check_modality_name(name)
+    dataset, test = config.dataset, None
     counts = clients_per_modality(config.clients, tuple(items.sequences))
-    train, validation, test = _split(items, config)
-    task = config.dataset.task or Task.regression
-    dealt = deal(items, train, counts, config.partition, task, config.seed)
+    if isinstance(dataset, NpzConfig) and dataset.test_path is not None:
+        test = _read_test_set(items, dataset)
+    test_fraction = dataset.test_fraction if test is None else 0.0
+    sides = split_groups(items, dataset.validation_fraction, test_fraction, config.seed)
+    test = items.select(sides.test) if test is None else test
+    task = dataset.task or Task.regression
+    dealt = deal(items, sides.train, counts, config.partition, task, config.seed)
     return JointDataset(
         task=task,
         outputs=count_outputs(task, items.labels, test.labels),
         label_names=items.label_names,
         shapes={name: seqs.statistics_shape for name, seqs in items.sequences.items()},
         clients=tuple(dealt),
-        validation=validation,
+        validation=items.select(sides.validation),
         test=test,
         cleaning={**items.cleaning, **items.not_finite()},
         warnings=(),
+        client_items=lambda key: items.select(dealt[key]).in_modalities([key.modality]),
         items=items,
         dealt=dealt,
     )
@@ -187,22 +166,10 @@ def npz_settings(dataset: NpzConfig, modalities: Sequence[str] | None = None) ->
     )
 
 
-def _split(
-    items: MultimodalDataset, config: Config
-) -> tuple[IntArray, MultimodalDataset, MultimodalDataset]:
-    """Return the train items of the joint dataset, and the server's validation and test sets."""
-    dataset = config.dataset
-    if not isinstance(dataset, NpzConfig) or dataset.test_path is None:
-        sides = split_groups(items, dataset.validation_fraction, dataset.test_fraction, config.seed)
-        return sides.train, items.select(sides.validation), items.select(sides.test)
-    test = read_npz([dataset.test_path], npz_settings(dataset, tuple(items.sequences))).items
-    _check_test_set(items, test, dataset)
-    sides = split_groups(items, dataset.validation_fraction, 0.0, config.seed)
-    return sides.train, items.select(sides.validation), test
-
-
-def _check_test_set(items: MultimodalDataset, test: MultimodalDataset, dataset: NpzConfig) -> None:
+def _read_test_set(items: MultimodalDataset, dataset: NpzConfig) -> MultimodalDataset:
+    """Read ``dataset.test_path``, which must fit the items to train on and share no group."""
     path = str(dataset.test_path)
+    test = read_npz([path], npz_settings(dataset, tuple(items.sequences))).items
     for name, sequences in items.sequences.items():
         shapes = [side.statistics_shape for side in (sequences, test.sequences[name])]
         if shapes[0] != shapes[1]:
@@ -223,12 +190,13 @@ def _check_test_set(items: MultimodalDataset, test: MultimodalDataset, dataset: 
             f"{path} shares the group {min(shared)!r} with dataset.path: "
             "its test items would not be new"
         )
+    return test
 
 
 # Shards ------------------------------------------------------------------------------------------
 
 
-def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) -> ShardFolder:
+def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) -> FederatedDataset:
     """Open a folder of shards; without a count in ``clients.*``, all of its clients take part.
 
     Raises `UserError` if the folder is not whole, or does not hold what is asked for.
@@ -246,11 +214,8 @@ def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) 
             f"dataset.modalities: {folder} has no {unknown[0]!r}; it has "
             f"{', '.join(manifest.modalities)}"
         )
-    validation, test = (
-        _side(folder, side, manifest, names).last_steps(dataset.max_seq_len)
-        for side in ("validation", "test")
-    )
-    return ShardFolder(
+    validation, test = (_read(dataset, side, manifest, names) for side in ("validation", "test"))
+    return FederatedDataset(
         task=manifest.task,
         outputs=manifest.outputs,
         label_names=manifest.label_names,
@@ -264,9 +229,7 @@ def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) 
         test=test,
         cleaning=manifest.cleaning,
         warnings=manifest.warnings,
-        path=folder,
-        manifest=manifest,
-        max_seq_len=dataset.max_seq_len,
+        client_items=lambda key: _read(dataset, str(key), manifest, [key.modality]),
     )
 
 
@@ -286,21 +249,23 @@ def _clients(
     return tuple(ClientKey(name, part) for name in names for part in range(counts[name]))
 
 
-def _side(folder: Path, side: str, manifest: Manifest, names: list[str]) -> MultimodalDataset:
+def _read(
+    dataset: ShardsConfig, shard: str, manifest: Manifest, names: list[str]
+) -> MultimodalDataset:
     """Read the shard of a client, or of an evaluation side, in some modalities."""
-    file = f"{side}{SUFFIX}"
+    folder, file = Path(dataset.path), f"{shard}{SUFFIX}"
     if file not in manifest.shards:
         raise UserError(f"{folder / MANIFEST} lists no {file}: {folder} was prepared without it")
-    shard = read_listed_shard(folder / file, manifest)
-    said, there = manifest, shard.info
-    lacking = [name for name in names if name not in there.modalities]
+    listed = read_listed_shard(folder / file, manifest)
+    said, there = manifest, listed.info
+    lacking = set(names) - set(there.modalities)
     if (there.task, there.outputs) != (said.task, said.outputs) or lacking:
         raise UserError(
             f"{folder / MANIFEST} says {', '.join(names)} for {said.task} with {said.outputs} "
             f"outputs, and {file} holds {', '.join(there.modalities)} for {there.task} with "
             f"{there.outputs}; prepare the data again"
         )
-    return shard.items.in_modalities(names)
+    return listed.items.in_modalities(names).last_steps(dataset.max_seq_len)
 
 
 # What a client holds -----------------------------------------------------------------------------
@@ -317,12 +282,9 @@ def client_data_of(data: FederatedDataset, key: ClientKey, config: Config) -> Cl
     client = _client_data(data.client_items(key), data.task, key, config)
     if key.part >= config.dataset.permuted_clients:
         return client
-    return permuted(client, generator(config.seed, "permuted", str(key)))
-
-
-def permuted(data: ClientData, rng: np.random.Generator) -> ClientData:
-    """Give every item the label of another item of the client: a faulty site, for experiments."""
-    return replace(data, labels=data.labels[rng.permutation(len(data.labels))])
+    # A faulty site, for experiments: every item has the label of another item of the client.
+    order = generator(config.seed, "permuted", str(key)).permutation(len(client.labels))
+    return replace(client, labels=client.labels[order])
 
 
 def site_client_data(path: str | Path, key: ClientKey, config: Config) -> ClientData:

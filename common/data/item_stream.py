@@ -52,30 +52,21 @@ def open_items(paths: Sequence[Path], format: str, settings: ReadSettings) -> It
     `paths` are shards, or one source as `common.data.formats.registry.read_source` takes it;
     `format` is its format, "shard", or "auto" to recognise it; `settings` have `predicting` set.
 
-    Raises
-    ------
-    UserError
-        If it cannot be read or has no items; what is wrong further on is raised while parts are
-        taken.
+    Raises `UserError` if it cannot be read or has no items; what is wrong further on is raised
+    while parts are taken.
     """
-    for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist")
-    if format in (SHARD, "auto") and _is_shard(paths[0], format):
-        return _shards(paths, settings)
-    stream = _source(paths, format, settings)
-    if stream.count == 0:
-        raise UserError(f"{paths[0]} has no items")
-    return stream
-
-
-def _is_shard(path: Path, format: str) -> bool:
-    if (path / MANIFEST).exists():
+    path = paths[0]
+    if format in (SHARD, "auto") and (path / MANIFEST).exists():
         names = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
         raise UserError(
             f"{path} is a folder of shards; give one or several of them: {', '.join(names[:6])}"
         )
-    return format == SHARD or (path.is_file() and path.suffix == SUFFIX)
+    if format == SHARD or (format == "auto" and path.is_file() and path.suffix == SUFFIX):
+        return _shards(paths, settings)
+    stream = _source(paths, format, settings)
+    if stream.count == 0:
+        raise UserError(f"{path} has no items")
+    return stream
 
 
 def _shards(paths: Sequence[Path], settings: ReadSettings) -> ItemStream:
@@ -90,8 +81,8 @@ def _shards(paths: Sequence[Path], settings: ReadSettings) -> ItemStream:
 
     def parts(size: int) -> Iterator[Items]:
         for stream in streams:
-            for index in _numbers(stream.count, size):
-                ids, sequences = stream.part(int(index[0]), int(index[-1]) + 1)
+            for first in range(0, stream.count, size):
+                ids, sequences = stream.part(first, first + size)
                 names = [name for name in wanted or sequences if name in sequences]
                 cut = {name: sequences[name].last_steps(settings.max_seq_len) for name in names}
                 yield Items(ids, cut)
@@ -110,14 +101,9 @@ def _source(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemS
     items = FORMATS[name].read(given, settings).items
 
     def parts(size: int) -> Iterator[Items]:
-        for index in _numbers(len(items), size):
-            part = items.select(index)
+        for first in range(0, len(items), size):
+            part = items.select(np.arange(first, min(first + size, len(items))))
             sequences = {name: whole.narrowed() for name, whole in part.sequences.items()}
             yield Items(part.ids, sequences)
 
     return ItemStream(name, why, len(items), parts, items.cleaning)
-
-
-def _numbers(count: int, size: int) -> Iterator[NDArray[np.int64]]:
-    for start in range(0, count, size):
-        yield np.arange(start, min(start + size, count))

@@ -111,8 +111,6 @@ def read_listed_shard(path: Path, manifest: Manifest | None = None) -> Shard:
 
     Raises `UserError` if it does not exist, is damaged, or is not the one that the manifest lists.
     """
-    if not path.exists():
-        raise UserError(f"shard {path} does not exist")
     shard = read_shard(path)
     if manifest is None and (path.parent / MANIFEST).exists():
         manifest = read_manifest(path.parent)

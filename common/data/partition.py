@@ -147,10 +147,11 @@ def _by_rule(
     seed: int,
 ) -> Dealt:
     """Deal items to modalities at random, and those of a modality to its clients by the rule."""
-    if len(train) < sum(counts.values()):
-        raise UserError(f"{sum(counts.values())} clients are too many for {len(train)} train items")
+    clients = np.cumsum(list(counts.values()))
+    if len(train) < clients[-1]:
+        raise UserError(f"{clients[-1]} clients are too many for {len(train)} train items")
     shuffled = generator(seed, "modalities").permutation(train)
-    ends = np.cumsum(list(counts.values())) * len(train) // max(sum(counts.values()), 1)
+    ends = clients * len(train) // clients[-1]
     dealt: Dealt = {}
     for (name, count), part in zip(counts.items(), np.split(shuffled, ends[:-1]), strict=True):
         partitioner = _partitioner(partition, count, derive_seed(seed, "partition", name))
@@ -193,16 +194,13 @@ def _partitioner(partition: PartitionConfig, count: int, seed: int) -> Any:
 
 def _bins(labels: LabelArray, task: Task, bins: int) -> IntArray:
     """Return what items are skewed by: the label's quantile, class, or first label that is set."""
-    binned: IntArray
-    match task:
-        case Task.regression:
-            edges = np.unique(np.quantile(labels, np.linspace(0, 1, bins + 1)[1:-1]))
-            binned = np.searchsorted(edges, labels, side="right")
-        case Task.classification:
-            binned = labels.astype(np.int64)
-        case Task.multilabel:
-            binned = np.where(labels.any(axis=1), labels.argmax(axis=1), labels.shape[1])
-    return binned
+    if task is Task.regression:
+        edges = np.unique(np.quantile(labels, np.linspace(0, 1, bins + 1)[1:-1]))
+        return np.searchsorted(edges, labels, side="right")
+    if task is Task.classification:
+        return labels.astype(np.int64)
+    first: IntArray = np.where(labels.any(axis=1), labels.argmax(axis=1), labels.shape[1])
+    return first
 
 
 def _dealt(partitioner: Any, modality: str, part: IntArray, columns: dict[str, Any]) -> Dealt:

@@ -76,14 +76,6 @@ def _plain(dtype: Any) -> np.dtype[Any]:
     return dtype.dtype
 
 
-def _count(shape: Any) -> int:
-    """Return the number of elements of a shape."""
-    whole = isinstance(shape, tuple) and len(shape) <= 32
-    if not whole or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
-        raise RefusedError("an array has no proper shape")
-    return math.prod(shape)
-
-
 def _raw(content: Any) -> Any:
     """Return bytes as they are, also where Python 2 wrote them as text."""
     return content.encode("latin1") if isinstance(content, str) else content
@@ -132,7 +124,7 @@ class _Unpickler(pickle._Unpickler):
         """Return what a pickle may call; nothing is NumPy's or takes memory without a check."""
         return {
             "numpy.dtype": _DType,
-            "numpy.ndarray": partial(_only_named),
+            "numpy.ndarray": partial(_only_named),  # an object of its own, see `_reconstruct`
             "numpy.core.multiarray._reconstruct": self._reconstruct,
             "numpy.core.multiarray.scalar": self._scalar,
             "numpy.core.numeric._frombuffer": self._from_buffer,
@@ -166,7 +158,11 @@ class _Unpickler(pickle._Unpickler):
 
     def _fill(self, array: NDArray[Any], shape: Any, dtype: Any, fortran: Any, raw: Any) -> None:
         """Give an array its shape and contents, which are not copied."""
-        kind, count, raw = _plain(dtype), _count(shape), _raw(raw)
+        kind, raw = _plain(dtype), _raw(raw)
+        whole = isinstance(shape, tuple) and len(shape) <= 32
+        if not whole or not all(type(size) is int and 0 <= size < 1 << 63 for size in shape):
+            raise RefusedError("an array has no proper shape")
+        count = math.prod(shape)
         held = len(raw) if isinstance(raw, list if kind.hasobject else bytes) else -1
         if held != count * (1 if kind.hasobject else kind.itemsize):
             raise RefusedError(f"an array of shape {_short(str(shape))} does not fit what it holds")
@@ -233,8 +229,7 @@ class _Unpickler(pickle._Unpickler):
 
     def _note_tuple(self) -> None:
         self.charge(64)
-        inner = [part for part in self.stack[-1] if type(part) is tuple]
-        if inner:
+        if inner := [part for part in self.stack[-1] if type(part) is tuple]:
             self._note(self.stack[-1], inner)
 
     def _note(self, value: Any, inner: list[Any]) -> None:
@@ -302,22 +297,19 @@ def _check_data(content: object) -> None:
             if type(value) in _LEAVES or isinstance(value, np.generic) or id(value) in seen:
                 continue
             seen.add(id(value))
-            parts = _parts(value)
+            if isinstance(value, np.ndarray):
+                parts = value.ravel().tolist() if value.dtype.hasobject else []
+            elif isinstance(value, dict):
+                parts = [*value.keys(), *value.values()]
+            elif isinstance(value, list | tuple | set | frozenset):
+                parts = list(value)
+            else:
+                raise RefusedError("it holds a function or a type where data belong")
             if not set(map(type, parts)) <= _LEAVES:
                 below += parts
         level = below
     if level:
         raise RefusedError(f"it nests values more than {MAX_DEPTH} deep")
-
-
-def _parts(value: object) -> list[Any]:
-    if isinstance(value, np.ndarray):
-        return value.ravel().tolist() if value.dtype.hasobject else []
-    if isinstance(value, dict):
-        return [*value.keys(), *value.values()]
-    if isinstance(value, list | tuple | set | frozenset):
-        return list(value)
-    raise RefusedError("it holds a function or a type where data belong")
 
 
 def is_pickle(path: Path) -> bool:
@@ -333,22 +325,18 @@ def load(path: Path) -> object:
 
     Pickles of Python 2 are read too; what follows a first pickle is ignored.
 
-    Raises
-    ------
-    UserError
-        If it asks for anything else, is damaged, or demands more memory than its size allows.
+    Raises `UserError` if it asks for anything else, is damaged, or demands more memory than its
+    size allows.
     """
     try:
         # Without waiting for the other end of a pipe.
         with open(path, "rb", opener=lambda *at: os.open(at[0], at[1] | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-                raise UserError(f"{path} is empty, or not a regular file; expected a pickle")
+                raise RefusedError("it is empty, or not a regular file")
             content: object = _Unpickler(file, status.st_size).load()
         _check_data(content)
         return content
-    except UserError:
-        raise
     except RefusedError as error:
         raise UserError(f"{path} is refused as a pickle of a dataset: {error}") from error
     except OSError as error:

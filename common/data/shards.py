@@ -169,6 +169,8 @@ def _shard_errors(path: Path) -> Iterator[None]:
         raise UserError(f"{path} is not a shard: it {error}; utmp-prepare writes shards") from error
     except SealError as error:
         raise UserError(f"shard {path} {error}; copy it again, or prepare it again") from error
+    except FileNotFoundError as error:
+        raise UserError(f"shard {path} does not exist") from error
     except OSError as error:
         raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
 

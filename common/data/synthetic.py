@@ -24,7 +24,6 @@ VIEWS: dict[str, tuple[int, tuple[int, int], tuple[float, float, float]]] = {
 }
 EMOTIONS = 3
 PATH_POINTS = 32
-FloatArray = NDArray[np.float64]
 
 
 def make_synthetic(
@@ -44,7 +43,11 @@ def make_synthetic(
         )
     rng = generator(seed, "synthetic")
     speakers = np.sort(rng.integers(config.num_speakers, size=config.num_items))
-    paths = _emotion_paths(rng, config.num_items)
+    # (items, PATH_POINTS, EMOTIONS): a level of each item and a smooth drift.
+    level = rng.normal(scale=0.7, size=(config.num_items, 1, EMOTIONS))
+    steps = rng.normal(scale=0.15, size=(config.num_items, PATH_POINTS, EMOTIONS))
+    drift = np.cumsum(steps, axis=1)
+    paths = level + drift - drift.mean(axis=1, keepdims=True)
     labels = np.clip(1.6 * paths.sum(axis=2).mean(axis=1), -3, 3).astype(np.float32)
     return MultimodalDataset(
         ids=np.array([f"utterance-{item:05d}" for item in range(config.num_items)]),
@@ -59,18 +62,10 @@ def make_synthetic(
     )
 
 
-def _emotion_paths(rng: np.random.Generator, items: int) -> FloatArray:
-    """Return (items, PATH_POINTS, EMOTIONS): a level per item plus a smooth drift."""
-    level = rng.normal(scale=0.7, size=(items, 1, EMOTIONS))
-    drift = np.cumsum(rng.normal(scale=0.15, size=(items, PATH_POINTS, EMOTIONS)), axis=1)
-    paths: FloatArray = level + drift - drift.mean(axis=1, keepdims=True)
-    return paths
-
-
 def _view(
     rng: np.random.Generator,
     name: str,
-    paths: FloatArray,
+    paths: NDArray[np.float64],
     speakers: NDArray[np.int64],
     noise: float,
 ) -> Sequences:

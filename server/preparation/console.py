@@ -13,8 +13,8 @@ from common.data.federation import count_outputs
 from common.data.manifest import Manifest
 from common.seal import SUFFIX
 from common.task import Task
+from server.preparation.preparation import shared_groups
 from server.preparation.reading import ReadSource, Watch
-from server.preparation.split import shared_groups
 from server.preparation.statistics import LabelBins, sequence_statistics
 from server.terminal import Terminal
 

@@ -28,7 +28,10 @@ def partition_plot(manifest: Manifest) -> bytes:
     colours = matplotlib.colormaps["viridis"](np.linspace(0, 1, len(bins)))
     left = np.zeros(len(names))
     for label, width, colour in zip(bins, counts.T, colours, strict=True):
-        axes.barh(range(len(names)), width, left=left, color=colour, label=_plain(label))
+        short = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
+        # As it is: no formula, and not hidden, as a name with an underscore in front would be.
+        plain = short.replace("$", r"\$").replace("_", " ", 1 if short.startswith("_") else 0)
+        axes.barh(range(len(names)), width, left=left, color=colour, label=plain)
         left += width
     axes.set_yticks(range(len(names)), [name.removesuffix(SUFFIX) for name in names])
     axes.set_ylim(len(names) - 0.4, -0.6)  # the first on top
@@ -39,9 +42,3 @@ def partition_plot(manifest: Manifest) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120, metadata={"Software": None})
     return buffer.getvalue()
-
-
-def _plain(label: str) -> str:
-    """Return a label that is drawn as it is: no formula, not hidden, not too long."""
-    short = label if len(label) <= _LONGEST else f"{label[: _LONGEST - 1]}…"
-    return short.replace("$", r"\$").replace("_", " ", 1 if short.startswith("_") else 0)

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from common.atomic import atomic_folder
 from common.clients import clients_per_modality
-from common.config import Precision, PrepareConfig
+from common.config import Precision, PrepareConfig, Split
 from common.data.dataset import MultimodalDataset
 from common.data.federation import count_outputs
 from common.data.manifest import MANIFEST, Manifest, write_manifest
-from common.data.partition import Dealt, Sides, deal
+from common.data.partition import Dealt, Sides, deal, partition_groups, split_groups
 from common.data.shards import VERSION, info_of, write_shard
+from common.data.source import Source
 from common.errors import UserError
 from common.seal import SUFFIX
+from common.seeding import generator
 from server.preparation.reading import ReadSource, Watch, read
-from server.preparation.split import split_source
 from server.preparation.statistics import LabelBins, sequence_statistics
 
 
@@ -45,18 +47,64 @@ def prepare(
     return manifest
 
 
+def split_source(source: Source, config: PrepareConfig) -> Sides:
+    """Split as ``split`` says; a source without a validation side gets one of its train items.
+
+    Raises `UserError` if the split is the source's and leaves an item without a side, or has no
+    train or test items, or if there are too few groups.
+    """
+    rule, fraction, seed = config.split, config.validation_fraction, config.seed
+    if rule is Split.none:
+        return split_groups(source.items, 0.0, 0.0, seed)
+    complete = (source.splits != "").all()
+    if rule is Split.random or (rule is Split.auto and not complete):
+        return split_groups(source.items, fraction, config.test_fraction, seed)
+    if not complete:
+        raise UserError("the source does not say which items are for training and which for test")
+    train, validation, test = (
+        np.flatnonzero(source.splits == name) for name in ("train", "validation", "test")
+    )
+    for name, side in (("train", train), ("test", test)):
+        if len(side) == 0:
+            raise UserError(f"the source has no {name} items; split=random makes a split")
+    if len(validation) == 0 and fraction > 0:
+        rng = generator(seed, "validation")
+        parts = partition_groups(source.items.groups[train], [1 - fraction, fraction], rng)
+        train, validation = (train[part] for part in parts)
+    return Sides(train, validation, test, shared_groups(source.items, source.splits))
+
+
+def shared_groups(items: MultimodalDataset, splits: NDArray[np.str_]) -> tuple[str, ...]:
+    """Warn where a source has groups on more than one side of its own split."""
+    groups = [np.unique(items.groups[splits == name]) for name in np.unique(splits)]
+    names, counts = np.unique(np.concatenate(groups), return_counts=True)
+    shared = names[counts > 1]
+    if len(shared) == 0:
+        return ()
+    return (
+        f"the source's own split has {len(shared)} groups (videos, speakers) on more than one "
+        f"side, as {shared[0]}: scores will be better than on new ones; split=random keeps groups "
+        "apart",
+    )
+
+
 def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch) -> Manifest:
     """Split, deal out and write what was read."""
     items, task = origin.source.items, origin.task
     outputs = count_outputs(task, items.labels)
     bins = LabelBins.of(items.labels, task, items.label_names, outputs)
     sides = split_source(origin.source, config)
-    dealt = _deal(config, origin, sides)
+    dealt = _deal(config, origin, sides.train)
     parts, left_out = _parts(items, dealt, sides)
     cleaning = {**items.cleaning, **items.not_finite()}
     if left_out:
         cleaning["items dealt to a client whose modality they lack, left out"] = left_out
     chosen = {"train": sides.train, "validation": sides.validation, "test": sides.test}
+    # The settings that decide the result; paths of this machine are left out.
+    here = ("path", "out", "describe", "overwrite")
+    settings = {name: value for name, value in asdict(config).items() if name not in here}
+    settings["arrays"] = {name: Path(path).name for name, path in config.arrays.items()}
+    settings["clients"] = dict(Counter(key.modality for key in dealt))
     return Manifest(
         version=VERSION,
         source=origin.about,
@@ -65,7 +113,7 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
         label_names=items.label_names,
         modalities={name: sequence_statistics(seqs) for name, seqs in items.sequences.items()},
         sides={name: _counts(items.select(index), bins) for name, index in chosen.items()},
-        settings=_settings(config, dealt) | {"label_bins": bins.names},
+        settings=settings | {"label_bins": bins.names},
         cleaning=cleaning,
         warnings=sides.warnings,
         shards=_write_shards(folder, parts, bins, outputs, config.dtype, watch),
@@ -100,7 +148,7 @@ def _counts(part: MultimodalDataset, bins: LabelBins) -> dict[str, Any]:
     return {"items": len(part), "groups": groups, "labels": bins.statistics(part.labels)}
 
 
-def _deal(config: PrepareConfig, origin: ReadSource, sides: Sides) -> Dealt:
+def _deal(config: PrepareConfig, origin: ReadSource, train: NDArray[np.int64]) -> Dealt:
     given = {name: count for name, count in config.clients.items() if count is not None}
     if given and not any(given.values()):
         return {}
@@ -111,7 +159,7 @@ def _deal(config: PrepareConfig, origin: ReadSource, sides: Sides) -> Dealt:
             "partition=natural makes each group a client, so clients.* says nothing; leave it "
             "out, or use partition=groups"
         )
-    return deal(items, sides.train, counts, config.partition, origin.task, config.seed)
+    return deal(items, train, counts, config.partition, origin.task, config.seed)
 
 
 def _parts(
@@ -134,12 +182,3 @@ def _parts(
         left_out += len(part) - len(present)
         parts[f"{name}{SUFFIX}"] = part.select(present)
     return parts, left_out
-
-
-def _settings(config: PrepareConfig, dealt: Dealt) -> dict[str, Any]:
-    """Return the settings that decide the result; paths of this machine are left out."""
-    here = ("path", "out", "describe", "overwrite")
-    settings = {name: value for name, value in asdict(config).items() if name not in here}
-    settings["arrays"] = {name: Path(path).name for name, path in config.arrays.items()}
-    settings["clients"] = dict(Counter(key.modality for key in dealt))
-    return settings

@@ -1,17 +1,42 @@
-"""What tests of data check with: refusals of one line, equality to the bit, other processes."""
+"""What tests of data share: items that can be told apart, refusals of one line, equality."""
 
 import os
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from common.data.dataset import MultimodalDataset, Sequences
 from common.errors import UserError
 
 ROOT = Path(__file__).parents[3]
+
+GROUPS, PER_GROUP, STEPS = 30, 3, 4
+ITEMS = GROUPS * PER_GROUP
+WIDTHS = {"audio": 2, "vision": 3}
+
+
+def values_of(items: np.ndarray, width: int) -> np.ndarray:
+    """Features that tell, in their first column, which item and step they are from."""
+    steps = items[:, None] * 100 + np.arange(STEPS)
+    rest = np.random.default_rng(0).normal(size=(len(items), STEPS, width - 1))
+    return np.concatenate([steps[..., None], rest], axis=2).astype(np.float32)
+
+
+def write_items(path: Path, first: int = 0, number: int = ITEMS, **arrays: Any) -> Path:
+    """Write an ``.npz`` of items numbered from `first`; None takes an array out.
+
+    The label is the number, and a group, a video, is three in a row.
+    """
+    items = np.arange(first, first + number)
+    modalities = {name: values_of(items, width) for name, width in WIDTHS.items()}
+    content = {"label": items.astype(float), "video": items // PER_GROUP, **modalities, **arrays}
+    np.savez(path, **{name: array for name, array in content.items() if array is not None})
+    return path
 
 
 def refusal(call: Callable[[], object], *words: object) -> str:

@@ -1,5 +1,7 @@
 """FeatureMoments against NumPy on everything at once."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,10 +16,10 @@ numbers = st.floats(-1e3, 1e3, width=32) | st.sampled_from([np.nan, np.inf, -np.
 tables = st.integers(0, 7).flatmap(lambda rows: arrays(np.float32, (rows, WIDTH), elements=numbers))
 
 
-def whole(values: np.ndarray) -> Sequences:
-    """Return all rows as one item."""
-    values = np.asarray(values, dtype=np.float32)
-    return Sequences(values, np.array([0]), np.array([len(values)]))
+def measured(values: object) -> FeatureMoments:
+    """Return the moments of all rows, which are one item."""
+    rows = np.asarray(values, dtype=np.float32)
+    return FeatureMoments.of(Sequences(rows, np.array([0]), np.array([len(rows)])))
 
 
 def check_against_numpy(moments: FeatureMoments, values: np.ndarray) -> None:
@@ -38,16 +40,14 @@ def check_equal(one: FeatureMoments, two: FeatureMoments) -> None:
 @given(st.lists(tables, min_size=1, max_size=4))
 @settings(max_examples=40, deadline=None)
 def test_merge_equals_numpy_on_the_concatenation(parts: list[np.ndarray]) -> None:
-    total = FeatureMoments.empty(WIDTH)
-    for part in parts:
-        total = total.merge(FeatureMoments.of(whole(part)))
+    total = functools.reduce(FeatureMoments.merge, map(measured, parts))
     check_against_numpy(total, np.concatenate(parts))
 
 
 @given(tables, tables, tables)
 @settings(max_examples=40, deadline=None)
 def test_merge_is_a_commutative_monoid(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> None:
-    a, b, c = (FeatureMoments.of(whole(values)) for values in (one, two, three))
+    a, b, c = map(measured, (one, two, three))
     check_equal(a.merge(b), b.merge(a))
     check_equal(a.merge(b).merge(c), a.merge(b.merge(c)))
     check_equal(a.merge(FeatureMoments.empty(WIDTH)), a)
@@ -84,31 +84,28 @@ def test_each_step_of_a_table_is_a_feature_of_its_own(values: np.ndarray, absent
 def test_every_constant_is_seen() -> None:
     constants = [0.0, 0.1, -3.0, 1e6, -1e6, 123456.789, 1e-8]
     values = np.tile(np.array(constants, dtype=np.float32), (1000, 1))
-    halves = [FeatureMoments.of(whole(values[:300])), FeatureMoments.of(whole(values[300:]))]
-    assert FeatureMoments.of(whole(values)).constant.all()
-    assert halves[0].merge(halves[1]).constant.all()
+    assert measured(values).constant.all()
+    assert measured(values[:300]).merge(measured(values[300:])).constant.all()
     assert FeatureMoments.empty(2).constant.all()
 
 
 @pytest.mark.parametrize("level", [0.1, -3.0, 1e6])
 def test_what_float32_rounds_differently_is_constant(level: float) -> None:
     near = np.float32(level)
-    values = np.array([[near], [np.nextafter(near, np.float32(9e9))]] * 50)
-    moments = FeatureMoments.of(whole(values))
+    moments = measured([[near], [np.nextafter(near, np.float32(9e9))]] * 50)
     assert (moments.std > 0).all()
     assert moments.constant.all()
 
 
 def test_a_column_that_is_never_finite_says_nothing() -> None:
-    values = np.array([[np.nan, np.inf, 1.0], [np.nan, -np.inf, 2.0]])
-    moments = FeatureMoments.of(whole(values))
+    moments = measured([[np.nan, np.inf, 1.0], [np.nan, -np.inf, 2.0]])
     assert moments.count.tolist() == [0, 0, 2]
     assert moments.constant.tolist() == [True, True, False]
     assert np.isfinite(moments.mean).all() and np.isfinite(moments.std).all()
 
 
 def test_clients_that_differ_are_not_constant_together() -> None:
-    one, two = (FeatureMoments.of(whole(np.full((5, 1), level))) for level in (1.0, 2.0))
+    one, two = (measured(np.full((5, 1), level)) for level in (1.0, 2.0))
     assert one.constant.all() and two.constant.all()
     assert not one.merge(two).constant.any()
 
@@ -116,7 +113,7 @@ def test_clients_that_differ_are_not_constant_together() -> None:
 @pytest.mark.parametrize(("mean", "std"), [(1e6, 10.0), (0.0, 1e-4), (3.0, 1e-3)])
 def test_a_small_spread_is_not_constant(mean: float, std: float) -> None:
     values = np.random.default_rng(0).normal(mean, std, size=(500, 1))
-    assert not FeatureMoments.of(whole(values)).constant.any()
+    assert not measured(values).constant.any()
 
 
 @pytest.mark.parametrize(("mean", "std"), [(1e6, 0.1), (1e6, 1.0), (-3e5, 0.2)])
@@ -124,13 +121,11 @@ def test_a_far_mean_cancels_nothing(mean: float, std: float) -> None:
     # Plain float64 sums of squares, let alone float32 ones, lose these digits.
     values = np.random.default_rng(0).normal(mean, std, size=(4000, 1)).astype(np.float32)
     exact = values.astype(np.float64)
-    total = FeatureMoments.empty(1)
-    for part in np.array_split(values, 7):
-        total = total.merge(FeatureMoments.of(whole(part)))
+    total = functools.reduce(FeatureMoments.merge, map(measured, np.array_split(values, 7)))
     np.testing.assert_allclose(total.mean, exact.mean(axis=0), rtol=1e-13)
     np.testing.assert_allclose(total.std, exact.std(axis=0), rtol=1e-9)
 
 
 def test_float32_extremes_do_not_overflow() -> None:
-    values = np.array([[3e38], [-3e38]], dtype=np.float32)
-    np.testing.assert_allclose(FeatureMoments.of(whole(values)).std, values[0].astype(np.float64))
+    extreme = np.float64(np.float32(3e38))
+    np.testing.assert_allclose(measured([[extreme], [-extreme]]).std, [extreme])

@@ -34,11 +34,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data.pkl"
 
 
-def test_the_corpus_is_large() -> None:
-    assert len(REFUSED) + len(HARMLESS) >= 95
-    assert len(RUNS) >= 30
-
-
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(name: str, file: Path) -> None:
     content, says = REFUSED[name]
@@ -49,11 +44,10 @@ def test_a_hostile_pickle_is_refused_by_name_and_runs_nothing(name: str, file: P
     assert not Path("marker").exists()
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_plain_pickle_would_have_run_it(name: str, file: Path) -> None:
-    command = [sys.executable, "-I", "-W", "ignore", hostile_pickles.__file__, name]
-    subprocess.run(command, cwd=file.parent, capture_output=True, timeout=60)
-    assert Path("marker").exists()
+def test_plain_pickle_would_have_run_them(file: Path) -> None:
+    command = [sys.executable, "-I", "-W", "ignore", hostile_pickles.__file__]
+    done = subprocess.run(command, cwd=file.parent, capture_output=True, text=True, timeout=60)
+    assert done.stdout.splitlines() == list(RUNS)
 
 
 @pytest.mark.parametrize("name", HARMLESS)

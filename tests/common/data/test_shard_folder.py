@@ -24,11 +24,9 @@ from common.config import (
 )
 from common.data.federation import (
     FederatedDataset,
-    ShardFolder,
     client_data_of,
     load_federation,
     load_joint,
-    load_shard_folder,
 )
 from common.data.manifest import MANIFEST, read_listed_shard, read_manifest, write_manifest
 from common.data.shards import read_shard, write_shard
@@ -86,8 +84,8 @@ def shards_config(folder: Path, clients: Mapping[str, int | None] = ALL, **datas
     )
 
 
-def load(folder: Path, clients: Mapping[str, int | None] = ALL, **dataset: Any) -> ShardFolder:
-    return load_shard_folder(ShardsConfig(path=str(folder), **dataset), clients)
+def load(folder: Path, clients: Mapping[str, int | None] = ALL, **dataset: Any) -> FederatedDataset:
+    return load_federation(shards_config(folder, clients, **dataset))
 
 
 def change_manifest(folder: Path, **changes: Any) -> None:

@@ -152,7 +152,6 @@ def test_describing_several_labels_without_sides(loaded: Run, tmp_path: Path) ->
     [
         (["out=s"], "path is required; give it as path=…, or format=synthetic"),
         (["path=nope.npz", "describe=true"], "nope.npz does not exist"),
-        ([], "out is required; give it as out=…"),
         (["partition=unknown"], "partition=unknown: there is no such partition; there are dirich"),
         (["partition=dirichlet", "partition.alpha=0"], "partition.alpha=0.0: expected a number ab"),
         (["partition.alpha=1"], "partition.alpha is a setting of partition=dirichlet; give that"),
@@ -162,9 +161,7 @@ def test_describing_several_labels_without_sides(loaded: Run, tmp_path: Path) ->
             ["validation_fraction=.6", "test_fraction=.6"],
             "validation_fraction + test_fraction=1.2:",
         ),
-        ([SYNTHETIC, "out=s", "clients.smell=2"], "clients.smell: the dataset has no modality"),
         ([SYNTHETIC, "out=s", "clients.default=30"], "90 clients are too many for the train items"),
-        ([SYNTHETIC, "out=s", "split=source"], "the source does not say which items are for train"),
         (
             [SYNTHETIC, "out=s", "partition=dirichlet", "partition.min_items=400"],
             "partition=dirichlet cannot deal ",
@@ -176,15 +173,6 @@ def test_describing_several_labels_without_sides(loaded: Run, tmp_path: Path) ->
 def test_a_mistake_is_one_line(loaded: Run, tmp_path: Path, given: list[str], message: str) -> None:
     assert loaded(*given).error.startswith(message)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_that_exists_is_replaced_only_if_asked(loaded: Run, tmp_path: Path) -> None:
-    loaded(SYNTHETIC, "out=s", "seed=1")
-    error = loaded(SYNTHETIC, "out=s", "seed=2").error
-    assert error == f"out={tmp_path / 's'} exists already; choose another, or give overwrite=true"
-    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["settings"]["seed"] == 1
-    assert loaded(SYNTHETIC, "out=s", "seed=2", "overwrite=true").status == 0
-    assert json.loads((tmp_path / "s" / "manifest.json").read_text())["settings"]["seed"] == 2
 
 
 def test_a_place_that_cannot_be_written(loaded: Run, tmp_path: Path) -> None:

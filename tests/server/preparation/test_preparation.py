@@ -1,21 +1,19 @@
-"""From a source to a folder: what the manifest says is true, and the folder is whole or not there.
-
-Every item can be told by its id, and every feature by its value.
-"""
+"""From a source to a folder: the manifest says what is true, and the folder is whole or absent."""
 
 import fcntl
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from data_checks import refusal
+from data_checks import GROUPS, ITEMS, PER_GROUP, STEPS, refusal
+from data_checks import write_items as write
 
 import server.preparation.preparation as preparation
 from common.config import (
@@ -34,25 +32,6 @@ from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
 from server.preparation.preparation import prepare
-
-GROUPS, PER_GROUP, STEPS = 30, 3, 4
-ITEMS = GROUPS * PER_GROUP
-
-
-def write(path: Path, **arrays: Any) -> Path:
-    """Write items whose features say which item and step they are of; None takes an array out."""
-    items = np.arange(ITEMS)
-    feature = (items[:, None] * 10 + np.arange(STEPS))[..., None]
-    content = {
-        "label": np.sin(items),
-        "video": items // PER_GROUP,
-        "audio": np.concatenate([feature, -feature], axis=2).astype(np.float32),
-        "vision": np.concatenate([feature, feature + 0.5, feature * 2], axis=2).astype(np.float32),
-        **arrays,
-    }
-    np.savez(path, **{name: array for name, array in content.items() if array is not None})
-    return path
-
 
 GROUPS_RULE, IID, NATURAL = (
     PartitionConfig(name=PartitionRule(name)) for name in ("groups", "iid", "natural")
@@ -159,53 +138,48 @@ def test_no_item_is_in_two_shards_and_no_group_on_two_sides_and_again(
 
 
 def test_a_source_is_named_and_fingerprinted(tmp_path: Path, file: Path, out: Path) -> None:
-    other = write(tmp_path / "other.npz", label=np.cos(np.arange(ITEMS)))
-    settings = config_of(None, out, seed=1)
-    settings.path = [str(file), str(other)]
-    manifest = prepare(settings, quiet, drawn)
-    assert [tuple(each.values()) for each in manifest.source["files"]] == [
+    other = write(tmp_path / "other.npz", label=-np.arange(ITEMS))
+    config = config_of(None, out, seed=1)
+    config.path = [str(file), str(other)]
+    manifest = prepare(config, quiet, drawn)
+    assert [tuple(listed.values()) for listed in manifest.source["files"]] == [
         (path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
         for path in (file, other)
     ]
     assert manifest.source["format"] == "npz"
     assert "4 arrays" in manifest.source["why"]
     assert sum(shard["items"] for shard in manifest.shards.values()) == 2 * ITEMS
-
-
-def test_the_embedded_dataset_has_no_files(tmp_path: Path, out: Path) -> None:
-    manifest = run(None, out, format="synthetic", group=None)
-    assert manifest.source == {"format": "synthetic", "why": "", "files": []}
-    assert list(manifest.modalities) == ["language", "audio", "vision"]
-    assert sum(shard["items"] for shard in manifest.shards.values()) == 2400
-    run(None, tmp_path / "again", format="synthetic", group=None)
-    assert contents(tmp_path / "again") == contents(out)
+    embedded = run(None, tmp_path / "synthetic", format="synthetic", group=None)
+    assert embedded.source == {"format": "synthetic", "why": "", "files": []}
+    assert list(embedded.modalities) == ["language", "audio", "vision"]
+    assert sum(shard["items"] for shard in embedded.shards.values()) == 2400
 
 
 def test_counts_and_labels_are_those_of_the_shards(file: Path, out: Path) -> None:
     manifest = run(file, out)
-    everything = np.sin(np.arange(ITEMS)).astype(np.float32)
-    edges = np.linspace(float(everything.min()), float(everything.max()), 8)
-    shards = shards_of(out)
-    for name, shard in shards.items():
-        listed, labels = manifest.shards[f"{name}{SUFFIX}"], shard.items.labels
-        assert listed["items"] == len(labels)
-        assert listed["groups"] == len(set(shard.items.groups.tolist()))
-        assert listed["labels"] == {
-            "histogram": np.histogram(labels, edges)[0].tolist(),
-            "mean": pytest.approx(labels.astype(float).mean(), abs=1e-6),
-            "sd": pytest.approx(labels.astype(float).std(), abs=1e-6),
+    edges = np.linspace(0, ITEMS - 1, 8)
+    for name, shard in shards_of(out).items():
+        listed, labels = dict(manifest.shards[f"{name}{SUFFIX}"]), shard.items.labels
+        counted = {key: listed[key] for key in ("items", "groups", "labels")}
+        assert counted == {
+            "items": len(labels),
+            "groups": len(set(shard.items.groups.tolist())),
+            "labels": {
+                "histogram": np.histogram(labels, edges)[0].tolist(),
+                "mean": pytest.approx(labels.astype(float).mean(), abs=1e-6),
+                "sd": pytest.approx(labels.astype(float).std(), abs=1e-6),
+            },
         }
-    clients = [name for name in shards if "-" in name]
-    assert manifest.sides["train"]["items"] == sum(len(shards[name].items) for name in clients)
-    for side in ("validation", "test"):
-        listed = manifest.shards[f"{side}{SUFFIX}"]
-        assert manifest.sides[side] == {key: listed[key] for key in ("items", "groups", "labels")}
+        if name in ("validation", "test"):
+            assert manifest.sides[name] == counted
+    held = sum(shard["items"] for name, shard in manifest.shards.items() if "-" in name)
+    assert manifest.sides["train"]["items"] == held
     assert manifest.sides["test"]["groups"] == 6
     assert len(manifest.settings["label_bins"]) == 7
 
 
 def test_what_was_cleaned_is_counted(tmp_path: Path, out: Path) -> None:
-    label = np.sin(np.arange(ITEMS))
+    label = np.arange(ITEMS, dtype=float)
     label[[3, 40, 41]] = np.nan
     audio = np.random.default_rng(0).normal(size=(ITEMS, STEPS, 2)).astype(np.float32)
     audio[7, 1, 0], audio[8, 2] = np.nan, np.inf
@@ -255,11 +229,16 @@ def test_a_client_without_any_item_of_its_modality_is_refused(file: Path, out: P
 def test_the_manifest_says_what_decides_and_nothing_of_places_and_times(
     tmp_path: Path, file: Path, out: Path
 ) -> None:
-    settings = run(file, out, seed=77, arrays={"audio": str(tmp_path / "a.npy")}).settings
+    options = {"seed": 77, "arrays": {"audio": str(tmp_path / "a.npy")}, "tabular": ["audio"]}
+    manifest = run(file, out, max_seq_len=3, **options)
+    settings, modalities = manifest.settings, manifest.modalities
     assert (settings["seed"], settings["group"]) == (77, "video")
     assert (settings["partition"]["name"], settings["arrays"]) == ("groups", {"audio": "a.npy"})
     assert settings["clients"] == {"audio": 3, "vision": 3}
     assert not {"path", "out", "describe", "overwrite"} & set(settings)
+    assert [modalities[name]["tabular"] for name in ("audio", "vision")] == [True, False]
+    assert modalities["audio"]["lengths"]["max"] == 3
+    assert modalities["audio"]["rows"] == ITEMS * 3
     text = (out / "manifest.json").read_text()
     assert not re.search(r"/|\\\\|\d{4}-\d\d-\d\d|\d\d:\d\d|seconds|date\b", text)
     for shard in out.glob(f"*{SUFFIX}"):
@@ -273,12 +252,9 @@ def test_where_the_source_lies_and_whence_it_is_called_do_not_matter(
     elsewhere = tmp_path / "some" / "where"
     elsewhere.mkdir(parents=True)
     (elsewhere / "joint.npz").write_bytes(file.read_bytes())
-    monkeypatch.chdir(elsewhere)
-    run("joint.npz", "other-name")
-    assert contents(elsewhere / "other-name") == contents(out)
-    monkeypatch.chdir(tmp_path)
-    run("some/where/joint.npz", "some/third")
-    assert contents(tmp_path / "some" / "third") == contents(out)
+    monkeypatch.chdir(elsewhere.parent)
+    run("where/joint.npz", "other-name")
+    assert contents(elsewhere.parent / "other-name") == contents(out)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -327,42 +303,35 @@ def test_a_folder_of_shards_is_replaced_only_if_asked(
     assert left(out) == ["shards"]
 
 
-Break = Callable[[BaseException], None]
-
-
-@pytest.fixture
-def broken(monkeypatch: pytest.MonkeyPatch) -> Break:
-    """Make the third shard fail, when half of it is written."""
-
-    def arrange(error: BaseException) -> None:
-        calls = 0
-        whole = preparation.write_shard
-
-        def fail(path: Path, *arguments: Any) -> str:
-            nonlocal calls
-            calls += 1
-            if calls == 3:
-                path.write_bytes(b"half of a sh")
-                raise error
-            return whole(path, *arguments)
-
-        monkeypatch.setattr(preparation, "write_shard", fail)
-
-    return arrange
-
-
 FULL = OSError(28, "No space left on device")
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("step", ["write_shard", "rename"])
 @pytest.mark.parametrize("error", [FULL, UserError("a"), KeyboardInterrupt(), RuntimeError("bug")])
 def test_what_breaks_leaves_what_was_there(
-    file: Path, out: Path, broken: Break, error: BaseException, overwrite: bool
+    file: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    step: str,
+    error: BaseException,
+    overwrite: bool,
 ) -> None:
     if overwrite:
         run(file, out, seed=1)
     before = contents(out)
-    broken(error)
+    holder: Any = {"write_shard": preparation, "rename": Path}[step]
+    whole = getattr(holder, step)
+
+    def fail(path: Path, *arguments: Any) -> Any:
+        """Fail when half of the third shard is written, or the folder is to get its name."""
+        if step == "write_shard" and len(list(path.parent.iterdir())) == 2:
+            path.write_bytes(b"half of a sh")
+        elif step == "write_shard" or not path.name.endswith(".part"):
+            return whole(path, *arguments)
+        raise error
+
+    monkeypatch.setattr(holder, step, fail)
     with pytest.raises((UserError, type(error))) as caught:
         run(file, out, seed=2, overwrite=overwrite)
     if error is FULL:
@@ -370,26 +339,6 @@ def test_what_breaks_leaves_what_was_there(
         assert (caught.type, str(caught.value)) == (UserError, words)
     assert contents(out) == before
     assert left(out) == (["shards"] if overwrite else [])
-
-
-@pytest.mark.parametrize("error", [OSError(13, "Permission denied"), KeyboardInterrupt()])
-def test_a_folder_that_cannot_get_its_name_leaves_the_former_one(
-    file: Path, out: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
-    run(file, out, seed=1)
-    before = contents(out)
-    rename = Path.rename
-
-    def fail(self: Path, target: Any) -> Path:
-        if self.name.endswith(".part"):
-            raise error
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", fail)
-    with pytest.raises((UserError, KeyboardInterrupt)):
-        run(file, out, seed=2, overwrite=True)
-    assert contents(out) == before
-    assert left(out) == ["shards"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -414,14 +363,11 @@ def test_a_second_preparation_at_the_same_time_is_refused(file: Path, out: Path)
     part.mkdir()
     (part / "of-the-first").write_text("in progress")
     lock = os.open(part, os.O_RDONLY)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        refused(file, out, f"out={out}: another command is writing it")
-    finally:
-        os.close(lock)
-    # The first one's work is left alone.
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    refused(file, out, f"out={out}: another command is writing it")
     assert contents(part) == {"of-the-first": b"in progress"}
-    assert not out.exists()
+    assert left(out) == [part.name]
+    os.close(lock)
     run(file, out)
     assert left(out) == ["shards"]
 
@@ -452,33 +398,16 @@ def test_a_server_prepares_evaluation_only(tmp_path: Path, file: Path, out: Path
     assert f"test{SUFFIX}" in no_validation
 
 
-def sides_by_group() -> np.ndarray:
-    """Two thirds of the groups are for training."""
-    names = np.array(["train", "train", "train", "train", "valid", "test"])
-    return names[np.arange(ITEMS) // PER_GROUP % 6]
-
-
-@pytest.mark.parametrize("split", [Split.auto, Split.source, Split.random])
-def test_a_source_that_has_sides_decides_unless_they_are_ignored(
-    tmp_path: Path, file: Path, out: Path, split: Split
+def test_a_source_that_has_sides_decides_and_groups_on_two_are_warned_of(
+    tmp_path: Path, out: Path
 ) -> None:
-    source = write(tmp_path / "joint.npz", split=sides_by_group())
-    manifest = run(source, out, split=split)
-    assert manifest.warnings == ()
-    if split is Split.random:
-        run(file, tmp_path / "without")
-        name = f"test{SUFFIX}"
-        assert (out / name).read_bytes() == (tmp_path / "without" / name).read_bytes()
-        return
+    sides = np.array(["train", "train", "valid", "test"])[np.arange(ITEMS) // PER_GROUP % 4]
+    source = write(tmp_path / "joint.npz", split=sides)
+    assert run(source, out).warnings == ()
     for name, word in (("validation", "valid"), ("test", "test")):
-        expected = np.flatnonzero(sides_by_group() == word).tolist()
-        assert ids_of(shards_of(out)[name].items) == expected
-
-
-def test_groups_on_two_sides_are_warned_of(tmp_path: Path, out: Path) -> None:
-    sides = sides_by_group()
+        assert ids_of(shards_of(out)[name].items) == np.flatnonzero(sides == word).tolist()
     sides[0] = "test"
-    (warning,) = run(write(tmp_path / "s.npz", split=sides), out).warnings
+    (warning,) = run(write(source, split=sides), out, overwrite=True).warnings
     assert "1 groups" in warning
     assert read_manifest(out).warnings == (warning,)
 
@@ -504,60 +433,24 @@ def test_classes_and_several_labels(
     manifest = run(write(tmp_path / "s.npz", label=label), out, task=task)
     assert (manifest.task, manifest.outputs) == (Task(task), 4)
     assert manifest.settings["label_bins"] == ["0", "1", "2", "3"]
+    one_hot = label if label.ndim == 2 else label[:, None] == np.arange(4)
     for name, shard in shards_of(out).items():
-        labels, classes = shard.items.labels, np.arange(4)
-        one_hot = labels[:, None] == classes if labels.ndim == 1 else labels
+        counts = one_hot[ids_of(shard.items)].sum(axis=0).tolist()
         assert shard.info.outputs == 4
-        counts = one_hot.sum(axis=0).astype(int).tolist()
         assert manifest.shards[f"{name}{SUFFIX}"]["labels"] == {"histogram": counts}
-
-
-def values_by_item(shard: Shard, name: str) -> dict[int, list[Any]]:
-    sequences = shard.items.sequences[name]
-    return {number: sequences[item].tolist() for item, number in enumerate(ids_of(shard.items))}
 
 
 @pytest.mark.parametrize(
     ("held", "asked", "stored"),
-    [
-        (np.float16, Precision.auto, np.float16),
-        (np.float64, Precision.auto, np.float32),
-        (np.float32, Precision.float16, np.float16),
-        (np.float16, Precision.float32, np.float32),
-    ],
+    [("f2", "auto", "f2"), ("f8", "auto", "f4"), ("f4", "float16", "f2"), ("f2", "float32", "f4")],
 )
 def test_features_are_stored_as_asked(
-    tmp_path: Path, out: Path, held: Any, asked: Precision, stored: Any
+    tmp_path: Path, out: Path, held: str, asked: str, stored: str
 ) -> None:
-    audio = np.random.default_rng(0).normal(size=(ITEMS, STEPS, 2)).astype(held)
-    run(write(tmp_path / "s.npz", audio=audio), out, dtype=asked, clients={"default": 2})
-    shards = shards_of(out)
-    for name in ("audio-0", "audio-1", "test"):
-        assert shards[name].items.sequences["audio"].values.dtype == stored
-        for number, values in values_by_item(shards[name], "audio").items():
-            assert values == audio[number].astype(stored).tolist()
-
-
-@pytest.mark.parametrize("steps", [1, None])
-def test_items_are_held_as_they_were_to_their_last_steps_and_tables_stay_tables(
-    file: Path, out: Path, steps: int | None
-) -> None:
-    manifest = run(file, out, max_seq_len=steps, tabular=["audio"])
-    assert manifest.modalities["audio"]["tabular"] is True
-    assert manifest.modalities["vision"]["tabular"] is False
-    tables = {name: shard.info.tabular for name, shard in shards_of(out).items()}
-    assert (tables["audio-0"], tables["test"], tables["vision-0"]) == (("audio",), ("audio",), ())
-    kept = list(range(STEPS))[-(steps or STEPS) :]
-    assert manifest.modalities["audio"]["lengths"]["max"] == len(kept)
-    assert manifest.modalities["audio"]["rows"] == ITEMS * len(kept)
-    for shard in shards_of(out).values():
-        numbers = ids_of(shard.items)
-        assert shard.items.labels == pytest.approx(np.sin(numbers), abs=1e-6)
-        assert shard.items.groups.tolist() == [str(number // PER_GROUP) for number in numbers]
-        for name, sequences in shard.items.sequences.items():
-            assert sequences.width == {"audio": 2, "vision": 3}[name]
-            for number, values in values_by_item(shard, name).items():
-                assert [row[0] for row in values] == [number * 10 + step for step in kept]
+    source = write(tmp_path / "s.npz", audio=np.ones((ITEMS, STEPS, 2), held))
+    run(source, out, dtype=Precision(asked))
+    for name in ("audio-0", "test"):
+        assert shards_of(out)[name].items.sequences["audio"].values.dtype == np.dtype(stored)
 
 
 SYNTHETIC = {"path": None, "format": "synthetic", "group": None}
@@ -572,10 +465,7 @@ MANY = PartitionConfig(name=PartitionRule.groups, min_items=50)
         ({"out": None}, "out is required; give it as out=…"),
         ({"tabular": ["smell"]}, "tabular: 'smell' is not among audio, vision"),
         ({"clients": {"smell": 1}}, "clients.smell: the dataset has no modality 'smell'"),
-        ({"clients": {"default": 20}}, "40 clients are too many for the train items"),
         ({"partition": MANY}, "client audio-0 gets "),
-        ({"task": Labels.classification}, "classes must be whole numbers from 0"),
-        ({"group": "speaker"}, "no array 'speaker' (group)"),
         ({"modalities": ["smell"]}, "no array 'smell' (modalities)"),
         ({"dtype": Precision.float16}, "audio has values up to 1e+06, too large for float16; use"),
         ({"split": Split.source}, "the source does not say"),

@@ -1,6 +1,7 @@
 """Sides of a split: whole groups at random, or exactly as the source says."""
 
 import itertools
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -8,126 +9,109 @@ from data_checks import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.config import PrepareConfig, Split
 from common.data.dataset import MultimodalDataset
-from common.data.partition import Sides, split_groups
 from common.data.source import Source
-from server.preparation.split import shared_groups, split_by_source
+from server.preparation.preparation import shared_groups, split_source
+
+SIDES = ("train", "validation", "test")
 
 
-def items_of(groups: list[str] | np.ndarray) -> MultimodalDataset:
-    """Items that are nothing but their groups."""
-    count = len(groups)
-    return MultimodalDataset(
-        ids=np.array([f"item{number}" for number in range(count)], dtype=np.str_),
-        groups=np.array(groups, dtype=np.str_),
-        labels=np.arange(count, dtype=np.float32),
-        sequences={},
-    )
-
-
-def source_of(sides: dict[str, list[str]]) -> Source:
+def source_of(sides: dict[str, Sequence[str]]) -> Source:
     """A source that says for each side which groups its items are of; items in mixed order."""
     pairs = [(side, group) for side, groups in sides.items() for group in groups]
-    order = np.random.default_rng(0).permutation(len(pairs))
-    mixed = [pairs[index] for index in order]
-    splits = np.array([side for side, _ in mixed], dtype="U10")
-    return Source(items_of([group for _, group in mixed]), splits)
+    splits, groups = np.random.default_rng(0).permutation(pairs).T
+    labels = np.zeros(len(pairs), dtype=np.float32)
+    return Source(MultimodalDataset(groups, groups, labels, {}), splits)
 
 
-def each(sides: Sides) -> dict[str, list[int]]:
-    return {name: getattr(sides, name).tolist() for name in ("train", "validation", "test")}
+def split(source: Source, rule: Split = Split.source, **options: float) -> dict[str, list[int]]:
+    """The items of each side."""
+    sides = split_source(source, PrepareConfig(split=rule, **options))
+    return {name: getattr(sides, name).tolist() for name in SIDES}
 
 
-def many_groups(number: int, size: int = 5) -> list[str]:
-    return [f"g{group}" for group in range(number) for _ in range(size)]
+def items_of(source: Source, side: str) -> list[int]:
+    return np.flatnonzero(source.splits == side).tolist()
 
 
-@st.composite
-def grouped(draw: st.DrawFn) -> list[str]:
-    """At least three groups of any size, their items in any order."""
-    sizes = draw(st.lists(st.integers(1, 9), min_size=3, max_size=15))
-    groups = np.repeat([f"g{number}" for number in range(len(sizes))], sizes)
-    return list(np.random.default_rng(draw(st.integers(0, 99))).permutation(groups))
+def groups_of(number: int, size: int = 5) -> list[str]:
+    return [f"g{group}" for group in range(number)] * size
 
 
+SIZES = st.lists(st.integers(1, 9), min_size=3, max_size=15)
 FRACTIONS = st.sampled_from([0.0, 0.1, 0.3, 0.45])
 
 
-@given(grouped(), FRACTIONS, FRACTIONS, st.integers(0, 99))
+@given(
+    st.lists(st.integers(1, 9), min_size=3, max_size=15), FRACTIONS, FRACTIONS, st.integers(0, 9)
+)
 @settings(max_examples=100, deadline=None)
 def test_a_random_split_never_shares_a_group_and_loses_no_item(
-    groups: list[str], validation: float, test: float, seed: int
+    sizes: list[int], validation: float, test: float, seed: int
 ) -> None:
-    sides = split_groups(items_of(groups), validation, test, seed)
-    found = each(sides)
-    assert sorted(itertools.chain(*found.values())) == list(range(len(groups)))
-    held = [{groups[item] for item in side} for side in found.values()]
-    assert sum(map(len, held)) == len(set(groups))
+    source = source_of({"": np.repeat(groups_of(len(sizes), 1), sizes).tolist()})
+    fractions = {"validation_fraction": validation, "test_fraction": test}
+    found = split(source, Split.random, seed=seed, **fractions)
+    assert sorted(itertools.chain(*found.values())) == list(range(sum(sizes)))
+    assert sum(len(set(source.items.groups[side])) for side in found.values()) == len(sizes)
     assert all(side == sorted(side) for side in found.values())
-    assert sides.warnings == ()
-    assert found["train"]
-    assert bool(found["validation"]) == (validation > 0)
-    assert bool(found["test"]) == (test > 0)
+    assert [bool(side) for side in found.values()] == [True, validation > 0, test > 0]
 
 
 @pytest.mark.parametrize(("validation", "test"), [(0.1, 0.2), (0.0, 0.5)])
 def test_fractions_are_missed_by_little_and_the_seed_decides(
     validation: float, test: float
 ) -> None:
-    items = items_of(many_groups(200))
-    one, same, other = (each(split_groups(items, validation, test, seed)) for seed in (1, 1, 2))
-    wanted = {"train": 1 - validation - test, "validation": validation, "test": test}
-    for name, share in wanted.items():
+    source = source_of({"": groups_of(200)})
+    options = {"validation_fraction": validation, "test_fraction": test}
+    one, same, other = (split(source, Split.random, seed=seed, **options) for seed in (1, 1, 2))
+    for name, share in zip(SIDES, (1 - validation - test, validation, test), strict=True):
         assert len(one[name]) / 1000 == pytest.approx(share, abs=0.01)
+        assert (one[name] != other[name]) == (share > 0)
     assert one == same
-    assert one["test"] != other["test"]
-    assert (one["validation"] != other["validation"]) == (validation > 0)
-    few = items_of(["a", "a", "b"])
-    words = "3 parts need at least 3 groups", "there are 2"
-    refusal(lambda: split_groups(few, 0.1, 0.2, 0), *words)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.4])
 def test_a_source_with_all_sides_is_kept_exactly(fraction: float) -> None:
     source = source_of({"train": ["a", "b"] * 8, "validation": ["c"] * 3, "test": ["d"] * 5})
-    found = each(split_by_source(source, fraction, 3))
-    for name, side in found.items():
-        assert side == np.flatnonzero(source.splits == name).tolist()
-    assert [len(side) for side in found.values()] == [16, 3, 5]
+    found = split(source, validation_fraction=fraction)
+    assert found == {name: items_of(source, name) for name in SIDES}
+    assert found == split(source, Split.auto, validation_fraction=fraction)
 
 
 def test_validation_is_taken_from_train_by_group_where_the_source_has_none() -> None:
-    source = source_of({"train": many_groups(40), "test": ["t1", "t2"] * 20})
-    sides = split_by_source(source, 0.25, 3)
-    found, groups = each(sides), source.items.groups
-    assert found["test"] == np.flatnonzero(source.splits == "test").tolist()
-    both = sorted(found["train"] + found["validation"])
-    assert both == np.flatnonzero(source.splits == "train").tolist()
-    assert not set(groups[found["train"]]) & set(groups[found["validation"]])
-    assert len(found["validation"]) == pytest.approx(50, abs=5)
-    assert all(side == sorted(side) for side in found.values())
+    source = source_of({"train": groups_of(40), "test": ["t1", "t2"] * 20})
+    found, again, other = (split(source, validation_fraction=0.25, seed=seed) for seed in (3, 3, 4))
+    train, validation, test = found.values()
+    assert test == items_of(source, "test")
+    assert sorted(train + validation) == items_of(source, "train")
     # Groups that were held back are no mistake of the source.
-    assert sides.warnings == ()
-    assert each(split_by_source(source, 0.25, 3)) == found
-    assert each(split_by_source(source, 0.25, 4))["validation"] != found["validation"]
-    assert each(split_by_source(source, 0.0, 3))["validation"] == []
+    assert not set(source.items.groups[train]) & set(source.items.groups[validation])
+    assert split_source(source, PrepareConfig()).warnings == ()
+    assert len(validation) == pytest.approx(50, abs=5)
+    assert all(side == sorted(side) for side in found.values())
+    assert again == found
+    assert other["validation"] != validation
+    assert split(source, validation_fraction=0.0)["validation"] == []
 
 
 @pytest.mark.parametrize(
-    ("sides", "message"),
+    ("sides", "rule", "message"),
     [
-        ({"": ["a", "b"]}, "the source does not say which items are for training"),
-        ({"train": ["a"], "test": ["b"], "": ["c"]}, "the source does not say which items"),
-        ({"train": ["a", "b"]}, "the source has no test items; split=random makes a split"),
-        ({"train": ["a"], "validation": ["b"]}, "the source has no test items"),
-        ({"validation": ["a"], "test": ["b"]}, "the source has no train items"),
-        ({"train": ["a", "a"], "test": ["b"]}, "2 parts need at least 2 groups"),
+        ({"": ["a", "b"]}, "source", "the source does not say which items are for training"),
+        ({"train": ["a"], "test": ["b"], "": ["c"]}, "source", "the source does not say which"),
+        ({"train": ["a", "b"]}, "source", "the source has no test items; split=random makes a"),
+        ({"train": ["a"], "validation": ["b"]}, "auto", "the source has no test items"),
+        ({"validation": ["a"], "test": ["b"]}, "auto", "the source has no train items"),
+        ({"train": ["a", "a"], "test": ["b"]}, "auto", "2 parts need at least 2 groups"),
+        ({"": ["a", "a", "b"]}, "auto", "3 parts need at least 3 groups of items, and there are 2"),
     ],
 )
 def test_a_source_without_its_sides_is_refused_in_one_line(
-    sides: dict[str, list[str]], message: str
+    sides: dict[str, list[str]], rule: str, message: str
 ) -> None:
-    assert refusal(lambda: split_by_source(source_of(sides), 0.2, 0)).startswith(message)
+    assert refusal(lambda: split(source_of(sides), Split(rule))).startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -146,9 +130,8 @@ def test_groups_on_two_sides_are_counted_and_one_is_named(
     warnings = shared_groups(source.items, source.splits)
     assert len(warnings) == min(count, 1)
     if "" not in sides:
-        assert split_by_source(source, 0.2, 0).warnings == warnings
+        assert split_source(source, PrepareConfig()).warnings == warnings
     for warning in warnings:
         assert f"has {count} groups" in warning
         assert "as v2:" in warning
         assert "split=random" in warning
-        assert "\n" not in warning
