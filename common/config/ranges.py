@@ -44,11 +44,6 @@ def at_least(least: float, default: Value) -> Value:
     return ranged(default, f"a number of at least {least}", lambda value: least <= value < math.inf)
 
 
-def count(default: Value) -> Value:
-    """Return a field for a number that may not be 0, such as a limit."""
-    return ranged(default, "a number from 1", lambda value: value >= 1)
-
-
 def between(least: float, most: float, default: Value) -> Value:
     """Return a field for a number from `least` to `most`, both included."""
     return ranged(default, f"a number from {least} to {most}", lambda value: least <= value <= most)
@@ -70,9 +65,17 @@ def required(default: Value, what: str = "") -> Value:
     return made  # type: ignore[no-any-return]
 
 
+def unknown_setting(name: str, hint: str = "") -> UserError:
+    """Return the error for a name that no setting has."""
+    return UserError(f"there is no setting {name!r}{hint} (--cfg job prints them all)")
+
+
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raise `UserError` for the first value missing or outside its range, in the fields' order."""
-    for item in fields(config):
+    """Raise `UserError` for the first setting unknown, missing or outside its range."""
+    items = fields(config)
+    if unknown := vars(config).keys() - {item.name for item in items}:  # that ``+name=value`` added
+        raise unknown_setting(prefix + min(unknown))
+    for item in items:
         name, value = prefix + item.name, getattr(config, item.name)
         blank = value in (None, [], {}) or (isinstance(value, str) and not value.strip())
         if blank and "required" in item.metadata:

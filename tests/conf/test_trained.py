@@ -46,7 +46,7 @@ def refused(compose: Compose, *overrides: str) -> str:
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_file_composes_and_starts_with_its_command(name: str) -> None:
-    composition = composed(SCHEMAS_BY_FILE[name], ["model=runs/2026-11-24/10-00-00"])
+    composition = composed(SCHEMAS_BY_FILE[name], ("model=runs/2026-11-24/10-00-00",), name)
     assert composition.model == "runs/2026-11-24/10-00-00"
     text = (FOLDER / f"{name}.yaml").read_text()
     assert f"`utmp-{name} model=" in text.splitlines()[0]
