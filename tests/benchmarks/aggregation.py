@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -26,7 +27,7 @@ from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import Config, EncoderConfig, compose
+from common.config import Config, EncoderConfig, Scale, compose
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Uplink, no_numbers
 from common.model.calibration import label_sums, prior_of
@@ -104,8 +105,8 @@ def fitted(
         if structure is None:
             posterior[name] = Gaussian(samples.mean(dim=0))
         else:
-            scale = config.scale if structure.sends_change else "absolute"
-            posterior[name] = structure.fit(samples, config.shrinkage, scale, array, moments)
+            own = config if structure.sends_change else replace(config, scale=Scale.absolute)
+            posterior[name] = structure.fit(samples, own, array, moments)
     return Posterior.of(posterior)
 
 
