@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from common.config import ModelConfig
-from common.model.decoder import Decoder
+from common.model.ha_fedformer import Decoder
 
 WIDTH = 8
 LENGTHS = torch.tensor([3, 1, 6, 4])

@@ -13,9 +13,9 @@ from common.config import ModelConfig
 from common.data.batching import Padded
 from common.data.dataset import Sequences
 from common.data.moments import FeatureMoments
-from common.model.decoder import Decoder
 from common.model.encoder import Encoder
 from common.model.ha_fedformer import (
+    Decoder,
     HAFedformer,
     ModelArrays,
     ModelSpec,

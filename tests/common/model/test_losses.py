@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from common.model.losses import task_loss
+from common.model.ha_fedformer import task_loss
 from common.task import Task
 
 
