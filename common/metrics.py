@@ -74,10 +74,7 @@ def compute_metrics(
     std
         (N,) standard deviations of predicted numbers, at least 0; adds their coverage.
 
-    Raises
-    ------
-    ValueError
-        If there are no items, or not one deviation for each.
+    Raises `ValueError` if there are no items, or not one deviation for each.
     """
     if len(truth) == 0:
         raise ValueError("metrics of no items")
@@ -217,17 +214,11 @@ def diagnostics(
 ) -> dict[str, Table]:
     """Count confusions, and tabulate calibration; arguments as of `compute_metrics`.
 
-    Returns
-    -------
-    dict
-        ``confusion``, see `confusion`; and ``calibration``: of numbers see `coverage_table`, absent
-        without deviations; of classes and labels see `reliability_table`, for the probabilities of
-        the chosen class, or of the presence of each label, all items and labels in the same bins.
+    Returns ``confusion``, see `confusion`; and ``calibration``: of numbers see `coverage_table`,
+    absent without deviations; of classes and labels see `reliability_table`, for the probabilities
+    of the chosen class, or of the presence of each label, all items and labels in the same bins.
 
-    Raises
-    ------
-    ValueError
-        If there are no items, or a prediction is no number.
+    Raises `ValueError` if there are no items, or a prediction is no number.
     """
     if len(truth) == 0:
         raise ValueError("diagnostics of no items")

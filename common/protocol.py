@@ -44,10 +44,7 @@ _MOMENTS = "moments"
 _KEY = {"modality": str, "part": int}
 _DOWNLINK = _KEY | {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
 _UPLINK = _KEY | {"round": int}
-_UPLINK_METRICS = {
-    **{"examples": int, "train-loss": float},
-    **{"evidence": list, "agreement": list, "steps": int},
-}
+_FIGURES = {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int}
 _DESCRIPTION = {"version": int, "clients": int, "error": str}
 _CLIENT = _KEY | {"examples": int, "task": str, "label-sums": list}
 
@@ -91,7 +88,7 @@ def encode_uplink(uplink: Uplink) -> RecordDict:
         {
             _ABOUT: ConfigRecord(_fields(uplink, _UPLINK)),
             _TENSORS: _tensors_record({**encoder, **posterior_groups(DECODER, uplink.decoder)}),
-            _METRICS: MetricRecord(_fields(uplink, _UPLINK_METRICS)),
+            _METRICS: MetricRecord(_fields(uplink, _FIGURES)),
         }
     )
 
@@ -107,7 +104,7 @@ def decode_uplink(content: RecordDict) -> Uplink:
         failure = _read(content, _FAILURE, ConfigRecord, {"reason": str})
         raise ClientFailureError(" ".join(failure["reason"].split())[:MAX_REASON])
     about = _read(content, _ABOUT, ConfigRecord, _UPLINK)
-    metrics = _read(content, _METRICS, MetricRecord, _UPLINK_METRICS)
+    metrics = _read(content, _METRICS, MetricRecord, _FIGURES)
     encoder, decoder = read_posteriors(tensor_bytes(content))
     return Uplink(encoder=encoder, decoder=decoder, **about, **metrics)
 

@@ -48,15 +48,12 @@ def write_tensors(groups: TensorGroups) -> bytes:
 def read_tensors(data: bytes, groups: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each group by name, sorted.
 
-    Raises
-    ------
-    ProtocolError
-        If they cannot be read, or one belongs to none of these groups.
+    Raises `ProtocolError` if they cannot be read, or one belongs to none of these groups.
     """
     try:
-        tensors = {
-            name: torch.from_numpy(array) for name, array in safetensors.numpy.load(data).items()
-        }
+        # The library's order differs from one call to the next, and sums with it.
+        arrays = sorted(safetensors.numpy.load(data).items())
+        tensors = {name: torch.from_numpy(array) for name, array in arrays}
     except KeyError as error:
         raise ProtocolError(
             f"the tensors cannot be read: there is one of type {error}, which is never sent"
@@ -64,8 +61,7 @@ def read_tensors(data: bytes, groups: Sequence[str]) -> dict[str, dict[str, Tens
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise ProtocolError(f"the tensors cannot be read: {error}") from error
     by_group: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
-    # Sorted: the library's order differs from one call to the next, and sums with it.
-    for full_name, tensor in sorted(tensors.items()):
+    for full_name, tensor in tensors.items():
         group, slash, name = full_name.partition("/")
         if group not in by_group or not slash:
             raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(groups)}")
@@ -95,10 +91,7 @@ def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
     A header is read and checked by the library once. Uplinks that follow with the same header and
     as many bytes have their numbers at the same places.
 
-    Raises
-    ------
-    ProtocolError
-        If a tensor is missing or has the wrong type or shape.
+    Raises `ProtocolError` if a tensor has the wrong type, shape or place.
     """
     header = data[: 8 + int.from_bytes(data[:8], "little")]
     find = _places if len(header) <= _LONGEST_KEPT else _places.__wrapped__

@@ -35,8 +35,6 @@ def _as_list(given: Any) -> list[str]:
 class PrepareConfig(Settings):
     """Settings of `utmp-prepare`."""
 
-    file: ClassVar[str] = "prepare"
-
     path: Any = None
     out: str | None = None
     format: str = "auto"
@@ -67,8 +65,6 @@ class PrepareConfig(Settings):
 class ReportConfig(Settings):
     """Settings of `utmp-report`."""
 
-    file: ClassVar[str] = "report"
-
     runs: Any = required(None, "a folder, a glob, or a list of them")  # noqa: RUF009
     out: str = required("report")
     overwrite: bool = False
@@ -94,8 +90,6 @@ Renew = StrEnum("Renew", ["none", "server"])
 @dataclass
 class CredentialsConfig(Settings):
     """Settings of `utmp-credentials`."""
-
-    file: ClassVar[str] = "credentials"
 
     out: str | None = required(None, "the folder of all credentials")
     hosts: Any = None
@@ -123,8 +117,6 @@ class CredentialsConfig(Settings):
 @dataclass
 class ComposeConfig(Settings):
     """Settings of `utmp-compose`: the clients on this machine."""
-
-    file: ClassVar[str] = "compose"
 
     clients: dict[str, int | None] = at_least(0, {"default": None})  # noqa: RUF009
     modalities: list[str] = field(default_factory=list)
@@ -169,8 +161,6 @@ class ReadingSettings(TrainedSettings):
 class PredictConfig(ReadingSettings):
     """Settings of `utmp-predict`."""
 
-    file: ClassVar[str] = "predict"
-
     input: Any = required(None, "a shard, or a file of any format")  # noqa: RUF009
     out: str = "predictions.csv"
     batch_size: int = positive(256)
@@ -189,8 +179,6 @@ Side = StrEnum("Side", ["validation", "test"])
 @dataclass
 class EvaluateConfig(ReadingSettings):
     """Settings of `utmp-evaluate`."""
-
-    file: ClassVar[str] = "evaluate"
 
     dataset: Any = None
     side: Side = Side.test
@@ -215,8 +203,6 @@ class EvaluateConfig(ReadingSettings):
 class ExportConfig(TrainedSettings):
     """Settings of `utmp-export`."""
 
-    file: ClassVar[str] = "export"
-
     out: str = required("onnx")
     overwrite: bool = False
     subsets: list[str] = field(default_factory=list)
@@ -225,8 +211,6 @@ class ExportConfig(TrainedSettings):
 @dataclass
 class ServeConfig(TrainedSettings):
     """Settings of `utmp-serve`."""
-
-    file: ClassVar[str] = "serve"
 
     labels: list[str] = field(default_factory=list)
     examples: str = "auto"

@@ -27,13 +27,9 @@ Schema = TypeVar("Schema", bound=Settings)
 def compose(schema: type[Schema], overrides: Sequence[str], file: str | None = None) -> Schema:
     """Compose the checked settings of a command from ``conf/`` and Hydra overrides.
 
-    `file` is the primary file without ``.yaml``, by default the command's.
-
-    Raises
-    ------
-    UserError
-        If an override names nothing or does not fit its type, a value is out of its range, or
-        two do not fit together.
+    `file` is the primary file without ``.yaml``, by default the command's. Raises `UserError` if an
+    override names nothing or does not fit its type, a value is out of its range, or two do not fit
+    together.
     """
     composition = composed(schema, tuple(overrides), file or schema.file)  # type: ignore[arg-type]
     # Resolvers that are evaluated once for each composition, such as the time.
@@ -87,10 +83,7 @@ def config_of_run(settings: Mapping[str, object]) -> Config:
 def config_of_settings(settings: Mapping[str, object]) -> Config:
     """Build the configuration of a run from its ``config.yaml``.
 
-    Raises
-    ------
-    UserError
-        If it holds settings that this release does not have.
+    Raises `UserError` if it holds settings that this release does not have.
     """
     plain = OmegaConf.create(dict(settings))
     config = Config()

@@ -17,10 +17,13 @@ Value = TypeVar("Value")
 
 @dataclass
 class Settings:
-    """The settings of one command; a subclass adds them as fields."""
+    """The settings of one command; a subclass adds them as fields, and is named after its file."""
 
     file: ClassVar[str]  # the primary YAML file, without its suffix
     folder: ClassVar[str] = "conf"  # the package that holds it
+
+    def __init_subclass__(cls) -> None:
+        cls.file = cls.__name__.removesuffix("Config").lower() or "config"
 
     def check(self) -> None:
         """Raise `UserError` if settings that are in range do not fit together."""

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -225,8 +225,6 @@ class CheckpointConfig:
 @dataclass
 class Config(Settings):
     """Everything that decides a run."""
-
-    file: ClassVar[str] = "config"
 
     seed: int = 1234
     rounds: int = positive(20)

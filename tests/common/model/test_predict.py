@@ -9,12 +9,13 @@ import pytest
 import scipy.linalg
 import scipy.stats
 import torch
-from made_up_models import EXPERTS, PRIORS, RULES, SIZES, WIDTHS, fusion_for, model_for
+from made_up_models import RULES, SIZES, WIDTHS, features_for, fusion_for, model_for, sequences_for
 from torch import Tensor
 
 from common.config import FusionRule
-from common.data.batching import Padded
+from common.data.batching import Padded, pad_all
 from common.model.calibration import calibration_sums, label_sums, prior_of
+from common.model.encoder import valid_steps
 from common.model.fusion import Expert, Fusion, fit_fusion, fuse_encodings
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import Prediction, encode, predict, predict_encoded, to_values
@@ -34,14 +35,12 @@ def model(task: Task, **changes: object) -> HAFedformer:
 
 def inputs(garbage: float = 0.0) -> dict[str, Padded]:
     """Pad sequences of unlike lengths, some of them 0."""
-    source = torch.Generator().manual_seed(1)
-    drawn = {}
-    for name, width in WIDTHS.items():
-        values = torch.randn(ITEMS, max(LENGTHS[name]), width, generator=source)
-        lengths = torch.tensor(LENGTHS[name])
-        values[torch.arange(values.shape[1]) >= lengths[:, None]] = garbage
-        drawn[name] = Padded(values, lengths)
-    return drawn
+    batch = {}
+    for name, sequences in sequences_for(features_for(LENGTHS)).items():
+        values, lengths = pad_all(sequences)
+        beyond = ~valid_steps(lengths, values.shape[1])[:, :, None]
+        batch[name] = Padded(values.masked_fill(beyond, garbage), lengths)
+    return batch
 
 
 def item_of(batch: dict[str, Padded], item: int) -> dict[str, Padded]:
@@ -144,11 +143,11 @@ def test_selected_items_are_predicted_as_before(rule: FusionRule, asked_before: 
 def test_decoded_logits_are_not_corrected_for_a_prior_or_tempered(
     rule: FusionRule, task: Task
 ) -> None:
-    built, batch = model(task), inputs()
-    found = predict(built, fusion_for(task, rule), batch)
-    sharper = {name: replace(expert, slope=2.0) for name, expert in EXPERTS.items()}
-    other = Fusion(rule, task, tuple(5.0 * value for value in PRIORS[task]), sharper)
-    assert torch.equal(predict(built, other, batch).values, found.values)
+    built, batch, fusion = model(task), inputs(), fusion_for(task, rule)
+    sharper = {name: replace(expert, slope=2.0) for name, expert in fusion.experts.items()}
+    other = replace(fusion, prior=tuple(5.0 * each for each in fusion.prior), experts=sharper)
+    found = predict(built, other, batch).values
+    assert torch.equal(found, predict(built, fusion, batch).values)
 
 
 #
