@@ -86,7 +86,7 @@ def compute_metrics(
         scores = {name: float(metric(truth, predicted)) for name, metric in METRICS[task].items()}
         if task is Task.multilabel:
             pairs = list(zip(truth.T > 0, predicted.T >= 0.5, strict=True))
-            by_label = {name: [of(*pair) for pair in pairs] for name, of in LABEL_METRICS.items()}
+            by_label = {n: [float(of(*pair)) for pair in pairs] for n, of in LABEL_METRICS.items()}
             scores = {name: float(np.mean(values)) for name, values in by_label.items()} | scores
             for name, values in by_label.items():
                 scores |= {f"{name}_{k}": value for k, value in enumerate(values)}
@@ -114,9 +114,8 @@ def coverage_metrics(truth: Array, predicted: Array, std: Array) -> dict[str, fl
     """Share of items in the central intervals of N(predicted, std), ends included; all (N,)."""
     if std.shape != truth.shape:
         raise ValueError(f"standard deviations of shape {std.shape}, expected {truth.shape}")
-    errors, std = np.abs(truth - predicted), std.astype(np.float64)
-    reach = {level: NormalDist().inv_cdf(0.5 + level / 200) for level in (50, 90)}
-    return {f"coverage_{level}": float(np.mean(errors <= reach[level] * std)) for level in reach}
+    observed = coverage_table(truth, predicted, std)["observed"]
+    return {f"coverage_{level}": observed[LEVELS.index(level)] for level in (50, 90)}
 
 
 def calibration_error(probabilities: Array, outcomes: Array) -> float:
@@ -136,24 +135,12 @@ def weighted_accuracy(truth: Array, predicted: Array) -> float:
     return float(np.mean([np.mean(predicted[truth == side] == side) for side in np.unique(truth)]))
 
 
-def accuracy(truth: Array, predicted: Array) -> float:
-    """Share of items that agree; 0 of no items."""
-    return float(accuracy_score(truth, predicted)) if len(truth) else 0.0
-
-
-def weighted_f1(truth: Array, predicted: Array) -> float:
-    """F1 of each class, weighted by how often it is true; 0 of no items."""
-    if len(truth) == 0:
-        return 0.0
-    return float(f1_score(truth, predicted, average="weighted", zero_division=0.0))
-
-
 def nonzero(metric: Metric) -> Metric:
-    """Return a metric of negative against positive, without the items whose label is 0."""
+    """Return a metric of negative against positive, of items whose label is not 0; 0 of none."""
 
     def of_nonzero(truth: Array, predicted: Array) -> float:
         kept = truth != 0
-        return metric(truth[kept] > 0, predicted[kept] > 0)
+        return metric(truth[kept] > 0, predicted[kept] > 0) if kept.any() else 0.0
 
     return of_nonzero
 
@@ -166,6 +153,10 @@ def nonnegative(metric: Metric) -> Metric:
 def chosen(metric: Metric) -> Metric:
     """Return a metric of the most probable class, of equals the first."""
     return lambda truth, probabilities: metric(truth, probabilities.argmax(axis=1))
+
+
+#: F1 of each class, weighted by how often it is true.
+weighted_f1 = partial(f1_score, average="weighted", zero_division=0.0)
 
 
 def _log_loss(truth: Array, probabilities: Array) -> float:
@@ -188,15 +179,15 @@ METRICS: dict[Task, dict[str, Metric]] = {
         "mae": mean_absolute_error,
         "mse": mean_squared_error,
         "corr": correlation,
-        "acc2": nonnegative(accuracy),
-        "acc2_nonzero": nonzero(accuracy),
+        "acc2": nonnegative(accuracy_score),
+        "acc2_nonzero": nonzero(accuracy_score),
         "f1": nonnegative(weighted_f1),
         "f1_nonzero": nonzero(weighted_f1),
         "acc5": partial(rounded_agreement, limit=2),
         "acc7": partial(rounded_agreement, limit=3),
     },
     Task.classification: {
-        "accuracy": chosen(accuracy),
+        "accuracy": chosen(accuracy_score),
         "f1": chosen(weighted_f1),
         "log_loss": _log_loss,
         "ece": lambda *pair: calibration_error(*_events(Task.classification, *pair)),

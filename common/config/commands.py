@@ -105,9 +105,8 @@ class CredentialsConfig(Settings):
 
     def check(self) -> None:
         """Refuse hosts that are no names."""
-        names = self.host_names
-        nothing = self.hosts is not None and not names
-        if nothing or isinstance(self.hosts, dict) or not all(name.strip() for name in names):
+        named = all(name.strip() for name in self.host_names) and self.hosts not in ([], {})
+        if isinstance(self.hosts, dict) or not named:
             raise UserError(
                 f"hosts={self.hosts}: expected the names and addresses by which the coordinator is "
                 "reached, as in 'hosts=[superlink.example.org,10.0.0.5]'"

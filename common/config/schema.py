@@ -222,6 +222,20 @@ class CheckpointConfig:
     best: bool = True  # and that of the round with the best validation score
 
 
+#: What privacy needs: the sums whose sensitivity is known, and that nothing else leaves a client.
+_PRIVATE: tuple[tuple[str, str], ...] = (
+    ("strategy.setting", "federated"),
+    ("strategy.sampler.name", "last"),
+    ("strategy.encoder.merge", "average"),
+    ("strategy.decoder.merge", "average"),
+    ("strategy.weights", "uniform"),
+    ("strategy.normalise_steps", "False"),
+    ("fusion.name", "mean"),
+    # A modality that is dropped after the noise was shared out would take its share with it.
+    ("runtime.min_clients", "1"),
+)
+
+
 @dataclass
 class Config(Settings):
     """Everything that decides a run."""
@@ -252,8 +266,12 @@ class Config(Settings):
         if not all(map(math.isfinite, edges)) or sorted(set(edges)) != edges:
             raise UserError(f"dataset.label_bins={edges}: expected ascending numbers")
         self.strategy.check()
-        if self.privacy.name is not PrivacyRule.none:
-            _check_privacy(self)
+        for name, needed in _PRIVATE if self.privacy.name is not PrivacyRule.none else ():
+            if (value := str(attrgetter(name)(self))) != needed:
+                raise UserError(
+                    f"privacy={self.privacy.name} needs {name}={needed.lower()}, and the run has "
+                    f"{name}={value.lower()}; experiment=private sets all that it needs"
+                )
         address, runtime, model = self.runtime.ray.address, self.runtime.name, self.model
         if address is not None and runtime is not Runtime.simulation:
             raise UserError(
@@ -273,27 +291,3 @@ def check_held_back(config: Any, prefix: str = "") -> None:
         raise UserError(
             f"{prefix}validation_fraction + {prefix}test_fraction={held_back}: expected less than 1"
         )
-
-
-#: What privacy needs: the sums whose sensitivity is known, and that nothing else leaves a client.
-_PRIVATE: tuple[tuple[str, str], ...] = (
-    ("strategy.setting", "federated"),
-    ("strategy.sampler.name", "last"),
-    ("strategy.encoder.merge", "average"),
-    ("strategy.decoder.merge", "average"),
-    ("strategy.weights", "uniform"),
-    ("strategy.normalise_steps", "False"),
-    ("fusion.name", "mean"),
-    # A modality that is dropped after the noise was shared out would take its share with it.
-    ("runtime.min_clients", "1"),
-)
-
-
-def _check_privacy(config: Config) -> None:
-    for name, needed in _PRIVATE:
-        value = str(attrgetter(name)(config))
-        if value != needed:
-            raise UserError(
-                f"privacy={config.privacy.name} needs {name}={needed.lower()}, and the run has "
-                f"{name}={value.lower()}; experiment=private sets all that it needs"
-            )
