@@ -100,11 +100,8 @@ class SizeConfig(PartitionConfig):
 
 #: Choices of a group that have settings of their own, as they are given.
 KINDS: dict[str, type] = {
-    "dataset=synthetic": SyntheticConfig,
-    "dataset=npz": NpzConfig,
-    "dataset=shards": ShardsConfig,
-    "partition=dirichlet": DirichletConfig,
-    "partition=size": SizeConfig,
+    **{f"dataset={kind.name}": kind for kind in (SyntheticConfig, NpzConfig, ShardsConfig)},
+    **{f"partition={kind.name}": kind for kind in (DirichletConfig, SizeConfig)},
 }
 
 
