@@ -16,7 +16,6 @@ Source: arXiv 2303.15486, section 4; shrinkage after Ledoit and Wolf 2004, with 
 """
 
 import pkgutil
-from functools import cache
 from importlib import import_module
 
 import torch
@@ -64,11 +63,11 @@ class Structure:
 STRUCTURES: dict[str, Structure] = {}
 
 
-@cache
 def find_structure(name: str) -> Structure:
     """Return a structure by its name; `UserError` lists those that there are."""
-    for module in pkgutil.iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
+    if name not in STRUCTURES:
+        for module in pkgutil.iter_modules(__path__):
+            import_module(f"{__name__}.{module.name}")
     if name not in STRUCTURES:
         raise UserError(
             f"strategy.encoder.structure={name}: expected one of {', '.join(sorted(STRUCTURES))}"
