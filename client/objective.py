@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from common.model.calibration import label_counts, own_shares
-from common.model.losses import task_loss
+from common.model.ha_fedformer import task_loss
 from common.task import Task
 
 #: Largest factor by which an item may count more or less than average.

@@ -40,19 +40,10 @@ def clients_per_modality(
 ) -> dict[str, int]:
     """Resolve ``clients.*`` to the number of clients of each modality, in the dataset's order.
 
-    Parameters
-    ----------
-    clients
-        Counts by modality; ``default`` stands for every modality without one of its own.
-    modalities
-        The dataset's modalities, in order.
-    otherwise
-        The counts where none is given; by default `DEFAULT_CLIENTS` of each.
+    ``default`` stands for every modality without a count of its own; where that is null too, it is
+    `otherwise` that counts, or `DEFAULT_CLIENTS` of each.
 
-    Raises
-    ------
-    UserError
-        If a count is for a modality that the dataset does not have, or a modality has none.
+    Raises `UserError` if a count is for a modality that the dataset lacks, or a modality has none.
     """
     unknown = sorted(set(clients) - set(modalities) - {"default"})
     if unknown:

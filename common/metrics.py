@@ -1,4 +1,4 @@
-"""Metrics as the literature on CMU-MOSI and CMU-MOSEI reports them.
+"""Metrics as the literature on CMU-MOSI and CMU-MOSEI reports them, and tables behind them.
 
 Regression, labels in [-3, 3]: mean squared and absolute error; Pearson correlation; two-class
 accuracy and weighted F1 in both conventions, negative against non-negative over all items and
@@ -9,7 +9,9 @@ Calibration: `coverage_50` and `coverage_90`, the share of numbers inside the ce
 of what was predicted, N(mean, std); `ece`, the expected calibration error of probabilities (Guo et
 al., ICML 2017).
 
-Notation: N items, K classes or labels.
+`diagnostics` are confusion matrices and calibration tables, as plain numbers for JSON.
+
+Notation: N items, K classes or labels, C classes of a matrix, rows the truth.
 """
 
 import warnings
@@ -23,6 +25,7 @@ import sklearn
 from numpy.typing import NDArray
 from sklearn.metrics import (
     accuracy_score,
+    confusion_matrix,
     f1_score,
     log_loss,
     mean_absolute_error,
@@ -43,11 +46,14 @@ HEADLINE: dict[Task, str] = {
     Task.multilabel: "f1",
 }
 
-#: Central shares of a predicted Gaussian, in per cent, whose coverage is reported.
-COVERAGES = (50, 90)
+#: Central shares of a predicted Gaussian, in per cent, in tables.
+LEVELS = tuple(range(10, 100, 10))
 
 #: Bins of equal width in which probabilities meet frequencies.
 BINS = 10
+
+#: Lists of numbers by name.
+Table = dict[str, list[Any]]
 
 
 class ConstantPredictions(UserWarning):
@@ -68,10 +74,7 @@ def compute_metrics(
     std
         (N,) standard deviations of predicted numbers, at least 0; adds their coverage.
 
-    Raises
-    ------
-    ValueError
-        If there are no items, or not one deviation for each.
+    Raises `ValueError` if there are no items, or not one deviation for each.
     """
     if len(truth) == 0:
         raise ValueError("metrics of no items")
@@ -80,20 +83,16 @@ def compute_metrics(
         truth = truth.astype(np.float64)
     # Whether we call scikit-learn rightly need not be checked again in every round.
     with sklearn.config_context(skip_parameter_validation=True):
-        by_label = _by_label(truth, predicted) if task is Task.multilabel else {}
-        means = {name: float(np.mean(values)) for name, values in by_label.items()}
         scores = {name: float(metric(truth, predicted)) for name, metric in METRICS[task].items()}
-    for name, values in by_label.items():
-        scores |= {f"{name}_{k}": value for k, value in enumerate(values)}
+        if task is Task.multilabel:
+            pairs = list(zip(truth.T > 0, predicted.T >= 0.5, strict=True))
+            by_label = {n: [float(of(*pair)) for pair in pairs] for n, of in LABEL_METRICS.items()}
+            scores = {name: float(np.mean(values)) for name, values in by_label.items()} | scores
+            for name, values in by_label.items():
+                scores |= {f"{name}_{k}": value for k, value in enumerate(values)}
     if task is Task.regression and std is not None:
         scores |= coverage_metrics(truth, predicted, std)
-    return means | scores
-
-
-def _by_label(truth: Array, probabilities: Array) -> dict[str, list[float]]:
-    """Compute the metrics of each of K labels; both arguments (N, K)."""
-    pairs = list(zip(truth.T > 0, probabilities.T >= 0.5, strict=True))
-    return {name: [metric(*pair) for pair in pairs] for name, metric in LABEL_METRICS.items()}
+    return scores
 
 
 def correlation(truth: Array, predicted: Array) -> float:
@@ -115,9 +114,8 @@ def coverage_metrics(truth: Array, predicted: Array, std: Array) -> dict[str, fl
     """Share of items in the central intervals of N(predicted, std), ends included; all (N,)."""
     if std.shape != truth.shape:
         raise ValueError(f"standard deviations of shape {std.shape}, expected {truth.shape}")
-    errors, std = np.abs(truth - predicted), std.astype(np.float64)
-    reach = {level: NormalDist().inv_cdf(0.5 + level / 200) for level in COVERAGES}
-    return {f"coverage_{level}": float(np.mean(errors <= reach[level] * std)) for level in reach}
+    observed = coverage_table(truth, predicted, std)["observed"]
+    return {f"coverage_{level}": observed[LEVELS.index(level)] for level in (50, 90)}
 
 
 def calibration_error(probabilities: Array, outcomes: Array) -> float:
@@ -137,24 +135,12 @@ def weighted_accuracy(truth: Array, predicted: Array) -> float:
     return float(np.mean([np.mean(predicted[truth == side] == side) for side in np.unique(truth)]))
 
 
-def accuracy(truth: Array, predicted: Array) -> float:
-    """Share of items that agree; 0 of no items."""
-    return float(accuracy_score(truth, predicted)) if len(truth) else 0.0
-
-
-def weighted_f1(truth: Array, predicted: Array) -> float:
-    """F1 of each class, weighted by how often it is true; 0 of no items."""
-    if len(truth) == 0:
-        return 0.0
-    return float(f1_score(truth, predicted, average="weighted", zero_division=0.0))
-
-
 def nonzero(metric: Metric) -> Metric:
-    """Return a metric of negative against positive, without the items whose label is 0."""
+    """Return a metric of negative against positive, of items whose label is not 0; 0 of none."""
 
     def of_nonzero(truth: Array, predicted: Array) -> float:
         kept = truth != 0
-        return metric(truth[kept] > 0, predicted[kept] > 0)
+        return metric(truth[kept] > 0, predicted[kept] > 0) if kept.any() else 0.0
 
     return of_nonzero
 
@@ -169,20 +155,21 @@ def chosen(metric: Metric) -> Metric:
     return lambda truth, probabilities: metric(truth, probabilities.argmax(axis=1))
 
 
+#: F1 of each class, weighted by how often it is true.
+weighted_f1 = partial(f1_score, average="weighted", zero_division=0.0)
+
+
 def _log_loss(truth: Array, probabilities: Array) -> float:
     # float32 softmax rows miss 1 by more than scikit-learn tolerates.
     rows = probabilities / probabilities.sum(axis=1, keepdims=True)
     return float(log_loss(truth, rows, labels=range(probabilities.shape[1])))
 
 
-def _class_calibration(truth: Array, probabilities: Array) -> float:
-    """Calibration error of the chosen class."""
-    return calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == truth)
-
-
-def _presence_calibration(truth: Array, probabilities: Array) -> float:
-    """Calibration error of presence, all items and labels in the same bins."""
-    return calibration_error(probabilities.ravel(), truth.ravel() > 0)
+def _events(task: Task, truth: Array, probabilities: Array) -> tuple[Array, Array]:
+    """Return probabilities of events and which came about: the chosen class, or each label."""
+    if task is Task.multilabel:
+        return probabilities.ravel(), truth.ravel() > 0
+    return probabilities.max(axis=1), probabilities.argmax(axis=1) == truth
 
 
 #: The metrics of each task by name: from truth and prediction, as in `compute_metrics`, to a score.
@@ -192,22 +179,106 @@ METRICS: dict[Task, dict[str, Metric]] = {
         "mae": mean_absolute_error,
         "mse": mean_squared_error,
         "corr": correlation,
-        "acc2": nonnegative(accuracy),
-        "acc2_nonzero": nonzero(accuracy),
+        "acc2": nonnegative(accuracy_score),
+        "acc2_nonzero": nonzero(accuracy_score),
         "f1": nonnegative(weighted_f1),
         "f1_nonzero": nonzero(weighted_f1),
         "acc5": partial(rounded_agreement, limit=2),
         "acc7": partial(rounded_agreement, limit=3),
     },
     Task.classification: {
-        "accuracy": chosen(accuracy),
+        "accuracy": chosen(accuracy_score),
         "f1": chosen(weighted_f1),
         "log_loss": _log_loss,
-        "ece": _class_calibration,
+        "ece": lambda *pair: calibration_error(*_events(Task.classification, *pair)),
     },
-    Task.multilabel: {"ece": _presence_calibration},
+    Task.multilabel: {"ece": lambda *pair: calibration_error(*_events(Task.multilabel, *pair))},
 }
 
 #: Metrics of one label by itself, from (N,) bool truth and prediction; their means over the labels
 #: are metrics of several labels. Plain accuracy is high for a label that is nearly always absent.
 LABEL_METRICS: dict[str, Metric] = {"weighted_accuracy": weighted_accuracy, "f1": weighted_f1}
+
+
+def diagnostics(
+    task: Task, truth: Array, predicted: Array, std: Array | None = None
+) -> dict[str, Table]:
+    """Count confusions, and tabulate calibration; arguments as of `compute_metrics`.
+
+    Returns ``confusion``, see `confusion`; and ``calibration``: of numbers see `coverage_table`,
+    absent without deviations; of classes and labels see `reliability_table`, for the probabilities
+    of the chosen class, or of the presence of each label, all items and labels in the same bins.
+
+    Raises `ValueError` if there are no items, or a prediction is no number.
+    """
+    if len(truth) == 0:
+        raise ValueError("diagnostics of no items")
+    predicted = predicted.astype(np.float64)
+    if not np.isfinite(predicted).all():
+        raise ValueError("a prediction is no number")
+    tables = {"confusion": confusion(task, truth, predicted)}
+    if task is not Task.regression:
+        tables["calibration"] = reliability_table(*_events(task, truth, predicted))
+    elif std is not None:
+        tables["calibration"] = coverage_table(truth, predicted, std)
+    return tables
+
+
+def confusion(task: Task, truth: Array, predicted: Array) -> Table:
+    """Count true against predicted ``classes``, C names.
+
+    ``counts`` are C lists, one for each true class, of C counts, one for each predicted. Numbers
+    are counted in the classes of Acc-7: clipped to [-3, 3] and rounded half to even. Of several
+    labels ``counts`` holds such a 2 x 2 matrix for each, of absent and present, which it is from a
+    probability of 0.5 on.
+    """
+    match task:
+        case Task.regression:
+            classes = list(range(-3, 4))
+            rounded = [np.rint(np.clip(values, -3, 3)) for values in (truth, predicted)]
+            counts = confusion_matrix(*rounded, labels=classes)
+        case Task.classification:
+            classes = list(range(predicted.shape[1]))
+            counts = confusion_matrix(truth, predicted.argmax(axis=1), labels=classes)
+        case Task.multilabel:
+            classes = [0, 1]
+            pairs = zip(truth.T > 0, predicted.T >= 0.5, strict=True)
+            counts = np.stack([confusion_matrix(*pair, labels=classes) for pair in pairs])
+    return {"classes": classes, "counts": counts.tolist()}
+
+
+def coverage_table(truth: Array, predicted: Array, std: Array) -> Table:
+    """Compare the nominal coverage of intervals with the observed; all arguments (N,).
+
+    ``nominal`` shares; ``observed``, the shares of items inside those central intervals of
+    N(predicted, std), ends included; ``width``, the mean widths of the intervals.
+    """
+    errors, std = np.abs(truth.astype(np.float64) - predicted), std.astype(np.float64)
+    reach = [NormalDist().inv_cdf(0.5 + level / 200) for level in LEVELS]
+    return {
+        "nominal": [level / 100 for level in LEVELS],
+        "observed": [float(np.mean(errors <= times * std)) for times in reach],
+        "width": [float(np.mean(2 * times * std)) for times in reach],
+    }
+
+
+def reliability_table(probabilities: Array, outcomes: Array) -> Table:
+    """Compare probabilities with frequencies; arguments and bins as of `calibration_error`.
+
+    ``upper`` edges of the bins; ``count`` of items; mean ``probability`` and ``frequency``, None
+    where a bin is empty.
+    """
+    edges = np.arange(1, BINS + 1) / BINS
+    bins = np.searchsorted(edges[:-1], probabilities)
+    counts = np.bincount(bins, minlength=BINS)
+
+    def means(values: Array) -> list[float | None]:
+        sums = np.bincount(bins, weights=values, minlength=BINS)
+        return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
+
+    return {
+        "upper": edges.tolist(),
+        "count": counts.tolist(),
+        "probability": means(probabilities),
+        "frequency": means(outcomes),
+    }

@@ -50,14 +50,9 @@ class Gaussian:
 
 def precision_shape(mean: Tensor, form: Form) -> tuple[int, ...] | None:
     """Return the shape of the precision that belongs to a mean."""
-    match form:
-        case Form.identity:
-            return None
-        case Form.diagonal:
-            return tuple(mean.shape)
-        case Form.row:
-            columns = mean[0].numel()
-            return (columns, columns)
+    if form is Form.row:
+        return (mean[0].numel(),) * 2
+    return tuple(mean.shape) if form is Form.diagonal else None
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,7 @@ class Layout:
         """Name the first array that another layout lacks, has besides, or has in another shape."""
         if self == expected:
             return None
-        shapes, others = (
-            dict(zip(each.names, each.shapes, strict=True)) for each in (self, expected)
-        )
+        shapes, others = (dict(zip(of.names, of.shapes, strict=True)) for of in (self, expected))
         for name in sorted(shapes.keys() ^ others.keys()):
             return f"array {name!r} is {'unexpected' if name in shapes else 'missing'}"
         name = next(name for name in shapes if shapes[name] != others[name])
@@ -104,32 +97,21 @@ class Layout:
 class Posterior(Mapping[str, Gaussian]):
     """The Gaussians of an encoder or a decoder.
 
-    All means are one vector, so that an update is checked, compared and added in one piece;
-    precisions are few, and stay by name.
-
-    Parameters
-    ----------
-    layout
-        Of the tensors.
-    mean
-        (P,) their means.
-    precise
-        Tensor name to its Gaussian, of the tensors that have a precision.
+    All means are one vector (P,), so that an update is checked, compared and added in one piece;
+    precisions are few, and stay by name: `precise` has the Gaussians of the tensors with one.
     """
 
     def __init__(
         self, layout: Layout, mean: Tensor, precise: Mapping[str, Gaussian] | None = None
     ) -> None:
-        self.layout = layout
-        self.mean = mean
-        self.precise = precise or {}
+        self.layout, self.mean, self.precise = layout, mean, precise or {}
 
     @classmethod
     def of(cls, gaussians: Mapping[str, Gaussian]) -> "Posterior":
         """Join Gaussians by name."""
         means = {name: gaussian.mean for name, gaussian in gaussians.items()}
-        layout = Layout.of(means)
         precise = {name: g for name, g in gaussians.items() if g.precision is not None}
+        layout = Layout.of(means)
         return cls(layout, layout.join(means), precise)
 
     @property

@@ -8,7 +8,7 @@ message in requests of its own, at each hop between server and client.
 """
 
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
@@ -29,8 +29,6 @@ from common.wire import (
     write_tensors,
 )
 
-Record = TypeVar("Record", ArrayRecord, ConfigRecord, MetricRecord)
-
 VERSION = 3
 
 # Record keys.
@@ -42,16 +40,16 @@ _TENSORS = "tensors"  # also the name and the type of the one array in it
 # A group of tensors, like those of `common.wire`.
 _MOMENTS = "moments"
 
-# Fields of the records, and their types.
+# Fields of the records, and their types; vectors travel as lists.
 _KEY = {"modality": str, "part": int}
 _DOWNLINK = _KEY | {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
 _UPLINK = _KEY | {"round": int}
-_UPLINK_METRICS = {
-    **{"examples": int, "train-loss": float},
-    **{"evidence": list, "agreement": list, "steps": int},
-}
+_FIGURES = {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int}
 _DESCRIPTION = {"version": int, "clients": int, "error": str}
 _CLIENT = _KEY | {"examples": int, "task": str, "label-sums": list}
+
+# Attributes of the messages that travel under another name.
+_ATTRIBUTES = {"evidence": "calibration_sums", "agreement": "label_agreement"}
 
 #: Characters of a client's reason that are kept.
 MAX_REASON = 300
@@ -67,15 +65,9 @@ class ClientFailureError(ProtocolError):
 
 def encode_downlink(downlink: Downlink, like: RecordDict | None = None) -> RecordDict:
     """Return the content of the message; `like` is another with the same arrays, to reuse."""
-    about = _key_fields(downlink.key) | {
-        "round": downlink.round,
-        "prior": downlink.prior.tolist(),
-        "lr-scale": downlink.lr_scale,
-        "label-shares": downlink.label_shares.tolist(),
-    }
     groups = {ENCODER: downlink.encoder, DECODER: downlink.decoder}
     tensors = like[_TENSORS] if like else _tensors_record(groups)
-    return RecordDict({_ABOUT: ConfigRecord(about), _TENSORS: tensors})
+    return RecordDict({_ABOUT: ConfigRecord(_fields(downlink, _DOWNLINK)), _TENSORS: tensors})
 
 
 def decode_downlink(content: RecordDict) -> Downlink:
@@ -83,38 +75,20 @@ def decode_downlink(content: RecordDict) -> Downlink:
     about = _read(content, _ABOUT, ConfigRecord, _DOWNLINK)
     groups = read_tensors(tensor_bytes(content), (ENCODER, DECODER))
     encoder, decoder = (
-        {
-            name: tensor.float() if tensor.dtype is torch.float16 else tensor
-            for name, tensor in groups[group].items()
-        }
+        {name: t.float() if t.dtype is torch.float16 else t for name, t in groups[group].items()}
         for group in (ENCODER, DECODER)
     )
-    return Downlink(
-        _key(about),
-        about["round"],
-        encoder,
-        decoder,
-        _numbers(about["prior"], f"{_ABOUT}.prior"),
-        about["lr-scale"],
-        _numbers(about["label-shares"], f"{_ABOUT}.label-shares"),
-    )
+    return Downlink(encoder=encoder, decoder=decoder, **about)
 
 
 def encode_uplink(uplink: Uplink) -> RecordDict:
     """Return the content of the message."""
-    metrics: dict[str, Any] = {
-        "examples": uplink.examples,
-        "train-loss": uplink.train_loss,
-        "evidence": uplink.calibration_sums.tolist(),
-        "agreement": uplink.label_agreement.tolist(),
-        "steps": uplink.steps,
-    }
     encoder = posterior_groups(ENCODER, uplink.encoder)
     return RecordDict(
         {
-            _ABOUT: ConfigRecord(_key_fields(uplink.key) | {"round": uplink.round}),
+            _ABOUT: ConfigRecord(_fields(uplink, _UPLINK)),
             _TENSORS: _tensors_record({**encoder, **posterior_groups(DECODER, uplink.decoder)}),
-            _METRICS: MetricRecord(metrics),
+            _METRICS: MetricRecord(_fields(uplink, _FIGURES)),
         }
     )
 
@@ -126,21 +100,13 @@ def encode_failure(reason: str) -> RecordDict:
 
 def decode_uplink(content: RecordDict) -> Uplink:
     """Read the content of the message; `ClientFailureError` if the client says that it failed."""
-    if _record(content, _FAILURE, ConfigRecord):
+    if isinstance(content.get(_FAILURE), ConfigRecord):
         failure = _read(content, _FAILURE, ConfigRecord, {"reason": str})
         raise ClientFailureError(" ".join(failure["reason"].split())[:MAX_REASON])
     about = _read(content, _ABOUT, ConfigRecord, _UPLINK)
-    metrics = _read(content, _METRICS, MetricRecord, _UPLINK_METRICS)
-    return Uplink(
-        _key(about),
-        about["round"],
-        *read_posteriors(tensor_bytes(content)),
-        metrics["examples"],
-        metrics["train-loss"],
-        _numbers(metrics["evidence"], f"{_METRICS}.evidence"),
-        _numbers(metrics["agreement"], f"{_METRICS}.agreement"),
-        metrics["steps"],
-    )
+    metrics = _read(content, _METRICS, MetricRecord, _FIGURES)
+    encoder, decoder = read_posteriors(tensor_bytes(content))
+    return Uplink(encoder=encoder, decoder=decoder, **about, **metrics)
 
 
 def encode_query() -> RecordDict:
@@ -155,12 +121,7 @@ def encode_description(description: NodeDescription) -> RecordDict:
     content = RecordDict({_ABOUT: about})
     moments = {}
     for index, client in enumerate(clients):
-        fields = _key_fields(client.key) | {
-            "examples": client.examples,
-            "task": str(client.task),
-            "label-sums": client.label_sums.tolist(),
-        }
-        content[f"{_ABOUT}-{index}"] = ConfigRecord(fields)
+        content[f"{_ABOUT}-{index}"] = ConfigRecord(_fields(client, _CLIENT))
         moments[f"{_MOMENTS}-{index}"] = {
             name: torch.from_numpy(array) for name, array in vars(client.moments).items()
         }
@@ -177,22 +138,16 @@ def decode_description(content: RecordDict) -> NodeDescription:
         raise ProtocolError(f"{about['clients']} clients in {len(content)} records")
     names = tuple(f"{_MOMENTS}-{index}" for index in range(about["clients"]))
     groups = read_tensors(tensor_bytes(content), names)
-    clients = tuple(_client(content, index, groups[name]) for index, name in enumerate(names))
-    return NodeDescription(clients, about["error"])
-
-
-def _client(content: RecordDict, index: int, moments: Mapping[str, Tensor]) -> ClientDescription:
-    name = f"{_ABOUT}-{index}"
-    about = _read(content, name, ConfigRecord, _CLIENT)
-    if about["task"] not in set(Task):
-        raise ProtocolError(f"{name}.task is {about['task']!r}, expected one of {', '.join(Task)}")
-    return ClientDescription(
-        _key(about),
-        about["examples"],
-        Task(about["task"]),
-        _numbers(about["label-sums"], f"{name}.label-sums"),
-        _moments(moments, f"{_MOMENTS}-{index}"),
-    )
+    clients = []
+    for index, name in enumerate(names):
+        client = _read(content, f"{_ABOUT}-{index}", ConfigRecord, _CLIENT)
+        if (task := client["task"]) not in set(Task):
+            raise ProtocolError(
+                f"{_ABOUT}-{index}.task is {task!r}, expected one of {', '.join(Task)}"
+            )
+        client |= {"task": Task(task), "moments": _moments(groups[name], name)}
+        clients.append(ClientDescription(**client))
+    return NodeDescription(tuple(clients), about["error"])
 
 
 def _moments(arrays: Mapping[str, Tensor], name: str) -> FeatureMoments:
@@ -207,8 +162,8 @@ def _moments(arrays: Mapping[str, Tensor], name: str) -> FeatureMoments:
 
 def tensor_bytes(content: RecordDict) -> bytes:
     """Return the tensors of a message as they came; `ProtocolError` if there are none."""
-    record = _record(content, _TENSORS, ArrayRecord)
-    if record is None or set(record) != {_TENSORS}:
+    record = content.get(_TENSORS)
+    if not isinstance(record, ArrayRecord) or set(record) != {_TENSORS}:
         raise ProtocolError(f"record {_TENSORS!r} is missing, with one array of that name")
     return record[_TENSORS].data
 
@@ -224,45 +179,41 @@ def _tensors_record(groups: TensorGroups) -> ArrayRecord:
     return ArrayRecord({_TENSORS: Array("uint8", (len(data),), "safetensors", data)})
 
 
-def _numbers(values: list[Any], name: str) -> Tensor:
-    if not all(isinstance(value, (int, float)) for value in values):
-        raise ProtocolError(f"{name} holds something that is not a number")
-    return torch.tensor(values, dtype=torch.float64)
-
-
-def _key_fields(key: ClientKey) -> dict[str, Any]:
-    return {"modality": key.modality, "part": key.part}
-
-
-def _key(about: Mapping[str, Any]) -> ClientKey:
-    return ClientKey(about["modality"], about["part"])
-
-
-def _record(content: RecordDict, name: str, kind: type[Record]) -> Record | None:
-    """Return a record of a kind.
-
-    Not by ``content.array_records`` and the like: each makes a circle of references, in which a
-    message stays in memory until garbage is collected.
-    """
-    record = content.get(name)
-    return record if isinstance(record, kind) else None
+def _fields(message: Any, fields: Mapping[str, type]) -> dict[str, Any]:
+    """Return the values that a record has of a message."""
+    values = vars(message) | message.key._asdict()
+    found = {name: values[_ATTRIBUTES.get(name, name.replace("-", "_"))] for name in fields}
+    return {
+        name: value.tolist() if isinstance(value, Tensor) else fields[name](value)
+        for name, value in found.items()
+    }
 
 
 def _read(
     content: RecordDict,
     name: str,
-    kind: type[Record],
+    kind: type[ConfigRecord] | type[MetricRecord],
     fields: Mapping[str, type],
 ) -> dict[str, Any]:
-    """Return a record that has exactly these fields, of these types."""
-    record = _record(content, name, kind)
-    if record is None:
+    """Return the attributes in a record, which has exactly these fields, of these types."""
+    # Not by ``content.array_records`` and the like: each makes a circle of references, in which a
+    # message stays in memory until garbage is collected.
+    record = content.get(name)
+    if not isinstance(record, kind):
         raise ProtocolError(f"record {name!r} is missing")
     if set(record) != set(fields):
         raise ProtocolError(f"record {name!r} holds {sorted(record)}, expected {sorted(fields)}")
+    values: dict[str, Any] = {}
     for field, expected in fields.items():
-        if type(record[field]) is not expected:
-            raise ProtocolError(
-                f"{name}.{field} is {type(record[field]).__name__}, expected {expected.__name__}"
-            )
-    return dict(record)
+        value: Any = record[field]
+        if type(value) is not expected:
+            came = type(value).__name__
+            raise ProtocolError(f"{name}.{field} is {came}, expected {expected.__name__}")
+        if isinstance(value, list):
+            if not all(isinstance(number, (int, float)) for number in value):
+                raise ProtocolError(f"{name}.{field} holds something that is not a number")
+            value = torch.tensor(value, dtype=torch.float64)
+        values[_ATTRIBUTES.get(field, field.replace("-", "_"))] = value
+    if fields.keys() >= _KEY.keys():
+        values["key"] = ClientKey(values.pop("modality"), values.pop("part"))
+    return values

@@ -68,12 +68,7 @@ def seal(path: Path) -> str:
 def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     """Check a file's seal; return its header, its arrays mapped into memory, and its seal.
 
-    Raises
-    ------
-    SealError
-        If the file is not sealed, or is damaged.
-    OSError
-        If it cannot be read.
+    Raises `SealError` if the file is not sealed, or is damaged; `OSError` if it cannot be read.
     """
     if path.is_dir():
         raise NotSealedError("is a folder")

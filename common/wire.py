@@ -6,8 +6,8 @@ A posterior is two groups of tensors: the means, and the precisions of those tha
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 import safetensors.numpy
 import torch
@@ -48,15 +48,12 @@ def write_tensors(groups: TensorGroups) -> bytes:
 def read_tensors(data: bytes, groups: Sequence[str]) -> dict[str, dict[str, Tensor]]:
     """Return the tensors of each group by name, sorted.
 
-    Raises
-    ------
-    ProtocolError
-        If they cannot be read, or one belongs to none of these groups.
+    Raises `ProtocolError` if they cannot be read, or one belongs to none of these groups.
     """
     try:
-        tensors = {
-            name: torch.from_numpy(array) for name, array in safetensors.numpy.load(data).items()
-        }
+        # The library's order differs from one call to the next, and sums with it.
+        arrays = sorted(safetensors.numpy.load(data).items())
+        tensors = {name: torch.from_numpy(array) for name, array in arrays}
     except KeyError as error:
         raise ProtocolError(
             f"the tensors cannot be read: there is one of type {error}, which is never sent"
@@ -64,8 +61,7 @@ def read_tensors(data: bytes, groups: Sequence[str]) -> dict[str, dict[str, Tens
     except (SafetensorError, ValueError, TypeError, RuntimeError) as error:
         raise ProtocolError(f"the tensors cannot be read: {error}") from error
     by_group: dict[str, dict[str, Tensor]] = {group: {} for group in groups}
-    # Sorted: the library's order differs from one call to the next, and sums with it.
-    for full_name, tensor in sorted(tensors.items()):
+    for full_name, tensor in tensors.items():
         group, slash, name = full_name.partition("/")
         if group not in by_group or not slash:
             raise ProtocolError(f"tensor {full_name!r} is in no part: expected {', '.join(groups)}")
@@ -78,12 +74,14 @@ def read_tensors(data: bytes, groups: Sequence[str]) -> dict[str, dict[str, Tens
 
 def posterior_groups(group: str, posterior: Mapping[str, Gaussian]) -> TensorGroups:
     """Return the groups that a posterior is sent as; a symmetric matrix as its upper triangle."""
-    precisions = {
-        f"{gaussian.form}:{name}": _pack(gaussian.precision, gaussian.form)
-        for name, gaussian in posterior.items()
-        if gaussian.precision is not None
-    }
-    means = {name: gaussian.mean for name, gaussian in posterior.items()}
+    means, precisions = {}, {}
+    for name, gaussian in posterior.items():
+        means[name] = gaussian.mean
+        if (precision := gaussian.precision) is not None:
+            if gaussian.form is Form.row:
+                rows, columns = torch.triu_indices(*precision.shape)
+                precision = precision[rows, columns]
+            precisions[f"{gaussian.form}:{name}"] = precision
     return {group: means, group + _PRECISION: precisions}
 
 
@@ -93,19 +91,15 @@ def read_posteriors(data: bytes) -> tuple[Posterior, Posterior]:
     A header is read and checked by the library once. Uplinks that follow with the same header and
     as many bytes have their numbers at the same places.
 
-    Raises
-    ------
-    ProtocolError
-        If a tensor is missing or has the wrong type or shape.
+    Raises `ProtocolError` if a tensor has the wrong type, shape or place.
     """
     header = data[: 8 + int.from_bytes(data[:8], "little")]
     find = _places if len(header) <= _LONGEST_KEPT else _places.__wrapped__
-    encoder, decoder = (places.read(data) for places in find(header, len(data)))
-    return encoder, decoder
+    encoder, decoder = find(header, len(data))
+    return encoder.read(data), decoder.read(data)
 
 
-@dataclass(frozen=True)
-class _Place:
+class _Place(NamedTuple):
     """Where the bytes of some numbers are."""
 
     dtype: torch.dtype
@@ -121,8 +115,7 @@ class _Place:
         return torch.frombuffer(numbers, dtype=self.dtype).view(self.shape)
 
 
-@dataclass(frozen=True)
-class _PosteriorPlaces:
+class _PosteriorPlaces(NamedTuple):
     """Where the means of a posterior are, in one piece, and its precisions as they are packed."""
 
     layout: Layout
@@ -152,50 +145,33 @@ def _places(header: bytes, size: int) -> list[_PosteriorPlaces]:
         for name, entry in json.loads(header[8:]).items()
         if name != "__metadata__"
     }
-    return [
-        _PosteriorPlaces(*_means(name, groups[name], starts), _precisions(name, groups, starts))
-        for name in (ENCODER, DECODER)
-    ]
+    return [_posterior_places(name, groups, starts) for name in (ENCODER, DECODER)]
 
 
-def _means(
-    group: str, means: Mapping[str, Tensor], starts: Mapping[str, int]
-) -> tuple[Layout, _Place]:
-    layout = Layout.of(means)
+def _posterior_places(
+    group: str, groups: TensorGroups, starts: Mapping[str, int]
+) -> _PosteriorPlaces:
+    means = groups[group]
+    begin = end = starts[f"{group}/{next(iter(means))}"] if means else 0
     for name, mean in means.items():
         if mean.dtype is not torch.float32:
             raise ProtocolError(
                 f"{group} array {name!r} is {mean.dtype} {tuple(mean.shape)}, expected float32"
             )
-    first = starts[f"{group}/{layout.names[0]}"] if layout.names else 0
-    expected = first
-    for name, size in zip(layout.names, layout.sizes, strict=True):
-        if starts[f"{group}/{name}"] != expected:
+        if starts[f"{group}/{name}"] != end:
             raise ProtocolError(f"the {group}'s arrays do not lie in the order of their names")
-        expected += 4 * size
-    return layout, _Place(torch.float32, (sum(layout.sizes),), first)
-
-
-def _precisions(
-    group: str, groups: TensorGroups, starts: Mapping[str, int]
-) -> dict[str, tuple[Form, _Place]]:
+        end += mean.nbytes
     precisions: dict[str, tuple[Form, _Place]] = {}
     for key, packed in groups[group + _PRECISION].items():
         form, _, name = key.partition(":")
-        if name not in groups[group] or form not in (Form.diagonal, Form.row):
+        if name not in means or form not in (Form.diagonal, Form.row):
             raise ProtocolError(f"precision {key!r} belongs to no array")
         if name in precisions:
             raise ProtocolError(f"{name} has two precisions")
         start = starts[f"{group}{_PRECISION}/{key}"]
         precisions[name] = Form(form), _Place(packed.dtype, tuple(packed.shape), start)
-    return precisions
-
-
-def _pack(precision: Tensor, form: Form) -> Tensor:
-    if form is not Form.row:
-        return precision
-    rows, columns = torch.triu_indices(*precision.shape)
-    return precision[rows, columns]
+    layout = Layout.of(means)
+    return _PosteriorPlaces(layout, _Place(torch.float32, (sum(layout.sizes),), begin), precisions)
 
 
 def _unpack(packed: Tensor, mean: Tensor, form: Form) -> Tensor:

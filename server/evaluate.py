@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 
 from common.data.batching import pad_all
 from common.data.dataset import LabelArray, MultimodalDataset
-from common.diagnostics import diagnostics
-from common.metrics import ConstantPredictions, compute_metrics
+from common.metrics import ConstantPredictions, compute_metrics, diagnostics
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import Prediction, encode, predict_encoded

@@ -7,8 +7,6 @@ Every name of these modules can be imported from here.
 
 from common.config.commands import *  # noqa: F403
 from common.config.composition import *  # noqa: F403
-from common.config.dataset import *  # noqa: F403
 from common.config.ranges import *  # noqa: F403
 from common.config.schema import *  # noqa: F403
 from common.config.strategy import *  # noqa: F403
-from common.config.trained import *  # noqa: F403

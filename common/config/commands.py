@@ -1,46 +1,39 @@
-"""The settings of the commands around a run; ``conf/NAME.yaml`` holds those of ``utmp-NAME``."""
+"""The settings of the commands around a run; ``conf/NAME.yaml`` holds those of ``utmp-NAME``.
 
+Those of the commands that use a trained model are in ``conf/trained/``: that folder has no groups,
+so `model` and `dataset` can be settings there.
+"""
+
+import ipaddress
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, ClassVar
 
-from common.config.dataset import PartitionConfig
-from common.config.ranges import (
-    Settings,
-    at_least,
-    between,
-    count,
-    positive,
-    ranged,
-    required,
-    share,
-)
-from common.config.schema import check_held_back
+from common.config.ranges import Settings, at_least, between, positive, ranged, required, share
+from common.config.schema import Config, PartitionConfig, check_held_back
 from common.errors import UserError
 
-
-class Labels(StrEnum):
-    """The labels to predict: those of a task, or the six emotions."""
-
-    regression = "regression"
-    classification = "classification"
-    multilabel = "multilabel"
-    emotion = "emotion"
-
+#: The labels to predict: those of a task, or the six emotions.
+Labels = StrEnum("Labels", ["regression", "classification", "multilabel", "emotion"])
 
 #: How items are divided into training, validation and test.
 Split = StrEnum("Split", ["auto", "source", "random", "none"])
-
 
 #: How features are stored.
 Precision = StrEnum("Precision", ["auto", "float16", "float32"])
 
 
+def _as_list(given: Any) -> list[str]:
+    """Return one value or a list of them as text; null is blank."""
+    values = given if isinstance(given, list) else [given]
+    return ["" if value is None else str(value) for value in values]
+
+
 @dataclass
 class PrepareConfig(Settings):
     """Settings of `utmp-prepare`."""
-
-    file: ClassVar[str] = "prepare"
 
     path: Any = None
     out: str | None = None
@@ -72,20 +65,17 @@ class PrepareConfig(Settings):
 class ReportConfig(Settings):
     """Settings of `utmp-report`."""
 
-    file: ClassVar[str] = "report"
-
     runs: Any = required(None, "a folder, a glob, or a list of them")  # noqa: RUF009
     out: str = required("report")
     overwrite: bool = False
     baseline: str | None = "fedavg"
     metrics: list[str] = field(default_factory=list)
-    details: int = ranged(8, "a number of runs, 0 or more", lambda value: value >= 0)
+    details: int = at_least(0, 8)
 
     @property
     def places(self) -> list[str]:
         """Folders and globs in which to look for runs."""
-        given = self.runs if isinstance(self.runs, list) else [self.runs]
-        return [str(place) for place in given]
+        return _as_list(self.runs)
 
     def check(self) -> None:
         """Refuse runs that are no names."""
@@ -101,11 +91,9 @@ Renew = StrEnum("Renew", ["none", "server"])
 class CredentialsConfig(Settings):
     """Settings of `utmp-credentials`."""
 
-    file: ClassVar[str] = "credentials"
-
     out: str | None = required(None, "the folder of all credentials")
     hosts: Any = None
-    clients: dict[str, int] = count({})  # noqa: RUF009
+    clients: dict[str, int] = at_least(1, {})  # noqa: RUF009
     days: int = between(1, 36500, 365)
     ca_days: int = between(1, 36500, 3650)
     renew: Renew = Renew.none
@@ -113,14 +101,12 @@ class CredentialsConfig(Settings):
     @property
     def host_names(self) -> list[str]:
         """The given hosts as text."""
-        given = self.hosts if isinstance(self.hosts, list) else [self.hosts]
-        return [] if self.hosts is None else ["" if host is None else str(host) for host in given]
+        return [] if self.hosts is None else _as_list(self.hosts)
 
     def check(self) -> None:
         """Refuse hosts that are no names."""
-        names = self.host_names
-        nothing = self.hosts is not None and not names
-        if nothing or isinstance(self.hosts, dict) or not all(name.strip() for name in names):
+        named = all(name.strip() for name in self.host_names) and self.hosts not in ([], {})
+        if isinstance(self.hosts, dict) or not named:
             raise UserError(
                 f"hosts={self.hosts}: expected the names and addresses by which the coordinator is "
                 "reached, as in 'hosts=[superlink.example.org,10.0.0.5]'"
@@ -131,8 +117,6 @@ class CredentialsConfig(Settings):
 class ComposeConfig(Settings):
     """Settings of `utmp-compose`: the clients on this machine."""
 
-    file: ClassVar[str] = "compose"
-
     clients: dict[str, int | None] = at_least(0, {"default": None})  # noqa: RUF009
     modalities: list[str] = field(default_factory=list)
     data: str | None = None
@@ -142,3 +126,144 @@ class ComposeConfig(Settings):
         """Refuse an empty name of the folder of shards."""
         if self.data is not None and not self.data.strip():
             raise UserError("data is empty: expected the folder of shards that utmp-prepare wrote")
+
+
+#: Formats of a file of predictions, by its suffix.
+SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
+
+
+@dataclass
+class TrainedSettings(Settings):
+    """What these commands share."""
+
+    folder: ClassVar[str] = "conf.trained"
+
+    model: str | None = required(None, "a run folder or its model file")
+
+
+@dataclass
+class ReadingSettings(TrainedSettings):
+    """What the commands share that read items: which, and how."""
+
+    overwrite: bool = False
+    format: str = "auto"
+    modalities: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
+    device: str = "auto"
+    max_seq_len: int | None = positive(None)
+    group: str | None = None
+    context: int | None = at_least(0, None)
+    arrays: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class PredictConfig(ReadingSettings):
+    """Settings of `utmp-predict`."""
+
+    input: Any = required(None, "a shard, or a file of any format")  # noqa: RUF009
+    out: str = "predictions.csv"
+    batch_size: int = positive(256)
+    threads: int = positive(1)
+
+    def check(self) -> None:
+        """Refuse output of an unknown format."""
+        if Path(self.out).suffix not in SUFFIXES:
+            raise UserError(f"out={self.out}: expected a file that ends in {', '.join(SUFFIXES)}")
+
+
+#: Which of a run's held-out items to evaluate.
+Side = StrEnum("Side", ["validation", "test"])
+
+
+@dataclass
+class EvaluateConfig(ReadingSettings):
+    """Settings of `utmp-evaluate`."""
+
+    dataset: Any = None
+    side: Side = Side.test
+    out: str | None = None
+    emotions: bool = False
+
+    def check(self) -> None:
+        """Refuse settings of a dataset without a dataset."""
+        default = EvaluateConfig()
+        reading = ("format", "emotions", "labels", "group", "context", "arrays")
+        changed = [name for name in reading if getattr(self, name) != getattr(default, name)]
+        if self.dataset is None and changed:
+            raise UserError(
+                f"{changed[0]} says how a dataset is read; give that too, as dataset=… (the run's "
+                "own items are read as the run read them)"
+            )
+        if self.out is not None and not self.out.endswith(".json"):
+            raise UserError(f"out={self.out}: expected a file that ends in .json")
+
+
+@dataclass
+class ExportConfig(TrainedSettings):
+    """Settings of `utmp-export`."""
+
+    out: str = required("onnx")
+    overwrite: bool = False
+    subsets: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ServeConfig(TrainedSettings):
+    """Settings of `utmp-serve`."""
+
+    labels: list[str] = field(default_factory=list)
+    examples: str = "auto"
+    device: str = "auto"
+    threads: int = at_least(1, 1)
+    host: str = "127.0.0.1"
+    port: int = between(0, 65535, 8100)
+    token: str | None = None
+    token_file: str | None = None
+    ssl_cert: str | None = None
+    ssl_key: str | None = None
+    max_body_mb: float = ranged(
+        16.0, "a number above 0, up to 1024", lambda value: 0 < value <= 1024
+    )
+    max_items: int = at_least(1, 1000)
+    max_steps: int = at_least(1, 1000)
+    max_batch: int = at_least(1, 256)
+    max_wait_ms: float = between(0, 1000, 5.0)
+    max_queue: int = at_least(1, 4096)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether only this machine can connect."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def check(self) -> None:
+        """Refuse a missing host, and settings that do not fit together."""
+        if not self.host.strip():
+            raise UserError(
+                "host is required; 127.0.0.1 answers this machine only, 0.0.0.0 everyone"
+            )
+        if self.token is not None and self.token_file is not None:
+            raise UserError("token and token_file are both given; give one of the two")
+        check_token(self.token, "token")
+        if (self.ssl_cert is None) != (self.ssl_key is None):
+            raise UserError("ssl_cert and ssl_key belong together; give both, or neither")
+        if self.max_queue < self.max_items:
+            raise UserError(
+                f"max_queue={self.max_queue}: expected max_items={self.max_items} at least, or "
+                "such a request could never be answered"
+            )
+
+
+def check_token(token: str | None, source: str) -> None:
+    """Refuse a token that is empty or not visible ASCII; the message does not show it."""
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise UserError(f"{source}: expected letters, digits and signs of ASCII, without spaces")
+
+
+#: The schema of every command.
+SCHEMAS: tuple[type[Settings], ...] = (
+    *(Config, ComposeConfig, CredentialsConfig, PrepareConfig, ReportConfig),
+    *(EvaluateConfig, ExportConfig, PredictConfig, ServeConfig),
+)

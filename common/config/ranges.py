@@ -17,10 +17,13 @@ Value = TypeVar("Value")
 
 @dataclass
 class Settings:
-    """The settings of one command; a subclass adds them as fields."""
+    """The settings of one command; a subclass adds them as fields, and is named after its file."""
 
     file: ClassVar[str]  # the primary YAML file, without its suffix
     folder: ClassVar[str] = "conf"  # the package that holds it
+
+    def __init_subclass__(cls) -> None:
+        cls.file = cls.__name__.removesuffix("Config").lower() or "config"
 
     def check(self) -> None:
         """Raise `UserError` if settings that are in range do not fit together."""
@@ -44,11 +47,6 @@ def at_least(least: float, default: Value) -> Value:
     return ranged(default, f"a number of at least {least}", lambda value: least <= value < math.inf)
 
 
-def count(default: Value) -> Value:
-    """Return a field for a number that may not be 0, such as a limit."""
-    return ranged(default, "a number from 1", lambda value: value >= 1)
-
-
 def between(least: float, most: float, default: Value) -> Value:
     """Return a field for a number from `least` to `most`, both included."""
     return ranged(default, f"a number from {least} to {most}", lambda value: least <= value <= most)
@@ -70,9 +68,17 @@ def required(default: Value, what: str = "") -> Value:
     return made  # type: ignore[no-any-return]
 
 
+def unknown_setting(name: str, hint: str = "") -> UserError:
+    """Return the error for a name that no setting has."""
+    return UserError(f"there is no setting {name!r}{hint} (--cfg job prints them all)")
+
+
 def check_ranges(config: Any, prefix: str = "") -> None:
-    """Raise `UserError` for the first value missing or outside its range, in the fields' order."""
-    for item in fields(config):
+    """Raise `UserError` for the first setting unknown, missing or outside its range."""
+    items = fields(config)
+    if unknown := vars(config).keys() - {item.name for item in items}:  # that ``+name=value`` added
+        raise unknown_setting(prefix + min(unknown))
+    for item in items:
         name, value = prefix + item.name, getattr(config, item.name)
         blank = value in (None, [], {}) or (isinstance(value, str) and not value.strip())
         if blank and "required" in item.metadata:

@@ -4,14 +4,105 @@ import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import attrgetter
-from typing import Any, ClassVar
+from typing import Any
 
 from omegaconf import MISSING
 
-from common.config.dataset import DatasetConfig, PartitionConfig, PartitionRule
 from common.config.ranges import Settings, at_least, positive, ranged, share
 from common.config.strategy import StrategyConfig
 from common.errors import UserError
+from common.task import Task
+
+#: Whose statistics centre and scale a feature.
+Standardisation = StrEnum("Standardisation", ["pooled", "client"])
+
+
+@dataclass
+class DatasetConfig:
+    """What every dataset has; a kind adds its own settings."""
+
+    name: str = MISSING
+    task: Task | None = Task.regression  # None: as the shards say
+    modalities: list[str] = field(default_factory=list)
+    max_seq_len: int | None = positive(50)
+    validation_fraction: float = share(0.1)
+    test_fraction: float = share(0.2)
+    standardisation: Standardisation = Standardisation.pooled
+    # Edges of the bins in which numbers are counted to see how clients' labels differ: Acc-7's.
+    label_bins: list[float] = field(default_factory=lambda: [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
+    # For experiments: this many clients of each modality get the labels of other items of theirs.
+    permuted_clients: int = at_least(0, 0)
+
+
+@dataclass
+class SyntheticConfig(DatasetConfig):
+    """The embedded dataset; see `common.data.synthetic`."""
+
+    name: str = "synthetic"
+    num_items: int = positive(2400)
+    num_speakers: int = positive(60)
+    noise: float = at_least(0, 1.0)
+
+
+@dataclass
+class NpzConfig(DatasetConfig):
+    """Arrays in ``.npz`` files; see `common.data.formats.npz`."""
+
+    name: str = "npz"
+    path: Any = MISSING  # one path or a list of paths
+    test_path: str | None = None
+    group: str | None = None
+    context: int = at_least(0, 0)
+    tabular: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ShardsConfig(DatasetConfig):
+    """A folder that `utmp-prepare` wrote; see `common.data.shards`."""
+
+    name: str = "shards"
+    path: str = MISSING
+    task: Task | None = None
+    max_seq_len: int | None = positive(None)
+
+
+#: Which client gets which items; see `common.data.partition`.
+PartitionRule = StrEnum("PartitionRule", ["groups", "iid", "dirichlet", "natural", "size"])
+
+#: How sizes grow from the first client of a modality to its last.
+SizeLaw = StrEnum("SizeLaw", ["linear", "square", "exponential"])
+
+
+@dataclass
+class PartitionConfig:
+    """What every rule has; some add settings of their own."""
+
+    name: PartitionRule = MISSING
+    min_items: int = at_least(0, 1)
+
+
+@dataclass
+class DirichletConfig(PartitionConfig):
+    """Label skew."""
+
+    name: PartitionRule = PartitionRule.dirichlet
+    alpha: float = positive(0.5)
+    bins: int = positive(5)
+
+
+@dataclass
+class SizeConfig(PartitionConfig):
+    """Unequal sizes."""
+
+    name: PartitionRule = PartitionRule.size
+    law: SizeLaw = SizeLaw.linear
+
+
+#: Choices of a group that have settings of their own, as they are given.
+KINDS: dict[str, type] = {
+    **{f"dataset={kind.name}": kind for kind in (SyntheticConfig, NpzConfig, ShardsConfig)},
+    **{f"partition={kind.name}": kind for kind in (DirichletConfig, SizeConfig)},
+}
 
 
 @dataclass
@@ -91,7 +182,6 @@ class TrackingConfig:
 #: Where `utmp-train` runs clients: in processes, one by one in its own process, or on Ray.
 Runtime = StrEnum("Runtime", ["processes", "sequential", "simulation"])
 
-
 #: In a round without clients of a modality: keep its encoder, or end the run.
 OnMissingModality = StrEnum("OnMissingModality", ["reuse", "abort"])
 
@@ -129,11 +219,23 @@ class CheckpointConfig:
     best: bool = True  # and that of the round with the best validation score
 
 
+#: What privacy needs: the sums whose sensitivity is known, and that nothing else leaves a client.
+_PRIVATE: tuple[tuple[str, str], ...] = (
+    ("strategy.setting", "federated"),
+    ("strategy.sampler.name", "last"),
+    ("strategy.encoder.merge", "average"),
+    ("strategy.decoder.merge", "average"),
+    ("strategy.weights", "uniform"),
+    ("strategy.normalise_steps", "False"),
+    ("fusion.name", "mean"),
+    # A modality that is dropped after the noise was shared out would take its share with it.
+    ("runtime.min_clients", "1"),
+)
+
+
 @dataclass
 class Config(Settings):
     """Everything that decides a run."""
-
-    file: ClassVar[str] = "config"
 
     seed: int = 1234
     rounds: int = positive(20)
@@ -161,8 +263,12 @@ class Config(Settings):
         if not all(map(math.isfinite, edges)) or sorted(set(edges)) != edges:
             raise UserError(f"dataset.label_bins={edges}: expected ascending numbers")
         self.strategy.check()
-        if self.privacy.name is not PrivacyRule.none:
-            _check_privacy(self)
+        for name, needed in _PRIVATE if self.privacy.name is not PrivacyRule.none else ():
+            if (value := str(attrgetter(name)(self))) != needed:
+                raise UserError(
+                    f"privacy={self.privacy.name} needs {name}={needed.lower()}, and the run has "
+                    f"{name}={value.lower()}; experiment=private sets all that it needs"
+                )
         address, runtime, model = self.runtime.ray.address, self.runtime.name, self.model
         if address is not None and runtime is not Runtime.simulation:
             raise UserError(
@@ -182,27 +288,3 @@ def check_held_back(config: Any, prefix: str = "") -> None:
         raise UserError(
             f"{prefix}validation_fraction + {prefix}test_fraction={held_back}: expected less than 1"
         )
-
-
-#: What privacy needs: the sums whose sensitivity is known, and that nothing else leaves a client.
-_PRIVATE: tuple[tuple[str, str], ...] = (
-    ("strategy.setting", "federated"),
-    ("strategy.sampler.name", "last"),
-    ("strategy.encoder.merge", "average"),
-    ("strategy.decoder.merge", "average"),
-    ("strategy.weights", "uniform"),
-    ("strategy.normalise_steps", "False"),
-    ("fusion.name", "mean"),
-    # A modality that is dropped after the noise was shared out would take its share with it.
-    ("runtime.min_clients", "1"),
-)
-
-
-def _check_privacy(config: Config) -> None:
-    for name, needed in _PRIVATE:
-        value = str(attrgetter(name)(config))
-        if value != needed:
-            raise UserError(
-                f"privacy={config.privacy.name} needs {name}={needed.lower()}, and the run has "
-                f"{name}={value.lower()}; experiment=private sets all that it needs"
-            )

@@ -8,20 +8,11 @@ from omegaconf import MISSING
 from common.config.ranges import at_least, positive, ranged, share, share_above_zero
 from common.errors import UserError
 
+#: When an option is in force; ``skewed``: where the clients' labels differ enough.
+Condition = StrEnum("Condition", ["never", "always", "skewed"])
 
-class Condition(StrEnum):
-    """When an option is in force; ``skewed``: where the clients' labels differ enough."""
-
-    never = "never"
-    always = "always"
-    skewed = "skewed"
-
-
-class Scale(StrEnum):
-    """Whether a posterior keeps its client's overall scale."""
-
-    relative = "relative"
-    absolute = "absolute"
+#: Whether a posterior keeps its client's overall scale.
+Scale = StrEnum("Scale", ["relative", "absolute"])
 
 
 @dataclass

@@ -17,15 +17,11 @@ INVERSE_TEMPERATURES = (0.0, 0.125, 0.25, 0.354, 0.5, 0.707, 1.0, 1.414, 2.0)
 
 
 def label_sums(labels: Tensor, task: Task, outputs: int, edges: Tensor | None = None) -> Tensor:
-    """Summarise labels (B,) or (B, O), for the prior.
+    """Summarise labels (B,) or (B, O), for the prior, float64.
 
-    `edges` are (K-1,) ascending edges of bins in which numbers are counted; None to count none.
-
-    Returns
-    -------
-    Tensor
-        float64. Regression: count, sum, sum of squares, then the count of each of the K bins.
-        Classes: (K,) count of each. Several labels: (1 + K,) count, then how often each is present.
+    Regression: count, sum, sum of squares, then the count of each of the K bins with the ascending
+    `edges` (K-1,), if given. Classes: (K,) count of each. Several labels: (1 + K,) count, then how
+    often each is present.
     """
     match task:
         case Task.regression:
@@ -59,19 +55,15 @@ def own_shares(sums: Tensor, pooled: Tensor, task: Task) -> Tensor:
     """Return a client's shares (K,), smoothed by one item that follows the pooled shares."""
     counts = label_counts(sums, task)
     total = sums[0] if task is Task.multilabel else counts.sum()
-    padded = F.pad(counts, (0, len(pooled) - len(counts)))
-    shares: Tensor = (padded + pooled) / (total + 1)
+    shares: Tensor = (F.pad(counts, (0, len(pooled) - len(counts))) + pooled) / (total + 1)
     return shares
 
 
 def prior_of(sums: Tensor, task: Task) -> Tensor:
-    """Turn pooled label sums into the prior; for classes and labels it is smoothed by one item.
+    """Turn pooled label sums into the prior, float64; of classes and labels smoothed by one item.
 
-    Returns
-    -------
-    Tensor
-        float64. Regression: (2,) mean and variance. Classes: (K,) log-probabilities. Several
-        labels: (K,) logits.
+    Regression: (2,) mean and variance. Classes: (K,) log-probabilities. Several labels: (K,)
+    logits.
     """
     match task:
         case Task.regression:
@@ -88,7 +80,10 @@ def prior_of(sums: Tensor, task: Task) -> Tensor:
 def calibration_sums(
     outputs: Tensor, labels: Tensor, prior: Tensor, task: Task, groups: Tensor | None = None
 ) -> Tensor:
-    """Summarise predictions on labelled items.
+    """Summarise predictions on labelled items, float64.
+
+    Numbers: n and the sums of y, y^2, p, p^2, p y. Otherwise: n, then the summed log-loss at each
+    of `INVERSE_TEMPERATURES`.
 
     The items of a video or a speaker share a level of the label, and a client validates on a
     handful of such groups: levels that agree over so few do so by chance. So for numbers only
@@ -103,20 +98,16 @@ def calibration_sums(
         From `prior_of`.
     groups
         (B,) whole numbers; items of equal number share a group. None: items are independent.
-
-    Returns
-    -------
-    Tensor
-        float64. Numbers: n and the sums of y, y^2, p, p^2, p y. Otherwise: n, then the summed
-        log-loss at each of `INVERSE_TEMPERATURES`.
     """
     if task is Task.regression:
         p, y = outputs[:, 0].double(), labels.double()
         share = 1.0
-        if groups is not None and 0 < 2 * (number := len(torch.unique(groups))) <= len(groups):
-            p, y = (within_groups(values, groups, prior[0]) for values in (p, y))
+        if groups is not None and 0 < 2 * len(names := torch.unique(groups)) <= len(groups):
+            members = (groups[:, None] == names[None]).to(p)
+            sizes = members.sum(dim=0)
+            p, y = (x - members @ (members.T @ x / sizes) + prior[0] for x in (p, y))
             # Each mean that is removed costs one item; the sums shrink with the count.
-            share = 1 - number / len(groups)
+            share = 1 - len(names) / len(groups)
         ones = torch.ones_like(y)
         sums: Tensor = share * torch.stack([ones, y, y**2, p, p**2, p * y]).sum(dim=1)
         return sums
@@ -137,20 +128,10 @@ def label_agreement(
     ratio is neutral for a client with a single class, and negative for one whose labels were
     permuted. Unlike a loss it cannot be improved by easy labels.
 
-    Parameters
-    ----------
-    outputs, labels
-        (B, O), and (B,) or (B, O).
-    sums
-        Sums of the client's train labels, see `label_sums`.
-    prior
-        From `prior_of`, of all clients.
-
-    Returns
-    -------
-    Tensor
-        float64. The log-likelihood ratio of the two hypotheses, summed over items, at each of
-        `INVERSE_TEMPERATURES`. Empty for numbers, for which `calibration_sums` says as much.
+    Of outputs (B, O), labels (B,) or (B, O), the sums of the client's train labels, see
+    `label_sums`, and the prior of all clients. Returns the log-likelihood ratio of the two
+    hypotheses, float64, summed over items, at each of `INVERSE_TEMPERATURES`; nothing for numbers,
+    for which `calibration_sums` says as much.
     """
     if task is Task.regression:
         return outputs.new_zeros(0, dtype=torch.float64)
@@ -168,14 +149,6 @@ def label_agreement(
 def agreement_size(task: Task) -> int:
     """Length of the vector that `label_agreement` returns."""
     return 0 if task is Task.regression else len(INVERSE_TEMPERATURES)
-
-
-def within_groups(values: Tensor, groups: Tensor, level: Tensor) -> Tensor:
-    """Move the mean of every group to the same level: (B,) to (B,)."""
-    members = (groups[:, None] == torch.unique(groups)[None]).to(values.dtype)
-    means = members.T @ values / members.sum(dim=0)
-    moved: Tensor = values - members @ means + level
-    return moved
 
 
 def calibration_size(task: Task) -> int:

@@ -140,11 +140,6 @@ class StepEmbedding(nn.Module):
 
     The tokens of Gorishniy et al. 2021 (arXiv 2106.11959, section 3.3), for steps of any width: a
     convolution would read every quantity with the same weights.
-
-    Parameters
-    ----------
-    steps, features, width
-        T, D and d.
     """
 
     def __init__(self, steps: int, features: int, width: int) -> None:
@@ -163,14 +158,7 @@ class StepEmbedding(nn.Module):
 class SequenceEmbedding(nn.Conv1d):
     """A convolution over time without bias, which keeps the number of steps.
 
-    Parameters
-    ----------
-    features, width
-        D and d.
-    kernel_size
-        Steps of the kernel.
-    causal
-        Whether it sees no later steps.
+    It spans `kernel_size` steps; a causal one sees no later ones.
     """
 
     def __init__(self, features: int, width: int, kernel_size: int, *, causal: bool) -> None:
@@ -218,19 +206,9 @@ class Encoder(nn.Module):
         self.norm = nn.LayerNorm(config.width)
 
     def forward(self, values: Tensor, lengths: Tensor) -> Tensor:
-        """Encode right-padded sequences.
+        """Encode right-padded raw features (B, T, D) to (B, T, d).
 
-        Parameters
-        ----------
-        values
-            (B, T, D) raw features.
-        lengths
-            (B,) number of real steps. Encodings beyond them have no meaning.
-
-        Returns
-        -------
-        Tensor
-            (B, T, d).
+        Encodings beyond an item's real steps, `lengths` (B,), have no meaning.
         """
         steps = values.shape[1]
         # An absent modality (length 0) still gets one key: attention without any key depends on the

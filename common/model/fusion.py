@@ -12,10 +12,8 @@ Three rules, each for any subset of modalities:
 fitted to sums that clients report (`common.model.calibration`).
 
 Classes and labels: ``mean`` and ``reliability`` decode the fused encodings and take the logits as
-they come. One decoder's logits hold the prior once, however many modalities were fused, so there is
-none to divide out; it is the pooled prior where the local loss is logit-adjusted. Nor are they
-calibrated: experts' temperatures are for the product alone, which multiplies posteriors that each
-hold the prior, and so must count it once.
+they come, which hold the prior once, however many modalities were fused. Experts' temperatures are
+for the product alone, which multiplies posteriors that each hold the prior.
 
 Numbers: each rule gives a standard deviation too, that of the experts' product,
 ``1/s^2 = 1/s_0^2 + sum_m (1/s_m^2 - 1/s_0^2)``. It belongs to the product's mean. `mean` and

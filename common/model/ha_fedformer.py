@@ -1,7 +1,7 @@
-"""HA-Fedformer: an encoder for each modality and one decoder.
+"""HA-Fedformer: an encoder for each modality, one decoder, and the loss of each task.
 
-Source: arXiv 2303.15486. A client builds the same model with its one modality, so it holds its own
-encoder and the decoder and nothing else.
+Source: arXiv 2303.15486, section 3. A client builds the same model with its one modality, so it
+holds its own encoder and the decoder and nothing else.
 
 Notation: B items, T steps, D feature width, d model width, O outputs.
 """
@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import ModelConfig
 from common.data.batching import Padded
 from common.data.moments import FeatureMoments
-from common.model.decoder import Decoder
 from common.model.encoder import Encoder
 from common.task import Task
 
@@ -33,6 +33,33 @@ class ModelSpec:
     task: Task
     model: ModelConfig = field(default_factory=ModelConfig)
     label_names: tuple[str, ...] = ()  # of the outputs, if known; only for display
+
+
+class Decoder(nn.Module):
+    """An LSTM, a residual block and a linear head, which all modalities share.
+
+    There is 1 output for regression, else the number of classes or labels.
+    """
+
+    def __init__(self, outputs: int, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.lstm = nn.LSTM(width, width, config.decoder_layers, batch_first=True)
+        self.expand = nn.Linear(width, width)
+        self.contract = nn.Linear(width, width)
+        self.head = nn.Linear(width, outputs)
+
+    def forward(self, encodings: Tensor, lengths: Tensor) -> Tensor:
+        """Decode right-padded encodings (B, T, d) to (B, O) numbers, or logits.
+
+        Reads the last of each item's (B,) real steps, at least the first. The LSTM is causal, so
+        padding cannot reach it.
+        """
+        states, _ = self.lstm(encodings)
+        items = torch.arange(states.shape[0], device=states.device)
+        last = states[items, lengths.clamp(min=1) - 1]
+        decoded: Tensor = self.head(last + self.contract(F.relu(self.expand(last))))
+        return decoded
 
 
 class HAFedformer(nn.Module):
@@ -52,8 +79,7 @@ class HAFedformer(nn.Module):
 
     def encode(self, modality: str, padded: Padded) -> Tensor:
         """Return the encodings (B, T, d) of one modality."""
-        encodings: Tensor = self.encoders[modality](*padded)
-        return encodings
+        return self.encoders[modality](*padded)  # type: ignore[no-any-return]
 
     def forward(self, modality: str, padded: Padded) -> Tensor:
         """Return the outputs (B, O) from one modality alone."""
@@ -66,6 +92,21 @@ def build_model(spec: ModelSpec, seed: int) -> HAFedformer:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return HAFedformer(spec)
+
+
+def task_loss(outputs: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Return the mean loss of outputs (B, O) on labels (B,), or (B, O) of 0/1 for several.
+
+    Numbers take the absolute error, classes the cross-entropy, several labels the binary
+    cross-entropy of each.
+    """
+    match task:
+        case Task.regression:
+            return F.l1_loss(outputs[:, 0], labels)
+        case Task.classification:
+            return F.cross_entropy(outputs, labels)
+        case Task.multilabel:
+            return F.binary_cross_entropy_with_logits(outputs, labels)
 
 
 # The only place that knows which arrays belong to encoders and which to the decoder --------------

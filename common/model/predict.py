@@ -76,14 +76,11 @@ def predict_encoded(
 ) -> Prediction:
     """Predict each item from those of the named modalities that it has.
 
-    Raises
-    ------
-    ValueError
-        If an item has none of them.
+    Raises `ValueError` if it has none of them.
     """
-    present = encoded.present(names)
-    if not present.any(dim=0).all():
-        empty = (~present.any(dim=0)).nonzero()[0].item()
+    absent = ~encoded.present(names).any(dim=0)
+    if absent.any():
+        empty = absent.nonzero()[0].item()
         raise ValueError(f"item {empty} of the batch has none of {', '.join(names)}")
     return predict_present(model, fusion, encoded, names)
 
@@ -130,7 +127,10 @@ def to_values(scores: Tensor, task: Task) -> Tensor:
 def _multiply_experts(
     model: HAFedformer, fusion: Fusion, encoded: Encoded, names: Sequence[str]
 ) -> Prediction:
-    outputs = {name: _outputs_alone(model, encoded, name) for name in names}
+    for name in names:
+        if name not in encoded.outputs:
+            encoded.outputs[name] = model.decoder(encoded.encodings[name], encoded.lengths[name])
+    outputs = {name: encoded.outputs[name] for name in names}
     present = encoded.present(names)
     if fusion.task is Task.regression:
         means = torch.stack(
@@ -144,10 +144,3 @@ def _multiply_experts(
     scores = tempered_scores(fusion, outputs)
     prior = torch.tensor(fusion.prior).to(scores)
     return Prediction(to_values(product_of_scores(scores, present, prior), fusion.task))
-
-
-def _outputs_alone(model: HAFedformer, encoded: Encoded, name: str) -> Tensor:
-    """Return the outputs (B, O) of one modality, decoded once."""
-    if name not in encoded.outputs:
-        encoded.outputs[name] = model.decoder(encoded.encodings[name], encoded.lengths[name])
-    return encoded.outputs[name]

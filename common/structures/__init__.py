@@ -16,7 +16,6 @@ Source: arXiv 2303.15486, section 4; shrinkage after Ledoit and Wolf 2004, with 
 """
 
 import pkgutil
-from functools import cache
 from importlib import import_module
 
 import torch
@@ -38,27 +37,12 @@ class Structure:
         return Form.identity
 
     def fit(
-        self,
-        samples: Tensor,
-        shrinkage: float,
-        scale: str,
-        received: Tensor | None = None,
-        moments: Tensor | None = None,
+        self, samples: Tensor, config: EncoderConfig, start: Tensor | None, moments: Tensor | None
     ) -> Gaussian:
-        """Fit a Gaussian to samples of one tensor.
+        """Fit a Gaussian to samples (S, *shape) of one tensor, S at least 1.
 
-        Parameters
-        ----------
-        samples
-            (S, *shape), S at least 1.
-        shrinkage
-            rho in (0, 1].
-        scale
-            "relative" removes the client's overall scale, "absolute" keeps it.
-        received
-            The tensor that training began with; needed where `sends_change`.
-        moments
-            (in, in) of the tensor's inputs, where `reads_inputs`; None: it is no map.
+        `start` is what training began with, needed where `sends_change`; `moments` are (in, in)
+        of the tensor's inputs, where `reads_inputs`, or None if it is no map.
         """
         raise NotImplementedError
 
@@ -75,25 +59,20 @@ class Structure:
         return 1 / shrinkage
 
 
-#: Name to structure, of the modules of this package that have been imported.
+#: Name to structure, of the modules that have been imported.
 STRUCTURES: dict[str, Structure] = {}
 
 
 def find_structure(name: str) -> Structure:
     """Return a structure by its name; `UserError` lists those that there are."""
-    _import_structures()
+    if name not in STRUCTURES:
+        for module in pkgutil.iter_modules(__path__):
+            import_module(f"{__name__}.{module.name}")
     if name not in STRUCTURES:
         raise UserError(
             f"strategy.encoder.structure={name}: expected one of {', '.join(sorted(STRUCTURES))}"
         )
     return STRUCTURES[name]
-
-
-@cache
-def _import_structures() -> None:
-    """Import all modules of this package, which register their structures."""
-    for module in pkgutil.iter_modules(__path__):
-        import_module(f"{__name__}.{module.name}")
 
 
 def encoder_structure(config: EncoderConfig) -> Structure | None:
@@ -118,10 +97,9 @@ def fit_gaussian(
     moments: Tensor | None = None,
 ) -> Gaussian:
     """Fit a Gaussian to samples of one tensor of an encoder, see `Structure.fit`."""
-    structure = encoder_structure(config)
-    if structure is None:
-        return Gaussian(samples.mean(dim=0))
-    return structure.fit(samples, config.shrinkage, config.scale, received, moments)
+    if structure := encoder_structure(config):
+        return structure.fit(samples, config, received, moments)
+    return Gaussian(samples.mean(dim=0))
 
 
 def has_spread(variance: Tensor, mean: Tensor) -> bool:

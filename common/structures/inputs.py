@@ -8,6 +8,7 @@ that are no map have none. Merging by it is RegMean (Jin et al. 2023, arXiv 2212
 import torch
 from torch import Tensor
 
+from common.config import EncoderConfig
 from common.posterior import Form, Gaussian
 from common.structures import STRUCTURES, Structure
 
@@ -22,15 +23,10 @@ class Inputs(Structure):
         return Form.row if mean.ndim >= 2 else Form.identity
 
     def fit(
-        self,
-        samples: Tensor,
-        shrinkage: float,
-        scale: str,
-        received: Tensor | None = None,
-        moments: Tensor | None = None,
+        self, samples: Tensor, config: EncoderConfig, start: Tensor | None, moments: Tensor | None
     ) -> Gaussian:
         """Take the mean of the samples, and the precision from the moments."""
-        return mapped_gaussian(samples.mean(dim=0), moments, shrinkage, scale)
+        return mapped_gaussian(samples.mean(dim=0), moments, config.shrinkage, config.scale)
 
     def smallest_share(self, shrinkage: float, size: int) -> float:
         """Return rho."""
@@ -49,11 +45,9 @@ def mapped_gaussian(
     Its precision comes from the (in, in) second moments of the inputs; where they are None or zero,
     P = I. A shrinkage of 1 leaves a multiple of the identity; "absolute" keeps the moments' size.
     """
-    t = None if moments is None else moments.diagonal().mean()
-    if moments is None or t is None or not t > torch.finfo(torch.float32).tiny:
+    if moments is None or not (t := moments.diagonal().mean()) > torch.finfo(torch.float32).tiny:
         return Gaussian(mean)
-    eye = torch.eye(len(moments), dtype=moments.dtype)
-    precision = (1 - shrinkage) * moments + shrinkage * t * eye
+    precision = (1 - shrinkage) * moments + shrinkage * t * torch.eye(len(moments)).to(moments)
     if scale == "relative":
         precision = precision / t
     return Gaussian(mean, precision.to(mean.dtype), Form.row)

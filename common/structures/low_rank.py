@@ -9,54 +9,43 @@ Source: arXiv 2010.05273.
 import torch
 from torch import Tensor
 
+from common.config import EncoderConfig
 from common.posterior import Gaussian
 from common.structures import STRUCTURES, Structure, has_spread
 
 
 class LowRank(Structure):
-    """FedPA's client delta, as the mean that is sent."""
+    """FedPA's client delta, as the mean that is sent: theta - P (theta - M), without a precision.
 
-    sends_change = True
-
-    def fit(
-        self,
-        samples: Tensor,
-        shrinkage: float,
-        scale: str,
-        received: Tensor | None = None,
-        moments: Tensor | None = None,
-    ) -> Gaussian:
-        """Return theta - P (theta - M), without a precision."""
-        assert received is not None, "low_rank needs the tensor that training began with"
-        change = low_rank_change(samples, received, shrinkage, scale)
-        return Gaussian((received - change).to(samples.dtype))
-
-
-def low_rank_change(samples: Tensor, received: Tensor, shrinkage: float, scale: str) -> Tensor:
-    """Return P (theta - M), shaped like the tensor, float64, in O(S^2 d) for d entries.
-
-    With D the (S, d) deviations over the root of S - 1, C = D^T D, and by Woodbury's identity
+    In O(S^2 d) for d entries: with D the (S, d) deviations over the root of S - 1, C = D^T D, and
+    by Woodbury's identity
 
         (a I + b D^T D)^-1 x = (x - b D^T (a I + b D D^T)^-1 D x) / a,   a = rho t, b = 1 - rho
 
     which needs no more than the S x S matrix D D^T, and no order of the samples as FedPA's dynamic
     programme does.
     """
-    mean = samples.double().mean(dim=0)
-    change = (received.double() - mean).flatten()
-    count = len(samples)
-    deviations = (samples.double() - mean).reshape(count, -1) / max(count - 1, 1) ** 0.5
-    gram = deviations @ deviations.T
-    t = gram.trace() / deviations.shape[1]
-    relative = scale == "relative"
-    if not has_spread(t, mean) or (relative and shrinkage == 1.0):
-        return change.reshape(mean.shape)
-    a, b = shrinkage * t, 1 - shrinkage
-    inner = a * torch.eye(count, dtype=gram.dtype, device=gram.device) + b * gram
-    solved = torch.linalg.solve(inner, deviations @ change)
-    factor = t if relative else torch.ones_like(t)
-    changed: Tensor = factor / a * (change - b * deviations.T @ solved)
-    return changed.reshape(mean.shape)
+
+    sends_change = True
+
+    def fit(
+        self, samples: Tensor, config: EncoderConfig, start: Tensor | None, moments: Tensor | None
+    ) -> Gaussian:
+        """Return the mean that encodes the server's step."""
+        assert start is not None, "low_rank needs the tensor that training began with"
+        count, rho, relative = len(samples), config.shrinkage, config.scale == "relative"
+        mean = samples.double().mean(dim=0)
+        change = (start.double() - mean).flatten()
+        deviations = (samples.double() - mean).reshape(count, -1) / max(count - 1, 1) ** 0.5
+        gram = deviations @ deviations.T
+        t = gram.trace() / deviations.shape[1]
+        if has_spread(t, mean) and not (relative and rho == 1.0):
+            a, b = rho * t, 1 - rho
+            inner = a * torch.eye(count).to(gram) + b * gram
+            solved = torch.linalg.solve(inner, deviations @ change)
+            factor = t if relative else torch.ones_like(t)
+            change = factor / a * (change - b * deviations.T @ solved)
+        return Gaussian((start - change.view_as(start)).to(samples.dtype))
 
 
 STRUCTURES["low_rank"] = LowRank()

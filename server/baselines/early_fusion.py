@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from common.config import ModelConfig
 from common.data.batching import Padded
-from common.model.decoder import Decoder
 from common.model.encoder import Encoder, Standardise
 from common.model.fusion import fuse_encodings
+from common.model.ha_fedformer import Decoder
 
 
 class EarlyFusion(nn.Module):

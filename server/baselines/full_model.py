@@ -22,8 +22,8 @@ from common.data.batching import Padded
 from common.data.dataset import MultimodalDataset
 from common.data.federation import JointDataset
 from common.data.moments import FeatureMoments
-from common.diagnostics import diagnostics
 from common.errors import UserError
+from common.metrics import diagnostics
 from common.model.encoder import Encoder, Standardise
 from common.model.fusion import fuse_encodings
 from common.model.ha_fedformer import HAFedformer

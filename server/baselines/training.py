@@ -17,8 +17,7 @@ from common.data.batching import Padded, SequenceItems, batches, pad_all
 from common.data.dataset import IntArray, MultimodalDataset, Sequences, concatenate
 from common.data.federation import ClientData
 from common.errors import UserError
-from common.model.ha_fedformer import HAFedformer
-from common.model.losses import task_loss
+from common.model.ha_fedformer import HAFedformer, task_loss
 from common.seeding import generator
 from common.task import Task
 from common.training import choose_device, make_optimizer

@@ -1,4 +1,4 @@
-"""What a model confuses, and whether its certainty can be trusted; see `common.diagnostics`."""
+"""What a model confuses, and whether its certainty can be trusted; see `common.metrics`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -30,7 +30,7 @@ def diagnosis_panels(diagnostics: Mapping[str, Mapping[str, Any]], pens: Pens) -
 
 
 def confusion_panel(title: str, confusion: Mapping[str, Any], *, explained: bool = True) -> Panel:
-    """Return a confusion matrix of `common.diagnostics`; of a large one its greatest confusions."""
+    """Return a confusion matrix of `common.metrics`; of a large one its greatest confusions."""
     names, counts = [str(name) for name in confusion["classes"]], np.array(confusion["counts"])
     if counts.ndim == 3:
         return _label_table(title, counts.tolist())

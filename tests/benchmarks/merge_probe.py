@@ -35,8 +35,8 @@ from common.model.ha_fedformer import (
     join_arrays,
     set_standardisation,
     split_arrays,
+    task_loss,
 )
-from common.model.losses import task_loss
 from common.seeding import derive_seed
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.roster.registry import Member, Registry

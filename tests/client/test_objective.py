@@ -9,7 +9,7 @@ from torch import Tensor
 
 from client.objective import MAX_WEIGHT, Objective, local_objective
 from common.model.calibration import label_sums
-from common.model.losses import task_loss
+from common.model.ha_fedformer import task_loss
 from common.task import Task
 
 CLASSES = 3

@@ -1,5 +1,6 @@
-"""Metrics against scikit-learn, SciPy and loops."""
+"""Metrics, confusions and calibration tables against scikit-learn, SciPy and loops."""
 
+import json
 from functools import partial
 
 import numpy as np
@@ -18,11 +19,14 @@ from common.metrics import (
     compute_metrics,
     correlation,
     coverage_metrics,
+    diagnostics,
+    reliability_table,
 )
 from common.task import Task
 
 CLOSE = 1e-6
 f1 = partial(sklearn.metrics.f1_score, average="weighted")
+confusion = sklearn.metrics.confusion_matrix
 
 
 def python_rounded(values: np.ndarray, limit: int) -> list[int]:
@@ -70,6 +74,10 @@ def test_regression_equals_the_libraries(drawn: tuple[np.ndarray, np.ndarray]) -
     found = compute_metrics(Task.regression, truth, predicted)
     assert found == pytest.approx(expected, abs=CLOSE)
     assert {type(value) for value in found.values()} == {float}
+    # Without deviations there is no calibration.
+    counts = confusion(*(python_rounded(each, 3) for each in drawn), labels=range(-3, 4)).tolist()
+    expected_counts = {"classes": [-3, -2, -1, 0, 1, 2, 3], "counts": counts}
+    assert diagnostics(Task.regression, truth, predicted) == {"confusion": expected_counts}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -94,14 +102,6 @@ def test_the_ends_of_an_interval_are_inside(name: str, level: float) -> None:
     for factor, share in ((1, 1.0), (1 + 2e-9, 0.0)):
         ends = np.array([end, -end]) * factor
         assert coverage_metrics(ends, np.zeros(2), np.ones(2))[name] == share
-
-
-def test_coverage_is_added_where_there_are_deviations() -> None:
-    truth, predicted = np.array([0.0, 1.0, 2.0]), np.array([0.1, 0.7, 2.5])
-    plain, std = compute_metrics(Task.regression, truth, predicted), np.full(3, 0.5, np.float32)
-    found = compute_metrics(Task.regression, truth, predicted, std)
-    assert found == plain | coverage_metrics(truth, predicted, std)
-    assert list(found)[-2:] == ["coverage_50", "coverage_90"]
 
 
 @pytest.mark.parametrize("shape", [(3, 1), (1,), ()])
@@ -144,6 +144,12 @@ def test_classes_equal_scikit_learn(
     }
     found = compute_metrics(Task.classification, truth, probabilities)
     assert found == pytest.approx(expected, abs=CLOSE)
+    tables = diagnostics(Task.classification, truth, probabilities)
+    counts = confusion(truth, chosen, labels=range(classes)).tolist()
+    assert tables["confusion"] == {"classes": list(range(classes)), "counts": counts}
+    assert tables["calibration"] == reliability_table(
+        probabilities.max(axis=1).astype(float), truth == chosen
+    )
 
 
 def test_a_class_of_probability_zero_costs_much_but_not_infinitely_much() -> None:
@@ -168,31 +174,11 @@ def test_labels_equal_scikit_learn(columns: int, items: int, seed: int) -> None:
         expected[name] = np.mean([expected[f"{name}_{k}"] for k in range(columns)])
     found = compute_metrics(Task.multilabel, truth, probabilities)
     assert found == pytest.approx(expected, abs=CLOSE)
-
-
-@pytest.mark.parametrize(
-    ("value", "probabilities", "expected"),
-    [
-        (0.0, [0.1, 0.9, 0.2, 0.3], 3 / 4),
-        (1.0, [0.9, 0.1, 0.7, 0.2], 2 / 4),
-        (0.0, [0.1, 0.2, 0.2, 0.3], 1.0),
-        (1.0, [0.9, 0.7, 0.7, 0.6], 1.0),
-    ],
-)
-def test_a_label_of_one_value_is_judged_by_its_one_recall(
-    value: float, probabilities: list[float], expected: float
-) -> None:
-    truth = np.full((4, 1), value, dtype=np.float32)
-    found = compute_metrics(Task.multilabel, truth, np.array(probabilities)[:, None])
-    assert found["weighted_accuracy"] == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_no_items_raise(task: Task) -> None:
-    truth = np.zeros((0, 2)) if task is Task.multilabel else np.zeros(0)
-    predicted = np.zeros(0) if task is Task.regression else np.zeros((0, 2))
-    with pytest.raises(ValueError, match="no items"):
-        compute_metrics(task, truth, predicted)
+    pairs = zip(truth.T, probabilities.T >= 0.5, strict=True)
+    counts = [confusion(*pair, labels=[0, 1]).tolist() for pair in pairs]
+    tables = diagnostics(Task.multilabel, truth, probabilities)
+    assert tables["confusion"] == {"classes": [0, 1], "counts": counts}
+    assert tables["calibration"] == reliability_table(probabilities.ravel(), truth.ravel() > 0)
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -209,3 +195,64 @@ def test_the_headline_is_among_the_metrics_and_better_for_better_predictions(tas
     }[task]
     better, worse = (compute_metrics(task, truth, each)[HEADLINE[task]] for each in (good, bad))
     assert better > worse
+
+
+def test_coverage_is_that_of_scipys_intervals() -> None:
+    rng = np.random.default_rng(1)
+    truth, predicted = rng.normal(size=(2, 300))
+    std = rng.uniform(0.5, 2, 300)
+    table = diagnostics(Task.regression, truth, predicted, std)["calibration"]
+    assert table["nominal"] == pytest.approx(np.arange(1, 10) / 10)
+    for level, observed, width in zip(*table.values(), strict=True):
+        low, high = scipy.stats.norm.interval(level, predicted, std)
+        assert observed == pytest.approx(np.mean((low <= truth) & (truth <= high)))
+        assert width == pytest.approx(np.mean(high - low))
+    plain = compute_metrics(Task.regression, truth, predicted)
+    added = {"coverage_50": table["observed"][4], "coverage_90": table["observed"][8]}
+    assert compute_metrics(Task.regression, truth, predicted, std) == plain | added
+
+
+def test_reliability_is_that_of_scikit_learn() -> None:
+    rng = np.random.default_rng(0)
+    probabilities = rng.uniform(size=400)
+    outcomes = rng.uniform(size=400) < probabilities**2
+    frequency, mean = sklearn.calibration.calibration_curve(outcomes, probabilities, n_bins=10)
+    table = reliability_table(probabilities, outcomes)
+    assert table["frequency"] == pytest.approx(frequency)
+    assert table["probability"] == pytest.approx(mean)
+    assert sum(table["count"]) == 400
+
+
+def test_bins_by_hand() -> None:
+    table = reliability_table(np.array([0.0, 0.1, 0.11, 0.95, 1.0]), np.array([1, 0, 1, 1, 0]))
+    assert table["upper"] == pytest.approx(np.arange(1, 11) / 10)
+    assert table["count"] == [2, 1, 0, 0, 0, 0, 0, 0, 0, 2]
+    assert table["frequency"] == [0.5, 1.0, *[None] * 7, 0.5]
+    assert table["probability"] == [0.05, 0.11, *[None] * 7, 0.975]
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_tables_are_json(task: Task) -> None:
+    rows = np.eye(3, dtype=np.float32)
+    given = {
+        Task.regression: (np.arange(3), np.arange(3, dtype=np.float32), np.ones(3, np.float32)),
+        Task.classification: (np.arange(3), rows),
+        Task.multilabel: (rows, rows),
+    }
+    found = diagnostics(task, *given[task])
+    assert list(found) == ["confusion", "calibration"]
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+
+
+@pytest.mark.parametrize("measure", [compute_metrics, diagnostics])
+@pytest.mark.parametrize("task", list(Task))
+def test_no_items_raise(measure: object, task: Task) -> None:
+    truth = np.zeros((0, 2)) if task is Task.multilabel else np.zeros(0)
+    predicted = np.zeros(0) if task is Task.regression else np.zeros((0, 2))
+    with pytest.raises(ValueError, match="no items"):
+        measure(task, truth, predicted)
+
+
+def test_a_prediction_that_is_no_number_is_not_tabulated() -> None:
+    with pytest.raises(ValueError, match="a prediction is no number"):
+        diagnostics(Task.regression, np.zeros(2), np.array([0.0, np.nan]))

@@ -1,10 +1,15 @@
-"""Messages survive the wire, Flower's own included; what does not follow the protocol is named."""
+"""Messages survive the wire, Flower's own included; what does not follow the protocol is named.
 
+Posteriors are read once by the library, then by the places that a known header gives.
+"""
+
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from flwr.common.serde import recorddict_from_proto, recorddict_to_proto
@@ -20,7 +25,7 @@ from common import wire
 from common.clients import ClientKey
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
-from common.posterior import Form, Gaussian
+from common.posterior import Form, Gaussian, Posterior, precision_shape
 from common.protocol import (
     VERSION,
     decode_description,
@@ -31,12 +36,14 @@ from common.protocol import (
     encode_query,
     encode_uplink,
     payload_bytes,
+    tensor_bytes,
 )
 from common.task import Task
-from common.wire import ProtocolError
+from common.wire import ProtocolError, read_posteriors
 
 KEY = ClientKey("audio", 3)
 DOUBLES = torch.ones(4, dtype=torch.float64)
+DECODER = {"head.bias": Gaussian(torch.ones(1))}
 
 
 def symmetric(size: int, seed: int = 0) -> Tensor:
@@ -51,25 +58,26 @@ def downlink() -> Downlink:
     return Downlink(KEY, 7, encoder, {"head.bias": torch.randn(1)}, prior, 1 / 3, shares)
 
 
-def uplink() -> Uplink:
-    encoder = {
-        "embed.weight": Gaussian(torch.randn(3, 2, 2), symmetric(4), Form.row),
-        "layers.0.norm.bias": Gaussian(torch.randn(3), torch.rand(3), Form.diagonal),
-        "norm.weight": Gaussian(torch.randn(3)),
-    }
+def uplink_of(encoder: dict[str, Gaussian], decoder: dict[str, Gaussian] | None = None) -> Uplink:
     calibration_sums = torch.tensor([3, 0.1, 1 / 3, 1e-17, -2, 5e8], dtype=torch.float64)
     label_agreement = torch.tensor([1e-300, -1 / 3], dtype=torch.float64)
-    decoder = {
-        "head.weight": Gaussian(torch.randn(1, 3), symmetric(3), Form.row),
-        "head.bias": Gaussian(torch.randn(1)),
-    }
-    return Uplink(KEY, 7, encoder, decoder, 41, 0.123456789, calibration_sums, label_agreement, 12)
+    posteriors = (Posterior.of(encoder), Posterior.of(decoder or DECODER))
+    return Uplink(KEY, 7, *posteriors, 41, 0.123456789, calibration_sums, label_agreement, 12)
 
 
-def uplink_of(gaussian: Gaussian) -> Uplink:
-    """Return one of a single tensor."""
-    none = (torch.zeros(6), torch.zeros(2))
-    return Uplink(KEY, 1, {"layers.0.a:b": gaussian}, {}, 1, 0.0, *none, 1)
+def uplink() -> Uplink:
+    return uplink_of(
+        {
+            "embed.weight": Gaussian(torch.randn(3, 2, 2), symmetric(4), Form.row),
+            "layers.0.norm.bias": Gaussian(torch.randn(3), torch.rand(3), Form.diagonal),
+            "norm.weight": Gaussian(torch.randn(3)),
+            "scalar": Gaussian(torch.randn(())),
+        },
+        {
+            "head.weight": Gaussian(torch.randn(1, 3), symmetric(3), Form.row),
+            "head.bias": Gaussian(torch.randn(1)),
+        },
+    )
 
 
 def description() -> NodeDescription:
@@ -107,12 +115,20 @@ def through_objects(content: RecordDict) -> RecordDict:
     return inflated
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept() -> None:
+    wire._places.cache_clear()
+    wire._triangle.cache_clear()
+
+
 @pytest.mark.parametrize("wire", [lambda content: content, through_protobuf, through_objects])
 def test_messages_survive(wire: Callable[[RecordDict], RecordDict]) -> None:
     sent = downlink()
     assert_same(decode_downlink(wire(encode_downlink(sent))), sent)
-    sent = uplink()
-    assert_same(decode_uplink(wire(encode_uplink(sent))), sent)
+    for sent in (uplink(), uplink()):  # the second is read by the places of the first
+        found = decode_uplink(wire(encode_uplink(sent)))
+        assert_same(found, sent)
+        found.encoder.mean.add_(1)  # a tensor of its own, which may be written to
     mistake = NodeDescription((), "data=x.npz: no such file")
     for sent in (description(), NodeDescription(()), mistake):
         assert_same(decode_description(wire(encode_description(sent))), sent)
@@ -142,7 +158,7 @@ def test_every_form_of_precision_survives(
     if form is not Form.identity:
         square = symmetric(mean[0].numel(), seed)
         precision = (torch.rand(shape) if form is Form.diagonal else square).to(dtype)
-    sent = uplink_of(Gaussian(mean, precision, form))
+    sent = uplink_of({"layers.0.a:b": Gaussian(mean, precision, form)})
     found = decode_uplink(through_protobuf(encode_uplink(sent))).encoder
     assert_same(found, sent.encoder)
     if form is Form.row:
@@ -153,11 +169,19 @@ def test_every_form_of_precision_survives(
 def test_wide_precisions_leave_nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else a client could fill the server's with them: it chooses the width."""
     monkeypatch.setattr(wire, "_WIDEST_KEPT", 5)
-    wire._triangle.cache_clear()
     for size in (4, 5, 6, 7):
-        sent = uplink_of(Gaussian(torch.zeros(2, size), symmetric(size), Form.row))
+        sent = uplink_of({"w": Gaussian(torch.zeros(2, size), symmetric(size), Form.row)})
         assert_same(decode_uplink(encode_uplink(sent)).encoder, sent.encoder)
     assert wire._triangle.cache_info().currsize == 2
+
+
+def test_long_headers_are_not_kept() -> None:
+    """Else a client could fill the server's memory with them, a new one each round."""
+    long = {f"{'w' * 200}{number}": Gaussian(torch.zeros(1)) for number in range(400)}
+    for encoder, kept in ((long, 0), (long, 0), (DECODER, 1), (DECODER, 1)):
+        sent = uplink_of(encoder)
+        assert_same(decode_uplink(encode_uplink(sent)).encoder, sent.encoder)
+        assert wire._places.cache_info().currsize == kept
 
 
 def test_all_tensors_travel_as_one_array() -> None:
@@ -167,11 +191,12 @@ def test_all_tensors_travel_as_one_array() -> None:
 
 
 def test_payload_is_the_bytes_of_the_tensors_and_of_their_names() -> None:
-    content = encode_uplink(uplink_of(Gaussian(torch.zeros(2, 5), symmetric(5), Form.row)))
-    data = content.array_records["tensors"]["tensors"].data
+    gaussian = Gaussian(torch.zeros(2, 5), symmetric(5), Form.row)
+    content = encode_uplink(uplink_of({"w": gaussian}))
+    data = tensor_bytes(content)
     header = int.from_bytes(data[:8], "little")
-    # The means, and one triangle of the precision.
-    assert payload_bytes(content) == len(data) == 8 + header + 4 * (2 * 5 + 5 * 6 // 2)
+    # The means, one triangle of the precision, and the decoder.
+    assert payload_bytes(content) == len(data) == 8 + header + 4 * (2 * 5 + 5 * 6 // 2 + 1)
     assert payload_bytes(encode_query()) == 0
 
 
@@ -340,3 +365,53 @@ def test_moments_that_are_none_are_refused_and_named(tensors: dict[str, Tensor])
     put_tensors(content, kept | odd)
     with pytest.raises(ProtocolError, match="moments-1"):
         decode_description(content)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.int32, torch.complex64])
+def test_means_of_another_type_are_refused_and_named(dtype: torch.dtype) -> None:
+    tensors = {"encoder/a": torch.zeros(2).to(dtype), "decoder/d": torch.zeros(1)}
+    with pytest.raises(ProtocolError, match=rf"encoder array 'a' is {dtype} \(2,\), expected"):
+        read_posteriors(safetensors.torch.save(tensors))
+
+
+def test_a_known_header_on_other_bytes_is_refused() -> None:
+    data = tensor_bytes(encode_uplink(uplink()))
+    read_posteriors(data)
+    for other in (data[:-4], data + bytes(4)):
+        with pytest.raises(ProtocolError, match="the tensors cannot be read"):
+            read_posteriors(other)
+
+
+def test_empty_arrays_are_read() -> None:
+    sent = tensor_bytes(encode_uplink(uplink_of({"w": Gaussian(torch.zeros(0))})))
+    for _ in range(2):
+        assert read_posteriors(sent)[0]["w"].mean.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    "order", [("encoder/a", "decoder/d", "encoder/b"), ("encoder/b", "encoder/a", "decoder/d")]
+)
+def test_arrays_in_another_order_are_refused(order: tuple[str, ...]) -> None:
+    entries = {
+        name: {"dtype": "F32", "shape": [1], "data_offsets": [4 * at, 4 * at + 4]}
+        for at, name in enumerate(order)
+    }
+    with pytest.raises(ProtocolError, match="encoder's arrays do not lie in the order"):
+        read_posteriors(file_of(json.dumps(entries).encode(), bytes(12)))
+
+
+@pytest.mark.parametrize(
+    ("form", "precisions"),
+    [
+        (Form.identity, [(4, 3), ()]),
+        (Form.diagonal, [None, (1,), (3,), (4, 1), (3, 3)]),
+        (Form.row, [None, (4, 3), (4, 4), (6,)]),
+    ],
+)
+def test_a_precision_of_another_shape_is_refused_and_named(form: Form, precisions: list) -> None:
+    expected = str(precision_shape(torch.zeros(4, 3), form))
+    for precision in precisions:
+        tensor = None if precision is None else torch.ones(precision)
+        with pytest.raises(ValueError, match=form) as raised:
+            Gaussian(torch.zeros(4, 3), tensor, form)
+        assert str(precision) in str(raised.value) and expected in str(raised.value)

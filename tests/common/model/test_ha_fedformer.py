@@ -1,5 +1,6 @@
-"""How the model is built, taken apart and put together, whatever its modalities."""
+"""The model: built, taken apart and put together whatever its modalities; decoder and losses."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -7,15 +8,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor, nn
 from wire import assert_same
 
 from common.config import ModelConfig
 from common.data.batching import Padded
 from common.data.dataset import Sequences
 from common.data.moments import FeatureMoments
-from common.model.decoder import Decoder
 from common.model.encoder import Encoder
 from common.model.ha_fedformer import (
+    Decoder,
     HAFedformer,
     ModelArrays,
     ModelSpec,
@@ -23,6 +25,7 @@ from common.model.ha_fedformer import (
     join_arrays,
     set_standardisation,
     split_arrays,
+    task_loss,
     trained_names,
 )
 from common.task import Task
@@ -112,14 +115,6 @@ def test_a_name_that_belongs_nowhere_raises(name: str) -> None:
         split_arrays({"decoder.head.weight": torch.zeros(1), name: torch.zeros(1)})
 
 
-def test_encoders_have_equal_names_and_of_equal_width_equal_shapes() -> None:
-    encoders = split_arrays(model().state_dict()).encoders
-    names = [list(arrays) for arrays in encoders.values()]
-    assert names[0] == names[1] == names[2]
-    shapes = {name: {key: array.shape for key, array in encoders[name].items()} for name in WIDTHS}
-    assert shapes["language"] == shapes["vision"] != shapes["audio"]
-
-
 def test_only_the_statistics_are_not_trained() -> None:
     built = model()
     buffers = set(built.state_dict()) - set(trained_names(built))
@@ -172,3 +167,84 @@ def test_a_tabular_modality_has_statistics_for_each_step() -> None:
     deviation = items.std(axis=0)
     deviation[1, 0] = 1.0
     np.testing.assert_allclose(found, (items - items.mean(axis=0)) / deviation, atol=1e-4)
+
+
+# The decoder against an LSTM that is run on each item by itself ----------------------------------
+
+LENGTHS = torch.tensor([3, 1, 6, 4])
+
+
+def decoder() -> Decoder:
+    built = Decoder(3, ModelConfig(width=8, heads=2, decoder_layers=3))
+    source = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in built.parameters():
+            parameter.normal_(0.0, 0.5, generator=source)
+    return built.eval()
+
+
+def encodings(steps: int) -> Tensor:
+    return torch.randn(4, steps, 8, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_last_step_is_decoded_from_the_state_of_a_packed_sequence() -> None:
+    built, padded = decoder(), encodings(6)
+    packed = nn.utils.rnn.pack_padded_sequence(
+        padded, LENGTHS, batch_first=True, enforce_sorted=False
+    )
+    last = built.lstm(packed)[1][0][-1]
+    hidden = (last @ built.expand.weight.T + built.expand.bias).clamp(min=0)
+    residual = last + hidden @ built.contract.weight.T + built.contract.bias
+    expected = residual @ built.head.weight.T + built.head.bias
+    torch.testing.assert_close(built(padded, LENGTHS), expected, atol=1e-5, rtol=1e-5)
+    zero = torch.zeros(4, dtype=torch.int64)  # reads the first step
+    assert torch.equal(built(padded, zero), built(padded, zero + 1))
+
+
+@pytest.mark.parametrize("garbage", [1e6, math.nan, math.inf])
+def test_padding_reaches_neither_decoded_outputs_nor_gradients(garbage: float) -> None:
+    built, padded = decoder(), encodings(9).requires_grad_()
+    clean, real = built(padded, LENGTHS), torch.arange(9) < LENGTHS[:, None]
+    clean.sum().backward()
+    assert (padded.grad[~real] == 0).all()
+    assert (padded.grad[real].abs().sum(dim=1) > 0).all()
+    soiled = padded.detach().masked_fill(~real[:, :, None], garbage)
+    torch.testing.assert_close(built(soiled, LENGTHS), clean, atol=1e-6, rtol=0)
+
+
+# Losses and their gradients by hand --------------------------------------------------------------
+
+LOGITS = np.array([[1.0, 2.0, -1.0], [0.0, 0.5, 3.0]])
+SOFTMAX = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+SIGMOID = 1 / (1 + np.exp(-LOGITS))
+ONE_HOT = np.eye(3)[[1, 0]]
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "labels", "loss", "gradient"),
+    [
+        (Task.regression, LOGITS[:, :1], [2.0, -2.5], (1.0 + 2.5) / 2, [[-0.5], [0.5]]),
+        (
+            Task.classification,
+            LOGITS,
+            [1, 0],
+            -np.log(SOFTMAX[[0, 1], [1, 0]]).mean(),
+            (SOFTMAX - ONE_HOT) / 2,
+        ),
+        (
+            Task.multilabel,
+            LOGITS,
+            ONE_HOT,
+            -(ONE_HOT * np.log(SIGMOID) + (1 - ONE_HOT) * np.log(1 - SIGMOID)).mean(),
+            (SIGMOID - ONE_HOT) / 6,
+        ),
+    ],
+)
+def test_a_loss_is_the_mean_of_its_task(
+    task: Task, outputs: np.ndarray, labels: list, loss: float, gradient: np.ndarray
+) -> None:
+    given = torch.tensor(outputs, requires_grad=True)
+    found = task_loss(given, torch.as_tensor(labels), task)
+    found.backward()
+    assert found.item() == pytest.approx(loss)
+    np.testing.assert_allclose(given.grad, gradient, rtol=1e-6)

@@ -45,9 +45,9 @@ class Flat(Structure):
     def form(self, mean):
         return Form.diagonal
 
-    def fit(self, samples, shrinkage, scale, received=None, moments=None):
+    def fit(self, samples, config, start, moments):
         mean = samples.mean(dim=0)
-        return Gaussian(mean, torch.full_like(mean, 1 / shrinkage), Form.diagonal)
+        return Gaussian(mean, torch.full_like(mean, 1 / config.shrinkage), Form.diagonal)
 
 
 STRUCTURES["flat"] = Flat()

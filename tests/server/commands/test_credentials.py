@@ -467,7 +467,7 @@ def test_authority_that_was_lost_is_copied_back_rather_than_made_anew(ready: Pat
         ("hosts=[10.0.0.300]", "hosts: '10.0.0.300' is neither a DNS name nor an IP"),
         (f"hosts=[{'a' * 64}]", f"hosts: '{'a' * 64}' is neither"),
         ("hosts=[0.0.0.0]", "hosts: 0.0.0.0 is not an address by which a site"),
-        ("hosts=[a] clients.audio=0", "clients.audio=0: expected a number from 1"),
+        ("hosts=[a] clients.audio=0", "clients.audio=0: expected a number of at least 1"),
         ("hosts=[a] clients.default=2", "modality 'default': expected letters"),
         ("hosts=[a] out=file", "out=file is a file; expected a folder"),
         ("hosts=[a] out=file/here", "file/here"),

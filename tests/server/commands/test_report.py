@@ -132,7 +132,7 @@ def test_help(command: Run, tmp_path: Path) -> None:
         (["rums=x"], "there is no setting 'rums'; did you mean runs?"),
         (["+seed=1"], "there is no setting 'seed'"),
         (["runs=.", "overwrite=perhaps"], "overwrite=perhaps: "),
-        (["runs=.", "details=-1"], "details=-1: expected a number of runs, 0 or more"),
+        (["runs=.", "details=-1"], "details=-1: expected a number of at least 0"),
     ],
 )
 def test_a_mistake_is_one_line(
