@@ -8,7 +8,7 @@
 Notation: N items, T steps, D feature width, K classes or labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from common.data.batching import pad_all
-from common.data.dataset import Sequences
+from common.data.dataset import MultimodalDataset, Sequences
+from common.data.federation import count_outputs
 from common.errors import UserError
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
@@ -90,12 +91,6 @@ class Predictor:
         return self.model.spec.outputs
 
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """What classes or labels are called; nothing where the data did not say."""
-        names = self.model.spec.label_names
-        return names if len(set(names)) == self.outputs else ()
-
-    @property
     def features(self) -> dict[str, tuple[int, ...]]:
         """Modality, in order, to (D,), or to (steps, D) where each step is another quantity."""
         return {name: tuple(shape) for name, shape in self.model.spec.features.items()}
@@ -119,9 +114,16 @@ class Predictor:
 
         Sequences have length 0 where an item lacks the modality.
         """
+        counts = {name: len(sequences) for name, sequences in items.items()}
+        if not counts:
+            raise UserError(f"no modality is given; the model takes {', '.join(self.features)}")
         for name, sequences in items.items():
             self.check(name, sequences)
-        self._check_counts({name: len(sequences) for name, sequences in items.items()})
+        if len(set(counts.values())) > 1:
+            listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
+            raise UserError(
+                f"items differ in number: {listed}; put None where one lacks a modality"
+            )
         cut = {
             name: items[name].last_steps(self.max_seq_len)
             for name in self.features
@@ -132,14 +134,42 @@ class Predictor:
             self._fill(result, cut, np.arange(start, min(start + batch_size, len(result))))
         return result
 
-    def check(self, name: str, sequences: Sequences) -> None:
+    def names(self, given: Sequence[str] = (), of_data: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return what classes or labels are called: as given, by the model, or else by the data.
+
+        Nothing if none of them names each output. Raises `UserError` if those given do not.
+        """
+        if given and self.task is Task.regression:
+            raise UserError(f"labels={given}: the model predicts numbers, which have no names")
+        if given and not self.outputs == len(given) == len(set(given)):
+            raise UserError(
+                f"labels={given}: expected {self.outputs} different names, one for each output"
+            )
+        for names in (given, self.model.spec.label_names, of_data):
+            if len(set(names)) == self.outputs:
+                return tuple(names)
+        return ()
+
+    def check(self, name: str, sequences: Sequences, where: str = "") -> None:
         """Raise `UserError` for a modality that is unknown, or does not fit the model."""
         *steps, width = self._shape(name)
         if sequences.width != width:
-            raise UserError(f"{name} is {sequences.width} wide; the model takes {width}")
+            raise UserError(f"{where}{name} is {sequences.width} wide; the model takes {width}")
         longest = int(sequences.lengths.max(initial=0))
         if steps and min(longest, self.max_seq_len or longest) > steps[0]:
-            raise UserError(f"{name} has {longest} steps; the model takes {steps[0]} at most")
+            raise UserError(
+                f"{where}{name} has {longest} steps; the model takes {steps[0]} at most"
+            )
+
+    def check_items(self, what: str, task: Task, items: MultimodalDataset) -> None:
+        """Raise `UserError` for labelled items, called `what`, that do not fit the model."""
+        if task is not self.task:
+            raise UserError(f"{what} has labels for {task}, and the model is for {self.task}")
+        outputs = count_outputs(task, items.labels)
+        if outputs > self.outputs or (task is Task.multilabel and outputs != self.outputs):
+            raise UserError(f"{what} has {outputs} classes or labels, and the model {self.outputs}")
+        for name, sequences in items.sequences.items():
+            self.check(name, sequences, f"{what}: ")
 
     def _shape(self, name: str) -> tuple[int, ...]:
         if name not in self.features:
@@ -147,15 +177,6 @@ class Predictor:
                 f"there is no modality {name!r}; the model takes {', '.join(self.features)}"
             )
         return self.features[name]
-
-    def _check_counts(self, counts: Mapping[str, int]) -> None:
-        if not counts:
-            raise UserError(f"no modality is given; the model takes {', '.join(self.features)}")
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
-            raise UserError(
-                f"items differ in number: {listed}; put None where one lacks a modality"
-            )
 
     def _unknown(self, count: int, names: list[str]) -> Predictions:
         """Return the predictions of items that have no modality, to be filled in."""

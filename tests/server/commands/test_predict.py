@@ -26,7 +26,7 @@ COMMAND = "utmp-predict"
 LOADS = """
 import torch
 torch.set_num_threads(1)
-import server.prediction.files, server.prediction.console, common.data.formats.table
+import server.prediction.files, common.data.formats.table
 from server.commands.predict import main
 """
 

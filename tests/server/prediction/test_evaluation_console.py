@@ -9,8 +9,7 @@ from rich.console import Console
 
 from common.task import Task
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
-from server.prediction.console import show_evaluation
-from server.prediction.evaluation import Evaluation
+from server.prediction.evaluation import Evaluation, show_evaluation
 from server.terminal import Terminal
 
 COUNT = 12

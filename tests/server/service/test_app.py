@@ -16,7 +16,8 @@ from service_models import Served, item, small_predictor
 
 from common.task import Task
 from server.prediction.predictor import Predictions, Predictor
-from server.service.examples import Example, Examples
+from server.service.answers import ExampleAnswer
+from server.service.examples import Examples
 
 
 def ask(client: httpx.Client, *items: Any, **others: Any) -> httpx.Response:
@@ -185,7 +186,7 @@ def test_a_client_that_disconnects_harms_nobody(client: httpx.Client) -> None:
 
 
 def test_a_body_that_takes_too_long(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("server.service.bodies.SECONDS", 0.2)
+    monkeypatch.setattr("server.service.requests.SECONDS", 0.2)
     with served() as client, connect(client, length=100) as connection:
         connection.sendall(b"{")
         answer = b""
@@ -336,7 +337,9 @@ def test_the_model(client: httpx.Client, predictor: Predictor) -> None:
 
 
 def test_examples(served: Served) -> None:
-    examples = Examples((Example("a", 1.5, item(1)), Example("b", -2.0, item(2, "audio"))))
+    first = ExampleAnswer(label=1.5, item={"id": "a", **item(1)})
+    second = ExampleAnswer(label=-2.0, item={"id": "b", **item(2, "audio")})
+    examples = Examples((first, second))
     with served(examples=examples) as client:
         assert client.get("/examples").json() == [
             {"id": "a", "label": 1.5, "modalities": ["language", "audio", "table"]},
