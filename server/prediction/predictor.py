@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from common.data.batching import pad_all
 from common.data.dataset import MultimodalDataset, Sequences
@@ -114,22 +113,19 @@ class Predictor:
 
         Sequences have length 0 where an item lacks the modality.
         """
-        counts = {name: len(sequences) for name, sequences in items.items()}
-        if not counts:
+        if not items:
             raise UserError(f"no modality is given; the model takes {', '.join(self.features)}")
         for name, sequences in items.items():
             self.check(name, sequences)
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
+        count, *others = {len(sequences) for sequences in items.values()}
+        if others:
+            listed = ", ".join(f"{len(given)} of {name}" for name, given in items.items())
             raise UserError(
                 f"items differ in number: {listed}; put None where one lacks a modality"
             )
-        cut = {
-            name: items[name].last_steps(self.max_seq_len)
-            for name in self.features
-            if name in items
-        }
-        result = self._unknown(len(next(iter(cut.values()))), list(cut))
+        names = [name for name in self.features if name in items]
+        cut = {name: items[name].last_steps(self.max_seq_len) for name in names}
+        result = self._unknown(count, names)
         for start in range(0, len(result), batch_size):
             self._fill(result, cut, np.arange(start, min(start + batch_size, len(result))))
         return result
@@ -146,7 +142,7 @@ class Predictor:
                 f"labels={given}: expected {self.outputs} different names, one for each output"
             )
         for names in (given, self.model.spec.label_names, of_data):
-            if len(set(names)) == self.outputs:
+            if len(names) == len(set(names)) == self.outputs:
                 return tuple(names)
         return ()
 
@@ -198,7 +194,7 @@ class Predictor:
         self, result: Predictions, items: Mapping[str, Sequences], index: NDArray[np.int64]
     ) -> None:
         """Predict the items of an index, from the modalities that any of them has."""
-        present = {name: sequences.lengths[index] > 0 for name, sequences in items.items()}
+        present = {name: sequences.present[index] for name, sequences in items.items()}
         names = [name for name, there in present.items() if there.any()]
         if not names:
             return
@@ -207,21 +203,16 @@ class Predictor:
         inputs = {name: pad_all(items[name].select(rows)).to(device) for name in names}
         encoded = encode(self.model, inputs)
         together = predict_encoded(self.model, self.fusion, encoded, names)
-        result.values[rows] = _numpy(together.values)
+        result.values[rows] = together.values.float().cpu().numpy()
         if result.std is not None and together.std is not None:
-            result.std[rows] = _numpy(together.std)
+            result.std[rows] = together.std.float().cpu().numpy()
         having = encoded.present(names)
         shares = torch.tensor([self.fusion.weights[name] for name in names])[:, None]
         shares = shares * having.cpu()
         for name, there, weights in zip(names, having, shares / shares.sum(dim=0), strict=True):
             own = predict_encoded(self.model, self.fusion, encoded.select(there), [name])
-            result.alone[name][rows[there.cpu().numpy()]] = _numpy(own.values)
-            result.weights[name][rows] = _numpy(weights)
-
-
-def _numpy(values: Tensor) -> Floats:
-    numbers: Floats = values.float().cpu().numpy()
-    return numbers
+            result.alone[name][rows[there.cpu().numpy()]] = own.values.float().cpu().numpy()
+            result.weights[name][rows] = weights.numpy()
 
 
 def model_path(path: str | Path) -> Path:

@@ -121,9 +121,7 @@ def _guard(token: str) -> Callable[..., Awaitable[None]]:
     """Return a check that a request carries the token."""
     scheme = HTTPBearer(auto_error=False, description="The token of the service.")
 
-    async def check(
-        given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)],
-    ) -> None:
+    async def check(given: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)]) -> None:
         # The duration does not depend on where the two differ.
         if given is None or not hmac.compare_digest(given.credentials.encode(), token.encode()):
             message = "the token is missing or wrong; send Authorization: Bearer TOKEN"

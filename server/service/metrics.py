@@ -7,16 +7,8 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+import prometheus_client as prometheus
 from fastapi import Response
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
@@ -30,11 +22,11 @@ class Metrics:
     """
 
     def __init__(self, waiting: Callable[[], int]) -> None:
-        own = self._registry = CollectorRegistry()
-        counter = partial(Counter, registry=own)
-        histogram = partial(Histogram, buckets=_SECONDS, registry=own)
-        ProcessCollector(registry=own)
-        PlatformCollector(registry=own)
+        own = self._registry = prometheus.CollectorRegistry()
+        counter = partial(prometheus.Counter, registry=own)
+        histogram = partial(prometheus.Histogram, buckets=_SECONDS, registry=own)
+        prometheus.ProcessCollector(registry=own)
+        prometheus.PlatformCollector(registry=own)
         self._requests = counter(
             "utmp_requests", "Requests that were answered.", ["route", "status"]
         )
@@ -45,7 +37,7 @@ class Metrics:
         self._model = histogram("utmp_batch_seconds", "Seconds in the model, for each batch.")
         self._items = counter("utmp_items", "Items that were predicted.")
         about = "Items that are not answered yet."
-        Gauge("utmp_waiting_items", about, registry=own).set_function(waiting)
+        prometheus.Gauge("utmp_waiting_items", about, registry=own).set_function(waiting)
 
     def predicted(self, items: int, seconds: float) -> None:
         """Count a batch."""
@@ -56,7 +48,7 @@ class Metrics:
     async def counts(self) -> Response:
         """Give the metrics, in the text format of Prometheus."""
         kind = "text/plain; version=0.0.4; charset=utf-8"
-        return Response(generate_latest(self._registry), headers={"Content-Type": kind})
+        return Response(prometheus.generate_latest(self._registry), headers={"Content-Type": kind})
 
     def counting(self, app: ASGIApp) -> ASGIApp:
         """Wrap an application to count every request, also unknown routes and failures."""

@@ -20,14 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, Required
 import numpy as np
 from fastapi import HTTPException, Request
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    with_config,
-)
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from common.errors import UserError
