@@ -137,6 +137,11 @@ def test_what_the_model_takes() -> None:
         unnamed = predictor_for(Task.multilabel, names=names)
         assert unnamed.names(of_data=names) == ()
         assert unnamed.names(of_data=["no", "yes"]) == ("no", "yes")
+    for labels in (["a"], ["a", "a"], ["a", "b", "c"]):
+        with pytest.raises(UserError, match=r"^labels=\[.*: expected 2 different names, one for"):
+            predictor.names(labels)
+    with pytest.raises(UserError, match=r"^labels=\['a'\]: the model predicts numbers, which have"):
+        predictor_for().names(["a"])
 
 
 def test_values_that_are_not_finite_count_as_the_mean() -> None:

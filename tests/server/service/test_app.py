@@ -71,26 +71,6 @@ def test_predictions_are_those_of_the_model(client: httpx.Client, predictor: Pre
     assert answer.json()["model"] == {name: model[name] for name in ("name", "sha256")}
 
 
-def test_predictions_do_not_depend_on_the_batch(served: Served) -> None:
-    subsets = [(), ("audio",), ("language", "table"), ("table",)]
-    given = [item(seed, *subsets[seed % 4], steps=1 + seed % 6) for seed in range(48)]
-
-    with served(max_wait_ms=50) as client, ThreadPoolExecutor(16) as callers:
-
-        def prediction(one: dict[str, Any]) -> Any:
-            return ask(client, one).json()["predictions"][0]
-
-        alone = [prediction(one) for one in given]
-        assert counted(client, "utmp_batch_items_count") == 48
-        together = list(callers.map(prediction, given))
-        assert counted(client, "utmp_batch_items_count") < 78
-        assert counted(client, "utmp_items_total") == 96
-    for one, other in zip(alone, together, strict=True):
-        assert one["prediction"] == pytest.approx(other["prediction"], abs=1e-6)
-        assert one["std"] == pytest.approx(other["std"], abs=1e-6)
-        assert list(one["modalities"]) == list(other["modalities"])
-
-
 @pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
 def test_classes_and_labels_have_their_names(served: Served, task: Task) -> None:
     with served(model=small_predictor(task), labels=["joy", "fear", "anger"]) as client:
@@ -112,9 +92,7 @@ FINE = b'{"items": [{"audio": [[1, 2]]}]}'
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [
-        (b"", JSON, 400, "the body is not JSON: "),
         (b'{"items": [{"a\\nb": 1}]}', JSON, 422, "items[0].a b: extra inputs"),
-        (b'{"items": [' + b"{}," * 9_999 + b"{}]}", JSON, 413, "more objects than 20 items need"),
         (b"0" * 200_000, JSON, 413, "the body is too large; at most 131072 bytes fit"),
         (FINE, {}, 415, "Content-Type is ''; expected application/json"),
         (FINE, {"Content-Type": "text/plain"}, 415, "Content-Type is 'text/plain'"),
@@ -356,17 +334,7 @@ def test_the_schema_lists_every_answer(client: httpx.Client) -> None:
     paths = "/health /predict /model /examples /examples/{number} /metrics"
     assert list(schema["paths"]) == paths.split()
     predict = schema["paths"]["/predict"]["post"]
-    assert list(predict["responses"]) == [
-        "200",
-        "401",
-        "400",
-        "408",
-        "413",
-        "415",
-        "422",
-        "500",
-        "503",
-    ]
+    assert " ".join(predict["responses"]) == "200 401 400 408 413 415 422 500 503"
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema)))
     assert references <= set(schema["components"]["schemas"])
     request = predict["requestBody"]["content"]["application/json"]["schema"]
