@@ -11,9 +11,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from common.config import EvaluateConfig, FusionRule, config_of_settings
+from common.config import EvaluateConfig, FusionRule
 from common.data.dataset import MultimodalDataset
-from common.data.federation import load_federation
 from common.data.formats.registry import read_source
 from common.data.item_stream import SHARD
 from common.data.manifest import MANIFEST
@@ -25,10 +24,9 @@ from common.seal import SUFFIX
 from common.task import Task
 from common.training import choose_device, use_one_thread
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
-from server.prediction.files import check_modalities, input_settings
-from server.prediction.predictor import Predictor, model_path
+from server.prediction.files import input_settings
+from server.prediction.predictor import Predictor, run_data
 from server.prediction.writers import check_place, new_file
-from server.run.folder import CONFIG, read_settings
 from server.terminal import Terminal
 
 #: Columns of what is printed into a file.
@@ -55,8 +53,8 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation:
     use_one_thread()  # as in the run, so that sums are in the same order
     device = choose_device(config.device, "device")
     predictor = Predictor.load(str(config.model), device, config.max_seq_len)
-    check_modalities("modalities", config.modalities, predictor)
-    what, task, items = _own(config) if config.dataset is None else _given(config, predictor)
+    predictor.check_names(config.modalities, "modalities: ")
+    what, task, items = _read(config, predictor)
     items = _fitting(items, task, what, config, predictor)
     model, fusion = predictor.model, predictor.fusion
     rules = {str(rule): replace(fusion, rule=rule) for rule in FusionRule if rule != "auto"}
@@ -80,19 +78,11 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
         aside.write_text(content)
 
 
-def _own(config: EvaluateConfig) -> tuple[str, Task, MultimodalDataset]:
-    """Read what the run itself was evaluated on."""
-    settings = model_path(str(config.model)).parent / CONFIG
-    if not settings.is_file():
-        raise UserError(
-            f"{settings} does not exist, so the run's own items are unknown; give dataset=…"
-        )
-    data = load_federation(config_of_settings(read_settings(settings)))
-    return f"{config.side} items of the run", data.task, getattr(data, str(config.side))
-
-
-def _given(config: EvaluateConfig, predictor: Predictor) -> tuple[str, Task, MultimodalDataset]:
-    """Read the dataset that was given."""
+def _read(config: EvaluateConfig, predictor: Predictor) -> tuple[str, Task, MultimodalDataset]:
+    """Read the dataset that was given, or else what the run itself was evaluated on."""
+    if config.dataset is None:
+        data = run_data(str(config.model), "; give dataset=…")
+        return f"{config.side} items of the run", data.task, getattr(data, str(config.side))
     paths = paths_named("dataset", config.dataset)
     if (paths[0] / MANIFEST).is_file():
         paths[0] /= f"{config.side}{SUFFIX}"

@@ -13,7 +13,6 @@ from common.config import EvaluateConfig, PredictConfig
 from common.data.dataset import Sequences, describe_shape
 from common.data.item_stream import Items, ItemStream, open_items
 from common.data.source import ReadSettings, paths_named
-from common.errors import UserError
 from common.training import choose_device
 from server.prediction.predictor import Predictor, dataset_settings, model_path
 from server.prediction.writers import Part, check_place, write_predictions
@@ -65,8 +64,8 @@ def input_settings(
     the model's.
     """
     names = tuple(dict.fromkeys(config.modalities or predictor.features))
-    check_modalities("modalities", names, predictor)
-    check_modalities("arrays", config.arrays, predictor)
+    predictor.check_names(names, "modalities: ")
+    predictor.check_names(config.arrays, "arrays: ")
     trained = dataset_settings(model_path(str(config.model)).parent)
     context = trained.get("context") or 0 if config.context is None else config.context
     return ReadSettings(
@@ -79,15 +78,6 @@ def input_settings(
         arrays=config.arrays,
         **others,
     )
-
-
-def check_modalities(setting: str, names: Iterable[str], predictor: Predictor) -> None:
-    """Raise `UserError` where a setting names a modality that is not one of the model's."""
-    for name in names:
-        if name not in predictor.features:
-            raise UserError(
-                f"{setting}: there is no {name!r}; the model takes {', '.join(predictor.features)}"
-            )
 
 
 def _complete(part: Items, names: Iterable[str], predictor: Predictor) -> dict[str, Sequences]:

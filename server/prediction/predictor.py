@@ -8,7 +8,7 @@
 Notation: N items, T steps, D feature width, K classes or labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.config import config_of_settings
 from common.data.batching import pad_all
 from common.data.dataset import MultimodalDataset, Sequences
-from common.data.federation import count_outputs
+from common.data.federation import FederatedDataset, count_outputs, load_federation
 from common.errors import UserError
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
@@ -101,10 +102,10 @@ class Predictor:
         as that feature's mean. Raises `UserError` if there is no modality, one is unknown, or the
         features do not fit the model.
         """
-        items = {
-            name: sequences_of(name, given, self._shape(name)[-1]) for name, given in inputs.items()
-        }
-        return self.predict_sequences(items)
+        self.check_names(inputs)
+        return self.predict_sequences(
+            {name: sequences_of(name, inputs[name], self.features[name][-1]) for name in inputs}
+        )
 
     def predict_sequences(
         self, items: Mapping[str, Sequences], batch_size: int = BATCH
@@ -148,7 +149,8 @@ class Predictor:
 
     def check(self, name: str, sequences: Sequences, where: str = "") -> None:
         """Raise `UserError` for a modality that is unknown, or does not fit the model."""
-        *steps, width = self._shape(name)
+        self.check_names([name], where)
+        *steps, width = self.features[name]
         if sequences.width != width:
             raise UserError(f"{where}{name} is {sequences.width} wide; the model takes {width}")
         longest = int(sequences.lengths.max(initial=0))
@@ -167,12 +169,12 @@ class Predictor:
         for name, sequences in items.sequences.items():
             self.check(name, sequences, f"{what}: ")
 
-    def _shape(self, name: str) -> tuple[int, ...]:
-        if name not in self.features:
-            raise UserError(
-                f"there is no modality {name!r}; the model takes {', '.join(self.features)}"
-            )
-        return self.features[name]
+    def check_names(self, names: Iterable[str], where: str = "") -> None:
+        """Raise `UserError` for a modality that the model does not have."""
+        for name in names:
+            if name not in self.features:
+                known = ", ".join(self.features)
+                raise UserError(f"{where}there is no modality {name!r}; the model takes {known}")
 
     def _unknown(self, count: int, names: list[str]) -> Predictions:
         """Return the predictions of items that have no modality, to be filled in."""
@@ -226,6 +228,14 @@ def model_path(path: str | Path) -> Path:
             f"interrupted one: utmp-train resume={path}"
         )
     return path / MODEL
+
+
+def run_data(model: str, otherwise: str = "") -> FederatedDataset:
+    """Load the data of a model's run; a `UserError` for a model alone ends with `otherwise`."""
+    file = model_path(model).parent / CONFIG
+    if not file.is_file():
+        raise UserError(f"{file} is missing; it says where the run's data are{otherwise}")
+    return load_federation(config_of_settings(read_settings(file)))
 
 
 def dataset_settings(folder: Path) -> dict[str, Any]:

@@ -10,14 +10,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from common.config import ServeConfig, ShardsConfig, config_of_settings
+from common.config import ServeConfig
 from common.data.dataset import LabelArray, MultimodalDataset
-from common.data.federation import load_joint, load_shard_folder
 from common.data.shards import read_shard
 from common.errors import UserError
 from common.task import Task
-from server.prediction.predictor import Predictor, model_path
-from server.run.folder import CONFIG, read_settings
+from server.prediction.predictor import Predictor, run_data
 from server.service.answers import ExampleAnswer, Label
 
 #: The largest number of examples.
@@ -43,7 +41,8 @@ def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
         return Examples()
     if config.examples == "auto":
         where = "the data of the run"
-        items, task = _of_run(str(config.model))
+        data = run_data(str(config.model))
+        items, task = data.test, data.task
     else:
         where = config.examples
         shard = read_shard(Path(config.examples))
@@ -57,18 +56,6 @@ def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
     names = names or tuple(map(str, range(predictor.outputs)))
     examples = islice(_examples(items, task, names, config.max_steps), COUNT)
     return Examples(tuple(examples), items.label_names)
-
-
-def _of_run(model: str) -> tuple[MultimodalDataset, Task]:
-    file = model_path(model).parent / CONFIG
-    if not file.is_file():
-        raise UserError(f"{file} is missing; it says where the run's data are")
-    config = config_of_settings(read_settings(file))
-    if isinstance(config.dataset, ShardsConfig):
-        folder = load_shard_folder(config.dataset, config.clients)
-        return folder.test, folder.task
-    joint = load_joint(config)
-    return joint.test, joint.task
 
 
 def _examples(

@@ -156,7 +156,7 @@ def test_arrays_elsewhere(loaded: Run, model: Path, tmp_path: Path) -> None:
     shown = loaded("model=run", "input=calls.csv", "arrays.audio=far/sound.npy").shown
     assert "2 items from audio\n" in shown
     error = loaded("model=run", "input=calls.csv", "arrays.adio=far/sound.npy", "out=b.csv").error
-    assert error == "arrays: there is no 'adio'; the model takes language, audio, vision"
+    assert error == "arrays: there is no modality 'adio'; the model takes language, audio, vision"
 
 
 def test_what_is_cleaned_and_what_is_not_finite(loaded: Run, model: Path, tmp_path: Path) -> None:
@@ -232,7 +232,7 @@ def test_what_labels_are_called(loaded: Run, tmp_path: Path, given: str, expecte
         ("model=a.safetensors", "a.safetensors is not a model of this project"),
         ("input=[a.safetensors,3]", "input=['a.safetensors', 3]: expected a path or a list of"),
         ("input=.", ". is a folder of shards; give one or several of them: a.safetensors"),
-        ("modalities=[smell]", "modalities: there is no 'smell'; the model takes language, audio"),
+        ("modalities=[smell]", "modalities: there is no modality 'smell'; the model takes langu"),
         ("device=quantum", "device=quantum cannot be used here: "),
         ("out=none/a.csv", "out=none/a.csv cannot be written: there is no folder none"),
     ],

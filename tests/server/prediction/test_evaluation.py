@@ -158,7 +158,8 @@ def test_a_dataset_need_not_have_every_modality(runs: Runs, tmp_path: Path) -> N
 def test_a_model_without_its_run_or_its_data(runs: Runs, tmp_path: Path) -> None:
     run, file, gone = runs("npz"), tmp_path / MODEL, tmp_path / "gone.npz"
     file.write_bytes((run / MODEL).read_bytes())
-    assert refused(file).startswith(f"{tmp_path / CONFIG} does not exist, ")
+    missing = f"{tmp_path / CONFIG} is missing; it says where the run's data are; give dataset=…"
+    assert refused(file) == missing
     items = run.parent / "items.npz"
     assert evaluated(file, f"dataset={items}").about["model"] == str(file)
     settings = (run / CONFIG).read_text().replace(str(items), str(gone))
@@ -203,7 +204,7 @@ def test_shards_that_do_not_fit(runs: Runs) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("modalities=[smell]", "modalities: there is no 'smell'; the model takes audio, vision"),
+        ("modalities=[smell]", "modalities: there is no modality 'smell'; the model takes audio,"),
         ("dataset=none.npz", "none.npz does not exist"),
         ("dataset=none.safetensors", "shard none.safetensors cannot be read: No such file or dir"),
         ("dataset=3", "dataset=3: expected a path or a list of paths"),
