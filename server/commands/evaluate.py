@@ -9,8 +9,7 @@ from server.commands.command import hydra_command
 @hydra_command(EvaluateConfig)
 def main(config: EvaluateConfig) -> None:
     """Evaluate."""
-    from server.prediction.console import show_evaluation
-    from server.prediction.evaluation import evaluate_model, write_evaluation
+    from server.prediction.evaluation import evaluate_model, show_evaluation, write_evaluation
     from server.terminal import Terminal
 
     evaluation, terminal = evaluate_model(config), Terminal()

@@ -56,10 +56,7 @@ def load_predictor(config: ServeConfig) -> "Predictor":
 
     torch.set_num_threads(config.threads)
     predictor = Predictor.load(str(config.model), choose_device(config.device, "device"))
-    if config.labels and len(config.labels) != predictor.outputs:
-        raise UserError(
-            f"labels={config.labels}: expected {predictor.outputs} names, one for each output"
-        )
+    predictor.names(config.labels)  # checked before anything is served
     return predictor
 
 

@@ -1,29 +1,36 @@
-"""How good a trained model is, on its run's own items or on others."""
+"""How good a trained model is, on its run's own items or on others; what `utmp-evaluate` shows."""
 
+import itertools
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.table import Table
+from rich.text import Text
 
-from common.config import EvaluateConfig, FusionRule, config_of_settings
+from common.config import EvaluateConfig, FusionRule
 from common.data.dataset import MultimodalDataset
-from common.data.federation import count_outputs, load_federation
 from common.data.formats.registry import read_source
 from common.data.item_stream import SHARD
 from common.data.manifest import MANIFEST
 from common.data.shards import read_shard
 from common.data.source import paths_named
 from common.errors import UserError
+from common.metrics import HEADLINE
 from common.seal import SUFFIX
 from common.task import Task
 from common.training import choose_device, use_one_thread
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
-from server.prediction.input_settings import check_modalities, input_settings
-from server.prediction.predictor import Predictor, model_path
+from server.prediction.files import input_settings
+from server.prediction.predictor import Predictor, run_data
 from server.prediction.writers import check_place, new_file
-from server.run.folder import CONFIG, read_settings
+from server.terminal import Terminal
+
+#: Columns of what is printed into a file.
+_FILE_WIDTH = 200
 
 
 @dataclass(frozen=True)
@@ -46,15 +53,15 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation:
     use_one_thread()  # as in the run, so that sums are in the same order
     device = choose_device(config.device, "device")
     predictor = Predictor.load(str(config.model), device, config.max_seq_len)
-    check_modalities("modalities", config.modalities, predictor)
-    what, items = _own(config) if config.dataset is None else _given(config, predictor)
-    items = _fitting(items, what, config, predictor)
+    predictor.check_names(config.modalities, "modalities: ")
+    what, task, items = _read(config, predictor)
+    items = _fitting(items, task, what, config, predictor)
     model, fusion = predictor.model, predictor.fusion
     rules = {str(rule): replace(fusion, rule=rule) for rule in FusionRule if rule != "auto"}
     return Evaluation(
         {"model": config.model, "dataset": what, "items": len(items)},
         predictor.task,
-        predictor.label_names,
+        predictor.names(),
         {
             "test": evaluate(model, fusion, items),
             "test_by_fusion": evaluate_rules(model, rules, items),
@@ -71,25 +78,20 @@ def write_evaluation(evaluation: Evaluation, path: Path) -> None:
         aside.write_text(content)
 
 
-def _own(config: EvaluateConfig) -> tuple[str, MultimodalDataset]:
-    """Read what the run itself was evaluated on."""
-    settings = model_path(str(config.model)).parent / CONFIG
-    if not settings.is_file():
-        raise UserError(
-            f"{settings} does not exist, so the run's own items are unknown; give dataset=…"
-        )
-    data = load_federation(config_of_settings(read_settings(settings)))
-    return f"{config.side} items of the run", getattr(data, str(config.side))
-
-
-def _given(config: EvaluateConfig, predictor: Predictor) -> tuple[str, MultimodalDataset]:
-    """Read the dataset that was given."""
+def _read(config: EvaluateConfig, predictor: Predictor) -> tuple[str, Task, MultimodalDataset]:
+    """Read the dataset that was given, or else what the run itself was evaluated on."""
+    if config.dataset is None:
+        data = run_data(str(config.model), "; give dataset=…")
+        return f"{config.side} items of the run", data.task, getattr(data, str(config.side))
     paths = paths_named("dataset", config.dataset)
     if (paths[0] / MANIFEST).is_file():
         paths[0] /= f"{config.side}{SUFFIX}"
     what = ", ".join(map(str, paths))
     if config.format == SHARD or (config.format == "auto" and paths[0].suffix == SUFFIX):
-        return what, _of_shard(paths, predictor)
+        if len(paths) > 1:
+            raise UserError(f"dataset names {len(paths)} shards; expected one, or their folder")
+        shard = read_shard(paths[0])
+        return what, shard.info.task, shard.items
     settings = input_settings(
         config,
         predictor,
@@ -98,22 +100,11 @@ def _given(config: EvaluateConfig, predictor: Predictor) -> tuple[str, Multimoda
         emotions=config.emotions,
         labels=tuple(config.labels),
     )
-    return what, read_source(paths, config.format, settings)[0].items
-
-
-def _of_shard(paths: list[Path], predictor: Predictor) -> MultimodalDataset:
-    if len(paths) > 1:
-        raise UserError(f"dataset names {len(paths)} shards; expected one, or their folder")
-    shard = read_shard(paths[0])
-    if shard.info.task is not predictor.task:
-        raise UserError(
-            f"{paths[0]} has labels for {shard.info.task}, and the model is for {predictor.task}"
-        )
-    return shard.items
+    return what, predictor.task, read_source(paths, config.format, settings)[0].items
 
 
 def _fitting(
-    items: MultimodalDataset, what: str, config: EvaluateConfig, predictor: Predictor
+    items: MultimodalDataset, task: Task, what: str, config: EvaluateConfig, predictor: Predictor
 ) -> MultimodalDataset:
     """Check that items fit the model, and leave out modalities and items that do not count."""
     wanted = config.modalities or list(predictor.features)
@@ -124,15 +115,78 @@ def _fitting(
             f"{what} has {', '.join(items.sequences)}, and not {', '.join(lacking or wanted)}"
         )
     items = items.in_modalities(names).last_steps(predictor.max_seq_len)
+    predictor.check_items(what, task, items)
     for name, sequences in items.sequences.items():
-        predictor.check(name, sequences)
         if not sequences.present.any():
             raise UserError(f"{what}: no item has {name}; leave it out with modalities=[…]")
-    outputs = count_outputs(predictor.task, items.labels)
-    if outputs > predictor.outputs or (
-        predictor.task is Task.multilabel and outputs != predictor.outputs
-    ):
-        raise UserError(
-            f"{what} has {outputs} classes or labels, and the model {predictor.outputs}"
-        )
     return items.select(np.flatnonzero(items.present()))
+
+
+def show_evaluation(terminal: Terminal, evaluation: Evaluation) -> None:
+    """Print scores, subsets, confusions and calibration; into a file whole, however wide."""
+    if not terminal.console.is_terminal:
+        terminal.console.width = _FILE_WIDTH
+    about, results = evaluation.about, evaluation.results
+    terminal.tell(f"model {about['model']} on {about['dataset']}, {about['items']} items")
+    test, headline = results["test"], HEADLINE[evaluation.task]
+    rows = [
+        [metric, *(_cell(scores[metric]) for scores in test.values())]
+        for metric in test["multimodal"]
+    ]
+    _show_table(terminal, "Scores", ["", *test], rows)
+    _show_scores(terminal, "Every subset of modalities", results["test_by_subset"], headline)
+    _show_scores(terminal, "Fusion rules", results["test_by_fusion"], headline)
+    diagnosis = results["diagnostics"]["multimodal"]
+    _show_confusion(terminal, diagnosis["confusion"], evaluation)
+    if calibration := diagnosis.get("calibration"):
+        rows = [list(map(_cell, values)) for values in zip(*calibration.values(), strict=True)]
+        _show_table(terminal, "Calibration", list(calibration), rows)
+    terminal.tell(f"all modalities together: {headline} {test['multimodal'][headline]:.3f}")
+
+
+def _show_scores(
+    terminal: Terminal, title: str, scores: Mapping[str, Mapping[str, float]], headline: str
+) -> None:
+    """Print a row for each name: the headline metric, and as many others as fit."""
+    metrics = sorted(next(iter(scores.values())), key=lambda metric: metric != headline)
+    room = terminal.console.width - max(map(len, scores)) - 4
+    ends = itertools.accumulate(max(len(metric), 6) + 3 for metric in metrics)
+    fitting = metrics[: max(sum(end <= room for end in ends), 1)]
+    rows = [[name, *(_cell(row[metric]) for metric in fitting)] for name, row in scores.items()]
+    _show_table(terminal, title, ["", *fitting], rows)
+    if len(fitting) < len(metrics):
+        terminal.tell("more metrics on a wider terminal, and all of them with out=….json", "dim")
+
+
+def _show_confusion(
+    terminal: Terminal, confusion: Mapping[str, Any], evaluation: Evaluation
+) -> None:
+    names, classes = evaluation.label_names, list(map(str, confusion["classes"]))
+    matrices = {"": confusion["counts"]}
+    if evaluation.task is Task.multilabel:
+        labels = names or [f"label {number}" for number in range(len(confusion["counts"]))]
+        matrices = dict(zip((f" of {label}" for label in labels), confusion["counts"], strict=True))
+    elif names:
+        classes = list(names)
+    for of, counts in matrices.items():
+        rows = [[f"true {name}", *map(str, row)] for name, row in zip(classes, counts, strict=True)]
+        title = f"Confusion{of}: rows are true, columns predicted"
+        _show_table(terminal, title, ["", *classes], rows)
+
+
+def _show_table(
+    terminal: Terminal, title: str, header: Sequence[str], rows: Sequence[Sequence[str]]
+) -> None:
+    terminal.tell(title, "bold")
+    table = Table()
+    for number, name in enumerate(header):
+        table.add_column(Text(name), justify="right" if number else "left")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    terminal.console.print(table)
+
+
+def _cell(value: float | None) -> str:
+    if value is None:
+        return ""
+    return str(value) if isinstance(value, int) else f"{value:.3f}"

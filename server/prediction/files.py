@@ -1,22 +1,20 @@
 """From a file of items to a file of predictions, however large both are."""
 
-import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from common.config import PredictConfig
+from common.config import EvaluateConfig, PredictConfig
 from common.data.dataset import Sequences, describe_shape
 from common.data.item_stream import Items, ItemStream, open_items
 from common.data.source import ReadSettings, paths_named
-from common.errors import UserError
-from common.task import Task
 from common.training import choose_device
-from server.prediction.input_settings import input_settings
-from server.prediction.predictor import Predictions, Predictor
+from server.prediction.predictor import Predictor, dataset_settings, model_path
 from server.prediction.writers import Part, check_place, write_predictions
 from server.terminal import Terminal
 
@@ -34,7 +32,7 @@ def predict_file(config: PredictConfig, terminal: Terminal) -> None:
     predictor = Predictor.load(str(config.model), device, config.max_seq_len)
     settings = input_settings(config, predictor, predicting=True)
     stream = open_items(paths, config.format, settings)
-    labels = label_names(config.labels, stream, predictor)
+    labels = predictor.names(config.labels, stream.label_names)
     _show_input(terminal, predictor, str(config.model), stream)
     modalities, not_finite = Counter[str](), Counter[str]()
 
@@ -43,9 +41,11 @@ def predict_file(config: PredictConfig, terminal: Terminal) -> None:
 
         def parts() -> Iterator[Part]:
             for part in stream.parts(max(PART, config.batch_size)):
-                predictions = _predict(predictor, part, settings, config.batch_size)
+                items = _complete(part, settings.modalities, predictor)
+                predictions = predictor.predict_sequences(items, config.batch_size)
                 yield part.ids, predictions
-                modalities.update(_modalities(predictions))
+                used = zip(*(shares > 0 for shares in predictions.weights.values()), strict=True)
+                modalities.update("+".join(compress(predictions.weights, row)) for row in used)
                 for name, sequences in part.sequences.items():
                     not_finite[name] += sequences.not_finite()
                 bar.advance(task, len(part.ids))
@@ -55,36 +55,39 @@ def predict_file(config: PredictConfig, terminal: Terminal) -> None:
     terminal.tell(f"predictions: {config.out}")
 
 
-def label_names(given: list[str], stream: ItemStream, predictor: Predictor) -> tuple[str, ...]:
-    """Return the names of classes or labels; raise `UserError` if those given do not fit."""
-    outputs = predictor.outputs
-    if given and predictor.task is Task.regression:
-        raise UserError(f"labels={given}: the model predicts numbers, which have no names")
-    if given and not outputs == len(given) == len(set(given)):
-        raise UserError(f"labels={given}: expected {outputs} different names, one for each output")
-    names = stream.label_names if len(set(stream.label_names)) == outputs else ()
-    return tuple(given) or predictor.label_names or names
+def input_settings(
+    config: PredictConfig | EvaluateConfig, predictor: Predictor, **others: Any
+) -> ReadSettings:
+    """Return how an input is read for a predictor: by default as the run read its data.
+
+    `others` are further settings of `ReadSettings`. Raises `UserError` if a modality is not one of
+    the model's.
+    """
+    names = tuple(dict.fromkeys(config.modalities or predictor.features))
+    predictor.check_names(names, "modalities: ")
+    predictor.check_names(config.arrays, "arrays: ")
+    trained = dataset_settings(model_path(str(config.model)).parent)
+    context = trained.get("context") or 0 if config.context is None else config.context
+    return ReadSettings(
+        modalities=names,
+        # Groups matter only where an item takes context from its neighbours.
+        group=(config.group or trained.get("group")) if context else None,
+        context=context,
+        tabular=tuple(name for name in names if len(predictor.features[name]) == 2),
+        max_seq_len=predictor.max_seq_len,
+        arrays=config.arrays,
+        **others,
+    )
 
 
-def _predict(
-    predictor: Predictor, part: Items, settings: ReadSettings, batch_size: int
-) -> Predictions:
-    """Predict a part; a modality that no item has still gets its columns."""
+def _complete(part: Items, names: Iterable[str], predictor: Predictor) -> dict[str, Sequences]:
+    """Return the sequences of all modalities: one that no item has still gets its columns."""
     lengths = np.zeros(len(part.ids), dtype=np.int64)
     nothing = {
-        name: Sequences(np.empty((0, predictor.features[name][-1]), np.float32), lengths, lengths)
-        for name in settings.modalities
+        name: Sequences.ragged(np.empty((0, predictor.features[name][-1]), np.float32), lengths)
+        for name in names
     }
-    items = {name: part.sequences.get(name, nothing[name]) for name in settings.modalities}
-    return predictor.predict_sequences(items, batch_size)
-
-
-def _modalities(predictions: Predictions) -> Counter[str]:
-    """Count items by the modalities that they were predicted from, joined by ``+``."""
-    used = np.stack([weights > 0 for weights in predictions.weights.values()])
-    patterns, counts = np.unique(used, axis=1, return_counts=True)
-    names = ("+".join(itertools.compress(predictions.weights, pattern)) for pattern in patterns.T)
-    return Counter(dict(zip(names, counts.tolist(), strict=True)))
+    return {name: part.sequences.get(name, nothing[name]) for name in names}
 
 
 def _show_input(terminal: Terminal, predictor: Predictor, path: str, stream: ItemStream) -> None:

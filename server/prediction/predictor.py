@@ -8,7 +8,7 @@
 Notation: N items, T steps, D feature width, K classes or labels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from common.config import config_of_settings
 from common.data.batching import pad_all
-from common.data.dataset import Sequences
+from common.data.dataset import MultimodalDataset, Sequences
+from common.data.federation import FederatedDataset, count_outputs, load_federation
 from common.errors import UserError
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
@@ -90,12 +91,6 @@ class Predictor:
         return self.model.spec.outputs
 
     @property
-    def label_names(self) -> tuple[str, ...]:
-        """What classes or labels are called; nothing where the data did not say."""
-        names = self.model.spec.label_names
-        return names if len(set(names)) == self.outputs else ()
-
-    @property
     def features(self) -> dict[str, tuple[int, ...]]:
         """Modality, in order, to (D,), or to (steps, D) where each step is another quantity."""
         return {name: tuple(shape) for name, shape in self.model.spec.features.items()}
@@ -107,10 +102,10 @@ class Predictor:
         as that feature's mean. Raises `UserError` if there is no modality, one is unknown, or the
         features do not fit the model.
         """
-        items = {
-            name: sequences_of(name, given, self._shape(name)[-1]) for name, given in inputs.items()
-        }
-        return self.predict_sequences(items)
+        self.check_names(inputs)
+        return self.predict_sequences(
+            {name: sequences_of(name, inputs[name], self.features[name][-1]) for name in inputs}
+        )
 
     def predict_sequences(
         self, items: Mapping[str, Sequences], batch_size: int = BATCH
@@ -119,43 +114,67 @@ class Predictor:
 
         Sequences have length 0 where an item lacks the modality.
         """
+        if not items:
+            raise UserError(f"no modality is given; the model takes {', '.join(self.features)}")
         for name, sequences in items.items():
             self.check(name, sequences)
-        self._check_counts({name: len(sequences) for name, sequences in items.items()})
-        cut = {
-            name: items[name].last_steps(self.max_seq_len)
-            for name in self.features
-            if name in items
-        }
-        result = self._unknown(len(next(iter(cut.values()))), list(cut))
+        count, *others = {len(sequences) for sequences in items.values()}
+        if others:
+            listed = ", ".join(f"{len(given)} of {name}" for name, given in items.items())
+            raise UserError(
+                f"items differ in number: {listed}; put None where one lacks a modality"
+            )
+        names = [name for name in self.features if name in items]
+        cut = {name: items[name].last_steps(self.max_seq_len) for name in names}
+        result = self._unknown(count, names)
         for start in range(0, len(result), batch_size):
             self._fill(result, cut, np.arange(start, min(start + batch_size, len(result))))
         return result
 
-    def check(self, name: str, sequences: Sequences) -> None:
+    def names(self, given: Sequence[str] = (), of_data: Sequence[str] = ()) -> tuple[str, ...]:
+        """Return what classes or labels are called: as given, by the model, or else by the data.
+
+        Nothing if none of them names each output. Raises `UserError` if those given do not.
+        """
+        if given and self.task is Task.regression:
+            raise UserError(f"labels={given}: the model predicts numbers, which have no names")
+        if given and not self.outputs == len(given) == len(set(given)):
+            raise UserError(
+                f"labels={given}: expected {self.outputs} different names, one for each output"
+            )
+        for names in (given, self.model.spec.label_names, of_data):
+            if len(names) == len(set(names)) == self.outputs:
+                return tuple(names)
+        return ()
+
+    def check(self, name: str, sequences: Sequences, where: str = "") -> None:
         """Raise `UserError` for a modality that is unknown, or does not fit the model."""
-        *steps, width = self._shape(name)
+        self.check_names([name], where)
+        *steps, width = self.features[name]
         if sequences.width != width:
-            raise UserError(f"{name} is {sequences.width} wide; the model takes {width}")
+            raise UserError(f"{where}{name} is {sequences.width} wide; the model takes {width}")
         longest = int(sequences.lengths.max(initial=0))
         if steps and min(longest, self.max_seq_len or longest) > steps[0]:
-            raise UserError(f"{name} has {longest} steps; the model takes {steps[0]} at most")
-
-    def _shape(self, name: str) -> tuple[int, ...]:
-        if name not in self.features:
             raise UserError(
-                f"there is no modality {name!r}; the model takes {', '.join(self.features)}"
+                f"{where}{name} has {longest} steps; the model takes {steps[0]} at most"
             )
-        return self.features[name]
 
-    def _check_counts(self, counts: Mapping[str, int]) -> None:
-        if not counts:
-            raise UserError(f"no modality is given; the model takes {', '.join(self.features)}")
-        if len(set(counts.values())) > 1:
-            listed = ", ".join(f"{count} of {name}" for name, count in counts.items())
-            raise UserError(
-                f"items differ in number: {listed}; put None where one lacks a modality"
-            )
+    def check_items(self, what: str, task: Task, items: MultimodalDataset) -> None:
+        """Raise `UserError` for labelled items, called `what`, that do not fit the model."""
+        if task is not self.task:
+            raise UserError(f"{what} has labels for {task}, and the model is for {self.task}")
+        outputs = count_outputs(task, items.labels)
+        if outputs > self.outputs or (task is Task.multilabel and outputs != self.outputs):
+            raise UserError(f"{what} has {outputs} classes or labels, and the model {self.outputs}")
+        for name, sequences in items.sequences.items():
+            self.check(name, sequences, f"{what}: ")
+
+    def check_names(self, names: Iterable[str], where: str = "") -> None:
+        """Raise `UserError` for a modality that the model does not have."""
+        for name in names:
+            if name not in self.features:
+                known = ", ".join(self.features)
+                raise UserError(f"{where}there is no modality {name!r}; the model takes {known}")
 
     def _unknown(self, count: int, names: list[str]) -> Predictions:
         """Return the predictions of items that have no modality, to be filled in."""
@@ -177,7 +196,7 @@ class Predictor:
         self, result: Predictions, items: Mapping[str, Sequences], index: NDArray[np.int64]
     ) -> None:
         """Predict the items of an index, from the modalities that any of them has."""
-        present = {name: sequences.lengths[index] > 0 for name, sequences in items.items()}
+        present = {name: sequences.present[index] for name, sequences in items.items()}
         names = [name for name, there in present.items() if there.any()]
         if not names:
             return
@@ -186,21 +205,16 @@ class Predictor:
         inputs = {name: pad_all(items[name].select(rows)).to(device) for name in names}
         encoded = encode(self.model, inputs)
         together = predict_encoded(self.model, self.fusion, encoded, names)
-        result.values[rows] = _numpy(together.values)
+        result.values[rows] = together.values.float().cpu().numpy()
         if result.std is not None and together.std is not None:
-            result.std[rows] = _numpy(together.std)
+            result.std[rows] = together.std.float().cpu().numpy()
         having = encoded.present(names)
         shares = torch.tensor([self.fusion.weights[name] for name in names])[:, None]
         shares = shares * having.cpu()
         for name, there, weights in zip(names, having, shares / shares.sum(dim=0), strict=True):
             own = predict_encoded(self.model, self.fusion, encoded.select(there), [name])
-            result.alone[name][rows[there.cpu().numpy()]] = _numpy(own.values)
-            result.weights[name][rows] = _numpy(weights)
-
-
-def _numpy(values: Tensor) -> Floats:
-    numbers: Floats = values.float().cpu().numpy()
-    return numbers
+            result.alone[name][rows[there.cpu().numpy()]] = own.values.float().cpu().numpy()
+            result.weights[name][rows] = weights.numpy()
 
 
 def model_path(path: str | Path) -> Path:
@@ -214,6 +228,14 @@ def model_path(path: str | Path) -> Path:
             f"interrupted one: utmp-train resume={path}"
         )
     return path / MODEL
+
+
+def run_data(model: str, otherwise: str = "") -> FederatedDataset:
+    """Load the data of a model's run; a `UserError` for a model alone ends with `otherwise`."""
+    file = model_path(model).parent / CONFIG
+    if not file.is_file():
+        raise UserError(f"{file} is missing; it says where the run's data are{otherwise}")
+    return load_federation(config_of_settings(read_settings(file)))
 
 
 def dataset_settings(folder: Path) -> dict[str, Any]:

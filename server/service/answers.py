@@ -1,11 +1,24 @@
 """The answers of the service, as it sends them and as `/openapi.json` describes them."""
 
-from collections.abc import Mapping
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from fastapi import Response
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
+
+from common.config import ServeConfig
+from common.errors import UserError
+from common.task import Task
+from server.prediction.predictor import Predictor, model_path
+from server.run.folder import CONFIG, SUMMARY, read_settings
+
+#: The largest sentiment label, of seven classes around 0.
+SENTIMENT = 3.0
 
 Label = float | str | list[str]
 
@@ -123,3 +136,58 @@ def error_answer(message: str, status: int, headers: Mapping[str, str] | None = 
     """Return an error; its message may quote what a caller sent, and stays one line of text."""
     line = "".join(letter if letter.isprintable() else " " for letter in message)
     return json_answer({"error": line}, status, headers)
+
+
+def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -> ModelAnswer:
+    """Describe a model, with these names of its classes or labels.
+
+    Raises `UserError` if the model is in the folder of a run whose summary is damaged.
+    """
+    file = model_path(str(config.model)).absolute()
+    return ModelAnswer(
+        name=file.parent.name,
+        sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
+        task=predictor.task,
+        labels=list(labels),
+        features={
+            name: ModalityAnswer(width=width, steps=steps[0] if steps else None)
+            for name, (*steps, width) in predictor.features.items()
+        },
+        max_seq_len=predictor.max_seq_len,
+        scale=scale(predictor),
+        fusion={"rule": predictor.fusion.rule, "weights": predictor.fusion.weights},
+        training=_training(file.parent),
+        limits={
+            "max_body_bytes": round(config.max_body_mb * 2**20),
+            "max_items": config.max_items,
+            "max_steps": config.max_steps,
+        },
+    )
+
+
+def scale(predictor: Predictor) -> list[float] | None:
+    """Return the ends of a scale for predicted numbers, None for classes and labels.
+
+    The scale is -3 to 3 if the labels fit it, otherwise three deviations around their mean.
+    """
+    if predictor.task is not Task.regression:
+        return None
+    mean, variance = predictor.fusion.prior
+    deviation = math.sqrt(variance)
+    if abs(mean) + deviation <= SENTIMENT <= 6 * deviation:
+        return [-SENTIMENT, SENTIMENT]
+    return [mean - 3 * deviation, mean + 3 * deviation]
+
+
+def _training(folder: Path) -> dict[str, Any]:
+    """Return facts of the run, if the model is in a run folder."""
+    if not (folder / CONFIG).is_file() or not (folder / SUMMARY).is_file():
+        return {}
+    settings = read_settings(folder / CONFIG)
+    try:
+        summary = json.loads((folder / SUMMARY).read_text())
+        facts = {name: summary.get(name) for name in ("rounds", "seed")}
+        test = summary["test"]["multimodal"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / SUMMARY} is damaged: {error}") from error
+    return {"strategy": (settings.get("strategy") or {}).get("name"), **facts, "test": test}

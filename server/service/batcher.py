@@ -6,12 +6,10 @@ after the other, so that it gives way to others. The queue is bounded.
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from itertools import islice
-from typing import NamedTuple
+from contextlib import asynccontextmanager, suppress
+from itertools import chain, islice
 
 from fastapi import HTTPException
 
@@ -22,18 +20,14 @@ from server.service.requests import Item
 #: 84 MB for five heads.
 PAIRS = 1 << 22
 
+#: The future of predictions to the items, all of one request.
+Parts = dict[asyncio.Future[list[Record]], Sequence[Item]]
+
 logger = logging.getLogger(__name__)
 
 
-class _Part(NamedTuple):
-    """Items of one request in the queue, and the future of their predictions."""
-
-    items: Sequence[Item]
-    answer: asyncio.Future[Sequence[Record]]
-
-
 class Batcher:
-    """Predicts for several requests at a time; an asynchronous context manager.
+    """Predicts for several requests at a time, while `running`.
 
     Parameters
     ----------
@@ -45,11 +39,6 @@ class Batcher:
         Seconds that a batch waits to fill up, if the batch before it joined several requests.
     max_queue
         Items that may wait.
-
-    Attributes
-    ----------
-    held
-        Items that are not answered yet.
     """
 
     def __init__(
@@ -61,23 +50,24 @@ class Batcher:
     ) -> None:
         self._predict = predict
         self._max_batch, self._max_wait, self._max_queue = max_batch, max_wait, max_queue
+        #: Items that are not answered yet.
         self.held = 0
-        self._queue: deque[_Part] = deque()
+        self._queue: Parts = {}
         self._arrived = asyncio.Event()
-        self._crowded = False
         self._thread = ThreadPoolExecutor(1, "predict")
 
-    async def __aenter__(self) -> "Batcher":
-        self._task = asyncio.create_task(self._run())
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._task.cancel()
-        with suppress(asyncio.CancelledError):
-            await self._task
-        for part in self._queue:
-            part.answer.cancel()
-        self._thread.shutdown()
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Predict while the block lasts; requests that still wait at its end are cancelled."""
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
+            for answer in self._queue:
+                answer.cancel()
+            self._thread.shutdown()
 
     async def ask(self, items: Sequence[Item]) -> list[Record]:
         """Predict items; if the caller is cancelled, those that still wait are not predicted.
@@ -94,76 +84,64 @@ class Batcher:
         records: list[Record] = []
         try:
             while left := items[len(records) :]:
-                part = _Part(self._fitting(left), asyncio.get_running_loop().create_future())
-                self._queue.append(part)
+                answer = asyncio.get_running_loop().create_future()
+                self._queue[answer] = left[: self._fitting([item] for item in left)]
                 self._arrived.set()
-                records += await part.answer
+                try:
+                    records += await answer
+                finally:
+                    self._queue.pop(answer, None)
         finally:
             self.held -= len(items)
         return records
 
-    def _fitting(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Return the first items, as many as fit into a batch; a very long item goes alone."""
-        steps = 0
-        for count, item in enumerate(items):
-            steps = max(steps, item.steps)
-            if count and not self._fits(count + 1, steps):
-                return items[:count]
-        return items
-
-    def _fits(self, count: int, steps: int) -> bool:
-        return count <= self._max_batch and count * steps**2 <= PAIRS
+    def _fitting(self, parts: Iterable[Sequence[Item]]) -> int:
+        """Count the first parts that fit into one batch; a very long one goes alone."""
+        fitting = count = steps = 0
+        for part in parts:
+            count += len(part)
+            steps = max(steps, *(item.steps for item in part))
+            if fitting and (count > self._max_batch or count * steps**2 > PAIRS):
+                break
+            fitting += 1
+        return fitting
 
     async def _run(self) -> None:
+        crowded = False
         while True:
             while not self._queue:
                 await self._arrival()
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._max_wait):
-                    while self._crowded and self.held < self._max_batch:
+                    while crowded and self.held < self._max_batch:
                         await self._arrival()
-            batch = self._next_batch()
-            self._crowded = len(batch) > 1
-            if batch:
-                await self._answer(batch)
+            first = list(islice(self._queue, self._fitting(self._queue.values())))
+            crowded = len(first) > 1
+            if first:  # else those that waited have left
+                await self._answer({answer: self._queue.pop(answer) for answer in first})
 
     async def _arrival(self) -> None:
         self._arrived.clear()
         await self._arrived.wait()
 
-    def _next_batch(self) -> list[_Part]:
-        """Take the parts that fit into one batch from the queue, and drop cancelled ones."""
-        batch: list[_Part] = []
-        count = steps = 0
-        while self._queue:
-            part = self._queue[0]
-            if not part.answer.done():
-                count += len(part.items)
-                steps = max(steps, *(item.steps for item in part.items))
-                if batch and not self._fits(count, steps):
-                    break
-                batch.append(part)
-            self._queue.popleft()
-        return batch
-
-    async def _answer(self, batch: Sequence[_Part]) -> None:
+    async def _answer(self, parts: Parts) -> None:
         """Predict a batch; if that fails, predict each part, so that one does not fail others."""
-        items = [item for part in batch for item in part.items]
+        items = list(chain.from_iterable(parts.values()))
         try:
             loop = asyncio.get_running_loop()
             records = iter(await loop.run_in_executor(self._thread, self._predict, items))
-            for part in batch:
-                answers = list(islice(records, len(part.items)))
-                if not part.answer.done():
-                    part.answer.set_result(answers)
+            for answer, part in parts.items():
+                own = list(islice(records, len(part)))
+                if not answer.done():
+                    answer.set_result(own)
         except Exception:
-            if len(batch) > 1:
-                for part in batch:
-                    await self._answer([part])
-            elif not batch[0].answer.done():
-                logger.exception("the model failed")
-                message = "the model failed; see the log of the service"
-                batch[0].answer.set_exception(HTTPException(500, message))
+            for answer, part in parts.items():
+                if len(parts) > 1:
+                    await self._answer({answer: part})
+                elif not answer.done():
+                    logger.exception("the model failed")
+                    message = "the model failed; see the log of the service"
+                    answer.set_exception(HTTPException(500, message))
         finally:
-            for part in batch:
-                part.answer.cancel()  # has no effect on an answer that is there
+            for answer in parts:
+                answer.cancel()  # has no effect on an answer that is there

@@ -5,20 +5,11 @@ Labels hold only known routes and statuses, never what a caller made up.
 
 import time
 from collections.abc import Callable
+from functools import partial
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    PlatformCollector,
-    ProcessCollector,
-    generate_latest,
-)
+import prometheus_client as prometheus
+from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-#: The text format that `Metrics.page` returns.
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 _SECONDS = (0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10)
 _ITEMS = tuple(2**power for power in range(11))
@@ -31,30 +22,22 @@ class Metrics:
     """
 
     def __init__(self, waiting: Callable[[], int]) -> None:
-        own = self._registry = CollectorRegistry()
-
-        def histogram(name: str, about: str, buckets: tuple[float, ...], *labels: str) -> Histogram:
-            return Histogram(name, about, labels, buckets=buckets, registry=own)
-
-        ProcessCollector(registry=own)
-        PlatformCollector(registry=own)
-        self._requests = Counter(
-            "utmp_requests", "Requests that were answered.", ("route", "status"), registry=own
+        own = self._registry = prometheus.CollectorRegistry()
+        counter = partial(prometheus.Counter, registry=own)
+        histogram = partial(prometheus.Histogram, buckets=_SECONDS, registry=own)
+        prometheus.ProcessCollector(registry=own)
+        prometheus.PlatformCollector(registry=own)
+        self._requests = counter(
+            "utmp_requests", "Requests that were answered.", ["route", "status"]
         )
         about = "From the head of a request to the end of its answer."
-        self._seconds = histogram("utmp_request_seconds", about, _SECONDS, "route")
+        self._seconds = histogram("utmp_request_seconds", about, ["route"])
         about = "Items that went through the model together."
-        self._batches = histogram("utmp_batch_items", about, _ITEMS)
-        about = "Seconds in the model, for each batch."
-        self._model = histogram("utmp_batch_seconds", about, _SECONDS)
-        self._items = Counter("utmp_items", "Items that were predicted.", registry=own)
+        self._batches = histogram("utmp_batch_items", about, buckets=_ITEMS)
+        self._model = histogram("utmp_batch_seconds", "Seconds in the model, for each batch.")
+        self._items = counter("utmp_items", "Items that were predicted.")
         about = "Items that are not answered yet."
-        Gauge("utmp_waiting_items", about, registry=own).set_function(waiting)
-
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """Count a request."""
-        self._requests.labels(route, str(status)).inc()
-        self._seconds.labels(route).observe(seconds)
+        prometheus.Gauge("utmp_waiting_items", about, registry=own).set_function(waiting)
 
     def predicted(self, items: int, seconds: float) -> None:
         """Count a batch."""
@@ -62,34 +45,32 @@ class Metrics:
         self._model.observe(seconds)
         self._items.inc(items)
 
-    def page(self) -> bytes:
-        """Return all metrics, in the text format of Prometheus."""
-        return generate_latest(self._registry)
+    async def counts(self) -> Response:
+        """Give the metrics, in the text format of Prometheus."""
+        kind = "text/plain; version=0.0.4; charset=utf-8"
+        return Response(prometheus.generate_latest(self._registry), headers={"Content-Type": kind})
 
+    def counting(self, app: ASGIApp) -> ASGIApp:
+        """Wrap an application to count every request, also unknown routes and failures."""
 
-class Counting:
-    """ASGI middleware that counts every request, also unknown routes and failures."""
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            began = time.perf_counter()
+            status = 500  # if nothing else is sent
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
-        self._app = app
-        self._metrics = metrics
+            async def watched(message: Message) -> None:
+                nonlocal status
+                if message["type"] == "http.response.start":
+                    status = message["status"]
+                await send(message)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, and count the answer."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        began = time.perf_counter()
-        status = 500  # if nothing else is sent
+            try:
+                await app(scope, receive, watched)
+            finally:
+                route = getattr(scope.get("route"), "path", "other")
+                self._requests.labels(route, str(status)).inc()
+                self._seconds.labels(route).observe(time.perf_counter() - began)
 
-        async def watched(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
-        try:
-            await self._app(scope, receive, watched)
-        finally:
-            route = getattr(scope.get("route"), "path", "other")
-            self._metrics.answered(route, status, time.perf_counter() - began)
+        return counted

@@ -1,32 +1,38 @@
-"""Requests for one model: validated by pydantic, turned into arrays.
+"""Requests for one model: read within limits, validated by pydantic, turned into arrays.
 
     {"items": [{"id": "a", "language": [[...], ...], "audio": null}], "modalities": ["language"]}
 
-A request is validated whole before it is queued, so that it cannot fail another one. Validation
-stops at the first mistake, and each row becomes 32-bit floats as soon as it is validated.
+A body that is too large is refused by its Content-Length, or as soon as more bytes arrive than are
+allowed; the server then discards the rest. A request is validated whole before it is queued, so
+that it cannot fail another one. Validation stops at the first mistake, and each row becomes 32-bit
+floats as soon as it is validated.
 
 Notation: T steps, D feature width.
 """
 
+import asyncio
 from array import array
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Required
 
 import numpy as np
-from fastapi import HTTPException
+from fastapi import HTTPException, Request
 from numpy.typing import NDArray
-from pydantic import (
-    AfterValidator,
-    ConfigDict,
-    Field,
-    TypeAdapter,
-    ValidationError,
-    with_config,
-)
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
 from common.errors import UserError
+
+#: A body must be complete after this many seconds.
+SECONDS = 60.0
+
+#: How many bodies of the largest size are in memory at a time.
+AT_ONCE = 8
+
+#: Bytes of a body that is validated at once; larger ones in a thread, one after the other.
+_SMALL = 1 << 16
 
 #: The largest magnitude of a 32-bit float.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -47,35 +53,28 @@ class Item(NamedTuple):
 
 
 class RequestReader:
-    """Reads requests for one model.
+    """Reads requests for one model, within limits.
 
-    Parameters
-    ----------
-    features
-        Modality, in the model's order, to (D,), or to (T, D) if it takes at most T steps.
-    last_steps
-        How many of the last steps reach the model; None for all.
-    max_items, max_steps
-        Limits of one request.
-
-    Raises
-    ------
-    UserError
-        If a modality is named ``id``.
+    `features` are those of `Predictor`; only the `last_steps` reach the model, None for all.
+    Raises `UserError` if a modality is named ``id``.
     """
 
     def __init__(
         self,
         features: Mapping[str, tuple[int, ...]],
         last_steps: int | None,
+        *,
         max_items: int,
         max_steps: int,
+        max_body_bytes: int,
     ) -> None:
         if "id" in features:
             raise UserError("the model has a modality 'id', which requests use otherwise")
         self._modalities = tuple(features)
-        self._last_steps = last_steps
-        self._max_items = max_items
+        self._last = slice(-(last_steps or 0), None)
+        self._max_items, self._max_bytes = max_items, max_body_bytes
+        self._free = AT_ONCE * max_body_bytes
+        self._validating = asyncio.Lock()
         rows = {name: _rows(shape, max_steps) | None for name, shape in features.items()}
         item = _list(_object("Item", {"id": str | None, **rows}), 1, max_items)
         chosen = _list(Literal[self._modalities], 1) | None
@@ -87,6 +86,56 @@ class RequestReader:
         schema = self._request.json_schema()
         schema["properties"]["items"]["items"] = schema.pop("$defs")["Item"]
         return schema
+
+    @asynccontextmanager
+    async def reading(self, request: Request) -> AsyncIterator[list[Item]]:
+        """Yield the items of a request; its body counts as being in memory until the block ends.
+
+        Raises
+        ------
+        HTTPException
+            413 if it is too large, 415 if it is not JSON, 408 if it takes too long, 503 if too
+            many bodies are in memory; or as `read`.
+        ClientDisconnect
+            If the client disconnects.
+        """
+        kind = request.headers.get("content-type", "")
+        if kind.partition(";")[0].strip().lower() != "application/json":
+            raise HTTPException(415, f"Content-Type is {kind!r}; expected application/json")
+        coding = request.headers.get("content-encoding", "identity")
+        if coding.strip().lower() != "identity":
+            raise HTTPException(415, f"Content-Encoding is {coding!r}; expected no compression")
+        declared = request.headers.get("content-length", "")
+        self._check_size(int(declared) if declared.isdecimal() else 0)
+        body = bytearray()
+        try:
+            await self._fill(body, request)
+            if len(body) > _SMALL:
+                async with self._validating:
+                    items = await asyncio.to_thread(self.read, body)
+            else:
+                items = self.read(body)
+            yield items
+        finally:
+            self._free += len(body)
+
+    async def _fill(self, body: bytearray, request: Request) -> None:
+        try:
+            async with asyncio.timeout(SECONDS):
+                async for chunk in request.stream():
+                    self._check_size(len(body) + len(chunk))
+                    if len(chunk) > self._free:
+                        message = "too many large requests; try again later"
+                        raise HTTPException(503, message, {"Retry-After": "1"})
+                    self._free -= len(chunk)
+                    body += chunk
+        except TimeoutError as error:
+            message = f"the body took longer than {SECONDS:g} s"
+            raise HTTPException(408, message, {"Connection": "close"}) from error
+
+    def _check_size(self, size: int) -> None:
+        if size > self._max_bytes:
+            raise HTTPException(413, f"the body is too large; at most {self._max_bytes} bytes fit")
 
     def read(self, body: bytes | bytearray) -> list[Item]:
         """Read a body.
@@ -108,14 +157,15 @@ class RequestReader:
             raise _refusal(error) from None
         chosen = request.get("modalities") or self._modalities
         names = [name for name in self._modalities if name in chosen]
-        return [self._item(number, given, names) for number, given in enumerate(request["items"])]
-
-    def _item(self, number: int, given: Mapping[str, Any], names: list[str]) -> Item:
-        last = slice(-(self._last_steps or 0), None)
-        features = {name: given[name][last] for name in names if given.get(name) is not None}
-        if not features:
-            raise HTTPException(422, f"items[{number}] has none of {', '.join(names)}")
-        return Item(str(number) if given.get("id") is None else given["id"], features)
+        items = []
+        for number, given in enumerate(request["items"]):
+            there = (name for name in names if given.get(name) is not None)
+            features = {name: given[name][self._last] for name in there}
+            if not features:
+                raise HTTPException(422, f"items[{number}] has none of {', '.join(names)}")
+            own = given.get("id")
+            items.append(Item(str(number) if own is None else own, features))
+        return items
 
 
 def _object(name: str, fields: Mapping[str, Any]) -> Any:

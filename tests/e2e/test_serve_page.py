@@ -15,6 +15,7 @@ from service_models import serving
 
 pytestmark = pytest.mark.e2e
 
+MODALITIES = ("language", "audio", "vision")
 TOKEN = "open-sesame"
 
 MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
@@ -48,28 +49,31 @@ def number(value: float) -> str:
     return f"{value:.2f}".replace("-", MINUS)
 
 
-def row(page: Any, box: str, key: str) -> Any:
-    return page.locator(f"#{box} [data-key='{key}']")
-
-
 def shows(page: Any, record: dict[str, Any]) -> None:
     """Wait until every part of the page shows a record."""
     from playwright.sync_api import expect
 
-    said, together = page.get_by_role("status"), row(page, "chart", "together").locator(".value")
+    def row(box: str, key: str) -> Any:
+        return page.locator(f"#{box} [data-key='{key}']")
+
+    said = page.get_by_role("status")
     expect(said).to_contain_text(f"from {', '.join(record['modalities'])}")
     expect(said).to_contain_text(f"± {number(record['std'])}")
-    for place in (said.locator("strong"), together):
+    for place in (said.locator("strong"), row("chart", "together").locator(".value")):
         expect(place).to_have_text(number(record["prediction"]))
-    for name in ("language", "audio", "vision"):
+    for name in MODALITIES:
         own = record["modalities"].get(name)
-        value = number(own["prediction"]) if own else DASH
-        weight = own["weight"] if own else 0
-        expect(row(page, "chart", name).locator(".value")).to_have_text(value)
-        weights = row(page, "weights", name)
-        expect(weights.locator(".value")).to_have_text(f"{100 * weight:.0f} %")
-        width = weights.locator(".fill").evaluate("fill => fill.style.width")
+        value, weight = (number(own["prediction"]), own["weight"]) if own else (DASH, 0)
+        expect(row("chart", name).locator(".value")).to_have_text(value)
+        expect(row("weights", name).locator(".value")).to_have_text(f"{100 * weight:.0f} %")
+        width = row("weights", name).locator(".fill").evaluate("fill => fill.style.width")
         assert float(width.rstrip("%") or 0) == pytest.approx(100 * weight, abs=0.01)
+
+
+@pytest.fixture
+def seen(browser: Any, address: str) -> Iterator[Visit]:
+    with visit(browser, address) as seen:
+        yield seen
 
 
 def assert_quiet(seen: Visit, address: str) -> None:
@@ -82,7 +86,7 @@ def assert_quiet(seen: Visit, address: str) -> None:
 def test_predictions_follow_the_switches(
     browser: Any, address: str, width: int, scheme: str
 ) -> None:
-    whole = predicted(address, 0, "language", "audio", "vision")
+    whole = predicted(address, 0, *MODALITIES)
     part = predicted(address, 0, "audio", "vision")
     assert number(whole["prediction"]) != number(part["prediction"])
     assert whole["std"] <= part["std"]
@@ -116,17 +120,15 @@ def test_the_documentation_of_the_api(browser: Any, address: str) -> None:
         seen.page.get_by_role("switch", name="audio").wait_for()
 
 
-def test_nothing_to_predict_from(browser: Any, address: str) -> None:
-    with visit(browser, address) as seen:
-        switches, alert = seen.page.get_by_role("switch"), seen.page.get_by_role("alert")
-        switches.first.wait_for()
-        for number in range(3):
-            switches.nth(number).click()
-        assert "language, audio, vision are off" in alert.inner_text()
-        switches.nth(1).click()
-        shows(seen.page, predicted(address, 0, "audio"))
-        assert alert.count() == 0
-        assert_quiet(seen, address)
+def test_nothing_to_predict_from(seen: Visit, address: str) -> None:
+    alert = seen.page.get_by_role("alert")
+    for name in MODALITIES:
+        seen.page.get_by_role("switch", name=name).click()
+    assert "language, audio, vision are off" in alert.inner_text()
+    seen.page.get_by_role("switch", name="audio").click()
+    shows(seen.page, predicted(address, 0, "audio"))
+    assert alert.count() == 0
+    assert_quiet(seen, address)
 
 
 ASK = """async (fault) => {
@@ -144,44 +146,41 @@ ASK = """async (fault) => {
         ("SyntaxError", "Error: The answer of the service cannot be read."),
     ],
 )
-def test_an_answer_that_breaks_off(browser: Any, address: str, fault: str, raised: str) -> None:
-    with visit(browser, address) as seen:
-        assert seen.page.evaluate(ASK, fault) == raised
+def test_an_answer_that_breaks_off(seen: Visit, fault: str, raised: str) -> None:
+    assert seen.page.evaluate(ASK, fault) == raised
 
 
-def test_the_keyboard_is_enough(browser: Any, address: str) -> None:
-    with visit(browser, address) as seen:
-        shows(seen.page, predicted(address, 0, "language", "audio", "vision"))
-        reached = []
-        for _ in range(6):
-            seen.page.keyboard.press("Tab")
-            reached.append(seen.page.evaluate("document.activeElement.id || 'other'"))
-        switches = ["switch-language", "switch-audio", "switch-vision"]
-        assert reached == ["other", "example", *switches, "other"]
-        seen.page.keyboard.press("Shift+Tab")
-        outline = seen.page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
-        assert outline == "solid"
-        seen.page.keyboard.press("Space")
-        shows(seen.page, predicted(address, 0, "language", "audio"))
-        seen.page.locator("#example").focus()
-        seen.page.keyboard.press("ArrowDown")
-        # Another item; what was off stays off.
-        shows(seen.page, predicted(address, 1, "language", "audio"))
+def test_the_keyboard_is_enough(seen: Visit, address: str) -> None:
+    page, active = seen.page, "document.activeElement"
+    shows(page, predicted(address, 0, *MODALITIES))
+    reached = []
+    for _ in range(6):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate(f"{active}.id || 'other'"))
+    switches = [f"switch-{name}" for name in MODALITIES]
+    assert reached == ["other", "example", *switches, "other"]
+    page.keyboard.press("Shift+Tab")
+    assert page.evaluate(f"getComputedStyle({active}).outlineStyle") == "solid"
+    page.keyboard.press("Space")
+    shows(page, predicted(address, 0, "language", "audio"))
+    page.locator("#example").focus()
+    page.keyboard.press("ArrowDown")
+    # Another item; what was off stays off.
+    shows(page, predicted(address, 1, "language", "audio"))
 
 
-def test_controls_have_labels_and_headings_have_levels(browser: Any, address: str) -> None:
-    with visit(browser, address) as seen:
-        seen.page.get_by_role("switch").first.wait_for()
-        seen.page.locator("summary").click()
-        every = "[...document.querySelectorAll('{}')].filter({}).map((each) => each.tagName)"
-        controls = every.format("input, select, textarea", "(input) => !input.labels?.length")
-        assert seen.page.evaluate(controls) == []
-        assert seen.page.evaluate("document.documentElement.lang") == "en"
-        assert seen.page.title() == "run: prediction"
-        assert seen.page.get_by_role("group", name="Modalities").count() == 1
-        headings = seen.page.evaluate(every.format("h1, h2, h3", "() => true"))
-        assert headings == ["H1", "H2", "H2", "H3"]
-        assert seen.overflow == 0
+def test_controls_have_labels_and_headings_have_levels(seen: Visit) -> None:
+    seen.page.get_by_role("switch").first.wait_for()
+    seen.page.locator("summary").click()
+    every = "[...document.querySelectorAll('{}')].filter({}).map((each) => each.tagName)"
+    controls = every.format("input, select, textarea", "(input) => !input.labels?.length")
+    assert seen.page.evaluate(controls) == []
+    assert seen.page.evaluate("document.documentElement.lang") == "en"
+    assert seen.page.title() == "run: prediction"
+    assert seen.page.get_by_role("group", name="Modalities").count() == 1
+    headings = seen.page.evaluate(every.format("h1, h2, h3", "() => true"))
+    assert headings == ["H1", "H2", "H2", "H3"]
+    assert seen.overflow == 0
 
 
 def test_an_item_that_is_pasted(browser: Any, address: str) -> None:
@@ -190,7 +189,7 @@ def test_an_item_that_is_pasted(browser: Any, address: str) -> None:
     item = httpx.get(f"{address}examples/2").json()["item"]
     with visit(browser, address, 390) as seen:
         page = seen.page
-        shows(page, predicted(address, 0, "language", "audio", "vision"))
+        shows(page, predicted(address, 0, *MODALITIES))
         assert page.locator(".truth").count() == 1
         page.locator("summary").click()
         text = page.get_by_label("JSON, as /predict takes it")

@@ -15,7 +15,7 @@ COMMAND = "utmp-evaluate"
 LOADS = """
 import torch
 torch.set_num_threads(1)
-import server.prediction.evaluation, server.prediction.console
+import server.prediction.evaluation
 from server.commands.evaluate import main
 """
 

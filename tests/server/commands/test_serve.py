@@ -82,7 +82,7 @@ SIGNS = "token: expected letters, digits and signs of ASCII"
         *((["token='" + token + "'"], SIGNS) for token in ("", "two words", "ümlaut", "tab\there")),
         (["model=nowhere"], "model file nowhere does not exist"),
         (["device=tpu9"], "device=tpu9 cannot be used here: "),
-        (["labels=[a,b]"], "labels=['a', 'b']: expected 1 names, one for each output"),
+        (["labels=[a,b]"], "labels=['a', 'b']: the model predicts numbers, which have no names"),
         (["examples=gone"], "shard gone cannot be read"),
         (["token_file=gone"], "token_file=gone: No such file or directory"),
         (["examples=none", "host=no.such.host.invalid"], "host=no.such.host.invalid "),

@@ -130,10 +130,18 @@ def test_what_the_model_takes() -> None:
     predictor = predictor_for(Task.multilabel, tabular=["audio"], names=["joy", "fear"])
     assert predictor.features == {"language": (4,), "audio": (STEPS, 3), "vision": (2,)}
     assert (predictor.task, predictor.outputs) == (Task.multilabel, 2)
-    assert predictor.label_names == ("joy", "fear")
+    assert predictor.names() == predictor.names(of_data=["no", "yes"]) == ("joy", "fear")
+    assert predictor.names(["a", "b"]) == ("a", "b")
     # Names that do not tell the outputs apart are none.
     for names in ((), ("joy",), ("joy", "joy"), ("joy", "fear", "awe")):
-        assert predictor_for(Task.multilabel, names=names).label_names == ()
+        unnamed = predictor_for(Task.multilabel, names=names)
+        assert unnamed.names(of_data=names) == ()
+        assert unnamed.names(of_data=["no", "yes"]) == ("no", "yes")
+    for labels in (["a"], ["a", "a"], ["a", "b", "c"]):
+        with pytest.raises(UserError, match=r"^labels=\[.*: expected 2 different names, one for"):
+            predictor.names(labels)
+    with pytest.raises(UserError, match=r"^labels=\['a'\]: the model predicts numbers, which have"):
+        predictor_for().names(["a"])
 
 
 def test_values_that_are_not_finite_count_as_the_mean() -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_up_models import part
+from made_up_models import features_for, part, predictor_for, sequences_for
 
 from common.errors import UserError
 from common.task import Task
@@ -27,23 +27,11 @@ every_task = pytest.mark.parametrize("task", list(Task))
 every_suffix = pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
 
 
-def predictions(task: Task, count: int = 5, seed: int = 0) -> Predictions:
-    """Draw predictions of items of which the second lacks audio, and the fourth everything."""
-    rng = np.random.default_rng(seed)
-    shape = (count,) if task is Task.regression else (count, 3)
-
-    def drawn(*missing: int) -> np.ndarray:
-        values = rng.normal(size=shape) * 4 if task is Task.regression else rng.random(shape)
-        values = values.astype(np.float32)
-        values[[item for item in missing if item < count]] = np.nan
-        return values
-
-    share = rng.random(count).astype(np.float32)
-    weights = {"audio": share, "vision": 1 - share}
-    for name, missing in (("audio", (1, 3)), ("vision", (3,))):
-        weights[name][[item for item in missing if item < count]] = 0
-    std = np.abs(drawn(3)) if task is Task.regression else None
-    return Predictions(task, drawn(3), std, {"audio": drawn(1, 3), "vision": drawn(3)}, weights)
+def predictions(task: Task, count: int = 5) -> Predictions:
+    """Predict items of which the second lacks audio, and the fourth everything."""
+    steps = {"audio": [3, 0, 2, 0, 1], "vision": [1, 4, 1, 0, 2]}
+    features = features_for({name: np.resize(each, count).tolist() for name, each in steps.items()})
+    return predictor_for(task).predict_sequences(sequences_for(features))
 
 
 def ids(count: int = 5) -> np.ndarray:
@@ -216,8 +204,8 @@ def largest_file(size: int) -> Iterator[None]:
 def test_a_disk_that_is_full(tmp_path: Path, suffix: str, calls: int) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_text("mine")
-    parts = [(ids(500), predictions(Task.regression, 500, seed)) for seed in range(calls)]
-    with largest_file(20_000), pytest.raises(UserError) as caught:
+    parts = [(ids(500), predictions(Task.regression, 500))] * calls
+    with largest_file(5_000), pytest.raises(UserError) as caught:
         write_predictions(path, parts)
     assert str(caught.value).startswith(f"out={path} cannot be written: ")
     assert len(str(caught.value).splitlines()) == 1

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 
 import numpy as np
 import pytest
@@ -42,6 +43,13 @@ class Model:
         return [len(batch) for batch in self.batches]
 
 
+@asynccontextmanager
+async def batching(model: Model, max_wait: float = 0.0) -> AsyncIterator[Batcher]:
+    batcher = Batcher(model, max_batch=4, max_wait=max_wait, max_queue=100)
+    async with batcher.running():
+        yield batcher
+
+
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
@@ -54,7 +62,7 @@ def model() -> Model:
 
 @pytest.fixture
 async def batcher(model: Model) -> AsyncIterator[Batcher]:
-    async with Batcher(model, max_batch=4, max_wait=0.0, max_queue=100) as batcher:
+    async with batching(model) as batcher:
         yield batcher
     assert batcher.held == 0
 
@@ -96,7 +104,7 @@ async def test_a_request_of_many_items_gives_way(batcher: Batcher, model: Model)
 @pytest.mark.parametrize("others", [0, 1, 3])
 async def test_a_batch_waits_only_if_others_are_likely(model: Model, others: int) -> None:
     """Others are likely where the batch before joined several; three of them fill the batch."""
-    async with Batcher(model, max_batch=4, max_wait=0.2, max_queue=100) as batcher:
+    async with batching(model, 0.2) as batcher:
         first = await occupied(model, batcher)
         waiting = [asyncio.create_task(batcher.ask(items(n))) for n in range(others)]
         await until(lambda: batcher.held == 1 + others)
@@ -110,7 +118,7 @@ async def test_a_batch_waits_only_if_others_are_likely(model: Model, others: int
 
 async def test_a_full_batch_does_not_wait(model: Model) -> None:
     began = time.monotonic()
-    async with Batcher(model, max_batch=4, max_wait=10.0, max_queue=100) as batcher:
+    async with batching(model, 10.0) as batcher:
         for _ in range(3):
             await asyncio.gather(*(batcher.ask(items(n)) for n in range(4)))
     assert time.monotonic() - began < 5
@@ -152,7 +160,7 @@ async def test_a_request_that_fails_does_not_fail_the_others(
 
 
 async def test_waiting_requests_are_cancelled_at_the_end(model: Model) -> None:
-    async with Batcher(model, 4, 0.0, 100) as batcher:
+    async with batching(model) as batcher:
         model.open.clear()
         tasks = [asyncio.create_task(batcher.ask(items(n))) for n in range(8)]
         await until(lambda: batcher.held == 8)

@@ -2,6 +2,7 @@
 
 import json
 import tracemalloc
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -14,8 +15,11 @@ from common.errors import UserError
 from server.service.requests import Item, RequestReader
 
 
-def reader(last_steps: int | None = None) -> RequestReader:
-    return RequestReader(SHAPES, last_steps, max_items=3, max_steps=6)
+def reader(
+    features: Mapping[str, tuple[int, ...]] = SHAPES, last_steps: int | None = None, **limits: int
+) -> RequestReader:
+    limits = {"max_items": 3, "max_steps": 6, "max_body_bytes": 0} | limits
+    return RequestReader(features, last_steps, **limits)
 
 
 def of(*items: Any, **others: Any) -> bytes:
@@ -23,7 +27,7 @@ def of(*items: Any, **others: Any) -> bytes:
 
 
 def read(*items: dict[str, Any], last_steps: int | None = None, **others: Any) -> list[Item]:
-    return reader(last_steps).read(of(*items, **others))
+    return reader(last_steps=last_steps).read(of(*items, **others))
 
 
 def test_items_of_different_modalities() -> None:
@@ -52,11 +56,11 @@ def test_only_chosen_modalities_and_last_steps_are_used() -> None:
 
 def test_names_of_modalities() -> None:
     names = ("class", "items", "model_dump", "_own")
-    odd = RequestReader(dict.fromkeys(names, (1,)), None, 9, 9)
+    odd = reader(dict.fromkeys(names, (1,)))
     (item,) = odd.read(json.dumps({"items": [{name: [[1]] for name in names}]}).encode())
     assert tuple(item.features) == names
     with pytest.raises(UserError, match="the model has a modality 'id'"):
-        RequestReader({"id": (1,)}, None, 9, 9)
+        reader({"id": (1,)})
 
 
 FINE = {"audio": [[1, 2]]}
@@ -148,7 +152,7 @@ def test_validation_stops_at_the_first_mistake() -> None:
 def test_many_numbers_take_little_memory() -> None:
     row = b"[" + b",".join([b"0"] * 100) + b"]"
     body = b'{"items": [{"audio": [' + b",".join([row] * 2_000) + b"]}]}"
-    roomy = RequestReader({"audio": (100,)}, None, 1, 10_000)
+    roomy = reader({"audio": (100,)}, max_steps=10_000)
     assert roomy.read(body)[0].features["audio"].shape == (2_000, 100)
     # As lists of Python's floats they would be 16 times the body.
     assert peak_memory(roomy, body) < 8 * len(body)
