@@ -17,7 +17,7 @@ from server.records import RoundRecord
 from server.run.checkpoint import Checkpoint, Checkpoints
 from server.run.console import JsonConsole, RunConsole
 from server.run.federation import federate
-from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder, read_settings
+from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder
 from server.run.resume import resumed_config
 from server.run.run import Run
 from server.tracking.tracker import check_tracking, make_tracking
@@ -44,8 +44,7 @@ def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = No
     """
     use_one_thread()
     if config.resume is not None:
-        settings = read_settings(RunFolder.config_of(config.resume))
-        config = resumed_config(settings, config, given)
+        config = resumed_config(RunFolder.config_of(config.resume), config, given)
         check_federated(config)
     check_tracking(config.tracking)
     data = load_federation(config)

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from common.data.batching import pad_all
 from common.data.dataset import LabelArray, MultimodalDataset
 from common.diagnostics import diagnostics
-from common.metrics import ConstantPredictions, compute_metrics
+from common.metrics import Array, ConstantPredictions, compute_metrics
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import Prediction, encode, predict_encoded
+from common.task import Task
 
 #: Items of a batch, about: few enough that those of a small dataset are several.
 BATCH = 128
@@ -94,13 +95,18 @@ def _together_and_alone(fusion: Fusion, items: MultimodalDataset) -> Questions:
 
 
 def _score(model: HAFedformer, questions: Questions, items: MultimodalDataset) -> Scores:
+    return {
+        title: score(questions[title][0].task, *answer)
+        for title, answer in _answer(model, questions, items)
+    }
+
+
+def score(task: Task, truth: Array, predicted: Array, std: Array | None = None) -> dict[str, float]:
+    """Compute every metric; arguments as of `compute_metrics`."""
     with warnings.catch_warnings():
         # An untrained or a failed modality predicts a constant; corr=0 says so in the table.
         warnings.simplefilter("ignore", ConstantPredictions)
-        return {
-            title: compute_metrics(questions[title][0].task, *answer)
-            for title, answer in _answer(model, questions, items)
-        }
+        return compute_metrics(task, truth, predicted, std)
 
 
 def _answer(

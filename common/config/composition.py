@@ -105,7 +105,7 @@ def config_of_settings(settings: Mapping[str, object]) -> Config:
     Raises
     ------
     UserError
-        If it holds settings that this release does not have.
+        If it holds settings that this release does not have, or a value of the wrong type.
     """
     plain = OmegaConf.create(dict(settings))
     config = Config()
@@ -115,7 +115,8 @@ def config_of_settings(settings: Mapping[str, object]) -> Config:
     try:
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(_structured(config), plain)))
     except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from error
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{where}{explain(error)}") from error
 
 
 def _structured(schema: object) -> DictConfig:

@@ -112,9 +112,12 @@ class CrossModal(nn.Module):
         self, standardise: Mapping[str, Standardise], outputs: int, config: ModelConfig
     ) -> None:
         super().__init__()
-        self.embeddings = nn.ModuleDict(
-            {name: _embedding(own, config) for name, own in standardise.items()}
-        )
+        self.embeddings = nn.ModuleDict()
+        for name, own in standardise.items():
+            # Without layers it only embeds: convolution, positions, norm.
+            encoder = Encoder(own.mean.shape, replace(config, layers=0), attention_dropout=0.0)
+            encoder.standardise = own
+            self.embeddings[name] = encoder
         self.targets = nn.ModuleDict(
             {
                 name: Target(name, [other for other in standardise if other != name], config)
@@ -134,18 +137,7 @@ class CrossModal(nn.Module):
         the padding does not matter.
         """
         lengths = {name: padded.lengths for name, padded in inputs.items()}
-        embedded = {}
-        for name, embed in self.embeddings.items():
-            values = inputs[name].values
-            real = valid_steps(lengths[name], values.shape[1])[:, :, None]
-            embedded[name] = embed(torch.where(real, values, 0.0), lengths[name])
+        embedded = {name: embed(*inputs[name]) for name, embed in self.embeddings.items()}
         read = torch.cat([target(embedded, lengths) for target in self.targets.values()], dim=1)
         outputs: Tensor = self.head(read + self.contract(F.relu(self.expand(read))))
         return outputs
-
-
-def _embedding(standardise: Standardise, config: ModelConfig) -> Encoder:
-    """Build an encoder that only embeds: convolution, positions, norm."""
-    encoder = Encoder(standardise.mean.shape, replace(config, layers=0), attention_dropout=0.0)
-    encoder.standardise = standardise
-    return encoder

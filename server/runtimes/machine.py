@@ -18,7 +18,7 @@ def prepare_machine(run: Run) -> None:
     try:
         check_resources(run.config)
     except UserError:
-        run.folder.release()
+        run.give_up()
         raise
     log_to_file(run.folder.path / FLOWER_LOG)
 

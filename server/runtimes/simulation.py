@@ -51,7 +51,7 @@ def join_cluster(run: Run) -> None:
         # Flower then uses this connection.
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        run.folder.release()
+        run.give_up()
         raise UserError(
             f"runtime.ray.address={address}: no Ray cluster answers there ({error}); expected "
             "HOST:PORT of one that was started with 'ray start --head --port PORT'"

@@ -20,7 +20,8 @@ from common.errors import UserError
 from common.metrics import METRICS, compute_metrics
 from common.task import Task
 from server.app import prepare
-from server.baselines.baseline import BASELINES, Baseline, run_baseline
+from server.baselines import BASELINES, run_baseline
+from server.baselines.baseline import Baseline
 from server.evaluate import Scores, evaluate
 from server.model_file import load_model
 from server.preparation.preparation import prepare as prepare_shards

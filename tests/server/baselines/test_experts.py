@@ -8,7 +8,7 @@ from torch import Tensor
 from common.config import FusionRule
 from common.model.fusion import Expert, Fusion
 from common.task import Task
-from server.baselines.experts import ExpertPrediction, combine
+from server.baselines.local import ExpertPrediction, combine
 
 RULE = FusionRule.product_of_experts
 EVERY = torch.ones(3, dtype=torch.bool)

@@ -28,10 +28,10 @@ from common.model.ha_fedformer import (
 )
 from common.seeding import derive_seed
 from common.task import Task
-from server.baselines.experts import ExpertPrediction, combine
-from server.baselines.local import Local
-from server.baselines.sites import Sites, load_sites
+from server.baselines.baseline import Sites, load_sites
+from server.baselines.local import ExpertPrediction, Local, combine
 from server.evaluate import evaluate
+from server.run.run import initial_model
 
 SETTINGS = """
 strategy=local dataset.num_items=150 dataset.num_speakers=24 dataset.modalities=[language,audio]
@@ -48,7 +48,7 @@ def sites_of(*overrides: str) -> Sites:
 def trained_by_hand(sites: Sites, key: ClientKey, rounds: int) -> HAFedformer:
     """Train a client as its own script would, without anything of `server.baselines` but data."""
     config, site = sites.config, sites.by_key[key]
-    whole = sites.initial_model({})
+    whole = initial_model(config, sites.data, {})
     parts = split_arrays(whole.state_dict())
     name = key.modality
     spec = replace(whole.spec, features={name: whole.spec.features[name]})
@@ -162,4 +162,4 @@ def test_a_client_without_validation_items_can_be_scored() -> None:
     baseline = Local(sites)
     scores = baseline.scores(sites.data.validation)
     assert all(np.isfinite(list(values.values())).all() for values in scores.values())
-    assert baseline._fusion(ClientKey("audio", 0), FusionRule.mean).experts["audio"].count == 0
+    assert baseline._expert(ClientKey("audio", 0)).experts["audio"].count == 0

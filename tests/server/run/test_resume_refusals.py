@@ -30,6 +30,7 @@ from common.errors import UserError
 from server.app import prepare
 from server.run.folder import CONFIG, ROUNDS, RunFolder, read_settings
 from server.run.resume import plain_settings, resumed_config
+from server.runtimes.local import run_locally
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -110,7 +111,8 @@ def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path)
     former = compose(Config, [*settings, "run_dir=x"])
     free = ["rounds=40", "runtime.absent=abort", "checkpoint.keep=7", "tracking=mlflow"]
     given = [*free, "console=json", "run_dir=y", "resume=x"]
-    config = resumed_config(written(tmp_path, former), compose(Config, given), given)
+    written(tmp_path, former)
+    config = resumed_config(tmp_path / CONFIG, compose(Config, given), given)
     assert config == replace(
         former,
         rounds=40,
@@ -153,8 +155,8 @@ def write(name: str, content: str) -> Callable[[Path], None]:
     ("change", "words"),
     [
         *((write(CONFIG, text), CONFIG) for text in ("{", "- 1", "\0")),
-        (write(CONFIG, "seed: many"), "many"),
-        (write(CONFIG, "nonsense: 1"), "nonsense"),
+        (write(CONFIG, "seed: many"), f"{CONFIG} cannot be used: seed: Value 'many'"),
+        (write(CONFIG, "nonsense: 1"), f"{CONFIG} cannot be used: nonsense: Key 'nonsense'"),
         *(
             (write(ROUNDS, text), f"{ROUNDS} is damaged: ")
             for text in ("", "{}\n", '{"round": 2}\n', "[1]\n", "\xff\n")
@@ -184,6 +186,17 @@ def test_fewer_rounds_than_are_done(interrupted: Make, whole: Make) -> None:
 def test_a_baseline_cannot_be_resumed(tmp_path: Path) -> None:
     written(tmp_path, tiny(*ONE, "strategy=pooled", "run_dir=x"))
     assert refused(tmp_path).startswith("strategy=pooled is a baseline that one machine trains")
+
+
+def test_what_this_machine_lacks_costs_no_round(interrupted: Make, whole: Make) -> None:
+    folder = interrupted(rounds=2)
+    given = [f"resume={folder}", "runtime.client_cpus=4096"]
+    run = prepare(tiny(*given), folder.parent / "elsewhere", given)
+    with pytest.raises(UserError, match=r"^runtime\.client_cpus=4096: this machine has "):
+        run_locally(run)
+    run.folder.close()
+    go_on(folder)
+    assert left_in(folder) == left_in(whole())
 
 
 def test_a_process_that_ends_is_waited_for(interrupted: Make) -> None:
