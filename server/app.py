@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -21,18 +20,6 @@ from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder
 from server.run.resume import resumed_config
 from server.run.run import Run
 from server.tracking.tracker import check_tracking, make_tracking
-
-
-def make_server_app(run: Run) -> ServerApp:
-    """Build an app that executes a prepared run."""
-    app = ServerApp()
-    app.main()(partial(_execute, run))
-    return app
-
-
-def _execute(run: Run, grid: Grid, context: Context) -> None:
-    with run.console:
-        federate(run, grid)
 
 
 def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = None) -> Run:
@@ -104,7 +91,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = config_of_run(context.run_config)
         check_federated(config)
-        _execute(prepare(config, config.run_dir), grid, context)
+        federate(prepare(config, config.run_dir), grid)
     except UserError as error:
         # Flower logs a traceback of whatever ends a ServerApp; the line comes first, and alone.
         print(f"error: {error}", flush=True)

@@ -114,17 +114,16 @@ def _answer(
 ) -> Iterator[tuple[str, Answer]]:
     """Answer each question on the items that have any of its modalities, in order."""
     items = items.select(np.flatnonzero(items.present()))
-    having = {title: items.present(names) for title, (_, names) in questions.items()}
-    for title, (_, names) in questions.items():
-        if not having[title].any():
+    for _, names in questions.values():
+        if not items.present(names).any():
             raise ValueError(f"no item has any of {', '.join(names)}")
     batches = _predict(model, questions, items)
-    for title in questions:
+    for title, (_, names) in questions.items():
         found = [batch[title] for batch in batches if title in batch]
         values = torch.cat([prediction.values for prediction in found]).cpu().numpy()
         deviations = [prediction.std for prediction in found if prediction.std is not None]
         std = torch.cat(deviations).cpu().numpy() if deviations else None
-        yield title, (items.labels[having[title]], values, std)
+        yield title, (items.labels[items.present(names)], values, std)
 
 
 def _predict(
@@ -140,14 +139,12 @@ def _predict(
             for name, sequences in items.sequences.items()
         }
         encoded = encode(model, inputs)
-        present = {
-            title: encoded.present(names).any(dim=0) for title, (_, names) in questions.items()
-        }
-        return {
-            title: predict_encoded(model, fusion, encoded.select(present[title]), names)
-            for title, (fusion, names) in questions.items()
-            if present[title].any()
-        }
+        answers = {}
+        for title, (fusion, names) in questions.items():
+            present = encoded.present(names).any(dim=0)
+            if present.any():
+                answers[title] = predict_encoded(model, fusion, encoded.select(present), names)
+        return answers
 
     # As many as there are processors for the threads of each operation; one keeps a GPU busy.
     idle = (os.cpu_count() or 1) // torch.get_num_threads() if device.type == "cpu" else 1

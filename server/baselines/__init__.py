@@ -49,9 +49,6 @@ def run_baseline(run: Run) -> dict[str, Any]:
 
     Raises `UserError` if the data or the device do not suit it, or the loss stops being finite.
     """
-
-    def begin(run: Run) -> Baseline:
-        return find_baseline(run.config.strategy)(load_sites(run.config, run.data))
-
-    with run.console:
-        return run.execute(begin)
+    return run.execute(
+        lambda run: find_baseline(run.config.strategy)(load_sites(run.config, run.data))
+    )

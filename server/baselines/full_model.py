@@ -4,36 +4,34 @@
 federation loses against it is what merging loses. `centralised`: as many items as the clients train
 on, with every modality of each, which no federation of sites with one modality each can have.
 ``strategy.architecture`` is trained on them: HA-Fedformer through the mean of its encodings, or a
-model of `ARCHITECTURES`, which takes all modalities at once and learns to join them.
+model of `server.baselines.architectures`, which takes all modalities at once and learns to join
+them.
 
 Notation: N items, B of them at a time, K classes or labels, O outputs.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from common.config import FusionRule, ModelConfig
+from common.config import FusionRule
 from common.data.batching import Padded
 from common.data.dataset import LabelArray, MultimodalDataset
 from common.data.federation import JointDataset
 from common.data.moments import FeatureMoments
 from common.diagnostics import diagnostics
 from common.errors import UserError
-from common.model.encoder import Encoder, Standardise
 from common.model.fusion import fuse_encodings
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import to_values
 from common.seeding import derive_seed
+from server.baselines.architectures import build_other
 from server.baselines.baseline import Baseline, Sites
-from server.baselines.cross_modal import CrossModal
-from server.baselines.early_fusion import EarlyFusion
 from server.baselines.training import (
     MULTIMODAL,
     Training,
@@ -43,13 +41,6 @@ from server.baselines.training import (
 )
 from server.evaluate import Scores, score
 from server.run.run import OneModel, count_parameters, initial_model
-
-#: ``strategy.architecture`` to a model made of each modality's `Standardise`, the number of
-#: outputs, and the sizes; called with modality to `Padded`, it returns outputs (B, O).
-ARCHITECTURES: dict[str, Callable[[Mapping[str, Standardise], int, ModelConfig], nn.Module]] = {
-    "early_fusion": EarlyFusion,
-    "cross_modal": CrossModal,
-}
 
 
 class FullModel(OneModel, Baseline):
@@ -146,7 +137,7 @@ def centralised(sites: Sites) -> Baseline:
         forward = partial(from_mean, initial)
         training = Training(initial, forward, one_pass, task, config.client)
         return FullModel(sites, initial, training, FusionRule.mean)
-    other = build_other(sites, initial)
+    other = build_other(config, initial)
     return OtherArchitecture(sites, Training(other, other, one_pass, task, config.client))
 
 
@@ -172,22 +163,3 @@ def from_mean(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
     fused, longest = fuse_encodings(encodings, lengths, dict.fromkeys(inputs, 1 / len(inputs)))
     outputs: Tensor = model.decoder(fused, longest)
     return outputs
-
-
-def build_other(sites: Sites, initial: HAFedformer) -> nn.Module:
-    """Build the model of `ARCHITECTURES` that ``strategy.architecture`` names.
-
-    It standardises as `initial` does, and its weights are drawn from the same seed. Raises
-    `UserError` if there is no such architecture.
-    """
-    name = sites.config.strategy.architecture
-    if name not in ARCHITECTURES:
-        names = ", ".join(["ha_fedformer", *ARCHITECTURES])
-        raise UserError(f"strategy.architecture={name}: expected one of {names}")
-    standardise = {}
-    for modality, encoder in initial.encoders.items():
-        assert isinstance(encoder, Encoder)
-        standardise[modality] = encoder.standardise
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(sites.config.seed, "model"))
-        return ARCHITECTURES[name](standardise, sites.data.outputs, sites.config.model)

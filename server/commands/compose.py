@@ -127,7 +127,3 @@ def _mount_data(path: Path) -> Service:
 def _mount(source: str, target: str) -> Service:
     # In full: of the short form, Docker would make a folder where there is no such file.
     return {"type": "bind", "source": source, "target": target, "read_only": True}
-
-
-if __name__ == "__main__":
-    main()

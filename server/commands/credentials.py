@@ -13,7 +13,3 @@ def main(config: CredentialsConfig) -> None:
     from server.terminal import Terminal
 
     show_issued(issue(config, utc_now()), str(config.out), Terminal())
-
-
-if __name__ == "__main__":
-    main()

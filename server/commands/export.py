@@ -20,7 +20,3 @@ def main(config: ExportConfig) -> None:
     from server.terminal import Terminal
 
     export_model(config, Terminal().tell)
-
-
-if __name__ == "__main__":
-    main()

@@ -59,7 +59,3 @@ def write_report(config: ReportConfig, overrides: Sequence[str]) -> "tuple[Repor
         for panel in (panel for section in sections for panel in section.panels if panel.file):
             (folder / panel.file).write_bytes(panel.png)
     return report, sections
-
-
-if __name__ == "__main__":
-    main()

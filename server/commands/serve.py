@@ -77,7 +77,3 @@ def warn_of_others(config: ServeConfig, token: str | None, terminal: "Terminal")
             f"host={config.host} without TLS: the token crosses the network unencrypted; give "
             "ssl_cert=… and ssl_key=…, or put a proxy with TLS in front"
         )
-
-
-if __name__ == "__main__":
-    main()

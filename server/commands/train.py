@@ -36,7 +36,3 @@ def main(config: Config) -> None:
     run = prepare(config, run_folder(config), given_overrides())
     with interruptible() as run.check:
         train(run)
-
-
-if __name__ == "__main__":
-    main()

@@ -26,9 +26,8 @@ from server.evaluate import Scores, diagnose, evaluate
 from server.model_file import model_bytes
 from server.records import Phase, PhaseClock, RoundRecord
 from server.run.checkpoint import Checkpoint, Checkpoints, MisfitError
-from server.run.console import RunConsole
+from server.run.console import RunConsole, learning_curve
 from server.run.folder import CHECKPOINTS, CURVE, MODEL, RunFolder
-from server.run.learning_curve import learning_curve
 
 
 class RoundSource(ABC):
@@ -167,7 +166,7 @@ class Run:
         does; a run that ends before its first round gives up its folder.
         """
         try:
-            with self.tracking:
+            with self.console, self.tracking:
                 for what, count in self.data.cleaning.items():
                     self.console.tell(f"cleaned: {count} {what}")
                 for line in self.data.warnings:
@@ -208,13 +207,8 @@ class Run:
         trained = source.round(number, clock)
         validation = source.scores(self.data.validation)
         clock.end(Phase.evaluate)
-        record = replace(
-            trained,
-            validation=validation,
-            fusion_weights=source.fusion_weights,
-            seconds=clock.elapsed(),
-            phases=clock.rounded(),
-        )
+        weights, measured = source.fusion_weights, clock.measured()
+        record = replace(trained, validation=validation, fusion_weights=weights, **measured)
         self.records.append(record)
         self.folder.append_round(record.to_json())
         self.console.round(record)

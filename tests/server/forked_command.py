@@ -84,7 +84,7 @@ def run_alone(folder: Path, command: str, *arguments: str) -> Answer:
     done = subprocess.run(
         [Path(sys.executable).with_name(command), *arguments],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
         timeout=60,

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from common.config import ModelConfig
 from common.data.batching import Padded
 from common.model.encoder import Standardise
-from server.baselines.cross_modal import CrossAttention, CrossModal
-from server.baselines.early_fusion import EarlyFusion
+from server.baselines.architectures import CrossAttention, CrossModal, EarlyFusion
 
 SMALL = ModelConfig(width=8, heads=2, layers=2, kernel_size=3, decoder_layers=1)
 WIDTHS = {"language": 3, "audio": 2, "vision": 4}

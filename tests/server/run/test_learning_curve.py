@@ -10,7 +10,7 @@ from matplotlib.image import imread
 
 from common.task import Task
 from server.records import RoundRecord
-from server.run.learning_curve import learning_curve
+from server.run.console import learning_curve
 
 
 def rounds(count: int, *, metric: str = "corr", **losses: list[float | None]) -> list[RoundRecord]:
