@@ -60,10 +60,10 @@ def test_an_item_is_predicted_alike_alone_and_among_others(kind: type[nn.Module]
     model = build(kind)
     together = model(inputs())
     for items in ([2, 0, 1], [0], [1], [2]):
-        chosen = {
-            name: Padded(each.values[items, : max(*each.lengths[items], 1)], each.lengths[items])
-            for name, each in inputs().items()
-        }
+        chosen = {}
+        for name, each in inputs().items():
+            lengths = each.lengths[items]
+            chosen[name] = Padded(each.values[items, : max(*lengths, 1)], lengths)
         torch.testing.assert_close(model(chosen), together[items], rtol=1e-4, atol=1e-5)
 
 

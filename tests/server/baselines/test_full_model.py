@@ -106,11 +106,10 @@ def test_pooled_is_standardised_and_fused_by_all_clients_sums(tmp_path: Path) ->
     np.testing.assert_allclose(prior, [labels.mean(), labels.var()], rtol=1e-4, atol=1e-4)
     sums = {}
     for name, keys in sites.by_modality.items():
-        held = [sites.by_key[key] for key in keys]
+        held, parts = [sites.by_key[key] for key in keys], []
         rows = np.concatenate([site.sequences[item] for site in held for item in site.train])
         mean = baseline.model.state_dict()[f"encoders.{name}.standardise.mean"]
         np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-5)
-        parts = []
         for site in held:
             chosen = site.validation
             assert len(chosen) > 0

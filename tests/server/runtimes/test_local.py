@@ -1,6 +1,7 @@
 """A whole run in this process: the same as over any other grid, and the same again."""
 
 import json
+import multiprocessing
 from functools import partial
 from pathlib import Path
 
@@ -44,14 +45,16 @@ class TwoNodes(MemoryGrid):
         return list(map(self.app, messages, contexts))[::-1]
 
 
-def test_a_run_is_the_same_again_and_over_another_grid(tmp_path: Path) -> None:
-    config = tiny("strategy=fednova", "strategy.weights=agreement")
-    for name in ("first", "again"):
-        run_locally(prepare(config, tmp_path / name))
-    other = prepare(config, tmp_path / "other")
-    federate(other, TwoNodes(make_client_app(partial(given_config, config))))
-    first, again, elsewhere = (left_in(tmp_path / name) for name in ("first", "again", "other"))
-    assert first == again == elsewhere
+def test_a_run_is_the_same_in_processes_again_and_over_another_grid(tmp_path: Path) -> None:
+    settings = ("strategy=fednova", "strategy.weights=agreement")
+    runtimes = {"first": "sequential", "again": "sequential", "workers": "processes"}
+    for name, runtime in runtimes.items():
+        run_locally(prepare(tiny(*settings, f"runtime={runtime}"), tmp_path / name))
+    assert multiprocessing.active_children() == []
+    other = prepare(tiny(*settings), tmp_path / "other")
+    federate(other, TwoNodes(make_client_app(partial(given_config, other.config))))
+    first, *others = (left_in(tmp_path / name) for name in (*runtimes, "other"))
+    assert others == [first] * 3
     assert [record["round"] for record in first[0]] == [1, 2] and first[1]["rounds"] == 2
     for record in first[0]:
         assert list(record["clients"].values()) == [2, 2, 2]
