@@ -6,9 +6,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from fake_nodes import MemoryGrid
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
-from memory_grid import MemoryGrid
 from tiny_runs import left_in, tiny
 
 from client.app import given_config, make_client_app
@@ -31,6 +31,7 @@ class TwoNodes(MemoryGrid):
     """Another grid: two nodes that host all clients, and whose replies come in backwards."""
 
     def __init__(self, app: ClientApp) -> None:
+        super().__init__()
         self.app = app
 
     def get_node_ids(self) -> list[int]:
