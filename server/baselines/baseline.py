@@ -92,11 +92,7 @@ class Baseline(RoundSource):
         self.sites = sites
         #: Client to its train loss in the last round; empty where none trains by itself.
         self.client_losses: Mapping[str, float] = {}
-        self.items = {
-            "train": sum(len(site.train) for site in sites.by_key.values()),
-            "validation": len(sites.data.validation),
-            "test": len(sites.data.test),
-        }
+        self.examples = sum(len(site.train) for site in sites.by_key.values())
 
     @abstractmethod
     def train(self, number: int) -> dict[str, float]:

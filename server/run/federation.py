@@ -56,11 +56,7 @@ class Federation(OneModel):
         state = self.model.state_dict()
         trained = split_arrays({name: state[name] for name in trained_names(self.model)})
         self.strategy = HierarchicalAggregation(config, registry, labels, trained)
-        self.items = {
-            "train": sum(member.client.examples for member in registry.members.values()),
-            "validation": len(run.data.validation),
-            "test": len(run.data.test),
-        }
+        self.examples = sum(member.client.examples for member in registry.members.values())
         self._settings = plain_settings(config)
         if former is not None:
             self._restore(former)
@@ -75,10 +71,10 @@ class Federation(OneModel):
 
     def _restore(self, former: Checkpoint) -> None:
         where = self._run.checkpoints.path(former.round)
-        former.check_fits(self.items, self.model.state_dict(), where)
+        former.check_fits(self._run.items(self.examples), self.model.state_dict(), where)
         self.model.load_state_dict(dict(former.model))
         self.strategy.restore(former.strategy)
-        self.items = dict(former.items)
+        self.examples = former.items["train"]
         self._run.console.tell(f"going on after round {former.round} of {self._run.config.rounds}")
 
     def _fit(self, rule: FusionRule) -> Fusion:
@@ -159,7 +155,7 @@ class Federation(OneModel):
         return Checkpoint(
             number,
             self._settings,
-            self.items,
+            self._run.items(self.examples),
             self.model.state_dict(),
             self.strategy.state(),
             self.strategy.labels,

@@ -33,8 +33,8 @@ from server.run.folder import CHECKPOINTS, CURVE, MODEL, RunFolder
 class RoundSource(ABC):
     """Trains round by round, and scores the result."""
 
-    #: "train", "validation" and "test" to how many there are.
-    items: Mapping[str, int]
+    #: Number of train items of all clients.
+    examples: int
     #: Number of trained parameters of what predicts an item from all its modalities.
     parameters: int
 
@@ -189,6 +189,11 @@ class Run:
             self.console.warn(f"the run broke off: {reason}; {self._how_to_resume()}")
             raise
 
+    def items(self, examples: int) -> dict[str, int]:
+        """Return "train", "validation" and "test" to how many items there are."""
+        sides = {"validation": len(self.data.validation), "test": len(self.data.test)}
+        return {"train": examples, **sides}
+
     def give_up(self) -> None:
         """Leave the folder to the next run, unless it holds rounds of this one."""
         if not self.records:
@@ -246,7 +251,7 @@ class Run:
             "seconds": self._seconds(),
             "fusion": source.fusion,
             "fusion_weights": source.fusion_weights,
-            "items": source.items,
+            "items": self.items(source.examples),
             "parameters": source.parameters,
             "cleaning": data.cleaning,
         }

@@ -14,7 +14,6 @@ from tiny_runs import left_in, tiny
 from client.app import given_config, make_client_app
 from common.config import Config
 from common.errors import UserError
-from common.protocol import decode_description, encode_query
 from server.app import prepare
 from server.evaluate import diagnose
 from server.model_file import load_model
@@ -170,12 +169,3 @@ def test_a_reply_is_taken_once_and_rounds_are_not_mixed_up() -> None:
     assert len({kept, taken, again}) == 3
     sources = [reply.metadata.src_node_id for reply in grid.pull_messages([kept, taken, again])]
     assert sources == [1, 2]
-
-
-def test_node_k_holds_the_clients_of_partition_k() -> None:
-    grid = LocalGrid(make_client_app(partial(given_config, tiny())), 6)
-    queries = [Message(encode_query(), node, MessageType.QUERY) for node in grid.get_node_ids()]
-    descriptions = [decode_description(r.content) for r in grid.send_and_receive(queries)]
-    hosted = [str(client.key) for each in descriptions for client in each.clients]
-    assert [len(each.clients) for each in descriptions] == [1] * 6
-    assert sorted(hosted) == CLIENTS
