@@ -62,14 +62,9 @@ def evaluate_subsets(model: HAFedformer, fusion: Fusion, items: MultimodalDatase
     """Score subsets of the modalities, on the same items so that their figures compare.
 
     These are the items that have every modality. If none has, every subset is scored on the items
-    that have any of it.
-
-    Returns
-    -------
-    dict
-        Names joined by ``+``, in the dataset's order and smaller subsets first, to metrics: every
-        non-empty subset of up to `EVERY_SUBSET` modalities; of more, each modality alone, all but
-        one, and all.
+    that have any of it. Titles are names joined by ``+``, in the dataset's order and smaller
+    subsets first: every non-empty subset of up to `EVERY_SUBSET` modalities; of more, each modality
+    alone, all but one, and all.
     """
     names = list(items.sequences)
     complete = np.all([sequences.present for sequences in items.sequences.values()], axis=0)

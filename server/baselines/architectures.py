@@ -159,12 +159,10 @@ class CrossModal(nn.Module):
             encoder = Encoder(own.mean.shape, replace(config, layers=0), attention_dropout=0.0)
             encoder.standardise = own
             self.embeddings[name] = encoder
-        self.targets = nn.ModuleDict(
-            {
-                name: Target(name, [other for other in standardise if other != name], config)
-                for name in standardise
-            }
-        )
+        self.targets = nn.ModuleDict()
+        for name in standardise:
+            others = [other for other in standardise if other != name]
+            self.targets[name] = Target(name, others, config)
         modalities = len(standardise)
         width = config.width * modalities * max(modalities - 1, 1)
         self.expand = nn.Linear(width, width)

@@ -49,10 +49,8 @@ class Checkpoint:
                     f"{where} does not fit: that run had {self.items[side]} {side} items, and "
                     f"there are {items[side]} now; start a new run"
                 )
-        kept, needed = (
-            {name: tuple(array.shape) for name, array in arrays.items()}
-            for arrays in (self.model, model)
-        )
+        kept = {name: tuple(array.shape) for name, array in self.model.items()}
+        needed = {name: tuple(array.shape) for name, array in model.items()}
         for name in sorted(kept.keys() | needed.keys()):
             if kept.get(name) != needed.get(name):
                 raise MisfitError(

@@ -157,10 +157,7 @@ class Workers:
             process.join()
 
     def replies(self, wanted: set[str], sent: dict[str, Message]) -> Iterator[Message]:
-        """Wait a moment for a reply to one of the wanted keys; yield those that came, once.
-
-        Messages that are answered, or have expired, are removed from `sent`.
-        """
+        """Wait a moment; yield the wanted replies; take answered and expired ones from `sent`."""
         self._forget_expired(sent)
         self._submit(sent)
         awaited = [future for key, future in self._running.items() if key in wanted]

@@ -18,17 +18,15 @@ def prepare_machine(run: Run) -> None:
 
     Raises `UserError`, and gives the folder up, for resources that this machine does not have.
     """
-    runtime, cpus, gpus = run.config.runtime, os.cpu_count() or 1, torch.cuda.device_count()
+    runtime, there = run.config.runtime, {"cpus": os.cpu_count() or 1}
+    there["gpus"] = torch.cuda.device_count()
     try:
         if runtime.ray.address is None:
-            if runtime.client_cpus > cpus:
-                raise UserError(
-                    f"runtime.client_cpus={runtime.client_cpus}: this machine has {cpus}"
-                )
-            if (runtime.client_gpus or 0) > gpus:
-                raise UserError(
-                    f"runtime.client_gpus={runtime.client_gpus}: this machine has {gpus}"
-                )
+            for name, needed in {"cpus": runtime.client_cpus, "gpus": runtime.client_gpus}.items():
+                if (needed or 0) > there[name]:
+                    raise UserError(
+                        f"runtime.client_{name}={needed}: this machine has {there[name]}"
+                    )
             choose_device(run.config.client.device)
     except UserError:
         run.give_up()

@@ -57,8 +57,7 @@ def join_cluster(run: Run) -> None:
     host, _, port = address.rpartition(":")
     try:
         # Ray itself would try for minutes.
-        with socket.create_connection((host, int(port)), timeout=10):
-            pass
+        socket.create_connection((host, int(port)), timeout=10).close()
         # Flower then uses this connection.
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
