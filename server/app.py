@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from flwr.app import Context
@@ -17,22 +16,10 @@ from server.records import RoundRecord
 from server.run.checkpoint import Checkpoint, Checkpoints
 from server.run.console import JsonConsole, RunConsole
 from server.run.federation import federate
-from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder, read_settings
+from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder
 from server.run.resume import resumed_config
 from server.run.run import Run
 from server.tracking.tracker import check_tracking, make_tracking
-
-
-def make_server_app(run: Run) -> ServerApp:
-    """Build an app that executes a prepared run."""
-    app = ServerApp()
-    app.main()(partial(_execute, run))
-    return app
-
-
-def _execute(run: Run, grid: Grid, context: Context) -> None:
-    with run.console:
-        federate(run, grid)
 
 
 def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = None) -> Run:
@@ -44,8 +31,7 @@ def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = No
     """
     use_one_thread()
     if config.resume is not None:
-        settings = read_settings(RunFolder.config_of(config.resume))
-        config = resumed_config(settings, config, given)
+        config = resumed_config(RunFolder.config_of(config.resume), config, given)
         check_federated(config)
     check_tracking(config.tracking)
     data = load_federation(config)
@@ -105,7 +91,7 @@ def main(grid: Grid, context: Context) -> None:
     try:
         config = config_of_run(context.run_config)
         check_federated(config)
-        _execute(prepare(config, config.run_dir), grid, context)
+        federate(prepare(config, config.run_dir), grid)
     except UserError as error:
         # Flower logs a traceback of whatever ends a ServerApp; the line comes first, and alone.
         print(f"error: {error}", flush=True)

@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from common.data.batching import pad_all
 from common.data.dataset import LabelArray, MultimodalDataset
-from common.metrics import ConstantPredictions, compute_metrics, diagnostics
+from common.metrics import Array, ConstantPredictions, compute_metrics, diagnostics
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import Prediction, encode, predict_encoded
+from common.task import Task
 
 #: Items of a batch, about: few enough that those of a small dataset are several.
 BATCH = 128
@@ -60,14 +61,9 @@ def evaluate_subsets(model: HAFedformer, fusion: Fusion, items: MultimodalDatase
     """Score subsets of the modalities, on the same items so that their figures compare.
 
     These are the items that have every modality. If none has, every subset is scored on the items
-    that have any of it.
-
-    Returns
-    -------
-    dict
-        Names joined by ``+``, in the dataset's order and smaller subsets first, to metrics: every
-        non-empty subset of up to `EVERY_SUBSET` modalities; of more, each modality alone, all but
-        one, and all.
+    that have any of it. Titles are names joined by ``+``, in the dataset's order and smaller
+    subsets first: every non-empty subset of up to `EVERY_SUBSET` modalities; of more, each modality
+    alone, all but one, and all.
     """
     names = list(items.sequences)
     complete = np.all([sequences.present for sequences in items.sequences.values()], axis=0)
@@ -93,13 +89,18 @@ def _together_and_alone(fusion: Fusion, items: MultimodalDataset) -> Questions:
 
 
 def _score(model: HAFedformer, questions: Questions, items: MultimodalDataset) -> Scores:
+    return {
+        title: score(questions[title][0].task, *answer)
+        for title, answer in _answer(model, questions, items)
+    }
+
+
+def score(task: Task, truth: Array, predicted: Array, std: Array | None = None) -> dict[str, float]:
+    """Compute every metric; arguments as of `compute_metrics`."""
     with warnings.catch_warnings():
         # An untrained or a failed modality predicts a constant; corr=0 says so in the table.
         warnings.simplefilter("ignore", ConstantPredictions)
-        return {
-            title: compute_metrics(questions[title][0].task, *answer)
-            for title, answer in _answer(model, questions, items)
-        }
+        return compute_metrics(task, truth, predicted, std)
 
 
 def _answer(
@@ -107,17 +108,16 @@ def _answer(
 ) -> Iterator[tuple[str, Answer]]:
     """Answer each question on the items that have any of its modalities, in order."""
     items = items.select(np.flatnonzero(items.present()))
-    having = {title: items.present(names) for title, (_, names) in questions.items()}
-    for title, (_, names) in questions.items():
-        if not having[title].any():
+    for _, names in questions.values():
+        if not items.present(names).any():
             raise ValueError(f"no item has any of {', '.join(names)}")
     batches = _predict(model, questions, items)
-    for title in questions:
+    for title, (_, names) in questions.items():
         found = [batch[title] for batch in batches if title in batch]
         values = torch.cat([prediction.values for prediction in found]).cpu().numpy()
         deviations = [prediction.std for prediction in found if prediction.std is not None]
         std = torch.cat(deviations).cpu().numpy() if deviations else None
-        yield title, (items.labels[having[title]], values, std)
+        yield title, (items.labels[items.present(names)], values, std)
 
 
 def _predict(
@@ -133,14 +133,12 @@ def _predict(
             for name, sequences in items.sequences.items()
         }
         encoded = encode(model, inputs)
-        present = {
-            title: encoded.present(names).any(dim=0) for title, (_, names) in questions.items()
-        }
-        return {
-            title: predict_encoded(model, fusion, encoded.select(present[title]), names)
-            for title, (fusion, names) in questions.items()
-            if present[title].any()
-        }
+        answers = {}
+        for title, (fusion, names) in questions.items():
+            present = encoded.present(names).any(dim=0)
+            if present.any():
+                answers[title] = predict_encoded(model, fusion, encoded.select(present), names)
+        return answers
 
     # As many as there are processors for the threads of each operation; one keeps a GPU busy.
     idle = (os.cpu_count() or 1) // torch.get_num_threads() if device.type == "cpu" else 1

@@ -52,13 +52,10 @@ class PhaseClock:
             self.end(using)
         self.end(getting)
 
-    def elapsed(self) -> float:
-        """Return the seconds since the round began."""
-        return round(time.monotonic() - self._began, 3)
-
-    def rounded(self) -> dict[str, float]:
-        """Return the seconds of each phase, in milliseconds' precision."""
-        return {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+    def measured(self) -> dict[str, Any]:
+        """Return a record's ``seconds`` since the round began, and its ``phases``; to a ms."""
+        phases = {phase: round(seconds, 3) for phase, seconds in self.seconds.items()}
+        return {"seconds": round(time.monotonic() - self._began, 3), "phases": phases}
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,10 @@ def config_of_run(settings: Mapping[str, object]) -> Config:
 def config_of_settings(settings: Mapping[str, object]) -> Config:
     """Build the configuration of a run from its ``config.yaml``.
 
-    Raises `UserError` if it holds settings that this release does not have.
+    Raises
+    ------
+    UserError
+        If it holds settings that this release does not have, or a value of the wrong type.
     """
     plain = OmegaConf.create(dict(settings))
     config = Config()
@@ -94,7 +97,8 @@ def config_of_settings(settings: Mapping[str, object]) -> Config:
         typed = _open_maps(OmegaConf.structured(config))
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(typed, plain)))
     except OmegaConfBaseException as error:
-        raise UserError(explain(error)) from error
+        where = f"{error.full_key}: " if error.full_key else ""
+        raise UserError(f"{where}{explain(error)}") from error
 
 
 def _open_maps(node: DictConfig) -> DictConfig:

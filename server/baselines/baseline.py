@@ -1,18 +1,88 @@
-"""A baseline as a source of rounds, and the registry of baselines."""
+"""What a baseline is, and what it is given: all clients of a simulated federation."""
 
-import pkgutil
 from abc import abstractmethod
-from collections.abc import Callable, Mapping
-from functools import cache
-from importlib import import_module
-from typing import Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
-from common.config import StrategyConfig
-from common.errors import UserError
-from server.baselines.sites import Sites, load_sites
+import torch
+from torch import Tensor
+
+from client.trainer import validation_outputs
+from common.clients import ClientKey
+from common.config import Config, FusionRule
+from common.data.federation import ClientData, FederatedDataset, client_data_of
+from common.data.moments import FeatureMoments
+from common.model.calibration import calibration_sums, label_sums, no_calibration_sums, prior_of
+from common.model.fusion import Fusion, fit_fusion
+from common.model.ha_fedformer import HAFedformer
 from server.records import Phase, PhaseClock, RoundRecord
-from server.run.run import Run
-from server.run.source import RoundSource
+from server.run.run import RoundSource, check_features
+
+#: Validation items of a batch.
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Sites:
+    """All clients of a run, on this machine."""
+
+    config: Config
+    data: FederatedDataset
+    by_key: Mapping[ClientKey, ClientData]
+
+    @property
+    def by_modality(self) -> dict[str, list[ClientKey]]:
+        """Modality, in the dataset's order, to its clients."""
+        return {
+            name: [key for key in self.by_key if key.modality == name] for name in self.data.shapes
+        }
+
+    def prior(self, keys: Iterable[ClientKey]) -> Tensor:
+        """Return the prior of the train labels of some clients."""
+        task, sites = self.data.task, [self.by_key[key] for key in keys]
+        labels = [torch.from_numpy(site.labels[site.train]) for site in sites]
+        sums = [label_sums(own, task, self.data.outputs) for own in labels]
+        return prior_of(torch.stack(sums).sum(dim=0), task)
+
+    def moments(self, modality: str) -> FeatureMoments:
+        """Return the pooled moments of a modality's features, over its clients' train items."""
+        total = FeatureMoments.empty(*self.data.shapes[modality])
+        for key in self.by_modality[modality]:
+            site = self.by_key[key]
+            total = total.merge(FeatureMoments.of(site.sequences.select(site.train)))
+        return total
+
+    def calibration_sums(self, model: HAFedformer, key: ClientKey, prior: Tensor) -> Tensor:
+        """Summarise a model's predictions on a client's validation items, as the client would."""
+        site = self.by_key[key]
+        outputs = validation_outputs(model, site, _BATCH)
+        labels = torch.from_numpy(site.labels[site.validation])
+        groups = torch.from_numpy(site.groups[site.validation])
+        return calibration_sums(outputs, labels, prior, site.task, groups)
+
+    def fit_fusion(self, model: HAFedformer, rule: FusionRule) -> Fusion:
+        """Fit a rule to the calibration sums of each modality, as a server does."""
+        prior, task = self.prior(self.by_key), self.data.task
+        sums = {
+            name: sum(
+                (self.calibration_sums(model, key, prior) for key in keys),
+                no_calibration_sums(task),
+            )
+            for name, keys in self.by_modality.items()
+        }
+        return fit_fusion(rule, task, prior, sums)
+
+
+def load_sites(config: Config, data: FederatedDataset) -> Sites:
+    """Load what every client holds.
+
+    Raises `UserError` if it cannot be read, or has other features than the evaluation data.
+    """
+    sites = Sites(config, data, {key: client_data_of(data, key, config) for key in data.clients})
+    for key, site in sites.by_key.items():
+        shape = site.sequences.select(site.train).statistics_shape
+        check_features(data, key.modality, shape, str(key))
+    return sites
 
 
 class Baseline(RoundSource):
@@ -22,11 +92,7 @@ class Baseline(RoundSource):
         self.sites = sites
         #: Client to its train loss in the last round; empty where none trains by itself.
         self.client_losses: Mapping[str, float] = {}
-        self.items = {
-            "train": sum(len(site.train) for site in sites.by_key.values()),
-            "validation": len(sites.data.validation),
-            "test": len(sites.data.test),
-        }
+        self.examples = sum(len(site.train) for site in sites.by_key.values())
 
     @abstractmethod
     def train(self, number: int) -> dict[str, float]:
@@ -42,46 +108,3 @@ class Baseline(RoundSource):
         clock.end(Phase.train)
         clients = {name: len(keys) for name, keys in self.sites.by_modality.items()}
         return RoundRecord(number, losses, self.client_losses, clients=clients)
-
-
-#: ``strategy.setting`` to what builds the baseline, of the modules imported so far.
-BASELINES: dict[str, Callable[[Sites], Baseline]] = {}
-
-
-def find_baseline(strategy: StrategyConfig) -> Callable[[Sites], Baseline]:
-    """Return what builds the baseline that a strategy names.
-
-    Raises `UserError` if there is no such baseline, or it does not train the architecture.
-    """
-    _import_baselines()
-    setting, architecture = strategy.setting, strategy.architecture
-    if setting not in BASELINES:
-        names = ", ".join(["federated", *sorted(BASELINES)])
-        raise UserError(f"strategy.setting={setting}: expected one of {names}")
-    if architecture != "ha_fedformer" and setting != "centralised":
-        raise UserError(
-            f"strategy.architecture={architecture} needs strategy.setting=centralised, "
-            f"not {setting}"
-        )
-    return BASELINES[setting]
-
-
-@cache
-def _import_baselines() -> None:
-    """Import all modules of this package, which enter their baselines into `BASELINES`."""
-    package = __name__.rpartition(".")[0]
-    for module in pkgutil.iter_modules(import_module(package).__path__):
-        import_module(f"{package}.{module.name}")
-
-
-def run_baseline(run: Run) -> dict[str, Any]:
-    """Train the baseline that ``strategy.setting`` names, and return the summary.
-
-    Raises `UserError` if the data or the device do not suit it, or the loss stops being finite.
-    """
-
-    def begin(run: Run) -> Baseline:
-        return find_baseline(run.config.strategy)(load_sites(run.config, run.data))
-
-    with run.console:
-        return run.execute(begin)

@@ -4,35 +4,34 @@
 federation loses against it is what merging loses. `centralised`: as many items as the clients train
 on, with every modality of each, which no federation of sites with one modality each can have.
 ``strategy.architecture`` is trained on them: HA-Fedformer through the mean of its encodings, or a
-model of `ARCHITECTURES`, which takes all modalities at once and learns to join them.
+model of `server.baselines.architectures`, which takes all modalities at once and learns to join
+them.
 
-Notation: B items, O outputs.
+Notation: N items, B of them at a time, K classes or labels, O outputs.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from numpy.typing import NDArray
+from torch import Tensor
 
-from common.config import FusionRule, ModelConfig
+from common.config import FusionRule
 from common.data.batching import Padded
-from common.data.dataset import MultimodalDataset
+from common.data.dataset import LabelArray, MultimodalDataset
 from common.data.federation import JointDataset
 from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.metrics import diagnostics
-from common.model.encoder import Encoder, Standardise
 from common.model.fusion import fuse_encodings
 from common.model.ha_fedformer import HAFedformer
+from common.model.predict import to_values
 from common.seeding import derive_seed
-from server.baselines.baseline import BASELINES, Baseline
-from server.baselines.cross_modal import CrossModal
-from server.baselines.early_fusion import EarlyFusion
-from server.baselines.scores import paired_predictions, score
-from server.baselines.sites import Sites
+from server.baselines.architectures import build_other
+from server.baselines.baseline import Baseline, Sites
 from server.baselines.training import (
     MULTIMODAL,
     Training,
@@ -40,15 +39,8 @@ from server.baselines.training import (
     paired_pass,
     pooled_items,
 )
-from server.evaluate import Scores
-from server.run.source import OneModel, count_parameters
-
-#: ``strategy.architecture`` to a model made of each modality's `Standardise`, the number of
-#: outputs, and the sizes; called with modality to `Padded`, it returns outputs (B, O).
-ARCHITECTURES: dict[str, Callable[[Mapping[str, Standardise], int, ModelConfig], nn.Module]] = {
-    "early_fusion": EarlyFusion,
-    "cross_modal": CrossModal,
-}
+from server.evaluate import Scores, score
+from server.run.run import OneModel, count_parameters, initial_model
 
 
 class FullModel(OneModel, Baseline):
@@ -58,13 +50,13 @@ class FullModel(OneModel, Baseline):
         self, sites: Sites, model: HAFedformer, training: Training, rule: FusionRule
     ) -> None:
         super().__init__(sites)
-        self.model, self._training, self._rule = model, training, rule
+        self.model, self.training, self._rule = model, training, rule
         self.parameters = count_parameters(model)
         self.fitted = sites.fit_fusion(model, rule)
 
     def train(self, number: int) -> dict[str, float]:
         """Train a round; return the mean loss of each modality, or of all together."""
-        losses = self._training.round(derive_seed(self.sites.config.seed, "train", number))
+        losses = self.training.round(derive_seed(self.sites.config.seed, "train", number))
         self.fitted = self.sites.fit_fusion(self.model, self._rule)
         titles = (*self.sites.data.shapes, MULTIMODAL)
         return {title: losses[title] for title in titles if title in losses}
@@ -73,10 +65,10 @@ class FullModel(OneModel, Baseline):
 class OtherArchitecture(Baseline):
     """A model of `ARCHITECTURES`; it predicts numbers without a deviation."""
 
-    def __init__(self, sites: Sites, model: nn.Module, training: Training) -> None:
+    def __init__(self, sites: Sites, training: Training) -> None:
         super().__init__(sites)
-        self.model, self._training, self._task = model, training, sites.data.task
-        self.parameters = count_parameters(model)
+        self.training = training
+        self.parameters = count_parameters(training.model)
 
     @property
     def fusion(self) -> str:
@@ -85,32 +77,51 @@ class OtherArchitecture(Baseline):
 
     def train(self, number: int) -> dict[str, float]:
         """Train a round; return the loss of what is predicted from all modalities."""
-        return self._training.round(derive_seed(self.sites.config.seed, "train", number))
+        return self.training.round(derive_seed(self.sites.config.seed, "train", number))
 
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score all modalities together, and each alone with the others absent."""
-        predicted = paired_predictions(self.model, self.model, items, self._task)
-        return {title: score(self._task, labels, values) for title, labels, values in predicted}
+        answers = predict_paired(self.training, items)
+        return {title: score(self.training.task, *answer) for title, *answer in answers}
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
         """Diagnose all modalities together, and each alone with the others absent."""
-        predicted = paired_predictions(self.model, self.model, items, self._task)
-        diagnosed = {
-            title: diagnostics(self._task, labels, values.numpy())
-            for title, labels, values in predicted
-        }
+        answers = predict_paired(self.training, items)
+        diagnosed = {title: diagnostics(self.training.task, *answer) for title, *answer in answers}
         return {"diagnostics": diagnosed}
+
+
+def predict_paired(
+    training: Training, items: MultimodalDataset
+) -> Iterator[tuple[str, LabelArray, NDArray[np.float32]]]:
+    """Predict with a model that takes every modality at once: from all of them, and each alone.
+
+    Yields ``multimodal`` and each modality, with labels and values of the items that have any of
+    the modalities in question: (N,) numbers or (N, K) probabilities. A modality that an item lacks,
+    or that is not in question, comes with length 0.
+    """
+    names = list(items.sequences)
+    for title, subset in {MULTIMODAL: names, **{name: [name] for name in names}}.items():
+        usable = items.select(np.flatnonzero(items.present(subset)))
+        absent = {
+            name: replace(own, lengths=np.zeros_like(own.lengths))
+            for name, own in usable.sequences.items()
+            if name not in subset
+        }
+        outputs = training.outputs({**usable.sequences, **absent})
+        yield title, usable.labels, to_values(outputs, training.task).numpy()
 
 
 def pooled(sites: Sites) -> FullModel:
     """Build the baseline; features are standardised with the moments of all train items."""
-    model = sites.initial_model({name: sites.moments(name) for name in sites.by_modality})
+    config, data = sites.config, sites.data
+    model = initial_model(config, data, {name: sites.moments(name) for name in sites.by_modality})
     items = {
         name: pooled_items([sites.by_key[key] for key in keys])
         for name, keys in sites.by_modality.items()
     }
-    training = one_modality_training(model, items, sites.data.task, sites.config.client)
-    return FullModel(sites, model, training, sites.config.fusion.name)
+    training = one_modality_training(model, items, data.task, config.client)
+    return FullModel(sites, model, training, config.fusion.name)
 
 
 def centralised(sites: Sites) -> Baseline:
@@ -118,20 +129,16 @@ def centralised(sites: Sites) -> Baseline:
 
     Raises `UserError` if the data are not paired, as shards of clients are not.
     """
-    config, items = sites.config, paired_items(sites)
+    config, task, items = sites.config, sites.data.task, paired_items(sites)
     moments = {name: FeatureMoments.of(own) for name, own in items.sequences.items()}
-    initial = sites.initial_model(moments)
+    initial = initial_model(config, sites.data, moments)
     one_pass = partial(paired_pass, items, config.client.batch_size)
-    task = sites.data.task
     if config.strategy.architecture == "ha_fedformer":
         forward = partial(from_mean, initial)
         training = Training(initial, forward, one_pass, task, config.client)
         return FullModel(sites, initial, training, FusionRule.mean)
-    other = build_other(sites, initial)
-    return OtherArchitecture(sites, other, Training(other, other, one_pass, task, config.client))
-
-
-BASELINES.update(pooled=pooled, centralised=centralised)
+    other = build_other(config, initial)
+    return OtherArchitecture(sites, Training(other, other, one_pass, task, config.client))
 
 
 def paired_items(sites: Sites) -> MultimodalDataset:
@@ -156,22 +163,3 @@ def from_mean(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
     fused, longest = fuse_encodings(encodings, lengths, dict.fromkeys(inputs, 1 / len(inputs)))
     outputs: Tensor = model.decoder(fused, longest)
     return outputs
-
-
-def build_other(sites: Sites, initial: HAFedformer) -> nn.Module:
-    """Build the model of `ARCHITECTURES` that ``strategy.architecture`` names.
-
-    It standardises as `initial` does, and its weights are drawn from the same seed. Raises
-    `UserError` if there is no such architecture.
-    """
-    name = sites.config.strategy.architecture
-    if name not in ARCHITECTURES:
-        names = ", ".join(["ha_fedformer", *ARCHITECTURES])
-        raise UserError(f"strategy.architecture={name}: expected one of {names}")
-    standardise = {}
-    for modality, encoder in initial.encoders.items():
-        assert isinstance(encoder, Encoder)
-        standardise[modality] = encoder.standardise
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(sites.config.seed, "model"))
-        return ARCHITECTURES[name](standardise, sites.data.outputs, sites.config.model)

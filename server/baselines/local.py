@@ -4,9 +4,16 @@ Alone, a modality's score is the mean over its clients. Together: each client ha
 so encodings cannot be mixed. Instead one client of each modality is joined with the others by the
 product of their experts, each calibrated on its own validation items; client k of every modality
 for each k, and the score is the mean over k.
+
+Clients that train alone have different priors. What an expert adds to its own prior is moved to the
+team's common prior, and then the experts are multiplied as in `common.model.fusion`: with equal
+priors nothing changes.
+
+Notation: M experts, N items, O outputs.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,7 +24,14 @@ from common.config import FusionRule
 from common.data.batching import SequenceItems
 from common.data.dataset import MultimodalDataset
 from common.data.moments import FeatureMoments
-from common.model.fusion import Fusion, fit_fusion, reliability_weights
+from common.model.fusion import (
+    Fusion,
+    fit_fusion,
+    product_of_gaussians,
+    product_of_scores,
+    reliability_weights,
+    tempered_scores,
+)
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelArrays,
@@ -26,14 +40,13 @@ from common.model.ha_fedformer import (
     set_standardisation,
     split_arrays,
 )
+from common.model.predict import Prediction, to_values
 from common.seeding import derive_seed
-from server.baselines.baseline import BASELINES, Baseline
-from server.baselines.experts import ExpertPrediction, combine
-from server.baselines.scores import mean_scores, outputs_on, score
-from server.baselines.sites import Sites
+from common.task import Task
+from server.baselines.baseline import Baseline, Sites
 from server.baselines.training import MULTIMODAL, Training, one_modality_training
-from server.evaluate import Scores, evaluate
-from server.run.source import count_parameters
+from server.evaluate import Scores, evaluate, score
+from server.run.run import count_parameters, initial_model
 
 
 class Local(Baseline):
@@ -65,12 +78,9 @@ class Local(Baseline):
     @property
     def fusion_weights(self) -> dict[str, float]:
         """Modality to its weight in the product, the mean over the products."""
-        experts = {
-            key: self._fusion(key, FusionRule.product_of_experts).experts[key.modality]
-            for key in self.models
-        }
+        experts = {key: self._expert(key).experts[key.modality] for key in self.models}
         teams = [{key.modality: experts[key] for key in team} for team in self._teams()]
-        return mean_scores([reliability_weights(team) for team in teams])
+        return _means([reliability_weights(team) for team in teams])
 
     def train(self, number: int) -> dict[str, float]:
         """Train a round of every client; return each modality's mean loss, by examples."""
@@ -92,9 +102,24 @@ class Local(Baseline):
         scores = {MULTIMODAL: self._together(items)}
         for name, keys in self.sites.by_modality.items():
             rows, rule = items.in_modalities([name]), self.sites.config.fusion.name
-            alone = [evaluate(self.models[key], self._fusion(key, rule), rows) for key in keys]
-            scores[name] = mean_scores([own[name] for own in alone])
+            alone = [evaluate(self.models[key], self._expert(key, rule), rows) for key in keys]
+            scores[name] = _means([own[name] for own in alone])
         return scores
+
+    def _together(self, items: MultimodalDataset) -> dict[str, float]:
+        task, usable = self.sites.data.task, items.select(np.flatnonzero(items.present()))
+        predictions = {}
+        for key, training in self._trainings.items():
+            sequences = usable.sequences[key.modality]
+            outputs = training.outputs({key.modality: sequences})
+            present = torch.from_numpy(sequences.present)
+            predictions[key] = ExpertPrediction(key.modality, self._expert(key), outputs, present)
+        scores = []
+        for team in self._teams():
+            joined = combine([predictions[key] for key in team], self.sites.prior(team), task)
+            std = None if joined.std is None else joined.std.numpy()
+            scores.append(score(task, usable.labels, joined.values.numpy(), std))
+        return _means(scores)
 
     def _measure_calibration(self) -> dict[ClientKey, Tensor]:
         """Return calibration sums of each client, of its validation items and around its prior."""
@@ -103,7 +128,7 @@ class Local(Baseline):
             for key, model in self.models.items()
         }
 
-    def _fusion(self, key: ClientKey, rule: FusionRule) -> Fusion:
+    def _expert(self, key: ClientKey, rule: FusionRule = FusionRule.product_of_experts) -> Fusion:
         """Calibrate a client's expert."""
         seen = {key.modality: self._calibration_sums[key]}
         return fit_fusion(rule, self.sites.data.task, self.sites.prior([key]), seen)
@@ -111,35 +136,17 @@ class Local(Baseline):
     def _teams(self) -> list[tuple[ClientKey, ...]]:
         """Return teams of one client of each modality; every client is in at least one."""
         members = self.sites.by_modality.values()
-        rounds = range(max(len(keys) for keys in members))
-        return [tuple(keys[k % len(keys)] for keys in members) for k in rounds]
-
-    def _together(self, items: MultimodalDataset) -> dict[str, float]:
-        usable = items.select(np.flatnonzero(items.present()))
-        task = self.sites.data.task
-        predictions = {key: self._predict(key, usable) for key in self.models}
-        scores = []
-        for team in self._teams():
-            joined = combine([predictions[key] for key in team], self.sites.prior(team), task)
-            scores.append(score(task, usable.labels, joined.values, joined.std))
-        return mean_scores(scores)
-
-    def _predict(self, key: ClientKey, items: MultimodalDataset) -> ExpertPrediction:
-        sequences, training = items.sequences[key.modality], self._trainings[key]
-        return ExpertPrediction(
-            key.modality,
-            self._fusion(key, FusionRule.product_of_experts),
-            outputs_on(training.model, training.forward, {key.modality: sequences}),
-            torch.from_numpy(sequences.present),
-        )
+        count = max(map(len, members))
+        return [tuple(keys[k % len(keys)] for keys in members) for k in range(count)]
 
 
-BASELINES["local"] = Local
+def _means(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    return {name: float(np.mean([one[name] for one in scores])) for name in scores[0]}
 
 
 def _initial_models(sites: Sites) -> dict[ClientKey, HAFedformer]:
     """Build a model of one modality for each client, all from the same initial weights."""
-    initial = sites.initial_model({})
+    initial = initial_model(sites.config, sites.data, {})
     parts = split_arrays(initial.state_dict())
     models = {}
     for key, site in sites.by_key.items():
@@ -150,3 +157,47 @@ def _initial_models(sites: Sites) -> dict[ClientKey, HAFedformer]:
         set_standardisation(model, name, FeatureMoments.of(site.sequences.select(site.train)))
         models[key] = model
     return models
+
+
+@dataclass(frozen=True)
+class ExpertPrediction:
+    """What one client's model predicts."""
+
+    modality: str
+    fusion: Fusion  # its calibration, of the one modality, and its prior
+    outputs: Tensor  # (N, O) of its model
+    present: Tensor  # (N,) bool, which items have the modality
+
+
+def combine(experts: Sequence[ExpertPrediction], prior: Tensor, task: Task) -> Prediction:
+    """Multiply M experts of different modalities, of which every item has at least one.
+
+    The prior is of the labels of all these clients together. Numbers come with deviations.
+    """
+    present = torch.stack([expert.present for expert in experts])
+    if task is Task.regression:
+        mean, variance = prior.tolist()
+        moved = [_moved_gaussian(expert, mean, variance) for expert in experts]
+        means = torch.stack([own for own, _ in moved])
+        variances = means.new_tensor([own for _, own in moved])
+        return Prediction(*product_of_gaussians(means, variances, present, mean, variance))
+    shared, scores = prior.to(experts[0].outputs), []
+    for expert in experts:
+        (own,) = tempered_scores(expert.fusion, {expert.modality: expert.outputs})
+        scores.append(own - torch.tensor(expert.fusion.prior).to(own) + shared)
+    return Prediction(to_values(product_of_scores(torch.stack(scores), present, shared), task))
+
+
+def _moved_gaussian(expert: ExpertPrediction, mean: float, variance: float) -> tuple[Tensor, float]:
+    """Return (N,) means and their variance, as they would be if the prior were the client's own.
+
+    An expert adds a difference of natural parameters to its prior, of a precision of at least 0, so
+    the variance is at most the prior's.
+    """
+    fitted = expert.fusion.experts[expert.modality]
+    own_mean, own_variance = expert.fusion.prior
+    means = fitted.intercept + fitted.slope * expert.outputs[:, 0]
+    posterior = own_variance * fitted.unexplained
+    precision = 1 / posterior - 1 / own_variance + 1 / variance
+    shift = means / posterior - own_mean / own_variance + mean / variance
+    return shift / precision, 1 / precision

@@ -1,6 +1,6 @@
 """Batches of items with one modality or with all, and the training loop that baselines share.
 
-Notation: B items, O outputs.
+Notation: N items, B of them at a time, O outputs.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,6 +21,9 @@ from common.model.ha_fedformer import HAFedformer, task_loss
 from common.seeding import generator
 from common.task import Task
 from common.training import choose_device, make_optimizer
+
+#: Items of a batch where nothing is trained.
+BATCH = 256
 
 #: The title of what has every modality, in losses as in scores.
 MULTIMODAL = "multimodal"
@@ -85,13 +88,6 @@ def padded_inputs(sequences: Mapping[str, Sequences], items: IntArray) -> dict[s
     return {name: pad_all(own.select(items)) for name, own in sequences.items()}
 
 
-def from_one_modality(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
-    """Run a model on items of one modality, as a client does."""
-    ((name, padded),) = inputs.items()
-    outputs: Tensor = model(name, padded)
-    return outputs
-
-
 class Training:
     """A model and its optimiser, which continues from round to round.
 
@@ -131,19 +127,36 @@ class Training:
         return {title: mean.item() for title, mean in means.items()}
 
     def _step(self, batch: Batch) -> Tensor:
-        device = next(self.model.parameters()).device
-        outputs = self.forward({name: own.to(device) for name, own in batch.inputs.items()})
-        loss = task_loss(outputs, batch.labels.to(device), self.task)
+        outputs = self._run(batch.inputs)
+        loss = task_loss(outputs, batch.labels.to(outputs.device), self.task)
         self._optimizer.zero_grad()
         torch.autograd.backward(loss)
         nn.utils.clip_grad_norm_(self.model.parameters(), self.config.max_grad_norm)
         self._optimizer.step()
         return loss.detach()
 
+    def _run(self, inputs: Mapping[str, Padded]) -> Tensor:
+        device = next(self.model.parameters()).device
+        return self.forward({name: padded.to(device) for name, padded in inputs.items()})
+
+    @torch.inference_mode()
+    def outputs(self, sequences: Mapping[str, Sequences]) -> Tensor:
+        """Return the outputs (N, O) on the CPU for N items; leaves the model in evaluation mode."""
+        self.model.eval()
+        items = np.arange(len(next(iter(sequences.values()))))
+        batches = [items[start : start + BATCH] for start in range(0, len(items), BATCH)]
+        return torch.cat([self._run(padded_inputs(sequences, batch)).cpu() for batch in batches])
+
 
 def one_modality_training(
     model: HAFedformer, items: Mapping[str, SequenceItems], task: Task, config: ClientConfig
 ) -> Training:
-    """Train a model on items that have one modality each, by modality."""
+    """Train a model on items that have one modality each, by modality, as a client does."""
+
+    def forward(inputs: Mapping[str, Padded]) -> Tensor:
+        ((name, padded),) = inputs.items()
+        outputs: Tensor = model(name, padded)
+        return outputs
+
     one_pass = partial(one_modality_pass, items, config.batch_size, config.num_workers)
-    return Training(model, partial(from_one_modality, model), one_pass, task, config)
+    return Training(model, forward, one_pass, task, config)

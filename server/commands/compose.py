@@ -50,11 +50,19 @@ def compose_file(config: ComposeConfig) -> str:
     clients = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
     overrides = [f"clients.{name}={count}" for name, count in counts.items()]
     services: dict[str, Service] = {
-        "register": {"volumes": [_public_key(str(client)) for client in clients]},
+        "register": {
+            "volumes": [
+                _mount(f"{CREDENTIALS}/sites/{client}/{client}.pub", f"/sites/{client}.pub")
+                for client in clients
+            ]
+        },
         "train": {},
     }
     if config.data is not None:
-        services["superlink"] = {"volumes": _evaluation(Path(config.data))}
+        # What the server reads of a folder of shards: no client's.
+        names = ("manifest.json", "validation.safetensors", "test.safetensors")
+        volumes = [_mount_data(Path(config.data) / name) for name in names]
+        services["superlink"] = {"volumes": volumes}
         overrides += [f"dataset.modalities=[{','.join(counts)}]"]
         overrides += ["dataset=shards", f"dataset.path={DATA}"]
     services["train"] = {"environment": {"OVERRIDES": " ".join(overrides)}}
@@ -111,16 +119,6 @@ def _client(client: "ClientKey", config: ComposeConfig) -> Service:
     return service
 
 
-def _public_key(name: str) -> Service:
-    return _mount(f"{CREDENTIALS}/sites/{name}/{name}.pub", f"/sites/{name}.pub")
-
-
-def _evaluation(folder: Path) -> list[Service]:
-    """Mount what the server reads of a folder of shards: no client's."""
-    names = ("manifest.json", "validation.safetensors", "test.safetensors")
-    return [_mount_data(folder / name) for name in names]
-
-
 def _mount_data(path: Path) -> Service:
     # In an absolute path, Compose must see no variable.
     return _mount(str(path.resolve()).replace("$", "$$"), f"{DATA}/{path.name}")
@@ -129,7 +127,3 @@ def _mount_data(path: Path) -> Service:
 def _mount(source: str, target: str) -> Service:
     # In full: of the short form, Docker would make a folder where there is no such file.
     return {"type": "bind", "source": source, "target": target, "read_only": True}
-
-
-if __name__ == "__main__":
-    main()

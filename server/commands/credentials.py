@@ -14,7 +14,3 @@ def main(config: CredentialsConfig) -> None:
     from server.terminal import Terminal
 
     show_issued(issue(config, datetime.now(UTC)), Terminal())
-
-
-if __name__ == "__main__":
-    main()

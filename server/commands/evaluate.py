@@ -17,7 +17,3 @@ def main(config: EvaluateConfig) -> None:
     if config.out is not None:
         write_evaluation(evaluation, Path(config.out))
         terminal.tell(f"evaluation: {config.out}")
-
-
-if __name__ == "__main__":
-    main()

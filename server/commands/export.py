@@ -13,19 +13,10 @@ _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 @hydra_command(ExportConfig)
 def main(config: ExportConfig) -> None:
     """Export a model."""
-    check_packages()
+    for name in _PACKAGES:
+        if find_spec(name) is None:
+            raise UserError(f"utmp-export needs {name}: pip install 'ha-fedformer[export]'")
     from server.export.files import export_model
     from server.terminal import Terminal
 
     export_model(config, Terminal().tell)
-
-
-def check_packages() -> None:
-    """Raise `UserError` for the first package that is missing."""
-    for name in _PACKAGES:
-        if find_spec(name) is None:
-            raise UserError(f"utmp-export needs {name}: pip install 'ha-fedformer[export]'")
-
-
-if __name__ == "__main__":
-    main()

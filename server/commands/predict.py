@@ -11,7 +11,3 @@ def main(config: PredictConfig) -> None:
     from server.terminal import Terminal
 
     predict_file(config, Terminal())
-
-
-if __name__ == "__main__":
-    main()

@@ -24,7 +24,3 @@ def main(config: PrepareConfig) -> None:
         show_source(terminal, source)
     else:
         show_prepared(terminal, manifest, str(config.out))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,6 @@ from common.errors import UserError
 from server.commands.command import hydra_command
 
 if TYPE_CHECKING:
-    from server.prediction.predictor import Predictor
-    from server.service.examples import Examples
     from server.terminal import Terminal
 
 
@@ -17,14 +15,29 @@ if TYPE_CHECKING:
 def main(config: ServeConfig) -> None:
     """Serve a model until Ctrl-C."""
     token = read_token(config)
+    import torch
+
+    from common.training import choose_device
+    from server.prediction.predictor import Predictor
     from server.service.app import make_app
+    from server.service.examples import Examples, load_examples
     from server.service.listening import address_of, check_certificate, listen, run
     from server.terminal import Terminal
 
     terminal = Terminal()
     check_certificate(config)
-    predictor = load_predictor(config)
-    app = make_app(predictor, config, find_examples(config, predictor, terminal), token)
+    torch.set_num_threads(config.threads)
+    predictor = Predictor.load(str(config.model), choose_device(config.device, "device"))
+    predictor.names(config.labels)  # checked before anything is served
+    try:
+        examples = load_examples(config, predictor)
+    except UserError as error:
+        if config.examples != "auto":
+            raise
+        # The data of the run are gone: there is nothing to pick on the page.
+        terminal.tell(f"no examples to pick: {error}")
+        examples = Examples()
+    app = make_app(predictor, config, examples, token)
     with listen(config) as listener:
         warn_of_others(config, token, terminal)
         address = address_of(config, listener)
@@ -47,35 +60,6 @@ def read_token(config: ServeConfig) -> str | None:
     return token
 
 
-def load_predictor(config: ServeConfig) -> "Predictor":
-    """Load the model; raise `UserError` if it, its device or ``labels`` cannot be used."""
-    import torch
-
-    from common.training import choose_device
-    from server.prediction.predictor import Predictor
-
-    torch.set_num_threads(config.threads)
-    predictor = Predictor.load(str(config.model), choose_device(config.device, "device"))
-    predictor.names(config.labels)  # checked before anything is served
-    return predictor
-
-
-def find_examples(config: ServeConfig, predictor: "Predictor", terminal: "Terminal") -> "Examples":
-    """Return the page's examples: none if the data of the run are gone.
-
-    Raises `UserError` if a shard was named and cannot be used.
-    """
-    from server.service.examples import Examples, load_examples
-
-    try:
-        return load_examples(config, predictor)
-    except UserError as error:
-        if config.examples != "auto":
-            raise
-        terminal.tell(f"no examples to pick: {error}")
-        return Examples()
-
-
 def warn_of_others(config: ServeConfig, token: str | None, terminal: "Terminal") -> None:
     """Warn of a service that others can reach and use, or overhear."""
     if config.is_local:
@@ -90,7 +74,3 @@ def warn_of_others(config: ServeConfig, token: str | None, terminal: "Terminal")
             f"host={config.host} without TLS: the token crosses the network unencrypted; give "
             "ssl_cert=… and ssl_key=…, or put a proxy with TLS in front"
         )
-
-
-if __name__ == "__main__":
-    main()

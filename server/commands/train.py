@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from common.config import Config, Runtime
 from server.commands.command import given_overrides, hydra_command, run_folder
-from server.run.interruption import Interruption
+from server.run.interruption import interruptible
 
 if TYPE_CHECKING:
     from server.run.run import Run
@@ -25,8 +25,8 @@ def main(config: Config) -> None:
 
     train: Callable[[Run], object]
     if config.strategy.setting != "federated":
-        from server.baselines.baseline import find_baseline
-        from server.baselines.baseline import run_baseline as train
+        from server.baselines import find_baseline
+        from server.baselines import run_baseline as train
 
         find_baseline(config.strategy)
     elif config.runtime.name is Runtime.simulation:
@@ -34,10 +34,5 @@ def main(config: Config) -> None:
     else:
         from server.runtimes.local import run_locally as train
     run = prepare(config, run_folder(config), given_overrides())
-    with Interruption() as interruption:
-        run.check = interruption.check
+    with interruptible() as run.check:
         train(run)
-
-
-if __name__ == "__main__":
-    main()

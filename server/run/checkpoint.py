@@ -49,15 +49,13 @@ class Checkpoint:
                     f"{where} does not fit: that run had {self.items[side]} {side} items, and "
                     f"there are {items[side]} now; start a new run"
                 )
-        for name in sorted(self.model.keys() | model.keys()):
-            kept, needed = (
-                tuple(arrays[name].shape) if name in arrays else None
-                for arrays in (self.model, model)
-            )
-            if kept != needed:
+        kept = {name: tuple(array.shape) for name, array in self.model.items()}
+        needed = {name: tuple(array.shape) for name, array in model.items()}
+        for name in sorted(kept.keys() | needed.keys()):
+            if kept.get(name) != needed.get(name):
                 raise MisfitError(
-                    f"{where} does not fit: its {name} has shape {kept}, and that of the model "
-                    f"for these data {needed}; start a new run"
+                    f"{where} does not fit: its {name} has shape {kept.get(name)}, and that of the "
+                    f"model for these data {needed.get(name)}; start a new run"
                 )
         if not all(array.isfinite().all() for array in self.model.values()):
             raise MisfitError(f"{where} holds a value that is not finite; start a new run")

@@ -1,28 +1,19 @@
 """The rounds of a federation, over any Flower grid."""
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import replace
 from logging import INFO
-from typing import Any, TypeVar
+from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.supercore import log
 
 from common.config import FusionRule, OnMissingModality
-from common.data.dataset import MultimodalDataset, describe_shape
+from common.data.dataset import MultimodalDataset
 from common.errors import UserError
 from common.model.fusion import Fusion, fit_fusion
-from common.model.ha_fedformer import (
-    HAFedformer,
-    ModelSpec,
-    build_model,
-    set_standardisation,
-    split_arrays,
-    trained_names,
-)
-from common.seeding import derive_seed
+from common.model.ha_fedformer import split_arrays, trained_names
 from server.acceptance.privacy import privacy_spent
 from server.evaluate import evaluate_rules, evaluate_subsets
 from server.records import Phase, PhaseClock, RoundRecord
@@ -32,11 +23,8 @@ from server.roster.labels import PooledLabels, pool_labels
 from server.roster.registry import Registry
 from server.run.checkpoint import Checkpoint
 from server.run.resume import plain_settings
-from server.run.run import Run
-from server.run.source import OneModel, count_parameters
+from server.run.run import OneModel, Run, check_features, count_parameters, initial_model
 from server.strategy import HierarchicalAggregation
-
-T = TypeVar("T")
 
 
 def federate(run: Run, grid: Grid) -> dict[str, Any]:
@@ -60,16 +48,15 @@ class Federation(OneModel):
         self._attendance = Attendance(registry, grid, timeout, run.console.tell)
         self._attendance.gather(Counter(key.modality for key in run.data.clients))
         labels = former.labels if former else self._pool_labels(registry)
-        self.model = self._initial_model(registry)
+        moments = registry.moments()
+        for name, own in moments.items():
+            check_features(run.data, name, own.mean.shape, "the clients")
+        self.model = initial_model(config, run.data, moments)
         self.parameters = count_parameters(self.model)
         state = self.model.state_dict()
         trained = split_arrays({name: state[name] for name in trained_names(self.model)})
         self.strategy = HierarchicalAggregation(config, registry, labels, trained)
-        self.items = {
-            "train": sum(member.client.examples for member in registry.members.values()),
-            "validation": len(run.data.validation),
-            "test": len(run.data.test),
-        }
+        self.examples = sum(member.client.examples for member in registry.members.values())
         self._settings = plain_settings(config)
         if former is not None:
             self._restore(former)
@@ -82,28 +69,12 @@ class Federation(OneModel):
         clients = [member.client.label_sums for member in registry.members.values()]
         return pool_labels(clients, total, task)
 
-    def _initial_model(self, registry: Registry) -> HAFedformer:
-        """Build the model for the clients' features, with their pooled statistics."""
-        config, data, moments = self._run.config, self._run.data, registry.moments()
-        for name, expected in data.shapes.items():
-            shape = moments[name].mean.shape
-            if shape != expected:
-                raise UserError(
-                    f"{name} is {describe_shape(shape)} at the clients but "
-                    f"{describe_shape(expected)} in the evaluation data"
-                )
-        spec = ModelSpec(dict(data.shapes), data.outputs, data.task, config.model, data.label_names)
-        model = build_model(spec, derive_seed(config.seed, "model"))
-        for name in data.shapes:
-            set_standardisation(model, name, moments[name])
-        return model
-
     def _restore(self, former: Checkpoint) -> None:
         where = self._run.checkpoints.path(former.round)
-        former.check_fits(self.items, self.model.state_dict(), where)
+        former.check_fits(self._run.items(self.examples), self.model.state_dict(), where)
         self.model.load_state_dict(dict(former.model))
         self.strategy.restore(former.strategy)
-        self.items = dict(former.items)
+        self.examples = former.items["train"]
         self._run.console.tell(f"going on after round {former.round} of {self._run.config.rounds}")
 
     def _fit(self, rule: FusionRule) -> Fusion:
@@ -133,10 +104,11 @@ class Federation(OneModel):
         self.model.load_state_dict(merged.to_torch_state_dict())
         clock.end(Phase.merge)
         self.fitted = self._fit(config.fusion.name)
+        merged_names = [name for name in self._run.data.shapes if name in report.clients]
         return replace(
             report,
-            train_loss=self._in_order(report.train_loss),
-            clients=self._in_order(report.clients),
+            train_loss={name: report.train_loss[name] for name in merged_names},
+            clients={name: report.clients[name] for name in merged_names},
             rejected=[*faults, *report.rejected],
             privacy=privacy_spent(config, number),
         )
@@ -167,10 +139,6 @@ class Federation(OneModel):
             )
         return report
 
-    def _in_order(self, by_modality: Mapping[str, T]) -> dict[str, T]:
-        """Put a mapping into the dataset's order of modalities."""
-        return {name: by_modality[name] for name in self._run.data.shapes if name in by_modality}
-
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
         """Return the scores under each fusion rule and of each subset, diagnostics, and privacy."""
         rules = {str(rule): self._fit(rule) for rule in FusionRule if rule is not FusionRule.auto}
@@ -187,7 +155,7 @@ class Federation(OneModel):
         return Checkpoint(
             number,
             self._settings,
-            self.items,
+            self._run.items(self.examples),
             self.model.state_dict(),
             self.strategy.state(),
             self.strategy.labels,

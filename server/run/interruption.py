@@ -1,10 +1,9 @@
 """Ctrl-C and SIGTERM: a run ends after its current step, and says how to resume it."""
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-
-Handler = Callable[[int, FrameType | None], object] | int | None
 
 
 class InterruptedRunError(Exception):
@@ -15,30 +14,30 @@ class InterruptedRunError(Exception):
         self.status = 128 + number
 
 
-class Interruption:
-    """Notes the first signal for `check`; a second one ends the process as usual.
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Yield what raises `InterruptedRunError` once a signal has come; a second one ends as usual.
 
-    Use as a context manager, in the main thread: only that one is interrupted by a signal.
+    For the main thread: only that one is interrupted by a signal.
     """
+    came: list[int] = []
+    former = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def __init__(self) -> None:
-        self._signal: int | None = None
-        self._former: dict[int, Handler] = {}
-
-    def __enter__(self) -> "Interruption":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._former[number] = signal.signal(number, self._take)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
+    def restore() -> None:
+        for number, handler in former.items():
             signal.signal(number, handler)
 
-    def _take(self, number: int, _: FrameType | None) -> None:
-        self._signal = number
-        self.__exit__()
+    def take(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        restore()
 
-    def check(self) -> None:
-        """Raise `InterruptedRunError` if a signal has come."""
-        if self._signal is not None:
-            raise InterruptedRunError(self._signal)
+    def check() -> None:
+        if came:
+            raise InterruptedRunError(came[0])
+
+    for number in former:
+        signal.signal(number, take)
+    try:
+        yield check
+    finally:
+        restore()

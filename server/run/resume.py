@@ -1,31 +1,33 @@
 """Which settings a resumed run has, and which must be as they were."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from common.config import Config, config_of_settings
 from common.errors import UserError
-from server.run.folder import flat_settings
+from server.run.folder import flat_settings, read_settings
 
 #: What may differ from the interrupted run.
 FREE = ("rounds", "runtime", "checkpoint", "tracking", "console", "run_dir", "resume")
 
 
-def resumed_config(
-    settings: Mapping[str, Any], composed: Config, given: Sequence[str] | None
-) -> Config:
+def resumed_config(path: Path, composed: Config, given: Sequence[str] | None) -> Config:
     """Return the interrupted run's settings, with those of `FREE` that this command gives.
 
-    `settings` are the run's ``config.yaml``, `composed` those of this command, and `given` its
+    `path` is the run's ``config.yaml``, `composed` the settings of this command, and `given` its
     overrides, which alone count; None: every setting counts, as where sites must compose the same
-    configuration. Raises `UserError` for a setting that counts and is not the run's.
+    configuration. Raises `UserError` for a setting that counts and is not the run's, or one in the
+    file that cannot be used.
     """
-    stored, asked = (plain_settings(config) for config in (config_of_settings(settings), composed))
+    stored, asked = plain_settings(_read_config(path)), plain_settings(composed)
     here, there = flat_settings(asked), flat_settings(stored)
     # A choice from a group is named before its consequences.
-    for name in sorted(here.keys() | there.keys(), key=lambda name: (not _is_choice(name), name)):
+    for name in sorted(
+        here.keys() | there.keys(), key=lambda name: (not name.endswith(".name"), name)
+    ):
         value = here.get(name, "nothing")
         # The run's own record says what the data are, where the command left it to them.
         left_open = name == "dataset.task" and value == "null"
@@ -39,20 +41,22 @@ def resumed_config(
     for group in ("runtime", "checkpoint", "tracking"):
         own = asked[group].items()
         stored[group] |= {key: v for key, v in own if _is_given(f"{group}.{key}", given)}
-    for name in ("rounds", "console"):
-        if _is_given(name, given):
-            stored[name] = asked[name]
+    stored |= {name: asked[name] for name in ("rounds", "console") if _is_given(name, given)}
     return config_of_settings(stored | {"resume": composed.resume})
+
+
+def _read_config(path: Path) -> Config:
+    settings = read_settings(path)
+    try:
+        return config_of_settings(settings)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
 
 
 def plain_settings(config: Config) -> dict[str, Any]:
     """Return a configuration as plain data; OmegaConf takes a hundred times as long."""
     plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
     return plain
-
-
-def _is_choice(name: str) -> bool:
-    return name.rpartition(".")[2] == "name"
 
 
 def _is_given(name: str, given: Sequence[str] | None) -> bool:

@@ -20,7 +20,7 @@ from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
 import torch
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Context, Error, Message, RecordDict, UserConfig
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
@@ -53,18 +53,7 @@ class LocalGrid(Grid):
     """
 
     def __init__(self, client_app: ClientApp, nodes: int, workers: "Workers | None" = None) -> None:
-        self._client_app = client_app
-        self._workers = workers
-        self._contexts = {
-            number + 1: Context(
-                _RUN_ID,
-                number + 1,
-                {"partition-id": number, "num-partitions": nodes},
-                RecordDict(),
-                {},
-            )
-            for number in range(nodes)
-        }
+        self._client_app, self._nodes, self._workers = client_app, nodes, workers
         self._sent: dict[str, Message] = {}
         self._numbers = itertools.count()
         TaskIdentity.run_id = _RUN_ID
@@ -99,7 +88,7 @@ class LocalGrid(Grid):
 
     def get_node_ids(self) -> list[int]:
         """Return the nodes' ids."""
-        return list(self._contexts)
+        return list(range(1, self._nodes + 1))
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Keep the messages until they are answered; return keys of the replies."""
@@ -121,9 +110,11 @@ class LocalGrid(Grid):
                 yield self.answer(self._sent.pop(key))
 
     def answer(self, message: Message) -> Message:
-        """Let its node answer a message."""
+        """Let its node answer a message; nodes keep nothing from one message to the next."""
+        node = message.metadata.dst_node_id
+        config: UserConfig = {"partition-id": node - 1, "num-partitions": self._nodes}
         try:
-            return self._client_app(message, self._contexts[message.metadata.dst_node_id])
+            return self._client_app(message, Context(_RUN_ID, node, config, RecordDict(), {}))
         except Exception as error:
             # As in Flower's runtimes, one client's failure does not end the run.
             fault = Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"{type(error).__name__}: {error}")
@@ -166,10 +157,7 @@ class Workers:
             process.join()
 
     def replies(self, wanted: set[str], sent: dict[str, Message]) -> Iterator[Message]:
-        """Wait a moment for a reply to one of the wanted keys; yield those that came, once.
-
-        Messages that are answered, or have expired, are removed from `sent`.
-        """
+        """Wait a moment; yield the wanted replies; take answered and expired ones from `sent`."""
         self._forget_expired(sent)
         self._submit(sent)
         awaited = [future for key, future in self._running.items() if key in wanted]
@@ -177,7 +165,15 @@ class Workers:
         for key, future in list(self._running.items()):
             if key in wanted and future.done():
                 del self._running[key]
-                yield self._reply(sent.pop(key), future)
+                message = sent.pop(key)
+                try:
+                    reply = future.result()
+                except BrokenProcessPool:
+                    # All that were under way fail with it: which one broke it is unknown.
+                    self._broken = True
+                    reason = "the process of a client ended; was there too little memory?"
+                    reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
+                yield reply
                 self._submit(sent)
 
     def _forget_expired(self, sent: dict[str, Message]) -> None:
@@ -202,15 +198,6 @@ class Workers:
                     self._running[key] = self._pool.submit(_answer, message)
                 except BrokenProcessPool:
                     self._broken = True
-
-    def _reply(self, message: Message, future: "Future[Message]") -> Message:
-        try:
-            return future.result()
-        except BrokenProcessPool:
-            # All that were under way fail with it: which one broke it is unknown.
-            self._broken = True
-            reason = "the process of a client ended; was there too little memory?"
-            return Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
 
 
 _nodes: LocalGrid
@@ -249,5 +236,5 @@ def run_locally(run: Run) -> None:
     parallel = config.runtime.name is Runtime.processes
     workers = Workers(config, nodes, run.folder.path / FLOWER_LOG) if parallel else None
     app = make_client_app(partial(given_config, config))
-    with run.console, LocalGrid(app, nodes, workers) as grid:
+    with LocalGrid(app, nodes, workers) as grid:
         federate(run, grid)

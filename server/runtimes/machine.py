@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from common.config import Config, RuntimeConfig
+from common.config import RuntimeConfig
 from common.errors import UserError
 from common.training import choose_device
 from server.run.folder import FLOWER_LOG
@@ -14,26 +14,24 @@ from server.run.run import Run
 
 
 def prepare_machine(run: Run) -> None:
-    """Check that a run can start here, or give its folder up; send Flower's log to its folder."""
+    """Send Flower's log to the run's folder.
+
+    Raises `UserError`, and gives the folder up, for resources that this machine does not have.
+    """
+    runtime, there = run.config.runtime, {"cpus": os.cpu_count() or 1}
+    there["gpus"] = torch.cuda.device_count()
     try:
-        check_resources(run.config)
+        if runtime.ray.address is None:
+            for name, needed in {"cpus": runtime.client_cpus, "gpus": runtime.client_gpus}.items():
+                if (needed or 0) > there[name]:
+                    raise UserError(
+                        f"runtime.client_{name}={needed}: this machine has {there[name]}"
+                    )
+            choose_device(run.config.client.device)
     except UserError:
-        run.folder.release()
+        run.give_up()
         raise
     log_to_file(run.folder.path / FLOWER_LOG)
-
-
-def check_resources(config: Config) -> None:
-    """Raise `UserError` for a device or resources that this machine does not have."""
-    runtime = config.runtime
-    if runtime.ray.address is not None:
-        return
-    cpus, gpus = os.cpu_count() or 1, torch.cuda.device_count()
-    if runtime.client_cpus > cpus:
-        raise UserError(f"runtime.client_cpus={runtime.client_cpus}: this machine has {cpus}")
-    if (runtime.client_gpus or 0) > gpus:
-        raise UserError(f"runtime.client_gpus={runtime.client_gpus}: this machine has {gpus}")
-    choose_device(config.client.device)
 
 
 def clients_at_once(runtime: RuntimeConfig) -> int:

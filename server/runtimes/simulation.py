@@ -4,15 +4,15 @@ import logging
 import socket
 import warnings
 from functools import partial
-from typing import Any
 
 import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from client.app import given_config, make_client_app
-from common.config import RuntimeConfig
 from common.errors import UserError
-from server.app import make_server_app
+from server.run.federation import federate
 from server.run.run import Run
 from server.runtimes.machine import clients_at_once, prepare_machine
 
@@ -20,17 +20,28 @@ from server.runtimes.machine import clients_at_once, prepare_machine
 def simulate(run: Run) -> None:
     """Execute a prepared run with one simulated SuperNode for each client."""
     prepare_machine(run)
+    runtime, server_app = run.config.runtime, ServerApp()
+
+    @server_app.main()
+    def execute(grid: Grid, context: Context) -> None:
+        federate(run, grid)
+
+    gpus = runtime.client_gpus
+    if gpus is None:
+        # The clients that run at once share the GPUs; those of a cluster are not known here.
+        each = torch.cuda.device_count() / clients_at_once(runtime)
+        gpus = min(each, 1.0) if runtime.ray.address is None else 0.0
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if run.config.runtime.ray.address is not None:
+        if runtime.ray.address is not None:
             join_cluster(run)
         run_simulation(
-            server_app=make_server_app(run),
+            server_app=server_app,
             client_app=make_client_app(partial(given_config, run.config)),
             num_supernodes=len(run.data.clients),
             backend_config={
                 "init_args": {"logging_level": "ERROR", "log_to_driver": False},
-                "client_resources": client_resources(run.config.runtime),
+                "client_resources": {"num_cpus": runtime.client_cpus, "num_gpus": gpus},
             },
         )
 
@@ -46,23 +57,12 @@ def join_cluster(run: Run) -> None:
     host, _, port = address.rpartition(":")
     try:
         # Ray itself would try for minutes.
-        with socket.create_connection((host, int(port)), timeout=10):
-            pass
+        socket.create_connection((host, int(port)), timeout=10).close()
         # Flower then uses this connection.
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
-        run.folder.release()
+        run.give_up()
         raise UserError(
             f"runtime.ray.address={address}: no Ray cluster answers there ({error}); expected "
             "HOST:PORT of one that was started with 'ray start --head --port PORT'"
         ) from error
-
-
-def client_resources(runtime: RuntimeConfig) -> dict[str, Any]:
-    """Return what Ray reserves for a client; GPUs are shared by the clients that run at once."""
-    gpus = runtime.client_gpus
-    if gpus is None and runtime.ray.address is not None:
-        gpus = 0.0  # what the cluster has is not known here
-    elif gpus is None:
-        gpus = min(torch.cuda.device_count() / clients_at_once(runtime), 1.0)
-    return {"num_cpus": runtime.client_cpus, "num_gpus": gpus}

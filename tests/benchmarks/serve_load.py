@@ -28,6 +28,7 @@ from pathlib import Path
 
 import aiohttp
 
+BIN = Path(sys.executable).parent
 SOAK_CALLERS = 8
 JSON = "application/json"
 
@@ -80,7 +81,7 @@ class Service:
 @contextlib.contextmanager
 def running(run: Path, settings: list[str]) -> Iterator[Service]:
     """Start the service, and stop it with Ctrl-C."""
-    command = [sys.executable, "-m", "server.commands.serve", f"model={run}", "port=0", *settings]
+    command = [BIN / "utmp-serve", f"model={run}", "port=0", *settings]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         found = (re.search(r"http://\S+/", line) for line in process.stdout)
@@ -211,7 +212,7 @@ def main() -> None:
         if run is None:
             run = Path(folder) / "run"
             subprocess.run(
-                [sys.executable, "-m", "server.commands.train", *TINY, f"run_dir={run}"],
+                [BIN / "utmp-train", *TINY, f"run_dir={run}"],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )

@@ -16,11 +16,9 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -71,22 +69,14 @@ class Block:
 
 def blocks(language: str = "sh") -> Iterator[Block]:
     """Yield the blocks of all documents in one language."""
+    parts = rf"^#+ (?P<section>[^\n]*)$|^ *```{language}\n(?P<text>.*?)\n *```$|^ *```.*?\n *```$"
     for document in DOCUMENTS:
-        yield from _blocks_of(document, language)
-
-
-def _blocks_of(document: str, language: str) -> Iterator[Block]:
-    section, begin, lines = "", 0, list[str]()
-    for number, line in enumerate((PROJECT / document).read_text().splitlines(), 1):
-        if begin and line.strip() == "```":
-            yield Block(document, section, begin, "\n".join(lines))
-            begin = 0
-        elif begin:
-            lines.append(line)
-        elif line.strip() == f"```{language}":
-            begin, lines = number, []
-        elif line.startswith("#"):
-            section = line.lstrip("# ")
+        section, content = "", (PROJECT / document).read_text()
+        for part in re.finditer(parts, content, flags=re.DOTALL | re.MULTILINE):
+            section = part["section"] or section
+            if part["text"] is not None:
+                line = content.count("\n", 0, part.start()) + 1
+                yield Block(document, section, line, part["text"])
 
 
 def commands(text: str) -> Iterator[list[str]]:
@@ -180,6 +170,8 @@ def _forked(name: str, arguments: list[str], errors: int) -> int:
 
 def serve_forks(path: str) -> None:
     """Load what the commands need, and fork for each that is asked for."""
+    from forked_command import become
+
     loaded = ("common.config", "server.app", "server.runtimes.local", "server.prediction.files")
     for module in loaded:
         importlib.import_module(module)
@@ -196,29 +188,11 @@ def serve_forks(path: str) -> None:
                 order = json.loads(content)
                 child = os.fork()
                 if child == 0:
-                    _run(mains[order["argv"][0]], order, descriptors)
+                    become(mains[order["argv"][0]], order["argv"], order["folder"], descriptors)
                 for each in descriptors:
                     os.close(each)
                 _, status = os.waitpid(child, 0)
                 line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
-
-
-def _run(main: Callable[[], None], order: dict[str, Any], descriptors: list[int]) -> None:
-    os.chdir(order["folder"])
-    for number, each in zip((1, 2), descriptors, strict=True):
-        os.dup2(each, number)
-    sys.argv = order["argv"]
-    status = 0
-    try:
-        main()
-    except SystemExit as ended:
-        status = int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
-        status = 1
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
 
 
 def _extras(arguments: list[str]) -> int:

@@ -8,9 +8,7 @@ import json
 import os
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from made_up_checkpoints import checkpoint
@@ -20,7 +18,6 @@ from server.run.checkpoint import Checkpoints
 pytestmark = pytest.mark.e2e
 
 KILLS = int(os.environ.get("UTMP_CHECKPOINT_KILLS", "40"))
-KILLERS = 2
 
 # Forks a writer of rounds that says each round whose saving has ended, kills it, and prints what is
 # there then: one JSON object a kill.
@@ -87,23 +84,12 @@ for _ in range(kills):
 """
 
 
-def killers(folder: Path) -> list[list[dict[str, Any]]]:
-    """Run killers beside each other, in folders of their own; return what each found."""
+def test_killed_at_any_moment_the_last_checkpoint_is_whole(tmp_path: Path) -> None:
     paths = [str(Path(__file__).parents[1] / "server"), str(Path(__file__).parents[2])]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-
-    def kill(number: int) -> list[dict[str, Any]]:
-        command = [sys.executable, "-c", KILLER, str(folder / str(number)), str(KILLS // KILLERS)]
-        printed = subprocess.check_output(command, env=environment, text=True, timeout=240)
-        return [json.loads(line) for line in printed.splitlines()]
-
-    with ThreadPoolExecutor() as pool:
-        return list(pool.map(kill, range(KILLERS)))
-
-
-def test_killed_at_any_moment_the_last_checkpoint_is_whole(tmp_path: Path) -> None:
-    found = killers(tmp_path)
-    kills = [kill for each in found for kill in each]
+    command = [sys.executable, "-c", KILLER, str(tmp_path / "kept"), str(KILLS)]
+    printed = subprocess.check_output(command, env=environment, text=True, timeout=240)
+    kills = [json.loads(line) for line in printed.splitlines()]
     assert len(kills) == KILLS
     for kill in kills:
         assert kill["status"] == -9
@@ -119,9 +105,7 @@ def test_killed_at_any_moment_the_last_checkpoint_is_whole(tmp_path: Path) -> No
     assert sum(kill["found"] == kill["before"] for kill in kills) >= KILLS / 20
     assert sum(kill["found"] > kill["before"] for kill in kills) >= KILLS / 20
     # What they left goes with the next that is saved.
-    for number, each in enumerate(found):
-        last = each[-1]["found"]
-        kept = Checkpoints(tmp_path / str(number))
-        kept.save(checkpoint(last + 1), best=1)
-        assert kept.rounds() == [1, last, last + 1]
-        assert len(list(kept.folder.iterdir())) == 3
+    kept, last = Checkpoints(tmp_path / "kept"), kills[-1]["found"]
+    kept.save(checkpoint(last + 1), best=1)
+    assert kept.rounds() == [1, last, last + 1]
+    assert len(list(kept.folder.iterdir())) == 3

@@ -9,14 +9,23 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from documents import SOCKET, Block, blocks, commands, inline_commands, install
-from processes import BIN, PROJECT, TIMEOUT, flower_environment, free_port, wait_until
+from processes import (
+    BIN,
+    PROJECT,
+    TIMEOUT,
+    Federation,
+    answers,
+    flower_environment,
+    wait_until,
+)
+from tiny_runs import untimed
 from writers import make_utterances, write_multibench
+
+from common.config import SCHEMAS, Config, compose
 
 pytestmark = pytest.mark.e2e
 
@@ -62,7 +71,8 @@ def loaded(
     """The same, with the commands loaded once."""
     listens = tmp_path_factory.mktemp("forks") / "socket"
     script = Path(__file__).with_name("documents.py")
-    process = subprocess.Popen([sys.executable, script, "serve-forks", listens], env=environment)
+    found = environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen([sys.executable, script, "serve-forks", listens], env=found)
     try:
         wait_until(listens.exists, "the process that loads the commands")
         yield environment | {SOCKET: str(listens)}
@@ -135,32 +145,17 @@ def check_python(folder: Path) -> None:
 def check_service(folder: Path, environment: dict[str, str]) -> None:
     (served,) = [block for block in blocks() if block.text.startswith(SERVICE)]
     (asked,) = [block for block in blocks() if block.text.startswith("curl")]
-    port = free_port()
-    (line,) = commands(served.text)
-    service = subprocess.Popen(
-        [BIN / line[0], *line[1:], f"port={port}"], cwd=folder, env=environment
-    )
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until(lambda: _answers(f"{url}/health"), "the service")
-        answer = json.loads(
-            run(asked, asked.text.replace("http://127.0.0.1:8100", url), folder, environment)
-        )
-        (prediction,) = answer["predictions"]
+    (words,) = commands(served.text)
+    with Federation(folder, environment) as running:
+        url = f"http://127.0.0.1:{running.port}"
+        running.spawn(BIN / words[0], *words[1:], f"port={running.port}")
+        wait_until(lambda: answers(f"{url}/health"), "the service")
+        text = asked.text.replace("http://127.0.0.1:8100", url)
+        (prediction,) = json.loads(run(asked, text, folder, environment))["predictions"]
         assert prediction["id"] == "a"
         assert list(prediction["modalities"]) == ["audio"]
         for path in ("/", "/model", "/openapi.json", "/docs", "/metrics"):
-            assert httpx.get(url + path).status_code == 200, path
-    finally:
-        service.terminate()
-        service.wait(timeout=20)
-
-
-def _answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).is_success
-    except httpx.HTTPError:
-        return False
+            assert answers(url + path), path
 
 
 def test_the_first_real_deployment(folder: Path, environment: dict[str, str]) -> None:
@@ -171,45 +166,26 @@ def test_the_first_real_deployment(folder: Path, environment: dict[str, str]) ->
         and any(words[0].startswith(("flower-superlink", "flwr")) for words in commands(block.text))
     ]
     (connection,) = blocks("toml")
-    port = str(free_port())
+    with Federation(folder, environment) as running:
+        port = str(running.port)
 
-    def moved(text: str) -> str:
-        return re.sub(r"\b8000\b", port, text)
+        def moved(text: str) -> str:
+            return re.sub(r"\b8000\b", port, text)
 
-    started: list[subprocess.Popen[Any]] = []
-    (Path(environment["FLWR_HOME"]) / "config.toml").write_text(moved(connection.text))
-    try:
+        (Path(environment["FLWR_HOME"]) / "config.toml").write_text(moved(connection.text))
         for words in commands(moved(nodes.text)):
-            if words[0] not in ("flower-superlink", "utmp-client"):
-                continue
-            more = ["--port", port] if words[0] == "flower-superlink" else []
-            with (folder / f"{len(started)}.log").open("wb") as log:
-                started.append(
-                    subprocess.Popen(
-                        [BIN / words[0], *words[1:], *more],
-                        cwd=folder,
-                        env=environment,
-                        stdout=log,
-                        stderr=subprocess.STDOUT,
-                    )
-                )
-            if more:
-                url = f"http://127.0.0.1:{port}/health"
-                wait_until(lambda: _answers(url), "the SuperLink")  # noqa: B023
+            if words[0] == "flower-superlink":
+                running.spawn(BIN / words[0], *words[1:], "--port", port)
+                wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), "the SuperLink")
+            elif words[0] == "utmp-client":
+                running.spawn(BIN / words[0], *words[1:])
         overrides = "dataset.num_items=240 model.width=4 model.heads=2 model.layers=1"
         text = submit.text.replace("flwr run .", f"flwr run '{PROJECT}'")
         text = text.replace("rounds=3", f"rounds=2 {overrides} run_dir={folder}/real")
-        printed = run(submit, text, folder, environment)
-    finally:
-        for process in reversed(started):
-            process.terminate()
-        for process in started:
-            process.wait(timeout=30)
-    assert "round 2" in printed
-    summary = json.loads((folder / "real/summary.json").read_text())
+        assert "round 2" in run(submit, text, folder, environment)
+    rounds, summary = untimed(folder / "real")
     assert list(summary["test"]) == ["multimodal", "language", "audio", "vision"]
-    records = (folder / "real/rounds.jsonl").read_text().splitlines()
-    assert json.loads(records[1])["clients"] == {"language": 1, "audio": 1, "vision": 1}
+    assert rounds[1]["clients"] == {"language": 1, "audio": 1, "vision": 1}
 
 
 def check_credentials(folder: Path, environment: dict[str, str]) -> None:
@@ -223,52 +199,26 @@ def check_credentials(folder: Path, environment: dict[str, str]) -> None:
     assert (folder / "tls/sites/audio-0/audio-0.key").is_file()
 
 
-def test_commands_in_sentences_are_ones_that_there_are(folder: Path) -> None:
-    from common.config import (
-        ComposeConfig,
-        Config,
-        CredentialsConfig,
-        EvaluateConfig,
-        PredictConfig,
-        PrepareConfig,
-        ReportConfig,
-        compose,
-    )
-
-    composers = {
-        "utmp-train": lambda given: compose(Config, given),
-        "utmp-compose": lambda given: compose(ComposeConfig, given),
-        "utmp-credentials": lambda given: compose(CredentialsConfig, given),
-        "utmp-evaluate": lambda given: compose(EvaluateConfig, given),
-        "utmp-predict": lambda given: compose(PredictConfig, given),
-        "utmp-prepare": lambda given: compose(PrepareConfig, given),
-        "utmp-report": lambda given: compose(ReportConfig, given),
-    }
+def test_commands_in_sentences_are_ones_that_there_are() -> None:
+    schemas = {f"utmp-{schema.file}": schema for schema in SCHEMAS} | {"utmp-train": Config}
     found = [words for words in inline_commands() if "…" not in " ".join(words)]
     assert len(found) >= 6
     for words in found:
-        composers[words[0]]([each for each in words[1:] if not each.startswith("--")])
+        compose(schemas[words[0]], [each for each in words[1:] if not each.startswith("--")])
 
 
 def test_what_goes_wrong_is_said_in_these_words() -> None:
     text = (PROJECT / "docker/README.md").read_text()
-    table = text.split("| what it says | what to do |")[1].split("\n\n")[0]
+    rows = text.split("| what it says | what to do |")[1].split("\n\n")[0].splitlines()[2:]
+    said = [words for row in rows for words in re.findall(r"`([^`]+)`", row.split("|")[1])]
+    assert len(said) > 10
     sources = "".join(
         re.sub(r'"\s*\n\s*f?"', "", path.read_text())
         for package in ("server", "client", "common")
         for path in (PROJECT / package).rglob("*.py")
     )
-    said = re.findall(
-        r"`([^`]+)`",
-        " ".join(row.split("|")[1] for row in table.splitlines()[2:] if row.startswith("|")),
-    )
-    assert len(said) > 10
     for message in said:
-        if message in ("database is locked",):  # SQLite's
-            continue
-        parts = [
-            part for part in re.split(r"'[^']*'|…|audio|\d+", message) if len(part.strip()) > 3
-        ]
+        parts = [part.strip(" :;?") for part in re.split(r"'[^']*'|…|audio|\d+", message)]
+        parts = [part for part in parts if len(part) > 3]
         assert parts
-        for part in parts:
-            assert part.strip(" :;?") in sources, message
+        assert [part for part in parts if part not in sources] == [], message

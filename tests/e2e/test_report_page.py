@@ -8,7 +8,7 @@ from browser import SCREENS, visit
 from made_up_runs import write_full_run
 
 from common.config import ReportConfig, compose
-from server.commands.report import make_report, write_report
+from server.commands.report import write_report
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +30,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> str:
         run = folder / "runs" / f"{name}{seed}"
         write_full_run(run, f"strategy={name}", seed=seed, rejected=rejected)
     config = compose(ReportConfig, [f"runs={folder / 'runs'}", f"out={folder / 'out'}"])
-    write_report(make_report(config, [f"runs={SCRIPT}"]), config)
+    write_report(config, [f"runs={SCRIPT}"])
     return (folder / "out" / "report.html").as_uri()
 
 

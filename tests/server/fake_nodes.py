@@ -1,5 +1,6 @@
 """Nodes in memory, what they say that they hold, and what a registry makes of them."""
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -7,7 +8,6 @@ import numpy as np
 import torch
 from flwr.app import Error, Message
 from flwr.proto.node_pb2 import NodeInfo
-from memory_grid import MemoryGrid
 from updates import key_of
 
 from common.data.moments import FeatureMoments
@@ -17,14 +17,44 @@ from common.task import Task
 from server.roster.registry import Registry
 
 Answer = Callable[[Message], Message | None]
+_NUMBERS = itertools.count()
+
+
+class MemoryGrid:
+    """A grid in memory: messages are answered as soon as they are sent."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Message] = []
+
+    def answers(self, messages: list[Message]) -> list[Message | None]:
+        """Return the replies that come, in the order in which they come."""
+        raise NotImplementedError
+
+    def push_messages(self, messages: Iterable[Message]) -> list[str]:
+        messages = list(messages)
+        for message in messages:
+            message.metadata.__dict__["_message_id"] = f"message-{next(_NUMBERS)}"
+        self.waiting += [reply for reply in self.answers(messages) if reply is not None]
+        return [message.metadata.message_id for message in messages]
+
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        wanted, waiting = set(message_ids), self.waiting
+        found = [reply for reply in waiting if reply.metadata.reply_to_message_id in wanted]
+        self.waiting = [reply for reply in waiting if reply not in found]
+        return found
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> list[Message]:
+        return self.pull_messages(self.push_messages(messages))
 
 
 class FakeGrid(MemoryGrid):
     """Nodes in memory: each answers a message, or, with None, does not; some have a name."""
 
     def __init__(self, nodes: dict[int, Answer], names: dict[int, str] | None = None) -> None:
-        self.nodes = nodes
-        self.names = names or {}
+        super().__init__()
+        self.nodes, self.names = nodes, names or {}
         self.asked: list[int] = []
 
     def get_nodes(self) -> Iterable[NodeInfo]:

@@ -6,49 +6,60 @@ Each would load them anew, for seconds; here one process loads them and forks fo
 import json
 import os
 import re
+import resource
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ENVIRONMENT = os.environ | {"COLUMNS": "160"}
 
-# Reads {"argv", "folder", …} line by line; answers with the fork's number, and with its status when
-# it has ended.
-_LOOP = """
-import json, os, resource, sys, traceback
 
-print("ready", flush=True)
-for line in sys.stdin:
-    order = json.loads(line)
-    child = os.fork()
-    if child == 0:
-        os.chdir(order["folder"])
-        for number, name in ((1, "stdout"), (2, "stderr")):
-            os.dup2(os.open(order[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-        sys.argv = order["argv"]
-        sys.modules |= dict.fromkeys(order["missing"])
-        if order["largest_file"]:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
-        status = 0
-        try:
-            main()
-        except SystemExit as exit:
-            status = exit.code or 0
-        except BaseException:
-            traceback.print_exc()
-            status = 1
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
-    print(child, flush=True)
-    _, ended = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(ended), flush=True)
-os._exit(0)
-"""
+def become(
+    main: Callable[[], object], argv: list[str], folder: str, outputs: Sequence[int]
+) -> NoReturn:
+    """Run a command in this fork as its own process would, with these outputs, and end."""
+    os.chdir(folder)
+    for number, output in enumerate(outputs, 1):
+        os.dup2(output, number)
+    sys.argv = argv
+    status = 0
+    try:
+        main()
+    except SystemExit as ended:
+        status = int(ended.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        status = 1
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def serve(main: Callable[[], object]) -> NoReturn:
+    """Fork for each order on standard input; print the fork's number, then its status at its end.
+
+    An order is an object with "argv", "folder" and the other arguments of `ForkedCommand.start`.
+    """
+    print("ready", flush=True)
+    for line in sys.stdin:
+        order = json.loads(line)
+        child = os.fork()
+        if child == 0:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+            outputs = [os.open(order[name], flags) for name in ("stdout", "stderr")]
+            sys.modules |= dict.fromkeys(order["missing"])
+            if order["largest_file"]:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
+            become(main, order["argv"], order["folder"], outputs)
+        print(child, flush=True)
+        _, ended = os.waitpid(child, 0)
+        print(os.waitstatus_to_exitcode(ended), flush=True)
+    os._exit(0)
 
 
 @dataclass
@@ -84,7 +95,7 @@ def run_alone(folder: Path, command: str, *arguments: str) -> Answer:
     done = subprocess.run(
         [Path(sys.executable).with_name(command), *arguments],
         cwd=folder,
-        env=ENVIRONMENT,
+        env=ENVIRONMENT | {"PYTHONWARNINGS": "error"},
         capture_output=True,
         text=True,
         timeout=60,
@@ -146,8 +157,8 @@ class ForkedCommand:
 def forked_command(name: str, loads: str) -> Iterator[ForkedCommand]:
     """Load a command; `loads` is Python code that ends with its function in ``main``."""
     with subprocess.Popen(
-        [sys.executable, "-c", loads + _LOOP],
-        env=ENVIRONMENT,
+        [sys.executable, "-c", f"{loads}\nimport forked_command\nforked_command.serve(main)"],
+        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parent)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -1,7 +1,6 @@
 """Small models that nobody trained, items for them, and services of them on loopback."""
 
 import asyncio
-import os
 import re
 import socket
 import subprocess
@@ -81,9 +80,9 @@ def running(app: FastAPI, token: str | None = None) -> Iterator[httpx.Client]:
 def serving(folder: Path, *settings: str) -> Iterator[tuple[subprocess.Popen[str], str, str]]:
     """Run `utmp-serve` in a folder; give its process, its output so far, and its address."""
     with subprocess.Popen(
-        [sys.executable, "-m", "server.commands.serve", "port=0", *settings],
+        [Path(sys.executable).with_name("utmp-serve"), "port=0", *settings],
         cwd=folder,
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONUNBUFFERED": "1"},
+        env=ENVIRONMENT | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

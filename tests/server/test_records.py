@@ -40,4 +40,4 @@ def test_getting_and_using_are_told_apart(clock: Clock, count: int) -> None:
     phases.end(Phase.merge)
     assert phases.seconds == pytest.approx({"wait": 10 + count, "merge": 0.25456 + count / 2})
     assert sum(phases.seconds.values()) == pytest.approx(clock.now - 100.0)
-    assert phases.rounded()["merge"] == pytest.approx(0.255 + count / 2, abs=1e-12)
+    assert phases.measured()["phases"]["merge"] == pytest.approx(0.255 + count / 2, abs=1e-12)

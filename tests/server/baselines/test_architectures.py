@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from common.config import ModelConfig
 from common.data.batching import Padded
 from common.model.encoder import Standardise
-from server.baselines.cross_modal import CrossAttention, CrossModal
-from server.baselines.early_fusion import EarlyFusion
+from server.baselines.architectures import CrossAttention, CrossModal, EarlyFusion
 
 SMALL = ModelConfig(width=8, heads=2, layers=2, kernel_size=3, decoder_layers=1)
 WIDTHS = {"language": 3, "audio": 2, "vision": 4}
@@ -61,10 +60,10 @@ def test_an_item_is_predicted_alike_alone_and_among_others(kind: type[nn.Module]
     model = build(kind)
     together = model(inputs())
     for items in ([2, 0, 1], [0], [1], [2]):
-        chosen = {
-            name: Padded(each.values[items, : max(*each.lengths[items], 1)], each.lengths[items])
-            for name, each in inputs().items()
-        }
+        chosen = {}
+        for name, each in inputs().items():
+            lengths = each.lengths[items]
+            chosen[name] = Padded(each.values[items, : max(*lengths, 1)], lengths)
         torch.testing.assert_close(model(chosen), together[items], rtol=1e-4, atol=1e-5)
 
 

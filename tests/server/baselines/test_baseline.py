@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from common.errors import UserError
 from common.metrics import METRICS, compute_metrics
 from common.task import Task
 from server.app import prepare
-from server.baselines.baseline import BASELINES, Baseline, run_baseline
+from server.baselines import BASELINES, run_baseline
+from server.baselines.baseline import Baseline
 from server.evaluate import Scores, evaluate
 from server.model_file import load_model
 from server.preparation.preparation import prepare as prepare_shards
@@ -49,15 +50,8 @@ def prepared(folder: Path, *overrides: str) -> tuple[Run, io.StringIO]:
     return run, shown
 
 
-@dataclass(frozen=True)
-class Finished:
-    run: Run
-    shown: str
-    summary: dict[str, Any]
-    rounds: list[dict[str, Any]]
-
-
-Finish = Callable[[str], Finished]
+#: A strategy's run, what it showed, and its summary.
+Finish = Callable[[str], tuple[Run, str, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -65,27 +59,26 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finish:
     """Every strategy's run, each made once, when it is first asked for."""
 
     @cache
-    def finish(strategy: str) -> Finished:
+    def finish(strategy: str) -> tuple[Run, str, dict[str, Any]]:
         folder = tmp_path_factory.mktemp(strategy) / "run"
         run, shown = prepared(folder, f"strategy={strategy}", *SYNTHETIC)
         summary = run_baseline(run)
-        lines = (run.folder.path / ROUNDS).read_text().splitlines()
-        return Finished(run, shown.getvalue(), summary, [json.loads(line) for line in lines])
+        return run, shown.getvalue(), summary
 
     return finish
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish) -> None:
-    done = finished(strategy)
-    run, summary, whole = done.run, done.summary, strategy in WHOLE
-    folder = run.folder.path
+    run, shown, summary = finished(strategy)
+    folder, whole = run.folder.path, strategy in WHOLE
+    rounds = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     expected = {CONFIG, ROUNDS, SUMMARY, CURVE, *([MODEL] if whole else [])}
     assert {path.name for path in folder.iterdir()} == expected
     assert summary.keys() == SUMMARY_KEYS and json.loads((folder / SUMMARY).read_text()) == summary
-    assert [line["round"] for line in done.rounds] == [1, 2]
+    assert [line["round"] for line in rounds] == [1, 2]
     titles = MODALITIES if strategy in ("local", "pooled") else ["multimodal"]
-    for line in done.rounds:
+    for line in rounds:
         assert list(line) == list(RoundRecord(1).to_json())
         assert list(line["train_loss"]) == titles
         assert list(line["validation"]) == ["multimodal", *MODALITIES]
@@ -95,23 +88,23 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
         assert sum(line["phases"].values()) == pytest.approx(line["seconds"], abs=0.1)
         # Only clients that train alone have losses.
         assert sorted(line["client_losses"]) == (sorted(CLIENTS) if strategy == "local" else [])
-    assert summary["validation"] == done.rounds[-1]["validation"]
+    assert summary["validation"] == rounds[-1]["validation"]
     assert list(summary["test"]) == ["multimodal", *MODALITIES]
     sides = {"validation": len(run.data.validation), "test": len(run.data.test)}
     train = summary["items"]["train"]
-    assert summary["items"] == finished("local").summary["items"] == {"train": train, **sides}
+    assert summary["items"] == finished("local")[2]["items"] == {"train": train, **sides}
     assert 0 < train <= 120 - sum(sides.values())
     if whole:
         model, fusion = load_model(folder / MODEL)
         assert evaluate(model, fusion, run.data.test) == summary["test"]
         assert fusion.weights == summary["fusion_weights"]
         assert summary["parameters"] == sum(array.numel() for array in model.parameters())
-    assert "round 1" in done.shown and f"run folder: {folder}" in done.shown
+    assert "round 1" in shown and f"run folder: {folder}" in shown
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_confusions_are_those_behind_the_scores(strategy: str, finished: Finish) -> None:
-    summary = finished(strategy).summary
+    _, _, summary = finished(strategy)
     diagnosed = summary["diagnostics"]
     assert list(diagnosed) == ([] if strategy == "local" else list(summary["test"]))
     for title, parts in diagnosed.items():
@@ -124,7 +117,7 @@ def test_confusions_are_those_behind_the_scores(strategy: str, finished: Finish)
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_same_run_again_is_the_same(strategy: str, finished: Finish, tmp_path: Path) -> None:
-    first = finished(strategy).run.folder.path
+    first = finished(strategy)[0].folder.path
     torch.rand(7)
     run, _ = prepared(tmp_path / "again", f"strategy={strategy}", *SYNTHETIC)
     run_baseline(run)

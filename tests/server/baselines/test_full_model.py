@@ -1,7 +1,6 @@
 """Pooled and centralised: what they are trained on, that they learn it, and that they repeat."""
 
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +17,16 @@ from common.errors import UserError
 from common.model.calibration import calibration_sums
 from common.model.fusion import fit_fusion
 from common.task import Task
+from server.baselines.baseline import Sites, load_sites
 from server.baselines.full_model import (
     FullModel,
     OtherArchitecture,
     centralised,
-    from_mean,
     paired_items,
     pooled,
+    predict_paired,
 )
-from server.baselines.scores import paired_predictions, score
-from server.baselines.sites import Sites, load_sites
+from server.evaluate import score
 
 GROUPS, PER_GROUP = 40, 8
 ITEMS = GROUPS * PER_GROUP
@@ -102,16 +101,15 @@ def test_pooled_is_standardised_and_fused_by_all_clients_sums(tmp_path: Path) ->
     sites = sites_of(tmp_path, "pooled")
     baseline = pooled(sites)
     baseline.train(1)
-    prior = sites.prior()
+    prior = sites.prior(sites.by_key)
     labels = np.concatenate([site.labels[site.train] for site in sites.by_key.values()])
     np.testing.assert_allclose(prior, [labels.mean(), labels.var()], rtol=1e-4, atol=1e-4)
     sums = {}
     for name, keys in sites.by_modality.items():
-        held = [sites.by_key[key] for key in keys]
+        held, parts = [sites.by_key[key] for key in keys], []
         rows = np.concatenate([site.sequences[item] for site in held for item in site.train])
         mean = baseline.model.state_dict()[f"encoders.{name}.standardise.mean"]
         np.testing.assert_allclose(mean, rows.mean(axis=0), rtol=1e-5)
-        parts = []
         for site in held:
             chosen = site.validation
             assert len(chosen) > 0
@@ -166,7 +164,7 @@ def test_scores_of_paired_models_are_those_of_evaluate(
     batch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """HA-Fedformer can be scored both ways, and is trained with the mean that predicts."""
-    monkeypatch.setattr("server.baselines.scores.BATCH", batch)
+    monkeypatch.setattr("server.baselines.training.BATCH", batch)
     sites = sites_of(tmp_path, "centralised")
     baseline = centralised(sites)
     assert isinstance(baseline, FullModel) and baseline.fusion == "mean"
@@ -176,10 +174,9 @@ def test_scores_of_paired_models_are_those_of_evaluate(
     gone = (np.arange(len(items)) % 4 == 0) & (audio.lengths > 0)
     text = replace(text, lengths=np.where(gone, 0, text.lengths))
     items = replace(items, sequences={"text": text, "audio": audio})
-    forward = partial(from_mean, baseline.model)
     expected = baseline.scores(items)
-    predicted = paired_predictions(baseline.model, forward, items, Task.regression)
-    scores = {title: score(Task.regression, labels, values) for title, labels, values in predicted}
+    answers = predict_paired(baseline.training, items)
+    scores = {title: score(Task.regression, *answer) for title, *answer in answers}
     assert list(scores) == list(expected)
     for title, metrics in scores.items():
         of_values = {name: expected[title][name] for name in metrics}  # not of deviations
@@ -193,7 +190,7 @@ def test_other_architectures_score_on_what_has_the_modality(strategy: str, tmp_p
     assert torch.equal(torch.get_rng_state(), before)  # the global generator is left alone
     assert isinstance(baseline, OtherArchitecture) and baseline.model_file() is None
     assert baseline.fusion == strategy and baseline.fusion_weights == {}
-    assert baseline.parameters == sum(each.numel() for each in baseline.model.parameters())
+    assert baseline.parameters == sum(each.numel() for each in baseline.training.model.parameters())
     items = sites.data.test
     having = items.select(np.flatnonzero(items.sequences["audio"].lengths > 0))
     assert 0 < len(having) < len(items)

@@ -6,6 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
+from memory_federation import assert_bitwise
 from tiny_runs import SMALL
 from torch import Tensor, nn
 
@@ -17,7 +18,7 @@ from common.data.federation import load_federation
 from common.data.moments import FeatureMoments
 from common.metrics import compute_metrics
 from common.model.calibration import calibration_sums, label_sums, prior_of
-from common.model.fusion import Fusion, fit_fusion
+from common.model.fusion import Expert, Fusion, fit_fusion
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelArrays,
@@ -28,10 +29,10 @@ from common.model.ha_fedformer import (
 )
 from common.seeding import derive_seed
 from common.task import Task
-from server.baselines.experts import ExpertPrediction, combine
-from server.baselines.local import Local
-from server.baselines.sites import Sites, load_sites
+from server.baselines.baseline import Sites, load_sites
+from server.baselines.local import ExpertPrediction, Local, combine
 from server.evaluate import evaluate
+from server.run.run import initial_model
 
 SETTINGS = """
 strategy=local dataset.num_items=150 dataset.num_speakers=24 dataset.modalities=[language,audio]
@@ -48,7 +49,7 @@ def sites_of(*overrides: str) -> Sites:
 def trained_by_hand(sites: Sites, key: ClientKey, rounds: int) -> HAFedformer:
     """Train a client as its own script would, without anything of `server.baselines` but data."""
     config, site = sites.config, sites.by_key[key]
-    whole = sites.initial_model({})
+    whole = initial_model(config, sites.data, {})
     parts = split_arrays(whole.state_dict())
     name = key.modality
     spec = replace(whole.spec, features={name: whole.spec.features[name]})
@@ -79,10 +80,7 @@ def test_each_client_is_trained_as_by_hand() -> None:
     for number in (1, 2):
         baseline.train(number)
     for key, model in baseline.models.items():
-        expected = trained_by_hand(sites, key, rounds=2).state_dict()
-        assert model.state_dict().keys() == expected.keys()
-        for name, array in model.state_dict().items():
-            assert torch.equal(array, expected[name]), f"{key} {name}"
+        assert_bitwise(model.state_dict(), trained_by_hand(sites, key, rounds=2).state_dict())
 
 
 def predicted(baseline: Local, key: ClientKey, sequences: Sequences) -> Tensor:
@@ -162,4 +160,78 @@ def test_a_client_without_validation_items_can_be_scored() -> None:
     baseline = Local(sites)
     scores = baseline.scores(sites.data.validation)
     assert all(np.isfinite(list(values.values())).all() for values in scores.values())
-    assert baseline._fusion(ClientKey("audio", 0), FusionRule.mean).experts["audio"].count == 0
+    assert baseline._expert(ClientKey("audio", 0)).experts["audio"].count == 0
+
+
+# Experts with priors of their own, against Bayes' rule --------------------------------------------
+
+RULE = FusionRule.product_of_experts
+EVERY = torch.ones(3, dtype=torch.bool)
+
+
+def gaussian_expert(
+    name: str, seen: Tensor, noise: float, mean: float, variance: float
+) -> ExpertPrediction:
+    """Say the exact posterior of y ~ N(mean, variance) after `seen` = y + N(0, noise).
+
+    The model gives what was seen; the calibration is the posterior's line.
+    """
+    share = variance / (variance + noise)
+    expert = Expert(share, (1 - share) * mean, 1 - share, 1.0, 10.0)
+    fusion = Fusion(RULE, Task.regression, (mean, variance), {name: expert})
+    return ExpertPrediction(name, fusion, seen[:, None], EVERY)
+
+
+def test_numbers_give_the_exact_posterior_under_the_common_prior() -> None:
+    seen = {"audio": torch.tensor([0.3, -1.0, 2.0]), "vision": torch.tensor([0.5, 1.0, 1.5])}
+    experts = [
+        gaussian_expert("audio", seen["audio"], 0.5, 0.2, 1.0),
+        gaussian_expert("vision", seen["vision"], 2.0, -0.4, 3.0),
+    ]
+    joined = combine(experts, torch.tensor([0.1, 0.7], dtype=torch.float64), Task.regression)
+    precision = 1 / 0.7 + 1 / 0.5 + 1 / 2.0
+    expected = (0.1 / 0.7 + seen["audio"] / 0.5 + seen["vision"] / 2.0) / precision
+    torch.testing.assert_close(joined.values, expected)
+    assert joined.std is not None
+    torch.testing.assert_close(joined.std, torch.full((3,), precision**-0.5))
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_classes_give_the_exact_posterior_under_the_common_prior(task: Task) -> None:
+    rng = np.random.default_rng(0)
+    shape = (2, 3, 4)
+    likelihoods = torch.from_numpy(rng.uniform(0.1, 1.0, size=shape)).log()
+    priors = torch.from_numpy(rng.dirichlet(np.ones(4), size=3))
+    scores = priors.log() if task is Task.classification else priors.logit()
+    experts = [
+        ExpertPrediction(
+            name,
+            Fusion(RULE, task, tuple(scores[index].tolist()), {name: Expert()}),
+            (scores[index] + likelihoods[index]).float(),
+            EVERY,
+        )
+        for index, name in enumerate(["audio", "vision"])
+    ]
+    joined = combine(experts, scores[2], task)
+    total = scores[2] + likelihoods.sum(dim=0)
+    expected = total.softmax(dim=1) if task is Task.classification else total.sigmoid()
+    torch.testing.assert_close(joined.values, expected.float())
+    assert joined.std is None
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_what_an_absent_modality_says_does_not_matter(task: Task) -> None:
+    outputs = 1 if task is Task.regression else 4
+    prior = torch.tensor([0.1, 0.7]) if task is Task.regression else torch.full((4,), -1.4)
+    experts = {"audio": Expert(0.5, 0.1, 0.6), "vision": Expert(0.7, 0.2, 0.8)}
+    fusion = Fusion(RULE, task, tuple(prior.tolist()), experts)
+    joined = []
+    for absent in (0.5, float("nan")):
+        said = torch.linspace(-1, 1, 3 * outputs).reshape(3, outputs)
+        said[1] = absent
+        predictions = [
+            ExpertPrediction("audio", fusion, said, torch.tensor([True, False, True])),
+            ExpertPrediction("vision", fusion, torch.ones(3, outputs), EVERY),
+        ]
+        joined.append(combine(predictions, prior, task).values)
+    assert torch.equal(*joined) and joined[0].isfinite().all()

@@ -11,12 +11,10 @@ from common.data.batching import SequenceItems
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import ClientData
 from common.task import Task
-from server.baselines.scores import only
 from server.baselines.training import (
     MULTIMODAL,
     Batch,
     one_modality_pass,
-    padded_inputs,
     paired_pass,
     pooled_items,
 )
@@ -102,10 +100,3 @@ def test_a_pass_over_paired_items_keeps_what_belongs_together() -> None:
     assert all(batch.title == MULTIMODAL for batch in passed)
     assert all(list(batch.inputs) == ["audio", "vision"] for batch in passed)
     assert sorted(number for batch in passed for number in content(batch)) == list(range(23))
-
-
-def test_the_modalities_that_are_not_wanted_have_no_step() -> None:
-    inputs = padded_inputs(only(paired().sequences, ["vision"]), np.array([3, 4]))
-    assert inputs["audio"].lengths.tolist() == [0, 0]
-    assert inputs["audio"].values.shape == (2, 1, 2) and not inputs["audio"].values.any()
-    assert inputs["vision"].values[:, 0, 0].tolist() == [3, 4]

@@ -1,21 +1,17 @@
 """`utmp-report` as its users meet it."""
 
-import os
 import re
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from functools import partial
 from itertools import product
 from pathlib import Path
 
 import pytest
-from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from forked_command import Run, run_alone
 from made_up_runs import write_run
 
 from common.config import ReportConfig, compose
 
+COMMAND = "utmp-report"
 LOADS = """
 import matplotlib.backends.backend_agg, matplotlib.backends.backend_svg
 import server.report.page
@@ -25,20 +21,6 @@ from server.commands.report import main
 
 def test_places_that_look_like_dates_or_numbers() -> None:
     assert compose(ReportConfig, ["runs=[2026-11-24,1]"]).places == ["2026-11-24", "1"]
-
-
-Run = Callable[..., Answer]
-
-
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedCommand]:
-    with forked_command("utmp-report", LOADS) as command:
-        yield command
-
-
-@pytest.fixture
-def command(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, forked: ForkedCommand) -> Run:
-    return partial(forked.run, tmp_path, tmp_path_factory.mktemp("streams"))
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +40,8 @@ def runs(tmp_path: Path, finished: Path) -> Path:
     return tmp_path
 
 
-def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
-    shown = command("runs=runs", "out=there/report").shown
+def test_the_report_and_its_pictures(loaded: Run, runs: Path) -> None:
+    shown = loaded("runs=runs", "out=there/report").shown
     out = runs / "there" / "report"
     pictures = [f"block-{n}{which}.png" for n in (1, 2) for which in ("-differences", "")]
     names = [*pictures, "report.html", "report.md"]
@@ -77,27 +59,19 @@ def test_the_report_and_its_pictures(command: Run, runs: Path) -> None:
     assert shown.endswith("\nthere/report/block-2.png\nthere/report/block-2-differences.png\n")
 
 
-def test_another_process_writes_the_same_bytes(command: Run, runs: Path) -> None:
+def test_another_process_writes_the_same_bytes(loaded: Run, runs: Path) -> None:
     """Also: a report is replaced only when asked."""
 
     def files() -> dict[str, bytes]:
         return {path.name: path.read_bytes() for path in (runs / "report").iterdir()}
 
-    done = subprocess.run(
-        [sys.executable, "-m", "server.commands.report", "runs=runs"],
-        cwd=runs,
-        env=ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
+    assert run_alone(runs, COMMAND, "runs=runs").shown
     before = files()
-    assert command("runs=runs", "metrics=[mae]").error == (
+    assert loaded("runs=runs", "metrics=[mae]").error == (
         f"out={runs / 'report'} exists already; choose another, or give overwrite=true"
     )
     assert files() == before
-    assert command("runs=runs", "overwrite=true").status == 0
+    assert loaded("runs=runs", "overwrite=true").status == 0
     after = files()
     for name in ("report.html", "report.md"):
         assert after[name] != before[name]
@@ -105,19 +79,14 @@ def test_another_process_writes_the_same_bytes(command: Run, runs: Path) -> None
     assert after == before
 
 
-def test_absolute_places_stay_out_of_the_report(command: Run, runs: Path) -> None:
+def test_absolute_places_stay_out_of_the_report(loaded: Run, runs: Path) -> None:
     given = [f"runs=[{runs}/runs/*-2-*,{runs}/runs/x]", f"out={runs}/report", "metrics=[mae,corr]"]
     shutil.copytree(runs / "runs" / "fedavg-3-1", runs / "runs" / "x")
-    assert command(*given).status == 0
+    assert loaded(*given).status == 0
     text = (runs / "report" / "report.md").read_text()
     assert str(runs) not in text + (runs / "report" / "report.html").read_text()
     assert "utmp-report 'runs=[runs/*-2-*,runs/x]' out=report 'metrics=[mae,corr]'" in text
     assert "7 runs, " in text
-
-
-def test_help(command: Run, tmp_path: Path) -> None:
-    assert "baseline: fedavg" in command("--help").shown
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -129,42 +98,41 @@ def test_help(command: Run, tmp_path: Path) -> None:
         (["runs=['']"], "runs=['']: expected a folder"),
         (["runs=nope"], "runs=nope: there is no such folder"),
         (["runs=.", "out=''"], "out is required"),
-        (["rums=x"], "there is no setting 'rums'; did you mean runs?"),
         (["+seed=1"], "there is no setting 'seed'"),
         (["runs=.", "overwrite=perhaps"], "overwrite=perhaps: "),
         (["runs=.", "details=-1"], "details=-1: expected a number of at least 0"),
     ],
 )
 def test_a_mistake_is_one_line(
-    command: Run, tmp_path: Path, arguments: list[str], message: str
+    loaded: Run, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    assert command(*arguments).error.startswith(message)
+    assert loaded(*arguments).error.startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_runs_that_cannot_be_reported(command: Run, runs: Path) -> None:
+def test_runs_that_cannot_be_reported(loaded: Run, runs: Path) -> None:
     write_run(runs / "twin", "strategy=fedavg", "clients.default=2", seed=2)
-    assert command("runs=.").error == (
+    assert loaded("runs=.").error == (
         "runs/fedavg-2-2 and twin are the same run, seed 2: settings are equal; leave one out"
     )
-    assert command("runs=runs", "metrics=[bleu]").error == (
+    assert loaded("runs=runs", "metrics=[bleu]").error == (
         "metrics: there is no metric 'bleu'; there are corr, mae"
     )
     (runs / "twin" / "summary.json").write_text("{")
-    assert command("runs=twin").error.startswith("twin/summary.json is damaged: ")
+    assert loaded("runs=twin").error.startswith("twin/summary.json is damaged: ")
     assert not (runs / "report").exists()
 
 
 @pytest.mark.parametrize("out", [".", "runs", "runs/fedavg-2-1"])
-def test_runs_are_never_replaced(command: Run, runs: Path, out: str) -> None:
+def test_runs_are_never_replaced(loaded: Run, runs: Path, out: str) -> None:
     (runs / out / "report.md").touch()
-    assert command("runs=runs", f"out={out}", "overwrite=true").error == (
+    assert loaded("runs=runs", f"out={out}", "overwrite=true").error == (
         f"out={out} holds the run runs/fedavg-2-1; choose another"
     )
     assert (runs / "runs" / "fedavg-2-1" / "summary.json").exists()
 
 
-def test_a_disk_that_is_full(command: Run, runs: Path) -> None:
-    error = command("runs=runs", largest_file=2000).error
+def test_a_disk_that_is_full(loaded: Run, runs: Path) -> None:
+    error = loaded("runs=runs", largest_file=2000).error
     assert error.startswith(f"out={runs / 'report'} cannot be written: ")
     assert not (runs / "report").exists()

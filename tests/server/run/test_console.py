@@ -1,16 +1,20 @@
-"""What a run prints, as text: the numbers are there, whole and in their places."""
+"""What a run shows: the numbers are there, whole and in their places, as text and as a picture."""
 
 import io
 import json
 from collections.abc import Callable
 from typing import Any
 
+import matplotlib.axes
+import numpy as np
 import pytest
+from matplotlib.image import imread
 from rich.console import Console
 
+from common.metrics import HEADLINE
 from common.task import Task
 from server.records import RoundRecord
-from server.run.console import JsonConsole, RunConsole
+from server.run.console import JsonConsole, RunConsole, learning_curve
 
 
 def record(**changes: Any) -> RoundRecord:
@@ -24,21 +28,16 @@ def record(**changes: Any) -> RoundRecord:
     return RoundRecord(**(parts | changes))
 
 
-def shown(
-    show: Callable[[RunConsole], None],
-    rounds: int = 120,
-    width: int = 100,
-    task: str = "regression",
-) -> str:
-    """What is printed where there is no terminal."""
+def shown(show: Callable[[RunConsole], None], width: int = 100, task: str = "regression") -> str:
+    """What is printed of 120 rounds where there is no terminal."""
     screen = Console(width=width, file=io.StringIO(), record=True, highlight=False)
-    with RunConsole(rounds, Task(task), screen) as console:
+    with RunConsole(120, Task(task), screen) as console:
         show(console)
     return screen.export_text(styles=False)
 
 
-def printed(rounds: int = 120, width: int = 100, task: str = "regression", **changes: Any) -> str:
-    return shown(lambda console: console.round(record(**changes)), rounds, width, task)
+def printed(width: int = 100, task: str = "regression", **changes: Any) -> str:
+    return shown(lambda console: console.round(record(**changes)), width, task)
 
 
 @pytest.mark.parametrize("width", [20, 100])
@@ -88,9 +87,13 @@ def test_table_and_gain_have_every_score() -> None:
     assert lines[-1].endswith("fusion mean (audio 0.50, vision 0.50)")
 
 
-def test_a_log_collector_gets_objects_and_no_bar_even_on_a_terminal() -> None:
+def terminal(width: int) -> tuple[Console, io.StringIO]:
     out = io.StringIO()
-    screen = Console(width=20, file=out, force_terminal=True, highlight=False)
+    return Console(width=width, file=out, force_terminal=True, highlight=False), out
+
+
+def test_a_log_collector_gets_objects_and_no_bar_even_on_a_terminal() -> None:
+    screen, out = terminal(20)
     with JsonConsole(4, Task.regression, screen) as console:
         console.tell("[bold]x")
         console.round(record(rejected=["a"]))
@@ -102,9 +105,66 @@ def test_a_log_collector_gets_objects_and_no_bar_even_on_a_terminal() -> None:
 
 
 def test_terminal_gets_a_bar_that_is_gone_at_the_end() -> None:
-    out = io.StringIO()
-    screen = Console(width=100, file=out, force_terminal=True, highlight=False)
+    screen, out = terminal(100)
     with RunConsole(4, Task.regression, screen) as console:
         console.round(record())
     # The bar is transient: the last thing that is written erases its line.
     assert "1/4" in out.getvalue() and out.getvalue().rstrip().endswith("\x1b[2K")
+
+
+# The picture --------------------------------------------------------------------------------------
+
+
+def rounds(count: int, *, metric: str = "corr", **losses: list[float | None]) -> list[RoundRecord]:
+    """Make records; `losses` are a modality's, round by round, None where it did not reply."""
+    losses = losses or {name: [1 / (n + 1) for n in range(count)] for name in ("audio", "vision")}
+    records = []
+    for n in range(count):
+        told = {name: each[n] for name, each in losses.items() if each[n] is not None}
+        scores = {name: {metric: 0.1 * n, "other": 5.0} for name in ("multimodal", *losses)}
+        records.append(RoundRecord(n + 1, told, validation=scores))
+    return records
+
+
+Lines = dict[str, list[tuple[list[float], list[float]]]]
+
+
+@pytest.fixture
+def plotted(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    """Record what is drawn, by label: scores, then losses."""
+    drawn: Lines = {}
+    plot = matplotlib.axes.Axes.plot
+
+    def record(self: Any, x: list[float], y: list[float], **style: Any) -> Any:
+        drawn.setdefault(style["label"], []).append((list(x), list(y)))
+        return plot(self, x, y, **style)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "plot", record)
+    return drawn
+
+
+@pytest.mark.parametrize("count", [1, 40])
+def test_is_a_png_with_something_on_both_halves(count: int) -> None:
+    png = learning_curve(rounds(count), Task.regression)
+    pixels = imread(io.BytesIO(png), format="png")[..., :3]
+    assert pixels.shape[:2] == (600, 1500)
+    for half in (pixels[:, :750], pixels[:, 750:]):
+        assert 0.01 < np.mean((half < 0.9).any(axis=2)) < 0.5
+    assert png == learning_curve(rounds(count), Task.regression)
+
+
+@pytest.mark.parametrize("task", list(Task))
+def test_draws_losses_and_scores_of_every_round(plotted: Lines, task: Task) -> None:
+    learning_curve(rounds(3, metric=HEADLINE[task]), task)
+    assert set(plotted) == {"multimodal", "audio", "vision"}
+    assert plotted["multimodal"] == [([1, 2, 3], [0.0, 0.1, 0.2])]
+    assert plotted["audio"] == [([1, 2, 3], [0.0, 0.1, 0.2]), ([1, 2, 3], [1.0, 1 / 2, 1 / 3])]
+
+
+def test_round_without_a_loss_is_a_gap(plotted: Lines) -> None:
+    records = rounds(3, audio=[0.5, None, 0.25], vision=[1.0, 1.0, 1.0], text=[None] * 3)
+    records[0].train_loss["vision"] = None
+    learning_curve(records, Task.regression)
+    np.testing.assert_array_equal(plotted["audio"][1][1], [0.5, np.nan, 0.25])
+    np.testing.assert_array_equal(plotted["vision"][1][1], [np.nan, 1.0, 1.0])
+    assert len(plotted["text"]) == 1

@@ -14,6 +14,7 @@ from broken_runs import RUNS, begin, cut, damage, files, go_on
 from tiny_runs import left_in
 
 from server.run.checkpoint import Checkpoints, read_checkpoint
+from server.run.interruption import InterruptedRunError, interruptible
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -28,6 +29,19 @@ def test_resumed_after_the_first_round_it_ends_as_if_uninterrupted(
     go_on(folder)
     assert left_in(folder) == left_in(whole(name))
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
+
+
+def test_the_first_signal_ends_a_run_at_its_next_check_and_the_second_at_once() -> None:
+    former = signal.getsignal(signal.SIGINT)
+    with interruptible() as check:
+        check()
+        signal.raise_signal(signal.SIGINT)
+        with pytest.raises(InterruptedRunError, match=r"^interrupted by SIGINT$") as raised:
+            check()
+        assert raised.value.status == 130
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is former
 
 
 def test_an_interrupted_run_says_how_to_resume_and_can_break_off_again(

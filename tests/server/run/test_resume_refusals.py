@@ -14,7 +14,7 @@ import yaml
 from broken_runs import ONE, RUNS, damage, execute, files, go_on
 from forked_command import forked_command
 from omegaconf import OmegaConf
-from tiny_runs import SMALL, TINY, left_in, tiny
+from tiny_runs import SMALL, left_in, tiny
 
 from common.config import (
     Config,
@@ -30,6 +30,7 @@ from common.errors import UserError
 from server.app import prepare
 from server.run.folder import CONFIG, ROUNDS, RunFolder, read_settings
 from server.run.resume import plain_settings, resumed_config
+from server.runtimes.local import run_locally
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 
@@ -110,7 +111,8 @@ def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path)
     former = compose(Config, [*settings, "run_dir=x"])
     free = ["rounds=40", "runtime.absent=abort", "checkpoint.keep=7", "tracking=mlflow"]
     given = [*free, "console=json", "run_dir=y", "resume=x"]
-    config = resumed_config(written(tmp_path, former), compose(Config, given), given)
+    written(tmp_path, former)
+    config = resumed_config(tmp_path / CONFIG, compose(Config, given), given)
     assert config == replace(
         former,
         rounds=40,
@@ -153,8 +155,8 @@ def write(name: str, content: str) -> Callable[[Path], None]:
     ("change", "words"),
     [
         *((write(CONFIG, text), CONFIG) for text in ("{", "- 1", "\0")),
-        (write(CONFIG, "seed: many"), "many"),
-        (write(CONFIG, "nonsense: 1"), "nonsense"),
+        (write(CONFIG, "seed: many"), f"{CONFIG} cannot be used: seed: Value 'many'"),
+        (write(CONFIG, "nonsense: 1"), f"{CONFIG} cannot be used: nonsense: Key 'nonsense'"),
         *(
             (write(ROUNDS, text), f"{ROUNDS} is damaged: ")
             for text in ("", "{}\n", '{"round": 2}\n', "[1]\n", "\xff\n")
@@ -186,6 +188,17 @@ def test_a_baseline_cannot_be_resumed(tmp_path: Path) -> None:
     assert refused(tmp_path).startswith("strategy=pooled is a baseline that one machine trains")
 
 
+def test_what_this_machine_lacks_costs_no_round(interrupted: Make, whole: Make) -> None:
+    folder = interrupted(rounds=2)
+    given = [f"resume={folder}", "runtime.client_cpus=4096"]
+    run = prepare(tiny(*given), folder.parent / "elsewhere", given)
+    with pytest.raises(UserError, match=r"^runtime\.client_cpus=4096: this machine has "):
+        run_locally(run)
+    run.folder.close()
+    go_on(folder)
+    assert left_in(folder) == left_in(whole())
+
+
 def test_a_process_that_ends_is_waited_for(interrupted: Make) -> None:
     folder = interrupted()
     with (folder / ROUNDS).open("r+") as file:  # as another process would: by a lock of its own
@@ -198,6 +211,7 @@ def test_a_process_that_ends_is_waited_for(interrupted: Make) -> None:
 
 # The command, which has defaults of another strategy and size -------------------------------------
 
+FEW = "dataset.num_items=200"
 LOADS = "import server.runtimes.local\nfrom server.commands.train import main\n"
 
 
@@ -206,21 +220,15 @@ def test_the_command(interrupted: Make, tmp_path: Path) -> None:
     streams.mkdir()
     before = files(folder)
     with forked_command("utmp-train", LOADS) as command:
-
-        def error(*arguments: str) -> str:
-            return command.run(tmp_path, streams, *arguments).error
-
-        assert error("resume=run", "seed=7").startswith("resume=run: seed is 1234 in that run and")
-        assert error("resume=run", "dataset=npz", "dataset.path=x").startswith(
-            "resume=run: dataset.name is synthetic in that run and npz here"
-        )
-        assert error("resume=nowhere").startswith("resume=nowhere: no run there")
-        new = error("run_dir=run", *(each for each in TINY if each.startswith("dataset.")))
-        assert new.endswith(f"choose another with run_dir=…, or go on with resume={folder}")
+        for given, error in [
+            (["resume=run", "dataset=npz", "dataset.path=x"], "dataset.name is synthetic in that"),
+            (["resume=nowhere"], "resume=nowhere: no run there"),
+            (["run_dir=run", FEW], f"choose another with run_dir=…, or go on with resume={folder}"),
+        ]:
+            assert error in command.run(tmp_path, streams, *given).error
         assert files(folder) == before
         shown = command.run(tmp_path, streams, "resume=run").shown
         assert "going on after round 2 of 3" in shown and "round 3" in shown
-        assert "that run has its 3 rounds" in error("resume=run")
     assert left_in(folder)[1]["rounds"] == 3
     stored = yaml.safe_load((folder / CONFIG).read_text())
     assert (stored["strategy"]["name"], stored["model"]["width"]) == ("fedadam", 4)

@@ -1,19 +1,19 @@
 """A whole run in this process: the same as over any other grid, and the same again."""
 
 import json
+import multiprocessing
 from functools import partial
 from pathlib import Path
 
 import pytest
+from fake_nodes import MemoryGrid
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
-from memory_grid import MemoryGrid
 from tiny_runs import left_in, tiny
 
 from client.app import given_config, make_client_app
 from common.config import Config
 from common.errors import UserError
-from common.protocol import decode_description, encode_query
 from server.app import prepare
 from server.evaluate import diagnose
 from server.model_file import load_model
@@ -30,6 +30,7 @@ class TwoNodes(MemoryGrid):
     """Another grid: two nodes that host all clients, and whose replies come in backwards."""
 
     def __init__(self, app: ClientApp) -> None:
+        super().__init__()
         self.app = app
 
     def get_node_ids(self) -> list[int]:
@@ -44,14 +45,16 @@ class TwoNodes(MemoryGrid):
         return list(map(self.app, messages, contexts))[::-1]
 
 
-def test_a_run_is_the_same_again_and_over_another_grid(tmp_path: Path) -> None:
-    config = tiny("strategy=fednova", "strategy.weights=agreement")
-    for name in ("first", "again"):
-        run_locally(prepare(config, tmp_path / name))
-    other = prepare(config, tmp_path / "other")
-    federate(other, TwoNodes(make_client_app(partial(given_config, config))))
-    first, again, elsewhere = (left_in(tmp_path / name) for name in ("first", "again", "other"))
-    assert first == again == elsewhere
+def test_a_run_is_the_same_in_processes_again_and_over_another_grid(tmp_path: Path) -> None:
+    settings = ("strategy=fednova", "strategy.weights=agreement")
+    runtimes = {"first": "sequential", "again": "sequential", "workers": "processes"}
+    for name, runtime in runtimes.items():
+        run_locally(prepare(tiny(*settings, f"runtime={runtime}"), tmp_path / name))
+    assert multiprocessing.active_children() == []
+    other = prepare(tiny(*settings), tmp_path / "other")
+    federate(other, TwoNodes(make_client_app(partial(given_config, other.config))))
+    first, *others = (left_in(tmp_path / name) for name in (*runtimes, "other"))
+    assert others == [first] * 3
     assert [record["round"] for record in first[0]] == [1, 2] and first[1]["rounds"] == 2
     for record in first[0]:
         assert list(record["clients"].values()) == [2, 2, 2]
@@ -166,12 +169,3 @@ def test_a_reply_is_taken_once_and_rounds_are_not_mixed_up() -> None:
     assert len({kept, taken, again}) == 3
     sources = [reply.metadata.src_node_id for reply in grid.pull_messages([kept, taken, again])]
     assert sources == [1, 2]
-
-
-def test_node_k_holds_the_clients_of_partition_k() -> None:
-    grid = LocalGrid(make_client_app(partial(given_config, tiny())), 6)
-    queries = [Message(encode_query(), node, MessageType.QUERY) for node in grid.get_node_ids()]
-    descriptions = [decode_description(r.content) for r in grid.send_and_receive(queries)]
-    hosted = [str(client.key) for each in descriptions for client in each.clients]
-    assert [len(each.clients) for each in descriptions] == [1] * 6
-    assert sorted(hosted) == CLIENTS

@@ -12,13 +12,12 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
-from tiny_runs import left_in, tiny
+from tiny_runs import tiny
 
 import server.runtimes.local
 from common.config import Config
 from common.protocol import decode_description, encode_query
-from server.app import prepare
-from server.runtimes.local import LocalGrid, Workers, run_locally
+from server.runtimes.local import LocalGrid, Workers
 from server.runtimes.machine import clients_at_once
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
@@ -63,21 +62,6 @@ def app_that(answer: Callable[[Message, Context], Message]) -> Callable[..., Cli
     app = ClientApp()
     app.query()(answer)
     return lambda _: app
-
-
-def test_a_run_is_as_one_client_after_the_other(tmp_path: Path) -> None:
-    counts = {"language": 3, "audio": 2, "vision": 1}
-    settings = ["strategy=fedavg", *(f"clients.{name}={count}" for name, count in counts.items())]
-    for name in ("processes", "sequential"):
-        run_locally(prepare(tiny(*settings, f"runtime={name}"), tmp_path / name))
-    left = left_in(tmp_path / "processes")
-    assert left == left_in(tmp_path / "sequential")
-    assert multiprocessing.active_children() == []
-    for record in left[0]:
-        assert record["clients"] == counts
-        # Plain averaging: a modality's share in the decoder is its share of the examples.
-        shares = next(iter(record["decoder_weights"].values()))
-        assert shares["language"] > shares["audio"] > shares["vision"] > 0
 
 
 @pytest.mark.parametrize("copied", [True, False], ids=["copied", "begun anew"])

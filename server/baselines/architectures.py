@@ -1,13 +1,15 @@
-"""MulT: every modality attends to every other, before its own steps attend to each other.
+"""Models that take all modalities of an item at once: early fusion and cross-modal attention.
 
-Source: Tsai et al. 2019, arXiv 1906.00295, section 3. Unlike the paper, embeddings are normed
+Cross-modal attention is MulT: every modality attends to every other, before its own steps attend to
+each other (Tsai et al. 2019, arXiv 1906.00295, section 3). Unlike the paper, embeddings are normed
 (`common.model.encoder.Encoder` without layers), the sizes are those of HA-Fedformer, and no
 attention is causal, since steps of different modalities are not at the same times.
 
-Notation: B items, M modalities, T_m steps of modality m, d model width, h heads, O outputs.
+Notation: B items, M modalities, T_m steps of modality m, D_m feature width of modality m, d model
+width, h heads, O outputs.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -15,9 +17,47 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from common.config import ModelConfig
+from common.config import Config, ModelConfig
 from common.data.batching import Padded
+from common.errors import UserError
 from common.model.encoder import Attention, Encoder, EncoderLayer, Standardise, valid_steps
+from common.model.fusion import fuse_encodings
+from common.model.ha_fedformer import Decoder, HAFedformer
+from common.seeding import derive_seed
+
+
+class EarlyFusion(nn.Module):
+    """One encoder and the decoder of HA-Fedformer, over features aligned at the last step.
+
+    The attention dropout is the default one.
+    """
+
+    def __init__(
+        self, standardise: Mapping[str, Standardise], outputs: int, config: ModelConfig
+    ) -> None:
+        super().__init__()
+        self.standardise = nn.ModuleDict(standardise)
+        width = sum(own.mean.shape[-1] for own in standardise.values())
+        dropout = config.attention_dropout.get("default", 0.0)
+        self.encoder = Encoder((width,), config, dropout)
+        self.decoder = Decoder(outputs, config)
+
+    def forward(self, inputs: Mapping[str, Padded]) -> Tensor:
+        """Predict (B, O) from all modalities.
+
+        Every modality is right-padded (B, T_m, D_m), of length 0 where an item lacks it; an item
+        has at least one. Where a modality has no step, its features are 0, their mean.
+        """
+        lengths = {name: padded.lengths for name, padded in inputs.items()}
+        aligned = []
+        for name, standardise in self.standardise.items():
+            # The weighted mean of a single modality: its own steps, and 0 where it has none.
+            features = {name: standardise(inputs[name].values)}
+            joined, longest = fuse_encodings(features, lengths, {name: 1.0})
+            aligned.append(joined)
+        encodings = self.encoder(torch.cat(aligned, dim=2), longest)
+        outputs: Tensor = self.decoder(encodings, longest)
+        return outputs
 
 
 class CrossAttention(Attention):
@@ -106,21 +146,22 @@ class Target(nn.Module):
 
 
 class CrossModal(nn.Module):
-    """The model, of one or more modalities; ``layers`` of each stack."""
+    """MulT, of one or more modalities; ``layers`` of each stack."""
 
     def __init__(
         self, standardise: Mapping[str, Standardise], outputs: int, config: ModelConfig
     ) -> None:
         super().__init__()
-        self.embeddings = nn.ModuleDict(
-            {name: _embedding(own, config) for name, own in standardise.items()}
-        )
-        self.targets = nn.ModuleDict(
-            {
-                name: Target(name, [other for other in standardise if other != name], config)
-                for name in standardise
-            }
-        )
+        self.embeddings = nn.ModuleDict()
+        for name, own in standardise.items():
+            # Without layers it only embeds: convolution, positions, norm.
+            encoder = Encoder(own.mean.shape, replace(config, layers=0), attention_dropout=0.0)
+            encoder.standardise = own
+            self.embeddings[name] = encoder
+        self.targets = nn.ModuleDict()
+        for name in standardise:
+            others = [other for other in standardise if other != name]
+            self.targets[name] = Target(name, others, config)
         modalities = len(standardise)
         width = config.width * modalities * max(modalities - 1, 1)
         self.expand = nn.Linear(width, width)
@@ -134,18 +175,34 @@ class CrossModal(nn.Module):
         the padding does not matter.
         """
         lengths = {name: padded.lengths for name, padded in inputs.items()}
-        embedded = {}
-        for name, embed in self.embeddings.items():
-            values = inputs[name].values
-            real = valid_steps(lengths[name], values.shape[1])[:, :, None]
-            embedded[name] = embed(torch.where(real, values, 0.0), lengths[name])
+        embedded = {name: embed(*inputs[name]) for name, embed in self.embeddings.items()}
         read = torch.cat([target(embedded, lengths) for target in self.targets.values()], dim=1)
         outputs: Tensor = self.head(read + self.contract(F.relu(self.expand(read))))
         return outputs
 
 
-def _embedding(standardise: Standardise, config: ModelConfig) -> Encoder:
-    """Build an encoder that only embeds: convolution, positions, norm."""
-    encoder = Encoder(standardise.mean.shape, replace(config, layers=0), attention_dropout=0.0)
-    encoder.standardise = standardise
-    return encoder
+#: ``strategy.architecture`` to a model made of each modality's `Standardise`, the number of
+#: outputs, and the sizes; called with modality to `Padded`, it returns outputs (B, O).
+ARCHITECTURES: dict[str, Callable[[Mapping[str, Standardise], int, ModelConfig], nn.Module]] = {
+    "early_fusion": EarlyFusion,
+    "cross_modal": CrossModal,
+}
+
+
+def build_other(config: Config, initial: HAFedformer) -> nn.Module:
+    """Build the model of `ARCHITECTURES` that ``strategy.architecture`` names.
+
+    It standardises as `initial` does, and its weights are drawn from the same seed. Raises
+    `UserError` if there is no such architecture.
+    """
+    name = config.strategy.architecture
+    if name not in ARCHITECTURES:
+        names = ", ".join(["ha_fedformer", *ARCHITECTURES])
+        raise UserError(f"strategy.architecture={name}: expected one of {names}")
+    standardise = {}
+    for modality, encoder in initial.encoders.items():
+        assert isinstance(encoder, Encoder)
+        standardise[modality] = encoder.standardise
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(config.seed, "model"))
+        return ARCHITECTURES[name](standardise, initial.spec.outputs, config.model)
