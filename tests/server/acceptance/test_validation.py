@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from memory_federation import Federation, config_with, key, update_of
 from torch import Tensor
 from updates import key_of, points, uplink
 
@@ -29,9 +31,10 @@ from common.messages import ClientDescription, Uplink
 from common.model.calibration import agreement_size, calibration_size
 from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Layout, Posterior
+from common.protocol import encode_uplink, payload_bytes
 from common.structures import fit_gaussian
 from common.task import Task
-from server.acceptance.validation import RejectedUpdateError, UpdateRules
+from server.acceptance.validation import SLACK, RejectedUpdateError, UpdateRules
 
 TRAINED = ModelArrays(
     {
@@ -268,3 +271,69 @@ def test_what_clients_fit_passes(
         for name, mean in TRAINED.encoders["audio"].items()
     }
     check(good(**encoder), strategy=strategy)
+
+
+# --- Size -------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("in_a_task")
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        *("hierarchical", "few_rounds", "paper", "fedavg"),
+        *("pbea strategy.encoder.structure=diagonal", "pbea strategy.encoder.structure=low_rank"),
+    ],
+)
+def test_limit_is_the_size_of_the_largest_update(strategy: str) -> None:
+    run = Federation(config_with(*f"strategy={strategy}".split()))
+    rules = run.strategy._filter.rules
+    for message in run.ask():
+        content, modality = encode_uplink(update_of(message, run.config)), key(message).modality
+        assert payload_bytes(content) == rules.limits[modality]
+        rules.check_size(content, [modality])
+    assert rules.limits["vision"] > rules.limits["audio"]
+
+
+def check_size(content: RecordDict, *modalities: str) -> None:
+    rules = UpdateRules(TRAINED, Task.regression, Config(strategy=PLAIN), PRIOR[Task.regression])
+    rules.limits = {"audio": 1_000, "vision": 10_000}
+    rules.check_size(content, modalities)
+
+
+def arrays(*sizes: int, dtype: str = "uint8", stype: str = "safetensors") -> RecordDict:
+    made = {str(n): Array(dtype, (size,), stype, bytes(size)) for n, size in enumerate(sizes)}
+    return RecordDict({"tensors": ArrayRecord(made)})
+
+
+def fields(**values: object) -> RecordDict:
+    return RecordDict({"c": ConfigRecord(values)})
+
+
+@pytest.mark.parametrize(("asked", "most"), [(["audio"], 1_000), (["audio", "vision"], 10_000)])
+def test_more_bytes_than_that_are_refused_with_both_numbers(asked: list[str], most: int) -> None:
+    check_size(arrays(SLACK * most), *asked)
+    words = f"sends {SLACK * most + 1:,} bytes of tensors, expected at most {most:,}"
+    with pytest.raises(RejectedUpdateError, match=words):
+        check_size(arrays(SLACK * most + 1), *asked)
+    check_size(arrays(SLACK * 10_000))  # of a node that was asked for nothing
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (arrays(1, 1), "2 arrays, expected at most 1"),
+        (RecordDict({str(n): ConfigRecord() for n in range(4)}), "4 records, expected at most 3"),
+        (RecordDict({"m": MetricRecord({"a": [1.0] * 20_000})}), r"\d letters"),
+        (fields(**{str(n): n for n in range(10_000)}), r"\d letters"),
+        (fields(a="x" * 65_536), "65,5.. letters"),
+        (fields(a=["x" * 40_000] * 2), "80,0.. letters"),
+        (fields(a=[""] * 40_000), r"\d letters"),
+        (fields(a=b"x" * 65_536), "65,5.. letters"),
+        (RecordDict({"c" * 65_537: ConfigRecord()}), "65,537 letters"),
+        (RecordDict({"m": MetricRecord({"a" * 65_537: 1})}), "65,5.. letters"),
+        (arrays(0, dtype="x" * 65_536, stype="numpy.ndarray"), "letters"),
+    ],
+)
+def test_what_is_no_tensor_has_its_bounds_too(content: RecordDict, words: str) -> None:
+    with pytest.raises(RejectedUpdateError, match=words):
+        check_size(content, "audio")
