@@ -25,8 +25,7 @@ from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
 from server.acceptance.privacy import add_noise
 from server.acceptance.update_filter import FilteredUpdates, UpdateFilter
-from server.aggregation.hierarchy import RoundSum, merge_round
-from server.aggregation.round import sum_updates
+from server.aggregation.hierarchy import RoundSum, merge_round, sum_updates
 from server.aggregation.rules import check_names
 from server.aggregation.server_optimizer import OptimizerState, step
 from server.records import RoundRecord
