@@ -119,8 +119,8 @@ class HierarchicalAggregation(Strategy):
         self._sent = split_arrays({name: sent[name].float() for name in sent if name in trained})
         fraction, seed = self.config.strategy.fraction, self.config.seed
         rng = partial(generator, seed, "clients", server_round)
-        members, skipped = self.registry.choose(fraction, rng, self._filter.is_banned)
-        self._skipped = left_out + skipped
+        members, skipped = self.registry.choose(grid, fraction, rng, self._filter.is_banned)
+        self._skipped = [*map(str, left_out), *skipped]
         asked: dict[int, list[ClientDescription]] = {}
         for member in members:
             asked.setdefault(member.node, []).append(member.client)

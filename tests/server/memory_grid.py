@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Iterable
 
 from flwr.app import Message
+from flwr.proto.node_pb2 import NodeInfo
 
 
 class MemoryGrid:
@@ -12,6 +13,12 @@ class MemoryGrid:
     def answers(self, messages: list[Message]) -> list[Message | None]:
         """Return the replies that come, in the order in which they come."""
         raise NotImplementedError
+
+    def get_node_ids(self) -> list[int]:
+        raise NotImplementedError
+
+    def get_nodes(self) -> Iterable[NodeInfo]:
+        return [NodeInfo(node_id=node) for node in self.get_node_ids()]
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         messages = list(messages)

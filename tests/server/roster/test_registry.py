@@ -29,7 +29,7 @@ class Roster:
 
     def faults(self, timeout: float = 1) -> list[str]:
         """Look at the nodes once more."""
-        return self.registry.refresh(self.grid, KNOWN, timeout)
+        return [str(error) for error in self.registry.refresh(self.grid, KNOWN, timeout)]
 
     @property
     def nodes(self) -> dict[str, int]:
