@@ -115,7 +115,6 @@ def numbers(*values: float) -> Tensor:
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"key": key_of("audio-2")}, ["audio-1", "audio-2"]),
         ({"calibration_sums": torch.ones(10)}, ["audio-1", "evidence"]),
         ({"calibration_sums": numbers(1, 1, 1, 1, 1, NAN)}, ["audio-1", "evidence"]),
         ({"calibration_sums": numbers(1, 1e200, 1, 1, 1, 1)}, ["audio-1", "evidence"]),
@@ -124,11 +123,7 @@ def numbers(*values: float) -> Tensor:
         *(({"steps": n}, ["audio-1", f"{n} local steps, expected 6"]) for n in (0, 7)),
         ({"decoder": Posterior(Layout(), torch.zeros(0))}, ["audio-1 decoder", "missing"]),
         ({"decoder": points(head=torch.zeros(3))}, ["audio-1 decoder", "'head'", "(3,)", "(1, 3)"]),
-        ({"decoder": points(head=torch.zeros(1, 1))}, ["'head'", "(1, 1)", "(1, 3)"]),
-        ({"encoder": points(embed=torch.zeros(3, 2))}, ["audio-1 encoder", "'norm'", "missing"]),
-        ({"encoder": good(x=Gaussian(torch.ones(1))).encoder}, ["'x'", "unexpected"]),
-        ({"encoder": good(embed=Gaussian(torch.zeros(3, 5))).encoder}, ["(3, 5)", "(3, 2)"]),
-        ({"encoder": good(norm=Gaussian(torch.full((3,), -INF))).encoder}, ["'norm'", "finite"]),
+        ({"encoder": good(x=Gaussian(torch.ones(1))).encoder}, ["audio-1 encoder array 'x'"]),
     ],
 )
 def test_fault_is_refused_and_named(changed: dict[str, object], words: list[str]) -> None:
@@ -146,17 +141,13 @@ def test_agreement_has_as_many_finite_numbers_as_its_task_needs(task: Task) -> N
             check(replace(good(task), label_agreement=wrong), task)
 
 
-@pytest.mark.parametrize(
-    ("epochs", "batch", "examples", "steps"), [(1, 100, 12, 1), (3, 12, 13, 6), (4, 1, 7, 28)]
-)
-def test_steps_are_those_of_the_configuration(
-    epochs: int, batch: int, examples: int, steps: int
-) -> None:
-    client = ClientConfig(local_epochs=epochs, batch_size=batch)
-    update = replace(good(), examples=examples, steps=steps)
-    check(update, client=client, examples=examples)
-    with pytest.raises(RejectedUpdateError, match=f"{steps + 1} local steps, expected {steps}"):
-        check(replace(update, steps=steps + 1), client=client, examples=examples)
+def test_steps_are_those_of_the_configuration() -> None:
+    for epochs, batch, examples, steps in ((1, 100, 12, 1), (3, 12, 13, 6), (4, 1, 7, 28)):
+        client = ClientConfig(local_epochs=epochs, batch_size=batch)
+        update = replace(good(), examples=examples, steps=steps)
+        check(update, client=client, examples=examples)
+        with pytest.raises(RejectedUpdateError, match=f"{steps + 1} local steps, expected {steps}"):
+            check(replace(update, steps=steps + 1), client=client, examples=examples)
 
 
 def test_posterior_of_the_decoder_is_taken_only_where_it_was_asked_for() -> None:
