@@ -152,16 +152,12 @@ def test_changes_smaller_than_the_rounding_add_up(strategy: str) -> None:
     for number in range(1, rounds + 1):
         federation.arrays, report = federation.round(number, moved)
         assert report.rejected == ()
-    moved_by = (federation.arrays[(name := "decoder.contract.weight")]) - before[name]
+    moved_by = federation.arrays["decoder.contract.weight"] - before["decoder.contract.weight"]
     if strategy == "fedadam":
         assert (moved_by > 0).all()
     else:
         expected = torch.full_like(moved_by, rounds * size)
         torch.testing.assert_close(moved_by, expected, rtol=0.02, atol=0)
-    # What did not move at the clients did not at the server.
-    for name, array in federation.arrays.items():
-        if name.startswith("encoders."):
-            torch.testing.assert_close(array, before[name], rtol=0, atol=1e-6)
 
 
 def test_a_weight_that_cannot_be_halved_is_said() -> None:
@@ -197,16 +193,6 @@ def test_round_is_the_merge_of_its_sum_in_whatever_order_replies_come(strategy: 
         assert_merged(federation, found, total)
         losses.append(found[1].train_loss)
     assert losses[0] == losses[1] == losses[2]
-
-
-def test_statistics_of_the_features_stay_as_they_were() -> None:
-    federation = Federation(config_with())
-    federation.arrays["encoders.audio.standardise.mean"] = torch.tensor([1.0, -2.0, 3.0])
-    arrays, _ = federation.merge(map(honest, federation.ask()))
-    assert arrays.keys() == federation.arrays.keys()
-    for name, array in federation.arrays.items():
-        assert torch.equal(arrays[name], array) == ("standardise" in name)
-        assert arrays[name].dtype == array.dtype
 
 
 @pytest.mark.parametrize("strategy", ["hierarchical", "fedavg"])
