@@ -5,11 +5,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from flwr.app import Message, MessageType
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from common.clients import ClientKey
 from common.data.dataset import describe_shape
@@ -17,7 +15,6 @@ from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription
 from common.protocol import decode_description, encode_query
-from common.task import Task
 from common.wire import ProtocolError
 from server.acceptance.plausibility import label_sums_fault
 from server.roster.exchange import Backlog, collect, send
@@ -225,36 +222,6 @@ class Registry:
             if free and member.node in busy
         ]
         return free or chosen, skipped
-
-    def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
-        """Pool the clients' label sums, as `common.model.calibration.label_sums` of all labels.
-
-        `outputs` are those of the model; `bins` those in which numbers are counted, if they are.
-
-        Raises
-        ------
-        UserError
-            If a client's labels are of another kind than the server's evaluation data, or are
-            some that these do not know.
-        """
-        sizes = {Task.regression: 3 + bins, Task.multilabel: outputs + 1}
-        total = torch.zeros(sizes.get(task, outputs), dtype=torch.float64)
-        for key, member in self.members.items():
-            sums = member.client.label_sums
-            if member.client.task is not task:
-                raise UserError(
-                    f"client {key} has labels for task={member.client.task}, and the evaluation "
-                    f"data for task={task}"
-                )
-            # A client may not know the last classes.
-            fewer = len(sums) < len(total) and task is Task.classification
-            if len(sums) != len(total) and not fewer:
-                raise UserError(
-                    f"client {key} has labels for {len(sums)} outputs, the evaluation data for "
-                    f"{len(total)}"
-                )
-            total[: len(sums)] += sums
-        return total
 
     def moments(self) -> dict[str, FeatureMoments]:
         """Modality to the pooled moments of its features."""
