@@ -40,22 +40,6 @@ class ModalitySum:
     examples: int
     clients: int
 
-    @classmethod
-    def of(
-        cls, uplink: Uplink, weight: float, trust: float, config: StrategyConfig
-    ) -> "ModalitySum":
-        """Return one client's sum; see `RoundSum.add`."""
-        share = weight / uplink.steps if config.normalise_steps else weight
-        return cls(
-            find_rule(config.encoder.merge, "encoder").start().add(uplink.encoder, share),
-            find_rule(config.decoder.merge, "decoder").start().add(uplink.decoder, share),
-            uplink.examples * uplink.train_loss,
-            trust * uplink.calibration_sums,
-            StepSums().add(weight, uplink.steps),
-            uplink.examples,
-            1,
-        )
-
     def merge(self, other: "ModalitySum") -> "ModalitySum":
         """Return the sum of both."""
         return ModalitySum(
@@ -81,9 +65,18 @@ class RoundSum:
 
         `weight` is what its update counts, by default its examples; `trust` what its sums do.
         """
-        counted = float(uplink.examples) if weight is None else weight
-        one = ModalitySum.of(uplink, counted, trust, self.config)
-        return self.merge(RoundSum(self.config, {uplink.key.modality: one}))
+        config, counted = self.config, float(uplink.examples) if weight is None else weight
+        share = counted / uplink.steps if config.normalise_steps else counted
+        one = ModalitySum(
+            find_rule(config.encoder.merge, "encoder").start().add(uplink.encoder, share),
+            find_rule(config.decoder.merge, "decoder").start().add(uplink.decoder, share),
+            uplink.examples * uplink.train_loss,
+            trust * uplink.calibration_sums,
+            StepSums().add(counted, uplink.steps),
+            uplink.examples,
+            1,
+        )
+        return self.merge(RoundSum(config, {uplink.key.modality: one}))
 
     def merge(self, other: "RoundSum") -> "RoundSum":
         """Return the sum of both."""
