@@ -88,14 +88,16 @@ class FilteredUpdates:
         """Return the nodes whose replies there is room for, those next in line; None: all."""
         room = MOST_WAITING - self._waiting_bytes
         nodes: set[int] = set()
-        lines = ([key for key in line if key in self._awaited] for line in self._lines.values())
-        for place, key in sorted(turn for line in lines for turn in enumerate(line)):
-            room -= self._checks.rules.limits[key.modality]
-            # The first of each line are what the others wait for.
-            if room < 0 and place > 0:
-                return nodes
-            nodes.add(self._nodes[key])
-        return None
+        fits = True
+        for line in self._lines.values():
+            for place, key in enumerate(key for key in line if key in self._awaited):
+                room -= self._checks.rules.limits[key.modality]
+                # The first of each line are what the others wait for.
+                if room >= 0 or place == 0:
+                    nodes.add(self._nodes[key])
+                else:
+                    fits = False
+        return None if fits else nodes
 
     def give_up(self, node: int) -> None:
         """Go on without the clients of a node from whom nothing more is to come."""

@@ -71,10 +71,10 @@ def test_those_next_in_line_are_wanted_as_far_as_there_is_room(
     assert updates.wanted() is None
     monkeypatch.setattr(update_filter, "MOST_WAITING", 3 * max(limits.values()))
     audio, vision = range(20, 24), range(24, 28)
-    assert updates.wanted() == {audio[0], vision[0], audio[1]}
+    assert updates.wanted() == {*audio[:3], vision[0]}
     taking = updates.take(replies[KEYS[number]] for number in (1, 0, 4))
     assert [next(taking).key, next(taking).key] == KEYS[:2]
-    assert updates.wanted() == {audio[2], vision[0], audio[3]}
+    assert updates.wanted() == {*audio[2:], vision[0]}
     assert [uplink.key for uplink in taking] == [KEYS[4]]
     # However little room there is, the first of each line are wanted.
     run, _ = second_round()
