@@ -291,9 +291,8 @@ def check_size(content: RecordDict, *modalities: str) -> None:
     rules.check_size(content, modalities)
 
 
-def arrays(*sizes: int, dtype: str = "uint8", stype: str = "safetensors") -> RecordDict:
-    made = {str(n): Array(dtype, (size,), stype, bytes(size)) for n, size in enumerate(sizes)}
-    return RecordDict({"tensors": ArrayRecord(made)})
+def array(size: int, dtype: str = "uint8", stype: str = "safetensors") -> RecordDict:
+    return RecordDict({"tensors": ArrayRecord({"0": Array(dtype, (size,), stype, bytes(size))})})
 
 
 def fields(**values: object) -> RecordDict:
@@ -302,27 +301,23 @@ def fields(**values: object) -> RecordDict:
 
 @pytest.mark.parametrize(("asked", "most"), [(["audio"], 1_000), (["audio", "vision"], 10_000)])
 def test_more_bytes_than_that_are_refused_with_both_numbers(asked: list[str], most: int) -> None:
-    check_size(arrays(SLACK * most), *asked)
+    check_size(array(SLACK * most), *asked)
     words = f"sends {SLACK * most + 1:,} bytes of tensors, expected at most {most:,}"
     with pytest.raises(RejectedUpdateError, match=words):
-        check_size(arrays(SLACK * most + 1), *asked)
-    check_size(arrays(SLACK * 10_000))  # of a node that was asked for nothing
+        check_size(array(SLACK * most + 1), *asked)
+    check_size(array(SLACK * 10_000))  # of a node that was asked for nothing
 
 
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (arrays(1, 1), "2 arrays, expected at most 1"),
-        (RecordDict({str(n): ConfigRecord() for n in range(4)}), "4 records, expected at most 3"),
-        (RecordDict({"m": MetricRecord({"a": [1.0] * 20_000})}), r"\d letters"),
         (fields(**{str(n): n for n in range(10_000)}), r"\d letters"),
-        (fields(a="x" * 65_536), "65,5.. letters"),
         (fields(a=["x" * 40_000] * 2), "80,0.. letters"),
         (fields(a=[""] * 40_000), r"\d letters"),
         (fields(a=b"x" * 65_536), "65,5.. letters"),
         (RecordDict({"c" * 65_537: ConfigRecord()}), "65,537 letters"),
         (RecordDict({"m": MetricRecord({"a" * 65_537: 1})}), "65,5.. letters"),
-        (arrays(0, dtype="x" * 65_536, stype="numpy.ndarray"), "letters"),
+        (array(0, dtype="x" * 65_536, stype="numpy.ndarray"), "letters"),
     ],
 )
 def test_what_is_no_tensor_has_its_bounds_too(content: RecordDict, words: str) -> None:

@@ -14,7 +14,6 @@ from common.clients import ClientKey
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
-from common.task import Task
 from server.roster.registry import QUERY_AGAIN, Registry
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
@@ -122,7 +121,6 @@ def moments(count: float = 1, mean: float = 1, squares: float = 1) -> FeatureMom
 
 
 GOOD = client("audio-0", sums=(10, 1, 5))
-CLASSES = replace(GOOD, task=Task.classification)
 
 
 @pytest.mark.parametrize(
@@ -131,10 +129,6 @@ CLASSES = replace(GOOD, task=Task.classification)
         (replace(GOOD, examples=0), "no examples"),
         (replace(GOOD, examples=10**9 + 1), "says that it has 1000000001 examples"),
         (replace(GOOD, label_sums=torch.tensor([9.0, 0, 1])), "labels of 9 items"),
-        (replace(GOOD, label_sums=torch.tensor([10.0, 10, 5])), "expected at least 10"),
-        (replace(GOOD, label_sums=torch.full((3,), torch.nan)), ""),
-        (replace(CLASSES, label_sums=torch.zeros(0)), "label sums"),
-        (replace(CLASSES, label_sums=torch.tensor([11.0, -1])), "negative count"),
         (replace(GOOD, moments=moments(mean=np.inf)), "cannot be"),
         (replace(GOOD, moments=moments(squares=-1)), "cannot be"),
         (replace(GOOD, moments=moments(count=-1)), "cannot be"),
