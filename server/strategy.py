@@ -73,8 +73,7 @@ class HierarchicalAggregation(Strategy):
         self.updates: FilteredUpdates
         self._task = task
         self._filter = UpdateFilter(config, trained, task, labels.prior)
-        self._trained = trained
-        self._optimizer = OptimizerState()
+        self._trained, self._optimizer = trained, OptimizerState()
         self._model: dict[str, Tensor] = {}
         self._sent = ModelArrays({}, {})
         self._skipped: list[str] = []
@@ -208,14 +207,10 @@ class HierarchicalAggregation(Strategy):
         if config.payload is not Payload.float32:
             # The merged change from here, so that no rounding of what was sent is lost.
             target = {n: array + (self._model[n] - sent[n]) for n, array in target.items()}
-        optimizer = config.server_optimizer
-        stepped, self._optimizer = step(
-            self._model,
-            target,
-            self._optimizer,
-            optimizer if self._holds(optimizer.when) else ServerOptimizerConfig(),
-            join_arrays(merged.change_scales),
-        )
+        holds = self._holds(config.server_optimizer.when)
+        optimizer = config.server_optimizer if holds else ServerOptimizerConfig()
+        scales = join_arrays(merged.change_scales)
+        stepped, self._optimizer = step(self._model, target, self._optimizer, optimizer, scales)
         self._model |= stepped
         return merged.decoder_weights
 

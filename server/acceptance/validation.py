@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from flwr.app import ArrayRecord, RecordDict
+from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
 from common.config import Config, Scale
@@ -77,36 +77,8 @@ class _Part:
             views = posterior.layout.split(posterior.mean)
             name = next(name for name, array in views.items() if not _is_finite(array))
             return f"array {name!r} holds a value that is not finite"
-        faults = ((name, self._precision_fault(g)) for name, g in posterior.precise.items())
+        faults = ((name, _precision_fault(g, self)) for name, g in posterior.precise.items())
         return next((f"array {name!r}: {fault}" for name, fault in faults if fault), None)
-
-    def _precision_fault(self, gaussian: Gaussian) -> str | None:
-        structure, form, precision = self.structure, gaussian.form, gaussian.precision
-        if structure is None or form is not posterior_form(gaussian.mean, structure):
-            return f"its precision is {form}"
-        assert precision is not None
-        if precision.dtype != gaussian.mean.dtype:
-            return f"its precision is {precision.dtype}, expected {gaussian.mean.dtype}"
-        if not _is_finite(precision):
-            return "its precision holds a value that is not finite"
-        size = len(precision) if form is Form.row else precision.numel()
-        mean = gaussian.mean_precision()
-        share = structure.smallest_share(self.shrinkage, size) / _ROUNDING
-        # Below that it would be lost in the rounding of the largest.
-        share = share if share > 1e-6 else 0.0
-        if not _above(precision, form, share * mean):
-            if not _above(precision, form, 0.0):
-                return "its precision is not positive"
-            return (
-                f"an eigenvalue of its precision is below {share:.1e} times their mean of "
-                f"{mean:.1e}"
-            )
-        most = (self.factor or math.inf) * structure.largest_mean(self.shrinkage)
-        if mean > most:
-            return (
-                f"the mean eigenvalue of its precision is {mean:.1e}, expected at most {most:.1e}"
-            )
-        return None
 
 
 class UpdateRules:
@@ -140,17 +112,11 @@ class UpdateRules:
         most = max(self.limits[name] for name in modalities or self.limits)
         if (sent := payload_bytes(content)) > SLACK * most:
             raise RejectedUpdateError(f"sends {sent:,} bytes of tensors, expected at most {most:,}")
-        letters, arrays = sum(map(len, content)), 0
-        for record in content.values():
-            if isinstance(record, ArrayRecord):
-                arrays += len(record)
-                letters += sum(len(n) + len(a.dtype) + len(a.stype) for n, a in record.items())
-            else:
-                letters += sum(len(name) + _letters(value) for name, value in record.items())
+        records = [record for record in content.values() if isinstance(record, ArrayRecord)]
         for count, limit, what in (
             (len(content), MAX_RECORDS, "records"),
-            (arrays, 1, "arrays"),
-            (letters, MAX_LETTERS, "letters besides tensors"),
+            (sum(map(len, records)), 1, "arrays"),
+            (_letters(content), MAX_LETTERS, "letters besides tensors"),
         ):
             if count > limit:
                 raise RejectedUpdateError(f"sends {count:,} {what}, expected at most {limit:,}")
@@ -196,10 +162,36 @@ class UpdateRules:
 
 
 def _letters(value: object) -> int:
-    """Return about how many letters a value of a record has; writes nothing out."""
+    """Return about how many letters a value has besides tensors; writes nothing out."""
     if isinstance(value, str | bytes):
         return len(value) + 4
+    if isinstance(value, Array):
+        return len(value.dtype) + len(value.stype)
+    if isinstance(value, Mapping):
+        return sum(len(name) + _letters(each) for name, each in value.items())
     return sum(map(_letters, value)) if isinstance(value, list) else 20
+
+
+def _precision_fault(gaussian: Gaussian, expected: _Part) -> str | None:
+    structure, form, precision = expected.structure, gaussian.form, gaussian.precision
+    if structure is None or form is not posterior_form(gaussian.mean, structure):
+        return f"its precision is {form}"
+    assert precision is not None
+    if precision.dtype != gaussian.mean.dtype:
+        return f"its precision is {precision.dtype}, expected {gaussian.mean.dtype}"
+    if not _is_finite(precision):
+        return "its precision holds a value that is not finite"
+    size = len(precision) if form is Form.row else precision.numel()
+    share = structure.smallest_share(expected.shrinkage, size) / _ROUNDING
+    # Below that it would be lost in the rounding of the largest.
+    share, mean = share if share > 1e-6 else 0.0, gaussian.mean_precision()
+    if not _above(precision, form, share * mean):
+        low = f"an eigenvalue of its precision is below {share:.1e} times their mean of {mean:.1e}"
+        return low if _above(precision, form, 0.0) else "its precision is not positive"
+    most = (expected.factor or math.inf) * structure.largest_mean(expected.shrinkage)
+    if mean > most:
+        return f"the mean eigenvalue of its precision is {mean:.1e}, expected at most {most:.1e}"
+    return None
 
 
 def _is_finite(values: Tensor) -> bool:
