@@ -38,10 +38,15 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 # Before the first round ---------------------------------------------------------------------------
 
 
+def attending(grid: FakeGrid, timeout: float = 45.0) -> tuple[Attendance, list[str]]:
+    told: list[str] = []
+    return Attendance(Registry(), grid, timeout, told.append), told
+
+
 def wait(grid: FakeGrid, counts: dict[str, int], timeout: float) -> tuple[Registry, list[str]]:
-    registry, told = Registry(), []
-    Attendance(registry, grid, timeout, told.append).gather(counts)
-    return registry, told
+    attendance, told = attending(grid, timeout)
+    attendance.gather(counts)
+    return attendance.registry, told
 
 
 @pytest.mark.parametrize(
@@ -80,11 +85,6 @@ def test_impostors_are_told_of_once_and_mistakes_of_nodes_with_a_name_end_the_wa
 
 
 # Before each round --------------------------------------------------------------------------------
-
-
-def attending(grid: FakeGrid, timeout: float = 45.0) -> tuple[Attendance, list[str]]:
-    told: list[str] = []
-    return Attendance(Registry(), grid, timeout, told.append), told
 
 
 def test_a_wait_is_told_of_with_names_and_numbers_and_reminded_of(clock: Clock) -> None:
