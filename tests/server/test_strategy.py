@@ -17,7 +17,6 @@ from memory_federation import (
     PRIOR,
     SHARES,
     Federation,
-    assert_bitwise,
     config_with,
     honest,
     host,
@@ -26,6 +25,7 @@ from memory_federation import (
     update_of,
 )
 from torch import Tensor
+from wire import assert_same
 
 from client.app import given_config, make_client_app
 from common.config import ClientWeights, Config
@@ -60,8 +60,8 @@ def test_each_client_gets_its_own_encoder_and_the_decoder_only() -> None:
         asked.append((message.metadata.dst_node_id, str(downlink.key)))
         assert downlink.round == 3
         assert torch.equal(downlink.prior, PRIOR)
-        assert_bitwise(dict(downlink.encoder), parts.encoders[downlink.key.modality])
-        assert_bitwise(dict(downlink.decoder), parts.decoder)
+        assert_same(dict(downlink.encoder), parts.encoders[downlink.key.modality])
+        assert_same(dict(downlink.decoder), parts.decoder)
     assert sorted(asked) == sorted((node, name) for node, names in NODES.items() for name in names)
 
 
@@ -71,7 +71,7 @@ def test_what_becomes_of_a_model_after_it_was_sent_changes_nothing() -> None:
     expected, _ = other.merge(map(honest, other.ask()))
     for array in federation.arrays.values():
         array.zero_()
-    assert_bitwise(federation.merge(map(honest, asked))[0], expected)
+    assert_same(federation.merge(map(honest, asked))[0], expected)
 
 
 def asked_of(federation: Federation, server_round: int) -> set[str]:
@@ -133,7 +133,7 @@ def test_halved_weights_are_what_clients_start_from() -> None:
         assert payload_bytes(other.content) < payload_bytes(message.content)
     # The server's own weights stay whole.
     merged, report = halved.merge([])
-    assert_bitwise(merged, halved.arrays)
+    assert_same(merged, halved.arrays)
     assert report.clients == {}
 
 
@@ -340,7 +340,7 @@ def test_bad_replies_are_all_named_in_a_fixed_order_and_change_nothing() -> None
             for m in federation.ask()
         ]
         arrays, report = federation.merge(replies[::order])
-        assert_bitwise(arrays, federation.arrays)
+        assert_same(arrays, federation.arrays)
         assert report.clients == {} and report.decoder_weights == {}
         assert report.reused == ("audio", "vision")
         lines.append(report.rejected)
@@ -401,7 +401,7 @@ def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
         result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=2)
         results.append((result.arrays.to_torch_state_dict(), strategy.report))
         assert len(grid.asked) == nodes + 2 * 6
-    assert_bitwise(results[0][0], results[1][0])
+    assert_same(results[0][0], results[1][0])
     (_, report), (_, other) = results
     assert report == other and report.clients == {"audio": 2, "language": 2, "vision": 2}
     assert report.rejected == () and report.reused == ()

@@ -7,7 +7,8 @@ import pytest
 from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from memory_federation import Federation, assert_bitwise, config_with, honest, key
+from memory_federation import Federation, config_with, honest, key
+from wire import assert_same
 
 from common.clients import ClientKey
 from server.acceptance import update_filter
@@ -118,6 +119,6 @@ def test_the_model_is_the_same_to_the_bit_where_replies_stay_with_the_grid(
         assert sum(report.clients.values()) == len(NODES) - len(silent)
         assert report.rejected == tuple(f"{KEYS[n - 20]}: no reply" for n in silent)
         assert len(pending) == len(silent)
-        assert_bitwise(arrays, results[0])
+        assert_same(arrays, results[0])
     every, some, few = bursts
     assert every == len(NODES) - len(silent) > some > few and few <= 2
