@@ -89,7 +89,7 @@ class Screening:
         self._config, privacy = config, config.privacy
         self._encoders = {name: _Start.of(arrays) for name, arrays in sent.encoders.items()}
         self._decoder = _Start.of(sent.decoder)
-        self._is_private = privacy.name is PrivacyRule.central
+        self._clip = privacy.clip if privacy.name is PrivacyRule.central else None
         self._former = medians
         self._measures: dict[ClientKey, list[Measure]] = {}
         #: Whether something was measured that nothing is known of yet, as in the first round.
@@ -98,7 +98,7 @@ class Screening:
     def measure(self, uplink: Uplink) -> None:
         """Measure an update; refused or not, it is one of those that say what is usual."""
         # Where changes are clipped what one client sends must not decide whether another counts.
-        measures = [] if self._is_private else list(self._measure(uplink))
+        measures = list(self._measure(uplink)) if self._clip is None else []
         self._measures[uplink.key] = measures
         self.is_new |= any(measure.quantity not in self._former for measure in measures)
 
@@ -119,10 +119,9 @@ class Screening:
         for measure in self._measures[uplink.key]:
             if fault := measure.fault(self._former, uplink.key.modality):
                 raise RejectedUpdateError(fault)
-        clip_norm = self._config.strategy.screening.clip_norm
-        if self._is_private or clip_norm is not None:
-            return self._clipped(uplink, math.inf if clip_norm is None else clip_norm)
-        return uplink
+        clips = (self._config.strategy.screening.clip_norm, self._clip)
+        norms = [norm for norm in clips if norm is not None]
+        return self._clipped(uplink, min(norms)) if norms else uplink
 
     def medians(self) -> dict[str, float]:
         """Return what the next round's updates are compared with.
@@ -176,23 +175,17 @@ class Screening:
                     yield Measure(quantity, gaussian.mean_precision(), factor)
 
     def _clipped(self, uplink: Uplink, norm: float) -> Uplink:
-        """Scale a whole change down to an L2 norm: D min(1, norm / ||D||), precisions as before.
-
-        Private clients have clipped theirs, and are refused if they have not.
-        """
+        """Scale a whole change down to an L2 norm: D min(1, norm / ||D||), precisions as before."""
         parts = uplink.encoder, uplink.decoder
         starts = self._encoders[uplink.key.modality], self._decoder
         sent = [start.values.double() for start in starts]
         changes = [part.mean.double() - begun for part, begun in zip(parts, sent, strict=True)]
         whole = math.hypot(*map(_norm, changes))
-        if self._is_private:
-            clip = self._config.privacy.clip
-            # A hair more, for rounding in float32.
-            if not whole <= 1.001 * clip + 1e-6 * math.hypot(*(start.norm for start in starts)):
-                raise RejectedUpdateError(
-                    f"the norm of its change is {whole:.3g}, expected at most privacy.clip={clip:g}"
-                )
-            norm = min(norm, clip)
+        # A private client has clipped its own; a hair more, for rounding in float32.
+        hair = 1e-6 * math.hypot(*(start.norm for start in starts))
+        if self._clip is not None and not whole <= 1.001 * self._clip + hair:
+            fault = f"the norm of its change is {whole:.3g}, expected at most privacy.clip="
+            raise RejectedUpdateError(f"{fault}{self._clip:g}")
         if whole <= norm:
             return uplink
         encoder, decoder = (
