@@ -25,8 +25,7 @@ from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
 from server.acceptance.privacy import add_noise
 from server.acceptance.update_filter import FilteredUpdates, UpdateFilter
-from server.aggregation.hierarchy import RoundSum, merge_round
-from server.aggregation.round import sum_updates
+from server.aggregation.hierarchy import RoundSum, merge_round, sum_updates
 from server.aggregation.rules import check_names
 from server.aggregation.server_optimizer import OptimizerState, step
 from server.records import RoundRecord
@@ -65,9 +64,7 @@ class HierarchicalAggregation(Strategy):
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
         check_names(config.strategy)
-        self.config = config
-        self.registry = registry
-        self.labels = labels
+        self.config, self.registry, self.labels = config, registry, labels
         self.prior = labels.prior
         self.calibration_sums = {name: no_calibration_sums(task) for name in trained.encoders}
         #: The last round that was merged.
@@ -76,8 +73,7 @@ class HierarchicalAggregation(Strategy):
         self.updates: FilteredUpdates
         self._task = task
         self._filter = UpdateFilter(config, trained, task, labels.prior)
-        self._trained = trained
-        self._optimizer = OptimizerState()
+        self._trained, self._optimizer = trained, OptimizerState()
         self._model: dict[str, Tensor] = {}
         self._sent = ModelArrays({}, {})
         self._skipped: list[str] = []
@@ -120,8 +116,8 @@ class HierarchicalAggregation(Strategy):
         self._sent = split_arrays({name: sent[name].float() for name in sent if name in trained})
         fraction, seed = self.config.strategy.fraction, self.config.seed
         rng = partial(generator, seed, "clients", server_round)
-        members, skipped = self.registry.choose(fraction, rng, self._filter.is_banned)
-        self._skipped = left_out + skipped
+        members, skipped = self.registry.choose(grid, fraction, rng, self._filter.is_banned)
+        self._skipped = [*map(str, left_out), *skipped]
         asked: dict[int, list[ClientDescription]] = {}
         for member in members:
             asked.setdefault(member.node, []).append(member.client)
@@ -145,9 +141,10 @@ class HierarchicalAggregation(Strategy):
     def _messages(
         self, server_round: int, members: Iterable[Member], model: ModelArrays
     ) -> Iterator[Message]:
-        scale = self._lr_scale(server_round)
-        adjusts = self._holds(self.config.strategy.local.logit_adjustment)
-        shares = self.labels.shares if adjusts else no_numbers()
+        scale, local = 1.0, self.config.strategy.local
+        if self._holds(local.lr_decay):  # a half cosine over the rounds
+            scale = 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
+        shares = self.labels.shares if self._holds(local.logit_adjustment) else no_numbers()
         contents: dict[str, RecordDict] = {}
         for member in members:
             key = member.client.key
@@ -158,12 +155,6 @@ class HierarchicalAggregation(Strategy):
             content = encode_downlink(downlink, contents.get(key.modality))
             contents[key.modality] = content
             yield Message(content, member.node, MessageType.TRAIN, group_id=str(server_round))
-
-    def _lr_scale(self, server_round: int) -> float:
-        """Return the factor on the local rates: a half cosine over the rounds, or 1."""
-        if not self._holds(self.config.strategy.local.lr_decay):
-            return 1.0
-        return 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
 
     def _holds(self, when: Condition) -> bool:
         """Whether an option is in force."""
@@ -212,23 +203,16 @@ class HierarchicalAggregation(Strategy):
         if privacy.name is PrivacyRule.central:
             counts = {name: modality.clients for name, modality in total.modalities.items()}
             parts = add_noise(parts, counts, privacy)
-        optimizer = config.server_optimizer
-        stepped, self._optimizer = step(
-            self._model,
-            self._from_here(join_arrays(parts)),
-            self._optimizer,
-            optimizer if self._holds(optimizer.when) else ServerOptimizerConfig(),
-            join_arrays(merged.change_scales),
-        )
+        target, sent = join_arrays(parts), join_arrays(self._sent)
+        if config.payload is not Payload.float32:
+            # The merged change from here, so that no rounding of what was sent is lost.
+            target = {n: array + (self._model[n] - sent[n]) for n, array in target.items()}
+        holds = self._holds(config.server_optimizer.when)
+        optimizer = config.server_optimizer if holds else ServerOptimizerConfig()
+        scales = join_arrays(merged.change_scales)
+        stepped, self._optimizer = step(self._model, target, self._optimizer, optimizer, scales)
         self._model |= stepped
         return merged.decoder_weights
-
-    def _from_here(self, merged: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Take the merged change from here, so that no rounding of ``strategy.payload`` is lost."""
-        if self.config.strategy.payload is Payload.float32:
-            return merged
-        sent = join_arrays(self._sent)
-        return {name: array + (self._model[name] - sent[name]) for name, array in merged.items()}
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -53,11 +53,8 @@ def calibration_fault(sums: Tensor, task: Task, prior: Tensor, most: float) -> s
     if count == 0:
         return None if (sums == 0).all() else f"evidence of no items: {sums.tolist()}"
     if task is Task.regression:
-        return (
-            None
-            if _are_products(sums)
-            else f"sums that no numbers have, by Cauchy-Schwarz: {sums.tolist()}"
-        )
+        fault = f"sums that no numbers have, by Cauchy-Schwarz: {sums.tolist()}"
+        return None if _are_products(sums) else fault
     if (losses < 0).any():
         return f"a log-loss of {losses.min().item():g}, that of probabilities above 1"
     if not _is_convex(losses):

@@ -35,8 +35,8 @@ from common.clients import ClientKey
 from common.config import Config, Optimizer, PrivacyRule, Sampler, Scale
 from common.messages import Uplink
 from common.model.ha_fedformer import ModelArrays
-from common.posterior import Layout, Posterior
-from common.structures import Structure, decoder_structure, encoder_structure
+from common.posterior import Layout
+from common.structures import decoder_structure, encoder_structure
 from server.acceptance.validation import RejectedUpdateError
 
 #: (1 - b1) / sqrt(1 - b2) with torch's .9 and .999.
@@ -86,10 +86,9 @@ class Screening:
     """
 
     def __init__(self, sent: ModelArrays, config: Config, medians: Medians) -> None:
-        self._config, strategy, privacy = config, config.strategy, config.privacy
+        self._config, privacy = config, config.privacy
         self._encoders = {name: _Start.of(arrays) for name, arrays in sent.encoders.items()}
         self._decoder = _Start.of(sent.decoder)
-        self._structures = encoder_structure(strategy.encoder), decoder_structure(strategy.decoder)
         self._clip = privacy.clip if privacy.name is PrivacyRule.central else None
         self._former = medians
         self._measures: dict[ClientKey, list[Measure]] = {}
@@ -99,7 +98,7 @@ class Screening:
     def measure(self, uplink: Uplink) -> None:
         """Measure an update; refused or not, it is one of those that say what is usual."""
         # Where changes are clipped what one client sends must not decide whether another counts.
-        measures = self._measure(uplink) if self._clip is None else []
+        measures = list(self._measure(uplink)) if self._clip is None else []
         self._measures[uplink.key] = measures
         self.is_new |= any(measure.quantity not in self._former for measure in measures)
 
@@ -117,18 +116,12 @@ class Screening:
         RejectedUpdateError
             If its change, or a precision, is out of proportion.
         """
-        if self._clip is not None:
-            fault = self._clip_fault(uplink, self._clip)
-        else:
-            measures = self._measures[uplink.key]
-            faults = (measure.fault(self._former, uplink.key.modality) for measure in measures)
-            fault = next(filter(None, faults), None)
-        if fault:
-            raise RejectedUpdateError(fault)
-        for norm in (self._config.strategy.screening.clip_norm, self._clip):
-            if norm is not None:
-                uplink = self._clipped(uplink, norm)
-        return uplink
+        for measure in self._measures[uplink.key]:
+            if fault := measure.fault(self._former, uplink.key.modality):
+                raise RejectedUpdateError(fault)
+        clips = (self._config.strategy.screening.clip_norm, self._clip)
+        norms = [norm for norm in clips if norm is not None]
+        return self._clipped(uplink, min(norms)) if norms else uplink
 
     def medians(self) -> dict[str, float]:
         """Return what the next round's updates are compared with.
@@ -151,65 +144,53 @@ class Screening:
                 medians[f"{name}/{modality}"] = max(overall, typical)
         return medians
 
-    def _measure(self, uplink: Uplink) -> list[Measure]:
-        start, (encoder, decoder) = self._encoders[uplink.key.modality], self._structures
-        return [
-            self._change("decoder", uplink.decoder, self._decoder, uplink.steps, decoder),
-            self._change("encoder", uplink.encoder, start, uplink.steps, encoder),
-            *self._precisions(uplink),
-        ]
-
-    def _change(
-        self, part: str, posterior: Posterior, start: "_Start", steps: int, by: Structure | None
-    ) -> Measure:
-        strategy = self._config.strategy
-        sends_change = by is not None and by.sends_change
+    def _measure(self, uplink: Uplink) -> Iterator[Measure]:
+        strategy, screening = self._config.strategy, self._config.strategy.screening
+        encoder, encoders = self._encoders[uplink.key.modality], encoder_structure(strategy.encoder)
+        decoders = decoder_structure(strategy.decoder)
         sampled = strategy.sampler.name in (Sampler.sgld, Sampler.sghmc)
-        # FedPA's P (theta - M) has its own unit where it keeps the client's scale.
-        comparable = not sends_change or strategy.encoder.scale is Scale.relative
-        unit = math.sqrt(len(start.values))
-        return Measure(
-            part,
-            _norm(posterior.mean - start.values) / unit,
-            strategy.screening.norm_factor,
-            unit,
-            start.norm if comparable else math.inf,
-            0.0 if sampled or sends_change else _reach(self._config, steps, unit, start.norm),
-        )
-
-    def _precisions(self, uplink: Uplink) -> Iterator[Measure]:
-        """Measure the precisions that keep their scale."""
-        strategy, compared = self._config.strategy, {"decoder": uplink.decoder}
-        if (factor := strategy.screening.precision_factor) is None:
-            return
+        for part, posterior, start, structure in (
+            ("decoder", uplink.decoder, self._decoder, decoders),
+            ("encoder", uplink.encoder, encoder, encoders),
+        ):
+            sends_change = structure is not None and structure.sends_change
+            # FedPA's P (theta - M) has its own unit where it keeps the client's scale.
+            comparable = not sends_change or strategy.encoder.scale is Scale.relative
+            unit = math.sqrt(len(start.values))
+            yield Measure(
+                part,
+                _norm(posterior.mean - start.values) / unit,
+                screening.norm_factor,
+                unit,
+                start.norm if comparable else math.inf,
+                0.0 if sampled or sends_change else _reach(self._config, uplink.steps, start),
+            )
+        keep_their_scale = {"decoder": uplink.decoder}
         if strategy.encoder.scale is Scale.absolute:
-            compared["encoder"] = uplink.encoder
-        for part, posterior in compared.items():
-            for name, gaussian in posterior.precise.items():
-                quantity = f"precision of {part} array {name!r}"
-                yield Measure(quantity, gaussian.mean_precision(), factor)
-
-    def _clip_fault(self, uplink: Uplink, norm: float) -> str | None:
-        """Say that a whole change is larger than the client was to clip it to, if it is."""
-        encoder, decoder = self._encoders[uplink.key.modality], self._decoder
-        changes = uplink.encoder.mean - encoder.values, uplink.decoder.mean - decoder.values
-        whole = math.hypot(*map(_norm, changes))
-        # A hair more, for rounding in float32.
-        if whole <= 1.001 * norm + 1e-6 * math.hypot(encoder.norm, decoder.norm):
-            return None
-        return f"the norm of its change is {whole:.3g}, expected at most privacy.clip={norm:g}"
+            keep_their_scale["encoder"] = uplink.encoder
+        if (factor := screening.precision_factor) is not None:
+            for part, posterior in keep_their_scale.items():
+                for name, gaussian in posterior.precise.items():
+                    quantity = f"precision of {part} array {name!r}"
+                    yield Measure(quantity, gaussian.mean_precision(), factor)
 
     def _clipped(self, uplink: Uplink, norm: float) -> Uplink:
         """Scale a whole change down to an L2 norm: D min(1, norm / ||D||), precisions as before."""
-        encoder, decoder = uplink.encoder, uplink.decoder
-        starts = self._encoders[uplink.key.modality].values.double(), self._decoder.values.double()
-        changes = encoder.mean.double() - starts[0], decoder.mean.double() - starts[1]
+        parts = uplink.encoder, uplink.decoder
+        starts = self._encoders[uplink.key.modality], self._decoder
+        sent = [start.values.double() for start in starts]
+        changes = [part.mean.double() - begun for part, begun in zip(parts, sent, strict=True)]
         whole = math.hypot(*map(_norm, changes))
+        # A private client has clipped its own; a hair more, for rounding in float32.
+        hair = 1e-6 * math.hypot(*(start.norm for start in starts))
+        if self._clip is not None and not whole <= 1.001 * self._clip + hair:
+            fault = f"the norm of its change is {whole:.3g}, expected at most privacy.clip="
+            raise RejectedUpdateError(f"{fault}{self._clip:g}")
         if whole <= norm:
             return uplink
         encoder, decoder = (
-            part.moved((start + norm / whole * change).to(part.mean.dtype))
-            for part, start, change in zip((encoder, decoder), starts, changes, strict=True)
+            part.moved((begun + norm / whole * change).to(part.mean.dtype))
+            for part, begun, change in zip(parts, sent, changes, strict=True)
         )
         return replace(uplink, encoder=encoder, decoder=decoder)
 
@@ -230,12 +211,13 @@ def _norm(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def _reach(config: Config, steps: int, unit: float, start: float) -> float:
+def _reach(config: Config, steps: int, start: _Start) -> float:
     """Return the largest norm that local training can give a change."""
     client = config.client
+    moved = client.lr * steps
     if client.optimizer is Optimizer.sgd:
-        moved = client.lr * steps * client.max_grad_norm
+        moved *= client.max_grad_norm
     else:
-        moved = _ADAM_STEP * client.lr * steps * unit
+        moved *= _ADAM_STEP * math.sqrt(len(start.values))
     # Weights decay towards zero besides.
-    return moved + client.lr * client.weight_decay * steps * (start + moved)
+    return moved + client.lr * client.weight_decay * steps * (start.norm + moved)

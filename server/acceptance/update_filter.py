@@ -1,15 +1,15 @@
 """From a round's replies to the updates that may be summed, with a line for each that may not.
 
-A reply's size is checked before it is read (`payload`); it is checked by itself (`validation`) and
-compared with the former round's (`screening`); then it waits for its turn (`order`). In the first
-round there is nothing to compare with: there updates are held until all have answered, or until
-`MOST_WAITING` bytes of them are held, and compared with each other. Nothing of a refused one is
-used.
+A reply is checked by itself when it comes (`validation`). Then it waits for its turn: sums of
+floating-point numbers depend on the order, so an update is handed on, in the order of the clients
+of its modality, when all before it have answered, were refused, or will not answer. In its turn it
+is compared with the former round's (`screening`). In the first round there is nothing to compare
+with: there all wait until everybody has answered, or until `MOST_WAITING` bytes wait, and are
+compared with each other. Nothing of a refused update is used.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from flwr.app import Message
 from torch import Tensor
@@ -21,13 +21,14 @@ from common.model.ha_fedformer import ModelArrays
 from common.protocol import MAX_REASON, ClientFailureError, decode_uplink, payload_bytes
 from common.task import Task
 from common.wire import ProtocolError
-from server.acceptance.order import MOST_WAITING, ClientOrder, nbytes
-from server.acceptance.payload import check_payload, payload_limits
 from server.acceptance.screening import Screening
 from server.acceptance.validation import RejectedUpdateError, UpdateRules
 
 #: Letters of a line about a reply; what a client sends may be quoted in it.
 MAX_LINE = 2 * MAX_REASON
+
+#: Bytes of updates that wait in memory; further replies stay with the SuperLink.
+MOST_WAITING = 1 << 26
 
 
 class UpdateFilter:
@@ -36,7 +37,6 @@ class UpdateFilter:
     def __init__(self, config: Config, trained: ModelArrays, task: Task, prior: Tensor) -> None:
         self.config = config
         self.rules = UpdateRules(trained, task, config, prior)
-        self.limits = payload_limits(trained, config.strategy)
         #: Node to the number of its refused updates.
         self.faults: Counter[int] = Counter()
         #: What was usual in former rounds, see `server.acceptance.screening`.
@@ -69,111 +69,125 @@ class FilteredUpdates:
         #: Replies whose content was refused.
         self.refused = 0
         self._checks, self._round = checks, server_round
-        self._asked = {node: [client.key for client in clients] for node, clients in asked.items()}
-        self._clients = {client.key: client for clients in asked.values() for client in clients}
-        self._nodes = {key: node for node, keys in self._asked.items() for key in keys}
-        self._pending = {node: list(keys) for node, keys in self._asked.items()}
-        self._answers: Counter[int] = Counter()
-        self._order = ClientOrder(sorted(self._clients))
         self._screening = Screening(sent, checks.config, checks.medians)
-        self._held: list[tuple[int, Uplink]] = []
-        self._held_bytes = 0
+        self._clients = {client.key: client for clients in asked.values() for client in clients}
+        self._asked = {node: [client.key for client in clients] for node, clients in asked.items()}
+        self._nodes = {key: node for node, keys in self._asked.items() for key in keys}
+        self._answers: Counter[int] = Counter()
+        #: Clients that are still awaited.
+        self._awaited = set(self._clients)
+        #: Of each modality, the clients whose turn has not come yet.
+        self._lines: dict[str, deque[ClientKey]] = defaultdict(deque)
+        for key in sorted(self._clients):
+            self._lines[key.modality].append(key)
+        #: Updates that wait for their turn, and their bytes.
+        self._waiting: dict[ClientKey, Uplink] = {}
+        self._waiting_bytes = 0
 
     def wanted(self) -> set[int] | None:
-        """Return the nodes whose replies there is room for; None: all, see `order`."""
-        keys = self._order.wanted()
-        return None if keys is None else {self._nodes[key] for key in keys}
+        """Return the nodes whose replies there is room for, those next in line; None: all."""
+        room = MOST_WAITING - self._waiting_bytes
+        nodes: set[int] = set()
+        fits = True
+        for line in self._lines.values():
+            for place, key in enumerate(key for key in line if key in self._awaited):
+                room -= self._checks.rules.limits[key.modality]
+                # The first of each line are what the others wait for.
+                if room >= 0 or place == 0:
+                    nodes.add(self._nodes[key])
+                else:
+                    fits = False
+        return None if fits else nodes
 
     def give_up(self, node: int) -> None:
         """Go on without the clients of a node from whom nothing more is to come."""
-        keys = self._pending.pop(node, [])
-        silent = max(0, len(self._asked.get(node, ())) - self._answers[node])
+        asked = self._asked.get(node, [])
+        keys = [key for key in asked if key in self._awaited]
+        silent = max(0, len(asked) - self._answers[node])
         self.rejected += [f"{key}: no reply" for key in keys[:silent]]
-        for key in keys:
-            self._order.settle(key, None)
+        self._awaited.difference_update(keys)
 
     def take(self, replies: Iterable[Message]) -> Iterator[Uplink]:
-        """Yield the updates that pass, from replies in any order, each as soon as it comes."""
+        """Yield the updates that pass, from replies in any order, each as soon as it may be."""
         for reply in replies:
             node = reply.metadata.src_node_id
             self._answers[node] += 1
-            if uplink := self._sound(reply, node):
-                self._pending[node].remove(uplink.key)
-                self._held.append((node, uplink))
-                self._held_bytes += nbytes(uplink)
-            if not self._screening.is_new or self._held_bytes > MOST_WAITING:
-                self._compare()
+            self._receive(reply, node)
             if self._answers[node] >= len(self._asked.get(node, ())):
                 self.give_up(node)
-            yield from self._order.ready()
-        for node in list(self._pending):
+            if not self._screening.is_new or self._waiting_bytes > MOST_WAITING:
+                yield from self._hand_on()
+        for node in self._asked:
             self.give_up(node)
-        self._compare()
-        yield from self._order.ready()
+        yield from self._hand_on()
         self.rejected.sort()
         self._checks.medians = self._screening.medians()
 
-    def _compare(self) -> None:
-        """Hand on the updates that are held, but for those out of proportion."""
-        self._screening.learn()
-        for node, uplink in self._held:
-            screened = self._attempt(node, [uplink.key], partial(self._screening.screen, uplink))
-            self._order.settle(uplink.key, screened)
-        self._held, self._held_bytes = [], 0
-
-    def _sound(self, reply: Message, node: int) -> Uplink | None:
-        """Return the update of a reply, measured; None if it has none that may be used."""
-        keys = list(self._asked.get(node, []))
-
-        def read() -> Uplink:
-            uplink = self._decoded(reply, node)
-            keys[:] = [uplink.key]
+    def _receive(self, reply: Message, node: int) -> None:
+        """Let the update of a reply wait for its turn, if it is sound by itself."""
+        keys = self._asked.get(node, [])
+        try:
+            uplink = self._decoded(reply, keys)
+            keys = [uplink.key]
             self._checks.rules.check(uplink, self._clients[uplink.key], self._round)
             self._screening.measure(uplink)
-            return uplink
-
-        return self._attempt(node, keys, read)
-
-    def _attempt(
-        self, node: int, keys: Sequence[ClientKey], work: Callable[[], Uplink]
-    ) -> Uplink | None:
-        """Do a step of the way; None, and a line of those clients, if it goes no further."""
-        try:
-            return work()
-        except ClientFailureError as error:
-            self._reject(node, keys, str(error))
-        except (RejectedUpdateError, ProtocolError) as error:
-            self._refuse(node, keys, str(error))
         except Exception as error:
-            # What nobody foresaw in what one client sent must not end the run of the others.
-            self._refuse(node, keys, f"cannot be checked: {type(error).__name__}: {error}")
-        return None
+            self._reject(node, keys, error)
+        else:
+            self._awaited.remove(uplink.key)
+            self._waiting[uplink.key] = uplink
+            self._waiting_bytes += _nbytes(uplink)
 
-    def _decoded(self, reply: Message, node: int) -> Uplink:
+    def _decoded(self, reply: Message, asked: Sequence[ClientKey]) -> Uplink:
         """Decode the reply of a client that is still to answer."""
         if reply.has_error():
-            raise ClientFailureError(_reason(reply.error.reason or ""))
+            # Flower's reason is a traceback in a simulation, which ends with the message.
+            reason = reply.error.reason or ""
+            message = reason.rsplit("Exception ClientAppException occurred. Message:", 1)[-1]
+            raise ClientFailureError(" ".join(message.removesuffix("'>").split())[:MAX_REASON])
         self.received += payload_bytes(reply.content)
-        limits, asked = self._checks.limits, self._asked.get(node, [])
-        modalities = {key.modality for key in asked} or limits.keys()
-        check_payload(reply.content, [limits[name] for name in modalities])
+        self._checks.rules.check_size(reply.content, {key.modality for key in asked})
         uplink = decode_uplink(reply.content)
-        if uplink.key not in self._pending.get(node, ()):
-            state = "has answered before" if uplink.key in asked else "was not asked of this node"
-            raise RejectedUpdateError(f"{uplink.key} {state}")
+        if uplink.key not in asked:
+            raise RejectedUpdateError(f"{uplink.key} was not asked of this node")
+        if uplink.key not in self._awaited:
+            raise RejectedUpdateError(f"{uplink.key} has answered before")
         return uplink
 
-    def _refuse(self, node: int, keys: Sequence[ClientKey], reason: str) -> None:
-        self._reject(node, keys, reason)
+    def _hand_on(self) -> Iterator[Uplink]:
+        """Yield the updates whose turn it is, but for those out of proportion."""
+        self._screening.learn()
+        for line in self._lines.values():
+            while line and line[0] not in self._awaited:
+                key = line.popleft()
+                if (uplink := self._waiting.pop(key, None)) is None:
+                    continue
+                self._waiting_bytes -= _nbytes(uplink)
+                try:
+                    screened = self._screening.screen(uplink)
+                except Exception as error:
+                    self._reject(self._nodes[key], [key], error)
+                else:
+                    yield screened
+
+    def _reject(self, node: int, keys: Sequence[ClientKey], error: Exception) -> None:
+        """Say why an update is not used, and count it, unless the client itself says so."""
+        reason = str(error)
+        if not isinstance(error, RejectedUpdateError | ProtocolError):
+            # What nobody foresaw in what one client sent must not end the run of the others.
+            reason = f"cannot be checked: {type(error).__name__}: {error}"
+        self._tell(node, keys, reason)
+        if isinstance(error, ClientFailureError):
+            return
         self.refused += 1
         before = self._checks.is_banned(node)
         self._checks.faults[node] += 1
         if self._checks.is_banned(node) and not before:
             count = self._checks.faults[node]
             banned = f"left out for the rest of the run after {count} refused updates"
-            self._reject(node, keys, banned)
+            self._tell(node, keys, banned)
 
-    def _reject(self, node: int, keys: Sequence[ClientKey], reason: str) -> None:
+    def _tell(self, node: int, keys: Sequence[ClientKey], reason: str) -> None:
         """Add one line of text that can be printed, whatever a client sent."""
         hosted = ", ".join(map(str, keys)) or "no client that was asked"
         text = "".join(letter if letter.isprintable() else " " for letter in reason[: 2 * MAX_LINE])
@@ -181,7 +195,5 @@ class FilteredUpdates:
         self.rejected.append(line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…")
 
 
-def _reason(text: str) -> str:
-    """Shorten the reason of Flower's error reply, a traceback in a simulation, to its message."""
-    message = text.rsplit("Exception ClientAppException occurred. Message:", 1)[-1]
-    return " ".join(message.removesuffix("'>").split())[:MAX_REASON]
+def _nbytes(uplink: Uplink) -> int:
+    return uplink.encoder.nbytes + uplink.decoder.nbytes

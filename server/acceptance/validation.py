@@ -1,32 +1,84 @@
 """Never trust an update: what a reply must satisfy by itself before it touches a sum.
 
-How large it may be is checked by `payload`, how it compares with others by `screening`; types are
-checked where it is decoded. A precision is bounded by the shrinkage that it was made with, see
-`common.structures.Structure`: the smallest eigenvalue is at least a known share of the mean one,
-and without a scale of its own the mean has a known bound too.
+Its size is checked before any of it is made into a tensor: a client of modality m sends, for each
+trained tensor of its encoder and of the decoder, the mean, and a precision where the configuration
+asks for one (`common.structures`), so the most bytes of its tensors are known before it answers.
+Types are checked where it is decoded. A precision is bounded by the shrinkage that it was made
+with, see `common.structures.Structure`: the smallest eigenvalue is at least a known share of the
+mean one, and without a scale of its own the mean has a known bound too.
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
+from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
 from common.config import Config, Scale
 from common.messages import ClientDescription, Uplink
 from common.model.calibration import agreement_size, calibration_size
 from common.model.ha_fedformer import ModelArrays
-from common.posterior import Form, Gaussian, Layout, Posterior
+from common.posterior import Form, Gaussian, Layout, Posterior, precision_shape
+from common.protocol import payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from common.task import Task
+from common.wire import DECODER, ENCODER, posterior_groups, write_tensors
 from server.acceptance.plausibility import agreement_fault, calibration_fault, most_validated
 
+#: Up to so many times the limit is still read, so that the refusal can name the faulty tensor.
+SLACK = 2
+
+#: Records of an update: about, tensors, metrics.
+MAX_RECORDS = 3
+
+#: Of everything that is no tensor, written out.
+MAX_LETTERS = 65_536
+
 #: How far below what shrinkage allows an eigenvalue may be, for rounding in float32.
-_SLACK = 10.0
+_ROUNDING = 10.0
 
 
 class RejectedUpdateError(Exception):
     """An update that must not be merged; says which array of which client, and why."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What the posterior over an encoder, or the decoder, is like."""
+
+    tensors: Mapping[str, Tensor]
+    structure: Structure | None
+    shrinkage: float
+    #: How many times the largest mean eigenvalue is allowed; None: any number.
+    factor: float | None = None
+
+    @cached_property
+    def layout(self) -> Layout:
+        """How its tensors follow one another."""
+        return Layout.of(self.tensors)
+
+    def largest(self) -> dict[str, Gaussian]:
+        """Return a posterior with every precision that is asked for."""
+        posterior = {}
+        for name, mean in self.tensors.items():
+            form = posterior_form(mean, self.structure)
+            shape = precision_shape(mean, form)
+            posterior[name] = Gaussian(mean, None if shape is None else torch.ones(shape), form)
+        return posterior
+
+    def fault(self, posterior: Posterior) -> str | None:
+        """Name the first array that is wrong, and say what is; None if none is."""
+        if fault := posterior.layout.difference(self.layout):
+            return fault
+        if not _is_finite(posterior.mean):
+            views = posterior.layout.split(posterior.mean)
+            name = next(name for name, array in views.items() if not _is_finite(array))
+            return f"array {name!r} holds a value that is not finite"
+        faults = ((name, _precision_fault(g, self)) for name, g in posterior.precise.items())
+        return next((f"array {name!r}: {fault}" for name, fault in faults if fault), None)
 
 
 class UpdateRules:
@@ -37,82 +89,90 @@ class UpdateRules:
 
     def __init__(self, trained: ModelArrays, task: Task, config: Config, prior: Tensor) -> None:
         self._task, self._client, self._prior = task, config.client, prior
-        strategy = config.strategy
-        encoder, decoder = strategy.encoder, strategy.decoder
-        factor = strategy.screening.precision_factor if encoder.scale == Scale.relative else None
-        structure = encoder_structure(encoder)
+        encoder, decoder = config.strategy.encoder, config.strategy.decoder
+        relative, structure = encoder.scale == Scale.relative, encoder_structure(encoder)
+        factor = config.strategy.screening.precision_factor if relative else None
         self._encoders = {
-            name: _Expected(Layout.of(arrays), structure, encoder.shrinkage, factor)
-            for name, arrays in trained.encoders.items()
+            name: _Part(tensors, structure, encoder.shrinkage, factor)
+            for name, tensors in trained.encoders.items()
         }
-        layout, structure = Layout.of(trained.decoder), decoder_structure(decoder)
-        self._decoder = _Expected(layout, structure, decoder.shrinkage, None)
+        self._decoder = _Part(trained.decoder, decoder_structure(decoder), decoder.shrinkage)
+        shared = posterior_groups(DECODER, self._decoder.largest())
+        #: Modality to the most bytes that the tensors of a client's update may have.
+        self.limits = {
+            name: len(write_tensors({**posterior_groups(ENCODER, part.largest()), **shared}))
+            for name, part in self._encoders.items()
+        }
+
+    def check_size(self, content: RecordDict, modalities: Collection[str]) -> None:
+        """Raise RejectedUpdateError for a reply larger than any client of its node needs.
+
+        `modalities` are those that the node was asked for; if none, any will do.
+        """
+        most = max(self.limits[name] for name in modalities or self.limits)
+        if (sent := payload_bytes(content)) > SLACK * most:
+            raise RejectedUpdateError(f"sends {sent:,} bytes of tensors, expected at most {most:,}")
+        records = [record for record in content.values() if isinstance(record, ArrayRecord)]
+        for count, limit, what in (
+            (len(content), MAX_RECORDS, "records"),
+            (sum(map(len, records)), 1, "arrays"),
+            (_letters(content), MAX_LETTERS, "letters besides tensors"),
+        ):
+            if count > limit:
+                raise RejectedUpdateError(f"sends {count:,} {what}, expected at most {limit:,}")
 
     def check(self, uplink: Uplink, client: ClientDescription, server_round: int) -> None:
-        """Raise RejectedUpdateError at the first fault of a client's reply for a round."""
-        key = client.key
-        if uplink.key != key:
-            raise RejectedUpdateError(f"{key} answers as {uplink.key}")
+        """Raise RejectedUpdateError at the first fault of an update of a client for a round."""
+        key = uplink.key
         if uplink.round != server_round:
             raise RejectedUpdateError(
                 f"{key} answers for round {uplink.round}, expected {server_round}"
             )
-        if fault := self._figures_fault(uplink, client.examples) or self._sums_fault(
-            uplink, client
-        ):
+        if fault := self._figures_fault(uplink, client):
             raise RejectedUpdateError(f"{key} reports {fault}")
-        _check_posterior(f"{key} encoder", uplink.encoder, self._encoders[key.modality])
-        _check_posterior(f"{key} decoder", uplink.decoder, self._decoder)
+        for part, posterior, expected in (
+            ("encoder", uplink.encoder, self._encoders[key.modality]),
+            ("decoder", uplink.decoder, self._decoder),
+        ):
+            if fault := expected.fault(posterior):
+                raise RejectedUpdateError(f"{key} {part} {fault}")
 
-    def _figures_fault(self, uplink: Uplink, examples: int) -> str | None:
+    def _figures_fault(self, uplink: Uplink, client: ClientDescription) -> str | None:
+        examples, task, settings = client.examples, self._task, self._client
         if uplink.examples != examples:
             return f"{uplink.examples} examples, and said before that it has {examples}"
         if not math.isfinite(uplink.train_loss):
             return f"a train loss of {uplink.train_loss}"
-        steps = self._client.local_epochs * -(-examples // self._client.batch_size)
+        steps = settings.local_epochs * -(-examples // settings.batch_size)
         if uplink.steps != steps:
             return f"{uplink.steps} local steps, expected {steps}"
-        for name, sums, size in (
-            ("evidence", uplink.calibration_sums, calibration_size(self._task)),
-            ("agreement", uplink.label_agreement, agreement_size(self._task)),
+        sums, agrees = uplink.calibration_sums, uplink.label_agreement
+        for name, numbers, size in (
+            ("evidence", sums, calibration_size(task)),
+            ("agreement", agrees, agreement_size(task)),
         ):
-            figures = sums.tolist()
+            figures = numbers.tolist()
             # Their squares are to be finite too.
             if len(figures) != size or not all(abs(figure) < 1e100 for figure in figures):
                 return f"{name} {figures}"
-        return None
-
-    def _sums_fault(self, uplink: Uplink, client: ClientDescription) -> str | None:
-        sums, task, prior = uplink.calibration_sums, self._task, self._prior
-        most = most_validated(client.examples, self._client.validation_fraction)
-        return calibration_fault(sums, task, prior, most) or agreement_fault(
-            uplink.label_agreement, sums[0].item(), client.label_sums, task, prior
+        most = most_validated(examples, settings.validation_fraction)
+        return calibration_fault(sums, task, self._prior, most) or agreement_fault(
+            agrees, sums[0].item(), client.label_sums, task, self._prior
         )
 
 
-class _Expected(NamedTuple):
-    """What the posterior over a part of the model is like."""
-
-    layout: Layout
-    structure: Structure | None
-    shrinkage: float
-    #: How many times the largest mean eigenvalue is allowed; None: any number.
-    factor: float | None
-
-
-def _check_posterior(where: str, posterior: Posterior, expected: _Expected) -> None:
-    if fault := posterior.layout.difference(expected.layout):
-        raise RejectedUpdateError(f"{where}: {fault}")
-    if not _is_finite(posterior.mean):
-        views = expected.layout.split(posterior.mean)
-        name = next(name for name, array in views.items() if not _is_finite(array))
-        raise RejectedUpdateError(f"{where}: array {name!r} holds a value that is not finite")
-    for name, gaussian in posterior.precise.items():
-        if fault := _precision_fault(gaussian, expected):
-            raise RejectedUpdateError(f"{where} array {name!r}: {fault}")
+def _letters(value: object) -> int:
+    """Return about how many letters a value has besides tensors; writes nothing out."""
+    if isinstance(value, str | bytes):
+        return len(value) + 4
+    if isinstance(value, Array):
+        return len(value.dtype) + len(value.stype)
+    if isinstance(value, Mapping):
+        return sum(len(name) + _letters(each) for name, each in value.items())
+    return sum(map(_letters, value)) if isinstance(value, list) else 20
 
 
-def _precision_fault(gaussian: Gaussian, expected: _Expected) -> str | None:
+def _precision_fault(gaussian: Gaussian, expected: _Part) -> str | None:
     structure, form, precision = expected.structure, gaussian.form, gaussian.precision
     if structure is None or form is not posterior_form(gaussian.mean, structure):
         return f"its precision is {form}"
@@ -122,14 +182,12 @@ def _precision_fault(gaussian: Gaussian, expected: _Expected) -> str | None:
     if not _is_finite(precision):
         return "its precision holds a value that is not finite"
     size = len(precision) if form is Form.row else precision.numel()
-    mean = gaussian.mean_precision()
-    share = structure.smallest_share(expected.shrinkage, size) / _SLACK
+    share = structure.smallest_share(expected.shrinkage, size) / _ROUNDING
     # Below that it would be lost in the rounding of the largest.
-    share = share if share > 1e-6 else 0.0
+    share, mean = share if share > 1e-6 else 0.0, gaussian.mean_precision()
     if not _above(precision, form, share * mean):
-        if not _above(precision, form, 0.0):
-            return "its precision is not positive"
-        return f"an eigenvalue of its precision is below {share:.1e} times their mean of {mean:.1e}"
+        low = f"an eigenvalue of its precision is below {share:.1e} times their mean of {mean:.1e}"
+        return low if _above(precision, form, 0.0) else "its precision is not positive"
     most = (expected.factor or math.inf) * structure.largest_mean(expected.shrinkage)
     if mean > most:
         return f"the mean eigenvalue of its precision is {mean:.1e}, expected at most {most:.1e}"

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from common.posterior import Layout, Posterior
-from server.aggregation.rules import RULES, Arrays, Rule, Setting, Shares, pooled
+from server.aggregation.rules import RULES, Arrays, Rule, Setting, Shares, merge_sums
 
 
 @dataclass(frozen=True)
@@ -70,9 +70,9 @@ def check_weight(weight: float) -> None:
         raise ValueError(f"weight {weight}: expected a positive finite number")
 
 
-def weighted_across(rule: Rule, sums: Mapping[str, Any], setting: Setting) -> tuple[Arrays, Shares]:
+def weighted_across(sums: Mapping[str, Any], setting: Setting) -> tuple[Arrays, Shares]:
     """Merge all modalities' clients; the shares of modalities are those of their weights."""
-    decoder, _ = pooled(rule, sums, setting)
+    decoder: Arrays = merge_sums(sums).finish()
     total = sum(setting.weights.values())
     shares = {name: weight / total for name, weight in setting.weights.items()}
     return decoder, {layer: dict(shares) for layer in decoder}

@@ -62,7 +62,8 @@ def trust_clients(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> list[
         pooled = torch.stack(
             [trust * uplink.calibration_sums for trust, uplink in zip(trusts, uplinks, strict=True)]
         ).sum(dim=0)
-        trusts = [_sigmoid(_ratio(uplink, pooled, prior, task) + _LOG_ODDS) for uplink in uplinks]
+        odds = [_ratio(uplink, pooled, prior, task) + _LOG_ODDS for uplink in uplinks]
+        trusts = [1 / (1 + math.exp(-min(max(each, -500.0), 500.0))) for each in odds]
     return trusts
 
 
@@ -86,10 +87,6 @@ def _deviations(sums: Tensor) -> tuple[float, float, float]:
     """Return the sums of products of deviations yy, pp, py, from `calibration_sums`."""
     n, y, yy, p, pp, py = sums.tolist()
     return (yy - y * y / n, pp - p * p / n, py - p * y / n) if n > 0 else (0.0, 0.0, 0.0)
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-min(max(value, -500.0), 500.0)))
 
 
 def client_weight(uplink: Uplink, rule: str, trusted: float) -> float:

@@ -45,37 +45,26 @@ def cmda_weights(layers: list[Tensor], config: DecoderConfig) -> Tensor:
     return weights
 
 
-def merge_decoders(
-    decoders: Mapping[str, Mapping[str, Tensor]],
-    config: DecoderConfig,
-    generator: torch.Generator,
-) -> tuple[Arrays, Shares]:
-    """Merge the modalities' decoders, all of the same arrays, with noise in their order.
+def merge_decoders(sums: Mapping[str, WeightedSum], setting: Setting) -> tuple[Arrays, Shares]:
+    """Merge the modalities' decoders, layer by layer; return W, float32, and layer to m to w_m.
 
-    Returns the global decoder, float32; and layer to modality to w_m.
+    Raises ValueError if they are not of the same arrays. Noise is drawn in the model's order.
     """
-    merged, weights = {}, {}
-    for name in next(iter(decoders.values())):
-        layers = [decoder[name] for decoder in decoders.values()]
-        w = cmda_weights(layers, config)
-        weights[name] = dict(zip(decoders, w.tolist(), strict=True))
-        mean = sum(share * layer.double() for share, layer in zip(w, layers, strict=True))
-        # The mean of M independent draws of the same deviation.
-        noise = torch.randn(layers[0].shape, dtype=torch.float64, generator=generator)
-        merged[name] = (mean + config.noise / len(layers) ** 0.5 * noise).float()
-    return merged, weights
-
-
-def _across(rule: Rule, sums: Mapping[str, WeightedSum], setting: Setting) -> tuple[Arrays, Shares]:
     first, *others = sums.values()
     for other in others:
         if fault := other.layout.difference(first.layout):
             raise ValueError(f"decoders that do not fit together: {fault}")
-    averages = {}
-    for name, total in sums.items():
-        average = rule.finish(total, setting)
-        averages[name] = {layer: average[layer] for layer in setting.current}
-    return merge_decoders(averages, setting.config.decoder, setting.generator)
+    decoders, config = [total.finish() for total in sums.values()], setting.config.decoder
+    merged, shares = {}, {}
+    for name in setting.current:
+        layers = [decoder[name] for decoder in decoders]
+        w = cmda_weights(layers, config)
+        shares[name] = dict(zip(sums, w.tolist(), strict=True))
+        mean = sum(share * layer.double() for share, layer in zip(w, layers, strict=True))
+        # The mean of M independent draws of the same deviation.
+        noise = torch.randn(layers[0].shape, dtype=torch.float64, generator=setting.generator)
+        merged[name] = (mean + config.noise / len(layers) ** 0.5 * noise).float()
+    return merged, shares
 
 
-RULES["cmda"] = Rule(WeightedSum, lambda total, _: total.finish(), _across, parts=("decoder",))
+RULES["cmda"] = Rule(WeightedSum, lambda total, _: total.finish(), merge_decoders, ("decoder",))

@@ -51,9 +51,9 @@ class Setting:
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
-def pooled(rule: "Rule", sums: Mapping[str, Any], setting: Setting) -> tuple[Arrays, Shares]:
-    """Merge all modalities' clients as if they were of one."""
-    return rule.finish(reduce(lambda left, right: left.merge(right), sums.values()), setting), {}
+def merge_sums(sums: Mapping[str, Any]) -> Any:
+    """Return the sum of all modalities' clients."""
+    return reduce(lambda left, right: left.merge(right), sums.values())
 
 
 @dataclass(frozen=True)
@@ -64,10 +64,17 @@ class Rule:
     start: Callable[[], ClientSum]
     #: Returns the merged arrays, float32, of the sum of some clients.
     finish: Callable[[Any, Setting], Arrays]
-    #: Merges the sums of the modalities, sorted; returns the arrays and the modalities' shares.
-    across: Callable[["Rule", Mapping[str, Any], Setting], tuple[Arrays, Shares]] = pooled
+    #: Merges the sums of modalities, sorted; returns the arrays and the shares of modalities. None:
+    #: as if all clients were of one.
+    across: Callable[[Mapping[str, Any], Setting], tuple[Arrays, Shares]] | None = None
     #: What it can merge.
     parts: tuple[str, ...] = ("encoder", "decoder")
+
+    def merge_modalities(self, sums: Mapping[str, Any], setting: Setting) -> tuple[Arrays, Shares]:
+        """Merge the clients of all modalities; return the arrays and the modalities' shares."""
+        if self.across is not None:
+            return self.across(sums, setting)
+        return self.finish(merge_sums(sums), setting), {}
 
 
 #: Name to rule, of the modules that have been imported.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from flwr.serverapp import Grid
 
 from common.errors import UserError
-from server.roster.registry import QUERY_SECONDS, Registry
+from server.roster.registry import QUERY_SECONDS, ImpostorError, Registry
 
 POLL_SECONDS = 0.2
 
@@ -41,7 +41,7 @@ class Attendance:
             If a modality has no client at all by then, or a node cannot take part: before the first
             round the user must fix this.
         """
-        missing = self._wait(lambda: self._short(counts), counts, strict=True)
+        missing = self._wait(counts, strict=True)
         absent = [name for name in missing if name not in self.registry.by_modality()]
         if absent:
             raise UserError(
@@ -58,28 +58,22 @@ class Attendance:
         Returns a line for each modality that is still short, and one for each node that came
         meanwhile and was left out or replaced another.
         """
-
-        def waited_for() -> dict[str, str]:
-            short = self._short(counts)
-            self._given_up &= short.keys()
-            return {name: line for name, line in short.items() if name not in self._given_up}
-
         # In a line of its own: the wait itself takes from what was given up.
-        vain = self._wait(waited_for, counts, strict=False)
+        vain = self._wait(counts, strict=False)
         self._given_up |= vain.keys()
         faults, self._faults = self._faults, []
         return list(self._short(counts).values()), faults
 
-    def _wait(
-        self, missing: Callable[[], dict[str, str]], known: Mapping[str, int], *, strict: bool
-    ) -> dict[str, str]:
+    def _wait(self, counts: Mapping[str, int], *, strict: bool) -> dict[str, str]:
         """Ask new nodes until nothing is missing, at most for the time that there is."""
         began = time.monotonic()
         reported, reported_at = "", began
         while True:
             left = began + self.timeout - time.monotonic()
-            self._refresh(known, min(max(left, 0.0), QUERY_SECONDS), strict)
-            short = missing()
+            self._refresh(counts, min(max(left, 0.0), QUERY_SECONDS), strict)
+            short = self._short(counts)
+            self._given_up &= short.keys()
+            short = {name: line for name, line in short.items() if name not in self._given_up}
             now = time.monotonic()
             left = began + self.timeout - now
             if not short or left <= 0:
@@ -92,15 +86,14 @@ class Attendance:
             time.sleep(min(POLL_SECONDS, left))
 
     def _refresh(self, known: Mapping[str, int], timeout: float, strict: bool) -> None:
-        impostors, mistakes = self.registry.ask_new(self.grid, known, timeout)
-        if not strict:
-            self._faults += impostors + mistakes
-            return
-        for line in impostors:
-            # They must not be able to end the run of the others.
-            self.tell(line)
-        if mistakes:
-            raise UserError(mistakes[0])
+        for error in self.registry.refresh(self.grid, known, timeout):
+            if not strict:
+                self._faults.append(str(error))
+            elif isinstance(error, ImpostorError):
+                # They must not be able to end the run of the others.
+                self.tell(str(error))
+            else:
+                raise error
 
     def _short(self, counts: Mapping[str, int]) -> dict[str, str]:
         """Say which modalities have fewer clients than they need."""

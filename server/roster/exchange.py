@@ -1,12 +1,13 @@
 """A round's messages out, and its replies in as they come, until a deadline."""
 
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Protocol
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+
+from server.acceptance.update_filter import FilteredUpdates
 
 #: Seconds between looks for replies: from the first, growing, to the second.
 POLL_SECONDS = (0.02, 1.0)
@@ -14,18 +15,6 @@ _GROWTH = 1.2
 
 #: How far the clocks of a site and of the server may be apart.
 CLOCK_SECONDS = 60.0
-
-
-class Intake(Protocol):
-    """Takes replies, and has room for so many; see `server.acceptance.order`."""
-
-    def wanted(self) -> Collection[int] | None:
-        """Return the nodes whose replies there is room for; None: all."""
-        ...
-
-    def give_up(self, node: int) -> None:
-        """Go on without a node that has not answered in time."""
-        ...
 
 
 @dataclass
@@ -58,7 +47,7 @@ def exchange(
     timeout: float,
     check: Callable[[], None] = lambda: None,
     backlog: Backlog | None = None,
-    intake: Intake | None = None,
+    intake: FilteredUpdates | None = None,
 ) -> Iterator[Message]:
     """Send messages, then yield each reply once, as it comes, for at most `timeout` seconds.
 
@@ -89,7 +78,7 @@ def collect(
     pending: dict[str, int],
     timeout: float,
     check: Callable[[], None] = lambda: None,
-    intake: Intake | None = None,
+    intake: FilteredUpdates | None = None,
 ) -> Iterator[Message]:
     """Yield the replies to messages that were sent, as they come, for at most `timeout` seconds.
 

@@ -1,12 +1,15 @@
 """What the clients' labels are together, and how much they differ from one client to another."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.errors import UserError
+from common.messages import ClientDescription
 from common.model.calibration import label_counts, label_shares, prior_of
 from common.task import Task
 
@@ -20,18 +23,44 @@ class PooledLabels:
     skew: float
 
 
-def pool_labels(clients: Sequence[Tensor], total: Tensor, task: Task) -> PooledLabels:
-    """Pool the label sums of clients, at least one, whose sum is `total`."""
+def pool_labels(
+    clients: Iterable[ClientDescription], task: Task, outputs: int, bins: int
+) -> PooledLabels:
+    """Pool the labels of clients, at least one.
+
+    `outputs` are those of the model; `bins` those in which numbers are counted, if they are.
+
+    Raises
+    ------
+    UserError
+        If a client's labels are of another kind than the server's evaluation data, or are some
+        that these do not know.
+    """
+    size = {Task.regression: 3 + bins, Task.multilabel: outputs + 1}.get(task, outputs)
+    sums = []
+    for client in clients:
+        own = client.label_sums
+        if client.task is not task:
+            raise UserError(
+                f"client {client.key} has labels for task={client.task}, and the evaluation data "
+                f"for task={task}"
+            )
+        # A client may never have seen the last classes.
+        fewer = len(own) < size and task is Task.classification
+        if len(own) != size and not fewer:
+            raise UserError(
+                f"client {client.key} has labels for {len(own)} outputs, the evaluation data for "
+                f"{size}"
+            )
+        sums.append(F.pad(own, (0, size - len(own))))
+    total = reduce(torch.add, sums)
     if task is Task.multilabel:
         # Each label by itself, present against absent.
-        sides = [torch.stack([sums[0] - sums[1:], sums[1:]], dim=1) for sums in clients]
-        skews = [label_skew([side[label] for side in sides]) for label in range(len(total) - 1)]
+        sides = [torch.stack([own[0] - own[1:], own[1:]], dim=1) for own in sums]
+        skews = [label_skew([side[label] for side in sides]) for label in range(outputs)]
         skew = sum(skews) / len(skews)
     else:
-        # A client may never have seen the last classes.
-        size = len(label_counts(total, task))
-        counts = [label_counts(sums, task) for sums in clients]
-        skew = label_skew([F.pad(own, (0, size - len(own))) for own in counts])
+        skew = label_skew([label_counts(own, task) for own in sums])
     return PooledLabels(prior_of(total, task), label_shares(total, task), skew)
 
 

@@ -5,11 +5,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from flwr.app import Message, MessageType
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
-from torch import Tensor
 
 from common.clients import ClientKey
 from common.data.dataset import describe_shape
@@ -17,7 +15,6 @@ from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription
 from common.protocol import decode_description, encode_query
-from common.task import Task
 from common.wire import ProtocolError
 from server.acceptance.plausibility import label_sums_fault
 from server.roster.exchange import Backlog, collect, send
@@ -64,13 +61,11 @@ class Registry:
     named: bool = False
     #: Messages that were not answered in time.
     backlog: Backlog = field(default_factory=Backlog)
-    #: Nodes that were still at an earlier round at the last `refresh`.
-    busy: frozenset[int] = frozenset()
     #: Message to the node that it asks, and node to when it was asked.
     _queries: dict[str, int] = field(default_factory=dict)
     _asked_at: dict[int, float] = field(default_factory=dict)
 
-    def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[str]:
+    def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[UserError]:
         """Ask the nodes that are new which clients they host; forget those of nodes that are gone.
 
         A node that cannot take part is asked once and left out. A client that a new node claims
@@ -79,38 +74,30 @@ class Registry:
 
         Returns
         -------
-        list of str
-            A line for each node that was left out or replaced another.
+        list of UserError
+            One for each node that was left out or replaced another, `ImpostorError` where it is no
+            mistake of its own site.
         """
-        impostors, faults = self.ask_new(grid, known, timeout)
-        self.busy = self.backlog.nodes(grid)
-        return impostors + faults
-
-    def ask_new(
-        self, grid: Grid, known: Collection[str], timeout: float
-    ) -> tuple[list[str], list[str]]:
-        """As `refresh`; return the lines about impostors, and apart those about mistakes."""
-        names = _registered_names(grid)
-        impostors = self._refuse_nameless(names)
+        names = {node.node_id: node.name for node in grid.get_nodes()}
+        errors: list[UserError] = list(self._refuse_nameless(names))
         self.asked &= names.keys()
         self.members = {key: m for key, m in self.members.items() if m.node in names}
         self._send_queries(grid, names.keys() - self.asked)
-        faults: list[str] = []
         # A reply that takes longer is taken in by a later call.
-        replies = [reply for reply in collect(grid, self._queries, timeout) if not _is_gone(reply)]
+        replies = list(collect(grid, self._queries, timeout))
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
-            if node in self.asked:
-                continue  # it was asked twice
+            if node in self.asked or (reply.has_error() and reply.error.code in _GONE):
+                continue  # it was asked twice, or is not there
             self.asked.add(node)
             try:
-                faults += self._add(reply, known, names.get(node, ""))
+                errors += self._add(reply, known, names.get(node, ""))
             except ImpostorError as error:
-                impostors.append(str(error))
+                errors.append(error)
             except UserError as error:
-                faults.append(f"node {node}: {error}")
+                errors.append(UserError(f"node {node}: {error}"))
         self.members = dict(sorted(self.members.items()))
-        return impostors, faults
+        return errors
 
     def _send_queries(self, grid: Grid, nodes: Collection[int]) -> None:
         """Ask those who are new, or have not answered for long; forget the queries to others."""
@@ -127,7 +114,7 @@ class Registry:
             self._queries |= send(grid, queries, QUERY_LIFETIME)
             self._asked_at |= dict.fromkeys(due, now)
 
-    def _refuse_nameless(self, names: Mapping[int, str]) -> list[str]:
+    def _refuse_nameless(self, names: Mapping[int, str]) -> list[ImpostorError]:
         """Leave out nodes without a name, also such as came before the first that has one."""
         nameless = {node for node, name in names.items() if not name}
         if not self.named and len(nameless) < len(names):
@@ -137,12 +124,14 @@ class Registry:
         self.asked.update(refused)
         self.members = {key: m for key, m in self.members.items() if m.node not in refused}
         return [
-            f"node {node} is registered without a name, and others with one: it is left out until "
-            "it is registered with --name"
+            ImpostorError(
+                f"node {node} is registered without a name, and others with one: it is left out "
+                "until it is registered with --name"
+            )
             for node in refused
         ]
 
-    def _add(self, reply: Message, known: Collection[str], name: str) -> list[str]:
+    def _add(self, reply: Message, known: Collection[str], name: str) -> list[UserError]:
         """Take in the clients of a node, all or none; return the claims that it took over."""
         node = reply.metadata.src_node_id
         if reply.has_error():
@@ -160,29 +149,43 @@ class Registry:
                 "it is left out until its --node-config or its name is corrected"
             )
         for client in description.clients:
-            _check_client(client, known)
-            self._check_width(client)
+            self._check(client, known)
         claimed = []
         for client in description.clients:
             other = self.members.get(client.key)
             if other is not None:
-                claimed.append(
+                claim = (
                     f"nodes {other.node} and {node} both say that they are {client.key}; "
                     "give each node of a modality its own part in --node-config, as in 'part=1'"
                 )
+                claimed.append(UserError(claim))
             self.members[client.key] = Member(node, client)
         return claimed
 
-    def _check_width(self, client: ClientDescription) -> None:
-        name = client.key.modality
+    def _check(self, client: ClientDescription, known: Collection[str]) -> None:
+        """Raise UserError at the first fault of what a client says of itself."""
+        key, moments = client.key, client.moments
+        if key.modality not in known:
+            raise UserError(
+                f"it holds modality {key.modality!r}, but the dataset has {', '.join(known)}"
+            )
+        if client.examples < 1:
+            raise UserError(f"client {key} has no examples")
+        if client.examples > MAX_EXAMPLES:
+            raise UserError(f"client {key} says that it has {client.examples} examples")
+        if fault := label_sums_fault(client.label_sums, client.task, client.examples):
+            raise UserError(f"client {key} reports {fault}")
+        is_finite = all(np.isfinite(array).all() for array in vars(moments).values())
+        if not is_finite or ((moments.count < 0) | (moments.squares < 0)).any():
+            raise UserError(f"client {key} reports moments of its features that cannot be")
         # One speaks for all: they have been compared before.
-        first = next((m.client for key, m in self.members.items() if key.modality == name), client)
-        shapes = [member.moments.mean.shape for member in (first, client)]
+        first, *_ = [*self.by_modality().get(key.modality, []), Member(0, client)]
+        shapes = [each.moments.mean.shape for each in (first.client, client)]
         if shapes[0] != shapes[1]:
             here, there = map(describe_shape, shapes)
             raise UserError(
-                f"{name} is {here} at client {first.key} but {there} at {client.key}; all clients "
-                "of a modality need the same features"
+                f"{key.modality} is {here} at client {first.client.key} but {there} at {key}; all "
+                "clients of a modality need the same features"
             )
 
     def by_modality(self) -> dict[str, list[Member]]:
@@ -194,14 +197,17 @@ class Registry:
 
     def choose(
         self,
+        grid: Grid,
         fraction: float,
         rng: Callable[[str], np.random.Generator],
         is_banned: Callable[[int], bool],
     ) -> tuple[list[Member], list[str]]:
         """Sample a share of each modality's clients for a round, at least one of those not banned.
 
-        Clients of nodes that are busy are skipped, unless all are; there is a line for each.
+        Clients of nodes that are still at an earlier round are skipped, unless all are; there is a
+        line for each.
         """
+        busy = self.backlog.nodes(grid)
         chosen: list[Member] = []
         for name, everyone in self.by_modality().items():
             members = [member for member in everyone if not is_banned(member.node)]
@@ -209,43 +215,13 @@ class Registry:
                 size = max(1, round(fraction * len(members)))
                 picked = np.sort(rng(name).choice(len(members), size=size, replace=False))
                 chosen += [members[index] for index in picked]
-        free = [member for member in chosen if member.node not in self.busy]
+        free = [member for member in chosen if member.node not in busy]
         skipped = [
             f"{member.client.key}: skipped: still busy with an earlier round"
             for member in chosen
-            if free and member.node in self.busy
+            if free and member.node in busy
         ]
         return free or chosen, skipped
-
-    def label_sums(self, task: Task, outputs: int, bins: int = 0) -> Tensor:
-        """Pool the clients' label sums, as `common.model.calibration.label_sums` of all labels.
-
-        `outputs` are those of the model; `bins` those in which numbers are counted, if they are.
-
-        Raises
-        ------
-        UserError
-            If a client's labels are of another kind than the server's evaluation data, or are
-            some that these do not know.
-        """
-        sizes = {Task.regression: 3 + bins, Task.multilabel: outputs + 1}
-        total = torch.zeros(sizes.get(task, outputs), dtype=torch.float64)
-        for key, member in self.members.items():
-            sums = member.client.label_sums
-            if member.client.task is not task:
-                raise UserError(
-                    f"client {key} has labels for task={member.client.task}, and the evaluation "
-                    f"data for task={task}"
-                )
-            # A client may not know the last classes.
-            fewer = len(sums) < len(total) and task is Task.classification
-            if len(sums) != len(total) and not fewer:
-                raise UserError(
-                    f"client {key} has labels for {len(sums)} outputs, the evaluation data for "
-                    f"{len(total)}"
-                )
-            total[: len(sums)] += sums
-        return total
 
     def moments(self) -> dict[str, FeatureMoments]:
         """Modality to the pooled moments of its features."""
@@ -254,34 +230,3 @@ class Registry:
             own, name = member.client.moments, key.modality
             pooled[name] = pooled.get(name, FeatureMoments.empty(*own.mean.shape)).merge(own)
         return pooled
-
-
-def _registered_names(grid: Grid) -> dict[int, str]:
-    """Node to the name that the coordinator registered it with; empty where it has none."""
-    # Grids without registration know only the nodes' ids.
-    nodes = getattr(grid, "get_nodes", None)
-    if nodes is None:
-        return dict.fromkeys(grid.get_node_ids(), "")
-    return {node.node_id: node.name for node in nodes()}
-
-
-def _check_client(client: ClientDescription, known: Collection[str]) -> None:
-    """Raise UserError at the first fault of what a client says of itself."""
-    key, moments = client.key, client.moments
-    if key.modality not in known:
-        raise UserError(
-            f"it holds modality {key.modality!r}, but the dataset has {', '.join(known)}"
-        )
-    if client.examples < 1:
-        raise UserError(f"client {key} has no examples")
-    if client.examples > MAX_EXAMPLES:
-        raise UserError(f"client {key} says that it has {client.examples} examples")
-    if fault := label_sums_fault(client.label_sums, client.task, client.examples):
-        raise UserError(f"client {key} reports {fault}")
-    is_finite = all(np.isfinite(array).all() for array in vars(moments).values())
-    if not is_finite or ((moments.count < 0) | (moments.squares < 0)).any():
-        raise UserError(f"client {key} reports moments of its features that cannot be")
-
-
-def _is_gone(reply: Message) -> bool:
-    return reply.has_error() and reply.error.code in _GONE

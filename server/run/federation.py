@@ -63,11 +63,9 @@ class Federation(OneModel):
         self.fitted = self._fit(config.fusion.name)
 
     def _pool_labels(self, registry: Registry) -> PooledLabels:
-        task = self._run.data.task
-        bins = len(self._run.config.dataset.label_bins) + 1
-        total = registry.label_sums(task, self._run.data.outputs, bins)
-        clients = [member.client.label_sums for member in registry.members.values()]
-        return pool_labels(clients, total, task)
+        data, bins = self._run.data, len(self._run.config.dataset.label_bins) + 1
+        clients = [member.client for member in registry.members.values()]
+        return pool_labels(clients, data.task, data.outputs, bins)
 
     def _restore(self, former: Checkpoint) -> None:
         where = self._run.checkpoints.path(former.round)

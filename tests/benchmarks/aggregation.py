@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from figures import Figure, in_a_process, peak, print_figures
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
@@ -46,11 +47,11 @@ class Nodes:
     """A grid that knows who is there, and sends nothing."""
 
     def __init__(self, count: int) -> None:
-        self._ids = list(range(1, count + 1))
+        self._nodes = [NodeInfo(node_id=node + 1) for node in range(count)]
 
-    def get_node_ids(self) -> list[int]:
-        """Return the nodes' ids."""
-        return self._ids
+    def get_nodes(self) -> list[NodeInfo]:
+        """Return the nodes."""
+        return self._nodes
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
         """Send nothing."""

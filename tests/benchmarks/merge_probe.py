@@ -27,7 +27,6 @@ from common.config import Config, compose
 from common.data.batching import pad_all
 from common.data.federation import FederatedDataset, load_federation
 from common.messages import ClientDescription, Downlink, no_numbers
-from common.model.calibration import prior_of
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelSpec,
@@ -39,6 +38,7 @@ from common.model.ha_fedformer import (
 )
 from common.seeding import derive_seed
 from server.aggregation.hierarchy import RoundSum, merge_round
+from server.roster.labels import pool_labels
 from server.roster.registry import Member, Registry
 
 
@@ -87,7 +87,7 @@ def start(config: Config) -> Federation:
     described = [describe(DeployedNode(key, None), config).clients[0] for key in data.clients]
     registry = Registry({each.key: Member(0, each) for each in described})
     bins = len(config.dataset.label_bins) + 1
-    prior = prior_of(registry.label_sums(data.task, data.outputs, bins), data.task)
+    prior = pool_labels(described, data.task, data.outputs, bins).prior
     spec = ModelSpec(dict(data.shapes), data.outputs, data.task, config.model)
     model = build_model(spec, derive_seed(config.seed, "model"))
     for name, moments in registry.moments().items():

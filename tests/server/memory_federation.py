@@ -149,9 +149,3 @@ def honest(message: Message, config: Config | None = None) -> Message:
 def key(message: Message) -> ClientKey:
     """Return who was asked."""
     return decode_downlink(message.content).key
-
-
-def assert_bitwise(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:
-    assert left.keys() == right.keys()
-    differing = [name for name in left if not torch.equal(left[name], right[name])]
-    assert differing == []

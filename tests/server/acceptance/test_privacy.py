@@ -106,25 +106,20 @@ def test_what_is_spent_grows_with_the_rounds_and_says_what_it_is_of() -> None:
 # --- Configuration ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("override", "setting"),
-    [
+def test_what_the_mechanism_needs_is_asked_for_by_name() -> None:
+    for override, needed in (
+        ("strategy=pooled", "strategy.setting=federated"),
         ("strategy=pbea", "strategy.sampler.name=last"),
-        ("strategy=hierarchical", "strategy.encoder.merge=average"),
-        ("strategy=cmda", "strategy.decoder.merge=average"),
         ("strategy=median", "strategy.encoder.merge=average"),
-        ("strategy.weights=examples", "strategy.weights=uniform"),
+        ("strategy=cmda", "strategy.decoder.merge=average"),
         ("strategy.weights=agreement", "strategy.weights=uniform"),
         ("strategy.normalise_steps=true", "strategy.normalise_steps=false"),
-        ("strategy=pooled", "strategy.setting=federated"),
         ("fusion=auto", "fusion.name=mean"),
         ("runtime.min_clients=2", "runtime.min_clients=1"),
-    ],
-)
-def test_what_the_mechanism_needs_is_asked_for_by_name(override: str, setting: str) -> None:
-    for rule in ("central", "local"):
-        with pytest.raises(UserError, match=f"privacy={rule} needs {setting}, and the run has"):
-            private(f"privacy={rule}", override)
+    ):
+        for rule in ("central", "local"):
+            with pytest.raises(UserError, match=f"privacy={rule} needs {needed}, and the run has"):
+                private(f"privacy={rule}", override)
 
 
 # --- Whole runs -------------------------------------------------------------------------------

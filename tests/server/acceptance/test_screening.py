@@ -198,8 +198,10 @@ def test_the_whole_change_is_scaled_down_to_the_norm_and_a_smaller_one_stays() -
 
 def test_a_change_that_exceeds_the_clip_of_private_clients_is_named() -> None:
     config = Config(strategy=UNKNOWN, privacy=PrivacyConfig(PrivacyRule.central, clip=0.5))
-    screening = Screening(SENT, config, {})
-    screening.screen(update("audio-0", 0.3, 0.4))
+    screening, within, beyond = Screening(SENT, config, {}), *moved("audio-0 .3 .4, audio-1 3 4")
+    for each in (within, beyond):
+        screening.measure(each)
+    screening.screen(within)
     with pytest.raises(RejectedUpdateError, match=r"is 5, expected at most privacy\.clip=0\.5"):
-        screening.screen(update("audio-1", 3.0, 4.0))
+        screening.screen(beyond)
     assert screening.medians() == {}

@@ -171,26 +171,3 @@ def test_fednova_ends_at_the_optimum_where_fedavg_counts_steps_as_items() -> Non
     # But for the rate, which is not 0 and moves either a little.
     assert fixed_point("fedavg") == pytest.approx(by_steps, abs=0.05)
     assert fixed_point("fednova") == pytest.approx(optimum, abs=0.05)
-
-
-# --- All together -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *("fedavg", "fedprox", "fedavgm", "fedadam", "fednova", "fedatt"),
-        *("median", "trimmed_mean", "pbea", "cmda", "hierarchical", "few_rounds"),
-    ],
-)
-def test_clients_that_return_what_they_received_change_nothing(name: str) -> None:
-    start = ModelArrays(
-        {"audio": {"w": torch.tensor([0.7])}, "vision": {"w": torch.tensor([-2.0])}},
-        {"head": torch.tensor([3.1])},
-    )
-    uplinks = [
-        uplink(str(each.key), start.encoders[each.key.modality], start.decoder, steps=each.steps)
-        for each in ROUND
-    ]
-    merged = Server(strategy(name), start).merge(uplinks)
-    assert weights(merged) == pytest.approx((0.7, -2.0, 3.1), abs=1e-6)

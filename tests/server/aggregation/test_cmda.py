@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
+from updates import points
 
-from common.config import DecoderConfig
+from common.config import DecoderConfig, StrategyConfig
+from server.aggregation.average import WeightedSum
 from server.aggregation.cmda import cmda_weights, merge_decoders
+from server.aggregation.rules import Setting
 
 Array = NDArray[np.float64]
 
@@ -32,7 +35,9 @@ def quiet(**changes: float) -> DecoderConfig:
 def merge(
     decoders: dict[str, dict[str, Tensor]], config: DecoderConfig, seed: int = 0
 ) -> tuple[dict[str, Tensor], dict[str, dict[str, float]]]:
-    return merge_decoders(decoders, config, torch.Generator().manual_seed(seed))
+    sums = {m: WeightedSum().add(points(**arrays), 2.0) for m, arrays in decoders.items()}
+    generator, current = torch.Generator().manual_seed(seed), next(iter(decoders.values()))
+    return merge_decoders(sums, Setting(current, StrategyConfig("x", decoder=config), generator))
 
 
 def random_layers(count: int, seed: int = 0, shape: tuple[int, ...] = (3, 4)) -> list[Tensor]:

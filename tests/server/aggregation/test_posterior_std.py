@@ -13,8 +13,8 @@ from common.posterior import Form, Gaussian, Posterior
 from common.structures import fit_gaussian
 from common.structures.inputs import mapped_gaussian
 from common.task import Task
+from server.aggregation.hierarchy import sum_updates
 from server.aggregation.posterior_std import MOST_CLIENTS, layer_std
-from server.aggregation.round import sum_updates
 
 SHAPE = (6, 5)
 

@@ -8,15 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 from memory_federation import Federation, config_with
-from tiny_runs import tiny
 
 from common.config import Config
 from common.errors import UserError
 from common.model.ha_fedformer import split_arrays
-from common.structures import STRUCTURES, find_structure
+from common.structures import STRUCTURES, find_structure, fit_gaussian
 from server.aggregation.rules import RULES, find_rule
-from server.app import prepare
-from server.runtimes.local import run_locally
 
 RULE = '''
 """The average of the arrays, doubled."""
@@ -87,16 +84,13 @@ def test_a_rule_of_a_temporary_module_merges_by_its_name() -> None:
 
 
 @pytest.mark.usefixtures("plugins", "in_a_task")
-def test_a_run_trains_with_both_by_their_names(tmp_path: Path) -> None:
-    run = prepare(tiny("strategy=pbea"), tmp_path / "run")
-    run.config = with_merge(run.config, structure="flat")
-    run_locally(run)
-    (first, *_) = run.records
-    assert first.rejected == []
-    # Precisions of 1 / rho, so a standard deviation of its root.
-    rho = run.config.strategy.encoder.shrinkage
-    stds = {std for client in first.posterior_widths.values() for std in client.values()}
-    assert stds == {float(f"{rho**0.5:.4g}")}
+def test_a_structure_of_a_temporary_module_fits_and_is_accepted_by_its_name() -> None:
+    config = with_merge(config_with("strategy=pbea"), structure="flat")
+    encoder = config.strategy.encoder
+    fitted = fit_gaussian(torch.randn(3, 2, 4), encoder)
+    assert torch.equal(fitted.precision, torch.full((2, 4), 1 / encoder.shrinkage))
+    _, report = Federation(config).round()
+    assert report.rejected == () and len(report.posterior_widths) == 5
 
 
 def test_unknown_names_are_refused_with_those_that_there_are() -> None:

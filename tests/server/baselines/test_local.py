@@ -6,9 +6,9 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from memory_federation import assert_bitwise
 from tiny_runs import SMALL
 from torch import Tensor, nn
+from wire import assert_same
 
 from common.clients import ClientKey
 from common.config import Config, FusionConfig, FusionRule, compose
@@ -80,7 +80,9 @@ def test_each_client_is_trained_as_by_hand() -> None:
     for number in (1, 2):
         baseline.train(number)
     for key, model in baseline.models.items():
-        assert_bitwise(model.state_dict(), trained_by_hand(sites, key, rounds=2).state_dict())
+        assert_same(
+            dict(model.state_dict()), dict(trained_by_hand(sites, key, rounds=2).state_dict())
+        )
 
 
 def predicted(baseline: Local, key: ClientKey, sequences: Sequences) -> Tensor:

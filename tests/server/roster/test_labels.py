@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from fake_nodes import client
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -12,9 +13,10 @@ from scipy.stats import entropy
 from sklearn.metrics import mutual_info_score
 from torch import Tensor
 
+from common.errors import UserError
 from common.model.calibration import label_shares, label_sums, prior_of
 from common.task import Task
-from server.roster.labels import label_skew, pool_labels
+from server.roster.labels import PooledLabels, label_skew, pool_labels
 
 Array = NDArray[np.float64]
 
@@ -78,9 +80,13 @@ def test_nothing_to_tell_is_0(table: list[list[int]]) -> None:
 EDGES = torch.tensor([-1.0, 0.0, 1.0])
 
 
-def pooled(clients: list[Tensor], task: Task, outputs: int) -> tuple[list[Tensor], Tensor]:
-    sums = [label_sums(labels, task, outputs, EDGES) for labels in clients]
-    return sums, label_sums(torch.cat(clients), task, outputs, EDGES)
+def pooled(clients: list[Tensor], task: Task, outputs: int) -> PooledLabels:
+    """Pool the labels of clients; numbers are counted in four bins."""
+    described = [
+        client(f"audio-{part}", sums=tuple(sums.tolist()), task=task)
+        for part, sums in enumerate(label_sums(labels, task, outputs, EDGES) for labels in clients)
+    ]
+    return pool_labels(described, task, outputs, bins=len(EDGES) + 1)
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -91,8 +97,8 @@ def test_pooled_labels_are_those_of_all_items_together(task: Task) -> None:
         Task.classification: drawn.argmax(dim=0),
         Task.multilabel: (drawn.T > 0.5).float(),
     }[task]
-    sums, total = pooled(list(labels.split([10, 30, 20])), task, 3)
-    found = pool_labels(sums, total, task)
+    found = pooled(list(labels.split([10, 30, 20])), task, 3)
+    total = label_sums(labels, task, 3, EDGES)
     torch.testing.assert_close(found.prior, prior_of(total, task))
     torch.testing.assert_close(found.shares, label_shares(total, task))
     counts = {
@@ -104,29 +110,46 @@ def test_pooled_labels_are_those_of_all_items_together(task: Task) -> None:
 
 
 def test_clients_that_know_fewer_classes_have_none_of_the_others() -> None:
-    total = torch.tensor([20.0, 20.0, 20.0], dtype=torch.float64)
-    short = [torch.tensor([20.0]), torch.tensor([0.0, 20.0]), torch.tensor([0.0, 0.0, 20.0])]
+    short, full = [(20,), (0, 20), (0, 0, 20)], [(20, 0, 0), (0, 20, 0), (0, 0, 20)]
+    task = Task.classification
     one, two = (
-        pool_labels([each.double() for each in clients], total, Task.classification).skew
-        for clients in (short, list(20 * torch.eye(3)))
+        pool_labels([client("audio-0", sums=s, task=task) for s in sums], task, 3, 0)
+        for sums in (short, full)
     )
-    assert one == two > 0.9
+    assert one.skew == two.skew > 0.9
+    assert one.shares.tolist() == pytest.approx([1 / 3] * 3)
+
+
+@pytest.mark.parametrize(
+    ("task", "sums", "own", "outputs", "bins"),
+    [
+        (Task.classification, (1.0, 0.0, 2.0), Task.classification, 2, 0),
+        (Task.regression, (1.0, 2.0), Task.regression, 1, 0),
+        *((Task.multilabel, (5.0, 1.0, 2.0), Task.multilabel, outputs, 0) for outputs in (1, 3)),
+        *((Task.regression, (10, 0.25, 1, 4, 6), Task.regression, 1, bins) for bins in (0, 1, 3)),
+        # Sums that would fit, of another task.
+        (Task.regression, (18.0, 22.6, 39.7), Task.classification, 3, 0),
+        (Task.regression, (18.0, 22.6, 39.7), Task.multilabel, 2, 0),
+    ],
+)
+def test_labels_that_the_server_does_not_know_are_refused_with_their_client(
+    task: Task, sums: tuple[float, ...], own: Task, outputs: int, bins: int
+) -> None:
+    with pytest.raises(UserError, match="client audio-7 has labels for"):
+        pool_labels([client("audio-7", sums=sums, task=task)], own, outputs, bins)
 
 
 def test_skew_of_numbers_is_that_of_their_bins() -> None:
     low, high = -2 - torch.rand(50), 2 + torch.rand(50)
-    sums, total = pooled([low, high], Task.regression, 1)
-    apart = pool_labels(sums, total, Task.regression).skew
+    apart = pooled([low, high], Task.regression, 1).skew
     assert apart == pytest.approx(1 - 1 / 200 / math.log(2))
     mixed = [torch.cat([low[:25], high[:25]]), torch.cat([low[25:], high[25:]])]
-    sums, total = pooled(mixed, Task.regression, 1)
-    assert pool_labels(sums, total, Task.regression).skew == 0
+    assert pooled(mixed, Task.regression, 1).skew == 0
 
 
 def test_skew_of_several_labels_is_the_mean_over_them() -> None:
     # The first label tells the client, the second does not, the third never occurs.
     split = torch.tensor([[1.0, 1.0, 0.0], [1.0, 0.0, 0.0]]).repeat(25, 1)
     rest = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).repeat(25, 1)
-    sums, total = pooled([split, rest], Task.multilabel, 3)
-    found = pool_labels(sums, total, Task.multilabel).skew
+    found = pooled([split, rest], Task.multilabel, 3).skew
     assert found == pytest.approx((1 - 1 / 200 / math.log(2)) / 3)

@@ -9,6 +9,7 @@ import pytest
 from fake_nodes import MemoryGrid
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
+from flwr.proto.node_pb2 import NodeInfo
 from tiny_runs import left_in, tiny
 
 from client.app import given_config, make_client_app
@@ -33,8 +34,8 @@ class TwoNodes(MemoryGrid):
         super().__init__()
         self.app = app
 
-    def get_node_ids(self) -> list[int]:
-        return [70, 71]
+    def get_nodes(self) -> list[NodeInfo]:
+        return [NodeInfo(node_id=node) for node in (70, 71)]
 
     def answers(self, messages: list[Message]) -> list[Message]:
         nodes = [(node := each.metadata.dst_node_id, node - 70) for each in messages]
