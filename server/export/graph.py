@@ -56,7 +56,7 @@ def subset_graph(predictor: Predictor, names: Sequence[str]) -> onnx.ModelProto:
         inputs.append(torch.zeros(_EXAMPLE_ITEMS, steps, model.spec.features[name][-1]))
         inputs.append(torch.full((_EXAMPLE_ITEMS,), steps))
         sizes += [{0: "batch"} if fixed else {0: "batch", 1: f"{name}_steps"}, {0: "batch"}]
-    # It logs and warns about its own code; what it exports is compared with the model.
+    # torch's exporter warns about its own code; what it exports is compared with the model.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(

@@ -78,7 +78,7 @@ def _calibration(tables: Mapping[str, Mapping[str, Sequence[float | None]]], pen
         x, y, labels = "nominal", "observed", ("promised coverage", "observed coverage")
         what = "Central intervals of what is predicted."
     lines, rows = {}, []
-    header = list(next(iter(tables.values())))
+    header = list(dict.fromkeys(name for table in tables.values() for name in table))
     for name, table in tables.items():
         # Null, of an empty bin, becomes NaN.
         numbers = {column: np.array(table[column], dtype=float).tolist() for column in header}

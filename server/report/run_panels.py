@@ -161,7 +161,7 @@ def _seconds(history: History, _: Pens) -> Iterator[Panel]:
     table = np.array([[seconds[number].get(name, 0.0) for name in names] for number in rounds])
     width = math.ceil(len(rounds) / MOST_BARS)
     starts = range(0, len(rounds), width)
-    bars = [table[start : start + width].mean(axis=0) for start in starts]
+    bars = [_known_mean(table[start : start + width]) for start in starts]
     title, note = "Seconds of a round, by phase", _PHASES
     if names == [WHOLE_ROUND]:
         title, note = title[:-10], "The version that made this run did not record phases."
@@ -175,6 +175,15 @@ def _seconds(history: History, _: Pens) -> Iterator[Panel]:
         share = f"{total / sum(sums):.1%}" if sum(sums) > 0 else MISSING
         rows.append((name, shown(total), shown(total / len(rounds), 3), share))
     yield chart(title, figure, ("phase", "seconds", "a round", "share"), rows, note)
+
+
+def _known_mean(rows: np.ndarray) -> np.ndarray:
+    """Return the mean of each column's finite values; NaN for none."""
+    known = np.isfinite(rows)
+    means = np.full(rows.shape[1], math.nan)
+    return np.divide(
+        rows.sum(axis=0, where=known), known.sum(axis=0), means, where=known.any(axis=0)
+    )
 
 
 # Posterior widths -------------------------------------------------------------------------------

@@ -138,6 +138,9 @@ def test_a_folder_is_replaced_only_when_asked_and_a_run_never(run: Path) -> None
     assert "exists already" in refused(run, subsets=["vision"])
     export(run, subsets=["vision"], overwrite=True)
     assert {path.name for path in out.iterdir()} == {"vision.onnx", "export.json"}
+    export(run, subsets=["vision"], out=str(run.parent / "again"))
+    first, again = ((folder / "export.json").read_text() for folder in (out, run.parent / "again"))
+    assert first == again  # the sums of the files are in it
     mine.mkdir()
     (mine / "notes.txt").write_text("")
     assert "holds no export.json" in refused(run, out=str(mine), overwrite=True)

@@ -18,7 +18,7 @@ from server.report.group_panels import (
 )
 from server.report.groups import Report, make_groups
 from server.report.panels import Panel, Section
-from server.report.records import Result, find_results
+from server.report.records import MOST_POINTS, Result, find_results
 
 PENS = modality_pens(MODALITIES)
 
@@ -161,6 +161,16 @@ def test_curves_are_means_over_the_seeds(tmp_path: Path) -> None:
     together = shared["Validation corr of the methods"]
     assert together.header == ("round", "fedavg", "hierarchical")
     assert together.rows[1][2] == data.rows[1][1]
+
+
+def test_curves_of_a_long_run_are_thinned(tmp_path: Path) -> None:
+    for name in ("fedavg", "hierarchical"):
+        write_full_run(tmp_path / name, f"strategy={name}", rounds=3 * MOST_POINTS)
+    section = section_of(tmp_path)
+    (curves,) = section.sections
+    together = charts(section)["Validation corr of the methods"]
+    alone = charts(curves.sections[0])["Validation corr"]
+    assert len(together.rows) == len(alone.rows) == MOST_POINTS
 
 
 def test_one_run_has_curves_without_a_spread_or_none_at_all(tmp_path: Path) -> None:

@@ -155,6 +155,7 @@ _CONFIG = "{seed: 1, strategy: {name: x}%s}"
         (ROUNDS, b"\xff\xfe", "line 1: Invalid JSON: "),
         (ROUNDS, "{}", "line 1: round: Field required"),
         (ROUNDS, '{"round": 1.5}', "line 1: round: Input should be a valid integer"),
+        (ROUNDS, '{"round": 1, "bytes_up": "many"}', "line 1: bytes_up: "),
         (ROUNDS, '{"round": 2, "client_losses": {"a-0": "x"}}', "line 1: client_losses.a-0: "),
         (ROUNDS, '{"round": 2, "decoder_weights": {"head": 3}}', "line 1: decoder_weights.head: "),
         (ROUNDS, '{"round": 2, "rejected": 7}', "line 1: rejected: "),

@@ -188,6 +188,16 @@ def test_of_a_long_run_seconds_and_rejections_are_counted_in_all_rounds(tmp_path
     assert len(losses) == MOST_POINTS and (losses[0][0], losses[-1][0]) == ("1", str(count))
 
 
+def test_a_bar_of_many_rounds_leaves_out_those_without_seconds(tmp_path: Path) -> None:
+    images = []
+    for unknown in (2.0, None):
+        waits = [2.0, unknown, *[2.0] * (2 * MOST_BARS)]
+        records = [full_record(n, phases={"wait": wait}) for n, wait in enumerate(waits, 1)]
+        run = write_rounds(write_full_run(tmp_path / str(unknown)), *records)
+        images.append(panel_of(section_of(run), "Seconds of a round, by phase").image)
+    assert images[0] == images[1]
+
+
 def test_of_many_classes_the_greatest_confusions_are_listed() -> None:
     size = MOST_CLASSES + 1
     counts = [[10 if row == column else 0 for column in range(size)] for row in range(size)]
@@ -217,6 +227,10 @@ def test_numbers_are_short() -> None:
         [1],
         {"audio": 1},
         {"audio": {"calibration": {"nominal": [1]}}},
+        {
+            "audio": {"calibration": {"nominal": [1], "observed": [1]}},
+            "vision": {"calibration": {"nominal": [1], "observed": [1], "surplus": [1]}},
+        },
         {"audio": {"confusion": {"classes": [0, 1], "counts": [[1, 2]]}}},
         {"audio": {"confusion": {"classes": [0], "counts": [["x"]]}}},
         {"audio": {"confusion": {"classes": [0], "counts": []}, "calibration": {"nominal": ["x"]}}},

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from tiny_runs import left_in, tiny
 
 from common.errors import UserError
 from server.app import prepare
-from server.baselines.baseline import run_baseline
+from server.baselines import run_baseline
 from server.prediction.predictor import Predictor
 from server.run.folder import flat_settings, read_settings
 from server.run.run import Run
@@ -326,3 +327,5 @@ def test_telemetry_is_off(in_mlflow: Path) -> None:
     from mlflow.telemetry.utils import is_telemetry_disabled
 
     assert is_telemetry_disabled()
+    # While tests run MLflow takes it for disabled anyway.
+    assert os.environ["MLFLOW_DISABLE_TELEMETRY"] == "true"
