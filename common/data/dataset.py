@@ -107,6 +107,8 @@ class Sequences:
 
 def concatenate(parts: list[Sequences]) -> Sequences:
     """Join sequences of equal width, item after item."""
+    if len(parts) == 1:
+        return parts[0]
     first_rows = np.cumsum([0] + [len(part.values) for part in parts[:-1]])
     return Sequences(
         np.concatenate([part.values for part in parts]),

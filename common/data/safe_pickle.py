@@ -333,10 +333,12 @@ def load(path: Path) -> object:
         with open(path, "rb", opener=lambda *at: os.open(at[0], at[1] | os.O_NONBLOCK)) as file:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-                raise RefusedError("it is empty, or not a regular file")
+                raise UserError(f"{path} is empty, or not a regular file; expected a pickle")
             content: object = _Unpickler(file, status.st_size).load()
         _check_data(content)
         return content
+    except UserError:
+        raise
     except RefusedError as error:
         raise UserError(f"{path} is refused as a pickle of a dataset: {error}") from error
     except OSError as error:

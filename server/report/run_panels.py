@@ -181,9 +181,8 @@ def _known_mean(rows: np.ndarray) -> np.ndarray:
     """Return the mean of each column's finite values; NaN for none."""
     known = np.isfinite(rows)
     means = np.full(rows.shape[1], math.nan)
-    return np.divide(
-        rows.sum(axis=0, where=known), known.sum(axis=0), means, where=known.any(axis=0)
-    )
+    np.divide(rows.sum(axis=0, where=known), known.sum(axis=0), means, where=known.any(axis=0))
+    return means
 
 
 # Posterior widths -------------------------------------------------------------------------------

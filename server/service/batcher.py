@@ -64,7 +64,8 @@ class Batcher:
             yield
         finally:
             task.cancel()
-            await asyncio.wait([task])
+            with suppress(asyncio.CancelledError):
+                await task
             for answer in self._queue:
                 answer.cancel()
             self._thread.shutdown()
@@ -115,6 +116,8 @@ class Batcher:
                 async with asyncio.timeout(self._max_wait):
                     while crowded and self.held < self._max_batch:
                         await self._arrival()
+            # Those that were cancelled just now have not left yet.
+            self._queue = {own: part for own, part in self._queue.items() if not own.done()}
             first = list(islice(self._queue, self._fitting(self._queue.values())))
             crowded = len(first) > 1
             if first:  # else those that waited have left

@@ -274,15 +274,17 @@ def _sequences(splits: Sequence[_Split], key: str, name: str) -> Sequences:
         layouts.real_spans(block, split.lengths(key, block.shape[1]))
         for split, block in zip(splits, blocks, strict=True)
     ]
-    rows = [
-        block[item, first:last]
-        for block, span in zip(blocks, spans, strict=True)
-        for item, (first, last) in enumerate(zip(*span, strict=True))
-    ]
-    for split in splits:
-        split.content.pop(key, None)  # two names may be of one split
+    half = all(block.dtype == np.float16 for block in blocks)
     lengths = np.concatenate([last - first for first, last in spans])
-    values = layouts.float_rows(rows)
+    values = np.empty((int(lengths.sum()), widths[0]), np.float16 if half else np.float32)
+    row = 0
+    for split, span in zip(splits, spans, strict=True):
+        block = blocks.pop(0)  # freed once it is copied
+        split.content.pop(key, None)  # two names may be of one split
+        for item, (first, last) in enumerate(zip(*span, strict=True)):
+            with np.errstate(over="ignore", invalid="ignore"):
+                values[row : row + last - first] = block[item, first:last]
+            row += last - first
     return layouts.settled(path, name, Sequences.ragged(values, lengths), settings)
 
 

@@ -88,6 +88,8 @@ def recognise(paths: Sequence[Path], format: str, settings: ReadSettings) -> tup
     if format != "auto" and FORMATS[format].pickled != pickled:
         kind = "a pickle and not of" if pickled else "not a pickle, which is needed for"
         raise UserError(f"{path} is {kind} {named}")
+    if pickled and len(paths) > 1:
+        raise UserError(f"{path} is a pickle: expected one file, {len(paths)} paths were given")
     given = Given(paths, load(path) if pickled else None)
     names = [name for name in FORMATS if FORMATS[name].pickled == pickled]
     for name in sorted(names, key=lambda name: FORMATS[name].last):

@@ -134,7 +134,8 @@ def _read_parquet(path: Path, settings: ReadSettings, only: list[str] | None) ->
     batches, size = [], 0
     with pyarrow.parquet.ParquetFile(path) as file:
         fields = [field for field in file.schema_arrow if only is None or field.name in only]
-        for batch in file.iter_batches(columns=only and [field.name for field in fields]):
+        columns = only and [field.name for field in fields]
+        for batch in file.iter_batches(layouts.CHUNK, columns=columns):
             # A run of equal cells takes no space in the file, but it does in memory.
             size += max(batch.nbytes, batch.num_rows * _CELL)
             layouts.check_unpacked(path, size)
@@ -179,8 +180,8 @@ class _Table:
         wrong = [row for row, text in enumerate(texts, 1) if not 0 < len(text) <= layouts.MAX_ID]
         if wrong:
             raise UserError(
-                f"{self.path}: column {name!r} has cells empty or no short text, the first in row "
-                f"{(part.start or 0) + wrong[0]} after the header"
+                f"{self.path}: column {name!r} has cells that are empty, no text, or longer than "
+                f"{layouts.MAX_ID} characters, the first in data row {(part.start or 0) + wrong[0]}"
             )
         return np.array(texts, dtype=np.str_)
 

@@ -188,7 +188,8 @@ def test_pyarrow_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_ids_that_are_none(tmp_path: Path, kind: str, ids: list[Any], row: int) -> None:
     path = make(tmp_path, {"id": ids, "label": [1, 2, 3]}, kind)
     for fail in (fails, fails_in_parts):
-        fail(path, f"{path}: column 'id' has cells empty or no short text, the first in row {row} ")
+        fail(path, f"{path}: column 'id' has cells that are empty, no text, or longer than 1000 ")
+        fail(path, f"the first in data row {row}")
 
 
 @pytest.mark.parametrize(
