@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -258,8 +259,10 @@ if __name__ == "__main__":
         if os.fork() == 0:
             try:
                 pickle.loads(content)  # the point of it
-            finally:
-                os._exit(0)  # some fail once they have run
+            finally:  # some fail once they have run
+                with suppress(ChildProcessError):
+                    os.wait()  # for the process that it started, if any
+                os._exit(0)
         os.wait()
         if Path("marker").exists():
             Path("marker").unlink()
