@@ -4,11 +4,12 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_checks import refusal
 
 from common.config import (
     KINDS,
@@ -21,7 +22,6 @@ from common.config import (
     check,
     compose,
 )
-from common.errors import UserError
 from common.task import Task
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
@@ -32,10 +32,7 @@ def composed(*overrides: str) -> Config:
 
 
 def refused(*overrides: str) -> str:
-    with pytest.raises(UserError) as error:
-        composed(*overrides)
-    message = str(error.value)
-    assert "\n" not in message
+    message = refusal(lambda: composed(*overrides))
     assert message == message.strip()
     return message
 
@@ -163,9 +160,8 @@ def test_values_outside_a_range_are_refused(
     for value in inside:
         check_with(setting, value)
     for value in outside:
-        with pytest.raises(UserError) as error:
-            check_with(setting, value)
-        assert str(error.value) == f"{setting}={value}: expected {expected}"
+        message = refusal(partial(check_with, setting, value))
+        assert message == f"{setting}={value}: expected {expected}"
 
 
 def schemas(schema: Any) -> Iterator[type]:

@@ -1,9 +1,10 @@
-"""What tests of data share: items that can be told apart, refusals of one line, equality."""
+"""What tests of data share: items that can be told apart, manifests, refusals, equality."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from common.data.dataset import MultimodalDataset, Sequences
+from common.data.manifest import Manifest
+from common.data.shards import VERSION
 from common.errors import UserError
+from common.task import Task
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,6 +41,39 @@ def write_items(path: Path, first: int = 0, number: int = ITEMS, **arrays: Any) 
     content = {"label": items.astype(float), "video": items // PER_GROUP, **modalities, **arrays}
     np.savez(path, **{name: array for name, array in content.items() if array is not None})
     return path
+
+
+def make_items(
+    sequences: Mapping[str, Sequences],
+    labels: Any = None,
+    ids: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+) -> MultimodalDataset:
+    """Items of some sequences; unless told, each has label 1 and a group of its own."""
+    count = len(next(iter(sequences.values())))
+    own = np.array([f"ü{item}" for item in range(count)] if ids is None else ids)
+    labels = np.ones(count, np.float32) if labels is None else labels
+    grouped = own if groups is None else np.array(groups)
+    return MultimodalDataset(own, grouped, labels, dict(sequences), label_names=tuple(names))
+
+
+def manifest_of(*names: str, **changes: Any) -> Manifest:
+    """A manifest that lists shards by name; the seal of a shard is its name twice."""
+    made = Manifest(
+        version=VERSION,
+        source={"format": "npz", "why": "", "files": [{"name": "größe.npz", "bytes": 3}]},
+        task=Task.multilabel,
+        outputs=3,
+        label_names=("joy", "größe", '"'),
+        modalities={"vision": {"width": 3}, "audio": {"width": 2}},
+        sides={"train": {"items": 4}, "validation": {"items": 0}, "test": {"items": 1}},
+        settings={"seed": 1, "clients": {"default": None}, "partition": {"alpha": 0.5}},
+        cleaning={"items without a label": 2},
+        warnings=("two groups are on both sides",),
+        shards={f"{name}.safetensors": {"seal": name * 2, "items": 1} for name in names},
+    )
+    return replace(made, **changes)
 
 
 def refusal(call: Callable[[], object], *words: object) -> str:

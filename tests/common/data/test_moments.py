@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from updates import in_any_tree
 
 from common.data.dataset import Sequences
 from common.data.moments import FeatureMoments
@@ -31,27 +32,13 @@ def check_against_numpy(moments: FeatureMoments, values: np.ndarray) -> None:
             np.testing.assert_allclose(moments.std[column], finite.std(), atol=1e-5, rtol=1e-9)
 
 
-def check_equal(one: FeatureMoments, two: FeatureMoments) -> None:
-    assert np.array_equal(one.count, two.count)
-    np.testing.assert_allclose(one.mean, two.mean, atol=1e-9)
-    np.testing.assert_allclose(one.squares, two.squares, atol=1e-5, rtol=1e-9)
-
-
-@given(st.lists(tables, min_size=1, max_size=4))
-@settings(max_examples=40, deadline=None)
-def test_merge_equals_numpy_on_the_concatenation(parts: list[np.ndarray]) -> None:
-    total = functools.reduce(FeatureMoments.merge, map(measured, parts))
+@given(st.lists(tables, min_size=1, max_size=4), st.data())
+@settings(max_examples=60, deadline=None)
+def test_merging_in_any_tree_is_numpy_on_the_concatenation(
+    parts: list[np.ndarray], data: st.DataObject
+) -> None:
+    total = in_any_tree(data, [FeatureMoments.empty(WIDTH), *map(measured, parts)])
     check_against_numpy(total, np.concatenate(parts))
-
-
-@given(tables, tables, tables)
-@settings(max_examples=40, deadline=None)
-def test_merge_is_a_commutative_monoid(one: np.ndarray, two: np.ndarray, three: np.ndarray) -> None:
-    a, b, c = map(measured, (one, two, three))
-    check_equal(a.merge(b), b.merge(a))
-    check_equal(a.merge(b).merge(c), a.merge(b.merge(c)))
-    check_equal(a.merge(FeatureMoments.empty(WIDTH)), a)
-    check_equal(FeatureMoments.empty(WIDTH).merge(a), a)
 
 
 def test_only_rows_of_items_count_each_once() -> None:

@@ -9,7 +9,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_checks import assert_same, assert_same_sequences, refusal
+from data_checks import (
+    ITEMS,
+    PER_GROUP,
+    STEPS,
+    assert_same,
+    assert_same_sequences,
+    refusal,
+    write_items,
+)
 
 from common.clients import DEFAULT_CLIENTS, ClientKey
 from common.config import (
@@ -33,8 +41,6 @@ from common.data.shards import read_shard, write_shard
 from common.task import Task
 from server.preparation.preparation import prepare
 
-GROUPS, PER_GROUP, STEPS = 30, 3, 4
-ITEMS = GROUPS * PER_GROUP
 CLIENTS: dict[str, int | None] = {"default": 2, "audio": 3}
 ALL: Mapping[str, int | None] = {"default": None}
 LABELS = {
@@ -53,7 +59,7 @@ def write_npz(path: Path, task: Task) -> Path:
     """Write items of three modalities; `audio` is ragged, and `vision` a table."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 9, size=ITEMS)
-    np.savez(
+    return write_items(
         path,
         label=LABELS[task],
         video=[f"vidéo-{item // PER_GROUP % 17}-{item // PER_GROUP}" for item in range(ITEMS)],
@@ -62,7 +68,6 @@ def write_npz(path: Path, task: Task) -> Path:
         audio_offsets=np.r_[0, np.cumsum(lengths)],
         language=rng.normal(size=(ITEMS, 5)).astype(np.float16),
     )
-    return path
 
 
 def joint_config(path: Path, task: Task = Task.regression) -> Config:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_checks import assert_same, assert_same_sequences, refusal, run_python
+from data_checks import assert_same, assert_same_sequences, make_items, refusal, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -53,8 +53,7 @@ def rows(number: int, width: int) -> np.ndarray:
 
 
 def one_modality(audio: Sequences) -> MultimodalDataset:
-    names = np.array([f"ü{item}" for item in range(len(audio))])
-    return MultimodalDataset(names, names, np.ones(len(audio), np.float32), {"audio": audio})
+    return make_items({"audio": audio})
 
 
 LABELS = {
@@ -67,17 +66,14 @@ OUTPUTS = {Task.regression: 1, Task.classification: 3, Task.multilabel: 4}
 
 def dataset(task: Task = Task.regression) -> MultimodalDataset:
     """Three items: ragged and partly shared, one missing, and a table; in no alphabetical order."""
-    return MultimodalDataset(
-        ids=np.array(["clip/1", "Grüße 你好 🎧", ""]),
-        groups=np.array(["speaker", "speaker", "ü"]),
-        labels=LABELS[task],
-        sequences={
-            "vision": sequences(rows(9, 2), [1, 2, 0], [4, 5, 0]),
-            "audio_2": sequences(rows(6, 3), [0, 2, 4], [2, 2, 2], tabular=True),
-            "language": sequences(rows(4, 1), [3, 0, 0], [1, 3, 2], dtype="f2"),
-        },
-        label_names=("joy", "anger", "größe", "fear") if task is Task.multilabel else (),
-    )
+    drawn = {
+        "vision": sequences(rows(9, 2), [1, 2, 0], [4, 5, 0]),
+        "audio_2": sequences(rows(6, 3), [0, 2, 4], [2, 2, 2], tabular=True),
+        "language": sequences(rows(4, 1), [3, 0, 0], [1, 3, 2], dtype="f2"),
+    }
+    names = ("joy", "anger", "größe", "fear") if task is Task.multilabel else ()
+    ids = ["clip/1", "Grüße 你好 🎧", ""]
+    return make_items(drawn, LABELS[task], ids, ["speaker", "speaker", "ü"], names)
 
 
 def info_for(items: MultimodalDataset, task: Task = Task.regression) -> ShardInfo:
