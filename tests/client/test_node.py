@@ -9,7 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from data_checks import make_items, manifest_of, refusal, write_items
+from data_checks import (
+    STEPS,
+    labels_for,
+    make_items,
+    manifest_of,
+    refusal,
+    values_of,
+    write_items,
+)
 from wire import assert_same
 
 import client.app as client_app
@@ -182,17 +190,11 @@ PRIOR_SIZES = {Task.regression: 2, Task.classification: 3, Task.multilabel: 3}
 
 
 def items_of(task: Task = Task.regression, modality: str = "audio") -> MultimodalDataset:
-    """Items of three steps each, two to a group; features are the number of the item, and noise."""
-    numbers = np.arange(ITEMS)
-    labels = {
-        Task.regression: numbers.astype(np.float32) / 8,
-        Task.classification: numbers % 3,
-        Task.multilabel: (numbers[:, None] % np.array([2, 3, 5]) == 0).astype(np.float32),
-    }
-    noise = np.random.default_rng(0).normal(size=(3 * ITEMS, WIDTH))
-    values = (np.repeat(numbers, 3)[:, None] + noise).astype(np.float32)
-    sequences = {modality: Sequences(values, numbers * 3, np.full(ITEMS, 3))}
-    return make_items(sequences, labels[task], groups=[f"g{number // 2}" for number in numbers])
+    """Items of a few steps, two to a group."""
+    values = values_of(np.arange(ITEMS), WIDTH).reshape(-1, WIDTH)
+    sequences = {modality: Sequences.ragged(values, np.full(ITEMS, STEPS))}
+    groups = [f"g{item // 2}" for item in range(ITEMS)]
+    return make_items(sequences, labels_for(task, ITEMS), groups=groups)
 
 
 def write_site(path: Path, task: Task = Task.regression, modality: str = "audio") -> Path:
@@ -280,7 +282,7 @@ def test_a_site_takes_part_in_a_run_of_its_task(tmp_path: Path, task: Task) -> N
 
 def test_a_shard_is_the_same_data_as_the_same_npz(site: Path) -> None:
     items, file = items_of(), site.parent / "site.npz"
-    audio = items.sequences["audio"].values.reshape(ITEMS, 3, WIDTH)
+    audio = items.sequences["audio"].values.reshape(ITEMS, STEPS, WIDTH)
     np.savez(file, label=items.labels, group=items.groups, audio=audio)
     config = run_config("npz", "dataset.group=group")
     shard, npz = (client_data(node_of(path), AUDIO, config) for path in (site, file))
@@ -289,38 +291,40 @@ def test_a_shard_is_the_same_data_as_the_same_npz(site: Path) -> None:
     assert_same(*(describe(node_of(path), config) for path in (site, file)))
 
 
-def another_modality(path: Path) -> list[str]:
-    write_site(path, modality="vision")
-    return ["holds vision", "this node is audio", "--node-config"]
-
-
-def flipped_last_byte(path: Path) -> list[str]:
+def flip_last_byte(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-1] ^= 1
     path.write_bytes(content)
-    return ["damaged"]
 
 
-def old_manifest_beside(path: Path) -> list[str]:
-    write_manifest(path.parent, manifest_of(shards={path.name: {"seal": "0" * 64}}))
-    return [f"{MANIFEST} lists other contents for {path.name}", "take both from the same"]
-
-
-def another_task(path: Path) -> list[str]:
-    write_site(path, Task.multilabel)
-    return ["task=multilabel", "dataset.task=regression"]
-
-
-SPOILS = (another_modality, flipped_last_byte, old_manifest_beside, another_task)
-
-
-@pytest.mark.parametrize("spoil", SPOILS)
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (flip_last_byte, ["damaged"]),
+        (
+            lambda path: write_site(path, modality="vision"),
+            ["holds vision", "this node is audio", "--node-config"],
+        ),
+        (
+            lambda path: write_site(path, Task.multilabel),
+            ["task=multilabel", "dataset.task=regression"],
+        ),
+        (
+            lambda path: write_manifest(
+                path.parent, manifest_of(shards={path.name: {"seal": "0" * 64}})
+            ),
+            [f"{MANIFEST} lists other contents for site.safetensors", "take both from the same"],
+        ),
+    ],
+    ids=["flipped", "another modality", "another task", "an old manifest beside"],
+)
 def test_a_spoilt_shard_is_refused_with_the_reason_and_read_once_it_is_mended(
-    site: Path, spoil: Callable[[Path], list[str]], trained: list[object]
+    site: Path, spoil: Callable[[Path], object], words: list[str], trained: list[object]
 ) -> None:
     """In its answer to the query, and in a round."""
     whole, config = site.read_bytes(), run_config("npz", "dataset.task=regression")
-    words, description = spoil(site), describe(node_of(site), config)
+    spoil(site)
+    description = describe(node_of(site), config)
     message = description.error
     assert description.clients == () and len(message.splitlines()) == 1
     assert str(site) in message or str(site.parent / MANIFEST) in message

@@ -43,6 +43,18 @@ def write_items(path: Path, first: int = 0, number: int = ITEMS, **arrays: Any) 
     return path
 
 
+def labels_for(task: Task, count: int) -> np.ndarray:
+    """Labels of any task; of classes and of several labels there are three."""
+    numbers = np.arange(count)
+    match task:
+        case Task.regression:
+            return numbers.astype(np.float32) / 8
+        case Task.classification:
+            return numbers % 3
+        case Task.multilabel:
+            return (numbers[:, None] % [2, 3, 5] == 0).astype(np.float32)
+
+
 def make_items(
     sequences: Mapping[str, Sequences],
     labels: Any = None,
@@ -112,10 +124,22 @@ def assert_same(actual: MultimodalDataset, items: MultimodalDataset) -> None:
         assert_same_sequences(actual.sequences[name], expected)
 
 
+PREAMBLE = """
+import resource, sys
+from pathlib import Path
+from common.errors import UserError
+
+def memory(kind="VmHWM"):
+    # Of this process alone, in MiB: what getrusage tells includes what it was forked from.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
+"""
+
+
 def run_python(program: str, *arguments: object, **environment: str) -> str:
-    """Return what a program prints in a process of its own, which must not complain."""
+    """Return what a program prints after the preamble, in a process that must not complain."""
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
+        [sys.executable, "-c", PREAMBLE + program, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         cwd=ROOT,
         check=True,

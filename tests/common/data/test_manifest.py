@@ -48,8 +48,6 @@ def test_what_is_written_is_read_and_written_again_to_the_byte(tmp_path: Path) -
 
 
 COPY = """
-import sys
-from pathlib import Path
 from common.data.manifest import read_manifest, write_manifest
 write_manifest(Path(sys.argv[2]), read_manifest(Path(sys.argv[1])))
 """
