@@ -11,23 +11,13 @@ from client.objective import MAX_WEIGHT, Objective, local_objective
 from common.model.calibration import label_sums
 from common.model.ha_fedformer import task_loss
 from common.task import Task
+from tests.common.model.test_calibration import CLASSES, draw
 
-CLASSES = 3
 EDGES = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64)
 
 
 def vector(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
-
-
-def batch(task: Task, items: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
-    source = torch.Generator().manual_seed(seed)
-    outputs = torch.randn(items, 1 if task is Task.regression else CLASSES, generator=source)
-    if task is Task.regression:
-        return outputs, 1.5 * torch.randn(items, generator=source)
-    if task is Task.classification:
-        return outputs, torch.randint(CLASSES, (items,), generator=source)
-    return outputs, torch.rand(items, CLASSES, generator=source).lt(0.3).float()
 
 
 def sums_of(labels: Tensor, task: Task) -> Tensor:
@@ -36,14 +26,14 @@ def sums_of(labels: Tensor, task: Task) -> Tensor:
 
 @pytest.mark.parametrize("task", list(Task))
 def test_without_shares_it_is_the_loss_of_the_task(task: Task) -> None:
-    outputs, labels = batch(task)
+    outputs, labels = draw(task, 12)
     objective = local_objective(task, sums_of(labels, task), torch.zeros(0), EDGES)
     assert objective == Objective(task)
     assert torch.equal(objective(outputs, labels), task_loss(outputs, labels, task))
 
 
 def test_log_ratios_of_shares_are_added_to_the_logits() -> None:
-    outputs, labels = batch(Task.classification)
+    outputs, labels = draw(Task.classification, 12)
     pooled = vector(0.5, 0.3, 0.2)
     objective = local_objective(Task.classification, vector(4, 0, 5), pooled, None)
     # Nine items and one that is spread like all clients'.
@@ -54,7 +44,7 @@ def test_log_ratios_of_shares_are_added_to_the_logits() -> None:
 
 
 def test_ratios_of_odds_are_added_to_the_logits_of_several_labels() -> None:
-    outputs, labels = batch(Task.multilabel)
+    outputs, labels = draw(Task.multilabel, 12)
     pooled = vector(0.5, 0.3, 0.2)
     objective = local_objective(Task.multilabel, vector(9, 9, 0, 4), pooled, None)
     own = vector(9.5, 0.3, 4.2) / 10

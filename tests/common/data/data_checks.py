@@ -1,9 +1,10 @@
-"""What tests of data share: items that can be told apart, refusals of one line, equality."""
+"""What tests of data share: items that can be told apart, manifests, refusals, equality."""
 
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 from common.data.dataset import MultimodalDataset, Sequences
+from common.data.manifest import Manifest
+from common.data.shards import VERSION
 from common.errors import UserError
+from common.task import Task
 
 ROOT = Path(__file__).parents[3]
 
@@ -37,6 +41,51 @@ def write_items(path: Path, first: int = 0, number: int = ITEMS, **arrays: Any) 
     content = {"label": items.astype(float), "video": items // PER_GROUP, **modalities, **arrays}
     np.savez(path, **{name: array for name, array in content.items() if array is not None})
     return path
+
+
+def labels_for(task: Task, count: int) -> np.ndarray:
+    """Labels of any task; of classes and of several labels there are three."""
+    numbers = np.arange(count)
+    match task:
+        case Task.regression:
+            return numbers.astype(np.float32) / 8
+        case Task.classification:
+            return numbers % 3
+        case Task.multilabel:
+            return (numbers[:, None] % [2, 3, 5] == 0).astype(np.float32)
+
+
+def make_items(
+    sequences: Mapping[str, Sequences],
+    labels: Any = None,
+    ids: Sequence[str] | None = None,
+    groups: Sequence[str] | None = None,
+    names: Sequence[str] = (),
+) -> MultimodalDataset:
+    """Items of some sequences; unless told, each has label 1 and a group of its own."""
+    count = len(next(iter(sequences.values())))
+    own = np.array([f"ü{item}" for item in range(count)] if ids is None else ids)
+    labels = np.ones(count, np.float32) if labels is None else labels
+    grouped = own if groups is None else np.array(groups)
+    return MultimodalDataset(own, grouped, labels, dict(sequences), label_names=tuple(names))
+
+
+def manifest_of(*names: str, **changes: Any) -> Manifest:
+    """A manifest that lists shards by name; the seal of a shard is its name twice."""
+    made = Manifest(
+        version=VERSION,
+        source={"format": "npz", "why": "", "files": [{"name": "größe.npz", "bytes": 3}]},
+        task=Task.multilabel,
+        outputs=3,
+        label_names=("joy", "größe", '"'),
+        modalities={"vision": {"width": 3}, "audio": {"width": 2}},
+        sides={"train": {"items": 4}, "validation": {"items": 0}, "test": {"items": 1}},
+        settings={"seed": 1, "clients": {"default": None}, "partition": {"alpha": 0.5}},
+        cleaning={"items without a label": 2},
+        warnings=("two groups are on both sides",),
+        shards={f"{name}.safetensors": {"seal": name * 2, "items": 1} for name in names},
+    )
+    return replace(made, **changes)
 
 
 def refusal(call: Callable[[], object], *words: object) -> str:
@@ -75,10 +124,22 @@ def assert_same(actual: MultimodalDataset, items: MultimodalDataset) -> None:
         assert_same_sequences(actual.sequences[name], expected)
 
 
+PREAMBLE = """
+import resource, sys
+from pathlib import Path
+from common.errors import UserError
+
+def memory(kind="VmHWM"):
+    # Of this process alone, in MiB: what getrusage tells includes what it was forked from.
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(kind)) / 1024
+"""
+
+
 def run_python(program: str, *arguments: object, **environment: str) -> str:
-    """Return what a program prints in a process of its own, which must not complain."""
+    """Return what a program prints after the preamble, in a process that must not complain."""
     done = subprocess.run(
-        [sys.executable, "-c", program, *map(str, arguments)],
+        [sys.executable, "-c", PREAMBLE + program, *map(str, arguments)],
         env=os.environ | {"PYTHONPATH": str(ROOT)} | environment,
         cwd=ROOT,
         check=True,

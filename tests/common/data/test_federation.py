@@ -1,7 +1,7 @@
 """Who holds what: nobody trains on what is evaluated, nobody holds what another holds."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +21,13 @@ from common.config import (
     ShardsConfig,
     SyntheticConfig,
 )
+from common.data.dataset import Sequences
 from common.data.federation import (
     ClientData,
     JointDataset,
     client_data_of,
     load_federation,
     load_joint,
-    site_client_data,
 )
 from common.data.partition import deal
 from common.task import Task
@@ -61,7 +61,7 @@ def refused(config: Config, *words: object) -> str:
     return refusal(lambda: load_joint(config), *words)
 
 
-def numbers(labels: Sequence[float] | np.ndarray) -> list[int]:
+def numbers(labels: Iterable[float]) -> list[int]:
     return sorted(int(label) for label in labels)
 
 
@@ -70,12 +70,25 @@ def disjoint(parts: list[np.ndarray]) -> bool:
     return sum(map(len, sets)) == len(set().union(*sets))
 
 
+def assert_features_are_those_of(labels: np.ndarray, sequences: Sequences) -> None:
+    for item, label in enumerate(labels):
+        assert sequences[item][:, 0].tolist() == (label * 100 + np.arange(STEPS)).tolist()
+
+
+def dealt(joint: JointDataset, values: np.ndarray) -> list[np.ndarray]:
+    """What each client gets of an array over all items."""
+    return [values[part] for part in joint.dealt.values()]
+
+
+def held(joint: JointDataset) -> list[list[float]]:
+    parts = dealt(joint, joint.items.labels)
+    return [part.tolist() for part in (joint.validation.labels, joint.test.labels, *parts)]
+
+
 def test_every_item_is_held_once_and_groups_are_on_one_side(config: Config) -> None:
     joint = load_joint(config)
-    parts = [joint.items.labels[part] for part in joint.dealt.values()]
-    held = np.concatenate([*parts, joint.validation.labels, joint.test.labels])
-    assert numbers(held) == list(range(ITEMS))
-    groups = [joint.items.groups[part] for part in joint.dealt.values()]
+    assert numbers(np.concatenate(held(joint))) == list(range(ITEMS))
+    groups = dealt(joint, joint.items.groups)
     assert disjoint([*groups, joint.validation.groups, joint.test.groups])
     assert len(joint.validation) == len(joint.test) == 0.2 * ITEMS
     assert tuple(joint.shapes) == ("audio", "vision")
@@ -89,14 +102,8 @@ def test_the_server_keeps_every_modality_of_its_items_and_never_permutes(config:
     joint = load_joint(config)
     for kept in (joint.validation, joint.test):
         assert set(kept.sequences) == set(WIDTHS)
-        for item, label in enumerate(kept.labels):
-            for sequences in kept.sequences.values():
-                assert sequences[item][:, 0].tolist() == (label * 100 + np.arange(STEPS)).tolist()
-
-
-def held(joint: JointDataset) -> list[list[float]]:
-    parts = [joint.items.labels[part] for part in joint.dealt.values()]
-    return [part.tolist() for part in (joint.validation.labels, joint.test.labels, *parts)]
+        for sequences in kept.sequences.values():
+            assert_features_are_those_of(kept.labels, sequences)
 
 
 def test_the_seed_decides_who_holds_what_and_the_clients_not_who_is_tested(file: Path) -> None:
@@ -115,7 +122,7 @@ def test_the_embedded_dataset_is_cut_and_split_by_speaker() -> None:
     names = ["vision", "language"]
     dataset = SyntheticConfig(modalities=names, num_items=120, num_speakers=30, max_seq_len=5)
     joint = load_joint(Config(run_dir="", clients={"default": 2}, dataset=dataset))
-    parts = [joint.items.groups[part] for part in joint.dealt.values()]
+    parts = dealt(joint, joint.items.groups)
     assert tuple(joint.shapes) == ("vision", "language")
     assert disjoint([*parts, joint.validation.groups, joint.test.groups])
     assert {each.lengths.max() for each in joint.items.sequences.values()} == {5}
@@ -130,19 +137,14 @@ def test_a_test_file_is_the_test_set(tmp_path: Path, file: Path) -> None:
     assert sum(map(len, joint.dealt.values())) == 0.8 * ITEMS
 
 
-def test_the_groups_of_a_test_file_must_be_new(tmp_path: Path, file: Path) -> None:
-    test = write(tmp_path / "test.npz", first=ITEMS - PER_GROUP, number=12)
+def test_the_groups_of_a_test_file_must_be_new(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    test = write(file.with_name("test.npz"), first=ITEMS - PER_GROUP, number=12)
     words = f"the group '{GROUPS - 1}'"  # and not np.str_('29')
     refused(config_for(file, test_path=str(test)), test, words)
-
-
-@pytest.mark.parametrize("spelling", ["train.npz", "./train.npz"])
-def test_the_training_file_cannot_be_the_test_file(
-    file: Path, spelling: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.chdir(file.parent)
-    config = config_for("train.npz", group=None, test_path=spelling)
-    refused(config, "its test items would not be new")
+    for spelling in ("train.npz", "./train.npz"):
+        config = config_for("train.npz", group=None, test_path=spelling)
+        refused(config, "its test items would not be new")
 
 
 def test_what_a_test_file_must_have(tmp_path: Path, file: Path) -> None:
@@ -224,18 +226,15 @@ def clients_of(config: Config) -> dict[ClientKey, ClientData]:
     return {key: client_data_of(joint, key, config) for key in joint.clients}
 
 
-def test_a_client_holds_its_own_modality_of_its_own_items(config: Config) -> None:
+def test_a_client_holds_its_own_modality_of_its_items_and_validates_on_groups_of_its_own(
+    config: Config,
+) -> None:
     joint = load_joint(config)
     for key, data in clients_of(config).items():
         assert data.modality == key.modality
         assert data.sequences.width == WIDTHS[key.modality]
         assert numbers(data.labels) == numbers(joint.items.labels[joint.dealt[key]])
-        for item, label in enumerate(data.labels):
-            assert data.sequences[item][:, 0].tolist() == (label * 100 + np.arange(STEPS)).tolist()
-
-
-def test_a_client_validates_on_groups_of_its_own(config: Config) -> None:
-    for data in clients_of(config).values():
+        assert_features_are_those_of(data.labels, data.sequences)
         assert sorted([*data.train, *data.validation]) == list(range(len(data.labels)))
         groups = data.labels // PER_GROUP
         assert len(data.validation) > 0
@@ -293,26 +292,3 @@ def test_rows_of_several_labels_move_together(file: Path) -> None:
     for key, data in clients_of(config).items():
         assert not np.array_equal(data.labels, right[key].labels)
         assert sorted(data.labels.tolist()) == sorted(right[key].labels.tolist())
-
-
-SITE = ClientKey("audio", 7)
-
-
-def test_a_site_holds_all_of_its_file(file: Path) -> None:
-    write(file, vision=None)  # it needs its own modality only
-    data = site_client_data(file, SITE, config_for("not-here.npz"))
-    assert data.modality == "audio"
-    assert numbers(data.labels) == list(range(ITEMS))
-    assert sorted([*data.train, *data.validation]) == list(range(ITEMS))
-    assert len(data.validation) == 0.2 * ITEMS
-    groups = data.labels // PER_GROUP
-    assert disjoint([groups[data.train], groups[data.validation]])
-
-
-def test_a_site_needs_its_modality_and_a_run_with_files(file: Path) -> None:
-    config = Config(run_dir="", dataset=SyntheticConfig(modalities=["audio"]))
-    words = "needs dataset=npz, and the run has dataset=synthetic"
-    refusal(lambda: site_client_data(file, SITE, config), words)
-    write(file, audio=None)
-    config = config_for("not-here.npz")
-    refusal(lambda: site_client_data(file, SITE, config), "no array 'audio'", file)

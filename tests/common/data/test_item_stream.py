@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_checks import assert_same_sequences, refusal
+from data_checks import assert_same_sequences, make_items, refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -113,8 +113,7 @@ def write(
 ) -> None:
     task = Task.multilabel if names else Task.regression
     labels = np.zeros((len(ids), len(names)) if names else len(ids), np.float32)
-    texts = np.array(ids)
-    items = MultimodalDataset(texts, texts, labels, sequences, label_names=names)
+    items = make_items(sequences, labels, ids, names=names)
     write_shard(path, items, info_of(items, path.stem, task, max(len(names), 1)))
 
 

@@ -7,30 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from data_checks import refusal, run_python
+from data_checks import manifest_of, refusal, run_python
 
 from common.clients import ClientKey
-from common.data.manifest import MANIFEST, Manifest, read_manifest, write_manifest
+from common.data.manifest import MANIFEST, read_manifest, write_manifest
 from common.data.shards import VERSION
 from common.task import Task
-
-
-def manifest_of(*names: str, **changes: Any) -> Manifest:
-    """A manifest that lists shards by name; the seal of a shard is its name twice."""
-    made = Manifest(
-        version=VERSION,
-        source={"format": "npz", "why": "", "files": [{"name": "größe.npz", "bytes": 3}]},
-        task=Task.multilabel,
-        outputs=3,
-        label_names=("joy", "größe", '"'),
-        modalities={"vision": {"width": 3}, "audio": {"width": 2}},
-        sides={"train": {"items": 4}, "validation": {"items": 0}, "test": {"items": 1}},
-        settings={"seed": 1, "clients": {"default": None}, "partition": {"alpha": 0.5}},
-        cleaning={"items without a label": 2},
-        warnings=("two groups are on both sides",),
-        shards={f"{name}.safetensors": {"seal": name * 2, "items": 1} for name in names},
-    )
-    return replace(made, **changes)
 
 
 def refused(folder: Path, *words: object) -> str:
@@ -66,8 +48,6 @@ def test_what_is_written_is_read_and_written_again_to_the_byte(tmp_path: Path) -
 
 
 COPY = """
-import sys
-from pathlib import Path
 from common.data.manifest import read_manifest, write_manifest
 write_manifest(Path(sys.argv[2]), read_manifest(Path(sys.argv[1])))
 """

@@ -151,15 +151,6 @@ def test_another_process_with_other_hashes_of_text_deals_the_same() -> None:
     assert run_python(program, PYTHONHASHSEED="4242", PYTHONPATH=path).strip() == digest()
 
 
-def test_groups_stay_whole() -> None:
-    items = dataset(90)
-    dealt = dealt_by("groups", items, {"audio": 4, "vision": 3})
-    held = [set(items.groups[part]) for part in dealt.values()]
-    assert sum(map(len, held)) == len(set(items.groups.tolist())) == 30
-    # Groups are equally large here, so clients differ by one.
-    assert {len(part) for part in dealt.values()} == {12, 15}
-
-
 def test_each_group_is_a_client_and_none_is_left_out() -> None:
     items = dataset(90)
     train = np.flatnonzero(items.groups < "g0024")

@@ -57,20 +57,10 @@ def test_what_plain_pickle_makes_room_for_is_read_without(name: str, file: Path)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < before + 10_000  # KiB
 
 
-def measured(script: str, *arguments: str) -> int:
-    """Run a script that begins with what it needs; return the number that it prints."""
-    head = (
-        "import resource, sys\nfrom pathlib import Path\n"
-        "from common.data.safe_pickle import load\nfrom common.errors import UserError\n"
-        # Of this process alone: what getrusage tells includes what it was forked from.
-        "def peak(): return int(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])\n"
-    )
-    return int(run_python(head + script, *arguments, OPENBLAS_NUM_THREADS="1"))
-
-
 def test_no_hostile_pickle_takes_memory(file: Path) -> None:
     """All of them in one process that may have 1 GiB beside what it imports."""
     script = """
+from common.data.safe_pickle import load
 from tests.common.data.hostile_pickles import REFUSED
 pages = int(Path("/proc/self/statm").read_text().split()[0])
 resource.setrlimit(resource.RLIMIT_AS, (pages * 4096 + 2**30,) * 2)
@@ -81,9 +71,9 @@ for name, (content, says) in REFUSED.items():
         load(path)
     except UserError as error:
         assert says in str(error), name
-print(peak())
+print(memory())
 """
-    assert measured(script, str(file)) < 400_000  # KiB
+    assert float(run_python(script, file, OPENBLAS_NUM_THREADS="1")) < 390  # MiB
 
 
 ARRAYS = {
@@ -143,8 +133,14 @@ def test_a_dictionary_with_a_default_is_a_plain_one(file: Path) -> None:
 def test_arrays_are_not_copied(file: Path) -> None:
     """Peak memory of loading 200 MB stays near 200 MB."""
     file.write_bytes(pickle.dumps({"x": np.ones((50_000_000,), dtype=np.float32)}, protocol=4))
-    taken = measured("before = peak()\nload(Path(sys.argv[1]))\nprint(peak() - before)", str(file))
-    assert 0.9 < taken * 1024 / file.stat().st_size < 1.3
+    script = """
+from common.data.safe_pickle import load
+before = memory()
+load(Path(sys.argv[1]))
+print(memory() - before)
+"""
+    taken = float(run_python(script, file, OPENBLAS_NUM_THREADS="1"))
+    assert 0.9 < taken * (1 << 20) / file.stat().st_size < 1.3
 
 
 def test_many_small_values_are_no_attack(file: Path) -> None:

@@ -9,7 +9,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_checks import assert_same, assert_same_sequences, refusal
+from data_checks import (
+    ITEMS,
+    PER_GROUP,
+    STEPS,
+    assert_same,
+    assert_same_sequences,
+    labels_for,
+    refusal,
+    write_items,
+)
 
 from common.clients import DEFAULT_CLIENTS, ClientKey
 from common.config import (
@@ -33,17 +42,8 @@ from common.data.shards import read_shard, write_shard
 from common.task import Task
 from server.preparation.preparation import prepare
 
-GROUPS, PER_GROUP, STEPS = 30, 3, 4
-ITEMS = GROUPS * PER_GROUP
 CLIENTS: dict[str, int | None] = {"default": 2, "audio": 3}
 ALL: Mapping[str, int | None] = {"default": None}
-LABELS = {
-    Task.regression: np.linspace(-3, 3, ITEMS),
-    Task.classification: np.arange(ITEMS) % 5,
-    Task.multilabel: (np.arange(ITEMS)[:, None] % np.array([2, 3, 7]) == 0).astype(float),
-}
-
-
 MODALITIES = ["vision", "audio", "language"]
 READ: dict[str, Any] = {"group": "video", "context": 2, "tabular": ["vision"], "max_seq_len": 6}
 READ |= {"modalities": MODALITIES}
@@ -53,16 +53,15 @@ def write_npz(path: Path, task: Task) -> Path:
     """Write items of three modalities; `audio` is ragged, and `vision` a table."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(1, 9, size=ITEMS)
-    np.savez(
+    return write_items(
         path,
-        label=LABELS[task],
+        label=labels_for(task, ITEMS),
         video=[f"vidéo-{item // PER_GROUP % 17}-{item // PER_GROUP}" for item in range(ITEMS)],
         vision=rng.normal(size=(ITEMS, STEPS, 3)).astype(np.float32),
         audio=rng.normal(size=(lengths.sum(), 2)).astype(np.float32),
         audio_offsets=np.r_[0, np.cumsum(lengths)],
         language=rng.normal(size=(ITEMS, 5)).astype(np.float16),
     )
-    return path
 
 
 def joint_config(path: Path, task: Task = Task.regression) -> Config:
@@ -114,7 +113,13 @@ def names(data: FederatedDataset) -> list[str]:
     return [str(key) for key in data.clients]
 
 
-def assert_same_federation(shards: Config, joint: Config) -> None:
+@pytest.mark.parametrize("task", list(Task))
+def test_prepared_shards_are_what_would_be_dealt_out_in_memory(tmp_path: Path, task: Task) -> None:
+    file = write_npz(tmp_path / "joint.npz", task)
+    folder = prepared(file, tmp_path / "shards", task, seed=7)
+    joint, shards = joint_config(file, task), shards_config(folder)
+    joint.seed = shards.seed = 7
+    joint.client = shards.client = ClientConfig(validation_fraction=0.4)
     actual, expected = load_federation(shards), load_joint(joint)
     for name in ("task", "outputs", "shapes", "clients", "label_names"):
         assert getattr(actual, name) == getattr(expected, name)
@@ -130,16 +135,6 @@ def assert_same_federation(shards: Config, joint: Config) -> None:
         for part in ("labels", "groups", "train", "validation"):
             np.testing.assert_array_equal(getattr(one, part), getattr(two, part))
         assert_same_sequences(one.sequences, two.sequences)
-
-
-@pytest.mark.parametrize("task", list(Task))
-def test_prepared_shards_are_what_would_be_dealt_out_in_memory(tmp_path: Path, task: Task) -> None:
-    file = write_npz(tmp_path / "joint.npz", task)
-    folder = prepared(file, tmp_path / "shards", task, seed=7)
-    joint, shards = joint_config(file, task), shards_config(folder)
-    joint.seed = shards.seed = 7
-    joint.client = shards.client = ClientConfig(validation_fraction=0.4)
-    assert_same_federation(shards, joint)
 
 
 def test_what_only_the_manifest_or_one_side_says_is_kept(folder: Path) -> None:
@@ -184,15 +179,12 @@ def test_counts_take_the_first_clients(
         ({"default": None, "audio": 4}, ["prepare", "clients.audio=4", "prepared for 3"]),
         ({"default": 3}, ["prepare", "clients.vision=3", "prepared for 2"]),
         ({"default": 1, "language": 10**6}, ["clients.language=1000000", "prepared for 2"]),
-        ({"default": None, "smell": 1}, ["clients.smell", "audio"]),
-        ({"default": None, "audio": 0}, ["'audio' has no client"]),
     ],
 )
 def test_counts_of_clients_that_were_not_prepared_are_refused(
     folder: Path, clients: dict[str, int | None], words: list[str]
 ) -> None:
-    message = refusal(lambda: load(folder, clients), *words)
-    assert (str(folder) in message) == ("prepared for" in message)
+    refusal(lambda: load(folder, clients), folder, *words)
 
 
 def test_clients_that_are_not_there_are_refused(folder: Path) -> None:

@@ -60,21 +60,21 @@ def test_the_evidence_of_two_parts_adds_up(task: Task, first: int, second: int, 
     torch.testing.assert_close(one + two, whole, atol=1e-9, rtol=1e-9)
 
 
-@pytest.mark.parametrize("groups", [None, torch.empty(0, dtype=torch.int64)])
+@pytest.mark.parametrize("items", [0, 7])
 @every_task
-def test_the_evidence_of_no_items_is_zero(task: Task, groups: Tensor | None) -> None:
-    found = calibration_sums(*draw(task, 0), some_prior(task), task, groups)
-    assert torch.equal(found, no_calibration_sums(task))
-    assert (found.dtype, found.shape) == (torch.float64, (calibration_size(task),))
-
-
-@every_task
-def test_agreement_is_as_long_as_announced_and_zero_without_items(task: Task) -> None:
-    sums = label_sums(draw(task, 9)[1], task, CLASSES)
-    for items in (0, 7):
-        found = label_agreement(*draw(task, items), sums, some_prior(task), task)
-        assert (found.dtype, found.shape) == (torch.float64, (agreement_size(task),))
+def test_sums_are_as_long_as_announced_and_zero_without_items(task: Task, items: int) -> None:
+    drawn, sums = draw(task, items), label_sums(draw(task, 9)[1], task, CLASSES)
+    evidence = calibration_sums(*drawn, some_prior(task), task)
+    grouped = calibration_sums(*drawn, some_prior(task), task, torch.arange(items))
+    agreement = label_agreement(*drawn, sums, some_prior(task), task)
+    for found, size in (
+        (evidence, calibration_size(task)),
+        (grouped, calibration_size(task)),
+        (agreement, agreement_size(task)),
+    ):
+        assert (found.dtype, found.shape) == (torch.float64, (size,))
         assert items > 0 or not found.any()
+    assert items > 0 or torch.equal(evidence, no_calibration_sums(task))
 
 
 def test_the_sums_are_taken_in_double_precision() -> None:

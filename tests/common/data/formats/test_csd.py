@@ -1,6 +1,5 @@
 """What the reader of computational sequences refuses, and how it finds an item's steps."""
 
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -230,30 +229,9 @@ def test_damaged_files_and_wrong_numbers_of_them(tmp_path: Path) -> None:
     fails(tmp_path, words=["0 of", "expected one", "'label'"])
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"context": 1}, ["+context"]),
-        ({"group": "video"}, ["+group"]),
-        ({"modalities": ("smell",)}, ["'smell'", "language"]),
-        ({"task": Task.multilabel}, ["task=emotion"]),
-        ({"task": Task.multilabel, "emotions": True}, ["has no emotions"]),
-        ({"task": Task.classification}, ["whole numbers"]),
-        ({"tabular": ("language",)}, ["+tabular"]),
-    ],
-)
-def test_settings_that_do_not_fit(
-    tmp_path: Path, options: dict[str, Any], words: list[str]
-) -> None:
-    words_of = {**WORDS, "w[0]": (np.ones((1, 3)), np.zeros((1, 2)))}
-    labels = {**LABELS, "w[0]": ([[0.5]], [[0.0, 1.0]])}
-    fails(make(tmp_path, labels, glove=words_of), words=words, prefix="+", **options)
-
-
-def test_h5py_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make(tmp_path)
-    monkeypatch.setitem(sys.modules, "h5py", None)
-    fails(tmp_path, words=["needs h5py: pip install 'ha-fedformer[prepare]'"])
+def test_labels_of_a_sentiment_alone_are_no_emotions(tmp_path: Path) -> None:
+    emotions: dict[str, Any] = {"task": Task.multilabel, "emotions": True}
+    fails(make(tmp_path), words=["has no emotions"], **emotions)
 
 
 @pytest.mark.parametrize("place", ["glove", "glove/data", "glove/data/v[0]"])

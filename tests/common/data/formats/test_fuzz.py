@@ -104,14 +104,6 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence what only the making of wrong values warns of."""
-    with warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")
-        yield
-
-
 # ---- Wrong values ---------------------------------------------------------------------
 
 DTYPES = ("f2", "f4", "f8", ">f4", "i1", "i8", "u8", "?", "c8", "S3", "U2", "O", "M8[s]", "m8[D]")
@@ -448,7 +440,8 @@ def attempt_changed(kind: str, rng: Random, change: Callable[[str, bytes], bytes
     """Change one file of a valid source, and read it in some way."""
     name = rng.choice(list(valid(kind)[1]))
     note(name)
-    with quiet():
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # that only the making of wrong values gives
         try:
             raw = change(name, valid(kind)[1][name])
         except UNWRITABLE:

@@ -14,7 +14,6 @@ from common.task import Task
 
 mmsa, mult, multibench = (FORMATS[name] for name in ("mmsa", "mult", "multibench"))
 FILE = Path("mosi.pkl")  # what it holds is given apart
-ZERO_TEXT = "items whose language is all zero, dropped"
 REPEATED = "items whose id occurred before, dropped"
 
 
@@ -59,34 +58,36 @@ def circular() -> list[Any]:
 ROW = [b"v", b"0.5", b"1.5"]
 BARE = [np.array([[b"v"]] * 3), np.array([["v"]] * 3), np.array([b"v"] * 3), [b"v"] * 3]
 ROWS = [np.array([ROW] * 3), np.array([ROW] * 3, object), [np.array(ROW)] * 3]
+TEXTS = [split()["id"].astype(kind) for kind in ("U", "S", object)]
 
 
-@pytest.mark.parametrize("ids", [*BARE, *ROWS, np.array([["v", "0.5", "1.5"]] * 3)])
-def test_rows_and_bare_byte_strings_are_mult(ids: Any) -> None:
-    why = mult.recognise(Given([FILE], {"train": split(id=ids)}))
-    assert why is not None and "train" in why and "\n" not in why
-
-
-@pytest.mark.parametrize("kind", ["U", "S", object])
-def test_text_with_a_segment_is_multibench(kind: Any) -> None:
-    content = {"train": split(), "valid": split()}
-    content["train"]["id"] = content["train"]["id"].astype(kind)
-    assert mult.recognise(Given([FILE], content)) is None
-    assert "train, valid" in str(multibench.recognise(Given([FILE], content)))
-
-
-def test_mmsa_is_known_by_its_labels() -> None:
-    assert "regression_labels" in str(mmsa.recognise(Given([FILE], {"test": mmsa_split()})))
-    assert mmsa.recognise(Given([FILE], {"test": split()})) is None
-    assert multibench.recognise(Given([FILE], {"test": mmsa_split()})) is None
-
-
-@pytest.mark.parametrize("reader", [mmsa, mult, multibench])
 @pytest.mark.parametrize(
-    "content", [None, 1, "train", [], {}, {"train": 1}, {"train": {}}, {1: 2}, circular()]
+    ("content", "readers", "words"),
+    [
+        *(
+            ({"train": split(id=ids)}, ["mult", "multibench"], "train")
+            for ids in (*BARE, *ROWS, np.array([["v", "0.5", "1.5"]] * 3))
+        ),
+        *(
+            ({"train": split(id=ids), "valid": split()}, ["multibench"], "train, valid")
+            for ids in TEXTS
+        ),
+        ({"test": mmsa_split()}, ["mmsa"], "regression_labels"),
+        *(
+            (content, [], "")
+            for content in (None, 1, "train", [], {}, {"train": 1}, {"train": {}}, {1: 2})
+        ),
+        (circular(), [], ""),
+    ],
 )
-def test_other_contents_are_not_recognised(reader: Format, content: object) -> None:
-    assert reader.recognise(Given([FILE], content)) is None
+def test_readers_are_tried_in_order_and_know_theirs(
+    content: object, readers: list[str], words: str
+) -> None:
+    """All ids may be of MultiBench, which is asked last."""
+    given = Given([FILE], content)
+    found = {name: FORMATS[name].recognise(given) for name in ("mmsa", "mult", "multibench")}
+    assert [name for name, why in found.items() if why is not None] == readers
+    assert all(words in why and "\n" not in why for why in found.values() if why is not None)
 
 
 @pytest.mark.parametrize("key", ["audio", "text", "labels", "id"])
@@ -133,30 +134,15 @@ def test_contents_that_do_not_fit() -> None:
     fails({"train": split(), "test": None}, "'test'", "NoneType", "expected")
     wider = {"train": split(), "valid": split(text=np.ones((3, 4, 9)))}
     fails(wider, "'text'", "3 in 'train'", "9 in 'valid'")
-    halves = {"train": split(labels=np.array([0.5, 1, 2]))}
-    fails(halves, "whole numbers from 0", task=Task.classification)
+    audio = np.ones((3, 4, 2))
+    audio[1, :3] = 0
+    words = "audio", "from 1 to 4 steps", "+tabular"
+    fails({"train": split(audio=audio)}, *words, prefix="+", tabular=("audio",))
     fails({"train": split(labels=LONG)}, "too large")
     fails({"train": split(labels=np.full(3, np.nan))}, "mosi.pkl")  # and nothing is left
     fails({"train": split(text=np.zeros((3, 4, 3)))}, "mosi.pkl")
     some = np.ones((3, 4, 3)) * [[[0]], [[1]], [[1]]]
     fails({"train": split(text=some, labels=np.array([1, np.nan, np.nan]))}, "mosi.pkl")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"modalities": ("smell",)}, ["'smell'", "language, audio"]),
-        ({"context": 2}, ["+context=2"]),
-        ({"group": "video"}, ["+group=video", "videos"]),
-        ({"task": Task.multilabel}, ["+task=emotion"]),
-        ({"task": Task.multilabel, "emotions": True}, ["has no emotions", "labels"]),
-        ({"tabular": ("audio",)}, ["audio", "from 1 to 4 steps", "+tabular"]),
-    ],
-)
-def test_settings_that_do_not_fit(options: dict[str, Any], words: list[str]) -> None:
-    audio = np.ones((3, 4, 2))
-    audio[1, :3] = 0
-    fails({"train": split(audio=audio)}, *words, prefix="+", **options)
 
 
 @pytest.mark.parametrize("last", [[5], [-1], [2.5], [np.nan], [], [np.inf]])
@@ -166,17 +152,6 @@ def test_lengths_that_do_not_fit(last: list[float]) -> None:
 
 
 # ---- Items ----------------------------------------------------------------------------
-
-
-def test_padding_is_cut_on_both_sides() -> None:
-    text = np.zeros((3, 4, 3))
-    text[0, 2:] = 1  # on the left
-    text[1, :2] = 2  # on the right
-    text[2, [0, 3], 0] = 3  # none: zeros between two steps stay
-    sequences = read({"train": split(text=text)}).items.sequences["language"]
-    assert sequences.lengths.tolist() == [2, 2, 4]
-    assert len(sequences.values) == 8
-    np.testing.assert_array_equal(sequences[2], text[2])
 
 
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
@@ -189,15 +164,9 @@ def test_what_is_not_finite_is_no_padding(value: float) -> None:
     assert items.not_finite() == {"audio values not finite, set to the mean": 1}
 
 
-def test_items_without_text_are_dropped_and_those_without_audio_are_kept() -> None:
-    text, audio = np.ones((3, 4, 3)), np.ones((3, 4, 2))
-    text[0], audio[1] = 0, 0
-    items = read({"train": split(text=text, audio=audio)}).items
-    assert items.ids.tolist() == ["v[1]", "v[2]"]
-    assert items.sequences["audio"].lengths.tolist() == [0, 4]
-    assert items.cleaning == {ZERO_TEXT: 1, "items without audio": 1}
+def test_items_without_text_are_kept_where_text_is_not_read() -> None:
     content = {"train": split(text=np.zeros((3, 4, 3)))}
-    assert len(read(content, modalities=("audio",)).items) == 3  # text that is not read
+    assert len(read(content, modalities=("audio",)).items) == 3
 
 
 def test_an_id_that_occurred_before_is_dropped() -> None:
@@ -212,9 +181,7 @@ def test_an_id_that_occurred_before_is_dropped() -> None:
     assert source.items.cleaning == {REPEATED: 3}
 
 
-def test_splits_are_called_as_elsewhere() -> None:
-    content = {"train": split(1, "a"), "valid": split(1, "b"), "test": split(1, "c")}
-    assert read(content).splits.tolist() == ["train", "validation", "test"]
+def test_dev_is_validation() -> None:
     assert read({"dev": split()}).splits.tolist() == ["validation"] * 3
 
 
@@ -301,9 +268,6 @@ def test_text_bert_alone_is_no_language() -> None:
 
 
 def test_classes_have_a_key_of_their_own() -> None:
-    items = read({"train": mmsa_split()}, mmsa, task=Task.classification).items
-    assert items.labels.tolist() == [0, 1, 2]
-    assert items.labels.dtype == np.int64
     content = {"train": mmsa_split(classification_labels=None)}
     assert mmsa.recognise(Given([FILE], content))
     fails(content, "classification_labels", reader=mmsa, task=Task.classification)

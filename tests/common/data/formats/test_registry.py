@@ -1,17 +1,20 @@
-"""The registry of formats: one module with one entry is all that a format needs."""
+"""The registry of formats: one module is all that a format needs; what several refuse alike."""
 
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from data_checks import refusal
 
 from common.config import PrepareConfig
 from common.data.formats.registry import FORMATS, check_format, read_source
 from common.data.item_stream import open_items
 from common.data.source import ReadSettings
-from common.errors import UserError
+from common.task import Task
 from server.preparation.reading import read
+from tests.common.data.formats import writers
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -66,10 +69,50 @@ def test_a_format_is_a_module_with_one_entry(lines: Path, format: str) -> None:
 
 def test_a_format_that_is_none_is_refused_with_the_list() -> None:
     names = "auto, csd, mmsa, mult, multibench, npz, table"
-    with pytest.raises(UserError, match=f"^format=hdf: expected one of {names}$"):
-        check_format("hdf")
-    with pytest.raises(UserError, match=r"format=hdf: expected one of .* synthetic, table$"):
-        read(PrepareConfig(format="hdf"), lambda *_: None)
+    assert refusal(lambda: check_format("hdf")) == f"format=hdf: expected one of {names}"
+    config = PrepareConfig(format="hdf")
+    assert refusal(lambda: read(config, lambda *_: None)).endswith("synthetic, table")
+
+
+UTTERANCES = writers.make_utterances(4, count=10, videos=5)
+EMOTIONS = {"task": Task.multilabel, "emotions": True}
+OF_UTTERANCES: list[tuple[dict[str, Any], list[str]]] = [
+    ({"context": 2}, ["+context=2"]),
+    ({"group": "video"}, ["+group=video", "videos"]),
+    ({"modalities": ("smell",)}, ["'smell'", "language"]),
+    ({"tabular": ("audio",)}, ["audio", "+tabular"]),
+    ({"task": Task.multilabel}, ["+task=emotion"]),
+    ({"task": Task.classification}, ["whole numbers from 0"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("format", "options", "words"),
+    [
+        *((name, *row) for name in ("csd", "mult", "multibench") for row in OF_UTTERANCES),
+        ("multibench", EMOTIONS, ["has no emotions", "labels"]),
+        ("table", EMOTIONS, ["+labels", "+task=multilabel"]),
+        ("table", {"group": "ward"}, ["no column 'ward'", "+group"]),
+        ("table", {"modalities": ("smell",)}, ["smell.npy", "+arrays.smell"]),
+        ("table", {"arrays": {"smell": "/nothing.npy"}}, ["/nothing.npy", "does not exist"]),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(
+    tmp_path: Path, format: str, options: dict[str, Any], words: list[str]
+) -> None:
+    path = writers.WRITERS[format](tmp_path, UTTERANCES)
+    refusal(lambda: read_source([path], format, ReadSettings(prefix="+", **options)), *words)
+
+
+@pytest.mark.parametrize(("format", "library"), [("csd", "h5py"), ("table", "pyarrow")])
+@pytest.mark.parametrize("read", [read_source, open_items])
+def test_a_library_that_is_missing_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, library: str, read: Any
+) -> None:
+    path = writers.WRITERS[format](tmp_path, UTTERANCES)
+    monkeypatch.setitem(sys.modules, library, None)
+    words = f"needs {library}: pip install 'ha-fedformer[prepare]'"
+    refusal(lambda: read([path], format, ReadSettings(predicting=True)), words)
 
 
 def test_every_format_has_a_row_in_the_readme() -> None:

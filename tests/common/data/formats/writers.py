@@ -176,49 +176,45 @@ def _labels(items: Sequence[Utterance], shape: LabelShape) -> Array:
     return labels if shape in ("(N,1)", "(N,7)") else labels[:, None, :]
 
 
-def multibench_content(
+def _content(
     utterances: Sequence[Utterance],
+    id_of: Callable[[Utterance], str | list[str]],
+    steps: Mapping[str, int],
     *,
+    ids: IdKind,
     label_shape: LabelShape = "(N,1,1)",
     pad: Pad = "left",
-    length: int = 50,
-    object_ids: bool = False,
-    byte_ids: bool = False,
     dtype: DTypeLike = "f4",
 ) -> dict[str, dict[str, Array]]:
-    """Return what a MultiBench file holds: split to vision, audio, text, labels and id."""
-
     def content(items: list[Utterance]) -> dict[str, Array]:
-        ids: Array = np.array([item.name for item in items], "S" if byte_ids else "U")
+        texts: Array = np.array(list(map(id_of, items)), "S" if ids in ("S", "object") else "U")
         return {
-            **_padded(items, dict.fromkeys(MODALITIES, length), pad, dtype),
+            **_padded(items, steps, pad, dtype),
             "labels": _labels(items, label_shape),
-            "id": ids.astype(object) if object_ids else ids,
-        }
-
-    return _splits(utterances, content)
-
-
-def mult_content(
-    utterances: Sequence[Utterance],
-    *,
-    aligned: bool = True,
-    pad: Pad = "left",
-    ids: IdKind = "S",
-    dtype: DTypeLike = "f4",
-) -> dict[str, dict[str, Array]]:
-    """Return what a MulT file holds; its id rows are video, start and end."""
-
-    def content(items: list[Utterance]) -> dict[str, Array]:
-        rows = [[item.video, f"{item.start:.4f}", f"{item.end:.4f}"] for item in items]
-        texts: Array = np.array(rows, "S" if ids in ("S", "object") else "U").reshape(-1, 3)
-        return {
-            **_padded(items, dict.fromkeys(MODALITIES, 50) if aligned else STEPS, pad, dtype),
-            "labels": _labels(items, "(N,1,1)"),
             "id": texts.astype(object) if "object" in ids else texts,
         }
 
     return _splits(utterances, content)
+
+
+def multibench_content(
+    utterances: Sequence[Utterance], *, length: int = 50, ids: IdKind = "U", **options: Any
+) -> dict[str, dict[str, Array]]:
+    """Return what a MultiBench file holds: split to vision, audio, text, labels and id."""
+    steps = dict.fromkeys(MODALITIES, length)
+    return _content(utterances, lambda item: item.name, steps, ids=ids, **options)
+
+
+def mult_content(
+    utterances: Sequence[Utterance], *, aligned: bool = True, ids: IdKind = "S", **options: Any
+) -> dict[str, dict[str, Array]]:
+    """Return what a MulT file holds; its id rows are video, start and end."""
+
+    def row(item: Utterance) -> list[str]:
+        return [item.video, f"{item.start:.4f}", f"{item.end:.4f}"]
+
+    steps = dict.fromkeys(MODALITIES, 50) if aligned else STEPS
+    return _content(utterances, row, steps, ids=ids, **options)
 
 
 def mmsa_content(
