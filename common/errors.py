@@ -1,4 +1,9 @@
-"""The one exception for mistakes that the user must fix."""
+"""The one exception for mistakes that the user must fix, and text that is safe to show."""
+
+
+def printable(text: str, instead: str = " ") -> str:
+    """Return one line of text that is safe to show, whatever a file or a caller put in it."""
+    return "".join(character if character.isprintable() else instead for character in text)
 
 
 class UserError(Exception):
@@ -9,6 +14,4 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        # A name read from a file may hold any character; the message stays one line of text.
-        printable = (character if character.isprintable() else " " for character in message)
-        super().__init__("".join(printable))
+        super().__init__(printable(message))

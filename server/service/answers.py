@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from common.config import ServeConfig
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.task import Task
 from server.prediction.predictor import Predictor, model_path
 from server.run.folder import CONFIG, SUMMARY, read_settings
@@ -134,8 +134,7 @@ def json_answer(
 
 def error_answer(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
     """Return an error; its message may quote what a caller sent, and stays one line of text."""
-    line = "".join(letter if letter.isprintable() else " " for letter in message)
-    return json_answer({"error": line}, status, headers)
+    return json_answer({"error": printable(message)}, status, headers)
 
 
 def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -> ModelAnswer:
