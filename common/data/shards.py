@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter, ValidationError
 
 from common.clients import check_modality_name
-from common.data.dataset import FloatArray, LabelArray, MultimodalDataset, Sequences
+from common.data.dataset import FloatArray, ItemPart, LabelArray, MultimodalDataset, Sequences
 from common.errors import UserError
 from common.seal import NotSealedError, SealError, map_arrays, read_sealed, write_sealed
 from common.task import Task
@@ -149,7 +149,7 @@ class ShardStream:
         info, arrays, _ = _open(path)
         return cls(path, info, arrays.count)
 
-    def part(self, first: int, last: int) -> tuple[NDArray[np.str_], dict[str, Sequences]]:
+    def part(self, first: int, last: int) -> ItemPart:
         """Return the ids of the items from `first` to before `last`, and their sequences.
 
         Labels and groups are not looked at. `UserError` if these items are not sound.
@@ -157,7 +157,7 @@ class ShardStream:
         with _shard_errors(self.path):
             arrays = _Arrays(self.path, map_arrays(self.path), self.count)
         ids, sequences = arrays.part(self.info, slice(first, last))
-        return ids, {name: seqs.narrowed() for name, seqs in sequences.items()}
+        return ItemPart(ids, {name: seqs.narrowed() for name, seqs in sequences.items()})
 
 
 @contextmanager
@@ -279,8 +279,9 @@ class _Arrays:
             raise self.fail(f"{name} is tabular and has items of different lengths")
         return sequences
 
-    def part(self, info: ShardInfo, part: slice) -> tuple[NDArray[np.str_], dict[str, Sequences]]:
+    def part(self, info: ShardInfo, part: slice) -> ItemPart:
         """Return the ids and the sequences of some items."""
-        return self.names("ids", part), {
-            name: self.sequences(name, part, name in info.tabular) for name in info.modalities
-        }
+        ids = self.names("ids", part)
+        names = info.modalities
+        sequences = {name: self.sequences(name, part, name in info.tabular) for name in names}
+        return ItemPart(ids, sequences)
