@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from common.clients import check_modality_name
 from common.data.dataset import FloatArray, ItemPart, LabelArray, MultimodalDataset, Sequences
-from common.errors import UserError
+from common.errors import UserError, parsed_as
 from common.seal import NotSealedError, SealError, map_arrays, read_sealed, write_sealed
 from common.task import Task
 
@@ -30,8 +29,6 @@ VERSION = 1
 
 #: Bytes of an id or of a group's name.
 MAX_NAME = 4096
-
-Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -195,16 +192,6 @@ def _open(path: Path) -> tuple[ShardInfo, "_Arrays", str]:
     if arrays.count == 0 or not info.modalities:
         raise arrays.fail("it holds no item, or no modality")
     return info, arrays, seal
-
-
-def parsed_as(kind: type[Parsed], content: object) -> Parsed:
-    """Validate JSON content as a dataclass; `ValueError` names the first mistake in one line."""
-    try:
-        return TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)
