@@ -14,7 +14,7 @@ from tiny_runs import left_in, tiny
 
 from common.errors import UserError
 from server.app import prepare
-from server.baselines.baseline import run_baseline
+from server.baselines import run_baseline
 from server.prediction.predictor import Predictor
 from server.run.folder import flat_settings, read_settings
 from server.run.run import Run
