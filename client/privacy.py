@@ -20,7 +20,7 @@ from torch import Tensor
 from common.config import PrivacyConfig, PrivacyRule
 from common.messages import Downlink, Uplink
 from common.posterior import Gaussian, Posterior
-from common.secure_noise import Source, normal
+from common.secure_noise import Source, with_noise
 
 
 def protect(
@@ -32,7 +32,7 @@ def protect(
     encoder, decoder = _clipped(uplink, downlink, config.clip)
     if config.name is PrivacyRule.local:
         deviation = config.noise_multiplier * config.clip
-        encoder, decoder = (_noisy(part, deviation, source) for part in (encoder, decoder))
+        encoder, decoder = (with_noise(part, deviation, source) for part in (encoder, decoder))
     return replace(
         uplink,
         encoder=Posterior.of({name: Gaussian(mean) for name, mean in encoder.items()}),
@@ -58,10 +58,3 @@ def _clipped(uplink: Uplink, downlink: Downlink, clip: float) -> list[dict[str, 
         {name: sent[name] + change * (clip / norm) for name, change in part.items()}
         for part, (_, sent) in zip(changes, parts, strict=True)
     ]
-
-
-def _noisy(arrays: dict[str, Tensor], deviation: float, source: Source) -> dict[str, Tensor]:
-    return {
-        name: (array.double() + normal(array.shape, deviation, source)).to(array.dtype)
-        for name, array in arrays.items()
-    }

@@ -1,4 +1,15 @@
-"""The one exception for mistakes that the user must fix."""
+"""The one exception for mistakes that the user must fix, and text that is safe to show."""
+
+from typing import TypeVar
+
+from pydantic import TypeAdapter, ValidationError
+
+Parsed = TypeVar("Parsed")
+
+
+def printable(text: str, instead: str = " ") -> str:
+    """Return one line of text that is safe to show, whatever a file or a caller put in it."""
+    return "".join(character if character.isprintable() else instead for character in text)
 
 
 class UserError(Exception):
@@ -9,6 +20,19 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str) -> None:
-        # A name read from a file may hold any character; the message stays one line of text.
-        printable = (character if character.isprintable() else " " for character in message)
-        super().__init__("".join(printable))
+        super().__init__(printable(message))
+
+
+def first_mistake(error: ValidationError) -> str:
+    """Say in one line what was refused first, and where."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(map(str, first["loc"]))
+    return f"{place}: {first['msg']}" if place else first["msg"]
+
+
+def parsed_as(kind: type[Parsed], content: object) -> Parsed:
+    """Validate JSON content as a dataclass; `ValueError` names the first mistake in one line."""
+    try:
+        return TypeAdapter(kind).validate_python(content)
+    except ValidationError as error:
+        raise ValueError(first_mistake(error)) from error

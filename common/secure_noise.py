@@ -6,7 +6,7 @@ computed from its output. Its bits are the operating system's, so such a run is 
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -25,3 +25,11 @@ def normal(shape: Sequence[int], deviation: float, source: Source = os.urandom) 
     uniform = torch.from_numpy((words.astype(np.float64) + 0.5) / 2**_BITS)
     drawn: Tensor = deviation * torch.special.ndtri(uniform).reshape(tuple(shape))
     return drawn
+
+
+def with_noise(arrays: Mapping[str, Tensor], deviation: float, source: Source) -> dict[str, Tensor]:
+    """Add independent N(0, deviation^2) to every number; the sums are rounded once."""
+    return {
+        name: (array.double() + normal(array.shape, deviation, source)).to(array.dtype)
+        for name, array in arrays.items()
+    }

@@ -16,8 +16,7 @@ from server.records import RoundRecord
 from server.run.checkpoint import Checkpoint, Checkpoints
 from server.run.console import JsonConsole, RunConsole
 from server.run.federation import federate
-from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder
-from server.run.resume import resumed_config
+from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder, resumed_config
 from server.run.run import Run
 from server.tracking.tracker import check_tracking, make_tracking
 
@@ -26,7 +25,7 @@ def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = No
     """Load the data and open the run folder, before any client is asked for anything.
 
     A new run goes into `folder`; with ``resume`` the overrides `given` are asked of the former one,
-    see `server.run.resume.resumed_config`. Raises `UserError` if the data cannot be used, the
+    see `server.run.folder.resumed_config`. Raises `UserError` if the data cannot be used, the
     folder holds a run already, or there is nothing to resume.
     """
     use_one_thread()

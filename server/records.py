@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from common.metrics import HEADLINE
+
 T = TypeVar("T")
 
 
@@ -92,6 +94,13 @@ class RoundRecord:
     bytes_up: int = 0
     seconds: float = 0.0
     phases: Mapping[str, float] = field(default_factory=dict)  # `Phase` to seconds
+
+    def check_scores(self, others: Mapping[str, Mapping[str, float]]) -> None:
+        """Raise `ValueError` unless this has the scores that another round has."""
+        names, metrics = self.validation.keys(), set(HEADLINE.values())
+        scored = all(metrics & scores.keys() for scores in self.validation.values())
+        if not scored or names != others.keys() or "multimodal" not in names:
+            raise ValueError(f"round {self.round} lacks scores of the validation items")
 
     def to_json(self) -> dict[str, Any]:
         """Return the object of ``rounds.jsonl``, with its keys in their order."""

@@ -5,6 +5,7 @@ Notation: N items, R rows of one modality, D feature width, K labels or classes.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -121,6 +122,13 @@ def concatenate(parts: list[Sequences]) -> Sequences:
 def describe_shape(shape: tuple[int, ...]) -> str:
     """Say the shape of a feature's statistics in words: "35 wide", "6 steps, 1 wide"."""
     return ", ".join([*(f"{steps} steps" for steps in shape[:-1]), f"{shape[-1]} wide"])
+
+
+class ItemPart(NamedTuple):
+    """Ids (N,), and modality to sequences, N each; length 0 where an item lacks it."""
+
+    ids: NDArray[np.str_]
+    sequences: Mapping[str, Sequences]
 
 
 @dataclass(frozen=True)

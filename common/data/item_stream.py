@@ -8,13 +8,11 @@ Notation: N items.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import starmap
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
-from common.data.dataset import Sequences
+from common.data.dataset import ItemPart
 from common.data.formats.registry import FORMATS, recognise
 from common.data.manifest import MANIFEST
 from common.data.shards import ShardStream
@@ -27,21 +25,13 @@ SHARD = "shard"
 
 
 @dataclass(frozen=True)
-class Items:
-    """Some items: (N,) ids, and modality to sequences, N each; length 0 where an item lacks it."""
-
-    ids: NDArray[np.str_]
-    sequences: Mapping[str, Sequences]
-
-
-@dataclass(frozen=True)
 class ItemStream:
     """A source of N items."""
 
     format: str
     why: str  # one line: what it was recognised by
     count: int  # N
-    parts: Callable[[int], Iterator[Items]]  # yields all items in order, so many at a time
+    parts: Callable[[int], Iterator[ItemPart]]  # yields all items in order, so many at a time
     cleaning: Mapping[str, int] = field(default_factory=dict)  # what, and how many times
     label_names: tuple[str, ...] = ()  # of classes or labels, where the source says it
 
@@ -79,13 +69,13 @@ def _shards(paths: Sequence[Path], settings: ReadSettings) -> ItemStream:
                 f"{', '.join(wanted)}"
             )
 
-    def parts(size: int) -> Iterator[Items]:
+    def parts(size: int) -> Iterator[ItemPart]:
         for stream in streams:
             for first in range(0, stream.count, size):
                 ids, sequences = stream.part(first, first + size)
                 names = [name for name in wanted or sequences if name in sequences]
                 cut = {name: sequences[name].last_steps(settings.max_seq_len) for name in names}
-                yield Items(ids, cut)
+                yield ItemPart(ids, cut)
 
     names = ", ".join(stream.info.name for stream in streams)
     count = sum(stream.count for stream in streams)
@@ -96,14 +86,13 @@ def _source(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemS
     given, name, why = recognise(paths, format, settings)
     stream = FORMATS[name].stream(given, settings)
     if stream is not None:
-        count, read_parts = stream
-        return ItemStream(name, why, count, lambda size: starmap(Items, read_parts(size)))
+        return ItemStream(name, why, *stream)
     items = FORMATS[name].read(given, settings).items
 
-    def parts(size: int) -> Iterator[Items]:
+    def parts(size: int) -> Iterator[ItemPart]:
         for first in range(0, len(items), size):
             part = items.select(np.arange(first, min(first + size, len(items))))
             sequences = {name: whole.narrowed() for name, whole in part.sequences.items()}
-            yield Items(part.ids, sequences)
+            yield ItemPart(part.ids, sequences)
 
     return ItemStream(name, why, len(items), parts, items.cleaning)

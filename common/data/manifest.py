@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from common.clients import ClientKey
-from common.data.shards import VERSION, Shard, parsed_as, read_shard
-from common.errors import UserError
+from common.data.shards import VERSION, Shard, read_shard
+from common.errors import UserError, parsed_as
 from common.seal import SUFFIX
 from common.task import Task
 

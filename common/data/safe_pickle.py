@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import UserError
+from common.errors import UserError, printable
 
 #: Bytes that everything in a pickle together may take: so many, and times the file's size.
 FREE, RATIO = 1 << 26, 32
@@ -49,8 +49,7 @@ class RefusedError(Exception):
 
 
 def _short(text: str) -> str:
-    clean = "".join(character if character.isprintable() else "?" for character in text[:80])
-    return clean if len(text) <= 80 else f"{clean}…"
+    return printable(text[:80], "?") + "…" * (len(text) > 80)
 
 
 class _DType:

@@ -12,16 +12,15 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter, ValidationError
 
 from common.clients import check_modality_name
-from common.data.dataset import FloatArray, LabelArray, MultimodalDataset, Sequences
-from common.errors import UserError
+from common.data.dataset import FloatArray, ItemPart, LabelArray, MultimodalDataset, Sequences
+from common.errors import UserError, parsed_as
 from common.seal import NotSealedError, SealError, map_arrays, read_sealed, write_sealed
 from common.task import Task
 
@@ -30,8 +29,6 @@ VERSION = 1
 
 #: Bytes of an id or of a group's name.
 MAX_NAME = 4096
-
-Parsed = TypeVar("Parsed")
 
 
 @dataclass(frozen=True)
@@ -149,7 +146,7 @@ class ShardStream:
         info, arrays, _ = _open(path)
         return cls(path, info, arrays.count)
 
-    def part(self, first: int, last: int) -> tuple[NDArray[np.str_], dict[str, Sequences]]:
+    def part(self, first: int, last: int) -> ItemPart:
         """Return the ids of the items from `first` to before `last`, and their sequences.
 
         Labels and groups are not looked at. `UserError` if these items are not sound.
@@ -157,7 +154,7 @@ class ShardStream:
         with _shard_errors(self.path):
             arrays = _Arrays(self.path, map_arrays(self.path), self.count)
         ids, sequences = arrays.part(self.info, slice(first, last))
-        return ids, {name: seqs.narrowed() for name, seqs in sequences.items()}
+        return ItemPart(ids, {name: seqs.narrowed() for name, seqs in sequences.items()})
 
 
 @contextmanager
@@ -195,16 +192,6 @@ def _open(path: Path) -> tuple[ShardInfo, "_Arrays", str]:
     if arrays.count == 0 or not info.modalities:
         raise arrays.fail("it holds no item, or no modality")
     return info, arrays, seal
-
-
-def parsed_as(kind: type[Parsed], content: object) -> Parsed:
-    """Validate JSON content as a dataclass; `ValueError` names the first mistake in one line."""
-    try:
-        return TypeAdapter(kind).validate_python(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        raise ValueError(f"{place}: {first['msg']}") from error
 
 
 @dataclass(frozen=True)
@@ -279,8 +266,9 @@ class _Arrays:
             raise self.fail(f"{name} is tabular and has items of different lengths")
         return sequences
 
-    def part(self, info: ShardInfo, part: slice) -> tuple[NDArray[np.str_], dict[str, Sequences]]:
+    def part(self, info: ShardInfo, part: slice) -> ItemPart:
         """Return the ids and the sequences of some items."""
-        return self.names("ids", part), {
-            name: self.sequences(name, part, name in info.tabular) for name in info.modalities
-        }
+        ids = self.names("ids", part)
+        names = info.modalities
+        sequences = {name: self.sequences(name, part, name in info.tabular) for name in names}
+        return ItemPart(ids, sequences)

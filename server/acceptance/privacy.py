@@ -29,11 +29,9 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
-
 from common.config import Config, PrivacyConfig, PrivacyRule
 from common.model.ha_fedformer import ModelArrays
-from common.secure_noise import Source, normal
+from common.secure_noise import Source, with_noise
 
 #: What leaves a site without noise, whatever the mechanism.
 NOT_COVERED = (
@@ -56,17 +54,11 @@ def add_noise(
     """
     deviation = config.noise_multiplier * config.clip
     encoders = {
-        name: _noisy(arrays, deviation / clients[name], source)
+        name: with_noise(arrays, deviation / clients[name], source)
         for name, arrays in merged.encoders.items()
     }
-    return ModelArrays(encoders, _noisy(merged.decoder, deviation / sum(clients.values()), source))
-
-
-def _noisy(arrays: Mapping[str, Tensor], deviation: float, source: Source) -> dict[str, Tensor]:
-    return {
-        name: (array.double() + normal(array.shape, deviation, source)).to(array.dtype)
-        for name, array in arrays.items()
-    }
+    decoder = with_noise(merged.decoder, deviation / sum(clients.values()), source)
+    return ModelArrays(encoders, decoder)
 
 
 def privacy_spent(config: Config, rounds: int) -> dict[str, Any] | None:

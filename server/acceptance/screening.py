@@ -127,7 +127,7 @@ class Screening:
         """Return what the next round's updates are compared with.
 
         Quantities that fewer than three clients have stay as they were. That of a modality is not
-        below that of all.
+        below that of all. They are sorted, so that equal runs write equal checkpoints.
         """
         medians = dict(self._former)
         values: dict[str, dict[ClientKey, float]] = defaultdict(dict)
@@ -142,7 +142,7 @@ class Screening:
                 own = [value for key, value in by_client.items() if key.modality == modality]
                 typical = float(np.median(own)) if len(own) >= _QUORUM else overall
                 medians[f"{name}/{modality}"] = max(overall, typical)
-        return medians
+        return dict(sorted(medians.items()))
 
     def _measure(self, uplink: Uplink) -> Iterator[Measure]:
         strategy, screening = self._config.strategy, self._config.strategy.screening

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from common.clients import ClientKey
 from common.config import Config
+from common.errors import printable
 from common.messages import ClientDescription, Uplink
 from common.model.ha_fedformer import ModelArrays
 from common.protocol import MAX_REASON, ClientFailureError, decode_uplink, payload_bytes
@@ -190,8 +191,7 @@ class FilteredUpdates:
     def _tell(self, node: int, keys: Sequence[ClientKey], reason: str) -> None:
         """Add one line of text that can be printed, whatever a client sent."""
         hosted = ", ".join(map(str, keys)) or "no client that was asked"
-        text = "".join(letter if letter.isprintable() else " " for letter in reason[: 2 * MAX_LINE])
-        line = f"{hosted} (node {node}): {text}"
+        line = f"{hosted} (node {node}): {printable(reason[: 2 * MAX_LINE])}"
         self.rejected.append(line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…")
 
 

@@ -8,10 +8,14 @@ from server.commands.command import hydra_command
 def main(config: PrepareConfig) -> None:
     """Prepare a folder of shards, or describe a source."""
     # Imported here, so that --help and a mistyped setting answer at once.
-    from server.preparation.console import progress, show_prepared, show_source
-    from server.preparation.partition_plot import PLOT, partition_plot
-    from server.preparation.preparation import prepare
-    from server.preparation.reading import read
+    from server.preparation.console import (
+        PLOT,
+        partition_plot,
+        progress,
+        show_prepared,
+        show_source,
+    )
+    from server.preparation.preparation import prepare, read
     from server.terminal import Terminal
 
     terminal = Terminal()

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from common.config import EvaluateConfig, PredictConfig
-from common.data.dataset import Sequences, describe_shape
-from common.data.item_stream import Items, ItemStream, open_items
+from common.data.dataset import ItemPart, Sequences, describe_shape
+from common.data.item_stream import ItemStream, open_items
 from common.data.source import ReadSettings, paths_named
 from common.training import choose_device
 from server.prediction.predictor import Predictor, dataset_settings, model_path
@@ -80,7 +80,7 @@ def input_settings(
     )
 
 
-def _complete(part: Items, names: Iterable[str], predictor: Predictor) -> dict[str, Sequences]:
+def _complete(part: ItemPart, names: Iterable[str], predictor: Predictor) -> dict[str, Sequences]:
     """Return the sequences of all modalities: one that no item has still gets its columns."""
     lengths = np.zeros(len(part.ids), dtype=np.int64)
     nothing = {

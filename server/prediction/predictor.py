@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from common.config import config_of_settings
 from common.data.batching import pad_all
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import FederatedDataset, count_outputs, load_federation
@@ -28,7 +27,7 @@ from common.model.predict import encode, predict_encoded
 from common.task import Task
 from server.model_file import load_model
 from server.prediction.features import Features, sequences_of
-from server.run.folder import CONFIG, MODEL, read_settings
+from server.run.folder import CONFIG, MODEL, read_config, read_group
 
 #: Items that go through the model together.
 BATCH = 256
@@ -235,7 +234,7 @@ def run_data(model: str, otherwise: str = "") -> FederatedDataset:
     file = model_path(model).parent / CONFIG
     if not file.is_file():
         raise UserError(f"{file} is missing; it says where the run's data are{otherwise}")
-    return load_federation(config_of_settings(read_settings(file)))
+    return load_federation(read_config(file))
 
 
 def dataset_settings(folder: Path) -> dict[str, Any]:
@@ -245,9 +244,7 @@ def dataset_settings(folder: Path) -> dict[str, Any]:
     """
     if not (folder / CONFIG).is_file():
         return {}
-    settings = read_settings(folder / CONFIG).get("dataset") or {}
-    if not isinstance(settings, dict):
-        raise UserError(f"{folder / CONFIG} is damaged: expected settings of the dataset")
+    settings = read_group(folder / CONFIG, "dataset")
     for name in ("max_seq_len", "context"):
         value = settings.get(name)
         if value is not None and (not isinstance(value, int) or value < 0):

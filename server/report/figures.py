@@ -23,6 +23,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import NDArray
 
+from common.errors import printable
 from server.report.comparison import spread
 from server.report.records import TOGETHER
 
@@ -310,5 +311,4 @@ def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
 
 def _wrapped(text: str, width: int = 26) -> str:
     """Return a text in short lines, with nothing unprintable in it."""
-    printable = "".join(letter if letter.isprintable() else " " for letter in text)
-    return "\n".join(textwrap.wrap(printable, width) or [""])
+    return "\n".join(textwrap.wrap(printable(text), width) or [""])

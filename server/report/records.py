@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, StrictInt, ValidationError
 
-from common.errors import UserError
+from common.errors import UserError, first_mistake
 from common.metrics import HEADLINE
 from common.task import Task
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_settings
@@ -88,9 +88,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
     try:
         yield
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise _damaged(path, f"{what}: {place and place + ': '}{first['msg']}") from error
+        raise _damaged(path, f"{what}: {first_mistake(error)}") from error
     except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
         raise _damaged(path, f"{what}: {type(error).__name__}: {error}") from error
 

@@ -22,7 +22,7 @@ from server.roster.exchange import exchange
 from server.roster.labels import PooledLabels, pool_labels
 from server.roster.registry import Registry
 from server.run.checkpoint import Checkpoint
-from server.run.resume import plain_settings
+from server.run.folder import plain_settings
 from server.run.run import OneModel, Run, check_features, count_parameters, initial_model
 from server.strategy import HierarchicalAggregation
 

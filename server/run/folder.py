@@ -10,7 +10,8 @@ import json
 import os
 import time
 import weakref
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from common.atomic import atomic_file
-from common.config import Config
-from common.errors import UserError
+from common.config import Config, config_of_settings
+from common.errors import UserError, parsed_as
 from server.records import RoundRecord
 
 CONFIG = "config.yaml"
@@ -35,6 +36,9 @@ TRACKING = "tracking.json"
 
 #: How long an interrupted process may take to let go of its run.
 LOCK_SECONDS = 60.0
+
+#: Settings in which a resumed run may differ from the interrupted one.
+FREE = ("rounds", "runtime", "checkpoint", "tracking", "console", "run_dir", "resume")
 
 
 class RunFolder:
@@ -106,10 +110,13 @@ class RunFolder:
         path = self.path / ROUNDS
         lines = path.read_bytes().splitlines(keepends=True)[:count]
         try:
-            records = [RoundRecord(**json.loads(line)) for line in lines]
+            read = (RoundRecord(**json.loads(line)) for line in lines)
+            records = [parsed_as(RoundRecord, vars(record)) for record in read]
             if [record.round for record in records] != list(range(1, count + 1)):
                 raise ValueError(f"expected rounds 1 to {count}")
-        except (ValueError, TypeError) as error:
+            for record in records:
+                record.check_scores(records[0].validation)
+        except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
         (self.path / SUMMARY).unlink(missing_ok=True)
         os.truncate(path, sum(map(len, lines)))
@@ -160,6 +167,14 @@ def read_settings(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in settings.items()}
 
 
+def read_group(path: Path, name: str) -> dict[str, Any]:
+    """Read one group of a ``config.yaml``, empty without it; raise `UserError` if it is damaged."""
+    group = read_settings(path).get(name) or {}
+    if not isinstance(group, dict):
+        raise UserError(f"{path} is damaged: expected settings of {name}, not {group}")
+    return group
+
+
 def flat_settings(settings: Mapping[Any, Any], prefix: str = "") -> dict[str, str]:
     """Return dotted names and values, as one would give them on a command line."""
     flat: dict[str, str] = {}
@@ -175,3 +190,63 @@ def _text(value: Any) -> str:
     if isinstance(value, list):
         return f"[{','.join(map(_text, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
+
+
+# Resume -----------------------------------------------------------------------------------------
+
+
+def resumed_config(path: Path, composed: Config, given: Sequence[str] | None) -> Config:
+    """Return the interrupted run's settings, with those of `FREE` that this command gives.
+
+    `path` is the run's ``config.yaml``, `composed` the settings of this command, and `given` its
+    overrides, which alone count; None: every setting counts, as where sites must compose the same
+    configuration. Raises `UserError` for a setting that counts and is not the run's, or one in the
+    file that cannot be used.
+    """
+    stored, asked = plain_settings(read_config(path)), plain_settings(composed)
+    here, there = flat_settings(asked), flat_settings(stored)
+    # A choice from a group is named before its consequences.
+    for name in sorted(
+        here.keys() | there.keys(), key=lambda name: (not name.endswith(".name"), name)
+    ):
+        value = here.get(name, "nothing")
+        # The run's own record says what the data are, where the command left it to them.
+        left_open = name == "dataset.task" and value == "null"
+        if not _is_given(name, given) or name.partition(".")[0] in FREE or left_open:
+            continue
+        if value != there.get(name):
+            raise UserError(
+                f"resume={composed.resume}: {name} is {there.get(name, 'not set')} in that run and "
+                f"{value} here; leave it out, or start a new run"
+            )
+    for group in ("runtime", "checkpoint", "tracking"):
+        own = asked[group].items()
+        stored[group] |= {key: v for key, v in own if _is_given(f"{group}.{key}", given)}
+    stored |= {name: asked[name] for name in ("rounds", "console") if _is_given(name, given)}
+    return config_of_settings(stored | {"resume": composed.resume})
+
+
+def read_config(path: Path) -> Config:
+    """Read a ``config.yaml``; raise `UserError` if it is damaged, or a setting cannot be used."""
+    settings = read_settings(path)
+    try:
+        return config_of_settings(settings)
+    except UserError as error:
+        raise UserError(f"{path} cannot be used: {error}") from error
+
+
+def plain_settings(config: Config) -> dict[str, Any]:
+    """Return a configuration as plain data; OmegaConf takes a hundred times as long."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(config)))
+    return plain
+
+
+def _is_given(name: str, given: Sequence[str] | None) -> bool:
+    """Whether an override sets a name: itself, its group, or all by an experiment."""
+    if given is None:
+        return True
+    keys = [override.lstrip("+~").partition("=")[0].partition("@")[0] for override in given]
+    return any(
+        key == "experiment" or f"{name}.".startswith(f"{key}.") or f"{key}.".startswith(f"{name}.")
+        for key in keys
+    )

@@ -14,7 +14,7 @@ from client.app import given_config, make_client_app
 from common.errors import UserError
 from server.run.federation import federate
 from server.run.run import Run
-from server.runtimes.machine import clients_at_once, prepare_machine
+from server.runtimes.local import clients_at_once, prepare_machine
 
 
 def simulate(run: Run) -> None:

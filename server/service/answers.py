@@ -12,10 +12,10 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from common.config import ServeConfig
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.task import Task
 from server.prediction.predictor import Predictor, model_path
-from server.run.folder import CONFIG, SUMMARY, read_settings
+from server.run.folder import CONFIG, SUMMARY, read_group
 
 #: The largest sentiment label, of seven classes around 0.
 SENTIMENT = 3.0
@@ -134,8 +134,7 @@ def json_answer(
 
 def error_answer(message: str, status: int, headers: Mapping[str, str] | None = None) -> Response:
     """Return an error; its message may quote what a caller sent, and stays one line of text."""
-    line = "".join(letter if letter.isprintable() else " " for letter in message)
-    return json_answer({"error": line}, status, headers)
+    return json_answer({"error": printable(message)}, status, headers)
 
 
 def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -> ModelAnswer:
@@ -183,11 +182,11 @@ def _training(folder: Path) -> dict[str, Any]:
     """Return facts of the run, if the model is in a run folder."""
     if not (folder / CONFIG).is_file() or not (folder / SUMMARY).is_file():
         return {}
-    settings = read_settings(folder / CONFIG)
+    strategy = read_group(folder / CONFIG, "strategy").get("name")
     try:
         summary = json.loads((folder / SUMMARY).read_text())
         facts = {name: summary.get(name) for name in ("rounds", "seed")}
         test = summary["test"]["multimodal"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / SUMMARY} is damaged: {error}") from error
-    return {"strategy": (settings.get("strategy") or {}).get("name"), **facts, "test": test}
+    return {"strategy": strategy, **facts, "test": test}

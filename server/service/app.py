@@ -77,10 +77,7 @@ DISCONNECTED = 499
 
 
 def make_app(
-    predictor: Predictor,
-    config: ServeConfig,
-    examples: Examples = Examples(),  # noqa: B008 - it is frozen
-    token: str | None = None,
+    predictor: Predictor, config: ServeConfig, examples: Examples, token: str | None
 ) -> FastAPI:
     """Build the application; callers must know the token, if there is one.
 

@@ -5,8 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from common.config import Config
-from server.run.folder import flat_settings
-from server.run.resume import plain_settings
+from server.run.folder import flat_settings, plain_settings
 
 Record = Mapping[str, Any]
 

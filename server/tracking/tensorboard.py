@@ -10,8 +10,7 @@ from torch.utils.tensorboard.summary import hparams
 
 from common.config import Config
 from common.metrics import HEADLINE
-from server.run.folder import TENSORBOARD
-from server.run.resume import plain_settings
+from server.run.folder import TENSORBOARD, plain_settings
 from server.tracking.figures import parameters
 
 

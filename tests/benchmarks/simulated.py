@@ -41,8 +41,7 @@ def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
     import client.app
     from common.config import Config, compose
     from server.app import prepare
-    from server.runtimes.local import run_locally
-    from server.runtimes.machine import clients_at_once
+    from server.runtimes.local import clients_at_once, run_locally
 
     inner = client.app.run_round
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):

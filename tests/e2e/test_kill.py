@@ -24,16 +24,16 @@ CLIENTS = 60
 SHARDS = 3 * CLIENTS
 
 LOADS = """
-import server.preparation.partition_plot, server.preparation.console
+import server.preparation.console
 from common.config import SyntheticConfig
 from common.data import synthetic
 from server.commands.prepare import main
-from server.preparation import reading
+from server.preparation import preparation
 
 config = SyntheticConfig(modalities=list(synthetic.VIEWS), num_items=1200, num_speakers=400)
 made = {seed: synthetic.make_synthetic(config, seed) for seed in (1, 1234)}
-reading.make_synthetic = lambda config, seed, prefix: made[seed]
-server.preparation.partition_plot.partition_plot = lambda manifest: b"a picture"
+preparation.make_synthetic = lambda config, seed, prefix: made[seed]
+server.preparation.console.partition_plot = lambda manifest: b"a picture"
 """
 
 

@@ -5,23 +5,18 @@ A format is an entry in `FORMATS`, which a module of this package makes; its nam
 """
 
 import pkgutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from common.data.dataset import Sequences
+from common.data.dataset import ItemPart
 from common.data.safe_pickle import is_pickle, load
 from common.data.source import ReadSettings, Source
 from common.errors import UserError
 
-#: Ids (N,), and modality to the sequences of as many items.
-Part = tuple[NDArray[np.str_], Mapping[str, Sequences]]
 #: The number of items of a source, and what yields them, so many at a time.
-Stream = tuple[int, Callable[[int], Iterator[Part]]]
+Stream = tuple[int, Callable[[int], Iterator[ItemPart]]]
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.dataset import MultimodalDataset, Sequences
+from common.data.dataset import ItemPart, MultimodalDataset, Sequences
 from common.data.formats import layouts
 from common.data.formats.layouts import Array, Arrays, Block
-from common.data.formats.registry import FORMATS, Format, Given, Part, Stream
+from common.data.formats.registry import FORMATS, Format, Given, Stream
 from common.data.source import (
     ReadSettings,
     Source,
@@ -96,7 +96,7 @@ def _stream(given: Given, settings: ReadSettings) -> Stream | None:
                 f"{file} has {count} items and the table {table.items}; expected as many"
             )
 
-    def parts(size: int) -> Iterator[Part]:
+    def parts(size: int) -> Iterator[ItemPart]:
         for first in range(0, table.items, size):
             part = slice(first, first + size)
             ids = table.ids(part)
@@ -104,7 +104,7 @@ def _stream(given: Given, settings: ReadSettings) -> Stream | None:
                 name: _sequences(name, file, ids, ids, settings, part)
                 for name, file in files.items()
             }
-            yield ids, sequences
+            yield ItemPart(ids, sequences)
 
     return table.items, parts
 

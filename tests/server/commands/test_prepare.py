@@ -15,7 +15,7 @@ from forked_command import Run, rows_of, run_alone
 
 COMMAND = "utmp-prepare"
 LOADS = """
-import server.preparation.preparation, server.preparation.partition_plot, server.preparation.console
+import server.preparation.preparation, server.preparation.console
 import matplotlib.backends.backend_agg, matplotlib.figure
 from server.commands.prepare import main
 """

@@ -256,7 +256,7 @@ def test_as_many_steps_as_in_the_run(tmp_path: Path) -> None:
         ("dataset: {max_seq_len: many}", "dataset.max_seq_len=many in the run's config.yaml: exp"),
         ("dataset: {max_seq_len: -1}", "dataset.max_seq_len=-1 in the run's config.yaml"),
         ("dataset: {context: 1.5}", "dataset.context=1.5 in the run's config.yaml"),
-        ("dataset: mosei", "config.yaml is damaged: expected settings of the dataset"),
+        ("dataset: mosei", "config.yaml is damaged: expected settings of dataset, not mosei"),
         ("[1, 2]", "config.yaml is damaged"),
         ("{", "config.yaml is damaged"),
     ],

@@ -13,7 +13,7 @@ from common.data.manifest import Manifest
 from common.data.shards import VERSION
 from common.seal import SUFFIX
 from common.task import Task
-from server.preparation.partition_plot import partition_plot
+from server.preparation.console import partition_plot
 
 
 def manifest_of(

@@ -28,8 +28,14 @@ from common.config import (
 )
 from common.errors import UserError
 from server.app import prepare
-from server.run.folder import CONFIG, ROUNDS, RunFolder, read_settings
-from server.run.resume import plain_settings, resumed_config
+from server.run.folder import (
+    CONFIG,
+    ROUNDS,
+    RunFolder,
+    plain_settings,
+    read_settings,
+    resumed_config,
+)
 from server.runtimes.local import run_locally
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
@@ -151,6 +157,21 @@ def write(name: str, content: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content.encode("latin-1")) and None
 
 
+#: What a round scores.
+SCORED = ("language", "vision", "audio", "multimodal")
+
+
+def change_round(number: int, **changes: object) -> Callable[[Path], None]:
+    """Change some keys of the record of a round."""
+
+    def change(folder: Path) -> None:
+        records = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
+        records[number - 1] |= changes
+        (folder / ROUNDS).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -161,6 +182,13 @@ def write(name: str, content: str) -> Callable[[Path], None]:
             (write(ROUNDS, text), f"{ROUNDS} is damaged: ")
             for text in ("", "{}\n", '{"round": 2}\n', "[1]\n", "\xff\n")
         ),
+        *(
+            (change_round(2, validation=scores), f"{ROUNDS} is damaged: round 2 lacks")
+            for scores in ({}, {"multimodal": {"corr": 0.5}}, {name: {} for name in SCORED})
+        ),
+        (change_round(1, validation={}), f"{ROUNDS} is damaged: round 1 lacks"),
+        (change_round(2, validation=3), f"{ROUNDS} is damaged: validation: "),
+        (change_round(1, train_loss={"audio": "low"}), f"{ROUNDS} is damaged: train_loss.audio: "),
         (
             lambda folder: [*map(damage, (folder / "checkpoints").iterdir())],
             "can be read; start a new run",

@@ -17,8 +17,7 @@ from tiny_runs import tiny
 import server.runtimes.local
 from common.config import Config
 from common.protocol import decode_description, encode_query
-from server.runtimes.local import LocalGrid, Workers
-from server.runtimes.machine import clients_at_once
+from server.runtimes.local import LocalGrid, Workers, clients_at_once
 
 pytestmark = pytest.mark.usefixtures("in_a_task")
 

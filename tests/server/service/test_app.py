@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -14,9 +15,12 @@ import numpy as np
 import pytest
 from service_models import Served, item, small_predictor
 
+from common.config import ServeConfig
+from common.errors import UserError
 from common.task import Task
 from server.prediction.predictor import Predictions, Predictor
-from server.service.answers import ExampleAnswer
+from server.run.folder import CONFIG, MODEL, SUMMARY
+from server.service.answers import ExampleAnswer, describe
 from server.service.examples import Examples
 
 
@@ -297,6 +301,34 @@ def test_metrics(served: Served) -> None:
         assert any(line.startswith("process_resident_memory_bytes ") for line in lines)
         assert "made" not in answer.text and "MADEUP" not in answer.text
         assert counted(other, "utmp_items_total") == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "summary", "damaged"),
+    [
+        (
+            "strategy: fedavg",
+            "{}",
+            f"{CONFIG} is damaged: expected settings of strategy, not fedavg",
+        ),
+        ("strategy: {name: fedavg}", "{}", f"{SUMMARY} is damaged: 'test'"),
+        ("strategy: {name: fedavg}", '{"test": {"multimodal": {"corr": 0.5}}, "seed": 7}', None),
+        ("seed: 7", '{"test": {"multimodal": {"corr": 0.5}}, "seed": 7}', None),
+    ],
+)
+def test_facts_of_the_run(
+    predictor: Predictor, tmp_path: Path, settings: str, summary: str, damaged: str | None
+) -> None:
+    for name, content in ((CONFIG, settings), (SUMMARY, summary), (MODEL, "")):
+        (tmp_path / name).write_text(content)
+    config = ServeConfig(model=str(tmp_path))
+    if damaged is None:
+        strategy = "fedavg" if "fedavg" in settings else None
+        facts = {"strategy": strategy, "rounds": None, "seed": 7, "test": {"corr": 0.5}}
+        assert describe(config, predictor, []).training == facts
+        return
+    with pytest.raises(UserError, match=f"^{re.escape(f'{tmp_path}/{damaged}')}$"):
+        describe(config, predictor, [])
 
 
 def test_the_model(client: httpx.Client, predictor: Predictor) -> None:

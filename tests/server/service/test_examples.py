@@ -154,6 +154,10 @@ def test_data_that_are_gone(tmp_path: Path) -> None:
     (folder.path / MODEL).touch()
     with pytest.raises(UserError, match=r"gone\.npz"):
         load_examples(ServeConfig(model=str(folder.path)), small_predictor())
+    with (folder.path / CONFIG).open("a") as file:
+        file.write("nonsense: 1\n")
+    with pytest.raises(UserError, match=rf"{CONFIG} cannot be used: nonsense: Key 'nonsense'"):
+        load_examples(ServeConfig(model=str(folder.path)), small_predictor())
     (folder.path / CONFIG).unlink()
     with pytest.raises(UserError, match="says where the run's data are"):
         load_examples(ServeConfig(model=str(folder.path)), small_predictor())

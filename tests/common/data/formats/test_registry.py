@@ -13,7 +13,7 @@ from common.data.formats.registry import FORMATS, check_format, read_source
 from common.data.item_stream import open_items
 from common.data.source import ReadSettings
 from common.task import Task
-from server.preparation.reading import read
+from server.preparation.preparation import read
 from tests.common.data.formats import writers
 
 ROOT = Path(__file__).resolve().parents[4]

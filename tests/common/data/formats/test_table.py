@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from common.data.formats.registry import FORMATS, Given, Part, read_source, recognise
+from common.data.dataset import ItemPart
+from common.data.formats.registry import FORMATS, Given, read_source, recognise
 from common.data.source import ReadSettings, Source
 from common.task import Task
 from tests.common.data.formats.writers import write_columns
@@ -49,7 +50,7 @@ def rows_of(source: Source, modality: str = "audio") -> list[list[Any]]:
     return [sequences[item].tolist() for item in range(len(sequences))]
 
 
-def parts_of(path: Path, size: int, **options: Any) -> list[Part]:
+def parts_of(path: Path, size: int, **options: Any) -> list[ItemPart]:
     reading = ReadSettings(predicting=True, **options)
     given, name, _ = recognise([path], "table", reading)
     stream = FORMATS[name].stream(given, reading)
@@ -57,7 +58,7 @@ def parts_of(path: Path, size: int, **options: Any) -> list[Part]:
     return list(stream[1](size))
 
 
-def ids_of(parts: list[Part]) -> list[str]:
+def ids_of(parts: list[ItemPart]) -> list[str]:
     return [name for ids, _ in parts for name in ids.tolist()]
 
 
