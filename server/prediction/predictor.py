@@ -233,7 +233,7 @@ def run_data(model: str, otherwise: str = "") -> FederatedDataset:
     """Load the data of a model's run; a `UserError` for a model alone ends with `otherwise`."""
     file = model_path(model).parent / CONFIG
     if not file.is_file():
-        raise UserError(f"{file} is missing; it says where the run's data are{otherwise}")
+        raise UserError(f"{file} is missing, so the run's data are unknown{otherwise}")
     return load_federation(read_config(file))
 
 

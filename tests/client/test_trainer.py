@@ -108,6 +108,15 @@ def test_samples_average_the_iterates_of_their_segments() -> None:
     torch.testing.assert_close(samples_of(trained), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("sampler", list(Sampler))
+def test_every_weight_moves_and_is_sampled(sampler: Sampler) -> None:
+    model, received = model_for(), dict(model_for().named_parameters())
+    trained = train(model, client_data(), settings(), SamplerConfig(sampler), 0)
+    assert trained.samples.keys() == received.keys()
+    for name, weight in model.named_parameters():
+        assert not torch.equal(weight, received[name]), name
+
+
 def test_the_objective_is_what_is_minimised() -> None:
     data, model = client_data(), model_for()
     before, gradient = vector(model), full_gradient(model, data)

@@ -83,7 +83,7 @@ SIGNS = "token: expected letters, digits and signs of ASCII"
         (["model=nowhere"], "model file nowhere does not exist"),
         (["device=tpu9"], "device=tpu9 cannot be used here: "),
         (["labels=[a,b]"], "labels=['a', 'b']: the model predicts numbers, which have no names"),
-        (["examples=gone"], "shard gone cannot be read"),
+        (["examples=gone"], "shard gone does not exist"),
         (["token_file=gone"], "token_file=gone: No such file or directory"),
         (["examples=none", "host=no.such.host.invalid"], "host=no.such.host.invalid "),
         (["examples=none", "host=192.0.2.1"], "host=192.0.2.1 port=8100: "),
@@ -149,7 +149,7 @@ def test_an_address_that_is_taken(loaded: Run, model: Path) -> None:
 def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
     with serving(tmp_path, "model=run") as (process, said, address):
         assert said == (
-            "no examples to pick: run/config.yaml is missing; it says where the run's data are\n"
+            "no examples to pick: run/config.yaml is missing, so the run's data are unknown\n"
             f"run predicts regression at {address}; Ctrl-C ends\n"
         )
         with httpx.Client(base_url=address) as client:  # its connection stays open

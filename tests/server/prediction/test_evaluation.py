@@ -158,7 +158,7 @@ def test_a_dataset_need_not_have_every_modality(runs: Runs, tmp_path: Path) -> N
 def test_a_model_without_its_run_or_its_data(runs: Runs, tmp_path: Path) -> None:
     run, file, gone = runs("npz"), tmp_path / MODEL, tmp_path / "gone.npz"
     file.write_bytes((run / MODEL).read_bytes())
-    missing = f"{tmp_path / CONFIG} is missing; it says where the run's data are; give dataset=…"
+    missing = f"{tmp_path / CONFIG} is missing, so the run's data are unknown; give dataset=…"
     assert refused(file) == missing
     items = run.parent / "items.npz"
     assert evaluated(file, f"dataset={items}").about["model"] == str(file)

@@ -39,7 +39,6 @@ def groups_of(number: int, size: int = 5) -> list[str]:
     return [f"g{group}" for group in range(number)] * size
 
 
-SIZES = st.lists(st.integers(1, 9), min_size=3, max_size=15)
 FRACTIONS = st.sampled_from([0.0, 0.1, 0.3, 0.45])
 
 
@@ -78,6 +77,12 @@ def test_a_source_with_all_sides_is_kept_exactly(fraction: float) -> None:
     found = split(source, validation_fraction=fraction)
     assert found == {name: items_of(source, name) for name in SIDES}
     assert found == split(source, Split.auto, validation_fraction=fraction)
+
+
+def test_a_random_split_does_not_look_at_the_sides_of_the_source() -> None:
+    source = source_of({"train": groups_of(9), "validation": groups_of(3), "test": ["g1", "t"] * 5})
+    without = Source(source.items, np.full(len(source.splits), ""))
+    assert split(source, Split.random) == split(without, Split.random)
 
 
 def test_validation_is_taken_from_train_by_group_where_the_source_has_none() -> None:

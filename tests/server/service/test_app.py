@@ -75,6 +75,20 @@ def test_predictions_are_those_of_the_model(client: httpx.Client, predictor: Pre
     assert answer.json()["model"] == {name: model[name] for name in ("name", "sha256")}
 
 
+def test_requests_that_come_together_are_predicted_together(served: Served) -> None:
+    given = [item(seed, steps=1 + seed % 6) for seed in range(48)]
+    with served(max_wait_ms=50) as client, ThreadPoolExecutor(16) as callers:
+
+        def prediction(one: dict[str, Any]) -> float:
+            return float(ask(client, one).json()["predictions"][0]["prediction"])
+
+        alone = list(map(prediction, given))
+        assert counted(client, "utmp_batch_items_count") == 48
+        together = list(callers.map(prediction, given))
+        assert counted(client, "utmp_batch_items_count") < 78
+    assert together == pytest.approx(alone, abs=1e-6)
+
+
 @pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
 def test_classes_and_labels_have_their_names(served: Served, task: Task) -> None:
     with served(model=small_predictor(task), labels=["joy", "fear", "anger"]) as client:

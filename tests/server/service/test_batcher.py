@@ -73,6 +73,16 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.001)
 
 
+async def test_a_request_that_leaves_at_once_is_not_predicted(
+    model: Model, batcher: Batcher
+) -> None:
+    task = asyncio.create_task(batcher.ask(items(1)))
+    await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.gather(batcher.ask(items(2)), task, return_exceptions=True)
+    assert model.batches == [["2"]]
+
+
 async def occupied(model: Model, batcher: Batcher) -> asyncio.Task[list[Record]]:
     """Have the closed model work on an item, so that what is asked next has to wait."""
     model.open.clear()

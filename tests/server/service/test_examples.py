@@ -159,7 +159,7 @@ def test_data_that_are_gone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"{CONFIG} cannot be used: nonsense: Key 'nonsense'"):
         load_examples(ServeConfig(model=str(folder.path)), small_predictor())
     (folder.path / CONFIG).unlink()
-    with pytest.raises(UserError, match="says where the run's data are"):
+    with pytest.raises(UserError, match="so the run's data are unknown"):
         load_examples(ServeConfig(model=str(folder.path)), small_predictor())
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from common.data.dataset import ItemPart
+from common.data.formats.layouts import check_unpacked
 from common.data.formats.registry import FORMATS, Given, read_source, recognise
 from common.data.source import ReadSettings, Source
 from common.task import Task
@@ -139,10 +140,18 @@ def test_a_wrong_table(tmp_path: Path, rows: str, words: list[str]) -> None:
 def test_a_small_file_of_very_many_equal_cells(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cell: Any
 ) -> None:
+    sizes: list[int] = []
+
+    def check(path: Path, size: int) -> None:
+        sizes.append(size)
+        check_unpacked(path, size)
+
     monkeypatch.setattr("common.data.formats.layouts.FREE", 1 << 20)
+    monkeypatch.setattr("common.data.formats.layouts.check_unpacked", check)
     path = make(tmp_path, {"id": [cell] * 40_000}, "parquet")
     fails(path, "items.parquet", "GiB")
     fails_in_parts(path, "items.parquet", "GiB")
+    assert max(sizes) < 2 << 20  # long before all of it is read
 
 
 @pytest.mark.parametrize(
@@ -418,6 +427,12 @@ def test_a_table_and_arrays_of_different_lengths(
 ) -> None:
     words = f"{tmp_path / 'audio.npy'} has 3 items and the table {count}; expected as many"
     fails_in_parts(make(tmp_path, {column: range(count)}, kind), words)
+
+
+@pytest.mark.parametrize("items", [2, 4])
+def test_every_array_is_compared_with_the_table(tmp_path: Path, items: int) -> None:
+    path = make(tmp_path, audio=AUDIO, vision=np.zeros((items, 2, 2)))
+    fails_in_parts(path, f"vision.npy has {items} items and the table 3; expected as many")
 
 
 def test_a_table_without_rows_and_arrays_without_items(tmp_path: Path) -> None:
