@@ -3,13 +3,11 @@
 import math
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from fake_nodes import FakeGrid
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType
 from memory_federation import (
     BAD,
     LABELS,
@@ -21,28 +19,20 @@ from memory_federation import (
     honest,
     host,
     key,
-    split_trained,
     update_of,
 )
 from torch import Tensor
 from wire import assert_same
 
-from client.app import given_config, make_client_app
 from common.config import ClientWeights, Config
-from common.data.federation import load_joint
 from common.errors import UserError
-from common.model.ha_fedformer import ModelSpec, build_model, join_arrays, split_arrays
+from common.model.ha_fedformer import join_arrays, split_arrays
 from common.protocol import decode_downlink, decode_uplink, encode_uplink, payload_bytes
 from common.seeding import derive_seed
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.posterior_std import posterior_std
 from server.records import RoundRecord
-from server.roster.registry import Registry
-from server.strategy import HierarchicalAggregation
-
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 
 # --- Asking -----------------------------------------------------------------------------------
 
@@ -370,38 +360,3 @@ def test_busy_node_is_not_asked_and_named_but_all_are_where_all_are_busy() -> No
         federation.strategy.registry.backlog.add(str(node), node)
     _, report = federation.round(2)
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
-
-
-# --- With real clients, through Flower's own loop ---------------------------------------------
-
-
-def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
-    config = config_with(
-        "strategy=few_rounds",
-        "dataset.num_items=120",
-        "dataset.num_speakers=24",
-        "clients.default=2",
-        "client.local_epochs=1",
-        "client.device=cpu",
-    )
-    joint = load_joint(config)
-    app = make_client_app(partial(given_config, config))
-    shapes = {name: each.statistics_shape for name, each in joint.items.sequences.items()}
-    model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
-    results = []
-    for nodes in (6, 4):
-
-        def answer(message: Message, nodes: int = nodes) -> Message:
-            node = message.metadata.dst_node_id
-            settings = {"partition-id": node - 50, "num-partitions": nodes}
-            return app(message, Context(1, node, settings, RecordDict(), {}))
-
-        grid = FakeGrid(dict.fromkeys(range(50, 50 + nodes), answer))
-        strategy = HierarchicalAggregation(config, Registry(), LABELS, split_trained(model))
-        result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=2)
-        results.append((result.arrays.to_torch_state_dict(), strategy.report))
-        assert len(grid.asked) == nodes + 2 * 6
-    assert_same(results[0][0], results[1][0])
-    (_, report), (_, other) = results
-    assert report == other and report.clients == {"audio": 2, "language": 2, "vision": 2}
-    assert report.rejected == () and report.reused == ()

@@ -24,9 +24,6 @@ ROUND = 2
 NAN, INF = float("nan"), float("inf")
 
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
-
 def federation(*overrides: str) -> Federation:
     return Federation(config_with(*overrides), dict(NODES))
 

@@ -267,7 +267,6 @@ def test_what_clients_fit_passes(
 # --- Size -------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("in_a_task")
 @pytest.mark.parametrize(
     "strategy",
     [

@@ -68,7 +68,7 @@ def with_merge(config: Config, **encoder: object) -> Config:
     return replace(config, strategy=replace(strategy, encoder=replace(strategy.encoder, **encoder)))
 
 
-@pytest.mark.usefixtures("plugins", "in_a_task")
+@pytest.mark.usefixtures("plugins")
 def test_a_rule_of_a_temporary_module_merges_by_its_name() -> None:
     plain = config_with("strategy=fedavg")
     results = []
@@ -83,7 +83,7 @@ def test_a_rule_of_a_temporary_module_merges_by_its_name() -> None:
     assert torch.equal(doubled.decoder["head.bias"], average.decoder["head.bias"])
 
 
-@pytest.mark.usefixtures("plugins", "in_a_task")
+@pytest.mark.usefixtures("plugins")
 def test_a_structure_of_a_temporary_module_fits_and_is_accepted_by_its_name() -> None:
     config = with_merge(config_with("strategy=pbea"), structure="flat")
     encoder = config.strategy.encoder

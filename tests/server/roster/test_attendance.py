@@ -23,8 +23,6 @@ from server.run.checkpoint import Checkpoints, read_checkpoint
 from server.run.federation import federate
 from server.runtimes.local import LocalGrid
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 BOTH = {"audio": 1, "vision": 1}
 
 

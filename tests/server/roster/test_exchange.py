@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 import server.roster.exchange
 from server.roster.exchange import CLOCK_SECONDS, POLL_SECONDS, Backlog, exchange
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 
 @dataclass
 class TimedGrid:

@@ -16,8 +16,6 @@ from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
 from server.roster.registry import QUERY_AGAIN, Registry
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 
 class Roster:
     """A registry and its nodes, of which some are registered, as in ``n7="audio-0"``."""

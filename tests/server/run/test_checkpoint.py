@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from broken_runs import damage, files
-from made_up_checkpoints import assert_same, checkpoint
+from made_up_checkpoints import checkpoint
+from wire import assert_same
 
 from common.errors import UserError
 from common.seal import read_sealed, write_sealed

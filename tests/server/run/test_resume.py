@@ -16,8 +16,6 @@ from tiny_runs import left_in
 from server.run.checkpoint import Checkpoints, read_checkpoint
 from server.run.interruption import InterruptedRunError, interruptible
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 Make = Callable[..., Path]
 
 

@@ -32,8 +32,6 @@ from server.run.folder import CONFIG, ROUNDS, RunFolder, read_settings
 from server.run.resume import plain_settings, resumed_config
 from server.runtimes.local import run_locally
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 Make = Callable[..., Path]
 
 

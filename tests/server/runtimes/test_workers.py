@@ -20,8 +20,6 @@ from common.protocol import decode_description, encode_query
 from server.runtimes.local import LocalGrid, Workers
 from server.runtimes.machine import clients_at_once
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 NODES = 6
 
 
