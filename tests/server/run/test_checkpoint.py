@@ -122,9 +122,7 @@ def test_a_damaged_one_costs_its_round_and_one_warning_and_all_are_an_error(
     assert [line.split()[1] for line in warnings[1:]] == [str(path), str(kept.path(1))]
 
 
-def test_the_one_that_is_done_again_stays_though_a_later_one_was_damaged(
-    kept: Checkpoints,
-) -> None:
+def test_the_one_that_is_done_again_stays_though_a_later_one_was_damaged(kept: Checkpoints) -> None:
     kept = replace(kept, keep=1)
     kept.save(checkpoint(1))
     kept.save(checkpoint(3), best=1)

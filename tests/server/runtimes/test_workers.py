@@ -165,13 +165,7 @@ def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "gpus", "expected"),
-    [
-        ("cpus=1", 0, 8),
-        ("cpus=3", 0, 2),
-        ("cpus=8", 0, 1),
-        ("gpus=0.5", 2, 4),
-        ("gpus=1", 1, 1),
-    ],
+    [("cpus=1", 0, 8), ("cpus=3", 0, 2), ("cpus=8", 0, 1), ("gpus=0.5", 2, 4), ("gpus=1", 1, 1)],
 )
 def test_as_many_at_once_as_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch, setting: str, gpus: int, expected: int
