@@ -5,7 +5,7 @@ The model has one weight in each encoder and one in the decoder, all 0 at first.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 
 import numpy as np
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from updates import uplink
 
-from common.config import ClientWeights, Config, StrategyConfig, compose
+from common.config import Config, StrategyConfig, compose
 from common.messages import Uplink
 from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from server.aggregation.client_weights import client_weight
@@ -110,19 +110,6 @@ def adam(change: float) -> float:
 )
 def test_one_round_by_hand(name: str, expected: tuple[float, ...]) -> None:
     assert weights(Server(strategy(name)).merge(ROUND)) == pytest.approx(expected, abs=1e-6)
-
-
-def test_uniform_weights_by_hand() -> None:
-    config = replace(strategy("fedavg"), weights=ClientWeights.uniform)
-    assert weights(Server(config).merge(ROUND)) == pytest.approx((4.0, -1.0, 3.0))
-
-
-def test_a_modality_that_did_not_reply_comes_back_with_its_momentum() -> None:
-    server = Server(strategy("fedavgm"))
-    server.merge(ROUND)
-    assert "encoders.vision.w" not in server.merge(ROUND[:2])
-    # As if it had never been away: m = .6 (-1) + (-1 + .7).
-    assert weights(server.merge(ROUND))[1] == pytest.approx(-0.7 - 0.7 * (0.6 + 0.3))
 
 
 # --- FedNova ----------------------------------------------------------------------------------
