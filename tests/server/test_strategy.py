@@ -337,16 +337,6 @@ def test_bad_replies_are_all_named_in_a_fixed_order_and_change_nothing() -> None
     assert lines[0] == lines[1] and len(lines[0]) == 5
 
 
-def test_client_whose_host_holds_another_is_known_by_its_key() -> None:
-    # Node 11 hosts audio-0 and vision-0; either may answer first.
-    for order in (1, -1):
-        federation = Federation(config_with())
-        messages = [m for m in federation.ask() if m.metadata.dst_node_id == 11]
-        _, report = federation.merge(map(honest, messages[::order]))
-        assert report.clients == {"audio": 1, "vision": 1}
-        assert all("no reply" in line for line in report.rejected)
-
-
 def test_busy_node_is_not_asked_and_named_but_all_are_where_all_are_busy() -> None:
     federation = Federation(config_with())
     busy, *others = federation.nodes

@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from shutil import copytree, rmtree
 
@@ -157,18 +156,3 @@ def test_time_goes_on_where_it_stood(interrupted: Make) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     seconds = json.loads((folder / "rounds.jsonl").read_text().splitlines()[2])["seconds"]
     assert 0 < kept.seconds + seconds <= summary["seconds"] < 600
-
-
-def test_a_process_that_is_killed_can_be_resumed(tmp_path: Path, whole: Make) -> None:
-    folder, kept = tmp_path / "run", Checkpoints(tmp_path / "run" / "checkpoints")
-    arguments = (folder, *RUNS["hierarchical"], "rounds=3")
-    process = get_context("fork").Process(target=begin, args=arguments)
-    process.start()
-    while process.is_alive() and not kept.rounds():
-        time.sleep(0.002)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert not (folder / "summary.json").exists()
-    go_on(folder)
-    assert left_in(folder) == left_in(whole("hierarchical"))
