@@ -98,9 +98,7 @@ def test_a_modality_that_no_item_has_is_named() -> None:
 
 
 @every_rule
-def test_every_encoder_sees_every_item_once(
-    rule: FusionRule, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoders_see_every_item_once(rule: FusionRule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.evaluate, "BATCH", 4)
     model, fusion, dataset = model_for(), fusion_for(rule=rule), items()
     seen: Counter[str] = Counter()
@@ -134,7 +132,7 @@ def test_rules_score_as_each_does_by_itself() -> None:
 
 
 @every_rule
-def test_subsets_are_scored_on_complete_items_or_where_none_is_on_their_own(
+def test_subsets_are_scored_on_complete_items_or_else_on_their_own(
     rule: FusionRule,
 ) -> None:
     model, fusion = model_for(), fusion_for(rule=rule)

@@ -89,9 +89,7 @@ TEN_AND_THREE = {
 @pytest.mark.parametrize(
     ("fraction", "audio", "vision"), [(1.0, 10, 3), (0.5, 5, 2), (0.3, 3, 1), (0.01, 1, 1)]
 )
-def test_fraction_of_each_modality_takes_part_and_never_none(
-    fraction: float, audio: int, vision: int
-) -> None:
+def test_fraction_of_each_modality_and_never_none(fraction: float, audio: int, vision: int) -> None:
     federation = Federation(config_with(f"strategy.fraction={fraction}"), dict(TEN_AND_THREE))
     modalities = [name.partition("-")[0] for name in asked_of(federation, 1)]
     assert Counter(modalities) == {"audio": audio, "vision": vision}
@@ -255,9 +253,7 @@ def test_what_clients_are_to_do_holds_by_the_skew(when: str, skew: float, holds:
 
 
 @WHEN
-def test_momentum_is_kept_from_round_to_round_where_it_holds(
-    when: str, skew: float, holds: bool
-) -> None:
+def test_momentum_is_kept_from_round_to_round(when: str, skew: float, holds: bool) -> None:
     options = (f"strategy.server_optimizer.when={when}", "strategy.skew_threshold=0.2")
     config, plain = config_with("strategy=fedavgm", *options), config_with("strategy=fedavg")
     federation, momentum = Federation(config, labels=replace(LABELS, skew=skew)), 0.0

@@ -278,7 +278,7 @@ def test_what_nobody_foresaw_costs_one_update(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("allowed", [1, 3, None])
-def test_node_is_left_out_after_so_many_refused_updates_also_after_a_restart(
+def test_node_is_left_out_after_so_many_faults_also_after_a_restart(
     allowed: int | None,
 ) -> None:
     overrides = ("strategy=fedavg", f"strategy.screening.max_faults={allowed or 'null'}")

@@ -63,7 +63,7 @@ def test_an_update_is_handed_on_when_all_before_it_are_there_or_will_not_come(
         assert [key for key in found if key.modality == modality] == expected
 
 
-def test_those_next_in_line_are_wanted_as_far_as_there_is_room(
+def test_those_next_in_line_are_wanted_while_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, replies = second_round()

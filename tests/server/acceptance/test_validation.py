@@ -155,7 +155,7 @@ def test_posterior_of_the_decoder_is_taken_only_where_it_was_asked_for() -> None
         (torch.eye(2, dtype=torch.complex64), "complex64"),
     ],
 )
-def test_precision_is_positive_definite_and_of_real_numbers(
+def test_precision_is_positive_definite_and_real(
     precision: list[float] | Tensor, word: str
 ) -> None:
     precision = torch.as_tensor(precision)
@@ -189,9 +189,7 @@ def sure(*eigenvalues: float) -> Uplink:
         ("diagonal", 0.1 / 2.8 / 10, (1.0,)),
     ],
 )
-def test_a_precision_is_no_flatter_than_its_shrinkage_allows(
-    structure: str, least: float, others: tuple[float, ...]
-) -> None:
+def test_flatness_of_precisions(structure: str, least: float, others: tuple[float, ...]) -> None:
     overrides = shaped(structure, 0.1, "absolute")
     for unit in (1.0, 1e6):
         passes, fails = (  # of mean 1
@@ -204,9 +202,7 @@ def test_a_precision_is_no_flatter_than_its_shrinkage_allows(
 
 
 @pytest.mark.parametrize(("structure", "most"), [("inputs", 100.0), ("row", 1000.0)])
-def test_a_precision_without_a_scale_is_no_larger_than_its_shrinkage_allows(
-    structure: str, most: float
-) -> None:
+def test_precision_without_scale_is_bounded_by_its_shrinkage(structure: str, most: float) -> None:
     overrides = shaped(structure, 0.1, "relative")
     check(sure(0.99 * most, 0.99 * most), *overrides)
     with pytest.raises(RejectedUpdateError, match="'embed': the mean eigenvalue"):

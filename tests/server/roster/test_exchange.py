@@ -76,7 +76,7 @@ def test_looks_become_rarer_and_often_again_after_a_reply(clock: Clock) -> None:
     assert len(moments) < 100, "not asked over and over"
 
 
-def test_what_is_sent_expires_and_what_comes_twice_or_from_another_round_is_ignored(
+def test_what_is_sent_expires_and_other_replies_are_ignored(
     clock: Clock,
 ) -> None:
     grid = TimedGrid(clock, [0.0, 1.0])

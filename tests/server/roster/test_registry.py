@@ -107,7 +107,7 @@ def nonsense(message: Message) -> Message:
         ({5: nonsense}, "node 5: another protocol"),
     ],
 )
-def test_nodes_that_cannot_take_part_are_named_with_the_reason(
+def test_nodes_that_cannot_take_part_are_named_and_why(
     nodes: dict[int, Answer], words: str
 ) -> None:
     (line,) = Roster({**nodes, 9: hosting("vision-0")}).faults()

@@ -85,7 +85,7 @@ def test_the_best_is_kept_too_as_long_as_it_is_the_best(kept: Checkpoints) -> No
     assert_same(read_checkpoint(kept.path(7)), checkpoint(7))
 
 
-def test_what_a_killed_process_left_goes_with_the_next_and_the_users_files_stay(
+def test_what_a_kill_left_goes_with_the_next_and_users_files_stay(
     kept: Checkpoints,
 ) -> None:
     assert kept.latest(pytest.fail) is None and kept.rounds() == []

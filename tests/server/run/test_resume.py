@@ -19,9 +19,7 @@ Make = Callable[..., Path]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_resumed_after_the_first_round_it_ends_as_if_uninterrupted(
-    whole: Make, interrupted: Make, name: str
-) -> None:
+def test_resumed_it_ends_as_if_uninterrupted(whole: Make, interrupted: Make, name: str) -> None:
     folder = interrupted(name)
     go_on(folder)
     assert left_in(folder) == left_in(whole(name))
@@ -137,9 +135,7 @@ def test_faults_and_absences_count_after_a_resume(
     assert reused == ([0] * 4 if since == 1 else [0, 1, 1, 1])
 
 
-def test_more_rounds_are_as_if_they_had_been_asked_for_at_first(
-    tmp_path: Path, whole: Make
-) -> None:
+def test_more_rounds_are_as_if_asked_for_at_first(tmp_path: Path, whole: Make) -> None:
     folder = tmp_path / "run"
     begin(folder, *RUNS["adam"], "rounds=2")
     go_on(folder, "rounds=3", before=3)

@@ -54,9 +54,7 @@ def refused(folder: Path, *given: str) -> str:
         (["experiment=iid"], "fusion.name is product_of_experts in that run and auto here"),
     ],
 )
-def test_a_setting_that_is_given_and_differs_is_named(
-    interrupted: Make, given: list[str], named: str
-) -> None:
+def test_a_setting_that_differs_is_named(interrupted: Make, given: list[str], named: str) -> None:
     folder = interrupted()
     line = refused(folder, *given)
     assert line.startswith(f"resume={folder}: {named}; ") and "start a new run" in line
@@ -149,9 +147,7 @@ def write(name: str, content: str) -> Callable[[Path], None]:
         (lambda folder: (folder / CONFIG).unlink(), "no run there, which is a folder with config"),
     ],
 )
-def test_a_damaged_run_is_refused(
-    interrupted: Make, change: Callable[[Path], None], words: str
-) -> None:
+def test_damage_is_refused(interrupted: Make, change: Callable[[Path], None], words: str) -> None:
     folder = interrupted(rounds=2)
     change(folder)
     assert words in refused(folder)
@@ -231,9 +227,7 @@ def write_npz(path: Path, items: int = 60, width: int = 3) -> None:
         ({"width": 5}, "has shape "),
     ],
 )
-def test_data_that_changed_meanwhile_are_named_with_the_difference(
-    tmp_path: Path, change: dict[str, int], named: str
-) -> None:
+def test_changed_data_are_named_and_how(tmp_path: Path, change: dict[str, int], named: str) -> None:
     file, folder = tmp_path / "data.npz", tmp_path / "run"
     write_npz(file)
     overrides = [*SMALL, *ONE, "dataset=npz", f"dataset.path={file}", "partition=iid"]

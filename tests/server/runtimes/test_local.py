@@ -45,9 +45,7 @@ class TwoNodes(MemoryGrid):
 
 
 @pytest.mark.parametrize("strategy", ["fednova", "few_rounds"])
-def test_a_run_is_the_same_in_processes_again_and_over_another_grid(
-    tmp_path: Path, strategy: str
-) -> None:
+def test_a_run_is_the_same_in_processes_and_over_other_grids(tmp_path: Path, strategy: str) -> None:
     settings = (f"strategy={strategy}", "strategy.weights=agreement")
     runtimes = {"first": "sequential", "again": "sequential", "workers": "processes"}
     for name, runtime in runtimes.items():
@@ -86,9 +84,7 @@ def test_a_run_records_what_a_report_shows(tmp_path: Path) -> None:
         (MemoryError(), "MemoryError"),
     ],
 )
-def test_a_client_that_fails_is_one_line_and_the_others_go_on(
-    tmp_path: Path, fault: Exception, reason: str
-) -> None:
+def test_a_failure_of_a_client_is_one_line(tmp_path: Path, fault: Exception, reason: str) -> None:
     config, asked = tiny(), []
 
     def get_config(context: Context) -> Config:

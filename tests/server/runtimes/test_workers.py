@@ -63,9 +63,7 @@ def app_that(answer: Callable[[Message, Context], Message]) -> Callable[..., Cli
 
 
 @pytest.mark.parametrize("copied", [True, False], ids=["copied", "begun anew"])
-def test_every_node_answers_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
-) -> None:
+def test_every_node_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool) -> None:
     # Where there are GPUs, processes cannot be copies.
     monkeypatch.setattr("torch.cuda.is_available", lambda: not copied)
     with with_workers(tiny("client.device=cpu"), tmp_path / "log") as grid:
@@ -89,9 +87,7 @@ def test_messages_that_have_expired_make_room(tmp_path: Path) -> None:
         assert not grid._workers._running
 
 
-def test_a_process_that_dies_costs_what_was_under_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_process_costs_its_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     died = tmp_path / "died"
 
     def answer(message: Message, _: Context) -> Message:
@@ -125,9 +121,7 @@ def stuck(message: Message, _: Context) -> Message:
     return message
 
 
-def test_what_processes_are_at_ends_with_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_end_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.runtimes.local, "make_client_app", app_that(stuck))
     with pytest.raises(KeyboardInterrupt), with_workers(tiny(), tmp_path / "log") as grid:
         assert list(grid.pull_messages(query(grid))) == []
