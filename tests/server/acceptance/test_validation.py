@@ -19,7 +19,7 @@ from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Uplink
 from common.model.calibration import agreement_size, calibration_size
 from common.model.ha_fedformer import ModelArrays
-from common.posterior import Form, Gaussian, Layout, Posterior
+from common.posterior import Form, Gaussian, Posterior
 from common.protocol import encode_uplink, payload_bytes
 from common.structures import fit_gaussian
 from common.task import Task
@@ -101,9 +101,6 @@ def numbers(*values: float) -> Tensor:
         ({"calibration_sums": numbers(121, 0, 0, 0, 0, 0)}, ["121 items", "at most 120"]),
         ({"label_agreement": torch.ones(9)}, ["audio-1", "agreement"]),
         *(({"steps": n}, ["audio-1", f"{n} local steps, expected 6"]) for n in (0, 7)),
-        ({"decoder": Posterior(Layout(), torch.zeros(0))}, ["audio-1 decoder", "missing"]),
-        ({"decoder": points(head=torch.zeros(3))}, ["audio-1 decoder", "'head'", "(3,)", "(1, 3)"]),
-        ({"encoder": good(x=Gaussian(torch.ones(1))).encoder}, ["audio-1 encoder array 'x'"]),
     ],
 )
 def test_fault_is_refused_and_named(changed: dict[str, object], words: list[str]) -> None:
