@@ -6,15 +6,15 @@ The model has one weight in each encoder and one in the decoder, all 0 at first.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 import numpy as np
 import pytest
 import torch
+from memory_federation import config_with
 from torch import Tensor
 from updates import uplink
 
-from common.config import Config, StrategyConfig, compose
+from common.config import StrategyConfig
 from common.messages import Uplink
 from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from server.aggregation.client_weights import client_weight
@@ -26,11 +26,10 @@ START = ModelArrays(
 )
 
 
-@cache
 def strategy(name: str) -> StrategyConfig:
     """Read a strategy, without its noise."""
     quiet = ("strategy.fedatt.noise=0", "strategy.decoder.noise=0")
-    return compose(Config, [f"strategy={name}", *quiet]).strategy
+    return config_with(f"strategy={name}", *quiet).strategy
 
 
 def scalar(name: str, n: int, steps: int, w: float, head: float) -> Uplink:
