@@ -27,8 +27,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from made_up_checkpoints import assert_same, checkpoint
+from made_up_checkpoints import checkpoint
 from server.run.checkpoint import Checkpoints
+from wire import assert_same
 
 torch.set_num_threads(1)
 kept, kills, chance = Checkpoints(Path(sys.argv[1])), int(sys.argv[2]), random.Random(sys.argv[1])

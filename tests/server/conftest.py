@@ -7,7 +7,7 @@ import torch
 from tiny_runs import in_task
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def in_a_task() -> Iterator[None]:
     """Let messages be made outside a Flower process, and compute as `server.app` does."""
     torch.set_num_threads(1)

@@ -1,6 +1,5 @@
 """Checkpoints that no run left."""
 
-from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -44,14 +43,3 @@ def checkpoint(number: int, size: int = 3, moments: bool = True, **changes: Any)
         "seconds": 12.345,
     }
     return Checkpoint(**(parts | changes))
-
-
-def assert_same(one: Checkpoint, other: Checkpoint) -> None:
-    """Assert that two checkpoints are equal to the bit, of the same shapes and types."""
-    assert _bits(asdict(one)) == _bits(asdict(other))
-
-
-def _bits(value: object) -> object:
-    if isinstance(value, Tensor):
-        return value.dtype, value.shape, value.numpy().tobytes()
-    return {k: _bits(v) for k, v in value.items()} if isinstance(value, dict) else value

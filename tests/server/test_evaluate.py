@@ -26,11 +26,6 @@ COUNT = 15
 every_rule = pytest.mark.parametrize("rule", RULES)
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def items(task: Task = Task.regression, **without: list[int]) -> MultimodalDataset:
     """Make ragged items; `without` says which lack a modality."""
     lengths = np.random.default_rng(0).integers(1, 5, (len(WIDTHS), COUNT))
@@ -63,21 +58,6 @@ def expected_scores(
 ) -> dict[str, float]:
     metrics = compute_metrics(fusion.task, *singly(model, fusion, dataset, names))
     return pytest.approx(metrics, rel=1e-4, abs=1e-4)
-
-
-def test_scores_follow_their_definitions() -> None:
-    model, fusion, dataset = model_for(), fusion_for(rule=FusionRule.product_of_experts), items()
-    scores = evaluate(model, fusion, dataset)
-    assert list(scores) == list(QUESTIONS)
-    for title, names in QUESTIONS.items():
-        truth, values, _ = singly(model, fusion, dataset, names)
-        assert values.std() > 1e-3
-        assert scores[title]["mae"] == pytest.approx(np.abs(truth - values).mean(), rel=1e-4)
-        assert scores[title]["corr"] == pytest.approx(np.corrcoef(truth, values)[0, 1], abs=1e-4)
-        assert scores[title]["acc2"] == np.mean((truth >= 0) == (values >= 0))
-        assert list(scores[title])[-2:] == ["coverage_50", "coverage_90"]
-        assert 0 < scores[title]["coverage_50"] <= scores[title]["coverage_90"] <= 1
-    assert scores["multimodal"]["mae"] != scores["audio"]["mae"]
 
 
 @every_rule
@@ -118,9 +98,7 @@ def test_a_modality_that_no_item_has_is_named() -> None:
 
 
 @every_rule
-def test_every_encoder_sees_every_item_once(
-    rule: FusionRule, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_encoders_see_every_item_once(rule: FusionRule, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.evaluate, "BATCH", 4)
     model, fusion, dataset = model_for(), fusion_for(rule=rule), items()
     seen: Counter[str] = Counter()
@@ -154,7 +132,7 @@ def test_rules_score_as_each_does_by_itself() -> None:
 
 
 @every_rule
-def test_subsets_are_scored_on_complete_items_or_where_none_is_on_their_own(
+def test_subsets_are_scored_on_complete_items_or_else_on_their_own(
     rule: FusionRule,
 ) -> None:
     model, fusion = model_for(), fusion_for(rule=rule)

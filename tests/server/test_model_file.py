@@ -90,9 +90,7 @@ def test_what_is_no_model(tmp_path: Path) -> None:
         ("fusion", {"experts": {"audio": {"luck": 1}}}),
     ],
 )
-def test_metadata_that_rebuilds_no_model(
-    tmp_path: Path, key: str, value: str | dict[str, Any] | None
-) -> None:
+def test_metadata_of_no_model(tmp_path: Path, key: str, value: str | dict[str, Any] | None) -> None:
     model = model_for()
     good = {"spec": asdict(model.spec), "fusion": fusion_for().to_dict()}
     metadata = {"format": FORMAT} | {name: json.dumps(each) for name, each in good.items()}

@@ -3,13 +3,11 @@
 import math
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from fake_nodes import FakeGrid
-from flwr.app import ArrayRecord, ConfigRecord, Context, Error, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Error, Message, MessageType
 from memory_federation import (
     BAD,
     LABELS,
@@ -21,28 +19,20 @@ from memory_federation import (
     honest,
     host,
     key,
-    split_trained,
     update_of,
 )
 from torch import Tensor
 from wire import assert_same
 
-from client.app import given_config, make_client_app
 from common.config import ClientWeights, Config
-from common.data.federation import load_joint
 from common.errors import UserError
-from common.model.ha_fedformer import ModelSpec, build_model, join_arrays, split_arrays
+from common.model.ha_fedformer import join_arrays, split_arrays
 from common.protocol import decode_downlink, decode_uplink, encode_uplink, payload_bytes
 from common.seeding import derive_seed
 from server.aggregation.client_weights import client_weight
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.aggregation.posterior_std import posterior_std
 from server.records import RoundRecord
-from server.roster.registry import Registry
-from server.strategy import HierarchicalAggregation
-
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 
 # --- Asking -----------------------------------------------------------------------------------
 
@@ -99,9 +89,7 @@ TEN_AND_THREE = {
 @pytest.mark.parametrize(
     ("fraction", "audio", "vision"), [(1.0, 10, 3), (0.5, 5, 2), (0.3, 3, 1), (0.01, 1, 1)]
 )
-def test_fraction_of_each_modality_takes_part_and_never_none(
-    fraction: float, audio: int, vision: int
-) -> None:
+def test_fraction_of_each_modality_and_never_none(fraction: float, audio: int, vision: int) -> None:
     federation = Federation(config_with(f"strategy.fraction={fraction}"), dict(TEN_AND_THREE))
     modalities = [name.partition("-")[0] for name in asked_of(federation, 1)]
     assert Counter(modalities) == {"audio": audio, "vision": vision}
@@ -265,9 +253,7 @@ def test_what_clients_are_to_do_holds_by_the_skew(when: str, skew: float, holds:
 
 
 @WHEN
-def test_momentum_is_kept_from_round_to_round_where_it_holds(
-    when: str, skew: float, holds: bool
-) -> None:
+def test_momentum_is_kept_from_round_to_round(when: str, skew: float, holds: bool) -> None:
     options = (f"strategy.server_optimizer.when={when}", "strategy.skew_threshold=0.2")
     config, plain = config_with("strategy=fedavgm", *options), config_with("strategy=fedavg")
     federation, momentum = Federation(config, labels=replace(LABELS, skew=skew)), 0.0
@@ -347,16 +333,6 @@ def test_bad_replies_are_all_named_in_a_fixed_order_and_change_nothing() -> None
     assert lines[0] == lines[1] and len(lines[0]) == 5
 
 
-def test_client_whose_host_holds_another_is_known_by_its_key() -> None:
-    # Node 11 hosts audio-0 and vision-0; either may answer first.
-    for order in (1, -1):
-        federation = Federation(config_with())
-        messages = [m for m in federation.ask() if m.metadata.dst_node_id == 11]
-        _, report = federation.merge(map(honest, messages[::order]))
-        assert report.clients == {"audio": 1, "vision": 1}
-        assert all("no reply" in line for line in report.rejected)
-
-
 def test_busy_node_is_not_asked_and_named_but_all_are_where_all_are_busy() -> None:
     federation = Federation(config_with())
     busy, *others = federation.nodes
@@ -370,38 +346,3 @@ def test_busy_node_is_not_asked_and_named_but_all_are_where_all_are_busy() -> No
         federation.strategy.registry.backlog.add(str(node), node)
     _, report = federation.round(2)
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()
-
-
-# --- With real clients, through Flower's own loop ---------------------------------------------
-
-
-def test_real_clients_give_the_same_model_on_any_number_of_nodes() -> None:
-    config = config_with(
-        "strategy=few_rounds",
-        "dataset.num_items=120",
-        "dataset.num_speakers=24",
-        "clients.default=2",
-        "client.local_epochs=1",
-        "client.device=cpu",
-    )
-    joint = load_joint(config)
-    app = make_client_app(partial(given_config, config))
-    shapes = {name: each.statistics_shape for name, each in joint.items.sequences.items()}
-    model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=1)
-    results = []
-    for nodes in (6, 4):
-
-        def answer(message: Message, nodes: int = nodes) -> Message:
-            node = message.metadata.dst_node_id
-            settings = {"partition-id": node - 50, "num-partitions": nodes}
-            return app(message, Context(1, node, settings, RecordDict(), {}))
-
-        grid = FakeGrid(dict.fromkeys(range(50, 50 + nodes), answer))
-        strategy = HierarchicalAggregation(config, Registry(), LABELS, split_trained(model))
-        result = strategy.start(grid, ArrayRecord(model.state_dict()), num_rounds=2)
-        results.append((result.arrays.to_torch_state_dict(), strategy.report))
-        assert len(grid.asked) == nodes + 2 * 6
-    assert_same(results[0][0], results[1][0])
-    (_, report), (_, other) = results
-    assert report == other and report.clients == {"audio": 2, "language": 2, "vision": 2}
-    assert report.rejected == () and report.reused == ()

@@ -126,9 +126,7 @@ def test_what_the_mechanism_needs_is_asked_for_by_name() -> None:
 
 
 @pytest.mark.parametrize("rule", ["central", "local"])
-def test_a_private_run_merges_everyone_and_reveals_no_figures(
-    tmp_path: Path, in_a_task: None, rule: str
-) -> None:
+def test_a_private_run_merges_everyone_and_reveals_no_figures(tmp_path: Path, rule: str) -> None:
     small = (f"privacy={rule}", "privacy.clip=.5", "privacy.noise_multiplier=.1")
     runs = [prepare(private(*TINY, *small), tmp_path / name) for name in ("first", "again")]
     for run in runs:

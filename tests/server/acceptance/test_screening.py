@@ -1,24 +1,12 @@
 """Who is out of all proportion to the others, and who only looks so."""
 
-from dataclasses import replace
+from collections.abc import Iterable
 
 import pytest
 import torch
+from memory_federation import config_with
 from updates import uplink
 
-from common.config import (
-    Config,
-    DecoderConfig,
-    EncoderConfig,
-    Optimizer,
-    PrivacyConfig,
-    PrivacyRule,
-    Sampler,
-    SamplerConfig,
-    Scale,
-    ScreeningConfig,
-    StrategyConfig,
-)
 from common.messages import Uplink
 from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian
@@ -30,15 +18,10 @@ SENT = ModelArrays(
     {"audio": {"e": torch.ones(4)}, "vision": {"e": torch.ones(16)}}, {"d": torch.ones(4)}
 )
 #: What is sent is no mean of the optimiser's iterates, so that nothing is known of its reach.
-UNKNOWN = StrategyConfig(
-    "x",
-    sampler=SamplerConfig(Sampler.sgld),
-    encoder=EncoderConfig("pbea"),
-    decoder=DecoderConfig("cmda"),
-)
-ABSOLUTE = replace(UNKNOWN, encoder=EncoderConfig("pbea", "diagonal", 0.5, Scale.absolute))
-RELATIVE = replace(UNKNOWN, encoder=EncoderConfig("pbea", "diagonal", 0.5, Scale.relative))
-SURE = replace(UNKNOWN, decoder=DecoderConfig("posterior"))
+UNKNOWN = ("strategy=paper", "strategy.sampler.name=sgld")
+RELATIVE = (*UNKNOWN, "strategy.encoder.structure=diagonal")
+ABSOLUTE = (*RELATIVE, "strategy.encoder.scale=absolute")
+SURE = (*UNKNOWN, "strategy.decoder.merge=posterior")
 SMALL = "audio-0@1e-9, audio-1@1e-9, vision-0@1 .2, vision-1@1 .2, vision-2@1 .2"
 THREE = "vision-0 {0}, vision-1 {0}, vision-2 {0}"
 
@@ -64,23 +47,20 @@ def update(
     return uplink(name, encoder=parts[0], decoder=parts[1], steps=steps)
 
 
-def refused(*uplinks: Uplink, strategy: StrategyConfig = UNKNOWN) -> set[str]:
-    return screened(uplinks, Config(strategy=strategy))
-
-
-def screened(uplinks: tuple[Uplink, ...], config: Config) -> set[str]:
-    """Refuse who is out of proportion to a former round of the same updates."""
+def refused(uplinks: Iterable[Uplink], *settings: str) -> set[str]:
+    """Say who is out of proportion to a former round of the same updates."""
+    config = config_with(*settings)
     former = Screening(SENT, config, {})
     for each in uplinks:
         former.measure(each)
-    screening, refused = Screening(SENT, config, former.medians()), set()
+    screening, found = Screening(SENT, config, former.medians()), set[str]()
     for each in uplinks:
         screening.measure(each)
         try:
             screening.screen(each)
         except RejectedUpdateError:
-            refused.add(str(each.key))
-    return refused
+            found.add(str(each.key))
+    return found
 
 
 def moved(clients: str) -> list[Uplink]:
@@ -98,7 +78,7 @@ def moved(clients: str) -> list[Uplink]:
 
 
 @pytest.mark.parametrize(
-    ("strategy", "others", "within", "beyond"),
+    ("settings", "others", "within", "beyond"),
     [
         (UNKNOWN, "audio-0, audio-1 .3", "audio-2 2.9", "audio-2 3.1"),
         # Decoders by the median of all.
@@ -125,36 +105,33 @@ def moved(clients: str) -> list[Uplink]:
     ],
 )
 def test_an_update_is_measured_by_the_median(
-    strategy: StrategyConfig, others: str, within: str, beyond: str
+    settings: tuple[str, ...], others: str, within: str, beyond: str
 ) -> None:
-    assert refused(*moved(others), *moved(within), strategy=strategy) == set()
+    assert refused(moved(f"{others},{within}"), *settings) == set()
     names = {str(each.key) for each in moved(beyond)}
-    assert refused(*moved(others), *moved(beyond), strategy=strategy) == names
+    assert refused(moved(f"{others},{beyond}"), *settings) == names
 
 
-def trained(lr: float, optimizer: Optimizer = Optimizer.adamw) -> Config:
-    """Configure clients whose reach is known."""
-    config = Config(strategy=replace(UNKNOWN, sampler=SamplerConfig(Sampler.last)))
-    config.client = replace(config.client, lr=lr, optimizer=optimizer, weight_decay=0.0)
-    return config
+#: What is sent is the last iterate, whose reach is known.
+LAST = ("strategy=paper", "strategy.sampler.name=last", "client.weight_decay=0")
 
 
 @pytest.mark.parametrize(
     ("optimizer", "steps", "far", "too_far"),
     [
         # .1 / sqrt(.001) = 3.16 rates a step for each of 4 numbers: 6.3 rates.
-        (Optimizer.adamw, 1000, 6.2, 6.4),
+        ("adamw", 1000, 6.2, 6.4),
         # The gradient's norm is at most 1.
-        (Optimizer.sgd, 6000, 5.9, 6.1),
+        ("sgd", 6000, 5.9, 6.1),
     ],
 )
-def test_what_local_training_can_do_is_never_refused(
-    optimizer: Optimizer, steps: int, far: float, too_far: float
+def test_what_training_can_do_passes(
+    optimizer: str, steps: int, far: float, too_far: float
 ) -> None:
-    others = moved("audio-0, audio-1")
+    settings = (*LAST, f"client.optimizer={optimizer}", "client.lr=1e-3")
     for norm, expected in ((far, set()), (too_far, {"audio-2"})):
         third = update("audio-2", norm, steps=steps)
-        assert screened((*others, third), trained(1e-3, optimizer)) == expected
+        assert refused([*moved("audio-0, audio-1"), third], *settings) == expected
 
 
 def test_adam_really_goes_no_farther() -> None:
@@ -167,15 +144,15 @@ def test_adam_really_goes_no_farther() -> None:
     norm = (weight - 1).norm().item()
     assert norm > 1e-5 * 10
     third = update("audio-2", norm, 1e-6, steps=60)
-    assert screened((*moved("audio-0 1e-6 1e-6, audio-1 1e-6 1e-6"), third), trained(0.01)) == set()
+    others = moved("audio-0 1e-6 1e-6, audio-1 1e-6 1e-6")
+    assert refused([*others, third], *LAST, "client.lr=0.01") == set()
 
 
 def test_rules_can_be_switched_off() -> None:
-    off = replace(ABSOLUTE)
-    off.screening = replace(off.screening, norm_factor=None, precision_factor=None)
+    off = [f"strategy.screening.{rule}_factor=null" for rule in ("norm", "precision")]
     uplinks = [update(f"audio-{n}", 10.0**n, scale=1e3**n) for n in range(5)]
-    assert refused(*uplinks, strategy=off) == set()
-    assert refused(*uplinks, strategy=ABSOLUTE) != set()
+    assert refused(uplinks, *ABSOLUTE, *off) == set()
+    assert refused(uplinks, *ABSOLUTE) != set()
 
 
 # --- Clipping ---------------------------------------------------------------------------------
@@ -183,8 +160,8 @@ def test_rules_can_be_switched_off() -> None:
 
 def test_the_whole_change_is_scaled_down_to_the_norm_and_a_smaller_one_stays() -> None:
     def clipped(norm: float) -> Uplink:
-        off = replace(UNKNOWN, screening=ScreeningConfig(norm_factor=None, clip_norm=norm))
-        screening = Screening(SENT, Config(strategy=off), {})
+        off = ("strategy.screening.norm_factor=null", f"strategy.screening.clip_norm={norm}")
+        screening = Screening(SENT, config_with(*UNKNOWN, *off), {})
         screening.measure(large)
         return screening.screen(large)
 
@@ -197,7 +174,7 @@ def test_the_whole_change_is_scaled_down_to_the_norm_and_a_smaller_one_stays() -
 
 
 def test_a_change_that_exceeds_the_clip_of_private_clients_is_named() -> None:
-    config = Config(strategy=UNKNOWN, privacy=PrivacyConfig(PrivacyRule.central, clip=0.5))
+    config = config_with("experiment=private", "strategy=fedavg", "privacy.clip=0.5")
     screening, within, beyond = Screening(SENT, config, {}), *moved("audio-0 .3 .4, audio-1 3 4")
     for each in (within, beyond):
         screening.measure(each)

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from functools import cache
 
 import pytest
+from fake_nodes import MemoryGrid
 from flwr.app import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -14,8 +15,6 @@ from common.clients import ClientKey
 from server.acceptance import update_filter
 from server.roster.exchange import collect, send
 from server.strategy import StrategyState
-
-pytestmark = pytest.mark.usefixtures("in_a_task")
 
 KEYS = [ClientKey(modality, part) for modality in ("audio", "vision") for part in range(4)]
 NODES = {20 + number: (str(key),) for number, key in enumerate(KEYS)}
@@ -64,7 +63,7 @@ def test_an_update_is_handed_on_when_all_before_it_are_there_or_will_not_come(
         assert [key for key in found if key.modality == modality] == expected
 
 
-def test_those_next_in_line_are_wanted_as_far_as_there_is_room(
+def test_those_next_in_line_are_wanted_while_there_is_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     run, replies = second_round()
@@ -83,25 +82,21 @@ def test_those_next_in_line_are_wanted_as_far_as_there_is_room(
     assert run.strategy.updates.wanted() == {audio[0], vision[0]}
 
 
-class Clients:
-    """A grid of clients that have all answered, but for some who never do."""
+class Clients(MemoryGrid):
+    """Clients that have all answered, but for some who never do."""
 
     def __init__(self, silent: Iterable[int]) -> None:
-        self.silent = set(silent)
-        self.replies: dict[str, Message] = {}
-        self.largest_burst = 0
+        super().__init__()
+        self.silent, self.largest_burst = set(silent), 0
 
-    def push_messages(self, messages: list[Message]) -> list[str]:
-        for number, message in enumerate(messages):
-            name = message.metadata.__dict__["_message_id"] = f"message-{number}"
-            if message.metadata.dst_node_id not in self.silent:
-                self.replies[name] = honest(message, config_with("strategy=fedavg"))
-        return [message.metadata.message_id for message in messages]
+    def answers(self, messages: list[Message]) -> list[Message | None]:
+        answering = [m for m in reversed(messages) if m.metadata.dst_node_id not in self.silent]
+        return [honest(message, config_with("strategy=fedavg")) for message in answering]
 
-    def pull_messages(self, names: list[str]) -> Iterable[Message]:
-        there = [self.replies.pop(name) for name in reversed(names) if name in self.replies]
-        self.largest_burst = max(self.largest_burst, len(there))
-        return there
+    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
+        found = super().pull_messages(message_ids)
+        self.largest_burst = max(self.largest_burst, len(found))
+        return found
 
 
 @pytest.mark.parametrize("silent", [(), (20,), (20, 23, 26)])

@@ -126,9 +126,7 @@ def test_one_modality_returns_itself() -> None:
 
 @given(data=st.data(), config=options, count=st.integers(2, 6))
 @settings(max_examples=20, deadline=None)
-def test_permuting_modalities_permutes_weights(
-    data: st.DataObject, config: DecoderConfig, count: int
-) -> None:
+def test_weights_follow_modalities(data: st.DataObject, config: DecoderConfig, count: int) -> None:
     decoders = as_decoders(random_layers(count))
     order = data.draw(st.permutations(list(decoders)))
     merged, weights = merge(decoders, config)

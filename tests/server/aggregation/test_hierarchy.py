@@ -67,9 +67,7 @@ def merged(total: RoundSum, seed: int = 0) -> MergedRound:
 
 @given(data=st.data(), config=st.sampled_from([FEDAVG, CMDA, NOISY]))
 @settings(max_examples=25, deadline=None)
-def test_order_grouping_and_empty_rounds_do_not_matter(
-    data: st.DataObject, config: StrategyConfig
-) -> None:
+def test_order_and_grouping_do_not_matter(data: st.DataObject, config: StrategyConfig) -> None:
     uplinks = [update(key) for key in KEYS[: data.draw(st.integers(2, len(KEYS)))]]
     empty, straight = RoundSum(config), total_of(uplinks, config)
     total = in_any_tree(data, [empty, *(empty.add(each) for each in uplinks)])

@@ -48,7 +48,7 @@ def exact_mode(total: PosteriorSum) -> Array:
     [(Form.row, shape) for shape in [(4, 5), (1, 6), (3, 2, 3)]]
     + [(Form.diagonal, shape) for shape in [(4, 5), (7,), (3, 2, 3), ()]],
 )
-def test_precisions_give_the_pooled_optimum_and_the_average_does_not(
+def test_precisions_give_the_optimum_and_averages_do_not(
     form: Form, shape: tuple[int, ...]
 ) -> None:
     rng = np.random.default_rng(1)

@@ -1,7 +1,6 @@
 """A rule, and a structure, is one module with an entry in its registry: it is used by its name."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
@@ -9,7 +8,6 @@ import pytest
 import torch
 from memory_federation import Federation, config_with
 
-from common.config import Config
 from common.errors import UserError
 from common.model.ha_fedformer import split_arrays
 from common.structures import STRUCTURES, find_structure, fit_gaussian
@@ -63,17 +61,12 @@ def plugins(tmp_path: Path) -> Iterator[None]:
     del RULES["doubled"], STRUCTURES["flat"]
 
 
-def with_merge(config: Config, **encoder: object) -> Config:
-    strategy = config.strategy
-    return replace(config, strategy=replace(strategy, encoder=replace(strategy.encoder, **encoder)))
-
-
-@pytest.mark.usefixtures("plugins", "in_a_task")
+@pytest.mark.usefixtures("plugins")
 def test_a_rule_of_a_temporary_module_merges_by_its_name() -> None:
-    plain = config_with("strategy=fedavg")
     results = []
-    for config in (plain, with_merge(plain, merge="doubled")):
-        arrays, report = (federation := Federation(config)).round()
+    for merge in ("average", "doubled"):
+        federation = Federation(config_with("strategy=fedavg", f"strategy.encoder.merge={merge}"))
+        arrays, report = federation.round()
         assert report.rejected == ()
         results.append(split_arrays(arrays))
     average, doubled = results
@@ -83,9 +76,9 @@ def test_a_rule_of_a_temporary_module_merges_by_its_name() -> None:
     assert torch.equal(doubled.decoder["head.bias"], average.decoder["head.bias"])
 
 
-@pytest.mark.usefixtures("plugins", "in_a_task")
+@pytest.mark.usefixtures("plugins")
 def test_a_structure_of_a_temporary_module_fits_and_is_accepted_by_its_name() -> None:
-    config = with_merge(config_with("strategy=pbea"), structure="flat")
+    config = config_with("strategy=pbea", "strategy.encoder.structure=flat")
     encoder = config.strategy.encoder
     fitted = fit_gaussian(torch.randn(3, 2, 4), encoder)
     assert torch.equal(fitted.precision, torch.full((2, 4), 1 / encoder.shrinkage))
@@ -99,7 +92,7 @@ def test_unknown_names_are_refused_with_those_that_there_are() -> None:
         (lambda: find_rule("mode", "encoder"), f"encoder.merge=mode: expected one of {every}"),
         (lambda: find_rule("cmda", "encoder"), "encoder.merge=cmda: expected one of"),
         (lambda: find_structure("cube"), "structure=cube: expected one of diagonal, inputs, low_"),
-        (lambda: Federation(with_merge(config_with(), merge="mode")), "encoder.merge=mode"),
+        (lambda: Federation(config_with("strategy.encoder.merge=mode")), "encoder.merge=mode"),
     ):
         with pytest.raises(UserError, match=words):
             find()

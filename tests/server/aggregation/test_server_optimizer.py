@@ -75,7 +75,7 @@ def test_scales_multiply_the_change_of_what_they_name(config: ServerOptimizerCon
 
 
 @pytest.mark.parametrize("config", [MOMENTUM, ADAM])
-def test_an_absent_array_keeps_its_moments_and_nothing_is_changed_in_place(
+def test_an_absent_array_keeps_its_moments_and_inputs_stay(
     config: ServerOptimizerConfig,
 ) -> None:
     both = {"audio": torch.tensor([1.0]), "vision": torch.tensor([2.0])}

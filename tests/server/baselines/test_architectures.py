@@ -44,9 +44,7 @@ def inputs(extra: int = 0, fill: float = 0.0, names: tuple[str, ...] = tuple(WID
 
 @each_kind
 @pytest.mark.parametrize(("extra", "fill"), [(3, 0.0), (0, 7.0), (3, math.nan), (2, math.inf)])
-def test_padding_and_absent_modalities_do_not_matter(
-    kind: type[nn.Module], fill: float, extra: int
-) -> None:
+def test_padding_and_absences_do_not_matter(kind: type[nn.Module], fill: float, extra: int) -> None:
     model = build(kind)
     expected: Tensor = model(inputs())
     assert expected.isfinite().all() and expected.std() > 1e-3

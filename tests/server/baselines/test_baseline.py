@@ -1,6 +1,5 @@
 """A baseline leaves the run folder that a federation leaves, or none."""
 
-import io
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,7 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from tiny_runs import SMALL, SYNTHETIC, left_in, tiny, untimed
 
 from common.config import Config, PrepareConfig, compose
@@ -26,7 +24,6 @@ from server.evaluate import Scores, evaluate
 from server.model_file import load_model
 from server.preparation.preparation import prepare as prepare_shards
 from server.records import RoundRecord
-from server.run.console import RunConsole
 from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY
 from server.run.run import Run
 
@@ -41,17 +38,12 @@ SUMMARY_KEYS = {
 }
 
 
-def prepared(folder: Path, *overrides: str) -> tuple[Run, io.StringIO]:
-    """Prepare a run whose console can be read."""
-    config = compose(Config, [*SMALL, "dataset.max_seq_len=4", *overrides])
-    run, shown = prepare(config, folder), io.StringIO()
-    console = Console(file=shown, width=200, highlight=False)
-    run.console = RunConsole(run.config.rounds, run.data.task, console)
-    return run, shown
+def prepared(folder: Path, *overrides: str) -> Run:
+    return prepare(compose(Config, [*SMALL, "dataset.max_seq_len=4", *overrides]), folder)
 
 
-#: A strategy's run, what it showed, and its summary.
-Finish = Callable[[str], tuple[Run, str, dict[str, Any]]]
+#: A strategy's run, and its summary.
+Finish = Callable[[str], tuple[Run, dict[str, Any]]]
 
 
 @pytest.fixture(scope="module")
@@ -59,18 +51,17 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finish:
     """Every strategy's run, each made once, when it is first asked for."""
 
     @cache
-    def finish(strategy: str) -> tuple[Run, str, dict[str, Any]]:
+    def finish(strategy: str) -> tuple[Run, dict[str, Any]]:
         folder = tmp_path_factory.mktemp(strategy) / "run"
-        run, shown = prepared(folder, f"strategy={strategy}", *SYNTHETIC)
-        summary = run_baseline(run)
-        return run, shown.getvalue(), summary
+        run = prepared(folder, f"strategy={strategy}", *SYNTHETIC)
+        return run, run_baseline(run)
 
     return finish
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish) -> None:
-    run, shown, summary = finished(strategy)
+    run, summary = finished(strategy)
     folder, whole = run.folder.path, strategy in WHOLE
     rounds = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
     expected = {CONFIG, ROUNDS, SUMMARY, CURVE, *([MODEL] if whole else [])}
@@ -92,19 +83,18 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
     assert list(summary["test"]) == ["multimodal", *MODALITIES]
     sides = {"validation": len(run.data.validation), "test": len(run.data.test)}
     train = summary["items"]["train"]
-    assert summary["items"] == finished("local")[2]["items"] == {"train": train, **sides}
+    assert summary["items"] == finished("local")[1]["items"] == {"train": train, **sides}
     assert 0 < train <= 120 - sum(sides.values())
     if whole:
         model, fusion = load_model(folder / MODEL)
         assert evaluate(model, fusion, run.data.test) == summary["test"]
         assert fusion.weights == summary["fusion_weights"]
         assert summary["parameters"] == sum(array.numel() for array in model.parameters())
-    assert "round 1" in shown and f"run folder: {folder}" in shown
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_confusions_are_those_behind_the_scores(strategy: str, finished: Finish) -> None:
-    _, _, summary = finished(strategy)
+    _, summary = finished(strategy)
     diagnosed = summary["diagnostics"]
     assert list(diagnosed) == ([] if strategy == "local" else list(summary["test"]))
     for title, parts in diagnosed.items():
@@ -116,11 +106,15 @@ def test_confusions_are_those_behind_the_scores(strategy: str, finished: Finish)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-def test_the_same_run_again_is_the_same(strategy: str, finished: Finish, tmp_path: Path) -> None:
+def test_the_same_run_again_is_the_same_and_shows_its_rounds(
+    strategy: str, finished: Finish, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     first = finished(strategy)[0].folder.path
     torch.rand(7)
-    run, _ = prepared(tmp_path / "again", f"strategy={strategy}", *SYNTHETIC)
+    run = prepared(tmp_path / "again", f"strategy={strategy}", *SYNTHETIC)
     run_baseline(run)
+    shown = capsys.readouterr().out
+    assert "round 1" in shown and f"run folder: {run.folder.path}" in shown
     assert untimed(run.folder.path) == untimed(first)
     if strategy in WHOLE:
         assert left_in(run.folder.path) == left_in(first)
@@ -134,7 +128,7 @@ def test_shards_serve_where_items_need_one_modality_only(tmp_path: Path) -> None
     prepare_shards(config, lambda *_: None, lambda _: {})
     settings = ("dataset=shards", f"dataset.path={shards}", "rounds=1", "client.batch_size=256")
     for strategy in STRATEGIES:
-        run, _ = prepared(tmp_path / strategy, f"strategy={strategy}", *settings)
+        run = prepared(tmp_path / strategy, f"strategy={strategy}", *settings)
         if strategy in ("local", "pooled"):
             assert run_baseline(run)["items"]["train"] > 0
             continue
@@ -144,9 +138,9 @@ def test_shards_serve_where_items_need_one_modality_only(tmp_path: Path) -> None
 
 
 def test_a_run_that_fails_later_keeps_what_it_has(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run, shown = prepared(tmp_path / "run", "strategy=pooled", *SYNTHETIC)
+    run = prepared(tmp_path / "run", "strategy=pooled", *SYNTHETIC)
     told = {"warnings": ("labels are few",), "cleaning": {"items without label": 3}}
     run.data = replace(run.data, **told)  # type: ignore[arg-type]
 
@@ -157,8 +151,8 @@ def test_a_run_that_fails_later_keeps_what_it_has(
     with pytest.raises(UserError, match="no picture; a baseline cannot be resumed"):
         run_baseline(run)
     assert len((tmp_path / "run" / ROUNDS).read_text().splitlines()) == 2
-    assert "cleaned: 3 items without label" in shown.getvalue()
-    assert "warning: labels are few" in shown.getvalue()
+    shown = capsys.readouterr().out
+    assert "cleaned: 3 items without label" in shown and "warning: labels are few" in shown
 
 
 # The registry -----------------------------------------------------------------------------------

@@ -171,25 +171,18 @@ RULE = FusionRule.product_of_experts
 EVERY = torch.ones(3, dtype=torch.bool)
 
 
-def gaussian_expert(
-    name: str, seen: Tensor, noise: float, mean: float, variance: float
-) -> ExpertPrediction:
-    """Say the exact posterior of y ~ N(mean, variance) after `seen` = y + N(0, noise).
-
-    The model gives what was seen; the calibration is the posterior's line.
-    """
-    share = variance / (variance + noise)
-    expert = Expert(share, (1 - share) * mean, 1 - share, 1.0, 10.0)
-    fusion = Fusion(RULE, Task.regression, (mean, variance), {name: expert})
-    return ExpertPrediction(name, fusion, seen[:, None], EVERY)
-
-
 def test_numbers_give_the_exact_posterior_under_the_common_prior() -> None:
+    """Experts know N(mean, variance), see y + N(0, noise), and say their exact posterior of y.
+
+    A model gives what was seen; its calibration is the posterior's line.
+    """
     seen = {"audio": torch.tensor([0.3, -1.0, 2.0]), "vision": torch.tensor([0.5, 1.0, 1.5])}
-    experts = [
-        gaussian_expert("audio", seen["audio"], 0.5, 0.2, 1.0),
-        gaussian_expert("vision", seen["vision"], 2.0, -0.4, 3.0),
-    ]
+    experts = []
+    for name, noise, mean, variance in (("audio", 0.5, 0.2, 1.0), ("vision", 2.0, -0.4, 3.0)):
+        share = variance / (variance + noise)
+        expert = Expert(share, (1 - share) * mean, 1 - share, 1.0, 10.0)
+        fusion = Fusion(RULE, Task.regression, (mean, variance), {name: expert})
+        experts.append(ExpertPrediction(name, fusion, seen[name][:, None], EVERY))
     joined = combine(experts, torch.tensor([0.1, 0.7], dtype=torch.float64), Task.regression)
     precision = 1 / 0.7 + 1 / 0.5 + 1 / 2.0
     expected = (0.1 / 0.7 + seen["audio"] / 0.5 + seen["vision"] / 2.0) / precision

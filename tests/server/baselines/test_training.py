@@ -51,13 +51,6 @@ def numbered(count: int, first: int = 0, width: int = 1) -> Sequences:
     return Sequences(values, np.arange(count), np.ones(count, dtype=np.int64))
 
 
-def paired(count: int = 23) -> MultimodalDataset:
-    """Items whose every modality says their number, as their label does."""
-    names = np.arange(count).astype(np.str_)
-    sequences = {"audio": numbered(count, 0, 2), "vision": numbered(count, 0, 3)}
-    return MultimodalDataset(names, names, np.arange(count, dtype=np.float32), sequences)
-
-
 def content(batch: Batch) -> list[float]:
     for padded in batch.inputs.values():
         assert torch.equal(padded.values[:, 0, 0], batch.labels)
@@ -74,7 +67,11 @@ def one_modality(seed: int) -> Iterable[Batch]:
 
 
 def every_modality(seed: int) -> Iterable[Batch]:
-    return paired_pass(paired(), 4, seed)
+    """Pass over items whose every modality says their number, as their label does."""
+    numbers = np.arange(23, dtype=np.float32)
+    sequences = {"audio": numbered(23, 0, 2), "vision": numbered(23, 0, 3)}
+    names = numbers.astype(np.str_)
+    return paired_pass(MultimodalDataset(names, names, numbers, sequences), 4, seed)
 
 
 @pytest.mark.parametrize("one_pass", [one_modality, every_modality])

@@ -23,8 +23,6 @@ from server.run.checkpoint import Checkpoints, read_checkpoint
 from server.run.federation import federate
 from server.runtimes.local import LocalGrid
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 BOTH = {"audio": 1, "vision": 1}
 
 
@@ -136,9 +134,7 @@ def test_one_given_up_that_is_back_during_another_wait_is_waited_for_again(clock
     assert clock.now - began == pytest.approx(45), "not ended by the other, at 30"
 
 
-def test_nodes_that_were_left_out_meanwhile_are_reported_once_and_end_nothing(
-    clock: Clock,
-) -> None:
+def test_nodes_that_were_left_out_meanwhile_are_reported_once_and_end_nothing(clock: Clock) -> None:
     grid = FakeGrid({1: hosting("audio-0"), 5: hosting(error="its disk is gone"), 6: failing})
     clock.after(2, lambda: grid.nodes.update({7: hosting("smell-0")}))
     clock.after(3, lambda: grid.nodes.update({8: hosting(client("audio-1", width=9))}))

@@ -16,8 +16,6 @@ from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
 from server.roster.registry import QUERY_AGAIN, Registry
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 
 class Roster:
     """A registry and its nodes, of which some are registered, as in ``n7="audio-0"``."""
@@ -97,6 +95,14 @@ def nonsense(message: Message) -> Message:
     return Message(RecordDict({"x": ConfigRecord()}), reply_to=message)
 
 
+def impossible(**fields: object) -> dict[int, Answer]:
+    return {5: hosting(replace(client("audio-0"), **fields))}
+
+
+def moments(count: float = 1, mean: float = 1, squares: float = 1) -> FeatureMoments:
+    return FeatureMoments(*(np.full(4, float(value)) for value in (count, mean, squares)))
+
+
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
@@ -107,37 +113,19 @@ def nonsense(message: Message) -> Message:
         ({5: failing}, "node 5: no route"),
         ({5: another_protocol}, "node 5: it speaks another protocol"),
         ({5: nonsense}, "node 5: another protocol"),
+        (impossible(examples=0), "client audio-0 no examples"),
+        (impossible(examples=10**9 + 1), "client audio-0 has 1000000001 examples"),
+        (impossible(label_sums=torch.tensor([9.0, 0, 1])), "client audio-0 labels of 9 items"),
+        (impossible(moments=moments(mean=np.inf)), "client audio-0 cannot be"),
+        (impossible(moments=moments(squares=-1)), "client audio-0 cannot be"),
+        (impossible(moments=moments(count=-1)), "client audio-0 cannot be"),
     ],
 )
-def test_nodes_that_cannot_take_part_are_named_with_the_reason(
+def test_nodes_that_cannot_take_part_are_named_and_why(
     nodes: dict[int, Answer], words: str
 ) -> None:
     (line,) = Roster({**nodes, 9: hosting("vision-0")}).faults()
     assert all(word in line for word in words.split()) and "vision" not in line
-
-
-def moments(count: float = 1, mean: float = 1, squares: float = 1) -> FeatureMoments:
-    return FeatureMoments(*(np.full(4, float(value)) for value in (count, mean, squares)))
-
-
-GOOD = client("audio-0", sums=(10, 1, 5))
-
-
-@pytest.mark.parametrize(
-    ("bad", "words"),
-    [
-        (replace(GOOD, examples=0), "no examples"),
-        (replace(GOOD, examples=10**9 + 1), "says that it has 1000000001 examples"),
-        (replace(GOOD, label_sums=torch.tensor([9.0, 0, 1])), "labels of 9 items"),
-        (replace(GOOD, moments=moments(mean=np.inf)), "cannot be"),
-        (replace(GOOD, moments=moments(squares=-1)), "cannot be"),
-        (replace(GOOD, moments=moments(count=-1)), "cannot be"),
-    ],
-)
-def test_a_description_must_be_possible(bad: ClientDescription, words: str) -> None:
-    known(GOOD)
-    (line,) = Roster({1: hosting(bad)}).faults()
-    assert "client audio-0 " in line and words in line
 
 
 def test_bad_node_is_left_out_and_the_others_stay() -> None:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from broken_runs import damage, files
-from made_up_checkpoints import assert_same, checkpoint
+from made_up_checkpoints import checkpoint
+from wire import assert_same
 
 from common.errors import UserError
 from common.seal import read_sealed, write_sealed
@@ -84,7 +85,7 @@ def test_the_best_is_kept_too_as_long_as_it_is_the_best(kept: Checkpoints) -> No
     assert_same(read_checkpoint(kept.path(7)), checkpoint(7))
 
 
-def test_what_a_killed_process_left_goes_with_the_next_and_the_users_files_stay(
+def test_what_a_kill_left_goes_with_the_next_and_users_files_stay(
     kept: Checkpoints,
 ) -> None:
     assert kept.latest(pytest.fail) is None and kept.rounds() == []
@@ -121,9 +122,7 @@ def test_a_damaged_one_costs_its_round_and_one_warning_and_all_are_an_error(
     assert [line.split()[1] for line in warnings[1:]] == [str(path), str(kept.path(1))]
 
 
-def test_the_one_that_is_done_again_stays_though_a_later_one_was_damaged(
-    kept: Checkpoints,
-) -> None:
+def test_the_one_that_is_done_again_stays_though_a_later_one_was_damaged(kept: Checkpoints) -> None:
     kept = replace(kept, keep=1)
     kept.save(checkpoint(1))
     kept.save(checkpoint(3), best=1)

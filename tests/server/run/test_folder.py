@@ -10,7 +10,7 @@ from common.errors import UserError
 from server.run.folder import ROUNDS, SUMMARY, RunFolder
 
 
-def test_path_is_absolute_wherever_the_process_goes(
+def test_path_is_absolute_wherever_one_goes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

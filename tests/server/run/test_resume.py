@@ -5,7 +5,6 @@ import signal
 import time
 from collections.abc import Callable
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from shutil import copytree, rmtree
 
@@ -16,15 +15,11 @@ from tiny_runs import left_in
 from server.run.checkpoint import Checkpoints, read_checkpoint
 from server.run.interruption import InterruptedRunError, interruptible
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 Make = Callable[..., Path]
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_resumed_after_the_first_round_it_ends_as_if_uninterrupted(
-    whole: Make, interrupted: Make, name: str
-) -> None:
+def test_resumed_it_ends_as_if_uninterrupted(whole: Make, interrupted: Make, name: str) -> None:
     folder = interrupted(name)
     go_on(folder)
     assert left_in(folder) == left_in(whole(name))
@@ -140,9 +135,7 @@ def test_faults_and_absences_count_after_a_resume(
     assert reused == ([0] * 4 if since == 1 else [0, 1, 1, 1])
 
 
-def test_more_rounds_are_as_if_they_had_been_asked_for_at_first(
-    tmp_path: Path, whole: Make
-) -> None:
+def test_more_rounds_are_as_if_asked_for_at_first(tmp_path: Path, whole: Make) -> None:
     folder = tmp_path / "run"
     begin(folder, *RUNS["adam"], "rounds=2")
     go_on(folder, "rounds=3", before=3)
@@ -159,18 +152,3 @@ def test_time_goes_on_where_it_stood(interrupted: Make) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     seconds = json.loads((folder / "rounds.jsonl").read_text().splitlines()[2])["seconds"]
     assert 0 < kept.seconds + seconds <= summary["seconds"] < 600
-
-
-def test_a_process_that_is_killed_can_be_resumed(tmp_path: Path, whole: Make) -> None:
-    folder, kept = tmp_path / "run", Checkpoints(tmp_path / "run" / "checkpoints")
-    arguments = (folder, *RUNS["hierarchical"], "rounds=3")
-    process = get_context("fork").Process(target=begin, args=arguments)
-    process.start()
-    while process.is_alive() and not kept.rounds():
-        time.sleep(0.002)
-    process.kill()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
-    assert not (folder / "summary.json").exists()
-    go_on(folder)
-    assert left_in(folder) == left_in(whole("hierarchical"))

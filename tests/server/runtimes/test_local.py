@@ -22,8 +22,6 @@ from server.run.federation import federate
 from server.runtimes.local import LocalGrid, run_locally
 from server.runtimes.simulation import join_cluster
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 CLIENTS = [f"{modality}-{part}" for modality in ("audio", "language", "vision") for part in (0, 1)]
 
 
@@ -46,8 +44,9 @@ class TwoNodes(MemoryGrid):
         return list(map(self.app, messages, contexts))[::-1]
 
 
-def test_a_run_is_the_same_in_processes_again_and_over_another_grid(tmp_path: Path) -> None:
-    settings = ("strategy=fednova", "strategy.weights=agreement")
+@pytest.mark.parametrize("strategy", ["fednova", "few_rounds"])
+def test_a_run_is_the_same_in_processes_and_over_other_grids(tmp_path: Path, strategy: str) -> None:
+    settings = (f"strategy={strategy}", "strategy.weights=agreement")
     runtimes = {"first": "sequential", "again": "sequential", "workers": "processes"}
     for name, runtime in runtimes.items():
         run_locally(prepare(tiny(*settings, f"runtime={runtime}"), tmp_path / name))
@@ -70,9 +69,6 @@ def test_a_run_records_what_a_report_shows(tmp_path: Path) -> None:
         assert list(record["phases"]) == ["configure", "wait", "merge", "evaluate"]
         assert sum(record["phases"].values()) == pytest.approx(record["seconds"], abs=0.1)
         assert list(record["client_losses"]) == list(record["posterior_widths"]) == CLIENTS
-        for name, loss in record["train_loss"].items():
-            own = [record["client_losses"][f"{name}-{part}"] for part in (0, 1)]
-            assert min(own) <= loss <= max(own)
         # Of precisions that keep no scale: between the root of the shrinkage and 1.
         for layers in record["posterior_widths"].values():
             assert all(0.5**0.5 - 1e-3 <= width <= 1 for width in layers.values())
@@ -88,9 +84,7 @@ def test_a_run_records_what_a_report_shows(tmp_path: Path) -> None:
         (MemoryError(), "MemoryError"),
     ],
 )
-def test_a_client_that_fails_is_one_line_and_the_others_go_on(
-    tmp_path: Path, fault: Exception, reason: str
-) -> None:
+def test_a_failure_of_a_client_is_one_line(tmp_path: Path, fault: Exception, reason: str) -> None:
     config, asked = tiny(), []
 
     def get_config(context: Context) -> Config:

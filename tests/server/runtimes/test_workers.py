@@ -19,8 +19,6 @@ from common.config import Config
 from common.protocol import decode_description, encode_query
 from server.runtimes.local import LocalGrid, Workers, clients_at_once
 
-pytestmark = pytest.mark.usefixtures("in_a_task")
-
 NODES = 6
 
 
@@ -64,9 +62,7 @@ def app_that(answer: Callable[[Message, Context], Message]) -> Callable[..., Cli
 
 
 @pytest.mark.parametrize("copied", [True, False], ids=["copied", "begun anew"])
-def test_every_node_answers_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool
-) -> None:
+def test_every_node_answers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copied: bool) -> None:
     # Where there are GPUs, processes cannot be copies.
     monkeypatch.setattr("torch.cuda.is_available", lambda: not copied)
     with with_workers(tiny("client.device=cpu"), tmp_path / "log") as grid:
@@ -90,9 +86,7 @@ def test_messages_that_have_expired_make_room(tmp_path: Path) -> None:
         assert not grid._workers._running
 
 
-def test_a_process_that_dies_costs_what_was_under_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_dead_process_costs_its_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     died = tmp_path / "died"
 
     def answer(message: Message, _: Context) -> Message:
@@ -126,9 +120,7 @@ def stuck(message: Message, _: Context) -> Message:
     return message
 
 
-def test_what_processes_are_at_ends_with_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_processes_end_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server.runtimes.local, "make_client_app", app_that(stuck))
     with pytest.raises(KeyboardInterrupt), with_workers(tiny(), tmp_path / "log") as grid:
         assert list(grid.pull_messages(query(grid))) == []
@@ -166,13 +158,7 @@ def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "gpus", "expected"),
-    [
-        ("cpus=1", 0, 8),
-        ("cpus=3", 0, 2),
-        ("cpus=8", 0, 1),
-        ("gpus=0.5", 2, 4),
-        ("gpus=1", 1, 1),
-    ],
+    [("cpus=1", 0, 8), ("cpus=3", 0, 2), ("cpus=8", 0, 1), ("gpus=0.5", 2, 4), ("gpus=1", 1, 1)],
 )
 def test_as_many_at_once_as_there_is_room_for(
     monkeypatch: pytest.MonkeyPatch, setting: str, gpus: int, expected: int
