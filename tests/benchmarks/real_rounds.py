@@ -115,7 +115,7 @@ WAYS = {
 }
 
 
-def figures(rounds: int = 6, ways: Sequence[str] = tuple(WAYS)[:2]) -> Iterator[Figure]:
+def figures(rounds: int = 6, ways: Sequence[str] = tuple(WAYS)) -> Iterator[Figure]:
     """Start a federation of each way, measure, stop it; Flower's own is the limit of the others."""
     limit = None
     for name in ways:
