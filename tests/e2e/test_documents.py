@@ -23,6 +23,7 @@ from processes import (
     flower_environment,
     wait_until,
 )
+from service_models import serving
 from tiny_runs import untimed
 from writers import make_utterances, write_multibench
 
@@ -135,15 +136,12 @@ def check_service(folder: Path, environment: dict[str, str]) -> None:
     (served,) = [block for block in blocks() if block.text.startswith(SERVICE)]
     (asked,) = [block for block in blocks() if block.text.startswith("curl")]
     (words,) = commands(served.text)
-    with Federation(folder, environment) as running:
-        url = f"http://127.0.0.1:{running.port}"
-        running.spawn(BIN / words[0], *words[1:], f"port={running.port}")
-        wait_until(lambda: answers(f"{url}/health"), "the service")
-        text = asked.text.replace("http://127.0.0.1:8100", url)
+    with serving(folder, *words[1:]) as (_, _, url):
+        text = asked.text.replace("http://127.0.0.1:8100/", url)
         (prediction,) = json.loads(run(asked, text, folder, environment))["predictions"]
         assert prediction["id"] == "a"
         assert list(prediction["modalities"]) == ["audio"]
-        for path in ("/", "/model", "/openapi.json", "/docs", "/metrics"):
+        for path in ("", "model", "openapi.json", "docs", "metrics"):
             assert answers(url + path), path
 
 
