@@ -8,24 +8,27 @@ others, and merges them all. One thread. Making the replies is not in the second
 process of its own; memory is how far its peak rose over the round.
 """
 
-import argparse
+import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import cast
 
-import numpy as np
 import torch
-from figures import Figure, in_a_process, peak, print_figures
+
+sys.path.append(str(Path(__file__).parents[1] / "server"))
+from fake_nodes import FakeGrid, client, silent
+from figures import Figure, in_a_process, main, peak
 from flwr.app import ArrayRecord, ConfigRecord, Message, RecordDict
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 from flwr.supercore.task_identity import TaskIdentity
 from torch import Tensor
+from updates import uplink
 
 from common.clients import ClientKey
 from common.config import Config, EncoderConfig, compose
-from common.data.moments import FeatureMoments
-from common.messages import ClientDescription, Uplink, no_numbers
+from common.messages import no_numbers
 from common.model.calibration import label_sums, prior_of
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
 from common.posterior import Posterior
@@ -41,25 +44,6 @@ LABELS = torch.linspace(-1, 1, 24)
 SAMPLES = 4
 CLIENTS = (10, 100, 1_000, 10_000)
 STRATEGIES = ("fedavg", "hierarchical")
-
-
-class Nodes:
-    """A grid that knows who is there, and sends nothing."""
-
-    def __init__(self, count: int) -> None:
-        self._nodes = [NodeInfo(node_id=node + 1) for node in range(count)]
-
-    def get_nodes(self) -> list[NodeInfo]:
-        """Return the nodes."""
-        return self._nodes
-
-    def push_messages(self, messages: Iterable[Message]) -> list[str]:
-        """Send nothing."""
-        return []
-
-    def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
-        """Return nothing."""
-        return []
 
 
 class Clocks:
@@ -126,20 +110,21 @@ def strategy_of(
     config: Config, keys: Sequence[ClientKey]
 ) -> tuple[HierarchicalAggregation, dict[str, Tensor], Grid]:
     """Return the strategy of a federation with these clients, its model, and a node for each."""
-    widths = {name: (width,) for name, width in WIDTHS.items()}
-    model = build_model(ModelSpec(widths, 1, Task.regression, config.model), seed=0)
+    shapes = {name: (width,) for name, width in WIDTHS.items()}
+    model = build_model(ModelSpec(shapes, 1, Task.regression, config.model), seed=0)
     arrays = model.state_dict()
     sums = label_sums(LABELS, Task.regression, 1)
+    described = {
+        name: client(f"{name}-0", width=WIDTHS[name], examples=len(LABELS)) for name in WIDTHS
+    }
     registry = Registry()
     for number, key in enumerate(keys, 1):
-        moments = FeatureMoments(*np.ones((3, WIDTHS[key.modality])))
-        client = ClientDescription(key, len(LABELS), Task.regression, sums, moments)
-        registry.members[key] = Member(number, client)
+        registry.members[key] = Member(number, replace(described[key.modality], key=key))
         registry.asked.add(number)
     labels = PooledLabels(prior_of(sums, Task.regression), no_numbers(), skew=0.0)
     trained = split_arrays({name: arrays[name] for name in trained_names(model)})
     strategy = HierarchicalAggregation(config, registry, labels, trained)
-    return strategy, arrays, cast(Grid, Nodes(len(keys)))
+    return strategy, arrays, cast(Grid, FakeGrid(dict.fromkeys(range(1, len(keys) + 1), silent)))
 
 
 def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, RecordDict]:
@@ -155,18 +140,15 @@ def updates(strategy: HierarchicalAggregation, config: Config) -> dict[str, Reco
         decoder = EncoderConfig("pbea", "inputs", shrinkage=shrinkage, scale="absolute")
     contents = {}
     for name, encoder in trained.encoders.items():
-        uplink = Uplink(
-            ClientKey(name, 0),
-            1,
+        sent = uplink(
+            f"{name}-0",
             fitted(encoder, settings.encoder),
             fitted(trained.decoder, decoder),
-            len(LABELS),
-            0.5,
-            calibration_sums,
-            no_numbers(),
-            steps,
+            examples=len(LABELS),
+            calibration_sums=calibration_sums,
+            steps=steps,
         )
-        contents[name] = encode_uplink(uplink)
+        contents[name] = encode_uplink(sent)
     return contents
 
 
@@ -201,10 +183,10 @@ def measure(clients: int, name: str) -> tuple[float, float, float]:
 
 
 def figures(
-    clients: Sequence[int] = CLIENTS, strategies: Sequence[str] = STRATEGIES
+    clients: Sequence[int] = CLIENTS, strategy: Sequence[str] = STRATEGIES
 ) -> Iterator[Figure]:
     """Measure rounds of so many clients."""
-    for name in strategies:
+    for name in strategy:
         for count in clients:
             seconds, cpu, memory = in_a_process(measure, count, name)
             what, most = f"merge {count:,} clients, {name}", count == 10_000
@@ -213,8 +195,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, nargs="*", default=CLIENTS)
-    parser.add_argument("--strategy", nargs="*", default=STRATEGIES)
-    given = parser.parse_args()
-    print_figures(figures(given.clients, given.strategy))
+    main(figures)

@@ -1,5 +1,7 @@
 """What a benchmark measures: a figure, and what it is to be compared with."""
 
+import argparse
+import inspect
 import json
 import multiprocessing
 import resource
@@ -46,6 +48,20 @@ def print_figures(figures: Iterable[Figure]) -> list[Figure]:
         print(f"{one.name:52}{one.value:10.4g} {one.unit:6} {cpu:12} {limit}".rstrip(), flush=True)
         measured.append(one)
     return measured
+
+
+def main(figures: Callable[..., Iterable[Figure]]) -> None:
+    """Print a benchmark's figures; the parameters of its function are options."""
+    parser = argparse.ArgumentParser(
+        description=sys.modules["__main__"].__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    for name, parameter in inspect.signature(figures).parameters.items():
+        default = parameter.default
+        many = isinstance(default, tuple)
+        kind = type(default[0] if many else default)
+        parser.add_argument(f"--{name}", type=kind, nargs="*" if many else None, default=default)
+    print_figures(figures(**vars(parser.parse_args())))
 
 
 @dataclass(frozen=True)

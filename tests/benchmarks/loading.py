@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from figures import Figure, cpu_of, print_figures
+from figures import Figure, cpu_of, main
 
 from common.data.batching import SequenceItems, batches
 from common.data.dataset import MultimodalDataset, Sequences
@@ -55,4 +55,4 @@ def figures() -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    print_figures(figures())
+    main(figures)

@@ -9,7 +9,7 @@ Whole messages as Flower serialises them, of the paper's model. The paper's code
 from collections.abc import Iterator
 
 from aggregation import keys_of, prepare_process, strategy_of, updates
-from figures import Figure, print_figures
+from figures import Figure, main
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 from flwr.common.serde import recorddict_to_proto
 
@@ -46,4 +46,4 @@ def figures() -> Iterator[Figure]:
 
 
 if __name__ == "__main__":
-    print_figures(figures())
+    main(figures)

@@ -8,7 +8,6 @@ loads a quarter as many items by `common.data.safe_pickle` and by pickle in turn
 and as an object array of bytes: the ratio of the medians, in seconds and in CPU seconds.
 """
 
-import argparse
 import pickle
 import tempfile
 import time
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from figures import BIN, Figure, in_a_process, print_figures, run_command
+from figures import BIN, Figure, in_a_process, main, run_command
 
 from common.data import safe_pickle
 
@@ -65,13 +64,15 @@ def clocks(load: Callable[[Path], object], path: Path) -> tuple[float, float]:
     return elapsed
 
 
-def figures(items: int, runs: int, place: Path | None = None) -> Iterator[Figure]:
+def figures(
+    items: int = 22_800, runs: int = 5, folder: str = tempfile.gettempdir()
+) -> Iterator[Figure]:
     """Prepare, then load."""
-    with tempfile.TemporaryDirectory(dir=place) as folder:
-        source = Path(folder) / "mosei.pkl"
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        source = Path(place) / "mosei.pkl"
         in_a_process(write_source, source, items)
         size = source.stat().st_size / 1e6
-        ran = run_command(BIN / "utmp-prepare", f"path={source}", f"out={folder}/shards")
+        ran = run_command(BIN / "utmp-prepare", f"path={source}", f"out={place}/shards")
         yield Figure(f"prepare {items:,} items, {size:.0f} MB", ran.seconds, "s", cpu=ran.cpu)
         yield Figure("the same: peak memory", ran.megabytes, "MB", 2.5 * size, "2.5 sources")
         for ids in ("text", "bytes"):
@@ -89,9 +90,4 @@ def figures(items: int, runs: int, place: Path | None = None) -> Iterator[Figure
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--items", type=int, default=22_800)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--folder", type=Path)
-    given = parser.parse_args()
-    print_figures(figures(given.items, given.runs, given.folder))
+    main(figures)

@@ -1,6 +1,6 @@
 """A round on real processes, training included, against a round of Flower's that does nothing.
 
-    python tests/benchmarks/real_rounds.py [--rounds 8]
+    python tests/benchmarks/real_rounds.py [--rounds 8] [--ways utmp-client …]
 
 Three sites on loopback, a SuperLink for each measurement, one after the other: Flower's FedAvg with
 `flower-supernode`, one tensor and a client that returns it; this project with `utmp-client`
@@ -8,21 +8,19 @@ and the default model; the same with `flower-supernode`; nine clients in three n
 round, without the first, which starts the processes that stay; and CPU seconds of all processes.
 """
 
-import argparse
 import itertools
 import json
 import re
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
-from figures import Figure, print_figures
-from processes import BIN, PROJECT, Federation, flower_environment
+from figures import Figure, main
+from processes import Federation, flower_environment
 
 MODALITIES = ("language", "audio", "vision")
 
@@ -76,19 +74,6 @@ clientapp = "stock:client"
 """
 
 
-def submit(federation: Federation, app: str, *more: str) -> str:
-    """Run an app to its end; return what it printed."""
-    done = subprocess.run(
-        [BIN / "flwr", "run", app, "loopback", "--stream", *more],
-        cwd=federation.folder,
-        env=federation.environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return done.stdout
-
-
 def stock(federation: Federation, rounds: int) -> list[float]:
     """Return the seconds of each of Flower's rounds."""
     app = federation.folder / "app"
@@ -97,59 +82,46 @@ def stock(federation: Federation, rounds: int) -> list[float]:
     (app / "pyproject.toml").write_text(PYPROJECT)
     for number in range(3):
         federation.add_flower_node(f"number={number}")
-    printed = submit(federation, str(app))
+    printed = federation.run("flwr", "run", str(app), "loopback", "--stream")
     moments = map(float, re.findall(r"began \d+ ([\d.]+)", printed))
     return [after - before for before, after in itertools.pairwise(moments)]
 
 
-def ours(federation: Federation, rounds: int) -> list[float]:
-    """Return the seconds of each of this project's rounds."""
-    for modality in MODALITIES:
-        federation.add_node(f'modality="{modality}"')
-    return trained(federation, rounds, clients=1)
+def trained(
+    add_node: Callable[[Federation, str], object], nodes: Iterable[str], clients: int
+) -> Callable[[Federation, int], list[float]]:
+    """Return what runs with so many clients of each modality on nodes of these configurations."""
+
+    def run(federation: Federation, rounds: int) -> list[float]:
+        for node in nodes:
+            add_node(federation, node)
+        folder = federation.folder / "run"
+        federation.train([f"clients.default={clients}", f"rounds={rounds}", f"run_dir={folder}"])
+        records = list(map(json.loads, (folder / "rounds.jsonl").read_text().splitlines()))
+        assert all(record["clients"] == dict.fromkeys(MODALITIES, clients) for record in records)
+        return [record["seconds"] for record in records]
+
+    return run
 
 
-def plain(federation: Federation, rounds: int) -> list[float]:
-    """Return the seconds of each of this project's rounds at sites that run Flower's command."""
-    for modality in MODALITIES:
-        federation.add_flower_node(f'modality="{modality}"')
-    return trained(federation, rounds, clients=1)
-
-
-def hosted(federation: Federation, rounds: int) -> list[float]:
-    """Return the seconds of each round of nine clients, three in each node."""
-    for number in range(3):
-        federation.add_node(f"partition-id={number} num-partitions=3")
-    return trained(federation, rounds, clients=3)
-
-
-def trained(federation: Federation, rounds: int, clients: int) -> list[float]:
-    """Run with so many clients of each modality; return the seconds of each round."""
-    run = federation.folder / "run"
-    overrides = f"clients.default={clients} rounds={rounds} run_dir={run}"
-    submit(federation, str(PROJECT), "--run-config", f'overrides="{overrides}"')
-    records = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
-    assert all(record["clients"] == dict.fromkeys(MODALITIES, clients) for record in records)
-    return [record["seconds"] for record in records]
-
-
+SITES = [f'modality="{modality}"' for modality in MODALITIES]
 WAYS = {
     "Flower's FedAvg, no-op": stock,
-    "utmp-client": ours,
-    "flower-supernode": plain,
-    "9 clients in 3 nodes": hosted,
+    "utmp-client": trained(Federation.add_node, SITES, clients=1),
+    "flower-supernode": trained(Federation.add_flower_node, SITES, clients=1),
+    "9 clients in 3 nodes": trained(
+        Federation.add_node, [f"partition-id={n} num-partitions=3" for n in range(3)], clients=3
+    ),
 }
 
 
-def figures(rounds: int = 6, ways: Sequence[str] = tuple(WAYS)[:2]) -> Iterator[Figure]:
+def figures(rounds: int = 6, ways: Sequence[str] = tuple(WAYS)) -> Iterator[Figure]:
     """Start a federation of each way, measure, stop it; Flower's own is the limit of the others."""
     limit = None
     for name in ways:
         with tempfile.TemporaryDirectory() as folder:
-            home = Path(folder) / "flower-home"
-            home.mkdir()
             before = resource.getrusage(resource.RUSAGE_CHILDREN)
-            with Federation(Path(folder), flower_environment(home)) as federation:
+            with Federation(Path(folder), flower_environment(Path(folder))) as federation:
                 federation.start()
                 first, *later = WAYS[name](federation, rounds)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -161,6 +133,4 @@ def figures(rounds: int = 6, ways: Sequence[str] = tuple(WAYS)[:2]) -> Iterator[
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=8)
-    print_figures(figures(parser.parse_args().rounds, tuple(WAYS)))
+    main(figures)

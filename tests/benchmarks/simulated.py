@@ -5,7 +5,6 @@
 The embedded dataset and the default model, unless it says otherwise.
 """
 
-import argparse
 import io
 import json
 import statistics
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from figures import BIN, Figure, Ran, print_figures, run_command
+from figures import BIN, Figure, Ran, main, run_command
 
 SIZES = (30, 300, 3_000)
 
@@ -74,8 +73,9 @@ def overhead(runtime: str, rounds: int = 6) -> tuple[float, float]:
     return statistics.median(whole[1:]), over
 
 
-def figures(sizes: Sequence[int] = SIZES, runtime: str = "processes") -> Iterator[Figure]:
+def figures(clients: Sequence[int] = SIZES, runtime: str = "processes") -> Iterator[Figure]:
     """Measure starts, overhead and growth."""
+    torch.set_num_threads(1)
     where = f"runtime={runtime}"
     helped = [run_command(BIN / "utmp-train", "--help") for _ in range(3)]
     seconds = statistics.median(ran.seconds for ran in helped)
@@ -98,22 +98,17 @@ def figures(sizes: Sequence[int] = SIZES, runtime: str = "processes") -> Iterato
             whole, over = overhead(each)
             yield Figure(name, whole, "s")
             yield Figure(f"{name}, but for what they compute", over, "s", 0.3, "an overhead")
-    for clients in sizes:
-        items = max(2_400, 10 * clients)
+    for count in clients:
+        items = max(2_400, 10 * count)
         with tempfile.TemporaryDirectory() as folder:
             data = [f"dataset.num_{what}={items}" for what in ("items", "speakers")]
-            each = f"clients.default={clients // 3}"
+            each = f"clients.default={count // 3}"
             ran, rounds = trained(Path(folder), where, "rounds=1", each, *data)
-        name = f"a round of {clients:,} clients, {where}"
-        assert sum(rounds[0]["clients"].values()) == clients
+        name = f"a round of {count:,} clients, {where}"
+        assert sum(rounds[0]["clients"].values()) == count
         yield Figure(name, rounds[0]["seconds"], "s", cpu=ran.cpu)
         yield Figure(f"{name}: memory of the largest", ran.megabytes, "MB")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--clients", type=int, nargs="*", default=list(SIZES))
-    parser.add_argument("--runtime", default="processes")
-    given = parser.parse_args()
-    torch.set_num_threads(1)
-    print_figures(figures(given.clients, given.runtime))
+    main(figures)

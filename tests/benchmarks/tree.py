@@ -9,7 +9,6 @@ without the making of the replies. On paper, every aggregator has a thousand bel
 and bytes are those measured; where levels work one after the other, their seconds add.
 """
 
-import argparse
 import math
 import multiprocessing
 import pickle
@@ -28,7 +27,7 @@ from aggregation import (
     timed,
     updates,
 )
-from figures import Figure, print_figures
+from figures import Figure, main
 from flwr.app import ArrayRecord, ConfigRecord
 
 from common.clients import ClientKey
@@ -115,10 +114,10 @@ def on_paper(clients: int, row: Mapping[str, float]) -> tuple[int, float, float,
 
 
 def figures(
-    clients: int = 300, aggregators: int = 2, strategies: Sequence[str] = STRATEGIES
+    clients: int = 300, aggregators: int = 2, strategy: Sequence[str] = STRATEGIES
 ) -> Iterator[Figure]:
     """Measure two levels, and count more on paper."""
-    for name in strategies:
+    for name in strategy:
         row = measure(name, clients, aggregators)
         yield Figure(f"{clients} clients at one server, {name}", row["flat"], "s")
         yield Figure(f"{clients} clients, {aggregators} aggregators, {name}", row["tree"], "s")
@@ -134,11 +133,4 @@ def figures(
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--clients", type=int, default=300)
-    parser.add_argument("--aggregators", type=int, default=2)
-    parser.add_argument("--strategy", nargs="*", default=STRATEGIES)
-    given = parser.parse_args()
-    print_figures(figures(given.clients, given.aggregators, given.strategy))
+    main(figures)

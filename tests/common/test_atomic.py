@@ -126,15 +126,72 @@ def test_a_folder_is_replaced_only_if_asked_and_of_the_same_kind(tmp_path: Path)
     assert names(tmp_path) == ["out"]
 
 
-def test_a_folder_that_is_not_completed_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "out", False, HOLDS) as folder:
-        (folder / HOLDS).touch()
-        raise KeyboardInterrupt
-    assert names(tmp_path) == []
+FULL = OSError(28, "No space left on device")
+
+every_place = pytest.mark.parametrize("existing", [True, False])
+
+
+@every_place
+@pytest.mark.parametrize("step", ["block", "rename"])
+@pytest.mark.parametrize("fault", [FULL, UserError("a"), KeyboardInterrupt(), RuntimeError("bug")])
+def test_what_breaks_leaves_what_was_there(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: BaseException,
+    step: str,
+    existing: bool,
+) -> None:
+    out, rename = tmp_path / "out", Path.rename
+    if existing:
+        fill(out, text="old")
+
+    def fail(path: Path, place: Path) -> Path:
+        if path.suffix == ".part":  # where there is a former folder, it is aside by now
+            raise fault
+        return rename(path, place)
+
+    expected = UserError if fault is FULL else type(fault)
+    with pytest.raises(expected) as caught, atomic_folder(out, existing, HOLDS) as folder:
+        (folder / HOLDS).write_text("half")
+        if step == "block":
+            raise fault
+        monkeypatch.setattr(Path, "rename", fail)
+    if fault is FULL:
+        assert str(caught.value) == f"out={out} cannot be written: No space left on device"
+    assert names(tmp_path) == ["out"] * existing
+    assert not existing or (out / HOLDS).read_text() == "old"
+
+
+@every_place
+def test_what_a_killed_writer_left_is_cleared_away(tmp_path: Path, existing: bool) -> None:
+    out = tmp_path / "out"
+    if existing:
+        fill(out, text="old")
+    for left in (".out.part", ".out.former"):
+        (tmp_path / left).mkdir()
+        (tmp_path / left / "half").touch()
+    fill(out, overwrite=existing)
+    assert (names(tmp_path), names(out)) == (["out"], [HOLDS, "shard"])
+    assert (out / HOLDS).read_text() == "new"
+
+
+def test_parents_are_made_unless_one_is_a_file_and_late_folders_are_kept(target: Path) -> None:
+    fill(target.parent / "deep" / "er")
+    target.touch()
+    with pytest.raises(UserError, match="cannot be written: "):
+        fill(target / "out")
+    late = target.parent / "late"
+    with pytest.raises(UserError, match="exists already"), atomic_folder(late, False, HOLDS):
+        late.mkdir()
+        (late / "thesis.tex").touch()
+    assert names(late) == ["thesis.tex"]
+    assert names(target.parent) == ["deep", "file.bin", "late"]
 
 
 def test_two_writers_at_once_are_refused(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with atomic_folder(out, False, HOLDS), pytest.raises(UserError, match="another command"):
-        fill(out)
-    assert names(tmp_path) == ["out"]
+    with atomic_folder(out, False, HOLDS) as folder:
+        (folder / HOLDS).touch()
+        with pytest.raises(UserError, match=f"^out={out}: another command is writing it$"):
+            fill(out)
+    assert (names(tmp_path), names(out)) == (["out"], [HOLDS])

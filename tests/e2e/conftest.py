@@ -23,9 +23,7 @@ def tiny() -> list[str]:
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    home = tmp_path / "flower-home"
-    home.mkdir()
-    return flower_environment(home)
+    return flower_environment(tmp_path)
 
 
 @pytest.fixture

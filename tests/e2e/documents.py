@@ -5,13 +5,10 @@ the real commands with a smaller model and fewer rounds. `make` and Docker's com
 and not run: `make test-all` runs this, and Docker needs an engine (tests/e2e/docker.sh has one).
 """
 
-import importlib
 import itertools
-import json
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +16,9 @@ import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).resolve().parents[1] / "server"))
+from forked_command import Fork
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -46,6 +46,17 @@ STAND_INS = (
 
 #: Names the variable that says where the process with the commands listens.
 SOCKET = "COMMANDS_SOCKET"
+
+#: What loads them there.
+LOADS = f"""
+import importlib, sys
+for module in ("common.config", "server.app", "server.runtimes.local", "server.prediction.files"):
+    importlib.import_module(module)
+commands = {{name: importlib.import_module(f"server.commands.{{name}}") for name in {OWN}}}
+
+def main():
+    commands[sys.argv[0].removeprefix("utmp-")].main()
+"""
 
 #: Of every training; the dataset's belong to the embedded one.
 MODEL = ("model.width=4", "model.heads=2", "model.layers=1", "model.decoder_layers=1")
@@ -156,43 +167,9 @@ def _train(arguments: list[str]) -> int:
     return status
 
 
-# Commands whose libraries are loaded once ------------------------------------------------------
-
-
 def _forked(name: str, arguments: list[str], errors: int) -> int:
-    """Have `Loaded` run a command here; return its exit status."""
-    order = {"argv": [name, *arguments], "folder": str(Path.cwd())}
-    with socket.socket(socket.AF_UNIX) as line:
-        line.connect(os.environ[SOCKET])
-        socket.send_fds(line, [json.dumps(order).encode() + b"\n"], [1, errors])
-        return int(line.makefile().readline())
-
-
-def serve_forks(path: str) -> None:
-    """Load what the commands need, and fork for each that is asked for."""
-    from forked_command import become
-
-    loaded = ("common.config", "server.app", "server.runtimes.local", "server.prediction.files")
-    for module in loaded:
-        importlib.import_module(module)
-    mains = {
-        f"utmp-{name}": importlib.import_module(f"server.commands.{name}").main for name in OWN
-    }
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        listener.listen()
-        while True:
-            line, _ = listener.accept()
-            with line:
-                content, descriptors, _, _ = socket.recv_fds(line, 1 << 20, 2)
-                order = json.loads(content)
-                child = os.fork()
-                if child == 0:
-                    become(mains[order["argv"][0]], order["argv"], order["folder"], descriptors)
-                for each in descriptors:
-                    os.close(each)
-                _, status = os.waitpid(child, 0)
-                line.sendall(f"{os.waitstatus_to_exitcode(status)}\n".encode())
+    """Have the process that has the commands loaded run one here; return its exit status."""
+    return Fork(os.environ[SOCKET], [name, *arguments], Path.cwd(), [1, errors]).end()
 
 
 def _extras(arguments: list[str]) -> int:
@@ -220,8 +197,6 @@ def _docker(name: str, arguments: list[str]) -> int:
     return 1
 
 
-if __name__ == "__main__" and sys.argv[1] == "serve-forks":
-    serve_forks(sys.argv[2])
-elif __name__ == "__main__":
+if __name__ == "__main__":
     os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
     sys.exit(stand_in(sys.argv[1], sys.argv[2:]))

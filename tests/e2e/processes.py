@@ -37,8 +37,10 @@ TINY = [
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
-def flower_environment(flower_home: Path) -> dict[str, str]:
-    """Return the environment of processes that keep Flower's files in a folder of their own."""
+def flower_environment(folder: Path) -> dict[str, str]:
+    """Return the environment of processes that keep Flower's files below a folder."""
+    flower_home = folder / "flower-home"
+    flower_home.mkdir()
     return os.environ | {
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
         "FLWR_HOME": str(flower_home),

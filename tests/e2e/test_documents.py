@@ -12,7 +12,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from documents import SOCKET, Block, blocks, commands, inline_commands, install
+from documents import LOADS, SOCKET, Block, blocks, commands, inline_commands, install
+from forked_command import forked_command
 from processes import (
     BIN,
     PROJECT,
@@ -22,6 +23,7 @@ from processes import (
     flower_environment,
     wait_until,
 )
+from service_models import serving
 from tiny_runs import untimed
 from writers import make_utterances, write_multibench
 
@@ -58,27 +60,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def environment(folder: Path) -> dict[str, str]:
-    home = folder / "flower-home"
-    home.mkdir()
-    known = flower_environment(home)
+    known = flower_environment(folder)
     return known | {"PATH": f"{folder / 'bin'}{os.pathsep}{known['PATH']}"}
 
 
 @pytest.fixture
-def loaded(
-    environment: dict[str, str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, str]]:
+def loaded(environment: dict[str, str]) -> Iterator[dict[str, str]]:
     """The same, with the commands loaded once."""
-    listens = tmp_path_factory.mktemp("forks") / "socket"
-    script = Path(__file__).with_name("documents.py")
-    found = environment | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen([sys.executable, script, "serve-forks", listens], env=found)
-    try:
-        wait_until(listens.exists, "the process that loads the commands")
-        yield environment | {SOCKET: str(listens)}
-    finally:
-        process.kill()
-        process.wait()
+    with forked_command("", LOADS, environment) as command:
+        yield environment | {SOCKET: command.path}
 
 
 def run(block: Block, text: str, folder: Path, environment: dict[str, str]) -> str:
@@ -146,15 +136,12 @@ def check_service(folder: Path, environment: dict[str, str]) -> None:
     (served,) = [block for block in blocks() if block.text.startswith(SERVICE)]
     (asked,) = [block for block in blocks() if block.text.startswith("curl")]
     (words,) = commands(served.text)
-    with Federation(folder, environment) as running:
-        url = f"http://127.0.0.1:{running.port}"
-        running.spawn(BIN / words[0], *words[1:], f"port={running.port}")
-        wait_until(lambda: answers(f"{url}/health"), "the service")
-        text = asked.text.replace("http://127.0.0.1:8100", url)
+    with serving(folder, *words[1:]) as (_, _, url):
+        text = asked.text.replace("http://127.0.0.1:8100/", url)
         (prediction,) = json.loads(run(asked, text, folder, environment))["predictions"]
         assert prediction["id"] == "a"
         assert list(prediction["modalities"]) == ["audio"]
-        for path in ("/", "/model", "/openapi.json", "/docs", "/metrics"):
+        for path in ("", "model", "openapi.json", "docs", "metrics"):
             assert answers(url + path), path
 
 

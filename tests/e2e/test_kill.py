@@ -15,6 +15,7 @@ from pathlib import Path
 from shutil import rmtree
 
 import pytest
+from data_checks import files
 from forked_command import ForkedCommand, forked_command
 
 pytestmark = pytest.mark.e2e
@@ -69,10 +70,6 @@ def forks(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield Preparations(command, tmp_path, tmp_path_factory.mktemp("streams"))
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
 def moments(seconds: float) -> list[float]:
     """Random moments, one in each part of a run."""
     chance = random.Random(0)
@@ -105,10 +102,10 @@ def test_killed_at_any_moment_a_folder_is_whole_or_not_there(
 ) -> None:
     forks.run("out=undisturbed")
     seconds = forks.run("out=again")
-    expected = contents(tmp_path / "undisturbed")
+    expected = files(tmp_path / "undisturbed")
     # Those of the clients and of two sides, their manifest and their picture.
     assert len(expected) == SHARDS + 4
-    assert contents(tmp_path / "again") == expected
+    assert files(tmp_path / "again") == expected
 
     out, part = tmp_path / "shards", tmp_path / ".shards.part"
     written = []
@@ -123,12 +120,12 @@ def test_killed_at_any_moment_a_folder_is_whole_or_not_there(
         status = forks.kill(number)
         written.append(len(list(part.iterdir())) if part.exists() else 0)
         if out.exists():
-            assert contents(out) == expected
+            assert files(out) == expected
             rmtree(out)
         else:
             assert status != 0
         forks.run("out=shards")
-        assert contents(out) == expected
+        assert files(out) == expected
         # What the killed run left is gone.
         assert {path.name for path in tmp_path.iterdir()} == {"undisturbed", "again", "shards"}
         rmtree(out)
@@ -141,9 +138,9 @@ def test_killed_while_it_overwrites_one_of_both_folders_is_whole(
 ) -> None:
     forks.run("out=new")
     forks.run("out=old", "seed=1")
-    new, old = contents(tmp_path / "new"), contents(tmp_path / "old")
+    new, old = files(tmp_path / "new"), files(tmp_path / "old")
     seconds = forks.run("out=old", "overwrite=true")
-    assert contents(tmp_path / "old") == new
+    assert files(tmp_path / "old") == new
 
     out, former = tmp_path / "shards", tmp_path / ".shards.former"
     forks.run("out=shards", "seed=1")
@@ -152,7 +149,7 @@ def test_killed_while_it_overwrites_one_of_both_folders_is_whole(
         time.sleep(moment)
         forks.kill(number)
         # Between two renames, the former folder is beside its place.
-        assert contents(out) in (old, new) if out.exists() else contents(former) == old
+        assert files(out) in (old, new) if out.exists() else files(former) == old
         forks.run("out=shards", "overwrite=true", "seed=1")
-        assert contents(out) == old
+        assert files(out) == old
         assert {path.name for path in tmp_path.iterdir()} == {"new", "old", "shards"}

@@ -32,8 +32,7 @@ IMPOSTOR = "audio-1"
 def secure(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SecureFederation]:
     """A SuperLink that asks for registered keys, over TLS."""
     folder = tmp_path_factory.mktemp("secure")
-    (folder / "flower-home").mkdir()
-    with SecureFederation(folder, flower_environment(folder / "flower-home")) as running:
+    with SecureFederation(folder, flower_environment(folder)) as running:
         clients = ("clients.language=1", "clients.audio=2", "clients.vision=1")
         running.run("utmp-credentials", "out=credentials", HOSTS, *clients)
         running.start()

@@ -1,8 +1,6 @@
 """The page of `utmp-serve` in a browser."""
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +8,8 @@ from typing import Any
 import httpx
 import pytest
 from browser import SCREENS, Visit, visit
-from processes import TINY
+from forked_command import ENVIRONMENT
+from processes import TINY, run_command
 from service_models import serving
 
 pytestmark = pytest.mark.e2e
@@ -23,10 +22,9 @@ MINUS, DASH = "\N{MINUS SIGN}", "\N{EN DASH}"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, browser: Any) -> Path:
-    folder = tmp_path_factory.mktemp("serve") / "run"
-    command = [sys.executable, "-m", "server.commands.train", *TINY, "runtime=sequential"]
-    subprocess.run([*command, f"run_dir={folder}"], check=True, capture_output=True, timeout=120)
-    return folder
+    folder = tmp_path_factory.mktemp("serve")
+    run_command(folder, ENVIRONMENT, "utmp-train", *TINY, "runtime=sequential", "run_dir=run")
+    return folder / "run"
 
 
 @pytest.fixture(scope="module")

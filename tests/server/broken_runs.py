@@ -1,6 +1,5 @@
 """Runs that break off, as by a kill, and are resumed."""
 
-import os
 from functools import partial
 from pathlib import Path
 
@@ -101,9 +100,3 @@ def damage(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 4
     path.write_bytes(content)
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """All that is below a folder; nothing if it is not there."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {os.fspath(path.relative_to(folder)): path.read_bytes() for path in paths}

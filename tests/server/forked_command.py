@@ -7,6 +7,7 @@ import json
 import os
 import re
 import resource
+import socket
 import subprocess
 import sys
 import traceback
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 ENVIRONMENT = os.environ | {"COLUMNS": "160"}
@@ -40,26 +42,58 @@ def become(
     os._exit(status)
 
 
-def serve(main: Callable[[], object]) -> NoReturn:
-    """Fork for each order on standard input; print the fork's number, then its status at its end.
+def serve(main: Callable[[], object], path: str) -> NoReturn:
+    """Fork for each `Fork` that connects to the socket at a path, one at a time."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        print("ready", flush=True)
+        while True:
+            line, _ = listener.accept()
+            with line:
+                content, outputs, _, _ = socket.recv_fds(line, 1 << 20, 2)
+                order = json.loads(content)
+                child = os.fork()
+                if child == 0:
+                    sys.modules |= dict.fromkeys(order["missing"])
+                    if order["largest_file"]:
+                        resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
+                    become(main, order["argv"], order["folder"], outputs)
+                for each in outputs:
+                    os.close(each)
+                line.sendall(f"{child}\n".encode())
+                _, ended = os.waitpid(child, 0)
+                line.sendall(f"{os.waitstatus_to_exitcode(ended)}\n".encode())
 
-    An order is an object with "argv", "folder" and the other arguments of `ForkedCommand.start`.
+
+class Fork:
+    """A command line in a fork of the process that serves at a path.
+
+    It cannot import the modules `missing`, nor write more than `largest_file` bytes into one file;
+    0 for no limit. `outputs` are the descriptors of its standard output and error.
     """
-    print("ready", flush=True)
-    for line in sys.stdin:
-        order = json.loads(line)
-        child = os.fork()
-        if child == 0:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
-            outputs = [os.open(order[name], flags) for name in ("stdout", "stderr")]
-            sys.modules |= dict.fromkeys(order["missing"])
-            if order["largest_file"]:
-                resource.setrlimit(resource.RLIMIT_FSIZE, (order["largest_file"],) * 2)
-            become(main, order["argv"], order["folder"], outputs)
-        print(child, flush=True)
-        _, ended = os.waitpid(child, 0)
-        print(os.waitstatus_to_exitcode(ended), flush=True)
-    os._exit(0)
+
+    def __init__(
+        self,
+        path: str,
+        argv: Sequence[str],
+        folder: Path,
+        outputs: Sequence[int],
+        missing: Sequence[str] = (),
+        largest_file: int = 0,
+    ) -> None:
+        order = {"argv": argv, "folder": str(folder)}
+        order |= {"missing": missing, "largest_file": largest_file}
+        with socket.socket(socket.AF_UNIX) as line:
+            line.connect(path)
+            socket.send_fds(line, [json.dumps(order).encode()], outputs)
+            self._answers = line.makefile()
+        self.number = int(self._answers.readline())
+
+    def end(self) -> int:
+        """Wait until it has ended; return its status."""
+        with self._answers:
+            return int(self._answers.readline())
 
 
 @dataclass
@@ -86,7 +120,7 @@ class Answer:
         return self.stdout
 
 
-#: Runs a command line: its arguments, and `missing` and `largest_file` of `ForkedCommand.start`.
+#: Runs a command line: its arguments, and `missing` and `largest_file` of `Fork`.
 Run = Callable[..., Answer]
 
 
@@ -115,37 +149,23 @@ def rows_of(printed: str) -> list[list[str]]:
 class ForkedCommand:
     """A process that has a command loaded, by the name of the command, ``sys.argv[0]``."""
 
-    def __init__(self, name: str, process: subprocess.Popen[str]) -> None:
-        assert process.stdin is not None and process.stdout is not None
-        self.name = name
-        self._orders, self._answers = process.stdin, process.stdout
-        assert self._answers.readline() == "ready\n"
+    def __init__(self, name: str, path: str) -> None:
+        self.name, self.path = name, path
 
-    def start(
-        self,
-        folder: Path,
-        streams: Path,
-        *arguments: str,
-        missing: Sequence[str] = (),
-        largest_file: int = 0,
-    ) -> int:
+    def start(self, folder: Path, streams: Path, *arguments: str, **limits: Any) -> int:
         """Start a command line in `folder` and return the number of its process.
 
-        What it prints is kept in `streams`. It cannot import the modules `missing`, nor write more
-        than `largest_file` bytes into one file; 0 for no limit.
+        What it prints is kept in `streams`; limits are those of `Fork`.
         """
-        self._files = {name: str(streams / name) for name in ("stdout", "stderr")}
-        order: dict[str, Any] = {"argv": [self.name, *arguments], "folder": str(folder)}
-        order |= {"missing": missing, "largest_file": largest_file, **self._files}
-        self._orders.write(json.dumps(order) + "\n")
-        self._orders.flush()
-        return int(self._answers.readline())
+        self._files = [streams / name for name in ("stdout", "stderr")]
+        with self._files[0].open("wb") as stdout, self._files[1].open("wb") as stderr:
+            outputs = [stdout.fileno(), stderr.fileno()]
+            self._fork = Fork(self.path, [self.name, *arguments], folder, outputs, **limits)
+        return self._fork.number
 
     def end(self) -> Answer:
         """Wait until the process that was started has ended."""
-        status = int(self._answers.readline())
-        stdout, stderr = (Path(path).read_text() for path in self._files.values())
-        return Answer(status, stdout, stderr)
+        return Answer(self._fork.end(), *(path.read_text() for path in self._files))
 
     def run(self, *arguments: Any, **limits: Any) -> Answer:
         """Run a command line to its end; arguments as for `start`."""
@@ -154,15 +174,22 @@ class ForkedCommand:
 
 
 @contextmanager
-def forked_command(name: str, loads: str) -> Iterator[ForkedCommand]:
+def forked_command(
+    name: str, loads: str, environment: dict[str, str] = ENVIRONMENT
+) -> Iterator[ForkedCommand]:
     """Load a command; `loads` is Python code that ends with its function in ``main``."""
-    with subprocess.Popen(
-        [sys.executable, "-c", f"{loads}\nimport forked_command\nforked_command.serve(main)"],
-        env=ENVIRONMENT | {"PYTHONPATH": str(Path(__file__).parent)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    ) as process:
-        yield ForkedCommand(name, process)
-        assert process.stdin is not None
-        process.stdin.close()
+    with TemporaryDirectory() as folder:
+        path = f"{folder}/socket"
+        serves = f"{loads}\nimport forked_command\nforked_command.serve(main, {path!r})"
+        with subprocess.Popen(
+            [sys.executable, "-c", serves],
+            env=environment | {"PYTHONPATH": str(Path(__file__).parent)},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as process:
+            try:
+                assert process.stdout is not None and process.stdout.readline() == "ready\n"
+                yield ForkedCommand(name, path)
+            finally:
+                process.kill()

@@ -1,4 +1,4 @@
-"""Small models that nobody trained, items for them, and services of them on loopback."""
+"""Items for a small model that nobody trained, and services of it on loopback."""
 
 import asyncio
 import re
@@ -17,31 +17,20 @@ import numpy as np
 import uvicorn
 from fastapi import FastAPI
 from forked_command import ENVIRONMENT
+from made_up_models import predictor_for
 
-from common.config import FusionRule, ModelConfig
-from common.data.moments import FeatureMoments
-from common.model.fusion import Expert, Fusion
-from common.model.ha_fedformer import ModelSpec, build_model, set_standardisation
 from common.task import Task
 from server.prediction.predictor import Predictor
-
-#: Language and audio are sequences; a table has four steps of one number.
-SHAPES: dict[str, tuple[int, ...]] = {"language": (3,), "audio": (2,), "table": (4, 1)}
 
 Served = Callable[..., AbstractContextManager[httpx.Client]]
 
 
 def small_predictor(task: Task = Task.regression) -> Predictor:
-    outputs = 1 if task is Task.regression else 3
-    sizes = ModelConfig(width=4, heads=2, layers=1, decoder_layers=1)
-    model = build_model(ModelSpec(SHAPES, outputs, task, sizes), seed=3)
-    for name, shape in SHAPES.items():
-        moments = FeatureMoments(np.full(shape, 9.0), np.full(shape, 1.0), np.full(shape, 9.0))
-        set_standardisation(model, name, moments)
-    prior = (0.1, 1.3) if task is Task.regression else (-1.0, -0.5, 0.25)
-    experts = {name: Expert(0.8, 0.1, 0.6, 0.7 + i, 40.0) for i, name in enumerate(SHAPES)}
-    fusion = Fusion(FusionRule.reliability, task, prior, experts)
-    return Predictor(model.eval(), fusion, max_seq_len=6)
+    """Language and audio are sequences; vision is a table."""
+    return predictor_for(task, max_seq_len=6, tabular=["vision"])
+
+
+SHAPES = small_predictor().features
 
 
 def item(seed: int, *names: str, steps: int = 5) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What tests of data share: items that can be told apart, manifests, refusals, equality."""
+"""What tests of data share: distinct items, manifests, refusals of one line, files, equality."""
 
 import os
 import subprocess
@@ -97,6 +97,12 @@ def refusal(call: Callable[[], object], *words: object) -> str:
     for word in words:
         assert str(word) in message, message
     return message
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """All that is below a folder; nothing if it is not there."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {os.fspath(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def assert_same_sequences(actual: Sequences, expected: Sequences) -> None:

@@ -185,7 +185,7 @@ def test_a_change_that_exceeds_the_clip_of_private_clients_is_named() -> None:
 
 
 def test_medians_are_in_the_same_order_whoever_answers_first() -> None:
-    screening = Screening(SENT, Config(strategy=ABSOLUTE), {})
+    screening = Screening(SENT, config_with(*ABSOLUTE), {})
     # The first is sure of its encoder alone, so that the decoder's precision is met last.
     for each in moved("vision-0@1, vision-1@1@1, vision-2@1@1, audio-0@1@1"):
         screening.measure(each)

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization as pem
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
+from data_checks import files
 from flwr.cli.supernode.register import try_load_public_key
 from flwr.supercore.primitives.asymmetric import (
     bytes_to_public_key,
@@ -53,11 +54,6 @@ def out(tmp_path: Path) -> Path:
 
 def issued(out: Path, *overrides: str, now: datetime = NOW) -> Credentials:
     return issue(compose(CredentialsConfig, [f"out={out}", *overrides]), now)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    files = filter(Path.is_file, folder.rglob("*"))
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 def another(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -199,7 +195,7 @@ def test_flower_takes_the_keys_of_sites_and_each_has_its_own(whole: Path) -> Non
 
 
 def test_the_same_again_changes_nothing_and_more_clients_add_only_theirs(ready: Path) -> None:
-    before = contents(ready)
+    before = files(ready)
     times = {path: path.stat().st_mtime_ns for path in ready.rglob("*")}
     again = issued(ready, HOSTS, *CLIENTS, now=NOW + 3 * DAY)
     assert (again.new, again.new_clients, again.warnings) == ({}, [], [])
@@ -209,7 +205,7 @@ def test_the_same_again_changes_nothing_and_more_clients_add_only_theirs(ready: 
     more = issued(ready, "clients.audio=2", now=NOW + DAY)
     assert [str(client) for client in more.new_clients] == ["audio-1"]
     assert set(more.new) == {f"sites/audio-1/{name}" for name in ("audio-1.key", "audio-1.pub", CA)}
-    assert contents(ready) == before | more.new
+    assert files(ready) == before | more.new
 
 
 def check_pairs(out: Path) -> None:
@@ -235,14 +231,14 @@ def test_whatever_is_missing_what_is_there_stays(
     shutil.copytree(whole, out)
     for name in missing:
         (out / name).unlink()
-    before = contents(out)
+    before = files(out)
     try:
         done = issued(out, HOSTS, *CLIENTS, now=NOW + DAY)
     except UserError:
-        assert contents(out) == before
+        assert files(out) == before
         assert missing & {"ca.crt", "ca.key"}
         return
-    after = contents(out)
+    after = files(out)
     assert before.items() <= after.items()
     assert set(done.new) == set(after) - set(before) <= missing
     # A key that only its owner has is not made anew.
@@ -265,10 +261,10 @@ def test_run_that_was_cut_short_is_completed_by_the_next(
     with monkeypatch.context() as patch, pytest.raises(UserError, match="no space"):
         patch.setattr(CredentialFolder, "write", until)
         issued(out, HOSTS, *CLIENTS)
-    half = contents(out)
+    half = files(out)
     assert len(half) == stop
     issued(out, HOSTS, *CLIENTS)
-    after = contents(out)
+    after = files(out)
     assert set(after) == set(FILES)
     assert half.items() <= after.items()
     check_pairs(out)
@@ -280,14 +276,14 @@ def test_what_another_run_wrote_is_kept(out: Path, monkeypatch: pytest.MonkeyPat
     def overtaken(*arguments: Any) -> None:
         monkeypatch.setattr(CredentialFolder, "write", write)
         issued(out, HOSTS, *CLIENTS)
-        before.update(contents(out))
+        before.update(files(out))
         write(*arguments)
 
     before: dict[str, bytes] = {}
     monkeypatch.setattr(CredentialFolder, "write", overtaken)
     with pytest.raises(UserError, match=r"ca\.key was written by another run meanwhile.*kept"):
         issued(out, HOSTS, *CLIENTS)
-    assert contents(out) == before
+    assert files(out) == before
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -306,7 +302,7 @@ def test_runs_at_once_leave_one_set_of_credentials(out: Path, attempt: int) -> N
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(run, range(4)))
     issued(out, HOSTS, *CLIENTS)
-    assert set(contents(out)) == set(FILES)
+    assert set(files(out)) == set(FILES)
     check_pairs(out)
 
 
@@ -314,9 +310,9 @@ def test_runs_at_once_leave_one_set_of_credentials(out: Path, attempt: int) -> N
 
 
 def test_renewal_replaces_the_certificate_and_nothing_else(ready: Path) -> None:
-    before = contents(ready)
+    before = files(ready)
     renewed = issued(ready, "hosts=[other.example.org]", "renew=server", now=NOW + 360 * DAY)
-    after = contents(ready)
+    after = files(ready)
     former = str(renewed.former)
     assert former.startswith("server/server.crt.2027-02-24.")
     assert after.pop(former) == before["server/server.crt"]
@@ -342,18 +338,18 @@ def test_renewal_keeps_a_certificate_with_a_short_serial_number(
     with monkeypatch.context() as patch:
         patch.setattr(x509, "random_serial_number", lambda: 5)
         issued(out, HOSTS)
-    before = contents(out)["server/server.crt"]
+    before = files(out)["server/server.crt"]
     renewed = issued(out, "renew=server")
-    assert contents(out)[str(renewed.former)] == before
+    assert files(out)[str(renewed.former)] == before
 
 
 def test_an_authority_whose_key_is_elsewhere_signs_nothing_and_needs_not(ready: Path) -> None:
     (ready / "ca.key").unlink()
     assert issued(ready, HOSTS, "clients.audio=2").new_clients
-    before = contents(ready)
+    before = files(ready)
     with pytest.raises(UserError, match=r"ca\.key is not there, and .* put it back for this run"):
         issued(ready, HOSTS, "clients.audio=3", "renew=server")
-    assert contents(ready) == before
+    assert files(ready) == before
 
 
 def test_authority_of_the_user_s_own_may_have_an_rsa_key(out: Path) -> None:
@@ -437,10 +433,10 @@ def test_files_that_do_not_fit_are_named_and_nothing_is_written(
 ) -> None:
     content = source if isinstance(source, bytes) else (other / source).read_bytes()
     (ready / name).write_bytes(content)
-    before = contents(ready)
+    before = files(ready)
     with pytest.raises(UserError, match=says):
         issued(ready, HOSTS, *CLIENTS, "clients.vision=1")
-    assert contents(ready) == before
+    assert files(ready) == before
 
 
 def test_authority_that_was_lost_is_copied_back_rather_than_made_anew(ready: Path) -> None:

@@ -4,14 +4,12 @@ import json
 import re
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
-from forked_command import Run, rows_of, run_alone
+from forked_command import Run, rows_of
 
 COMMAND = "utmp-prepare"
 LOADS = """
@@ -40,27 +38,12 @@ def first_cells(shown: str) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in rows_of(shown) if row}
 
 
-def test_the_configuration_is_printed(loaded: Run, tmp_path: Path) -> None:
-    shown = loaded("--cfg", "job", "partition=dirichlet", "clients.audio=2", "seed=7").shown
-    printed = yaml.safe_load(shown)
-    assert printed["seed"] == 7
-    assert printed["clients"] == {"default": None, "audio": 2}
-    assert printed["partition"] == {"name": "dirichlet", "min_items": 1, "alpha": 0.5, "bins": 5}
-    assert list(tmp_path.iterdir()) == []  # looking leaves nothing behind
-
-
 def test_preparing_needs_no_more_libraries_than_it_uses() -> None:
     heavy = ("datasets", "flwr_datasets", "h5py", "pyarrow", "pandas", "matplotlib")
     module = "server.preparation.preparation"
     script = f"import {module}, sys; print(*sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split(), done.stderr) == (0, [], "")
-
-
-def test_a_forked_process_answers_as_one_of_its_own(loaded: Run, tmp_path: Path) -> None:
-    alone = partial(run_alone, tmp_path, COMMAND)
-    one, other = (run("seed=5", SYNTHETIC, "describe=true") for run in (alone, loaded))
-    assert one.shown == other.shown
 
 
 def test_who_got_what_and_the_next_command(loaded: Run, tmp_path: Path) -> None:

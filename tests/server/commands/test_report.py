@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 
 import pytest
+from data_checks import files
 from forked_command import Run, run_alone
 from made_up_runs import write_run
 
@@ -62,17 +63,14 @@ def test_the_report_and_its_pictures(loaded: Run, runs: Path) -> None:
 def test_another_process_writes_the_same_bytes(loaded: Run, runs: Path) -> None:
     """Also: a report is replaced only when asked."""
 
-    def files() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (runs / "report").iterdir()}
-
     assert run_alone(runs, COMMAND, "runs=runs").shown
-    before = files()
+    before = files(runs / "report")
     assert loaded("runs=runs", "metrics=[mae]").error == (
         f"out={runs / 'report'} exists already; choose another, or give overwrite=true"
     )
-    assert files() == before
+    assert files(runs / "report") == before
     assert loaded("runs=runs", "overwrite=true").status == 0
-    after = files()
+    after = files(runs / "report")
     for name in ("report.html", "report.md"):
         assert after[name] != before[name]
         after[name] = after[name].replace(b"runs=runs overwrite=true", b"runs=runs")

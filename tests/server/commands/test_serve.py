@@ -12,16 +12,15 @@ from pathlib import Path
 
 import httpx
 import pytest
+from data_checks import refusal
 from forked_command import Run
+from made_up_models import write_model
 from rich.console import Console
-from service_models import serving, small_predictor
+from service_models import serving
 
 from common.config import CredentialsConfig, ServeConfig, compose
-from common.errors import UserError
 from server.commands.serve import read_token, warn_of_others
 from server.credentials.issuing import issue
-from server.model_file import model_bytes
-from server.run.folder import MODEL
 from server.terminal import Terminal
 
 COMMAND = "utmp-serve"
@@ -34,10 +33,7 @@ from server.commands.serve import main
 
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
-    predictor = small_predictor()
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / MODEL).write_bytes(model_bytes(predictor.model, predictor.fusion))
-    return tmp_path / "run"
+    return write_model(tmp_path / "run")
 
 
 @pytest.fixture
@@ -104,10 +100,9 @@ def test_a_mistake_is_one_line(
 def test_a_file_without_a_token(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.write_bytes(content)
-    with pytest.raises(UserError) as raised:
-        read_token(ServeConfig(token_file=str(path)))
-    assert str(raised.value).startswith(f"token_file={path}: expected ")
-    assert "two" not in str(raised.value)
+    message = refusal(lambda: read_token(ServeConfig(token_file=str(path))))
+    assert message.startswith(f"token_file={path}: expected ")
+    assert "two" not in message
 
 
 @pytest.mark.parametrize(
@@ -154,7 +149,7 @@ def test_it_serves_until_ctrl_c(tmp_path: Path, model: Path) -> None:
         )
         with httpx.Client(base_url=address) as client:  # its connection stays open
             assert client.get("/health").json() == {"status": "ok"}
-            body = {"items": [{"audio": [[1, 2]]}]}
+            body = {"items": [{"audio": [[1, 2, 3]]}]}
             assert client.post("/predict", json=body).status_code == 200
             assert end(process, signal.SIGINT) == (130, "", "")
 

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from data_checks import refusal
 
 from common.config import ExportConfig, FusionRule, ModelConfig
 from common.errors import UserError
@@ -56,9 +57,7 @@ def export(run: Path, **settings: Any) -> list[str]:
 
 
 def refused(run: Path, **settings: Any) -> str:
-    with pytest.raises(UserError) as error:
-        export(run, **settings)
-    return str(error.value)
+    return refusal(lambda: export(run, **settings))
 
 
 def test_every_subset_has_a_file_and_an_entry(run: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import trained_runs
+from data_checks import refusal
 from forked_command import rows_of
 from made_up_models import dataset_for, features_for, fusion_for, model_for
 from rich.console import Console
@@ -18,7 +19,6 @@ from trained_runs import NAMES, arrays, write_npz, write_table
 
 from common.config import EvaluateConfig, compose
 from common.data.shards import read_shard
-from common.errors import UserError
 from common.task import Task
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.model_file import load_model
@@ -54,11 +54,7 @@ def evaluated(model: Path, *overrides: str) -> Evaluation:
 
 
 def refused(model: Path, *overrides: str) -> str:
-    with pytest.raises(UserError) as caught:
-        evaluated(model, *overrides)
-    message = str(caught.value)
-    assert len(message.splitlines()) == 1
-    return message
+    return refusal(lambda: evaluated(model, *overrides))
 
 
 # The run's own items ----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import json
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from data_checks import refusal
 from made_up_models import features_for, part, predictor_for, sequences_for
 
 from common.errors import UserError
@@ -205,10 +207,8 @@ def test_a_disk_that_is_full(tmp_path: Path, suffix: str, calls: int) -> None:
     path = tmp_path / f"a{suffix}"
     path.write_text("mine")
     parts = [(ids(500), predictions(Task.regression, 500))] * calls
-    with largest_file(5_000), pytest.raises(UserError) as caught:
-        write_predictions(path, parts)
-    assert str(caught.value).startswith(f"out={path} cannot be written: ")
-    assert len(str(caught.value).splitlines()) == 1
+    with largest_file(5_000):
+        refusal(lambda: write_predictions(path, parts), f"out={path} cannot be written: ")
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     assert path.read_text() == "mine"
 
@@ -233,8 +233,8 @@ def test_an_error_in_the_middle_leaves_nothing(
 @every_suffix
 def test_an_id_that_is_no_text(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a{suffix}"
-    with pytest.raises(UserError, match=f"^out={path} cannot be written: an id or a name is not"):
-        write(path, predictions(Task.regression, 1), ["\ud800"])
+    message = refusal(lambda: write(path, predictions(Task.regression, 1), ["\ud800"]))
+    assert message.startswith(f"out={path} cannot be written: an id or a name is not")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -248,7 +248,5 @@ def test_a_place_is_checked(tmp_path: Path) -> None:
         (folder, f"out={folder} is a folder; expected a file"),
         (there, f"out={there} exists already; choose another, or give "),
     ):
-        with pytest.raises(UserError) as caught:
-            check_place(path, overwrite=path is not there)
-        assert str(caught.value).startswith(message)
+        assert refusal(partial(check_place, path, overwrite=path is not there)).startswith(message)
     check_place(there, overwrite=True)

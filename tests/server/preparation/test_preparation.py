@@ -1,9 +1,7 @@
 """From a source to a folder: the manifest says what is true, and the folder is whole or absent."""
 
-import fcntl
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from itertools import chain
@@ -12,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_checks import GROUPS, ITEMS, PER_GROUP, STEPS, refusal
+from data_checks import GROUPS, ITEMS, PER_GROUP, STEPS, files, refusal
 from data_checks import write_items as write
 
-import server.preparation.preparation as preparation
 from common.config import (
     DirichletConfig,
     Labels,
@@ -28,7 +25,6 @@ from common.config import (
 from common.data.dataset import MultimodalDataset
 from common.data.manifest import Manifest, read_manifest
 from common.data.shards import Shard, read_shard
-from common.errors import UserError
 from common.seal import SUFFIX
 from common.task import Task
 from server.preparation.preparation import prepare
@@ -60,14 +56,9 @@ def refused(path: Any, out: Any, *words: object, **settings: Any) -> str:
     return refusal(lambda: run(path, out, **settings), *words)
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
-    return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
-
-
 def shards_of(folder: Path) -> dict[str, Shard]:
-    files = sorted(folder.glob(f"*{SUFFIX}"))
-    return {file.name.removesuffix(SUFFIX): read_shard(file) for file in files}
+    paths = sorted(folder.glob(f"*{SUFFIX}"))
+    return {path.name.removesuffix(SUFFIX): read_shard(path) for path in paths}
 
 
 def ids_of(items: MultimodalDataset) -> list[int]:
@@ -96,7 +87,7 @@ def test_the_folder_holds_a_shard_for_each_client_and_side(file: Path, out: Path
     manifest = run(file, out, clients={"default": 2, "vision": 3})
     names = ["audio-0", "audio-1", "vision-0", "vision-1", "vision-2", "validation", "test"]
     assert list(manifest.shards) == [f"{name}{SUFFIX}" for name in names]
-    assert set(contents(out)) == {*manifest.shards, "manifest.json", "partition.png"}
+    assert set(files(out)) == {*manifest.shards, "manifest.json", "partition.png"}
     assert left(out) == ["shards"]
     assert read_manifest(out) == manifest
     for name, shard in shards_of(out).items():
@@ -126,9 +117,9 @@ def test_no_item_is_in_two_shards_and_no_group_on_two_sides_and_again(
         sides.setdefault(side, set()).update(shard.items.groups.tolist())
     assert sum(map(len, sides.values())) == GROUPS
     run(file, tmp_path / "again", partition=rule)
-    assert contents(tmp_path / "again") == contents(out)
+    assert files(tmp_path / "again") == files(out)
     run(file, tmp_path / "other", partition=rule, seed=1)
-    one, other = contents(out), contents(tmp_path / "other")
+    one, other = files(out), files(tmp_path / "other")
     names = {"manifest.json", f"test{SUFFIX}"} if rule is NATURAL else set(one)
     assert names <= set(one) & set(other)
     assert all(one[name] != other[name] for name in names)
@@ -254,7 +245,7 @@ def test_where_the_source_lies_and_whence_it_is_called_do_not_matter(
     (elsewhere / "joint.npz").write_bytes(file.read_bytes())
     monkeypatch.chdir(elsewhere.parent)
     run("where/joint.npz", "other-name")
-    assert contents(elsewhere.parent / "other-name") == contents(out)
+    assert files(elsewhere.parent / "other-name") == files(out)
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
@@ -272,103 +263,17 @@ def test_what_is_something_else_is_never_overwritten(
     assert left(out) == ["shards"]
 
 
-def test_parents_are_made_unless_one_is_a_file_and_late_folders_are_kept(
-    file: Path, out: Path
-) -> None:
-    run(file, out.parent / "deep" / "er")
-    assert "manifest.json" in contents(out.parent / "deep" / "er")
-    refused(file, file / "shards", "cannot be written: ")
-
-    def meanwhile(manifest: Manifest) -> Mapping[str, bytes]:
-        out.mkdir()
-        (out / "thesis.tex").write_text("years of work")
-        return {}
-
-    refusal(lambda: prepare(config_of(file, out), quiet, meanwhile), "exists already")
-    assert contents(out) == {"thesis.tex": b"years of work"}
-    assert left(out) == ["deep", "shards"]
-
-
 def test_a_folder_of_shards_is_replaced_only_if_asked(
     tmp_path: Path, file: Path, out: Path
 ) -> None:
     run(file, out, clients={"default": 5}, overwrite=True)
-    before = contents(out)
+    before = files(out)
     refused(file, out, f"out={out} exists already; choose another, or give overwrite=true")
-    assert contents(out) == before
+    assert files(out) == before
     run(file, out, clients={"default": 2}, overwrite=True)
     (tmp_path / "fresh").mkdir()  # an empty folder is nothing
     run(file, tmp_path / "fresh", clients={"default": 2})
-    assert contents(out) == contents(tmp_path / "fresh")
-    assert left(out) == ["shards"]
-
-
-FULL = OSError(28, "No space left on device")
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-@pytest.mark.parametrize("step", ["write_shard", "rename"])
-@pytest.mark.parametrize("error", [FULL, UserError("a"), KeyboardInterrupt(), RuntimeError("bug")])
-def test_what_breaks_leaves_what_was_there(
-    file: Path,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    step: str,
-    error: BaseException,
-    overwrite: bool,
-) -> None:
-    if overwrite:
-        run(file, out, seed=1)
-    before = contents(out)
-    holder: Any = {"write_shard": preparation, "rename": Path}[step]
-    whole = getattr(holder, step)
-
-    def fail(path: Path, *arguments: Any) -> Any:
-        """Fail when half of the third shard is written, or the folder is to get its name."""
-        if step == "write_shard" and len(list(path.parent.iterdir())) == 2:
-            path.write_bytes(b"half of a sh")
-        elif step == "write_shard" or not path.name.endswith(".part"):
-            return whole(path, *arguments)
-        raise error
-
-    monkeypatch.setattr(holder, step, fail)
-    with pytest.raises((UserError, type(error))) as caught:
-        run(file, out, seed=2, overwrite=overwrite)
-    if error is FULL:
-        words = f"out={out} cannot be written: No space left on device"
-        assert (caught.type, str(caught.value)) == (UserError, words)
-    assert contents(out) == before
-    assert left(out) == (["shards"] if overwrite else [])
-
-
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_what_a_killed_run_left_is_cleared_away(
-    tmp_path: Path, file: Path, out: Path, overwrite: bool
-) -> None:
-    if overwrite:
-        run(file, out, seed=1)
-    part, former = (out.parent / f".shards.{what}" for what in ("part", "former"))
-    part.mkdir()
-    (part / f"smell-0{SUFFIX}").write_bytes(b"half of a sh")
-    former.mkdir()
-    (former / "manifest.json").write_text("{}")
-    run(file, out, overwrite=overwrite)
-    run(file, tmp_path / "fresh")
-    assert contents(out) == contents(tmp_path / "fresh")
-    assert left(out) == ["shards"]
-
-
-def test_a_second_preparation_at_the_same_time_is_refused(file: Path, out: Path) -> None:
-    part = out.parent / ".shards.part"
-    part.mkdir()
-    (part / "of-the-first").write_text("in progress")
-    lock = os.open(part, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    refused(file, out, f"out={out}: another command is writing it")
-    assert contents(part) == {"of-the-first": b"in progress"}
-    assert left(out) == [part.name]
-    os.close(lock)
-    run(file, out)
+    assert files(out) == files(tmp_path / "fresh")
     assert left(out) == ["shards"]
 
 
@@ -460,8 +365,6 @@ MANY = PartitionConfig(name=PartitionRule.groups, min_items=50)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"path": None}, "path is required; give it as path=…, or format=synthetic"),
-        ({"path": "nowhere.npz"}, "nowhere.npz does not exist"),
         ({"out": None}, "out is required; give it as out=…"),
         ({"tabular": ["smell"]}, "tabular: 'smell' is not among audio, vision"),
         ({"clients": {"smell": 1}}, "clients.smell: the dataset has no modality 'smell'"),

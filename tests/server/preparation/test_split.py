@@ -39,12 +39,11 @@ def groups_of(number: int, size: int = 5) -> list[str]:
     return [f"g{group}" for group in range(number)] * size
 
 
+SIZES = st.lists(st.integers(1, 9), min_size=3, max_size=15)
 FRACTIONS = st.sampled_from([0.0, 0.1, 0.3, 0.45])
 
 
-@given(
-    st.lists(st.integers(1, 9), min_size=3, max_size=15), FRACTIONS, FRACTIONS, st.integers(0, 9)
-)
+@given(SIZES, FRACTIONS, FRACTIONS, st.integers(0, 9))
 @settings(max_examples=100, deadline=None)
 def test_a_random_split_never_shares_a_group_and_loses_no_item(
     sizes: list[int], validation: float, test: float, seed: int

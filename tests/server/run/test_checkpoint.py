@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from broken_runs import damage, files
+from broken_runs import damage
+from data_checks import files
 from made_up_checkpoints import checkpoint
 from wire import assert_same
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from broken_runs import files
+from data_checks import files
 
 from common.errors import UserError
 from server.run.folder import ROUNDS, SUMMARY, RunFolder

@@ -9,7 +9,8 @@ from pathlib import Path
 from shutil import copytree, rmtree
 
 import pytest
-from broken_runs import RUNS, begin, cut, damage, files, go_on
+from broken_runs import RUNS, begin, cut, damage, go_on
+from data_checks import files
 from tiny_runs import left_in
 
 from server.run.checkpoint import Checkpoints, read_checkpoint

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from broken_runs import ONE, RUNS, damage, execute, files, go_on
+from broken_runs import ONE, RUNS, damage, execute, go_on
+from data_checks import files
 from forked_command import forked_command
 from omegaconf import OmegaConf
 from tiny_runs import SMALL, left_in, tiny

@@ -6,10 +6,10 @@ from typing import Any
 
 import httpx
 import pytest
+from made_up_models import write_model
 from service_models import Served, running, small_predictor
 
 from common.config import ServeConfig
-from server.model_file import model_bytes
 from server.prediction.predictor import Predictor
 from server.run.folder import MODEL
 from server.service.app import make_app
@@ -24,8 +24,7 @@ def predictor() -> Predictor:
 @pytest.fixture(scope="session")
 def served(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Served:
     """Serve a model with some settings other than by default."""
-    path = tmp_path_factory.mktemp("run") / MODEL
-    path.write_bytes(model_bytes(predictor.model, predictor.fusion))
+    run = write_model(tmp_path_factory.mktemp("run"), tabular=["vision"])
 
     def serve(
         *,
@@ -34,7 +33,7 @@ def served(predictor: Predictor, tmp_path_factory: pytest.TempPathFactory) -> Se
         examples: Examples = Examples(),  # noqa: B008 - it is frozen
         **settings: Any,
     ) -> AbstractContextManager[httpx.Client]:
-        config = ServeConfig(model=str(path), **settings)
+        config = ServeConfig(model=str(run / MODEL), **settings)
         return running(make_app(model, config, examples, token), token)
 
     return serve

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from made_up_models import OUTPUTS
 from service_models import Served, item, small_predictor
 
 from common.config import ServeConfig
@@ -57,7 +58,7 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 def test_predictions_are_those_of_the_model(client: httpx.Client, predictor: Predictor) -> None:
-    given = [item(1), item(2, "audio", steps=3), item(3, "language", "table")]
+    given = [item(1), item(2, "audio", steps=3), item(3, "language", "vision")]
     answer = ask(client, {"id": "first", **given[0]}, *given[1:])
     assert answer.status_code == 200
     assert answer.headers["cache-control"] == "no-store"
@@ -91,20 +92,21 @@ def test_requests_that_come_together_are_predicted_together(served: Served) -> N
 
 @pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
 def test_classes_and_labels_have_their_names(served: Served, task: Task) -> None:
-    with served(model=small_predictor(task), labels=["joy", "fear", "anger"]) as client:
+    names = ["joy", "fear", "anger"][: OUTPUTS[task]]
+    with served(model=small_predictor(task), labels=names) as client:
         (found,) = ask(client, item(4)).json()["predictions"]
-        assert list(found["probabilities"]) == ["joy", "fear", "anger"]
+        assert list(found["probabilities"]) == names
         best = max(found["probabilities"], key=found["probabilities"].get)
         likely = [name for name, value in found["probabilities"].items() if value >= 0.5]
         assert found["prediction"] == (best if task is Task.classification else likely)
         model = client.get("/model").json()
-        assert (model["labels"], model["scale"]) == (["joy", "fear", "anger"], None)
+        assert (model["labels"], model["scale"]) == (names, None)
 
 
 # What is refused --------------------------------------------------------------------------------
 
 JSON = {"Content-Type": "application/json"}
-FINE = b'{"items": [{"audio": [[1, 2]]}]}'
+FINE = b'{"items": [{"audio": [[1, 2, 3]]}]}'
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ def test_refused_paths(client: httpx.Client, request_line: str, status: int, mes
 
 
 def still_predicts(client: httpx.Client) -> bool:
-    return ask(client, {"audio": [[1, 2]]}).status_code == 200
+    return ask(client, {"audio": [[1, 2, 3]]}).status_code == 200
 
 
 def test_an_endless_body_is_refused_early(client: httpx.Client) -> None:
@@ -231,7 +233,7 @@ def test_a_full_queue_asks_to_try_again(served: Served, slow: SlowPredictor) -> 
 
 
 def test_only_a_few_large_bodies_are_in_memory(served: Served, slow: SlowPredictor) -> None:
-    large = {"id": "x" * 900, "audio": [[1, 2]]}
+    large = {"id": "x" * 900, "audio": [[1, 2, 3]]}
     with served(model=slow, max_body_mb=1 / 1024) as client, ThreadPoolExecutor(8) as callers:
         held = [callers.submit(ask, client, large) for _ in range(8)]
         until(lambda: waiting(client) == 8)
@@ -349,9 +351,9 @@ def test_the_model(client: httpx.Client, predictor: Predictor) -> None:
     model = client.get("/model").json()
     assert model["task"] == "regression" and model["labels"] == [] and model["training"] == {}
     assert model["features"] == {
-        "language": {"width": 3, "steps": None},
-        "audio": {"width": 2, "steps": None},
-        "table": {"width": 1, "steps": 4},
+        "language": {"width": 4, "steps": None},
+        "audio": {"width": 3, "steps": None},
+        "vision": {"width": 2, "steps": 3},
     }
     assert model["max_seq_len"] == 6
     assert model["scale"] == [-3, 3]
@@ -366,7 +368,7 @@ def test_examples(served: Served) -> None:
     examples = Examples((first, second))
     with served(examples=examples) as client:
         assert client.get("/examples").json() == [
-            {"id": "a", "label": 1.5, "modalities": ["language", "audio", "table"]},
+            {"id": "a", "label": 1.5, "modalities": ["language", "audio", "vision"]},
             {"id": "b", "label": -2, "modalities": ["audio"]},
         ]
         given = client.get("/examples/1").json()
@@ -387,10 +389,10 @@ def test_the_schema_lists_every_answer(client: httpx.Client) -> None:
     assert (request["required"], [*request["properties"]]) == (["items"], ["items", "modalities"])
     features = request["properties"]["items"]["items"]
     assert features["additionalProperties"] is False and "required" not in features
-    assert list(features["properties"]) == ["id", "language", "audio", "table"]
-    table = features["properties"]["table"]["anyOf"][0]
-    assert table["description"] == "At most 4 steps of 1 numbers each."
-    assert (table["maxItems"], table["items"]["maxItems"]) == (4, 1)
+    assert list(features["properties"]) == ["id", "language", "audio", "vision"]
+    table = features["properties"]["vision"]["anyOf"][0]
+    assert table["description"] == "At most 3 steps of 2 numbers each."
+    assert (table["maxItems"], table["items"]["maxItems"]) == (3, 2)
     assert client.get("/openapi.json").json() == schema
 
 

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from fastapi import HTTPException
-from service_models import SHAPES
 
 from common.errors import UserError
 from server.service.requests import Item, RequestReader
+
+#: Language and audio are sequences; a table has four steps of one number.
+SHAPES: dict[str, tuple[int, ...]] = {"language": (3,), "audio": (2,), "table": (4, 1)}
 
 
 def reader(

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from broken_runs import BreakError, execute
+from broken_runs import BreakError, execute, go_on
 from tiny_runs import left_in, tiny
 
 from common.errors import UserError
@@ -44,11 +44,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def begin(folder: Path, *overrides: str) -> Run:
     return prepare(tiny("clients.default=1", "strategy=fedavg", *overrides), folder)
-
-
-def resumed(folder: Path, *overrides: str) -> Run:
-    given = [f"resume={folder}", *overrides]
-    return prepare(tiny(*given), folder.parent / "elsewhere", given)
 
 
 def broken(folder: Path, *overrides: str) -> None:
@@ -198,7 +193,7 @@ def test_a_repeated_round_is_shown_once(tmp_path: Path) -> None:
     broken(tmp_path, *TENSORBOARD, "rounds=3")
     open_all_along = reader(tmp_path)
     assert [event.step for event in open_all_along.Scalars("seconds")] == [1, 2]
-    execute(resumed(tmp_path))
+    go_on(tmp_path)
     assert shown(tmp_path) == expected(tmp_path)
     again = open_all_along.Reload().Scalars("seconds")
     assert [event.step for event in again] == [1, 2, 3]
@@ -210,7 +205,7 @@ def test_tracking_can_begin_with_a_resume_and_more_rounds_replace_scores(tmp_pat
     execute(begin(tmp_path, "rounds=1", "tracking=none"))
     assert not (tmp_path / "tensorboard").exists()
     for rounds in (2, 3):
-        execute(resumed(tmp_path, f"rounds={rounds}", "tracking=tensorboard"))
+        go_on(tmp_path, f"rounds={rounds}", "tracking=tensorboard")
         assert shown(tmp_path) == expected(tmp_path)
         assert [step for step, _ in shown(tmp_path)["test/corr/multimodal"]] == [rounds]
 
@@ -293,7 +288,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tmp_path: Path) -> None:
     broken(tmp_path, *MLFLOW, "rounds=2")
     first = run_of(tmp_path)
     assert first.info.status == "KILLED"
-    execute(resumed(tmp_path, "rounds=3"))
+    go_on(tmp_path, "rounds=3")
     run = run_of(tmp_path)
     assert run.info.run_id == first.info.run_id
     assert run.info.status == "FINISHED"
@@ -308,7 +303,7 @@ def test_a_resumed_run_goes_on_in_the_same_mlflow_run(tmp_path: Path) -> None:
 def test_a_resumed_run_goes_on_in_another_experiment_if_asked(tmp_path: Path) -> None:
     execute(begin(tmp_path, *MLFLOW, "rounds=1"))
     first = run_of(tmp_path)
-    execute(resumed(tmp_path, "rounds=2", "tracking.experiment=another"))
+    go_on(tmp_path, "rounds=2", "tracking.experiment=another")
     second = run_of(tmp_path)
     assert second.info.run_id != first.info.run_id
     assert logged(tmp_path) == expected_in_mlflow(tmp_path)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from data_checks import refusal
 from tiny_runs import tiny
 
 from common.config import TrackingConfig, TrackingTool
@@ -179,9 +180,8 @@ def test_a_package_that_is_missing_is_named(
     package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(UserError) as error:
-        prepare(tiny("tracking=mlflow"), tmp_path / "run")
-    assert str(error.value).startswith(f"tracking=mlflow needs {package}: pip install 'ha-fed")
+    message = refusal(lambda: prepare(tiny("tracking=mlflow"), tmp_path / "run"))
+    assert message.startswith(f"tracking=mlflow needs {package}: pip install 'ha-fed")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -204,9 +204,7 @@ def test_settings_that_cannot_work(overrides: list[str], reason: str, tmp_path: 
 @pytest.mark.parametrize("scheme", ["https", "postgresql"])
 def test_a_password_is_refused_and_not_shown(scheme: str) -> None:
     config = TrackingConfig(TrackingTool.mlflow, f"{scheme}://me:hush@example.org/db")
-    with pytest.raises(UserError, match="MLFLOW_TRACKING_URI") as error:
-        check_tracking(config)
-    assert "hush" not in str(error.value)
+    assert "hush" not in refusal(lambda: check_tracking(config), "MLFLOW_TRACKING_URI")
 
 
 def test_valid_uris() -> None:
