@@ -10,6 +10,7 @@ compared with each other. Nothing of a refused update is used.
 
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import zip_longest
 
 from flwr.app import Message
 from torch import Tensor
@@ -90,8 +91,10 @@ class FilteredUpdates:
         room = MOST_WAITING - self._waiting_bytes
         nodes: set[int] = set()
         fits = True
-        for line in self._lines.values():
-            for place, key in enumerate(key for key in line if key in self._awaited):
+        lines = [[key for key in line if key in self._awaited] for line in self._lines.values()]
+        # All modalities in turn, so that none takes the others' room.
+        for place, keys in enumerate(zip_longest(*lines)):
+            for key in filter(None, keys):
                 room -= self._checks.rules.limits[key.modality]
                 # The first of each line are what the others wait for.
                 if room >= 0 or place == 0:

@@ -86,7 +86,8 @@ class Attendance:
             time.sleep(min(POLL_SECONDS, left))
 
     def _refresh(self, known: Mapping[str, int], timeout: float, strict: bool) -> None:
-        for error in self.registry.refresh(self.grid, known, timeout):
+        errors = self.registry.refresh(self.grid, known, timeout)
+        for error in sorted(errors, key=lambda error: not isinstance(error, ImpostorError)):
             if not strict:
                 self._faults.append(str(error))
             elif isinstance(error, ImpostorError):

@@ -179,12 +179,13 @@ class Registry:
         if not is_finite or ((moments.count < 0) | (moments.squares < 0)).any():
             raise UserError(f"client {key} reports moments of its features that cannot be")
         # One speaks for all: they have been compared before.
-        first, *_ = [*self.by_modality().get(key.modality, []), Member(0, client)]
-        shapes = [each.moments.mean.shape for each in (first.client, client)]
+        others = (own.client for k, own in self.members.items() if k.modality == key.modality)
+        first = next(others, client)
+        shapes = [each.moments.mean.shape for each in (first, client)]
         if shapes[0] != shapes[1]:
             here, there = map(describe_shape, shapes)
             raise UserError(
-                f"{key.modality} is {here} at client {first.client.key} but {there} at {key}; all "
+                f"{key.modality} is {here} at client {first.key} but {there} at {key}; all "
                 "clients of a modality need the same features"
             )
 

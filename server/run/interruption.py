@@ -16,7 +16,9 @@ class InterruptedRunError(Exception):
 
 @contextmanager
 def interruptible() -> Iterator[Callable[[], None]]:
-    """Yield what raises `InterruptedRunError` once a signal has come; a second one ends as usual.
+    """Yield a check that raises `InterruptedRunError` once a signal has come.
+
+    A second signal ends the process as usual.
 
     For the main thread: only that one is interrupted by a signal.
     """

@@ -173,6 +173,15 @@ def test_the_whole_change_is_scaled_down_to_the_norm_and_a_smaller_one_stays() -
     assert clipped(5.1) is large
 
 
+def test_of_two_norms_to_clip_to_the_smaller_counts() -> None:
+    private = ("experiment=private", "strategy=fedavg", "privacy.clip=0.5")
+    config = config_with(*private, "strategy.screening.clip_norm=0.1")
+    screening, (given,) = Screening(SENT, config, {}), moved("audio-0 0 .3")
+    screening.measure(given)
+    change = screening.screen(given).decoder["d"].mean - SENT.decoder["d"]
+    assert change.norm().item() == pytest.approx(0.1)
+
+
 def test_a_change_that_exceeds_the_clip_of_private_clients_is_named() -> None:
     config = config_with("experiment=private", "strategy=fedavg", "privacy.clip=0.5")
     screening, within, beyond = Screening(SENT, config, {}), *moved("audio-0 .3 .4, audio-1 3 4")

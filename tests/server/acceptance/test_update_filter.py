@@ -71,7 +71,7 @@ def test_those_next_in_line_are_wanted_while_there_is_room(
     assert updates.wanted() is None
     monkeypatch.setattr(update_filter, "MOST_WAITING", 3 * max(limits.values()))
     audio, vision = range(20, 24), range(24, 28)
-    assert updates.wanted() == {*audio[:3], vision[0]}
+    assert updates.wanted() == {*audio[:2], vision[0]}
     taking = updates.take(replies[KEYS[number]] for number in (1, 0, 4))
     assert [next(taking).key, next(taking).key] == KEYS[:2]
     assert updates.wanted() == {*audio[2:], vision[0]}
@@ -99,6 +99,16 @@ class Clients(MemoryGrid):
         return found
 
 
+def watched(
+    updates: update_filter.FilteredUpdates, replies: Iterable[Message]
+) -> Iterable[Message]:
+    """Pass on replies, and check after each how many bytes of updates wait for their turn."""
+    firsts = sum(updates._checks.rules.limits.values())
+    for reply in replies:
+        yield reply
+        assert updates._waiting_bytes <= update_filter.MOST_WAITING + firsts
+
+
 @pytest.mark.parametrize("silent", [(), (20,), (20, 23, 26)])
 def test_the_model_is_the_same_to_the_bit_where_replies_stay_with_the_grid(
     monkeypatch: pytest.MonkeyPatch, silent: tuple[int, ...]
@@ -108,7 +118,9 @@ def test_the_model_is_the_same_to_the_bit_where_replies_stay_with_the_grid(
         monkeypatch.setattr(update_filter, "MOST_WAITING", room)
         run, grid = federation(), Clients(silent)
         pending = send(grid, run.ask(), 60)
-        arrays, report = run.merge(collect(grid, pending, 0.5, intake=run.strategy.updates))
+        updates = run.strategy.updates
+        arrays, report = run.merge(watched(updates, collect(grid, pending, 0.5, intake=updates)))
+        assert updates._waiting_bytes == 0
         results.append(arrays)
         bursts.append(grid.largest_burst)
         assert sum(report.clients.values()) == len(NODES) - len(silent)

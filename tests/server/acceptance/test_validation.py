@@ -296,3 +296,9 @@ def test_more_bytes_than_that_are_refused_with_both_numbers(asked: list[str], mo
 def test_what_is_no_tensor_has_its_bounds_too(content: RecordDict, words: str) -> None:
     with pytest.raises(RejectedUpdateError, match=words):
         check_size(content, "audio")
+
+
+def test_there_is_one_array() -> None:
+    two = ArrayRecord({name: Array("uint8", (1,), "safetensors", b"x") for name in "ab"})
+    with pytest.raises(RejectedUpdateError, match="2 arrays, expected at most 1"):
+        check_size(RecordDict({"tensors": two}), "audio")

@@ -103,7 +103,9 @@ def test_what_a_kill_left_goes_with_the_next_and_users_files_stay(
 # Damage -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spoil", [damage, partial(os.truncate, length=1000)])
+@pytest.mark.parametrize(
+    "spoil", [damage, *(partial(os.truncate, length=length) for length in (0, 1000))]
+)
 def test_a_damaged_one_costs_its_round_and_one_warning_and_all_are_an_error(
     kept: Checkpoints, spoil: Callable[[Path], None]
 ) -> None:

@@ -1,6 +1,7 @@
 """What a run leaves on disk, and what it refuses to write over."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,18 @@ def test_path_through_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"run_dir .*file.* cannot be written") as raised:
             RunFolder(path)
         assert "\n" not in str(raised.value)
+
+
+def test_an_old_file_stays_when_writing_breaks_off(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(tmp_path)
+    folder.write("x.bin", b"first")
+
+    def break_off(source: object, target: object) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
+        patch.setattr(os, "replace", break_off)
+        folder.write("x.bin", b"second")
+    assert files(tmp_path) == {ROUNDS: b"", "x.bin": b"first"}

@@ -37,6 +37,8 @@ def test_the_first_signal_ends_a_run_at_its_next_check_and_the_second_at_once() 
         assert raised.value.status == 130
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    with interruptible():
+        assert signal.getsignal(signal.SIGINT) is not former
     assert signal.getsignal(signal.SIGINT) is former
 
 
