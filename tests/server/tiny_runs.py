@@ -1,7 +1,8 @@
 """Whole runs that take a second, in this process, and what they leave."""
 
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,3 +57,8 @@ def left_in(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[st
     """Read the same, and the weights."""
     weights = load_file(folder / "model.safetensors")
     return *untimed(folder), {name: array.tolist() for name, array in weights.items()}
+
+
+def soon(condition: Callable[[], bool]) -> bool:
+    """Whether it holds within 20 seconds."""
+    return any(condition() or time.sleep(0.05) for _ in range(400))

@@ -10,7 +10,7 @@ from fake_nodes import MemoryGrid
 from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
-from tiny_runs import left_in, tiny
+from tiny_runs import left_in, soon, tiny
 
 from client.app import given_config, make_client_app
 from common.config import Config
@@ -50,7 +50,8 @@ def test_a_run_is_the_same_in_processes_and_over_other_grids(tmp_path: Path, str
     runtimes = {"first": "sequential", "again": "sequential", "workers": "processes"}
     for name, runtime in runtimes.items():
         run_locally(prepare(tiny(*settings, f"runtime={runtime}"), tmp_path / name))
-    assert multiprocessing.active_children() == []
+    # Soon, since a thread of the pool may be about to reap one.
+    assert soon(lambda: multiprocessing.active_children() == [])
     other = prepare(tiny(*settings), tmp_path / "other")
     federate(other, TwoNodes(make_client_app(partial(given_config, other.config))))
     first, *others = (left_in(tmp_path / name) for name in (*runtimes, "other"))

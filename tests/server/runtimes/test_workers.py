@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from flwr.app import Context, Message, MessageType
 from flwr.clientapp import ClientApp
-from tiny_runs import tiny
+from tiny_runs import soon, tiny
 
 import server.runtimes.local
 from common.config import Config
@@ -48,11 +48,6 @@ def answers(grid: LocalGrid, keys: list[str]) -> Iterator[Message]:
         if not keys:
             return
         time.sleep(0.05)
-
-
-def soon(condition: Callable[[], bool]) -> bool:
-    """Whether it holds within 20 seconds."""
-    return any(condition() or time.sleep(0.05) for _ in range(400))
 
 
 def app_that(answer: Callable[[Message, Context], Message]) -> Callable[..., ClientApp]:
