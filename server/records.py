@@ -6,8 +6,6 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from common.metrics import HEADLINE
-
 T = TypeVar("T")
 
 
@@ -97,6 +95,8 @@ class RoundRecord:
 
     def check_scores(self, others: Mapping[str, Mapping[str, float]]) -> None:
         """Raise `ValueError` unless this has the scores that another round has."""
+        from common.metrics import HEADLINE  # with scikit-learn, which prediction does without
+
         names, metrics = self.validation.keys(), set(HEADLINE.values())
         scored = all(metrics & scores.keys() for scores in self.validation.values())
         if not scored or names != others.keys() or "multimodal" not in names:

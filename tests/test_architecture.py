@@ -149,13 +149,17 @@ def test_no_import_circle_between_rooms() -> None:
 
 # Under flower-supernode each message starts a process, so an import costs at every round.
 HEAVY = (
-    *("sklearn", "scipy", "matplotlib", "pandas", "ray", "server"),
+    *("sklearn", "scipy", "matplotlib", "pandas", "ray"),
     *("tensorboard", "mlflow", "onnx", "onnxscript", "onnxruntime"),
 )
 
 
-def test_a_client_starts_light() -> None:
-    script = f"import client.app, sys; print(*sorted(set({HEAVY}) & set(sys.modules)))"
+@pytest.mark.parametrize(
+    ("module", "others"), [("client.app", ("server",)), ("server.service.app", ("client", "flwr"))]
+)
+def test_a_client_and_the_service_start_light(module: str, others: tuple[str, ...]) -> None:
+    heavy = {*HEAVY, *others}
+    script = f"import {module}, sys; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
     )
