@@ -1,15 +1,22 @@
 """The Flower ClientApp of a site: answer `query`, answer `train`."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from client.node import Node, client_data, client_label_sums, describe, label_edges, parse_node
-from client.objective import local_objective
+from client.node import (
+    Node,
+    client_data,
+    client_label_sums,
+    describe,
+    parse_node,
+    standardised,
+)
+from client.objective import Objective, corrected_objective
 from client.privacy import protect
 from client.trainer import (
     RoundOptions,
@@ -71,7 +78,18 @@ def _train(get_config: GetConfig, message: Message, context: Context) -> Message
     except (UserError, ProtocolError, FloatingPointError) as error:
         # As a reply of our own, so that every runtime carries the whole reason.
         content = encode_failure(str(error))
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        advice = "too little memory for this round; lower client.batch_size or the model's sizes"
+        content = encode_failure(f"{advice}: {str(error) or type(error).__name__}")
     return Message(content, reply_to=message)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether Python, NumPy or torch could not allocate; torch has no error of its own on a CPU."""
+    said = ("out of memory", "allocate memory")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in said)
 
 
 def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
@@ -88,14 +106,14 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
     key = downlink.key
     data = client_data(node, key, config)
     model = received_model(downlink, data, config)
+    data = standardised(data, downlink.prior)
     outputs = validation_outputs(model, data, config.client.batch_size)
     labels = torch.from_numpy(data.labels[data.validation])
-    groups = torch.from_numpy(data.groups[data.validation])
-    sums = client_label_sums(data, config)
-    seen = calibration_sums(outputs, labels, downlink.prior, data.task, groups)
+    seen = calibration_sums(outputs, labels, downlink.prior, data.task)
+    sums = client_label_sums(data)
     agrees = label_agreement(outputs, labels, sums, downlink.prior, data.task)
     options = RoundOptions(
-        local_objective(data.task, sums, downlink.label_shares, label_edges(config)),
+        _objective(downlink, data),
         downlink.lr_scale,
         config.strategy.local.proximal,
     )
@@ -114,15 +132,23 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
     return protect(uplink, downlink, config.privacy)
 
 
+def _objective(downlink: Downlink, data: ClientData) -> Objective:
+    if not downlink.corrects_labels:
+        return Objective(data.task)
+    labels = torch.from_numpy(data.labels[data.train])
+    return corrected_objective(labels, downlink.prior, data.task)
+
+
 def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFedformer:
     """Build the one-modality model and load the received arrays; `ProtocolError` if unfit."""
     modality = downlink.key.modality
     head = downlink.decoder.get("head.bias")
     if head is None:
         raise ProtocolError("the received decoder has no head.bias")
-    _check_outputs(downlink, data, len(head), config.dataset.label_bins)
+    _check_outputs(downlink, data, len(head))
     shape = data.sequences.statistics_shape
-    spec = ModelSpec({modality: shape}, len(head), data.task, config.model)
+    linear = (modality,) if "linear.weight" in downlink.encoder else ()
+    spec = ModelSpec({modality: shape}, len(head), data.task, config.model, linear=linear)
     model = build_model(spec, seed=0)
     arrays = join_arrays(ModelArrays({modality: dict(downlink.encoder)}, dict(downlink.decoder)))
     try:
@@ -137,11 +163,9 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     return model.to(choose_device(config.client.device))
 
 
-def _check_outputs(
-    downlink: Downlink, data: ClientData, outputs: int, bins: Sequence[float]
-) -> None:
-    """Refuse a decoder, a prior or label shares for another kind of label than the client's."""
-    needs = count_outputs(data.task, data.labels)
+def _check_outputs(downlink: Downlink, data: ClientData, outputs: int) -> None:
+    """Refuse a decoder or a prior for another kind of label than the client's."""
+    needs = count_outputs(data.task, data.label_names, data.labels)
     fits = outputs >= needs if data.task is Task.classification else outputs == needs
     expected = {Task.regression: 2, Task.classification: outputs, Task.multilabel: outputs}
     if not fits or len(downlink.prior) != expected[data.task]:
@@ -149,10 +173,10 @@ def _check_outputs(
             f"{downlink.key} has labels for task={data.task} with {needs} outputs, and the "
             f"received model has {outputs}, with a prior of {len(downlink.prior)} numbers"
         )
-    shares = outputs if data.task is not Task.regression else len(bins) + 1
-    if len(downlink.label_shares) not in (0, shares):
+    if data.task is Task.regression and not 0 < downlink.prior[1] < math.inf:
         raise ProtocolError(
-            f"{downlink.key} received {len(downlink.label_shares)} label shares, expected {shares}"
+            f"{downlink.key} received a prior of variance {downlink.prior[1]:g}, expected one "
+            "above 0"
         )
 
 

@@ -4,6 +4,7 @@ For outputs W a with inputs a, the mean of (W a - W_i a)^2 over the client's ite
 form of W - W_i with A_i = E[a a^T]: how much the client's own predictions would change if its W_i
 were moved to W. So A_i is a precision of the rows of W_i, that of a Laplace approximation whose
 output factor is the identity, and merging by it is RegMean (Jin et al. 2023, arXiv 2212.09849).
+Maps of more than `MOST_INPUTS` inputs are not measured (`common.structures`).
 
 Notation: B items, T steps, a tensor (out, ...) is read as a matrix (out, in).
 """
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from common.data.batching import Padded
 from common.model.encoder import SequenceEmbedding, valid_steps
 from common.model.ha_fedformer import HAFedformer
+from common.structures import is_wide
 
 
 class InputMoments:
@@ -46,7 +48,8 @@ class InputMoments:
     def _watched(self, valid: Tensor) -> Iterator[None]:
         with ExitStack() as hooks:
             for name, module in self._model.named_modules():
-                if isinstance(module, (nn.Linear, SequenceEmbedding, nn.LSTM)):
+                is_map = isinstance(module, (nn.Linear, SequenceEmbedding, nn.LSTM))
+                if is_map and not any(map(is_wide, module.parameters(recurse=False))):
                     hook = partial(self._read, name, valid)
                     hooks.enter_context(module.register_forward_hook(hook))
             yield

@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from common.clients import ClientKey, check_modality_name
-from common.config import Config
+from common.config import Config, with_home
 from common.data.federation import (
     ClientData,
     FederatedDataset,
     client_data_of,
+    count_outputs,
     load_federation,
     site_client_data,
 )
@@ -26,8 +27,8 @@ from common.data.manifest import MANIFEST
 from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription
-from common.model.calibration import label_sums
-from common.task import Task
+from common.model.calibration import label_sums, standardise
+from common.model.linear import LinearSums, has_linear, measure_linear
 
 _SIMULATED = {"partition-id": int, "num-partitions": int}
 _TYPES: dict[str, type] = {"modality": str, "part": int, "data": str, **_SIMULATED}
@@ -75,7 +76,7 @@ def parse_node(settings: Mapping[str, NodeValue]) -> Node:
         raise UserError(f"--node-config part={part}: expected a number from 0")
     if data == "":
         raise UserError("--node-config data is empty: expected the path of the site's file")
-    return DeployedNode(ClientKey(modality, part), None if data is None else str(data))
+    return DeployedNode(ClientKey(modality, part), None if data is None else with_home(str(data)))
 
 
 def _check_type(name: str, value: NodeValue) -> None:
@@ -112,28 +113,41 @@ def describe(node: Node, config: Config) -> NodeDescription:
     """Answer the server's query; a `UserError` becomes the description's error."""
     try:
         keys = hosted_clients(node, config)
-        return NodeDescription(tuple(_describe_client(node, key, config) for key in keys))
+        clients = (describe_client(client_data(node, key, config), key, config) for key in keys)
+        return NodeDescription(tuple(clients))
     except UserError as error:
         return NodeDescription((), str(error))
 
 
-def _describe_client(node: Node, key: ClientKey, config: Config) -> ClientDescription:
-    data = client_data(node, key, config)
+def describe_client(data: ClientData, key: ClientKey, config: Config) -> ClientDescription:
+    """Summarise a client's train items, as it does once before the first round."""
     moments = FeatureMoments.of(data.sequences.select(data.train))
-    sums = client_label_sums(data, config)
-    return ClientDescription(key, len(data.train), data.task, sums, moments)
+    sums = client_label_sums(data)
+    linear = _linear_sums(data, moments) if config.strategy.linear else None
+    names = data.label_names
+    return ClientDescription(key, len(data.train), data.task, sums, moments, linear, names)
 
 
-def client_label_sums(data: ClientData, config: Config) -> Tensor:
+def _linear_sums(data: ClientData, moments: FeatureMoments) -> LinearSums | None:
+    """Return sums for the linear expert; None if the modality is too wide."""
+    labels = data.labels[data.train]
+    outputs = count_outputs(data.task, data.label_names, labels)
+    if not has_linear(moments.mean.shape, outputs):
+        return None
+    items = data.sequences.select(data.train)
+    return measure_linear(items, labels, data.task, outputs, moments.mean)
+
+
+def client_label_sums(data: ClientData) -> Tensor:
     """Summarise a client's train labels, see `common.model.calibration.label_sums`."""
-    labels = torch.from_numpy(data.labels[data.train])
-    outputs = int(labels.max()) + 1 if data.task is Task.classification else 1
-    return label_sums(labels, data.task, outputs, label_edges(config))
+    labels = data.labels[data.train]
+    outputs = count_outputs(data.task, data.label_names, labels)
+    return label_sums(torch.from_numpy(labels), data.task, outputs)
 
 
-def label_edges(config: Config) -> Tensor:
-    """Return (K-1,) edges of the bins in which numeric labels are counted."""
-    return torch.tensor(config.dataset.label_bins, dtype=torch.float64)
+def standardised(data: ClientData, prior: Tensor) -> ClientData:
+    """Return a client's data with labels that are standardised by a prior, as all else expects."""
+    return replace(data, labels=standardise(data.labels, prior, data.task))
 
 
 @dataclass(frozen=True)

@@ -1,23 +1,23 @@
 """The loss that a client minimises: the task's, corrected for skewed labels.
 
-A client whose labels are skewed learns its own prior as much as its features. With p_i its shares
-of the labels and p those of all clients, the local loss, and nothing else, is corrected:
+A client whose labels are skewed learns its own prior as much as its features. With p_i its prior
+and p that of all clients, the local loss, and nothing else, is corrected:
 
 - classes: log(p_i / p) is added to the logits (logit adjustment, Menon et al. 2021), so that they
   themselves learn what the pooled prior would give; several labels: the same in log-odds;
-- numbers: items are weighted by p / p_i of their bin, at most `MAX_WEIGHT` either way, on average
-  by 1.
+- numbers: items are weighted by p / p_i, both taken to be Gaussian, at most `MAX_WEIGHT` either
+  way before the weights are scaled to a mean of 1.
 
-Notation: B items, O outputs, K classes, labels or bins.
+Notation: N train items, B items of a batch, O outputs, K classes or labels.
 """
 
+import math
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.calibration import label_counts, own_shares
+from common.model.calibration import label_sums, own_prior
 from common.model.ha_fedformer import task_loss
 from common.task import Task
 
@@ -26,43 +26,56 @@ MAX_WEIGHT = 5.0
 
 
 @dataclass(frozen=True)
+class DensityRatio:
+    """Weights of standardised numbers: N(z; 0, 1) / N(z; the client's mean and deviation)."""
+
+    mean: float
+    deviation: float
+    scale: float = 1.0
+
+    @classmethod
+    def of(cls, labels: Tensor) -> "DensityRatio | None":
+        """Return the weights, of mean 1 on labels (N,); None where these are all equal."""
+        if labels.min() == labels.max():
+            return None
+        exact = labels.double()
+        ratio = cls(exact.mean().item(), exact.std(correction=0).item())
+        return cls(ratio.mean, ratio.deviation, 1 / ratio(exact).mean().item())
+
+    def __call__(self, labels: Tensor) -> Tensor:
+        """Return the weights (B,) of labels (B,)."""
+        squares = ((labels - self.mean) / self.deviation) ** 2 - labels**2
+        most = math.log(MAX_WEIGHT)
+        log_ratio = (math.log(self.deviation) + squares / 2).clamp(-most, most)
+        return self.scale * log_ratio.exp()
+
+
+@dataclass(frozen=True)
 class Objective:
     """The local loss."""
 
     task: Task
-    # (K,) added to the logits; for numbers the weights of the bins; None for no correction.
+    # (K,) added to the logits; None for no correction.
     offsets: Tensor | None = None
-    edges: Tensor | None = None  # (K-1,) of the bins, for numbers
+    # Of numbers; None for no correction.
+    weights: DensityRatio | None = None
 
     def __call__(self, outputs: Tensor, labels: Tensor) -> Tensor:
         """Return the mean loss of a batch, outputs (B, O) and labels (B,) or (B, O)."""
-        if self.offsets is None:
-            return task_loss(outputs, labels, self.task)
-        offsets = self.offsets.to(outputs)
-        if self.task is not Task.regression:
-            return task_loss(outputs + offsets, labels, self.task)
-        assert self.edges is not None
-        weights = offsets[torch.bucketize(labels, self.edges.to(labels))]
-        return (weights * F.l1_loss(outputs[:, 0], labels, reduction="none")).mean()
+        if self.weights is not None:
+            errors = F.l1_loss(outputs[:, 0], labels, reduction="none")
+            return (self.weights(labels) * errors).mean()
+        if self.offsets is not None:
+            outputs = outputs + self.offsets.to(outputs)
+        return task_loss(outputs, labels, self.task)
 
 
-def local_objective(
-    task: Task, sums: Tensor, pooled_shares: Tensor, edges: Tensor | None
-) -> Objective:
-    """Build a client's objective.
+def corrected_objective(labels: Tensor, prior: Tensor, task: Task) -> Objective:
+    """Build the objective of a client that corrects for how its labels are skewed.
 
-    From the label sums of its train items, the (K,) label shares of all clients, empty for no
-    correction (`common.model.calibration`), and the (K-1,) edges of the bins for numbers.
+    Of its train labels (N,) or (N, K), standardised, and the prior of all clients' labels.
     """
-    if len(pooled_shares) == 0:
-        return Objective(task)
-    own = own_shares(sums, pooled_shares, task)
-    match task:
-        case Task.classification:
-            return Objective(task, torch.log(own / pooled_shares))
-        case Task.multilabel:
-            return Objective(task, torch.logit(own) - torch.logit(pooled_shares))
-        case Task.regression:
-            weights = (pooled_shares / own).clamp(1 / MAX_WEIGHT, MAX_WEIGHT)
-            counts = label_counts(sums, task)
-            return Objective(task, weights * counts.sum() / (weights * counts).sum(), edges)
+    if task is Task.regression:
+        return Objective(task, weights=DensityRatio.of(labels))
+    sums = label_sums(labels, task, len(prior))
+    return Objective(task, own_prior(sums, prior, task) - prior)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from common.errors import UserError
+from common.errors import UserError, reason
 
 
 @contextmanager
@@ -56,6 +56,7 @@ def atomic_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
     by which a folder of this kind is known, and which is then replaced.
 
     Raises `UserError` if `out` is taken, cannot be written, or is being written by another process.
+    What the block raises of other files stays as it is.
     """
     _check_place(out, overwrite, holds)
     part = out.with_name(f".{out.name}.part")
@@ -74,10 +75,22 @@ def atomic_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
             finally:
                 shutil.rmtree(part, ignore_errors=True)
     except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror or error}") from error
+        if not _concerns(error, part, out):
+            raise
+        raise UserError(f"out={out} cannot be written: {reason(error)}") from error
+
+
+def _concerns(error: OSError, part: Path, out: Path) -> bool:
+    """Whether the system refused what is written, and not what the block reads meanwhile."""
+    if not isinstance(error.filename, str):
+        return True
+    path = Path(error.filename)
+    return part.is_relative_to(path) or any(path.is_relative_to(ours) for ours in (part, out))
 
 
 def _check_place(out: Path, overwrite: bool, holds: str) -> None:
+    if out.is_symlink() and not out.exists():
+        raise UserError(f"out={out} is a symbolic link that leads nowhere; choose another")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():

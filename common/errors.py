@@ -1,10 +1,28 @@
 """The one exception for mistakes that the user must fix, and text that is safe to show."""
 
+import errno
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
 Parsed = TypeVar("Parsed")
+
+_PERMISSION = "this user needs permission for it (chmod, chown), or choose another place"
+
+#: What to do when the system refuses a file or a folder, by number of the error.
+_WAYS_OUT = {
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: "choose another place, that can be written",
+    errno.ENOSPC: "free some space, or choose another place",
+    errno.EDQUOT: "free some space, or choose another place",
+    errno.EFBIG: "choose another place, that takes large files",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "its symbolic links go in a circle; choose another place",
+    errno.EISDIR: "expected a file",
+    errno.ENOTDIR: "a part of the path is a file; expected folders",
+    errno.ENOENT: "check how it is spelt",
+}
 
 
 def printable(text: str, instead: str = " ") -> str:
@@ -21,6 +39,17 @@ class UserError(Exception):
 
     def __init__(self, message: str) -> None:
         super().__init__(printable(message))
+
+
+def reason(error: OSError) -> str:
+    """Say why the system refused a file or a folder, and what to do."""
+    said, way_out = error.strerror or str(error), _WAYS_OUT.get(error.errno or 0)
+    return f"{said}; {way_out}" if way_out else said
+
+
+def file_error(error: OSError) -> str:
+    """Say in one line what the system refused, why, and what to do."""
+    return reason(error) if error.filename is None else f"{error.filename}: {reason(error)}"
 
 
 def first_mistake(error: ValidationError) -> str:

@@ -1,13 +1,14 @@
 """The messages between client and server; `common.protocol` puts them on the wire."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from common.clients import ClientKey
 from common.data.moments import FeatureMoments
+from common.model.linear import LinearSums
 from common.posterior import Posterior
 from common.task import Task
 
@@ -22,10 +23,14 @@ class ClientDescription:
     """What a client tells the server about itself before the first round."""
 
     key: ClientKey
-    examples: int  # train items, which the next three describe
+    examples: int  # train items, which all that follows describes
     task: Task
     label_sums: Tensor  # see `common.model.calibration.label_sums`
     moments: FeatureMoments  # of the features; their last dimension is the feature width
+    # Of pooled features and labels; None where the run has no linear experts, or this client's
+    # modality is too wide for one.
+    linear: LinearSums | None = None
+    label_names: tuple[str, ...] = ()  # of classes or labels; none for classes counted from 0
 
 
 @dataclass(frozen=True)
@@ -42,13 +47,11 @@ class Downlink:
 
     key: ClientKey
     round: int  # from 1
-    encoder: Mapping[str, Tensor]  # of the client's own modality, with its statistics
+    encoder: Mapping[str, Tensor]  # of the client's own modality, with all that is not trained
     decoder: Mapping[str, Tensor]
     prior: Tensor  # of the pooled labels, see `common.model.calibration.prior_of`
     lr_scale: float = 1.0  # what this round's local rates are multiplied by
-    # `common.model.calibration.label_shares` of the pooled labels, where the client is to correct
-    # its loss for its own; else empty.
-    label_shares: Tensor = field(default_factory=no_numbers)
+    corrects_labels: bool = False  # whether the client corrects its loss for how its labels differ
 
 
 @dataclass(frozen=True)
@@ -60,8 +63,14 @@ class Uplink:
     encoder: Posterior
     decoder: Posterior
     examples: int  # train items; the client's weight
-    train_loss: float  # mean over the local steps
+    # Mean over the local steps; of numbers in units of the prior's deviation.
+    train_loss: float
     # Of the model as received, on the client's validation items; see `common.model.calibration`.
     calibration_sums: Tensor
     label_agreement: Tensor
     steps: int  # local
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the posteriors."""
+        return self.encoder.nbytes + self.decoder.nbytes

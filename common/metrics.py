@@ -1,9 +1,11 @@
-"""Metrics as the literature on CMU-MOSI and CMU-MOSEI reports them, and tables behind them.
+"""Metrics of each kind of label, and tables behind them.
 
-Regression, labels in [-3, 3]: mean squared and absolute error; Pearson correlation; two-class
-accuracy and weighted F1 in both conventions, negative against non-negative over all items and
-negative against positive without the zeros; five- and seven-class accuracy, which is agreement
-after clipping to [-2, 2] and [-3, 3] and rounding half to even.
+Numbers: mean absolute and root mean squared error; coefficient of determination; Pearson's and
+Lin's correlation. Of sentiment in [-3, 3], see `is_sentiment`, also what the literature on CMU-MOSI
+and CMU-MOSEI reports: mean squared error; two-class accuracy and weighted F1 in both conventions,
+negative against non-negative over all items and negative against positive without the zeros; five-
+and seven-class accuracy, which is agreement after clipping to [-2, 2] and [-3, 3] and rounding half
+to even.
 
 Calibration: `coverage_50` and `coverage_90`, the share of numbers inside the central 50 % and 90 %
 of what was predicted, N(mean, std); `ece`, the expected calibration error of probabilities (Guo et
@@ -30,6 +32,7 @@ from sklearn.metrics import (
     log_loss,
     mean_absolute_error,
     mean_squared_error,
+    root_mean_squared_error,
 )
 
 from common.task import Task
@@ -46,6 +49,13 @@ HEADLINE: dict[Task, str] = {
     Task.multilabel: "f1",
 }
 
+#: The metric by which a round is chosen; less is better.
+SELECTION: dict[Task, str] = {
+    Task.regression: "mae",
+    Task.classification: "log_loss",
+    Task.multilabel: "log_loss",
+}
+
 #: Central shares of a predicted Gaussian, in per cent, in tables.
 LEVELS = tuple(range(10, 100, 10))
 
@@ -60,8 +70,23 @@ class ConstantPredictions(UserWarning):
     """A correlation with a constant is not defined; 0 is reported."""
 
 
+def is_sentiment(labels: Array) -> bool:
+    """Whether labels of any shape are sentiment in [-3, 3].
+
+    All finite ones are, the least is below -1 and the largest above 1: not so ratings from 1 to 5,
+    percentages, numbers in [0, 1] or [-1, 1], and z-scores beyond 3.
+    """
+    finite = labels[np.isfinite(labels)]
+    return bool(-3 <= finite.min(initial=0) < -1 and 1 < finite.max(initial=0) <= 3)
+
+
 def compute_metrics(
-    task: Task, truth: Array, predicted: Array, std: Array | None = None
+    task: Task,
+    truth: Array,
+    predicted: Array,
+    std: Array | None = None,
+    *,
+    sentiment: bool = False,
 ) -> dict[str, float]:
     """Compute every metric of a task; of several labels also those of label k, as ``f1_k``.
 
@@ -73,6 +98,8 @@ def compute_metrics(
         (N,) numbers, or (N, K) probabilities.
     std
         (N,) standard deviations of predicted numbers, at least 0; adds their coverage.
+    sentiment
+        Whether numbers are sentiment in [-3, 3]; adds `SENTIMENT_METRICS`.
 
     Raises `ValueError` if there are no items, or not one deviation for each.
     """
@@ -83,7 +110,8 @@ def compute_metrics(
         truth = truth.astype(np.float64)
     # Whether we call scikit-learn rightly need not be checked again in every round.
     with sklearn.config_context(skip_parameter_validation=True):
-        scores = {name: float(metric(truth, predicted)) for name, metric in METRICS[task].items()}
+        metrics = METRICS[task] | (SENTIMENT_METRICS if sentiment else {})
+        scores = {name: float(metric(truth, predicted)) for name, metric in metrics.items()}
         if task is Task.multilabel:
             pairs = list(zip(truth.T > 0, predicted.T >= 0.5, strict=True))
             by_label = {n: [float(of(*pair)) for pair in pairs] for n, of in LABEL_METRICS.items()}
@@ -97,11 +125,34 @@ def compute_metrics(
 
 def correlation(truth: Array, predicted: Array) -> float:
     """Pearson's correlation; 0, with a `ConstantPredictions` warning, where one is constant."""
-    # Equal values need not have a standard deviation of exactly 0, but their range is.
-    if np.ptp(truth) == 0 or np.ptp(predicted) == 0:
+    if _is_constant(truth) or _is_constant(predicted):
         warnings.warn("constant labels or predictions: corr=0", ConstantPredictions, stacklevel=2)
         return 0.0
     return float(np.corrcoef(truth, predicted)[0, 1])
+
+
+def determination(truth: Array, predicted: Array) -> float:
+    """Coefficient of determination: 1 - mean squared error / variance; 0 of constant labels."""
+    if _is_constant(truth):
+        return 0.0
+    return float(1 - np.mean((truth - predicted) ** 2) / np.var(truth))
+
+
+def concordance(truth: Array, predicted: Array) -> float:
+    """Lin's concordance correlation coefficient (Biometrics 45, 1989); 0 where one is constant.
+
+    ``2 cov(x, y) / (var(x) + var(y) + (mean(x) - mean(y))^2)``, moments over N.
+    """
+    if _is_constant(truth) or _is_constant(predicted):
+        return 0.0
+    (of_truth, shared), (_, of_predicted) = np.cov(truth, predicted, bias=True)
+    shift = truth.mean() - predicted.mean()
+    return float(2 * shared / (of_truth + of_predicted + shift**2))
+
+
+def _is_constant(values: Array) -> bool:
+    # Equal values need not have a standard deviation of exactly 0, but their range is.
+    return bool(np.ptp(values) == 0)
 
 
 def rounded_agreement(truth: Array, predicted: Array, limit: int) -> float:
@@ -159,10 +210,15 @@ def chosen(metric: Metric) -> Metric:
 weighted_f1 = partial(f1_score, average="weighted", zero_division=0.0)
 
 
-def _log_loss(truth: Array, probabilities: Array) -> float:
+def _log_loss_of_classes(truth: Array, probabilities: Array) -> float:
     # float32 softmax rows miss 1 by more than scikit-learn tolerates.
     rows = probabilities / probabilities.sum(axis=1, keepdims=True)
     return float(log_loss(truth, rows, labels=range(probabilities.shape[1])))
+
+
+def _log_loss_of_labels(truth: Array, probabilities: Array) -> float:
+    """Binary cross-entropy, the mean over items and labels."""
+    return float(log_loss(truth.ravel() > 0, probabilities.ravel(), labels=[False, True]))
 
 
 def _events(task: Task, truth: Array, probabilities: Array) -> tuple[Array, Array]:
@@ -177,22 +233,32 @@ def _events(task: Task, truth: Array, probabilities: Array) -> tuple[Array, Arra
 METRICS: dict[Task, dict[str, Metric]] = {
     Task.regression: {
         "mae": mean_absolute_error,
-        "mse": mean_squared_error,
+        "rmse": root_mean_squared_error,
+        "r2": determination,
         "corr": correlation,
-        "acc2": nonnegative(accuracy_score),
-        "acc2_nonzero": nonzero(accuracy_score),
-        "f1": nonnegative(weighted_f1),
-        "f1_nonzero": nonzero(weighted_f1),
-        "acc5": partial(rounded_agreement, limit=2),
-        "acc7": partial(rounded_agreement, limit=3),
+        "ccc": concordance,
     },
     Task.classification: {
         "accuracy": chosen(accuracy_score),
         "f1": chosen(weighted_f1),
-        "log_loss": _log_loss,
+        "log_loss": _log_loss_of_classes,
         "ece": lambda *pair: calibration_error(*_events(Task.classification, *pair)),
     },
-    Task.multilabel: {"ece": lambda *pair: calibration_error(*_events(Task.multilabel, *pair))},
+    Task.multilabel: {
+        "log_loss": _log_loss_of_labels,
+        "ece": lambda *pair: calibration_error(*_events(Task.multilabel, *pair)),
+    },
+}
+
+#: Further metrics of numbers that are sentiment in [-3, 3].
+SENTIMENT_METRICS: dict[str, Metric] = {
+    "mse": mean_squared_error,
+    "acc2": nonnegative(accuracy_score),
+    "acc2_nonzero": nonzero(accuracy_score),
+    "f1": nonnegative(weighted_f1),
+    "f1_nonzero": nonzero(weighted_f1),
+    "acc5": partial(rounded_agreement, limit=2),
+    "acc7": partial(rounded_agreement, limit=3),
 }
 
 #: Metrics of one label by itself, from (N,) bool truth and prediction; their means over the labels
@@ -201,13 +267,19 @@ LABEL_METRICS: dict[str, Metric] = {"weighted_accuracy": weighted_accuracy, "f1"
 
 
 def diagnostics(
-    task: Task, truth: Array, predicted: Array, std: Array | None = None
+    task: Task,
+    truth: Array,
+    predicted: Array,
+    std: Array | None = None,
+    *,
+    sentiment: bool = False,
 ) -> dict[str, Table]:
     """Count confusions, and tabulate calibration; arguments as of `compute_metrics`.
 
-    Returns ``confusion``, see `confusion`; and ``calibration``: of numbers see `coverage_table`,
-    absent without deviations; of classes and labels see `reliability_table`, for the probabilities
-    of the chosen class, or of the presence of each label, all items and labels in the same bins.
+    Returns ``confusion``, see `confusion`, absent for numbers that are not sentiment; and
+    ``calibration``: of numbers see `coverage_table`, absent without deviations; of classes and
+    labels see `reliability_table`, for the probabilities of the chosen class, or of the presence of
+    each label, all items and labels in the same bins.
 
     Raises `ValueError` if there are no items, or a prediction is no number.
     """
@@ -216,7 +288,9 @@ def diagnostics(
     predicted = predicted.astype(np.float64)
     if not np.isfinite(predicted).all():
         raise ValueError("a prediction is no number")
-    tables = {"confusion": confusion(task, truth, predicted)}
+    tables = {}
+    if sentiment or task is not Task.regression:
+        tables["confusion"] = confusion(task, truth, predicted)
     if task is not Task.regression:
         tables["calibration"] = reliability_table(*_events(task, truth, predicted))
     elif std is not None:
@@ -228,9 +302,9 @@ def confusion(task: Task, truth: Array, predicted: Array) -> Table:
     """Count true against predicted ``classes``, C names.
 
     ``counts`` are C lists, one for each true class, of C counts, one for each predicted. Numbers
-    are counted in the classes of Acc-7: clipped to [-3, 3] and rounded half to even. Of several
-    labels ``counts`` holds such a 2 x 2 matrix for each, of absent and present, which it is from a
-    probability of 0.5 on.
+    are sentiment, counted in the classes of Acc-7: clipped to [-3, 3] and rounded half to even. Of
+    several labels ``counts`` holds such a 2 x 2 matrix for each, of absent and present, which it is
+    from a probability of 0.5 on.
     """
     match task:
         case Task.regression:

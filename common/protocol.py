@@ -7,6 +7,7 @@ All tensors of a message travel as one array, see `common.wire`: Flower fetches 
 message in requests of its own, at each hop between server and client.
 """
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from common.clients import ClientKey
 from common.data.moments import FeatureMoments
+from common.errors import parsed_as
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
+from common.model.linear import MOST_FEATURES, LinearSums
 from common.task import Task
 from common.wire import (
     DECODER,
@@ -26,10 +29,12 @@ from common.wire import (
     posterior_groups,
     read_posteriors,
     read_tensors,
+    symmetric,
+    upper_triangle,
     write_tensors,
 )
 
-VERSION = 3
+VERSION = 5
 
 # Record keys.
 _ABOUT = "about"
@@ -37,16 +42,17 @@ _METRICS = "metrics"
 _FAILURE = "failure"
 _TENSORS = "tensors"  # also the name and the type of the one array in it
 
-# A group of tensors, like those of `common.wire`.
+# Groups of tensors, like those of `common.wire`.
 _MOMENTS = "moments"
+_LINEAR = "linear"
 
 # Fields of the records, and their types; vectors travel as lists.
 _KEY = {"modality": str, "part": int}
-_DOWNLINK = _KEY | {"round": int, "prior": list, "lr-scale": float, "label-shares": list}
+_DOWNLINK = _KEY | {"round": int, "prior": list, "lr-scale": float, "corrects-labels": bool}
 _UPLINK = _KEY | {"round": int}
 _FIGURES = {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int}
 _DESCRIPTION = {"version": int, "clients": int, "error": str}
-_CLIENT = _KEY | {"examples": int, "task": str, "label-sums": list}
+_CLIENT = _KEY | {"examples": int, "task": str, "label-sums": list, "label-names": str}
 
 # Attributes of the messages that travel under another name.
 _ATTRIBUTES = {"evidence": "calibration_sums", "agreement": "label_agreement"}
@@ -119,13 +125,17 @@ def encode_description(description: NodeDescription) -> RecordDict:
     clients, error = description.clients, description.error
     about = ConfigRecord({"version": VERSION, "clients": len(clients), "error": error})
     content = RecordDict({_ABOUT: about})
-    moments = {}
+    groups = {}
     for index, client in enumerate(clients):
-        content[f"{_ABOUT}-{index}"] = ConfigRecord(_fields(client, _CLIENT))
-        moments[f"{_MOMENTS}-{index}"] = {
+        fields = _fields(client, _CLIENT) | {"label-names": json.dumps(client.label_names)}
+        content[f"{_ABOUT}-{index}"] = ConfigRecord(fields)
+        groups[f"{_MOMENTS}-{index}"] = {
             name: torch.from_numpy(array) for name, array in vars(client.moments).items()
         }
-    content[_TENSORS] = _tensors_record(moments)
+        if (sums := client.linear) is not None:
+            scatter = upper_triangle(sums.scatter)
+            groups[f"{_LINEAR}-{index}"] = {"mean": sums.mean, "scatter": scatter}
+    content[_TENSORS] = _tensors_record(groups)
     return content
 
 
@@ -136,18 +146,32 @@ def decode_description(content: RecordDict) -> NodeDescription:
         raise ProtocolError(f"protocol version {about['version']}, expected {VERSION}")
     if not 0 <= about["clients"] < len(content):
         raise ProtocolError(f"{about['clients']} clients in {len(content)} records")
-    names = tuple(f"{_MOMENTS}-{index}" for index in range(about["clients"]))
+    indices = range(about["clients"])
+    names = [f"{group}-{index}" for group in (_MOMENTS, _LINEAR) for index in indices]
     groups = read_tensors(tensor_bytes(content), names)
     clients = []
-    for index, name in enumerate(names):
+    for index in indices:
         client = _read(content, f"{_ABOUT}-{index}", ConfigRecord, _CLIENT)
         if (task := client["task"]) not in set(Task):
             raise ProtocolError(
                 f"{_ABOUT}-{index}.task is {task!r}, expected one of {', '.join(Task)}"
             )
-        client |= {"task": Task(task), "moments": _moments(groups[name], name)}
+        moments = _moments(groups[name := f"{_MOMENTS}-{index}"], name)
+        called = _names(client["label_names"], f"{_ABOUT}-{index}.label-names")
+        client |= {"task": Task(task), "moments": moments, "label_names": called}
+        if arrays := groups[name := f"{_LINEAR}-{index}"]:
+            features = moments.mean.size
+            client["linear"] = _linear_sums(arrays, name, client["examples"], features)
         clients.append(ClientDescription(**client))
     return NodeDescription(tuple(clients), about["error"])
+
+
+def _names(text: str, where: str) -> tuple[str, ...]:
+    """Read a list of texts."""
+    try:
+        return parsed_as(tuple[str, ...], json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError(f"{where} is no list of names") from error
 
 
 def _moments(arrays: Mapping[str, Tensor], name: str) -> FeatureMoments:
@@ -158,6 +182,27 @@ def _moments(arrays: Mapping[str, Tensor], name: str) -> FeatureMoments:
     if len(shapes) > 1 or () in shapes or dtypes != {torch.float64}:
         raise ProtocolError(f"{name} has shapes {shapes} and types {dtypes}, expected one, float64")
     return FeatureMoments(**{key: array.numpy() for key, array in arrays.items()})
+
+
+def _linear_sums(
+    arrays: Mapping[str, Tensor], name: str, examples: int, features: int
+) -> LinearSums:
+    """Read the sums of so many items and pooled features; they are checked before they grow."""
+    if set(arrays) != {"mean", "scatter"}:
+        raise ProtocolError(f"{name} holds {sorted(arrays)}, expected mean, scatter")
+    mean, packed = arrays["mean"], arrays["scatter"]
+    if {mean.dtype, packed.dtype} != {torch.float64} or mean.ndim != 1:
+        raise ProtocolError(f"{name}.mean is {mean.dtype} {tuple(mean.shape)}, expected float64")
+    if not features < len(mean) <= MOST_FEATURES:
+        raise ProtocolError(
+            f"{name} has {len(mean)} features and labels, expected more than {features} and at "
+            f"most {MOST_FEATURES}"
+        )
+    try:
+        scatter = symmetric(packed, len(mean))
+    except ValueError as error:
+        raise ProtocolError(f"{name}.scatter has {error}") from error
+    return LinearSums(float(examples), mean, scatter, features)
 
 
 def tensor_bytes(content: RecordDict) -> bytes:

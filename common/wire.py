@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from common.posterior import Form, Gaussian, Layout, Posterior
+from common.structures import MOST_INPUTS
 
 # Groups: what comes before the slash in a tensor's name.
 ENCODER = "encoder"
@@ -23,9 +24,8 @@ _PRECISION = "-precision"  # after the group's
 
 TensorGroups = Mapping[str, Mapping[str, Tensor]]
 
-# A client may choose any header and any width, so what is kept of them is limited.
-_LONGEST_KEPT = 1 << 16  # bytes of a header
-_WIDEST_KEPT = 256  # columns of a precision
+# A client may choose any header, so what is kept of them is limited.
+_LONGEST_KEPT = 1 << 16  # bytes
 
 
 class ProtocolError(Exception):
@@ -79,8 +79,7 @@ def posterior_groups(group: str, posterior: Mapping[str, Gaussian]) -> TensorGro
         means[name] = gaussian.mean
         if (precision := gaussian.precision) is not None:
             if gaussian.form is Form.row:
-                rows, columns = torch.triu_indices(*precision.shape)
-                precision = precision[rows, columns]
+                precision = upper_triangle(precision)
             precisions[f"{gaussian.form}:{name}"] = precision
     return {group: means, group + _PRECISION: precisions}
 
@@ -178,12 +177,27 @@ def _unpack(packed: Tensor, mean: Tensor, form: Form) -> Tensor:
     if form is not Form.row:
         return packed
     columns = mean[0].numel()
+    if columns > MOST_INPUTS:
+        raise ValueError(f"{columns} inputs, expected at most {MOST_INPUTS}")
+    return symmetric(packed, columns)
+
+
+# Symmetric matrices -----------------------------------------------------------------------------
+
+
+def upper_triangle(matrix: Tensor) -> Tensor:
+    """Return a symmetric matrix (n, n) as its upper triangle, row after row."""
+    rows, columns = torch.triu_indices(*matrix.shape)
+    return matrix[rows, columns]
+
+
+def symmetric(packed: Tensor, columns: int) -> Tensor:
+    """Undo `upper_triangle`; raise ValueError unless there are as many values as that has."""
     count = columns * (columns + 1) // 2
     # Before the indices, which take far more memory than the message did.
     if packed.shape != (count,):
         raise ValueError(f"{packed.numel()} packed values, expected {count}")
-    find = _triangle if columns <= _WIDEST_KEPT else _triangle.__wrapped__
-    return packed[find(columns)]
+    return packed[_triangle(columns)]
 
 
 @lru_cache(maxsize=16)

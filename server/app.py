@@ -6,18 +6,22 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.config import Config, ConsoleStyle, config_of_run
 from common.data.federation import FederatedDataset, load_federation
 from common.errors import UserError
-from common.flower import shorten_backoff
+from common.task import Task
 from common.training import use_one_thread
 from server.records import RoundRecord
+from server.roster.whole_replies import WholeReplyGrid
 from server.run.checkpoint import Checkpoint, Checkpoints
 from server.run.console import JsonConsole, RunConsole
 from server.run.federation import federate
 from server.run.folder import CHECKPOINTS, SUMMARY, RunFolder, resumed_config
+from server.run.interruption import end_with_parent
 from server.run.run import Run
+from server.run.selection import out_of_patience
 from server.tracking.tracker import check_tracking, make_tracking
 
 
@@ -39,14 +43,19 @@ def prepare(config: Config, folder: str | Path, given: Sequence[str] | None = No
     config = replace(config, dataset=replace(config.dataset, task=data.task))
     kind = JsonConsole if config.console is ConsoleStyle.json else RunConsole
     console = kind(config.rounds, data.task)
-    opened, checkpoint, records = _open(config, folder, console)
+    opened, checkpoint, records = _open(config, data.task, folder, console)
     tracking = make_tracking(config, opened.path, console.warn)
-    opened.write_config(config)
+    try:
+        opened.write_config(config)
+    except UserError:
+        if config.resume is None:
+            opened.release()
+        raise
     return Run(config, data, opened, console, tracking, checkpoint, records)
 
 
 def _open(
-    config: Config, folder: str | Path, console: RunConsole
+    config: Config, task: Task, folder: str | Path, console: RunConsole
 ) -> tuple[RunFolder, Checkpoint | None, list[RoundRecord]]:
     """Open a new folder, or that of the run to resume with what it has."""
     if config.resume is None:
@@ -54,11 +63,19 @@ def _open(
     opened = RunFolder.reopen(config.resume)
     checkpoint = Checkpoints(opened.path / CHECKPOINTS).latest(console.warn)
     done = checkpoint.round if checkpoint else 0
-    if config.rounds < done or (config.rounds == done and (opened.path / SUMMARY).is_file()):
+    records = opened.read_rounds(done, task)
+    finished = (opened.path / SUMMARY).is_file()
+    if config.rounds < done or (config.rounds == done and finished):
         raise UserError(
             f"resume={config.resume}: that run has its {done} rounds; for more, give rounds=…"
         )
-    return opened, checkpoint, opened.keep_rounds(done)
+    if finished and out_of_patience(records, task, config.patience):
+        raise UserError(
+            f"resume={config.resume}: patience={config.patience} ends that run after its {done} "
+            "rounds; to go on, give a larger one, or patience=null"
+        )
+    opened.keep_rounds(done)
+    return opened, checkpoint, records
 
 
 def check_federated(config: Config) -> None:
@@ -86,7 +103,9 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config strings ``config-name`` and ``overrides`` describe."""
-    shorten_backoff()
+    if isinstance(grid, HttpGrid):
+        grid = WholeReplyGrid(grid)
+        end_with_parent()
     try:
         config = config_of_run(context.run_config)
         check_federated(config)

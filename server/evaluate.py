@@ -9,21 +9,26 @@ Notation: N items, K classes or labels.
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from common.data.batching import pad_all
 from common.data.dataset import LabelArray, MultimodalDataset
-from common.metrics import Array, ConstantPredictions, compute_metrics, diagnostics
+from common.metrics import Array, ConstantPredictions, Table, compute_metrics, diagnostics
+from common.model.calibration import standardise
+from common.model.fit_joint import Opinions
 from common.model.fusion import Fusion
-from common.model.ha_fedformer import HAFedformer
-from common.model.predict import Prediction, encode, predict_encoded
-from common.task import Task
+from common.model.ha_fedformer import HAFedformer, ModelSpec
+from common.model.predict import Encoded, Prediction, encode, expert_outputs, predict_encoded
+
+Part = TypeVar("Part")
 
 #: Items of a batch, about: few enough that those of a small dataset are several.
 BATCH = 128
@@ -80,7 +85,32 @@ def diagnose(
 ) -> dict[str, dict[str, Any]]:
     """Return the `diagnostics` of ``multimodal`` and each modality."""
     answers = _answer(model, _together_and_alone(fusion, items), items)
-    return {title: diagnostics(fusion.task, *answer) for title, answer in answers}
+    return {title: tabulate(model.spec, *answer) for title, answer in answers}
+
+
+def opinions(model: HAFedformer, prior: Tensor, items: MultimodalDataset) -> Opinions:
+    """Return what each modality's experts say of labelled items, to fit a fusion rule to.
+
+    `prior` is that of the run, see `common.model.calibration.prior_of`.
+    """
+    items = items.select(np.flatnonzero(items.present()))
+    parts = _by_batch(model, items, partial(_experts, model))
+    names = list(items.sequences)
+    joined = [
+        {name: torch.cat([part[which][name] for part in parts]).cpu() for name in parts[0][which]}
+        for which in range(2)
+    ]
+    present = {name: torch.from_numpy(items.sequences[name].present) for name in names}
+    labels = torch.from_numpy(standardise(items.labels, prior, model.spec.task))
+    groups = torch.from_numpy(np.unique(items.groups, return_inverse=True)[1])
+    return Opinions(labels, joined[0], joined[1], present, groups)
+
+
+def _experts(
+    model: HAFedformer, encoded: Encoded
+) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
+    linear = {name: encoded.linear[name] for name in model.spec.linear if name in encoded.linear}
+    return expert_outputs(model, encoded, list(encoded.lengths)), linear
 
 
 def _together_and_alone(fusion: Fusion, items: MultimodalDataset) -> Questions:
@@ -89,18 +119,24 @@ def _together_and_alone(fusion: Fusion, items: MultimodalDataset) -> Questions:
 
 
 def _score(model: HAFedformer, questions: Questions, items: MultimodalDataset) -> Scores:
-    return {
-        title: score(questions[title][0].task, *answer)
-        for title, answer in _answer(model, questions, items)
-    }
+    return {title: score(model.spec, *answer) for title, answer in _answer(model, questions, items)}
 
 
-def score(task: Task, truth: Array, predicted: Array, std: Array | None = None) -> dict[str, float]:
-    """Compute every metric; arguments as of `compute_metrics`."""
+def score(
+    spec: ModelSpec, truth: Array, predicted: Array, std: Array | None = None
+) -> dict[str, float]:
+    """Compute every metric of a model's labels; other arguments as of `compute_metrics`."""
     with warnings.catch_warnings():
         # An untrained or a failed modality predicts a constant; corr=0 says so in the table.
         warnings.simplefilter("ignore", ConstantPredictions)
-        return compute_metrics(task, truth, predicted, std)
+        return compute_metrics(spec.task, truth, predicted, std, sentiment=spec.sentiment)
+
+
+def tabulate(
+    spec: ModelSpec, truth: Array, predicted: Array, std: Array | None = None
+) -> dict[str, Table]:
+    """Return the `diagnostics` of a model's labels; other arguments as of `diagnostics`."""
+    return diagnostics(spec.task, truth, predicted, std, sentiment=spec.sentiment)
 
 
 def _answer(
@@ -124,15 +160,8 @@ def _predict(
     model: HAFedformer, questions: Questions, items: MultimodalDataset
 ) -> list[dict[str, Prediction]]:
     """Predict batch by batch; a question about none of a batch's items has no answer there."""
-    model.eval()
-    device = next(model.parameters()).device
 
-    def predict(index: NDArray[np.int64]) -> dict[str, Prediction]:
-        inputs = {
-            name: pad_all(sequences.select(index)).to(device)
-            for name, sequences in items.sequences.items()
-        }
-        encoded = encode(model, inputs)
+    def predict(encoded: Encoded) -> dict[str, Prediction]:
         answers = {}
         for title, (fusion, names) in questions.items():
             present = encoded.present(names).any(dim=0)
@@ -140,8 +169,26 @@ def _predict(
                 answers[title] = predict_encoded(model, fusion, encoded.select(present), names)
         return answers
 
+    return _by_batch(model, items, predict)
+
+
+def _by_batch(
+    model: HAFedformer, items: MultimodalDataset, use: Callable[[Encoded], Part]
+) -> list[Part]:
+    """Encode items batch by batch, and return what becomes of each."""
+    model.eval()
+    device = next(model.parameters()).device
+
+    @torch.inference_mode()
+    def encoded(index: NDArray[np.int64]) -> Part:
+        inputs = {
+            name: pad_all(sequences.select(index)).to(device)
+            for name, sequences in items.sequences.items()
+        }
+        return use(encode(model, inputs))
+
     # As many as there are processors for the threads of each operation; one keeps a GPU busy.
     idle = (os.cpu_count() or 1) // torch.get_num_threads() if device.type == "cpu" else 1
     with ThreadPoolExecutor(min(max(idle, 1), AT_ONCE)) as pool:
         parts = np.array_split(np.arange(len(items)), max(round(len(items) / BATCH), 1))
-        return list(pool.map(predict, parts))
+        return list(pool.map(encoded, parts))

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from common.task import Task
+
 T = TypeVar("T")
 
 
@@ -66,7 +68,8 @@ class RoundRecord:
     """
 
     round: int  # from 1
-    #: Modality, or ``multimodal``, to the mean train loss, weighted by examples.
+    #: Modality, or ``multimodal``, to the mean train loss, weighted by examples; of numbers in
+    #: units of the labels' deviation.
     train_loss: Mapping[str, float] = field(default_factory=dict)
     client_losses: Mapping[str, float] = field(default_factory=dict)
     #: ``multimodal`` and each modality to metric to score, of the merged model.
@@ -84,7 +87,12 @@ class RoundRecord:
     posterior_widths: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     #: Client to the trust in its labels, where clients are weighted by it.
     trust: Mapping[str, float] = field(default_factory=dict)
-    #: Replies whose content was refused; a client's own failure or silence does not count.
+    #: Client to how many times the usual its change was, of those that were scaled down.
+    clipped: Mapping[str, float] = field(default_factory=dict)
+    #: Updates that were left out because the coordinator's items are predicted worse with them.
+    harmful: int = 0
+    #: Replies whose content was refused, harmful ones too; a client's own failure or silence does
+    #: not count.
     refused: int = 0
     #: What the rounds so far disclose, see `server.acceptance.privacy`.
     privacy: Mapping[str, Any] | None = None
@@ -93,12 +101,13 @@ class RoundRecord:
     seconds: float = 0.0
     phases: Mapping[str, float] = field(default_factory=dict)  # `Phase` to seconds
 
-    def check_scores(self, others: Mapping[str, Mapping[str, float]]) -> None:
+    def check_scores(self, others: Mapping[str, Mapping[str, float]], task: Task) -> None:
         """Raise `ValueError` unless this has the scores that another round has."""
-        from common.metrics import HEADLINE  # with scikit-learn, which prediction does without
+        # With scikit-learn, which prediction does without.
+        from common.metrics import HEADLINE, SELECTION
 
-        names, metrics = self.validation.keys(), set(HEADLINE.values())
-        scored = all(metrics & scores.keys() for scores in self.validation.values())
+        names, metrics = self.validation.keys(), {HEADLINE[task], SELECTION[task]}
+        scored = all(metrics <= scores.keys() for scores in self.validation.values())
         if not scored or names != others.keys() or "multimodal" not in names:
             raise ValueError(f"round {self.round} lacks scores of the validation items")
 

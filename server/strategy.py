@@ -6,8 +6,8 @@ merges the sum; the server's optimiser steps to the result.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -16,21 +16,40 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 from torch import Tensor
 
+from common.clients import ClientKey
 from common.config import Condition, Config, Payload, PrivacyRule, ServerOptimizerConfig
 from common.errors import UserError
-from common.messages import ClientDescription, Downlink, no_numbers
+from common.messages import ClientDescription, Downlink, Uplink
 from common.model.calibration import no_calibration_sums
+from common.model.fit_joint import Opinions
 from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
+from server.acceptance.examination import (
+    Evidence,
+    Examination,
+    Losses,
+    harmed,
+    item_losses,
+    suspects,
+)
 from server.acceptance.privacy import add_noise
-from server.acceptance.update_filter import FilteredUpdates, UpdateFilter
-from server.aggregation.hierarchy import RoundSum, merge_round, sum_updates
+from server.acceptance.update_filter import MOST_WAITING, FilteredUpdates, UpdateFilter
+from server.aggregation.bounds import most_examples
+from server.aggregation.hierarchy import SummedRound, merge_round, sum_updates
 from server.aggregation.rules import check_names
 from server.aggregation.server_optimizer import OptimizerState, step
 from server.records import RoundRecord
 from server.roster.labels import PooledLabels
 from server.roster.registry import QUERY_SECONDS, Member, Registry
+
+#: What a model, by its state, says of the coordinator's items.
+Look = Callable[[Mapping[str, Tensor]], Opinions]
+
+NONE_COUNTS = (
+    "no update of this round counts: together they make the model worse on the coordinator's "
+    "items, and they are too many to look for who is to blame"
+)
 
 
 @dataclass(frozen=True)
@@ -44,13 +63,16 @@ class StrategyState:
     faults: Mapping[int, int]
     #: What changes and precisions were usual, see `server.acceptance.screening`.
     medians: Mapping[str, float]
+    #: Against clients, see `server.acceptance.examination`.
+    evidence: Mapping[ClientKey, Evidence] = field(default_factory=dict)
 
 
 class HierarchicalAggregation(Strategy):
     """PbEA inside each modality, CmDA across modalities; other rules by configuration.
 
-    `labels` are those of all clients together, and `trained` the trained tensors of each encoder
-    and of the decoder.
+    `labels` are those of all clients together, `trained` the trained tensors of each encoder and of
+    the decoder. `look` returns what a model, by its state, says of the coordinator's items, by
+    which updates that do harm are found; None: nobody looks.
 
     Raises
     ------
@@ -59,7 +81,12 @@ class HierarchicalAggregation(Strategy):
     """
 
     def __init__(
-        self, config: Config, registry: Registry, labels: PooledLabels, trained: ModelArrays
+        self,
+        config: Config,
+        registry: Registry,
+        labels: PooledLabels,
+        trained: ModelArrays,
+        look: Look | None = None,
     ) -> None:
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
@@ -67,6 +94,13 @@ class HierarchicalAggregation(Strategy):
         self.config, self.registry, self.labels = config, registry, labels
         self.prior = labels.prior
         self.calibration_sums = {name: no_calibration_sums(task) for name in trained.encoders}
+        #: What the model says of the coordinator's items, if somebody looked.
+        self.opinions: Opinions | None = None
+        self._look = look
+        share = config.strategy.screening.max_loss_rise
+        # The noise of privacy does harm that nobody is to blame for.
+        is_private = config.privacy.name is not PrivacyRule.none
+        self.examination = None if share is None or is_private else Examination(share)
         #: The last round that was merged.
         self.report: RoundRecord | None = None
         #: Those of the round that is under way; says whose replies there is room for.
@@ -82,7 +116,9 @@ class HierarchicalAggregation(Strategy):
     def state(self) -> StrategyState:
         """Return what the next round needs."""
         faults, medians = dict(self._filter.faults), dict(self._filter.medians)
-        return StrategyState(self._optimizer, dict(self.calibration_sums), faults, medians)
+        evidence = dict(self.examination.evidence) if self.examination else {}
+        sums = dict(self.calibration_sums)
+        return StrategyState(self._optimizer, sums, faults, medians, evidence)
 
     def restore(self, state: StrategyState) -> None:
         """Go on from what `state` returned."""
@@ -90,6 +126,9 @@ class HierarchicalAggregation(Strategy):
         self.calibration_sums |= state.calibration_sums
         self._filter.faults.update(state.faults)
         self._filter.medians = dict(state.medians)
+        if self.examination:
+            self.examination.evidence = dict(state.evidence)
+        self.opinions = None
 
     def summary(self) -> None:
         """Log nothing: the configuration is in the run folder."""
@@ -108,7 +147,7 @@ class HierarchicalAggregation(Strategy):
         UserError
             If a weight is too large for ``strategy.payload``.
         """
-        left_out = self.registry.refresh(grid, self._trained.encoders, QUERY_SECONDS)
+        left_out = self.registry.refresh(grid, QUERY_SECONDS)
         self._model = dict(arrays.to_torch_state_dict())
         sent = self._as_sent()
         # What clients start from, which their changes are measured from.
@@ -121,7 +160,8 @@ class HierarchicalAggregation(Strategy):
         asked: dict[int, list[ClientDescription]] = {}
         for member in members:
             asked.setdefault(member.node, []).append(member.client)
-        self.updates = FilteredUpdates(self._filter, server_round, asked, self._sent)
+        most = most_examples([each.client.examples for each in self.registry.members.values()])
+        self.updates = FilteredUpdates(self._filter, server_round, asked, self._sent, most)
         messages = list(self._messages(server_round, members, split_arrays(sent)))
         self._bytes_down = sum(payload_bytes(message.content) for message in messages)
         return messages
@@ -144,13 +184,13 @@ class HierarchicalAggregation(Strategy):
         scale, local = 1.0, self.config.strategy.local
         if self._holds(local.lr_decay):  # a half cosine over the rounds
             scale = 0.5 * (1 + math.cos(math.pi * (server_round - 1) / self.config.rounds))
-        shares = self.labels.shares if self._holds(local.logit_adjustment) else no_numbers()
+        corrects = self._holds(local.logit_adjustment)
         contents: dict[str, RecordDict] = {}
         for member in members:
             key = member.client.key
             encoder = model.encoders[key.modality]
             downlink = Downlink(
-                key, server_round, encoder, model.decoder, self.prior, scale, shares
+                key, server_round, encoder, model.decoder, self.prior, scale, corrects
             )
             content = encode_downlink(downlink, contents.get(key.modality))
             contents[key.modality] = content
@@ -170,36 +210,78 @@ class HierarchicalAggregation(Strategy):
 
         A modality without an update keeps its encoder; `report` says what became of each client.
         """
-        config, updates = self.config, self.updates
-        summed = sum_updates(updates.take(replies), config.strategy, self.prior, self._task)
-        few = summed.without_few(config.runtime.min_clients)
-        modalities = summed.total.modalities
-        shares = self._step(server_round, summed.total) if modalities else {}
+        kept = _Kept(self.updates.take(replies))
+        merged, blamed = self._examined(server_round, self._merge(server_round, kept), kept)
+        for key, reason in blamed:
+            self.updates.leave_out(key, reason)
+        self._model, self._optimizer = merged.model, merged.optimizer
+        self.opinions = merged.opinions
+        total = merged.summed.total
         self.calibration_sums |= {
-            name: modality.calibration_sums for name, modality in modalities.items()
+            name: modality.calibration_sums for name, modality in total.modalities.items()
         }
-        self.report = RoundRecord(
+        self.report = self._reported(server_round, merged, len(blamed))
+        return ArrayRecord(self._model), None
+
+    def _reported(self, server_round: int, merged: "_Merged", harmful: int) -> RoundRecord:
+        summed, updates, modalities = merged.summed, self.updates, merged.summed.total.modalities
+        return RoundRecord(
             round=server_round,
             clients={name: modality.clients for name, modality in modalities.items()},
             train_loss={name: m.loss / m.examples for name, m in modalities.items()},
             reused=tuple(name for name in self._trained.encoders if name not in modalities),
-            rejected=(*sorted([*self._skipped, *updates.rejected]), *few),
-            decoder_weights=shares,
+            rejected=(*sorted([*self._skipped, *updates.rejected]), *merged.few),
+            decoder_weights=merged.shares,
             trust=summed.by_client(summed.trust),
             bytes_down=self._bytes_down,
             bytes_up=updates.received,
+            clipped=summed.by_client(updates.clipped),
+            harmful=harmful,
             refused=updates.refused,
             client_losses=summed.by_client(summed.losses),
             posterior_widths=summed.stds_by_client(),
         )
-        return ArrayRecord(self._model), None
 
-    def _step(self, server_round: int, total: RoundSum) -> Mapping[str, Mapping[str, float]]:
-        """Step to the merged model; return each layer's shares of the modalities."""
-        config, privacy = self.config.strategy, self.config.privacy
+    def _examined(
+        self, server_round: int, merged: "_Merged", kept: "_Kept"
+    ) -> tuple["_Merged", list[tuple[ClientKey, str]]]:
+        """Return a round without the updates that do harm, whose they are, and why."""
+        if self._look is None or self.examination is None:
+            return merged, []
+        began = self.opinions or self._look(self._model)
+
+        def losses_of(merged: _Merged) -> Losses:
+            assert merged.opinions is not None
+            return item_losses(merged.opinions, self.prior, self._task)
+
+        before = item_losses(began, self.prior, self._task)
+        merge = partial(self._merge, server_round)
+        if kept.updates is not None:
+            suspected = suspects(kept.updates, self._sent, self.updates.clipped)
+            examine = self.examination.examine
+            return examine(merged, kept.updates, merge, losses_of, before, suspected)
+        if harmed(before, losses_of(merged), self.examination.share):
+            # Of too many updates to look for who is to blame, none counts.
+            merged = merge([])
+            self._skipped.append(NONE_COUNTS)
+        return merged, []
+
+    def _merge(self, server_round: int, updates: Iterable[Uplink]) -> "_Merged":
+        """Merge updates, one by one, and step; without any the model stays."""
+        config = self.config
+        summed = sum_updates(updates, config.strategy, self.prior, self._task)
+        few = summed.without_few(config.runtime.min_clients)
+        merged = _Merged(summed, few, self._model, self._optimizer)
+        if summed.total.modalities:
+            merged = self._step(server_round, merged)
+        return replace(merged, opinions=self._look(merged.model) if self._look else None)
+
+    def _step(self, server_round: int, merged: "_Merged") -> "_Merged":
+        """Step to the merged model."""
+        config, privacy, total = self.config.strategy, self.config.privacy, merged.summed.total
         noise = torch.Generator().manual_seed(derive_seed(self.config.seed, "noise", server_round))
-        merged = merge_round(total, self._sent, noise)
-        parts = merged.parts
+        round_ = merge_round(total, self._sent, noise)
+        parts = round_.parts
         if privacy.name is PrivacyRule.central:
             counts = {name: modality.clients for name, modality in total.modalities.items()}
             parts = add_noise(parts, counts, privacy)
@@ -209,10 +291,11 @@ class HierarchicalAggregation(Strategy):
             target = {n: array + (self._model[n] - sent[n]) for n, array in target.items()}
         holds = self._holds(config.server_optimizer.when)
         optimizer = config.server_optimizer if holds else ServerOptimizerConfig()
-        scales = join_arrays(merged.change_scales)
-        stepped, self._optimizer = step(self._model, target, self._optimizer, optimizer, scales)
-        self._model |= stepped
-        return merged.decoder_weights
+        scales = join_arrays(round_.change_scales)
+        stepped, state = step(self._model, target, self._optimizer, optimizer, scales)
+        return replace(
+            merged, model=self._model | stepped, optimizer=state, shares=round_.decoder_weights
+        )
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -225,3 +308,35 @@ class HierarchicalAggregation(Strategy):
     ) -> MetricRecord | None:
         """Return nothing; see `configure_evaluate`."""
         return None
+
+
+@dataclass(frozen=True)
+class _Merged:
+    """What some updates make of the model."""
+
+    summed: SummedRound
+    few: Sequence[str]
+    model: dict[str, Tensor]
+    optimizer: OptimizerState
+    #: Each layer's shares of the modalities.
+    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    opinions: Opinions | None = None
+
+
+class _Kept:
+    """Passes updates on, and keeps them while they are not too many."""
+
+    def __init__(self, updates: Iterator[Uplink]) -> None:
+        self._passing = updates
+        #: All of them once they have passed; None if they are too many.
+        self.updates: list[Uplink] | None = []
+
+    def __iter__(self) -> Iterator[Uplink]:
+        nbytes = 0
+        for uplink in self._passing:
+            nbytes += uplink.nbytes
+            if nbytes > MOST_WAITING:
+                self.updates = None
+            elif self.updates is not None:
+                self.updates.append(uplink)
+            yield uplink

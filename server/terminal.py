@@ -1,5 +1,7 @@
 """The terminal of every command: lines that are never wrapped, cut or taken for markup."""
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -24,6 +26,11 @@ class Terminal:
     def warn(self, line: str) -> None:
         """Print a warning."""
         self.tell(f"warning: {line}", "yellow")
+
+    def data(self, cleaning: Mapping[str, int]) -> None:
+        """Print what was cleaned, cut or not used of some data, a line each."""
+        for what, count in cleaning.items():
+            self.tell(f"data: {count} {what}")
 
     def progress(self, unit: str | None = None) -> Progress:
         """Return a bar titled by its tasks, with their count of a unit, or else the time so far.

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,7 @@ def main() -> None:
     shorten_backoff()
     _shorten_pauses()
     _drop_messages_of_ended_runs()
+    fail_tasks = _make_tasks_fail()
     with tempfile.TemporaryDirectory() as folder:
         # Shared with the worker, so that no other process of this machine is given tasks.
         secret = Path(folder) / "secret"
@@ -50,7 +52,7 @@ def main() -> None:
         if options.ssl_ca_certfile:
             worker += ["--root-certificates", options.ssl_ca_certfile]
         sys.argv += ["--isolation", "process", "--superexec-auth-secret-file", str(secret)]
-        keeper = WorkerKeeper(worker)
+        keeper = WorkerKeeper(worker, fail_tasks)
         try:
             with keeper:
                 flower_supernode()
@@ -93,6 +95,47 @@ def _failing(fetch: Callable[..., Any]) -> Callable[..., Any]:
     return fetch_or_fail
 
 
+def _make_tasks_fail() -> Callable[[], None]:
+    """Return what makes the SuperNode answer at once for a worker that has died.
+
+    Flower does so itself when it has not heard of a worker for a minute: with an error, or, where
+    the worker had not begun, by giving the message to the next one. Of a reply that is half there
+    it waits for the other half, for ever, and for no message any more.
+    """
+    original, states = start_client_internal._push_messages, list[Any]()
+
+    def push_messages(**arguments: Any) -> None:
+        states[:] = [arguments["state"]]
+        original(**arguments | {"state": _WholeReplies(arguments["state"])})
+
+    def fail_tasks() -> None:
+        for state in states:
+            for upload in list(state._object_push_sessions):
+                state._cleanup_push_session(upload, cleanup_messages=True)
+            with state.lock_task_store:
+                for record in state.task_token_store.values():
+                    record.active_until = datetime.now(UTC) - timedelta(seconds=1)
+
+    start_client_internal._push_messages = push_messages  # type: ignore[assignment]
+    return fail_tasks
+
+
+class _WholeReplies:
+    """A SuperNode's state that hands out a reply when all of it has come from the worker."""
+
+    def __init__(self, state: Any) -> None:
+        self._state = state
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._state, name)
+
+    def get_messages_legacy(self, **filters: Any) -> Any:
+        with self._state._lock_object_push_sessions:
+            if self._state._object_push_sessions:
+                return []
+            return self._state.get_messages_legacy(**filters)
+
+
 def _free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -102,13 +145,14 @@ def _free_port() -> int:
 class WorkerKeeper:
     """A context in which one worker runs, with a command line; one that dies is replaced.
 
-    A worker that ends soon after its start has `failed`, and the SuperNode is ended, too.
+    When one has died, `died` is called. A worker that ends soon after its start has `failed`, and
+    the SuperNode is ended, too.
     """
 
-    def __init__(self, arguments: Sequence[str]) -> None:
+    def __init__(self, arguments: Sequence[str], died: Callable[[], None]) -> None:
         # -P: whatever folder the command was started in, its own package is meant.
         self._command = [sys.executable, "-P", "-m", "client.supernode.worker", *arguments]
-        self._ended = threading.Event()
+        self._died, self._ended = died, threading.Event()
         self.failed = False
 
     def __enter__(self) -> "WorkerKeeper":
@@ -138,4 +182,5 @@ class WorkerKeeper:
                 self.failed = True
                 signal.raise_signal(signal.SIGTERM)
                 return
+            self._died()
             self._start()

@@ -10,3 +10,4 @@ from common.config.composition import *  # noqa: F403
 from common.config.ranges import *  # noqa: F403
 from common.config.schema import *  # noqa: F403
 from common.config.strategy import *  # noqa: F403
+from common.config.typed import *  # noqa: F403

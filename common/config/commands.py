@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
-from common.config.ranges import Settings, at_least, between, positive, ranged, required, share
+from common.config.ranges import Settings, at_least, between, path_setting, positive, ranged, share
 from common.config.schema import Config, PartitionConfig, check_held_back
 from common.errors import UserError
 
@@ -35,8 +35,8 @@ def _as_list(given: Any) -> list[str]:
 class PrepareConfig(Settings):
     """Settings of `utmp-prepare`."""
 
-    path: Any = None
-    out: str | None = None
+    path: Any = path_setting(None)  # noqa: RUF009
+    out: str | None = path_setting(None)
     format: str = "auto"
     describe: bool = False
     overwrite: bool = False
@@ -49,7 +49,8 @@ class PrepareConfig(Settings):
     context: int = at_least(0, 0)
     tabular: list[str] = field(default_factory=list)
     labels: list[str] = field(default_factory=list)
-    arrays: dict[str, str] = field(default_factory=dict)
+    classes: list[str] = field(default_factory=list)
+    arrays: dict[str, str] = path_setting({})  # noqa: RUF009
     split: Split = Split.auto
     validation_fraction: float = share(0.1)
     test_fraction: float = share(0.2)
@@ -65,8 +66,8 @@ class PrepareConfig(Settings):
 class ReportConfig(Settings):
     """Settings of `utmp-report`."""
 
-    runs: Any = required(None, "a folder, a glob, or a list of them")  # noqa: RUF009
-    out: str = required("report")
+    runs: Any = path_setting(None, "a folder, a glob, or a list of them")  # noqa: RUF009
+    out: str = path_setting("report", "")
     overwrite: bool = False
     baseline: str | None = "fedavg"
     metrics: list[str] = field(default_factory=list)
@@ -91,7 +92,7 @@ Renew = StrEnum("Renew", ["none", "server"])
 class CredentialsConfig(Settings):
     """Settings of `utmp-credentials`."""
 
-    out: str | None = required(None, "the folder of all credentials")
+    out: str | None = path_setting(None, "the folder of all credentials")
     hosts: Any = None
     clients: dict[str, int] = at_least(1, {})  # noqa: RUF009
     days: int = between(1, 36500, 365)
@@ -119,7 +120,7 @@ class ComposeConfig(Settings):
 
     clients: dict[str, int | None] = at_least(0, {"default": None})  # noqa: RUF009
     modalities: list[str] = field(default_factory=list)
-    data: str | None = None
+    data: str | None = path_setting(None)
     gpu: bool = False
 
     def check(self) -> None:
@@ -138,7 +139,7 @@ class TrainedSettings(Settings):
 
     folder: ClassVar[str] = "conf.trained"
 
-    model: str | None = required(None, "a run folder or its model file")
+    model: str | None = path_setting(None, "a run folder, a model file or a checkpoint")
 
 
 @dataclass
@@ -153,15 +154,15 @@ class ReadingSettings(TrainedSettings):
     max_seq_len: int | None = positive(None)
     group: str | None = None
     context: int | None = at_least(0, None)
-    arrays: dict[str, str] = field(default_factory=dict)
+    arrays: dict[str, str] = path_setting({})  # noqa: RUF009
 
 
 @dataclass
 class PredictConfig(ReadingSettings):
     """Settings of `utmp-predict`."""
 
-    input: Any = required(None, "a shard, or a file of any format")  # noqa: RUF009
-    out: str = "predictions.csv"
+    input: Any = path_setting(None, "a shard, or a file of any format")  # noqa: RUF009
+    out: str = path_setting("predictions.csv")
     batch_size: int = positive(256)
     threads: int = positive(1)
 
@@ -179,9 +180,9 @@ Side = StrEnum("Side", ["validation", "test"])
 class EvaluateConfig(ReadingSettings):
     """Settings of `utmp-evaluate`."""
 
-    dataset: Any = None
+    dataset: Any = path_setting(None)  # noqa: RUF009
     side: Side = Side.test
-    out: str | None = None
+    out: str | None = path_setting(None)
     emotions: bool = False
 
     def check(self) -> None:
@@ -202,7 +203,7 @@ class EvaluateConfig(ReadingSettings):
 class ExportConfig(TrainedSettings):
     """Settings of `utmp-export`."""
 
-    out: str = required("onnx")
+    out: str = path_setting("onnx", "")
     overwrite: bool = False
     subsets: list[str] = field(default_factory=list)
 
@@ -212,15 +213,16 @@ class ServeConfig(TrainedSettings):
     """Settings of `utmp-serve`."""
 
     labels: list[str] = field(default_factory=list)
-    examples: str = "auto"
+    examples: str = path_setting("auto")
     device: str = "auto"
     threads: int = at_least(1, 1)
     host: str = "127.0.0.1"
     port: int = between(0, 65535, 8100)
+    allowed_hosts: list[str] = field(default_factory=list)
     token: str | None = None
-    token_file: str | None = None
-    ssl_cert: str | None = None
-    ssl_key: str | None = None
+    token_file: str | None = path_setting(None)
+    ssl_cert: str | None = path_setting(None)
+    ssl_key: str | None = path_setting(None)
     max_body_mb: float = ranged(
         16.0, "a number above 0, up to 1024", lambda value: 0 < value <= 1024
     )
@@ -239,7 +241,7 @@ class ServeConfig(TrainedSettings):
             return self.host == "localhost"
 
     def check(self) -> None:
-        """Refuse a missing host, and settings that do not fit together."""
+        """Refuse hosts that are no names, and settings that do not fit together."""
         if not self.host.strip():
             raise UserError(
                 "host is required; 127.0.0.1 answers this machine only, 0.0.0.0 everyone"
@@ -247,6 +249,12 @@ class ServeConfig(TrainedSettings):
         if self.token is not None and self.token_file is not None:
             raise UserError("token and token_file are both given; give one of the two")
         check_token(self.token, "token")
+        for name in self.allowed_hosts:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise UserError(
+                    f"allowed_hosts={self.allowed_hosts}: expected names, as in "
+                    "'allowed_hosts=[models.example.org]', without scheme and port"
+                )
         if (self.ssl_cert is None) != (self.ssl_key is None):
             raise UserError("ssl_cert and ssl_key belong together; give both, or neither")
         if self.max_queue < self.max_items:

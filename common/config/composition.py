@@ -19,9 +19,19 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from common.config.commands import SCHEMAS
 from common.config.ranges import Settings, check_ranges, unknown_setting
 from common.config.schema import KINDS, Config, PartitionConfig
+from common.config.typed import escaped, literal_paths
 from common.errors import UserError
 
 Schema = TypeVar("Schema", bound=Settings)
+
+#: What Hydra raises for an override that it cannot use; `ValueError` for a group.
+CompositionErrors = (HydraException, OmegaConfBaseException, ValueError)
+
+#: Lines of Hydra's messages that help nobody.
+_NO_HINT = ("See https://", "Config search path:", "provider=")
+
+#: How OmegaConf calls types of numbers, and how a user does.
+_TYPES = {"Integer": "a whole number", "Float": "a number"}
 
 
 def compose(schema: type[Schema], overrides: Sequence[str], file: str | None = None) -> Schema:
@@ -31,7 +41,8 @@ def compose(schema: type[Schema], overrides: Sequence[str], file: str | None = N
     override names nothing or does not fit its type, a value is out of its range, or two do not fit
     together.
     """
-    composition = composed(schema, tuple(overrides), file or schema.file)  # type: ignore[arg-type]
+    given = tuple(literal_paths(schema, overrides))
+    composition = composed(schema, given, file or schema.file)  # type: ignore[arg-type]
     # Resolvers that are evaluated once for each composition, such as the time.
     OmegaConf.clear_cache(composition)
     return parse(schema, composition)
@@ -47,7 +58,7 @@ def composed(schema: type[Settings], overrides: tuple[str, ...], file: str) -> D
     try:
         with initialize_config_module(schema.folder, version_base=None):
             return hydra_compose(file, list(overrides))
-    except (HydraException, OmegaConfBaseException) as error:
+    except CompositionErrors as error:
         raise UserError(explain(error, schema)) from error
 
 
@@ -88,7 +99,7 @@ def config_of_settings(settings: Mapping[str, object]) -> Config:
     UserError
         If it holds settings that this release does not have, or a value of the wrong type.
     """
-    plain = OmegaConf.create(dict(settings))
+    plain = OmegaConf.create(escaped(dict(settings)))
     config = Config()
     for group in ("dataset", "partition"):
         if kind := KINDS.get(f"{group}={plain.get(group, {}).get('name')}"):
@@ -97,8 +108,7 @@ def config_of_settings(settings: Mapping[str, object]) -> Config:
         typed = _open_maps(OmegaConf.structured(config))
         return cast(Config, OmegaConf.to_object(OmegaConf.merge(typed, plain)))
     except OmegaConfBaseException as error:
-        where = f"{error.full_key}: " if error.full_key else ""
-        raise UserError(f"{where}{explain(error)}") from error
+        raise UserError(explain(error)) from error
 
 
 def _open_maps(node: DictConfig) -> DictConfig:
@@ -127,23 +137,53 @@ _register_schemas()
 
 def explain(error: Exception, schema: type = Config) -> str:
     """Say in one line what Hydra or OmegaConf refused, with the values that are allowed."""
-    first = next(line.strip() for line in str(error).splitlines() if line.strip())
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    first, cause = lines[0], error.__cause__
     if isinstance(error, OverrideParseException):
-        return f"cannot read the override {error.override}: {first}"
+        quoted = """, and a value with special characters in quotes, as in 'NAME="VALUE"'"""
+        needed = quoted if "=" in error.override else ""
+        return f"cannot read the override {error.override}: expected NAME=VALUE{needed}"
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is required; give it as {error.full_key}=…"
     if isinstance(error, MissingConfigException) and error.options:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         choices = ", ".join(error.options)
         return f"{group}={choice}: there is no such {group}; there are {choices}"
+    if sweep := re.match(r"(?:Ambiguous value .*|Sweep parameters) '((.*?)=(.*))'", first):
+        return (
+            f"{sweep[1]}: several values need --multirun, which makes one run for each; a list is "
+            f"'{sweep[2]}=[{sweep[3]}]'"
+        )
     if unknown := re.match(r"Could not override '(.*)'", first):
         return _explain_unknown(unknown[1], schema)
+    if there := re.match(r".* An item is already at '(.*?)'|Multiple values for (.*?)\. ", first):
+        return f"{there[1] or there[2]} is a setting already; give it without +"
     if unfit := re.match(r"(?s)In '(.*?)': ConfigKeyError .* full_key: ((\w+)\S*)", str(error)):
         file, name, group = unfit.groups()
         return f"{file} sets {name}, which the chosen {group} does not have; give one of the two"
-    if isinstance(error.__cause__, OmegaConfBaseException):
-        reason = str(error.__cause__).splitlines()[0]
-        return f"{first.removeprefix('Error merging override ')}: {reason}"
+    if "Config group override" in first:
+        return "a group, such as strategy, takes the name of a choice, as in strategy=fedavg"
+    if isinstance(cause, OmegaConfBaseException):
+        return f"{first.removeprefix('Error merging override ')}: {_explain_value(cause)}"
+    if isinstance(error, OmegaConfBaseException):
+        return f"{error.full_key}: {_explain_value(error)}" if error.full_key else first
+    return "; ".join(line for line in lines if not line.startswith(_NO_HINT))
+
+
+def _explain_value(error: OmegaConfBaseException) -> str:
+    """Say why a value does not fit its setting, and what is expected."""
+    first = str(error).splitlines()[0]
+    name = error.full_key
+    if "is not a valid bool" in first:
+        return f"{first}; expected true or false"
+    if wrong := re.match(r"Value '.*' of type '\w+' could not be converted to (\w+)", first):
+        return f"{first}; expected {_TYPES[wrong[1]]}" if wrong[1] in _TYPES else first
+    if unknown := re.match("Interpolation key '(.*)' not found", first):
+        return f"there is no setting {unknown[1]!r} to take the value from"
+    if "is not a ListConfig" in first:
+        return f"expected a list, as in '{name}=[a,b]'"
+    if re.match(r"Cannot (assign|merge) .*Dict", first):
+        return f"expected a value for each name, as in {name}.NAME=…"
     return first
 
 

@@ -62,9 +62,15 @@ def share_above_zero(default: Value) -> Value:
     return ranged(default, "a share in (0, 1]", lambda value: 0 < value <= 1)
 
 
-def required(default: Value, what: str = "") -> Value:
-    """Return a field that may not be missing or blank; `what` it is, for the message."""
-    made: Any = field(default=default, metadata={"required": what and f": {what}"})
+def path_setting(default: Value, required: str | None = None) -> Value:
+    """Return a field for a path; of type Any, also for a list of them.
+
+    One that is `required` may not be missing or blank; the word says what it is, for the message.
+    """
+    metadata: dict[str, object] = {"path": True}
+    if required is not None:
+        metadata["required"] = required and f": {required}"
+    made: Any = field(default_factory=lambda: deepcopy(default), metadata=metadata)
     return made  # type: ignore[no-any-return]
 
 

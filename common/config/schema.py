@@ -1,6 +1,5 @@
 """The settings of a run of `utmp-train`; ``conf/config.yaml`` holds their values."""
 
-import math
 from dataclasses import dataclass, field
 from enum import StrEnum
 from operator import attrgetter
@@ -8,7 +7,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from common.config.ranges import Settings, at_least, positive, ranged, share
+from common.config.ranges import Settings, at_least, path_setting, positive, ranged, share
 from common.config.strategy import StrategyConfig
 from common.errors import UserError
 from common.task import Task
@@ -28,8 +27,6 @@ class DatasetConfig:
     validation_fraction: float = share(0.1)
     test_fraction: float = share(0.2)
     standardisation: Standardisation = Standardisation.pooled
-    # Edges of the bins in which numbers are counted to see how clients' labels differ: Acc-7's.
-    label_bins: list[float] = field(default_factory=lambda: [-2.5, -1.5, -0.5, 0.5, 1.5, 2.5])
     # For experiments: this many clients of each modality get the labels of other items of theirs.
     permuted_clients: int = at_least(0, 0)
 
@@ -39,7 +36,7 @@ class SyntheticConfig(DatasetConfig):
     """The embedded dataset; see `common.data.synthetic`."""
 
     name: str = "synthetic"
-    num_items: int = positive(2400)
+    num_items: int = positive(6000)
     num_speakers: int = positive(60)
     noise: float = at_least(0, 1.0)
 
@@ -49,11 +46,12 @@ class NpzConfig(DatasetConfig):
     """Arrays in ``.npz`` files; see `common.data.formats.npz`."""
 
     name: str = "npz"
-    path: Any = MISSING  # one path or a list of paths
-    test_path: str | None = None
+    path: Any = path_setting(MISSING)  # noqa: RUF009
+    test_path: str | None = path_setting(None)
     group: str | None = None
     context: int = at_least(0, 0)
     tabular: list[str] = field(default_factory=list)
+    classes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -61,7 +59,7 @@ class ShardsConfig(DatasetConfig):
     """A folder that `utmp-prepare` wrote; see `common.data.shards`."""
 
     name: str = "shards"
-    path: str = MISSING
+    path: str = path_setting(MISSING)
     task: Task | None = None
     max_seq_len: int | None = positive(None)
 
@@ -142,7 +140,9 @@ class ClientConfig:
 
 
 #: How modalities are joined at prediction; see `common.model.fusion`.
-FusionRule = StrEnum("FusionRule", ["auto", "mean", "reliability", "product_of_experts"])
+FusionRule = StrEnum(
+    "FusionRule", ["auto", "calibrated", "mean", "reliability", "product_of_experts"]
+)
 
 
 @dataclass
@@ -211,12 +211,17 @@ class RuntimeConfig:
 ConsoleStyle = StrEnum("ConsoleStyle", ["text", "json"])
 
 
+#: Which round's model is that of a run: that with the least loss on the validation items, or the
+#: last.
+Delivered = StrEnum("Delivered", ["best", "last"])
+
+
 @dataclass
 class CheckpointConfig:
-    """Which checkpoints of a run are kept; see `server.run.checkpoint`."""
+    """Which rounds of a run are kept, and which one it delivers; see `server.run.run`."""
 
-    keep: int = positive(2)  # of the last
-    best: bool = True  # and that of the round with the best validation score
+    keep: int = positive(2)  # of the last, besides the best
+    deliver: Delivered = Delivered.best
 
 
 #: What privacy needs: the sums whose sensitivity is known, and that nothing else leaves a client.
@@ -227,6 +232,7 @@ _PRIVATE: tuple[tuple[str, str], ...] = (
     ("strategy.decoder.merge", "average"),
     ("strategy.weights", "uniform"),
     ("strategy.normalise_steps", "False"),
+    ("strategy.linear", "False"),
     ("fusion.name", "mean"),
     # A modality that is dropped after the noise was shared out would take its share with it.
     ("runtime.min_clients", "1"),
@@ -239,8 +245,9 @@ class Config(Settings):
 
     seed: int = 1234
     rounds: int = positive(20)
-    run_dir: str = MISSING
-    resume: str | None = None
+    patience: int | None = positive(None)  # rounds without a better one, after which the run ends
+    run_dir: str = path_setting(MISSING)
+    resume: str | None = path_setting(None)
     console: ConsoleStyle = ConsoleStyle.text
     clients: dict[str, int | None] = at_least(0, {"default": None})  # noqa: RUF009
     dataset: DatasetConfig = field(default_factory=DatasetConfig)
@@ -259,9 +266,6 @@ class Config(Settings):
     def check(self) -> None:
         """Refuse settings that do not fit together."""
         check_held_back(self.dataset, "dataset.")
-        edges = self.dataset.label_bins
-        if not all(map(math.isfinite, edges)) or sorted(set(edges)) != edges:
-            raise UserError(f"dataset.label_bins={edges}: expected ascending numbers")
         self.strategy.check()
         for name, needed in _PRIVATE if self.privacy.name is not PrivacyRule.none else ():
             if (value := str(attrgetter(name)(self))) != needed:

@@ -93,14 +93,17 @@ class ServerOptimizerConfig:
 
 @dataclass
 class ScreeningConfig:
-    """What the server refuses of well-formed updates; null disables a rule."""
+    """What the server makes of well-formed updates that are out of proportion; null: anything."""
 
-    # The largest change, as a multiple of the median, both of clients and of a client's arrays.
-    norm_factor: float | None = at_least(1, 10.0)
+    # The largest change, as a multiple of the median; a larger one is scaled down to it.
+    norm_factor: float | None = at_least(1, 2.0)
     # The largest precision, as a multiple of the median or of what its shrinkage allows.
     precision_factor: float | None = at_least(1, 100.0)
     # A client's whole change, encoder and decoder, is scaled down to this norm.
     clip_norm: float | None = positive(None)
+    # The most that a round may add to a modality's loss on the coordinator's items, as a share of
+    # the loss without features; what adds more is left out.
+    max_loss_rise: float | None = positive(0.1)
     # A node is excluded for the rest of the run after this many refused updates.
     max_faults: int | None = positive(3)
 
@@ -123,6 +126,8 @@ class StrategyConfig:
     # The share of the rounds, from the first, in which clients measure what their maps read.
     posterior_rounds: float = ranged(1.0, "a share in [0, 1]", lambda value: 0 <= value <= 1)
     skew_threshold: float = at_least(0, 0.1)
+    # Whether clients send sums, once, of which each modality's linear expert is made.
+    linear: bool = True
     payload: Payload = Payload.float32
     local: LocalConfig = field(default_factory=LocalConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)

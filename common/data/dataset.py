@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float32] | NDArray[np.float16]
-LabelArray = NDArray[np.float32] | NDArray[np.int64]
+LabelArray = NDArray[np.float64] | NDArray[np.float32] | NDArray[np.int64]
 
 #: Rows that are examined together where all at once would take too much memory.
 CHUNK = 1 << 16
@@ -98,6 +98,31 @@ class Sequences:
         """Count the values of items that are NaN or infinite."""
         return sum(int((~np.isfinite(chunk)).sum()) for chunk in self.chunks())
 
+    def known(self) -> "Sequences":
+        """Leave out steps that are NaN alone at either end; an item of nothing else is absent.
+
+        Where tabular, a step is left out only with its whole item.
+        """
+        real = np.concatenate(
+            [
+                ~np.isnan(self.values[row : row + CHUNK]).all(axis=1)
+                for row in range(0, len(self.values), CHUNK)
+            ]
+            or [np.empty(0, dtype=bool)]
+        )
+        if real.all():
+            return self
+        rows = np.arange(len(real) + 1)
+        after = np.minimum.accumulate(np.where(np.r_[real, True], rows, len(real))[::-1])[::-1]
+        before = np.maximum.accumulate(np.where(np.r_[True, real], rows, 0))
+        ends = self.starts + self.lengths
+        first, last = after[self.starts], before[ends]
+        there = last > first
+        if self.tabular:
+            return replace(self, lengths=np.where(there & self.present, self.lengths, 0))
+        starts = np.where(there, first, self.starts)
+        return replace(self, starts=starts, lengths=np.where(there, last - first, 0))
+
     def last_steps(self, steps: int | None) -> "Sequences":
         """Keep at most the last `steps` rows of each item; None keeps all."""
         if steps is None:
@@ -124,6 +149,24 @@ def describe_shape(shape: tuple[int, ...]) -> str:
     return ", ".join([*(f"{steps} steps" for steps in shape[:-1]), f"{shape[-1]} wide"])
 
 
+def cut_steps(
+    sequences: Mapping[str, Sequences], steps: int | None
+) -> tuple[dict[str, Sequences], dict[str, int]]:
+    """Return sequences with at most their last `steps`, None for all; and how many had more."""
+    longer = {name: int((own.lengths > (steps or np.inf)).sum()) for name, own in sequences.items()}
+    counts = {
+        f"items of {name} cut to their last {steps} steps (max_seq_len)": count
+        for name, count in longer.items()
+        if count
+    }
+    return {name: own.last_steps(steps) for name, own in sequences.items()}, counts
+
+
+def longest_of(sequences: Mapping[str, Sequences]) -> int:
+    """Return the steps of the longest sequence of some modalities."""
+    return max((int(own.lengths.max(initial=0)) for own in sequences.values()), default=0)
+
+
 class ItemPart(NamedTuple):
     """Ids (N,), and modality to sequences, N each; length 0 where an item lacks it."""
 
@@ -139,17 +182,22 @@ class MultimodalDataset:
     ids: NDArray[np.str_]
     #: (N,) the video, speaker or patient of each item, which must not be on two sides of a split.
     groups: NDArray[np.str_]
-    #: (N,) float32 for regression, (N,) int64 for classes, (N, K) float32 of 0/1 for multi-label.
+    #: (N,) float64 for regression, (N,) int64 for classes, (N, K) float32 of 0/1 for multi-label.
     labels: LabelArray
     #: Modality to its sequences, N each.
     sequences: Mapping[str, Sequences]
-    #: What was cleaned while reading, to how many times.
+    #: What was cleaned, cut or not used while reading, to how many times.
     cleaning: Mapping[str, int] = field(default_factory=dict)
-    #: What each column of multi-label `labels` means, where that is known.
+    #: What each class, or each column of multi-label `labels`, is called; () for numbers from 0.
     label_names: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def longest(self) -> int:
+        """Steps of the longest sequence of any modality."""
+        return longest_of(self.sequences)
 
     def select(self, items: IntArray) -> "MultimodalDataset":
         """Return some items; the rows are shared."""
@@ -172,9 +220,9 @@ class MultimodalDataset:
         return replace(self, sequences={name: self.sequences[name] for name in names})
 
     def last_steps(self, steps: int | None) -> "MultimodalDataset":
-        """Keep at most the last `steps` steps of every sequence; None keeps all."""
-        cut = {name: each.last_steps(steps) for name, each in self.sequences.items()}
-        return replace(self, sequences=cut)
+        """Keep at most the last `steps` steps of every sequence, and count those that had more."""
+        cut, counts = cut_steps(self.sequences, steps)
+        return replace(self, sequences=cut, cleaning={**self.cleaning, **counts})
 
     def not_finite(self) -> dict[str, int]:
         """Count the values that are NaN or infinite, by what is done about them."""

@@ -6,6 +6,7 @@ client, of which only one modality is kept. Shards were split and dealt out befo
 `utmp-prepare`. A deployed site brings a file of its own instead.
 """
 
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,20 @@ from typing import cast
 import numpy as np
 
 from common.clients import ClientKey, check_modality_name, clients_per_modality
-from common.config import Config, NpzConfig, PartitionRule, ShardsConfig, SyntheticConfig
+from common.config import (
+    Config,
+    DatasetConfig,
+    NpzConfig,
+    PartitionRule,
+    ShardsConfig,
+    SyntheticConfig,
+)
 from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences, describe_shape
 from common.data.formats.npz import read_npz
+from common.data.labels import class_names
 from common.data.manifest import MANIFEST, Manifest, read_listed_shard, read_manifest
 from common.data.partition import deal, partition_groups, split_groups
-from common.data.source import ReadSettings, check_tabular, paths_named
+from common.data.source import Reading, ReadSettings, check_tabular, paths_named
 from common.data.synthetic import make_synthetic
 from common.errors import UserError
 from common.seal import SUFFIX
@@ -36,11 +45,11 @@ class ClientData:
     #: All of the client's items.
     sequences: Sequences
     labels: LabelArray
-    #: Number of each item's group.
-    groups: IntArray
     #: Indices into the items; `validation` is empty if the client has a single group.
     train: IntArray
     validation: IntArray
+    #: What the classes or labels are called, where that is known.
+    label_names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -63,6 +72,8 @@ class FederatedDataset:
     cleaning: Mapping[str, int]
     #: What a user should know before trusting a result.
     warnings: tuple[str, ...]
+    #: How the items were read.
+    reading: Reading
     #: Returns what a simulated client holds, in its modality; shards are read when asked for.
     client_items: Callable[[ClientKey], MultimodalDataset]
 
@@ -77,13 +88,16 @@ class JointDataset(FederatedDataset):
     dealt: Mapping[ClientKey, IntArray]
 
 
-def count_outputs(task: Task, *labels: LabelArray) -> int:
-    """Count the outputs that labels need: 1, or the number of classes or labels."""
+def count_outputs(task: Task, names: Sequence[str], *labels: LabelArray) -> int:
+    """Count the outputs that labels need: 1, or the number of classes or labels.
+
+    `names` are those of the classes, where they have some.
+    """
     match task:
         case Task.regression:
             return 1
         case Task.classification:
-            return max(int(part.max(initial=0)) for part in labels) + 1
+            return max(len(names), *(int(part.max(initial=0)) + 1 for part in labels))
         case Task.multilabel:
             return int(labels[0].shape[1])
 
@@ -121,20 +135,26 @@ def load_joint(config: Config) -> JointDataset:
     if isinstance(dataset, NpzConfig) and dataset.test_path is not None:
         test = _read_test_set(items, dataset)
     test_fraction = dataset.test_fraction if test is None else 0.0
-    sides = split_groups(items, dataset.validation_fraction, test_fraction, config.seed)
+    way_out = "give dataset.group=… another array, or leave it out where each item is by itself"
+    sides = split_groups(items, dataset.validation_fraction, test_fraction, config.seed, way_out)
+    # Of a file of its own.
+    of_test = (
+        {f"{what}, in dataset.test_path": n for what, n in test.cleaning.items()} if test else {}
+    )
     test = items.select(sides.test) if test is None else test
     task = dataset.task or Task.regression
     dealt = deal(items, sides.train, counts, config.partition, task, config.seed)
     return JointDataset(
         task=task,
-        outputs=count_outputs(task, items.labels, test.labels),
+        outputs=count_outputs(task, items.label_names, items.labels, test.labels),
         label_names=items.label_names,
         shapes={name: seqs.statistics_shape for name, seqs in items.sequences.items()},
         clients=tuple(dealt),
         validation=items.select(sides.validation),
         test=test,
-        cleaning={**items.cleaning, **items.not_finite()},
+        cleaning={**items.cleaning, **items.not_finite(), **of_test},
         warnings=(),
+        reading=reading_of(dataset),
         client_items=lambda key: items.select(dealt[key]).in_modalities([key.modality]),
         items=items,
         dealt=dealt,
@@ -153,10 +173,18 @@ def read_items(config: Config) -> MultimodalDataset:
     return items
 
 
+def reading_of(dataset: DatasetConfig) -> Reading:
+    """Return how ``dataset.*`` of a dataset that holds every modality says that it is read."""
+    if isinstance(dataset, NpzConfig):
+        return npz_settings(dataset).reading
+    return Reading(dataset.max_seq_len)
+
+
 def npz_settings(dataset: NpzConfig, modalities: Sequence[str] | None = None) -> ReadSettings:
     """Return how ``dataset.*`` says that files are read."""
     return ReadSettings(
         task=dataset.task or Task.regression,
+        classes=tuple(dataset.classes),
         modalities=tuple(modalities or dataset.modalities),
         group=dataset.group,
         context=dataset.context,
@@ -169,7 +197,11 @@ def npz_settings(dataset: NpzConfig, modalities: Sequence[str] | None = None) ->
 def _read_test_set(items: MultimodalDataset, dataset: NpzConfig) -> MultimodalDataset:
     """Read ``dataset.test_path``, which must fit the items to train on and share no group."""
     path = str(dataset.test_path)
-    test = read_npz([path], npz_settings(dataset, tuple(items.sequences))).items
+    settings = npz_settings(dataset, tuple(items.sequences))
+    if settings.task is Task.classification:  # as the items to train on number them
+        outputs = count_outputs(settings.task, items.label_names, items.labels)
+        settings = replace(settings, classes=class_names(items.label_names, outputs))
+    test = read_npz([path], settings).items
     for name, sequences in items.sequences.items():
         shapes = [side.statistics_shape for side in (sequences, test.sequences[name])]
         if shapes[0] != shapes[1]:
@@ -214,6 +246,12 @@ def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) 
             f"dataset.modalities: {folder} has no {unknown[0]!r}; it has "
             f"{', '.join(manifest.modalities)}"
         )
+    reading = manifest.reading.shorter(dataset.max_seq_len)
+    if dataset.max_seq_len not in (None, reading.max_seq_len):
+        raise UserError(
+            f"dataset.max_seq_len={dataset.max_seq_len}: {folder} was prepared with "
+            f"max_seq_len={reading.max_seq_len}; prepare it again, or leave it out"
+        )
     validation, test = (_read(dataset, side, manifest, names) for side in ("validation", "test"))
     return FederatedDataset(
         task=manifest.task,
@@ -227,10 +265,17 @@ def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) 
         clients=_clients(manifest, names, clients, folder),
         validation=validation,
         test=test,
-        cleaning=manifest.cleaning,
+        cleaning={**manifest.cleaning, **_cut(validation, test)},
         warnings=manifest.warnings,
+        reading=reading,
         client_items=lambda key: _read(dataset, str(key), manifest, [key.modality]),
     )
+
+
+def _cut(*sides: MultimodalDataset) -> dict[str, int]:
+    """Count what this run cut of the evaluation items; clients cut their own."""
+    counts = sum((Counter(side.cleaning) for side in sides), Counter[str]())
+    return {f"{what}, of validation and test": count for what, count in counts.items()}
 
 
 def _clients(
@@ -331,5 +376,6 @@ def _client_data(
         train, validation = (present[part] for part in parts)
     if len(train) == 0:
         raise UserError(f"client {key} has no item with {key.modality}")
-    _, numbers = np.unique(groups, return_inverse=True)
-    return ClientData(key.modality, task, sequences, items.labels, numbers, train, validation)
+    return ClientData(
+        key.modality, task, sequences, items.labels, train, validation, items.label_names
+    )

@@ -7,12 +7,12 @@ Notation: N items.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from common.data.dataset import ItemPart
+from common.data.dataset import ItemPart, longest_of
 from common.data.formats.registry import FORMATS, recognise
 from common.data.manifest import MANIFEST
 from common.data.shards import ShardStream
@@ -32,7 +32,8 @@ class ItemStream:
     why: str  # one line: what it was recognised by
     count: int  # N
     parts: Callable[[int], Iterator[ItemPart]]  # yields all items in order, so many at a time
-    cleaning: Mapping[str, int] = field(default_factory=dict)  # what, and how many times
+    #: What was not used, and how many times; whole once all parts are taken.
+    cleaning: Mapping[str, int] = field(default_factory=dict)
     label_names: tuple[str, ...] = ()  # of classes or labels, where the source says it
 
 
@@ -45,7 +46,7 @@ def open_items(paths: Sequence[Path], format: str, settings: ReadSettings) -> It
     Raises `UserError` if it cannot be read or has no items; what is wrong further on is raised
     while parts are taken.
     """
-    path = paths[0]
+    path, settings = paths[0], replace(settings, notes={})
     if format in (SHARD, "auto") and (path / MANIFEST).exists():
         names = sorted(file.name for file in path.glob(f"*{SUFFIX}"))
         raise UserError(
@@ -73,20 +74,21 @@ def _shards(paths: Sequence[Path], settings: ReadSettings) -> ItemStream:
         for stream in streams:
             for first in range(0, stream.count, size):
                 ids, sequences = stream.part(first, first + size)
+                what, prepared = f"shard {stream.path}", stream.info.reading
+                settings.check_prepared(what, prepared, longest_of(sequences))
                 names = [name for name in wanted or sequences if name in sequences]
-                cut = {name: sequences[name].last_steps(settings.max_seq_len) for name in names}
-                yield ItemPart(ids, cut)
+                yield ItemPart(ids, settings.take({name: sequences[name] for name in names}))
 
     names = ", ".join(stream.info.name for stream in streams)
     count = sum(stream.count for stream in streams)
-    return ItemStream(SHARD, names, count, parts, label_names=streams[0].info.label_names)
+    return ItemStream(SHARD, names, count, parts, settings.notes, streams[0].info.label_names)
 
 
 def _source(paths: Sequence[Path], format: str, settings: ReadSettings) -> ItemStream:
     given, name, why = recognise(paths, format, settings)
     stream = FORMATS[name].stream(given, settings)
     if stream is not None:
-        return ItemStream(name, why, *stream)
+        return ItemStream(name, why, *stream, settings.notes)
     items = FORMATS[name].read(given, settings).items
 
     def parts(size: int) -> Iterator[ItemPart]:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from common.clients import ClientKey
+from common.config import setting
 from common.data.shards import VERSION, Shard, read_shard
-from common.errors import UserError, parsed_as
+from common.data.source import Reading
+from common.errors import UserError, parsed_as, reason
 from common.seal import SUFFIX
 from common.task import Task
 
@@ -37,8 +39,10 @@ class Manifest:
     modalities: Mapping[str, Facts]
     #: "train", "validation" and "test" to their counts and label statistics.
     sides: Mapping[str, Facts]
-    #: Everything that decided the result, seed included.
+    #: Everything else that decided the result, seed included.
     settings: Facts
+    #: How the source was read.
+    reading: Reading
     #: What was cleaned while reading, to how many times.
     cleaning: Mapping[str, int]
     #: What a user should know before trusting a result.
@@ -85,21 +89,29 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder of shards; utmp-prepare out={folder} makes one")
+        raise UserError(
+            f"{folder} is not a folder of shards; utmp-prepare {setting('out', folder)} makes one"
+        )
     if not path.exists():
         raise UserError(
             f"{folder} has no {MANIFEST}: its preparation did not end; run utmp-prepare again"
         )
     try:
         content = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; copy it again, or prepare the data again"
+        ) from error
     version = content.get("version") if isinstance(content, dict) else None
     if version != VERSION:
         raise UserError(
             f"{path} is of version {version}, and this release reads {VERSION}; prepare the data "
             "again with utmp-prepare"
         )
+    # Folders of before have it among all other settings.
+    content.setdefault("reading", content.get("settings"))
     try:
         return parsed_as(Manifest, content)
     except ValueError as error:

@@ -28,7 +28,10 @@ Dealt = dict[ClientKey, IntArray]
 
 
 def partition_groups(
-    groups: NDArray[np.str_], shares: Sequence[float], rng: np.random.Generator
+    groups: NDArray[np.str_],
+    shares: Sequence[float],
+    rng: np.random.Generator,
+    way_out: str = "use more data",
 ) -> list[IntArray]:
     """Divide items into parts of relative sizes `shares`, so that no group is in two of them.
 
@@ -36,13 +39,13 @@ def partition_groups(
     parts differ by at most one group, and no part is empty. Returns the ascending indices of each
     part's items.
 
-    Raises `UserError` if there are fewer groups than parts.
+    Raises `UserError` if there are fewer groups than parts; it ends with the way out.
     """
     names, membership, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     if len(names) < len(shares):
         raise UserError(
-            f"{len(shares)} parts need at least {len(shares)} groups of items, "
-            f"and there are {len(names)}"
+            f"{len(shares)} parts need at least {len(shares)} groups of items, which stay whole, "
+            f"and there {'is' if len(names) == 1 else 'are'} {len(names)}; {way_out}"
         )
     filled = np.zeros(len(shares))
     part_of_group = np.empty(len(names), dtype=np.int64)
@@ -65,13 +68,18 @@ class Sides(NamedTuple):
 
 
 def split_groups(
-    items: MultimodalDataset, validation_fraction: float, test_fraction: float, seed: int
+    items: MultimodalDataset,
+    validation_fraction: float,
+    test_fraction: float,
+    seed: int,
+    way_out: str,
 ) -> Sides:
-    """Split at random, whole groups at a time; `UserError` if there are too few groups."""
+    """Split at random, whole groups at a time; `UserError` as `partition_groups`."""
     shares = np.array([1 - validation_fraction - test_fraction, validation_fraction, test_fraction])
     sides = [np.empty(0, dtype=np.int64)] * len(shares)
     used = np.flatnonzero(shares > 0)
-    parts = partition_groups(items.groups, shares[used].tolist(), generator(seed, "split"))
+    rng = generator(seed, "split")
+    parts = partition_groups(items.groups, shares[used].tolist(), rng, way_out)
     for side, part in zip(used, parts, strict=True):
         sides[side] = part
     train, validation, test = sides
@@ -116,13 +124,11 @@ def _by_groups(
 ) -> Dealt:
     """Deal out whole groups, about as many items to every client."""
     keys = [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
+    rng, way_out = generator(seed, "clients"), "use fewer clients or more data"
     try:
-        parts = partition_groups(groups[train], [1.0] * len(keys), generator(seed, "clients"))
+        parts = partition_groups(groups[train], [1.0] * len(keys), rng, way_out)
     except UserError as error:
-        raise UserError(
-            f"{len(keys)} clients are too many for the train items: {error}; use fewer clients or "
-            "more data"
-        ) from error
+        raise UserError(f"{len(keys)} clients are too many for the train items: {error}") from error
     return {key: train[part] for key, part in zip(keys, parts, strict=True)}
 
 
@@ -130,7 +136,8 @@ def _natural(
     items: MultimodalDataset, train: IntArray, names: list[str], rule: PartitionConfig, seed: int
 ) -> Dealt:
     """Make each group a client; groups go to modalities at random, evenly by items."""
-    parts = partition_groups(items.groups[train], [1.0] * len(names), generator(seed, "natural"))
+    rng, way_out = generator(seed, "natural"), "use partition=groups, or fewer modalities"
+    parts = partition_groups(items.groups[train], [1.0] * len(names), rng, way_out)
     dealt: Dealt = {}
     for name, part in zip(names, parts, strict=True):
         columns = {"group": items.groups[train[part]].tolist()}

@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from common.errors import UserError, printable
+from common.errors import UserError, printable, reason
 
 #: Bytes that everything in a pickle together may take: so many, and times the file's size.
 FREE, RATIO = 1 << 26, 32
@@ -42,6 +42,10 @@ _OBJECT = 216
 _COSTS = {"MARK": 128, "EMPTY_LIST": 64, "LIST": 64, "EMPTY_DICT": 72, "DICT": 72}
 _COSTS |= dict.fromkeys(("EMPTY_SET", "FROZENSET"), _OBJECT)
 _COSTS |= dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), 100)
+
+
+#: How objects of a library become arrays, by its name.
+_CONVERT = {"torch": "; save tensor.numpy()", "pandas": "; save series.to_numpy()"}
 
 
 class RefusedError(Exception):
@@ -142,10 +146,11 @@ class _Unpickler(pickle._Unpickler):
         """Return what stands for a global, if it is allowed."""
         known = {"__builtin__": "builtins"}.get(module, module.replace("numpy._core", "numpy.core"))
         if f"{known}.{name}" not in self.listed:
+            hint = _CONVERT.get(known.partition(".")[0], "")
             raise RefusedError(
                 f"it asks for {_short(f'{module}.{name}')}, which no dataset needs (arrays, "
-                "numbers, text and plain containers do); nothing of it was run; do not open it "
-                "with pickle"
+                f"numbers, text and plain containers do{hint}); nothing of it was run; do not open "
+                "it with pickle"
             )
         return self.listed[f"{known}.{name}"]
 
@@ -333,6 +338,8 @@ def load(path: Path) -> object:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
                 raise UserError(f"{path} is empty, or not a regular file; expected a pickle")
+            if file.peek(16).lstrip()[:1] == b"<":
+                raise UserError(f"{path} is a web page, not the pickle; download it again")
             content: object = _Unpickler(file, status.st_size).load()
         _check_data(content)
         return content
@@ -341,7 +348,7 @@ def load(path: Path) -> object:
     except RefusedError as error:
         raise UserError(f"{path} is refused as a pickle of a dataset: {error}") from error
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     except Exception as error:
         # A hostile or damaged file can raise anything; whatever it was, the file is no dataset.
         raise UserError(

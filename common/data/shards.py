@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from common.clients import check_modality_name
 from common.data.dataset import FloatArray, ItemPart, LabelArray, MultimodalDataset, Sequences
-from common.errors import UserError, parsed_as
+from common.data.source import Reading
+from common.errors import UserError, parsed_as, reason
 from common.seal import NotSealedError, SealError, map_arrays, read_sealed, write_sealed
 from common.task import Task
 
@@ -46,6 +47,8 @@ class ShardInfo:
     label_names: tuple[str, ...] = ()
     #: Modalities whose steps are different quantities.
     tabular: tuple[str, ...] = ()
+    #: How the source was read; None in shards of before.
+    reading: Reading | None = None
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,13 @@ class Shard:
     seal: str
 
 
-def info_of(items: MultimodalDataset, name: str, task: Task, outputs: int) -> ShardInfo:
+def info_of(
+    items: MultimodalDataset, name: str, task: Task, outputs: int, reading: Reading | None = None
+) -> ShardInfo:
     """Describe items for their shard."""
+    names = tuple(items.sequences)
     tabular = tuple(key for key, sequences in items.sequences.items() if sequences.tabular)
-    return ShardInfo(name, tuple(items.sequences), task, outputs, items.label_names, tabular)
+    return ShardInfo(name, names, task, outputs, items.label_names, tabular, reading)
 
 
 def write_shard(
@@ -169,7 +175,7 @@ def _shard_errors(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise UserError(f"shard {path} does not exist") from error
     except OSError as error:
-        raise UserError(f"shard {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"shard {path} cannot be read: {reason(error)}") from error
 
 
 def _open(path: Path) -> tuple[ShardInfo, "_Arrays", str]:
@@ -225,15 +231,20 @@ class _Arrays:
 
     def labels(self, info: ShardInfo) -> LabelArray:
         classes, several = info.task is Task.classification, info.task is Task.multilabel
-        dtype = torch.int64 if classes else torch.float32
-        labels = self.get("labels", dtype, dims=2 if several else 1)
+        kinds = {
+            Task.regression: (torch.float64, torch.float32),  # float32 in older shards
+            Task.classification: (torch.int64,),
+            Task.multilabel: (torch.float32,),
+        }[info.task]
+        labels = self.get("labels", *kinds, dims=2 if several else 1)
         if several and labels.shape[1] != info.outputs:
             raise self.fail(f"labels have the shape {labels.shape}")
-        if not np.isfinite(labels).all():
-            raise self.fail("a label is not finite")
+        if not (np.abs(labels) <= np.finfo(np.float32).max).all():
+            raise self.fail("a label is not finite, or too large for one")
         if classes and not ((labels >= 0) & (labels < info.outputs)).all():
             raise self.fail(f"a class is not among the {info.outputs} that it declares")
-        return cast(LabelArray, labels)
+        numbers = info.task is Task.regression
+        return cast(LabelArray, labels.astype(np.float64, copy=False) if numbers else labels)
 
     def names(self, name: str, part: slice) -> NDArray[np.str_]:
         """Return the ids or groups of some items."""

@@ -3,34 +3,43 @@
 Sums add up over clients: *label sums* give the prior, *calibration sums* the quality of a modality,
 and *label agreement* tells whether a client's labels belong to its features.
 
+Numbers are standardised by the prior before anything else is computed from them (`standardise`), so
+that nothing depends on the unit of the labels or on where their zero is.
+
 Notation: B items, O outputs, K classes or labels.
 """
 
+import math
+from collections.abc import Iterable
+from functools import reduce
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from common.data.dataset import LabelArray
+from common.data.moments import FeatureMoments
 from common.task import Task
+
+#: Numbers are all equal where their deviation is below this share of their mean.
+CONSTANT = 1e-12
 
 #: Inverse temperatures at which clients report their log-loss; 0 is the prior alone.
 INVERSE_TEMPERATURES = (0.0, 0.125, 0.25, 0.354, 0.5, 0.707, 1.0, 1.414, 2.0)
 
 
-def label_sums(labels: Tensor, task: Task, outputs: int, edges: Tensor | None = None) -> Tensor:
+def label_sums(labels: Tensor, task: Task, outputs: int) -> Tensor:
     """Summarise labels (B,) or (B, O), for the prior, float64.
 
-    Regression: count, sum, sum of squares, then the count of each of the K bins with the ascending
-    `edges` (K-1,), if given. Classes: (K,) count of each. Several labels: (1 + K,) count, then how
-    often each is present.
+    Regression: count, mean, sum of squared deviations from it. Classes: (K,) count of each. Several
+    labels: (1 + K,) count, then how often each is present.
     """
     match task:
         case Task.regression:
-            exact = labels.double()
-            sums = torch.stack([exact.new_tensor(len(exact)), exact.sum(), (exact**2).sum()])
-            if edges is None:
-                return sums
-            bins = torch.bucketize(labels, edges.to(labels))
-            return torch.cat([sums, torch.bincount(bins, minlength=len(edges) + 1).double()])
+            moments = FeatureMoments.of_rows(labels.numpy())
+            return torch.tensor([moments.count, moments.mean, moments.squares], dtype=torch.float64)
         case Task.classification:
             return torch.bincount(labels.long(), minlength=outputs).double()
         case Task.multilabel:
@@ -38,79 +47,71 @@ def label_sums(labels: Tensor, task: Task, outputs: int, edges: Tensor | None = 
             return torch.cat([labels.new_tensor([len(labels)]), labels.sum(dim=0)])
 
 
-def label_counts(sums: Tensor, task: Task) -> Tensor:
-    """Take the counts (K,) of bins, classes or present labels out of `label_sums`."""
-    return {Task.regression: sums[3:], Task.classification: sums, Task.multilabel: sums[1:]}[task]
+def pool_label_sums(sums: Iterable[Tensor], task: Task) -> Tensor:
+    """Return the label sums of several clients' items together, at least one client's."""
+    if task is not Task.regression:
+        return reduce(torch.add, sums)
+    moments = reduce(FeatureMoments.merge, (FeatureMoments(*own.numpy()) for own in sums))
+    return torch.tensor([moments.count, moments.mean, moments.squares], dtype=torch.float64)
 
 
-def label_shares(sums: Tensor, task: Task) -> Tensor:
-    """Return (K,) the smoothed share of each bin or class, or the rate of each label, in (0, 1)."""
-    counts = label_counts(sums, task)
-    if task is Task.multilabel:
-        return (counts + 0.5) / (sums[0] + 1)
-    return (counts + 1 / len(counts)) / (counts.sum() + 1)
-
-
-def own_shares(sums: Tensor, pooled: Tensor, task: Task) -> Tensor:
-    """Return a client's shares (K,), smoothed by one item that follows the pooled shares."""
-    counts = label_counts(sums, task)
-    total = sums[0] if task is Task.multilabel else counts.sum()
-    shares: Tensor = (F.pad(counts, (0, len(pooled) - len(counts))) + pooled) / (total + 1)
-    return shares
+def variance_of(sums: Tensor) -> float:
+    """Return the variance of numbers from their label sums; 0 where they are all equal."""
+    count, mean, squares = sums.tolist()
+    variance = squares / max(count, 1)
+    return variance if variance > (CONSTANT * mean) ** 2 else 0.0
 
 
 def prior_of(sums: Tensor, task: Task) -> Tensor:
     """Turn pooled label sums into the prior, float64; of classes and labels smoothed by one item.
 
-    Regression: (2,) mean and variance. Classes: (K,) log-probabilities. Several labels: (K,)
-    logits.
+    Regression: (2,) mean and variance; 1 where all numbers are equal, as nothing else gives a unit.
+    Classes: (K,) log-probabilities. Several labels: (K,) logits.
     """
     match task:
         case Task.regression:
-            count, total, squares = sums[:3]
-            mean = total / count.clamp(min=1)
-            variance = squares / count.clamp(min=1) - mean**2
-            return torch.stack([mean, variance.clamp(min=1e-6)])
+            return torch.stack([sums[1], sums.new_tensor(variance_of(sums) or 1.0)])
         case Task.classification:
             return torch.log((sums + 1 / len(sums)) / (sums.sum() + 1))
         case Task.multilabel:
             return torch.logit((sums[1:] + 0.5) / (sums[0] + 1))
 
 
-def calibration_sums(
-    outputs: Tensor, labels: Tensor, prior: Tensor, task: Task, groups: Tensor | None = None
-) -> Tensor:
+def own_prior(sums: Tensor, prior: Tensor, task: Task) -> Tensor:
+    """Return the prior (K,) of one client's classes or labels, from its label sums.
+
+    It is smoothed by one item that follows the `prior` of all clients.
+    """
+    if task is Task.multilabel:
+        return torch.logit((sums[1:] + prior.sigmoid()) / (sums[0] + 1))
+    counts = F.pad(sums, (0, len(prior) - len(sums)))
+    return torch.log((counts + prior.exp()) / (counts.sum() + 1))
+
+
+def standardise(labels: LabelArray, prior: Tensor, task: Task) -> LabelArray:
+    """Return numbers (B,) as deviations of the prior from its mean, float32; else the labels.
+
+    `common.model.predict.in_label_units` undoes it.
+    """
+    if task is not Task.regression:
+        return labels
+    mean, variance = prior.tolist()
+    deviations: NDArray[np.float64] = np.subtract(labels, mean, dtype=np.float64)
+    return (deviations / math.sqrt(variance)).astype(np.float32)
+
+
+def calibration_sums(outputs: Tensor, labels: Tensor, prior: Tensor, task: Task) -> Tensor:
     """Summarise predictions on labelled items, float64.
 
-    Numbers: n and the sums of y, y^2, p, p^2, p y. Otherwise: n, then the summed log-loss at each
-    of `INVERSE_TEMPERATURES`.
+    Numbers: n and the sums of y, y^2, p, p^2, p y, of labels y that are standardised. Otherwise: n,
+    then the summed log-loss at each of `INVERSE_TEMPERATURES`.
 
-    The items of a video or a speaker share a level of the label, and a client validates on a
-    handful of such groups: levels that agree over so few do so by chance. So for numbers only
-    variation within groups counts, around the prior mean, if groups hold two items or more on
-    average.
-
-    Parameters
-    ----------
-    outputs, labels
-        (B, O) from the decoder, and (B,) or (B, O); B may be 0.
-    prior
-        From `prior_of`.
-    groups
-        (B,) whole numbers; items of equal number share a group. None: items are independent.
+    Of outputs (B, O) from the decoder, labels (B,) or (B, O), and the prior of `prior_of`, which
+    numbers do not need; B may be 0.
     """
     if task is Task.regression:
         p, y = outputs[:, 0].double(), labels.double()
-        share = 1.0
-        if groups is not None and 0 < 2 * len(names := torch.unique(groups)) <= len(groups):
-            members = (groups[:, None] == names[None]).to(p)
-            sizes = members.sum(dim=0)
-            p, y = (x - members @ (members.T @ x / sizes) + prior[0] for x in (p, y))
-            # Each mean that is removed costs one item; the sums shrink with the count.
-            share = 1 - len(names) / len(groups)
-        ones = torch.ones_like(y)
-        sums: Tensor = share * torch.stack([ones, y, y**2, p, p**2, p * y]).sum(dim=1)
-        return sums
+        return torch.stack([torch.ones_like(y), y, y**2, p, p**2, p * y]).sum(dim=1)
     losses = [
         _log_loss(temper(outputs.double(), prior, beta, task), labels, task)
         for beta in INVERSE_TEMPERATURES
@@ -135,14 +136,11 @@ def label_agreement(
     """
     if task is Task.regression:
         return outputs.new_zeros(0, dtype=torch.float64)
-    pooled = prior.exp() if task is Task.classification else prior.sigmoid()
-    own = own_shares(sums, pooled, task)
-    own_prior = own.log() if task is Task.classification else own.logit()
+    own = own_prior(sums, prior, task)
     scores = [
-        temper(outputs.double(), prior, beta, task) - prior + own_prior
-        for beta in INVERSE_TEMPERATURES
+        temper(outputs.double(), prior, beta, task) - prior + own for beta in INVERSE_TEMPERATURES
     ]
-    by_shares = _log_loss(own_prior.expand(len(outputs), -1), labels, task)
+    by_shares = _log_loss(own.expand(len(outputs), -1), labels, task)
     return torch.stack([by_shares - _log_loss(own_scores, labels, task) for own_scores in scores])
 
 

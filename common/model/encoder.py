@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from common.config import ModelConfig
+from common.model.linear import LinearExpert
 
 
 def valid_steps(lengths: Tensor, steps: int) -> Tensor:
@@ -184,14 +185,22 @@ class Encoder(nn.Module):
         Sizes and dropout rates.
     attention_dropout
         Dropout of the attention weights, which the paper sets per modality.
+    linear
+        Outputs of the modality's linear expert, which reads the same standardised features; 0 for
+        none.
     """
 
     def __init__(
-        self, statistics: Sequence[int], config: ModelConfig, attention_dropout: float
+        self,
+        statistics: Sequence[int],
+        config: ModelConfig,
+        attention_dropout: float,
+        linear: int = 0,
     ) -> None:
         super().__init__()
         self.causal = config.causal
         self.standardise = Standardise(*statistics)
+        self.linear = LinearExpert(statistics, linear) if linear else None
         self.embed: nn.Module = (
             StepEmbedding(statistics[0], statistics[1], config.width)
             if len(statistics) == 2
@@ -211,10 +220,7 @@ class Encoder(nn.Module):
         Encodings beyond an item's real steps, `lengths` (B,), have no meaning.
         """
         steps = values.shape[1]
-        # An absent modality (length 0) still gets one key: attention without any key depends on the
-        # kernel, and may be NaN.
-        valid = valid_steps(lengths.clamp(min=1), steps)
-        features = self.standardise(values) * valid[..., None]
+        features, valid = self._standardised(values, lengths)
         embedded: Tensor = self.embed(features)
         width = embedded.shape[2]
         positions = sinusoidal_positions(steps, width, values.device)
@@ -226,3 +232,16 @@ class Encoder(nn.Module):
             x = layer(x, mask)
         normed: Tensor = self.norm(x)
         return normed
+
+    def linear_outputs(self, values: Tensor, lengths: Tensor) -> Tensor:
+        """Return the outputs (B, O) of the linear expert, which there is."""
+        assert self.linear is not None
+        outputs: Tensor = self.linear(self._standardised(values, lengths)[0], lengths)
+        return outputs
+
+    def _standardised(self, values: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Return features (B, T, D), 0 after the last step, and (B, T) which steps are real."""
+        # An absent modality (length 0) still gets one key: attention without any key depends on the
+        # kernel, and may be NaN.
+        valid = valid_steps(lengths.clamp(min=1), values.shape[1])
+        return self.standardise(values) * valid[..., None], valid

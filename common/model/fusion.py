@@ -1,21 +1,23 @@
 """Joint predictions of modalities that were never trained together.
 
-Three rules, each for any subset of modalities:
+Four rules, each for any subset of modalities; the first is ``auto``:
 
+- ``calibrated``: see `common.model.calibrated`;
 - ``mean`` of the encodings, as in arXiv 2303.15486;
 - ``reliability``: encodings weighted by the information that their modality carries about the
   label, 1/s_m^2 - 1/s_0^2 (s_m^2 residual variance of modality m, s_0^2 variance of the label),
   shrunk towards the mean if there is little evidence;
 - ``product_of_experts`` on predictions, with the prior counted once.
 
-``auto`` is the product of experts for classes and labels, and reliability for numbers. Rules are
-fitted to sums that clients report (`common.model.calibration`).
+Rules are fitted to the server's validation items and, where it has few, to the sums that clients
+report (`common.model.calibration`). Numbers here are standardised, so that their prior is N(0, 1);
+`common.model.predict` returns to the units of the label.
 
 Classes and labels: ``mean`` and ``reliability`` decode the fused encodings and take the logits as
 they come, which hold the prior once, however many modalities were fused. Experts' temperatures are
 for the product alone, which multiplies posteriors that each hold the prior.
 
-Numbers: each rule gives a standard deviation too, that of the experts' product,
+Numbers: the last three give a standard deviation too, that of the experts' product,
 ``1/s^2 = 1/s_0^2 + sum_m (1/s_m^2 - 1/s_0^2)``. It belongs to the product's mean. `mean` and
 `reliability` put it around another centre, where it is an approximation that coverage must judge
 (`common.metrics`).
@@ -24,14 +26,16 @@ Notation: B items, M modalities, T steps, d model width, K classes or labels.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from common.config import FusionRule
+from common.model.calibrated import Joint
 from common.model.calibration import INVERSE_TEMPERATURES, temper
+from common.model.fit_joint import Opinions, evidence_of, fit_joint
 from common.task import Task
 
 #: The weight, in items, of the prior belief about a regression expert.
@@ -40,7 +44,7 @@ PSEUDO_ITEMS = 10
 
 @dataclass(frozen=True)
 class Expert:
-    """A modality as a calibrated predictor: of numbers y = a + b p, else at a temperature."""
+    """A modality as a calibrated predictor: of standardised y = a + b p, else at a temperature."""
 
     slope: float = 1.0  # b, or the inverse temperature
     intercept: float = 0.0  # a
@@ -57,23 +61,27 @@ class Fusion:
 
     rule: FusionRule  # never ``auto``
     task: Task
-    prior: tuple[float, ...]  # from `common.model.calibration.prior_of`
+    # From `common.model.calibration.prior_of`; of numbers mean and variance, in label units.
+    prior: tuple[float, ...]
     experts: Mapping[str, Expert]  # by modality
+    joint: Joint = field(default_factory=Joint)  # of ``calibrated``
 
     @property
     def weights(self) -> dict[str, float]:
         """Modality to its share of the information; they sum to 1.
 
-        `mean` and `reliability` weigh encodings by them. The product of experts weighs by each
-        expert's calibration instead; there they are only for display.
+        `mean` and `reliability` weigh encodings by them. The others weigh by each expert's
+        calibration instead; there they are only for display.
         """
+        if self.rule is FusionRule.calibrated:
+            return self.joint.weights(self.task)
         if self.rule is FusionRule.mean:
             return {name: 1 / len(self.experts) for name in self.experts}
         return reliability_weights(self.experts)
 
     def variances(self, names: Sequence[str]) -> list[float]:
-        """Return s_m^2 of each named expert on numbers, in squared units of the label."""
-        return [self.prior[1] * self.experts[name].unexplained for name in names]
+        """Return s_m^2 of each named expert on standardised numbers."""
+        return [self.experts[name].unexplained for name in names]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for JSON; `from_dict` undoes it."""
@@ -87,42 +95,47 @@ class Fusion:
             Task(plain["task"]),
             tuple(plain["prior"]),
             {name: Expert(**expert) for name, expert in plain["experts"].items()},
+            Joint.from_dict(plain["joint"]),
         )
 
 
 def fit_fusion(
-    rule: FusionRule, task: Task, prior: Tensor, calibration_sums: Mapping[str, Tensor]
+    rule: FusionRule,
+    task: Task,
+    prior: Tensor,
+    reported: Mapping[str, Tensor],
+    items: Opinions | None = None,
 ) -> Fusion:
-    """Fit a rule, ``auto`` being resolved by the task, to the pooled prior and calibration sums.
+    """Fit every rule, and choose one.
 
-    `calibration_sums` are a modality's, summed over its clients; zero if there are none yet.
+    `reported` are each modality's calibration sums, of all its clients, zero if there are none yet;
+    `items` what the model says of the server's validation items.
     """
-    if rule is FusionRule.auto:
-        numbers = task is Task.regression
-        rule = FusionRule.reliability if numbers else FusionRule.product_of_experts
-    fit = _linear_expert if task is Task.regression else _tempered_expert
-    experts = {name: fit(sums, prior) for name, sums in calibration_sums.items()}
-    return Fusion(rule, task, tuple(prior.tolist()), experts)
+    joint = fit_joint(task, prior, reported, items)
+    evidence = {name: evidence_of(name, task, prior, reported[name], items) for name in reported}
+    fit = _linear_expert if task is Task.regression else tempered_expert
+    experts = {name: fit(sums) for name, sums in evidence.items()}
+    chosen = FusionRule.calibrated if rule is FusionRule.auto else rule
+    return Fusion(chosen, task, tuple(prior.tolist()), experts, joint)
 
 
-def _linear_expert(sums: Tensor, prior: Tensor) -> Expert:
+def _linear_expert(sums: Tensor) -> Expert:
     """Fit y = a + b p, b >= 0, and its residual variance, adjusted for the two parameters.
 
     A line fits few items too well, so `PSEUDO_ITEMS` are added that follow the prior, and whose
     predictions, as spread as the others, explain at most a quarter of the label's variance.
     """
     n, y, yy, p, pp, py = sums.tolist()
-    mean, variance = prior.tolist()
-    centre = p / n if n else mean
-    spread = max(pp / n - centre**2, 0.0) if n else variance
+    centre = p / n if n else 0.0
+    spread = max(pp / n - centre**2, 0.0) if n else 1.0
     k = PSEUDO_ITEMS
-    items, y, yy, p = n + k, y + k * mean, yy + k * (variance + mean**2), p + k * centre
+    items, yy, p = n + k, yy + k, p + k * centre
     pp += k * (spread + centre**2)
-    py += k * (centre * mean + 0.5 * min(spread, variance))
+    py += k * 0.5 * min(spread, 1.0)
     variance_y, variance_p = yy / items - (y / items) ** 2, pp / items - (p / items) ** 2
     covariance = py / items - (p / items) * (y / items)
-    if variance_p <= 1e-12 * max((p / items) ** 2, 1e-12) or covariance <= 0:
-        return Expert(slope=0.0, intercept=mean, unexplained=1.0, count=n)
+    if variance_p <= 1e-12 * pp / items or covariance <= 0:
+        return Expert(slope=0.0, count=n)
     slope = covariance / variance_p
     explained = slope * covariance / variance_y
     unexplained = min(max((1 - explained) * (items - 1) / (items - 2), 1e-3), 1.0)
@@ -130,7 +143,7 @@ def _linear_expert(sums: Tensor, prior: Tensor) -> Expert:
     return Expert(slope, intercept, unexplained, 1 / unexplained - 1, n)
 
 
-def _tempered_expert(sums: Tensor, _: Tensor) -> Expert:
+def tempered_expert(sums: Tensor) -> Expert:
     """Choose the temperature with the lowest pooled log-loss.
 
     The prior of log2 of the temperature is N(0, 2), so that a few items do not decide it: it takes
@@ -218,18 +231,17 @@ def product_of_gaussians(
 
 
 def deviation_of_seen_experts(fusion: Fusion, names: Sequence[str], present: Tensor) -> Tensor:
-    """Return the standard deviation of the product of experts on numbers, whatever the centre.
+    """Return the deviation of the product of experts on standardised numbers, whatever the centre.
 
     An expert that was fitted to no item adds nothing here; in the product it adds its prior belief.
     Of M modalities, present (M, B); returns (B,) float32.
     """
-    prior_variance = fusion.prior[1]
     seen = [
-        variance if fusion.experts[name].count > 0 else prior_variance
+        variance if fusion.experts[name].count > 0 else 1.0
         for name, variance in zip(names, fusion.variances(names), strict=True)
     ]
     variances = torch.tensor(seen, dtype=torch.float32, device=present.device)
-    return _product_precision(variances, present, prior_variance).rsqrt()
+    return _product_precision(variances, present, prior_variance=1.0).rsqrt()
 
 
 def _product_precision(variances: Tensor, present: Tensor, prior_variance: float) -> Tensor:

@@ -1,5 +1,8 @@
 """HA-Fedformer: an encoder for each modality, one decoder, and the loss of each task.
 
+A modality may have a linear expert too (`common.model.linear`): its outputs are added to the
+network's, which so learns the remainder.
+
 Source: arXiv 2303.15486, section 3. A client builds the same model with its one modality, so it
 holds its own encoder and the decoder and nothing else.
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from common.config import ModelConfig
 from common.data.batching import Padded
 from common.data.moments import FeatureMoments
+from common.data.source import Reading
 from common.model.encoder import Encoder
 from common.task import Task
 
@@ -32,7 +36,10 @@ class ModelSpec:
     outputs: int
     task: Task
     model: ModelConfig = field(default_factory=ModelConfig)
-    label_names: tuple[str, ...] = ()  # of the outputs, if known; only for display
+    label_names: tuple[str, ...] = ()  # of classes or labels; () for classes from 0
+    sentiment: bool = False  # whether the labels are; see `common.metrics.is_sentiment`
+    linear: tuple[str, ...] = ()  # the modalities that have a linear expert
+    reading: Reading | None = None  # how its data were read; None in models of before
 
 
 class Decoder(nn.Module):
@@ -71,7 +78,12 @@ class HAFedformer(nn.Module):
         dropout = spec.model.attention_dropout
         self.encoders = nn.ModuleDict(
             {
-                name: Encoder(shape, spec.model, dropout.get(name, dropout.get("default", 0.0)))
+                name: Encoder(
+                    shape,
+                    spec.model,
+                    dropout.get(name, dropout.get("default", 0.0)),
+                    spec.outputs if name in spec.linear else 0,
+                )
                 for name, shape in spec.features.items()
             }
         )
@@ -84,7 +96,20 @@ class HAFedformer(nn.Module):
     def forward(self, modality: str, padded: Padded) -> Tensor:
         """Return the outputs (B, O) from one modality alone."""
         outputs: Tensor = self.decoder(self.encode(modality, padded), padded.lengths)
-        return outputs
+        return outputs + self.linear_outputs(modality, padded)
+
+    def linear_outputs(self, modality: str, padded: Padded) -> Tensor:
+        """Return the outputs (B, O) of a modality's linear expert alone; 0 where it has none."""
+        if modality not in self.spec.linear:
+            # Not `len`, which an export would take for a constant.
+            return padded.values.new_zeros(padded.lengths.shape[0], self.spec.outputs)
+        return self.encoder(modality).linear_outputs(*padded)
+
+    def encoder(self, modality: str) -> Encoder:
+        """Return the encoder of a modality."""
+        encoder = self.encoders[modality]
+        assert isinstance(encoder, Encoder)
+        return encoder
 
 
 def build_model(spec: ModelSpec, seed: int) -> HAFedformer:
@@ -155,12 +180,21 @@ def trained_names(modules: nn.Module) -> list[str]:
 
 def set_standardisation(model: HAFedformer, modality: str, moments: FeatureMoments) -> None:
     """Give an encoder its statistics; `ValueError` if they are not of the encoder's features."""
-    encoder = model.encoders[modality]
-    assert isinstance(encoder, Encoder)
-    found, expected = moments.mean.shape, tuple(encoder.standardise.mean.shape)
+    standardise = model.encoder(modality).standardise
+    found, expected = moments.mean.shape, tuple(standardise.mean.shape)
     if found != expected:
         raise ValueError(f"{modality}: moments of shape {found}, expected {expected}")
+    for buffer, array in zip(
+        (standardise.mean, standardise.scale), standardisation(moments), strict=True
+    ):
+        buffer.copy_(array)
+
+
+def standardisation(moments: FeatureMoments) -> tuple[Tensor, Tensor]:
+    """Return the mean that features are centred with and the factor after that, float32.
+
+    The factor of a constant feature is 0.
+    """
     std = np.where(moments.constant, 1.0, moments.std)
     scale = np.where(moments.constant, 0.0, 1.0 / std)
-    encoder.standardise.mean.copy_(torch.from_numpy(moments.mean))
-    encoder.standardise.scale.copy_(torch.from_numpy(scale))
+    return torch.from_numpy(moments.mean).float(), torch.from_numpy(scale).float()

@@ -6,6 +6,7 @@ Encoders take nearly all of the time, and encodings do not depend on the rule or
 Notation: B items, M modalities, T steps, d model width, O outputs, K classes or labels.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from common.config import FusionRule
 from common.data.batching import Padded
+from common.model.calibrated import join_numbers, join_scores
 from common.model.fusion import (
     Fusion,
     deviation_of_seen_experts,
@@ -23,6 +25,7 @@ from common.model.fusion import (
     tempered_scores,
 )
 from common.model.ha_fedformer import HAFedformer
+from common.model.linear import fuse_linear
 from common.task import Task
 
 
@@ -31,8 +34,8 @@ class Prediction:
     """Predictions for a batch."""
 
     values: Tensor  # (B,) numbers in units of the label, or (B, K) probabilities
-    # Of numbers (B,), the deviation of the experts' product. Around the centre of `mean` and
-    # `reliability` it is approximate, and its coverage must be measured.
+    # Of numbers (B,), the deviation of the experts' product, in the same units. Around the centre
+    # of `mean` and `reliability` it is approximate, and its coverage must be measured.
     std: Tensor | None = None
 
 
@@ -42,7 +45,8 @@ class Encoded:
 
     encodings: Mapping[str, Tensor]  # (B, T_m, d), right-padded
     lengths: Mapping[str, Tensor]  # (B,); 0 where an item lacks the modality
-    # (B, O), decoded from one modality alone; a cache, filled by the rule that needs it.
+    linear: Mapping[str, Tensor]  # (B, O), of the linear expert; 0 where there is none
+    # (B, O), from one modality alone; a cache, filled by the rule that needs it.
     outputs: dict[str, Tensor] = field(default_factory=dict)
 
     def present(self, names: Sequence[str]) -> Tensor:
@@ -53,7 +57,7 @@ class Encoded:
         """Return the items where `chosen`, (B,) bool; no copy is made if all are chosen."""
         if bool(chosen.all()):
             return self
-        parts = (self.encodings, self.lengths, self.outputs)
+        parts = (self.encodings, self.lengths, self.linear, self.outputs)
         return Encoded(*({name: values[chosen] for name, values in part.items()} for part in parts))
 
 
@@ -67,6 +71,7 @@ def encode(model: HAFedformer, inputs: Mapping[str, Padded]) -> Encoded:
     return Encoded(
         {name: model.encode(name, padded) for name, padded in inputs.items()},
         {name: padded.lengths for name, padded in inputs.items()},
+        {name: model.linear_outputs(name, padded) for name, padded in inputs.items()},
     )
 
 
@@ -97,15 +102,62 @@ def predict_present(
     Predictions for items without any of the modalities have no meaning. `steps` are those of the
     fused sequences, by default the longest item's.
     """
-    if fusion.rule is FusionRule.product_of_experts:
-        return _multiply_experts(model, fusion, encoded, names)
+    if fusion.rule is FusionRule.calibrated:
+        predicted = _join_opinions(model, fusion, encoded, names)
+    elif fusion.rule is FusionRule.product_of_experts:
+        predicted = _multiply_experts(model, fusion, encoded, names)
+    else:
+        predicted = _fuse_encodings(model, fusion, encoded, names, steps)
+    return in_label_units(predicted, fusion.prior, fusion.task)
+
+
+def in_label_units(predicted: Prediction, prior: Sequence[float], task: Task) -> Prediction:
+    """Return predictions of standardised numbers in the units of their prior; others as they are.
+
+    Undoes `common.model.calibration.standardise`.
+    """
+    if task is not Task.regression:
+        return predicted
+    mean, variance = prior
+    deviation, std = math.sqrt(variance), predicted.std
+    values = mean + deviation * predicted.values
+    return Prediction(values, None if std is None else deviation * std)
+
+
+def _fuse_encodings(
+    model: HAFedformer,
+    fusion: Fusion,
+    encoded: Encoded,
+    names: Sequence[str],
+    steps: int | None,
+) -> Prediction:
     present = encoded.present(names)
     encodings = {name: encoded.encodings[name] for name in names}
     lengths = {name: encoded.lengths[name] for name in names}
-    outputs: Tensor = model.decoder(*fuse_encodings(encodings, lengths, fusion.weights, steps))
-    numbers = fusion.task is Task.regression
-    std = deviation_of_seen_experts(fusion, names, present) if numbers else None
-    return Prediction(to_values(outputs, fusion.task), std)
+    weights, linear = fusion.weights, {name: encoded.linear[name] for name in names}
+    outputs: Tensor = model.decoder(*fuse_encodings(encodings, lengths, weights, steps))
+    values = to_values(outputs + fuse_linear(linear, lengths, weights), fusion.task)
+    if fusion.task is not Task.regression:
+        return Prediction(values)
+    values = _calibrated_alone(values, fusion, names, present)
+    return Prediction(values, deviation_of_seen_experts(fusion, names, present))
+
+
+def _calibrated_alone(
+    values: Tensor, fusion: Fusion, names: Sequence[str], present: Tensor
+) -> Tensor:
+    """Move numbers (B,) of items with one modality only, of present (M, B), to its expert's line.
+
+    An expert that was fitted to no item leaves them as they are.
+    """
+    lines = [
+        (expert.intercept, expert.slope - 1) if expert.count > 0 else (0.0, 0.0)
+        for expert in (fusion.experts[name] for name in names)
+    ]
+    alone = present & (present.sum(dim=0) == 1)
+    shifts, tilts = values.new_tensor(lines).T @ alone.to(values)
+    moved: Tensor = values + shifts + tilts * values
+    return moved
 
 
 def predict(model: HAFedformer, fusion: Fusion, inputs: Mapping[str, Padded]) -> Prediction:
@@ -124,13 +176,35 @@ def to_values(scores: Tensor, task: Task) -> Tensor:
             return scores.sigmoid()
 
 
+def expert_outputs(model: HAFedformer, encoded: Encoded, names: Sequence[str]) -> dict[str, Tensor]:
+    """Return (B, O) by modality, from that modality alone."""
+    for name in names:
+        if name not in encoded.outputs:
+            decoded = model.decoder(encoded.encodings[name], encoded.lengths[name])
+            encoded.outputs[name] = decoded + encoded.linear[name]
+    return {name: encoded.outputs[name] for name in names}
+
+
+def _join_opinions(
+    model: HAFedformer, fusion: Fusion, encoded: Encoded, names: Sequence[str]
+) -> Prediction:
+    opinions = {
+        name: fusion.joint.opinions[name].of(output, encoded.linear.get(name))
+        for name, output in expert_outputs(model, encoded, names).items()
+    }
+    present = {name: encoded.lengths[name] > 0 for name in names}
+    if fusion.task is Task.regression:
+        columns = {name: opinion[:, 0] for name, opinion in opinions.items()}
+        return Prediction(*join_numbers(fusion.joint, columns, present))
+    prior = torch.tensor(fusion.prior).to(next(iter(opinions.values())))
+    scores = join_scores(fusion.joint, fusion.task, prior, opinions, present)
+    return Prediction(to_values(scores, fusion.task))
+
+
 def _multiply_experts(
     model: HAFedformer, fusion: Fusion, encoded: Encoded, names: Sequence[str]
 ) -> Prediction:
-    for name in names:
-        if name not in encoded.outputs:
-            encoded.outputs[name] = model.decoder(encoded.encodings[name], encoded.lengths[name])
-    outputs = {name: encoded.outputs[name] for name in names}
+    outputs = expert_outputs(model, encoded, names)
     present = encoded.present(names)
     if fusion.task is Task.regression:
         means = torch.stack(
@@ -140,7 +214,7 @@ def _multiply_experts(
             ]
         )
         variances = means.new_tensor(fusion.variances(names))
-        return Prediction(*product_of_gaussians(means, variances, present, *fusion.prior))
+        return Prediction(*product_of_gaussians(means, variances, present, 0.0, 1.0))
     scores = tempered_scores(fusion, outputs)
     prior = torch.tensor(fusion.prior).to(scores)
     return Prediction(to_values(product_of_scores(scores, present, prior), fusion.task))

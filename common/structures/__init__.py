@@ -9,6 +9,9 @@ The factor t removes the client's overall scale, so that a client with small ste
 a sure one; ``scale: absolute`` leaves it in. One sample, no spread or, without the scale, rho = 1
 carry no information about directions: then P = I.
 
+A precision of rows is (in, in), where the map itself is (out, in): it is only for maps of at most
+`MOST_INPUTS` inputs. Wider ones, as those that read wide features, have P = I, the plain average.
+
 A structure is one class in a module of this package with an entry in `STRUCTURES`; its name is what
 ``strategy.encoder.structure`` takes.
 
@@ -25,16 +28,28 @@ from common.config import DecoderConfig, EncoderConfig
 from common.errors import UserError
 from common.posterior import Form, Gaussian
 
+#: The most inputs of a map whose rows have a precision: as many as the widest map inside a shipped
+#: model has. Of 6,373 inputs it would be a hundred times as large as a map to 30 outputs.
+MOST_INPUTS = 256
+
 
 class Structure:
     """One way to fit a Gaussian to the samples of a tensor."""
 
+    map_form = Form.identity  # of the precisions of tensors of more than one dimension
+    vector_form = Form.identity  # of those of one dimension
     reads_inputs = False  # whether clients measure the second moments of each linear map's inputs
     sends_change = False  # whether the mean that is sent encodes the step that the server takes
 
     def form(self, mean: Tensor) -> Form:
         """Return the form of the precision of a tensor, unless its samples have no spread."""
-        return Form.identity
+        if mean.ndim < 2:
+            return self.vector_form
+        return Form.identity if self.leaves_out(mean) else self.map_form
+
+    def leaves_out(self, mean: Tensor) -> bool:
+        """Whether a map has no precision because it has too many inputs."""
+        return self.map_form is Form.row and is_wide(mean)
 
     def fit(
         self, samples: Tensor, config: EncoderConfig, start: Tensor | None, moments: Tensor | None
@@ -57,6 +72,11 @@ class Structure:
     def largest_mean(self, shrinkage: float) -> float:
         """Return the largest mean eigenvalue of a precision without a scale of its own."""
         return 1 / shrinkage
+
+
+def is_wide(mean: Tensor) -> bool:
+    """Whether a tensor is a map of more than `MOST_INPUTS` inputs."""
+    return mean.ndim >= 2 and mean[0].numel() > MOST_INPUTS
 
 
 #: Name to structure, of the modules that have been imported.

@@ -1,7 +1,7 @@
 """Covariances of the samples, entry by entry or shared by all rows of a matrix.
 
-- ``row``: C = sum_s (X_s - M)^T (X_s - M) / ((S-1) out), one covariance for all rows; tensors of
-  one dimension are diagonal;
+- ``row``: C = sum_s (X_s - M)^T (X_s - M) / ((S-1) out), one covariance for all rows of a map of at
+  most `MOST_INPUTS` inputs; tensors of one dimension are diagonal;
 - ``diagonal``: C = the variance of each entry over the samples.
 """
 
@@ -16,24 +16,22 @@ from common.structures import STRUCTURES, Structure, has_spread
 class Row(Structure):
     """One covariance for all rows of a matrix."""
 
-    def form(self, mean: Tensor) -> Form:
-        """Return the form of a matrix, or of a tensor of one dimension."""
-        return Form.row if mean.ndim >= 2 else Form.diagonal
+    map_form, vector_form = Form.row, Form.diagonal
 
     def fit(
         self, samples: Tensor, config: EncoderConfig, start: Tensor | None, moments: Tensor | None
     ) -> Gaussian:
         """Fit the mean and the shrunk inverse of the covariance."""
         mean, rho, relative = samples.mean(dim=0), config.shrinkage, config.scale == "relative"
-        if len(samples) == 1:
+        form = self.form(mean)
+        if len(samples) == 1 or form is Form.identity:
             return Gaussian(mean)
-        deviations, form = (samples - mean).double(), self.form(mean)
         if form is Form.row:
-            rows = deviations.flatten(0, 1).flatten(1)
+            rows = (samples - mean).double().flatten(0, 1).flatten(1)
             covariance = rows.T @ rows / (len(rows) - len(mean))
             t = covariance.diagonal().mean()
         else:
-            covariance = (deviations**2).sum(dim=0) / (len(samples) - 1)
+            covariance = samples.var(dim=0).double()
             t = covariance.mean()
         if not has_spread(t, mean) or (relative and rho == 1.0):
             return Gaussian(mean)
@@ -49,9 +47,7 @@ class Row(Structure):
 class Diagonal(Row):
     """A variance for each entry."""
 
-    def form(self, mean: Tensor) -> Form:
-        """Return the diagonal."""
-        return Form.diagonal
+    map_form = Form.diagonal
 
 
 STRUCTURES["diagonal"] = Diagonal()

@@ -2,7 +2,8 @@
 
 The precision is A, the second moments of the map's inputs (`client.input_moments`), shrunk as
 (1-rho) A + rho t I with t their mean: a mean eigenvalue of t, and a least one of rho t. Tensors
-that are no map have none. Merging by it is RegMean (Jin et al. 2023, arXiv 2212.09849).
+that are no map, and maps of more than `MOST_INPUTS` inputs, have none. Merging by it is RegMean
+(Jin et al. 2023, arXiv 2212.09849).
 """
 
 import torch
@@ -16,11 +17,8 @@ from common.structures import STRUCTURES, Structure
 class Inputs(Structure):
     """Second moments of the inputs as the precision of a map's rows."""
 
+    map_form = Form.row
     reads_inputs = True
-
-    def form(self, mean: Tensor) -> Form:
-        """Return the form of a map, or of a tensor that is none."""
-        return Form.row if mean.ndim >= 2 else Form.identity
 
     def fit(
         self, samples: Tensor, config: EncoderConfig, start: Tensor | None, moments: Tensor | None

@@ -9,7 +9,7 @@ and p, so their matrix
     [ sum y sum y^2  sum p y ]
     [ sum p sum p y  sum p^2 ]
 
-is positive semi-definite. That items of a group were counted as fewer changes nothing.
+is positive semi-definite.
 
 Classes and labels: the log-loss L(b) at inverse temperatures b is a sum of -log of probabilities,
 so it is at least 0; it is convex in b, since logits are linear in b; and at b = 0 it is that of the
@@ -19,15 +19,19 @@ at b = 0, and at most n (-log of the rarest of the client's own shares).
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.model.calibration import INVERSE_TEMPERATURES, label_counts, own_shares
+from common.model.calibration import INVERSE_TEMPERATURES, own_prior
 from common.task import Task
 
 #: Of a sum, for rounding.
 _TOLERANCE = 1e-6
+
+#: Numbers up to which a file may hold, see `common.data.labels`.
+_LARGEST = float(np.finfo(np.float32).max)
 
 #: Validation items for each train item, at most. They are split by whole groups of any size, so
 #: that the share which the configuration asks for gives no more than the order of magnitude.
@@ -74,9 +78,7 @@ def agreement_fault(
     """
     if task is Task.regression:
         return None
-    is_classes = task is Task.classification
-    own = own_shares(labels, prior.exp() if is_classes else prior.sigmoid(), task)
-    worst = count * _prior_losses(own.log() if is_classes else own.logit(), task)[1]
+    worst = count * _prior_losses(own_prior(labels, prior, task), task)[1]
     if abs(agrees[0].item()) > _slack(worst):
         return f"an agreement of {agrees[0].item():g} without a model, expected 0"
     if agrees.max().item() > worst + _slack(worst):
@@ -90,21 +92,29 @@ def label_sums_fault(sums: Tensor, task: Task, examples: int) -> str | None:
     """Say why no labels of so many items have these sums (`calibration.label_sums`)."""
     if len(sums) == 0 or not sums.isfinite().all():
         return f"label sums {sums.tolist()}"
-    counts = label_counts(sums, task)
-    if (counts < 0).any():
-        return f"a negative count of labels: {sums.tolist()}"
+    counts = sums[1:] if task is Task.multilabel else sums
     total = counts.sum().item() if task is Task.classification else sums[0].item()
     if total != examples:
         return f"labels of {total:g} items, and has {examples} examples"
+    if task is Task.regression:
+        return _moments_fault(sums)
+    if (counts < 0).any():
+        return f"a negative count of labels: {sums.tolist()}"
     if task is Task.multilabel and (counts > total).any():
         return f"a label more often than it has items: {sums.tolist()}"
-    if task is not Task.regression or len(sums) < 3:
-        return None
-    if len(counts) and counts.sum().item() != total:
-        return f"{counts.sum().item():g} labels in bins, and has {examples} examples"
-    least, squares = sums[1].item() * sums[1].item() / total, sums[2].item()
-    if not squares >= least - _slack(least):  # so that neither inf nor its difference passes
-        return f"squares of labels that sum to {squares:g}, expected at least {least:g}"
+    return None
+
+
+def _moments_fault(sums: Tensor) -> str | None:
+    if len(sums) != 3:
+        return f"label sums {sums.tolist()}, expected three"
+    count, mean, squares = sums.tolist()
+    if abs(mean) > _LARGEST:
+        return f"a mean label of {mean:g}, too large for a number"
+    # No variance of numbers between two bounds is more than the square of half their distance.
+    most = count * _LARGEST**2 if count > 1 else 0.0
+    if not 0 <= squares <= most:
+        return f"squared deviations of labels that sum to {squares:g}, expected 0 to {most:g}"
     return None
 
 

@@ -1,24 +1,22 @@
 """How far an update may move the model, and how sure of itself it may be.
 
 Norms. With D the change of a client, its means minus the arrays that it was sent, the encoder's and
-the decoder's apart, an update is refused where
+the decoder's apart, what counts of an update is
 
-    ||D|| > max(reach, f min(median, ||sent||)),   f = ``strategy.screening.norm_factor``
+    D min(1, f min(median, ||sent||) / ||D||),   f = ``strategy.screening.norm_factor``
 
-The median is that of the former round, so that an update is compared when it comes: of the
-modality's clients for encoders and of all clients for decoders, of three at least. So that clients
-that send next to nothing cannot make honest changes look large, that of an encoder is not below the
-median of all modalities, by root mean square: the only one where a modality has fewer than three
-clients. Without a median, as in round 1, only the arrays that were sent are the measure; these also
-hold where a majority conspires.
-
-``reach`` is how far local training can move at all, and is never refused: a step of Adam moves a
-weight by at most lr (1 - b1) / sqrt(1 - b2) (Kingma and Ba 2015, section 2.1), one of SGD moves all
-together by lr times the largest gradient. So clients with many more steps than the others pass.
+so that nothing a client sends moves a round further than f times what is usual. The median is that
+of the former round, so that an update is compared when it comes: of the modality's clients for
+encoders and of all clients for decoders, of three at least. So that clients that send next to
+nothing cannot make honest changes look large, that of an encoder is not below the median of all
+modalities, by root mean square: the only one where a modality has fewer than three clients. Without
+a median, as in round 1, only the arrays that were sent are the measure; these also hold where a
+majority conspires. A client with many more items than others moves further by honest training: it
+is scaled down too, and never refused for it.
 
 Precisions. Where they keep their scale, the mean eigenvalue of a tensor's precision may be
 ``strategy.screening.precision_factor`` times the median, formed as that of norms over the clients
-that have a precision of that tensor.
+that have a precision of that tensor. An update beyond is refused.
 """
 
 import math
@@ -32,15 +30,15 @@ import torch
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import Config, Optimizer, PrivacyRule, Sampler, Scale
+from common.config import Config, PrivacyRule, Scale
 from common.messages import Uplink
 from common.model.ha_fedformer import ModelArrays
-from common.posterior import Layout
+from common.posterior import Layout, Posterior
 from common.structures import decoder_structure, encoder_structure
 from server.acceptance.validation import RejectedUpdateError
 
-#: (1 - b1) / sqrt(1 - b2) with torch's .9 and .999.
-_ADAM_STEP = 0.1 / math.sqrt(0.001)
+#: So that a multiple stays a number.
+_MOST_TIMES = 1e9
 
 #: Clients without whom a median says nothing.
 _QUORUM = 3
@@ -58,25 +56,14 @@ class Measure(NamedTuple):
     value: float
     #: How many times what is usual it may be; None: any number.
     factor: float | None
-    #: Of a change: the root of how many numbers it has, the norm it started from, what is in reach.
+    #: Of a change: the root of how many numbers it has, and the norm it started from.
     unit: float = 1.0
     sent: float = math.inf
-    reach: float = 0.0
 
-    def fault(self, medians: Medians, modality: str) -> str | None:
-        """Say why it is out of proportion to the former round's; None if it is not."""
-        if self.factor is None:
-            return None
-        value = self.value * self.unit
+    def usual(self, medians: Medians, modality: str) -> float:
+        """Return what is usual of it; infinite where nothing is known."""
         overall = medians.get(self.quantity, math.inf)
-        usual = medians.get(f"{self.quantity}/{modality}", overall) * self.unit
-        if value <= max(self.reach, self.factor * min(usual, self.sent)):
-            return None
-        what = f"mean eigenvalue of the {self.quantity}"
-        if self.quantity in ("encoder", "decoder"):
-            what = f"norm of its {self.quantity}'s change"
-        bound = f"median {usual:.3g}" if usual <= self.sent else f"{self.sent:.3g} that was sent"
-        return f"the {what} is {value:.3g}, more than {self.factor:g} times the {bound}"
+        return min(medians.get(f"{self.quantity}/{modality}", overall) * self.unit, self.sent)
 
 
 class Screening:
@@ -92,6 +79,8 @@ class Screening:
         self._clip = privacy.clip if privacy.name is PrivacyRule.central else None
         self._former = medians
         self._measures: dict[ClientKey, list[Measure]] = {}
+        #: Client to how many times the usual a change of its was that was scaled down.
+        self.clipped: dict[ClientKey, float] = {}
         #: Whether something was measured that nothing is known of yet, as in the first round.
         self.is_new = False
 
@@ -109,19 +98,32 @@ class Screening:
             self.is_new = False
 
     def screen(self, uplink: Uplink) -> Uplink:
-        """Return an update that was measured, clipped where that is asked for.
+        """Return an update that was measured, its changes scaled down to what they may be.
 
         Raises
         ------
         RejectedUpdateError
-            If its change, or a precision, is out of proportion.
+            If a precision is out of proportion.
         """
+        scales, worst = {"encoder": 1.0, "decoder": 1.0}, 0.0
         for measure in self._measures[uplink.key]:
-            if fault := measure.fault(self._former, uplink.key.modality):
-                raise RejectedUpdateError(fault)
+            usual = measure.usual(self._former, uplink.key.modality)
+            factor, value = measure.factor, measure.value * measure.unit
+            if factor is None or value <= factor * usual:
+                continue
+            if measure.quantity not in scales:
+                raise RejectedUpdateError(
+                    f"the mean eigenvalue of the {measure.quantity} is {value:.3g}, more than "
+                    f"{factor:g} times the median {usual:.3g}"
+                )
+            scales[measure.quantity] = factor * usual / value
+            worst = max(worst, min(value / max(usual, 1e-300), _MOST_TIMES))
+        if worst:
+            self.clipped[uplink.key] = worst
+            uplink = self._scaled(uplink, scales["encoder"], scales["decoder"])
         clips = (self._config.strategy.screening.clip_norm, self._clip)
         norms = [norm for norm in clips if norm is not None]
-        return self._clipped(uplink, min(norms)) if norms else uplink
+        return self._within(uplink, min(norms)) if norms else uplink
 
     def medians(self) -> dict[str, float]:
         """Return what the next round's updates are compared with.
@@ -148,7 +150,6 @@ class Screening:
         strategy, screening = self._config.strategy, self._config.strategy.screening
         encoder, encoders = self._encoders[uplink.key.modality], encoder_structure(strategy.encoder)
         decoders = decoder_structure(strategy.decoder)
-        sampled = strategy.sampler.name in (Sampler.sgld, Sampler.sghmc)
         for part, posterior, start, structure in (
             ("decoder", uplink.decoder, self._decoder, decoders),
             ("encoder", uplink.encoder, encoder, encoders),
@@ -163,7 +164,6 @@ class Screening:
                 screening.norm_factor,
                 unit,
                 start.norm if comparable else math.inf,
-                0.0 if sampled or sends_change else _reach(self._config, uplink.steps, start),
             )
         keep_their_scale = {"decoder": uplink.decoder}
         if strategy.encoder.scale is Scale.absolute:
@@ -174,25 +174,25 @@ class Screening:
                     quantity = f"precision of {part} array {name!r}"
                     yield Measure(quantity, gaussian.mean_precision(), factor)
 
-    def _clipped(self, uplink: Uplink, norm: float) -> Uplink:
+    def _within(self, uplink: Uplink, norm: float) -> Uplink:
         """Scale a whole change down to an L2 norm: D min(1, norm / ||D||), precisions as before."""
-        parts = uplink.encoder, uplink.decoder
         starts = self._encoders[uplink.key.modality], self._decoder
-        sent = [start.values.double() for start in starts]
-        changes = [part.mean.double() - begun for part, begun in zip(parts, sent, strict=True)]
-        whole = math.hypot(*map(_norm, changes))
+        parts = zip((uplink.encoder, uplink.decoder), starts, strict=True)
+        whole = math.hypot(*(_norm(_change(part, start)) for part, start in parts))
         # A private client has clipped its own; a hair more, for rounding in float32.
         hair = 1e-6 * math.hypot(*(start.norm for start in starts))
         if self._clip is not None and not whole <= 1.001 * self._clip + hair:
             fault = f"the norm of its change is {whole:.3g}, expected at most privacy.clip="
             raise RejectedUpdateError(f"{fault}{self._clip:g}")
-        if whole <= norm:
-            return uplink
-        encoder, decoder = (
-            part.moved((begun + norm / whole * change).to(part.mean.dtype))
-            for part, begun, change in zip(parts, sent, changes, strict=True)
+        return uplink if whole <= norm else self._scaled(uplink, norm / whole, norm / whole)
+
+    def _scaled(self, uplink: Uplink, encoder: float, decoder: float) -> Uplink:
+        """Multiply the changes of both parts; precisions stay."""
+        return replace(
+            uplink,
+            encoder=_moved(uplink.encoder, self._encoders[uplink.key.modality], encoder),
+            decoder=_moved(uplink.decoder, self._decoder, decoder),
         )
-        return replace(uplink, encoder=encoder, decoder=decoder)
 
 
 class _Start(NamedTuple):
@@ -211,13 +211,12 @@ def _norm(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def _reach(config: Config, steps: int, start: _Start) -> float:
-    """Return the largest norm that local training can give a change."""
-    client = config.client
-    moved = client.lr * steps
-    if client.optimizer is Optimizer.sgd:
-        moved *= client.max_grad_norm
-    else:
-        moved *= _ADAM_STEP * math.sqrt(len(start.values))
-    # Weights decay towards zero besides.
-    return moved + client.lr * client.weight_decay * steps * (start.norm + moved)
+def _change(part: Posterior, start: _Start) -> Tensor:
+    """Return (P,) float64, how far the mean is from where it started."""
+    return part.mean.double() - start.values.double()
+
+
+def _moved(part: Posterior, start: _Start, scale: float) -> Posterior:
+    if scale == 1:
+        return part
+    return part.moved((start.values.double() + scale * _change(part, start)).to(part.mean.dtype))

@@ -8,8 +8,10 @@ with: there all wait until everybody has answered, or until `MOST_WAITING` bytes
 compared with each other. Nothing of a refused update is used.
 """
 
+import math
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 
 from flwr.app import Message
@@ -18,6 +20,7 @@ from torch import Tensor
 from common.clients import ClientKey
 from common.config import Config
 from common.errors import printable
+from common.flower import BROKEN_REPLY
 from common.messages import ClientDescription, Uplink
 from common.model.ha_fedformer import ModelArrays
 from common.protocol import MAX_REASON, ClientFailureError, decode_uplink, payload_bytes
@@ -53,8 +56,8 @@ class UpdateFilter:
 class FilteredUpdates:
     """The updates of one round that pass, in the clients' order, and what became of the others.
 
-    `asked` are the clients that each node was asked for, as they described themselves, and `sent`
-    the trained tensors that they were sent.
+    `asked` are the clients that each node was asked for, as they described themselves, `sent` the
+    trained tensors that they were sent, and `most` how many examples one counts as at most.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class FilteredUpdates:
         server_round: int,
         asked: Mapping[int, Sequence[ClientDescription]],
         sent: ModelArrays,
+        most: float = math.inf,
     ) -> None:
         #: One line for each client without an update.
         self.rejected: list[str] = []
@@ -70,7 +74,7 @@ class FilteredUpdates:
         self.received = 0
         #: Replies whose content was refused.
         self.refused = 0
-        self._checks, self._round = checks, server_round
+        self._checks, self._round, self._most = checks, server_round, most
         self._screening = Screening(sent, checks.config, checks.medians)
         self._clients = {client.key: client for clients in asked.values() for client in clients}
         self._asked = {node: [client.key for client in clients] for node, clients in asked.items()}
@@ -103,6 +107,10 @@ class FilteredUpdates:
                     fits = False
         return None if fits else nodes
 
+    def most_bytes(self, node: int) -> int:
+        """Return how many bytes the reply of a node may have; see `UpdateRules.most_bytes`."""
+        return self._checks.rules.most_bytes({key.modality for key in self._asked.get(node, ())})
+
     def give_up(self, node: int) -> None:
         """Go on without the clients of a node from whom nothing more is to come."""
         asked = self._asked.get(node, [])
@@ -127,6 +135,16 @@ class FilteredUpdates:
         self.rejected.sort()
         self._checks.medians = self._screening.medians()
 
+    def leave_out(self, key: ClientKey, reason: str) -> None:
+        """Refuse an update that was handed on."""
+        self._reject(self._nodes[key], [key], RejectedUpdateError(reason))
+        self.rejected.sort()
+
+    @property
+    def clipped(self) -> Mapping[ClientKey, float]:
+        """Client to how many times the usual its change was, of those that were scaled down."""
+        return self._screening.clipped
+
     def _receive(self, reply: Message, node: int) -> None:
         """Let the update of a reply wait for its turn, if it is sound by itself."""
         keys = self._asked.get(node, [])
@@ -134,17 +152,21 @@ class FilteredUpdates:
             uplink = self._decoded(reply, keys)
             keys = [uplink.key]
             self._checks.rules.check(uplink, self._clients[uplink.key], self._round)
+            if uplink.examples > self._most:
+                uplink = replace(uplink, examples=int(self._most))
             self._screening.measure(uplink)
         except Exception as error:
             self._reject(node, keys, error)
         else:
             self._awaited.remove(uplink.key)
             self._waiting[uplink.key] = uplink
-            self._waiting_bytes += _nbytes(uplink)
+            self._waiting_bytes += uplink.nbytes
 
     def _decoded(self, reply: Message, asked: Sequence[ClientKey]) -> Uplink:
         """Decode the reply of a client that is still to answer."""
         if reply.has_error():
+            if reply.error.code == BROKEN_REPLY:
+                raise RejectedUpdateError(reply.error.reason)
             # Flower's reason is a traceback in a simulation, which ends with the message.
             reason = reply.error.reason or ""
             message = reason.rsplit("Exception ClientAppException occurred. Message:", 1)[-1]
@@ -166,7 +188,7 @@ class FilteredUpdates:
                 key = line.popleft()
                 if (uplink := self._waiting.pop(key, None)) is None:
                     continue
-                self._waiting_bytes -= _nbytes(uplink)
+                self._waiting_bytes -= uplink.nbytes
                 try:
                     screened = self._screening.screen(uplink)
                 except Exception as error:
@@ -196,7 +218,3 @@ class FilteredUpdates:
         hosted = ", ".join(map(str, keys)) or "no client that was asked"
         line = f"{hosted} (node {node}): {printable(reason[: 2 * MAX_LINE])}"
         self.rejected.append(line if len(line) <= MAX_LINE else f"{line[: MAX_LINE - 1]}…")
-
-
-def _nbytes(uplink: Uplink) -> int:
-    return uplink.encoder.nbytes + uplink.decoder.nbytes

@@ -17,7 +17,7 @@ import torch
 from flwr.app import Array, ArrayRecord, RecordDict
 from torch import Tensor
 
-from common.config import Config, Scale
+from common.config import ClientConfig, Config, Scale
 from common.messages import ClientDescription, Uplink
 from common.model.calibration import agreement_size, calibration_size
 from common.model.ha_fedformer import ModelArrays
@@ -81,6 +81,11 @@ class _Part:
         return next((f"array {name!r}: {fault}" for name, fault in faults if fault), None)
 
 
+def local_steps(examples: int, client: ClientConfig) -> int:
+    """Return how many steps a client of so many train items makes in a round."""
+    return client.local_epochs * -(-examples // client.batch_size)
+
+
 class UpdateRules:
     """What every update of a run must satisfy, by its trained tensors and its configuration.
 
@@ -109,7 +114,7 @@ class UpdateRules:
 
         `modalities` are those that the node was asked for; if none, any will do.
         """
-        most = max(self.limits[name] for name in modalities or self.limits)
+        most = self._most(modalities)
         if (sent := payload_bytes(content)) > SLACK * most:
             raise RejectedUpdateError(f"sends {sent:,} bytes of tensors, expected at most {most:,}")
         records = [record for record in content.values() if isinstance(record, ArrayRecord)]
@@ -120,6 +125,14 @@ class UpdateRules:
         ):
             if count > limit:
                 raise RejectedUpdateError(f"sends {count:,} {what}, expected at most {limit:,}")
+
+    def most_bytes(self, modalities: Collection[str]) -> int:
+        """Return the most bytes of a reply that `check_size` passes, as it travels."""
+        # Beside tensors and letters, the names and headers of its parts.
+        return SLACK * self._most(modalities) + 2 * MAX_LETTERS
+
+    def _most(self, modalities: Collection[str]) -> int:
+        return max(self.limits[name] for name in modalities or self.limits)
 
     def check(self, uplink: Uplink, client: ClientDescription, server_round: int) -> None:
         """Raise RejectedUpdateError at the first fault of an update of a client for a round."""
@@ -141,9 +154,10 @@ class UpdateRules:
         examples, task, settings = client.examples, self._task, self._client
         if uplink.examples != examples:
             return f"{uplink.examples} examples, and said before that it has {examples}"
-        if not math.isfinite(uplink.train_loss):
+        # Losses are computed in float32; their sum over examples is to be finite too.
+        if not abs(uplink.train_loss) <= torch.finfo(torch.float32).max:
             return f"a train loss of {uplink.train_loss}"
-        steps = settings.local_epochs * -(-examples // settings.batch_size)
+        steps = local_steps(examples, settings)
         if uplink.steps != steps:
             return f"{uplink.steps} local steps, expected {steps}"
         sums, agrees = uplink.calibration_sums, uplink.label_agreement

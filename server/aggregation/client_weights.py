@@ -30,10 +30,9 @@ import torch
 from torch import Tensor
 
 from common.clients import ClientKey
-from common.config import FusionRule
 from common.messages import Uplink
 from common.model.calibration import INVERSE_TEMPERATURES
-from common.model.fusion import fit_fusion
+from common.model.fusion import tempered_expert
 from common.task import Task
 
 #: How much likelier a client is taken to be sound than faulty, before it is seen.
@@ -70,8 +69,8 @@ def trust_clients(uplinks: Sequence[Uplink], prior: Tensor, task: Task) -> list[
 def _ratio(uplink: Uplink, pooled: Tensor, prior: Tensor, task: Task) -> float:
     """Return L_i."""
     if task is not Task.regression:
-        expert = fit_fusion(FusionRule.product_of_experts, task, prior, {"": pooled}).experts[""]
-        return uplink.label_agreement[INVERSE_TEMPERATURES.index(expert.slope)].item()
+        slope = tempered_expert(pooled).slope
+        return uplink.label_agreement[INVERSE_TEMPERATURES.index(slope)].item()
     yy, pp, py = _deviations(pooled)
     own_yy, _, own_py = _deviations(uplink.calibration_sums)
     if min(yy, pp, py) < 1e-100:

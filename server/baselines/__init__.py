@@ -1,9 +1,11 @@
 """The baselines that a federation is compared with, trained on this machine without any message.
 
 ``strategy.setting`` names one: `local`, every client alone, is a lower bound; `pooled` shows the
-cost of federation; `centralised`, an upper bound, the cost of items with only one modality. A round
-is ``client.local_epochs`` passes with the settings of ``client.*``, as at a client; the optimiser
-continues from round to round.
+cost of federation; `centralised`, an upper bound, the cost of items with only one modality;
+`closed_form` what linear experts do without a network. A round is ``client.local_epochs`` passes
+with the settings of ``client.*``, as at a client; the optimiser continues from round to round.
+Labels are standardised by the prior of the clients' train labels, as in a federation; train losses
+of numbers are in units of its deviation.
 
 A new baseline is one module of this package and an entry in `BASELINES`, and one file in
 ``conf/strategy`` that names it.
@@ -15,6 +17,7 @@ from typing import Any
 from common.config import StrategyConfig
 from common.errors import UserError
 from server.baselines.baseline import Baseline, Sites, load_sites
+from server.baselines.closed_form import ClosedForm
 from server.baselines.full_model import centralised, pooled
 from server.baselines.local import Local
 from server.run.run import Run
@@ -22,6 +25,7 @@ from server.run.run import Run
 #: ``strategy.setting`` to what builds the baseline.
 BASELINES: dict[str, Callable[[Sites], Baseline]] = {
     "centralised": centralised,
+    "closed_form": ClosedForm,
     "local": Local,
     "pooled": pooled,
 }

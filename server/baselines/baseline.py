@@ -7,16 +7,27 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from client.node import describe_client, standardised
 from client.trainer import validation_outputs
 from common.clients import ClientKey
 from common.config import Config, FusionRule
+from common.data.dataset import describe_shape
 from common.data.federation import ClientData, FederatedDataset, client_data_of
 from common.data.moments import FeatureMoments
-from common.model.calibration import calibration_sums, label_sums, no_calibration_sums, prior_of
+from common.errors import UserError
+from common.model.calibration import (
+    calibration_sums,
+    label_sums,
+    no_calibration_sums,
+    pool_label_sums,
+    prior_of,
+)
 from common.model.fusion import Fusion, fit_fusion
 from common.model.ha_fedformer import HAFedformer
+from server.evaluate import opinions
 from server.records import Phase, PhaseClock, RoundRecord
-from server.run.run import RoundSource, check_features
+from server.run.linear import Experts, pool_clients
+from server.run.run import RoundSource
 
 #: Validation items of a batch.
 _BATCH = 256
@@ -37,12 +48,17 @@ class Sites:
             name: [key for key in self.by_key if key.modality == name] for name in self.data.shapes
         }
 
+    def experts(self, moments: Mapping[str, FeatureMoments]) -> Experts:
+        """Return what linear experts are fitted to, as the clients would say."""
+        clients = (describe_client(site, key, self.config) for key, site in self.by_key.items())
+        return Experts(pool_clients(clients, self.data, moments), self.prior(self.by_key))
+
     def prior(self, keys: Iterable[ClientKey]) -> Tensor:
         """Return the prior of the train labels of some clients."""
         task, sites = self.data.task, [self.by_key[key] for key in keys]
         labels = [torch.from_numpy(site.labels[site.train]) for site in sites]
         sums = [label_sums(own, task, self.data.outputs) for own in labels]
-        return prior_of(torch.stack(sums).sum(dim=0), task)
+        return prior_of(pool_label_sums(sums, task), task)
 
     def moments(self, modality: str) -> FeatureMoments:
         """Return the pooled moments of a modality's features, over its clients' train items."""
@@ -54,11 +70,10 @@ class Sites:
 
     def calibration_sums(self, model: HAFedformer, key: ClientKey, prior: Tensor) -> Tensor:
         """Summarise a model's predictions on a client's validation items, as the client would."""
-        site = self.by_key[key]
+        site = standardised(self.by_key[key], prior)
         outputs = validation_outputs(model, site, _BATCH)
         labels = torch.from_numpy(site.labels[site.validation])
-        groups = torch.from_numpy(site.groups[site.validation])
-        return calibration_sums(outputs, labels, prior, site.task, groups)
+        return calibration_sums(outputs, labels, prior, site.task)
 
     def fit_fusion(self, model: HAFedformer, rule: FusionRule) -> Fusion:
         """Fit a rule to the calibration sums of each modality, as a server does."""
@@ -70,7 +85,7 @@ class Sites:
             )
             for name, keys in self.by_modality.items()
         }
-        return fit_fusion(rule, task, prior, sums)
+        return fit_fusion(rule, task, prior, sums, opinions(model, prior, self.data.validation))
 
 
 def load_sites(config: Config, data: FederatedDataset) -> Sites:
@@ -81,7 +96,9 @@ def load_sites(config: Config, data: FederatedDataset) -> Sites:
     sites = Sites(config, data, {key: client_data_of(data, key, config) for key in data.clients})
     for key, site in sites.by_key.items():
         shape = site.sequences.select(site.train).statistics_shape
-        check_features(data, key.modality, shape, str(key))
+        if shape != (expected := data.shapes[key.modality]):
+            here, there = map(describe_shape, (shape, expected))
+            raise UserError(f"{key.modality} is {here} at {key} but {there} in the evaluation data")
     return sites
 
 

@@ -10,25 +10,27 @@ them.
 Notation: N items, B of them at a time, K classes or labels, O outputs.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from client.node import standardised
 from common.config import FusionRule
 from common.data.batching import Padded
 from common.data.dataset import LabelArray, MultimodalDataset
 from common.data.federation import JointDataset
 from common.data.moments import FeatureMoments
 from common.errors import UserError
-from common.metrics import diagnostics
+from common.model.calibration import standardise
 from common.model.fusion import fuse_encodings
-from common.model.ha_fedformer import HAFedformer
-from common.model.predict import to_values
+from common.model.ha_fedformer import HAFedformer, ModelSpec
+from common.model.linear import fuse_linear, measure_linear
+from common.model.predict import Prediction, in_label_units, to_values
 from common.seeding import derive_seed
 from server.baselines.architectures import build_other
 from server.baselines.baseline import Baseline, Sites
@@ -39,8 +41,9 @@ from server.baselines.training import (
     paired_pass,
     pooled_items,
 )
-from server.evaluate import Scores, score
-from server.run.run import OneModel, count_parameters, initial_model
+from server.evaluate import Scores, score, tabulate
+from server.run.linear import Experts, standardised_sums, too_wide
+from server.run.run import NO_EXPERTS, OneModel, count_parameters, initial_model
 
 
 class FullModel(OneModel, Baseline):
@@ -65,10 +68,16 @@ class FullModel(OneModel, Baseline):
 class OtherArchitecture(Baseline):
     """A model of `ARCHITECTURES`; it predicts numbers without a deviation."""
 
-    def __init__(self, sites: Sites, training: Training) -> None:
+    def __init__(self, sites: Sites, spec: ModelSpec, training: Training) -> None:
         super().__init__(sites)
-        self.training = training
+        self.spec, self.training = spec, training
+        self._prior = sites.prior(sites.by_key)
         self.parameters = count_parameters(training.model)
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The one model."""
+        return [self.training.model]
 
     @property
     def fusion(self) -> str:
@@ -81,24 +90,23 @@ class OtherArchitecture(Baseline):
 
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score all modalities together, and each alone with the others absent."""
-        answers = predict_paired(self.training, items)
-        return {title: score(self.training.task, *answer) for title, *answer in answers}
+        answers = predict_paired(self.training, self._prior, items)
+        return {title: score(self.spec, *answer) for title, *answer in answers}
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
         """Diagnose all modalities together, and each alone with the others absent."""
-        answers = predict_paired(self.training, items)
-        diagnosed = {title: diagnostics(self.training.task, *answer) for title, *answer in answers}
-        return {"diagnostics": diagnosed}
+        answers = predict_paired(self.training, self._prior, items)
+        return {"diagnostics": {title: tabulate(self.spec, *answer) for title, *answer in answers}}
 
 
 def predict_paired(
-    training: Training, items: MultimodalDataset
+    training: Training, prior: Tensor, items: MultimodalDataset
 ) -> Iterator[tuple[str, LabelArray, NDArray[np.float32]]]:
     """Predict with a model that takes every modality at once: from all of them, and each alone.
 
     Yields ``multimodal`` and each modality, with labels and values of the items that have any of
     the modalities in question: (N,) numbers or (N, K) probabilities. A modality that an item lacks,
-    or that is not in question, comes with length 0.
+    or that is not in question, comes with length 0. Labels were standardised by `prior`.
     """
     names = list(items.sequences)
     for title, subset in {MULTIMODAL: names, **{name: [name] for name in names}}.items():
@@ -109,15 +117,18 @@ def predict_paired(
             if name not in subset
         }
         outputs = training.outputs({**usable.sequences, **absent})
-        yield title, usable.labels, to_values(outputs, training.task).numpy()
+        predicted = Prediction(to_values(outputs, training.task))
+        values = in_label_units(predicted, prior.tolist(), training.task).values
+        yield title, usable.labels, values.numpy()
 
 
 def pooled(sites: Sites) -> FullModel:
     """Build the baseline; features are standardised with the moments of all train items."""
-    config, data = sites.config, sites.data
-    model = initial_model(config, data, {name: sites.moments(name) for name in sites.by_modality})
+    config, data, prior = sites.config, sites.data, sites.prior(sites.by_key)
+    moments = {name: sites.moments(name) for name in sites.by_modality}
+    model = initial_model(config, data, moments, sites.experts(moments))
     items = {
-        name: pooled_items([sites.by_key[key] for key in keys])
+        name: pooled_items([standardised(sites.by_key[key], prior) for key in keys])
         for name, keys in sites.by_modality.items()
     }
     training = one_modality_training(model, items, data.task, config.client)
@@ -131,14 +142,17 @@ def centralised(sites: Sites) -> Baseline:
     """
     config, task, items = sites.config, sites.data.task, paired_items(sites)
     moments = {name: FeatureMoments.of(own) for name, own in items.sequences.items()}
-    initial = initial_model(config, sites.data, moments)
-    one_pass = partial(paired_pass, items, config.client.batch_size)
+    experts = _paired_experts(sites, items, moments) if config.strategy.linear else NO_EXPERTS
+    initial = initial_model(config, sites.data, moments, experts)
+    labels = standardise(items.labels, sites.prior(sites.by_key), task)
+    one_pass = partial(paired_pass, replace(items, labels=labels), config.client.batch_size)
     if config.strategy.architecture == "ha_fedformer":
         forward = partial(from_mean, initial)
         training = Training(initial, forward, one_pass, task, config.client)
         return FullModel(sites, initial, training, FusionRule.mean)
     other = build_other(config, initial)
-    return OtherArchitecture(sites, Training(other, other, one_pass, task, config.client))
+    training = Training(other, other, one_pass, task, config.client)
+    return OtherArchitecture(sites, initial.spec, training)
 
 
 def paired_items(sites: Sites) -> MultimodalDataset:
@@ -156,10 +170,25 @@ def paired_items(sites: Sites) -> MultimodalDataset:
     return data.items.select(np.sort(np.concatenate(dealt)))
 
 
+def _paired_experts(
+    sites: Sites, items: MultimodalDataset, moments: Mapping[str, FeatureMoments]
+) -> Experts:
+    """Return what linear experts are fitted to: the sums of all paired items."""
+    data, sums = sites.data, {}
+    task, outputs, wide = data.task, data.outputs, too_wide(data)
+    for name, own in items.sequences.items():
+        if name not in wide:
+            fill = moments[name].mean
+            measured = measure_linear(own, items.labels, task, outputs, fill)
+            sums[name] = standardised_sums(measured, moments[name])
+    return Experts(sums, sites.prior(sites.by_key))
+
+
 def from_mean(model: HAFedformer, inputs: Mapping[str, Padded]) -> Tensor:
     """Run HA-Fedformer on all modalities at once: outputs (B, O) of the mean of the encodings."""
     encodings = {name: model.encode(name, padded) for name, padded in inputs.items()}
     lengths = {name: padded.lengths for name, padded in inputs.items()}
-    fused, longest = fuse_encodings(encodings, lengths, dict.fromkeys(inputs, 1 / len(inputs)))
-    outputs: Tensor = model.decoder(fused, longest)
-    return outputs
+    linear = {name: model.linear_outputs(name, padded) for name, padded in inputs.items()}
+    weights = dict.fromkeys(inputs, 1 / len(inputs))
+    outputs: Tensor = model.decoder(*fuse_encodings(encodings, lengths, weights))
+    return outputs + fuse_linear(linear, lengths, weights)

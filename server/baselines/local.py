@@ -12,13 +12,15 @@ priors nothing changes.
 Notation: M experts, N items, O outputs.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from client.node import standardised
 from common.clients import ClientKey
 from common.config import FusionRule
 from common.data.batching import SequenceItems
@@ -40,7 +42,7 @@ from common.model.ha_fedformer import (
     set_standardisation,
     split_arrays,
 )
-from common.model.predict import Prediction, to_values
+from common.model.predict import Prediction, in_label_units, to_values
 from common.seeding import derive_seed
 from common.task import Task
 from server.baselines.baseline import Baseline, Sites
@@ -50,10 +52,12 @@ from server.run.run import count_parameters, initial_model
 
 
 class Local(Baseline):
-    """One model for each client, standardised with the client's own statistics.
+    """One model for each client; features and labels standardised with the client's statistics.
 
     It starts from the weights that a federation of the same seed would send.
     """
+
+    fitted: dict[ClientKey, Tensor]  #: calibration sums of each client
 
     def __init__(self, sites: Sites) -> None:
         super().__init__(sites)
@@ -61,14 +65,19 @@ class Local(Baseline):
         client, task = sites.config.client, sites.data.task
         self._trainings: dict[ClientKey, Training] = {}
         for key, model in self.models.items():
-            site = sites.by_key[key]
+            site = standardised(sites.by_key[key], sites.prior([key]))
             items = {key.modality: SequenceItems(site.sequences, site.labels, site.train)}
             self._trainings[key] = one_modality_training(model, items, task, client)
-        self._calibration_sums = self._measure_calibration()
+        self.fitted = self._measure_calibration()
         # Of one model of each modality.
         self.parameters = sum(
             count_parameters(self.models[keys[0]]) for keys in sites.by_modality.values()
         )
+
+    @property
+    def modules(self) -> Sequence[nn.Module]:
+        """The clients' models."""
+        return list(self.models.values())
 
     @property
     def fusion(self) -> str:
@@ -89,7 +98,7 @@ class Local(Baseline):
             seed = derive_seed(self.sites.config.seed, "train", number, str(key))
             losses[key] = training.round(seed)[key.modality]
             examples[key] = len(self.sites.by_key[key].train)
-        self._calibration_sums = self._measure_calibration()
+        self.fitted = self._measure_calibration()
         self.client_losses = {str(key): loss for key, loss in losses.items()}
         return {
             name: sum(losses[key] * examples[key] for key in keys)
@@ -118,7 +127,8 @@ class Local(Baseline):
         for team in self._teams():
             joined = combine([predictions[key] for key in team], self.sites.prior(team), task)
             std = None if joined.std is None else joined.std.numpy()
-            scores.append(score(task, usable.labels, joined.values.numpy(), std))
+            spec = self.models[team[0]].spec
+            scores.append(score(spec, usable.labels, joined.values.numpy(), std))
         return _means(scores)
 
     def _measure_calibration(self) -> dict[ClientKey, Tensor]:
@@ -130,7 +140,7 @@ class Local(Baseline):
 
     def _expert(self, key: ClientKey, rule: FusionRule = FusionRule.product_of_experts) -> Fusion:
         """Calibrate a client's expert."""
-        seen = {key.modality: self._calibration_sums[key]}
+        seen = {key.modality: self.fitted[key]}
         return fit_fusion(rule, self.sites.data.task, self.sites.prior([key]), seen)
 
     def _teams(self) -> list[tuple[ClientKey, ...]]:
@@ -180,7 +190,8 @@ def combine(experts: Sequence[ExpertPrediction], prior: Tensor, task: Task) -> P
         moved = [_moved_gaussian(expert, mean, variance) for expert in experts]
         means = torch.stack([own for own, _ in moved])
         variances = means.new_tensor([own for _, own in moved])
-        return Prediction(*product_of_gaussians(means, variances, present, mean, variance))
+        joined = product_of_gaussians(means, variances, present, 0.0, 1.0)
+        return in_label_units(Prediction(*joined), (mean, variance), task)
     shared, scores = prior.to(experts[0].outputs), []
     for expert in experts:
         (own,) = tempered_scores(expert.fusion, {expert.modality: expert.outputs})
@@ -191,13 +202,16 @@ def combine(experts: Sequence[ExpertPrediction], prior: Tensor, task: Task) -> P
 def _moved_gaussian(expert: ExpertPrediction, mean: float, variance: float) -> tuple[Tensor, float]:
     """Return (N,) means and their variance, as they would be if the prior were the client's own.
 
-    An expert adds a difference of natural parameters to its prior, of a precision of at least 0, so
-    the variance is at most the prior's.
+    All are standardised by that prior, of a mean and a variance. An expert adds a difference of
+    natural parameters to its prior, of a precision of at least 0, so the variance is at most 1.
     """
     fitted = expert.fusion.experts[expert.modality]
     own_mean, own_variance = expert.fusion.prior
-    means = fitted.intercept + fitted.slope * expert.outputs[:, 0]
+    own_mean, own_variance = (own_mean - mean) / math.sqrt(variance), own_variance / variance
+    means = own_mean + math.sqrt(own_variance) * (
+        fitted.intercept + fitted.slope * expert.outputs[:, 0]
+    )
     posterior = own_variance * fitted.unexplained
-    precision = 1 / posterior - 1 / own_variance + 1 / variance
-    shift = means / posterior - own_mean / own_variance + mean / variance
+    precision = 1 / posterior - 1 / own_variance + 1
+    shift = means / posterior - own_mean / own_variance
     return shift / precision, 1 / precision

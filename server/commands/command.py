@@ -9,24 +9,20 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import NoReturn, TypeVar
 
 import hydra
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.core.object_type import ObjectType
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 
-from common.config import Config, Settings, explain, parse
-from common.errors import UserError
+from common.config import CompositionErrors, Config, Settings, explain, literal_paths, parse
+from common.errors import UserError, file_error
+from server.commands.help import help_text
 from server.run.interruption import InterruptedRunError
 
 Schema = TypeVar("Schema", bound=Settings)
-
-_list_group = ConfigLoaderImpl.get_group_options
 
 
 def hydra_command(
@@ -43,17 +39,23 @@ def hydra_command(
             except UserError as error:
                 # Not an exception to Hydra, which would print a traceback of its own.
                 fail(str(error))
+            except OSError as error:
+                fail(file_error(error))
 
         def command() -> None:
+            sys.argv[1:] = read_arguments(schema, sys.argv[1:])
             # Hydra then raises instead of printing several lines and exiting with 1.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
-            ConfigLoaderImpl.get_group_options = list_group  # type: ignore[method-assign,assignment]
             folder = f"pkg://{schema.folder}"
             run = hydra.main(version_base=None, config_path=folder, config_name=schema.file)
             try:
                 run(guarded)()
-            except (HydraException, OmegaConfBaseException) as error:
+            except CompositionErrors as error:
+                if isinstance(error, ValueError) and "Config group override" not in str(error):
+                    raise
                 fail(explain(error, schema))
+            except OSError as error:
+                fail(file_error(error))
             except KeyboardInterrupt:
                 sys.exit(128 + signal.SIGINT)
 
@@ -62,20 +64,20 @@ def hydra_command(
     return decorate
 
 
-def list_group(
-    loader: ConfigLoaderImpl,
-    group_name: str,
-    results_filter: ObjectType | None = ObjectType.CONFIG,
-    **search: Any,
-) -> list[str]:
-    """List a group as Hydra does, which copies all of its sources for it first.
-
-    ``--help`` lists a hundred groups, and took three seconds for it. The copies serve overrides of
-    the search path alone.
-    """
-    if search.get("overrides"):
-        return _list_group(loader, group_name, results_filter, **search)
-    return loader.repository.get_group_options(group_name, results_filter)
+def read_arguments(schema: type[Settings], arguments: list[str]) -> list[str]:
+    """Return a command line as Hydra is to read it, or end with one line for a mistake in it."""
+    options = get_args_parser()
+    options.error = fail  # type: ignore[method-assign]
+    known, unknown = options.parse_known_args(arguments)
+    if unknown:
+        fail(f"there is no option {unknown[0]}; settings are given as NAME=VALUE, without --")
+    if known.help:
+        print(help_text(schema))
+        sys.exit(0)
+    try:
+        return literal_paths(schema, arguments, sweeping=known.multirun)
+    except UserError as error:
+        fail(str(error))
 
 
 def run_folder(config: Config) -> Path:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Sequence
+from os.path import realpath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,21 +37,23 @@ def write_report(config: ReportConfig, overrides: Sequence[str]) -> "tuple[Repor
     Raises
     ------
     UserError
-        If there are no runs, a file is damaged, two runs are the same or no run has a metric; if
-        the folder is there already, would replace runs, or cannot be written.
+        If there are no runs, a file is damaged or no run has a metric; if the folder is there
+        already, would replace runs, or cannot be written.
     """
     from common.atomic import atomic_folder
-    from server.report.groups import Report, make_groups, shorten_paths
+    from server.report.groups import Report, make_groups, shorten_paths, without_repeats
     from server.report.page import PAGE, REPORT, group_sections, markdown, page
     from server.report.records import find_results
 
     results, unfinished = find_results(config.places)
     command = shlex.join(["utmp-report", *map(shorten_paths, overrides)])
+    results, repeated = without_repeats(results)
     groups = make_groups(results, config.baseline, config.metrics)
-    report = Report(command, results, unfinished, groups, config.baseline)
+    report = Report(command, results, unfinished, groups, config.baseline, repeated)
     out = Path(config.out).absolute()
     for result in results:
-        if Path(result.folder).resolve().is_relative_to(out.resolve()):
+        # Path.resolve raises an error where links go in a circle.
+        if Path(realpath(result.folder)).is_relative_to(realpath(out)):
             raise UserError(f"out={config.out} holds the run {result.folder}; choose another")
     with atomic_folder(out, config.overwrite, REPORT) as folder:
         sections = group_sections(report)

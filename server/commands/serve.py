@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from common.config import ServeConfig, check_token
-from common.errors import UserError
+from common.errors import UserError, reason
 from server.commands.command import hydra_command
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read_token(config: ServeConfig) -> str | None:
     try:
         token = Path(config.token_file).read_text(encoding="utf-8").strip()
     except OSError as error:
-        raise UserError(f"{source}: {error.strerror}") from error
+        raise UserError(f"{source}: {reason(error)}") from error
     except ValueError as error:
         raise UserError(f"{source}: expected text") from error
     check_token(token, source)

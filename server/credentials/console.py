@@ -4,6 +4,7 @@ import shlex
 from pathlib import PurePath
 
 from common.clients import ClientKey
+from common.config import argument
 from server.credentials.issuing import CA, SERVER, SERVER_KEY, Credentials
 from server.terminal import Terminal
 
@@ -33,7 +34,7 @@ def show_issued(issued: Credentials, terminal: Terminal) -> None:
             "~/.flwr/config.toml:"
         )
         for client in issued.new_clients:
-            key = shlex.quote(f"{out}/sites/{client}/{client}.pub")
+            key = argument(f"{out}/sites/{client}/{client}.pub")
             terminal.tell(f"  flwr supernode register {key} CONNECTION --name {client}")
         terminal.tell(f"next, at each site, in its own folder of {out}/sites:")
         for client in issued.new_clients:
@@ -42,12 +43,12 @@ def show_issued(issued: Credentials, terminal: Terminal) -> None:
 
 def _superlink(out: PurePath) -> str:
     certificate, key, authority = (
-        shlex.quote(f"{out}/{name}") for name in (SERVER, SERVER_KEY, f"server/{CA}")
+        argument(f"{out}/{name}") for name in (SERVER, SERVER_KEY, f"server/{CA}")
     )
     return (
-        f"flower-superlink --host 0.0.0.0 --ssl-ca-certfile {authority} "
+        f"utmp-superlink --host 0.0.0.0 --ssl-ca-certfile {authority} "
         f"--ssl-certfile {certificate} --ssl-keyfile {key} --enable-supernode-auth "
-        "--disable-runtime-dependency-installation --database superlink.db"
+        "--database superlink.db"
     )
 
 

@@ -7,7 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from common.errors import UserError
+from common.errors import UserError, reason
 from server.credentials.certificates import FileKind
 
 
@@ -79,4 +79,4 @@ def _errors_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{path} cannot be read or written: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read or written: {reason(error)}") from error

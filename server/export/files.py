@@ -135,6 +135,7 @@ def _about(path: Path, predictor: Predictor, file: Path) -> dict[str, Any]:
         "fusion_weights": fusion.weights,
         "lengths": "steps of each item, from the first; 0 where it lacks the modality",
         "last_steps": predictor.max_seq_len,
+        "context": predictor.reading.context,
         "opset": onnx.load(file).opset_import[0].version,
         "torch": torch.__version__,
         "tolerance": TOLERANCE,

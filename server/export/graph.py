@@ -18,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from common.data.batching import Padded
-from common.model.fusion import Fusion
-from common.model.ha_fedformer import HAFedformer, ModelSpec
+from common.model.ha_fedformer import ModelSpec
 from common.model.predict import Encoded, predict_present
 from common.task import Task
 from server.prediction.predictor import Predictor
@@ -60,7 +59,7 @@ def subset_graph(predictor: Predictor, names: Sequence[str]) -> onnx.ModelProto:
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings(action="ignore"):
         program = torch.onnx.export(
-            _Subset(model, fusion, names).eval(),
+            _Subset(predictor, names).eval(),
             tuple(inputs),
             input_names=[port for name in names for port in (name, lengths_of(name))],
             output_names=output_names(fusion.task),
@@ -85,26 +84,31 @@ class _Subset(nn.Module):
     """A model and its fusion rule as a function of tensors alone, which torch can export.
 
     Takes, for each modality, its features (B, T, D), right-padded, and its lengths (B,), 0 where an
-    item lacks it. Returns predictions, (B,) or (B, K), NaN for an item without any modality; for
-    numbers their deviations (B,) too.
+    item lacks it; as many of an item's last steps are used as in training. Returns predictions,
+    (B,) or (B, K), NaN for an item without any modality; for numbers their deviations (B,) too.
     """
 
-    def __init__(self, model: HAFedformer, fusion: Fusion, names: Sequence[str]) -> None:
+    def __init__(self, predictor: Predictor, names: Sequence[str]) -> None:
         super().__init__()
-        self.model = copy.deepcopy(model)
-        self.model.decoder.lstm = _OnnxLSTM(model.decoder.lstm)  # type: ignore[assignment]
-        self.fusion = fusion
-        self.names = list(names)
+        self.model, self.fusion = copy.deepcopy(predictor.model), predictor.fusion
+        lstm = predictor.model.decoder.lstm
+        self.model.decoder.lstm = _OnnxLSTM(lstm)  # type: ignore[assignment]
+        self.names, self.last_steps = list(names), predictor.max_seq_len
 
     def forward(self, *inputs: Tensor) -> list[Tensor]:
         values = dict(zip(self.names, inputs[::2], strict=True))
         lengths = dict(zip(self.names, inputs[1::2], strict=True))
+        padded = {
+            name: last_steps(Padded(values[name], lengths[name]), self._most(name))
+            for name in values
+        }
         encoded = Encoded(
-            {name: self.model.encode(name, Padded(values[name], lengths[name])) for name in values},
-            lengths,
+            {name: self.model.encode(name, own) for name, own in padded.items()},
+            {name: own.lengths for name, own in padded.items()},
+            {name: self.model.linear_outputs(name, own) for name, own in padded.items()},
         )
         # A symbolic expression while torch traces.
-        steps = reduce(torch.sym_max, (part.shape[1] for part in values.values()))
+        steps = reduce(torch.sym_max, (own.values.shape[1] for own in padded.values()))
         predicted = predict_present(self.model, self.fusion, encoded, self.names, steps)
         known = encoded.present(self.names).any(dim=0)
         mask = known if predicted.values.ndim == 1 else known[:, None]
@@ -112,6 +116,21 @@ class _Subset(nn.Module):
         if predicted.std is not None:
             outputs.append(torch.where(known, predicted.std, torch.nan))
         return outputs
+
+    def _most(self, name: str) -> int | None:
+        return None if steps_of(self.model.spec, name) else self.last_steps
+
+
+def last_steps(padded: Padded, most: int | None) -> Padded:
+    """Return the last steps of right-padded items, at most so many; None for all."""
+    if most is None:
+        return padded
+    values, lengths = padded
+    # A symbolic expression while torch traces.
+    steps = torch.sym_min(values.shape[1], most)  # type: ignore[no-untyped-call]
+    rows = (lengths - most).clamp(min=0)[:, None] + torch.arange(steps)
+    index = rows.clamp(max=values.shape[1] - 1)[:, :, None].expand(-1, -1, values.shape[2])
+    return Padded(values.gather(1, index), lengths.clamp(max=most))
 
 
 class _OnnxLSTM(nn.Module):

@@ -24,7 +24,7 @@ from common.seal import SUFFIX
 from common.task import Task
 from common.training import choose_device, use_one_thread
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
-from server.prediction.files import input_settings
+from server.prediction.files import input_settings, load_predictor
 from server.prediction.predictor import Predictor, run_data
 from server.prediction.writers import check_place, new_file
 from server.terminal import Terminal
@@ -37,7 +37,7 @@ _FILE_WIDTH = 200
 class Evaluation:
     """The results of an evaluation."""
 
-    #: ``model``, ``dataset`` and number of ``items``.
+    #: ``model``, ``dataset``, number of ``items``, and ``cleaning``: what of them was not used.
     about: dict[str, Any]
     task: Task
     label_names: tuple[str, ...]
@@ -52,14 +52,19 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation:
         check_place(Path(config.out), config.overwrite)
     use_one_thread()  # as in the run, so that sums are in the same order
     device = choose_device(config.device, "device")
-    predictor = Predictor.load(str(config.model), device, config.max_seq_len)
+    predictor = load_predictor(config, device)
     predictor.check_names(config.modalities, "modalities: ")
     what, task, items = _read(config, predictor)
     items = _fitting(items, task, what, config, predictor)
     model, fusion = predictor.model, predictor.fusion
     rules = {str(rule): replace(fusion, rule=rule) for rule in FusionRule if rule != "auto"}
     return Evaluation(
-        {"model": config.model, "dataset": what, "items": len(items)},
+        {
+            "model": config.model,
+            "dataset": what,
+            "items": len(items),
+            "cleaning": {**items.cleaning, **items.not_finite()},
+        },
         predictor.task,
         predictor.names(),
         {
@@ -91,15 +96,18 @@ def _read(config: EvaluateConfig, predictor: Predictor) -> tuple[str, Task, Mult
         if len(paths) > 1:
             raise UserError(f"dataset names {len(paths)} shards; expected one, or their folder")
         shard = read_shard(paths[0])
+        predictor.reading.check_prepared(what, shard.info.reading, shard.items.longest)
         return what, shard.info.task, shard.items
     settings = input_settings(
         config,
         predictor,
         lenient=not config.modalities,
         task=predictor.task,
-        emotions=config.emotions,
-        labels=tuple(config.labels),
+        classes=predictor.classes,
     )
+    if config.labels or config.emotions:
+        labels, emotions = tuple(config.labels), config.emotions
+        settings = replace(settings, labels=labels, emotions=emotions)
     return what, predictor.task, read_source(paths, config.format, settings)[0].items
 
 
@@ -128,6 +136,7 @@ def show_evaluation(terminal: Terminal, evaluation: Evaluation) -> None:
         terminal.console.width = _FILE_WIDTH
     about, results = evaluation.about, evaluation.results
     terminal.tell(f"model {about['model']} on {about['dataset']}, {about['items']} items")
+    terminal.data(about.get("cleaning", {}))
     test, headline = results["test"], HEADLINE[evaluation.task]
     rows = [
         [metric, *(_cell(scores[metric]) for scores in test.values())]
@@ -137,7 +146,8 @@ def show_evaluation(terminal: Terminal, evaluation: Evaluation) -> None:
     _show_scores(terminal, "Every subset of modalities", results["test_by_subset"], headline)
     _show_scores(terminal, "Fusion rules", results["test_by_fusion"], headline)
     diagnosis = results["diagnostics"]["multimodal"]
-    _show_confusion(terminal, diagnosis["confusion"], evaluation)
+    if confusion := diagnosis.get("confusion"):
+        _show_confusion(terminal, confusion, evaluation)
     if calibration := diagnosis.get("calibration"):
         rows = [list(map(_cell, values)) for values in zip(*calibration.values(), strict=True)]
         _show_table(terminal, "Calibration", list(calibration), rows)

@@ -22,7 +22,7 @@ def sequences_of(name: str, given: Features, width: int) -> Sequences:
     items = [_item(name, item, width) for item in _items(name, given)]
     lengths = np.array([len(item) for item in items], dtype=np.int64)
     values = np.concatenate([np.empty((0, width), dtype=np.float32), *items])
-    return Sequences.ragged(values, lengths)
+    return Sequences.ragged(values, lengths).known()
 
 
 def _items(name: str, given: Features) -> list[Any]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from common.config import EvaluateConfig, PredictConfig
+from common.config import PredictConfig, ReadingSettings
 from common.data.dataset import ItemPart, Sequences, describe_shape
 from common.data.item_stream import ItemStream, open_items
 from common.data.source import ReadSettings, paths_named
 from common.training import choose_device
-from server.prediction.predictor import Predictor, dataset_settings, model_path
+from server.prediction.predictor import Predictor
 from server.prediction.writers import Part, check_place, write_predictions
 from server.terminal import Terminal
 
@@ -29,7 +29,7 @@ def predict_file(config: PredictConfig, terminal: Terminal) -> None:
     check_place(out, config.overwrite)
     paths = paths_named("input", config.input)
     device = choose_device(config.device, "device")
-    predictor = Predictor.load(str(config.model), device, config.max_seq_len)
+    predictor = load_predictor(config, device)
     settings = input_settings(config, predictor, predicting=True)
     stream = open_items(paths, config.format, settings)
     labels = predictor.names(config.labels, stream.label_names)
@@ -51,14 +51,19 @@ def predict_file(config: PredictConfig, terminal: Terminal) -> None:
                 bar.advance(task, len(part.ids))
 
         write_predictions(out, parts(), labels)
+    terminal.data(stream.cleaning)  # of a stream, known at its end
     _show_predicted(terminal, modalities, not_finite)
     terminal.tell(f"predictions: {config.out}")
 
 
-def input_settings(
-    config: PredictConfig | EvaluateConfig, predictor: Predictor, **others: Any
-) -> ReadSettings:
-    """Return how an input is read for a predictor: by default as the run read its data.
+def load_predictor(config: ReadingSettings, device: str | torch.device) -> Predictor:
+    """Load the model that a command names; raise `UserError` as `Predictor.load`."""
+    given = {"max_seq_len": config.max_seq_len, "context": config.context}
+    return Predictor.load(str(config.model), device, **given)
+
+
+def input_settings(config: ReadingSettings, predictor: Predictor, **others: Any) -> ReadSettings:
+    """Return how an input is read for a predictor: as the model's data were.
 
     `others` are further settings of `ReadSettings`. Raises `UserError` if a modality is not one of
     the model's.
@@ -66,17 +71,14 @@ def input_settings(
     names = tuple(dict.fromkeys(config.modalities or predictor.features))
     predictor.check_names(names, "modalities: ")
     predictor.check_names(config.arrays, "arrays: ")
-    trained = dataset_settings(model_path(str(config.model)).parent)
-    context = trained.get("context") or 0 if config.context is None else config.context
+    reading = predictor.reading
+    # Groups matter only where an item takes context from its neighbours.
+    group = (config.group or reading.group) if reading.context else None
     return ReadSettings(
+        **{**vars(reading), "group": group, **others},
         modalities=names,
-        # Groups matter only where an item takes context from its neighbours.
-        group=(config.group or trained.get("group")) if context else None,
-        context=context,
         tabular=tuple(name for name in names if len(predictor.features[name]) == 2),
-        max_seq_len=predictor.max_seq_len,
         arrays=config.arrays,
-        **others,
     )
 
 
@@ -95,8 +97,6 @@ def _show_input(terminal: Terminal, predictor: Predictor, path: str, stream: Ite
     takes = ", ".join(f"{name} ({describe_shape(shape)})" for name, shape in features)
     terminal.tell(f"model {path}: {predictor.task}; {takes}; fusion {predictor.fusion.rule}")
     terminal.tell(f"input: {stream.format}, {stream.why}; {stream.count} items")
-    for what, count in stream.cleaning.items():
-        terminal.tell(f"cleaned: {count} {what}")
 
 
 def _show_predicted(terminal: Terminal, modalities: Counter[str], not_finite: Counter[str]) -> None:

@@ -9,7 +9,7 @@ Notation: N items, T steps, D feature width, K classes or labels.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from common.config import setting
 from common.data.batching import pad_all
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import FederatedDataset, count_outputs, load_federation
-from common.errors import UserError
+from common.data.labels import class_names, names_fault
+from common.data.source import Reading
+from common.errors import UserError, parsed_as
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import encode, predict_encoded
 from common.task import Task
 from server.model_file import load_model
 from server.prediction.features import Features, sequences_of
-from server.run.folder import CONFIG, MODEL, read_config, read_group
+from server.run.folder import CHECKPOINTS, CONFIG, MODEL, read_config, read_group
 
 #: Items that go through the model together.
 BATCH = 256
@@ -50,6 +53,8 @@ class Predictions:
     #: Modality to (N,) its share of the information about the label among those that the item has;
     #: 0 where it lacks it. They sum to 1 for an item with any.
     weights: Mapping[str, Floats]
+    #: Whether the numbers are sentiment in [-3, 3].
+    sentiment: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
@@ -62,22 +67,36 @@ class Predictor:
     #: In evaluation mode.
     model: HAFedformer
     fusion: Fusion
-    #: At most so many last steps of a sequence are used, as in training; None for all.
-    max_seq_len: int | None = None
+    #: How input is read, as in training.
+    reading: Reading = field(default_factory=Reading)
 
     @classmethod
     def load(
-        cls, path: str | Path, device: str | torch.device = "cpu", max_seq_len: int | None = None
+        cls, path: str | Path, device: str | torch.device = "cpu", **reading: int | None
     ) -> "Predictor":
-        """Load the model of a run folder, or a ``model.safetensors``, onto a device.
+        """Load the model of a run folder, a model file or a checkpoint, onto a device.
 
-        By default as many last steps are used as in the run, if its ``config.yaml`` is beside the
-        model. Raises `UserError` if there is no model, or it is damaged.
+        Input is read as its data were. A model of before does not say how: then the settings of its
+        run do, if its folder is known, see `run_of`, and `max_seq_len` and `context` where they are
+        given. Raises `UserError` if there is no model, it is damaged, or these contradict it.
         """
-        file = model_path(path)
-        model, fusion = load_model(file)
-        trained = dataset_settings(file.parent).get("max_seq_len")
-        return cls(model.to(device), fusion, max_seq_len or trained)
+        model, fusion = load_model(model_path(path))
+        known = model.spec.reading
+        given: dict[str, Any] = {name: v for name, v in reading.items() if v is not None}
+        for name, value in given.items() if known else ():
+            if (own := getattr(known, name)) != value:
+                raise UserError(
+                    f"{name}={value}: the model's data were read with {name}="
+                    f"{'null' if own is None else own}; leave {name} out"
+                )
+        return cls(
+            model.to(device), fusion, replace(known or reading_of_run(run_of(path)), **given)
+        )
+
+    @property
+    def max_seq_len(self) -> int | None:
+        """At most so many last steps of a sequence are used; None for all."""
+        return self.reading.max_seq_len
 
     @property
     def task(self) -> Task:
@@ -88,6 +107,13 @@ class Predictor:
     def outputs(self) -> int:
         """Numbers that are predicted: 1, or the number of classes or labels."""
         return self.model.spec.outputs
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What the classes are called in data, in order; nothing for other tasks."""
+        names = self.model.spec.label_names
+        classes = self.task is Task.classification
+        return class_names(names, self.outputs) if classes else ()
 
     @property
     def features(self) -> dict[str, tuple[int, ...]]:
@@ -162,9 +188,11 @@ class Predictor:
         """Raise `UserError` for labelled items, called `what`, that do not fit the model."""
         if task is not self.task:
             raise UserError(f"{what} has labels for {task}, and the model is for {self.task}")
-        outputs = count_outputs(task, items.labels)
+        outputs = count_outputs(task, items.label_names, items.labels)
         if outputs > self.outputs or (task is Task.multilabel and outputs != self.outputs):
             raise UserError(f"{what} has {outputs} classes or labels, and the model {self.outputs}")
+        if fault := names_fault(task, items.label_names, outputs, self.model.spec.label_names):
+            raise UserError(f"{what} has {fault} in the model")
         for name, sequences in items.sequences.items():
             self.check(name, sequences, f"{what}: ")
 
@@ -188,6 +216,7 @@ class Predictor:
             unknown() if numbers else None,
             {name: unknown() for name in names},
             {name: np.zeros(count, dtype=np.float32) for name in names},
+            self.model.spec.sentiment,
         )
 
     @torch.inference_mode()
@@ -223,32 +252,37 @@ def model_path(path: str | Path) -> Path:
         return path
     if not (path / MODEL).is_file():
         raise UserError(
-            f"{path} has no {MODEL}: expected the folder of a finished run; to finish an "
-            f"interrupted one: utmp-train resume={path}"
+            f"{path} has no {MODEL}: expected the folder of a finished run, or a model or "
+            f"checkpoint; to finish an interrupted run: utmp-train {setting('resume', path)}"
         )
     return path / MODEL
 
 
+def run_of(path: str | Path) -> Path:
+    """Return the folder that a model's run would have: around the file, and its checkpoints.
+
+    Raises `UserError` as `model_path`.
+    """
+    folder = model_path(path).parent
+    inside = folder.absolute()
+    return inside.parent if inside.name == CHECKPOINTS else folder
+
+
 def run_data(model: str, otherwise: str = "") -> FederatedDataset:
     """Load the data of a model's run; a `UserError` for a model alone ends with `otherwise`."""
-    file = model_path(model).parent / CONFIG
+    file = run_of(model) / CONFIG
     if not file.is_file():
         raise UserError(f"{file} is missing, so the run's data are unknown{otherwise}")
     return load_federation(read_config(file))
 
 
-def dataset_settings(folder: Path) -> dict[str, Any]:
-    """Return the ``dataset.*`` of the run in a folder; nothing where there is no run.
+def reading_of_run(folder: Path) -> Reading:
+    """Return the ``dataset.*`` of the run in a folder that say how it read its data.
 
     Raises `UserError` if its ``config.yaml`` is damaged.
     """
-    if not (folder / CONFIG).is_file():
-        return {}
-    settings = read_group(folder / CONFIG, "dataset")
-    for name in ("max_seq_len", "context"):
-        value = settings.get(name)
-        if value is not None and (not isinstance(value, int) or value < 0):
-            raise UserError(
-                f"dataset.{name}={value} in the run's {CONFIG}: expected a whole number"
-            )
-    return settings
+    settings = read_group(folder / CONFIG, "dataset") if (folder / CONFIG).is_file() else {}
+    try:
+        return parsed_as(Reading, settings)
+    except ValueError as error:
+        raise UserError(f"dataset in the run's {CONFIG}: {error}") from error

@@ -1,8 +1,8 @@
 """Predictions as records, for JSON, and as columns, for tables.
 
-Numbers have a ``prediction``, ``std``, ``seven_class`` (clipped to [-3, 3] and rounded half to
-even) and ``sign``. Classes have the most probable as ``prediction``, labels those of a probability
-of at least one half; both have the probability of each. Unknown values are None.
+Numbers have a ``prediction`` and ``std``, sentiment also ``seven_class`` (clipped to [-3, 3] and
+rounded half to even) and ``sign``. Classes have the most probable as ``prediction``, labels those
+of a probability of at least one half; both have the probability of each. Unknown values are None.
 
 Notation: N items, K classes or labels.
 """
@@ -26,11 +26,11 @@ def records(
 ) -> list[Record]:
     """Return an object for each of N items, ready for JSON; labels are K names, or else numbers."""
     names = labels or _numbers(predictions)
-    together = _outcomes(predictions.task, predictions.values, names)
+    together = _outcomes(predictions, predictions.values, names)
     if predictions.std is not None:
         together["std"] = _known(predictions.std)
     alone = {
-        modality: _outcomes(predictions.task, values, names)
+        modality: _outcomes(predictions, values, names)
         | {"weight": _known(predictions.weights[modality])}
         for modality, values in predictions.alone.items()
     }
@@ -57,13 +57,14 @@ def columns(
     ``probability_NAME``; each modality has what it predicts alone, and its weight.
     """
     names = labels or _numbers(predictions)
-    together = _outcomes(predictions.task, predictions.values, names)
+    together = _outcomes(predictions, predictions.values, names)
     table = {"id": list(ids)} | _flat(together, names, "")
     if predictions.std is not None:
         table["std"] = _known(predictions.std)
+    if predictions.sentiment:
         table |= {name: together[name] for name in ("seven_class", "sign")}
     for modality, values in predictions.alone.items():
-        table |= _flat(_outcomes(predictions.task, values, names), names, f"_{modality}")
+        table |= _flat(_outcomes(predictions, values, names), names, f"_{modality}")
         table[f"weight_{modality}"] = _known(predictions.weights[modality])
     return table
 
@@ -72,23 +73,29 @@ def _numbers(predictions: Predictions) -> list[str]:
     return [str(number) for number in range(predictions.values.shape[-1])]
 
 
-def _outcomes(task: Task, values: Floats, names: Sequence[str]) -> dict[str, Column]:
-    """Return the parts of N predictions."""
-    if task is Task.regression:
-        known = np.isfinite(values)
-        numbers = np.where(known, values, 0)
-        sevens = np.rint(np.clip(numbers, -3, 3)).astype(int)
-        signs = np.where(numbers >= 0, "positive", "negative")  # 0 as in two-class accuracy
-        parts = {"prediction": numbers, "seven_class": sevens, "sign": signs}
-        return {name: _known(part, known) for name, part in parts.items()}
+def _outcomes(predictions: Predictions, values: Floats, names: Sequence[str]) -> dict[str, Column]:
+    """Return the parts of N predicted values, of all modalities or of one."""
+    if predictions.task is Task.regression:
+        return _of_numbers(values, predictions.sentiment)
     known = np.all(np.isfinite(values), axis=1)
     probabilities = [dict(zip(names, row, strict=True)) for row in values.tolist()]
     chosen: Column
-    if task is Task.classification:
+    if predictions.task is Task.classification:
         chosen = [names[best] for best in np.nan_to_num(values).argmax(axis=1)]
     else:
         chosen = [list(itertools.compress(names, row)) for row in values >= 0.5]
     return {"prediction": _known(chosen, known), "probabilities": _known(probabilities, known)}
+
+
+def _of_numbers(values: Floats, sentiment: bool) -> dict[str, Column]:
+    known = np.isfinite(values)
+    numbers = np.where(known, values, 0)
+    parts = {"prediction": numbers}
+    if sentiment:
+        sevens = np.rint(np.clip(numbers, -3, 3)).astype(int)
+        signs = np.where(numbers >= 0, "positive", "negative")  # 0 as in two-class accuracy
+        parts |= {"seven_class": sevens, "sign": signs}
+    return {name: _known(part, known) for name, part in parts.items()}
 
 
 def _known(values: NDArray[Any] | Column, known: NDArray[np.bool_] | None = None) -> Column:

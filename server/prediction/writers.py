@@ -1,11 +1,13 @@
 """Files of predictions: CSV, JSON, JSON lines, Parquet, written part by part.
 
-CSV and Parquet hold the columns of `server.prediction.records`, JSON the records.
+CSV and Parquet hold the columns of `server.prediction.records`, JSON the records. In CSV, text that
+a spreadsheet would run as a formula, such as an id ``=1+1``, has an apostrophe before it.
 """
 
 import csv
 import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,13 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.atomic import atomic_file
-from common.errors import UserError
+from common.errors import UserError, reason
 from common.task import Task
 from server.prediction.predictor import Predictions
 from server.prediction.records import columns, records
 
 #: Rows of a Parquet file that are written, and read, together.
 ROW_GROUP = 1 << 16
+
+_SIGNS = r"-=+@\uff0d\uff1d\uff0b\uff20\t\r\n"
+
+#: How formulas begin; signs alone, as names of classes, are none. To remove one apostrophe where
+#: this matches gives the text back.
+FORMULA = re.compile(rf"'*[{_SIGNS}]+[^{_SIGNS}]")
 
 #: Ids and predictions of some items.
 Part = tuple[NDArray[np.str_], Predictions]
@@ -52,7 +60,7 @@ def new_file(path: Path) -> Iterator[Path]:
         with atomic_file(path) as aside:
             yield aside
     except OSError as error:
-        raise UserError(f"out={path} cannot be written: {error.strerror or error}") from error
+        raise UserError(f"out={path} cannot be written: {reason(error)}") from error
     except UnicodeEncodeError as error:
         raise UserError(f"out={path} cannot be written: an id or a name is not text") from error
 
@@ -69,12 +77,14 @@ def _csv(path: Path, parts: Iterable[Part], labels: Sequence[str]) -> None:
         for number, (ids, predictions) in enumerate(parts):
             table = columns(ids.tolist(), predictions, labels)
             if number == 0:
-                writer.writerow(table)
-            writer.writerows(
-                # Nine digits identify a float32.
-                [f"{value:.9g}" if isinstance(value, float) else value for value in row]
-                for row in zip(*table.values(), strict=True)
-            )
+                writer.writerow(map(_cell, table))
+            writer.writerows(map(_cell, row) for row in zip(*table.values(), strict=True))
+
+
+def _cell(value: Any) -> Any:
+    if isinstance(value, float):
+        return f"{value:.9g}"  # nine digits identify a float32
+    return f"'{value}" if isinstance(value, str) and FORMULA.match(value) else value
 
 
 @dataclass

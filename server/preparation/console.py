@@ -1,6 +1,7 @@
 """What `utmp-prepare` shows: a progress bar, what a source holds, what each client got."""
 
 import io
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -10,11 +11,12 @@ from rich.filesize import decimal
 from rich.progress import TaskID
 from rich.table import Table
 
+from common.config import in_node_config, setting
 from common.data.federation import count_outputs
 from common.data.manifest import Manifest
 from common.seal import SUFFIX
 from common.task import Task
-from server.preparation.preparation import ReadSource, Watch, shared_groups
+from server.preparation.preparation import ReadSource, Watch, shared_groups, source_warnings
 from server.preparation.statistics import LabelBins, sequence_statistics
 from server.terminal import Terminal
 
@@ -66,9 +68,10 @@ def show_source(terminal: Terminal, read: ReadSource) -> None:
     columns = ["modality", "width", "type", "items", "missing", "steps", "NaN", "inf", "const."]
     terminal.console.print(_table("Modalities", columns, modalities))
     terminal.tell("steps: least, median, most. const.: features that never change", "dim")
-    bins = LabelBins.of(items.labels, task, items.label_names, count_outputs(task, items.labels))
+    outputs = count_outputs(task, items.label_names, items.labels)
+    bins = LabelBins.of(items.labels, task, items.label_names, outputs)
     terminal.console.print(_histogram(bins.names, bins.count(items.labels), f"Labels, {task}"))
-    for line in shared_groups(items, splits):
+    for line in (*source_warnings(read), *shared_groups(items, splits)):
         terminal.warn(line)
 
 
@@ -86,10 +89,11 @@ def show_prepared(terminal: Terminal, manifest: Manifest, out: str) -> None:
     count = f"{len(clients)} client{'' if len(clients) == 1 else 's'}"
     terminal.tell(f"{out}: {count}; items: {sides}; {decimal(size)}")
     if clients and f"test{SUFFIX}" in manifest.shards:
-        terminal.tell(f"next: utmp-train dataset=shards dataset.path={out}")
+        terminal.tell(f"next: utmp-train dataset=shards {setting('dataset.path', out)}")
     elif clients:
-        node = f'modality="{clients[0].modality}" data="{out}/{clients[0]}{SUFFIX}"'
-        terminal.tell(f"next, at the site: utmp-client … --node-config '{node}'")
+        file = in_node_config(f"{out}/{clients[0]}{SUFFIX}")
+        node = shlex.quote(f'modality="{clients[0].modality}" data={file}')
+        terminal.tell(f"next, at the site: utmp-client … --node-config {node}")
 
 
 def _show_origin(
@@ -101,8 +105,7 @@ def _show_origin(
         terminal.tell(f"{file['name']}: {size}, SHA-256 {file['sha256']}{known}")
     why = f": {source['why']}" if source["why"] else ""
     terminal.tell(f"format {source['format']}{why}")
-    for what, count in cleaning.items():
-        terminal.tell(f"cleaned: {count} {what}")
+    terminal.data(cleaning)
 
 
 def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:

@@ -15,15 +15,23 @@ from common.clients import check_modality_name, clients_per_modality
 from common.config import Labels, Precision, PrepareConfig, Split, SyntheticConfig
 from common.data.dataset import MultimodalDataset
 from common.data.federation import count_outputs
+from common.data.formats.array_files import array_files
+from common.data.formats.layouts import files_in
 from common.data.formats.pickled import PUBLISHED
 from common.data.formats.registry import check_format, read_source
-from common.data.formats.table import array_files
 from common.data.manifest import MANIFEST, Manifest, write_manifest
 from common.data.partition import Dealt, Sides, deal, partition_groups, split_groups
-from common.data.shards import VERSION, info_of, write_shard
-from common.data.source import ReadSettings, Source, check_tabular, paths_named
+from common.data.shards import VERSION, ShardInfo, info_of, write_shard
+from common.data.source import (
+    Reading,
+    ReadSettings,
+    Source,
+    check_tabular,
+    check_there,
+    paths_named,
+)
 from common.data.synthetic import VIEWS, make_synthetic
-from common.errors import UserError
+from common.errors import UserError, reason
 from common.seal import SUFFIX
 from common.seeding import generator
 from common.task import Task
@@ -34,6 +42,12 @@ Watch = Callable[[str, int, int], None]
 
 #: The format that reads no file.
 SYNTHETIC = "synthetic"
+
+#: What helps where there are too few groups for a split.
+WAY_OUT = (
+    "give group=… another column, as group=id where each item is by itself, or split=none where "
+    "all items are for training, as at a site"
+)
 
 _CHUNK = 1 << 22
 
@@ -46,6 +60,7 @@ class ReadSource:
     task: Task
     #: The format, how it was recognised, and the name, size and SHA-256 of every file.
     about: Mapping[str, Any]
+    reading: Reading
 
 
 def prepare(
@@ -77,10 +92,10 @@ def split_source(source: Source, config: PrepareConfig) -> Sides:
     """
     rule, fraction, seed = config.split, config.validation_fraction, config.seed
     if rule is Split.none:
-        return split_groups(source.items, 0.0, 0.0, seed)
+        return split_groups(source.items, 0.0, 0.0, seed, WAY_OUT)
     complete = (source.splits != "").all()
     if rule is Split.random or (rule is Split.auto and not complete):
-        return split_groups(source.items, fraction, config.test_fraction, seed)
+        return split_groups(source.items, fraction, config.test_fraction, seed, WAY_OUT)
     if not complete:
         raise UserError("the source does not say which items are for training and which for test")
     train, validation, test = (
@@ -91,7 +106,8 @@ def split_source(source: Source, config: PrepareConfig) -> Sides:
             raise UserError(f"the source has no {name} items; split=random makes a split")
     if len(validation) == 0 and fraction > 0:
         rng = generator(seed, "validation")
-        parts = partition_groups(source.items.groups[train], [1 - fraction, fraction], rng)
+        shares = [1 - fraction, fraction]
+        parts = partition_groups(source.items.groups[train], shares, rng, WAY_OUT)
         train, validation = (train[part] for part in parts)
     return Sides(train, validation, test, shared_groups(source.items, source.splits))
 
@@ -110,20 +126,41 @@ def shared_groups(items: MultimodalDataset, splits: NDArray[np.str_]) -> tuple[s
     )
 
 
+def source_warnings(origin: ReadSource) -> tuple[str, ...]:
+    """Warn of what a source's items or labels are unlikely to mean."""
+    items, kinds = origin.source.items, len(np.unique(origin.source.items.labels))
+    told: list[str] = []
+    if origin.task is Task.classification and kinds > len(items) / 2:
+        told.append(
+            f"{kinds} classes of {len(items)} items: nearly each item is a class of its own; "
+            "are the labels ids, or numbers for task=regression?"
+        )
+    if origin.task is Task.regression and kinds == 2:
+        low, high = np.unique(items.labels)
+        told.append(
+            f"all labels are {low:g} or {high:g}: if they are classes, give task=classification"
+        )
+    return tuple(told)
+
+
 def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch) -> Manifest:
     """Split, deal out and write what was read."""
     items, task = origin.source.items, origin.task
-    outputs = count_outputs(task, items.labels)
+    outputs = count_outputs(task, items.label_names, items.labels)
     bins = LabelBins.of(items.labels, task, items.label_names, outputs)
     sides = split_source(origin.source, config)
     dealt = _deal(config, origin, sides.train)
     parts, left_out = _parts(items, dealt, sides)
+    infos = {
+        name: info_of(part, name.removesuffix(SUFFIX), task, outputs, origin.reading)
+        for name, part in parts.items()
+    }
     cleaning = {**items.cleaning, **items.not_finite()}
     if left_out:
         cleaning["items dealt to a client whose modality they lack, left out"] = left_out
     chosen = {"train": sides.train, "validation": sides.validation, "test": sides.test}
     # The settings that decide the result; paths of this machine are left out.
-    here = ("path", "out", "describe", "overwrite")
+    here = ("path", "out", "describe", "overwrite", *vars(origin.reading))
     settings = {name: value for name, value in asdict(config).items() if name not in here}
     settings["arrays"] = {name: Path(path).name for name, path in config.arrays.items()}
     settings["clients"] = dict(Counter(key.modality for key in dealt))
@@ -136,17 +173,18 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
         modalities={name: sequence_statistics(seqs) for name, seqs in items.sequences.items()},
         sides={name: _counts(items.select(index), bins) for name, index in chosen.items()},
         settings=settings | {"label_bins": bins.names},
+        reading=origin.reading,
         cleaning=cleaning,
-        warnings=sides.warnings,
-        shards=_write_shards(folder, parts, bins, outputs, config.dtype, watch),
+        warnings=(*source_warnings(origin), *sides.warnings),
+        shards=_write_shards(folder, parts, infos, bins, config.dtype, watch),
     )
 
 
 def _write_shards(
     folder: Path,
     parts: Mapping[str, MultimodalDataset],
+    infos: Mapping[str, ShardInfo],
     bins: LabelBins,
-    outputs: int,
     precision: Precision,
     watch: Watch,
 ) -> dict[str, dict[str, Any]]:
@@ -155,8 +193,7 @@ def _write_shards(
     shards = {}
     for number, (name, part) in enumerate(parts.items()):
         watch("writing shards", number, len(parts))
-        info = info_of(part, name.removesuffix(SUFFIX), bins.task, outputs)
-        seal = write_shard(folder / name, part, info, dtype)
+        seal = write_shard(folder / name, part, infos[name], dtype)
         with (folder / name).open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             size = file.tell()
@@ -214,8 +251,8 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     check_format(config.format, more=[SYNTHETIC])
     task = Task.multilabel if config.task is Labels.emotion else Task(config.task)
     if config.format == SYNTHETIC:
-        about = {"format": SYNTHETIC, "why": "", "files": []}
-        return ReadSource(_synthetic(config, task), task, about)
+        about: dict[str, Any] = {"format": SYNTHETIC, "why": "", "files": []}
+        return ReadSource(_synthetic(config, task), task, about, Reading(config.max_seq_len))
     if config.path is None:
         raise UserError("path is required; give it as path=…, or format=synthetic")
     paths = paths_named("path", config.path)
@@ -230,6 +267,7 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
         tabular=tuple(config.tabular),
         max_seq_len=config.max_seq_len,
         labels=tuple(config.labels),
+        classes=tuple(config.classes),
         arrays=config.arrays,
     )
     source, name, why = read_source(paths, config.format, settings)
@@ -242,7 +280,8 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     check_tabular(source.items, settings)
     if len(source.items) == 0:
         raise UserError(f"{paths[0]}: no item is left after cleaning")
-    return ReadSource(source, task, {"format": name, "why": why, "files": files})
+    about = {"format": name, "why": why, "files": files}
+    return ReadSource(source, task, about, settings.reading)
 
 
 def _synthetic(config: PrepareConfig, task: Task) -> Source:
@@ -258,9 +297,8 @@ def _synthetic(config: PrepareConfig, task: Task) -> Source:
 def _files(paths: list[Path]) -> list[Path]:
     """Return the files at some paths; those of a folder sorted by name."""
     for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist")
-    listed = [[path] if path.is_file() else sorted(path.iterdir()) for path in paths]
+        check_there(path)
+    listed = [[path] if path.is_file() else files_in(path) for path in paths]
     return [file for files in listed for file in files if file.is_file()]
 
 
@@ -273,7 +311,7 @@ def _fingerprint(path: Path, watch: Watch) -> dict[str, Any]:
                 done += len(chunk)
                 watch(f"hashing {path.name}", done, size)
     except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror}") from error
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     sha256 = digest.hexdigest()
     about = {"name": path.name, "bytes": size, "sha256": sha256}
     known = PUBLISHED.get(sha256)

@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import stdtr, stdtrit
 
 LEVEL = 0.95  #: coverage of the intervals
-LESS_IS_BETTER = frozenset({"mae", "mse", "log_loss", "ece"})  #: metrics that are errors
+LESS_IS_BETTER = frozenset({"mae", "mse", "rmse", "log_loss", "ece"})  #: metrics that are errors
 
 
 class Verdict(StrEnum):

@@ -16,7 +16,7 @@ _TITLES = {TOGETHER: "all modalities"}
 
 
 def diagnosis_panels(diagnostics: Mapping[str, Mapping[str, Any]], pens: Pens) -> Iterator[Panel]:
-    """Yield the calibration, and the confusions of all modalities and of each one.
+    """Yield the calibration, and the confusions, if any, of all modalities and of each one.
 
     Damaged diagnostics raise the error of the wrong access.
     """
@@ -25,8 +25,9 @@ def diagnosis_panels(diagnostics: Mapping[str, Mapping[str, Any]], pens: Pens) -
         yield _calibration(tables, pens)
     else:
         yield notes("Calibration: this model predicts numbers without a deviation.")
-    for place, (name, parts) in enumerate(diagnostics.items()):
-        yield confusion_panel(_TITLES.get(name, name), parts["confusion"], explained=place == 0)
+    matrices = {k: parts["confusion"] for k, parts in diagnostics.items() if "confusion" in parts}
+    for place, (name, matrix) in enumerate(matrices.items()):
+        yield confusion_panel(_TITLES.get(name, name), matrix, explained=place == 0)
 
 
 def confusion_panel(title: str, confusion: Mapping[str, Any], *, explained: bool = True) -> Panel:

@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from operator import attrgetter, itemgetter
 from pathlib import Path
 from typing import Literal
@@ -23,7 +22,7 @@ from server.report.records import TOGETHER, Result
 _REPLICATE = ("seed", "run_dir", "runtime.", "tracking.")
 
 #: Settings that make the method; all others make the comparison group.
-_METHOD = ("strategy.", "fusion.", "client.")
+_METHOD = ("strategy.", "fusion.", "client.", "patience", "checkpoint.deliver")
 
 ABSENT = "(absent)"  #: the value of a setting that a run's version, or its dataset, did not have
 
@@ -121,6 +120,7 @@ class Report:
     unfinished: Sequence[str]  #: folders of runs that have not ended
     groups: Sequence[ComparisonGroup]
     baseline: str | None  #: as in `ComparisonGroup`
+    repeated: Sequence[str] = ()  #: folders of runs that others repeat
 
     @property
     def methods(self) -> list[tuple[str, Method]]:
@@ -150,6 +150,12 @@ class Report:
         if self.unfinished:
             runs = count(len(self.unfinished), "unfinished run")
             yield f"{runs} left out: {shorten_paths(_first(self.unfinished, _UNFINISHED))}"
+        if self.repeated:
+            runs = count(len(self.repeated), "repeated run")
+            yield (
+                f"{runs} left out: {shorten_paths(_first(self.repeated, _UNFINISHED))}; of runs "
+                "that are equal in settings and seed, the last folder is reported"
+            )
         without = [(group.title, [group]) for group in self.groups if not group.baselines]
         if not self.compares:
             without = [("runs", list(self.groups))]
@@ -182,12 +188,20 @@ def shorten_paths(text: str) -> str:
     return re.sub(r"(?<![^\s=,\[\"'(])/[^,\]\"')=]*[^,\]\"')=\s]", shorten, text)
 
 
+def without_repeats(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Return the last of the runs that are equal in settings and seed, and the others' folders."""
+    names = [name for name in differing(results) if not is_in(name, _REPLICATE)]
+    last = [same[-1] for same in _partition(results, [*names, "seed"])]
+    kept = [result for result in results if result in last]
+    return kept, [result.folder for result in results if result not in last]
+
+
 def make_groups(
     results: Sequence[Result], baseline: str | None = None, metrics: Sequence[str] = ()
 ) -> list[ComparisonGroup]:
     """Sort results into comparison groups, which show some metrics, or those of their task.
 
-    Raises `UserError` if two runs are the same, or no run has a metric.
+    Of each there is one, see `without_repeats`. Raises `UserError` if no run has a metric.
     """
     known = _metric_names(results)
     for metric in metrics:
@@ -225,12 +239,6 @@ def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, .
         for members in _partition(namesakes, names):
             label = ", ".join([shorten_paths(name), *assignments(_values(members[0], differs))])
             members.sort(key=attrgetter("seed"))
-            for one, other in pairwise(members):
-                if one.seed == other.seed:
-                    raise UserError(
-                        f"{one.folder} and {other.folder} are the same run, seed {one.seed}: "
-                        "settings are equal; leave one out"
-                    )
             methods.append(Method(name, _values(members[0], names), label, tuple(members)))
     return tuple(sorted(methods, key=lambda method: _natural(method.label)))
 

@@ -138,8 +138,8 @@ def _render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"breakable": _breakable, "markdown_row": _markdown_row}
-    environment.filters["digest"] = _digest
+    for own in (_breakable, _code, _digest, _markdown, _markdown_row):
+        environment.filters[own.__name__.removeprefix("_")] = own
     return environment.get_template(template).render(values)
 
 
@@ -148,8 +148,19 @@ def _breakable(text: str) -> Markup:
     return Markup(re.sub(r"([._+=,/])", r"\1<wbr>", str(escape(text))))
 
 
+def _markdown(text: object) -> str:
+    """Return text as one line of Markdown, in which it makes no HTML, link or picture."""
+    escaped = str(text).replace("&", "&amp;").replace("<", "&lt;").replace("](", r"]\(")
+    return " ".join(escaped.split())
+
+
+def _code(text: str) -> str:
+    """Return text as a code span of Markdown, which only a backtick or an empty line can end."""
+    return "`" + " ".join(text.replace("`", "'").split()) + "`"
+
+
 def _markdown_row(cells: Sequence[object]) -> str:
-    escaped = (" ".join(str(cell).replace("|", r"\|").split()) for cell in cells)
+    escaped = (_markdown(cell).replace("|", r"\|") for cell in cells)
     return f"| {' | '.join(escaped)} |"
 
 

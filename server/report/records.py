@@ -16,7 +16,8 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, StrictInt, ValidationError
 
-from common.errors import UserError, first_mistake
+from common.config import list_hint
+from common.errors import UserError, first_mistake, reason
 from common.metrics import HEADLINE
 from common.task import Task
 from server.run.folder import CONFIG, ROUNDS, SUMMARY, flat_settings, read_settings
@@ -57,6 +58,7 @@ class Summary(BaseModel):
     test_by_fusion: Matrix = {}
     test_by_subset: Matrix = {}
     seconds: Number = math.nan
+    delivered_round: int | None = None
     items: dict[str, Any] | None = None
     parameters: int | None = None
     fusion: Any = None
@@ -89,7 +91,9 @@ def reading(path: Path, what: str) -> Iterator[None]:
         yield
     except ValidationError as error:
         raise _damaged(path, f"{what}: {first_mistake(error)}") from error
-    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, OSError) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as error:
         raise _damaged(path, f"{what}: {type(error).__name__}: {error}") from error
 
 
@@ -121,11 +125,15 @@ def _folders_below(place: str) -> Iterator[Path]:
     # Not Path.glob, which takes no absolute pattern.
     matches = [place] if Path(place).is_dir() else glob.glob(place, recursive=True)  # noqa: PTH207
     if not (tops := sorted(path for path in matches if Path(path).is_dir())):
-        raise UserError(f"runs={place}: there is no such folder")
+        raise UserError(f"runs={place}: there is no such folder{list_hint(place)}")
     for top in tops:
-        for name, below, _ in os.walk(top):
+        for name, below, _ in os.walk(top, onerror=_unreadable):
             below.sort()
             yield Path(name)
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read: {reason(error)}") from error
 
 
 def read_result(folder: Path) -> Result:

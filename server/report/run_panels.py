@@ -270,6 +270,7 @@ def _facts(result: Result, rounds: int, summary: Summary) -> list[tuple[str, str
         "folder": shorten_paths(str(Path(result.folder).absolute())),
         "seed": str(result.seed),
         "rounds": str(rounds),
+        "delivered round": str(summary.delivered_round or ""),
         "seconds": shown(summary.seconds),
         "items": ", ".join(f"{value} {name}" for name, value in (summary.items or {}).items()),
         "parameters": "" if summary.parameters is None else f"{summary.parameters:,}",

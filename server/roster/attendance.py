@@ -29,6 +29,8 @@ class Attendance:
     timeout: float
     #: Takes one line for the user.
     tell: Callable[[str], None]
+    #: Whether all nodes are of this run, so that what is wrong with one is a mistake of its user.
+    ours: bool = False
     _given_up: set[str] = field(default_factory=set)
     _faults: list[str] = field(default_factory=list)
 
@@ -38,15 +40,15 @@ class Attendance:
         Raises
         ------
         UserError
-            If a modality has no client at all by then, or a node cannot take part: before the first
-            round the user must fix this.
+            If a modality has no client at all by then, or a node of ours cannot take part.
         """
-        missing = self._wait(counts, strict=True)
+        missing = self._wait(counts, starting=True)
         absent = [name for name in missing if name not in self.registry.by_modality()]
         if absent:
+            left_out = "".join(f"; left out: {fault}" for fault in self._faults)
             raise UserError(
                 f"no client of modality {absent[0]!r} after {self.timeout:.0f} s; start a node "
-                f"with --node-config 'modality=\"{absent[0]}\"'"
+                f"with --node-config 'modality=\"{absent[0]}\"'{left_out}"
             )
         if missing:
             self.tell(f"going on without all clients ({', '.join(missing.values())})")
@@ -56,21 +58,21 @@ class Attendance:
 
         A modality that was waited for in vain is not waited for again until it has been there.
         Returns a line for each modality that is still short, and one for each node that came
-        meanwhile and was left out or replaced another.
+        since the last round and was left out or replaced another.
         """
         # In a line of its own: the wait itself takes from what was given up.
-        vain = self._wait(counts, strict=False)
+        vain = self._wait(counts, starting=False)
         self._given_up |= vain.keys()
         faults, self._faults = self._faults, []
         return list(self._short(counts).values()), faults
 
-    def _wait(self, counts: Mapping[str, int], *, strict: bool) -> dict[str, str]:
+    def _wait(self, counts: Mapping[str, int], *, starting: bool) -> dict[str, str]:
         """Ask new nodes until nothing is missing, at most for the time that there is."""
         began = time.monotonic()
         reported, reported_at = "", began
         while True:
             left = began + self.timeout - time.monotonic()
-            self._refresh(counts, min(max(left, 0.0), QUERY_SECONDS), strict)
+            self._refresh(min(max(left, 0.0), QUERY_SECONDS), starting)
             short = self._short(counts)
             self._given_up &= short.keys()
             short = {name: line for name, line in short.items() if name not in self._given_up}
@@ -85,16 +87,13 @@ class Attendance:
                 self.tell(f"waiting for {line}, {left:.0f} s left")
             time.sleep(min(POLL_SECONDS, left))
 
-    def _refresh(self, known: Mapping[str, int], timeout: float, strict: bool) -> None:
-        errors = self.registry.refresh(self.grid, known, timeout)
-        for error in sorted(errors, key=lambda error: not isinstance(error, ImpostorError)):
-            if not strict:
-                self._faults.append(str(error))
-            elif isinstance(error, ImpostorError):
-                # They must not be able to end the run of the others.
-                self.tell(str(error))
-            else:
+    def _refresh(self, timeout: float, starting: bool) -> None:
+        for error in self.registry.refresh(self.grid, timeout):
+            if starting and self.ours and not isinstance(error, ImpostorError):
                 raise error
+            self._faults.append(str(error))
+            if starting:
+                self.tell(f"left out: {error}")
 
     def _short(self, counts: Mapping[str, int]) -> dict[str, str]:
         """Say which modalities have fewer clients than they need."""

@@ -2,66 +2,83 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from common.errors import UserError
+from common.data.labels import names_fault
 from common.messages import ClientDescription
-from common.model.calibration import label_counts, label_shares, prior_of
+from common.model.calibration import pool_label_sums, prior_of, variance_of
 from common.task import Task
 
 
 @dataclass(frozen=True)
 class PooledLabels:
-    """The labels of all clients: prior and shares of `common.model.calibration`; `label_skew`."""
+    """The labels of all clients together."""
 
-    prior: Tensor
-    shares: Tensor
+    prior: Tensor  # see `common.model.calibration.prior_of`
+    # How much they differ between clients, from 0 to 1: `label_skew`, `number_skew`.
     skew: float
 
 
-def pool_labels(
-    clients: Iterable[ClientDescription], task: Task, outputs: int, bins: int
-) -> PooledLabels:
-    """Pool the labels of clients, at least one.
+def _size(task: Task, outputs: int) -> int:
+    """Return the length of the label sums of a model's outputs."""
+    return {Task.regression: 3, Task.multilabel: outputs + 1}.get(task, outputs)
 
-    `outputs` are those of the model; `bins` those in which numbers are counted, if they are.
 
-    Raises
-    ------
-    UserError
-        If a client's labels are of another kind than the server's evaluation data, or are some
-        that these do not know.
+def kind_fault(
+    client: ClientDescription, task: Task, outputs: int, names: Sequence[str] = ()
+) -> str | None:
+    """Say why a client's labels are not for a model of so many outputs, or None.
+
+    `names` are what the evaluation data call the classes or labels.
     """
-    size = {Task.regression: 3 + bins, Task.multilabel: outputs + 1}.get(task, outputs)
-    sums = []
-    for client in clients:
-        own = client.label_sums
-        if client.task is not task:
-            raise UserError(
-                f"client {client.key} has labels for task={client.task}, and the evaluation data "
-                f"for task={task}"
-            )
-        # A client may never have seen the last classes.
-        fewer = len(own) < size and task is Task.classification
-        if len(own) != size and not fewer:
-            raise UserError(
-                f"client {client.key} has labels for {len(own)} outputs, the evaluation data for "
-                f"{size}"
-            )
-        sums.append(F.pad(own, (0, size - len(own))))
-    total = reduce(torch.add, sums)
-    if task is Task.multilabel:
-        # Each label by itself, present against absent.
-        sides = [torch.stack([own[0] - own[1:], own[1:]], dim=1) for own in sums]
-        skews = [label_skew([side[label] for side in sides]) for label in range(outputs)]
-        skew = sum(skews) / len(skews)
-    else:
-        skew = label_skew([label_counts(own, task) for own in sums])
-    return PooledLabels(prior_of(total, task), label_shares(total, task), skew)
+    if client.task is not task:
+        return f"labels for task={client.task}, and the evaluation data for task={task}"
+    found, expected = len(client.label_sums), _size(task, outputs)
+    # A client may never have seen the last classes.
+    fewer = found < expected and task is Task.classification
+    if found != expected and not fewer:
+        return f"labels for {found} outputs, the evaluation data for {expected}"
+    if fault := names_fault(task, client.label_names, found, names):
+        return f"{fault} in the evaluation data; prepare both with the same classes=[…]"
+    return None
+
+
+def pool_labels(clients: Iterable[ClientDescription], task: Task, outputs: int) -> PooledLabels:
+    """Pool the labels of clients, at least one, that have no `kind_fault`."""
+    size = _size(task, outputs)
+    sums = [F.pad(own.label_sums, (0, size - len(own.label_sums))) for own in clients]
+    match task:
+        case Task.regression:
+            skew = number_skew(sums)
+        case Task.classification:
+            skew = label_skew(sums)
+        case Task.multilabel:
+            # Each label by itself, present against absent.
+            sides = [torch.stack([own[0] - own[1:], own[1:]], dim=1) for own in sums]
+            skews = [label_skew([side[label] for side in sides]) for label in range(outputs)]
+            skew = sum(skews) / len(skews)
+    return PooledLabels(prior_of(pool_label_sums(sums, task), task), skew)
+
+
+def number_skew(sums: Sequence[Tensor]) -> float:
+    """Measure how much the client says about a number: adjusted R^2 of the label on the client.
+
+    ``1 - (W / (N - C)) / (S / (N - 1))`` for C clients with N items, S the sum of squared
+    deviations of their labels from the common mean, W from the client's own. `sums` are the label
+    sums of each client. 0: no more than chance makes of so many clients, or all labels are equal,
+    or no client has two items; 1: labels differ from client to client and not inside of one.
+    """
+    pooled = pool_label_sums(sums, Task.regression)
+    count, _, total = pooled.tolist()
+    within = sum(float(own[2]) for own in sums)
+    free = count - sum(bool(own[0] > 0) for own in sums)
+    if free <= 0 or variance_of(pooled) == 0:
+        return 0.0
+    skew: float = min(max(1 - within / free * (count - 1) / total, 0.0), 1.0)
+    return skew
 
 
 def label_skew(counts: Sequence[Tensor]) -> float:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from flwr.app import Message, MessageType
@@ -11,13 +11,15 @@ from flwr.serverapp import Grid
 
 from common.clients import ClientKey
 from common.data.dataset import describe_shape
-from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription
 from common.protocol import decode_description, encode_query
+from common.task import Task
 from common.wire import ProtocolError
+from server.acceptance.linear_sums import linear_sums_fault
 from server.acceptance.plausibility import label_sums_fault
 from server.roster.exchange import Backlog, collect, send
+from server.roster.labels import kind_fault
 
 #: How long a wait for descriptions holds up everything else; after how long a node that has not
 #: answered is asked again, for queries get lost in nodes; and how long a late answer still counts.
@@ -48,10 +50,23 @@ class Member:
     client: ClientDescription
 
 
+@dataclass(frozen=True)
+class Terms:
+    """What every client must agree with: the coordinator's evaluation data."""
+
+    #: Modality to the shape of its features' statistics.
+    shapes: Mapping[str, tuple[int, ...]]
+    task: Task
+    outputs: int
+    #: What the classes or labels are called, where that is known.
+    label_names: tuple[str, ...] = ()
+
+
 @dataclass
 class Registry:
     """The clients that nodes have described."""
 
+    terms: Terms
     #: In the order of their names.
     members: dict[ClientKey, Member] = field(default_factory=dict)
     #: Nodes that have been asked, or are not to be.
@@ -61,16 +76,21 @@ class Registry:
     named: bool = False
     #: Messages that were not answered in time.
     backlog: Backlog = field(default_factory=Backlog)
+    #: Whether sums for linear experts are kept; each client's may take 8 MB.
+    keeps_linear: bool = True
+    #: Nodes that claimed a client of another node, which they may have when that one is gone.
+    _claimants: dict[int, int] = field(default_factory=dict)
     #: Message to the node that it asks, and node to when it was asked.
     _queries: dict[str, int] = field(default_factory=dict)
     _asked_at: dict[int, float] = field(default_factory=dict)
 
-    def refresh(self, grid: Grid, known: Collection[str], timeout: float) -> list[UserError]:
+    def refresh(self, grid: Grid, timeout: float) -> list[UserError]:
         """Ask the nodes that are new which clients they host; forget those of nodes that are gone.
 
         A node that cannot take part is asked once and left out. A client that a new node claims
-        moves to it: a node that was restarted comes back under another id. `known` are the
-        dataset's modalities; answers are waited for `timeout` seconds.
+        moves to it if it is registered with that name: a node that was restarted comes back under
+        another id. Without a name it is left out for as long as the other node is there. Answers
+        are waited for `timeout` seconds by whoever asks; later ones are taken in by later calls.
 
         Returns
         -------
@@ -81,17 +101,24 @@ class Registry:
         names = {node.node_id: node.name for node in grid.get_nodes()}
         errors: list[UserError] = list(self._refuse_nameless(names))
         self.asked &= names.keys()
+        self._claimants = {
+            node: holder for node, holder in self._claimants.items() if node in names
+        }
+        for node, holder in list(self._claimants.items()):
+            if holder not in names:
+                del self._claimants[node]
+                self.asked.discard(node)
         self.members = {key: m for key, m in self.members.items() if m.node in names}
-        self._send_queries(grid, names.keys() - self.asked)
-        # A reply that takes longer is taken in by a later call.
-        replies = list(collect(grid, self._queries, timeout))
+        has_asked = self._send_queries(grid, names.keys() - self.asked)
+        # A node that never answers does not hold up every round.
+        replies = list(collect(grid, self._queries, timeout if has_asked else 0.0))
         for reply in sorted(replies, key=lambda reply: reply.metadata.src_node_id):
             node = reply.metadata.src_node_id
             if node in self.asked or (reply.has_error() and reply.error.code in _GONE):
                 continue  # it was asked twice, or is not there
             self.asked.add(node)
             try:
-                errors += self._add(reply, known, names.get(node, ""))
+                errors += self._add(reply, names.get(node, ""))
             except ImpostorError as error:
                 errors.append(error)
             except UserError as error:
@@ -99,8 +126,11 @@ class Registry:
         self.members = dict(sorted(self.members.items()))
         return errors
 
-    def _send_queries(self, grid: Grid, nodes: Collection[int]) -> None:
-        """Ask those who are new, or have not answered for long; forget the queries to others."""
+    def _send_queries(self, grid: Grid, nodes: Collection[int]) -> bool:
+        """Ask those who are new, or have not answered for long; forget the queries to others.
+
+        Returns whether there were any to ask.
+        """
         now = time.monotonic()
         self._queries = {key: node for key, node in self._queries.items() if node in nodes}
         waiting = set(self._queries.values())
@@ -113,6 +143,7 @@ class Registry:
             queries = [Message(encode_query(), node, MessageType.QUERY) for node in due]
             self._queries |= send(grid, queries, QUERY_LIFETIME)
             self._asked_at |= dict.fromkeys(due, now)
+        return bool(due)
 
     def _refuse_nameless(self, names: Mapping[int, str]) -> list[ImpostorError]:
         """Leave out nodes without a name, also such as came before the first that has one."""
@@ -131,7 +162,7 @@ class Registry:
             for node in refused
         ]
 
-    def _add(self, reply: Message, known: Collection[str], name: str) -> list[UserError]:
+    def _add(self, reply: Message, name: str) -> list[UserError]:
         """Take in the clients of a node, all or none; return the claims that it took over."""
         node = reply.metadata.src_node_id
         if reply.has_error():
@@ -149,45 +180,60 @@ class Registry:
                 "it is left out until its --node-config or its name is corrected"
             )
         for client in description.clients:
-            self._check(client, known)
-        claimed = []
+            self._check(client)
+        claims = {
+            c.key: self.members[c.key].node for c in description.clients if c.key in self.members
+        }
+        if claims and not name:
+            key, self._claimants[node] = next(iter(claims.items()))
+            raise ImpostorError(
+                f"nodes {self._claimants[node]} and {node} both say that they are {key}; node "
+                f"{node} is left out while the other is there; give each node of a modality its "
+                "own part in --node-config, as in 'part=1'"
+            )
         for client in description.clients:
-            other = self.members.get(client.key)
-            if other is not None:
-                claim = (
-                    f"nodes {other.node} and {node} both say that they are {client.key}; "
-                    "give each node of a modality its own part in --node-config, as in 'part=1'"
-                )
-                claimed.append(UserError(claim))
-            self.members[client.key] = Member(node, client)
-        return claimed
+            kept = client if self.keeps_linear else replace(client, linear=None)
+            self.members[client.key] = Member(node, kept)
+        return [
+            UserError(f"node {node} takes the place of node {holder}: both are registered as {key}")
+            for key, holder in claims.items()
+        ]
 
-    def _check(self, client: ClientDescription, known: Collection[str]) -> None:
+    def _check(self, client: ClientDescription) -> None:
         """Raise UserError at the first fault of what a client says of itself."""
-        key, moments = client.key, client.moments
-        if key.modality not in known:
+        key, moments, terms = client.key, client.moments, self.terms
+        if key.modality not in terms.shapes:
             raise UserError(
-                f"it holds modality {key.modality!r}, but the dataset has {', '.join(known)}"
+                f"it holds modality {key.modality!r}, but the dataset has {', '.join(terms.shapes)}"
             )
         if client.examples < 1:
             raise UserError(f"client {key} has no examples")
         if client.examples > MAX_EXAMPLES:
             raise UserError(f"client {key} says that it has {client.examples} examples")
-        if fault := label_sums_fault(client.label_sums, client.task, client.examples):
-            raise UserError(f"client {key} reports {fault}")
+        if (found := moments.mean.shape) != (expected := terms.shapes[key.modality]):
+            here, there = map(describe_shape, (found, expected))
+            raise UserError(
+                f"{key.modality} is {here} at client {key} but {there} in the evaluation data"
+            )
+        for fault in (
+            kind_fault(client, terms.task, terms.outputs, terms.label_names),
+            label_sums_fault(client.label_sums, client.task, client.examples),
+        ):
+            if fault:
+                raise UserError(f"client {key} has {fault}")
         is_finite = all(np.isfinite(array).all() for array in vars(moments).values())
         if not is_finite or ((moments.count < 0) | (moments.squares < 0)).any():
             raise UserError(f"client {key} reports moments of its features that cannot be")
-        # One speaks for all: they have been compared before.
-        others = (own.client for k, own in self.members.items() if k.modality == key.modality)
-        first = next(others, client)
-        shapes = [each.moments.mean.shape for each in (first, client)]
-        if shapes[0] != shapes[1]:
-            here, there = map(describe_shape, shapes)
-            raise UserError(
-                f"{key.modality} is {here} at client {first.key} but {there} at {key}; all "
-                "clients of a modality need the same features"
-            )
+        if client.linear is not None and (
+            fault := linear_sums_fault(client.linear, client.label_sums, client.task)
+        ):
+            raise UserError(f"client {key} reports {fault}")
+
+    def forget_linear(self) -> None:
+        """Let go of the sums for linear experts, and of those that are yet to come."""
+        self.keeps_linear = False
+        for key, member in self.members.items():
+            self.members[key] = replace(member, client=replace(member.client, linear=None))
 
     def by_modality(self) -> dict[str, list[Member]]:
         """Modality to its members."""
@@ -223,11 +269,3 @@ class Registry:
             if free and member.node in busy
         ]
         return free or chosen, skipped
-
-    def moments(self) -> dict[str, FeatureMoments]:
-        """Modality to the pooled moments of its features."""
-        pooled: dict[str, FeatureMoments] = {}
-        for key, member in self.members.items():
-            own, name = member.client.moments, key.modality
-            pooled[name] = pooled.get(name, FeatureMoments.empty(*own.mean.shape)).merge(own)
-        return pooled

@@ -1,25 +1,30 @@
-"""The state of a run after a round, on disk: what ``resume`` starts from.
+"""The state of a run after a round, on disk: what ``resume`` starts from, and a model.
 
-A checkpoint is one sealed file that appears complete or not at all; damage is detected. Random
-draws depend only on the seed and the round, so there is no generator state to keep.
+A checkpoint is one sealed file that appears complete or not at all; damage is detected. It holds
+all that `server.model_file.load_model` needs. Random draws depend only on the seed and the round,
+so there is no generator state to keep.
 """
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from common.atomic import atomic_file
-from common.errors import UserError
+from common.clients import ClientKey
+from common.errors import UserError, reason
+from common.model.fusion import Fusion
+from common.model.ha_fedformer import ModelSpec
 from common.seal import SUFFIX, SealError, read_sealed, write_sealed
+from server.acceptance.examination import Evidence
 from server.aggregation.server_optimizer import OptimizerState
+from server.model_file import CHECKPOINT, WEIGHTS, from_header, to_header
 from server.roster.labels import PooledLabels
 from server.strategy import StrategyState
 
-FORMAT = "ha-fedformer-checkpoint-1"
 _NAME = re.compile(r"round-(\d+)" + re.escape(SUFFIX))
 
 
@@ -35,6 +40,8 @@ class Checkpoint:
     config: Mapping[str, Any]  # as in ``config.yaml``
     items: Mapping[str, int]  # "train", "validation" and "test" to how many there are
     model: Mapping[str, Tensor]  # all tensors of the global model
+    spec: ModelSpec  # of that model
+    fusion: Fusion  # fitted after the round
     strategy: StrategyState
     labels: PooledLabels  # of all clients when the run began
     seconds: float  # how long the run has taken
@@ -118,9 +125,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
     except SealError as error:
         raise UserError(f"checkpoint {path} {error}") from error
     except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read: {error.strerror}") from error
-    if header.get("format") != FORMAT:
-        raise UserError(f"checkpoint {path} has format {header.get('format')}, expected {FORMAT}")
+        raise UserError(f"checkpoint {path} cannot be read: {reason(error)}") from error
+    if (found := header.get("format")) != CHECKPOINT:
+        raise UserError(f"checkpoint {path} has format {found}, expected {CHECKPOINT}")
     # Copies: memory-mapped tensors would keep the file open, and cannot be trained on.
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -130,12 +137,14 @@ def read_checkpoint(path: Path) -> Checkpoint:
         header["round"],
         header["config"],
         header["items"],
-        parts["model"],
+        parts[WEIGHTS],
+        *from_header(header),
         StrategyState(
             OptimizerState(parts.get("first", {}), parts.get("second", {})),
             parts.get("evidence", {}),
             {int(node): count for node, count in header["faults"].items()},
             header.get("medians", {}),
+            {ClientKey(*key): Evidence(*sums) for key, sums in header.get("harm", [])},
         ),
         PooledLabels(**parts["labels"], skew=header["skew"]),
         header["seconds"],
@@ -145,19 +154,21 @@ def read_checkpoint(path: Path) -> Checkpoint:
 def _write(path: Path, checkpoint: Checkpoint) -> None:
     strategy, labels = checkpoint.strategy, checkpoint.labels
     parts: dict[str, Mapping[str, Tensor]] = {
-        "model": checkpoint.model,
+        WEIGHTS: checkpoint.model,
         "first": strategy.optimizer.first,
         "second": strategy.optimizer.second,
         "evidence": strategy.calibration_sums,
-        "labels": {"prior": labels.prior, "shares": labels.shares},
+        "labels": {"prior": labels.prior},
     }
     header = {
-        "format": FORMAT,
+        "format": CHECKPOINT,
         "round": checkpoint.round,
         "config": checkpoint.config,
         "items": checkpoint.items,
+        **to_header(checkpoint.spec, checkpoint.fusion),
         "faults": {str(node): count for node, count in strategy.faults.items()},
         "medians": dict(strategy.medians),
+        "harm": [[key, astuple(sums)] for key, sums in strategy.evidence.items()],
         "skew": labels.skew,
         "seconds": checkpoint.seconds,
     }

@@ -15,6 +15,9 @@ from server.evaluate import Scores
 from server.records import RoundRecord
 from server.terminal import Terminal
 
+#: How many times the usual change is worth a line.
+_WORTH_A_LINE = 10.0
+
 
 class RunConsole(Terminal):
     """The terminal of a run of so many rounds; use as a context manager.
@@ -28,6 +31,8 @@ class RunConsole(Terminal):
         self._digits = len(str(rounds))
         self._progress = self.progress("rounds")
         self._bar = self._progress.add_task("training", total=rounds)
+        #: Clients of whom it has been said that their changes are scaled down.
+        self._clipped: set[str] = set()
 
     def __enter__(self) -> "RunConsole":
         self._progress.start()
@@ -53,11 +58,16 @@ class RunConsole(Terminal):
             self.warn(f"no reply from {', '.join(record.reused)}: the encoder stays as it was")
         for line in record.rejected:
             self.warn(f"left out: {line}")
+        for client, times in record.clipped.items():
+            if times >= _WORTH_A_LINE and client not in self._clipped:
+                self._clipped.add(client)
+                self.warn(f"{client}: {times:.3g} times the usual change: scaled down")
         self._progress.advance(self._bar)
 
     def scores(self, title: str, scores: Scores) -> None:
         """Print the table of final scores."""
-        table = Table(title=title, title_justify="left", title_style="bold")
+        self.tell(title, "bold")  # as the table's own it would be wrapped to the table's width
+        table = Table()
         table.add_column("")
         for name in scores:
             table.add_column(name, justify="right", style="bold" if name == "multimodal" else "")
@@ -133,7 +143,8 @@ def learning_curve(rounds: Sequence[RoundRecord], task: Task) -> bytes:
         if any(value is not None for value in loss):
             values = [float("nan") if value is None else value for value in loss]
             losses.plot(numbers, values, label=name, **style | {"color": line.get_color()})
-    losses.set(title="Train loss", xlabel="round", ylabel="loss")
+    unit = "loss, in deviations of the label" if task is Task.regression else "loss"
+    losses.set(title="Train loss", xlabel="round", ylabel=unit)
     scores.set(title=f"Validation {metric}", xlabel="round", ylabel=metric)
     for axes in (losses, scores):
         axes.grid(alpha=0.3)

@@ -1,6 +1,8 @@
 """The rounds of a federation, over any Flower grid."""
 
+import math
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from logging import INFO
 from typing import Any
@@ -8,31 +10,38 @@ from typing import Any
 from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.supercore import log
+from torch import Tensor
 
 from common.config import FusionRule, OnMissingModality
 from common.data.dataset import MultimodalDataset
+from common.data.moments import FeatureMoments
 from common.errors import UserError
+from common.model.fit_joint import Opinions
 from common.model.fusion import Fusion, fit_fusion
-from common.model.ha_fedformer import split_arrays, trained_names
+from common.model.ha_fedformer import ModelArrays, split_arrays, trained_names
+from common.model.linear import LinearSums
+from common.structures import MOST_INPUTS, decoder_structure, encoder_structure
 from server.acceptance.privacy import privacy_spent
-from server.evaluate import evaluate_rules, evaluate_subsets
+from server.evaluate import evaluate_rules, evaluate_subsets, opinions
 from server.records import Phase, PhaseClock, RoundRecord
 from server.roster.attendance import Attendance
 from server.roster.exchange import exchange
-from server.roster.labels import PooledLabels, pool_labels
-from server.roster.registry import Registry
+from server.roster.labels import pool_labels
+from server.roster.registry import Registry, Terms
+from server.roster.statistics import bound_clients, pool_moments
 from server.run.checkpoint import Checkpoint
 from server.run.folder import plain_settings
-from server.run.run import OneModel, Run, check_features, count_parameters, initial_model
+from server.run.linear import Experts, pool_clients
+from server.run.run import OneModel, Run, count_parameters, initial_model
 from server.strategy import HierarchicalAggregation
 
 
-def federate(run: Run, grid: Grid) -> dict[str, Any]:
-    """Execute a prepared run over a grid and return the summary.
+def federate(run: Run, grid: Grid, ours: bool = False) -> dict[str, Any]:
+    """Execute a prepared run over a grid and return the summary; `ours` as in `Attendance`.
 
     Raises `UserError` if nodes are missing or do not fit, or a round cannot be merged.
     """
-    return run.execute(lambda run: Federation(run, grid))
+    return run.execute(lambda run: Federation(run, grid, ours))
 
 
 class Federation(OneModel):
@@ -41,44 +50,95 @@ class Federation(OneModel):
     Raises `UserError` if nodes are missing, or they or the checkpoint do not fit the data.
     """
 
-    def __init__(self, run: Run, grid: Grid) -> None:
+    def __init__(self, run: Run, grid: Grid, ours: bool) -> None:
         self._run, self._grid = run, grid
-        config, registry, former = run.config, Registry(), run.checkpoint
+        config, data, former = run.config, run.data, run.checkpoint
+        registry = Registry(Terms(data.shapes, data.task, data.outputs, data.label_names))
         timeout = config.runtime.node_timeout
-        self._attendance = Attendance(registry, grid, timeout, run.console.tell)
-        self._attendance.gather(Counter(key.modality for key in run.data.clients))
-        labels = former.labels if former else self._pool_labels(registry)
-        moments = registry.moments()
-        for name, own in moments.items():
-            check_features(run.data, name, own.mean.shape, "the clients")
-        self.model = initial_model(config, run.data, moments)
+        self._attendance = Attendance(registry, grid, timeout, run.console.tell, ours)
+        self._attendance.gather(Counter(key.modality for key in data.clients))
+        clients = [member.client for member in registry.members.values()]
+        bounded = bound_clients(clients, data.validation, data.task)
+        for line in bounded.odd:
+            run.console.tell(line)
+        labels = former.labels if former else pool_labels(bounded.clients, data.task, data.outputs)
+        moments = pool_moments(bounded.clients)
+        experts = Experts(self._linear_sums(registry, moments), labels.prior)
+        self.model = initial_model(config, data, moments, experts)
+        registry.forget_linear()
         self.parameters = count_parameters(self.model)
         state = self.model.state_dict()
         trained = split_arrays({name: state[name] for name in trained_names(self.model)})
-        self.strategy = HierarchicalAggregation(config, registry, labels, trained)
+        self.strategy = HierarchicalAggregation(config, registry, labels, trained, self._look)
+        self._tell_left_out(trained)
         self.examples = sum(member.client.examples for member in registry.members.values())
         self._settings = plain_settings(config)
+        self.fitted = self._fit()
         if former is not None:
             self._restore(former)
-        self.fitted = self._fit(config.fusion.name)
 
-    def _pool_labels(self, registry: Registry) -> PooledLabels:
-        data, bins = self._run.data, len(self._run.config.dataset.label_bins) + 1
-        clients = [member.client for member in registry.members.values()]
-        return pool_labels(clients, data.task, data.outputs, bins)
+    def _tell_left_out(self, trained: ModelArrays) -> None:
+        """Print a line for each part whose posteriors leave out the precision of wide maps."""
+        encoder, decoder = (
+            encoder_structure(self._run.config.strategy.encoder),
+            decoder_structure(self._run.config.strategy.decoder),
+        )
+        parts = [(name, arrays, encoder) for name, arrays in trained.encoders.items()]
+        for name, arrays, structure in [*parts, ("decoder", trained.decoder, decoder)]:
+            wide = [
+                f"{key} ({array[0].numel():,} inputs)"
+                for key, array in arrays.items()
+                if structure and structure.leaves_out(array)
+            ]
+            if wide:
+                self._run.console.tell(
+                    f"{name}: averaged without precisions, which are for at most {MOST_INPUTS} "
+                    f"inputs: {', '.join(wide)}"
+                )
+
+    def _linear_sums(
+        self, registry: Registry, moments: Mapping[str, FeatureMoments]
+    ) -> dict[str, LinearSums]:
+        """Return what the linear experts are fitted to.
+
+        A resumed run has those of its checkpoint, which take the place of what is fitted here.
+        """
+        data, former = self._run.data, self._run.checkpoint
+        if former is None:
+            clients = (member.client for member in registry.members.values())
+            whose = self._run.config.dataset.standardisation
+            return pool_clients(clients, data, moments, whose)
+        return {
+            name: LinearSums.empty(math.prod(shape), data.outputs)
+            for name, shape in data.shapes.items()
+            if f"encoders.{name}.linear.weight" in former.model
+        }
 
     def _restore(self, former: Checkpoint) -> None:
-        where = self._run.checkpoints.path(former.round)
-        former.check_fits(self._run.items(self.examples), self.model.state_dict(), where)
-        self.model.load_state_dict(dict(former.model))
+        self._load(self._run.best_checkpoint())
+        self.keep()
+        self._load(former)
         self.strategy.restore(former.strategy)
         self.examples = former.items["train"]
         self._run.console.tell(f"going on after round {former.round} of {self._run.config.rounds}")
 
-    def _fit(self, rule: FusionRule) -> Fusion:
-        return fit_fusion(
-            rule, self._run.data.task, self.strategy.prior, self.strategy.calibration_sums
-        )
+    def _load(self, former: Checkpoint) -> None:
+        where = self._run.checkpoints.path(former.round)
+        former.check_fits(self._run.items(self.examples), self.model.state_dict(), where)
+        self.model.load_state_dict(dict(former.model))
+        self.fitted = former.fusion
+
+    def _look(self, state: Mapping[str, Tensor]) -> Opinions:
+        """Return what the model says of the validation items in a state, which it takes on."""
+        self.model.load_state_dict(dict(state))
+        return opinions(self.model, self.strategy.prior, self._run.data.validation)
+
+    def _fit(self) -> Fusion:
+        """Fit the fusion rule to the model as it is."""
+        data, strategy, rule = self._run.data, self.strategy, self._run.config.fusion.name
+        strategy.opinions = strategy.opinions or self._look(self.model.state_dict())
+        sums = strategy.calibration_sums
+        return fit_fusion(rule, data.task, strategy.prior, sums, strategy.opinions)
 
     def round(self, number: int, clock: PhaseClock) -> RoundRecord:
         """Train on the clients, and merge their replies."""
@@ -101,7 +161,7 @@ class Federation(OneModel):
         report = self._checked(strategy.report)
         self.model.load_state_dict(merged.to_torch_state_dict())
         clock.end(Phase.merge)
-        self.fitted = self._fit(config.fusion.name)
+        self.fitted = self._fit()
         merged_names = [name for name in self._run.data.shapes if name in report.clients]
         return replace(
             report,
@@ -127,10 +187,11 @@ class Federation(OneModel):
     def _checked(self, report: RoundRecord | None) -> RoundRecord:
         """Return the report of a round that has a result."""
         assert report is not None
-        if not report.clients:
+        if not report.clients and not report.harmful:
             reason = report.rejected[0] if report.rejected else "no reply came in time"
             raise UserError(f"round {report.round}: no client could be merged; {reason}")
-        if report.reused and self._run.config.runtime.absent is OnMissingModality.abort:
+        aborts = self._run.config.runtime.absent is OnMissingModality.abort
+        if report.reused and aborts and not report.harmful:
             raise UserError(
                 f"round {report.round}: too few updates of {', '.join(report.reused)}; "
                 f"{'; '.join(report.rejected) or 'no reply came in time'}"
@@ -139,13 +200,17 @@ class Federation(OneModel):
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
         """Return the scores under each fusion rule and of each subset, diagnostics, and privacy."""
-        rules = {str(rule): self._fit(rule) for rule in FusionRule if rule is not FusionRule.auto}
+        rules = {
+            str(rule): replace(self.fitted, rule=rule)
+            for rule in FusionRule
+            if rule is not FusionRule.auto
+        }
         return {
             "test_by_fusion": evaluate_rules(self.model, rules, items),
             "test_by_subset": evaluate_subsets(self.model, self.fitted, items),
             **super().results(items),
             "label_skew": self.strategy.labels.skew,
-            "privacy": privacy_spent(self._run.config, self._run.config.rounds),
+            "privacy": privacy_spent(self._run.config, len(self._run.records)),
         }
 
     def checkpoint(self, number: int, seconds: float) -> Checkpoint:
@@ -155,6 +220,8 @@ class Federation(OneModel):
             self._settings,
             self._run.items(self.examples),
             self.model.state_dict(),
+            self.model.spec,
+            self.fitted,
             self.strategy.state(),
             self.strategy.labels,
             seconds,

@@ -1,8 +1,9 @@
 """What a run leaves on disk.
 
 ``config.yaml`` resolved; ``rounds.jsonl``, one object a round; ``checkpoints/``; ``summary.json``;
-the model with all that is needed to rebuild it; ``learning_curve.png``; what trackers leave, see
-`server.tracking`. Files appear complete or not at all. A run locks ``rounds.jsonl`` while it lasts.
+the model with all that is needed to rebuild it, and with ``checkpoint.deliver=best`` that of the
+last round; ``learning_curve.png``; what trackers leave, see `server.tracking`. Files appear
+complete or not at all. A run locks ``rounds.jsonl`` while it lasts.
 """
 
 import fcntl
@@ -20,14 +21,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from common.atomic import atomic_file
-from common.config import Config, config_of_settings
-from common.errors import UserError, parsed_as
+from common.config import Config, config_of_settings, escaped, setting
+from common.errors import UserError, parsed_as, reason
+from common.task import Task
 from server.records import RoundRecord
 
 CONFIG = "config.yaml"
 ROUNDS = "rounds.jsonl"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
+LAST = "last.safetensors"
 CURVE = "learning_curve.png"
 FLOWER_LOG = "flower.log"
 CHECKPOINTS = "checkpoints"
@@ -38,7 +41,7 @@ TRACKING = "tracking.json"
 LOCK_SECONDS = 60.0
 
 #: Settings in which a resumed run may differ from the interrupted one.
-FREE = ("rounds", "runtime", "checkpoint", "tracking", "console", "run_dir", "resume")
+FREE = ("rounds", "patience", "runtime", "checkpoint", "tracking", "console", "run_dir", "resume")
 
 
 class RunFolder:
@@ -57,10 +60,10 @@ class RunFolder:
                 raise UserError(f"run_dir {self.path} cannot be written: not a folder") from error
             raise UserError(
                 f"{self.path} holds a run already; choose another with run_dir=…, or go on with "
-                f"resume={self.path}"
+                f"{setting('resume', self.path)}"
             ) from error
         except OSError as error:
-            raise UserError(f"run_dir {self.path} cannot be written: {error.strerror}") from error
+            raise UserError(f"run_dir {self.path} cannot be written: {reason(error)}") from error
 
     @classmethod
     def reopen(cls, path: str | Path, wait: float = LOCK_SECONDS) -> "RunFolder":
@@ -74,7 +77,7 @@ class RunFolder:
             # A run that ended before its first round has removed its list of rounds.
             folder._hold(os.O_CREAT, wait)
         except OSError as error:
-            raise UserError(f"resume={path} cannot be written: {error.strerror}") from error
+            raise UserError(f"resume={path} cannot be written: {reason(error)}") from error
         return folder
 
     @staticmethod
@@ -102,25 +105,28 @@ class RunFolder:
                     ) from error
                 time.sleep(0.2)
 
-    def keep_rounds(self, count: int) -> list[RoundRecord]:
-        """Read the first rounds, and remove what comes after them, the summary too.
-
-        Raises `UserError` if they are not all there.
-        """
+    def read_rounds(self, count: int, task: Task) -> list[RoundRecord]:
+        """Read the first rounds; raise `UserError` if they are not all there."""
         path = self.path / ROUNDS
-        lines = path.read_bytes().splitlines(keepends=True)[:count]
         try:
-            read = (RoundRecord(**json.loads(line)) for line in lines)
+            read = (RoundRecord(**json.loads(line)) for line in self._lines(count))
             records = [parsed_as(RoundRecord, vars(record)) for record in read]
             if [record.round for record in records] != list(range(1, count + 1)):
                 raise ValueError(f"expected rounds 1 to {count}")
             for record in records:
-                record.check_scores(records[0].validation)
+                record.check_scores(records[0].validation, task)
         except (ValueError, TypeError, RecursionError) as error:
             raise UserError(f"{path} is damaged: {error}") from error
-        (self.path / SUMMARY).unlink(missing_ok=True)
-        os.truncate(path, sum(map(len, lines)))
         return records
+
+    def keep_rounds(self, count: int) -> None:
+        """Remove what comes after the first rounds, and what a finished run leaves beside them."""
+        for name in (SUMMARY, LAST):
+            (self.path / name).unlink(missing_ok=True)
+        os.truncate(self.path / ROUNDS, sum(map(len, self._lines(count))))
+
+    def _lines(self, count: int) -> list[bytes]:
+        return (self.path / ROUNDS).read_bytes().splitlines(keepends=True)[:count]
 
     def release(self) -> None:
         """Give up the folder of a run that ended before its first round."""
@@ -140,27 +146,35 @@ class RunFolder:
                 os.fsync(file.fileno())
         except OSError as error:
             os.truncate(path, size)
-            raise UserError(f"{path} cannot be written: {error.strerror}") from error
+            raise UserError(f"{path} cannot be written: {reason(error)}") from error
 
     def write_config(self, config: Config) -> None:
         """Write the configuration, resolved."""
-        self.write(CONFIG, OmegaConf.to_yaml(OmegaConf.structured(config), resolve=True).encode())
+        self.write(
+            CONFIG, OmegaConf.to_yaml(OmegaConf.create(escaped(plain_settings(config)))).encode()
+        )
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write the summary."""
         self.write(SUMMARY, (json.dumps(summary, indent=2) + "\n").encode())
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a file, which appears complete or not at all."""
-        with atomic_file(self.path / name) as aside:
-            aside.write_bytes(content)
+        """Write a file, which appears complete or not at all; raise `UserError` if it cannot be."""
+        path = self.path / name
+        try:
+            with atomic_file(path) as aside:
+                aside.write_bytes(content)
+        except OSError as error:
+            raise UserError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def read_settings(path: Path) -> dict[str, Any]:
     """Read a ``config.yaml`` as plain data; raise `UserError` if it is damaged."""
     try:
         settings = OmegaConf.to_container(OmegaConf.create(path.read_text()), resolve=True)
-    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
+    except (ValueError, YAMLError, OmegaConfBaseException) as error:
         raise UserError(f"{path} is damaged: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path} is damaged: expected settings")
@@ -222,7 +236,8 @@ def resumed_config(path: Path, composed: Config, given: Sequence[str] | None) ->
     for group in ("runtime", "checkpoint", "tracking"):
         own = asked[group].items()
         stored[group] |= {key: v for key, v in own if _is_given(f"{group}.{key}", given)}
-    stored |= {name: asked[name] for name in ("rounds", "console") if _is_given(name, given)}
+    single = ("rounds", "patience", "console")
+    stored |= {name: asked[name] for name in single if _is_given(name, given)}
     return config_of_settings(stored | {"resume": composed.resume})
 
 

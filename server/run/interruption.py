@@ -1,6 +1,12 @@
-"""Ctrl-C and SIGTERM: a run ends after its current step, and says how to resume it."""
+"""Ctrl-C and SIGTERM: a run ends after its current step, and says how to resume it.
 
+A process whose parent has died, too, whatever it waits for.
+"""
+
+import os
 import signal
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -43,3 +49,20 @@ def interruptible() -> Iterator[Callable[[], None]]:
         yield check
     finally:
         restore()
+
+
+def end_with_parent(grace: float = 10.0) -> None:
+    """End this process, with status 1, so many seconds after the one that started it has ended.
+
+    Flower interrupts a ServerApp then. One that waits for a SuperLink which is gone tries again and
+    again, without a look at that. What a run has on disk is whole at any moment.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(min(grace, 1.0))
+        time.sleep(grace)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -4,6 +4,7 @@ The same apps and messages as in Flower's simulation. Workers are copies of this
 the libraries loaded and the data read, so they start at once.
 """
 
+import ctypes
 import itertools
 import logging
 import multiprocessing
@@ -39,6 +40,9 @@ from server.run.run import Run
 
 #: Flower stamps messages with this number; a SuperLink would assign it.
 _RUN_ID = 1
+
+#: Linux's name for the signal that a process gets when its parent dies, in <sys/prctl.h>.
+_PR_SET_PDEATHSIG = 1
 
 #: Seconds that a pull waits for the first reply.
 _LOOK = 0.5
@@ -165,17 +169,19 @@ class Workers:
         awaited = [future for key, future in self._running.items() if key in wanted]
         wait(awaited, _LOOK, FIRST_COMPLETED)
         for key, future in list(self._running.items()):
-            if key in wanted and future.done():
+            broke = future.done() and isinstance(future.exception(), BrokenProcessPool)
+            self._broken |= broke
+            if broke and key not in wanted:
+                del self._running[key]  # the next process has it
+            elif key in wanted and future.done():
                 del self._running[key]
                 message = sent.pop(key)
-                try:
-                    reply = future.result()
-                except BrokenProcessPool:
+                if broke:
                     # All that were under way fail with it: which one broke it is unknown.
-                    self._broken = True
                     reason = "the process of a client ended; was there too little memory?"
-                    reply = Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
-                yield reply
+                    yield Message(Error(ErrorCode.CLIENT_APP_CRASHED, reason), reply_to=message)
+                else:
+                    yield future.result()
                 self._submit(sent)
 
     def _forget_expired(self, sent: dict[str, Message]) -> None:
@@ -193,13 +199,21 @@ class Workers:
         if self._broken and not self._running:
             self._pool, self._broken = self._start(), False
         for key, message in sent.items():
-            if self._broken or len(self._running) >= _AHEAD * self._processes:
+            if self._broken or self._under_way(sent) >= _AHEAD * self._processes:
                 return
             if key not in self._running:
                 try:
                     self._running[key] = self._pool.submit(_answer, message)
                 except BrokenProcessPool:
                     self._broken = True
+
+    def _under_way(self, sent: dict[str, Message]) -> int:
+        """Count messages without a reply, and replies that wait; not those of a former round."""
+        newest = sent[next(reversed(sent))].metadata.group_id
+        return sum(
+            not future.done() or sent[key].metadata.group_id == newest
+            for key, future in self._running.items()
+        )
 
 
 _nodes: LocalGrid
@@ -211,6 +225,9 @@ def _begin(config: Config, nodes: int, log: Path, begun: "Synchronized[int]") ->
     # The user's Ctrl-C is for the server, which then ends this process.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        # Also where no thread of this process has its turn.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     threading.Thread(target=_end_with_server, daemon=True).start()
     log_to_file(log)
     with begun.get_lock():
@@ -239,7 +256,7 @@ def run_locally(run: Run) -> None:
     workers = Workers(config, nodes, run.folder.path / FLOWER_LOG) if parallel else None
     app = make_client_app(partial(given_config, config))
     with LocalGrid(app, nodes, workers) as grid:
-        federate(run, grid)
+        federate(run, grid, ours=True)
 
 
 def prepare_machine(run: Run) -> None:

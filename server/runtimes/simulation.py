@@ -24,7 +24,7 @@ def simulate(run: Run) -> None:
 
     @server_app.main()
     def execute(grid: Grid, context: Context) -> None:
-        federate(run, grid)
+        federate(run, grid, ours=True)
 
     gpus = runtime.client_gpus
     if gpus is None:

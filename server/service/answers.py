@@ -14,8 +14,8 @@ from pydantic_core import to_json
 from common.config import ServeConfig
 from common.errors import UserError, printable
 from common.task import Task
-from server.prediction.predictor import Predictor, model_path
-from server.run.folder import CONFIG, SUMMARY, read_group
+from server.prediction.predictor import Predictor, model_path, run_of
+from server.run.folder import CONFIG, MODEL, SUMMARY, read_group
 
 #: The largest sentiment label, of seven classes around 0.
 SENTIMENT = 3.0
@@ -37,8 +37,8 @@ class HealthAnswer(BaseModel):
 
 class _Outcome(BaseModel):
     prediction: Label
-    seven_class: int | None = None
-    sign: str | None = None
+    seven_class: int | None = Field(None, description="Of sentiment only, from -3 to 3.")
+    sign: str | None = Field(None, description="Of sentiment only: positive or negative.")
     probabilities: dict[str, float] | None = None
 
 
@@ -54,6 +54,9 @@ class ItemRecord(_Outcome):
     id: str
     std: float | None = None
     modalities: dict[str, ModalityRecord]
+    unknown: dict[str, int] = Field(
+        {}, description="Modality to its values that were null: each counts as the feature's mean."
+    )
 
 
 class ModelName(BaseModel):
@@ -84,6 +87,10 @@ class ModelAnswer(ModelName):
     labels: list[str]
     features: dict[str, ModalityAnswer]
     max_seq_len: int | None = Field(description="Only this many last steps are used.")
+    context: int = Field(
+        description="Steps before its own that an item of one vector had in training: the vectors "
+        "of the items before it in its group."
+    )
     scale: list[float] | None = Field(description="Approximate range of predicted numbers.")
     fusion: dict[str, Any]
     training: dict[str, Any]
@@ -106,7 +113,7 @@ class ExampleAnswer(BaseModel):
 
 
 _REASONS = {
-    400: "The body is not JSON.",
+    400: "The body is not JSON, or the Host header names another service.",
     401: "The token is missing or wrong.",
     404: "There is no such example.",
     408: "The body took too long.",
@@ -142,9 +149,9 @@ def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -
 
     Raises `UserError` if the model is in the folder of a run whose summary is damaged.
     """
-    file = model_path(str(config.model)).absolute()
+    file, run = model_path(str(config.model)), run_of(str(config.model))
     return ModelAnswer(
-        name=file.parent.name,
+        name=run.name,
         sha256=hashlib.sha256(file.read_bytes()).hexdigest(),
         task=predictor.task,
         labels=list(labels),
@@ -153,9 +160,10 @@ def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -
             for name, (*steps, width) in predictor.features.items()
         },
         max_seq_len=predictor.max_seq_len,
+        context=predictor.reading.context,
         scale=scale(predictor),
         fusion={"rule": predictor.fusion.rule, "weights": predictor.fusion.weights},
-        training=_training(file.parent),
+        training=_training(run) if file.name == MODEL else {},
         limits={
             "max_body_bytes": round(config.max_body_mb * 2**20),
             "max_items": config.max_items,
@@ -167,25 +175,25 @@ def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -
 def scale(predictor: Predictor) -> list[float] | None:
     """Return the ends of a scale for predicted numbers, None for classes and labels.
 
-    The scale is -3 to 3 if the labels fit it, otherwise three deviations around their mean.
+    The scale is -3 to 3 for sentiment, otherwise three deviations around the labels' mean.
     """
     if predictor.task is not Task.regression:
         return None
+    if predictor.model.spec.sentiment:
+        return [-SENTIMENT, SENTIMENT]
     mean, variance = predictor.fusion.prior
     deviation = math.sqrt(variance)
-    if abs(mean) + deviation <= SENTIMENT <= 6 * deviation:
-        return [-SENTIMENT, SENTIMENT]
     return [mean - 3 * deviation, mean + 3 * deviation]
 
 
 def _training(folder: Path) -> dict[str, Any]:
-    """Return facts of the run, if the model is in a run folder."""
+    """Return facts of the run that delivered the model, if it is in a run folder."""
     if not (folder / CONFIG).is_file() or not (folder / SUMMARY).is_file():
         return {}
     strategy = read_group(folder / CONFIG, "strategy").get("name")
     try:
         summary = json.loads((folder / SUMMARY).read_text())
-        facts = {name: summary.get(name) for name in ("rounds", "seed")}
+        facts = {name: summary.get(name) for name in ("rounds", "delivered_round", "seed")}
         test = summary["test"]["multimodal"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / SUMMARY} is damaged: {error}") from error

@@ -1,7 +1,8 @@
 """The service as a FastAPI application: who may ask what, and how errors look.
 
 All routes but ``/health`` and the files of the page, which hold nothing of the model, need the
-token, if one is set. Every error is ``{"error": "…one line…"}``.
+token, if one is set. Requests that call the service by an unknown name are refused everywhere.
+Every error is ``{"error": "…one line…"}``.
 """
 
 import asyncio
@@ -36,6 +37,7 @@ from server.service.answers import (
 )
 from server.service.batcher import Batcher
 from server.service.examples import Examples
+from server.service.hosts import KnownHosts
 from server.service.metrics import Metrics
 from server.service.requests import Item, RequestReader
 
@@ -97,6 +99,7 @@ def make_app(
         openapi_url=None,
         exception_handlers=dict.fromkeys(_ERRORS, _error),
     )
+    app.add_middleware(KnownHosts, config=config)
     app.add_middleware(api.metrics.counting)
     for path, (name, kind) in FILES.items():
         content = (files("server.service") / "page" / name).read_bytes()
@@ -173,12 +176,12 @@ class Api:
 
     def routes(self) -> APIRouter:
         """Return the routes."""
-        router = APIRouter(responses=errors(401))
+        router = APIRouter(responses=errors(400, 401))
         schema = {"application/json": {"schema": self._reader.schema()}}
         router.post(
             "/predict",
             response_model=PredictAnswer,
-            responses=errors(400, 408, 413, 415, 422, 500, 503),
+            responses=errors(408, 413, 415, 422, 500, 503),
             openapi_extra={"requestBody": {"required": True, "content": schema}},
         )(self.predict)
         router.get("/model", response_model=ModelAnswer)(self.model)
@@ -223,6 +226,9 @@ class Api:
         inputs = {name: [item.features.get(name) for item in items] for name in names}
         predictions = self._predictor.predict(inputs)
         answers = records([item.id for item in items], predictions, self._labels)
+        for item, answer in zip(items, answers, strict=True):
+            if item.unknown:
+                answer["unknown"] = item.unknown
         self.metrics.predicted(len(items), time.perf_counter() - began)
         return answers
 

@@ -46,6 +46,7 @@ def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
     else:
         where = config.examples
         shard = read_shard(Path(config.examples))
+        predictor.reading.check_prepared(where, shard.info.reading, shard.items.longest)
         items, task = shard.items, shard.info.task
     shared = [name for name in items.sequences if name in predictor.features]
     if not shared:

@@ -3,23 +3,26 @@
 Ctrl-C and SIGTERM stop it after open requests are answered; a second Ctrl-C stops it at once.
 """
 
+import asyncio
 import gc
 import signal
 import socket
 import ssl
+import time
+from functools import partial
+from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
 
 from common.config import ServeConfig
-from common.errors import UserError
-
-#: Simultaneous connections; further ones are answered with 503.
-CONNECTIONS = 1000
+from common.errors import UserError, reason
+from server.service.connections import CONNECTIONS, HEAD, Connections, raise_file_limit
 
 #: Connections that the system queues until they are accepted.
-BACKLOG = 2048
+BACKLOG = 16384
 
 #: Seconds that open requests have to be answered once the service stops.
 GRACE = 20
@@ -62,14 +65,21 @@ def check_certificate(config: ServeConfig) -> None:
     """Raise `UserError` if the certificate or its key is missing or damaged, or do not match."""
     if config.ssl_cert is None:
         return
+    for name in ("ssl_cert", "ssl_key"):
+        path = str(getattr(config, name))
+        try:
+            with Path(path).open("rb"):
+                pass
+        except OSError as error:
+            raise UserError(f"{name}={path}: {reason(error)}") from error
     try:
         ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(
             config.ssl_cert, config.ssl_key, password=_no_password
         )
     except (OSError, ValueError) as error:  # an SSLError is the former
-        reason = getattr(error, "strerror", None) or str(error)
+        said = getattr(error, "strerror", None) or str(error)
         raise UserError(
-            f"ssl_cert={config.ssl_cert} ssl_key={config.ssl_key}: {reason}; expected a "
+            f"ssl_cert={config.ssl_cert} ssl_key={config.ssl_key}: {said}; expected a "
             "certificate and its key without a password, in PEM"
         ) from error
 
@@ -79,7 +89,27 @@ def _no_password() -> str:
 
 
 class _Server(uvicorn.Server):
-    """Stops gracefully at the first signal; the second one has its default effect."""
+    """Keeps its connections in order, and stops gracefully at the first signal.
+
+    The second signal has its default effect.
+    """
+
+    def __init__(self, settings: uvicorn.Config, most: int) -> None:
+        super().__init__(settings)
+        self._connections = Connections(most)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.config.is_ssl:
+            # Until a handshake is done there is no connection; uvicorn has no setting for its time.
+            loop: Any = asyncio.get_running_loop()
+            loop.create_server = partial(loop.create_server, ssl_handshake_timeout=HEAD)
+        await super().startup(sockets)
+
+    async def on_tick(self, counter: int) -> bool:
+        # All are of h11, see below.
+        connections: Any = self.server_state.connections
+        self._connections.close_idle(connections, time.monotonic())
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         super().handle_exit(sig, frame)
@@ -87,26 +117,35 @@ class _Server(uvicorn.Server):
             signal.signal(number, signal.SIG_DFL)
 
 
+def make_server(app: FastAPI, config: ServeConfig, most: int = CONNECTIONS) -> uvicorn.Server:
+    """Return a server of an application, which keeps at most so many connections open."""
+    return _Server(
+        uvicorn.Config(
+            app,
+            # It limits the head of a request; the faster httptools does not.
+            http="h11",
+            ws="none",
+            lifespan="on",
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            backlog=BACKLOG,
+            timeout_graceful_shutdown=GRACE,
+            ssl_certfile=config.ssl_cert,
+            ssl_keyfile=config.ssl_key,
+        ),
+        most,
+    )
+
+
 def run(app: FastAPI, config: ServeConfig, listener: socket.socket) -> None:
     """Serve until a signal arrives, then let the signal take its default effect."""
-    settings = uvicorn.Config(
-        app,
-        # It limits the head of a request; the faster httptools does not.
-        http="h11",
-        ws="none",
-        lifespan="on",
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=CONNECTIONS,
-        timeout_graceful_shutdown=GRACE,
-        ssl_certfile=config.ssl_cert,
-        ssl_keyfile=config.ssl_key,
-    )
     # What is loaded by now stays in memory; collecting it again would only delay requests.
     gc.collect()
     gc.freeze()
     # A process that a script starts in the background ignores SIGINT otherwise.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    _Server(settings).run(sockets=[listener])
+    # Half of the files are for those that come between two ticks, and for everything else.
+    most = min(CONNECTIONS, raise_file_limit() // 2)
+    make_server(app, config, most).run(sockets=[listener])

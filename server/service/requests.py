@@ -11,10 +11,8 @@ Notation: T steps, D feature width.
 """
 
 import asyncio
-from array import array
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, Required
 
 import numpy as np
@@ -37,7 +35,8 @@ _SMALL = 1 << 16
 #: The largest magnitude of a 32-bit float.
 _LARGEST = float(np.finfo(np.float32).max)
 
-_Number = Annotated[float, Field(ge=-_LARGEST, le=_LARGEST, allow_inf_nan=False)]
+#: A number of a feature; null and NaN are one that is not known.
+_Number = float | None
 
 
 class Item(NamedTuple):
@@ -50,6 +49,12 @@ class Item(NamedTuple):
     def steps(self) -> int:
         """Steps of the longest modality."""
         return max(map(len, self.features.values()))
+
+    @property
+    def unknown(self) -> dict[str, int]:
+        """Modality to how many of its values are not known, where any is."""
+        counts = {name: int(np.isnan(rows).sum()) for name, rows in self.features.items()}
+        return {name: count for name, count in counts.items() if count}
 
 
 class RequestReader:
@@ -160,7 +165,9 @@ class RequestReader:
         items = []
         for number, given in enumerate(request["items"]):
             there = (name for name in names if given.get(name) is not None)
-            features = {name: given[name][self._last] for name in there}
+            cut = {name: given[name][self._last] for name in there}
+            # Of which no value is known, it is as absent as null.
+            features = {name: rows for name, rows in cut.items() if not np.isnan(rows).all()}
             if not features:
                 raise HTTPException(422, f"items[{number}] has none of {', '.join(names)}")
             own = given.get("id")
@@ -180,12 +187,23 @@ def _rows(shape: tuple[int, ...], max_steps: int) -> Any:
     *steps, width = shape
     most = min([max_steps, *steps])
     # A row of Python's floats would take eight times the memory.
-    row: Any = Annotated[_list(_Number, width, width), AfterValidator(partial(array, "f"))]
+    row: Any = Annotated[_list(_Number, width, width), AfterValidator(_floats)]
     return Annotated[
         _list(row, 1, most),
-        Field(description=f"At most {most} steps of {width} numbers each."),
+        Field(
+            description=f"At most {most} steps of {width} numbers each; null where one is not "
+            "known, which counts as the feature's mean."
+        ),
         AfterValidator(lambda rows: np.frombuffer(b"".join(rows), np.float32).reshape(-1, width)),
     ]
+
+
+def _floats(row: list[float | None]) -> bytes:
+    """Return a row as 32-bit floats, NaN where a number is not known."""
+    values = np.array(row, dtype=np.float64)
+    if (np.abs(values) > _LARGEST).any():
+        raise ValueError(f"expected numbers of at most {_LARGEST:.2g}, or null where unknown")
+    return values.astype(np.float32).tobytes()
 
 
 def _list(of: Any, least: int, most: int | None = None) -> Any:

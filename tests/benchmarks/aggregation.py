@@ -28,15 +28,19 @@ from updates import uplink
 
 from common.clients import ClientKey
 from common.config import Config, EncoderConfig, compose
-from common.messages import no_numbers
 from common.model.calibration import label_sums, prior_of
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays, trained_names
-from common.posterior import Posterior
+from common.posterior import Form, Posterior
 from common.protocol import encode_uplink
-from common.structures import decoder_structure, fit_gaussian
+from common.structures import (
+    decoder_structure,
+    encoder_structure,
+    fit_gaussian,
+    posterior_form,
+)
 from common.task import Task
 from server.roster.labels import PooledLabels
-from server.roster.registry import Member, Registry
+from server.roster.registry import Member, Registry, Terms
 from server.strategy import HierarchicalAggregation
 
 WIDTHS = {"language": 100, "audio": 73, "vision": 100}
@@ -76,10 +80,11 @@ def samples_of(
 ) -> Iterator[tuple[str, Tensor, Tensor | None]]:
     """Yield names, samples near these arrays and, where a client measures them, input moments."""
     generator = torch.Generator().manual_seed(0)
-    reads_inputs = config.merge == "pbea" and config.structure == "inputs"
+    structure = encoder_structure(config)
+    reads_inputs = structure is not None and structure.reads_inputs
     for name, array in arrays.items():
         moments = None
-        if reads_inputs and array.ndim >= 2:
+        if reads_inputs and posterior_form(array, structure) is Form.row:
             inputs = torch.randn(256, array[0].numel(), generator=generator, dtype=torch.float64)
             moments = inputs.T @ inputs / len(inputs)
         noise = torch.randn(SAMPLES, *array.shape, generator=generator)
@@ -117,11 +122,11 @@ def strategy_of(
     described = {
         name: client(f"{name}-0", width=WIDTHS[name], examples=len(LABELS)) for name in WIDTHS
     }
-    registry = Registry()
+    registry = Registry(Terms(shapes, Task.regression, 1))
     for number, key in enumerate(keys, 1):
         registry.members[key] = Member(number, replace(described[key.modality], key=key))
         registry.asked.add(number)
-    labels = PooledLabels(prior_of(sums, Task.regression), no_numbers(), skew=0.0)
+    labels = PooledLabels(prior_of(sums, Task.regression), skew=0.0)
     trained = split_arrays({name: arrays[name] for name in trained_names(model)})
     strategy = HierarchicalAggregation(config, registry, labels, trained)
     return strategy, arrays, cast(Grid, FakeGrid(dict.fromkeys(range(1, len(keys) + 1), silent)))

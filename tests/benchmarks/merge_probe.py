@@ -26,7 +26,8 @@ from client.node import DeployedNode, describe
 from common.config import Config, compose
 from common.data.batching import pad_all
 from common.data.federation import FederatedDataset, load_federation
-from common.messages import ClientDescription, Downlink, no_numbers
+from common.messages import ClientDescription, Downlink
+from common.model.calibration import standardise
 from common.model.ha_fedformer import (
     HAFedformer,
     ModelSpec,
@@ -39,7 +40,7 @@ from common.model.ha_fedformer import (
 from common.seeding import derive_seed
 from server.aggregation.hierarchy import RoundSum, merge_round
 from server.roster.labels import pool_labels
-from server.roster.registry import Member, Registry
+from server.roster.statistics import pool_moments
 
 
 @dataclass
@@ -59,9 +60,7 @@ class Federation:
         for client in self.clients:
             key = client.key
             encoder = parts.encoders[key.modality]
-            downlink = Downlink(
-                key, server_round, encoder, parts.decoder, self.prior, 1.0, no_numbers()
-            )
+            downlink = Downlink(key, server_round, encoder, parts.decoder, self.prior)
             total = total.add(run_round(downlink, DeployedNode(key, None), config))
         noise = torch.Generator().manual_seed(server_round)
         return join_arrays(merge_round(total, parts, noise).parts)
@@ -72,7 +71,7 @@ class Federation:
         model = build_model(self.model.spec, seed=0).eval()
         model.load_state_dict(self.model.state_dict() | arrays)
         items = self.data.validation
-        labels = torch.from_numpy(items.labels)
+        labels = torch.from_numpy(standardise(items.labels, self.prior, self.data.task))
         losses = [
             task_loss(model(name, pad_all(each)), labels, self.data.task).item()
             for name, each in items.sequences.items()
@@ -85,12 +84,10 @@ def start(config: Config) -> Federation:
     data = load_federation(config)
     config = replace(config, dataset=replace(config.dataset, task=data.task))
     described = [describe(DeployedNode(key, None), config).clients[0] for key in data.clients]
-    registry = Registry({each.key: Member(0, each) for each in described})
-    bins = len(config.dataset.label_bins) + 1
-    prior = pool_labels(described, data.task, data.outputs, bins).prior
+    prior = pool_labels(described, data.task, data.outputs).prior
     spec = ModelSpec(dict(data.shapes), data.outputs, data.task, config.model)
     model = build_model(spec, derive_seed(config.seed, "model"))
-    for name, moments in registry.moments().items():
+    for name, moments in pool_moments(described).items():
         set_standardisation(model, name, moments)
     return Federation(config, data, described, prior, model)
 

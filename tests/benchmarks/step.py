@@ -40,7 +40,7 @@ def made_up(modality: str, items: int) -> ClientData:
     )
     labels = rng.normal(size=items).astype(np.float32)
     every = np.arange(items)
-    return ClientData(modality, Task.regression, sequences, labels, every, every, every[:0])
+    return ClientData(modality, Task.regression, sequences, labels, every, every[:0])
 
 
 def model_of(modality: str, config: Config) -> HAFedformer:

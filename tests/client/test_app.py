@@ -1,5 +1,6 @@
 """A client's round on a small federation: what crosses the wire, and what does not."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import cache, partial
@@ -10,6 +11,7 @@ import torch
 from flwr.app import Context, Message, MessageType, RecordDict
 from wire import assert_same, tensors_of
 
+import client.app
 from client.app import given_config, make_client_app, received_model, run_round, submitted_config
 from client.node import (
     DeployedNode,
@@ -17,9 +19,9 @@ from client.node import (
     client_data,
     client_label_sums,
     describe,
-    label_edges,
+    standardised,
 )
-from client.objective import local_objective
+from client.objective import corrected_objective
 from common.clients import ClientKey
 from common.config import Config, compose
 from common.data.batching import pad_all
@@ -37,8 +39,10 @@ from common.model.ha_fedformer import (
     split_arrays,
     trained_names,
 )
+from common.model.linear import LinearMap
 from common.posterior import Form, Posterior
 from common.protocol import (
+    ClientFailureError,
     decode_description,
     decode_uplink,
     encode_downlink,
@@ -67,9 +71,14 @@ def global_model(config: Config) -> HAFedformer:
     """Build the server's model, with statistics that no buffer starts with."""
     sequences = load_joint(config).items.sequences
     shapes = {name: own.statistics_shape for name, own in sequences.items()}
-    model = build_model(ModelSpec(shapes, 1, config.dataset.task, config.model), seed=7)
+    # A linear expert of the modality that is trained here, and none of others.
+    spec = ModelSpec(shapes, 1, config.dataset.task, config.model, linear=("audio",))
+    model = build_model(spec, seed=7)
     for name, own in sequences.items():
         set_standardisation(model, name, FeatureMoments.of(own))
+    linear = model.encoder("audio").linear
+    weight = 0.1 * torch.randn(linear.weight.shape, generator=torch.Generator().manual_seed(0))
+    linear.set(LinearMap(weight, torch.ones(1)))
     return model
 
 
@@ -98,7 +107,7 @@ def test_uplink_holds_the_trained_tensors_of_one_encoder_and_the_decoder() -> No
         shapes = {f"{part}/{name}": tensor.shape for name, tensor in expected.items()}
         assert {k: t.shape for k, t in sent.items() if k.startswith(f"{part}/")} == shapes
     # No statistics of the site's features, under any name.
-    assert not any("standardise" in name for name in sent)
+    assert not any("standardise" in name or "linear" in name for name in sent)
     precisions = [name.partition("/")[2] for name in sent if name.startswith("encoder-precision/")]
     assert precisions
     for name in precisions:
@@ -127,13 +136,11 @@ def test_evidence_and_agreement_are_of_the_model_as_received() -> None:
     data, model = client_data(EVERYONE, AUDIO, config), global_model(config).eval()
     with torch.inference_mode():
         outputs = model("audio", pad_all(data.sequences.select(data.validation)))
-    labels, groups = (
-        torch.from_numpy(each[data.validation]) for each in (data.labels, data.groups)
-    )
+    labels = torch.from_numpy((data.labels[data.validation] - 0.1) / np.sqrt(1.5))
     assert len(labels) > 0
-    expected = calibration_sums(outputs, labels, downlink.prior, Task.regression, groups)
+    expected = calibration_sums(outputs, labels, downlink.prior, Task.regression)
     torch.testing.assert_close(uplink.calibration_sums, expected, rtol=1e-4, atol=1e-5)
-    sums = client_label_sums(data, config)
+    sums = client_label_sums(data)
     expected = label_agreement(outputs, labels, sums, downlink.prior, Task.regression)
     torch.testing.assert_close(uplink.label_agreement, expected, rtol=1e-4, atol=1e-5)
 
@@ -157,23 +164,42 @@ def test_round_does_not_depend_on_what_ran_before_nor_on_its_node() -> None:
     assert_same(downlink.encoder, before)
 
 
-def test_label_shares_correct_the_loss_and_nothing_else() -> None:
+def test_what_is_trained_is_the_remainder_of_the_linear_expert() -> None:
+    config, downlink = small(), downlink_to(AUDIO, small())
+    data = client_data(EVERYONE, AUDIO, config)
+    model = received_model(downlink, data, config).eval()
+    padded = pad_all(data.sequences)
+    with torch.inference_mode():
+        linear = model.linear_outputs("audio", padded)
+        network = model.decoder(model.encode("audio", padded), padded.lengths)
+        torch.testing.assert_close(model("audio", padded), network + linear)
+    pooled = torch.stack([x[:n].mean(0) for x, n in zip(*padded, strict=True)])
+    standardise = model.encoder("audio").standardise
+    expected = (pooled - standardise.mean) * standardise.scale @ downlink.encoder["linear.weight"]
+    torch.testing.assert_close(linear, expected + 1, rtol=1e-4, atol=1e-4)
+    # A modality without one has a downlink without one.
+    other = downlink_to(ClientKey("vision", 0), config)
+    data = client_data(EVERYONE, other.key, config)
+    assert received_model(other, data, config).spec.linear == ()
+
+
+def test_a_correction_for_skewed_labels_changes_the_loss_and_nothing_else() -> None:
     config = small("strategy=fedavg", "client.optimizer=sgd", "client.lr=1e-9")
     downlink, data = downlink_to(AUDIO, config), client_data(EVERYONE, AUDIO, config)
-    shares = torch.tensor([0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1], dtype=torch.float64)
+    downlink = replace(downlink, prior=torch.tensor([0.7, 3.0], dtype=torch.float64))
     plain, corrected = (
-        run_round(replace(downlink, label_shares=each), EVERYONE, config)
-        for each in (shares[:0], shares)
+        run_round(replace(downlink, corrects_labels=each), EVERYONE, config)
+        for each in (False, True)
     )
     assert corrected.train_loss != pytest.approx(plain.train_loss, rel=0.01)
     assert torch.equal(corrected.calibration_sums, plain.calibration_sums)
     assert torch.equal(corrected.label_agreement, plain.label_agreement)
     # Nothing moves at such a rate, but for dropout; so the losses are near those of one model.
-    sums, edges = client_label_sums(data, config), label_edges(config)
     model = received_model(downlink, data, config).eval()
     outputs = model("audio", pad_all(data.sequences.select(data.train))).detach()
+    data = standardised(data, downlink.prior)
     labels = torch.from_numpy(data.labels[data.train])
-    objective = local_objective(data.task, sums, shares, edges)
+    objective = corrected_objective(labels, downlink.prior, data.task)
     assert corrected.train_loss == pytest.approx(objective(outputs, labels).item(), rel=0.1)
 
 
@@ -192,7 +218,7 @@ def test_maps_are_measured_in_early_rounds_alone(share: float, rounds: int, last
         downlink, uplink = audio_round("strategy=few_rounds", *settings, server_round=server_round)
         for part in ("encoder", "decoder"):
             arrays = getattr(downlink, part).items()
-            maps = {name for name, array in arrays if array.ndim > 1}
+            maps = {name for name, array in arrays if array.ndim > 1 and "linear" not in name}
             measured = with_precision(getattr(uplink, part))
             assert measured == (maps if server_round <= last else set())
 
@@ -251,6 +277,8 @@ def test_client_standardisation_replaces_the_buffers_here_only() -> None:
     [
         ("encoder", "embed.weight", (10, 11, 1)),
         ("encoder", "standardise.mean", (13,)),
+        ("encoder", "linear.weight", (11, 1)),
+        ("encoder", "linear.bias", None),
         ("decoder", "expand.weight", (10,)),
         ("encoder", "norm.bias", None),
         ("encoder", "surplus", (2,)),
@@ -268,9 +296,9 @@ def test_what_does_not_fit_is_refused_and_named(
         run_round(replace(good, **{part: arrays}), EVERYONE, small())
     assert name in str(raised.value) and "\n" not in str(raised.value)
     assert shape is None or name == "surplus" or str(list(shape)) in str(raised.value)
-    for count in (1, 6, 8):
-        with pytest.raises(ProtocolError, match=f"received {count} label shares, expected 7"):
-            run_round(replace(good, label_shares=torch.ones(count) / count), EVERYONE, small())
+    for variance in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ProtocolError, match=f"prior of variance {variance:g}, expected one"):
+            run_round(replace(good, prior=torch.tensor([0.1, variance])), EVERYONE, small())
 
 
 def answer(kind: str, content: RecordDict, config: Config, **node: int | str) -> Message:
@@ -296,6 +324,47 @@ def test_flower_train_is_a_round() -> None:
     assert reply.metadata.group_id == "2"
     expected = run_round(downlink, DeployedNode(key, None), small())
     assert_same(decode_uplink(reply.content), expected)
+
+
+def allocate() -> None:
+    torch.empty(1 << 46)  # 2^48 bytes, more than can be addressed
+
+
+def fail(error: Exception) -> None:
+    raise error
+
+
+@pytest.mark.usefixtures("in_a_task")
+@pytest.mark.parametrize(
+    ("failing", "cause"),
+    [
+        (allocate, "you tried to allocate 281474976710656 bytes"),
+        (partial(np.empty, 1 << 50), "Unable to allocate 8.00 PiB"),
+        (partial(fail, MemoryError()), "MemoryError"),
+        (partial(fail, torch.OutOfMemoryError("CUDA out of memory. Tried\nto")), "Tried to"),
+    ],
+)
+def test_a_client_without_enough_memory_says_so_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, failing: Callable[[], object], cause: str
+) -> None:
+    monkeypatch.setattr(client.app, "train", lambda *_: failing())
+    content = encode_downlink(downlink_to(AUDIO, small()))
+    reply = answer(MessageType.TRAIN, content, small(), modality="audio", part=0)
+    with pytest.raises(ClientFailureError) as raised:
+        decode_uplink(reply.content)
+    line = str(raised.value)
+    assert line.startswith("too little memory for this round; lower client.batch_size or")
+    assert cause in line and "\n" not in line
+
+
+@pytest.mark.usefixtures("in_a_task")
+def test_a_fault_of_the_program_is_not_taken_for_a_lack_of_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client.app, "train", lambda *_: fail(RuntimeError("shapes differ")))
+    content = encode_downlink(downlink_to(AUDIO, small()))
+    with pytest.raises(RuntimeError, match="shapes differ"):
+        answer(MessageType.TRAIN, content, small(), modality="audio", part=0)
 
 
 def test_configuration_comes_from_the_run() -> None:

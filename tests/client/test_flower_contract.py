@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import flwr.supercore.inflatable.inflatable_utils as inflatable_utils
+import httpx
 import pytest
 from flwr.app import Message, MessageType, RecordDict
-from flwr.proto import runtime_pb2
+from flwr.proto import message_pb2, node_pb2, runtime_pb2
+from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supernode import start_client_internal
 
 from client.supernode import worker
@@ -43,7 +45,28 @@ flwr.supercore.task_identity.TaskIdentity .run_id .node_id .task_id
 flwr.supercore.inflatable.inflatable_utils
 flwr.supernode.start_client_internal
 flwr.proto.runtime_pb2.AcquireTaskRequest
+flwr.proto.runtime_pb2.PullAppMessagesRequest
+flwr.proto.message_pb2.ConfirmMessageReceivedRequest
+flwr.proto.message_pb2.PullObjectRequest
+flwr.proto.node_pb2.NodeInfo
+flwr.app.message.make_message(metadata, content, error)
+flwr.common.serde_utils.metadata_from_proto(metadata_proto)
+flwr.supercore.inflatable.inflatable_object.iterate_object_tree(tree)
+flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents(object_id, object_contents)
+flwr.superlink.grid.http_grid.HttpGrid ._runtime_client .pull_messages .set_run .run
 flwr.supercore.address.resolve_bind_address(address)
+flwr.proto.fleet_pb2.PushMessagesRequest
+flwr.proto.fleet_pb2.PushMessagesResponse
+flwr.proto.fleet_pb2.Reconnect
+flwr.proto.message_pb2.PushObjectRequest
+flwr.proto.message_pb2.PushObjectResponse
+flwr.proto.runtime_pb2.PushAppMessagesRequest
+flwr.proto.runtime_pb2.PushAppMessagesResponse
+flwr.supercore.sql_mixin .SQLITE_PRAGMAS
+flwr.superlink.extensions .get_middleware
+flwr.superlink.cli.flower_superlink.flower_superlink()
+flwr.superlink.servicer.fleet.fleet_handlers .push_messages .push_object
+flwr.superlink.servicer.runtime.runtime_handlers .push_messages
 flwr.supercore.heartbeat.HeartbeatSender(heartbeat_fn) .start .stop
 flwr.supercore.heartbeat.make_task_heartbeat_fn_http(client)
 flwr.supercore.interceptors.RuntimeTokenHttpInterceptor(token)
@@ -112,6 +135,23 @@ def test_a_client_of_the_runtime_api_is_made_as_the_worker_makes_it() -> None:
     inspect.signature(make).bind(server_address="127.0.0.1:1", retry_invoker=None, **values)
 
 
+def test_the_runtime_api_hands_out_replies_as_they_are_pulled_part_by_part() -> None:
+    client = look_up("flwr.supercore.runtime.RuntimeHttpClient")
+    made = client.from_server_address("127.0.0.1:1", True, None, [])
+    assert made._client.timeout == httpx.Timeout(30)
+    assert make_simple_http_retry_invoker().max_time is None
+    assert {"PullMessages", "PullObject", "ConfirmMessageReceived"} <= set(dir(client))
+    fields = {
+        "messages_list": runtime_pb2.PullAppMessagesResponse,
+        "message_object_trees": runtime_pb2.PullAppMessagesResponse,
+        "object_found": message_pb2.PullObjectResponse,
+        "object_available": message_pb2.PullObjectResponse,
+        "object_content": message_pb2.PullObjectResponse,
+        "last_activated_at": node_pb2.NodeInfo,
+    }
+    assert all(name in kind.DESCRIPTOR.fields_by_name for name, kind in fields.items())
+
+
 def test_the_task_request_and_its_path_are_those_of_the_runtime_api() -> None:
     assert "supported_task_types" in runtime_pb2.AcquireTaskRequest.DESCRIPTOR.fields_by_name
     assert "token" in runtime_pb2.AcquireTaskResponse.DESCRIPTOR.fields_by_name
@@ -136,6 +176,7 @@ def test_the_loop_still_sleeps_and_fetches_by_the_names_that_are_replaced() -> N
     fetch = start_client_internal._pull_and_store_message
     assert {"pull_object", "confirm_message_received"} <= set(inspect.signature(fetch).parameters)
     assert "run_id = _pull_and_store_message(\n                state=state," in loop
+    assert "            _push_messages(\n                state=state," in loop
 
 
 @pytest.mark.parametrize("name", ["pull_objects", "pull_and_inflate_object_from_tree"])

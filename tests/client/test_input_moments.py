@@ -9,6 +9,8 @@ from common.config import ModelConfig
 from common.data.batching import Padded
 from common.model.encoder import SequenceEmbedding, valid_steps
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
+from common.posterior import Form
+from common.structures import find_structure
 from common.task import Task
 
 LENGTHS = (5, 1, 3, 4)
@@ -18,7 +20,8 @@ LSTM = "decoder.lstm"
 def built(*shape: int, causal: bool = False) -> HAFedformer:
     """Build a model of kernels of 3 steps and an LSTM of two layers."""
     config = ModelConfig(width=4, heads=2, layers=2, kernel_size=3, decoder_layers=2, causal=causal)
-    return build_model(ModelSpec({"audio": shape}, 2, Task.regression, config), seed=0)
+    spec = ModelSpec({"audio": shape}, 2, Task.regression, config, linear=("audio",))
+    return build_model(spec, seed=0)
 
 
 def batch(*lengths: int) -> Padded:
@@ -47,7 +50,8 @@ def run(model: HAFedformer, module: nn.Module, padded: Padded) -> tuple[Tensor, 
 
 
 MODULES = [name for name, module in built(3).named_modules() if hasattr(module, "weight")]
-MAPS = [name for name in MODULES if "norm" not in name]
+#: What is not trained, as the linear expert is not, is not measured.
+MAPS = [name for name in MODULES if "norm" not in name and "linear" not in name]
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -117,6 +121,20 @@ def test_an_embedding_of_its_own_for_each_step_is_not_one_map() -> None:
     tokens = {f"encoders.audio.embed.{name}" for name in ("weight", "bias")}
     assert tokens < maps
     assert moments_of(model, batch(*LENGTHS)).keys() == maps - tokens
+
+
+@pytest.mark.parametrize("shape", [(85,), (86,), (60_000,)])
+def test_what_is_measured_is_what_the_server_expects(shape: tuple[int, ...]) -> None:
+    # With kernels of 3 steps, 258 inputs are more than a precision is for; of 60,000 features it
+    # would take 259 GB.
+    model, padded = built(*shape), Padded(torch.zeros(2, 3, *shape), torch.tensor([3, 2]))
+    expected = {
+        name
+        for name, weight in model.named_parameters()
+        if find_structure("inputs").form(weight) is Form.row
+    }
+    assert moments_of(model, padded).keys() == expected
+    assert ("encoders.audio.embed.weight" in expected) == (shape == (85,))
 
 
 @pytest.mark.parametrize("shape", [(3,), (5, 3)])

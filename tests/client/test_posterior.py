@@ -55,6 +55,15 @@ def test_row_precision_is_the_formula(
     np.testing.assert_allclose(gaussian.mean.numpy(), samples.mean(axis=0), rtol=1e-12)
 
 
+@pytest.mark.parametrize("structure", ["row", "inputs"])
+@pytest.mark.parametrize("scale", list(Scale))
+def test_a_map_of_wide_features_is_averaged(structure: str, scale: Scale) -> None:
+    # 28.8 GB in float64, were it fitted.
+    samples = torch.randn(3, 2, 60_000)
+    gaussian = fit_gaussian(samples, EncoderConfig("pbea", structure, 0.1, scale))
+    assert gaussian.form is Form.identity and torch.equal(gaussian.mean, samples.mean(dim=0))
+
+
 @pytest.mark.parametrize("shape", [(6, 4, 3), (5, 7), (4, 2, 3, 2)])
 @pytest.mark.parametrize("scale", list(Scale))
 def test_diagonal_precision_is_the_formula(shape: tuple[int, ...], scale: Scale) -> None:

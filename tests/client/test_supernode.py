@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import ANY, Mock
 
 import pytest
-from flwr.app import Context, Message, MessageType, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MessageType, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.supercore.constant import TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_tree
 from flwr.supercore.inflatable.inflatable_utils import ObjectPullError
@@ -119,6 +120,65 @@ def test_flower_itself_leaves_a_task_without_content() -> None:
     assert node.waiting() == (1, 1)
 
 
+@pytest.mark.parametrize("begun", [True, False], ids=["begun", "not begun"])
+def test_message_of_a_worker_that_died_is_answered_at_once_or_given_back(
+    monkeypatch: pytest.MonkeyPatch, begun: bool
+) -> None:
+    node, original = SuperNode(), Mock()
+    monkeypatch.setattr(start_client_internal, "_push_messages", original)
+    fail_tasks = command._make_tasks_fail()
+    fail_tasks()  # nothing has come yet
+    assert node.pull(node.content, lambda *_: None) == RUN
+    start_client_internal._push_messages(state=node.state, object_store=node.store)  # type: ignore[call-arg]
+    original.assert_called_once_with(state=ANY, object_store=node.store)
+    (task,) = node.state.get_tasks(statuses=["pending"])
+    assert node.state.claim_task(task.task_id)
+    (taken,) = node.state.get_messages_legacy(is_reply=False)
+    if begun:
+        assert node.state.activate_task(task.task_id)
+    assert node.state.get_messages_legacy(is_reply=True) == []
+
+    fail_tasks()
+    replies = node.state.get_messages_legacy(is_reply=True)
+    assert [reply.metadata.reply_to_message_id for reply in replies] == (
+        [taken.metadata.message_id] if begun else []
+    )
+    assert all(reply.error.code == ErrorCode.CLIENT_APP_CRASHED for reply in replies)
+    assert len(node.state.get_tasks(statuses=["pending"])) == (0 if begun else 1)
+
+
+@pytest.mark.parametrize("dies", [True, False], ids=["dies", "goes on"])
+def test_half_a_reply_is_not_handed_out(monkeypatch: pytest.MonkeyPatch, dies: bool) -> None:
+    node, states = SuperNode(), list[Any]()
+    monkeypatch.setattr(
+        start_client_internal, "_push_messages", lambda **arguments: states.append(arguments)
+    )
+    fail_tasks = command._make_tasks_fail()
+    node.pull(node.content, lambda *_: None)
+    start_client_internal._push_messages(state=node.state)  # type: ignore[call-arg]
+    handed_out = states[0]["state"].get_messages_legacy
+    (task,) = node.state.get_tasks(statuses=["pending"])
+    assert node.state.claim_task(task.task_id) and node.state.activate_task(task.task_id)
+    (taken,) = node.state.get_messages_legacy(is_reply=False)
+
+    reply = Message(RecordDict({"of": ConfigRecord({"n": 1})}), reply_to=taken)
+    reply.metadata.__dict__["_message_id"] = reply.object_id
+    upload, tree = node.state.start_session(RUN), get_object_tree(reply)
+    node.state.store_message_and_object_tree(reply, tree, upload)
+    first, *others = get_all_nested_objects(reply).items()
+    assert node.state.store_object(RUN, upload, first[0], first[1].deflate())
+    assert handed_out(is_reply=True) == []
+    if dies:
+        fail_tasks()
+        (error,) = handed_out(is_reply=True)
+        assert error.error.code == ErrorCode.CLIENT_APP_CRASHED
+        assert reply.metadata.message_id not in node.store
+    else:
+        for name, part in others:
+            assert node.state.store_object(RUN, upload, name, part.deflate())
+        assert handed_out(is_reply=True) == [reply]
+
+
 def worker() -> Worker:
     return Worker(app, "127.0.0.1:1", b"secret", installed="1.2.3")
 
@@ -161,9 +221,9 @@ def raised(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return signals
 
 
-def keeper(script: str) -> command.WorkerKeeper:
+def keeper(script: str, died: Callable[[], object] = lambda: None) -> command.WorkerKeeper:
     """A keeper of a worker that runs a script."""
-    made = command.WorkerKeeper([])
+    made = command.WorkerKeeper([], died)
     made._command = [sys.executable, "-c", f"import sys; {script}"]
     return made
 
@@ -188,11 +248,13 @@ def test_a_worker_that_dies_later_is_replaced(
     monkeypatch: pytest.MonkeyPatch, raised: list[int]
 ) -> None:
     monkeypatch.setattr(command, "TOO_SOON", 0.0)
-    with keeper("sys.stdin.read()") as running:
+    died: list[subprocess.Popen[bytes]] = []
+    with keeper("sys.stdin.read()", lambda: died.append(running._process)) as running:
         first = running._process
         first.kill()
         wait_for(lambda: running._process is not first, running)
         assert running._process.poll() is None
+    assert died == [first]
     assert raised == [] and not running.failed
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from client.objective import Objective
+from client.objective import DensityRatio, Objective
 from client.trainer import RoundOptions, Trained, train, validation_outputs
 from common.config import ClientConfig, ModelConfig, Optimizer, Sampler, SamplerConfig
 from common.data.batching import pad_all
@@ -32,7 +32,7 @@ def client_data(items: int = 40, *, validation: int = 10) -> ClientData:
     values = rng.normal(size=(lengths.sum(), 4)).astype(np.float32)
     labels, sequences = values[starts + lengths - 1, 0], Sequences(values, starts, lengths)
     sides = (index[validation:], index[:validation][::-1].copy())
-    return ClientData("audio", Task.regression, sequences, labels, index, *sides)
+    return ClientData("audio", Task.regression, sequences, labels, *sides)
 
 
 def model_for(config: ModelConfig = NO_DROPOUT) -> HAFedformer:
@@ -120,8 +120,8 @@ def test_every_weight_moves_and_is_sampled(sampler: Sampler) -> None:
 def test_the_objective_is_what_is_minimised() -> None:
     data, model = client_data(), model_for()
     before, gradient = vector(model), full_gradient(model, data)
-    # A single bin, whose items weigh 3.
-    objective = Objective(Task.regression, torch.tensor([3.0]), torch.zeros(0))
+    # Of the density that the labels are weighed against, so that every item weighs 3.
+    objective = Objective(Task.regression, weights=DensityRatio(0.0, 1.0, 3.0))
     trained = train(model, data, one_batch(lr=0.1), LAST, 0, RoundOptions(objective))
     torch.testing.assert_close(vector(model), before - 0.3 * gradient, rtol=1e-4, atol=1e-6)
     plain = train(model_for(), data, one_batch(lr=0.1), LAST, 0)

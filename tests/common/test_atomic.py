@@ -131,6 +131,16 @@ FULL = OSError(28, "No space left on device")
 every_place = pytest.mark.parametrize("existing", [True, False])
 
 
+def test_what_the_block_cannot_read_is_no_fault_of_the_place(tmp_path: Path) -> None:
+    with (
+        pytest.raises(FileNotFoundError) as caught,
+        atomic_folder(tmp_path / "out", False, HOLDS),
+    ):
+        (tmp_path / "input").read_bytes()
+    assert caught.value.filename == str(tmp_path / "input")
+    assert names(tmp_path) == []
+
+
 @every_place
 @pytest.mark.parametrize("step", ["block", "rename"])
 @pytest.mark.parametrize("fault", [FULL, UserError("a"), KeyboardInterrupt(), RuntimeError("bug")])
@@ -157,7 +167,8 @@ def test_what_breaks_leaves_what_was_there(
             raise fault
         monkeypatch.setattr(Path, "rename", fail)
     if fault is FULL:
-        assert str(caught.value) == f"out={out} cannot be written: No space left on device"
+        why = "No space left on device; free some space, or choose another place"
+        assert str(caught.value) == f"out={out} cannot be written: {why}"
     assert names(tmp_path) == ["out"] * existing
     assert not existing or (out / HOLDS).read_text() == "old"
 

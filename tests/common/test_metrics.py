@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 
 from common.metrics import (
     HEADLINE,
+    SELECTION,
     ConstantPredictions,
     calibration_error,
     compute_metrics,
+    concordance,
     correlation,
     coverage_metrics,
     diagnostics,
+    is_sentiment,
     reliability_table,
 )
 from common.task import Task
@@ -44,9 +47,9 @@ def looped_ece(probabilities: np.ndarray, outcomes: np.ndarray) -> float:
     return total
 
 
-def tables_of(task: Task, *given: np.ndarray) -> dict:
+def tables_of(task: Task, *given: np.ndarray, sentiment: bool = False) -> dict:
     """Return the tables, which must be JSON."""
-    found = diagnostics(task, *given)
+    found = diagnostics(task, *given, sentiment=sentiment)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     return found
 
@@ -67,8 +70,18 @@ def test_regression_equals_the_libraries(drawn: tuple[np.ndarray, np.ndarray]) -
     nonzero = truth != 0
     positive = (truth[nonzero] > 0, predicted[nonzero] > 0)
     varies = len(set(truth)) > 1 and len(set(predicted)) > 1
+    exact = truth.astype(float)
+    spread = np.mean((exact - exact.mean()) ** 2) + np.mean((predicted - predicted.mean()) ** 2)
+    shared = np.mean((exact - exact.mean()) * (predicted - predicted.mean()))
+    shift = (exact.mean() - predicted.mean()) ** 2
     expected = {
         "mae": sklearn.metrics.mean_absolute_error(truth, predicted),
+        "rmse": sklearn.metrics.root_mean_squared_error(truth, predicted),
+        "r2": sklearn.metrics.r2_score(truth, predicted) if len(set(truth)) > 1 else 0.0,
+        "corr": scipy.stats.pearsonr(truth, predicted).statistic if varies else 0.0,
+        "ccc": 2 * shared / (spread + shift) if varies else 0.0,
+    }
+    of_sentiment = {
         "mse": sklearn.metrics.mean_squared_error(truth, predicted),
         "acc2": sklearn.metrics.accuracy_score(truth >= 0, predicted >= 0),
         "f1": f1(truth >= 0, predicted >= 0),
@@ -76,15 +89,17 @@ def test_regression_equals_the_libraries(drawn: tuple[np.ndarray, np.ndarray]) -
         "f1_nonzero": f1(*positive) if nonzero.any() else 0.0,
         "acc5": np.mean(np.equal(python_rounded(truth, 2), python_rounded(predicted, 2))),
         "acc7": np.mean(np.equal(python_rounded(truth, 3), python_rounded(predicted, 3))),
-        "corr": scipy.stats.pearsonr(truth, predicted).statistic if varies else 0.0,
     }
-    found = compute_metrics(Task.regression, truth, predicted)
-    assert found == pytest.approx(expected, abs=CLOSE)
+    assert compute_metrics(Task.regression, *drawn) == pytest.approx(expected, abs=CLOSE)
+    found = compute_metrics(Task.regression, *drawn, sentiment=True)
+    assert found == pytest.approx(expected | of_sentiment, abs=CLOSE)
     assert {type(value) for value in found.values()} == {float}
     # Without deviations there is no calibration.
+    assert tables_of(Task.regression, *drawn) == {}
     counts = confusion(*(python_rounded(each, 3) for each in drawn), labels=range(-3, 4)).tolist()
     expected_counts = {"classes": [-3, -2, -1, 0, 1, 2, 3], "counts": counts}
-    assert tables_of(Task.regression, truth, predicted) == {"confusion": expected_counts}
+    tables = tables_of(Task.regression, *drawn, sentiment=True)
+    assert tables == {"confusion": expected_counts}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
@@ -94,13 +109,59 @@ def test_constants_have_no_correlation_and_say_so(constant: float, items: int, d
     varied, same = np.linspace(-3, 3, items, dtype=dtype), np.full(items, constant, dtype=dtype)
     for pair in ((varied, same), (same, varied)):
         with pytest.warns(ConstantPredictions, match="corr=0"):
-            assert compute_metrics(Task.regression, *pair)["corr"] == 0.0
+            found = compute_metrics(Task.regression, *pair)
+        assert found["corr"] == found["ccc"] == 0.0
+        assert found["r2"] <= 0.0 if pair[0] is varied and items > 1 else found["r2"] == 0.0
 
 
 def test_nearly_constant_predictions_still_correlate() -> None:
     truth = np.array([1.0, 2.0, 4.0])
     assert correlation(truth, 1e-30 * truth) == pytest.approx(1.0)
     assert correlation(truth, -1e30 * truth) == pytest.approx(-1.0)
+
+
+@given(st.lists(st.integers(-9, 9), min_size=2, unique=True), st.integers(-9, 9))
+def test_concordance_falls_with_a_shift_or_a_stretch_that_correlation_does_not_see(
+    values: list[int], shift: int
+) -> None:
+    truth = np.array(values, dtype=float)
+    variance, mean = truth.var(), truth.mean()
+    expected = 2 * variance / (2 * variance + shift**2)
+    assert concordance(truth, truth + shift) == pytest.approx(expected)
+    stretched = concordance(truth, 3 * truth)
+    assert stretched == pytest.approx(6 * variance / (10 * variance + 4 * mean**2))
+    assert concordance(3 * truth, truth) == pytest.approx(stretched)
+    assert concordance(truth, 2 * mean - truth) == pytest.approx(-1.0)
+
+
+@pytest.mark.parametrize(
+    ("labels", "expected"),
+    [
+        ([-3, 0, 3], True),
+        ([[-1.01, np.nan], [1.01, np.inf]], True),
+        ([-1.2, -1.1, 1.2], True),
+        ([1, 2, 3, 4, 5], False),
+        ([1, 2, 3], False),
+        ([0, 55, 100], False),
+        ([0, 0.5, 1], False),
+        ([-1, 0, 1], False),
+        ([-2.5, 0.1, 1], False),
+        ([-1, 0.1, 2.5], False),
+        ([-2.4, 0.1, 3.1], False),
+        ([-3.1, 0.1, 2.4], False),
+        ([-2, -1.5], False),
+        ([np.nan], False),
+        ([], False),
+    ],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_what_is_sentiment(labels: list[float], expected: bool, dtype: type) -> None:
+    assert is_sentiment(np.array(labels, dtype)) is expected
+
+
+def test_classes_and_labels_are_not_sentiment() -> None:
+    assert not is_sentiment(np.arange(3))
+    assert not is_sentiment(np.eye(2, dtype=np.float32))
 
 
 @pytest.mark.parametrize(("name", "level"), [("coverage_50", 0.5), ("coverage_90", 0.9)])
@@ -170,7 +231,14 @@ def test_labels_equal_scikit_learn(columns: int, items: int, seed: int) -> None:
     source = np.random.default_rng(seed)
     truth = (source.random((items, columns)) < 0.3).astype(np.float32)
     probabilities = source.integers(0, 9, size=(items, columns)) / 8
-    expected = {"ece": looped_ece(probabilities.flatten(), truth.flatten())}
+    losses = [
+        sklearn.metrics.log_loss(*pair, labels=[0, 1])
+        for pair in zip(truth.T, probabilities.T, strict=True)
+    ]
+    expected = {
+        "log_loss": np.mean(losses),
+        "ece": looped_ece(probabilities.flatten(), truth.flatten()),
+    }
     for k in range(columns):
         actual, chosen = truth[:, k] == 1, probabilities[:, k] >= 0.5
         expected[f"weighted_accuracy_{k}"] = sklearn.metrics.recall_score(
@@ -189,7 +257,7 @@ def test_labels_equal_scikit_learn(columns: int, items: int, seed: int) -> None:
 
 
 @pytest.mark.parametrize("task", list(Task))
-def test_the_headline_is_among_the_metrics_and_better_for_better_predictions(task: Task) -> None:
+def test_headline_and_selection_are_better_for_better_predictions(task: Task) -> None:
     source = np.random.default_rng(0)
     scores = source.normal(size=(200, 3))
     truth, good, bad = {
@@ -200,8 +268,9 @@ def test_the_headline_is_among_the_metrics_and_better_for_better_predictions(tas
         ),
         Task.multilabel: ((scores > each) * np.float32(1) for each in (0, 0.1, 1.0)),
     }[task]
-    better, worse = (compute_metrics(task, truth, each)[HEADLINE[task]] for each in (good, bad))
-    assert better > worse
+    better, worse = (compute_metrics(task, truth, each) for each in (good, bad))
+    assert better[HEADLINE[task]] > worse[HEADLINE[task]]
+    assert better[SELECTION[task]] < worse[SELECTION[task]]
 
 
 def test_coverage_is_that_of_scipys_intervals() -> None:

@@ -25,6 +25,7 @@ from common import wire
 from common.clients import ClientKey
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
+from common.model.linear import MOST_FEATURES, LinearSums
 from common.posterior import Form, Gaussian, Posterior, precision_shape
 from common.protocol import (
     VERSION,
@@ -38,6 +39,7 @@ from common.protocol import (
     payload_bytes,
     tensor_bytes,
 )
+from common.structures import MOST_INPUTS
 from common.task import Task
 from common.wire import ProtocolError, read_posteriors
 
@@ -54,8 +56,7 @@ def symmetric(size: int, seed: int = 0) -> Tensor:
 def downlink() -> Downlink:
     encoder = {"embed.weight": torch.randn(3, 2, 1), "standardise.mean": torch.randn(2)}
     prior = torch.tensor([0.1, 1e-300, -3.5], dtype=torch.float64)
-    shares = torch.tensor([0.7, 1 / 3, 1e-9], dtype=torch.float64)
-    return Downlink(KEY, 7, encoder, {"head.bias": torch.randn(1)}, prior, 1 / 3, shares)
+    return Downlink(KEY, 7, encoder, {"head.bias": torch.randn(1)}, prior, 1 / 3, True)
 
 
 def uplink_of(encoder: dict[str, Gaussian], decoder: dict[str, Gaussian] | None = None) -> Uplink:
@@ -80,6 +81,12 @@ def uplink() -> Uplink:
     )
 
 
+def linear_sums(examples: int, features: int) -> LinearSums:
+    size = features + 3
+    mean = torch.randn(size, dtype=torch.float64)
+    return LinearSums(float(examples), mean, symmetric(size).double(), features)
+
+
 def description() -> NodeDescription:
     return NodeDescription(
         tuple(
@@ -89,6 +96,8 @@ def description() -> NodeDescription:
                 Task.classification if part else Task.regression,
                 torch.tensor([10.0, 0.1 + part, 1 / 3], dtype=torch.float64),
                 FeatureMoments(*np.random.default_rng(part).normal(size=(3, *shape))),
+                linear_sums(10 + part, int(np.prod(shape))) if part else None,
+                ("glad", "très triste") if part else (),
             )
             for modality, part, shape in (("audio", 0, (4,)), ("vision", 12, (2, 4)))
         )
@@ -166,13 +175,16 @@ def test_every_form_of_precision_survives(
         assert received is not None and torch.equal(received, received.T)
 
 
-def test_wide_precisions_leave_nothing_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else a client could fill the server's with them: it chooses the width."""
-    monkeypatch.setattr(wire, "_WIDEST_KEPT", 5)
-    for size in (4, 5, 6, 7):
+def test_precisions_of_wide_maps_are_refused() -> None:
+    """Else a client could fill the server's memory with their indices: it chooses the width."""
+    for size in (MOST_INPUTS, MOST_INPUTS + 1):
         sent = uplink_of({"w": Gaussian(torch.zeros(2, size), symmetric(size), Form.row)})
-        assert_same(decode_uplink(encode_uplink(sent)).encoder, sent.encoder)
-    assert wire._triangle.cache_info().currsize == 2
+        content = encode_uplink(sent)
+        if size == MOST_INPUTS:
+            assert_same(decode_uplink(content).encoder, sent.encoder)
+            continue
+        with pytest.raises(ProtocolError, match="precision of w: 257 inputs, expected at most 256"):
+            decode_uplink(content)
 
 
 def test_long_headers_are_not_kept() -> None:
@@ -220,7 +232,8 @@ def test_a_record_that_is_missing_or_of_another_kind_is_refused(
 REFUSED_FIELDS = [
     ("downlink", "about", "round", 1.0, "about.round is float"),
     ("downlink", "about", "prior", 0.5, "about.prior is float"),
-    ("downlink", "about", "label-shares", ["a"], "about.label-shares"),
+    ("downlink", "about", "prior", ["a"], "about.prior holds"),
+    ("downlink", "about", "corrects-labels", 1, "about.corrects-labels is int, expected bool"),
     ("uplink", "about", "round", None, "'about' holds"),
     ("uplink", "about", "surplus", 1, "'about' holds .*surplus"),
     ("uplink", "about", "round", True, "about.round is bool, expected int"),
@@ -339,6 +352,36 @@ def test_other_arrays_than_the_one_are_refused(names: list[str]) -> None:
     content["tensors"] = ArrayRecord(dict.fromkeys(names, array))
     with pytest.raises(ProtocolError, match="'tensors' is missing, with one array of that name"):
         decode_uplink(content)
+
+
+NINE, TRIANGLE = (torch.ones(size, dtype=torch.float64) for size in (9, 9 * 10 // 2))
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({"mean": NINE}, "holds \\['mean'\\], expected mean, scatter"),
+        ({"mean": NINE, "scatter": TRIANGLE, "count": torch.ones(1)}, "holds .*count"),
+        ({"mean": NINE.float(), "scatter": TRIANGLE}, "expected float64"),
+        ({"mean": NINE, "scatter": TRIANGLE.float()}, "expected float64"),
+        ({"mean": NINE[None], "scatter": TRIANGLE}, "expected float64"),
+        ({"mean": NINE, "scatter": TRIANGLE[1:]}, "44 packed values, expected 45"),
+        ({"mean": NINE, "scatter": symmetric(9).double()}, "81 packed values, expected 45"),
+        ({"mean": NINE[:8], "scatter": TRIANGLE}, "8 features and labels, expected more than 8"),
+        (
+            {"mean": torch.ones(MOST_FEATURES + 1, dtype=torch.float64), "scatter": TRIANGLE},
+            "1025 features and labels, expected .* at most 1024",
+        ),
+    ],
+)
+def test_sums_for_a_linear_expert_that_are_none_are_refused(
+    tensors: dict[str, Tensor], words: str
+) -> None:
+    content = encode_description(description())
+    kept = {k: v for k, v in tensors_of(content).items() if not k.startswith("linear-1/")}
+    put_tensors(content, kept | {f"linear-1/{name}": each for name, each in tensors.items()})
+    with pytest.raises(ProtocolError, match=f"linear-1.* {words}"):
+        decode_description(content)
 
 
 @pytest.mark.parametrize(

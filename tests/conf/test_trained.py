@@ -41,7 +41,7 @@ def test_every_file_composes_and_starts_with_its_command(name: str) -> None:
     composition = composed(SCHEMAS_BY_FILE[name], ("model=runs/2026-11-24/10-00-00",), name)
     assert composition.model == "runs/2026-11-24/10-00-00"
     text = (FOLDER / f"{name}.yaml").read_text()
-    assert f"`utmp-{name} model=" in text.splitlines()[0]
+    assert text.splitlines()[2].startswith(f"#   utmp-{name} model=")
     assert yaml.safe_load(text)["hydra"]["job"]["name"] == f"utmp-{name}"
 
 
@@ -76,7 +76,10 @@ WRONG = [
         for command, least in ((predict, PREDICT), (evaluate, EVALUATE))
         for override, message in (
             ("modell=a", "there is no setting 'modell'; did you mean model?"),
-            ("model=null", "model is required; give it as model=…: a run folder or its model file"),
+            (
+                "model=null",
+                "model is required; give it as model=…: a run folder, a model file or a checkpoint",
+            ),
             ("model=", "model is required; give it as model=…"),
             ("max_seq_len=0", "max_seq_len=0: expected a number above 0"),
             ("dataset/x=y", "there is no setting 'dataset/x'"),

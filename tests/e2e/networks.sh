@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 project=$PWD
-for needed in ip flower-superlink utmp-credentials; do
+for needed in ip utmp-superlink utmp-credentials; do
     command -v "$needed" >/dev/null || { echo "not run: there is no $needed here"; exit 1; }
 done
 [ "$(id -u)" = 0 ] || { echo "not run: network namespaces need root"; exit 1; }
@@ -57,9 +57,8 @@ cd "$folder"
 utmp-credentials out=credentials 'hosts=[10.77.0.1,10.78.0.1]' clients.language=1 clients.audio=1 clients.vision=1 >credentials.log
 server=$folder/credentials/server
 printf '[superlink.here]\naddress = "10.77.0.1:8000"\nroot-certificates = "%s"\n' "$server/ca.crt" >"$FLWR_HOME/config.toml"
-at server flower-superlink --host 0.0.0.0 --database "$folder/superlink.db" --enable-supernode-auth \
-    --ssl-ca-certfile "$server/ca.crt" --ssl-certfile "$server/server.crt" --ssl-keyfile "$server/server.key" \
-    --disable-runtime-dependency-installation >superlink.log 2>&1 &
+at server utmp-superlink --host 0.0.0.0 --database "$folder/superlink.db" --enable-supernode-auth \
+    --ssl-ca-certfile "$server/ca.crt" --ssl-certfile "$server/server.crt" --ssl-keyfile "$server/server.key" >superlink.log 2>&1 &
 # Seconds that a request of a host to an address of the server takes.
 asks() {
     at "$1" python - "https://$2:8000/health" "$server/ca.crt" <<'END'

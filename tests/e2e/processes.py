@@ -107,8 +107,7 @@ class Federation:
         (Path(self.environment["FLWR_HOME"]) / "config.toml").write_text(
             f'[superlink.loopback]\naddress = "{address}"\n{connection}\n'
         )
-        port = ("--port", str(self.port), "--disable-runtime-dependency-installation")
-        process = self.spawn(BIN / "flower-superlink", *port, *options)
+        process = self.spawn(BIN / "utmp-superlink", "--port", str(self.port), *options)
         scheme = "http" if trust is True else "https"
         wait_until(lambda: answers(f"{scheme}://{address}/health", trust), "the SuperLink")
         return process

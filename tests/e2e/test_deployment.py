@@ -25,9 +25,9 @@ def test_sites_of_either_command_train_and_a_damaged_shard_is_refused_by_name(
     federation.add_flower_node(f'modality="vision" data="{prepared}/vision-0.safetensors"')
     model = [each for each in tiny if not each.startswith(("dataset.", "clients."))]
 
-    def run(name: str) -> str:
+    def run(name: str, *more: str) -> str:
         data = ["dataset=shards", f"dataset.path={prepared}"]
-        return federation.train([*model, *data, f"run_dir={tmp_path}/{name}"])
+        return federation.train([*model, *data, f"run_dir={tmp_path}/{name}", *more])
 
     assert "round 2" in run("good")
     rounds, summary = untimed(tmp_path / "good")
@@ -39,11 +39,12 @@ def test_sites_of_either_command_train_and_a_damaged_shard_is_refused_by_name(
     damaged = bytearray(whole)
     damaged[-1] ^= 1
     shard.write_bytes(damaged)
-    printed = run("damaged")
-    assert any(
-        line.startswith("error: node ") and f"shard {shard} is damaged" in line
-        for line in printed.splitlines()
-    ), printed
+    printed = run("damaged", "runtime.node_timeout=20")
+    lines = [line for line in printed.splitlines() if f"shard {shard} is damaged" in line]
+    (told,) = (line for line in lines if line.startswith("left out: "))
+    (failed,) = (line for line in lines if line.startswith("error: "))
+    assert told.startswith("left out: node ")
+    assert failed.startswith("error: no client of modality 'audio' after 20 s; start a node ")
     assert "round 1" not in printed
     assert not (tmp_path / "damaged" / "summary.json").exists()
 

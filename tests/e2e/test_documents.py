@@ -34,7 +34,7 @@ pytestmark = pytest.mark.e2e
 #: Sections whose commands run beside each other, and have tests of their own below.
 APART = ("Deployment", "Over TLS, with known sites")
 SERVICE = "utmp-serve"
-WIDTHS = {"language": 24, "audio": 12, "vision": 16}
+WIDTHS = {"language": 8, "audio": 5, "vision": 6}
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def check_files(folder: Path, broken: Path) -> None:
 
 def check_python(folder: Path) -> None:
     (block,) = [each for each in blocks("python") if each.document == "README.md"]
-    given = "import numpy as np\nwords, sounds = np.ones((7, 24)), np.ones((9, 12))\n"
+    given = "import numpy as np\nwords, sounds = np.ones((7, 8)), np.ones((9, 5))\n"
     done = subprocess.run(
         [sys.executable, "-c", given + block.text],
         cwd=folder,

@@ -1,5 +1,6 @@
 """`utmp-train` as a user runs it."""
 
+import json
 import re
 
 import pytest
@@ -15,7 +16,7 @@ def test_a_run_shows_its_rounds_leaves_its_folder_and_comes_out_the_same_again(
     done = command("utmp-train", *tiny, "clients.language=2", "run_dir=run")
     folder = tmp_path / "run"
 
-    assert done.stdout.count("round ") == 2
+    assert len(re.findall(r"^round \d", done.stdout, re.MULTILINE)) == 2
     assert "Test, " in done.stdout
     # Flower's own words are in the log file, and nowhere else.
     assert ("INFO" in done.stdout, done.stderr) == (False, "")
@@ -30,6 +31,20 @@ def test_a_run_shows_its_rounds_leaves_its_folder_and_comes_out_the_same_again(
     assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
     with safe_open(folder / "model.safetensors", framework="np") as model:
         assert {"format", "spec", "fusion"} <= set(model.metadata())
+    best = summary["delivered_round"]
+    assert f"model of round {best} of 2 (least validation mae)" in done.stdout
+    assert summary["validation"] == rounds[best - 1]["validation"]
+
+    # What is delivered is the checkpoint of its round.
+    for name in ("model", "last", *(f"checkpoints/round-{n:06d}" for n in (1, 2))):
+        given = [f"model=run/{name}.safetensors", "side=validation", "overwrite=true"]
+        command("utmp-evaluate", *given, "out=found.json")
+        found = json.loads((tmp_path / "found.json").read_text())["test"]
+        number = {"model": best, "last": 2}.get(name) or int(name[-1])
+        assert found == rounds[number - 1]["validation"], name
+    command("utmp-evaluate", f"model=run/checkpoints/round-{best:06d}.safetensors", "out=test.json")
+    tested = json.loads((tmp_path / "test.json").read_text())
+    assert tested["test"] == summary["test"]
 
     # The same seed, whatever the runtime: Flower's simulation on Ray.
     done = command("utmp-train", *tiny, "clients.language=2", "run_dir=again", "runtime=simulation")

@@ -11,13 +11,14 @@ from server.app import prepare
 from server.records import RoundRecord
 from server.run.checkpoint import Checkpoints
 from server.run.federation import federate
-from server.run.folder import CHECKPOINTS, CURVE, MODEL, ROUNDS, SUMMARY
+from server.run.folder import CHECKPOINTS, CURVE, LAST, MODEL, ROUNDS, SUMMARY
 from server.run.run import Run
 from server.runtimes.local import LocalGrid
 
 ONE = ("clients.default=1",)  #: the smallest: one client of each modality
 
-#: Each carries other state from round to round: moments, trust and evidence.
+#: Each carries other state from round to round: moments, trust, evidence, and the best round, which
+#: is the first.
 RUNS = {
     "adam": ("strategy=fedadam", "fusion=product_of_experts"),
     "hierarchical": ("strategy=hierarchical", "strategy.weights=agreement", "fusion=reliability"),
@@ -25,6 +26,7 @@ RUNS = {
         *("clients.default=2", "strategy=paper"),
         *("strategy.fraction=0.5", "strategy.decoder.noise=0.01"),
     ),
+    "overshooting": ("strategy=fedadam", "fusion=product_of_experts", "client.lr=0.3", "seed=1"),
 }
 
 
@@ -86,7 +88,7 @@ def cut(folder: Path, rounds: int, checkpoints: int | None = None) -> Path:
     """Leave what a finished run had after some rounds, with the checkpoints of some."""
     lines = (folder / ROUNDS).read_bytes().splitlines(keepends=True)
     (folder / ROUNDS).write_bytes(b"".join(lines[:rounds]))
-    for name in (SUMMARY, MODEL, CURVE):
+    for name in (SUMMARY, MODEL, LAST, CURVE):
         (folder / name).unlink()
     kept = Checkpoints(folder / CHECKPOINTS)
     for number in kept.rounds():

@@ -14,7 +14,7 @@ from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, NodeDescription
 from common.protocol import encode_description
 from common.task import Task
-from server.roster.registry import Registry
+from server.roster.registry import Registry, Terms
 
 Answer = Callable[[Message], Message | None]
 _NUMBERS = itertools.count()
@@ -100,7 +100,8 @@ def failing(message: Message) -> Message:
     return Message(Error(1, "no route"), reply_to=message)
 
 
-KNOWN = ("audio", "vision")
+#: Of `client`, by default.
+TERMS = Terms({"audio": (4,), "vision": (4,)}, Task.regression, 1)
 
 
 def names(registry: Registry) -> list[str]:
@@ -122,6 +123,8 @@ class Clock:
 
     def monotonic(self) -> float:
         return self.now
+
+    time = monotonic
 
     def sleep(self, seconds: float) -> None:
         assert seconds > 0

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ from omegaconf import OmegaConf
 
 from common.config import FusionRule, ModelConfig
 from common.data.dataset import MultimodalDataset, Sequences
+from common.data.source import Reading
+from common.model.calibrated import Joint, Opinion
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
 from common.task import Task
@@ -23,6 +26,8 @@ WIDTHS = {"language": 4, "audio": 3, "vision": 2}
 SIZES = ModelConfig(width=8, heads=2, layers=1, decoder_layers=1)
 #: Steps of the tabular modality of a model that has one.
 STEPS = 3
+#: The modalities that have a linear expert.
+LINEAR = ("language", "audio")
 OUTPUTS = {Task.regression: 1, Task.classification: 3, Task.multilabel: 2}
 PRIORS = {
     Task.regression: (0.4, 2.0),
@@ -34,6 +39,16 @@ EXPERTS = {
     "audio": Expert(slope=1.4, intercept=-0.2, unexplained=0.8, information=0.25, count=30.0),
     "vision": Expert(slope=0.5, intercept=0.1, unexplained=0.95, information=0.05, count=20.0),
 }
+#: Of numbers; of classes and labels the loadings are inverse temperatures.
+JOINT = Joint(
+    {
+        "language": Opinion(0.25, 0.1, 0.8, 0.7, 1.3, 40.0),
+        "audio": Opinion(0.5, -0.2, 0.5, 0.9, 0.3, 30.0),
+        "vision": Opinion(0.0, 0.3, 0.3, 1.1, 0.1, 20.0),
+    },
+    ((1.0, 0.4, -0.2), (0.4, 1.0, 0.1), (-0.2, 0.1, 1.0)),
+    0.3,
+)
 RULES = [rule for rule in FusionRule if rule is not FusionRule.auto]
 
 Features = dict[str, list[NDArray[Any] | None]]
@@ -44,20 +59,27 @@ def model_for(
     tabular: Sequence[str] = (),
     names: Sequence[str] = (),
     sizes: ModelConfig = SIZES,
+    sentiment: bool = True,
 ) -> HAFedformer:
+    """Make a model; of numbers, one of sentiment, unless said otherwise."""
     shapes = {
         name: (STEPS, width) if name in tabular else (width,) for name, width in WIDTHS.items()
     }
-    model = build_model(ModelSpec(shapes, OUTPUTS[task], task, sizes, tuple(names)), seed=0)
+    sentiment = sentiment and task is Task.regression
+    spec = ModelSpec(shapes, OUTPUTS[task], task, sizes, tuple(names), sentiment, LINEAR)
+    model = build_model(spec, seed=0)
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(0.0, 0.4, generator=source)
+        for name in LINEAR:
+            for buffer in model.encoder(name).linear.buffers():
+                buffer.normal_(0.0, 0.4, generator=source)
     return model.eval()
 
 
 def fusion_for(task: Task = Task.regression, rule: FusionRule = FusionRule.reliability) -> Fusion:
-    return Fusion(rule, task, PRIORS[task], EXPERTS)
+    return Fusion(rule, task, PRIORS[task], EXPERTS, JOINT)
 
 
 def predictor_for(
@@ -66,7 +88,7 @@ def predictor_for(
     max_seq_len: int | None = None,
     **options: Any,
 ) -> Predictor:
-    return Predictor(model_for(task, **options), fusion_for(task, rule), max_seq_len)
+    return Predictor(model_for(task, **options), fusion_for(task, rule), Reading(max_seq_len))
 
 
 def write_model(
@@ -104,7 +126,7 @@ def part(found: Predictions, chosen: slice) -> Predictions:
         for table in (found.alone, found.weights)
     )
     std = None if found.std is None else found.std[chosen]
-    return Predictions(found.task, found.values[chosen], std, alone, weights)
+    return replace(found, values=found.values[chosen], std=std, alone=alone, weights=weights)
 
 
 def sequences_for(features: Features) -> dict[str, Sequences]:

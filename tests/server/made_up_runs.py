@@ -124,6 +124,7 @@ def write_full_run(
         "test_by_subset": {"language+audio": test["multimodal"]},
         "diagnostics": dict.fromkeys(titles, diagnostics),
         "seconds": 10.0,
+        "delivered_round": 2,
         "fusion": "reliability",
         "items": {"train": 100, "validation": 10, "test": 20},
         "parameters": 1234,

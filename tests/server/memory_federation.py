@@ -27,17 +27,17 @@ from common.posterior import Form, Gaussian, Posterior
 from common.protocol import decode_downlink, encode_uplink
 from common.seeding import derive_seed
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
+from common.task import Task
 from server.records import RoundRecord
 from server.roster.labels import PooledLabels
-from server.roster.registry import Registry
+from server.roster.registry import Registry, Terms
 from server.strategy import HierarchicalAggregation
 
 WIDTHS = {"audio": 3, "vision": 5}
 #: Node to its clients; the first hosts two, as a simulated node may.
 NODES = {11: ("audio-0", "vision-0"), 12: ("audio-1",), 13: ("audio-2",), 14: ("vision-1",)}
 PRIOR = torch.tensor([0.3, 1.7], dtype=torch.float64)
-SHARES = torch.tensor([0.25, 0.75], dtype=torch.float64)
-LABELS = PooledLabels(PRIOR, SHARES, skew=0.05)
+LABELS = PooledLabels(PRIOR, skew=0.05)
 
 #: The client that gives trouble, where one does.
 BAD = "audio-1"
@@ -80,7 +80,8 @@ class Federation:
         spec = ModelSpec(shapes, 1, self.config.dataset.task, self.config.model)
         model = build_model(spec, seed=1)
         self.arrays, self.trained = model.state_dict(), split_trained(model)
-        self.strategy = HierarchicalAggregation(self.config, Registry(), self.labels, self.trained)
+        registry = Registry(Terms(shapes, Task.regression, 1))
+        self.strategy = HierarchicalAggregation(self.config, registry, self.labels, self.trained)
 
     def ask(self, server_round: int = 1) -> list[Message]:
         record = ArrayRecord(self.arrays)

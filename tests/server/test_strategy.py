@@ -1,6 +1,7 @@
 """A round at the server, over a grid in memory: who gets what, and what becomes of the replies."""
 
 import math
+import time
 from collections import Counter
 from dataclasses import replace
 
@@ -13,7 +14,6 @@ from memory_federation import (
     LABELS,
     NODES,
     PRIOR,
-    SHARES,
     Federation,
     config_with,
     honest,
@@ -245,8 +245,7 @@ def test_what_clients_are_to_do_holds_by_the_skew(when: str, skew: float, holds:
         downlinks = [decode_downlink(message.content) for message in federation.ask(number)]
         assert len({each.lr_scale for each in downlinks}) == 1
         scales.append(downlinks[0].lr_scale)
-        shares = SHARES.tolist() if holds else []
-        assert all(each.label_shares.tolist() == shares for each in downlinks)
+        assert all(each.corrects_labels is holds for each in downlinks)
     half = math.sqrt(0.5)
     cosine = [1, (1 + half) / 2, 0.5, (1 - half) / 2]
     assert scales == pytest.approx(cosine if holds else [1] * 4)
@@ -336,13 +335,13 @@ def test_bad_replies_are_all_named_in_a_fixed_order_and_change_nothing() -> None
 def test_busy_node_is_not_asked_and_named_but_all_are_where_all_are_busy() -> None:
     federation = Federation(config_with())
     busy, *others = federation.nodes
-    federation.strategy.registry.backlog.add("late", busy)
+    federation.strategy.registry.backlog.add("late", busy, time.time())
     messages = federation.ask()
     assert messages and all(message.metadata.dst_node_id != busy for message in messages)
     _, report = federation.merge(map(honest, messages))
     assert [line.split(":")[0] for line in report.rejected] == sorted(federation.nodes[busy])
     assert all("skipped: still busy" in line for line in report.rejected)
     for node in others:
-        federation.strategy.registry.backlog.add(str(node), node)
+        federation.strategy.registry.backlog.add(str(node), node, time.time())
     _, report = federation.round(2)
     assert report.clients == {"audio": 3, "vision": 2} and report.rejected == ()

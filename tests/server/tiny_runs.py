@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from flwr.supercore.task_identity import TaskIdentity
-from safetensors.torch import load_file
+from safetensors import safe_open
 
 from common.config import Config, compose
 
@@ -54,9 +54,17 @@ def untimed(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
 
 
 def left_in(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Any]]:
-    """Read the same, and the weights."""
-    weights = load_file(folder / "model.safetensors")
-    return *untimed(folder), {name: array.tolist() for name, array in weights.items()}
+    """Read the same, and what each file of a model holds."""
+    models = {path.name: model_in(path) for path in sorted(folder.glob("*.safetensors"))}
+    assert "model.safetensors" in models
+    return *untimed(folder), models
+
+
+def model_in(path: Path) -> dict[str, Any]:
+    """Read the metadata and weights of a model."""
+    with safe_open(path, framework="pt") as file:
+        weights = {name: file.get_tensor(name).tolist() for name in file.keys()}  # noqa: SIM118
+        return {"metadata": file.metadata(), **weights}
 
 
 def soon(condition: Callable[[], bool]) -> bool:

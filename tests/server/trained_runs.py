@@ -61,6 +61,14 @@ def on_synthetic(folder: Path) -> Path:
     return train(folder, *SYNTHETIC)
 
 
+def on_ratings(folder: Path) -> Path:
+    """Numbers that are not sentiment, from 1 to 5."""
+    content, path = arrays(), folder.parent / "ratings.npz"
+    ratings = np.clip(np.rint(3 + content.pop("sums")[:, 0]), 1, 5)
+    np.savez(path, label=ratings, **content)
+    return train(folder, "dataset=npz", f"dataset.path={path}", "dataset.group=video")
+
+
 def on_npz(folder: Path) -> Path:
     """Classes, of a ragged and a tabular modality, cut to their last steps."""
     path = write_npz(folder.parent / "items.npz")

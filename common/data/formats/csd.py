@@ -2,7 +2,8 @@
 
 ``name / data / segment -> features (steps, width), intervals (steps, 2)``. The labels' segments are
 the items; a modality has the same segments, or whole videos, of which the steps are taken whose
-middle lies in the label's interval.
+middle lies in the label's interval. Where a video has several labels, so they are of its segments,
+such as the words that others were aligned to.
 Source: https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK.
 
 Notation: N items, T steps of one segment, D width.
@@ -23,14 +24,8 @@ from common.data.formats import layouts
 from common.data.formats.layouts import Array
 from common.data.formats.registry import FORMATS, Format, Given
 from common.data.formats.utterances import cleaned, labels_of, modalities_of
-from common.data.source import (
-    EMOTIONS,
-    ReadSettings,
-    Source,
-    check_unique,
-    checked_labels,
-    no_labels,
-)
+from common.data.labels import Labels, no_labels
+from common.data.source import EMOTIONS, ReadSettings, Source, check_unique
 from common.errors import UserError
 
 SUFFIX = ".csd"
@@ -49,7 +44,7 @@ _WORDS = {
 
 def _recognise(given: Given) -> str | None:
     if given.path.is_dir():
-        count = len(list(given.path.glob(f"*{SUFFIX}")))
+        count = len(layouts.files_in(given.path, SUFFIX))
         return f"a folder of {count} {SUFFIX} files" if count else None
     with given.path.open("rb") as file:
         return "an HDF5 file" if file.read(len(_MAGIC)) == _MAGIC else None
@@ -60,7 +55,7 @@ def _read(given: Given, settings: ReadSettings) -> Source:
     files = [
         _File(file)
         for path in given.paths
-        for file in (sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path])
+        for file in (layouts.files_in(path, SUFFIX) if path.is_dir() else [path])
     ]
     named = [file for file in files if "label" in file.name.lower()]
     labels = named or [file for file in files if "label" in file.path.stem.lower()]
@@ -77,6 +72,10 @@ def _read(given: Given, settings: ReadSettings) -> Source:
                 f"{other.path} and {file.path} both hold {file.modality()}; give one of them"
             )
     modalities = {name: there[name] for name in modalities_of(given.path, there, settings)}
+    settings.unused("file", [there[name].path.name for name in there if name not in modalities])
+    settings.unused(
+        "array", [f"{key} of {file.path.name}" for file in files for key in file.others]
+    )
     if not labels:
         return _items(given.path, _own_segments(modalities.values()), modalities, settings)
     return _items(labels[0].path, _labelled_segments(labels[0]), modalities, settings)
@@ -90,9 +89,14 @@ class _File:
         with self._opened() as file:
             roots = list(file)
             if len(roots) != 1:
-                raise UserError(f"{path} holds {len(roots)} sequences, expected one")
+                raise UserError(
+                    f"{path} holds {len(roots)} sequences, expected one: NAME/data/SEGMENT, as "
+                    "CMU-MultimodalSDK writes HDF5"
+                )
             self.name: str = roots[0]
-            self.names = tuple(self._group(self._group(file, self.name), "data"))
+            sequence = self._group(file, self.name)
+            self.names = tuple(self._group(sequence, "data"))
+            self.others = sorted({*sequence} - {"data", "metadata"})
         if not self.names:
             raise UserError(f"{path} holds no segment")
         longest = max(self.names, key=len)
@@ -181,6 +185,8 @@ class _Segment(NamedTuple):
     video: str
     label: Array = np.empty(0)
     interval: tuple[float, float] = (-inf, inf)
+    #: Whether the id is made up here, of a video with several labels, and no name in the files.
+    numbered: bool = False
 
 
 def _labelled_segments(labels: _File) -> list[_Segment]:
@@ -188,9 +194,10 @@ def _labelled_segments(labels: _File) -> list[_Segment]:
     segments = []
     for entry, (values, intervals) in labels.segments().items():
         video = _video(entry)
+        whole = video == entry or len(values) > 1
         for row, (label, interval) in enumerate(zip(values, intervals, strict=True)):
-            name = entry if video != entry and len(values) == 1 else f"{entry}[{row}]"
-            segments.append(_Segment(name, video, label, tuple(interval)))
+            name = f"{entry}[{row}]" if whole else entry
+            segments.append(_Segment(name, video, label, tuple(interval), whole))
     return segments
 
 
@@ -213,8 +220,9 @@ def _items(
     modalities: Mapping[str, _File],
     settings: ReadSettings,
 ) -> Source:
+    ids = check_unique(np.array([segment.id for segment in segments], dtype=np.str_), path)
     if settings.predicting:
-        labels = no_labels(len(segments))
+        labels = Labels(no_labels(len(segments)))
     else:
         widths = {len(segment.label) for segment in segments}
         if widths not in ({1}, {1 + len(EMOTIONS)}):
@@ -223,21 +231,25 @@ def _items(
                 "six emotions"
             )
         columns = np.array([segment.label for segment in segments], dtype=np.float64)
-        labels = checked_labels(labels_of(str(path), columns, settings), settings, path)
-    ids = check_unique(np.array([segment.id for segment in segments], dtype=np.str_), path)
+        labels = labels_of(path, columns, ids, settings)
     videos = np.array([segment.video for segment in segments], dtype=np.str_)
     known = {*ids.tolist(), *videos.tolist()}
-    counts, sequences = {}, {}
+    numbered = {segment.video for segment in segments if segment.numbered}
+    layouts.note_litter(path, settings)
+    sequences = {}
     for name, file in modalities.items():
-        lost = sum(segment not in known for segment in file.names)
-        counts[f"segments of {name} without a label, left out"] = lost
-        sequences[name] = _sequences(name, file, file.segments(known), segments, settings)
+        # Of a video with several labels all segments are parts, such as its words.
+        wanted = {each for each in file.names if each in known or _video(each) in numbered}
+        lost = len(file.names) - len(wanted)
+        settings.note(f"segments of {name} without a label, left out", lost)
+        there = _joined(file.segments(wanted), numbered)
+        sequences[name] = _sequences(name, file, there, segments, settings)
     if "language" in sequences:  # items whose language is all zero lack it
         language = sequences["language"]
         spoken = [bool((language[item] != 0).any()) for item in range(len(language))]
         sequences["language"] = replace(language, lengths=np.where(spoken, language.lengths, 0))
-    items = MultimodalDataset(ids, videos, labels, sequences)
-    return cleaned(path, items, layouts.no_sides(len(items)), settings, counts)
+    items = MultimodalDataset(ids, videos, labels.values, sequences, label_names=labels.names)
+    return cleaned(path, items, layouts.no_sides(len(items)), settings)
 
 
 def _sequences(
@@ -255,9 +267,30 @@ def _sequences(
         parts.append(_steps(there, segment, empty))
         size += parts[-1].nbytes
         layouts.check_unpacked(file.path, size)  # intervals may overlap, over and over
+    if size == 0 and not {segment.id for segment in segments} & there.keys():
+        raise UserError(
+            f"{file.path}: no item has a step in its label's interval; expected the times of both "
+            "in seconds from the start of the video"
+        )
     values = layouts.float_rows([part for part in parts if len(part)] or [empty])
     lengths = np.array([len(part) for part in parts], dtype=np.int64)
     return layouts.settled(file.path, name, Sequences.ragged(values, lengths), settings)
+
+
+def _joined(segments: Segments, videos: Container[str]) -> Segments:
+    """Join the segments of each of some videos, which is what its labels' intervals are of."""
+    joined: dict[str, list[tuple[Array, Array]]] = {}
+    for name, segment in segments.items():
+        video = _video(name)
+        joined.setdefault(video if video in videos else name, []).append(segment)
+    whole = {}
+    for name, parts in joined.items():
+        parts.sort(key=lambda part: part[1][:1, 0].tolist())
+        features, intervals = zip(*parts, strict=True)
+        if len({values.shape[1] for values in features}) > 1:
+            return segments  # which is refused as it is
+        whole[name] = np.concatenate(features), np.concatenate(intervals)
+    return whole
 
 
 def _steps(there: Segments, segment: _Segment, empty: Array) -> Array:

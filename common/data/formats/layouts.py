@@ -1,7 +1,8 @@
 """How arrays lay out items, whatever file they are in, and how much such a file may ask for.
 
 A modality is one array: (N, T, D), padded; or (N, D), one vector an item, made a sequence by the
-items of the same group before it; or (R, D) with offsets (N + 1,).
+items of the same group before it; or (R, D) with offsets (N + 1,). Without a width, as (N,), it is
+1 wide. An item of NaN alone lacks the modality.
 
 Notation: N items, T steps, R rows, D width.
 """
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 from common.data.dataset import FloatArray, IntArray, Sequences
 from common.data.source import SIDES, ReadSettings
-from common.errors import UserError
+from common.errors import UserError, printable, reason
 
 Array = NDArray[Any]
 
@@ -27,6 +28,11 @@ Array = NDArray[Any]
 FREE, RATIO = 1 << 30, 100
 #: A longer id is a mistake: NumPy keeps all of an array in the space of its longest.
 MAX_ID = 1000
+#: What arrays are called that are no modality unless they are asked for, such as labels.
+NO_MODALITY = {
+    *("label", "labels", "y", "target", "targets", "id", "ids"),
+    *("group", "groups", "split", "splits", "offsets", "lengths"),
+}
 #: Items that are looked at together, to save memory.
 CHUNK = 256
 
@@ -40,10 +46,36 @@ def check_unpacked(path: Path, unpacked: int) -> None:
         )
 
 
+def files_in(folder: Path, *suffixes: str) -> list[Path]:
+    """Return files of a folder by name; of any suffixes, in any case, or else all.
+
+    What systems and programs leave behind is left out, see `is_litter`.
+    """
+    files = [file for file in sorted(folder.iterdir()) if not is_litter(file)]
+    return [file for file in files if not suffixes or file.name.lower().endswith(suffixes)]
+
+
+def is_litter(file: Path) -> bool:
+    """Tell what systems leave beside files, such as ._audio.npy, ~$items.xlsx and Thumbs.db."""
+    return file.name.startswith((".", "~$")) or file.name in ("Thumbs.db", "desktop.ini")
+
+
+def note_litter(path: Path, settings: ReadSettings) -> None:
+    """Note the litter in a folder, or beside a file."""
+    folder = path if path.is_dir() else path.parent
+    litter = [file.name for file in sorted(folder.iterdir()) if is_litter(file) and file.is_file()]
+    if litter:
+        settings.note(f"files such as {printable(litter[0])}, ignored", len(litter))
+
+
 def first_line(error: Exception) -> str:
     """Return what a library says of a damaged file, short."""
-    if "pickle" in str(error):
-        return "it holds Python objects, which are never read; expected numbers or text"
+    if "pickle" in str(error) or "Python objects" in str(error):
+        return (
+            "it holds Python objects, which are never read; save text with .astype(str), and "
+            "sequences of different lengths as an array for each id: np.savez('audio.npz', "
+            "**dict(zip(ids, arrays)))"
+        )
     return (str(error).splitlines() or [type(error).__name__])[0][:150]
 
 
@@ -54,6 +86,11 @@ def reading(path: Path, how: str = "", needs: str = "numpy") -> Iterator[None]:
         import_module(needs)
     except ImportError as error:
         raise UserError(f"{path} needs {needs}: pip install 'ha-fedformer[prepare]'") from error
+    try:
+        with path.open("rb"):  # libraries do not say why the system refuses a file
+            pass
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {reason(error)}") from error
     try:
         yield
     except UserError:
@@ -74,9 +111,10 @@ class Arrays(dict[str, Any]):
 
 def load_npz(path: Path) -> Arrays:
     """Read all arrays of an ``.npz`` file; none is ever unpickled."""
-    if not zipfile.is_zipfile(path):
-        raise UserError(f"{path} is not an .npz file, or only a part of one")
     arrays = Arrays()
+    with reading(path):
+        if not zipfile.is_zipfile(path):
+            raise UserError(f"{path} is not an .npz file, or only a part of one")
     # Opened here: np.load leaves a file open whose list of members is broken.
     with reading(path), path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         check_unpacked(path, sum(member.file_size for member in archive.zip.infolist()))
@@ -84,19 +122,23 @@ def load_npz(path: Path) -> Arrays:
             try:
                 arrays[name] = archive[name]
             except Exception as error:
-                reason = first_line(error)
-                arrays[name] = UserError(f"{path}: array {name!r} cannot be read: {reason}")
+                said = first_line(error)
+                arrays[name] = UserError(f"{path}: array {name!r} cannot be read: {said}")
             if isinstance(arrays.get(name), bytes):
                 arrays[name] = UserError(f"{path}: {name!r} is not an array")
     return arrays
 
 
-def numeric(path: Path, name: str, array: Array, dims: tuple[int, ...] = (2, 3)) -> Array:
+def numeric(path: Path, name: str, array: Array, dims: tuple[int, ...] = (1, 2, 3)) -> Array:
     """Return an array, or raise `UserError` where it holds no numbers of such dimensions."""
-    if array.dtype.kind not in "fiu" or array.ndim not in dims or 0 in array.shape[1:]:
+    if array.dtype.kind not in "fiub" or array.ndim not in dims or 0 in array.shape[1:]:
         raise UserError(
-            f"{path}: {name[:60]!r} is {array.dtype} of shape {array.shape}, expected numbers of "
-            f"{' or '.join(map(str, dims))} dimensions"
+            f"{path}: {name[:60]!r} is {array.dtype} of shape {array.shape}, expected numbers "
+            + (
+                "(items, steps, width), (items, width) or (items,)"
+                if 3 in dims
+                else "(steps, width)"
+            )
         )
     return array
 
@@ -116,6 +158,7 @@ class Block:
     ) -> "Block":
         """Take a modality from a file's arrays by the names of its array and its offsets."""
         values = numeric(path, name, arrays[name])
+        values = values[:, None] if values.ndim == 1 else values
         if offsets in arrays:
             ends, rows = arrays[offsets], len(values)
             whole = ends.dtype.kind in "iu" and ends.ndim == 1 and len(ends) > 0
@@ -135,13 +178,14 @@ class Block:
         self, path: Path, name: str, settings: ReadSettings, groups: NDArray[np.str_]
     ) -> Sequences:
         """Return the items; a vector with the context before it in its group, of `groups` (N,)."""
-        first, lengths = self.starts, self.lengths
+        items = Sequences(float_rows([self.values]), self.starts, self.lengths)
         if self.vectors and settings.context > 0:
             begins = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]])
             of_group = np.repeat(begins, np.diff(np.r_[begins, len(groups)]))
             first = np.maximum(self.starts - settings.context, of_group)
-            lengths = self.starts - first + 1
-        return settled(path, name, Sequences(float_rows([self.values]), first, lengths), settings)
+            there = items.known().present  # what came before is no substitute for the item
+            items = replace(items, starts=first, lengths=there * (self.starts - first + 1))
+        return settled(path, name, items, settings)
 
 
 def real_spans(block: Array, lengths: IntArray | None = None) -> tuple[IntArray, IntArray]:
@@ -174,15 +218,18 @@ def float_rows(blocks: Sequence[Array]) -> FloatArray:
 
 
 def settled(path: Path, name: str, sequences: Sequences, settings: ReadSettings) -> Sequences:
-    """Return a modality as it was asked for: cut to its last steps; or tabular, of one length."""
-    made = replace(sequences, tabular=name in settings.tabular)
+    """Return a modality as it was asked for: tabular, of one length, or not.
+
+    Items of NaN alone are absent.
+    """
+    made = replace(sequences, tabular=name in settings.tabular).known()
     if made.uneven:
         lengths = made.lengths[made.present]
         raise UserError(
             f"{path}: {name} has from {lengths.min()} to {lengths.max()} steps, but a modality in "
             f"{settings.prefix}tabular needs the same number in every item"
         )
-    return made.last_steps(settings.max_seq_len)
+    return made
 
 
 def sides_of(path: Path, names: Sequence[str]) -> NDArray[np.str_]:

@@ -3,36 +3,49 @@
 A file holds ``label`` (items,) or (items, labels), and per modality one numeric array as
 `common.data.formats.layouts` has it, with its offsets in ``<modality>_offsets``. Any array of
 length `items` can name the groups; `id` and `split`, where they are there, name the items and their
-side. Object arrays are never read.
+side. Without settings, all arrays of numbers of two or more dimensions are modalities. Object
+arrays are never read.
 """
 
 import zipfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from common.data.dataset import MultimodalDataset, Sequences, concatenate, describe_shape
+from common.config import list_hint
+from common.data.dataset import (
+    MultimodalDataset,
+    Sequences,
+    concatenate,
+    describe_shape,
+)
 from common.data.formats import layouts
 from common.data.formats.layouts import Array, Block
 from common.data.formats.registry import FORMATS, Format, Given
+from common.data.labels import Labels, no_labels, read_labels
 from common.data.source import (
     ReadSettings,
     Source,
     as_text,
-    checked_labels,
-    drop_unlabelled,
+    finished,
     modalities_there,
-    no_labels,
 )
 from common.errors import UserError
 from common.task import Task
 
+#: How a zip archive begins, whole or not.
+_MAGIC = b"PK\x03\x04"
+
 
 def _recognise(given: Given) -> str | None:
-    if not (given.path.is_file() and zipfile.is_zipfile(given.path)):
+    if not given.path.is_file():
         return None
+    with given.path.open("rb") as file:
+        if file.read(len(_MAGIC)) != _MAGIC:
+            return None
     try:
         with zipfile.ZipFile(given.path) as archive:
             arrays = [name for name in archive.namelist() if name.endswith(".npy")]
@@ -67,20 +80,41 @@ def read_npz(paths: Sequence[str | Path], settings: ReadSettings) -> Source:
     parts = [file.read(wanted) for file in files]
     items = [part.items for part in parts]
     _check_widths(paths, items)
+    labels = _labels(files, settings)
     joined = MultimodalDataset(
         _unique(np.concatenate([part.ids for part in items])),
         np.concatenate([part.groups for part in items]),
-        np.concatenate([part.labels for part in items]),
+        labels.values,
         {name: concatenate([part.sequences[name] for part in items]) for name in wanted},
+        label_names=labels.names,
     )
-    return drop_unlabelled(joined, np.concatenate([part.splits for part in parts]), settings)
+    return finished(joined, np.concatenate([part.splits for part in parts]), settings)
+
+
+def _labels(files: Sequence["_File"], settings: ReadSettings) -> Labels:
+    """Read the labels of all files together, so that a class has the same number in all."""
+    if settings.predicting:
+        return Labels(no_labels(sum(file.count for file in files)))
+    arrays = [file.labels() for file in files]
+    shapes = [array.shape[1:] for array in arrays]
+    for file, shape in zip(files, shapes, strict=True):
+        if shape != shapes[0]:
+            raise UserError(
+                f"label is {describe_shape(shapes[0])} in {files[0].path} but "
+                f"{describe_shape(shape)} in {file.path}"
+            )
+    places = [f"item {item} of {file.path}" for file in files for item in range(file.count)]
+    columns = [
+        [cell for array in arrays for cell in array[:, k].tolist()] for k in range(*shapes[0])
+    ]
+    names = ["label"] * len(columns)
+    path = files[0].path if len(files) == 1 else files[0].path.parent
+    return read_labels(path, columns, names, settings, places.__getitem__)
 
 
 def _check_widths(paths: Sequence[str | Path], parts: Sequence[MultimodalDataset]) -> None:
     shapes = [
-        [("label", part.labels.shape[1:])]
-        + [(name, each.statistics_shape) for name, each in part.sequences.items()]
-        for part in parts
+        [(name, each.statistics_shape) for name, each in part.sequences.items()] for part in parts
     ]
     for path, other in zip(paths, shapes, strict=True):
         for (name, expected), (_, shape) in zip(shapes[0], other, strict=True):
@@ -107,7 +141,7 @@ class _File:
 
     def __init__(self, path: Path, name: str, settings: ReadSettings) -> None:
         if not path.exists():
-            raise UserError(f"dataset file {path} does not exist")
+            raise UserError(f"dataset file {path} does not exist{list_hint(path)}")
         if path.is_dir():
             raise UserError(f"dataset file {path} is a directory; expected an .npz file")
         self.path, self.name, self.settings = path, name, settings
@@ -117,21 +151,28 @@ class _File:
             name
             for name, array in self.arrays.items()
             if isinstance(array, np.ndarray)
-            and name != "label"
+            and name.lower() not in {*layouts.NO_MODALITY, settings.group}
             and array.ndim >= 2
-            and array.dtype.kind == "f"
+            and array.dtype.kind in "fiub"
         )
 
+    @cached_property
+    def counted(self) -> str:
+        """The array that says how many items there are."""
+        if not self.settings.predicting:
+            return "label"
+        return next(iter(modalities_there(self.settings, self.arrays) or self.modalities), "id")
+
+    @cached_property
+    def count(self) -> int:
+        """Number of items."""
+        counted = self.counted
+        return len(self.labels() if counted == "label" else self._block(counted).starts)
+
     def read(self, modalities: Sequence[str]) -> Source:
-        """Read all items; a label is NaN where there is none."""
+        """Read all items, without their labels."""
         settings, prefix = self.settings, self.settings.prefix
-        if settings.predicting:
-            there = modalities_there(settings, self.arrays) or self.modalities
-            counted = next(iter(there), "id")
-            labels = no_labels(len(self._block(counted).starts))
-        else:
-            counted, labels = "label", self._labels()
-        count = len(labels)
+        counted, count = self.counted, self.count
         ids = groups = np.array([f"{self.name}#{item}" for item in range(count)])
         if "id" in self.arrays:
             ids = self._names("id", "the ids", counted, count)
@@ -150,7 +191,17 @@ class _File:
                     f"if it is no modality, name those that are in {prefix}modalities"
                 )
             sequences[name] = block.sequences(self.path, name, settings, groups)
-        return Source(MultimodalDataset(ids, groups, labels, sequences), splits)
+        self._note_unused(modalities)
+        return Source(MultimodalDataset(ids, groups, no_labels(count), sequences), splits)
+
+    def _note_unused(self, modalities: Sequence[str]) -> None:
+        settings, offsets = self.settings, [f"{name}_offsets" for name in modalities]
+        used = {"id", "label", "split", settings.group, *modalities, *offsets}
+        unused = [name for name in self.arrays if name not in used]
+        settings.unused("array", unused)
+        for name in unused if settings.group is None else []:
+            if isinstance(self.arrays.get(name), np.ndarray) and self.arrays[name].ndim == 1:
+                settings.offer_group(name, self.arrays[name].tolist())
 
     def _array(self, name: str, setting: str) -> Array:
         if name not in self.arrays:
@@ -162,19 +213,20 @@ class _File:
             raise UserError(f"{self.path}: {name} is a single value, expected an item a row")
         return Block.of(self.path, self.arrays, name, f"{name}_offsets")
 
-    def _labels(self) -> NDArray[np.float32]:
-        """Return (items,) or, for several labels, (items, K); NaN where there is none."""
+    def labels(self) -> Array:
+        """Return (items, K) labels, as the file has them."""
         labels, task = self._array("label", "the labels"), self.settings.task
-        if labels.dtype.kind not in "fiub" or labels.ndim not in (1, 2) or labels.size == 0:
+        if labels.dtype.kind not in "fiubSU" or labels.ndim not in (1, 2) or labels.size == 0:
             raise UserError(
-                f"{self.path}: label is {labels.dtype} of shape {labels.shape}, expected numbers, "
-                "one or a row of them for each item"
+                f"{self.path}: label is {labels.dtype} of shape {labels.shape}, expected numbers "
+                "or classes, one or a row of them for each item"
             )
-        columns = 1 if labels.ndim == 1 else labels.shape[1]
-        if task is not Task.multilabel and columns > 1:
-            raise UserError(f"{self.path}: label has {columns} columns, but task={task} takes one")
-        shape = (len(labels), columns) if task is Task.multilabel else len(labels)
-        return checked_labels(labels.reshape(shape).astype(np.float64), self.settings, self.path)
+        labels = labels.reshape(len(labels), -1)
+        if task is not Task.multilabel and labels.shape[1] > 1:
+            raise UserError(
+                f"{self.path}: label has {labels.shape[1]} columns, but task={task} takes one"
+            )
+        return labels
 
     def _names(self, name: str, setting: str, counted: str, count: int) -> NDArray[np.str_]:
         names = self._array(name, setting)

@@ -31,12 +31,13 @@ from common.data.formats import layouts
 from common.data.formats.layouts import Array
 from common.data.formats.registry import FORMATS, Format, Given
 from common.data.formats.utterances import cleaned, labels_of, modalities_of
-from common.data.source import SIDES, ReadSettings, Source, checked_labels, no_labels
+from common.data.labels import Labels, no_labels
+from common.data.source import SIDES, ReadSettings, Source
 from common.errors import UserError
 from common.task import Task
 
 #: What a modality is called in these files, and here.
-MODALITIES = {"text": "language", "audio": "audio", "vision": "vision"}
+MODALITIES = {"text": "language", "audio": "audio", "video": "vision", "vision": "vision"}
 
 #: SHA-256 of a file that MMSA published to its name; from its README.
 PUBLISHED = {
@@ -61,6 +62,12 @@ def _dicts(content: object) -> dict[str, dict[str, Any]]:
     return {name: split for name, split in _splits(content).items() if isinstance(split, dict)}
 
 
+def _others(content: object) -> list[str]:
+    """Return the keys of a pickle that are not named like splits."""
+    keys = content if isinstance(content, dict) else ()
+    return [str(key) for key in keys if not (isinstance(key, str) and key in SIDES)]
+
+
 def _keys(content: object) -> set[str]:
     """Return the keys that any split has; one that lacks some of them is refused when read."""
     return {key for split in _dicts(content).values() for key in split if isinstance(key, str)}
@@ -71,7 +78,7 @@ def _recognise_mmsa(given: Given) -> str | None:
     own = keys & {"regression_labels", "classification_labels"}
     if "labels" not in keys:
         own |= keys & {"raw_text", "text_bert"}  # what has no labels at all is told by these
-    if not (own and "id" in keys):
+    if not (own and keys & {"id", *MODALITIES}):
         return None
     names = ", ".join(_dicts(given.content))
     return f"a pickle of splits {names} with {' and '.join(sorted(own))}"
@@ -99,11 +106,12 @@ def _rows_of_bytes(ids: object) -> bool:
 
 def _recognise_multibench(given: Given) -> str | None:
     keys = _keys(given.content)
-    if not ("id" in keys and keys & set(MODALITIES)):
+    if not (keys & {"id", "labels"} and keys & set(MODALITIES)):
         return None
     if "labels" not in keys and _recognise_mmsa(given):
         return None
-    return f"a pickle of splits {', '.join(_dicts(given.content))} with ids of text"
+    ids = "with ids of text" if "id" in keys else "without ids"
+    return f"a pickle of splits {', '.join(_dicts(given.content))} {ids}"
 
 
 class _Split:
@@ -112,6 +120,7 @@ class _Split:
     def __init__(self, path: Path, name: str, content: object, settings: ReadSettings) -> None:
         self.path, self.name, self.settings = path, name, settings
         self.where = f"{path}: split {name!r}"
+        self.numbered = False  # whether no split has ids
         if not isinstance(content, dict):
             raise self.fail(f"it is {type(content).__name__}, expected keys and arrays")
         self.content = content
@@ -181,6 +190,13 @@ class _Split:
 
     @cached_property
     def ids(self) -> list[tuple[str, ...]]:
+        """Videos and their segments; without any, each item counts as a video of its own."""
+        if self.numbered:
+            keys = (self.labels_key, *MODALITIES)
+            counted = next((key for key in keys if key in self.content), self.labels_key)
+            value = self.content.get(counted)
+            count = len(value) if isinstance(value, list) else len(self.array(counted))
+            return [(f"{self.name}-{item}",) for item in range(count)]
         array = self.array("id")
         if array.ndim not in (1, 2) or array.size == 0:
             raise self.fail(f"'id' has the shape {array.shape}, expected one for each item")
@@ -191,19 +207,29 @@ class _Split:
             raise self.fail(f"an 'id' has {longest} characters, expected {layouts.MAX_ID} at most")
         return names
 
-    def labels(self) -> NDArray[np.float64]:
-        """Return (N,), or (N, 6) emotions."""
+    def labels(self) -> Array:
+        """Return (N, 1), or (N, 7): sentiment and six emotions."""
         key, count = self.labels_key, len(self.ids)
-        numbers = self.numbers(key)
-        if numbers.shape[1:] not in ((), (1,), (1, 1), (7,), (1, 7)):
+        labels = self.array(key)
+        if labels.ndim == 0 or len(labels) != count:
             raise self.fail(
-                f"{key!r} has the shape {numbers.shape}; expected ({count}, 1), ({count}, 1, 1), "
+                f"{key!r} is {labels.dtype} of shape {labels.shape}, expected {count} numbers or "
+                "classes"
+            )
+        if labels.shape[1:] not in ((), (1,), (1, 1), (7,), (1, 7)):
+            raise self.fail(
+                f"{key!r} has the shape {labels.shape}; expected ({count}, 1), ({count}, 1, 1), "
                 "or 7 columns: sentiment and six emotions"
             )
-        return labels_of(self.where, numbers.reshape(count, -1), self.settings)
+        return labels.reshape(count, -1)
 
-    def features(self, key: str) -> Array:
-        array, count = self.array(key), len(self.ids)
+    def features(self, key: str) -> Array | list[Array]:
+        """Return (N, T, D), or N arrays (T, D) of lengths of their own."""
+        value, count = self.content.get(key), len(self.ids)
+        parts = value.tolist() if isinstance(value, np.ndarray) and value.ndim == 1 else value
+        if isinstance(parts, list) and len({getattr(part, "shape", ()) for part in parts}) > 1:
+            return self._items(key, parts)
+        array = self.array(key)
         if array.dtype.kind not in "fiu" or array.ndim != 3 or 0 in array.shape[1:]:
             raise self.fail(
                 f"{key!r} is {array.dtype} of shape {array.shape}, expected numbers (items, steps, "
@@ -212,6 +238,19 @@ class _Split:
         if len(array) != count:
             raise self.fail(f"{key!r} has {len(array)} items, and 'id' has {count}")
         return array
+
+    def _items(self, key: str, parts: list[Any]) -> list[Array]:
+        """Check a list that has an array for each item."""
+        plain = all(isinstance(part, np.ndarray) and part.dtype.kind in "fiub" for part in parts)
+        widths = {part.shape[1] for part in parts if part.ndim == 2} if plain else set()
+        if len(widths) != 1 or 0 in widths or any(part.ndim != 2 for part in parts):
+            raise self.fail(
+                f"{key!r} holds items of different shapes, expected numbers (steps, width) of one "
+                "width"
+            )
+        if len(parts) != len(self.ids):
+            raise self.fail(f"{key!r} has {len(parts)} items, and 'id' has {len(self.ids)}")
+        return parts
 
 
 class _MmsaSplit(_Split):
@@ -246,46 +285,63 @@ def _read_mmsa(given: Given, settings: ReadSettings) -> Source:
 def _read(given: Given, settings: ReadSettings, kind: type[_Split] = _Split) -> Source:
     path = given.path
     splits = [kind(path, *item, settings) for item in _splits(given.content).items()]
-    there = {name: key for key, name in MODALITIES.items() if key in _keys(given.content)}
+    keys = _keys(given.content)
+    there = {name: key for key, name in MODALITIES.items() if key in keys}
+    for each in splits:
+        each.numbered = "id" not in keys
     modalities = modalities_of(path, there, settings)
+    features = {there[name] for name in modalities}
+    lengths = {"text_bert", *(f"{key}_lengths" for key in features)}
+    used = {"id", splits[0].labels_key, *features, *lengths}
+    settings.unused("key", [*_others(given.content), *sorted(_keys(given.content) - used)])
     ids, groups = _named([row for split in splits for row in split.ids])
     if settings.predicting:
-        labels = no_labels(len(ids))
+        labels = Labels(no_labels(len(ids)))
     else:
-        stacked = np.concatenate([split.labels() for split in splits])
-        labels = checked_labels(stacked, settings, path)
+        columns = [each.labels()[:, : None if settings.emotions else 1] for each in splits]
+        few = min(columns, key=lambda each: each.shape[1]).shape[1]
+        stacked = np.concatenate([each[:, :few] for each in columns])
+        labels = labels_of(path, stacked, ids, settings)
+    nameless = sum(len(each.ids) for each in splits if each.numbered)
     sequences = {name: _sequences(splits, there[name], name) for name in modalities}
-    items = MultimodalDataset(ids, groups, labels, sequences)
+    items = MultimodalDataset(ids, groups, labels.values, sequences, label_names=labels.names)
     sides = np.repeat([SIDES[split.name] for split in splits], [len(each.ids) for each in splits])
     new = np.sort(np.unique(ids, return_index=True)[1])
-    again = {"items whose id occurred before, dropped": len(ids) - len(new)}
-    return cleaned(path, items.select(new), sides[new], settings, again)
+    settings.note("items whose id occurred before, dropped", len(ids) - len(new))
+    settings.note("items without an id, numbered, each a group of its own", nameless)
+    return cleaned(path, items.select(new), sides[new], settings)
 
 
 def _sequences(splits: Sequence[_Split], key: str, name: str) -> Sequences:
     """Read one modality, take it out of the contents, and leave the padding behind."""
     path, settings = splits[0].path, splits[0].settings
     blocks = [split.features(key) for split in splits]
-    widths = [block.shape[2] for block in blocks]
+    widths = [block[0].shape[-1] for block in blocks]
     if len(set(widths)) > 1:
         listed = [f"{width} in {split.name!r}" for split, width in zip(splits, widths, strict=True)]
         raise UserError(f"{path}: {key!r} differs in width: {', '.join(listed)}")
-    spans = [
-        layouts.real_spans(block, split.lengths(key, block.shape[1]))
-        for split, block in zip(splits, blocks, strict=True)
-    ]
-    half = all(block.dtype == np.float16 for block in blocks)
+    spans = [_spans(split, key, block) for split, block in zip(splits, blocks, strict=True)]
+    half = all(part.dtype == np.float16 for block in blocks for part in block[:1])
     lengths = np.concatenate([last - first for first, last in spans])
     values = np.empty((int(lengths.sum()), widths[0]), np.float16 if half else np.float32)
     row = 0
     for split, span in zip(splits, spans, strict=True):
         block = blocks.pop(0)  # freed once it is copied
         split.content.pop(key, None)  # two names may be of one split
-        for item, (first, last) in enumerate(zip(*span, strict=True)):
+        for part, first, last in zip(block, *span, strict=True):
             with np.errstate(over="ignore", invalid="ignore"):
-                values[row : row + last - first] = block[item, first:last]
+                values[row : row + last - first] = part[first:last]
             row += last - first
     return layouts.settled(path, name, Sequences.ragged(values, lengths), settings)
+
+
+def _spans(split: _Split, key: str, block: Array | list[Array]) -> tuple[IntArray, IntArray]:
+    """Return where each item begins and ends; a list has each in its own length."""
+    if isinstance(block, np.ndarray):
+        return layouts.real_spans(block, split.lengths(key, block.shape[1]))
+    each = [layouts.real_spans(part[None]) for part in block]
+    first, last = np.concatenate(each, axis=1)
+    return first, last
 
 
 def _repaired(value: object) -> str:

@@ -6,13 +6,13 @@ A format is an entry in `FORMATS`, which a module of this package makes; its nam
 
 import pkgutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 
 from common.data.dataset import ItemPart
 from common.data.safe_pickle import is_pickle, load
-from common.data.source import ReadSettings, Source
+from common.data.source import ReadSettings, Source, check_there
 from common.errors import UserError
 
 #: The number of items of a source, and what yields them, so many at a time.
@@ -75,8 +75,7 @@ def recognise(paths: Sequence[Path], format: str, settings: ReadSettings) -> tup
         If it does not exist, is of no known format, or is not of the one that was named.
     """
     for path in paths:
-        if not path.exists():
-            raise UserError(f"{path} does not exist")
+        check_there(path)
     check_format(format, settings.prefix)
     path, named = paths[0], f"{settings.prefix}format={format}"
     pickled = path.is_file() and is_pickle(path)
@@ -128,5 +127,6 @@ def read_source(
     UserError
         If it cannot be read, is of no known format, or is not of the one that was named.
     """
+    settings = replace(settings, notes={})
     given, name, why = recognise(paths, format, settings)
     return FORMATS[name].read(given, settings), name, why

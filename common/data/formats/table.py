@@ -1,13 +1,15 @@
 """Own data: a table of items, and beside it one file of arrays for each modality.
 
-The table is CSV or Parquet, with columns `id` (else items are numbered), the labels, and where
-there are any `split` and `group`. A site may have a single modality. Its file is called after it:
+The table is CSV, Parquet or Excel, see `common.data.formats.columns`, with columns `id` (else items
+are numbered), the labels, and where there are any `split` and `group`. A site may have a single
+modality. Its file is called after it:
 
 - ``audio.npy``: (items, steps, width), steps of zeros at either end being padding unless they are
   quantities of a tabular modality; or (items, width); in the order of the table;
 - ``audio.npz`` or ``audio.safetensors``: `values` so, or (rows, width) with `offsets` (items + 1,);
   with `ids` the items may be fewer and in any order; or one array (steps, width) for each id, under
-  the id.
+  the id. An array without a name counts as `values`;
+- ``audio.pt``: a tensor as in ``.npy``, or a dictionary of tensors as in ``.npz``.
 
 To predict, a table whose arrays are ``.npy`` files is read a few items at a time; then two items
 may have the same id.
@@ -15,8 +17,7 @@ may have the same id.
 Notation: N items.
 """
 
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,43 +27,37 @@ from numpy.typing import NDArray
 
 from common.data.dataset import ItemPart, MultimodalDataset, Sequences
 from common.data.formats import layouts
+from common.data.formats.array_files import array_files, load_arrays
+from common.data.formats.columns import SUFFIXES, Columns, kind_of
 from common.data.formats.layouts import Array, Arrays, Block
 from common.data.formats.registry import FORMATS, Format, Given, Stream
+from common.data.labels import Labels, no_labels, read_labels
 from common.data.source import (
     ReadSettings,
     Source,
     as_text,
     check_unique,
-    checked_labels,
-    drop_unlabelled,
-    modalities_there,
-    no_labels,
+    finished,
 )
 from common.errors import UserError
 from common.task import Task
 
-TABLES = (".csv", ".parquet")
-ARRAYS = (".npy", ".npz", ".safetensors")
-
-#: Bytes that a cell takes in memory, about.
-_CELL = 64
+#: A note of ids of a modality.
+NOT_THERE = "ids of {} that the table does not have, left out"
 
 
 def _recognise(given: Given) -> str | None:
     path = given.path
     if path.is_dir():
-        tables = _tables(path)
+        tables = layouts.files_in(path, *SUFFIXES)
         return f"a folder with the table {tables[0].name}" if len(tables) == 1 else None
-    return f"a table, {path.suffix[1:].upper()}" if path.suffix.lower() in TABLES else None
-
-
-def _tables(folder: Path) -> list[Path]:
-    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in TABLES]
+    kind = kind_of(path)
+    return kind and f"a table, {kind}"
 
 
 def _table_of(path: Path) -> Path:
     """Return a table, or the one that a folder holds."""
-    tables = _tables(path) if path.is_dir() else [path]
+    tables = layouts.files_in(path, *SUFFIXES) if path.is_dir() else [path]
     if len(tables) != 1:
         raise UserError(f"{path} holds {len(tables)} tables, expected one CSV or Parquet file")
     return tables[0]
@@ -78,19 +73,20 @@ def _read(given: Given, settings: ReadSettings) -> Source:
         name: _sequences(name, file, ids, groups, settings)
         for name, file in array_files(table.path, settings).items()
     }
-    names = settings.labels if settings.task is Task.multilabel else ()
-    items = MultimodalDataset(ids, groups, table.labels(), sequences, label_names=tuple(names))
-    return drop_unlabelled(items, table.splits(), settings)
+    labels = table.labels()
+    items = MultimodalDataset(ids, groups, labels.values, sequences, label_names=labels.names)
+    table.note_unused()
+    return finished(items, table.splits(), settings)
 
 
 def _stream(given: Given, settings: ReadSettings) -> Stream | None:
     path = _table_of(given.path)
     files = array_files(path, settings)
-    if settings.context or any(file.suffix != ".npy" for file in files.values()):
+    if settings.context or any(file.suffix.lower() != ".npy" for file in files.values()):
         return None
     table = _Table(path, settings, ["id"])
     for file in files.values():
-        count = len(layouts.numeric(file, "values", _load_arrays(file)["values"]))
+        count = len(layouts.numeric(file, "values", load_arrays(file)["values"]))
         if count != table.items:
             raise UserError(
                 f"{file} has {count} items and the table {table.items}; expected as many"
@@ -104,92 +100,54 @@ def _stream(given: Given, settings: ReadSettings) -> Stream | None:
                 name: _sequences(name, file, ids, ids, settings, part)
                 for name, file in files.items()
             }
-            yield ItemPart(ids, sequences)
+            yield ItemPart(ids, settings.take(sequences))
 
+    table.note_unused()
     return table.items, parts
 
 
-def _read_csv(path: Path, settings: ReadSettings, only: list[str] | None) -> Any:
-    import pyarrow.csv
-
-    texts = ("id", "split", settings.group or "group")
-    table = pyarrow.csv.read_csv(
-        path,
-        read_options=pyarrow.csv.ReadOptions(use_threads=False),  # errors then name the row
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
-        convert_options=pyarrow.csv.ConvertOptions(
-            column_types=dict.fromkeys(texts, pyarrow.string()),
-            strings_can_be_null=False,
-            include_columns=only,
-            include_missing_columns=True,
-        ),
-    )
-    # A column of text that is missing is null; one that is there has no null.
-    return table.drop_columns([name for name in only or () if table[name].null_count])
-
-
-def _read_parquet(path: Path, settings: ReadSettings, only: list[str] | None) -> Any:
-    import pyarrow.parquet
-
-    batches, size = [], 0
-    with pyarrow.parquet.ParquetFile(path) as file:
-        fields = [field for field in file.schema_arrow if only is None or field.name in only]
-        columns = only and [field.name for field in fields]
-        for batch in file.iter_batches(layouts.CHUNK, columns=columns):
-            # A run of equal cells takes no space in the file, but it does in memory.
-            size += max(batch.nbytes, batch.num_rows * _CELL)
-            layouts.check_unpacked(path, size)
-            batches.append(batch)
-    return pyarrow.Table.from_batches(batches, pyarrow.schema(fields))
-
-
 class _Table:
-    """A table's columns, or only some; in CSV, ids, groups and sides are text."""
+    """What the columns of a table mean; ids, groups and sides are text."""
 
-    def __init__(self, path: Path, settings: ReadSettings, only: list[str] | None = None) -> None:
+    def __init__(
+        self, path: Path, settings: ReadSettings, only: Collection[str] | None = None
+    ) -> None:
         self.path, self.settings = path, settings
-        with layouts.reading(path, " as a table", "pyarrow"):
-            read = _read_csv if path.suffix.lower() == ".csv" else _read_parquet
-            self.columns = read(path, settings, only)
-            self.names: list[str] = self.columns.column_names
-        self.items: int = self.columns.num_rows
-        if len(set(self.names)) < len(self.names):
-            raise UserError(f"{path}: two columns have the same name")
+        self.columns = Columns(path, only)
+        self.items = self.columns.items
+        named = [settings.group] if settings.group else []
+        self.columns.check_header(["id", "split", "group", "label", *settings.labels, *named])
 
     def ids(self, part: slice = slice(None)) -> NDArray[np.str_]:
-        if "id" in self.names:
+        if self.columns.find("id") is not None:
             return self.text("id", "the ids", part)
         return np.array([str(number) for number in range(self.items)[part]], dtype=np.str_)
 
     def column(self, name: str, setting: str, part: slice = slice(None)) -> list[Any]:
-        if name not in self.names:
+        found = self.columns.find(name)
+        if found is None:
             raise UserError(
-                f"{self.path} has no column {name!r} ({setting}); it has {', '.join(self.names)}"
+                f"{self.path} has no column {name!r} ({setting}); it has "
+                f"{', '.join(self.columns.names)}"
             )
-        try:
-            cells: list[Any] = self.columns.column(name)[part].to_pylist()
-        except (ValueError, OverflowError) as error:
-            raise UserError(
-                f"{self.path}: column {name!r} cannot be read: {layouts.first_line(error)}"
-            ) from error
-        return cells
+        return self.columns.cells(found, part)
 
     def text(self, name: str, setting: str, part: slice = slice(None)) -> NDArray[np.str_]:
         cells = self.column(name, setting, part)
-        texts = [str(cell) if isinstance(cell, str | int) else "" for cell in cells]
-        wrong = [row for row, text in enumerate(texts, 1) if not 0 < len(text) <= layouts.MAX_ID]
-        if wrong:
-            raise UserError(
-                f"{self.path}: column {name!r} has cells that are empty, no text, or longer than "
-                f"{layouts.MAX_ID} characters, the first in data row {(part.start or 0) + wrong[0]}"
-            )
+        texts = [str(cell).strip() if isinstance(cell, str | int) else "" for cell in cells]
+        for row, (cell, text) in enumerate(zip(cells, texts, strict=True), part.start or 0):
+            if not 0 < len(text) <= layouts.MAX_ID:
+                raise UserError(
+                    f"{self.path}: column {name!r} {_fault(cell)} in {self.columns.place(row)}; "
+                    f"expected text of at most {layouts.MAX_ID} characters, or whole numbers"
+                )
         return np.array(texts, dtype=np.str_)
 
     def groups(self, ids: NDArray[np.str_]) -> NDArray[np.str_]:
         group, context, prefix = self.settings.group, self.settings.context, self.settings.prefix
         if self.settings.predicting and context == 0:
             return ids
-        if group is not None or "group" in self.names:
+        if group is not None or self.columns.find("group") is not None:
             return self.text(group or "group", f"{prefix}group")
         if context > 0:
             raise UserError(
@@ -198,15 +156,34 @@ class _Table:
             )
         return ids
 
+    def note_unused(self) -> None:
+        """Note what of the table and its folder is not used, and offer what may be the group."""
+        settings, columns = self.settings, self.columns
+        layouts.note_litter(self.path, settings)
+        settings.note("rows without anything, left out", len(columns.blank))
+        if columns.find("id") is None:
+            settings.note("items without an id, numbered: the table has no column 'id'", self.items)
+        if settings.predicting:
+            return
+        group = columns.find(settings.group or "group")
+        named = ("id", "split", *(settings.labels or ("label",)))
+        used = {group, *map(columns.find, named)}
+        unused = [name for name in columns.names if name not in used]
+        settings.unused("column", [name or "one without a name" for name in unused])
+        for name in filter(None, unused if group is None else []):
+            cells = columns.cells(name)
+            if "" not in cells and not columns.measured(name):
+                settings.offer_group(name, cells)
+
     def splits(self) -> NDArray[np.str_]:
-        if self.settings.predicting or "split" not in self.names:
+        if self.settings.predicting or self.columns.find("split") is None:
             return layouts.no_sides(self.items)
         return layouts.sides_of(self.path, self.text("split", "the sides").tolist())
 
-    def labels(self) -> NDArray[np.float32]:
+    def labels(self) -> Labels:
         settings = self.settings
         if settings.predicting:
-            return no_labels(self.items)
+            return Labels(no_labels(self.items))
         if settings.emotions:
             raise UserError(
                 f"{self.path} is a table: name its emotions' columns in {settings.prefix}labels "
@@ -218,63 +195,28 @@ class _Table:
                 f"{settings.prefix}labels names {len(names)} columns, but task={settings.task} "
                 "takes one"
             )
-        columns = [self._numbers(name) for name in names]
-        labels = np.stack(columns, axis=1) if settings.task is Task.multilabel else columns[0]
-        return checked_labels(labels, settings, self.path)
-
-    def _numbers(self, name: str) -> NDArray[np.float64]:
-        values = self.column(name, f"{self.settings.prefix}labels")
-        wrong = [cell for cell in values if cell is not None and not isinstance(cell, int | float)]
-        if wrong:
-            raise UserError(
-                f"{self.path}: column {name!r} holds {str(wrong[0])[:40]!r}, expected numbers; "
-                "number the classes from 0"
-            )
-        try:
-            return np.array([np.nan if cell is None else float(cell) for cell in values])
-        except OverflowError as error:
-            raise UserError(f"{self.path}: column {name!r} holds a number too large") from error
+        cells = [self.column(name, f"{settings.prefix}labels") for name in names]
+        called = [f"column {name!r}" for name in names]
+        place, decimal = self.columns.place, self.columns.decimal
+        labels = read_labels(self.path, cells, called, settings, place, decimal)
+        return labels._replace(names=tuple(settings.labels)) if labels.values.ndim == 2 else labels
 
 
-def array_files(path: Path, settings: ReadSettings) -> dict[str, Path]:
-    """Return the file of each modality of a table."""
-    beside = [file for file in sorted(path.parent.iterdir()) if file.suffix in ARRAYS]
-    counts = Counter(file.stem for file in beside)
-    files = {file.stem: file for file in beside} | {
-        name: Path(file) for name, file in settings.arrays.items()
-    }
-    names = modalities_there(settings, files) or tuple(settings.arrays) or tuple(files)
-    for name in names:
-        if name not in files:
-            raise UserError(
-                f"{path.parent} has no {name}.npy, .npz or .safetensors; give its file as "
-                f"{settings.prefix}arrays.{name}=…"
-            )
-        if counts[name] > 1 and name not in settings.arrays:
-            raise UserError(
-                f"{path.parent} has several files for {name}; name one in {settings.prefix}arrays"
-            )
-        if not files[name].is_file():
-            raise UserError(f"{files[name]} ({settings.prefix}arrays.{name}) does not exist")
-    if not names:
-        raise UserError(
-            f"{path} has no modality: expected files like audio.npy, audio.npz or "
-            "audio.safetensors beside it"
-        )
-    return {name: files[name] for name in names}
+def _fault(cell: object) -> str:
+    """Say what is wrong with a cell that should be a name."""
+    if cell is None or cell == "":
+        return "is empty"
+    if isinstance(cell, str):
+        return f"has {len(cell)} characters"
+    return f"is the {type(cell).__name__} {str(cell)[:40]!r}"
 
 
-def _load_arrays(path: Path) -> Arrays:
-    """Return a file's arrays by name; none is ever unpickled, and that of ``.npy`` is mapped."""
-    if path.suffix == ".npz":
-        return layouts.load_npz(path)
-    with layouts.reading(path):
-        if path.suffix == ".npy":
-            return Arrays(values=np.lib.format.open_memmap(path, mode="r"))
-        from safetensors import safe_open
-
-        with safe_open(path, framework="np") as file:
-            return Arrays({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
+def _unlike(names: Sequence[str], ids: NDArray[np.str_]) -> str:
+    """Say how names differ from the ids of a table."""
+    numbered = ids.tolist() == list(map(str, range(len(ids))))
+    hint = ", where a column 'id' may be missing" * numbered
+    here, there = ", ".join(names[:2]) or "nothing", ", ".join(ids[:2].tolist())
+    return f"is in the table: {here} here, {there} there{hint}"
 
 
 def _sequences(
@@ -295,17 +237,20 @@ def _sequences(
     UserError
         If the file does not fit the items.
     """
-    arrays = _load_arrays(path)
+    arrays = load_arrays(path)
     if "values" not in arrays:
+        settings.note(NOT_THERE.format(name), len(arrays.keys() - set(ids.tolist())))
         return layouts.settled(path, name, _by_id(path, arrays, ids), settings)
-    if path.suffix == ".npy":
+    extra = arrays.keys() - {"values", "offsets", "ids"}
+    settings.unused("array", [f"{key} of {path.name}" for key in sorted(extra)])
+    if path.suffix.lower() == ".npy":
         arrays["values"] = layouts.numeric(path, "values", arrays["values"])[part]
     block = Block.of(path, arrays)
     if block.values.ndim == 3 and name not in settings.tabular:
         first, last = layouts.real_spans(block.values)
         block = replace(block, starts=block.starts + first, lengths=last - first)
     if "ids" in arrays:
-        block = _matched(path, block, arrays["ids"], ids, settings)
+        block = _matched(path, name, block, arrays["ids"], ids, settings)
     elif len(block.starts) != len(ids):
         raise UserError(
             f"{path} has {len(block.starts)} items and the table {len(ids)}; expected as many, or "
@@ -323,8 +268,8 @@ def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
     }
     if not parts:
         raise UserError(
-            f"{path} has neither 'values' nor an array for an id of the table; it has "
-            f"{', '.join(map(str, list(arrays)[:5])) or 'nothing'}"
+            f"{path} has neither 'values' nor an array for an id: none of its arrays "
+            f"{_unlike(list(arrays), ids)}"
         )
     widths = {part.shape[1] for part in parts.values()}
     if len(widths) > 1 or 0 in widths:
@@ -334,7 +279,12 @@ def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
 
 
 def _matched(
-    path: Path, block: Block, names: Array, ids: NDArray[np.str_], settings: ReadSettings
+    path: Path,
+    name: str,
+    block: Block,
+    names: Array,
+    ids: NDArray[np.str_],
+    settings: ReadSettings,
 ) -> Block:
     """Put a file's items in the table's order; an item that it lacks has length 0."""
     if settings.context > 0 and block.vectors:
@@ -346,14 +296,15 @@ def _matched(
     if names.ndim == 2 and names.dtype == np.uint8:  # as safetensors keep text
         texts = [as_text(bytes(row).rstrip(b"\x00")) for row in names]
     elif names.dtype.kind in "USiu":
-        texts = [as_text(name) for name in names.tolist()]
+        texts = [as_text(text) for text in names.tolist()]
     if not len(set(texts)) == len(texts) == len(block.starts):
         raise UserError(f"{path}: 'ids' must name its {len(block.starts)} items, each once")
-    place = {name: number for number, name in enumerate(texts)}
-    index = np.array([place.get(name, -1) for name in ids.tolist()], dtype=np.int64)
+    place = {text: number for number, text in enumerate(texts)}
+    index = np.array([place.get(item, -1) for item in ids.tolist()], dtype=np.int64)
     there = index >= 0
     if not there.any():
-        raise UserError(f"{path}: none of its ids is in the table")
+        raise UserError(f"{path}: none of its ids {_unlike(texts, ids)}")
+    settings.note(NOT_THERE.format(name), len(texts) - int(there.sum()))
     starts, lengths = (np.where(there, each[index], 0) for each in (block.starts, block.lengths))
     return replace(block, starts=starts, lengths=lengths)
 

@@ -4,7 +4,6 @@ Notation: N items.
 """
 
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import MultimodalDataset
-from common.data.source import EMOTIONS, ReadSettings, Source, drop_unlabelled, modalities_there
+from common.data.labels import Labels, read_labels
+from common.data.source import EMOTIONS, ReadSettings, Source, finished, modalities_there
 from common.errors import UserError
 from common.task import Task
 
@@ -49,28 +49,26 @@ def modalities_of(path: Path, there: Iterable[str], settings: ReadSettings) -> t
 
 
 def labels_of(
-    where: str, columns: NDArray[np.float64], settings: ReadSettings
-) -> NDArray[np.float64]:
-    """Return the sentiment (N,), or the emotions (N, 6), of (N, 1) or (N, 7) columns."""
+    path: Path, columns: NDArray[Any], ids: NDArray[np.str_], settings: ReadSettings
+) -> Labels:
+    """Return the sentiment or classes, or the emotions, of (N, 1) or (N, 7) columns."""
+    place = ids.tolist().__getitem__
     if not settings.emotions:
-        return columns[:, 0]
+        return read_labels(path, [columns[:, 0]], ["label"], settings, place)
     if columns.shape[1] == 1:
         raise UserError(
-            f"{where} has no emotions: labels have one column, expected 7 for task=emotion"
+            f"{path} has no emotions: labels have one column, expected 7 for task=emotion"
         )
-    return columns[:, 1:]
+    labels = read_labels(path, list(columns.T[1:]), EMOTIONS, settings, place)
+    return labels._replace(names=EMOTIONS)
 
 
 def cleaned(
-    path: Path,
-    items: MultimodalDataset,
-    splits: NDArray[Any],
-    settings: ReadSettings,
-    counts: dict[str, int],
+    path: Path, items: MultimodalDataset, splits: NDArray[Any], settings: ReadSettings
 ) -> Source:
     """Drop items that lack language or a label, and count what is missing.
 
-    When predicting, none is dropped. `counts` say what was cleaned before.
+    When predicting, none is dropped.
 
     Raises
     ------
@@ -81,13 +79,8 @@ def cleaned(
     if "language" in items.sequences and not settings.predicting:
         index = np.flatnonzero(items.sequences["language"].present)
         kept, splits = items.select(index), splits[index]
-    counts["items whose language is all zero, dropped"] = len(items) - len(kept)
-    for name, sequences in kept.sequences.items():
-        counts[f"items without {name}"] = int((~sequences.present).sum())
-    cleaning = {what: count for what, count in counts.items() if count}
-    names = EMOTIONS if settings.emotions else ()
-    kept = replace(kept, cleaning=cleaning, label_names=names)
-    source = drop_unlabelled(kept, splits, settings)
+    settings.note("items whose language is all zero, dropped", len(items) - len(kept))
+    source = finished(kept, splits, settings)
     if len(source.items) == 0:
         raise UserError(f"{path}: no item has a label and language that is not all zero")
     return source

@@ -25,8 +25,9 @@ function describe(model) {
   document.title = `${model.name}: prediction`;
   at("name").textContent = model.name;
   const words = [model.task, `fusion: ${model.fusion.rule.replaceAll("_", " ")}`];
-  if (model.training.strategy) words.push(`trained by ${model.training.strategy}`);
-  if (model.training.rounds) words.push(`${model.training.rounds} rounds`);
+  const { strategy, rounds, delivered_round: delivered } = model.training;
+  if (strategy) words.push(`trained by ${strategy}`);
+  if (rounds) words.push(delivered ? `round ${delivered} of ${rounds}` : `${rounds} rounds`);
   at("about").textContent = words.join(" · ");
   const shapes = Object.entries(model.features).map(
     ([name, { width }]) => `"${name}": [[${width} numbers], …]`,

@@ -14,6 +14,7 @@ import pytest
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.manifest import Manifest
 from common.data.shards import VERSION
+from common.data.source import Reading
 from common.errors import UserError
 from common.task import Task
 
@@ -48,7 +49,7 @@ def labels_for(task: Task, count: int) -> np.ndarray:
     numbers = np.arange(count)
     match task:
         case Task.regression:
-            return numbers.astype(np.float32) / 8
+            return numbers / 8
         case Task.classification:
             return numbers % 3
         case Task.multilabel:
@@ -65,7 +66,7 @@ def make_items(
     """Items of some sequences; unless told, each has label 1 and a group of its own."""
     count = len(next(iter(sequences.values())))
     own = np.array([f"ü{item}" for item in range(count)] if ids is None else ids)
-    labels = np.ones(count, np.float32) if labels is None else labels
+    labels = np.ones(count) if labels is None else labels
     grouped = own if groups is None else np.array(groups)
     return MultimodalDataset(own, grouped, labels, dict(sequences), label_names=tuple(names))
 
@@ -81,6 +82,7 @@ def manifest_of(*names: str, **changes: Any) -> Manifest:
         modalities={"vision": {"width": 3}, "audio": {"width": 2}},
         sides={"train": {"items": 4}, "validation": {"items": 0}, "test": {"items": 1}},
         settings={"seed": 1, "clients": {"default": None}, "partition": {"alpha": 0.5}},
+        reading=Reading(50, 9, "video", ("joy",)),
         cleaning={"items without a label": 2},
         warnings=("two groups are on both sides",),
         shards={f"{name}.safetensors": {"seal": name * 2, "items": 1} for name in names},

@@ -80,7 +80,7 @@ def test_a_dataset_selects_labels_groups_and_every_modality_alike() -> None:
     dataset = MultimodalDataset(
         ids=np.array(["1", "2", "3", "4"]),
         groups=np.array(["p", "p", "q", "r"]),
-        labels=np.arange(4, dtype=np.float32),
+        labels=np.arange(4.0),
         sequences={
             "audio": Sequences(values, np.array([0, 1, 2, 3]), np.array([1, 1, 1, 1])),
             "vision": Sequences(values, np.array([0, 2, 4, 6]), np.array([2, 0, 2, 2])),

@@ -276,7 +276,7 @@ def test_the_first_clients_of_each_modality_get_permuted_labels(
         assert (moved.mean() > 0.5) if key.part < number else not moved.any()
         # Nothing else of them is changed: the same labels, of other items.
         assert numbers(data.labels) == numbers(right[key].labels)
-        for name in ("train", "validation", "groups"):
+        for name in ("train", "validation"):
             assert np.array_equal(getattr(data, name), getattr(right[key], name))
         assert np.array_equal(data.sequences.values, right[key].sequences.values)
         if key.part < number:

@@ -68,8 +68,9 @@ PARTS = [RAGGED[first:last] for first, last in itertools.pairwise(OFFSETS)]
 def test_layouts(file: Path, arrays: dict[str, Any], expected: list[np.ndarray]) -> None:
     items = read(write(file, **arrays))
     last = read(file, max_seq_len=2).sequences["audio"]
-    assert np.array_equal(items.labels, LABEL.astype(np.float32))
-    assert items.cleaning == {}
+    assert np.array_equal(items.labels, LABEL)
+    empty = sum(len(part) == 0 for part in expected)
+    assert items.cleaning == ({"items without audio": empty} if empty else {})
     for item in range(6):
         np.testing.assert_array_equal(items.sequences["audio"][item], expected[item], strict=True)
         np.testing.assert_array_equal(last[item], expected[item][-2:], strict=True)
@@ -100,7 +101,7 @@ def test_items_without_a_label_are_dropped_but_stay_context(file: Path) -> None:
     label = LABEL.copy()
     label[[1, 4]] = np.nan
     items = read(write(file, label=label, audio=FLAT, video=[0] * 6), group="video", context=1)
-    assert np.array_equal(items.labels, label[[0, 2, 3, 5]].astype(np.float32))
+    assert np.array_equal(items.labels, label[[0, 2, 3, 5]])
     assert items.cleaning == {"items without a label, dropped": 2}
     assert len(items.groups) == len(items.sequences["audio"]) == 4
     assert np.array_equal(items.sequences["audio"][1], FLAT[1:3])
@@ -109,12 +110,30 @@ def test_items_without_a_label_are_dropped_but_stay_context(file: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [np.int8, np.uint16, np.int64, np.float64])
 def test_classes_are_whole_numbers(file: Path, dtype: type) -> None:
-    label = np.array([2, 0, 1, 9, 9, 0], dtype=dtype)
+    label = np.array([2, 0, 1, 5, 5, 0], dtype=dtype)
     if dtype is np.float64:
-        label[1] = np.nan  # dropped
-    labels = read(write(file, label=label), task=Task.classification).labels
-    assert labels.dtype == np.int64
-    assert labels.tolist() == label[~np.isnan(label)].tolist()
+        label[2] = np.nan  # dropped
+    items = read(write(file, label=label), task=Task.classification)
+    assert items.labels.dtype == np.int64
+    assert items.labels.tolist() == label[~np.isnan(label)].tolist()
+    assert items.label_names == ()
+
+
+def test_a_class_has_the_same_number_in_all_files(file: Path, tmp_path: Path) -> None:
+    write(file, label=["b", "c"] * 3)
+    write(tmp_path / "b.npz", label=["a", "c"] * 3)
+    items = read(file, tmp_path / "b.npz", task=Task.classification)
+    assert items.label_names == ("a", "b", "c")
+    assert items.labels.tolist() == [1, 2] * 3 + [0, 2] * 3
+    named = read(file, task=Task.classification, classes=("c", "b"))
+    assert (named.labels.tolist(), named.label_names) == ([1, 0] * 3, ("c", "b"))
+    write(file, label=[0.5] * 6)
+    fails_words = (
+        "label is '0.5' in item 0 of ",
+        "data.npz (and 5 more)",
+        "dataset.task=regression",
+    )
+    refusal(lambda: read(file, task=Task.classification), *fails_words)
 
 
 def test_labels_in_one_column_are_numbers_and_several_are_present_above_zero(file: Path) -> None:
@@ -123,14 +142,16 @@ def test_labels_in_one_column_are_numbers_and_several_are_present_above_zero(fil
     items = read(write(file, label=np.array(intensity)), task=Task.multilabel)
     assert items.labels.dtype == np.float32
     assert items.labels.tolist() == [[0, 1], [1, 0], [0, 1], [0, 0], [1, 1]]
-    assert items.cleaning == {"items without a label, dropped": 1}
+    assert items.cleaning == {"items that lack some of the labels, dropped": 1}
 
 
-def test_modalities_are_the_float_arrays_in_order(file: Path) -> None:
+def test_modalities_are_the_arrays_of_numbers_and_what_is_not_read_is_counted(file: Path) -> None:
     more = {"language": RAGGED, "language_offsets": OFFSETS, "audio": FLAT, "weight": np.ones(6)}
+    more |= {"counts": np.arange(12).reshape(6, 2), "y": np.ones((6, 1))}
     write(file, label=np.eye(6)[:, :2], id=["a"] * 6, segment=np.arange(6), **more)
     items = read(file, task=Task.multilabel)
-    assert set(items.sequences) == {"language", "audio"}
+    assert set(items.sequences) == {"language", "audio", "counts"}
+    assert items.cleaning["arrays not used: segment, weight, y"] == 3
     assert items.ids.tolist() == [f"a#{number}" for number in range(6)]  # told apart
 
 
@@ -162,7 +183,11 @@ def test_files_are_joined_item_after_item(tmp_path: Path) -> None:
     items = read(one, two, group="video", context=1)
     assert items.labels.tolist() == [*LABEL, 1, 2]
     assert items.groups.tolist() == list("xxyyzz") + list("xp")
-    assert items.cleaning == {"items without a label, dropped": 1}
+    assert items.cleaning == {
+        "items without a label, dropped": 1,
+        "array not used: extra": 1,
+        "items without audio": 2,
+    }
     for item, expected in enumerate([*PARTS, -FLAT[:1, :2], -FLAT[1:3, :2]]):
         assert np.array_equal(items.sequences["audio"][item], expected)
 
@@ -190,19 +215,18 @@ def ragged(offsets: Any) -> dict[str, Any]:
     ("arrays", "options", "words"),
     [
         ({"label": None}, {}, ["'label'", "it has audio"]),
-        ({"label": [np.nan] * 6}, {}, ["every label is NaN"]),
+        ({"label": [np.nan] * 6}, {}, ["every label is missing"]),
         ({"label": [np.inf] * 6}, {}, ["label", "infinity"]),
         ({"label": [1e300] * 6}, {}, ["label", "too large"]),
-        ({"label": ["happy"] * 6}, {}, ["label", "<U5", "expected numbers"]),
+        ({"label": ["happy"] * 6}, {}, ["label is 'happy' in item 0", "expected a number"]),
         ({"label": np.zeros((6, 2))}, {}, ["label", "2 columns", "regression"]),
         ({"label": 3.0}, {}, ["label"]),
         ({"label": [], "audio": np.zeros((0, 4, 3))}, {}, ["label"]),
-        ({}, CLASSES, ["whole numbers"]),
-        ({"label": [-1, 0, 1, 2, 3, 4]}, CLASSES, ["whole numbers from 0"]),
-        ({"label": [1e6] * 6}, CLASSES, ["10000 classes"]),
+        ({}, CLASSES, ["whole number"]),
+        ({"label": [1e6] * 6}, CLASSES, ["every item is of the class 1000000", "classes=[…]"]),
         ({"audio": None, "id": range(6)}, {}, ["no modality", "it has id, label"]),
         ({}, {"modalities": ["video"]}, ["'video'", "it has audio, label"]),
-        ({"audio": LABEL}, ASKED, ["audio", "(6,)"]),
+        ({"audio": np.ones((6, 1, 1, 1))}, ASKED, ["audio", "(6, 1, 1, 1)"]),
         ({"audio": np.zeros((6, 2, 2, 2))}, {}, ["audio", "(6, 2, 2"]),
         ({"audio": np.zeros((6, 3, 0))}, {}, ["audio", "(6, 3, 0)"]),
         ({"audio": np.zeros((6, 0))}, {}, ["audio", "(6, 0)"]),

@@ -168,7 +168,7 @@ def test_each_group_is_a_client_and_none_is_left_out() -> None:
 @pytest.mark.parametrize("name", ["iid", "size"])
 def test_random_items_have_about_the_same_labels_at_each_client(name: str) -> None:
     # In order of their labels, so that whoever does not shuffle is found out.
-    items = dataset(4000, labels=np.linspace(-3, 3, 4000, dtype=np.float32))
+    items = dataset(4000, labels=np.linspace(-3, 3, 4000))
     for part in dealt_by(name, items, {"audio": 2, "vision": 2}).values():
         # Five standard errors.
         assert abs(items.labels[part].mean()) < 5 * items.labels.std() / np.sqrt(len(part))
@@ -220,7 +220,7 @@ def held_whole(dealt: Dealt, bins: np.ndarray) -> list[str]:
 @pytest.mark.parametrize("bins", [4, 9])
 def test_numbers_are_skewed_by_quantiles(bins: int) -> None:
     # Far from normal, so that bins of equal width would hold unequal numbers.
-    labels = (np.random.default_rng(0).normal(size=900) ** 3).astype(np.float32)
+    labels = np.random.default_rng(0).normal(size=900) ** 3
     items = dataset(900, labels=labels)
     dealt = dealt_by("dirichlet", items, {"audio": 2}, alpha=0.001, bins=bins)
     rank = labels.argsort().argsort() * bins // 900

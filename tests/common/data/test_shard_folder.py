@@ -39,6 +39,7 @@ from common.data.federation import (
 )
 from common.data.manifest import MANIFEST, read_listed_shard, read_manifest, write_manifest
 from common.data.shards import read_shard, write_shard
+from common.data.source import Reading
 from common.task import Task
 from server.preparation.preparation import prepare
 
@@ -132,7 +133,7 @@ def test_prepared_shards_are_what_would_be_dealt_out_in_memory(tmp_path: Path, t
         assert one.labels.dtype == two.labels.dtype
         assert len(one.train) > 0
         assert len(one.validation) > 0
-        for part in ("labels", "groups", "train", "validation"):
+        for part in ("labels", "train", "validation"):
             np.testing.assert_array_equal(getattr(one, part), getattr(two, part))
         assert_same_sequences(one.sequences, two.sequences)
 
@@ -222,6 +223,23 @@ def test_sequences_are_cut_to_their_last_steps(folder: Path) -> None:
     for before, after in pairs:
         assert_same(after, before.last_steps(2))
     assert cut.shapes["vision"] == (2, 3)
+    # The model will hold it; and what was cut away before is gone.
+    assert whole.reading == Reading(6, 2, "video") and cut.reading == Reading(2, 2, "video")
+    counts = {w: n for w, n in cut.cleaning.items() if w not in whole.cleaning}
+    longer = sum(int((side.sequences["vision"].lengths > 2).sum()) for side, _ in pairs[:2])
+    what = "items of vision cut to their last 2 steps (max_seq_len), of validation and test"
+    assert counts[what] == longer
+    words = "dataset.max_seq_len=7: ", "was prepared with max_seq_len=6; prepare it again, or le"
+    refusal(lambda: load(folder, max_seq_len=7), *words)
+
+
+def test_a_folder_of_before_has_its_reading_among_its_settings(folder: Path) -> None:
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    reading = content.pop("reading")
+    content["settings"] |= reading
+    path.write_text(json.dumps(content))
+    assert load(folder).reading == Reading(6, 2, "video")
 
 
 def open_all(folder: Path) -> None:

@@ -57,7 +57,8 @@ def one_modality(audio: Sequences) -> MultimodalDataset:
 
 
 LABELS = {
-    Task.regression: np.array([0.5, -3, 1e-9], dtype=np.float32),
+    # No float32 holds the last.
+    Task.regression: np.array([0.5, -3, 1e9 + 1e-6]),
     Task.classification: np.array([2, 0, 1]),
     Task.multilabel: np.array([[0, 1, 0, 0], [1, 1, 0, 1], [0, 0, 0, 0]], dtype=np.float32),
 }
@@ -436,8 +437,8 @@ ONES = np.ones((3, 4), "f4")
 def forged_labels() -> Iterator[tuple[Task, Arrays, Header, str]]:
     """Of labels and groups, at which a stream does not look."""
     numbers, classes, several = Task
-    floats = [[1, np.nan, 1], [1, -np.inf, 1], [[1], [1], [1]], 1, [], [1] * 4]
-    labels = [*(array(value, "f4") for value in floats), array([1] * 3, "f8"), array([1] * 3, "i8")]
+    floats = [[1, np.nan, 1], [1, -np.inf, 1], [1, 1e39, 1], [[1], [1], [1]], 1, [], [1] * 4]
+    labels = [*(array(value, "f8") for value in floats), array([1] * 3, "f2"), array([1] * 3, "i8")]
     groups = np.frombuffer(b"\xed\xa0\x80akerspeaker\xc3\xbc", np.uint8)  # a surrogate
     ends = [[14, 7, 16], [7, 16]]
     for case in one_at_a_time({"labels": labels, "groups": [groups], "groups.ends": ends}):
@@ -462,6 +463,12 @@ def test_forged_labels_and_groups_are_refused_where_they_are_read(
     forge(path, arrays, header, task=task)
     assert word.removesuffix("s") in refused(path)
     assert_joined(parts_of(path, 2), dataset(task))
+
+
+def test_numbers_of_shards_that_were_written_as_float32_are_read(path: Path) -> None:
+    forge(path, {"labels": array([0.5, -3, 0.1], "f4")})
+    labels = read_shard(path).items.labels
+    assert (labels.dtype, labels.tolist()) == (np.float64, [0.5, -3, float(np.float32(0.1))])
 
 
 @pytest.mark.parametrize("start", [3, 6])

@@ -6,7 +6,8 @@ from sklearn.linear_model import RidgeCV
 
 from common.config import SyntheticConfig
 from common.data.dataset import MultimodalDataset
-from common.data.synthetic import VIEWS, make_synthetic
+from common.data.synthetic import CUES, VIEWS, WEAKEST, make_events, make_synthetic
+from common.seeding import generator
 
 NAMES = list(VIEWS)
 
@@ -42,16 +43,16 @@ def test_a_modality_is_the_same_without_the_others() -> None:
 
 def test_labels_are_sentiments_and_groups_are_speakers() -> None:
     items = make(items=800, speakers=12)
-    assert items.labels.dtype == np.float32
+    assert items.labels.dtype == np.float64
     assert items.labels.shape == (800,)
     assert items.labels.min() >= -3 and items.labels.max() <= 3
-    assert abs(items.labels.mean()) < 0.5 and items.labels.std() > 1
+    assert abs(items.labels.mean()) < 0.15 and items.labels.std() > 1
     assert set(items.groups) == {f"speaker-{number:03d}" for number in range(12)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_sequences_are_as_the_views_say(name: str) -> None:
-    width, (shortest, longest), _ = VIEWS[name]
+    width, (shortest, longest) = VIEWS[name]
     seqs = make(items=400).sequences[name]
     assert seqs.width == width
     assert (seqs.lengths.min(), seqs.lengths.max()) == (shortest, longest)
@@ -68,50 +69,60 @@ def test_modalities_are_not_aligned() -> None:
             assert abs(np.corrcoef(lengths[one], lengths[two])[0, 1]) < 0.2
 
 
-def test_a_speaker_has_an_offset_of_its_own() -> None:
-    # Without the offsets the means of speakers would differ by the noise of 100 items only.
-    items = make(items=600, noise=0.0)
-    means = {}
-    for name in set(items.groups):
-        mine = items.select(np.flatnonzero(items.groups == name)).sequences["audio"]
-        means[name] = mine.values[mine.rows()].mean(axis=0)
-    assert np.std(list(means.values()), axis=0).mean() > 0.25
+@pytest.mark.parametrize("name", NAMES)
+def test_a_part_of_the_label_is_the_cue_that_a_focus_announces(name: str) -> None:
+    lengths, events, parts = make_events(generator(0, "test"), name, 400)
+    cues, focuses, distractors = (events[..., way] for way in range(3))
+    assert (np.count_nonzero(events, axis=2) <= 1).all()
+    assert not events[np.arange(events.shape[1]) >= lengths[:, None]].any()
+    assert (np.count_nonzero(cues, axis=1) == CUES).all()
+    assert (focuses.sum(axis=1) == 1).all()
+    # Each cue is announced in the step before, and nothing else is.
+    assert np.array_equal(cues[:, 1:] != 0, (focuses + distractors)[:, :-1] == 1)
+    assert np.array_equal((cues[:, 1:] * focuses[:, :-1]).sum(axis=1), parts)
+    sizes = np.abs(cues[cues != 0])
+    assert sizes.min() >= WEAKEST and sizes.max() <= 1
+    # Neither the time nor the size of a cue tells whether it counts.
+    assert abs(np.corrcoef(np.abs(parts), np.argmax(focuses, axis=1))[0, 1]) < 0.15
+    assert np.abs(parts).mean() == pytest.approx(sizes.mean(), abs=0.03)
 
 
-def correlations(seed: int, noise: float) -> dict[str, float]:
-    """Correlation of a ridge regression on mean-pooled features, on speakers it has not seen."""
-    items = make(seed, items=1600, speakers=40, noise=noise)
-    features = {
-        name: np.stack([sequences[item].mean(axis=0) for item in range(len(items))])
-        for name, sequences in items.sequences.items()
-    }
-    features["all"] = np.hstack(list(features.values()))
-    known = items.groups < "speaker-028"
-    found = {}
-    for name, table in features.items():
-        ridge = RidgeCV(np.logspace(-2, 4, 13)).fit(table[known], items.labels[known])
-        predicted = ridge.predict(table[~known])
-        found[name] = float(np.corrcoef(predicted, items.labels[~known])[0, 1])
-    return found
+def test_labels_add_up_the_parts_of_all_modalities() -> None:
+    rngs = [(name, generator(7, "synthetic", name)) for name in NAMES]
+    parts = [make_events(rng, name, 60)[2] for name, rng in rngs]
+    assert np.array_equal(make(7).labels, sum(parts))
 
 
-def test_three_modalities_are_worth_more_than_one() -> None:
-    found = correlations(1234, noise=1.0)
-    together = found.pop("all")
-    assert min(found.values()) > 0.4  # each tells something
-    assert together - max(found.values()) > 0.1
+def test_a_speaker_has_an_offset_and_a_gain_of_its_own() -> None:
+    items = make(items=1200, noise=0.0)
+    rows = [
+        (mine := items.select(np.flatnonzero(items.groups == name)).sequences["audio"]).values[
+            mine.rows()
+        ]
+        for name in sorted(set(items.groups))
+    ]
+    # Cues of either sign cancel, focuses and distractors come in fixed numbers.
+    assert np.std([own.mean(axis=0) for own in rows], axis=0).mean() > 0.15
+    spreads = [np.linalg.norm(own - own.mean(axis=0), axis=1).mean() for own in rows]
+    assert 0.05 < np.std(spreads) / np.mean(spreads) < 0.25
 
 
-def test_without_noise_one_modality_still_does_not_suffice() -> None:
-    found = correlations(1234, noise=0.0)
-    # Who sees two of three equal emotions perfectly is right to sqrt(2/3) = .816.
-    for name in NAMES:
-        assert 0.4 < found[name] < np.sqrt(2 / 3) + 0.03
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_linear_model_of_means_sees_a_third_of_it(seed: int) -> None:
+    items = make(seed, items=3000, speakers=60)
+    table = np.hstack(
+        [
+            np.stack([sequences[item].mean(axis=0) for item in range(len(items))])
+            for sequences in items.sequences.values()
+        ]
+    )
+    known = items.groups < "speaker-042"
+    ridge = RidgeCV(np.logspace(-2, 4, 13)).fit(table[known], items.labels[known])
+    found = np.corrcoef(ridge.predict(table[~known]), items.labels[~known])[0, 1]
+    assert 0.4 < found < np.sqrt(1 / CUES) + 0.04
 
 
 def test_noise_is_the_spread_of_frames() -> None:
-    # Neighbouring frames of an item share signal, offset and shared noise.
-    quiet, loud = (make(noise=noise).sequences["audio"] for noise in (0.0, 2.0))
-    steps = [np.std(np.diff(seqs[0], axis=0)) for seqs in (quiet, loud)]
-    assert steps[0] < 0.5
-    assert 2.3 < steps[1] < 3.4  # sqrt(2) * 2, and what the signal moves
+    # The same draws, so that the difference of two datasets is their noise alone.
+    none, loud = (make(noise=noise).sequences["audio"].values for noise in (0.0, 2.0))
+    assert np.std(loud - none) == pytest.approx(2.0, rel=0.05)

@@ -1,5 +1,7 @@
 """Sums that clients report: they add up, and they hold the fit and the losses they stand for."""
 
+from random import Random
+
 import numpy as np
 import pytest
 import scipy.special
@@ -9,19 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from common.config import FusionRule
 from common.model.calibration import (
     INVERSE_TEMPERATURES,
     agreement_size,
     calibration_size,
     calibration_sums,
     label_agreement,
-    label_counts,
-    label_shares,
     label_sums,
     no_calibration_sums,
-    own_shares,
+    own_prior,
+    pool_label_sums,
     prior_of,
+    standardise,
 )
+from common.model.fusion import fit_fusion
+from common.model.predict import Prediction, in_label_units
 from common.task import Task
 
 CLASSES = 3
@@ -65,11 +70,9 @@ def test_the_evidence_of_two_parts_adds_up(task: Task, first: int, second: int, 
 def test_sums_are_as_long_as_announced_and_zero_without_items(task: Task, items: int) -> None:
     drawn, sums = draw(task, items), label_sums(draw(task, 9)[1], task, CLASSES)
     evidence = calibration_sums(*drawn, some_prior(task), task)
-    grouped = calibration_sums(*drawn, some_prior(task), task, torch.arange(items))
     agreement = label_agreement(*drawn, sums, some_prior(task), task)
     for found, size in (
         (evidence, calibration_size(task)),
-        (grouped, calibration_size(task)),
         (agreement, agreement_size(task)),
     ):
         assert (found.dtype, found.shape) == (torch.float64, (size,))
@@ -111,8 +114,7 @@ def test_the_prior_of_numbers_is_their_mean_and_variance(
     found = prior_of(label_sums(labels, Task.regression, 1), Task.regression)
     mean, variance = (labels.numpy().mean(), labels.numpy().var()) if items else (0.0, 0.0)
     assert found[0] == pytest.approx(mean, rel=1e-9, abs=1e-9)
-    # Plain sums lose what the mean is larger than the deviation, squared.
-    assert found[1] == pytest.approx(variance, rel=1e-6, abs=1e-6 + 1e-12 * mean**2)
+    assert found[1] == pytest.approx(variance or 1.0, rel=1e-9)
 
 
 @pytest.mark.parametrize("items", [0, 50])
@@ -131,38 +133,100 @@ def test_priors_of_classes_and_labels_are_their_shares_smoothed_by_one_item(
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
-EDGES = torch.tensor([-1.0, 0.0, 1.5], dtype=torch.float64)
+numbers = st.lists(st.floats(-100, 100), min_size=1, max_size=12)
 
 
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-5, 5, width=32), max_size=20), st.integers(0, 20))
-def test_counts_of_bins_add_up_and_are_numpys(values: list[float], cut: int) -> None:
-    labels = torch.tensor(values)
-    whole, first, second = (
-        label_sums(part, Task.regression, 1, EDGES) for part in (labels, labels[:cut], labels[cut:])
-    )
-    assert torch.equal(whole[3:], first[3:] + second[3:])
-    # NumPy's bins hold their lower edge, so those of the negated numbers hold the upper.
-    edges = [-np.inf, *reversed((-EDGES).tolist()), np.inf]
-    assert whole[3:].tolist() == np.histogram(-labels.numpy(), edges)[0][::-1].tolist()
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(numbers, min_size=1, max_size=6),
+    st.sampled_from([1e-4, 1.0, 1e4]),
+    st.sampled_from([0.0, 1e3, -1e9]),
+    st.randoms(use_true_random=False),
+)
+def test_sums_of_numbers_pool_in_any_order_and_grouping_as_all_at_once(
+    clients: list[list[float]], unit: float, shift: float, random: Random
+) -> None:
+    labels = [unit * (torch.tensor(own, dtype=torch.float64) + shift) for own in clients]
+    expected = label_sums(torch.cat(labels), Task.regression, 1)
+    sums = [label_sums(own, Task.regression, 1) for own in labels]
+    while len(sums) > 1:
+        random.shuffle(sums)
+        sums.append(pool_label_sums([sums.pop(), sums.pop()], Task.regression))
+    ((count, mean, squares),) = (each.tolist() for each in sums)
+    # Means and deviations are as exact as float64 holds the labels, not as their own size.
+    rounding = 1e-14 * unit * (100 + abs(shift))
+    assert count == expected[0]
+    assert mean == pytest.approx(expected[1].item(), rel=1e-14, abs=rounding)
+    assert squares == pytest.approx(expected[2].item(), rel=1e-6, abs=count * rounding**2)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e4 / 3, 1e30])
+@pytest.mark.parametrize("items", [1, 1000])
+def test_equal_numbers_have_a_deviation_of_1(value: float, items: int) -> None:
+    labels = torch.full((items,), value, dtype=torch.float64)
+    sums = [label_sums(part, Task.regression, 1) for part in (labels, labels[:1])]
+    prior = prior_of(pool_label_sums(sums, Task.regression), Task.regression)
+    assert prior.tolist() == pytest.approx([value, 1.0], rel=1e-14)
+    standard = standardise(labels.numpy(), prior, Task.regression)
+    # The mean of so many is as exact as float64 is.
+    np.testing.assert_allclose(standard, 0, atol=1e-15 * max(abs(value), 1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=20),
+    st.floats(1e-6, 1e6),
+    st.floats(-1e9, 1e9),
+)
+def test_predictions_in_label_units_undo_standardising(
+    deviations: list[float], deviation: float, mean: float
+) -> None:
+    labels = mean + deviation * np.array(deviations)
+    prior = torch.tensor([mean, deviation**2], dtype=torch.float64)
+    standard = standardise(labels, prior, Task.regression)
+    assert standard.dtype == np.float32
+    np.testing.assert_allclose(standard, (labels - mean) / deviation, rtol=1e-6, atol=1e-30)
+    values, std = torch.from_numpy(standard.astype(np.float64)), torch.ones(len(labels)).double()
+    found = in_label_units(Prediction(values, std), prior.tolist(), Task.regression)
+    # Rounded as float32, of which 1e-38 is about the least.
+    largest = deviation * (1e-7 * np.abs(deviations).max() + 1e-38) + 1e-15 * abs(mean)
+    np.testing.assert_allclose(found.values, labels, rtol=1e-12, atol=2 * largest)
+    np.testing.assert_allclose(found.std, deviation, rtol=1e-12)
+
+
+def test_a_large_offset_costs_no_digits() -> None:
+    """Of a million and some hundredths float32 keeps one digit after the point."""
+    labels = 1e6 + np.linspace(0, 0.1, 101)
+    prior = prior_of(label_sums(torch.from_numpy(labels), Task.regression, 1), Task.regression)
+    expected = np.linspace(-50, 50, 101) / np.sqrt(np.arange(-50, 51).var())
+    found = standardise(labels, prior, Task.regression)
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("task", [Task.classification, Task.multilabel])
+def test_classes_and_labels_are_not_standardised(task: Task) -> None:
+    outputs, labels = draw(task, 5)
+    assert standardise(labels.numpy(), some_prior(task), task) is not None
+    np.testing.assert_array_equal(standardise(labels.numpy(), some_prior(task), task), labels)
+    predicted = Prediction(outputs)
+    assert in_label_units(predicted, some_prior(task).tolist(), task) is predicted
 
 
 @pytest.mark.parametrize(
-    ("task", "sums"),
-    [
-        (Task.regression, [4, 0.3, 9, 3, 1]),
-        (Task.classification, [3, 1]),
-        (Task.multilabel, [4, 3, 1]),
-    ],
+    ("task", "sums"), [(Task.classification, [3, 1]), (Task.multilabel, [4, 3, 1])]
 )
-def test_shares_are_smoothed_by_one_item(task: Task, sums: list[float]) -> None:
+def test_a_client_s_prior_is_smoothed_by_one_item_of_all_clients(
+    task: Task, sums: list[float]
+) -> None:
     exact, pooled = (torch.tensor(each, dtype=torch.float64) for each in (sums, [0.9, 0.1]))
-    assert label_counts(exact, task).tolist() == [3, 1]
-    # Without preference for all clients together, like all clients' for one.
-    np.testing.assert_allclose(label_shares(exact, task), [3.5 / 5, 1.5 / 5], rtol=1e-12)
-    np.testing.assert_allclose(own_shares(exact, pooled, task), [3.9 / 5, 1.1 / 5], rtol=1e-12)
+    log, back = (
+        (torch.log, torch.exp) if task is Task.classification else (torch.logit, torch.sigmoid)
+    )
+    np.testing.assert_allclose(
+        back(own_prior(exact, log(pooled), task)), [3.9 / 5, 1.1 / 5], rtol=1e-12
+    )
     # A class that this client has never seen.
-    unseen = own_shares(exact[:1], pooled, Task.classification) * (exact[0] + 1)
+    unseen = own_prior(exact[:1], pooled.log(), Task.classification).exp() * (exact[0] + 1)
     np.testing.assert_allclose(unseen, [sums[0] + 0.9, 0.1], rtol=1e-12)
 
 
@@ -237,35 +301,20 @@ def test_a_client_with_one_class_and_few_items_is_hardly_for_and_against_within_
         assert value >= -worst - 1e-9
 
 
-def grouped(seed: int) -> tuple[Tensor, ...]:
-    """Make items of five groups, each with a level of its own."""
-    source = np.random.default_rng(seed)
-    groups = np.repeat(np.arange(5), [2, 9, 14, 5, 30])
-    levels = source.normal(scale=3.0, size=(2, 5))
-    labels = source.normal(size=60) + levels[0][groups]
-    predictions = 0.5 * (labels - levels[0][groups]) + levels[1][groups] + source.normal(size=60)
-    return tuple(torch.from_numpy(each) for each in (predictions[:, None], labels, groups))
-
-
-@pytest.mark.parametrize("seed", range(5))
-def test_within_groups_the_slope_is_that_of_a_regression_with_a_constant_for_each(
-    seed: int,
+@pytest.mark.parametrize(("slope", "shift"), [(1.0, -1.0), (0.1, 0.2), (10.0, 100.0)])
+def test_whatever_the_line_of_predictions_their_calibration_is_unbiased_and_covers(
+    slope: float, shift: float
 ) -> None:
-    outputs, labels, groups = grouped(seed)
-    sums = calibration_sums(outputs, labels, torch.tensor([0.3, 2.0]), Task.regression, groups)
-    design = np.column_stack([outputs.numpy(), np.eye(5)[groups.numpy()]])
-    expected = np.linalg.lstsq(design, labels.numpy(), rcond=None)[0][0]
-    n, y, _, p, pp, py = sums.tolist()
-    assert (py / n - p / n * y / n) / (pp / n - (p / n) ** 2) == pytest.approx(expected)
-    # Five constants cost five items, and the level is that of the prior.
-    assert (n, y / n) == pytest.approx((55, 0.3))
-
-
-@pytest.mark.parametrize(
-    ("groups", "count"), [(torch.arange(60), 60), (torch.arange(60) // 2 * 2 % 59, 30), (None, 60)]
-)
-def test_items_that_stand_for_themselves_are_all_counted(groups: Tensor | None, count: int) -> None:
-    outputs, labels, _ = grouped(1)
-    sums = calibration_sums(outputs, labels, torch.tensor([0.0, 1.0]), Task.regression, groups)
-    assert sums[0].item() == pytest.approx(count)
-    assert count < 60 or sums[1].item() == pytest.approx(labels.sum().item())
+    """Also where items come in groups, each with a level of its own."""
+    source, task = np.random.default_rng(0), Task.regression
+    levels = np.repeat(source.normal(size=40), 5)
+    labels = torch.from_numpy(levels + source.normal(size=200))
+    prior = prior_of(label_sums(labels, task, 1), task)
+    standard = torch.from_numpy(standardise(labels.numpy(), prior, task))
+    predictions = slope * (standard + 0.3 * torch.from_numpy(source.normal(size=200))) + shift
+    sums = calibration_sums(predictions[:, None], standard, prior, task)
+    expert = fit_fusion(FusionRule.product_of_experts, task, prior, {"a": sums}).experts["a"]
+    errors = expert.intercept + expert.slope * predictions - standard
+    assert abs(errors.mean()) < 0.02
+    covered = (errors.abs() < 1.645 * expert.unexplained**0.5).double().mean()
+    assert covered > 0.85

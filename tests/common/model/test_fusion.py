@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from common.config import FusionRule
-from common.model.calibration import calibration_sums, label_sums, no_calibration_sums, prior_of
+from common.model.calibration import (
+    calibration_sums,
+    label_sums,
+    no_calibration_sums,
+    prior_of,
+    standardise,
+)
 from common.model.fusion import (
     PSEUDO_ITEMS,
     Expert,
@@ -54,7 +60,7 @@ def test_only_experts_that_were_fitted_to_items_make_a_number_surer() -> None:
     # By name: a alone; a and b; b and c. Each fitted one adds 1/unexplained - 1.
     present = torch.tensor([[False, True, True], [True, True, False], [False, False, True]])
     found = deviation_of_seen_experts(fusion, ["b", "a", "c"], present)
-    expected = [math.sqrt(PRIOR_VARIANCE / share) for share in (1, 1 + 4, 1 + 4 + 9)]
+    expected = [math.sqrt(1 / share) for share in (1, 1 + 4, 1 + 4 + 9)]
     assert found.tolist() == pytest.approx(expected)
 
 
@@ -142,15 +148,16 @@ def fit_line(predictions: Tensor, labels: Tensor) -> Expert:
 def with_pseudo_items(predictions: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """Return items, and their weights, that stand for the belief before any item is seen.
 
-    Four corners (predicted low or high, label low or high), as often as gives the correlation.
+    Four corners (predicted low or high, label low or high), as often as gives the correlation. The
+    labels are standardised.
     """
-    spread, deviation = predictions.std(), labels.std()
-    trusted = 0.5 * min(spread**2, deviation**2) / (spread * deviation)
+    spread = predictions.std()
+    trusted = 0.5 * min(spread**2, 1) / spread
     signs = np.array([[1, 1], [-1, -1], [1, -1], [-1, 1]])
     shares = np.array([1 + trusted, 1 + trusted, 1 - trusted, 1 - trusted]) / 4
     return (
         np.concatenate([predictions, predictions.mean() + spread * signs[:, 0]]),
-        np.concatenate([labels, labels.mean() + deviation * signs[:, 1]]),
+        np.concatenate([labels, signs[:, 1]]),
         np.concatenate([np.ones(len(labels)), PSEUDO_ITEMS * shares]),
     )
 
@@ -162,13 +169,13 @@ def test_a_line_equals_least_squares_with_pseudo_items(seed: int, items: int) ->
     predictions = source.normal(1.0, 2.0, items)
     labels = -0.5 + 1.5 * predictions + source.normal(0.0, 1.0, items)
     expert = fit_line(torch.tensor(predictions), torch.tensor(labels))
-    x, y, weights = with_pseudo_items(predictions, labels)
+    x, y, weights = with_pseudo_items(predictions, (labels - labels.mean()) / labels.std())
     line = np.polyfit(x, y, 1, w=np.sqrt(weights))
     assume(line[0] > 0)
     total = items + PSEUDO_ITEMS
     residual = weights @ (y - np.polyval(line, x)) ** 2 / (total - 2)
     variance = weights @ (y - np.average(y, weights=weights)) ** 2 / (total - 1)
-    np.testing.assert_allclose([expert.slope, expert.intercept], line, rtol=1e-6)
+    np.testing.assert_allclose([expert.slope, expert.intercept], line, rtol=1e-5, atol=1e-6)
     assert expert.unexplained == pytest.approx(np.clip(residual / variance, 1e-3, 1), rel=1e-6)
     assert expert.information == pytest.approx(1 / expert.unexplained - 1)
     assert expert.count == items
@@ -180,19 +187,34 @@ def test_a_line_equals_least_squares_with_pseudo_items(seed: int, items: int) ->
     ids=["negative correlation", "constant", "constant and large"],
 )
 def test_predictions_that_tell_nothing_become_the_mean_label(predictions: list[float]) -> None:
-    expert = fit_line(torch.tensor(predictions), torch.tensor([0.0, 1.0, 2.0, 4.0]))
-    assert expert.intercept + expert.slope * predictions[0] == pytest.approx(1.75)
-    assert (expert.unexplained, expert.count) == (1.0, 4)
+    expert = fit_line(torch.tensor(3 * predictions), torch.tensor(3 * [0.0, 1.0, 2.0, 4.0]))
+    assert (expert.intercept, expert.slope) == (0, 0)
+    assert (expert.unexplained, expert.count) == (1.0, 12)
     assert expert.information == pytest.approx(0.0, abs=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 999), st.sampled_from([1e-8, 1e-4, 1e4]))
+def test_how_predictions_are_scaled_matters_to_nothing_but_the_slope(
+    seed: int, unit: float
+) -> None:
+    """But for the belief before any item is seen, which is in units of the label."""
+    source = np.random.default_rng(seed)
+    labels = torch.from_numpy(source.normal(size=5000))
+    predictions = labels + torch.from_numpy(source.normal(size=5000))
+    one, other = fit_line(predictions, labels), fit_line(unit * predictions, labels)
+    assert other.slope * unit == pytest.approx(one.slope, rel=0.01)
+    assert other.unexplained == pytest.approx(one.unexplained, rel=0.01)
+
+
 def test_extremes_stay_finite() -> None:
+    # Labels that are all equal are 0; the belief of ten items is left.
     constant = fit_line(torch.tensor([0.0, 1.0, 2.0]), torch.full((3,), 0.1))
-    assert (constant.slope, constant.information) == pytest.approx((0, 0), abs=1e-5)
-    assert constant.intercept == pytest.approx(0.1, rel=1e-4)
+    assert constant.intercept + constant.slope * 1.0 == pytest.approx(0)
+    assert 0 < constant.slope <= 0.5 and 0 < constant.information < 0.5
     labels = torch.arange(10_000.0)
     perfect = fit_line(2 * labels + 1, labels)
-    assert perfect.slope == pytest.approx(0.5, rel=0.01)
+    assert perfect.slope * labels.std().item() == pytest.approx(0.5, rel=0.01)
     assert 300 < perfect.information <= 999
 
 
@@ -206,7 +228,8 @@ def test_without_items_a_line_is_modest_and_logits_are_left_as_they_are() -> Non
 
 def fit_expert(outputs: Tensor, labels: Tensor, task: Task) -> Expert:
     prior = prior_of(label_sums(labels, task, outputs.shape[1]), task)
-    sums = calibration_sums(outputs, labels, prior, task)
+    standard = torch.from_numpy(standardise(labels.numpy(), prior, task))
+    sums = calibration_sums(outputs, standard, prior, task)
     return fit_fusion(FusionRule.auto, task, prior, {"a": sums}).experts["a"]
 
 
@@ -256,9 +279,8 @@ def test_a_rule_is_chosen_weighs_to_one_and_survives_json(rule: FusionRule, task
     }[task]
     prior = prior_of(label_sums(labels, task, 3), task)
     sums = {"a": calibration_sums(outputs, labels, prior, task), "b": no_calibration_sums(task)}
-    fusion, numbers = fit_fusion(rule, task, prior, sums), task is Task.regression
-    by_task = FusionRule.reliability if numbers else FusionRule.product_of_experts
-    assert fusion.rule is (by_task if rule is FusionRule.auto else rule)
+    fusion = fit_fusion(rule, task, prior, sums)
+    assert fusion.rule is (FusionRule.calibrated if rule is FusionRule.auto else rule)
     weights = fusion.weights
     assert sum(weights.values()) == pytest.approx(1.0)
     assert weights["a"] == weights["b"] if rule is FusionRule.mean else weights["a"] > weights["b"]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from common.config import FusionRule
 from common.data.batching import Padded, pad_all
-from common.model.calibration import calibration_sums, label_sums, prior_of
+from common.model.calibration import calibration_sums, label_sums, prior_of, standardise
 from common.model.encoder import valid_steps
 from common.model.fusion import Expert, Fusion, fit_fusion, fuse_encodings
 from common.model.ha_fedformer import HAFedformer
@@ -26,6 +26,8 @@ ITEMS = 5
 
 every_task = pytest.mark.parametrize("task", list(Task))
 every_rule = pytest.mark.parametrize("rule", RULES)
+#: Those that each modality has one expert for; `calibrated` has tests of its own.
+OF_EXPERTS = [rule for rule in RULES if rule is not FusionRule.calibrated]
 fusing = pytest.mark.parametrize("rule", [FusionRule.mean, FusionRule.reliability])
 
 
@@ -70,8 +72,45 @@ def test_encodings_are_fused_and_decoded_as_item_by_item(rule: FusionRule, task:
         own = encode(built, item_of(batch, item))
         with torch.inference_mode():
             fused = fuse_encodings(own.encodings, own.lengths, fusion.weights)
-            (expected,) = to_values(built.decoder(*fused), task)
+            total = sum(fusion.weights[name] for name in own.linear)
+            linear = sum(fusion.weights[name] / total * own.linear[name] for name in own.linear)
+            (expected,) = to_values(built.decoder(*fused) + linear, task)
+        if task is Task.regression:
+            present = [name for name, lengths in own.lengths.items() if lengths > 0]
+            if len(present) == 1:
+                expert = fusion.experts[present[0]]
+                expected = expert.intercept + expert.slope * expected
+            expected = fusion.prior[0] + math.sqrt(fusion.prior[1]) * expected
         torch.testing.assert_close(found.values[item], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("rule", OF_EXPERTS)
+def test_a_modality_alone_gives_numbers_on_its_expert_s_line_with_the_line_s_deviation(
+    rule: FusionRule,
+) -> None:
+    built, batch, fusion = model(Task.regression), inputs(), fusion_for(Task.regression, rule)
+    mean, deviation = fusion.prior[0], math.sqrt(fusion.prior[1])
+    for name, expert in fusion.experts.items():
+        own = rows_of({name: batch[name]}, [i for i, n in enumerate(LENGTHS[name]) if n])
+        with torch.inference_mode():
+            raw = built(name, own[name])[:, 0]
+        line = mean + deviation * (expert.intercept + expert.slope * raw)
+        std = torch.full_like(line, deviation * math.sqrt(expert.unexplained))
+        assert_close(predict(built, fusion, own), Prediction(line, std))
+
+
+@fusing
+def test_an_expert_that_saw_no_item_leaves_numbers_and_the_prior_s_deviation(
+    rule: FusionRule,
+) -> None:
+    built, fusion = model(Task.regression), fusion_for(Task.regression, rule)
+    unseen = replace(fusion, experts={"audio": replace(fusion.experts["audio"], count=0.0)})
+    own = rows_of({"audio": inputs()["audio"]}, [0, 1])
+    with torch.inference_mode():
+        raw = built("audio", own["audio"])[:, 0]
+    deviation = math.sqrt(fusion.prior[1])
+    expected = Prediction(fusion.prior[0] + deviation * raw, torch.full((2,), deviation))
+    assert_close(predict(built, unseen, own), expected)
 
 
 @pytest.mark.parametrize("garbage", [1e6, math.nan, -math.inf])
@@ -164,6 +203,9 @@ class PassOn:
     def decoder(self, encodings: Tensor, lengths: Tensor) -> Tensor:
         return encodings[torch.arange(len(encodings)), lengths.clamp(min=1) - 1]
 
+    def linear_outputs(self, _: str, padded: Padded) -> Tensor:
+        return torch.zeros_like(padded.values[:, 0])
+
 
 def predict_from(outputs: Tensor, rule: Fusion) -> Prediction:
     """Predict from outputs (M, B, O), one step each, of the first M modalities."""
@@ -178,25 +220,26 @@ def fit(rule: FusionRule, outputs: Tensor, labels: Tensor, pooled: Tensor | None
     """Fit a rule to outputs (M, B, 1), with the prior of the labels pooled."""
     sums = label_sums(labels if pooled is None else pooled, Task.regression, 1)
     prior = prior_of(sums, Task.regression)
+    standard = torch.from_numpy(standardise(labels.numpy(), prior, Task.regression))
     return fit_fusion(
         rule,
         Task.regression,
         prior,
         {
-            f"m{k}": calibration_sums(own, labels, prior, Task.regression)
+            f"m{k}": calibration_sums(own, standard, prior, Task.regression)
             for k, own in enumerate(outputs)
         },
     )
 
 
 def simulated_numbers(noise: list[float], items: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Draw y ~ N(.5, 2) and each modality's E[y | z_m], z_m = y + N(0, noise_m)."""
+    """Draw y ~ N(.5, 2) and each modality's E[y | z_m], standardised, z_m = y + N(0, noise_m)."""
     source = torch.Generator().manual_seed(seed)
     labels = 0.5 + math.sqrt(2.0) * torch.randn(items, generator=source)
     outputs = []
     for variance in noise:
         seen = labels + math.sqrt(variance) * torch.randn(items, generator=source)
-        outputs.append(0.5 + 2.0 / (2.0 + variance) * (seen - 0.5))
+        outputs.append(math.sqrt(2.0) / (2.0 + variance) * (seen - 0.5))
     return torch.stack(outputs)[:, :, None], labels
 
 
@@ -286,16 +329,19 @@ def test_any_subset_of_numbers_is_the_posterior_of_bayes(seed: int) -> None:
 
     alone = [condition(np.array([m])) for m in range(MODALITIES)]
     experts = [Expert(2.0, 0.3, own / variance, variance / own - 1, 9) for _, own in alone]
-    outputs = [np.array([(centre - 0.3) / 2.0]) for centre, _ in alone]
+    standard = [(centre - mean) / math.sqrt(variance) for centre, _ in alone]
+    outputs = [np.array([(centre - 0.3) / 2.0]) for centre in standard]
     problem = (Task.regression, (mean, variance), experts, outputs)
     found = predict_choices(*problem)
     # Rules that fuse encodings have another centre, with the same deviation.
-    others = [predict_choices(*problem, rule) for rule in RULES]
+    others = [predict_choices(*problem, rule) for rule in OF_EXPERTS]
     for item, chosen in enumerate(CHOICES):
         centre, spread = condition(np.flatnonzero(chosen))
         np.testing.assert_allclose(found.values[item], centre, rtol=1e-6)
         for each in (found, *others):
             np.testing.assert_allclose(each.std[item], math.sqrt(spread), rtol=1e-6)
+            if sum(chosen) == 1:
+                np.testing.assert_allclose(each.values[item], centre, rtol=1e-6)
 
 
 @pytest.mark.parametrize("rule", [FusionRule.reliability, FusionRule.product_of_experts])
@@ -312,13 +358,13 @@ def test_ten_items_of_evidence_do_not_make_a_rule_worse_than_the_mean(rule: Fusi
 
 def test_a_useless_modality_drags_the_mean_and_not_the_other_rules() -> None:
     outputs, labels = simulated_numbers([1.0, 1.0], 6000, seed=0)
-    outputs[1] = 0.5 + 2 * torch.randn(6000, 1, generator=torch.Generator().manual_seed(7))
+    outputs[1] = math.sqrt(2.0) * torch.randn(6000, 1, generator=torch.Generator().manual_seed(7))
     truth = labels[2000:]
     errors = {}
     for rule in RULES:
         fitted = fit(rule, outputs[:, :2000], labels[:2000])
         errors[rule] = ((predict_from(outputs[:, 2000:], fitted).values - truth) ** 2).mean()
-    alone = ((outputs[0, 2000:, 0] - truth) ** 2).mean()
+    alone = ((0.5 + math.sqrt(2.0) * outputs[0, 2000:, 0] - truth) ** 2).mean()
     assert errors[FusionRule.mean] > 1.5 * alone
     assert errors[FusionRule.reliability] < 1.02 * alone
     assert errors[FusionRule.product_of_experts] < 1.02 * alone

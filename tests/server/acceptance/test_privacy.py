@@ -114,6 +114,7 @@ def test_what_the_mechanism_needs_is_asked_for_by_name() -> None:
         ("strategy=cmda", "strategy.decoder.merge=average"),
         ("strategy.weights=agreement", "strategy.weights=uniform"),
         ("strategy.normalise_steps=true", "strategy.normalise_steps=false"),
+        ("strategy.linear=true", "strategy.linear=false"),
         ("fusion=auto", "fusion.name=mean"),
         ("runtime.min_clients=2", "runtime.min_clients=1"),
     ):

@@ -5,13 +5,15 @@ from functools import cache
 
 import pytest
 from fake_nodes import MemoryGrid
-from flwr.app import Message
+from flwr.app import Error, Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from memory_federation import Federation, config_with, honest, key
 from wire import assert_same
 
 from common.clients import ClientKey
+from common.config import Config
+from common.flower import BROKEN_REPLY
 from server.acceptance import update_filter
 from server.roster.exchange import collect, send
 from server.strategy import StrategyState
@@ -61,6 +63,22 @@ def test_an_update_is_handed_on_when_all_before_it_are_there_or_will_not_come(
     for modality in ("audio", "vision"):
         expected = [key for key in KEYS if key.modality == modality and key not in silent]
         assert [key for key in found if key.modality == modality] == expected
+
+
+def test_replies_that_cannot_be_had_cost_a_node_its_place() -> None:
+    run, bad = federation(), KEYS[0]
+    reason = "its reply came only in part (1 of 7)"
+
+    def answer(message: Message, config: Config) -> Message:
+        if key(message) == bad:
+            return Message(Error(BROKEN_REPLY, reason), reply_to=message)
+        return honest(message, config)
+
+    for number in (1, 2, 3):
+        _, report = run.round(number, answer)
+        assert f"{bad} (node 20): {reason}" in report.rejected
+    assert len(report.rejected) == 2 and "left out for the rest of the run" in report.rejected[1]
+    assert bad not in {key(message) for message in run.ask(4)}
 
 
 def test_those_next_in_line_are_wanted_while_there_is_room(

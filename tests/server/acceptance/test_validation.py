@@ -21,7 +21,7 @@ from common.model.calibration import agreement_size, calibration_size
 from common.model.ha_fedformer import ModelArrays
 from common.posterior import Form, Gaussian, Posterior
 from common.protocol import encode_uplink, payload_bytes
-from common.structures import fit_gaussian
+from common.structures import MOST_INPUTS, fit_gaussian
 from common.task import Task
 from server.acceptance.validation import SLACK, RejectedUpdateError, UpdateRules
 
@@ -65,11 +65,15 @@ def good(task: Task = Task.regression, **encoder: Gaussian) -> Uplink:
 
 
 def check(
-    update: Uplink, *overrides: str, task: Task = Task.regression, examples: int = 12
+    update: Uplink,
+    *overrides: str,
+    task: Task = Task.regression,
+    examples: int = 12,
+    trained: ModelArrays = TRAINED,
 ) -> None:
     moments, sums = FeatureMoments.empty(2), LABEL_SUMS[task]
     described = ClientDescription(key_of("audio-1"), examples, task, sums, moments)
-    rules = UpdateRules(TRAINED, task, config_with(*PLAIN, *overrides), PRIOR[task])
+    rules = UpdateRules(trained, task, config_with(*PLAIN, *overrides), PRIOR[task])
     rules.check(update, described, 4)
 
 
@@ -92,6 +96,10 @@ def numbers(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+#: What no loss in float32 can be.
+LOSSES = [1e308, -1e308, 3.5e38, NAN, float("inf")]
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
@@ -100,6 +108,7 @@ def numbers(*values: float) -> Tensor:
         ({"calibration_sums": numbers(1, 1e200, 1, 1, 1, 1)}, ["audio-1", "evidence"]),
         ({"calibration_sums": numbers(121, 0, 0, 0, 0, 0)}, ["121 items", "at most 120"]),
         ({"label_agreement": torch.ones(9)}, ["audio-1", "agreement"]),
+        *(({"train_loss": loss}, ["audio-1", f"a train loss of {loss}"]) for loss in LOSSES),
         *(({"steps": n}, ["audio-1", f"{n} local steps, expected 6"]) for n in (0, 7)),
     ],
 )
@@ -160,6 +169,26 @@ def test_precision_is_positive_definite_and_real(
     changed = Gaussian(TRAINED.encoders["audio"][name], precision, form)
     with pytest.raises(RejectedUpdateError, match=f"audio-1 encoder array '{name}'.*{word}"):
         check(good(**{name: changed}))
+
+
+@pytest.mark.parametrize("structure", ["row", "inputs"])
+def test_rows_of_a_wide_map_have_no_precision(structure: str) -> None:
+    width = MOST_INPUTS + 1
+    arrays = {"embed": torch.zeros(3, width), "norm": torch.zeros(3)}
+    trained = ModelArrays({"audio": arrays}, TRAINED.decoder)
+    for form, precision in (
+        (Form.identity, None),
+        (Form.row, torch.eye(width)),
+        (Form.diagonal, torch.ones(3, width)),
+    ):
+        embed, norm = Gaussian(arrays["embed"], precision, form), Gaussian(arrays["norm"])
+        update = good(embed=embed, norm=norm)
+        if form is Form.identity:
+            check(update, *shaped(structure, 0.1, "absolute"), trained=trained)
+            continue
+        words = f"audio-1 encoder array 'embed': its precision is {form}"
+        with pytest.raises(RejectedUpdateError, match=words):
+            check(update, *shaped(structure, 0.1, "absolute"), trained=trained)
 
 
 def shaped(structure: str, shrinkage: float, scale: str) -> list[str]:

@@ -18,23 +18,35 @@ from common.errors import UserError
 from common.metrics import METRICS, compute_metrics
 from common.task import Task
 from server.app import prepare
-from server.baselines import BASELINES, run_baseline
-from server.baselines.baseline import Baseline
+from server.baselines import BASELINES, find_baseline, run_baseline
+from server.baselines.baseline import Baseline, load_sites
 from server.evaluate import Scores, evaluate
 from server.model_file import load_model
 from server.preparation.preparation import prepare as prepare_shards
 from server.records import RoundRecord
-from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY
+from server.run.folder import CONFIG, CURVE, LAST, MODEL, ROUNDS, SUMMARY
 from server.run.run import Run
 
-STRATEGIES = ("local", "pooled", "centralised", "early_fusion", "cross_modal")
+STRATEGIES = ("local", "closed_form", "pooled", "centralised", "early_fusion", "cross_modal")
 #: Those that leave a model.
-WHOLE = ("pooled", "centralised")
+WHOLE = ("closed_form", "pooled", "centralised")
+#: Those that need one modality of an item.
+UNPAIRED = ("local", "closed_form", "pooled")
 MODALITIES = ["language", "audio", "vision"]
 CLIENTS = [f"{name}-{part}" for name in MODALITIES for part in (0, 1)]
 SUMMARY_KEYS = {
-    *("test", "validation", "rounds", "seed", "seconds", "fusion", "fusion_weights", "items"),
-    *("parameters", "cleaning", "diagnostics"),
+    *(
+        "test",
+        "validation",
+        "rounds",
+        "delivered_round",
+        "seed",
+        "seconds",
+        "fusion",
+        "fusion_weights",
+        "items",
+    ),
+    *("parameters", "untrained", "diverged", "cleaning", "diagnostics"),
 }
 
 
@@ -64,11 +76,12 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
     run, summary = finished(strategy)
     folder, whole = run.folder.path, strategy in WHOLE
     rounds = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
-    expected = {CONFIG, ROUNDS, SUMMARY, CURVE, *([MODEL] if whole else [])}
+    expected = {CONFIG, ROUNDS, SUMMARY, CURVE, *([MODEL, LAST] if whole else [])}
     assert {path.name for path in folder.iterdir()} == expected
     assert summary.keys() == SUMMARY_KEYS and json.loads((folder / SUMMARY).read_text()) == summary
-    assert [line["round"] for line in rounds] == [1, 2]
-    titles = MODALITIES if strategy in ("local", "pooled") else ["multimodal"]
+    assert [line["round"] for line in rounds] == ([1] if strategy == "closed_form" else [1, 2])
+    assert summary["rounds"] == len(rounds)
+    titles = MODALITIES if strategy in UNPAIRED else ["multimodal"]
     for line in rounds:
         assert list(line) == list(RoundRecord(1).to_json())
         assert list(line["train_loss"]) == titles
@@ -79,7 +92,9 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
         assert sum(line["phases"].values()) == pytest.approx(line["seconds"], abs=0.1)
         # Only clients that train alone have losses.
         assert sorted(line["client_losses"]) == (sorted(CLIENTS) if strategy == "local" else [])
-    assert summary["validation"] == rounds[-1]["validation"]
+    losses = [line["validation"]["multimodal"]["mae"] for line in rounds]
+    assert summary["delivered_round"] == 1 + losses.index(min(losses))
+    assert summary["validation"] == rounds[summary["delivered_round"] - 1]["validation"]
     assert list(summary["test"]) == ["multimodal", *MODALITIES]
     sides = {"validation": len(run.data.validation), "test": len(run.data.test)}
     train = summary["items"]["train"]
@@ -89,7 +104,10 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
         model, fusion = load_model(folder / MODEL)
         assert evaluate(model, fusion, run.data.test) == summary["test"]
         assert fusion.weights == summary["fusion_weights"]
-        assert summary["parameters"] == sum(array.numel() for array in model.parameters())
+        parts = model.parameters()
+        if strategy == "closed_form":
+            parts = [a for n, a in model.state_dict().items() if ".linear." in n]
+        assert summary["parameters"] == sum(array.numel() for array in parts)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -129,7 +147,7 @@ def test_shards_serve_where_items_need_one_modality_only(tmp_path: Path) -> None
     settings = ("dataset=shards", f"dataset.path={shards}", "rounds=1", "client.batch_size=256")
     for strategy in STRATEGIES:
         run = prepared(tmp_path / strategy, f"strategy={strategy}", *settings)
-        if strategy in ("local", "pooled"):
+        if strategy in UNPAIRED:
             assert run_baseline(run)["items"]["train"] > 0
             continue
         with pytest.raises(UserError, match=f"strategy={strategy} needs paired items"):
@@ -152,7 +170,41 @@ def test_a_run_that_fails_later_keeps_what_it_has(
         run_baseline(run)
     assert len((tmp_path / "run" / ROUNDS).read_text().splitlines()) == 2
     shown = capsys.readouterr().out
-    assert "cleaned: 3 items without label" in shown and "warning: labels are few" in shown
+    assert "data: 3 items without label" in shown and "warning: labels are few" in shown
+
+
+@pytest.mark.parametrize("strategy", [name for name in STRATEGIES if name != "closed_form"])
+def test_the_state_that_was_kept_comes_back_whole(strategy: str, tmp_path: Path) -> None:
+    # Enough items that fusion gives every baseline a weight, which a round more changes.
+    settings = ("client.lr=0.01", "dataset.num_items=1200", "dataset.num_speakers=60")
+    run = prepared(tmp_path / "run", f"strategy={strategy}", *settings)
+    source = find_baseline(run.config.strategy)(load_sites(run.config, run.data))
+
+    def state() -> tuple[Any, ...]:
+        items = run.data.test
+        return source.scores(items), dict(source.fusion_weights), source.results(items)
+
+    source.train(1)
+    source.keep()
+    kept = state()
+    source.train(2)
+    assert state() != kept
+    source.restore()
+    assert state() == kept
+    if (content := source.model_file()) is not None:
+        (tmp_path / "model").write_bytes(content)
+        assert evaluate(*load_model(tmp_path / "model"), run.data.test) == kept[0]
+
+
+def test_a_baseline_ends_with_its_patience_and_delivers_its_best_round(tmp_path: Path) -> None:
+    settings = ("strategy=pooled", "client.lr=0.5", "rounds=9", "patience=1", *SYNTHETIC)
+    run = prepared(tmp_path / "run", *settings)
+    summary = run_baseline(run)
+    best = summary["delivered_round"]
+    assert summary["rounds"] == len(run.records) == best + 1 < 9
+    for name, number in ((MODEL, best), (LAST, best + 1)):
+        found = evaluate(*load_model(run.folder.path / name), run.data.validation)
+        assert found == run.records[number - 1].validation
 
 
 # The registry -----------------------------------------------------------------------------------
@@ -163,14 +215,15 @@ class MeanLabel(Baseline):
 
     parameters = 1
     fusion = "none"
+    modules = ()
 
     def train(self, number: int) -> dict[str, float]:
         labels = [site.labels[site.train] for site in self.sites.by_key.values()]
-        self.mean = float(np.concatenate(labels).mean())
+        self.fitted = float(np.concatenate(labels).mean())
         return {"multimodal": 1 / number}
 
     def scores(self, items: MultimodalDataset) -> Scores:
-        guess = np.full(len(items), self.mean + 1e-3 * np.arange(len(items)))
+        guess = np.full(len(items), self.fitted + 1e-3 * np.arange(len(items)))
         scores = compute_metrics(Task.regression, items.labels, guess)
         return dict.fromkeys(["multimodal", *items.sequences], scores)
 
@@ -193,7 +246,10 @@ def test_a_baseline_and_a_metric_that_are_registered_are_run_by_name(
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (["strategy.setting=alone"], "expected one of federated, centralised, local, pooled"),
+        (
+            ["strategy.setting=alone"],
+            "expected one of federated, centralised, closed_form, local, pooled",
+        ),
         (
             ["strategy=centralised", "strategy.architecture=early"],
             "architecture=early: expected one of ha_fedformer, early_fusion, cross_modal",

@@ -17,7 +17,7 @@ from common.data.dataset import Sequences
 from common.data.federation import load_federation
 from common.data.moments import FeatureMoments
 from common.metrics import compute_metrics
-from common.model.calibration import calibration_sums, label_sums, prior_of
+from common.model.calibration import calibration_sums, label_sums, prior_of, standardise
 from common.model.fusion import Expert, Fusion, fit_fusion
 from common.model.ha_fedformer import (
     HAFedformer,
@@ -59,7 +59,9 @@ def trained_by_hand(sites: Sites, key: ClientKey, rounds: int) -> HAFedformer:
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=config.client.lr, weight_decay=config.client.weight_decay, fused=True
     )
-    items = SequenceItems(site.sequences, site.labels, site.train)
+    own = site.labels[site.train]
+    labels = ((site.labels - own.mean()) / own.std()).astype(np.float32)
+    items = SequenceItems(site.sequences, labels, site.train)
     model.train()
     for number in range(1, rounds + 1):
         seed = derive_seed(config.seed, "train", number, str(key))
@@ -95,10 +97,8 @@ def own_fusion(baseline: Local, key: ClientKey, rule: FusionRule) -> Fusion:
     site = baseline.sites.by_key[key]
     prior = prior_of(label_sums(torch.from_numpy(site.labels[site.train]), site.task, 1), site.task)
     outputs = predicted(baseline, key, site.sequences.select(site.validation))
-    labels, groups = map(
-        torch.from_numpy, (site.labels[site.validation], site.groups[site.validation])
-    )
-    sums = calibration_sums(outputs, labels, prior, site.task, groups)
+    labels = torch.from_numpy(standardise(site.labels[site.validation], prior, site.task))
+    sums = calibration_sums(outputs, labels, prior, site.task)
     return fit_fusion(rule, site.task, prior, {key.modality: sums})
 
 
@@ -138,7 +138,8 @@ def test_losses_and_scores_are_means_over_clients_and_over_products(rule: Fusion
         joined = combine(experts, prior, Task.regression)
         assert joined.std is not None
         values, std = joined.values.numpy(), joined.std.numpy()
-        together.append(compute_metrics(Task.regression, items.labels, values, std))
+        given = (Task.regression, items.labels, values, std)
+        together.append(compute_metrics(*given, sentiment=True))
     for metric, value in scores["multimodal"].items():
         expected = np.mean([own[metric] for own in together])
         assert value == pytest.approx(expected, rel=1e-3, abs=1e-3), metric
@@ -150,7 +151,7 @@ def test_size_and_weights_are_of_one_client_of_each_modality() -> None:
     first = [baseline.models[ClientKey(name, 0)] for name in ("language", "audio")]
     assert baseline.parameters == sum(p.numel() for model in first for p in model.parameters())
     assert sum(baseline.fusion_weights.values()) == pytest.approx(1)
-    baseline._calibration_sums = {
+    baseline.fitted = {
         key: torch.tensor([200.0, 0, 200, 0, 200, 200 if key.modality == "audio" else 0])
         for key in baseline.models
     }
@@ -174,15 +175,16 @@ EVERY = torch.ones(3, dtype=torch.bool)
 def test_numbers_give_the_exact_posterior_under_the_common_prior() -> None:
     """Experts know N(mean, variance), see y + N(0, noise), and say their exact posterior of y.
 
-    A model gives what was seen; its calibration is the posterior's line.
+    A model gives what was seen, standardised by its prior; its calibration is the posterior's line.
     """
     seen = {"audio": torch.tensor([0.3, -1.0, 2.0]), "vision": torch.tensor([0.5, 1.0, 1.5])}
     experts = []
     for name, noise, mean, variance in (("audio", 0.5, 0.2, 1.0), ("vision", 2.0, -0.4, 3.0)):
         share = variance / (variance + noise)
-        expert = Expert(share, (1 - share) * mean, 1 - share, 1.0, 10.0)
+        expert = Expert(share, 0.0, 1 - share, 1.0, 10.0)
         fusion = Fusion(RULE, Task.regression, (mean, variance), {name: expert})
-        experts.append(ExpertPrediction(name, fusion, seen[name][:, None], EVERY))
+        outputs = (seen[name][:, None] - mean) / variance**0.5
+        experts.append(ExpertPrediction(name, fusion, outputs, EVERY))
     joined = combine(experts, torch.tensor([0.1, 0.7], dtype=torch.float64), Task.regression)
     precision = 1 / 0.7 + 1 / 0.5 + 1 / 2.0
     expected = (0.1 / 0.7 + seen["audio"] / 0.5 + seen["vision"] / 2.0) / precision

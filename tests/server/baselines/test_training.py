@@ -24,7 +24,7 @@ def site(table: Sequences, chosen: list[int], train: list[int]) -> ClientData:
     """Hold some items of a table; an item's label is its number in the table."""
     items, rest = np.array(chosen), np.setdiff1d(np.arange(len(chosen)), train)
     labels, own = items.astype(np.float32), table.select(items)
-    return ClientData("audio", Task.regression, own, labels, items, np.array(train), rest)
+    return ClientData("audio", Task.regression, own, labels, np.array(train), rest)
 
 
 @pytest.mark.parametrize("tabular", [False, True])

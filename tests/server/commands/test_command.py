@@ -1,19 +1,21 @@
 """What all commands have in common, and `utmp-train` up to where training would begin."""
 
+import re
+import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 from forked_command import Answer, Run, run_alone
-from hydra import initialize_config_module
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.object_type import ObjectType
 
-from server.commands.command import list_group
+from common.config import SCHEMAS, Config, Settings, compose
+from server.commands.command import read_arguments
+
+CONF = Path(__file__).resolve().parents[3] / "conf"
 
 COMMAND = "utmp-train"
 LOADS = """
@@ -27,26 +29,38 @@ server.runtimes.local.run_locally = lambda run: print("would train")
 # The installed command --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("command", "words"),
-    [
-        ("train", ["Override anything in the config (foo.bar=value)", "runtime: processes, seque"]),
-        ("prepare", ["partition: dirichlet", "max_seq_len: 50"]),
-        ("evaluate", ["side: test"]),
-        ("predict", ["out: predictions.csv"]),
-        ("report", ["baseline: fedavg"]),
-        ("serve", ["port: 8100", "max_body_mb: 16"]),
-    ],
-)
-def test_help(tmp_path: Path, command: str, words: list[str]) -> None:
-    shown = run_alone(tmp_path, f"utmp-{command}", "--help").shown
-    assert [word for word in words if word not in shown] == []
-    assert "npz_schema" not in shown  # of Hydra's groups, those that can be chosen
+@pytest.mark.parametrize("schema", SCHEMAS, ids=lambda schema: schema.__name__)
+def test_help_has_every_setting_with_its_comment_and_two_examples(
+    schema: type[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        read_arguments(schema, ["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    text = (
+        CONF / schema.folder.removeprefix("conf").strip(".") / f"{schema.file}.yaml"
+    ).read_text()
+    settings = yaml.safe_load(text)
+    for name in settings.keys() - {"defaults", "hydra"}:
+        assert re.search(rf"^{name}:", shown, re.M)
+    body = text.partition("\ndefaults:")[2]
+    comments = [line for line in body.partition("\nhydra:")[0].splitlines() if "# " in line]
+    assert [line for line in comments if line not in shown.splitlines()] == []
+    command = "utmp-train" if schema is Config else f"utmp-{schema.file}"
+    examples = re.findall(rf"^  ({command} .*)$", shown, re.M)
+    assert len(examples) == 2
+    assert "hydra/" not in shown and "defaults" not in shown.partition("these are the defaults")[2]
+    for example in examples:
+        assert compose(schema, shlex.split(example.partition(" > ")[0])[1:])
+    groups = {item.name for item in fields(schema) if (CONF / item.name).is_dir()}
+    offered = set(re.findall(r"^  (\w+)=", shown, re.M)) - {"experiment"}
+    assert offered == (groups if schema.folder == "conf" else set())
+
+
+def test_help_of_the_installed_command_lists_choices(tmp_path: Path) -> None:
+    shown = run_alone(tmp_path, "utmp-train", "--help").shown
+    assert "  runtime=processes (the default), sequential, simulation\n" in shown
     assert list(tmp_path.iterdir()) == []
-    if command == "train":
-        choices = next(line for line in shown.splitlines() if line.startswith("strategy: "))
-        offered = set(choices.removeprefix("strategy: ").split(", "))
-        assert {"fedavg", "hierarchical", "fednova", "centralised"} <= offered
 
 
 HEAVY = "torch numpy cryptography rich pyarrow sklearn onnx matplotlib flwr uvicorn fastapi scipy"
@@ -84,16 +98,6 @@ main()
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("group", ["", "strategy", "dataset", "hydra", "hydra/launcher"])
-@pytest.mark.parametrize("kind", [ObjectType.CONFIG, ObjectType.GROUP])
-def test_help_lists_groups_as_hydra_does(group: str, kind: ObjectType) -> None:
-    with initialize_config_module("conf", version_base=None):
-        loader = GlobalHydra.instance().config_loader()
-        assert isinstance(loader, ConfigLoaderImpl)
-        _, copied = loader._parse_overrides_and_create_caching_repo(None, [])
-        assert list_group(loader, group, kind) == copied.get_group_options(group, kind)
-
-
 # The same, with its libraries loaded ------------------------------------------------------------
 
 
@@ -129,12 +133,17 @@ NAME = "[b]a:key:b[/b]" + "a" * 200 + " " + "b" * 40 + ".npz"
         (["dataset=npz", f'dataset.path="{NAME}"'], f"dataset file {NAME} does not exist"),
         (["dataset.test_fraction=0"], "there are no test items; raise dataset.test_fraction above"),
         (["experiment=mosei_raw"], "dataset.path is required"),
+        (["--rounds", "3"], "there is no option --rounds; settings are given as NAME=VALUE"),
+        (["--config-dir", "none"], "Additional config directory '"),
+        (["strategy=null"], "a group, such as strategy, takes the name of a choice"),
+        (["seed=1,2"], "seed=1,2: several values need --multirun"),
+        (["hydra.run.dir=x"], "hydra.run.dir is not used here; give run_dir=… instead"),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(
     loaded: Run, tmp_path: Path, arguments: list[str], message: str
 ) -> None:
-    assert loaded(*arguments, "run_dir=here").error.startswith(message)
+    assert loaded("run_dir=here", *arguments).error.startswith(message)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -161,8 +161,15 @@ def test_every_service_is_confined() -> None:
     confined = common["process"]
     assert (confined["read_only"], confined["cap_drop"]) == (True, ["ALL"])
     assert confined["security_opt"] == ["no-new-privileges:true"]
+    limits = (confined["mem_limit"], confined["pids_limit"])
+    assert limits == ("${MEMORY:-8g}", "${PIDS:-4096}")
     for name in ("superlink", "gateway", "operator", "supernode"):
         assert common[name]["extends"] == {"service": "process"}
-    for path in FILES:
-        for service in yaml.safe_load(path.read_text())["services"].values():
-            assert not {"privileged", "cap_add", "network_mode", "pid"} & set(service)
+    services = [
+        pair for path in FILES for pair in yaml.safe_load(path.read_text())["services"].items()
+    ]
+    for _, service in services:
+        assert not {"privileged", "cap_add", "network_mode", "pid"} & set(service)
+    # One without `extends` adds to one of the same name, which has it.
+    extending = {name for name, service in services if "extends" in service}
+    assert {name for name, _ in services} == {*extending, "process"}

@@ -497,15 +497,15 @@ def test_command_says_what_it_wrote_what_it_kept_and_what_comes_next(loaded: Run
     assert "--superlink superlink.example.org:8000 --root-certificates ca.crt" in node
     assert "--auth-supernode-private-key audio-0.key" in node
     assert node.endswith("""--node-config 'modality="audio" part=0'""")
-    (server,) = [line for line in lines if line.startswith("  flower-superlink ")]
+    (server,) = [line for line in lines if line.startswith("  utmp-superlink ")]
     assert "--ssl-keyfile 'my credentials/server/server.key' --enable-supernode-auth" in server
 
     shown = loaded("out=my credentials", "hosts=[elsewhere]", "clients.audio=2").shown
     assert "kept my credentials/sites/audio-0: audio-0.key, audio-0.pub, ca.crt" in shown
     assert "--name audio-1" in shown and "--name audio-0" not in shown
-    assert "flower-superlink" not in shown
+    assert "utmp-superlink" not in shown
     assert "warning: my credentials/server/server.crt is not valid for elsewhere" in shown
 
     shown = loaded("out=my credentials", "renew=server").shown
     assert "kept the former certificate as my credentials/server/server.crt.2" in shown
-    assert "flower-superlink" in shown and "flwr supernode" not in shown
+    assert "utmp-superlink" in shown and "flwr supernode" not in shown

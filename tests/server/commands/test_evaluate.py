@@ -31,7 +31,7 @@ def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
     lines, rows = shown.splitlines(), rows_of(shown)
     found = json.loads((tmp_path / "a.json").read_text())
     results = ["test", "test_by_fusion", "test_by_subset", "diagnostics"]
-    assert list(found) == ["model", "dataset", "items", *results]
+    assert list(found) == ["model", "dataset", "items", "cleaning", *results]
     assert lines[0] == f"model {run} on test items of the run, {found['items']} items"
     assert lines[-1] == "evaluation: a.json"
     assert lines[-2] == f"all modalities together: f1 {found['test']['multimodal']['f1']:.3f}"
@@ -53,7 +53,7 @@ def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([], "model is required; give it as model=…: a run folder or its model file"),
+        ([], "model is required; give it as model=…: a run folder, a model file or a checkpoint"),
         (["model=none"], "model file none does not exist"),
         (["model=."], f". has no {MODEL}: expected the folder of a finished run"),
         (["model=a", "side=train"], "side=train: Invalid value 'train', expected one of [validat"),

@@ -169,7 +169,7 @@ def test_what_is_cleaned_and_what_is_not_finite(loaded: Run, model: Path, tmp_pa
     writers.write_multibench(tmp_path / "a.pkl", items)
     shown = loaded("model=run", "input=a.pkl", "out=b.csv").shown
     assert "input: multibench, a pickle of splits train, valid, test with " in shown
-    for line in ("; 30 items", "cleaned: 3 items without language", "3 items from audio+vision"):
+    for line in ("; 30 items", "data: 3 items without language", "3 items from audio+vision"):
         assert f"{line}\n" in shown
 
 

@@ -68,7 +68,7 @@ def test_the_file_is_named_with_its_fingerprint_and_cleaning(loaded: Run, tmp_pa
     assert (tmp_path / "s" / "partition.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
     assert re.search(r"^calls\.npz: \d+\.\d kB, SHA-256 [0-9a-f]{64}", shown, re.M)
     assert re.search(r"^format npz: .*3 arrays", shown, re.M)
-    assert "cleaned: 4 items without a label, dropped\n" in shown
+    assert "data: 4 items without a label, dropped\n" in shown
     rows = first_cells(shown)
     assert rows["shard"] == ["items", "groups", "0", "1", "2"]
     for name in ("audio-0", "validation", "test"):
@@ -80,7 +80,7 @@ def test_there_is_no_next_command_for_a_site_or_a_server(loaded: Run) -> None:
     site = loaded(SYNTHETIC, "out=site", "split=none", "clients.default=1").shown
     server = loaded(SYNTHETIC, "out=server", "clients.default=0").shown
     assert "utmp-train" not in site + server
-    assert "site: 3 clients; items: train 2400; " in site
+    assert "site: 3 clients; items: train 6000; " in site
     assert "server: 0 clients; " in server
 
 
@@ -160,7 +160,7 @@ def test_a_mistake_is_one_line(loaded: Run, tmp_path: Path, given: list[str], me
 
 def test_a_place_that_cannot_be_written(loaded: Run, tmp_path: Path) -> None:
     error = loaded(SYNTHETIC, "out=/proc/s").error
-    assert re.fullmatch(r"out=\S+ cannot be written: [A-Z][a-z ]+", error)
+    assert re.fullmatch(r"out=\S+ cannot be written: [A-Z][a-z ]+; [a-z ]+", error)
     error = loaded(SYNTHETIC, "out=s", largest_file=100_000).error
     assert error.startswith(f"out={tmp_path / 's'} cannot be written: ")
     assert list(tmp_path.iterdir()) == []

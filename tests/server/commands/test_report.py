@@ -108,11 +108,20 @@ def test_a_mistake_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_run_that_was_repeated_is_reported_once(loaded: Run, runs: Path) -> None:
+    write_run(runs / "twin", "strategy=fedavg", "clients.default=2", seed=2)
+    shown = loaded("runs=.")
+    assert shown.status == 0
+    line = (
+        "1 repeated run left out: runs/fedavg-2-2; of runs that are equal in settings and seed, "
+        "the last folder is reported"
+    )
+    assert f"warning: {line}" in shown.shown
+    assert line in (runs / "report" / "report.md").read_text()
+
+
 def test_runs_that_cannot_be_reported(loaded: Run, runs: Path) -> None:
     write_run(runs / "twin", "strategy=fedavg", "clients.default=2", seed=2)
-    assert loaded("runs=.").error == (
-        "runs/fedavg-2-2 and twin are the same run, seed 2: settings are equal; leave one out"
-    )
     assert loaded("runs=runs", "metrics=[bleu]").error == (
         "metrics: there is no metric 'bleu'; there are corr, mae"
     )

@@ -69,10 +69,11 @@ SIGNS = "token: expected letters, digits and signs of ASCII"
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "model is required; give it as model=…: a run folder or its model file"),
+        ([], "model is required; give it as model=…: a run folder, a model file or a checkpoint"),
         (["max_body_mb=0"], "max_body_mb=0.0: expected a number above 0, up to 1024"),
         (["max_queue=9"], "max_queue=9: expected max_items=1000 at least"),
         (["host=' '"], "host is required; 127.0.0.1 answers this machine only"),
+        (["allowed_hosts=[http://x]"], "allowed_hosts=['http://x']: expected names, as in"),
         (["ssl_cert=c"], "ssl_cert and ssl_key belong together; give both, or neither"),
         (["token=x", "token_file=y"], "token and token_file are both given"),
         *((["token='" + token + "'"], SIGNS) for token in ("", "two words", "ümlaut", "tab\there")),
@@ -83,7 +84,7 @@ SIGNS = "token: expected letters, digits and signs of ASCII"
         (["token_file=gone"], "token_file=gone: No such file or directory"),
         (["examples=none", "host=no.such.host.invalid"], "host=no.such.host.invalid "),
         (["examples=none", "host=192.0.2.1"], "host=192.0.2.1 port=8100: "),
-        (["ssl_cert=gone", "ssl_key=gone"], "ssl_cert=gone ssl_key=gone: No such "),
+        (["ssl_cert=gone", "ssl_key=gone"], "ssl_cert=gone: No such file or directory; check"),
         (["ssl_cert=no.pem", "ssl_key=no.pem"], "ssl_cert=no.pem ssl_key=no.pem: "),
     ],
 )

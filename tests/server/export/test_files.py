@@ -11,8 +11,10 @@ import onnxruntime
 import pytest
 import torch
 from data_checks import refusal
+from made_up_checkpoints import write_checkpoint
 
 from common.config import ExportConfig, FusionRule, ModelConfig
+from common.data.source import Reading
 from common.errors import UserError
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model
@@ -35,7 +37,7 @@ def model_of(*names: str) -> tuple[HAFedformer, Fusion]:
 
 @cache
 def exported(names: tuple[str, ...]) -> onnx.ModelProto:
-    return subset_graph(Predictor(*model_of(*NAMES)), names)
+    return subset_graph(Predictor(*model_of(*NAMES), Reading(7)), names)
 
 
 @pytest.fixture
@@ -92,6 +94,7 @@ def test_every_subset_has_a_file_and_an_entry(run: Path) -> None:
         "fusion": "mean",
         "label_names": ["no", "yes"],
         "last_steps": 7,
+        "context": 0,
         "torch": torch.__version__,
         "opset": opsets[""],
     }
@@ -133,7 +136,12 @@ def test_unknown_subsets_are_refused(run: Path, asked: str, reason: str) -> None
 
 def test_a_folder_is_replaced_only_when_asked_and_a_run_never(run: Path) -> None:
     out, mine = run.parent / "onnx", run.parent / "mine"
-    export(run, model=str(run / "model.safetensors"), subsets=["audio"])
+    kept = write_checkpoint(run, 2, *model_of(*NAMES))
+    export(run, model=str(kept), subsets=["audio"])
+    about = json.loads((out / "export.json").read_text())
+    assert about["last_steps"] == 7
+    assert about["model_sha256"] == hashlib.sha256(kept.read_bytes()).hexdigest()
+    export(run, model=str(run / "model.safetensors"), subsets=["audio"], overwrite=True)
     assert "exists already" in refused(run, subsets=["vision"])
     export(run, subsets=["vision"], overwrite=True)
     assert {path.name for path in out.iterdir()} == {"vision.onnx", "export.json"}

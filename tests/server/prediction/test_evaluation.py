@@ -23,7 +23,10 @@ from common.task import Task
 from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.model_file import load_model
 from server.prediction.evaluation import Evaluation, evaluate_model, show_evaluation
-from server.run.folder import CONFIG, MODEL
+from server.prediction.predictor import Predictor
+from server.prediction.records import records
+from server.run.folder import CONFIG, LAST, MODEL
+from server.service.answers import scale
 from server.terminal import Terminal
 
 torch.set_num_threads(1)
@@ -31,6 +34,7 @@ torch.set_num_threads(1)
 #: The maker of a run on each kind of dataset, and its task.
 DATASETS = {
     "synthetic": (trained_runs.on_synthetic, Task.regression),
+    "ratings": (trained_runs.on_ratings, Task.regression),
     "npz": (trained_runs.on_npz, Task.classification),
     "shards": (trained_runs.on_shards, Task.multilabel),
 }
@@ -77,6 +81,38 @@ def test_the_run_s_items_score_as_in_its_summary(runs: Runs, dataset: str) -> No
     assert validation.about["dataset"] == "validation items of the run"
 
 
+@pytest.mark.parametrize("dataset", DATASETS)
+def test_every_round_that_is_kept_scores_as_in_its_record(runs: Runs, dataset: str) -> None:
+    """With the fusion that was fitted in that round, on the data of the run two folders up."""
+    run = runs(dataset)
+    rounds = [json.loads(line) for line in (run / "rounds.jsonl").read_text().splitlines()]
+    kept = sorted((run / "checkpoints").iterdir())
+    assert len(kept) == len(rounds) == 2
+    for model, record in [*zip(kept, rounds, strict=True), (run / LAST, rounds[-1])]:
+        found = evaluated(model, "side=validation").results["test"]
+        assert found == record["validation"]
+    summary = json.loads((run / "summary.json").read_text())
+    delivered = evaluated(kept[summary["delivered_round"] - 1])
+    assert delivered.results == {name: summary[name] for name in delivered.results}
+    assert rounds[0]["validation"] != rounds[1]["validation"]
+
+
+@pytest.mark.parametrize("dataset", ["synthetic", "ratings"])
+def test_what_the_labels_are_is_known_from_the_run_on(runs: Runs, dataset: str) -> None:
+    run, sentiment = runs(dataset), dataset == "synthetic"
+    summary = json.loads((run / "summary.json").read_text())
+    rounds = list(map(json.loads, (run / "rounds.jsonl").read_text().splitlines()))
+    for scores in (summary["test"]["multimodal"], rounds[0]["validation"]["audio"]):
+        assert {"mae", "rmse", "r2", "corr", "ccc", "coverage_50"} <= scores.keys()
+        assert ("acc2" in scores) == ("acc7" in scores) == ("mse" in scores) == sentiment
+    assert ("confusion" in summary["diagnostics"]["multimodal"]) == sentiment
+    predictor = Predictor.load(run)
+    shape = predictor.features["audio"]
+    (record,) = records(["a"], predictor.predict({"audio": np.zeros((2, shape[-1]))}))
+    assert ("seven_class" in record) == ("sign" in record) == sentiment
+    assert scale(predictor) == [-3, 3] or not sentiment
+
+
 def test_some_modalities_alone(runs: Runs) -> None:
     run = runs("synthetic")
     every = evaluated(run).results["test_by_subset"]
@@ -86,11 +122,11 @@ def test_some_modalities_alone(runs: Runs) -> None:
     assert found["test"]["multimodal"] == every["language+vision"]
 
 
-def test_fewer_steps_than_in_the_run(runs: Runs) -> None:
+def test_other_steps_than_in_the_run_are_refused(runs: Runs) -> None:
     run = runs("npz")
     assert evaluated(run, "max_seq_len=5").results == evaluated(run).results
-    short = evaluated(run, "max_seq_len=1", "modalities=[audio]").results["test"]["audio"]
-    assert short["log_loss"] != pytest.approx(evaluated(run).results["test"]["audio"]["log_loss"])
+    words = "max_seq_len=1: the model's data were read with max_seq_len=5; leave max_seq_len out"
+    refusal(lambda: evaluated(run, "max_seq_len=1", "modalities=[audio]"), words)
 
 
 # Another dataset --------------------------------------------------------------------------------
@@ -116,7 +152,14 @@ def test_shards(runs: Runs) -> None:
 def test_all_items_of_a_file_count(runs: Runs, tmp_path: Path) -> None:
     run, path = runs("npz"), write_npz(tmp_path / "again.npz")
     found = evaluated(run, f"dataset={path}")
-    assert found.about == {"model": str(run), "dataset": str(path), "items": trained_runs.ITEMS}
+    cleaning = {
+        "array not used: video": 1,
+        "items without audio": 17,
+        "items of audio cut to their last 5 steps (max_seq_len)": 44,
+        "audio values not finite, set to the mean": 3,
+    }
+    about = {"model": str(run), "dataset": str(path), "items": trained_runs.ITEMS}
+    assert found.about == about | {"cleaning": cleaning}
     counts = np.array(found.results["diagnostics"]["multimodal"]["confusion"]["counts"])
     true = np.bincount(arrays()["sums"].argmax(axis=1))
     assert counts.sum(axis=1).tolist() == true.tolist()
@@ -166,8 +209,8 @@ def test_a_model_without_its_run_or_its_data(runs: Runs, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"label": [0, 1, 3]}, "a.npz has 4 classes or labels, and the model 3"),
-        ({"label": [0, 1.5, 2]}, "a.npz: classes must be whole numbers from 0"),
+        ({"label": [0, 1, 3]}, "a.npz; expected one of the classes 0, 1, 2"),
+        ({"label": [0, 1.5, 2]}, "a.npz: label is '1.5' in item 1 of "),
         ({"audio": np.ones((3, 2, 9))}, "audio is 9 wide; the model takes 3"),
         ({"vision": np.ones((3, 5, 2))}, "vision has 5 steps; the model takes 4 at most"),
         ({"audio": None, "vision": None, "smell": np.ones((3, 2))}, "has no array 'audio'"),
@@ -203,7 +246,7 @@ def test_shards_that_do_not_fit(runs: Runs) -> None:
         ("modalities=[smell]", "modalities: there is no modality 'smell'; the model takes audio,"),
         ("dataset=none.npz", "none.npz does not exist"),
         ("dataset=none.safetensors", "shard none.safetensors does not exist"),
-        ("dataset=3", "dataset=3: expected a path or a list of paths"),
+        ("dataset=[]", "dataset=[]: expected a path or a list of paths"),
         ("device=meta", "device=meta cannot be used here: "),
     ],
 )
@@ -225,10 +268,10 @@ def test_the_place_is_checked_before_anything_is_computed(
 COUNT = 12
 
 
-def evaluation(task: Task, names: tuple[str, ...] = ()) -> Evaluation:
+def evaluation(task: Task, names: tuple[str, ...] = (), sentiment: bool = True) -> Evaluation:
     features = features_for({"language": [3] * COUNT, "audio": [2] * COUNT, "vision": [4] * COUNT})
     items = dataset_for(features, task)
-    model, fusion = model_for(task), fusion_for(task)
+    model, fusion = model_for(task, sentiment=sentiment), fusion_for(task)
     results = {
         "test": evaluate(model, fusion, items),
         "test_by_fusion": evaluate_rules(model, {"reliability": fusion}, items),
@@ -262,6 +305,14 @@ def test_no_figure_is_cut_on_a_narrow_terminal_and_all_go_into_a_file(width: int
     text = text.replace(hint, "")
     assert width is None or max(map(len, text.splitlines())) <= width
     assert "…" not in text
+
+
+@pytest.mark.parametrize("sentiment", [True, False])
+def test_only_sentiment_is_shown_in_seven_classes(sentiment: bool) -> None:
+    found = evaluation(Task.regression, sentiment=sentiment)
+    text = shown(found)
+    assert ("Confusion" in text) == ("acc7" in text) == sentiment
+    assert "Calibration" in text and "ccc" in text
 
 
 @pytest.mark.parametrize("names", [(), ("joy", "fear", "[b]awe")])

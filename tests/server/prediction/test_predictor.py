@@ -1,6 +1,7 @@
 """A predictor against `common.model.predict` by hand, whatever is asked together."""
 
 import itertools
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from data_checks import refusal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_up_checkpoints import write_checkpoint
 from made_up_models import (
     EXPERTS,
     OUTPUTS,
@@ -21,6 +23,7 @@ from made_up_models import (
     Features,
     features_for,
     fusion_for,
+    model_for,
     part,
     predictor_for,
     sequences_for,
@@ -29,11 +32,18 @@ from made_up_models import (
 
 from common.config import FusionRule
 from common.data.batching import pad_all
+from common.data.source import Reading
 from common.errors import UserError
 from common.model.predict import predict
 from common.task import Task
-from server.prediction.predictor import Predictions, Predictor, dataset_settings, model_path
-from server.run.folder import CONFIG, MODEL
+from server.prediction.predictor import (
+    Predictions,
+    Predictor,
+    model_path,
+    reading_of_run,
+    run_of,
+)
+from server.run.folder import CONFIG, LAST, MODEL
 
 torch.set_num_threads(1)  # more only contend over tensors this small
 
@@ -224,8 +234,8 @@ def test_threads_share_a_predictor_and_change_nothing(task: Task) -> None:
 def test_a_run_and_its_file_load_alike(tmp_path: Path, task: Task) -> None:
     run = write_model(tmp_path / "run", task, dataset={"context": 9})
     assert model_path(run) == model_path(run / MODEL) == run / MODEL
-    assert dataset_settings(run) == {"context": 9}
-    assert dataset_settings(tmp_path) == {}
+    assert reading_of_run(run) == Reading(context=9)
+    assert reading_of_run(tmp_path) == Reading()
     features = features_for(RAGGED)
     expected = predictor_for(task).predict(features)
     for path in (run, str(run), run / MODEL):
@@ -243,12 +253,30 @@ def test_as_many_steps_as_in_the_run(tmp_path: Path) -> None:
         assert Predictor.load(run, max_seq_len=5).max_seq_len == 5
 
 
+def test_a_checkpoint_finds_its_run_from_wherever_it_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = write_model(tmp_path / "run", dataset={"max_seq_len": 3})
+    kept = write_checkpoint(run, 2, model_for(), fusion_for())
+    (run / LAST).write_bytes((run / MODEL).read_bytes())
+    monkeypatch.chdir(kept.parent)
+    for path in (kept, kept.name, f"../checkpoints/{kept.name}", run / LAST, f"../{MODEL}", run):
+        assert run_of(path).samefile(run)
+        assert Predictor.load(path).max_seq_len == 3
+    features = features_for(RAGGED)
+    same(Predictor.load(kept).predict(features), Predictor.load(run).predict(features), tolerance=0)
+    # One that was copied elsewhere has no run.
+    (tmp_path / "elsewhere").mkdir()
+    copied = shutil.copy(kept, tmp_path / "elsewhere")
+    assert Predictor.load(copied).max_seq_len is None
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("dataset: {max_seq_len: many}", "dataset.max_seq_len=many in the run's config.yaml: exp"),
-        ("dataset: {max_seq_len: -1}", "dataset.max_seq_len=-1 in the run's config.yaml"),
-        ("dataset: {context: 1.5}", "dataset.context=1.5 in the run's config.yaml"),
+        ("dataset: {max_seq_len: many}", "dataset in the run's config.yaml: max_seq_len: Input"),
+        ("dataset: {max_seq_len: -1}", "config.yaml: Value error, max_seq_len=-1: expected a nu"),
+        ("dataset: {context: 1.5}", "dataset in the run's config.yaml: context: Input"),
         ("dataset: mosei", "config.yaml is damaged: expected settings of dataset, not mosei"),
         ("[1, 2]", "config.yaml is damaged"),
         ("{", "config.yaml is damaged"),

@@ -20,9 +20,9 @@ LABELS = ("joy", "fear", "awe")
 every_task = pytest.mark.parametrize("task", list(Task))
 
 
-def numbers(values: list[float]) -> Predictions:
+def numbers(values: list[float], sentiment: bool = True) -> Predictions:
     array = np.array(values, np.float32)
-    return Predictions(Task.regression, array, np.abs(array), {}, {})
+    return Predictions(Task.regression, array, np.abs(array), {}, {}, sentiment)
 
 
 @given(st.lists(st.floats(-5, 5, width=32) | st.sampled_from([-2.5, -0.5, 0.5, 1.5, -0.0])))
@@ -33,6 +33,21 @@ def test_the_class_of_seven_is_rounded_half_to_even(values: list[float]) -> None
     table = columns([""] * len(values), numbers(values))
     for name in ("prediction", "std", "seven_class", "sign"):
         assert table[name] == [each[name] for each in made]
+
+
+def test_only_sentiment_has_a_class_of_seven_and_a_sign() -> None:
+    found = numbers([3.5, np.nan], sentiment=False)
+    assert records(["a", "b"], found) == [
+        {"id": "a", "prediction": 3.5, "std": 3.5, "modalities": {}},
+        {"id": "b", "prediction": None, "std": None, "modalities": {}},
+    ]
+    assert columns(["a", "b"], found) == {
+        "id": ["a", "b"],
+        "prediction": [3.5, None],
+        "std": [3.5, None],
+    }
+    (record,) = records(["a"], predictor_for(sentiment=False).predict({"audio": np.ones((2, 3))}))
+    assert record["modalities"]["audio"].keys() == {"prediction", "weight"}
 
 
 def outcome(values: np.ndarray, task: Task, names: tuple[str, ...]) -> dict[str, Any]:

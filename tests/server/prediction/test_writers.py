@@ -5,6 +5,7 @@ import json
 import resource
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from common.errors import UserError
 from common.task import Task
 from server.prediction.predictor import Predictions
 from server.prediction.records import columns, records
-from server.prediction.writers import check_place, write_predictions
+from server.prediction.writers import FORMULA, check_place, write_predictions
 
 #: What quoting, lines and encodings may trip over.
 ODD = ["a,b", 'say "a"', "two\nlines", "a\rb", "\r\n", "Grüße 你好 🎧", "", " a ", "=1+1", "\t;|"]
@@ -69,7 +70,8 @@ def check(path: Path, found: Predictions, names: Sequence[str], labels: Sequence
 def cell(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.9g}"
-    return "" if value is None else str(value)
+    text = "" if value is None else str(value)
+    return f"'{text}" if isinstance(value, str) and FORMULA.match(text) else text
 
 
 @every_task
@@ -111,6 +113,38 @@ def test_odd_ids_and_names_come_back(tmp_path: Path, suffix: str) -> None:
     check(write(tmp_path / f"a{suffix}", found, ODD, labels), found, ODD, labels)
 
 
+RUN = [
+    "=1+1",
+    "-2+3|x",
+    "+x",
+    "@SUM(1)",
+    "\t=1",
+    "\r=1",
+    "\n=1",
+    "\uff1d1",
+    "'=1",
+    "''-x",
+    "-3g5yACwYnA",
+]
+NOT_RUN = ["a=1", "-", "+-", "'--", "'a", "'", "", "1-2", " =1", "ä"]
+
+
+def test_a_spreadsheet_runs_no_text_of_a_csv_file(tmp_path: Path) -> None:
+    names, labels = [*RUN, *NOT_RUN], ["=cmd|'/c calc'!A0", "+b", "c"]
+    found = predictions(Task.classification, len(names))
+    rows = read(write(tmp_path / "a.csv", found, names, labels))
+    written = [row["id"] for row in rows]
+    assert written == ["'" + name for name in RUN] + NOT_RUN
+    assert [name[1:] if FORMULA.match(name) else name for name in written] == names
+    assert {row["prediction"] for row in rows if row["prediction"]} <= {"'" + labels[0], "'+b", "c"}
+
+
+def test_a_negative_number_is_not_text(tmp_path: Path) -> None:
+    found = Predictions(Task.regression, np.float32([-1.5]), np.float32([1]), {}, {})
+    (row,) = read(write(tmp_path / "a.csv", found, ids(1)))
+    assert row["prediction"] == "-1.5"
+
+
 @every_task
 @every_suffix
 def test_no_items(tmp_path: Path, task: Task, suffix: str) -> None:
@@ -134,6 +168,7 @@ def test_the_text_of_a_csv_file(tmp_path: Path) -> None:
         np.array([0.1, np.nan], np.float32),
         {"audio": np.array([-2, np.nan], np.float32)},
         {"audio": np.array([1, 0], np.float32)},
+        sentiment=True,
     )
     assert write(tmp_path / "a.csv", found, ["a", "b,c"]).read_bytes() == (
         b"id,prediction,std,seven_class,sign,prediction_audio,weight_audio\n"
@@ -170,6 +205,10 @@ def test_the_types_of_a_parquet_file(tmp_path: Path) -> None:
         **{"prediction_audio": number, "weight_audio": number},
         **{"prediction_vision": number, "weight_vision": number},
     }
+    for name in ("seven_class", "sign"):
+        schema = schema.remove(schema.get_field_index(name))
+    other = replace(predictions(Task.regression), sentiment=False)
+    assert pq.read_schema(write(tmp_path / "c.parquet", other, ids())).equals(schema)
     schema = pq.read_schema(write(tmp_path / "b.parquet", predictions(Task.classification), ids()))
     for name, kind in zip(schema.names, schema.types, strict=True):
         assert kind == (text if name == "id" or name.startswith("prediction") else number)

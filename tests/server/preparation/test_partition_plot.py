@@ -11,6 +11,7 @@ from matplotlib.image import imread
 
 from common.data.manifest import Manifest
 from common.data.shards import VERSION
+from common.data.source import Reading
 from common.seal import SUFFIX
 from common.task import Task
 from server.preparation.console import partition_plot
@@ -25,7 +26,7 @@ def manifest_of(
         for name, each in counts.items()
     }
     settings = {"label_bins": bins}
-    return Manifest(VERSION, {}, task, 1, (), {}, {}, settings, {}, (), shards)
+    return Manifest(VERSION, {}, task, 1, (), {}, {}, settings, Reading(), {}, (), shards)
 
 
 def random(task: Task, bins: int, *names: str) -> Manifest:

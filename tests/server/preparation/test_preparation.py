@@ -143,7 +143,7 @@ def test_a_source_is_named_and_fingerprinted(tmp_path: Path, file: Path, out: Pa
     embedded = run(None, tmp_path / "synthetic", format="synthetic", group=None)
     assert embedded.source == {"format": "synthetic", "why": "", "files": []}
     assert list(embedded.modalities) == ["language", "audio", "vision"]
-    assert sum(shard["items"] for shard in embedded.shards.values()) == 2400
+    assert sum(shard["items"] for shard in embedded.shards.values()) == 6000
 
 
 def test_counts_and_labels_are_those_of_the_shards(file: Path, out: Path) -> None:
@@ -200,7 +200,8 @@ def test_items_that_lack_the_modality_that_they_are_dealt_in_are_left_out_and_co
     assert gone
     assert all(number % 3 == 0 for number in gone)
     left_out = "items dealt to a client whose modality they lack, left out"
-    assert manifest.cleaning == {left_out: len(gone)}
+    lacking = len(lengths) - int((lengths > 0).sum())
+    assert manifest.cleaning == {left_out: len(gone), "items without vision": lacking}
     for name, shard in shards.items():
         if name.startswith("vision"):
             assert (shard.items.sequences["vision"].lengths > 0).all()
@@ -223,7 +224,7 @@ def test_the_manifest_says_what_decides_and_nothing_of_places_and_times(
     options = {"seed": 77, "arrays": {"audio": str(tmp_path / "a.npy")}, "tabular": ["audio"]}
     manifest = run(file, out, max_seq_len=3, **options)
     settings, modalities = manifest.settings, manifest.modalities
-    assert (settings["seed"], settings["group"]) == (77, "video")
+    assert (settings["seed"], manifest.reading.group) == (77, "video")
     assert (settings["partition"]["name"], settings["arrays"]) == ("groups", {"audio": "a.npy"})
     assert settings["clients"] == {"audio": 3, "vision": 3}
     assert not {"path", "out", "describe", "overwrite"} & set(settings)

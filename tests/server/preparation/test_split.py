@@ -109,7 +109,12 @@ def test_validation_is_taken_from_train_by_group_where_the_source_has_none() -> 
         ({"train": ["a"], "validation": ["b"]}, "auto", "the source has no test items"),
         ({"validation": ["a"], "test": ["b"]}, "auto", "the source has no train items"),
         ({"train": ["a", "a"], "test": ["b"]}, "auto", "2 parts need at least 2 groups"),
-        ({"": ["a", "a", "b"]}, "auto", "3 parts need at least 3 groups of items, and there are 2"),
+        (
+            {"": ["a", "a", "b"]},
+            "auto",
+            "3 parts need at least 3 groups of items, which stay whole, and there are 2; give "
+            "group=… another column, as group=id where each item is by itself, or split=none",
+        ),
     ],
 )
 def test_a_source_without_its_sides_is_refused_in_one_line(

@@ -91,5 +91,7 @@ def test_differences_by_hand(
 
 
 def test_which_metrics_are_errors() -> None:
-    assert all(map(less_is_better, ("mae", "mse", "log_loss", "ece", "ece_3")))
-    assert not any(map(less_is_better, ("corr", "acc7", "f1_0", "weighted_accuracy_1")))
+    assert all(map(less_is_better, ("mae", "rmse", "mse", "log_loss", "ece", "ece_3")))
+    assert not any(
+        map(less_is_better, ("corr", "ccc", "r2", "acc7", "f1_0", "weighted_accuracy_1"))
+    )

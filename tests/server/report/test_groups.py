@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_runs import result
 
-from common.errors import UserError
 from common.task import Task
-from server.report.groups import ComparisonGroup, Report, differing, make_groups, shorten_paths
+from server.report.groups import (
+    ComparisonGroup,
+    Report,
+    differing,
+    make_groups,
+    shorten_paths,
+    without_repeats,
+)
 
 
 def labels(group: ComparisonGroup) -> dict[str, list[int]]:
@@ -25,8 +31,8 @@ def test_seed_place_runtime_and_tracking_make_replicates() -> None:
     assert labels(group) == {"fedavg": [1, 2, 3]}
     assert (group.title, group.others) == ("1. All runs", [])
     twin = result("fedavg", 1, settings=dict.fromkeys(names, "elsewhere"))
-    with pytest.raises(UserError, match=r"^\S+ and \S+elsewhere/1 are the same run, seed 1: "):
-        make_groups([*runs, twin])
+    assert without_repeats([*runs, twin]) == ([runs[0], runs[2], twin], [runs[1].folder])
+    assert without_repeats(runs) == (runs, [])
 
 
 def test_what_belongs_to_the_method_is_in_its_label_and_the_rest_makes_groups() -> None:
@@ -45,6 +51,14 @@ def test_what_belongs_to_the_method_is_in_its_label_and_the_rest_makes_groups() 
         "hier, client.lr=2, sampler.num_samples=8",
     ]
     assert (list(labels(three)), list(labels(ten))) == (methods, ["fedavg", *methods])
+
+
+def test_which_round_a_run_delivers_belongs_to_its_method() -> None:
+    names = ("checkpoint.deliver", "patience")
+    pairs = (("best", "3"), ("best", "null"), ("last", "null"))
+    runs = [result("hier", settings=dict(zip(names, pair, strict=True))) for pair in pairs]
+    (group,) = make_groups(runs)
+    assert len(group.methods) == 3
 
 
 def test_a_title_is_no_longer_than_it_needs_to_be() -> None:
@@ -130,6 +144,12 @@ def test_groups_of_other_tasks_have_their_own_metrics() -> None:
         ("accuracy", "log_loss"),
         ("f1", "weighted_accuracy"),
     }
+    # Runs of a group need not have the same metrics.
+    old = result("a", 2, test={"multimodal": {"mae": 0.5, "corr": 0.5, "acc2": 1.0}})
+    new = result("a", 1, test={"multimodal": {"mae": 0.5, "rmse": 0.5, "corr": 0.5}})
+    (group,) = make_groups([new, old])
+    assert group.metrics == ["corr", "mae", "acc2"]
+    assert group.methods[0].scores("acc2") == {2: 1.0}
     # Of the chosen ones each group keeps those that it has; the headline where it has none.
     chosen = make_groups(runs, metrics=["log_loss", "mae"])
     assert {tuple(group.metrics) for group in chosen} == {("mae",), ("log_loss",), ("f1",)}

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 from made_up_runs import MODALITIES, full_record, result, write_full_run, write_rounds, write_run
+from omegaconf import OmegaConf
 from rich.console import Console
 
 from server.report.groups import Report, make_groups
 from server.report.page import group_sections, markdown, page, show
 from server.report.panels import Section
 from server.report.records import find_results
-from server.run.folder import ROUNDS
+from server.run.folder import CONFIG, ROUNDS
 from server.terminal import Terminal
 
 SCRIPT = "<script>alert(1)</script>"
@@ -132,6 +133,25 @@ def test_markup_in_a_run_is_text(whole: str, tmp_path: Path) -> None:
     text = text_of(write_full_run(odd, **parts))
     assert Page(text).tags["script"] == 1 and Page(text).tags["b"] == 0
     assert text.count("alert(1)") > 10 and text.count("alert(2)") == 1
+
+
+def test_markup_in_a_run_is_text_in_markdown_too(tmp_path: Path) -> None:
+    hostile = f"a`{SCRIPT}[x](javascript:alert(2))|&lt;\n\n{SCRIPT}"
+    for seed in (1, 2):
+        for name in ("fedavg", hostile):
+            test = {"multimodal": {"corr": 0.5, hostile: 1.0}, hostile: {"corr": 0.25}}
+            folder = tmp_path / f"{len(name)}-{seed}"
+            write_run(folder, seed=seed, test=test)
+            settings = OmegaConf.load(folder / CONFIG)
+            settings.strategy.name, settings.dataset.path = name, hostile
+            OmegaConf.save(settings, folder / CONFIG)
+    write_run(tmp_path / hostile.replace("/", ""), seed=3).joinpath("summary.json").unlink()
+    report = report_of(tmp_path, baseline="fedavg")
+    text = markdown(report, group_sections(report)).decode()
+    assert text.count("alert(1)") > 4
+    outside = re.sub(r"`[^`\n]*`", "", text.replace("```", ""))
+    assert "<" not in outside and "](j" not in outside
+    assert re.findall("&(?!amp;|lt;)", outside) == []
 
 
 def test_runs_of_older_versions_have_a_page(tmp_path: Path) -> None:

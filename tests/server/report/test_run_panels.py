@@ -56,8 +56,8 @@ def test_all_of_it_is_there(whole: Section) -> None:
     assert [panel.kind for panel in whole.panels] == kinds
     facts = "|".join(f"{name} {value}" for name, value in whole.facts[1:])
     assert facts == (
-        "seed 1|rounds 3|seconds 10|items 100 train, 10 validation, 20 test|parameters 1,234|"
-        "fusion reliability|label skew 0.125"
+        "seed 1|rounds 3|delivered round 2|seconds 10|items 100 train, 10 validation, 20 test|"
+        "parameters 1,234|fusion reliability|label skew 0.125"
     )
     # Only the first of them is explained.
     assert [bool(panel.note) for panel in whole.of_kind("heat")] == [True, False, False, False]
@@ -214,6 +214,21 @@ def test_labels_have_a_row_each() -> None:
         "0 20 10 5 50 0.67 0.80",
         "1 0 0 0 9 n/a n/a",
     ]
+
+
+@pytest.mark.parametrize("calibrated", [True, False])
+def test_numbers_without_confusions(tmp_path: Path, calibrated: bool) -> None:
+    table = {"nominal": [0.5], "observed": [0.4], "width": [2.0]}
+    parts = {"calibration": table} if calibrated else {}
+    folder = change_summary(
+        write_full_run(tmp_path / "a"), diagnostics={"multimodal": parts, "audio": parts}
+    )
+    section = section_of(folder)
+    titles = [panel.title for panel in section.panels]
+    assert not any("onfusions" in said for said in [*titles, *lines(section)])
+    assert ("Calibration" in titles) == calibrated
+    without = "Calibration: this model predicts numbers without a deviation."
+    assert (without in lines(section)) != calibrated
 
 
 def test_numbers_are_short() -> None:

@@ -1,5 +1,6 @@
 """Who is waited for, how long, and what is said meanwhile."""
 
+import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -8,7 +9,18 @@ from typing import Any
 
 import pytest
 import torch
-from fake_nodes import Answer, Clock, FakeGrid, client, failing, hosting, named, names, silent
+from fake_nodes import (
+    TERMS,
+    Answer,
+    Clock,
+    FakeGrid,
+    client,
+    failing,
+    hosting,
+    named,
+    names,
+    silent,
+)
 from flwr.app import Context, Message, MessageType
 from flwr.serverapp import Grid
 from tiny_runs import left_in, tiny
@@ -36,9 +48,11 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Iterator[Clock]:
 # Before the first round ---------------------------------------------------------------------------
 
 
-def attending(grid: FakeGrid, timeout: float = 45.0) -> tuple[Attendance, list[str]]:
+def attending(
+    grid: FakeGrid, timeout: float = 45.0, ours: bool = False
+) -> tuple[Attendance, list[str]]:
     told: list[str] = []
-    return Attendance(Registry(), grid, timeout, told.append), told
+    return Attendance(Registry(TERMS), grid, timeout, told.append, ours), told
 
 
 def wait(grid: FakeGrid, counts: dict[str, int], timeout: float) -> tuple[Registry, list[str]]:
@@ -71,15 +85,38 @@ def test_waits_for_nodes_that_join_and_goes_on_when_some_are_missing(clock: Cloc
     assert grid.asked == [1, 1, 2]
 
 
-def test_impostors_are_told_of_once_and_mistakes_of_nodes_with_a_name_end_the_wait() -> None:
-    nodes = {1: hosting("audio-0"), 2: hosting("vision-0"), 3: hosting("audio-0"), 4: silent}
+def test_a_node_that_cannot_take_part_is_told_of_once_and_the_others_waited_for(
+    clock: Clock,
+) -> None:
+    nodes = {1: hosting("audio-0"), 2: hosting(error="data=x.npz does not exist"), 4: silent}
     grid = named(nodes, n1="audio-0", n2="vision-0", n3="vision-9")
-    registry, told = wait(grid, BOTH, 10)
-    assert names(registry) == ["audio-0", "vision-0"]
-    assert [line.split(" is ")[0] for line in told] == ["node 4", "node 3"]
-    grid.nodes[1] = hosting(error="data=x.npz does not exist")
-    with pytest.raises(UserError, match=r"node 1: data=x\.npz does not exist"):
-        wait(grid, BOTH, 10)
+    attendance, told = attending(grid)
+    clock.after(8, lambda: grid.nodes.update({3: hosting("vision-9")}))
+    attendance.gather(BOTH)
+    assert names(attendance.registry) == ["audio-0", "vision-9"]
+    assert [line for line in told if line.startswith("left out: ")] == [
+        "left out: node 4 is registered without a name, and others with one: it is left out until "
+        "it is registered with --name",
+        "left out: node 2: data=x.npz does not exist",
+    ]
+    # The first round's record says so too.
+    assert [line.split(" ")[1] for line in attendance.quorum(BOTH)[1]] == ["4", "2:"]
+    assert attendance.quorum(BOTH) == ([], [])
+
+
+def test_who_waited_in_vain_is_told_who_was_left_out() -> None:
+    grid = FakeGrid({1: hosting("audio-0"), 2: hosting(error="data=x.npz does not exist")})
+    expected = r"no client of modality 'vision' .*; left out: node 2: data=x\.npz does not exist$"
+    with pytest.raises(UserError, match=expected):
+        wait(grid, BOTH, 0)
+
+
+def test_a_mistake_of_a_node_of_ours_ends_the_wait_at_once() -> None:
+    grid = FakeGrid({1: hosting(error="data=x.npz does not exist")})
+    attendance, told = attending(grid, 10, ours=True)
+    with pytest.raises(UserError, match=r"^node 1: data=x\.npz does not exist$"):
+        attendance.gather(BOTH)
+    assert told == []
 
 
 # Before each round --------------------------------------------------------------------------------
@@ -205,6 +242,26 @@ def test_an_absence_may_end_the_run_and_says_how_to_go_on(tmp_path: Path, least:
     assert line.endswith(f"; round 2 is kept: go on with resume={tmp_path}")
     assert Checkpoints(tmp_path / "checkpoints").rounds() == [1, 2]
     assert not (tmp_path / "summary.json").exists()
+
+
+@pytest.mark.parametrize("since", [1, 2])
+def test_a_modality_that_was_never_trained_is_named_at_the_end(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], since: int
+) -> None:
+    real = make_client_app(partial(given_config, tiny()))
+
+    def breaking(message: Message, context: Context) -> Message:
+        trains = message.metadata.message_type == MessageType.TRAIN
+        if trains and context.node_id in AUDIO and int(message.metadata.group_id) >= since:
+            raise MemoryError
+        return real(message, context)
+
+    rounds = run(tmp_path, lambda _, n: LocalGrid(breaking, n))
+    assert [record["reused"] for record in rounds] == [["audio"] * (n >= since) for n in (1, 2, 3)]
+    untrained = json.loads((tmp_path / "summary.json").read_text())["untrained"]
+    assert untrained == (["audio"] if since == 1 else [])
+    *_, last = capsys.readouterr().out.splitlines()
+    assert last.startswith("warning: audio was never trained") == (since == 1)
 
 
 def test_replies_that_fail_may_end_the_run_too(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pytest
 from fake_nodes import Clock
 from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.proto.node_pb2 import NodeInfo
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,6 +26,8 @@ class TimedGrid:
     extra: list[Message] = field(default_factory=list)
     pulls: list[tuple[float, frozenset[str]]] = field(default_factory=list)
     sent: list[Message] = field(default_factory=list)
+    #: Node to when it last came online.
+    online: dict[int, datetime] = field(default_factory=dict)
     due: dict[str, tuple[float, Message]] = field(default_factory=dict)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str | None]:
@@ -40,6 +44,12 @@ class TimedGrid:
                 reply = Message(RecordDict(), reply_to=message)
                 self.due[key] = (self.clock.now + delay, reply)
         return keys
+
+    def get_nodes(self) -> list[NodeInfo]:
+        return [
+            NodeInfo(node_id=node, last_activated_at=moment.isoformat())
+            for node, moment in self.online.items()
+        ]
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         wanted = frozenset(message_ids)
@@ -141,6 +151,27 @@ def test_node_that_is_late_is_busy_until_its_reply_comes_which_is_dropped(clock:
     for seconds, busy in ((5, {3}), (CLOCK_SECONDS - 6, {3}), (1, set())):
         clock.now += seconds
         assert backlog.nodes(grid) == busy
+
+
+def test_node_that_was_started_again_is_free(clock: Clock) -> None:
+    backlog, sent = Backlog(), datetime.fromtimestamp(clock.now, UTC)
+    before, after = sent - timedelta(seconds=1), sent + timedelta(seconds=1)
+    grid = TimedGrid(clock, [None, None, None], online={1: before, 2: after})
+    assert list(exchange(grid, messages(3), 10, backlog=backlog)) == []
+    assert backlog.nodes(grid) == {1, 3}
+
+
+def test_reply_is_of_the_node_that_was_asked_whatever_it_says(clock: Clock) -> None:
+    grid = TimedGrid(clock, [1.0, 30.0])
+    grid_push = grid.push_messages
+
+    def push(outgoing: Iterable[Message]) -> list[str | None]:
+        keys = grid_push(outgoing)
+        grid.due["message-0"][1].metadata.__dict__["_src_node_id"] = 2
+        return keys
+
+    grid.push_messages = push  # type: ignore[method-assign]
+    assert exchanged(grid, 10) == [(pytest.approx(1001, abs=0.5), 1)]
 
 
 def test_error_that_the_network_sends_for_a_node_is_that_node_s(clock: Clock) -> None:

@@ -1,6 +1,7 @@
 """How much clients' labels differ: against scikit-learn, and on clients drawn to differ so much."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy.stats import entropy
-from sklearn.metrics import mutual_info_score
+from sklearn.linear_model import LinearRegression
+from sklearn.metrics import mutual_info_score, r2_score
 from torch import Tensor
 
-from common.errors import UserError
-from common.model.calibration import label_shares, label_sums, prior_of
+from common.model.calibration import label_sums, prior_of
 from common.task import Task
-from server.roster.labels import PooledLabels, label_skew, pool_labels
+from server.roster.labels import PooledLabels, kind_fault, label_skew, pool_labels
 
 Array = NDArray[np.float64]
 
@@ -67,16 +68,14 @@ def test_nothing_to_tell_is_0(table: list[list[int]]) -> None:
 
 # --- Pooling ----------------------------------------------------------------------------------
 
-EDGES = torch.tensor([-1.0, 0.0, 1.0])
-
 
 def pooled(clients: list[Tensor], task: Task, outputs: int) -> PooledLabels:
-    """Pool the labels of clients; numbers are counted in four bins."""
+    """Pool the labels of clients."""
     described = [
         client(f"audio-{part}", sums=tuple(sums.tolist()), task=task)
-        for part, sums in enumerate(label_sums(labels, task, outputs, EDGES) for labels in clients)
+        for part, sums in enumerate(label_sums(labels, task, outputs) for labels in clients)
     ]
-    return pool_labels(described, task, outputs, bins=len(EDGES) + 1)
+    return pool_labels(described, task, outputs)
 
 
 @pytest.mark.parametrize("task", list(Task))
@@ -88,53 +87,88 @@ def test_pooled_labels_are_those_of_all_items_together(task: Task) -> None:
         Task.multilabel: (drawn.T > 0.5).float(),
     }[task]
     found = pooled(list(labels.split([10, 30, 20])), task, 3)
-    total = label_sums(labels, task, 3, EDGES)
-    torch.testing.assert_close(found.prior, prior_of(total, task))
-    torch.testing.assert_close(found.shares, label_shares(total, task))
-    counts = {
-        Task.regression: np.histogram(labels, bins=[-np.inf, *EDGES.tolist(), np.inf])[0] + 1 / 4,
-        Task.classification: np.bincount(labels.long().ravel() % 3) + 1 / 3,
-        Task.multilabel: labels.double().sum(dim=0) + 1 / 2,
-    }[task]
-    np.testing.assert_allclose(found.shares, counts / 61)
+    torch.testing.assert_close(found.prior, prior_of(label_sums(labels, task, 3), task))
 
 
 def test_clients_that_know_fewer_classes_have_none_of_the_others() -> None:
     short, full = [(20,), (0, 20), (0, 0, 20)], [(20, 0, 0), (0, 20, 0), (0, 0, 20)]
     task = Task.classification
     one, two = (
-        pool_labels([client("audio-0", sums=s, task=task) for s in sums], task, 3, 0)
+        pool_labels([client("audio-0", sums=s, task=task) for s in sums], task, 3)
         for sums in (short, full)
     )
     assert one.skew == two.skew > 0.9
-    assert one.shares.tolist() == pytest.approx([1 / 3] * 3)
+    assert one.prior.exp().tolist() == pytest.approx([1 / 3] * 3)
 
 
 @pytest.mark.parametrize(
-    ("task", "sums", "own", "outputs", "bins"),
+    ("task", "sums", "own", "outputs"),
     [
-        (Task.classification, (1.0, 0.0, 2.0), Task.classification, 2, 0),
-        (Task.regression, (1.0, 2.0), Task.regression, 1, 0),
-        *((Task.multilabel, (5.0, 1.0, 2.0), Task.multilabel, outputs, 0) for outputs in (1, 3)),
-        *((Task.regression, (10, 0.25, 1, 4, 6), Task.regression, 1, bins) for bins in (0, 1, 3)),
+        (Task.classification, (1.0, 0.0, 2.0), Task.classification, 2),
+        (Task.regression, (1.0, 2.0), Task.regression, 1),
+        (Task.regression, (10, 0.25, 1, 4, 6), Task.regression, 1),
+        *((Task.multilabel, (5.0, 1.0, 2.0), Task.multilabel, outputs) for outputs in (1, 3)),
         # Sums that would fit, of another task.
-        (Task.regression, (18.0, 22.6, 39.7), Task.classification, 3, 0),
-        (Task.regression, (18.0, 22.6, 39.7), Task.multilabel, 2, 0),
+        (Task.regression, (18.0, 22.6, 39.7), Task.classification, 3),
+        (Task.regression, (18.0, 22.6, 39.7), Task.multilabel, 2),
     ],
 )
-def test_labels_that_the_server_does_not_know_are_refused_with_their_client(
-    task: Task, sums: tuple[float, ...], own: Task, outputs: int, bins: int
+def test_labels_that_the_server_does_not_know_are_a_fault(
+    task: Task, sums: tuple[float, ...], own: Task, outputs: int
 ) -> None:
-    with pytest.raises(UserError, match="client audio-7 has labels for"):
-        pool_labels([client("audio-7", sums=sums, task=task)], own, outputs, bins)
+    fault = kind_fault(client("audio-7", sums=sums, task=task), own, outputs)
+    assert fault is not None and fault.startswith("labels for ")
 
 
-def test_skew_of_numbers_is_that_of_their_bins() -> None:
-    low, high = -2 - torch.rand(50), 2 + torch.rand(50)
-    apart = pooled([low, high], Task.regression, 1).skew
-    assert apart == pytest.approx(1 - 1 / 200 / math.log(2))
-    mixed = [torch.cat([low[:25], high[:25]]), torch.cat([low[25:], high[25:]])]
-    assert pooled(mixed, Task.regression, 1).skew == 0
+numbers = st.lists(
+    st.lists(st.integers(-9, 9).map(float), min_size=1, max_size=9), min_size=1, max_size=6
+)
+
+
+@given(numbers, st.sampled_from([1e-4, 1.0, 1e4]), st.sampled_from([0.0, 1000.0]))
+def test_skew_of_numbers_is_adjusted_r2_of_a_regression_on_the_client(
+    clients: list[list[float]], unit: float, shift: float
+) -> None:
+    """Whatever the unit of the labels, and where their zero is."""
+    found = pooled(
+        [unit * (torch.tensor(own, dtype=torch.float64) + shift) for own in clients],
+        Task.regression,
+        1,
+    ).skew
+    labels, owners = (
+        np.concatenate(clients),
+        np.repeat(np.arange(len(clients)), list(map(len, clients))),
+    )
+    free = len(labels) - len(clients)
+    if free == 0 or labels.std() == 0:
+        assert found == 0
+        return
+    design = owners[:, None] == np.arange(len(clients))
+    told = r2_score(
+        labels, LinearRegression(fit_intercept=False).fit(design, labels).predict(design)
+    )
+    adjusted = 1 - (1 - told) * (len(labels) - 1) / free
+    assert found == pytest.approx(np.clip(adjusted, 0, 1), abs=1e-6)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.9])
+def test_skew_of_numbers_is_the_share_of_variance_that_clients_explain(share: float) -> None:
+    """On average, however few items a client has."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(40):
+        means = rng.normal(size=(40, 1)) * np.sqrt(share)
+        drawn = means + rng.normal(size=(40, 5)) * np.sqrt(1 - share)
+        found.append(pooled(list(torch.from_numpy(drawn)), Task.regression, 1).skew)
+    assert np.mean(found) == pytest.approx(share, abs=0.04)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1e9 / 3])
+def test_numbers_that_are_all_equal_are_not_skewed_and_have_a_unit(value: float) -> None:
+    found = pooled(
+        [torch.full((n,), value, dtype=torch.float64) for n in (3, 7, 11)], Task.regression, 1
+    )
+    assert found.skew == 0
+    assert found.prior.tolist() == pytest.approx([value, 1.0], rel=1e-15)
 
 
 def test_skew_of_several_labels_is_the_mean_over_them() -> None:
@@ -143,3 +177,34 @@ def test_skew_of_several_labels_is_the_mean_over_them() -> None:
     rest = torch.tensor([[0.0, 1.0, 0.0], [0.0, 0.0, 0.0]]).repeat(25, 1)
     found = pooled([split, rest], Task.multilabel, 3).skew
     assert found == pytest.approx((1 - 1 / 200 / math.log(2)) / 3)
+
+
+# --- Names ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("names", "expected", "fits"),
+    [
+        (("a", "b"), ("a", "b"), True),
+        (("a", "b"), ("a", "b", "c"), True),  # the last class never occurred
+        (("b", "c"), ("a", "b", "c"), False),
+        ((), ("1", "2"), False),  # classes from 0 are not those from 1
+        ((), ("0", "1", "2"), True),
+        (("0", "1"), (), True),
+        (("1", "2"), (), False),
+    ],
+)
+def test_a_class_means_the_same_everywhere(
+    names: tuple[str, ...], expected: tuple[str, ...], fits: bool
+) -> None:
+    site = replace(client("audio-0", sums=(3.0, 4.0), task=Task.classification), label_names=names)
+    fault = kind_fault(site, Task.classification, 3, expected)
+    assert (fault is None) == fits
+    assert fits or "classes=" in str(fault)
+
+
+def test_labels_with_names_are_in_the_same_order() -> None:
+    site = client("audio-0", sums=(9.0, 3.0, 4.0), task=Task.multilabel)
+    for names, fits in ((("joy", "sad"), True), (("sad", "joy"), False), ((), True)):
+        fault = kind_fault(replace(site, label_names=names), Task.multilabel, 2, ("joy", "sad"))
+        assert (fault is None) == fits

@@ -1,11 +1,12 @@
 """The registry over a grid in memory: who is asked, who is known, what is refused."""
 
+import time
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from fake_nodes import KNOWN, Answer, Clock, client, failing, hosting, named, silent
+from fake_nodes import TERMS, Answer, Clock, client, failing, hosting, named, silent
 from flwr.app import ConfigRecord, Error, Message, RecordDict
 from flwr.common.constant import ErrorCode
 
@@ -13,7 +14,9 @@ import server.roster.registry
 from common.clients import ClientKey
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription, NodeDescription
+from common.model.linear import LinearSums
 from common.protocol import encode_description
+from common.task import Task
 from server.roster.registry import QUERY_AGAIN, Registry
 
 
@@ -21,11 +24,11 @@ class Roster:
     """A registry and its nodes, of which some are registered, as in ``n7="audio-0"``."""
 
     def __init__(self, nodes: dict[int, Answer], **registered: str) -> None:
-        self.grid, self.registry = named(nodes, **registered), Registry()
+        self.grid, self.registry = named(nodes, **registered), Registry(TERMS)
 
     def faults(self, timeout: float = 1) -> list[str]:
         """Look at the nodes once more."""
-        return [str(error) for error in self.registry.refresh(self.grid, KNOWN, timeout)]
+        return [str(error) for error in self.registry.refresh(self.grid, timeout)]
 
     @property
     def nodes(self) -> dict[str, int]:
@@ -78,6 +81,15 @@ def test_node_that_does_not_answer_holds_up_nobody_and_is_asked_once() -> None:
     assert roster.grid.asked == [1, 2]
 
 
+def test_node_that_never_answers_is_waited_for_when_it_is_asked_and_not_in_every_round() -> None:
+    roster, times = Roster({1: silent, 2: hosting("audio-0")}), []
+    for _ in range(3):
+        began = time.monotonic()
+        roster.faults(timeout=0.3)
+        times.append(time.monotonic() - began)
+    assert times[0] >= 0.3 > max(times[1:])
+
+
 # --- What is refused --------------------------------------------------------------------------
 
 
@@ -103,12 +115,21 @@ def moments(count: float = 1, mean: float = 1, squares: float = 1) -> FeatureMom
     return FeatureMoments(*(np.full(4, float(value)) for value in (count, mean, squares)))
 
 
+def linear(mean: float = 1.0, square: float = 5.0) -> LinearSums:
+    """Sums that fit the label sums of a client of ten items, by default."""
+    means = torch.tensor([0, 0, 0, 0, mean], dtype=torch.float64)
+    squares = torch.tensor([3, 3, 3, 3, square], dtype=torch.float64)
+    return LinearSums(10.0, means, torch.diag(squares), 4)
+
+
 @pytest.mark.parametrize(
     ("nodes", "words"),
     [
         ({17: hosting("audio-0"), 23: hosting("audio-0")}, "17 23 audio-0 part=1"),
-        ({5: of_shape("audio-0", 4), 6: of_shape("audio-1", 6)}, "audio-0 4 audio-1 6"),
-        ({5: of_shape("audio-0", 5, 4), 6: of_shape("audio-1", 7, 4)}, "audio-0 5 audio-1 7"),
+        ({5: of_shape("audio-1", 6)}, "node 5: audio is 6 wide at client audio-1 but 4 wide in"),
+        ({5: of_shape("audio-1", 7, 4)}, "audio 7 at client audio-1 but 4 wide in"),
+        (impossible(task=Task.multilabel), "client audio-0 labels for task=multilabel regression"),
+        (impossible(label_sums=torch.ones(4)), "client audio-0 labels for 4 outputs for 3"),
         ({5: hosting(error="data=x.npz does not exist")}, "node 5: data=x.npz does not exist"),
         ({5: failing}, "node 5: no route"),
         ({5: another_protocol}, "node 5: it speaks another protocol"),
@@ -119,6 +140,8 @@ def moments(count: float = 1, mean: float = 1, squares: float = 1) -> FeatureMom
         (impossible(moments=moments(mean=np.inf)), "client audio-0 cannot be"),
         (impossible(moments=moments(squares=-1)), "client audio-0 cannot be"),
         (impossible(moments=moments(count=-1)), "client audio-0 cannot be"),
+        (impossible(linear=linear(mean=0.2)), "client audio-0 linear expert disagree"),
+        (impossible(linear=linear(square=-1)), "client audio-0 linear expert semi-definite"),
     ],
 )
 def test_nodes_that_cannot_take_part_are_named_and_why(
@@ -156,17 +179,32 @@ def test_node_is_no_other_client_than_it_is_registered_as(said: str) -> None:
 
 @pytest.mark.parametrize(
     ("registered", "words", "holder"),
-    [({}, "node 1 node 2", 2), ({"n1": "audio-0", "n2": "vision-0"}, "registered as vision-0", 1)],
+    [
+        ({}, "nodes 1 and 2 both say that they are audio-0; node 2 is left out part=1", 1),
+        ({"n1": "audio-0", "n2": "vision-0"}, "node 2 is registered as vision-0", 1),
+        ({"n1": "audio-0", "n2": "audio-0"}, "node 2 takes the place of node 1", 2),
+    ],
 )
-def test_restarted_node_takes_its_client_over_and_an_impostor_does_not(
+def test_of_two_that_claim_a_client_the_registered_name_decides_or_who_came_first(
     registered: dict[str, str], words: str, holder: int
 ) -> None:
     roster = Roster({1: hosting("audio-0")}, **registered)
-    roster.faults()
+    assert roster.faults() == []
     roster.grid.nodes[2] = hosting(client("audio-0", examples=9))
     (line,) = roster.faults()
     assert all(word in line for word in words.split())
     assert roster.nodes == {"audio-0": holder}
+
+
+def test_a_claimant_may_have_the_client_when_the_other_node_is_gone() -> None:
+    roster = Roster({1: hosting("audio-0")})
+    roster.faults()
+    roster.grid.nodes[2] = hosting("audio-0")
+    assert len(roster.faults()) == 1 and roster.faults() == []
+    del roster.grid.nodes[1]
+    assert roster.faults() == []
+    assert roster.nodes == {"audio-0": 2}
+    assert roster.grid.asked == [1, 2, 2]
 
 
 def test_node_without_a_name_is_not_even_asked_where_others_have_one() -> None:
@@ -196,17 +234,18 @@ def test_node_without_a_name_is_left_out_when_the_first_with_one_comes() -> None
 # --- Pooled sums ------------------------------------------------------------------------------
 
 
-def test_moments_are_pooled_by_modality() -> None:
-    clients = client("audio-0", examples=5), client("audio-11", examples=9), client("vision-0")
-    pooled = known(*clients).moments()
-    assert set(pooled) == {"audio", "vision"}
-    rows = np.concatenate(
-        [np.random.default_rng([n, length]).normal(size=(n, 4)) for n, length in ((5, 7), (9, 8))]
+def test_sums_for_linear_experts_are_let_go_of_and_not_taken_in_again() -> None:
+    with_sums = replace(client("audio-0"), linear=linear())
+    roster = Roster({1: hosting(with_sums)})
+    assert roster.faults() == []
+    member = roster.registry.members[with_sums.key]
+    assert member.client.linear is not None and torch.equal(
+        member.client.linear.scatter, linear().scatter
     )
-    np.testing.assert_allclose(pooled["audio"].count, 14)
-    np.testing.assert_allclose(pooled["audio"].mean, rows.mean(axis=0))
-    np.testing.assert_allclose(pooled["audio"].std, rows.std(axis=0))
-    np.testing.assert_allclose(pooled["vision"].mean, clients[2].moments.mean)
+    roster.registry.forget_linear()
+    roster.grid.nodes[2] = hosting(replace(client("audio-1"), linear=linear()))
+    assert roster.faults() == [] and len(roster.nodes) == 2
+    assert all(each.client.linear is None for each in roster.registry.members.values())
 
 
 # --- Nodes that are slow to answer --------------------------------------------------------------

@@ -17,7 +17,8 @@ from wire import assert_same
 
 from common.errors import UserError
 from common.seal import read_sealed, write_sealed
-from server.run.checkpoint import FORMAT, Checkpoint, Checkpoints, read_checkpoint
+from server.model_file import CHECKPOINT
+from server.run.checkpoint import Checkpoint, Checkpoints, read_checkpoint
 
 
 @pytest.fixture
@@ -142,7 +143,7 @@ def test_another_format_or_no_file_is_refused_with_the_reason(kept: Checkpoints)
     arrays = {name: tensor.numpy() for name, tensor in tensors.items()}
     for other in ("ha-fedformer-checkpoint-0", None):
         write_sealed(kept.path(2), arrays, {**header, "format": other})
-        with pytest.raises(UserError, match=f"has format {other}, expected {FORMAT}"):
+        with pytest.raises(UserError, match=f"has format {other}, expected {CHECKPOINT}"):
             read_checkpoint(kept.path(2))
     with pytest.raises(UserError, match=r"3\.safetensors cannot be read: No such file"):
         read_checkpoint(kept.path(3))

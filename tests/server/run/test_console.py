@@ -64,6 +64,20 @@ def test_what_is_missing_from_a_round_is_warned_of_and_never_cut() -> None:
     ]
 
 
+def test_a_client_whose_changes_are_scaled_down_by_much_is_named_once() -> None:
+    clipped = [{"audio-0": 3.0, "audio-1": 37.21}, {"audio-0": 12.0, "audio-1": 1e9}]
+
+    def show(console: RunConsole) -> None:
+        for each in clipped:
+            console.round(record(clipped=each))
+
+    warnings = [line for line in shown(show).splitlines() if line.startswith("warning")]
+    assert warnings == [
+        "warning: audio-1: 37.2 times the usual change: scaled down",
+        "warning: audio-0: 12 times the usual change: scaled down",
+    ]
+
+
 @pytest.mark.parametrize("line", ["run folder: /data/[old]/run", "a [/b] c", "[bold]x"])
 def test_line_is_printed_as_it_is_without_a_bar(line: str) -> None:
     assert shown(lambda console: console.tell(line)) == f"{line}\n"

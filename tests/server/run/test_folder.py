@@ -1,13 +1,17 @@
 """What a run leaves on disk, and what it refuses to write over."""
 
+import errno
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
 from data_checks import files
+from tiny_runs import tiny
 
 from common.errors import UserError
+from server.app import prepare
 from server.run.folder import ROUNDS, SUMMARY, RunFolder
 
 
@@ -52,16 +56,29 @@ def test_path_through_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(raised.value)
 
 
+def no_room(source: object, target: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_an_old_file_stays_when_writing_breaks_off(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = RunFolder(tmp_path)
     folder.write("x.bin", b"first")
-
-    def break_off(source: object, target: object) -> None:
-        raise OSError("no space left")
-
-    with monkeypatch.context() as patch, pytest.raises(OSError, match="no space"):
-        patch.setattr(os, "replace", break_off)
+    why = "No space left on device; free some space, or choose another place"
+    said = re.escape(f"{tmp_path}/x.bin cannot be written: {why}")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=f"^{said}$"):
+        patch.setattr(os, "replace", no_room)
         folder.write("x.bin", b"second")
     assert files(tmp_path) == {ROUNDS: b"", "x.bin": b"first"}
+
+
+def test_full_disk_leaves_the_folder_to_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny("tracking=none")
+    with monkeypatch.context() as patch, pytest.raises(UserError, match="No space left"):
+        patch.setattr(os, "replace", no_room)
+        prepare(config, tmp_path)
+    assert files(tmp_path) == {}
+    prepare(config, tmp_path)

@@ -19,9 +19,11 @@ from server.run.interruption import InterruptedRunError, interruptible
 Make = Callable[..., Path]
 
 
-@pytest.mark.parametrize("name", RUNS)
-def test_resumed_it_ends_as_if_uninterrupted(whole: Make, interrupted: Make, name: str) -> None:
-    folder = interrupted(name)
+@pytest.mark.parametrize(("name", "rounds"), [*((name, 1) for name in RUNS), ("overshooting", 2)])
+def test_resumed_it_ends_as_if_uninterrupted(
+    whole: Make, interrupted: Make, name: str, rounds: int
+) -> None:
+    folder = interrupted(name, rounds)
     go_on(folder)
     assert left_in(folder) == left_in(whole(name))
     assert [path.name for path in folder.parent.iterdir()] == ["run"]
@@ -155,3 +157,60 @@ def test_time_goes_on_where_it_stood(interrupted: Make) -> None:
     summary = json.loads((folder / "summary.json").read_text())
     seconds = json.loads((folder / "rounds.jsonl").read_text().splitlines()[2])["seconds"]
     assert 0 < kept.seconds + seconds <= summary["seconds"] < 600
+
+
+# The best round -----------------------------------------------------------------------------------
+
+
+def delivered(folder: Path) -> int:
+    return int(left_in(folder)[1]["delivered_round"])
+
+
+def test_the_best_round_is_kept_for_a_resume_however_few_are(tmp_path: Path, whole: Make) -> None:
+    folder = tmp_path / "run"
+    begin(folder, *RUNS["overshooting"], "rounds=3", "checkpoint.keep=1", before=3)
+    assert Checkpoints(folder / "checkpoints").rounds() == [1, 2]
+    go_on(folder)
+    assert Checkpoints(folder / "checkpoints").rounds() == [1, 3]
+    left = left_in(folder)
+    assert left == left_in(whole("overshooting"))
+    assert (left[1]["delivered_round"], left[1]["rounds"]) == (1, 3)
+    assert left[1]["validation"] == left[0][0]["validation"]
+    assert left[2]["model.safetensors"] != left[2]["last.safetensors"]
+
+
+@pytest.mark.parametrize("spoil", [damage, Path.unlink])
+def test_without_the_best_round_the_last_passes_for_it(
+    interrupted: Make, spoil: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = interrupted("overshooting", 2)
+    spoil(Checkpoints(folder / "checkpoints").path(1))
+    go_on(folder)
+    assert "; round 2 passes for the best so far" in capsys.readouterr().out
+    assert delivered(folder) == 2
+
+
+def test_a_resumed_run_may_deliver_its_last_round_instead(interrupted: Make, whole: Make) -> None:
+    folder = interrupted("overshooting", 2)
+    go_on(folder, "checkpoint.deliver=last")
+    _, summary, models = left_in(folder)
+    assert summary["delivered_round"] == 3
+    last = left_in(whole("overshooting"))[2]["last.safetensors"]
+    assert models == {"model.safetensors": last}
+
+
+def test_a_run_out_of_patience_goes_on_with_more_of_it(tmp_path: Path, whole: Make) -> None:
+    folder = tmp_path / "run"
+    begin(folder, *RUNS["overshooting"], "rounds=3", "patience=1")
+    _, summary, _ = left_in(folder)
+    assert (summary["rounds"], summary["delivered_round"]) == (2, 1)
+    assert "patience: 1" in (folder / "config.yaml").read_text()
+    go_on(folder, "patience=2")
+    assert left_in(folder) == left_in(whole("overshooting"))
+
+
+def test_patience_counts_on_in_a_run_that_gets_more_rounds(tmp_path: Path, whole: Make) -> None:
+    folder = tmp_path / "run"
+    begin(folder, *RUNS["overshooting"], "rounds=2", "patience=2")
+    go_on(folder, "rounds=9")
+    assert left_in(folder) == left_in(whole("overshooting"))

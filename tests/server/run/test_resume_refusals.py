@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from broken_runs import ONE, RUNS, damage, execute, go_on
+from broken_runs import ONE, RUNS, begin, damage, execute, go_on
 from data_checks import files
 from forked_command import forked_command
 from omegaconf import OmegaConf
@@ -101,14 +101,14 @@ def written(folder: Path, config: Config) -> dict[str, object]:
 
 
 def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path) -> None:
-    former = ["runtime=sequential", "runtime.node_timeout=5", "checkpoint.best=false"]
+    former = ["runtime=sequential", "runtime.node_timeout=5", "checkpoint.deliver=last"]
     free = ["rounds=40", "runtime.absent=abort", "checkpoint.keep=7", "tracking=mlflow"]
-    free += ["console=json", "resume=x"]
+    free += ["console=json", "resume=x", "patience=3"]
     written(tmp_path, compose(Config, [*former, "run_dir=x"]))
     given = [*free, "run_dir=y"]
     config = resumed_config(tmp_path / CONFIG, compose(Config, given), given)
     assert config == compose(Config, [*former, *free, "run_dir=x"])
-    assert (config.runtime.name, config.checkpoint.best) == ("sequential", False)
+    assert (config.runtime.name, config.checkpoint.deliver) == ("sequential", "last")
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,13 @@ def change_round(number: int, **changes: object) -> Callable[[Path], None]:
         ),
         *(
             (change_round(2, validation=scores), f"{ROUNDS} is damaged: round 2 lacks")
-            for scores in ({}, {"multimodal": {"corr": 0.5}}, {name: {} for name in SCORED})
+            for scores in (
+                {},
+                {"multimodal": {"corr": 0.5}},
+                {name: {} for name in SCORED},
+                {name: {"corr": 0.5} for name in SCORED},
+                {name: {"mae": 0.5} for name in SCORED},
+            )
         ),
         (change_round(1, validation={}), f"{ROUNDS} is damaged: round 1 lacks"),
         (change_round(2, validation=3), f"{ROUNDS} is damaged: validation: "),
@@ -187,6 +193,17 @@ def test_fewer_rounds_than_are_done(interrupted: Make, whole: Make) -> None:
         line = refused(whole(), *given)
         assert line == f"resume={whole()}: that run has its 3 rounds; for more, give rounds=…"
     assert "that run has its 2 rounds" in refused(interrupted(rounds=2), "rounds=1")
+
+
+def test_patience_that_is_at_its_end(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    begin(folder, *RUNS["overshooting"], "rounds=3", "patience=1")
+    for given in ([], ["rounds=9"], ["patience=1"]):
+        line = refused(folder, *given)
+        assert line == (
+            f"resume={folder}: patience=1 ends that run after its 2 rounds; to go on, give a "
+            "larger one, or patience=null"
+        )
 
 
 def test_a_baseline_cannot_be_resumed(tmp_path: Path) -> None:

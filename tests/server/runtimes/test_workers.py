@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -31,11 +33,16 @@ def with_workers(config: Config, log: Path) -> LocalGrid:
     return LocalGrid(ClientApp(), NODES, Workers(config, NODES, log))
 
 
-def query(grid: LocalGrid, lifetime: float = 3600.0) -> list[str]:
-    """Ask every node; return the keys of the replies."""
-    nodes = grid.get_node_ids()
+def query(
+    grid: LocalGrid,
+    lifetime: float = 3600.0,
+    nodes: Sequence[int] | None = None,
+    group: str = "",
+) -> list[str]:
+    """Ask every node, or some; return the keys of the replies."""
     return grid.push_messages(
-        [Message(encode_query(), node, MessageType.QUERY, ttl=lifetime) for node in nodes]
+        Message(encode_query(), node, MessageType.QUERY, ttl=lifetime, group_id=group)
+        for node in nodes or grid.get_node_ids()
     )
 
 
@@ -81,6 +88,20 @@ def test_messages_that_have_expired_make_room(tmp_path: Path) -> None:
         assert not grid._workers._running
 
 
+def test_late_replies_keep_no_message_of_the_next_round_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = app_that(lambda message, _: Message(encode_query(), reply_to=message))
+    monkeypatch.setattr(server.runtimes.local, "make_client_app", app)
+    with with_workers(tiny(), tmp_path / "log") as grid:
+        late = query(grid, nodes=[1, 2, 3, 4], group="1")
+        assert list(grid.pull_messages([])) == []
+        assert soon(lambda: all(future.done() for future in grid._workers._running.values()))
+        assert len(grid._workers._running) == len(late)
+        assert len(list(answers(grid, query(grid, nodes=[5, 6], group="2")))) == 2
+        assert len(list(answers(grid, late))) == 4
+
+
 def test_a_dead_process_costs_its_messages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     died = tmp_path / "died"
 
@@ -99,6 +120,29 @@ def test_a_dead_process_costs_its_messages(tmp_path: Path, monkeypatch: pytest.M
     assert 1 in {reply.metadata.src_node_id for reply in lost}
     assert len(again) == NODES
     assert not any(reply.has_error() for reply in again)
+
+
+def test_a_dead_process_loses_no_message_that_is_not_waited_for_and_keeps_no_other_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    died = tmp_path / "died"
+
+    def answer(message: Message, _: Context) -> Message:
+        if not died.exists():
+            died.touch()
+            os._exit(9)
+        return Message(encode_query(), reply_to=message)
+
+    monkeypatch.setattr(server.runtimes.local, "make_client_app", app_that(answer))
+    with with_workers(tiny(), tmp_path / "log") as grid:
+        late = query(grid, nodes=[1])
+        assert list(grid.pull_messages([])) == []
+        assert soon(grid._workers._running[late[0]].done) and died.exists()
+        # One of another round, while nobody looks for the first.
+        (reply,) = answers(grid, query(grid, nodes=[2]))
+        assert not reply.has_error()
+        (reply,) = answers(grid, late)
+        assert not reply.has_error()
 
 
 def runs(process: int | None) -> bool:
@@ -131,24 +175,40 @@ def test_processes_end_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert ended([process.pid for process in processes])
 
 
-def _serve(folder: Path, pipe: Connection) -> None:
-    server.runtimes.local.make_client_app = app_that(stuck)
+def stuck_in_c(message: Message, _: Context) -> Message:
+    """Keep all other threads of the process from running."""
+    re.match("(a+)+b", 60 * "a")
+    return message
+
+
+def _serve(folder: Path, pipe: Connection, answer: Callable[..., Message]) -> None:
+    server.runtimes.local.make_client_app = app_that(answer)
     with with_workers(tiny(), folder / "log") as grid:
         list(grid.pull_messages(query(grid)))
+        assert soon(lambda: grid._workers._begin[-1].value >= 2)
         pipe.send([process.pid for process in multiprocessing.active_children()])
         time.sleep(600)
 
 
-def test_processes_end_with_a_server_that_is_killed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("answer", [stuck, stuck_in_c])
+def test_processes_end_with_a_server_that_is_killed(
+    tmp_path: Path, answer: Callable[..., Message]
+) -> None:
     ours, theirs = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=_serve, args=(tmp_path, theirs))
+    arguments = (tmp_path, theirs, answer)
+    process = multiprocessing.get_context("fork").Process(target=_serve, args=arguments)
     process.start()
     assert ours.poll(60)
     workers = ours.recv()
     assert len(workers) == 2 and all(map(runs, workers))
     process.kill()
     process.join()
-    assert ended(workers)
+    try:
+        assert ended(workers)
+    finally:
+        for worker in workers:
+            with suppress(ProcessLookupError):
+                os.kill(worker, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,19 +13,25 @@ import httpx
 import numpy as np
 import pytest
 from made_up_models import OUTPUTS
-from service_models import Served, item, small_predictor
+from service_models import (
+    Served,
+    SlowPredictor,
+    ask,
+    connect,
+    counted,
+    item,
+    small_predictor,
+    until,
+    waiting,
+)
 
 from common.config import ServeConfig
 from common.errors import UserError
 from common.task import Task
-from server.prediction.predictor import Predictions, Predictor
-from server.run.folder import CONFIG, MODEL, SUMMARY
+from server.prediction.predictor import Predictor
+from server.run.folder import CHECKPOINTS, CONFIG, LAST, MODEL, SUMMARY
 from server.service.answers import ExampleAnswer, describe
 from server.service.examples import Examples
-
-
-def ask(client: httpx.Client, *items: Any, **others: Any) -> httpx.Response:
-    return client.post("/predict", json={"items": items, **others})
 
 
 def error_of(answer: httpx.Response) -> str:
@@ -36,22 +41,6 @@ def error_of(answer: httpx.Response) -> str:
     message = answer.json()["error"]
     assert message and "\n" not in message
     return str(message)
-
-
-def counted(client: httpx.Client, name: str) -> float:
-    found = re.search(rf"^{re.escape(name)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
-
-
-def waiting(client: httpx.Client) -> float:
-    return counted(client, "utmp_waiting_items")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 # Predictions ------------------------------------------------------------------------------------
@@ -152,20 +141,47 @@ def still_predicts(client: httpx.Client) -> bool:
     return ask(client, {"audio": [[1, 2, 3]]}).status_code == 200
 
 
+LOCAL = ["localhost", "LocalHost:1", "127.0.0.1:8100", "127.8.0.1", "[::1]", "[::1]:8100"]
+ELSEWHERE = ["10.0.0.5:80", "[fe80::1]:9", "192.0.2.7", "0.0.0.0"]
+STRANGE = ["evil.example", "localhost.evil.example:80", "a:80:80", "[::1", "", "x y", "é"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "known", "unknown"),
+    [
+        ({}, LOCAL, [*ELSEWHERE, *STRANGE, "models.example.org"]),
+        ({"allowed_hosts": ["Models.example.org"]}, [*LOCAL, "models.example.ORG:443"], STRANGE),
+        ({"host": "gpu7"}, ["gpu7:8100", *LOCAL, *ELSEWHERE], STRANGE),
+        ({"host": "0.0.0.0", "token": "s3cret"}, [*LOCAL, *ELSEWHERE], STRANGE),
+    ],
+)
+def test_a_name_of_somebody_else_is_refused(
+    served: Served, settings: dict[str, Any], known: list[str], unknown: list[str]
+) -> None:
+    with served(**settings) as client:
+        for host in known:
+            assert client.get("/examples", headers=[(b"host", host.encode())]).status_code == 200
+        for host in unknown:
+            for path in ("/", "/health", "/examples"):
+                answer = client.get(path, headers=[(b"host", host.encode("latin-1"))])
+                assert answer.status_code == 400
+                assert error_of(answer).startswith(f"the Host header is {host!r}; expected an addr")
+        refused = counted(client, 'utmp_requests_total{route="other",status="400"}')
+        assert refused == 3 * len(unknown)
+
+
+def test_a_request_without_a_host_is_refused(client: httpx.Client) -> None:
+    address = (client.base_url.host, client.base_url.port or 0)
+    with socket.create_connection(address, 10) as connection:
+        connection.sendall(b"GET /health HTTP/1.0\r\n\r\n")
+        assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+
+
 def test_an_endless_body_is_refused_early(client: httpx.Client) -> None:
     pieces = (b'{"items": [' + b"0" * (1 << 20) for _ in range(64))
     answer = client.post("/predict", content=pieces, headers=JSON)
     assert answer.status_code == 413 and "too large" in error_of(answer)
     assert still_predicts(client)
-
-
-def connect(client: httpx.Client, *, length: int, header: str = "") -> socket.socket:
-    """Send the head of a request; what follows is up to the test."""
-    connection = socket.create_connection((client.base_url.host, client.base_url.port or 0), 10)
-    connection.settimeout(10)
-    head = "POST /predict HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-    connection.sendall(f"{head}{header}Content-Length: {length}\r\n\r\n".encode())
-    return connection
 
 
 def test_a_declared_length_is_refused_before_anything_is_sent(client: httpx.Client) -> None:
@@ -195,23 +211,6 @@ def test_a_body_that_takes_too_long(served: Served, monkeypatch: pytest.MonkeyPa
 
 
 # Overload and faults ----------------------------------------------------------------------------
-
-
-class SlowPredictor(Predictor):
-    """A model that answers once it is open."""
-
-    open = threading.Event()
-
-    def predict_sequences(self, *given: Any) -> Predictions:
-        assert self.open.wait(20)
-        return super().predict_sequences(*given)
-
-
-@pytest.fixture
-def slow(predictor: Predictor) -> Iterator[SlowPredictor]:
-    SlowPredictor.open.clear()
-    yield SlowPredictor(predictor.model, predictor.fusion, predictor.max_seq_len)
-    SlowPredictor.open.set()
 
 
 def check_overload(refused: httpx.Response, message: str) -> None:
@@ -340,11 +339,24 @@ def test_facts_of_the_run(
     config = ServeConfig(model=str(tmp_path))
     if damaged is None:
         strategy = "fedavg" if "fedavg" in settings else None
-        facts = {"strategy": strategy, "rounds": None, "seed": 7, "test": {"corr": 0.5}}
+        facts = {"strategy": strategy, "rounds": None, "delivered_round": None, "seed": 7}
+        facts["test"] = {"corr": 0.5}
         assert describe(config, predictor, []).training == facts
         return
     with pytest.raises(UserError, match=f"^{re.escape(f'{tmp_path}/{damaged}')}$"):
         describe(config, predictor, [])
+
+
+@pytest.mark.parametrize("place", [LAST, f"{CHECKPOINTS}/round-000002.safetensors"])
+def test_a_model_that_was_not_delivered_has_no_scores_of_the_run(
+    predictor: Predictor, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / CHECKPOINTS).mkdir()
+    summary = '{"test": {"multimodal": {"corr": 0.5}}, "seed": 7}'
+    for name, content in ((CONFIG, "seed: 7"), (SUMMARY, summary), (place, "")):
+        (tmp_path / name).write_text(content)
+    answer = describe(ServeConfig(model=str(tmp_path / place)), predictor, [])
+    assert (answer.name, answer.training) == (tmp_path.name, {})
 
 
 def test_the_model(client: httpx.Client, predictor: Predictor) -> None:
@@ -360,6 +372,14 @@ def test_the_model(client: httpx.Client, predictor: Predictor) -> None:
     assert model["fusion"] == {"rule": "reliability", "weights": predictor.fusion.weights}
     assert model["limits"] == {"max_body_bytes": 1 << 17, "max_items": 20, "max_steps": 9}
     assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
+
+
+@pytest.mark.parametrize("sentiment", [True, False])
+def test_only_sentiment_has_a_class_of_seven_and_a_sign(served: Served, sentiment: bool) -> None:
+    with served(model=small_predictor(sentiment=sentiment)) as client:
+        (found,) = ask(client, item(4)).json()["predictions"]
+        for record in (found, *found["modalities"].values()):
+            assert ("seven_class" in record) == ("sign" in record) == sentiment
 
 
 def test_examples(served: Served) -> None:
@@ -382,7 +402,7 @@ def test_the_schema_lists_every_answer(client: httpx.Client) -> None:
     paths = "/health /predict /model /examples /examples/{number} /metrics"
     assert list(schema["paths"]) == paths.split()
     predict = schema["paths"]["/predict"]["post"]
-    assert " ".join(predict["responses"]) == "200 401 400 408 413 415 422 500 503"
+    assert " ".join(predict["responses"]) == "200 400 401 408 413 415 422 500 503"
     references = set(re.findall(r'"#/components/schemas/([^"]+)"', json.dumps(schema)))
     assert references <= set(schema["components"]["schemas"])
     request = predict["requestBody"]["content"]["application/json"]["schema"]
@@ -391,7 +411,7 @@ def test_the_schema_lists_every_answer(client: httpx.Client) -> None:
     assert features["additionalProperties"] is False and "required" not in features
     assert list(features["properties"]) == ["id", "language", "audio", "vision"]
     table = features["properties"]["vision"]["anyOf"][0]
-    assert table["description"] == "At most 3 steps of 2 numbers each."
+    assert table["description"].startswith("At most 3 steps of 2 numbers each; null where one is ")
     assert (table["maxItems"], table["items"]["maxItems"]) == (3, 2)
     assert client.get("/openapi.json").json() == schema
 

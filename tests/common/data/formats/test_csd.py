@@ -88,6 +88,7 @@ def test_intervals_without_end_and_signalling_nan_are_read_in_silence(tmp_path: 
     items = read(make(tmp_path, COVAREP={"v": (np.ones((4, 1)), times)})).items
     assert items.sequences["audio"].lengths.tolist() == [1, 0, 0]
     nan = np.full((1, 2), 0x7FF4000000000000, "u8").view("f8")
+    nan[0, 1] = 1
     make(tmp_path, COVAREP={"v[0]": (nan, [[0.0, 1.0]])})
     assert read(tmp_path).items.not_finite()
 
@@ -146,7 +147,7 @@ def test_a_wrong_segment_is_named(tmp_path: Path, entry: Entry, words: list[str]
             ["Opinion_Labels.csd", "two items", "'v[0]'"],
         ),
         (labelled([[1.0, 2.0]]), {}, ["Opinion_Labels.csd", "[2]", "expected 1, or 7"]),
-        (labelled([[np.nan]]), {}, ["Opinion_Labels.csd", "every label is NaN"]),
+        (labelled([[np.nan]]), {}, ["Opinion_Labels.csd", "every label is missing"]),
         (
             LABELS,
             {"glove": dict.fromkeys(LABELS, (NO_STEPS, TWO))},
@@ -256,3 +257,26 @@ def test_the_file_that_a_link_leads_to_is_not_opened(
     monkeypatch.setattr(h5py.Group, "get", get)
     fails(tmp_path, words=["glove.csd", "not a group in this file"])
     assert not opened
+
+
+def test_words_go_into_the_intervals_of_their_videos_labels(tmp_path: Path) -> None:
+    """After word alignment the segment v[1] is the second word, and no label's."""
+    labels = {"v": ([[1.0], [2.0]], [[0.0, 2.0], [2.0, 4.0]])}
+    words = {f"v[{word}]": ([[word + 1.0]], [[word, word + 1.0]]) for word in (3, 1, 0, 2)}
+    items = read(make(tmp_path, labels, glove={**words, "w[0]": ([[9.0]], [[0.0, 1.0]])})).items
+    assert items.ids.tolist() == ["v[0]", "v[1]"]
+    language = items.sequences["language"]
+    assert [language[item].ravel().tolist() for item in range(2)] == [[1, 2], [3, 4]]
+    assert items.cleaning == {"segments of language without a label, left out": 1}
+
+
+def test_labels_in_other_units_of_time_are_refused(tmp_path: Path) -> None:
+    labels = {"v": ([[1.0], [2.0]], [[1000.0, 2000.0], [2000.0, 4000.0]])}
+    make(tmp_path, labels, COVAREP={"v": ([[1.0], [2.0]], [[0.0, 1.0], [1.0, 2.0]])})
+    fails(tmp_path, words=["COVAREP.csd", "no item has a step in its label's interval"])
+
+
+def test_what_a_mac_leaves_behind_is_ignored_and_counted(tmp_path: Path) -> None:
+    make(tmp_path)
+    (tmp_path / "._glove.csd").write_bytes(b"\0\5\26\7")
+    assert read(tmp_path).items.cleaning["files such as ._glove.csd, ignored"] == 1

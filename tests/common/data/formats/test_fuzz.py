@@ -88,7 +88,7 @@ def check_source(source: Source) -> None:
     assert len(set(items.ids.tolist())) == count
     assert set(source.splits.tolist()) <= {"", "train", "validation", "test"}
     assert np.isfinite(items.labels).all()
-    assert items.labels.dtype in (np.float32, np.int64)
+    assert items.labels.dtype in (np.float64, np.float32, np.int64)
     assert items.sequences
     for sequences in items.sequences.values():
         assert sequences.values.ndim == 2

@@ -159,7 +159,12 @@ def test_labels_are_read_of_what_there_is(tmp_path: Path, format: str) -> None:
     truth = writers.widened(UTTERANCES, 300) if format == "mmsa" else UTTERANCES
     drops = format in (*PICKLES, "csd")
     kept = [item for item in truth if not (drops and item.zero_text)]
-    check(source, kept, split=format != "csd", modalities=("language", "audio"))
+    check(
+        source,
+        kept,
+        split=format != "csd",
+        modalities=("language", "audio"),
+    )
 
 
 def test_words_beside_the_features_tell_formats_apart_only_without_labels(tmp_path: Path) -> None:
@@ -247,7 +252,7 @@ OFFSETS, THREE = "'audio_offsets' must rise", {"audio": np.ones((3, 2))}
     ("arrays", "words"),
     [
         ({"audio": np.float32(1)}, "audio is a single value, expected an item a row"),
-        ({"audio": np.ones(3)}, "'audio' is float64 of shape (3,)"),
+        ({"audio": np.ones((3, 1, 1, 1))}, "'audio' is float64 of shape (3, 1, 1, 1)"),
         ({"audio": np.array(["a"])}, "'audio' is <U1 of shape (1,)"),
         (THREE | {"audio_offsets": np.empty(0, int)}, OFFSETS),
         (THREE | {"audio_offsets": np.int64(3)}, OFFSETS),

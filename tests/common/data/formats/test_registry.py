@@ -82,7 +82,7 @@ OF_UTTERANCES: list[tuple[dict[str, Any], list[str]]] = [
     ({"modalities": ("smell",)}, ["'smell'", "language"]),
     ({"tabular": ("audio",)}, ["audio", "+tabular"]),
     ({"task": Task.multilabel}, ["+task=emotion"]),
-    ({"task": Task.classification}, ["whole numbers from 0"]),
+    ({"task": Task.classification}, ["a whole number", "+task=regression"]),
 ]
 
 
@@ -109,7 +109,8 @@ def test_settings_that_do_not_fit_are_named(
 def test_a_library_that_is_missing_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str, library: str, read: Any
 ) -> None:
-    path = writers.WRITERS[format](tmp_path, UTTERANCES)
+    options = {"kind": "parquet"} if format == "table" else {}
+    path = writers.WRITERS[format](tmp_path, UTTERANCES, **options)
     monkeypatch.setitem(sys.modules, library, None)
     words = f"needs {library}: pip install 'ha-fedformer[prepare]'"
     refusal(lambda: read([path], format, ReadSettings(predicting=True)), words)

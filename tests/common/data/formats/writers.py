@@ -110,7 +110,8 @@ def make_utterances(
                 start=clock,
                 end=end,
                 split=SPLITS[(0, 0, 0, 1, 2, 0, 1, 2)[video % 8]],
-                sentiment=(0.0, 3.0, -3.0)[item] if item < 3 else round(rng.uniform(-3, 3), 3),
+                # Exact in float32 too, as which some formats hold it.
+                sentiment=(0.0, 3.0, -3.0)[item] if item < 3 else rng.integers(-768, 769) / 256,
                 emotions=tuple(float(rng.choice([0, 0, 1 / 3, 2 / 3, 3])) for _ in EMOTIONS),
                 sequences=sequences,
                 zero_text=bool(item in texts),

@@ -1,0 +1,197 @@
+"""Shards and the raw files they were made of: one reading, remembered, and equal predictions."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from data_checks import refusal
+from made_up_models import EXPERTS, JOINT, PRIORS, SIZES
+from rich.console import Console
+
+from common.config import (
+    EvaluateConfig,
+    FusionRule,
+    PredictConfig,
+    PrepareConfig,
+    ServeConfig,
+    compose,
+)
+from common.data.manifest import Manifest
+from common.data.shards import read_shard
+from common.data.source import Reading
+from common.model.calibrated import Joint
+from common.model.fusion import Fusion
+from common.model.ha_fedformer import ModelSpec, build_model
+from common.task import Task
+from server.model_file import load_model, model_bytes
+from server.prediction.evaluation import evaluate_model
+from server.prediction.files import predict_file
+from server.prediction.predictor import Predictor
+from server.preparation.preparation import prepare as prepare_shards
+from server.run.folder import MODEL
+from server.service.examples import load_examples
+from server.terminal import Terminal
+from tests.common.data.formats import writers
+
+STEPS = 3
+UTTERANCES = writers.make_utterances(3, count=60, videos=20, zero_text=4, missing_audio=6)
+#: Format to how it is written, and the settings with which it is read.
+FORMATS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "multibench": ({}, []),
+    "mult": ({}, []),
+    "mmsa": ({}, []),
+    "csd": ({"per_video": True}, []),
+    "npz": ({}, ["group=video"]),
+    "table": ({}, []),
+    "table by id": ({"kind": "parquet", "arrays": "npz-by-id"}, []),
+}
+
+
+def prepare(path: Path, out: Path, *given: str) -> Manifest:
+    settings = [f"path={path}", f"out={out}", "clients.default=0", "split=random", *given]
+    return prepare_shards(compose(PrepareConfig, settings), lambda *_: None, lambda _: {})
+
+
+def write_model(folder: Path, manifest: Manifest) -> Path:
+    """Leave a model of shards as a run would: with their shapes, and how they were read."""
+    shapes = {name: (facts["width"],) for name, facts in manifest.modalities.items()}
+    spec = ModelSpec(shapes, 1, Task.regression, SIZES, reading=manifest.reading)
+    experts = {name: EXPERTS[name] for name in shapes}
+    alike = tuple(tuple(row) for row in np.eye(len(shapes)).tolist())
+    joint = Joint({name: JOINT.opinions[name] for name in shapes}, alike)
+    prior = PRIORS[Task.regression]
+    fusion = Fusion(FusionRule.reliability, Task.regression, prior, experts, joint)
+    folder.mkdir()
+    (folder / MODEL).write_bytes(model_bytes(build_model(spec, seed=1), fusion))
+    return folder
+
+
+def predictions(model: Path, source: Path, *given: str) -> dict[str, dict[str, str]]:
+    out = model / "predictions.csv"
+    settings = [f"model={model}", f"input={source}", f"out={out}", "overwrite=true", *given]
+    predict_file(compose(PredictConfig, settings), Terminal(Console(file=io.StringIO())))
+    with out.open(newline="") as file:
+        return {row["id"]: row for row in csv.DictReader(file)}
+
+
+def assert_equal(
+    raw: Mapping[str, Mapping[str, str]], shards: Mapping[str, Mapping[str, str]]
+) -> None:
+    assert shards.keys() <= raw.keys() and len(shards) > 5
+    for name, row in shards.items():
+        for column, value in row.items():
+            if column in ("id", "sign") or not value:
+                assert raw[name][column] == value, (name, column)
+            else:
+                assert float(raw[name][column]) == pytest.approx(float(value), rel=1e-6, abs=1e-6)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_raw_input_is_cut_as_the_shards_were(tmp_path: Path, format: str) -> None:
+    """Also: some items lack a modality."""
+    options, given = FORMATS[format]
+    source = writers.WRITERS[format.split()[0]](tmp_path, UTTERANCES, **options)
+    read = [f"max_seq_len={STEPS}", *given]
+    manifest = prepare(source, tmp_path / "shards", *read, "test_fraction=0.5")
+    assert any("cut to their last 3 steps" in what for what in manifest.cleaning)
+    assert manifest.cleaning["items without audio"] > 0
+    model = write_model(tmp_path / "run", manifest)
+    shards = predictions(model, tmp_path / "shards" / "test.safetensors")
+    assert_equal(predictions(model, source), shards)
+    # The file by itself remembers too, where there is no run around it.
+    assert load_model(model / MODEL)[0].spec.reading == manifest.reading
+    assert manifest.reading.max_seq_len == STEPS
+
+
+def write_vectors(folder: Path, format: str) -> tuple[Path, list[str]]:
+    """Write items of one vector each, in groups; in the second modality some are missing."""
+    rng = np.random.default_rng(0)
+    audio, vision = rng.normal(size=(60, 4)), rng.normal(size=(60, 2, 3))
+    vision[::7] = 0
+    video = [f"v{item // 5}" for item in range(60)]
+    label = rng.normal(size=60)
+    if format == "npz":
+        lengths = np.where(np.arange(60) % 7, 2, 0)
+        rows = {"vision": vision[lengths > 0].reshape(-1, 3)}
+        ends = {"vision_offsets": np.r_[0, np.cumsum(lengths)]}
+        names = {"id": [f"i{item}" for item in range(60)], "video": video}
+        np.savez(folder / "a.npz", audio=audio, label=label, **rows, **ends, **names)
+        return folder / "a.npz", ["group=video"]
+    np.save(folder / "audio.npy", audio)
+    np.save(folder / "vision.npy", vision)
+    columns = {"id": [f"i{item}" for item in range(60)], "speaker": video, "score": label.tolist()}
+    table = writers.write_columns(folder / f"items.{format}", columns)
+    return table, ["group=speaker", "labels=[score]"]
+
+
+@pytest.mark.parametrize("format", ["npz", "csv", "parquet"])
+def test_raw_input_has_the_context_of_the_shards(tmp_path: Path, format: str) -> None:
+    source, given = write_vectors(tmp_path, format)
+    manifest = prepare(source, tmp_path / "shards", "context=3", "max_seq_len=3", *given)
+    model = write_model(tmp_path / "run", manifest)
+    shard = tmp_path / "shards" / "test.safetensors"
+    shards = predictions(model, shard)
+    assert_equal(predictions(model, source), shards)
+    # As do the labels' columns, which only an evaluation reads.
+    settings = [f"model={model}", f"dataset={source}"]
+    evaluation = evaluate_model(compose(EvaluateConfig, settings))
+    assert evaluation.about["items"] == 60
+    cut = "items of audio cut to their last 3 steps (max_seq_len)"
+    assert evaluation.about["cleaning"][cut] == manifest.cleaning[cut] == 24
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    source, given = write_vectors(tmp_path, "csv")
+    prepare(source, tmp_path / "other", *given)
+    prepare(source, tmp_path / "short", "context=3", "max_seq_len=2", *given)
+    manifest = prepare(source, tmp_path / "shards", "context=3", *given)
+    return write_model(tmp_path / "run", manifest)
+
+
+def test_what_contradicts_the_reading_is_refused_by_name(tmp_path: Path, model: Path) -> None:
+    own, raw = tmp_path / "shards" / "test.safetensors", tmp_path / "items.csv"
+    known = "the model's data were read with"
+    for given, words in (
+        ("context=2", f"context=2: {known} context=3; leave context out"),
+        ("max_seq_len=5", f"max_seq_len=5: {known} max_seq_len=50; leave max_seq_len out"),
+    ):
+        refusal(lambda given=given: predictions(model, raw, given), words)
+        settings = [f"model={model}", f"dataset={own}", given]
+        refusal(lambda given=settings: evaluate_model(compose(EvaluateConfig, given)), words)
+    assert predictions(model, own, "context=3", "max_seq_len=50") == predictions(model, own)
+    for folder, words in (
+        ("other", f"was prepared with context=0, and {known} context=3: prepare it again"),
+        ("short", f"was prepared with max_seq_len=2, and {known} max_seq_len=50"),
+    ):
+        shard = tmp_path / folder / "test.safetensors"
+        refusal(lambda shard=shard: predictions(model, shard), f"shard {shard} {words}")
+        settings = [f"model={model}", f"dataset={shard}"]
+        refusal(lambda given=settings: evaluate_model(compose(EvaluateConfig, given)), words)
+        examples = compose(ServeConfig, [f"model={model}", f"examples={shard}"])
+        predictor = Predictor.load(model)
+        refusal(lambda: load_examples(examples, predictor), words)  # noqa: B023
+
+
+def test_classes_are_part_of_the_reading(tmp_path: Path) -> None:
+    """A column that is called otherwise in case is used, and not told as unused."""
+    columns = {"ID": list("abcd"), "Answer": ["no", "yes"] * 2, "Group": list("abcd")}
+    table = writers.write_columns(tmp_path / "items.csv", columns)
+    np.save(tmp_path / "audio.npy", np.ones((4, 2)))
+    given = ["task=classification", "classes=[no,maybe,yes]", "labels=[answer]"]
+    manifest = prepare(table, tmp_path / "shards", *given)
+    shard = read_shard(tmp_path / "shards" / "test.safetensors")
+    assert manifest.reading.classes == manifest.label_names == ("no", "maybe", "yes")
+    assert (shard.info.reading, shard.info.outputs) == (manifest.reading, 3)
+    assert not {"classes", "labels"} & {*manifest.settings}
+    assert manifest.cleaning == {}
+
+
+def test_a_reading_out_of_range_is_no_reading() -> None:
+    for wrong in ({"max_seq_len": 0}, {"context": -1}):
+        with pytest.raises(ValueError, match="expected a number"):
+            Reading(**wrong)
