@@ -6,7 +6,7 @@ from flwr.supercore.inflatable import inflatable_utils
 #: own is 1, which is longer than a message of this project takes.
 FIRST_BACKOFF = 0.02
 
-#: Parts of a reply, at most. Those of this project have about ten, and one more for each 20 MB;
+#: Parts of a reply, at most. Those of this project have about ten, and one more for each 5 MiB;
 #: what a node says of itself has one for each client.
 MAX_PARTS = 1000
 

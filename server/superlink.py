@@ -15,6 +15,7 @@ from typing import Any
 
 from flwr.app import Error, MessageType, Metadata
 from flwr.app.message import make_message
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.common.serde_utils import metadata_from_proto
 from flwr.proto.fleet_pb2 import PushMessagesRequest, PushMessagesResponse, Reconnect
 from flwr.proto.message_pb2 import PushObjectRequest, PushObjectResponse
@@ -40,8 +41,8 @@ from common.flower import (
 #: Milliseconds that writing to the database waits for other writing; callers wait 30 seconds.
 BUSY_TIMEOUT = 25_000
 
-#: Bytes of one request, at most. Flower cuts tensors into parts of 20 MB.
-MAX_REQUEST = 1 << 26
+#: Bytes of one request, at most: a part into which Flower cuts tensors, 5 MiB, and what is around.
+MAX_REQUEST = FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE + (1 << 20)
 
 #: Questions and answers that are remembered at a time, at most.
 MOST_REMEMBERED = 10_000

@@ -1,10 +1,10 @@
 """A site that describes itself like any other, and then answers badly when it is to train.
 
-    python hostile_node.py part|die|records|huge OPTIONS OF utmp-client
+    python hostile_node.py part|die|records|huge|many OPTIONS OF utmp-client
 
 ``part`` uploads one part of each reply and no more, ``die`` ends while it uploads, and ``records``
-sends 20,000 of them. ``huge`` has 10 GB to say of itself before, after five seconds, and prints how
-much of it it could upload.
+sends 20,000 of them. ``huge`` has 10 GB to say of itself before, after five seconds, in parts of 20
+MiB, and ``many`` 5 GB in as many parts as are allowed; they print how much of it they could upload.
 """
 
 import hashlib
@@ -18,6 +18,7 @@ from typing import Any
 from flwr.app import ConfigRecord, Message, MessageType, RecordDict
 from flwr.app.message import make_message
 from flwr.app.message.arraychunk import ArrayChunk
+from flwr.common.constant import FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 from flwr.proto.message_pb2 import ObjectTree
 from flwr.supercore.inflatable.inflatable_object import (
     add_header_to_object_body,
@@ -31,8 +32,8 @@ from client.supernode.command import main
 
 RECORDS = 20_000
 
-#: Bytes of a part of what ``huge`` says, as Flower cuts tensors, and how many there are.
-PART, PARTS = 20_971_520, 480
+#: Bytes of a part of what is said, and how many there are; those of ``many`` are cut as by Flower.
+SAID = {"huge": (20_971_520, 480), "many": (FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE, 990)}
 
 Contents = Iterable[tuple[str, bytes]]
 
@@ -51,9 +52,10 @@ class HostileNode:
 
     def send(self, send: Callable[..., Any], message: Message, tree: Any, seconds: float) -> Any:
         self._trains = message.metadata.message_type == MessageType.TRAIN
-        if self.how == "huge":
+        if self.how in SAID:
             time.sleep(5)
-            tree = ObjectTree(object_id=tree.object_id, children=[*huge_tree(), *tree.children])
+            parts = said_tree(*SAID[self.how])
+            tree = ObjectTree(object_id=tree.object_id, children=[*parts, *tree.children])
         if not self._trains or self.how != "records":
             return send(message, tree, seconds)
         content = RecordDict({str(n): ConfigRecord({"n": n}) for n in range(RECORDS)})
@@ -64,8 +66,8 @@ class HostileNode:
             return send(many, get_object_tree(many), seconds)
 
     def push_contents(self, contents: Contents, push_object_fn: Callable[..., None]) -> None:
-        if self.how == "huge":
-            upload_huge(push_object_fn)
+        if self.how in SAID:
+            upload(push_object_fn, *SAID[self.how])
         if self._trains and self.how == "records":
             contents = ((name, each.deflate()) for name, each in self._records.items())
         elif self._trains:
@@ -76,26 +78,26 @@ class HostileNode:
         self._push_contents(contents, push_object_fn)
 
 
-def huge_head() -> bytes:
+def said_head(size: int) -> bytes:
     """Return the content of a part without its last eight bytes."""
-    return add_header_to_object_body(bytes(PART), ArrayChunk(memoryview(b"")))[:-8]
+    return add_header_to_object_body(bytes(size), ArrayChunk(memoryview(b"")))[:-8]
 
 
-def huge_tree() -> list[ObjectTree]:
-    """Return the names of the parts of ``huge``, which differ in their last bytes."""
-    begun, names = hashlib.sha256(huge_head()), []
-    for number in range(PARTS):
+def said_tree(size: int, count: int) -> list[ObjectTree]:
+    """Return the names of the parts of what is said, which differ in their last bytes."""
+    begun, names = hashlib.sha256(said_head(size)), []
+    for number in range(count):
         each = begun.copy()
         each.update(number.to_bytes(8, "big"))
         names.append(each.hexdigest())
     return [ObjectTree(object_id=name) for name in names]
 
 
-def upload_huge(push_object_fn: Callable[..., None]) -> None:
+def upload(push_object_fn: Callable[..., None], size: int, count: int) -> None:
     """Upload parts until one is refused."""
-    head = huge_head()
-    for number, part in enumerate(huge_tree()):
-        print(f"uploaded {number * PART >> 20} MiB", flush=True)
+    head = said_head(size)
+    for number, part in enumerate(said_tree(size, count)):
+        print(f"uploaded {number * size >> 20} MiB", flush=True)
         push_object_fn(part.object_id, head + number.to_bytes(8, "big"))
 
 

@@ -339,7 +339,8 @@ def tables(draw: st.DrawFn) -> tuple[dict[str, Any], dict[str, np.ndarray], dict
     count = draw(st.integers(1, 9))
     columns: dict[str, Any] = {"note": [draw(names) for _ in range(count)]}
     if draw(st.booleans()):
-        columns["id"] = draw(st.lists(names, min_size=count, max_size=count, unique=True))
+        ids = names.map(str.strip).filter(bool)  # as they are read
+        columns["id"] = draw(st.lists(ids, min_size=count, max_size=count, unique=True))
     arrays, tabular = {}, []
     for name in draw(st.lists(st.sampled_from(["audio", "b", "ü"]), min_size=1, unique=True)):
         steps, width = draw(st.integers(1, 4)), draw(st.integers(1, 3))
