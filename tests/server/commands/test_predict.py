@@ -94,6 +94,10 @@ def test_a_shard_into_every_kind_of_file(
     assert shown.startswith("model run: regression; language (4 wide), audio (3 wide), vision (2")
     assert shown.splitlines()[1:] == [
         "input: shard, a; 5 items",
+        "data: 3 items without language",
+        "data: 2 items without audio",
+        "data: 2 items without vision",
+        "data: 1 items without any modality",
         "1 items from audio+vision",
         "1 items from language+audio",
         "1 items from language+audio+vision",
@@ -276,8 +280,10 @@ def test_without_pyarrow(loaded: Run, model: Path, items: Path, tmp_path: Path) 
     assert error == "a .parquet file needs pyarrow: pip install 'ha-fedformer[prepare]'"
     np.save(tmp_path / "audio.npy", np.ones((1, 1, 3)))
     (tmp_path / "calls.csv").write_text("id\na\n")
-    error = loaded("model=run", "input=calls.csv", missing=missing).error
-    assert error == "calls.csv needs pyarrow: pip install 'ha-fedformer[prepare]'"
+    (tmp_path / "calls.parquet").write_bytes(b"PAR1")
+    error = loaded("model=run", "input=calls.parquet", missing=missing).error
+    assert error == "calls.parquet needs pyarrow: pip install 'ha-fedformer[prepare]'"
+    assert loaded("model=run", "input=calls.csv", "out=c.csv", missing=missing).status == 0
     assert loaded("model=run", "input=a.safetensors", missing=missing).status == 0
 
 

@@ -92,7 +92,7 @@ def test_absolute_places_stay_out_of_the_report(loaded: Run, runs: Path) -> None
     [
         ([], "runs is required; give it as runs=…: a folder, a glob, or a list of them"),
         (["runs=[]"], "runs is required"),
-        (["runs={a:1}"], "runs={'a': 1}: expected a folder, a glob, or a list of them"),
+        (["runs={a:1}"], "runs={a:1}: there is no such folder"),
         (["runs=['']"], "runs=['']: expected a folder"),
         (["runs=nope"], "runs=nope: there is no such folder"),
         (["runs=.", "out=''"], "out is required"),
