@@ -28,9 +28,9 @@ from common.seeding import derive_seed, generator
 from server.acceptance.examination import (
     Evidence,
     Examination,
-    Losses,
+    Fits,
+    fit_outputs,
     harmed,
-    item_losses,
     suspects,
 )
 from server.acceptance.privacy import add_noise
@@ -250,17 +250,17 @@ class HierarchicalAggregation(Strategy):
             return merged, []
         began = self.opinions or self._look(self._model)
 
-        def losses_of(merged: _Merged) -> Losses:
+        def fits_of(merged: _Merged) -> Fits:
             assert merged.opinions is not None
-            return item_losses(merged.opinions, self.prior, self._task)
+            return fit_outputs(merged.opinions, self.prior, self._task)
 
-        before = item_losses(began, self.prior, self._task)
+        before = fit_outputs(began, self.prior, self._task)
         merge = partial(self._merge, server_round)
         if kept.updates is not None:
             suspected = suspects(kept.updates, self._sent, self.updates.clipped)
             examine = self.examination.examine
-            return examine(merged, kept.updates, merge, losses_of, before, suspected)
-        if harmed(before, losses_of(merged), self.examination.share):
+            return examine(merged, kept.updates, merge, fits_of, before, suspected)
+        if harmed(before, fits_of(merged), self.examination.share):
             # Of too many updates to look for who is to blame, none counts.
             merged = merge([])
             self._skipped.append(NONE_COUNTS)

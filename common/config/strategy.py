@@ -102,7 +102,8 @@ class ScreeningConfig:
     # A client's whole change, encoder and decoder, is scaled down to this norm.
     clip_norm: float | None = positive(None)
     # The most that a round may add to a modality's loss on the coordinator's items, as a share of
-    # the loss without features; what adds more is left out.
+    # the loss without features; and the most that a client may undo, as a share of what is
+    # explained without it. Who does more is left out.
     max_loss_rise: float | None = positive(0.1)
     # A node is excluded for the rest of the run after this many refused updates.
     max_faults: int | None = positive(3)

@@ -13,18 +13,29 @@ sites send, a round raises no such loss by more than a share of H, chance apart.
 are left open because honest training on few items makes outputs too sure of themselves, and on
 labels of a kind makes that kind likelier: of that nobody is to blame.
 
-To hinder learning is no such rise. So updates that had to be scaled down (`screening`), and those
-that go against the others of the round, are tried: merged with all and without them, which gives
-d_i, by how much they raise the loss of their own modality. A client's d of all rounds is evidence;
-where its mean is above share H / 5, and above TRIED sd(d) / sqrt(n), it is left out.
+To hinder learning is no such rise. So updates that had to be scaled down (`screening`), those that
+go against the others of the round, and those of clients against whom there is evidence already are
+tried: merged with all and without them, which gives d_i, by how much they raise the loss of their
+own modality, and with s_i and s'_i the scores with and without them
+
+    g_i = -(dl_i / ds_i) (s'_i - s_i) >= d_i,
+
+by how much the loss falls to first order on the way to a model without them. Both of all rounds are
+evidence. With e = H - mean(l'), what is explained without it, a client is left out where
+
+    mean(d) > share e    and    mean(g) > TRIED sd(g) / sqrt(n).
+
+Of one whose change is `ODD` times what is usual and more, mean(d) > 0 and TRIED_ODD are enough.
+Where a site undoes what others learn from nothing, g is twice d, at the same deviation: it is found
+after a quarter of the items. If its update does not matter, g has mean 0.
 
 Notation: N items, K classes or labels, O outputs.
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -40,8 +51,11 @@ from common.task import Task
 #: Standard errors that the rise of a round, and that by one client over its rounds, has to exceed.
 SURE, TRIED = 4.0, 2.5
 
-#: What one client may raise a loss by is this part of what a round may.
-_FIFTH = 5
+#: A share of the prior's loss that is nothing.
+_NOTHING = 1e-3
+
+#: How many times what is usual a change is odd; standard errors that then are enough.
+ODD, TRIED_ODD = 10.0, 1.0
 
 #: Steps of the fixed point that gives classes their offsets.
 _OFFSET_STEPS = 10
@@ -50,41 +64,57 @@ _OFFSET_STEPS = 10
 AGAINST = -0.1
 
 WORSE = (
-    "its updates make predictions worse: they raised the loss of {} on the coordinator's items by "
-    "{:.1%} of what it is without features, on average over its rounds"
+    "its updates make predictions worse: of what is explained of the coordinator's items by {} "
+    "they undo {:.0%}, on average over its rounds"
 )
 
-#: Modality to (n,) losses of the items that have it, in units of the prior's mean loss.
-Losses = Mapping[str, Tensor]
+
+class Fit(NamedTuple):
+    """What outputs say of the n items that have a modality, at the scale and offsets they need."""
+
+    #: (n,), in units of the prior's mean loss.
+    losses: Tensor
+    #: (n, O): a number, or logits.
+    scores: Tensor
+    #: (n, O), minus the derivatives of the losses by the scores.
+    slopes: Tensor
+
+    def descents(self, other: "Fit") -> Tensor:
+        """Return (n,) by how much the losses fall to first order on the way to others' scores."""
+        return ((other.scores - self.scores) * self.slopes).sum(dim=1)
+
+
+#: By modality.
+Fits = Mapping[str, Fit]
 
 #: A model, with whatever else belongs to it.
 Model = TypeVar("Model")
 
 
-def item_losses(items: Opinions, prior: Tensor, task: Task) -> dict[str, Tensor]:
-    """Return the losses of each modality that `FEW_ITEMS` items have, and on which labels vary.
+def fit_outputs(items: Opinions, prior: Tensor, task: Task) -> dict[str, Fit]:
+    """Return a fit of each modality that `FEW_ITEMS` items have, and on which labels vary.
 
     `prior` is that of `common.model.calibration.prior_of`.
     """
-    losses = {}
+    fits = {}
     for name, present in items.present.items():
         if int(present.sum()) < FEW_ITEMS:
             continue
         outputs, labels = items.outputs[name][present].double(), items.labels[present]
         if task is Task.regression:
-            own, alone = _residuals(outputs[:, 0], labels.double())
+            own, alone = _fit_line(outputs[:, 0], labels.double())
         else:
-            own, alone = _log_losses(outputs, labels, prior, task)
+            own, alone = _fit_logits(outputs, labels, prior, task)
         if alone > 0:
-            losses[name] = own / alone
-    return losses
+            fits[name] = Fit(own.losses / alone, own.scores, own.slopes / alone)
+    return fits
 
 
-def harmed(before: Losses, after: Losses, share: float) -> str | None:
+def harmed(before: Fits, after: Fits, share: float) -> str | None:
     """Return the modality whose loss rises most, of those that a round makes worse; or None."""
     rises = {}
     for name in before.keys() & after.keys():
-        rise = after[name] - before[name]
+        rise = after[name].losses - before[name].losses
         mean, error = rise.mean().item(), rise.std().item() / math.sqrt(len(rise))
         if not mean <= max(share, SURE * error):
             rises[name] = mean
@@ -93,40 +123,46 @@ def harmed(before: Losses, after: Losses, share: float) -> str | None:
 
 @dataclass(frozen=True)
 class Evidence:
-    """By how much a client's updates raised the loss of items: how many, the sum, the squares'."""
+    """Against a client, of n items: sums of d, of e, of g, see above, and of the squares of g."""
 
     count: float = 0.0
-    total: float = 0.0
+    rise: float = 0.0
+    explained: float = 0.0
+    descent: float = 0.0
     squares: float = 0.0
 
-    def add(self, rises: Tensor) -> "Evidence":
+    def add(self, together: Fit, without: Fit) -> "Evidence":
         """Add those of a round."""
+        descents = together.descents(without)
         return Evidence(
-            self.count + len(rises),
-            self.total + rises.sum().item(),
-            self.squares + rises.square().sum().item(),
+            self.count + len(descents),
+            self.rise + (together.losses - without.losses).sum().item(),
+            self.explained + (1 - without.losses).sum().item(),
+            self.descent + descents.sum().item(),
+            self.squares + descents.square().sum().item(),
         )
 
     @property
-    def mean(self) -> float:
-        """The mean rise."""
-        return self.total / self.count
+    def share(self) -> float:
+        """Of what is explained without the client, how much is not with it."""
+        return self.rise / max(self.explained, _NOTHING * self.count)
 
     @property
     def errors(self) -> float:
-        """How many standard errors the mean is above 0."""
-        variance = self.squares - self.total**2 / self.count
-        return self.total / math.sqrt(variance) if variance > 0 else 0.0
+        """How many standard errors the mean descent is above 0."""
+        variance = self.squares - self.descent**2 / self.count
+        return self.descent / math.sqrt(variance) if variance > 0 else 0.0
 
 
 def suspects(
-    updates: Sequence[Uplink], sent: ModelArrays, clipped: Collection[ClientKey]
-) -> set[ClientKey]:
+    updates: Sequence[Uplink], sent: ModelArrays, clipped: Mapping[ClientKey, float]
+) -> dict[ClientKey, float]:
     """Return whose update had to be scaled down, or goes against the others of its round.
 
-    Encoders are compared inside a modality. `sent` is what the changes are measured from.
+    The value is that of `clipped`, how many times what is usual the change was, or 1. Encoders are
+    compared inside a modality. `sent` is what the changes are measured from.
     """
-    found = {uplink.key for uplink in updates if uplink.key in clipped}
+    found = {uplink.key: clipped[uplink.key] for uplink in updates if uplink.key in clipped}
     changes = {uplink.key: _changes(uplink, sent) for uplink in updates}
     totals: dict[str, Tensor] = {}
     for key, parts in changes.items():
@@ -139,7 +175,7 @@ def suspects(
         )
         size = math.hypot(*map(_norm, (encoder, decoder))) * math.hypot(*map(_norm, others))
         if dot < AGAINST * size:
-            found.add(key)
+            found.setdefault(key, 1.0)
     return found
 
 
@@ -155,38 +191,64 @@ class Examination:
         merged: Model,
         updates: Sequence[Uplink],
         merge: Callable[[Sequence[Uplink]], Model],
-        losses_of: Callable[[Model], Losses],
-        before: Losses,
-        suspected: Collection[ClientKey],
+        fits_of: Callable[[Model], Fits],
+        before: Fits,
+        suspected: Mapping[ClientKey, float],
     ) -> tuple[Model, list[tuple[ClientKey, str]]]:
         """Return a round's result without the updates that do harm; whose they are, and why.
 
         `merged` is what `merge` makes of all the `updates`; of none it makes the model that the
-        round began with, whose losses are `before`.
+        round began with, whose fits are `before`.
         """
-        left, blamed, losses = list(updates), [], losses_of(merged)
-        while left and (name := harmed(before, losses, self.share)):
+        left, blamed, fits = list(updates), [], fits_of(merged)
+        while left and (name := harmed(before, fits, self.share)):
             tried = []
             for index in range(len(left)):
                 without = merge([*left[:index], *left[index + 1 :]])
-                tried.append((index, without, losses_of(without)))
+                tried.append((index, without, fits_of(without)))
             index, merged, fewer = min(tried, key=lambda one: _total(one[2]))
-            blamed.append((left.pop(index).key, _why(name, before, losses, fewer)))
-            losses = fewer
-        guilty = set()
-        for uplink in left:
-            key = uplink.key
-            if key not in suspected or key.modality not in losses:
-                continue
-            without = merge([other for other in left if other is not uplink])
-            rises = losses[key.modality] - losses_of(without)[key.modality]
-            self.evidence[key] = found = self.evidence.get(key, Evidence()).add(rises)
-            if found.mean > self.share / _FIFTH and found.errors > TRIED:
-                guilty.add(key)
-                blamed.append((key, WORSE.format(key.modality, found.mean)))
-        if guilty:
-            merged = merge([uplink for uplink in left if uplink.key not in guilty])
-        return merged, blamed
+            blamed.append((left.pop(index).key, _why(name, before, fits, fewer)))
+            fits = fewer
+        on_trial = [
+            uplink.key
+            for uplink in left
+            if uplink.key.modality in fits
+            and (uplink.key in suspected or self._is_known(uplink.key))
+        ]
+        former = dict(self.evidence)
+        while True:
+            self._try(on_trial, former, left, fits, lambda some: fits_of(merge(some)))
+            guilty = [key for key in on_trial if self._is_guilty(key, suspected.get(key, 1.0))]
+            if not guilty:
+                return merged, blamed
+            worst = max(guilty, key=lambda key: self.evidence[key].errors)
+            blamed.append((worst, WORSE.format(worst.modality, self.evidence[worst].share)))
+            on_trial.remove(worst)
+            left = [uplink for uplink in left if uplink.key != worst]
+            merged = merge(left)
+            fits = fits_of(merged)
+
+    def _try(
+        self,
+        keys: Sequence[ClientKey],
+        former: Mapping[ClientKey, Evidence],
+        updates: Sequence[Uplink],
+        together: Fits,
+        fits_of: Callable[[Sequence[Uplink]], Fits],
+    ) -> None:
+        """Add this round's evidence, from the `updates` without each client's, to the former."""
+        for key in keys:
+            without = fits_of([uplink for uplink in updates if uplink.key != key])[key.modality]
+            self.evidence[key] = former.get(key, Evidence()).add(together[key.modality], without)
+
+    def _is_known(self, key: ClientKey) -> bool:
+        return key in self.evidence and self.evidence[key].errors > TRIED_ODD
+
+    def _is_guilty(self, key: ClientKey, times: float) -> bool:
+        share, errors = self.evidence[key].share, self.evidence[key].errors
+        if times >= ODD:
+            return share > 0 and errors > TRIED_ODD
+        return share > self.share and errors > TRIED
 
 
 def _changes(uplink: Uplink, sent: ModelArrays) -> tuple[Tensor, Tensor]:
@@ -200,13 +262,13 @@ def _norm(values: Tensor) -> float:
     return float(torch.linalg.vector_norm(values, dtype=torch.float64))
 
 
-def _total(losses: Losses) -> float:
-    total = math.fsum(values.mean().item() for values in losses.values())
+def _total(fits: Fits) -> float:
+    total = math.fsum(fit.losses.mean().item() for fit in fits.values())
     return total if math.isfinite(total) else math.inf
 
 
-def _why(name: str, before: Losses, together: Losses, without: Losses) -> str:
-    explained = [1 - losses[name].mean() for losses in (together, without, before)]
+def _why(name: str, before: Fits, together: Fits, without: Fits) -> str:
+    explained = [1 - fits[name].losses.mean() for fits in (together, without, before)]
     with_it, without_it, began = (f"{share:.0%}" for share in explained)
     return (
         f"its updates make predictions worse: of what there is to predict on the coordinator's "
@@ -215,21 +277,23 @@ def _why(name: str, before: Losses, together: Losses, without: Losses) -> str:
     )
 
 
-def _residuals(outputs: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """Return the squared residuals (N,) of the best line that does not fall, and of none."""
+def _fit_line(outputs: Tensor, labels: Tensor) -> tuple[Fit, float]:
+    """Fit the best line that does not fall; return the mean loss of none, too."""
     y, p = labels - labels.mean(), outputs - outputs.mean()
     scale = p.square().sum()
     slope = (p @ y / scale).clamp(min=0.0) if scale > 0 else scale
-    return (y - slope * p).square(), y.square().mean().item()
+    residuals = y - slope * p
+    fit = Fit(residuals.square(), (slope * p)[:, None], 2 * residuals[:, None])
+    return fit, y.square().mean().item()
 
 
-def _log_losses(outputs: Tensor, labels: Tensor, prior: Tensor, task: Task) -> tuple[Tensor, float]:
-    """Return the log-losses (N,) at the best temperature, and those of no features, on average."""
+def _fit_logits(outputs: Tensor, labels: Tensor, prior: Tensor, task: Task) -> tuple[Fit, float]:
+    """Fit the temperature and the offsets; return the mean loss of no features, too."""
     tried = [
-        _log_loss(_offset(temper(outputs, prior, beta, task), labels, task), labels, task)
+        _log_losses(_offset(temper(outputs, prior, beta, task), labels, task), labels, task)
         for beta in INVERSE_TEMPERATURES
     ]
-    return min(tried, key=lambda losses: losses.mean().item()), tried[0].mean().item()
+    return min(tried, key=lambda fit: fit.losses.mean().item()), tried[0].losses.mean().item()
 
 
 def _offset(scores: Tensor, labels: Tensor, task: Task) -> Tensor:
@@ -245,8 +309,10 @@ def _offset(scores: Tensor, labels: Tensor, task: Task) -> Tensor:
     return scores
 
 
-def _log_loss(scores: Tensor, labels: Tensor, task: Task) -> Tensor:
+def _log_losses(scores: Tensor, labels: Tensor, task: Task) -> Fit:
     if task is Task.classification:
-        return F.cross_entropy(scores, labels.long(), reduction="none")
+        found = F.one_hot(labels.long(), scores.shape[1]).double()
+        losses = F.cross_entropy(scores, labels.long(), reduction="none")
+        return Fit(losses, scores, found - scores.softmax(dim=1))
     of_labels = F.binary_cross_entropy_with_logits(scores, labels.double(), reduction="none")
-    return of_labels.sum(dim=1)
+    return Fit(of_labels.sum(dim=1), scores, labels.double() - scores.sigmoid())
