@@ -1,4 +1,4 @@
-"""Which extractor made the features beside a table: ``extractor.json``, as `utmp-extract` writes it.
+"""Which extractor made the features beside a table: ``extractor.json``, of `utmp-extract`.
 
 Features of two extractors are numbers of different meaning, even where their widths agree. So the
 identity of the extractor goes with them: into shards, to the coordinator, into the model.
