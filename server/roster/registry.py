@@ -253,10 +253,9 @@ class Registry:
     @property
     def extractors(self) -> dict[str, str]:
         """Modality to the identity of what made its features, where anyone says it."""
-        said = {key.modality: member.client.extractor for key, member in self.members.items()}
-        return {name: identity for name, identity in said.items() if identity} | {
-            **self.terms.extractors
-        }
+        clients = [member.client for member in self.members.values()]
+        said = {each.key.modality: each.extractor for each in clients if each.extractor}
+        return {**said, **self.terms.extractors}
 
     def forget_linear(self) -> None:
         """Let go of the sums for linear experts, and of those that are yet to come."""
