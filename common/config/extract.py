@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from common.config.ranges import Settings, at_least, path_setting, positive
 from common.errors import UserError
@@ -54,7 +55,7 @@ class VideoConfig:
 class ExtractConfig(Settings):
     """Settings of `utmp-extract`."""
 
-    modality: str | None = None
+    modality: Any = None
     source: str | None = path_setting(None, "a folder of files, or a table")
     out: str | None = path_setting(None, "the folder of features")
     kind: Kind = Kind.auto
@@ -66,24 +67,30 @@ class ExtractConfig(Settings):
     video: VideoConfig = field(default_factory=VideoConfig)
 
     @property
-    def chosen(self) -> Kind:
-        """What the recordings are."""
+    def modalities(self) -> list[str]:
+        """What to extract."""
+        given = self.modality if isinstance(self.modality, list) else [self.modality]
+        return [str(name) for name in given if name is not None]
+
+    def kind_of(self, modality: str) -> Kind:
+        """Return what the recordings of a modality are; auto where that is not known."""
         if self.kind is not Kind.auto:
             return self.kind
-        called = str(self.modality).lower()
-        return next((kind for kind, names in _CALLED.items() if called in names), Kind.auto)
+        names = _CALLED.items()
+        return next((kind for kind, called in names if modality.lower() in called), Kind.auto)
 
     def check(self) -> None:
         """Refuse a modality of no kind, and settings that do not fit together."""
-        if not self.modality:
+        if not all(self.modalities) or not self.modalities:
             raise UserError(
                 "modality is required; give it as modality=audio, modality=language or "
                 "modality=vision"
             )
-        if self.chosen is Kind.auto:
-            raise UserError(
-                f"modality={self.modality}: what is it? Give kind=text, kind=audio or kind=video"
-            )
+        for name in self.modalities:
+            if self.kind_of(name) is Kind.auto:
+                raise UserError(
+                    f"modality={name}: what is it? Give kind=text, kind=audio or kind=video"
+                )
         audio, video = self.audio, self.video
         if not audio.hop <= audio.step or audio.hop * audio.rate < 1:
             raise UserError(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common.config import ExtractConfig, PrepareConfig, setting
+from common.config import PrepareConfig, setting
 from server.extraction.extraction import Extracted, Watch
 from server.terminal import Terminal
 
@@ -15,16 +15,16 @@ _NAMED = 5
 
 
 @contextmanager
-def progress(terminal: Terminal) -> Iterator[Watch]:
+def progress(terminal: Terminal, modality: str) -> Iterator[Watch]:
     """Show a bar of the recordings."""
     shown = terminal.progress("recordings")
-    bar = shown.add_task("extracting", total=None)
+    bar = shown.add_task(f"extracting {modality}", total=None)
     with shown:
         yield lambda done, total: shown.update(bar, completed=done, total=total)
 
 
-def show_extracted(terminal: Terminal, extracted: Extracted, config: ExtractConfig) -> None:
-    """Print what was extracted, what could not be, and the command that uses it."""
+def show_extracted(terminal: Terminal, extracted: Extracted) -> None:
+    """Print what was extracted, and what could not be."""
     lengths, bad = extracted.lengths, extracted.bad
     steps = f"{min(lengths)}-{np.median(lengths):.0f}-{max(lengths)}"
     terminal.tell(f"extractor: {extracted.extractor.identity}")
@@ -49,10 +49,10 @@ def show_extracted(terminal: Terminal, extracted: Extracted, config: ExtractConf
             f"utmp-prepare keeps the last {most} steps of an item; max_seq_len={max(lengths)} "
             "keeps all"
         )
-    _show_next(terminal, extracted, str(config.out))
 
 
-def _show_next(terminal: Terminal, extracted: Extracted, out: str) -> None:
+def show_next(terminal: Terminal, extracted: Extracted, out: str) -> None:
+    """Print the command that uses the features."""
     if extracted.labelled:
         shards = setting("out", Path("shards") / Path(out).name)
         prepare = f"utmp-prepare {setting('path', out)} {shards}"

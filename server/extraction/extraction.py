@@ -57,17 +57,18 @@ class Extracted:
     others: int
 
 
-def extract(config: ExtractConfig, watch: Watch) -> Extracted:
+def extract(config: ExtractConfig, modality: str, watch: Watch) -> Extracted:
     """Extract a modality of all recordings of a source into a folder.
 
     Bad recordings are left out and listed. Raises `UserError` if the source, the model or the
     folder cannot be used, or no recording can.
     """
-    out, modality = Path(str(config.out)).absolute(), str(config.modality)
+    out = Path(str(config.out)).absolute()
     check_modality_name(modality)
     former = _check_place(out, modality, config.overwrite)
-    method = METHODS[config.chosen]
-    source = find_recordings(config, method)
+    kind = config.kind_of(modality)
+    method = METHODS[kind]
+    source = find_recordings(config, kind, method)
     loaded = method.load(config)
     with _aside(out, modality) as parts:
         done, resumed = _extract_all(source, loaded, parts, watch)

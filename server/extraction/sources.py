@@ -43,14 +43,14 @@ class Recordings:
         self.rows[recording.id] = row
 
 
-def find_recordings(config: ExtractConfig, method: Method) -> Recordings:
+def find_recordings(config: ExtractConfig, kind: Kind, method: Method) -> Recordings:
     """Return what ``source`` holds; raise `UserError` if there is nothing, or it is no source."""
     source = Path(str(config.source))
     check_there(source)
     if source.is_dir():
         found = _in_folder(source, method)
     elif kind_of(source):
-        found = _in_table(source, config)
+        found = _in_table(source, config, kind)
     else:
         raise UserError(
             f"source={source}: expected a folder of recordings, or a table "
@@ -58,7 +58,7 @@ def find_recordings(config: ExtractConfig, method: Method) -> Recordings:
         )
     if not found.recordings and not found.bad:
         kinds = ", ".join((*method.suffixes, *method.otherwise))
-        raise UserError(f"source={source} has no {config.chosen} ({kinds})")
+        raise UserError(f"source={source} has no {kind} ({kinds})")
     return found
 
 
@@ -90,16 +90,16 @@ def id_of(name: Path) -> str:
     return f"_{text[1:]}" if text.startswith(_FORMULA) else text
 
 
-def _in_table(path: Path, config: ExtractConfig) -> Recordings:
+def _in_table(path: Path, config: ExtractConfig, kind: Kind) -> Recordings:
     """Return the rows of a table; all columns but those of texts and files are copied."""
     columns = Columns(path)
     text, file, key = (
         columns.find(name) for name in (config.text.column, config.file_column, "id")
     )
-    if config.chosen is not Kind.text or text is None:
+    if kind is not Kind.text or text is None:
         if file is None:
             wanted = [f"file_column={config.file_column}"]
-            wanted += [f"text.column={config.text.column}"] * (config.chosen is Kind.text)
+            wanted += [f"text.column={config.text.column}"] * (kind is Kind.text)
             raise UserError(
                 f"{path} has no column for {' or '.join(wanted)}; it has {', '.join(columns.names)}"
             )

@@ -41,7 +41,8 @@ NAMES = [
 
 def run(out: Path, source: Path, *given: str, **watched: Any) -> Extracted:
     settings = ["modality=audio", f"source={source}", f"out={out}", *given]
-    return extract(compose(ExtractConfig, settings), watched.get("watch", lambda *_: None))
+    config = compose(ExtractConfig, settings)
+    return extract(config, *config.modalities, watched.get("watch", lambda *_: None))
 
 
 def read(folder: Path, **settings: Any) -> Source:

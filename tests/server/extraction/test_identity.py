@@ -43,7 +43,7 @@ def features(folder: Path, *given: str) -> Path:
     (sounds / "calls.csv").write_text("\n".join(rows) + "\n")
     out = folder / f"features {len(given)}"
     settings = ["modality=audio", f"source={sounds}/calls.csv", f"out={out}", *given]
-    extract(compose(ExtractConfig, settings), lambda *_: None)
+    extract(compose(ExtractConfig, settings), "audio", lambda *_: None)
     return out
 
 

@@ -27,7 +27,7 @@ def config_of(*given: str) -> ExtractConfig:
 
 def loaded(*given: str) -> Loaded:
     config = config_of(*given)
-    return METHODS[config.chosen].load(config)
+    return METHODS[config.kind_of(*config.modalities)].load(config)
 
 
 def features_of(method: Loaded, source: Path | str) -> Features:
@@ -256,7 +256,11 @@ def test_a_setting_that_changes_features_changes_the_identity_and_no_other_does(
     ("given", "words"),
     [
         ([], "modality is required; give it as modality=audio, "),
-        (["modality=smell"], "modality=smell: what is it? Give kind=text, kind=audio or kind=vid"),
+        (["modality=[]"], "modality is required; give it as modality=audio, "),
+        (
+            ["modality=[audio,smell]"],
+            "modality=smell: what is it? Give kind=text, kind=audio or kind=vid",
+        ),
         (["modality=audio", "audio.hop=0.5"], "audio.hop=0.5: expected at most audio.step=0.2"),
         (["modality=audio", "audio.mfcc=41"], "audio.mfcc=41: expected at most audio.mels=40"),
         (["modality=vision", "video.std=[1,0,1]"], "video.mean and video.std: expected three"),
