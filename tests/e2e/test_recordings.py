@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from documents import blocks, commands
+from processes import PROJECT, Federation, run_command
 
 from server.model_file import load_model
 
@@ -55,55 +57,58 @@ def make_calls(folder: Path, sounds: bool, texts: bool, seed: int) -> None:
         csv.writer(table).writerows(rows)
 
 
-def site(command, folder: Path, modality: str, *given: str) -> str:
-    """What a site types before its node starts; returns that node's configuration."""
-    command("utmp-extract", f"modality={modality}", f"source={folder}/calls.csv",
-            f"out={folder}/features", *given)  # fmt: skip
-    command("utmp-prepare", f"path={folder}/features", f"out={folder}/ours", "split=none",
-            "clients.default=1")  # fmt: skip
-    return f'modality="{modality}" data="{folder}/ours/{modality}-0.safetensors"'
+def typed(modality: str = "") -> list[list[str]]:
+    """The commands of the README at a site of a modality, or at the coordinator, in words."""
+    site, coordinator = [block for block in blocks() if block.section == "Before you start"]
+    text = site.text.replace("audio", modality) if modality else coordinator.text
+    assert len(list(commands(text))) <= 6
+    return [words for words in commands(text) if words[0] != "pip"]
+
+
+def prepare_site(folder: Path, environment: dict[str, str], modality: str, *given: str) -> str:
+    """Type what a site does, up to where its node starts; return that node's configuration."""
+    extract, prepare, client = typed(modality)
+    run_command(folder, environment, *extract, *given)
+    run_command(folder, environment, *prepare)
+    assert client[:4] == ["utmp-client", "--insecure", "--superlink", "127.0.0.1:8000"]
+    return client[5].replace('data="', f'data="{folder}/')
 
 
 def test_two_sites_with_recordings_and_transcripts_train_one_model(
-    federation, command, tiny, tmp_path
+    federation: Federation, environment: dict[str, str], tiny: list[str], tmp_path: Path
 ) -> None:
     make_calls(tmp_path / "hospital", sounds=True, texts=False, seed=0)
     make_calls(tmp_path / "helpline", sounds=False, texts=True, seed=1)
-    make_calls(tmp_path / "office", sounds=True, texts=True, seed=2)
-
-    # Three commands at each site.
-    federation.add_node(site(command, tmp_path / "hospital", "audio"))
-    federation.add_node(site(command, tmp_path / "helpline", "language"))
+    make_calls(tmp_path / "clinic", sounds=True, texts=False, seed=2)
+    make_calls(tmp_path, sounds=True, texts=True, seed=3)  # the coordinator
+    federation.add_node(prepare_site(tmp_path / "hospital", environment, "audio"))
+    federation.add_node(prepare_site(tmp_path / "helpline", environment, "language"))
     # One that extracts otherwise.
-    make_calls(tmp_path / "clinic", sounds=True, texts=False, seed=3)
-    other = site(command, tmp_path / "clinic", "audio", "audio.step=0.4")
+    other = prepare_site(tmp_path / "clinic", environment, "audio", "audio.step=0.4")
     federation.add_node(f"{other} part=1")
 
-    # Five at the coordinator; the first is what the fixture starts.
-    both = ["modality=[audio,language]", "source=office/calls.csv", "out=office/features"]
-    command("utmp-extract", *both)
-    command("utmp-prepare", "path=office/features", "out=evaluation", "clients.default=0",
-            "validation_fraction=0.4", "test_fraction=0.5")  # fmt: skip
-    model = [each for each in tiny if each.startswith(("model.", "client."))]
-    data = ["dataset=shards", f"dataset.path={tmp_path}/evaluation", "clients.default=1"]
-    printed = federation.train([*model, *data, "rounds=3", f"run_dir={tmp_path}/run"])
-    assert "round 3" in printed
+    link, extract, prepare, run, predict = typed()
+    assert link == ["utmp-superlink", "--insecure", "--database", "superlink.db"]  # the fixture
+    federation.run(*extract)
+    federation.run(*prepare)
+    smaller = " ".join(each for each in tiny if each.startswith(("model.", "client.", "rounds=")))
+    run[-1] = run[-1].replace('overrides="', f'overrides="{smaller} ')
+    printed = federation.run(*[str(PROJECT) if word == "." else word for word in run])
+    assert "round 2" in printed
     (left_out,) = (line for line in printed.splitlines() if line.startswith("left out: "))
     assert "client audio-1 has features of the extractor log-mel+mfcc 1 (" in left_out
     assert ", and the evaluation data of log-mel+mfcc 1 (" in left_out
 
-    command("utmp-predict", "model=run", "input=office/features", "out=predictions.csv")
+    federation.run(*predict)
     with (tmp_path / "predictions.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["id"] for row in rows] == [f"call {number}" for number in range(30)]
     assert all(row["prediction_audio"] and row["prediction_language"] for row in rows)
     assert all(np.isfinite(float(row["prediction"])) for row in rows)
 
-    spec = load_model(tmp_path / "run/model.safetensors")[0].spec
+    spec = load_model(tmp_path / "runs/calls/model.safetensors")[0].spec
     assert spec.reading is not None
     assert spec.reading.extractors["language"].startswith("wordllama 1 (")
-    failed = command(
-        *("utmp-predict", "model=run", f"input={tmp_path}/clinic/features", "out=others.csv"),
-        check=False,
-    )
+    predict[2] = "input=clinic/features"
+    failed = run_command(tmp_path, environment, *predict, "overwrite=true", check=False)
     assert failed.returncode == 2 and "audio is from the extractor log-mel+mfcc 1" in failed.stderr
