@@ -90,7 +90,8 @@ def extract(config: ExtractConfig, modality: str, watch: Watch) -> Extracted:
             for name, content in new.items():
                 (folder / name).write_bytes(content)
             write_arrays(folder / f"{modality}.npz", done)
-        shutil.rmtree(parts, ignore_errors=True)
+        for part in parts.iterdir():
+            part.unlink()
     return Extracted(
         extractor=loaded.extractor,
         lengths=[steps for steps, _ in sizes],
@@ -132,7 +133,11 @@ def _aside(out: Path, modality: str) -> Iterator[Path]:
     except OSError as error:
         raise UserError(f"out={out} cannot be written: {reason(error)}") from error
     with locked(parts, out):
-        yield parts
+        try:
+            yield parts
+        finally:
+            if not any(parts.iterdir()):
+                parts.rmdir()
 
 
 # Extracting --------------------------------------------------------------------------------------

@@ -36,6 +36,9 @@ MOST_BYTES = 1 << 24
 _WEIGHTS = "weights/l2_supercat_256.safetensors"
 _TOKENIZER = "tokenizers/l2_supercat_tokenizer_config.json"
 
+#: Suffixes of the files that make a transformer and its tokens.
+_OF_A_MODEL = (".json", ".txt", ".model", ".safetensors", ".bin")
+
 #: Tokens that a transformer takes, at most, where it does not say.
 _MOST_TOKENS = 512
 
@@ -103,6 +106,7 @@ def _transformer(given: str) -> tuple[Extractor, Vectors]:
     transformers = library("transformers", f"text.model={given}", "transformers")
     import torch
 
+    transformers.utils.logging.disable_progress_bar()  # ours is shown
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         model = transformers.AutoModel.from_pretrained(str(folder), local_files_only=True).eval()
@@ -110,7 +114,7 @@ def _transformer(given: str) -> tuple[Extractor, Vectors]:
         said = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise UserError(f"text.model={given} cannot be loaded: {said}") from error
     most = min(int(tokenizer.model_max_length), _MOST_TOKENS)
-    files = sha256_of(path for path in folder.iterdir() if path.is_file())
+    files = sha256_of(path for path in folder.iterdir() if path.suffix in _OF_A_MODEL)
     extractor = Extractor("transformer", "1", {"sha256": files, "tokens": most})
 
     def vectors(text: str) -> Features:

@@ -90,7 +90,7 @@ def test_two_sites_with_recordings_and_transcripts_train_one_model(
     link, extract, prepare, run, predict = typed()
     assert link == ["utmp-superlink", "--insecure", "--database", "superlink.db"]  # the fixture
     federation.run(*extract)
-    federation.run(*prepare)
+    assert "language is from the extractor wordllama 1 (" in federation.run(*prepare)
     smaller = " ".join(each for each in tiny if each.startswith(("model.", "client.", "rounds=")))
     run[-1] = run[-1].replace('overrides="', f'overrides="{smaller} ')
     printed = federation.run(*[str(PROJECT) if word == "." else word for word in run])

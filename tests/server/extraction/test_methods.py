@@ -207,7 +207,8 @@ def test_the_folder_of_a_transformer(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setitem(sys.modules, "transformers", None)
     message = refusal(lambda: loaded(*given))
     assert message == f"text.model={tmp_path} needs transformers: pip install transformers"
-    classes = {"AutoTokenizer": FakeTransformer, "AutoModel": FakeTransformer}
+    quiet = SimpleNamespace(logging=SimpleNamespace(disable_progress_bar=lambda: None))
+    classes = {"AutoTokenizer": FakeTransformer, "AutoModel": FakeTransformer, "utils": quiet}
     monkeypatch.setitem(sys.modules, "transformers", SimpleNamespace(**classes))
     refusal(lambda: loaded(*given), f"text.model={tmp_path} cannot be loaded: {tmp_path} has no")
     (tmp_path / "config.json").write_text("{}")
