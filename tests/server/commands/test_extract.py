@@ -1,9 +1,13 @@
 """`utmp-extract` as a user runs it; what it does is tested in tests/server/extraction."""
 
+import os
+import signal
 from pathlib import Path
 
 import pytest
-from forked_command import Run
+from data_checks import files
+from forked_command import ForkedCommand, Run
+from processes import wait_until
 from recordings import tone, write_wav
 
 COMMAND = "utmp-extract"
@@ -62,3 +66,26 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     before = sorted(tmp_path.iterdir())
     assert loaded(*given).error == error
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_run_that_was_killed_goes_on_to_the_same_bytes(
+    loaded: Run,
+    forked: ForkedCommand,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    (tmp_path / "calls").mkdir()
+    for call in range(60):
+        write_wav(tmp_path / f"calls/{call}.wav", tone(100 + call, seconds=20))
+    given = ("modality=audio", "source=calls")
+    process = forked.start(tmp_path, tmp_path_factory.mktemp("killed"), *given, "out=features")
+    parts = tmp_path / ".features.audio.extracted"
+    wait_until(lambda: len(list(parts.glob("[!.]*.npy"))) >= 5, "some features")
+    os.kill(process, signal.SIGKILL)
+    assert forked.end().status == -signal.SIGKILL
+    assert not (tmp_path / "features").exists()
+    again = loaded(*given, "out=features").shown
+    assert "of them were there already, of a run that stopped" in again
+    loaded(*given, "out=whole")
+    assert files(tmp_path / "features") == files(tmp_path / "whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["calls", "features", "whole"]
