@@ -24,6 +24,7 @@ from common.clients import check_modality_name
 from common.config import ExtractConfig
 from common.data.extractor import FILE, Extractor, extractors_json, read_extractors
 from common.data.formats.columns import Columns
+from common.data.formats.layouts import NO_MODALITY
 from common.errors import UserError, printable, reason
 from server.extraction.method import Features, Loaded, Recording
 from server.extraction.methods import METHODS
@@ -65,26 +66,24 @@ def extract(config: ExtractConfig, modality: str, watch: Watch) -> Extracted:
     """
     out = Path(str(config.out)).absolute()
     check_modality_name(modality)
+    if modality.lower() in NO_MODALITY:
+        raise UserError(f"modality={modality} means something else beside a table; choose another")
     former = _check_place(out, modality, config.overwrite)
     kind = config.kind_of(modality)
-    method = METHODS[kind]
-    source = find_recordings(config, kind, method)
-    loaded = method.load(config)
+    source = find_recordings(config, kind, METHODS[kind])
+    loaded = METHODS[kind].load(config)
     with _aside(out, modality) as parts:
         done, resumed = _extract_all(source, loaded, parts, watch)
         _check_any(done, source, config)
         sizes = _sizes(done)
         rows = {name: source.rows[name] for name in done}
-        if former and not (config.overwrite and set(former) == {modality}):
+        if former.keys() - {modality}:
             rows = merged_rows(out / TABLE, rows)
-        delimiter = "," if source.decimal == "." else ";"
         new = {
             FILE: extractors_json({**former, modality: loaded.extractor}),
-            TABLE: table_bytes(rows, delimiter),
+            TABLE: table_bytes(rows, "," if source.decimal == "." else ";"),
+            **_listed(source.bad, modality),
         }
-        if source.bad:
-            lines = (printable(f"{name}: {why}") for name, why in source.bad.items())
-            new[_unreadable(modality)] = "".join(f"{line}\n" for line in lines).encode()
         with atomic_folder(out, bool(former), FILE) as folder:
             _keep(out, folder, modality)
             for name, content in new.items():
@@ -107,6 +106,12 @@ def extract(config: ExtractConfig, modality: str, watch: Watch) -> Extracted:
 
 def _unreadable(modality: str) -> str:
     return f"{modality}-unreadable.txt"
+
+
+def _listed(bad: Mapping[str, str], modality: str) -> dict[str, bytes]:
+    """Return the file that lists what is bad; none if nothing is."""
+    lines = [printable(f"{name}: {why}") for name, why in bad.items()]
+    return {_unreadable(modality): "".join(f"{line}\n" for line in lines).encode()} if bad else {}
 
 
 def _check_place(out: Path, modality: str, overwrite: bool) -> dict[str, Extractor]:

@@ -48,7 +48,7 @@ def find_recordings(config: ExtractConfig, kind: Kind, method: Method) -> Record
     source = Path(str(config.source))
     check_there(source)
     if source.is_dir():
-        found = _in_folder(source, method)
+        found = _in_folder(source, method, Path(str(config.out)))
     elif kind_of(source):
         found = _in_table(source, config, kind)
     else:
@@ -62,11 +62,14 @@ def find_recordings(config: ExtractConfig, kind: Kind, method: Method) -> Record
     return found
 
 
-def _in_folder(folder: Path, method: Method) -> Recordings:
-    """Return the files of one kind in a folder and those below it, sorted by path."""
+def _in_folder(folder: Path, method: Method, out: Path) -> Recordings:
+    """Return the files of one kind in a folder and below, but not in `out`, sorted by path."""
     names: list[Path] = []
     for place, below, files in os.walk(folder):
-        below[:] = [name for name in below if not is_litter(Path(name))]
+        inside = [Path(place, name) for name in below]
+        below[:] = [
+            path.name for path in inside if not is_litter(path) and path.resolve() != out.resolve()
+        ]
         kept = [name for name in files if not is_litter(Path(name))]
         names += [Path(place, name).relative_to(folder) for name in kept]
     of_kind = [name for name in names if name.suffix.lower() in method.suffixes]
@@ -113,8 +116,11 @@ def _in_table(path: Path, config: ExtractConfig, kind: Kind) -> Recordings:
     for number in range(columns.items):
         given, place = cells[used][number], columns.place(number)
         identifier = cells[key][number] if key else id_of(Path(given)) if is_file else str(number)
-        if not given or not 0 < len(identifier) <= MAX_ID or (is_file and "\0" in given):
-            found.bad[place] = "has no id" if given and not identifier else f"has no {used}"
+        if not given or "\0" in given:
+            found.bad[place] = f"has no {used}"
+            continue
+        if not 0 < len(identifier) <= MAX_ID:
+            found.bad[place] = f"has no id of 1 to {MAX_ID} characters"
             continue
         row = {"id": identifier} | {name: cells[name][number] for name in copied}
         shown = printable(given) if is_file else place

@@ -161,6 +161,14 @@ def test_names_of_every_kind(tmp_path: Path) -> None:
     assert steps['a "quoted", name; here'] == 9 and steps["two_lines_"] == 10
 
 
+def test_a_folder_of_features_inside_of_the_recordings_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("hello")
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    for given in ([], ["overwrite=true"]):
+        assert list(run(tmp_path / "out", tmp_path, "modality=language", *given).bad) == ["b.txt"]
+        assert table(tmp_path / "out") == [{"id": "a"}]
+
+
 def test_two_files_of_one_id_are_refused(tmp_path: Path, sounds: Path) -> None:
     write_wav(sounds / "d.mp3", tone())
     message = refusal(lambda: run(tmp_path / "out", sounds))
@@ -176,6 +184,7 @@ def test_bad_files_are_left_out_and_listed(tmp_path: Path, calls: Path) -> None:
     (folder / "d.wav").unlink()
     (folder / "d.wav").mkdir()
     calls.write_text(calls.read_text() + "4;;no file;1;i4\n5;nowhere.wav;x;1;i5\n")
+    calls.write_text(f"{calls.read_text()}7;a.wav;long;1;{'i' * 1001}\n")
     os.mkfifo(folder / "pipe.wav")
     calls.write_text(calls.read_text() + "6;pipe.wav;x;1;i6\n")
     done = run(out, calls)
@@ -185,10 +194,11 @@ def test_bad_files_are_left_out_and_listed(tmp_path: Path, calls: Path) -> None:
         "a.wav: is damaged, or no recording: Invalid data found when processing input",
         "d.wav: is no file",
         "data row 5: has no file",
+        "data row 7: has no id of 1 to 1000 characters",
         "nowhere.wav: No such file or directory; check how it is spelt",
         "pipe.wav: is no file",
     ]
-    assert len(done.bad) == 5
+    assert len(done.bad) == 6
     # Repaired, they are there, and nothing is listed.
     write_wav(folder / "a.wav", tone())
     calls.write_text("\n".join(calls.read_text().splitlines()[:4]) + "\n")
@@ -214,6 +224,7 @@ def test_where_nothing_can_be_used_there_is_no_folder(tmp_path: Path, sounds: Pa
         (["source=pdfs"], "source=pdfs has no audio (.wav, .flac, .mp3, "),
         (["source=pdfs", "modality=language"], "source=pdfs has no text (.txt)"),
         (["source=pdfs", "modality=two words", "kind=audio"], "'two words'"),
+        (["source=pdfs", "modality=Labels", "kind=audio"], "modality=Labels means something else"),
         (["source=pdfs", "modality=Labels"], "modality=Labels: what is it? Give kind=text, "),
         (["out=pdfs"], "out=pdfs exists already and holds no extractor.json".replace("=", "=/", 1)),
         (["out=a.pdf"], "exists already and holds no extractor.json"),
