@@ -124,8 +124,8 @@ def describe_client(data: ClientData, key: ClientKey, config: Config) -> ClientD
     moments = FeatureMoments.of(data.sequences.select(data.train))
     sums = client_label_sums(data)
     linear = _linear_sums(data, moments) if config.strategy.linear else None
-    names = data.label_names
-    return ClientDescription(key, len(data.train), data.task, sums, moments, linear, names)
+    said = (data.label_names, data.extractor)
+    return ClientDescription(key, len(data.train), data.task, sums, moments, linear, *said)
 
 
 def _linear_sums(data: ClientData, moments: FeatureMoments) -> LinearSums | None:

@@ -62,7 +62,7 @@ def atomic_folder(out: Path, overwrite: bool, holds: str) -> Iterator[Path]:
     part = out.with_name(f".{out.name}.part")
     try:
         part.mkdir(parents=True, exist_ok=True)
-        with _locked(part, out):
+        with locked(part, out):
             try:
                 for left in part.iterdir():
                     left.unlink()
@@ -105,7 +105,8 @@ def _check_place(out: Path, overwrite: bool, holds: str) -> None:
 
 
 @contextmanager
-def _locked(part: Path, out: Path) -> Iterator[None]:
+def locked(part: Path, out: Path) -> Iterator[None]:
+    """Let no other process work in a folder that becomes `out`; `UserError` if one does."""
     lock = os.open(part, os.O_RDONLY)
     try:
         try:

@@ -31,6 +31,7 @@ class ClientDescription:
     # modality is too wide for one.
     linear: LinearSums | None = None
     label_names: tuple[str, ...] = ()  # of classes or labels; none for classes counted from 0
+    extractor: str = ""  # identity of what made the features; empty if that is not known
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
 from common.clients import ClientKey
+from common.data.extractor import MAX_IDENTITY
 from common.data.moments import FeatureMoments
 from common.errors import parsed_as
 from common.messages import ClientDescription, Downlink, NodeDescription, Uplink
@@ -34,7 +35,7 @@ from common.wire import (
     write_tensors,
 )
 
-VERSION = 5
+VERSION = 6
 
 # Record keys.
 _ABOUT = "about"
@@ -53,6 +54,7 @@ _UPLINK = _KEY | {"round": int}
 _FIGURES = {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int}
 _DESCRIPTION = {"version": int, "clients": int, "error": str}
 _CLIENT = _KEY | {"examples": int, "task": str, "label-sums": list, "label-names": str}
+_CLIENT |= {"extractor": str}
 
 # Attributes of the messages that travel under another name.
 _ATTRIBUTES = {"evidence": "calibration_sums", "agreement": "label_agreement"}
@@ -157,6 +159,8 @@ def decode_description(content: RecordDict) -> NodeDescription:
                 f"{_ABOUT}-{index}.task is {task!r}, expected one of {', '.join(Task)}"
             )
         moments = _moments(groups[name := f"{_MOMENTS}-{index}"], name)
+        if len(client["extractor"]) > MAX_IDENTITY:
+            raise ProtocolError(f"{_ABOUT}-{index}.extractor is longer than {MAX_IDENTITY}")
         called = _names(client["label_names"], f"{_ABOUT}-{index}.label-names")
         client |= {"task": Task(task), "moments": moments, "label_names": called}
         if arrays := groups[name := f"{_LINEAR}-{index}"]:

@@ -14,7 +14,7 @@ from xdist.scheduler.protocol import Scheduling
 #: Files that start federations of several processes.
 FEDERATIONS = tuple(
     f"tests/e2e/test_{name}.py"
-    for name in ("deployment", "faults", "documents", "security", "train")
+    for name in ("deployment", "faults", "documents", "recordings", "security", "train")
 )
 
 

@@ -151,6 +151,7 @@ def test_no_import_circle_between_rooms() -> None:
 HEAVY = (
     *("sklearn", "scipy", "matplotlib", "pandas", "ray"),
     *("tensorboard", "mlflow", "onnx", "onnxscript", "onnxruntime"),
+    *("av", "tokenizers", "transformers", "wordllama"),
 )
 
 

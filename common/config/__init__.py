@@ -7,6 +7,7 @@ Every name of these modules can be imported from here.
 
 from common.config.commands import *  # noqa: F403
 from common.config.composition import *  # noqa: F403
+from common.config.extract import *  # noqa: F403
 from common.config.ranges import *  # noqa: F403
 from common.config.schema import *  # noqa: F403
 from common.config.strategy import *  # noqa: F403

@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, ClassVar
 
+from common.config.extract import ExtractConfig
 from common.config.ranges import Settings, at_least, between, path_setting, positive, ranged, share
 from common.config.schema import Config, PartitionConfig, check_held_back
 from common.errors import UserError
@@ -272,6 +273,6 @@ def check_token(token: str | None, source: str) -> None:
 
 #: The schema of every command.
 SCHEMAS: tuple[type[Settings], ...] = (
-    *(Config, ComposeConfig, CredentialsConfig, PrepareConfig, ReportConfig),
+    *(Config, ComposeConfig, CredentialsConfig, ExtractConfig, PrepareConfig, ReportConfig),
     *(EvaluateConfig, ExportConfig, PredictConfig, ServeConfig),
 )

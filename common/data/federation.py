@@ -50,6 +50,8 @@ class ClientData:
     validation: IntArray
     #: What the classes or labels are called, where that is known.
     label_names: tuple[str, ...] = ()
+    #: Identity of what made the features; empty if that is not known.
+    extractor: str = ""
 
 
 @dataclass(frozen=True)
@@ -324,7 +326,7 @@ def client_data_of(data: FederatedDataset, key: ClientKey, config: Config) -> Cl
     if key not in data.clients:
         names = ", ".join(map(str, data.clients))
         raise UserError(f"there is no client {key}; clients.* gives {names}")
-    client = _client_data(data.client_items(key), data.task, key, config)
+    client = _client_data(data.client_items(key), data.task, key, config, data.reading)
     if key.part >= config.dataset.permuted_clients:
         return client
     # A faulty site, for experiments: every item has the label of another item of the client.
@@ -352,7 +354,7 @@ def site_client_data(path: str | Path, key: ClientKey, config: Config) -> Client
                 f"dataset.task={dataset.task}"
             )
         items = shard.items.in_modalities([key.modality]).last_steps(dataset.max_seq_len)
-        return _client_data(items, shard.info.task, key, config)
+        return _client_data(items, shard.info.task, key, config, shard.info.reading)
     if not isinstance(dataset, NpzConfig):
         raise UserError(
             f"data={str(path)!r} needs dataset=npz, and the run has dataset={dataset.name}; "
@@ -363,7 +365,11 @@ def site_client_data(path: str | Path, key: ClientKey, config: Config) -> Client
 
 
 def _client_data(
-    items: MultimodalDataset, task: Task, key: ClientKey, config: Config
+    items: MultimodalDataset,
+    task: Task,
+    key: ClientKey,
+    config: Config,
+    reading: Reading | None = None,
 ) -> ClientData:
     sequences, groups = items.sequences[key.modality], items.groups
     present = np.flatnonzero(sequences.present)
@@ -376,6 +382,6 @@ def _client_data(
         train, validation = (present[part] for part in parts)
     if len(train) == 0:
         raise UserError(f"client {key} has no item with {key.modality}")
-    return ClientData(
-        key.modality, task, sequences, items.labels, train, validation, items.label_names
-    )
+    extractor = reading.extractors.get(key.modality, "") if reading else ""
+    rows = (sequences, items.labels, train, validation)
+    return ClientData(key.modality, task, *rows, items.label_names, extractor)

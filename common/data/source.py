@@ -60,6 +60,8 @@ class Reading:
     emotions: bool = False
     #: The classes, in the order of their numbers; empty for those that the source has.
     classes: tuple[str, ...] = ()
+    #: Modality to the identity of the extractor that made its features, where that is known.
+    extractors: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.max_seq_len is not None and self.max_seq_len < 1:
@@ -72,6 +74,18 @@ class Reading:
         known = [most for most in (self.max_seq_len, steps) if most is not None]
         return replace(self, max_seq_len=min(known, default=None))
 
+    def check_extractors(self, what: str, found: Mapping[str, str]) -> None:
+        """Raise `UserError` for features of another extractor than the model's data.
+
+        `what` they are; `found` is modality to the identity of an extractor, where that is known.
+        """
+        for name, identity in found.items():
+            if (own := self.extractors.get(name, identity)) != identity:
+                raise UserError(
+                    f"{what}: {name} is from the extractor {identity}, and the model's data from "
+                    f"{own}: extract it again with the model's extractor"
+                )
+
     def check_prepared(self, what: str, prepared: "Reading | None", longest: int) -> None:
         """Raise `UserError` for items that were prepared in a way which contradicts this one.
 
@@ -80,6 +94,7 @@ class Reading:
         """
         if prepared is None:
             return
+        self.check_extractors(what, prepared.extractors)
         cut, wanted = (each.max_seq_len or math.inf for each in (prepared, self))
         other = "max_seq_len" if longest >= cut and cut < wanted else ""
         other = "context" if prepared.context != self.context else other
@@ -164,6 +179,8 @@ class Source:
     items: MultimodalDataset
     #: (N,) "train", "validation" or "test", as the source says; "" where it does not.
     splits: NDArray[np.str_]
+    #: As in `Reading`.
+    extractors: Mapping[str, str] = field(default_factory=dict)
 
 
 def paths_named(setting: str, given: object) -> list[Path]:

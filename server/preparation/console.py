@@ -14,6 +14,7 @@ from rich.table import Table
 from common.config import in_node_config, setting
 from common.data.federation import count_outputs
 from common.data.manifest import Manifest
+from common.data.source import Reading
 from common.seal import SUFFIX
 from common.task import Task
 from server.preparation.preparation import ReadSource, Watch, shared_groups, source_warnings
@@ -49,7 +50,7 @@ def progress(terminal: Terminal) -> Iterator[Watch]:
 def show_source(terminal: Terminal, read: ReadSource) -> None:
     """Print what a source holds."""
     items, splits, task = read.source.items, read.source.splits, read.task
-    _show_origin(terminal, read.about, items.cleaning)
+    _show_origin(terminal, read.about, items.cleaning, read.reading)
     sides = []
     for side in ("train", "validation", "test", ""):
         mask = splits == side
@@ -77,7 +78,7 @@ def show_source(terminal: Terminal, read: ReadSource) -> None:
 
 def show_prepared(terminal: Terminal, manifest: Manifest, out: str) -> None:
     """Print what was prepared, and the command that uses it."""
-    _show_origin(terminal, manifest.source, manifest.cleaning)
+    _show_origin(terminal, manifest.source, manifest.cleaning, manifest.reading)
     terminal.console.print(_shards(manifest))
     for line in manifest.warnings:
         terminal.warn(line)
@@ -97,7 +98,7 @@ def show_prepared(terminal: Terminal, manifest: Manifest, out: str) -> None:
 
 
 def _show_origin(
-    terminal: Terminal, source: Mapping[str, Any], cleaning: Mapping[str, int]
+    terminal: Terminal, source: Mapping[str, Any], cleaning: Mapping[str, int], reading: Reading
 ) -> None:
     for file in source["files"]:
         known = f"; published as {file['known']}" if "known" in file else ""
@@ -105,6 +106,8 @@ def _show_origin(
         terminal.tell(f"{file['name']}: {size}, SHA-256 {file['sha256']}{known}")
     why = f": {source['why']}" if source["why"] else ""
     terminal.tell(f"format {source['format']}{why}")
+    for name, identity in reading.extractors.items():
+        terminal.tell(f"{name} is from the extractor {identity}")
     terminal.data(cleaning)
 
 

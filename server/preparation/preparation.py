@@ -3,7 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +281,8 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     if len(source.items) == 0:
         raise UserError(f"{paths[0]}: no item is left after cleaning")
     about = {"format": name, "why": why, "files": files}
-    return ReadSource(source, task, about, settings.reading)
+    reading = replace(settings.reading, extractors=source.extractors)
+    return ReadSource(source, task, about, reading)
 
 
 def _synthetic(config: PrepareConfig, task: Task) -> Source:

@@ -60,6 +60,8 @@ class Terms:
     outputs: int
     #: What the classes or labels are called, where that is known.
     label_names: tuple[str, ...] = ()
+    #: Modality to the identity of what made its features, where that is known.
+    extractors: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -217,6 +219,7 @@ class Registry:
             )
         for fault in (
             kind_fault(client, terms.task, terms.outputs, terms.label_names),
+            self._extractor_fault(client),
             label_sums_fault(client.label_sums, client.task, client.examples),
         ):
             if fault:
@@ -228,6 +231,31 @@ class Registry:
             fault := linear_sums_fault(client.linear, client.label_sums, client.task)
         ):
             raise UserError(f"client {key} reports {fault}")
+
+    def _extractor_fault(self, client: ClientDescription) -> str | None:
+        """Say why a client's features are not those of the others of its modality, or None."""
+        modality = client.key.modality
+        known = {
+            f"client {key}": member.client.extractor
+            for key, member in self.members.items()
+            if key.modality == modality and key != client.key
+        }
+        known = {"the evaluation data": self.terms.extractors.get(modality, "")} | known
+        for who, identity in known.items() if client.extractor else ():
+            if identity not in ("", client.extractor):
+                return (
+                    f"features of the extractor {client.extractor}, and {who} of {identity}: all "
+                    "sites of a modality must use the same; extract again as the other's "
+                    "extractor.json says"
+                )
+        return None
+
+    @property
+    def extractors(self) -> dict[str, str]:
+        """Modality to the identity of what made its features, where anyone says it."""
+        clients = [member.client for member in self.members.values()]
+        said = {each.key.modality: each.extractor for each in clients if each.extractor}
+        return {**said, **self.terms.extractors}
 
     def forget_linear(self) -> None:
         """Let go of the sums for linear experts, and of those that are yet to come."""

@@ -53,7 +53,8 @@ class Federation(OneModel):
     def __init__(self, run: Run, grid: Grid, ours: bool) -> None:
         self._run, self._grid = run, grid
         config, data, former = run.config, run.data, run.checkpoint
-        registry = Registry(Terms(data.shapes, data.task, data.outputs, data.label_names))
+        kinds = (data.label_names, data.reading.extractors)
+        registry = Registry(Terms(data.shapes, data.task, data.outputs, *kinds))
         timeout = config.runtime.node_timeout
         self._attendance = Attendance(registry, grid, timeout, run.console.tell, ours)
         self._attendance.gather(Counter(key.modality for key in data.clients))
@@ -64,7 +65,8 @@ class Federation(OneModel):
         labels = former.labels if former else pool_labels(bounded.clients, data.task, data.outputs)
         moments = pool_moments(bounded.clients)
         experts = Experts(self._linear_sums(registry, moments), labels.prior)
-        self.model = initial_model(config, data, moments, experts)
+        reading = replace(data.reading, extractors=registry.extractors)
+        self.model = initial_model(config, replace(data, reading=reading), moments, experts)
         registry.forget_linear()
         self.parameters = count_parameters(self.model)
         state = self.model.state_dict()

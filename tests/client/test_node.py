@@ -38,6 +38,7 @@ from common.data.dataset import MultimodalDataset, Sequences
 from common.data.federation import load_joint
 from common.data.manifest import MANIFEST, write_manifest
 from common.data.shards import info_of, write_shard
+from common.data.source import Reading
 from common.errors import UserError
 from common.messages import Downlink
 from common.model.ha_fedformer import ModelSpec, build_model, split_arrays
@@ -293,6 +294,15 @@ def test_a_shard_is_the_same_data_as_the_same_npz(site: Path) -> None:
     for part in ("labels", "train", "validation"):
         np.testing.assert_array_equal(getattr(shard, part), getattr(npz, part))
     assert_same(*(describe(node_of(path), config) for path in (site, file)))
+
+
+def test_a_site_says_which_extractor_made_its_features(site: Path, npz_site: Path) -> None:
+    items, reading = items_of(), Reading(extractors={"audio": "log-mel 1 (aaa)", "vision": "b"})
+    (before,) = describe(node_of(site), run_config("synthetic")).clients
+    write_shard(site, items, info_of(items, "audio-0", Task.regression, 1, reading))
+    (client,) = describe(node_of(site), run_config("synthetic")).clients
+    (plain,) = describe(DeployedNode(AUDIO, str(npz_site)), npz(npz_site)).clients
+    assert (before.extractor, client.extractor, plain.extractor) == ("", "log-mel 1 (aaa)", "")
 
 
 def flip_last_byte(path: Path) -> None:

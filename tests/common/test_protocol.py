@@ -98,6 +98,7 @@ def description() -> NodeDescription:
                 FeatureMoments(*np.random.default_rng(part).normal(size=(3, *shape))),
                 linear_sums(10 + part, int(np.prod(shape))) if part else None,
                 ("glad", "très triste") if part else (),
+                "log-mel 1 (0123456789ab)" if part else "",
             )
             for modality, part, shape in (("audio", 0, (4,)), ("vision", 12, (2, 4)))
         )

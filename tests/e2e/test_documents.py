@@ -31,8 +31,8 @@ from common.config import SCHEMAS, Config, compose
 
 pytestmark = pytest.mark.e2e
 
-#: Sections whose commands run beside each other, and have tests of their own below.
-APART = ("Deployment", "Over TLS, with known sites")
+#: Sections whose commands run beside each other, and have tests of their own.
+APART = ("Before you start", "Deployment", "Over TLS, with known sites")
 SERVICE = "utmp-serve"
 WIDTHS = {"language": 8, "audio": 5, "vision": 6}
 

@@ -11,6 +11,8 @@ modality. Its file is called after it:
   the id. An array without a name counts as `values`;
 - ``audio.pt``: a tensor as in ``.npy``, or a dictionary of tensors as in ``.npz``.
 
+Beside them, ``extractor.json`` may say which extractor made them, see `common.data.extractor`.
+
 To predict, a table whose arrays are ``.npy`` files is read a few items at a time; then two items
 may have the same id.
 
@@ -26,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.data.dataset import ItemPart, MultimodalDataset, Sequences
+from common.data.extractor import identities
 from common.data.formats import layouts
 from common.data.formats.array_files import array_files, load_arrays
 from common.data.formats.columns import SUFFIXES, Columns, kind_of
@@ -69,14 +72,15 @@ def _read(given: Given, settings: ReadSettings) -> Source:
         raise UserError(f"{table.path} has no rows")
     ids = check_unique(table.ids(), table.path)
     groups = table.groups(ids)
+    files = array_files(table.path, settings)
+    settings.check_extractors(str(table.path), extractors := identities(files))
     sequences = {
-        name: _sequences(name, file, ids, groups, settings)
-        for name, file in array_files(table.path, settings).items()
+        name: _sequences(name, file, ids, groups, settings) for name, file in files.items()
     }
     labels = table.labels()
     items = MultimodalDataset(ids, groups, labels.values, sequences, label_names=labels.names)
     table.note_unused()
-    return finished(items, table.splits(), settings)
+    return replace(finished(items, table.splits(), settings), extractors=extractors)
 
 
 def _stream(given: Given, settings: ReadSettings) -> Stream | None:
@@ -84,6 +88,7 @@ def _stream(given: Given, settings: ReadSettings) -> Stream | None:
     files = array_files(path, settings)
     if settings.context or any(file.suffix.lower() != ".npy" for file in files.values()):
         return None
+    settings.check_extractors(str(path), identities(files))
     table = _Table(path, settings, ["id"])
     for file in files.values():
         count = len(layouts.numeric(file, "values", load_arrays(file)["values"]))

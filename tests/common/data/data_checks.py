@@ -82,7 +82,7 @@ def manifest_of(*names: str, **changes: Any) -> Manifest:
         modalities={"vision": {"width": 3}, "audio": {"width": 2}},
         sides={"train": {"items": 4}, "validation": {"items": 0}, "test": {"items": 1}},
         settings={"seed": 1, "clients": {"default": None}, "partition": {"alpha": 0.5}},
-        reading=Reading(50, 9, "video", ("joy",)),
+        reading=Reading(50, 9, "video", ("joy",), extractors={"audio": "log-mel 1 (0123)"}),
         cleaning={"items without a label": 2},
         warnings=("two groups are on both sides",),
         shards={f"{name}.safetensors": {"seal": name * 2, "items": 1} for name in names},

@@ -63,7 +63,9 @@ def test_help_of_the_installed_command_lists_choices(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-HEAVY = "torch numpy cryptography rich pyarrow sklearn onnx matplotlib flwr uvicorn fastapi scipy"
+HEAVY = (
+    "torch numpy cryptography rich pyarrow sklearn onnx matplotlib flwr uvicorn fastapi scipy av"
+)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +75,7 @@ HEAVY = "torch numpy cryptography rich pyarrow sklearn onnx matplotlib flwr uvic
         ("credentials", "host=a", "; did you mean hosts?"),
         ("evaluate", "datasett=b", "; did you mean dataset?"),
         ("export", "subset=[b]", "; did you mean subsets?"),
+        ("extract", "audio.stepp=1", "; did you mean audio.step"),
         ("predict", "modalitys=a", "; did you mean modalities?"),
         ("prepare", "validation_fractoin=0.1", "; did you mean validation_fraction?"),
         ("report", "rums=x", "; did you mean runs?"),

@@ -291,3 +291,50 @@ def test_a_node_that_was_not_there_to_be_asked_is_asked_again() -> None:
     roster.grid.nodes[1] = hosting("audio-0")
     assert (roster.faults(), roster.nodes) == ([], {"audio-0": 1})
     assert roster.grid.asked == [1, 1]
+
+
+# --- The extractors of features ---------------------------------------------------------------
+
+
+def from_extractor(name: str, extractor: str) -> Answer:
+    return hosting(replace(client(name), extractor=extractor))
+
+
+def test_sites_of_one_modality_whose_extractors_differ_are_refused_by_name() -> None:
+    roster = Roster(
+        {
+            1: from_extractor("audio-0", "log-mel 1 (aaa)"),
+            2: from_extractor("audio-1", "log-mel 1 (bbb)"),
+            3: from_extractor("audio-2", "log-mel 1 (aaa)"),
+            4: from_extractor("vision-0", "video-onnx 1 (ccc)"),
+            5: hosting("audio-3"),  # does not say
+        }
+    )
+    assert roster.faults() == [
+        "node 2: client audio-1 has features of the extractor log-mel 1 (bbb), and client audio-0 "
+        "of log-mel 1 (aaa): all sites of a modality must use the same; extract again as the "
+        "other's extractor.json says"
+    ]
+    assert list(roster.nodes) == ["audio-0", "audio-2", "audio-3", "vision-0"]
+    said = {"audio": "log-mel 1 (aaa)", "vision": "video-onnx 1 (ccc)"}
+    assert roster.registry.extractors == said
+
+
+def test_the_extractor_of_the_evaluation_data_counts() -> None:
+    roster = Roster(
+        {1: from_extractor("audio-0", "log-mel 1 (aaa)"), 2: from_extractor("vision-0", "b")}
+    )
+    extractors = {"audio": "log-mel 1 (bbb)"}
+    roster.registry.terms = replace(TERMS, extractors=extractors)
+    (fault,) = roster.faults()
+    assert "log-mel 1 (aaa), and the evaluation data of log-mel 1 (bbb): " in fault
+    assert list(roster.nodes) == ["vision-0"]
+    assert roster.registry.extractors == {"audio": "log-mel 1 (bbb)", "vision": "b"}
+
+
+def test_a_site_may_come_back_with_another_extractor_where_it_is_alone() -> None:
+    roster = Roster({1: from_extractor("audio-0", "old")}, n1="audio-0", n2="audio-0")
+    assert roster.faults() == []
+    roster.grid.nodes[2] = from_extractor("audio-0", "new")
+    (told,) = roster.faults()
+    assert "takes the place" in told and roster.registry.extractors == {"audio": "new"}

@@ -1,0 +1,1 @@
+"""From recordings to features: `utmp-extract`, which each site runs alone."""
