@@ -31,9 +31,9 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\
 
 
 def printable(text: str) -> str:
-    """Return one line of text that is safe to show, whatever a file or a caller put in it.
+    r"""Return one line of text that is safe to show, whatever a file or a caller put in it.
 
-    What is unsafe is escaped, as ``\\x1b``; the rest stays as it is, also spaces of other scripts
+    What is unsafe is escaped, as ``\x1b``; the rest stays as it is, also spaces of other scripts
     and joined emoji, so that a path can be copied.
     """
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
