@@ -19,6 +19,7 @@ from common.data.formats.array_files import array_files
 from common.data.formats.layouts import files_in
 from common.data.formats.pickled import PUBLISHED
 from common.data.formats.registry import check_format, read_source
+from common.data.labels import label_warnings
 from common.data.manifest import MANIFEST, Manifest, write_manifest
 from common.data.partition import Dealt, Sides, deal, partition_groups, split_groups
 from common.data.shards import VERSION, ShardInfo, info_of, write_shard
@@ -126,23 +127,6 @@ def shared_groups(items: MultimodalDataset, splits: NDArray[np.str_]) -> tuple[s
     )
 
 
-def source_warnings(origin: ReadSource) -> tuple[str, ...]:
-    """Warn of what a source's items or labels are unlikely to mean."""
-    items, kinds = origin.source.items, len(np.unique(origin.source.items.labels))
-    told: list[str] = []
-    if origin.task is Task.classification and kinds > len(items) / 2:
-        told.append(
-            f"{kinds} classes of {len(items)} items: nearly each item is a class of its own; "
-            "are the labels ids, or numbers for task=regression?"
-        )
-    if origin.task is Task.regression and kinds == 2:
-        low, high = np.unique(items.labels)
-        told.append(
-            f"all labels are {low:g} or {high:g}: if they are classes, give task=classification"
-        )
-    return tuple(told)
-
-
 def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch) -> Manifest:
     """Split, deal out and write what was read."""
     items, task = origin.source.items, origin.task
@@ -175,7 +159,7 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
         settings=settings | {"label_bins": bins.names},
         reading=origin.reading,
         cleaning=cleaning,
-        warnings=(*source_warnings(origin), *sides.warnings),
+        warnings=(*label_warnings(task, items.labels, items.label_names), *sides.warnings),
         shards=_write_shards(folder, parts, infos, bins, config.dtype, watch),
     )
 

@@ -19,6 +19,10 @@ from typing import Any
 from unittest.mock import patch
 
 import onnx
+import torch
+from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from hydra._internal.hydra import Hydra
+
 import server.app
 import server.credentials.console
 import server.export.files
@@ -29,10 +33,6 @@ import server.runtimes.local
 import server.service.app
 import server.service.examples
 import server.service.listening
-import torch
-from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
-from hydra._internal.hydra import Hydra
-
 from common.data.formats.registry import check_format
 from server.report.panels import Section
 
@@ -44,7 +44,17 @@ main = commands_in_forks.loaded()
 commands_in_forks.obey_permissions()
 """
 
-NAMES = "compose credentials evaluate export predict prepare report serve train".split()
+NAMES = [
+    "compose",
+    "credentials",
+    "evaluate",
+    "export",
+    "predict",
+    "prepare",
+    "report",
+    "serve",
+    "train",
+]
 
 #: Of capset(2): version 3, and the two capabilities by which root reads and writes every file.
 _VERSION, _DAC_OVERRIDE, _DAC_READ_SEARCH = 0x20080522, 1 << 1, 1 << 2

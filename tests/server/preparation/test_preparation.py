@@ -400,3 +400,8 @@ def test_progress_begins_at_nothing_and_ends_at_everything(file: Path, out: Path
         assert done[-1] == next(total for name, _, total in news if name == stage)
     written = [(done, total) for stage, done, total in news if stage == "writing shards"]
     assert written == [(number, 8) for number in range(9)]
+
+
+def test_labels_that_teach_nothing_are_warned_of(tmp_path: Path, out: Path) -> None:
+    manifest = run(write(tmp_path / "a.npz", label=np.full(ITEMS, 2.5)), out)
+    assert manifest.warnings == ("all labels are 2.5: nothing can be learned from them",)
