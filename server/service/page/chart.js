@@ -23,7 +23,11 @@ export function draw(record, model, truth) {
   const numbers = model.scale !== null;
   at("said").replaceChildren(...(numbers ? saidNumber(record) : saidNames(record)));
   keep(at("chart"), numbers ? numberRows(record, model, truth) : nameRows(record, model, truth));
-  at("note").textContent = numbers ? numberNote(truth) : nameNote(record, truth);
+  const notes = [numbers ? numberNote(truth) : nameNote(record, truth)];
+  if (record.context) {
+    notes.push(`In training, up to ${model.context} items came before each, which is more than here.`);
+  }
+  at("note").textContent = notes.join(" ");
   keep(at("weights"), weightRows(record, model));
 }
 

@@ -159,7 +159,7 @@ def change_round(number: int, **changes: object) -> Callable[[Path], None]:
         (write(CONFIG, "seed: many"), f"{CONFIG} cannot be used: seed: Value 'many'"),
         (write(CONFIG, "nonsense: 1"), f"{CONFIG} cannot be used: nonsense: Key 'nonsense'"),
         (
-            write(CONFIG, "run_dir: a\nrounds: 2\n"),
+            write(CONFIG, "run_dir: a\ndataset: {name: synthetic}\n"),
             f"{CONFIG} is damaged: it ends before checkpoint",
         ),
         *(
