@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from common.atomic import atomic_folder
 from common.clients import check_modality_name, clients_per_modality
 from common.config import Labels, Precision, PrepareConfig, Split, SyntheticConfig
-from common.data.dataset import MultimodalDataset
+from common.data.dataset import LabelArray, MultimodalDataset
 from common.data.federation import count_outputs
 from common.data.formats.array_files import array_files
 from common.data.formats.layouts import files_in
@@ -49,6 +49,9 @@ WAY_OUT = (
     "give group=… another column, as group=id where each item is by itself, or split=none where "
     "all items are for training, as at a site"
 )
+
+#: Sentiment is from minus this to this.
+SENTIMENT = 3
 
 _CHUNK = 1 << 22
 
@@ -127,6 +130,22 @@ def shared_groups(items: MultimodalDataset, splits: NDArray[np.str_]) -> tuple[s
     )
 
 
+def clipped_labels(task: Task, labels: LabelArray, sides: Sides) -> tuple[str, ...]:
+    """Warn where labels lie beyond those that evaluation takes for sentiment, and clips to."""
+    beyond = int((np.abs(labels) > SENTIMENT).sum())
+    if task is not Task.regression or beyond == 0:
+        return ()
+    # Imported here: scikit-learn, a second that is not needed otherwise.
+    from common.metrics import is_sentiment
+
+    if not is_sentiment(labels[np.concatenate([sides.validation, sides.test])]):
+        return ()
+    return (
+        f"{beyond} labels lie beyond [-3, 3], and those for evaluation do not, so that they count "
+        "as sentiment: acc5 and acc7 clip what is predicted to that",
+    )
+
+
 def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch) -> Manifest:
     """Split, deal out and write what was read."""
     items, task = origin.source.items, origin.task
@@ -159,7 +178,11 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
         settings=settings | {"label_bins": bins.names},
         reading=origin.reading,
         cleaning=cleaning,
-        warnings=(*label_warnings(task, items.labels, items.label_names), *sides.warnings),
+        warnings=(
+            *label_warnings(task, items.labels, items.label_names),
+            *clipped_labels(task, items.labels, sides),
+            *sides.warnings,
+        ),
         shards=_write_shards(folder, parts, infos, bins, config.dtype, watch),
     )
 

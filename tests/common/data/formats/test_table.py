@@ -274,7 +274,11 @@ def ragged(offsets: list[Any]) -> dict[str, Any]:
         (TWO_IDS, {}, ["'ids'", "each once"]),
         (TWO_IDS | {"ids": np.array(["001"])}, {}, ["'ids'", "2 items"]),
         (TWO_IDS | {"ids": np.array(["x", "y"])}, {}, ["none of its ids"]),
-        (TWO_IDS | {"ids": np.array(["001", "x"])}, CONTEXT, ["audio.npz", "+context=2", "'ids'"]),
+        (
+            TWO_IDS | {"ids": np.array(["001", "x"])},
+            CONTEXT,
+            ["audio.npz", "+context=2", "without ids"],
+        ),
         (
             {"x": np.ones((1, 1))},
             {},
