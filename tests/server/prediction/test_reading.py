@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from data_checks import refusal
 from made_up_models import EXPERTS, JOINT, PRIORS, SIZES
 from rich.console import Console
+from trained_runs import train
 
 from common.config import (
     EvaluateConfig,
@@ -22,7 +24,7 @@ from common.config import (
     ServeConfig,
     compose,
 )
-from common.data.manifest import Manifest
+from common.data.manifest import Manifest, write_manifest
 from common.data.shards import read_shard
 from common.data.source import Reading
 from common.model.calibrated import Joint
@@ -303,6 +305,44 @@ def test_classes_of_a_file_are_found_by_name(tmp_path: Path) -> None:
     relabelled("negative", "mixed", "positive")
     words = "column 'label' is 'mixed' in data row 2 (and 19 more); expected one of the classes "
     refusal(lambda: scored(model, source), words + "negative, neutral, positive")
+
+
+def write_sites(folder: Path) -> Path:
+    """Prepare at two sites and at the coordinator, each from files of its own, with words.
+
+    A site lacks a class. Returns the coordinator's folder, with the sites' shards in it.
+    """
+    given = ["task=classification", f"classes=[{','.join(WORDS)}]", f"max_seq_len={STEPS}"]
+    manifests: list[Manifest] = []
+    for number, name in enumerate(("audio", "language", "all")):
+        modalities = ("audio", "language") if name == "all" else (name,)
+        items = writers.make_utterances(number, count=60, videos=20)
+        there = WORDS[1:] if name == "audio" else WORDS
+        words = [there[item % len(there)] for item in range(60)]
+        table = writers.write_table(folder / name, items, arrays="npz", modalities=modalities)
+        writers.write_columns(table, writers.table_columns(items) | {"label": words})
+        side = ["test_fraction=0.5"] if name == "all" else ["split=none", "clients.default=1"]
+        manifests.append(prepare(table, folder / name / "shards", *given, *side))
+    assert {manifest.label_names for manifest in manifests} == {WORDS}
+    for name in ("audio", "language"):
+        shard = folder / name / "shards" / f"{name}-0.safetensors"
+        shutil.copy(shard, folder / "all" / "shards")
+    listed = {file: shard for manifest in manifests for file, shard in manifest.shards.items()}
+    write_manifest(folder / "all" / "shards", replace(manifests[-1], shards=listed))
+    return folder / "all"
+
+
+def test_sites_that_prepared_words_by_themselves_train_one_model(tmp_path: Path) -> None:
+    folder = write_sites(tmp_path)
+    given = ("dataset=shards", f"dataset.path={folder}/shards", "clients.default=1")
+    run = train(tmp_path / "run", *given)
+    assert load_model(run / MODEL)[0].spec.label_names == WORDS
+    source, shard = folder / "items.csv", folder / "shards" / "test.safetensors"
+    raw = predictions(run, source)
+    assert_equal(raw, predictions(run, shard))
+    rows = csv.DictReader(source.read_text(encoding="utf-8").splitlines())
+    right = [raw[row["id"]]["prediction"] == row["label"] for row in rows]
+    assert scored(run, source)["accuracy"] == pytest.approx(np.mean(right))
 
 
 def test_one_vector_for_each_id_has_no_order_for_context(tmp_path: Path) -> None:
