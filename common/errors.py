@@ -1,6 +1,7 @@
 """The one exception for mistakes that the user must fix, and text that is safe to show."""
 
 import errno
+import re
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -25,9 +26,17 @@ _WAYS_OUT = {
 }
 
 
-def printable(text: str, instead: str = " ") -> str:
-    """Return one line of text that is safe to show, whatever a file or a caller put in it."""
-    return "".join(character if character.isprintable() else instead for character in text)
+#: Control characters, surrogates, ends of lines, and marks that turn the direction of writing.
+_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
+def printable(text: str) -> str:
+    r"""Return one line of text that is safe to show, whatever a file or a caller put in it.
+
+    What is unsafe is escaped, as ``\x1b``; the rest stays as it is, also spaces of other scripts
+    and joined emoji, so that a path can be copied.
+    """
+    return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 class UserError(Exception):
@@ -49,7 +58,8 @@ def reason(error: OSError) -> str:
 
 def file_error(error: OSError) -> str:
     """Say in one line what the system refused, why, and what to do."""
-    return reason(error) if error.filename is None else f"{error.filename}: {reason(error)}"
+    said = reason(error) if error.filename is None else f"{error.filename}: {reason(error)}"
+    return printable(said)
 
 
 def first_mistake(error: ValidationError) -> str:

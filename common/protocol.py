@@ -110,7 +110,7 @@ def decode_uplink(content: RecordDict) -> Uplink:
     """Read the content of the message; `ClientFailureError` if the client says that it failed."""
     if isinstance(content.get(_FAILURE), ConfigRecord):
         failure = _read(content, _FAILURE, ConfigRecord, {"reason": str})
-        raise ClientFailureError(" ".join(failure["reason"].split())[:MAX_REASON])
+        raise ClientFailureError(" ".join(failure["reason"].splitlines())[:MAX_REASON])
     about = _read(content, _ABOUT, ConfigRecord, _UPLINK)
     metrics = _read(content, _METRICS, MetricRecord, _FIGURES)
     encoder, decoder = read_posteriors(tensor_bytes(content))

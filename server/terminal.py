@@ -13,6 +13,15 @@ from rich.progress import (
 )
 
 
+def rounded(value: float, scale: float | None = None, sign: str = "") -> str:
+    """Return a number with three decimals; with three digits where `scale` is below 0.01.
+
+    The scale is by default that of the number. With `sign` "+", a positive one has its sign.
+    """
+    kind = "g" if 0 < abs(value if scale is None else scale) < 0.01 else "f"
+    return f"{value:{sign}.3{kind}}"
+
+
 class Terminal:
     """A terminal; prints to `console`, or by default to standard output."""
 

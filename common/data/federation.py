@@ -25,7 +25,7 @@ from common.config import (
 )
 from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences, describe_shape
 from common.data.formats.npz import read_npz
-from common.data.labels import class_names
+from common.data.labels import class_names, label_warnings
 from common.data.manifest import MANIFEST, Manifest, read_listed_shard, read_manifest
 from common.data.partition import deal, partition_groups, split_groups
 from common.data.source import Reading, ReadSettings, check_tabular, paths_named
@@ -155,7 +155,7 @@ def load_joint(config: Config) -> JointDataset:
         validation=items.select(sides.validation),
         test=test,
         cleaning={**items.cleaning, **items.not_finite(), **of_test},
-        warnings=(),
+        warnings=label_warnings(task, items.labels, items.label_names),
         reading=reading_of(dataset),
         client_items=lambda key: items.select(dealt[key]).in_modalities([key.modality]),
         items=items,

@@ -24,6 +24,9 @@ from common.task import Task
 #: More than this many classes are a mistake, such as labels that are ids.
 MAX_CLASSES = 10_000
 
+#: Labels must vary by so many of the steps between 32-bit floats of their size.
+COARSE = 100
+
 #: How tables write that a cell has no value, in small letters; as Arrow and pandas read them.
 MISSING = {"", "na", "n/a", "#n/a", "#n/a n/a", "#na", "<na>", "nan", "-nan", "null"}
 MISSING |= {"1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan"}
@@ -206,6 +209,50 @@ def _name_of(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return f"{value:.0f}" if isinstance(value, int | float) and value % 1 == 0 else str(value)
+
+
+def label_warnings(task: Task, labels: LabelArray, names: Sequence[str] = ()) -> tuple[str, ...]:
+    """Warn of what labels are unlikely to mean, and of those from which nothing can be learned.
+
+    `names` are those of several labels.
+    """
+    kinds = np.unique(labels)
+    match task:
+        case Task.regression:
+            return _warnings_of_numbers(labels, kinds)
+        case Task.classification if len(kinds) > len(labels) / 2:
+            return (
+                f"{len(kinds)} classes of {len(labels)} items: nearly each item is a class of its "
+                "own; are the labels ids, or numbers for task=regression?",
+            )
+        case Task.multilabel:
+            means = labels.mean(axis=0).tolist() if len(labels) else []
+            called = class_names(names, len(means))
+            return tuple(
+                f"{'every' if mean else 'no'} item has the label {name}: nothing can be learned "
+                "about it"
+                for name, mean in zip(called, means, strict=True)
+                if mean in (0, 1)
+            )
+    return ()
+
+
+def _warnings_of_numbers(labels: LabelArray, kinds: NDArray[Any]) -> tuple[str, ...]:
+    if len(kinds) == 1:
+        return (f"all labels are {kinds[0]:g}: nothing can be learned from them",)
+    told = []
+    if len(kinds) == 2:
+        told.append(
+            f"all labels are {kinds[0]:g} or {kinds[1]:g}: if they are classes, give "
+            "task=classification"
+        )
+    step = float(np.spacing(np.float32(np.abs(kinds).max(initial=0))))
+    if 0 < labels.std() < COARSE * step:
+        told.append(
+            f"labels vary by {labels.std():.3g} around {labels.mean():.6g}, where predictions, "
+            f"32-bit floats, are {step:.3g} apart: subtract a constant from the labels"
+        )
+    return tuple(told)
 
 
 def class_names(names: Sequence[str], outputs: int) -> tuple[str, ...]:

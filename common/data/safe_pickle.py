@@ -53,7 +53,7 @@ class RefusedError(Exception):
 
 
 def _short(text: str) -> str:
-    return printable(text[:80], "?") + "…" * (len(text) > 80)
+    return printable(text[:80]) + "…" * (len(text) > 80)
 
 
 class _DType:

@@ -42,8 +42,7 @@ class Reading:
 
     The one record of it: shards carry it, a run takes it from them or from its settings, and the
     model file holds it, so that what is predicted or evaluated later is read alike. Shapes, tasks
-    and what labels are called are not part of it: items and models have those themselves, also
-    the classes that were found where none were given.
+    and names of classes and labels are not part of it: items and models have those themselves.
 
     Raises `ValueError` where a number is out of range.
     """
@@ -58,8 +57,6 @@ class Reading:
     labels: tuple[str, ...] = ()
     #: Whether the labels are the source's six emotions.
     emotions: bool = False
-    #: The classes, in the order of their numbers; empty for those that the source has.
-    classes: tuple[str, ...] = ()
     #: Modality to the identity of the extractor that made its features, where that is known.
     extractors: Mapping[str, str] = field(default_factory=dict)
 
@@ -111,6 +108,8 @@ class ReadSettings(Reading):
     """How a source is read, and what for; with `emotions`, `task` is multilabel."""
 
     task: Task = Task.regression
+    #: The classes, in the order of their numbers; empty for those that the source has.
+    classes: tuple[str, ...] = ()
     #: Which to read; empty for all that there are.
     modalities: tuple[str, ...] = ()
     #: Modalities whose steps are different quantities.

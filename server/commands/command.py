@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from common.config import CompositionErrors, Config, Settings, explain, literal_paths, parse
-from common.errors import UserError, file_error
+from common.errors import UserError, file_error, printable
 from server.commands.help import help_text
 from server.run.interruption import InterruptedRunError
 
@@ -95,5 +95,5 @@ def given_overrides() -> list[str]:
 
 def fail(message: str) -> NoReturn:
     """Print one line on standard error and exit with status 2."""
-    print("error:", *message.split(), file=sys.stderr)
+    print("error:", printable(message), file=sys.stderr)
     sys.exit(2)

@@ -27,7 +27,7 @@ from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.prediction.files import input_settings, load_predictor
 from server.prediction.predictor import Predictor, run_data
 from server.prediction.writers import check_place, new_file
-from server.terminal import Terminal
+from server.terminal import Terminal, rounded
 
 #: Columns of what is printed into a file.
 _FILE_WIDTH = 200
@@ -151,7 +151,7 @@ def show_evaluation(terminal: Terminal, evaluation: Evaluation) -> None:
     if calibration := diagnosis.get("calibration"):
         rows = [list(map(_cell, values)) for values in zip(*calibration.values(), strict=True)]
         _show_table(terminal, "Calibration", list(calibration), rows)
-    terminal.tell(f"all modalities together: {headline} {test['multimodal'][headline]:.3f}")
+    terminal.tell(f"all modalities together: {headline} {_cell(test['multimodal'][headline])}")
 
 
 def _show_scores(
@@ -199,4 +199,4 @@ def _show_table(
 def _cell(value: float | None) -> str:
     if value is None:
         return ""
-    return str(value) if isinstance(value, int) else f"{value:.3f}"
+    return str(value) if isinstance(value, int) else rounded(value)

@@ -124,7 +124,8 @@ class Predictor:
         """Predict N items from any subset of the modalities; one item is N = 1.
 
         Features are in the units that the model was trained on; a value that is not finite counts
-        as that feature's mean. Raises `UserError` if there is no modality, one is unknown, or the
+        as that feature's mean. Where `reading` has context, what came before an item in its group
+        is in front of it. Raises `UserError` if there is no modality, one is unknown, or the
         features do not fit the model.
         """
         self.check_names(inputs)

@@ -28,9 +28,9 @@ ROW_GROUP = 1 << 16
 
 _SIGNS = r"-=+@\uff0d\uff1d\uff0b\uff20\t\r\n"
 
-#: How formulas begin; signs alone, as names of classes, are none. To remove one apostrophe where
-#: this matches gives the text back.
-FORMULA = re.compile(rf"'*[{_SIGNS}]+[^{_SIGNS}]")
+#: How formulas begin; signs alone and -1, as names of classes, are none. To remove one apostrophe
+#: where this matches gives the text back.
+FORMULA = re.compile(rf"(?!-\d+\Z)'*[{_SIGNS}]+[^{_SIGNS}]")
 
 #: Ids and predictions of some items.
 Part = tuple[NDArray[np.str_], Predictions]

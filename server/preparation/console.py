@@ -13,19 +13,23 @@ from rich.table import Table
 
 from common.config import in_node_config, setting
 from common.data.federation import count_outputs
+from common.data.labels import label_warnings
 from common.data.manifest import Manifest
 from common.data.source import Reading
 from common.seal import SUFFIX
 from common.task import Task
-from server.preparation.preparation import ReadSource, Watch, shared_groups, source_warnings
+from server.preparation.preparation import ReadSource, Watch, shared_groups
 from server.preparation.statistics import LabelBins, sequence_statistics
-from server.terminal import Terminal
+from server.terminal import Terminal, rounded
 
 #: Cells of a histogram's longest bar.
 WIDTH = 30
 
 #: The picture in a folder of shards.
 PLOT = "partition.png"
+
+#: Classes or labels that have a column of their own.
+_MOST_COLUMNS = 12
 
 #: Letters of a label in the legend.
 _LONGEST = 24
@@ -72,7 +76,8 @@ def show_source(terminal: Terminal, read: ReadSource) -> None:
     outputs = count_outputs(task, items.label_names, items.labels)
     bins = LabelBins.of(items.labels, task, items.label_names, outputs)
     terminal.console.print(_histogram(bins.names, bins.count(items.labels), f"Labels, {task}"))
-    for line in (*source_warnings(read), *shared_groups(items, splits)):
+    unlikely = label_warnings(task, items.labels, items.label_names)
+    for line in (*unlikely, *shared_groups(items, splits)):
         terminal.warn(line)
 
 
@@ -134,12 +139,19 @@ def _histogram(names: Sequence[str], counts: Sequence[int], title: str) -> Table
 
 
 def _shards(manifest: Manifest) -> Table:
-    regression = manifest.task is Task.regression
-    columns = ["mean", "sd"] if regression else manifest.settings["label_bins"]
+    regression, columns = manifest.task is Task.regression, manifest.settings["label_bins"]
+    if regression:
+        columns = ["mean", "sd"]
+    elif wide := len(columns) > _MOST_COLUMNS:
+        columns = ["different labels"]
     rows = []
     for file, shard in manifest.shards.items():
-        labels = shard["labels"]
-        cells = [f"{labels[key]:.2f}" for key in columns] if regression else labels["histogram"]
+        counts = shard["labels"]["histogram"]
+        if regression:
+            mean, deviation = (shard["labels"][key] for key in columns)
+            cells = [rounded(number, deviation) for number in (mean, deviation)]
+        else:
+            cells = [sum(count > 0 for count in counts)] if wide else counts
         rows.append((file.removesuffix(SUFFIX), shard["items"], shard["groups"], *cells))
     return _table("Who got what", ["shard", "items", "groups", *columns], rows)
 

@@ -13,12 +13,13 @@ from numpy.typing import NDArray
 from common.atomic import atomic_folder
 from common.clients import check_modality_name, clients_per_modality
 from common.config import Labels, Precision, PrepareConfig, Split, SyntheticConfig
-from common.data.dataset import MultimodalDataset
+from common.data.dataset import LabelArray, MultimodalDataset
 from common.data.federation import count_outputs
 from common.data.formats.array_files import array_files
 from common.data.formats.layouts import files_in
 from common.data.formats.pickled import PUBLISHED
 from common.data.formats.registry import check_format, read_source
+from common.data.labels import label_warnings
 from common.data.manifest import MANIFEST, Manifest, write_manifest
 from common.data.partition import Dealt, Sides, deal, partition_groups, split_groups
 from common.data.shards import VERSION, ShardInfo, info_of, write_shard
@@ -48,6 +49,9 @@ WAY_OUT = (
     "give group=… another column, as group=id where each item is by itself, or split=none where "
     "all items are for training, as at a site"
 )
+
+#: Sentiment is from minus this to this.
+SENTIMENT = 3
 
 _CHUNK = 1 << 22
 
@@ -126,21 +130,20 @@ def shared_groups(items: MultimodalDataset, splits: NDArray[np.str_]) -> tuple[s
     )
 
 
-def source_warnings(origin: ReadSource) -> tuple[str, ...]:
-    """Warn of what a source's items or labels are unlikely to mean."""
-    items, kinds = origin.source.items, len(np.unique(origin.source.items.labels))
-    told: list[str] = []
-    if origin.task is Task.classification and kinds > len(items) / 2:
-        told.append(
-            f"{kinds} classes of {len(items)} items: nearly each item is a class of its own; "
-            "are the labels ids, or numbers for task=regression?"
-        )
-    if origin.task is Task.regression and kinds == 2:
-        low, high = np.unique(items.labels)
-        told.append(
-            f"all labels are {low:g} or {high:g}: if they are classes, give task=classification"
-        )
-    return tuple(told)
+def clipped_labels(task: Task, labels: LabelArray, sides: Sides) -> tuple[str, ...]:
+    """Warn where labels lie beyond those that evaluation takes for sentiment, and clips to."""
+    beyond = int((np.abs(labels) > SENTIMENT).sum())
+    if task is not Task.regression or beyond == 0:
+        return ()
+    # Imported here: scikit-learn, a second that is not needed otherwise.
+    from common.metrics import is_sentiment
+
+    if not is_sentiment(labels[np.concatenate([sides.validation, sides.test])]):
+        return ()
+    return (
+        f"{beyond} labels lie beyond [-3, 3], and those for evaluation do not, so that they count "
+        "as sentiment: acc5 and acc7 clip what is predicted to that",
+    )
 
 
 def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch) -> Manifest:
@@ -175,7 +178,11 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
         settings=settings | {"label_bins": bins.names},
         reading=origin.reading,
         cleaning=cleaning,
-        warnings=(*source_warnings(origin), *sides.warnings),
+        warnings=(
+            *label_warnings(task, items.labels, items.label_names),
+            *clipped_labels(task, items.labels, sides),
+            *sides.warnings,
+        ),
         shards=_write_shards(folder, parts, infos, bins, config.dtype, watch),
     )
 

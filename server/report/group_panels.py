@@ -29,6 +29,7 @@ from server.report.groups import (
 )
 from server.report.panels import MISSING, Panel, Section, chart, line_chart, notes, shown
 from server.report.records import TOGETHER, read_rounds, thinned
+from server.terminal import rounded
 
 MOST_TOGETHER = 6  #: methods whose curves share one chart, and whose own curves are open at first
 MOST_METHODS = 24  #: methods whose own curves are shown
@@ -77,7 +78,7 @@ def _score_table(group: ComparisonGroup) -> Panel:
         best, runs = method.best_alone(group.metric), method.results
         row = {"method": method.label, "seeds": str(len(runs))}
         row |= {metric: _score(method.spread(metric)) for metric in group.metrics}
-        row["best alone"] = f"{best[0]} {best[1]:.3f}" if best else MISSING
+        row["best alone"] = f"{best[0]} {rounded(best[1])}" if best else MISSING
         if len(group.baselines) > 1:
             baseline = group.baseline_of(method)
             row["against"] = baseline.label if baseline else ""
@@ -96,9 +97,9 @@ def _difference_cells(difference: Difference | None, seeds: int) -> tuple[str, s
         return "", "", "baseline"
     interval = p = MISSING
     if not math.isnan(difference.mean):
-        interval = f"{difference.mean:+.3f}"
+        interval = rounded(difference.mean, sign="+")
     if not math.isnan(difference.p):
-        interval += f" [{difference.low:+.3f}, {difference.high:+.3f}]"
+        interval += f" [{rounded(difference.low, sign='+')}, {rounded(difference.high, sign='+')}]"
         p = f"{difference.p:.3f}" if difference.p >= 0.001 else "<0.001"
     pairs = f", {difference.pairs} pairs" if 1 < difference.pairs < seeds else ""
     return interval, p, f"{difference.verdict}{pairs}"
@@ -123,7 +124,7 @@ def _kind_table(group: ComparisonGroup, title: str, kind: Kind) -> Iterator[Pane
 def _score(scores: Spread) -> str:
     if scores.count == 0:
         return MISSING
-    return f"{scores.mean:.3f} ± {scores.sd:.3f}".removesuffix(" ± nan")
+    return f"{rounded(scores.mean)} ± {rounded(scores.sd, scores.mean)}".removesuffix(" ± nan")
 
 
 def _mean(values: Iterable[float], digits: int) -> str:

@@ -44,6 +44,7 @@ from server.report.records import (
     reading,
 )
 from server.run.folder import SUMMARY
+from server.terminal import rounded
 
 MOST_CLIENTS = 30  #: clients up to which each has a line of its own
 MOST_BARS = 60  #: bars of a chart of time; of more rounds, several share one
@@ -300,7 +301,7 @@ def _scores(summary: Summary) -> Iterator[Panel]:
         if scores:
             names = dict.fromkeys(name for metrics in scores.values() for name in metrics)
             rows = [
-                [row, *(f"{metrics[name]:.3f}" if name in metrics else "" for name in names)]
+                [row, *(rounded(metrics[name]) if name in metrics else "" for name in names)]
                 for row, metrics in scores.items()
             ]
             yield Panel(title, header=("", *names), rows=rows)

@@ -13,7 +13,7 @@ from common.metrics import HEADLINE
 from common.task import Task
 from server.evaluate import Scores
 from server.records import RoundRecord
-from server.terminal import Terminal
+from server.terminal import Terminal, rounded
 
 #: How many times the usual change is worth a line.
 _WORTH_A_LINE = 10.0
@@ -46,10 +46,10 @@ class RunConsole(Terminal):
         loss = "  ".join(f"{name} {value:.3f}" for name, value in record.train_loss.items())
         scores = {name: values[self._metric] for name, values in record.validation.items()}
         together = scores.pop("multimodal")
-        alone = "  ".join(f"{name} {score:.3f}" for name, score in scores.items())
+        alone = "  ".join(f"{name} {rounded(score)}" for name, score in scores.items())
         self.console.print(
             f"round {record.round:>{self._digits}}  [dim]loss[/] {loss}  "
-            f"[dim]val {self._metric}[/] [bold]multimodal {together:.3f}[/]  {alone}  "
+            f"[dim]val {self._metric}[/] [bold]multimodal {rounded(together)}[/]  {alone}  "
             f"[dim]{record.seconds:.1f} s[/]",
             soft_wrap=True,
             emoji=False,
@@ -72,7 +72,7 @@ class RunConsole(Terminal):
         for name in scores:
             table.add_column(name, justify="right", style="bold" if name == "multimodal" else "")
         for metric in scores["multimodal"]:
-            table.add_row(metric, *(f"{values[metric]:.3f}" for values in scores.values()))
+            table.add_row(metric, *(rounded(values[metric]) for values in scores.values()))
         self.console.print(table)
 
     def gain(self, test: Scores, fusion: str, weights: Mapping[str, float]) -> None:

@@ -12,7 +12,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -245,9 +245,13 @@ def read_config(path: Path) -> Config:
     """Read a ``config.yaml``; raise `UserError` if it is damaged, or a setting cannot be used."""
     settings = read_settings(path)
     try:
-        return config_of_settings(settings)
+        config = config_of_settings(settings)
     except UserError as error:
         raise UserError(f"{path} cannot be used: {error}") from error
+    last = fields(Config)[-1].name
+    if last not in settings:  # defaults would take the place of what is lost
+        raise UserError(f"{path} is damaged: it ends before {last}; copy it again")
+    return config
 
 
 def plain_settings(config: Config) -> dict[str, Any]:

@@ -57,6 +57,11 @@ class ItemRecord(_Outcome):
     unknown: dict[str, int] = Field(
         {}, description="Modality to its values that were null: each counts as the feature's mean."
     )
+    context: dict[str, int] = Field(
+        {},
+        description="Modality to the steps before its last, where they are fewer than the model's "
+        "`context`: right for the first items of a group, and otherwise a worse prediction.",
+    )
 
 
 class ModelName(BaseModel):

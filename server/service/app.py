@@ -7,6 +7,7 @@ Every error is ``{"error": "…one line…"}``.
 
 import asyncio
 import hmac
+import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
@@ -167,8 +168,13 @@ class Api:
         self._labels = predictor.names(config.labels, examples.label_names)
         self._model = describe(config, predictor, self._labels)
         self._reader = RequestReader(
-            predictor.features, predictor.max_seq_len, **self._model.limits
+            predictor.features,
+            predictor.max_seq_len,
+            context=self._model.context,
+            **self._model.limits,
         )
+        # Of which the last steps that count may leave less.
+        self._context = min(self._model.context, (predictor.max_seq_len or math.inf) - 1)
         self.batcher = Batcher(
             self._predict, config.max_batch, config.max_wait_ms / 1000, config.max_queue
         )
@@ -229,6 +235,8 @@ class Api:
         for item, answer in zip(items, answers, strict=True):
             if item.unknown:
                 answer["unknown"] = item.unknown
+            if lacking := item.lacking(self._context):
+                answer["context"] = lacking
         self.metrics.predicted(len(items), time.perf_counter() - began)
         return answers
 

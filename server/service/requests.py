@@ -56,11 +56,17 @@ class Item(NamedTuple):
         counts = {name: int(np.isnan(rows).sum()) for name, rows in self.features.items()}
         return {name: count for name, count in counts.items() if count}
 
+    def lacking(self, context: float) -> dict[str, int]:
+        """Return the steps before the last of each modality, where there are fewer than that."""
+        before = {name: len(rows) - 1 for name, rows in self.features.items()}
+        return {name: steps for name, steps in before.items() if steps < context}
+
 
 class RequestReader:
     """Reads requests for one model, within limits.
 
     `features` are those of `Predictor`; only the `last_steps` reach the model, None for all.
+    `context` is that of its reading.
     Raises `UserError` if a modality is named ``id``.
     """
 
@@ -69,6 +75,7 @@ class RequestReader:
         features: Mapping[str, tuple[int, ...]],
         last_steps: int | None,
         *,
+        context: int = 0,
         max_items: int,
         max_steps: int,
         max_body_bytes: int,
@@ -80,7 +87,7 @@ class RequestReader:
         self._max_items, self._max_bytes = max_items, max_body_bytes
         self._free = AT_ONCE * max_body_bytes
         self._validating = asyncio.Lock()
-        rows = {name: _rows(shape, max_steps) | None for name, shape in features.items()}
+        rows = {name: _rows(shape, max_steps, context) | None for name, shape in features.items()}
         item = _list(_object("Item", {"id": str | None, **rows}), 1, max_items)
         chosen = _list(Literal[self._modalities], 1) | None
         request = _object("PredictRequest", {"items": Required[item], "modalities": chosen})
@@ -182,18 +189,24 @@ def _object(name: str, fields: Mapping[str, Any]) -> Any:
     return with_config(ConfigDict(strict=True, extra="forbid"))(kind(name, fields, total=False))
 
 
-def _rows(shape: tuple[int, ...], max_steps: int) -> Any:
+def _rows(shape: tuple[int, ...], max_steps: int, context: int) -> Any:
     """Return the type of a modality of one item: lists in JSON, (T, D) once validated."""
     *steps, width = shape
     most = min([max_steps, *steps])
+    described = (
+        f"At most {most} steps of {width} numbers each; null where one is not known, which counts "
+        "as the feature's mean."
+    )
+    if context:
+        described += (
+            f" An item of one vector has the vectors of the {context} items before it in its group "
+            "in front, oldest first, as in training; an answer says where there are fewer."
+        )
     # A row of Python's floats would take eight times the memory.
     row: Any = Annotated[_list(_Number, width, width), AfterValidator(_floats)]
     return Annotated[
         _list(row, 1, most),
-        Field(
-            description=f"At most {most} steps of {width} numbers each; null where one is not "
-            "known, which counts as the feature's mean."
-        ),
+        Field(description=described),
         AfterValidator(lambda rows: np.frombuffer(b"".join(rows), np.float32).reshape(-1, width)),
     ]
 

@@ -4,41 +4,57 @@ Training and serving end where they would begin; ONNX files, pictures and report
 tested is what comes before.
 """
 
+import contextlib
 import ctypes
+import importlib
+import io
+import os
 import subprocess
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
-from forked_command import Answer, ForkedCommand, forked_command
+import onnx
+import torch
+from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from hydra._internal.hydra import Hydra
+
+import server.app
+import server.credentials.console
+import server.export.files
+import server.prediction.evaluation
+import server.preparation.console
+import server.report.page
+import server.runtimes.local
+import server.service.app
+import server.service.examples
+import server.service.listening
+from common.data.formats.registry import check_format
+from server.report.panels import Section
 
 LOADS = """
-import importlib, sys
-import h5py, onnx, pyarrow.csv, pyarrow.parquet, torch
-import server.app, server.credentials.console, server.export.files, server.prediction.evaluation
-import server.preparation.console, server.report.page, server.runtimes.local
-import server.service.app, server.service.examples, server.service.listening
-import common.data.formats.registry, commands_in_forks
+import h5py, onnx, pyarrow.csv, pyarrow.parquet
+import commands_in_forks
 
-torch.set_num_threads(1)
-common.data.formats.registry.check_format("auto")
-server.runtimes.local.run_locally = lambda run: print("would train")
-server.service.listening.run = lambda *_: print("would serve")
-nothing = onnx.helper.make_model(onnx.helper.make_graph([], "nothing", [], []))
-server.export.files.subset_graph = lambda *_: nothing
-server.export.files.largest_difference = lambda *_: 0.0
-server.preparation.console.partition_plot = lambda manifest: b""
-section = server.report.panels.Section("nothing", "Nothing")
-server.report.page.group_sections = lambda report: [section] * len(report.groups)
-server.report.page.runs_section = lambda *_: section
-names = "compose credentials evaluate export predict prepare report serve train".split()
-mains = {f"utmp-{name}": importlib.import_module(f"server.commands.{name}").main for name in names}
+main = commands_in_forks.loaded()
 commands_in_forks.obey_permissions()
-
-def main():
-    mains[sys.argv[0]]()
 """
+
+NAMES = [
+    "compose",
+    "credentials",
+    "evaluate",
+    "export",
+    "predict",
+    "prepare",
+    "report",
+    "serve",
+    "train",
+]
 
 #: Of capset(2): version 3, and the two capabilities by which root reads and writes every file.
 _VERSION, _DAC_OVERRIDE, _DAC_READ_SEARCH = 0x20080522, 1 << 1, 1 << 2
@@ -54,6 +70,41 @@ def obey_permissions() -> None:
     sets[0] &= ~(_DAC_OVERRIDE | _DAC_READ_SEARCH)
     if system.capset(header, sets):
         raise OSError(ctypes.get_errno(), "capset")
+
+
+def leave_out_work(patch: Callable[[Any, str, Any], object] = setattr) -> None:
+    """Leave out what takes long and is not tested; `patch` sets an attribute to a value."""
+    patch(server.runtimes.local, "run_locally", lambda run: print("would train"))
+    patch(server.service.listening, "run", lambda *_: print("would serve"))
+    nothing = onnx.helper.make_model(onnx.helper.make_graph([], "nothing", [], []))
+    patch(server.export.files, "subset_graph", lambda *_: nothing)
+    patch(server.export.files, "largest_difference", lambda *_: 0.0)
+    patch(server.preparation.console, "partition_plot", lambda manifest: b"")
+    section = Section("nothing", "Nothing")
+    patch(server.report.page, "group_sections", lambda report: [section] * len(report.groups))
+    patch(server.report.page, "runs_section", lambda *_: section)
+    # Which would compose all settings a second time, to find ``hydra.mode``.
+    patch(Hydra, "get_mode", lambda *_, **__: None)
+
+
+def mains() -> dict[str, Callable[[], None]]:
+    """Return each command's function by its name."""
+    return {
+        f"utmp-{name}": importlib.import_module(f"server.commands.{name}").main for name in NAMES
+    }
+
+
+def loaded() -> Callable[[], None]:
+    """Load everything that forks need; returns what runs the command of ``sys.argv``."""
+    torch.set_num_threads(1)
+    check_format("auto")
+    leave_out_work()
+    commands = mains()
+    for name in ("utmp-prepare", "utmp-predict"):
+        with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
+            sys.argv = [name]  # which lacks what it needs, and fills the caches of Hydra
+            commands[name]()
+    return lambda: commands[sys.argv[0]]()
 
 
 @dataclass
@@ -81,6 +132,26 @@ class Commands:
         )
         assert (done.returncode, done.stderr) == (0, ""), line
         return done.stdout.split("\0")[:-1]
+
+
+@dataclass
+class CommandsHere(Commands):
+    """Runs any command in this process, which is faster; a fork can lose more of its rights."""
+
+    def __call__(self, command: str, *arguments: str) -> Answer:
+        stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+        with (
+            patch.dict(os.environ, ENVIRONMENT),
+            patch.object(sys, "argv", [command, *arguments]),
+            contextlib.chdir(self.folder),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+        ):
+            try:
+                mains()[command]()
+            except SystemExit as ended:
+                status = int(ended.code or 0)
+        return Answer(status, stdout.getvalue(), stderr.getvalue())
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 Each would load them anew, for seconds; here one process loads them and forks for each.
 """
 
+import gc
 import json
 import os
 import re
@@ -44,6 +45,7 @@ def become(
 
 def serve(main: Callable[[], object], path: str) -> NoReturn:
     """Fork for each `Fork` that connects to the socket at a path, one at a time."""
+    gc.freeze()  # or each fork, which collects, would copy all that is loaded
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()

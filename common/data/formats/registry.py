@@ -52,6 +52,9 @@ class Format:
     stream: Callable[[Given, ReadSettings], Stream | None] = lambda *_: None
 
 
+#: Suffixes of files that hold another one.
+PACKED = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar", ".tgz", ".7z", ".rar")
+
 #: Name to format, of the modules that have been imported.
 FORMATS: dict[str, Format] = {}
 
@@ -100,14 +103,20 @@ def recognise(paths: Sequence[Path], format: str, settings: ReadSettings) -> tup
 def _unknown(given: Given, names: Sequence[str], prefix: str) -> str:
     content = given.content
     if content is None:
+        packed = given.path.suffix.lower() in PACKED
         return (
             f"{given.path} is of no known format; expected one of {', '.join(sorted(FORMATS))}, or "
-            f"say which with {prefix}format=…"
+            + ("unpack it first" if packed else f"say which with {prefix}format=…")
         )
     held = type(content).__name__
     if isinstance(content, dict):
         keys = [repr(key)[:20] for key in list(content)[:6] if isinstance(key, str | bytes)]
         held = f"keys {', '.join(keys) or 'of no text'}"
+        if {"text", "audio", "vision"} & {key for key in content if isinstance(key, str)}:
+            return (
+                f"{given.path} holds one clip, or no splits: {held}; to predict it, save "
+                '{"test": {"id": ["clip"], "text": [text], "audio": [audio], "vision": [vision]}}'
+            )
     return (
         f"{given.path} is a pickle, but not as {' or '.join(names)} write it: it holds {held}; "
         "expected splits train, valid and test with text, audio, vision, labels and id"

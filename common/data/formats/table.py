@@ -245,7 +245,10 @@ def _sequences(
     arrays = load_arrays(path)
     if "values" not in arrays:
         settings.note(NOT_THERE.format(name), len(arrays.keys() - set(ids.tolist())))
-        return layouts.settled(path, name, _by_id(path, arrays, ids), settings)
+        own = _by_id(path, arrays, ids)
+        if settings.context > 0 and own.lengths.max(initial=0) == 1:
+            raise _no_context(path, settings)
+        return layouts.settled(path, name, own, settings)
     extra = arrays.keys() - {"values", "offsets", "ids"}
     settings.unused("array", [f"{key} of {path.name}" for key in sorted(extra)])
     if path.suffix.lower() == ".npy":
@@ -283,6 +286,13 @@ def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
     return Sequences.ragged(layouts.float_rows(list(parts.values())), lengths)
 
 
+def _no_context(path: Path, settings: ReadSettings) -> UserError:
+    return UserError(
+        f"{path}: {settings.prefix}context={settings.context} needs rows in the table's order, "
+        "one for each item and without ids"
+    )
+
+
 def _matched(
     path: Path,
     name: str,
@@ -293,10 +303,7 @@ def _matched(
 ) -> Block:
     """Put a file's items in the table's order; an item that it lacks has length 0."""
     if settings.context > 0 and block.vectors:
-        raise UserError(
-            f"{path}: {settings.prefix}context={settings.context} needs rows in the table's order, "
-            "without 'ids'"
-        )
+        raise _no_context(path, settings)
     texts: list[str] = []
     if names.ndim == 2 and names.dtype == np.uint8:  # as safetensors keep text
         texts = [as_text(bytes(row).rstrip(b"\x00")) for row in names]

@@ -79,7 +79,7 @@ def cleaned(
     if "language" in items.sequences and not settings.predicting:
         index = np.flatnonzero(items.sequences["language"].present)
         kept, splits = items.select(index), splits[index]
-    settings.note("items whose language is all zero, dropped", len(items) - len(kept))
+    settings.note("items whose language is missing or all zero, dropped", len(items) - len(kept))
     source = finished(kept, splits, settings)
     if len(source.items) == 0:
         raise UserError(f"{path}: no item has a label and language that is not all zero")

@@ -1,7 +1,7 @@
 // Pick or paste an item, switch its modalities, and watch what is predicted.
 
 import { ask, begin, make } from "./ask.js";
-import { draw } from "./chart.js";
+import { draw, number } from "./chart.js";
 
 const at = (id) => document.getElementById(id);
 
@@ -45,7 +45,7 @@ function offer(examples) {
 }
 
 function labelText(label) {
-  if (typeof label === "number") return label.toFixed(2).replace("-", "−");
+  if (typeof label === "number") return number(label);
   return Array.isArray(label) ? label.join(", ") || "none" : label;
 }
 

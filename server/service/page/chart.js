@@ -11,7 +11,11 @@ const FIFTY = 0.674;
 // Classes and labels that are shown at most.
 const MOST = 12;
 
-const number = (value, digits = 2) => value.toFixed(digits).replace("-", "−");
+/** A number with so many decimals; one close to 0 with so many digits. */
+export function number(value, digits = 2) {
+  const close = value !== 0 && Math.abs(value) < 0.01;
+  return (close ? value.toPrecision(digits) : value.toFixed(digits)).replaceAll("-", "−");
+}
 const percent = (share) => `${Math.round(100 * share)} %`;
 
 /** Show a record of /predict; truth is null where it is not known. */
@@ -19,7 +23,11 @@ export function draw(record, model, truth) {
   const numbers = model.scale !== null;
   at("said").replaceChildren(...(numbers ? saidNumber(record) : saidNames(record)));
   keep(at("chart"), numbers ? numberRows(record, model, truth) : nameRows(record, model, truth));
-  at("note").textContent = numbers ? numberNote(truth) : nameNote(record, truth);
+  const notes = [numbers ? numberNote(truth) : nameNote(record, truth)];
+  if (record.context) {
+    notes.push(`In training, up to ${model.context} items came before each, which is more than here.`);
+  }
+  at("note").textContent = notes.join(" ");
   keep(at("weights"), weightRows(record, model));
 }
 

@@ -168,7 +168,11 @@ ATTACKS: dict[str, tuple[Attack, *tuple[str, ...]]] = {
         "53 records, expected at most 3",
     ),
     "another modality": (sending(key=ClientKey("vision", 0)), "vision-0", "not asked"),
-    "unknown modality": (sending(key=ClientKey("smell\x1b[2J\n", 0)), "smell [2J", "not asked"),
+    "unknown modality": (
+        sending(key=ClientKey("smell\x1b[2J\n", 0)),
+        "smell\\x1b[2J\\n",
+        "not asked",
+    ),
     "another's client": (sending(key=ClientKey("audio", 2)), "audio-2", "not asked"),
     "negative examples": (sending(examples=-5), "-5 examples"),
     "no examples": (sending(examples=0), "0 examples"),
@@ -271,7 +275,7 @@ def test_what_nobody_foresaw_costs_one_update(monkeypatch: pytest.MonkeyPatch) -
     run = federation("strategy=hierarchical")
     arrays, report = run.merge(replies(run, ROUND), ROUND)
     assert_same(arrays, honest_alone("hierarchical"))
-    assert report.rejected == (f"{BAD} (node 12): cannot be checked: RecursionError: too deep",)
+    assert report.rejected == (f"{BAD} (node 12): cannot be checked: RecursionError: too\\ndeep",)
 
 
 # --- Again and again --------------------------------------------------------------------------

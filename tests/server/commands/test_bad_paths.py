@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands_in_forks import Commands, all_commands
+from commands_in_forks import Commands, CommandsHere, all_commands, leave_out_work
 from made_up_models import WIDTHS, write_model
 from made_up_runs import write_run
 from writers import make_utterances, multibench_content, write_csd, write_pickle, write_table
@@ -171,10 +171,19 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(
-    socket: str, good: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    good: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[Commands]:
+    """Commands in a folder; in forks without root's powers where a fault is one of rights."""
     folder = shutil.copytree(good, tmp_path / "in")
-    yield Commands(socket, folder, tmp_path_factory.mktemp("streams"))
+    leave_out_work(monkeypatch.setattr)
+    kind, socket = CommandsHere, ""
+    if request.getfixturevalue("fault") in RIGHTS:
+        kind, socket = Commands, request.getfixturevalue("socket")
+    yield kind(socket, folder, tmp_path_factory.mktemp("streams"))
     for path in [folder, *folder.rglob("*")]:
         if not path.is_symlink():
             path.chmod(0o755)
@@ -203,6 +212,9 @@ def in_a_circle(path: Path) -> None:
 
 
 PLACES = (folder_locked, around_locked, around_is_a_file, is_a_file, in_a_circle)
+
+#: Faults that root would not meet.
+RIGHTS = (unreadable, locked, folder_locked, around_locked)
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.__name__)

@@ -1,13 +1,13 @@
 """Every command with paths as people name them; what is printed to be pasted runs when it is."""
 
 import json
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from commands_in_forks import Commands, all_commands
+from commands_in_forks import Commands, CommandsHere, leave_out_work
 from flwr.common.config import parse_config_args
 from made_up_models import WIDTHS, write_model
 from made_up_runs import write_run
@@ -18,9 +18,9 @@ NAMES = [
         " before",
         "after ",
         "ü",
-        "日本",
+        "日\u3000本",
         "å_é",
-        "👨",
+        "👨\u200d👩\u200d👧\u00a0",
         "it's",
         'say "hi"',
     ),
@@ -30,15 +30,23 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def socket() -> Iterator[str]:
-    with all_commands() as path:
-        yield path
-
-
 @pytest.fixture
-def run(socket: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Commands:
-    return Commands(socket, tmp_path, tmp_path_factory.mktemp("streams"))
+def run(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Commands:
+    leave_out_work(monkeypatch.setattr)
+    return CommandsHere("", tmp_path, tmp_path_factory.mktemp("streams"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the commands begin with: items, a model, a token and a run."""
+    folder = tmp_path_factory.mktemp("made")
+    write_items(folder / "npz")
+    write_model(folder / "model")
+    (folder / "token").write_text("secret")
+    write_run(folder / "report", corr=0.4)
+    return folder
 
 
 def write_items(path: Path) -> None:
@@ -54,11 +62,11 @@ def after(line: str, words: str) -> str:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_path_may_be_called_anything(run: Commands, name: str) -> None:
+def test_a_path_may_be_called_anything(run: Commands, made: Path, name: str) -> None:
     assert len(NAMES) == 40
-    write_items(run.folder / f"{name}.npz")
-    write_model(run.folder / f"{name}.model")
-    (run.folder / f"{name}.token").write_text("secret")
+    for one in made.iterdir():
+        copy = shutil.copytree if one.is_dir() else shutil.copy
+        copy(one, run.folder / f"{name}.{one.name}")
     check_data(run, name)
     check_model(run, name)
     check_credentials(run, name)
@@ -75,7 +83,6 @@ def check_data(run: Commands, name: str) -> None:
     resuming = run.pasted(f"utmp-train {after(again, 'or go on with ')}")
     assert resuming == ["utmp-train", f"resume={run.folder / name}.run"]
     assert run(*resuming).shown == "would train\n"
-    write_run(run.folder / f"{name}.report", corr=0.4)
     page = f"out={name}.page"
     assert f"{name}.page/report.md" in run("utmp-report", f"runs={name}.report", page).shown
     assert (run.folder / f"{name}.page" / "report.html").is_file()

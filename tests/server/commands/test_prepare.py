@@ -51,7 +51,7 @@ def test_who_got_what_and_the_next_command(loaded: Run, tmp_path: Path) -> None:
     manifest = json.loads((tmp_path / "here" / "shards" / "manifest.json").read_text())
     rows = first_cells(shown)
     for file, shard in manifest["shards"].items():
-        scores = [f"{shard['labels'][name]:.2f}" for name in ("mean", "sd")]
+        scores = [f"{shard['labels'][name]:.3f}" for name in ("mean", "sd")]
         counts = [str(shard[name]) for name in ("items", "groups")]
         assert rows[file.removesuffix(".safetensors")] == counts + scores
     assert len(manifest["shards"]) == 10
@@ -74,6 +74,13 @@ def test_the_file_is_named_with_its_fingerprint_and_cleaning(loaded: Run, tmp_pa
     for name in ("audio-0", "validation", "test"):
         items, _, *counts = map(int, rows[name])
         assert sum(counts) == items
+
+
+def test_many_classes_have_no_columns(loaded: Run, tmp_path: Path) -> None:
+    file = write(tmp_path, "calls.npz", label=np.arange(60) % 15)
+    rows = first_cells(loaded(file, "task=classification", "out=s").shown)
+    assert rows["shard"] == ["items", "groups", "different labels"]
+    assert 0 < int(rows["test"][-1]) <= 15
 
 
 def test_there_is_no_next_command_for_a_site_or_a_server(loaded: Run) -> None:

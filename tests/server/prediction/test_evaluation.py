@@ -298,7 +298,9 @@ def test_no_figure_is_cut_on_a_narrow_terminal_and_all_go_into_a_file(width: int
         columns = ["corr"]
     assert ["", *columns] in [row[: len(columns) + 1] for row in rows]
     for subset, scores in found.results["test_by_subset"].items():
-        cells = [subset, *(f"{scores[metric]:.3f}" for metric in columns)]
+        values = [scores[metric] for metric in columns]
+        cells = [f"{value:.3g}" if 0 < abs(value) < 0.01 else f"{value:.3f}" for value in values]
+        cells = [subset, *cells]
         assert cells in [row[: len(cells)] for row in rows]
     hint = "more metrics on a wider terminal, and all of them with out=….json"
     assert (hint in text) == (width == 60)

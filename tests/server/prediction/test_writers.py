@@ -125,8 +125,9 @@ RUN = [
     "'=1",
     "''-x",
     "-3g5yACwYnA",
+    "-1\n",
 ]
-NOT_RUN = ["a=1", "-", "+-", "'--", "'a", "'", "", "1-2", " =1", "ä"]
+NOT_RUN = ["a=1", "-1", "-", "+-", "'--", "'a", "'", "", "1-2", " =1", "ä"]
 
 
 def test_a_spreadsheet_runs_no_text_of_a_csv_file(tmp_path: Path) -> None:

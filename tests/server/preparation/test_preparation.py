@@ -400,3 +400,21 @@ def test_progress_begins_at_nothing_and_ends_at_everything(file: Path, out: Path
         assert done[-1] == next(total for name, _, total in news if name == stage)
     written = [(done, total) for stage, done, total in news if stage == "writing shards"]
     assert written == [(number, 8) for number in range(9)]
+
+
+def test_labels_that_teach_nothing_are_warned_of(tmp_path: Path, out: Path) -> None:
+    manifest = run(write(tmp_path / "a.npz", label=np.full(ITEMS, 2.5)), out)
+    assert manifest.warnings == ("all labels are 2.5: nothing can be learned from them",)
+
+
+@pytest.mark.parametrize(("side", "count"), [("train", 1), ("test", 0)])
+def test_labels_beyond_sentiment_are_counted_where_evaluation_has_none(
+    tmp_path: Path, out: Path, side: str, count: int
+) -> None:
+    sides = np.array(["train", "train", "validation", "test"])[np.arange(ITEMS) % 4]
+    label = np.linspace(-2.5, 2.5, ITEMS)
+    label[np.flatnonzero(sides == side)[:2]] = 5
+    write(tmp_path / "a.npz", label=label, split=sides)
+    found = [line for line in run(tmp_path / "a.npz", out).warnings if "beyond [-3, 3]" in line]
+    assert len(found) == count
+    assert all(line.startswith("2 labels lie beyond") for line in found)

@@ -158,6 +158,10 @@ def change_round(number: int, **changes: object) -> Callable[[Path], None]:
         *((write(CONFIG, text), CONFIG) for text in ("{", "- 1", "\0")),
         (write(CONFIG, "seed: many"), f"{CONFIG} cannot be used: seed: Value 'many'"),
         (write(CONFIG, "nonsense: 1"), f"{CONFIG} cannot be used: nonsense: Key 'nonsense'"),
+        (
+            write(CONFIG, "run_dir: a\ndataset: {name: synthetic}\n"),
+            f"{CONFIG} is damaged: it ends before checkpoint",
+        ),
         *(
             (write(ROUNDS, text), f"{ROUNDS} is damaged: ")
             for text in ("", "{}\n", '{"round": 2}\n', "[1]\n", "\xff\n")

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from service_models import (
 )
 
 from common.config import ServeConfig
+from common.data.source import Reading
 from common.errors import UserError
 from common.task import Task
 from server.prediction.predictor import Predictor
@@ -101,7 +103,7 @@ FINE = b'{"items": [{"audio": [[1, 2, 3]]}]}'
 @pytest.mark.parametrize(
     ("body", "headers", "status", "message"),
     [
-        (b'{"items": [{"a\\nb": 1}]}', JSON, 422, "items[0].a b: extra inputs"),
+        (b'{"items": [{"a\\nb": 1}]}', JSON, 422, "items[0].a\\nb: extra inputs"),
         (b"0" * 200_000, JSON, 413, "the body is too large; at most 131072 bytes fit"),
         (FINE, {}, 415, "Content-Type is ''; expected application/json"),
         (FINE, {"Content-Type": "text/plain"}, 415, "Content-Type is 'text/plain'"),
@@ -414,6 +416,25 @@ def test_the_schema_lists_every_answer(client: httpx.Client) -> None:
     assert table["description"].startswith("At most 3 steps of 2 numbers each; null where one is ")
     assert (table["maxItems"], table["items"]["maxItems"]) == (3, 2)
     assert client.get("/openapi.json").json() == schema
+
+
+def test_less_context_than_in_training_is_said(served: Served, predictor: Predictor) -> None:
+    model = replace(predictor, reading=Reading(max_seq_len=4, context=2))
+    whole, first, none = item(1, "audio", steps=3), item(2, "audio", steps=1), item(3, "audio")
+    with served(model=model) as client:
+        assert client.get("/model").json()["context"] == 2
+        features = client.get("/openapi.json").json()["paths"]["/predict"]["post"]["requestBody"]
+        assert "the vectors of the 2 items before it in its group in front" in json.dumps(features)
+        many = item(4, "audio", steps=6)
+        found = ask(client, whole, {**first, **item(2, "language", steps=4)}, none, many)
+        given = [record.get("context") for record in found.json()["predictions"]]
+    steps = len(none["audio"])
+    assert given == [None, {"audio": 0}, None if steps > 2 else {"audio": steps - 1}, None]
+    # Fewer last steps than that are no lack.
+    with served(model=replace(predictor, reading=Reading(max_seq_len=1, context=2))) as client:
+        assert "context" not in ask(client, first).json()["predictions"][0]
+    with served() as client:
+        assert "context" not in ask(client, first).json()["predictions"][0]
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])

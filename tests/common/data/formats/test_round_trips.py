@@ -15,7 +15,7 @@ from common.task import Task
 from tests.common.data.formats import writers
 from tests.common.data.formats.writers import MODALITIES, Utterance, make_utterances
 
-ZERO_TEXT = "items whose language is all zero, dropped"
+ZERO_TEXT = "items whose language is missing or all zero, dropped"
 NO_LABEL = "items without a label, dropped"
 
 UTTERANCES = make_utterances(0, missing_audio=4)

@@ -6,6 +6,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 
 from common.data.formats.registry import read_source
 from common.data.source import ReadSettings
@@ -115,14 +116,22 @@ def test_tables(tmp_path: Path, arrays: Any) -> None:
     }
 
 
-def test_arrays_and_ids_beside_a_table(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["npz", "safetensors", "pt"])
+def test_arrays_and_ids_beside_a_table(tmp_path: Path, kind: str) -> None:
     columns = {"id": list("abcd"), "label": [1.0, 2, 3, 4], "group": list("abcd")}
     table = writers.write_columns(tmp_path / "items.csv", columns)
-    np.savez(tmp_path / "audio.npz", values=np.ones((3, 2)), ids=list("axy"), rate=16000)
-    np.savez(tmp_path / "grip.npz", a=np.ones((2, 2)), b=np.ones((6, 2)), z=np.ones((2, 2)))
+    ids = np.array(list("axy")) if kind == "npz" else np.frombuffer(b"axy", np.uint8)[:, None]
+    audio = {"values": np.ones((3, 2)), "ids": ids, "rate": np.array([16000])}
+    grip = {"a": np.ones((2, 2)), "b": np.ones((6, 2)), "z": np.ones((2, 2))}
+    for name, arrays in {"audio": audio, "grip": grip}.items():
+        path = tmp_path / f"{name}.{kind}"
+        if kind == "pt":
+            torch.save({key: torch.tensor(array) for key, array in arrays.items()}, path)
+        else:
+            writers.write_arrays(path, arrays)
     np.save(tmp_path / "gait.npy", np.ones((4, 2)))
     assert told(table, max_seq_len=5) == {
-        "array not used: rate of audio.npz": 1,
+        f"array not used: rate of audio.{kind}": 1,
         "ids of audio that the table does not have, left out": 2,
         "ids of grip that the table does not have, left out": 1,
         "items without audio": 3,
