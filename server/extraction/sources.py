@@ -76,7 +76,7 @@ def _in_folder(folder: Path, method: Method, out: Path) -> Recordings:
     chosen = of_kind or [name for name in names if name.suffix.lower() in method.otherwise]
     found = Recordings(others=len(names) - len(chosen))
     for name in sorted(chosen):
-        shown, identifier = printable(str(name), "�"), id_of(name)
+        shown, identifier = printable(str(name)), id_of(name)
         if not identifier or len(identifier) > MAX_ID:
             found.bad[shown] = f"its name is no id: expected 1 to {MAX_ID} characters"
             continue
@@ -87,9 +87,9 @@ def _in_folder(folder: Path, method: Method, out: Path) -> Recordings:
 def id_of(name: Path) -> str:
     """Return the id of a file: its path in the folder, without suffix, as a table can hold it.
 
-    What cannot be printed, and what a spreadsheet would run, becomes an underscore.
+    What is unsafe to show is escaped; what a spreadsheet would run becomes an underscore.
     """
-    text = printable((name.parent / name.stem).as_posix(), "_").strip()
+    text = printable((name.parent / name.stem).as_posix()).strip()
     return f"_{text[1:]}" if text.startswith(_FORMULA) else text
 
 

@@ -158,7 +158,7 @@ def test_names_of_every_kind(tmp_path: Path) -> None:
     assert all(name.isprintable() and name[0] not in "=+-@" for name in ids)
     steps = dict(zip(ids, lengths.tolist(), strict=True))
     assert (steps["values"], steps["ids"], steps["_HYPERLINK(A1)"], steps["a.b"]) == (2, 3, 5, 13)
-    assert steps['a "quoted", name; here'] == 9 and steps["two_lines_"] == 10
+    assert steps['a "quoted", name; here'] == 9 and steps[r"two\nlines\r"] == 10
 
 
 def test_a_folder_of_features_inside_of_the_recordings_is_not_read(tmp_path: Path) -> None:
