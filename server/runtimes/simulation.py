@@ -63,6 +63,6 @@ def join_cluster(run: Run) -> None:
     except (OSError, RuntimeError, ValueError) as error:
         run.give_up()
         raise UserError(
-            f"runtime.ray.address={address}: no Ray cluster answers there ({error}); expected "
+            f"runtime.ray.address={address}: no Ray cluster answers there ({' '.join(str(error).split())}); expected "
             "HOST:PORT of one that was started with 'ray start --head --port PORT'"
         ) from error
