@@ -62,7 +62,8 @@ def join_cluster(run: Run) -> None:
         ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
     except (OSError, RuntimeError, ValueError) as error:
         run.give_up()
+        said = " ".join(str(error).split())
         raise UserError(
-            f"runtime.ray.address={address}: no Ray cluster answers there ({error}); expected "
+            f"runtime.ray.address={address}: no Ray cluster answers there ({said}); expected "
             "HOST:PORT of one that was started with 'ray start --head --port PORT'"
         ) from error

@@ -6,6 +6,7 @@ tested is what comes before.
 
 import contextlib
 import ctypes
+import gc
 import importlib
 import io
 import os
@@ -13,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,9 @@ from unittest.mock import patch
 import onnx
 import torch
 from forked_command import ENVIRONMENT, Answer, ForkedCommand, forked_command
+from hydra._internal.core_plugins.importlib_resources_config_source import (
+    ImportlibResourcesConfigSource as Resources,
+)
 from hydra._internal.hydra import Hydra
 
 import server.app
@@ -80,11 +85,26 @@ def leave_out_work(patch: Callable[[Any, str, Any], object] = setattr) -> None:
     patch(server.export.files, "subset_graph", lambda *_: nothing)
     patch(server.export.files, "largest_difference", lambda *_: 0.0)
     patch(server.preparation.console, "partition_plot", lambda manifest: b"")
+    for name in ("evaluate_rules", "evaluate_subsets"):
+        patch(server.prediction.evaluation, name, lambda *_: {"nothing": {"corr": 0.0}})
+    patch(server.prediction.evaluation, "diagnose", lambda *_: {"multimodal": {}})
     section = Section("nothing", "Nothing")
     patch(server.report.page, "group_sections", lambda report: [section] * len(report.groups))
     patch(server.report.page, "runs_section", lambda *_: section)
     # Which would compose all settings a second time, to find ``hydra.mode``.
     patch(Hydra, "get_mode", lambda *_, **__: None)
+    patch(Resources, "load_config", _load_once)
+
+
+_load = Resources.load_config
+_files: dict[tuple[str, str], Any] = {}
+
+
+def _load_once(source: Resources, path: str) -> Any:
+    """Load a YAML file of settings, which is the same for each command."""
+    if (source.path, path) not in _files:
+        _files[source.path, path] = _load(source, path)
+    return deepcopy(_files[source.path, path])
 
 
 def mains() -> dict[str, Callable[[], None]]:
@@ -140,6 +160,7 @@ class CommandsHere(Commands):
 
     def __call__(self, command: str, *arguments: str) -> Answer:
         stdout, stderr, status = io.StringIO(), io.StringIO(), 0
+        gc.freeze()  # or Hydra's many small objects make it look at all that is loaded
         with (
             patch.dict(os.environ, ENVIRONMENT),
             patch.object(sys, "argv", [command, *arguments]),

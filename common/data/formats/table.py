@@ -245,10 +245,7 @@ def _sequences(
     arrays = load_arrays(path)
     if "values" not in arrays:
         settings.note(NOT_THERE.format(name), len(arrays.keys() - set(ids.tolist())))
-        own = _by_id(path, arrays, ids)
-        if settings.context > 0 and own.lengths.max(initial=0) == 1:
-            raise _no_context(path, settings)
-        return layouts.settled(path, name, own, settings)
+        return layouts.settled(path, name, _by_id(path, arrays, ids, settings), settings)
     extra = arrays.keys() - {"values", "offsets", "ids"}
     settings.unused("array", [f"{key} of {path.name}" for key in sorted(extra)])
     if path.suffix.lower() == ".npy":
@@ -267,7 +264,7 @@ def _sequences(
     return block.sequences(path, name, settings, groups)
 
 
-def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
+def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_], settings: ReadSettings) -> Sequences:
     """Read one array for each id."""
     parts = {
         name: np.atleast_2d(layouts.numeric(path, name, arrays[name], (1, 2)))
@@ -283,6 +280,8 @@ def _by_id(path: Path, arrays: Arrays, ids: NDArray[np.str_]) -> Sequences:
     if len(widths) > 1 or 0 in widths:
         raise UserError(f"{path}: arrays differ in width: {sorted(widths)[:5]}")
     lengths = np.array([len(parts.get(name, ())) for name in ids.tolist()], dtype=np.int64)
+    if settings.context > 0 and lengths.max(initial=0) == 1:
+        raise _no_context(path, settings)
     return Sequences.ragged(layouts.float_rows(list(parts.values())), lengths)
 
 
