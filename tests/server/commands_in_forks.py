@@ -6,7 +6,6 @@ tested is what comes before.
 
 import contextlib
 import ctypes
-import gc
 import importlib
 import io
 import os
@@ -160,7 +159,6 @@ class CommandsHere(Commands):
 
     def __call__(self, command: str, *arguments: str) -> Answer:
         stdout, stderr, status = io.StringIO(), io.StringIO(), 0
-        gc.freeze()  # or Hydra's many small objects make it look at all that is loaded
         with (
             patch.dict(os.environ, ENVIRONMENT),
             patch.object(sys, "argv", [command, *arguments]),

@@ -137,6 +137,16 @@ def write(name: str, content: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).write_bytes(content.encode("latin-1")) and None
 
 
+def cut_before(words: str) -> Callable[[Path], None]:
+    """Cut the settings short, at the end of a line."""
+
+    def change(folder: Path) -> None:
+        path = folder / CONFIG
+        path.write_text(path.read_text().partition(words)[0] + "\n")
+
+    return change
+
+
 #: What a round scores.
 SCORED = ("language", "vision", "audio", "multimodal")
 
@@ -159,7 +169,7 @@ def change_round(number: int, **changes: object) -> Callable[[Path], None]:
         (write(CONFIG, "seed: many"), f"{CONFIG} cannot be used: seed: Value 'many'"),
         (write(CONFIG, "nonsense: 1"), f"{CONFIG} cannot be used: nonsense: Key 'nonsense'"),
         (
-            write(CONFIG, "run_dir: a\ndataset: {name: synthetic}\n"),
+            cut_before("\nruntime:"),
             f"{CONFIG} is damaged: it ends before checkpoint",
         ),
         *(
