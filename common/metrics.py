@@ -56,6 +56,13 @@ SELECTION: dict[Task, str] = {
     Task.multilabel: "log_loss",
 }
 
+#: The metric that a run's model is compared by, a mean over items; of classes more is better.
+COMPARED: dict[Task, str] = {
+    Task.regression: "mae",
+    Task.classification: "accuracy",
+    Task.multilabel: "log_loss",
+}
+
 #: Central shares of a predicted Gaussian, in per cent, in tables.
 LEVELS = tuple(range(10, 100, 10))
 
@@ -120,6 +127,20 @@ def compute_metrics(
                 scores |= {f"{name}_{k}": value for k, value in enumerate(values)}
     if task is Task.regression and std is not None:
         scores |= coverage_metrics(truth, predicted, std)
+    return scores
+
+
+def item_scores(task: Task, truth: Array, predicted: Array) -> Array:
+    """Return (N,) what each item adds to the metric of `COMPARED`, which is their mean."""
+    scores: Array
+    match task:
+        case Task.regression:
+            scores = np.abs(truth - predicted.astype(np.float64))
+        case Task.classification:
+            scores = (predicted.argmax(axis=1) == truth).astype(np.float64)
+        case Task.multilabel:
+            rows = zip(truth, predicted.astype(np.float64), strict=True)
+            scores = np.array([_log_loss_of_labels(*row) for row in rows])
     return scores
 
 

@@ -17,7 +17,7 @@ from common.config import FusionRule
 from common.model.ha_fedformer import HAFedformer
 from server.prediction.predictor import Predictions, Predictor
 from server.run.folder import SUMMARY
-from server.run.run import initial_model
+from server.run.source import initial_model
 
 Array = NDArray[Any]
 
