@@ -144,7 +144,7 @@ def _arrow_type(name: str, task: Task) -> Any:
     import pyarrow
 
     numbers = task is Task.regression and name.startswith("prediction")
-    if numbers or name.startswith(("probability", "weight_")) or name == "std":
+    if numbers or name.startswith(("probability", "contribution", "base", "std")):
         return pyarrow.float32()
     return pyarrow.int8() if name == "seven_class" else pyarrow.string()
 
