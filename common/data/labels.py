@@ -233,3 +233,19 @@ def names_fault(
 def no_labels(items: int) -> LabelArray:
     """Return the labels (N,) of a source that is read without them: NaN."""
     return np.full(items, np.nan)
+
+
+def label_warnings(labels: LabelArray, task: Task) -> tuple[str, ...]:
+    """Warn of what labels are unlikely to mean."""
+    kinds, told = len(np.unique(labels)), []
+    if task is Task.classification and kinds > len(labels) / 2:
+        told.append(
+            f"{kinds} classes of {len(labels)} items: nearly each item is a class of its own; "
+            "are the labels ids, or numbers for task=regression?"
+        )
+    if task is Task.regression and kinds == 2:
+        low, high = np.unique(labels)
+        told.append(
+            f"all labels are {low:g} or {high:g}: if they are classes, give task=classification"
+        )
+    return tuple(told)

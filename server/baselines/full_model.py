@@ -161,7 +161,7 @@ def paired_items(sites: Sites) -> MultimodalDataset:
     data = sites.data
     if not isinstance(data, JointDataset):
         raise UserError(
-            f"strategy={sites.config.strategy.name} needs paired items; use dataset=npz or "
+            f"strategy={sites.config.strategy.name} needs paired items; use a file, or "
             "dataset=synthetic"
         )
     dealt = [data.dealt[key][site.train] for key, site in sites.by_key.items()]

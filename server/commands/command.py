@@ -17,7 +17,15 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from common.config import CompositionErrors, Config, Settings, explain, literal_paths, parse
+from common.config import (
+    CompositionErrors,
+    Config,
+    Settings,
+    explain,
+    literal_paths,
+    parse,
+    with_dataset_kind,
+)
 from common.errors import UserError, file_error
 from server.commands.help import help_text
 from server.run.interruption import InterruptedRunError
@@ -75,7 +83,10 @@ def read_arguments(schema: type[Settings], arguments: list[str]) -> list[str]:
         print(help_text(schema))
         sys.exit(0)
     try:
-        return literal_paths(schema, arguments, sweeping=known.multirun)
+        literal = literal_paths(schema, arguments, sweeping=known.multirun)
+        if schema is not Config:
+            return literal
+        return with_dataset_kind(literal, lambda path: (Path(path) / "manifest.json").is_file())
     except UserError as error:
         fail(str(error))
 

@@ -13,10 +13,12 @@ from rich.table import Table
 
 from common.config import in_node_config, setting
 from common.data.federation import count_outputs
+from common.data.labels import label_warnings
 from common.data.manifest import Manifest
+from common.data.partition import shared_groups
 from common.seal import SUFFIX
 from common.task import Task
-from server.preparation.preparation import ReadSource, Watch, shared_groups, source_warnings
+from server.preparation.preparation import ReadSource, Watch
 from server.preparation.statistics import LabelBins, sequence_statistics
 from server.terminal import Terminal
 
@@ -71,7 +73,7 @@ def show_source(terminal: Terminal, read: ReadSource) -> None:
     outputs = count_outputs(task, items.label_names, items.labels)
     bins = LabelBins.of(items.labels, task, items.label_names, outputs)
     terminal.console.print(_histogram(bins.names, bins.count(items.labels), f"Labels, {task}"))
-    for line in (*source_warnings(read), *shared_groups(items, splits)):
+    for line in (*label_warnings(items.labels, read.task), *shared_groups(items, splits)):
         terminal.warn(line)
 
 
@@ -89,7 +91,7 @@ def show_prepared(terminal: Terminal, manifest: Manifest, out: str) -> None:
     count = f"{len(clients)} client{'' if len(clients) == 1 else 's'}"
     terminal.tell(f"{out}: {count}; items: {sides}; {decimal(size)}")
     if clients and f"test{SUFFIX}" in manifest.shards:
-        terminal.tell(f"next: utmp-train dataset=shards {setting('dataset.path', out)}")
+        terminal.tell(f"next: utmp-train {setting('dataset.path', out)}")
     elif clients:
         file = in_node_config(f"{out}/{clients[0]}{SUFFIX}")
         node = shlex.quote(f'modality="{clients[0].modality}" data={file}')

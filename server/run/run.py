@@ -72,6 +72,8 @@ class Run:
         """
         try:
             with self.console, self.tracking:
+                if self.data.origin:
+                    self.console.tell(f"data: {self.data.origin}")
                 self.console.data(self.data.cleaning)
                 for line in self.data.warnings:
                     self.console.warn(line)

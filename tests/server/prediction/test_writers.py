@@ -189,8 +189,8 @@ def test_the_text_of_a_json_file(tmp_path: Path) -> None:
     )
     lines = [
         '{"id": "ä", "prediction": ["joy"], "probabilities": {"joy": 0.5, "fear": 0.25}, '
-        '"base": {"joy": 0.25, "fear": 0.75}, "modalities": {"audio": {"prediction": ["joy", "fear"], '
-        '"probabilities": {"joy": 0.75, "fear": 1.0}, "contribution": '
+        '"base": {"joy": 0.25, "fear": 0.75}, "modalities": {"audio": {"prediction": '
+        '["joy", "fear"], "probabilities": {"joy": 0.75, "fear": 1.0}, "contribution": '
         '{"joy": 0.25, "fear": -0.5}}}}',
         '{"id": "b", "prediction": null, "probabilities": null, "base": null, "modalities": {}}',
     ]

@@ -165,7 +165,7 @@ def test_those_of_the_run(tmp_path: Path) -> None:
 
 
 def test_data_that_are_gone(tmp_path: Path) -> None:
-    config = compose(Config, ["dataset=npz", "dataset.path=gone.npz", "run_dir=elsewhere"])
+    config = compose(Config, ["dataset=file", "dataset.path=gone.npz", "run_dir=elsewhere"])
     folder = RunFolder(tmp_path / "run")
     folder.write_config(config)
     (folder.path / MODEL).touch()
