@@ -69,6 +69,9 @@ LEVELS = tuple(range(10, 100, 10))
 #: Bins of equal width in which probabilities meet frequencies.
 BINS = 10
 
+#: Items whose truth and prediction are kept, at most.
+PAIRS = 300
+
 #: Lists of numbers by name.
 Table = dict[str, list[Any]]
 
@@ -300,7 +303,7 @@ def diagnostics(
     Returns ``confusion``, see `confusion`, absent for numbers that are not sentiment; and
     ``calibration``: of numbers see `coverage_table`, absent without deviations; of classes and
     labels see `reliability_table`, for the probabilities of the chosen class, or of the presence of
-    each label, all items and labels in the same bins.
+    each label, all items and labels in the same bins; and, of numbers, ``predictions``.
 
     Raises `ValueError` if there are no items, or a prediction is no number.
     """
@@ -316,7 +319,18 @@ def diagnostics(
         tables["calibration"] = reliability_table(*_events(task, truth, predicted))
     elif std is not None:
         tables["calibration"] = coverage_table(truth, predicted, std)
+    if task is Task.regression:
+        tables["predictions"] = prediction_table(truth, predicted)
     return tables
+
+
+def prediction_table(truth: Array, predicted: Array) -> Table:
+    """Return ``truth`` and ``predicted`` of at most `PAIRS` items, evenly spaced, to 5 digits."""
+    places = np.linspace(0, len(truth) - 1, min(len(truth), PAIRS)).round().astype(int)
+    return {
+        name: [float(f"{value:.5g}") for value in values[places].tolist()]
+        for name, values in (("truth", truth), ("predicted", predicted))
+    }
 
 
 def confusion(task: Task, truth: Array, predicted: Array) -> Table:

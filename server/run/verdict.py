@@ -31,6 +31,9 @@ CONSTANT = {
 #: Of a normal distribution, deviations from the mean within which 95 % lie.
 _NINETY_FIVE = 1.959963984540054
 
+#: The least difference that is worth a word.
+_VISIBLE = 5e-4
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -45,8 +48,9 @@ class Comparison:
 
     @property
     def is_clear(self) -> bool:
-        """Whether the difference is more than noise."""
-        return self.margin is not None and abs(self.score - self.other) > self.margin
+        """Whether the difference is more than noise, and can be seen in its three digits."""
+        least = None if self.margin is None else max(self.margin, _VISIBLE)
+        return least is not None and abs(self.score - self.other) > least
 
     def __str__(self) -> str:
         more_is_better = self.metric == COMPARED[Task.classification]

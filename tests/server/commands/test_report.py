@@ -45,7 +45,7 @@ def test_the_report_and_its_pictures(loaded: Run, runs: Path) -> None:
     shown = loaded("runs=runs", "out=there/report").shown
     out = runs / "there" / "report"
     pictures = [f"block-{n}{which}.png" for n in (1, 2) for which in ("-differences", "")]
-    names = [*pictures, "report.html", "report.md"]
+    names = [*pictures, "report.html", "report.md", "runs.csv", "runs.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert [path.name for path in out.parent.iterdir()] == ["report"]
     text = (out / "report.md").read_text()
@@ -92,7 +92,7 @@ def test_absolute_places_stay_out_of_the_report(loaded: Run, runs: Path) -> None
     [
         ([], "runs is required; give it as runs=…: a folder, a glob, or a list of them"),
         (["runs=[]"], "runs is required"),
-        (["runs={a:1}"], "runs={'a': 1}: expected a folder, a glob, or a list of them"),
+        (["runs={a:1}"], "runs={a:1}: there is no such folder"),
         (["runs=['']"], "runs=['']: expected a folder"),
         (["runs=nope"], "runs=nope: there is no such folder"),
         (["runs=.", "out=''"], "out is required"),

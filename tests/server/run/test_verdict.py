@@ -90,6 +90,18 @@ def test_the_best_modality_is_compared_on_the_items_that_have_it() -> None:
     assert not math.isnan(worse[1].other)
 
 
+def test_rounding_is_no_difference() -> None:
+    labels = np.linspace(-1, 1, 40)
+    other = (labels + 0.1).astype(np.float32)
+    answers: dict[str, Answer] = {
+        "multimodal": (labels, other - np.float32(1e-5), None),
+        "language": (labels, other, None),
+        "audio": (labels, other + 1, None),
+    }
+    _, best = compare(Task.regression, torch.tensor([0.0, 1.0]), answers, items(labels))
+    assert str(best).startswith("no clear difference from language alone")
+
+
 def test_more_accuracy_is_better() -> None:
     labels = np.array([0, 1] * 20)
     right = np.eye(2, dtype=np.float32)[labels]
