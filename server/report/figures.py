@@ -323,6 +323,6 @@ def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     figure.legend(list(handles.values()), words, loc="outside upper left", ncols=columns)
 
 
-def _wrapped(text: str, width: int = 26) -> str:
+def _wrapped(text: str, width: int = 20) -> str:
     """Return a text in short lines, with nothing unprintable in it."""
     return "\n".join(textwrap.wrap(printable(text), width) or [""])

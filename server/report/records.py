@@ -56,6 +56,7 @@ class Summary(BaseModel):
 
     test: Matrix = {}
     test_constant: Numbers = {}
+    comparisons: list[dict[str, Any]] = []
     test_by_fusion: Matrix = {}
     test_by_subset: Matrix = {}
     seconds: Number = math.nan

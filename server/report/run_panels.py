@@ -44,6 +44,7 @@ from server.report.records import (
     reading,
 )
 from server.run.folder import SUMMARY
+from server.run.verdict import Comparison
 
 MOST_CLIENTS = 30  #: clients up to which each has a line of its own
 MOST_BARS = 60  #: bars of a chart of time; of more rounds, several share one
@@ -285,6 +286,7 @@ def _facts(result: Result, rounds: int, summary: Summary) -> list[tuple[str, str
         "fusion": str(summary.fusion or ""),
         "label skew": skew,
         "epsilon": "" if epsilon is None else shown(float(epsilon), 3),
+        "verdict": "; ".join(str(Comparison.of(each)) for each in summary.comparisons),
     }
     return [(name, value) for name, value in facts.items() if value]
 

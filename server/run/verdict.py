@@ -9,7 +9,7 @@ Notation: N items, G groups.
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,11 @@ class Comparison:
         noise = "one group only" if self.margin is None else f"± {self.margin:.3f}"
         figures = f"{self.metric} {self.score:.3f} against {self.other:.3f} ({noise})"
         return f"{said} {self.against}: {figures}"
+
+    @classmethod
+    def of(cls, plain: Mapping[str, Any]) -> "Comparison":
+        """Return that of a summary; a damaged one raises the error of the wrong access."""
+        return cls(*(plain[each.name] for each in fields(cls)))
 
     def to_json(self) -> dict[str, Any]:
         """Return the object in a summary."""
