@@ -48,9 +48,7 @@ def check_place(path: Path, overwrite: bool) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
-            raise UserError(
-                "a .parquet file needs pyarrow: pip install 'ha-fedformer[prepare]'"
-            ) from error
+            raise UserError("a .parquet file needs pyarrow: pip install pyarrow") from error
 
 
 @contextmanager

@@ -129,7 +129,7 @@ FAULTS: tuple[Callable[[Path], None], ...] = (
 
 #: What is no fault: half a token, settings that nobody needs, a folder that is to be made, a run
 #: that recorded no rounds.
-FINE = {("serve token", "truncated"), ("a report's settings", "truncated")}
+FINE = {("serve token", "truncated")}
 FINE |= {("credentials", fault) for fault in ("missing", "empty_folder")}
 FINE |= {("a report's rounds", fault) for fault in ("missing", "empty", "empty_folder", "circle")}
 FINE |= {("a report's rounds", "truncated")}  # after a whole line

@@ -130,7 +130,7 @@ NAME = "[b]a:key:b[/b]" + "a" * 200 + " " + "b" * 40 + ".npz"
         (["rounds=many"], "rounds=many: Value 'many'"),
         (["rounds=0"], "rounds=0: expected a number above 0"),
         (["clients.smell=2"], "clients.smell: the dataset has no modality 'smell'; it has langu"),
-        (["dataset=file", f'dataset.path="{NAME}"'], f"dataset file {NAME} does not exist"),
+        (["dataset=file", f'dataset.path="{NAME}"'], f"{NAME} does not exist"),
         (["dataset.test_fraction=0"], "there are no test items; raise dataset.test_fraction above"),
         (["experiment=mosei_raw"], "dataset.path is required"),
         (["--rounds", "3"], "there is no option --rounds; settings are given as NAME=VALUE"),
