@@ -77,7 +77,8 @@ def with_dataset_kind(
         return list(overrides)
     place = keys.index("dataset.path")
     path = OverridesParser.create().parse_override(overrides[place]).value()
-    kind = "shards" if isinstance(path, str) and is_folder_of_shards(path) else "file"
+    plain = isinstance(path, str) and is_folder_of_shards(_unescaped(path))
+    kind = "shards" if plain else "file"
     return [*overrides[:place], f"dataset={kind}", *overrides[place:]]
 
 
@@ -142,6 +143,11 @@ def escaped(content: Any) -> Any:
     if isinstance(content, list):
         return list(map(escaped, content))
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if isinstance(content, str) else content
+
+
+def _unescaped(text: str) -> str:
+    """Undo `escaped` of a text."""
+    return re.sub(r"(\\*)\$\{", lambda match: "\\" * (len(match[1]) // 2) + "${", text)
 
 
 def _path_settings(schema: type, prefix: str = "") -> dict[str, bool]:

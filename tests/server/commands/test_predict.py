@@ -280,7 +280,7 @@ def test_without_pyarrow(loaded: Run, model: Path, items: Path, tmp_path: Path) 
     (tmp_path / "calls.parquet").write_bytes(b"PAR1")
     error = loaded("model=run", "input=calls.parquet", "out=b.csv", missing=missing).error
     assert error == "calls.parquet needs pyarrow: pip install pyarrow"
-    assert loaded("model=run", "input=a.safetensors", missing=missing).status == 0
+    assert loaded("model=run", "input=a.safetensors", "out=c.csv", missing=missing).status == 0
 
 
 def test_names_are_shown_as_they_were_typed(loaded: Run, tmp_path: Path) -> None:
