@@ -1,8 +1,8 @@
 """Which clients a node hosts, and their data.
 
-The configuration of a deployed node holds ``modality="audio"``, with ``data="site.npz"`` for a file
-of its own, or else ``part=0`` for a part of the run's dataset. A node of a simulation has only a
-partition number, and hosts the clients of that number modulo the number of nodes.
+The configuration of a deployed node holds ``modality="audio"``, with ``data="a.safetensors"`` for a
+file of its own, or else ``part=0`` for a part of the run's dataset. A node of a simulation has only
+a partition number, and hosts the clients of that number modulo the number of nodes.
 """
 
 from collections.abc import Mapping
@@ -21,10 +21,10 @@ from common.data.federation import (
     client_data_of,
     count_outputs,
     load_federation,
-    site_client_data,
 )
 from common.data.manifest import MANIFEST
 from common.data.moments import FeatureMoments
+from common.data.site import site_client_data
 from common.errors import UserError
 from common.messages import ClientDescription, NodeDescription
 from common.model.calibration import label_sums, standardise

@@ -56,11 +56,21 @@ SELECTION: dict[Task, str] = {
     Task.multilabel: "log_loss",
 }
 
+#: The metric that a run's model is compared by, a mean over items; of classes more is better.
+COMPARED: dict[Task, str] = {
+    Task.regression: "mae",
+    Task.classification: "accuracy",
+    Task.multilabel: "log_loss",
+}
+
 #: Central shares of a predicted Gaussian, in per cent, in tables.
 LEVELS = tuple(range(10, 100, 10))
 
 #: Bins of equal width in which probabilities meet frequencies.
 BINS = 10
+
+#: Items whose truth and prediction are kept, at most.
+PAIRS = 300
 
 #: Lists of numbers by name.
 Table = dict[str, list[Any]]
@@ -120,6 +130,20 @@ def compute_metrics(
                 scores |= {f"{name}_{k}": value for k, value in enumerate(values)}
     if task is Task.regression and std is not None:
         scores |= coverage_metrics(truth, predicted, std)
+    return scores
+
+
+def item_scores(task: Task, truth: Array, predicted: Array) -> Array:
+    """Return (N,) what each item adds to the metric of `COMPARED`, which is their mean."""
+    scores: Array
+    match task:
+        case Task.regression:
+            scores = np.abs(truth - predicted.astype(np.float64))
+        case Task.classification:
+            scores = (predicted.argmax(axis=1) == truth).astype(np.float64)
+        case Task.multilabel:
+            rows = zip(truth, predicted.astype(np.float64), strict=True)
+            scores = np.array([_log_loss_of_labels(*row) for row in rows])
     return scores
 
 
@@ -279,7 +303,7 @@ def diagnostics(
     Returns ``confusion``, see `confusion`, absent for numbers that are not sentiment; and
     ``calibration``: of numbers see `coverage_table`, absent without deviations; of classes and
     labels see `reliability_table`, for the probabilities of the chosen class, or of the presence of
-    each label, all items and labels in the same bins.
+    each label, all items and labels in the same bins; and, of numbers, ``predictions``.
 
     Raises `ValueError` if there are no items, or a prediction is no number.
     """
@@ -295,7 +319,18 @@ def diagnostics(
         tables["calibration"] = reliability_table(*_events(task, truth, predicted))
     elif std is not None:
         tables["calibration"] = coverage_table(truth, predicted, std)
+    if task is Task.regression:
+        tables["predictions"] = prediction_table(truth, predicted)
     return tables
+
+
+def prediction_table(truth: Array, predicted: Array) -> Table:
+    """Return ``truth`` and ``predicted`` of at most `PAIRS` items, evenly spaced, to 5 digits."""
+    places = np.linspace(0, len(truth) - 1, min(len(truth), PAIRS)).round().astype(int)
+    return {
+        name: [float(f"{value:.5g}") for value in values[places].tolist()]
+        for name, values in (("truth", truth), ("predicted", predicted))
+    }
 
 
 def confusion(task: Task, truth: Array, predicted: Array) -> Table:

@@ -84,8 +84,13 @@ def diagnose(
     model: HAFedformer, fusion: Fusion, items: MultimodalDataset
 ) -> dict[str, dict[str, Any]]:
     """Return the `diagnostics` of ``multimodal`` and each modality."""
-    answers = _answer(model, _together_and_alone(fusion, items), items)
-    return {title: tabulate(model.spec, *answer) for title, answer in answers}
+    found = answers(model, fusion, items)
+    return {title: tabulate(model.spec, *answer) for title, answer in found.items()}
+
+
+def answers(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> dict[str, Answer]:
+    """Return what is predicted of ``multimodal`` and each modality, on the items that have any."""
+    return dict(_answer(model, _together_and_alone(fusion, items), items))
 
 
 def opinions(model: HAFedformer, prior: Tensor, items: MultimodalDataset) -> Opinions:

@@ -24,7 +24,9 @@ from flwr.supercore.run import RunNotRunningException
 from flwr.supernode import start_client_internal
 from flwr.supernode.cli.flower_supernode import _parse_args_run_supernode, flower_supernode
 
+from client.supernode.checks import check_site, explain_refusals
 from client.supernode.pauses import GrowingPause
+from common.errors import UserError
 from common.flower import shorten_backoff
 
 #: A worker that ends within this time of its start, in seconds, is not started again.
@@ -38,6 +40,12 @@ def main() -> None:
         arguments += ["--port", str(_free_port())]
     sys.argv = ["utmp-client", *arguments]
     options = _parse_args_run_supernode().parse_args()
+    try:
+        print(check_site(options), flush=True)
+    except UserError as error:
+        print("error:", *str(error).split(), file=sys.stderr)
+        sys.exit(2)
+    explain_refusals()
     host = f"[{options.host}]" if ":" in options.host else options.host
     shorten_backoff()
     _shorten_pauses()

@@ -13,14 +13,11 @@ from typing import Any, ClassVar
 
 from common.config.extract import ExtractConfig
 from common.config.ranges import Settings, at_least, between, path_setting, positive, ranged, share
-from common.config.schema import Config, PartitionConfig, check_held_back
+from common.config.schema import Config, PartitionConfig, Split, check_held_back, label_columns
 from common.errors import UserError
 
 #: The labels to predict: those of a task, or the six emotions.
 Labels = StrEnum("Labels", ["regression", "classification", "multilabel", "emotion"])
-
-#: How items are divided into training, validation and test.
-Split = StrEnum("Split", ["auto", "source", "random", "none"])
 
 #: How features are stored.
 Precision = StrEnum("Precision", ["auto", "float16", "float32"])
@@ -49,6 +46,7 @@ class PrepareConfig(Settings):
     group: str | None = None
     context: int = at_least(0, 0)
     tabular: list[str] = field(default_factory=list)
+    label: str | None = None
     labels: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
     arrays: dict[str, str] = path_setting({})  # noqa: RUF009
@@ -59,8 +57,9 @@ class PrepareConfig(Settings):
     partition: PartitionConfig = field(default_factory=PartitionConfig)
 
     def check(self) -> None:
-        """Refuse a split that leaves nothing to train on."""
+        """Refuse a split that leaves nothing to train on, and columns of labels named twice."""
         check_held_back(self)
+        label_columns(self)
 
 
 @dataclass

@@ -188,15 +188,15 @@ def _explain_value(error: OmegaConfBaseException) -> str:
 
 
 def _explain_unknown(name: str, schema: type) -> str:
-    owners = dict.fromkeys(_names_below(OmegaConf.structured(schema)), "")
+    names, owners = set(_names_below(OmegaConf.structured(schema))), dict[str, list[str]]()
     groups = {item.name for item in fields(schema) if is_dataclass(item.type)}
     for choice, kind in KINDS.items():
         if (group := choice.partition("=")[0]) in groups:
-            for item in fields(kind):
-                owners.setdefault(f"{group}.{item.name}", choice)
-    if owners.get(name):
-        return f"{name} is a setting of {owners[name]}; give that too"
-    near = difflib.get_close_matches(name, owners, n=3)
+            for own in {f"{group}.{item.name}" for item in fields(kind)} - names:
+                owners.setdefault(own, []).append(choice)
+    if name in owners:
+        return f"{name} is a setting of {' or '.join(owners[name])}; give that too"
+    near = difflib.get_close_matches(name, sorted(names | owners.keys()), n=3)
     return str(unknown_setting(name, f"; did you mean {' or '.join(near)}?" if near else ""))
 
 

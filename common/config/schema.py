@@ -41,22 +41,31 @@ class SyntheticConfig(DatasetConfig):
     noise: float = at_least(0, 1.0)
 
 
-@dataclass
-class NpzConfig(DatasetConfig):
-    """Arrays in ``.npz`` files; see `common.data.formats.npz`."""
+#: How items are divided into training, validation and test.
+Split = StrEnum("Split", ["auto", "source", "random", "none", "evaluation"])
 
-    name: str = "npz"
+
+@dataclass
+class FileConfig(DatasetConfig):
+    """Any source of `common.data.formats`, read as `utmp-prepare` reads it."""
+
+    name: str = "file"
     path: Any = path_setting(MISSING)  # noqa: RUF009
     test_path: str | None = path_setting(None)
+    format: str = "auto"
     group: str | None = None
     context: int = at_least(0, 0)
     tabular: list[str] = field(default_factory=list)
+    label: str | None = None
+    labels: list[str] = field(default_factory=list)
     classes: list[str] = field(default_factory=list)
+    arrays: dict[str, str] = path_setting({})  # noqa: RUF009
+    split: Split = Split.auto
 
 
 @dataclass
-class ShardsConfig(DatasetConfig):
-    """A folder that `utmp-prepare` wrote; see `common.data.shards`."""
+class ShardsConfig(FileConfig):
+    """A folder that `utmp-prepare` wrote, see `common.data.shards`, which says how it was read."""
 
     name: str = "shards"
     path: str = path_setting(MISSING)
@@ -98,7 +107,7 @@ class SizeConfig(PartitionConfig):
 
 #: Choices of a group that have settings of their own, as they are given.
 KINDS: dict[str, type] = {
-    **{f"dataset={kind.name}": kind for kind in (SyntheticConfig, NpzConfig, ShardsConfig)},
+    **{f"dataset={kind.name}": kind for kind in (SyntheticConfig, FileConfig, ShardsConfig)},
     **{f"partition={kind.name}": kind for kind in (DirichletConfig, SizeConfig)},
 }
 
@@ -266,6 +275,8 @@ class Config(Settings):
     def check(self) -> None:
         """Refuse settings that do not fit together."""
         check_held_back(self.dataset, "dataset.")
+        if isinstance(self.dataset, FileConfig):
+            label_columns(self.dataset, "dataset.")
         self.strategy.check()
         for name, needed in _PRIVATE if self.privacy.name is not PrivacyRule.none else ():
             if (value := str(attrgetter(name)(self))) != needed:
@@ -286,9 +297,24 @@ class Config(Settings):
 
 
 def check_held_back(config: Any, prefix: str = "") -> None:
-    """Raise `UserError` if a split, of a dataset or a preparation, leaves nothing to train on."""
+    """Raise `UserError` if a split, of a dataset or a preparation, leaves nothing to train on.
+
+    With ``split=evaluation`` it is meant to; then the fractions are relative to each other.
+    """
     held_back = config.validation_fraction + config.test_fraction
-    if held_back >= 1:
+    if getattr(config, "split", None) is Split.evaluation:
+        if held_back == 0:
+            raise UserError(f"{prefix}split=evaluation needs a fraction for validation and test")
+    elif held_back >= 1:
         raise UserError(
-            f"{prefix}validation_fraction + {prefix}test_fraction={held_back}: expected less than 1"
+            f"{prefix}validation_fraction + {prefix}test_fraction={held_back}: expected less than "
+            f"1; {prefix}split=evaluation is for data that nobody trains on"
         )
+
+
+def label_columns(config: Any, prefix: str = "") -> tuple[str, ...]:
+    """Return the columns of a table that ``label`` or ``labels`` names; not both."""
+    if config.label is not None and config.labels:
+        both = f"{prefix}label={config.label} and {prefix}labels=[{','.join(config.labels)}]"
+        raise UserError(f"{both}: give one of the two")
+    return tuple(config.labels) if config.label is None else (config.label,)

@@ -9,7 +9,7 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any, get_origin
 
@@ -63,6 +63,23 @@ def literal_paths(
     """
     names = _path_settings(schema)
     return [_literal_override(override, names, sweeping) for override in overrides]
+
+
+def with_dataset_kind(
+    overrides: Sequence[str], is_folder_of_shards: Callable[[str], bool]
+) -> list[str]:
+    """Return overrides of a run, in which ``dataset.path`` alone chooses the kind of dataset.
+
+    Not for overrides that the sites of other machines compose, too: there is no such path.
+    """
+    keys = [override.partition("=")[0].lstrip("+") for override in overrides]
+    if "dataset" in keys or "dataset.path" not in keys:
+        return list(overrides)
+    place = keys.index("dataset.path")
+    path = OverridesParser.create().parse_override(overrides[place]).value()
+    plain = isinstance(path, str) and is_folder_of_shards(_unescaped(path))
+    kind = "shards" if plain else "file"
+    return [*overrides[:place], f"dataset={kind}", *overrides[place:]]
 
 
 def _literal_override(override: str, names: dict[str, bool], sweeping: bool) -> str:
@@ -126,6 +143,11 @@ def escaped(content: Any) -> Any:
     if isinstance(content, list):
         return list(map(escaped, content))
     return re.sub(r"(\\*)\$\{", r"\1\1\\${", content) if isinstance(content, str) else content
+
+
+def _unescaped(text: str) -> str:
+    """Undo `escaped` of a text."""
+    return re.sub(r"(\\*)\$\{", lambda match: "\\" * (len(match[1]) // 2) + "${", text)
 
 
 def _path_settings(schema: type, prefix: str = "") -> dict[str, bool]:

@@ -8,7 +8,7 @@ client, of which only one modality is kept. Shards were split and dealt out befo
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -18,17 +18,19 @@ from common.clients import ClientKey, check_modality_name, clients_per_modality
 from common.config import (
     Config,
     DatasetConfig,
-    NpzConfig,
+    FileConfig,
     PartitionRule,
     ShardsConfig,
+    Split,
     SyntheticConfig,
+    label_columns,
 )
 from common.data.dataset import IntArray, LabelArray, MultimodalDataset, Sequences, describe_shape
-from common.data.formats.npz import read_npz
+from common.data.formats.registry import read_source
 from common.data.labels import class_names, label_warnings
 from common.data.manifest import MANIFEST, Manifest, read_listed_shard, read_manifest
-from common.data.partition import deal, partition_groups, split_groups
-from common.data.source import Reading, ReadSettings, check_tabular, paths_named
+from common.data.partition import Sides, deal, partition_groups, split_groups, split_source
+from common.data.source import Reading, ReadSettings, Source, check_tabular, paths_named
 from common.data.synthetic import make_synthetic
 from common.errors import UserError
 from common.seal import SUFFIX
@@ -78,6 +80,8 @@ class FederatedDataset:
     reading: Reading
     #: Returns what a simulated client holds, in its modality; shards are read when asked for.
     client_items: Callable[[ClientKey], MultimodalDataset]
+    #: In a line, what was read and how it was split; nothing for the embedded dataset.
+    origin: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -129,23 +133,23 @@ def load_joint(config: Config) -> JointDataset:
 
     Raises `UserError` if it cannot be read or is too small for so many clients.
     """
-    items = read_items(config)
+    dataset, test = config.dataset, None
+    source, origin = read_joint(config)
+    items, task = source.items, dataset.task or Task.regression
     for name in items.sequences:
         check_modality_name(name)
-    dataset, test = config.dataset, None
     counts = clients_per_modality(config.clients, tuple(items.sequences))
-    if isinstance(dataset, NpzConfig) and dataset.test_path is not None:
+    if isinstance(dataset, FileConfig) and dataset.test_path is not None:
         test = _read_test_set(items, dataset)
-    test_fraction = dataset.test_fraction if test is None else 0.0
-    way_out = "give dataset.group=… another array, or leave it out where each item is by itself"
-    sides = split_groups(items, dataset.validation_fraction, test_fraction, config.seed, way_out)
+    sides = _sides(source, config)
     # Of a file of its own.
     of_test = (
         {f"{what}, in dataset.test_path": n for what, n in test.cleaning.items()} if test else {}
     )
     test = items.select(sides.test) if test is None else test
-    task = dataset.task or Task.regression
-    dealt = deal(items, sides.train, counts, config.partition, task, config.seed)
+    dealt = dict.fromkeys(_keys(counts), sides.train)  # nothing, where nobody trains on them
+    if len(sides.train):
+        dealt = deal(items, sides.train, counts, config.partition, task, config.seed)
     return JointDataset(
         task=task,
         outputs=count_outputs(task, items.label_names, items.labels, test.labels),
@@ -155,34 +159,57 @@ def load_joint(config: Config) -> JointDataset:
         validation=items.select(sides.validation),
         test=test,
         cleaning={**items.cleaning, **items.not_finite(), **of_test},
-        warnings=label_warnings(task, items.labels, items.label_names),
-        reading=reading_of(dataset),
+        warnings=(*label_warnings(task, items.labels, items.label_names), *sides.warnings),
+        reading=replace(reading_of(dataset), extractors=source.extractors),
         client_items=lambda key: items.select(dealt[key]).in_modalities([key.modality]),
         items=items,
         dealt=dealt,
+        origin=origin,
     )
 
 
-def read_items(config: Config) -> MultimodalDataset:
-    """Read or make the joint dataset that ``dataset.*`` names; `UserError` if that fails."""
+def _keys(counts: Mapping[str, int]) -> list[ClientKey]:
+    return [ClientKey(name, part) for name, count in counts.items() for part in range(count)]
+
+
+def _sides(source: Source, config: Config) -> Sides:
+    """Split a joint dataset; without a test side where that has a file of its own."""
+    dataset = config.dataset
+    if isinstance(dataset, FileConfig) and dataset.test_path is None:
+        return split_source(source, dataset, config.seed, "dataset.")
+    way_out = "give dataset.group=… another array, or leave it out where each item is by itself"
+    test = 0.0 if isinstance(dataset, FileConfig) else dataset.test_fraction
+    return split_groups(source.items, dataset.validation_fraction, test, config.seed, way_out)
+
+
+def read_joint(config: Config) -> tuple[Source, str]:
+    """Read or make the joint dataset that ``dataset.*`` names, and say in a line what it is.
+
+    Raises `UserError` if that fails.
+    """
     dataset = config.dataset
     if isinstance(dataset, SyntheticConfig):
-        return make_synthetic(dataset, config.seed)
-    npz = cast(NpzConfig, dataset)
-    settings = npz_settings(npz)
-    items = read_npz(paths_named("dataset.path", npz.path), settings).items
-    check_tabular(items, settings)
-    return items
+        items = make_synthetic(dataset, config.seed)
+        return Source(items, np.full(len(items), "")), ""
+    file = cast(FileConfig, dataset)
+    paths = paths_named("dataset.path", file.path)
+    settings = file_settings(file)
+    source, name, why = read_source(paths, file.format, settings)
+    check_tabular(source.items, settings)
+    own = (source.splits != "").all() and file.split in (Split.auto, Split.source)
+    split = "as it says" if own and file.test_path is None else "by group"
+    read = "" if file.format == name else f", read as {name} ({why})"
+    return source, f"{', '.join(map(str, paths))}{read}; split {split}"
 
 
 def reading_of(dataset: DatasetConfig) -> Reading:
     """Return how ``dataset.*`` of a dataset that holds every modality says that it is read."""
-    if isinstance(dataset, NpzConfig):
-        return npz_settings(dataset).reading
+    if isinstance(dataset, FileConfig):
+        return file_settings(dataset).reading
     return Reading(dataset.max_seq_len)
 
 
-def npz_settings(dataset: NpzConfig, modalities: Sequence[str] | None = None) -> ReadSettings:
+def file_settings(dataset: FileConfig, modalities: Sequence[str] | None = None) -> ReadSettings:
     """Return how ``dataset.*`` says that files are read."""
     return ReadSettings(
         task=dataset.task or Task.regression,
@@ -191,19 +218,21 @@ def npz_settings(dataset: NpzConfig, modalities: Sequence[str] | None = None) ->
         group=dataset.group,
         context=dataset.context,
         tabular=tuple(dataset.tabular),
+        labels=label_columns(dataset),
+        arrays=dataset.arrays,
         max_seq_len=dataset.max_seq_len,
         prefix="dataset.",
     )
 
 
-def _read_test_set(items: MultimodalDataset, dataset: NpzConfig) -> MultimodalDataset:
+def _read_test_set(items: MultimodalDataset, dataset: FileConfig) -> MultimodalDataset:
     """Read ``dataset.test_path``, which must fit the items to train on and share no group."""
     path = str(dataset.test_path)
-    settings = npz_settings(dataset, tuple(items.sequences))
+    settings = file_settings(dataset, tuple(items.sequences))
     if settings.task is Task.classification:  # as the items to train on number them
         outputs = count_outputs(settings.task, items.label_names, items.labels)
         settings = replace(settings, classes=class_names(items.label_names, outputs))
-    test = read_npz([path], settings).items
+    test = read_source([Path(path)], "auto", settings)[0].items
     for name, sequences in items.sequences.items():
         shapes = [side.statistics_shape for side in (sequences, test.sequences[name])]
         if shapes[0] != shapes[1]:
@@ -271,6 +300,7 @@ def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) 
         warnings=manifest.warnings,
         reading=reading,
         client_items=lambda key: _read(dataset, str(key), manifest, [key.modality]),
+        origin=f"{folder}, shards",
     )
 
 
@@ -326,7 +356,7 @@ def client_data_of(data: FederatedDataset, key: ClientKey, config: Config) -> Cl
     if key not in data.clients:
         names = ", ".join(map(str, data.clients))
         raise UserError(f"there is no client {key}; clients.* gives {names}")
-    client = _client_data(data.client_items(key), data.task, key, config, data.reading)
+    client = split_client(data.client_items(key), data.task, key, config, data.reading)
     if key.part >= config.dataset.permuted_clients:
         return client
     # A faulty site, for experiments: every item has the label of another item of the client.
@@ -334,43 +364,14 @@ def client_data_of(data: FederatedDataset, key: ClientKey, config: Config) -> Cl
     return replace(client, labels=client.labels[order])
 
 
-def site_client_data(path: str | Path, key: ClientKey, config: Config) -> ClientData:
-    """Read the file of one deployed site, a shard or an ``.npz``, all of which is that site's.
-
-    Raises `UserError` if it cannot be read, lacks the modality, or has labels for another task.
-    """
-    dataset = config.dataset
-    if Path(path).suffix == SUFFIX:
-        shard = read_listed_shard(Path(path))
-        if key.modality not in shard.items.sequences:
-            raise UserError(
-                f"shard {path} holds {', '.join(shard.items.sequences)}, and this node is "
-                f"{key.modality}: give it a shard of {key.modality}, or change modality in "
-                "--node-config"
-            )
-        if dataset.task not in (None, shard.info.task):
-            raise UserError(
-                f"shard {path} was prepared for task={shard.info.task}, and the run has "
-                f"dataset.task={dataset.task}"
-            )
-        items = shard.items.in_modalities([key.modality]).last_steps(dataset.max_seq_len)
-        return _client_data(items, shard.info.task, key, config, shard.info.reading)
-    if not isinstance(dataset, NpzConfig):
-        raise UserError(
-            f"data={str(path)!r} needs dataset=npz, and the run has dataset={dataset.name}; "
-            "utmp-prepare makes a shard of it, which any run reads"
-        )
-    items = read_npz([path], npz_settings(dataset, [key.modality])).items
-    return _client_data(items, dataset.task or Task.regression, key, config)
-
-
-def _client_data(
+def split_client(
     items: MultimodalDataset,
     task: Task,
     key: ClientKey,
     config: Config,
     reading: Reading | None = None,
 ) -> ClientData:
+    """Return items as what a client holds: some are held back, for its own validation."""
     sequences, groups = items.sequences[key.modality], items.groups
     present = np.flatnonzero(sequences.present)
     share = config.client.validation_fraction

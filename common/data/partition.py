@@ -18,8 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from common.clients import ClientKey
-from common.config import DirichletConfig, PartitionConfig, PartitionRule, SizeConfig
+from common.config import DirichletConfig, PartitionConfig, PartitionRule, SizeConfig, Split
 from common.data.dataset import IntArray, LabelArray, MultimodalDataset
+from common.data.source import Source
 from common.errors import UserError
 from common.seeding import derive_seed, generator
 from common.task import Task
@@ -75,7 +76,8 @@ def split_groups(
     way_out: str,
 ) -> Sides:
     """Split at random, whole groups at a time; `UserError` as `partition_groups`."""
-    shares = np.array([1 - validation_fraction - test_fraction, validation_fraction, test_fraction])
+    train_fraction = max(1 - validation_fraction - test_fraction, 0.0)
+    shares = np.array([train_fraction, validation_fraction, test_fraction])
     sides = [np.empty(0, dtype=np.int64)] * len(shares)
     used = np.flatnonzero(shares > 0)
     rng = generator(seed, "split")
@@ -84,6 +86,68 @@ def split_groups(
         sides[side] = part
     train, validation, test = sides
     return Sides(train, validation, test)
+
+
+def split_source(source: Source, settings: Any, seed: int, prefix: str = "") -> Sides:
+    """Split as ``split`` of some settings says, with their fractions.
+
+    A source without a validation side gets one of its train items. With ``evaluation`` all items
+    are for validation and test. Raises `UserError` if the split is the source's and leaves an item
+    without a side, or has no train or test items, or if there are too few groups.
+    """
+    rule, items = settings.split, source.items
+    validation, test = settings.validation_fraction, settings.test_fraction
+    way_out = (
+        f"give {prefix}group=… another column, as {prefix}group=id where each item is by itself, "
+        f"or {prefix}split=none where all items are for training, as at a site"
+    )
+    complete = bool((source.splits != "").all())
+    trained = bool((source.splits == "train").any())
+    if rule is Split.none:
+        return split_groups(items, 0.0, 0.0, seed, way_out)
+    if rule is Split.evaluation and not (complete and not trained):
+        whole = validation + test
+        return split_groups(items, validation / whole, 1 - validation / whole, seed, way_out)
+    if rule is Split.random or (rule is Split.auto and not complete):
+        return split_groups(items, validation, test, seed, way_out)
+    if not complete:
+        raise UserError("the source does not say which items are for training and which for test")
+    return _sides_of(source, validation, seed, way_out, rule is Split.evaluation)
+
+
+def _sides_of(source: Source, fraction: float, seed: int, way_out: str, untrained: bool) -> Sides:
+    """Split as the source says; a share of the train items is for validation, if it has none."""
+    train, validation, test = (
+        np.flatnonzero(source.splits == name) for name in ("train", "validation", "test")
+    )
+    for name, side in (("train", train), ("test", test)):
+        if len(side) == 0 and not (untrained and name == "train"):
+            raise UserError(
+                f"the source has no {name} items; split=random makes a split, and split=evaluation "
+                "is for data that nobody trains on"
+            )
+    if len(validation) == 0 and fraction > 0:
+        rng, divided = generator(seed, "validation"), test if untrained else train
+        parts = partition_groups(
+            source.items.groups[divided], [1 - fraction, fraction], rng, way_out
+        )
+        rest, validation = (divided[part] for part in parts)
+        train, test = (train, rest) if untrained else (rest, test)
+    return Sides(train, validation, test, shared_groups(source.items, source.splits))
+
+
+def shared_groups(items: MultimodalDataset, splits: NDArray[np.str_]) -> tuple[str, ...]:
+    """Warn where a source has groups on more than one side of its own split."""
+    groups = [np.unique(items.groups[splits == name]) for name in np.unique(splits)]
+    names, counts = np.unique(np.concatenate(groups), return_counts=True)
+    shared = names[counts > 1]
+    if len(shared) == 0:
+        return ()
+    return (
+        f"the source's own split has {len(shared)} groups (videos, speakers) on more than one "
+        f"side, as {shared[0]}: scores will be better than on new ones; split=random keeps groups "
+        "apart",
+    )
 
 
 def deal(

@@ -27,7 +27,7 @@ from common.model.ha_fedformer import HAFedformer
 from server.evaluate import opinions
 from server.records import Phase, PhaseClock, RoundRecord
 from server.run.linear import Experts, pool_clients
-from server.run.run import RoundSource
+from server.run.source import RoundSource
 
 #: Validation items of a batch.
 _BATCH = 256
@@ -106,7 +106,7 @@ class Baseline(RoundSource):
     """One or several models in training on all clients' data."""
 
     def __init__(self, sites: Sites) -> None:
-        self.sites = sites
+        self.sites, self.prior = sites, sites.prior(sites.by_key)
         #: Client to its train loss in the last round; empty where none trains by itself.
         self.client_losses: Mapping[str, float] = {}
         self.examples = sum(len(site.train) for site in sites.by_key.values())

@@ -10,7 +10,7 @@ from common.errors import UserError
 from common.model.ha_fedformer import task_loss
 from server.baselines.baseline import Baseline, Sites
 from server.baselines.training import BATCH, one_modality_pass, pooled_items
-from server.run.run import OneModel, initial_model
+from server.run.source import OneModel, initial_model
 
 
 class ClosedForm(OneModel, Baseline):

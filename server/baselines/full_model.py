@@ -13,7 +13,6 @@ Notation: N items, B of them at a time, K classes or labels, O outputs.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,9 +40,9 @@ from server.baselines.training import (
     paired_pass,
     pooled_items,
 )
-from server.evaluate import Scores, score, tabulate
+from server.evaluate import Answer, Scores, score
 from server.run.linear import Experts, standardised_sums, too_wide
-from server.run.run import NO_EXPERTS, OneModel, count_parameters, initial_model
+from server.run.source import NO_EXPERTS, OneModel, count_parameters, initial_model
 
 
 class FullModel(OneModel, Baseline):
@@ -71,7 +70,6 @@ class OtherArchitecture(Baseline):
     def __init__(self, sites: Sites, spec: ModelSpec, training: Training) -> None:
         super().__init__(sites)
         self.spec, self.training = spec, training
-        self._prior = sites.prior(sites.by_key)
         self.parameters = count_parameters(training.model)
 
     @property
@@ -90,13 +88,13 @@ class OtherArchitecture(Baseline):
 
     def scores(self, items: MultimodalDataset) -> Scores:
         """Score all modalities together, and each alone with the others absent."""
-        answers = predict_paired(self.training, self._prior, items)
-        return {title: score(self.spec, *answer) for title, *answer in answers}
+        found = self.answers(items)
+        return {title: score(self.spec, *answer) for title, answer in found.items()}
 
-    def results(self, items: MultimodalDataset) -> dict[str, Any]:
-        """Diagnose all modalities together, and each alone with the others absent."""
-        answers = predict_paired(self.training, self._prior, items)
-        return {"diagnostics": {title: tabulate(self.spec, *answer) for title, *answer in answers}}
+    def answers(self, items: MultimodalDataset) -> dict[str, Answer]:
+        """Predict from all modalities together, and from each alone with the others absent."""
+        found = predict_paired(self.training, self.prior, items)
+        return {title: (truth, values, None) for title, truth, values in found}
 
 
 def predict_paired(
@@ -163,7 +161,7 @@ def paired_items(sites: Sites) -> MultimodalDataset:
     data = sites.data
     if not isinstance(data, JointDataset):
         raise UserError(
-            f"strategy={sites.config.strategy.name} needs paired items; use dataset=npz or "
+            f"strategy={sites.config.strategy.name} needs paired items; use a file, or "
             "dataset=synthetic"
         )
     dealt = [data.dealt[key][site.train] for key, site in sites.by_key.items()]

@@ -48,7 +48,7 @@ from common.task import Task
 from server.baselines.baseline import Baseline, Sites
 from server.baselines.training import MULTIMODAL, Training, one_modality_training
 from server.evaluate import Scores, evaluate, score
-from server.run.run import count_parameters, initial_model
+from server.run.source import count_parameters, initial_model
 
 
 class Local(Baseline):

@@ -5,35 +5,53 @@ import libraries in their functions, so that --help and a mistyped setting answe
 """
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from common.config import CompositionErrors, Config, Settings, explain, literal_paths, parse
+from common.config import (
+    CompositionErrors,
+    Config,
+    Settings,
+    explain,
+    literal_paths,
+    parse,
+    with_dataset_kind,
+)
 from common.errors import UserError, file_error, printable
 from server.commands.help import help_text
 from server.run.interruption import InterruptedRunError
 
 Schema = TypeVar("Schema", bound=Settings)
 
+#: Letters of the name of a job's folder, at most.
+_LONGEST = 120
+
 
 def hydra_command(
-    schema: type[Schema],
-) -> Callable[[Callable[[Schema], None]], Callable[[], None]]:
-    """Turn a function of checked settings into a command; the schema names its YAML file."""
+    schema: type[Schema], after_sweep: Callable[[list[Any]], None] = lambda _: None
+) -> Callable[[Callable[[Schema], Any]], Callable[[], None]]:
+    """Turn a function of checked settings into a command; the schema names its YAML file.
 
-    def decorate(task: Callable[[Schema], None]) -> Callable[[], None]:
+    `after_sweep` takes what the function returned for each job of a ``--multirun``.
+    """
+
+    def decorate(task: Callable[[Schema], Any]) -> Callable[[], None]:
+        returned: list[Any] = []
+
         def guarded(composition: DictConfig) -> None:
             try:
-                task(parse(schema, composition))
+                returned.append(task(parse(schema, composition)))
             except InterruptedRunError as error:
                 sys.exit(error.status)
             except UserError as error:
@@ -50,6 +68,8 @@ def hydra_command(
             run = hydra.main(version_base=None, config_path=folder, config_name=schema.file)
             try:
                 run(guarded)()
+                if len(returned) > 1:
+                    after_sweep(returned)
             except CompositionErrors as error:
                 if isinstance(error, ValueError) and "Config group override" not in str(error):
                     raise
@@ -75,17 +95,38 @@ def read_arguments(schema: type[Settings], arguments: list[str]) -> list[str]:
         print(help_text(schema))
         sys.exit(0)
     try:
-        return literal_paths(schema, arguments, sweeping=known.multirun)
+        literal = literal_paths(schema, arguments, sweeping=known.multirun)
+        if schema is not Config:
+            return literal
+        return with_dataset_kind(literal, lambda path: (Path(path) / "manifest.json").is_file())
     except UserError as error:
         fail(str(error))
 
 
 def run_folder(config: Config) -> Path:
-    """Return where a run goes: ``run_dir``, and in a sweep a numbered folder for each job."""
+    """Return where a run goes: ``run_dir``, and in a sweep a folder there, named by overrides."""
     hydra_config = HydraConfig.get()
-    if hydra_config.mode is RunMode.MULTIRUN:
-        return Path(config.run_dir) / str(hydra_config.job.num)
-    return Path(config.run_dir)
+    if hydra_config.mode is not RunMode.MULTIRUN:
+        return Path(config.run_dir)
+    name = ",".join(swept_overrides())
+    plain = re.sub(r"[^\w.,=+-]+", "_", name)[:_LONGEST]
+    # A name that is not whole may be another job's, too.
+    return Path(config.run_dir) / (plain if plain == name else f"{hydra_config.job.num}-{plain}")
+
+
+def swept_overrides() -> list[str]:
+    """Return the overrides of this job of a sweep that have several values in the sweep."""
+    hydra_config = HydraConfig.get()
+    params = getattr(hydra_config.sweeper, "params", None) or {}
+    keys = {str(key) for key in params}
+    parser = OverridesParser.create()
+    for argument in sys.argv[1:]:
+        if "=" in argument and not argument.startswith("-"):
+            override = parser.parse_override(argument)
+            if override.is_sweep_override():
+                keys.add(override.get_key_element())
+    given = [each.lstrip("+") for each in hydra_config.overrides.task]
+    return [each for each in given if each.partition("=")[0] in keys]
 
 
 def given_overrides() -> list[str]:

@@ -42,6 +42,7 @@ def write_report(config: ReportConfig, overrides: Sequence[str]) -> "tuple[Repor
     """
     from common.atomic import atomic_folder
     from server.report.groups import Report, make_groups, shorten_paths, without_repeats
+    from server.report.overview import TABLE, runs_csv
     from server.report.page import PAGE, REPORT, group_sections, markdown, page
     from server.report.records import find_results
 
@@ -61,4 +62,6 @@ def write_report(config: ReportConfig, overrides: Sequence[str]) -> "tuple[Repor
         (folder / PAGE).write_bytes(page(report, sections, config.details))
         for panel in (panel for section in sections for panel in section.panels if panel.file):
             (folder / panel.file).write_bytes(panel.png)
+        if len(results) > 1:
+            (folder / TABLE).write_bytes(runs_csv(results))
     return report, sections

@@ -44,8 +44,8 @@ def predict_file(config: PredictConfig, terminal: Terminal) -> None:
                 items = _complete(part, settings.modalities, predictor)
                 predictions = predictor.predict_sequences(items, config.batch_size)
                 yield part.ids, predictions
-                used = zip(*(shares > 0 for shares in predictions.weights.values()), strict=True)
-                modalities.update("+".join(compress(predictions.weights, row)) for row in used)
+                used = zip(*map(predictions.has, predictions.alone), strict=True)
+                modalities.update("+".join(compress(predictions.alone, row)) for row in used)
                 for name, sequences in part.sequences.items():
                     not_finite[name] += sequences.not_finite()
                 bar.advance(task, len(part.ids))

@@ -24,6 +24,7 @@ from common.data.federation import FederatedDataset, count_outputs, load_federat
 from common.data.labels import class_names, names_fault
 from common.data.source import Reading
 from common.errors import UserError, parsed_as
+from common.model.contributions import base_of, contributions
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
 from common.model.predict import encode, predict_encoded
@@ -50,14 +51,30 @@ class Predictions:
     std: Floats | None
     #: Modality to what it predicts by itself, as `values`; NaN where an item lacks it.
     alone: Mapping[str, Floats]
-    #: Modality to (N,) its share of the information about the label among those that the item has;
-    #: 0 where it lacks it. They sum to 1 for an item with any.
-    weights: Mapping[str, Floats]
+    #: Modality to what it adds to the prediction, as `values`; 0 where an item lacks it.
+    contributions: Mapping[str, Floats]
+    #: What the train labels alone predict: (), or (K,). With the contributions it sums to `values`.
+    base: Floats
     #: Whether the numbers are sentiment in [-3, 3].
     sentiment: bool = False
 
     def __len__(self) -> int:
         return len(self.values)
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """(N,) which items have any modality."""
+        return _given(self.values)
+
+    def has(self, name: str) -> NDArray[np.bool_]:
+        """Return (N,) which items have a modality."""
+        return _given(self.alone[name])
+
+
+def _given(values: Floats) -> NDArray[np.bool_]:
+    """Return (N,) which of (N,) or (N, K) values are not NaN."""
+    there: NDArray[np.bool_] = ~np.isnan(values)
+    return there if there.ndim == 1 else np.asarray(there.all(axis=1))
 
 
 @dataclass(frozen=True)
@@ -216,7 +233,8 @@ class Predictor:
             unknown(),
             unknown() if numbers else None,
             {name: unknown() for name in names},
-            {name: np.zeros(count, dtype=np.float32) for name in names},
+            {name: np.zeros_like(unknown()) for name in names},
+            base_of(self.fusion).numpy().astype(np.float32),
             self.model.spec.sentiment,
         )
 
@@ -237,13 +255,11 @@ class Predictor:
         result.values[rows] = together.values.float().cpu().numpy()
         if result.std is not None and together.std is not None:
             result.std[rows] = together.std.float().cpu().numpy()
-        having = encoded.present(names)
-        shares = torch.tensor([self.fusion.weights[name] for name in names])[:, None]
-        shares = shares * having.cpu()
-        for name, there, weights in zip(names, having, shares / shares.sum(dim=0), strict=True):
-            own = predict_encoded(self.model, self.fusion, encoded.select(there), [name])
-            result.alone[name][rows[there.cpu().numpy()]] = own.values.float().cpu().numpy()
-            result.weights[name][rows] = weights.numpy()
+        added, alone = contributions(self.model, self.fusion, encoded)
+        for name in names:
+            result.contributions[name][rows] = added[name].cpu().numpy()
+            there = (encoded.lengths[name] > 0).cpu().numpy()
+            result.alone[name][rows[there]] = alone[name].cpu().numpy()[there]
 
 
 def model_path(path: str | Path) -> Path:

@@ -4,6 +4,9 @@ Numbers have a ``prediction`` and ``std``, sentiment also ``seven_class`` (clipp
 rounded half to even) and ``sign``. Classes have the most probable as ``prediction``, labels those
 of a probability of at least one half; both have the probability of each. Unknown values are None.
 
+Every prediction is ``base``, what the train labels alone predict, and the ``contribution`` of each
+modality: numbers of the label's unit, or of each class or label a part of its probability.
+
 Notation: N items, K classes or labels.
 """
 
@@ -29,11 +32,14 @@ def records(
     together = _outcomes(predictions, predictions.values, names)
     if predictions.std is not None:
         together["std"] = _known(predictions.std)
+    known, shape = predictions.known, predictions.values.shape
+    together["base"] = _plain(np.broadcast_to(predictions.base, shape), names, known)
     alone = {
         modality: _outcomes(predictions, values, names)
-        | {"weight": _known(predictions.weights[modality])}
+        | {"contribution": _plain(predictions.contributions[modality], names, known)}
         for modality, values in predictions.alone.items()
     }
+    having = {modality: predictions.has(modality) for modality in alone}
     return [
         {
             "id": name,
@@ -41,7 +47,7 @@ def records(
             "modalities": {
                 modality: _row(outcomes, item)
                 for modality, outcomes in alone.items()
-                if predictions.weights[modality][item] > 0
+                if having[modality][item]
             },
         }
         for item, name in enumerate(ids)
@@ -54,19 +60,29 @@ def columns(
     """Return N items as columns; labels are K names, or else numbers.
 
     Labels that are predicted are joined by ``;``. Each class or label has a column
-    ``probability_NAME``; each modality has what it predicts alone, and its weight.
+    ``probability_NAME``; each modality has what it predicts alone, and its contribution.
     """
     names = labels or _numbers(predictions)
     together = _outcomes(predictions, predictions.values, names)
-    table = {"id": list(ids)} | _flat(together, names, "")
+    table: dict[str, Column] = {"id": list(ids)} | _flat(together, names, "")
     if predictions.std is not None:
         table["std"] = _known(predictions.std)
     if predictions.sentiment:
         table |= {name: together[name] for name in ("seven_class", "sign")}
     for modality, values in predictions.alone.items():
         table |= _flat(_outcomes(predictions, values, names), names, f"_{modality}")
-        table[f"weight_{modality}"] = _known(predictions.weights[modality])
+    shape, known = predictions.values.shape, predictions.known
+    added = {"base": np.broadcast_to(predictions.base, shape)}
+    added |= {f"contribution_{name}": part for name, part in predictions.contributions.items()}
+    for title, part in added.items():
+        rows = _plain(part, names, known)
+        table |= {title: rows} if part.ndim == 1 else _by_name(title, rows, names)
     return table
+
+
+def _by_name(title: str, rows: Column, names: Iterable[str]) -> dict[str, Column]:
+    """Return a column of each class or label."""
+    return {f"{title}_{name}": [row and row[name] for row in rows] for name in names}
 
 
 def _numbers(predictions: Predictions) -> list[str]:
@@ -114,8 +130,13 @@ def _flat(outcomes: dict[str, Column], names: Iterable[str], suffix: str) -> dic
     said = outcomes["prediction"]
     table = {f"prediction{suffix}": [";".join(v) if isinstance(v, list) else v for v in said]}
     if "probabilities" in outcomes:
-        rows = outcomes["probabilities"]
-        table |= {
-            f"probability{suffix}_{name}": [row and row[name] for row in rows] for name in names
-        }
+        table |= _by_name(f"probability{suffix}", outcomes["probabilities"], names)
     return table
+
+
+def _plain(values: Floats, names: Sequence[str], known: NDArray[np.bool_]) -> Column:
+    """Return N numbers, or N objects of K, with None for those of which nothing is known."""
+    rows: Column = values.tolist()
+    if values.ndim > 1:
+        rows = [dict(zip(names, row, strict=True)) for row in rows]
+    return _known(rows, known)

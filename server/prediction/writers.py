@@ -48,9 +48,7 @@ def check_place(path: Path, overwrite: bool) -> None:
         try:
             import pyarrow.parquet  # noqa: F401
         except ImportError as error:
-            raise UserError(
-                "a .parquet file needs pyarrow: pip install 'ha-fedformer[prepare]'"
-            ) from error
+            raise UserError("a .parquet file needs pyarrow: pip install pyarrow") from error
 
 
 @contextmanager
@@ -144,7 +142,7 @@ def _arrow_type(name: str, task: Task) -> Any:
     import pyarrow
 
     numbers = task is Task.regression and name.startswith("prediction")
-    if numbers or name.startswith(("probability", "weight_")) or name == "std":
+    if numbers or name.startswith(("probability", "contribution", "base", "std")):
         return pyarrow.float32()
     return pyarrow.int8() if name == "seven_class" else pyarrow.string()
 

@@ -15,10 +15,11 @@ from common.config import in_node_config, setting
 from common.data.federation import count_outputs
 from common.data.labels import label_warnings
 from common.data.manifest import Manifest
+from common.data.partition import shared_groups
 from common.data.source import Reading
 from common.seal import SUFFIX
 from common.task import Task
-from server.preparation.preparation import ReadSource, Watch, shared_groups
+from server.preparation.preparation import ReadSource, Watch
 from server.preparation.statistics import LabelBins, sequence_statistics
 from server.terminal import Terminal, rounded
 
@@ -95,7 +96,7 @@ def show_prepared(terminal: Terminal, manifest: Manifest, out: str) -> None:
     count = f"{len(clients)} client{'' if len(clients) == 1 else 's'}"
     terminal.tell(f"{out}: {count}; items: {sides}; {decimal(size)}")
     if clients and f"test{SUFFIX}" in manifest.shards:
-        terminal.tell(f"next: utmp-train dataset=shards {setting('dataset.path', out)}")
+        terminal.tell(f"next: utmp-train {setting('dataset.path', out)}")
     elif clients:
         file = in_node_config(f"{out}/{clients[0]}{SUFFIX}")
         node = shlex.quote(f'modality="{clients[0].modality}" data={file}')

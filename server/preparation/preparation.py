@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from common.atomic import atomic_folder
 from common.clients import check_modality_name, clients_per_modality
-from common.config import Labels, Precision, PrepareConfig, Split, SyntheticConfig
+from common.config import Labels, Precision, PrepareConfig, Split, SyntheticConfig, label_columns
 from common.data.dataset import LabelArray, MultimodalDataset
 from common.data.federation import count_outputs
 from common.data.formats.array_files import array_files
@@ -21,7 +21,7 @@ from common.data.formats.pickled import PUBLISHED
 from common.data.formats.registry import check_format, read_source
 from common.data.labels import label_warnings
 from common.data.manifest import MANIFEST, Manifest, write_manifest
-from common.data.partition import Dealt, Sides, deal, partition_groups, split_groups
+from common.data.partition import Dealt, Sides, deal, split_source
 from common.data.shards import VERSION, ShardInfo, info_of, write_shard
 from common.data.source import (
     Reading,
@@ -34,7 +34,6 @@ from common.data.source import (
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError, reason
 from common.seal import SUFFIX
-from common.seeding import generator
 from common.task import Task
 from server.preparation.statistics import LabelBins, sequence_statistics
 
@@ -43,12 +42,6 @@ Watch = Callable[[str, int, int], None]
 
 #: The format that reads no file.
 SYNTHETIC = "synthetic"
-
-#: What helps where there are too few groups for a split.
-WAY_OUT = (
-    "give group=… another column, as group=id where each item is by itself, or split=none where "
-    "all items are for training, as at a site"
-)
 
 #: Sentiment is from minus this to this.
 SENTIMENT = 3
@@ -88,48 +81,6 @@ def prepare(
     return manifest
 
 
-def split_source(source: Source, config: PrepareConfig) -> Sides:
-    """Split as ``split`` says; a source without a validation side gets one of its train items.
-
-    Raises `UserError` if the split is the source's and leaves an item without a side, or has no
-    train or test items, or if there are too few groups.
-    """
-    rule, fraction, seed = config.split, config.validation_fraction, config.seed
-    if rule is Split.none:
-        return split_groups(source.items, 0.0, 0.0, seed, WAY_OUT)
-    complete = (source.splits != "").all()
-    if rule is Split.random or (rule is Split.auto and not complete):
-        return split_groups(source.items, fraction, config.test_fraction, seed, WAY_OUT)
-    if not complete:
-        raise UserError("the source does not say which items are for training and which for test")
-    train, validation, test = (
-        np.flatnonzero(source.splits == name) for name in ("train", "validation", "test")
-    )
-    for name, side in (("train", train), ("test", test)):
-        if len(side) == 0:
-            raise UserError(f"the source has no {name} items; split=random makes a split")
-    if len(validation) == 0 and fraction > 0:
-        rng = generator(seed, "validation")
-        shares = [1 - fraction, fraction]
-        parts = partition_groups(source.items.groups[train], shares, rng, WAY_OUT)
-        train, validation = (train[part] for part in parts)
-    return Sides(train, validation, test, shared_groups(source.items, source.splits))
-
-
-def shared_groups(items: MultimodalDataset, splits: NDArray[np.str_]) -> tuple[str, ...]:
-    """Warn where a source has groups on more than one side of its own split."""
-    groups = [np.unique(items.groups[splits == name]) for name in np.unique(splits)]
-    names, counts = np.unique(np.concatenate(groups), return_counts=True)
-    shared = names[counts > 1]
-    if len(shared) == 0:
-        return ()
-    return (
-        f"the source's own split has {len(shared)} groups (videos, speakers) on more than one "
-        f"side, as {shared[0]}: scores will be better than on new ones; split=random keeps groups "
-        "apart",
-    )
-
-
 def clipped_labels(task: Task, labels: LabelArray, sides: Sides) -> tuple[str, ...]:
     """Warn where labels lie beyond those that evaluation takes for sentiment, and clips to."""
     beyond = int((np.abs(labels) > SENTIMENT).sum())
@@ -151,7 +102,7 @@ def _write(config: PrepareConfig, origin: ReadSource, folder: Path, watch: Watch
     items, task = origin.source.items, origin.task
     outputs = count_outputs(task, items.label_names, items.labels)
     bins = LabelBins.of(items.labels, task, items.label_names, outputs)
-    sides = split_source(origin.source, config)
+    sides = split_source(origin.source, config, config.seed)
     dealt = _deal(config, origin, sides.train)
     parts, left_out = _parts(items, dealt, sides)
     infos = {
@@ -216,7 +167,7 @@ def _counts(part: MultimodalDataset, bins: LabelBins) -> dict[str, Any]:
 
 def _deal(config: PrepareConfig, origin: ReadSource, train: NDArray[np.int64]) -> Dealt:
     given = {name: count for name, count in config.clients.items() if count is not None}
-    if given and not any(given.values()):
+    if (given and not any(given.values())) or config.split is Split.evaluation:
         return {}
     items = origin.source.items
     counts = clients_per_modality(config.clients, tuple(items.sequences))
@@ -273,7 +224,7 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
         context=config.context,
         tabular=tuple(config.tabular),
         max_seq_len=config.max_seq_len,
-        labels=tuple(config.labels),
+        labels=label_columns(config),
         classes=tuple(config.classes),
         arrays=config.arrays,
     )

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from server.report.figures import Line, Pens, calibration_figure
+from server.report.figures import Line, Pens, calibration_figure, scatter_figure
 from server.report.panels import MISSING, STRONGEST, Cell, Panel, chart, notes, shown
 from server.report.records import TOGETHER
 
@@ -16,10 +16,12 @@ _TITLES = {TOGETHER: "all modalities"}
 
 
 def diagnosis_panels(diagnostics: Mapping[str, Mapping[str, Any]], pens: Pens) -> Iterator[Panel]:
-    """Yield the calibration, and the confusions, if any, of all modalities and of each one.
+    """Yield numbers against the truth, calibration, and confusions, of all and of each modality.
 
     Damaged diagnostics raise the error of the wrong access.
     """
+    if pairs := diagnostics.get(TOGETHER, {}).get("predictions"):
+        yield _predictions(pairs)
     tables = {k: parts["calibration"] for k, parts in diagnostics.items() if "calibration" in parts}
     if tables:
         yield _calibration(tables, pens)
@@ -88,4 +90,16 @@ def _calibration(tables: Mapping[str, Mapping[str, Sequence[float | None]]], pen
         rows += [[_TITLES.get(name, name), *(shown(value, 3) for value in row)] for row in cells]
     figure = calibration_figure(lines, pens, *(labels or (x, y)))
     note = f"{what} Below the dotted line: too sure; above: not sure enough."
-    return chart("Calibration", figure, ("", *header), rows, note)
+    points = [point for line in lines.values() for point in zip(line.x, line.y, strict=True)]
+    return chart("Calibration", figure, ("", *header), rows, note, points=points)
+
+
+def _predictions(table: Mapping[str, Sequence[float]]) -> Panel:
+    """Return a chart of what is predicted from all modalities against the truth."""
+    truth, predicted = table["truth"], table["predicted"]
+    figure = scatter_figure(truth, predicted, "truth", "predicted")
+    rows = [[shown(x), shown(y)] for x, y in zip(truth, predicted, strict=True)]
+    points = list(zip(truth, predicted, strict=True))
+    note = f"{len(rows)} test items, all modalities together; dotted: right."
+    title, header = "Predicted against true", ("truth", "predicted")
+    return chart(title, figure, header, rows, note, points=points)

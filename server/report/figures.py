@@ -39,7 +39,7 @@ _DASHES = ((), (5, 1.5), (1.5, 1.2), (6, 1.5, 1.5, 1.5))
 
 LEGEND = 8  #: the most names in a legend; more are in the data table alone
 
-_WIDTH, _HEIGHT, _TALLEST = 4.6, 2.8, 30.0
+_WIDTH, _HEIGHT, _TALLEST = 3.8, 2.6, 30.0
 
 _LARGEST = 1e30  #: numbers above this are drawn as gaps: no axis holds them
 
@@ -172,12 +172,26 @@ def calibration_figure(
     lines: Mapping[str, Line], pens: Mapping[str, Pen], x_label: str, y_label: str
 ) -> Figure:
     """Draw shares against shares, with the diagonal on which they are equal."""
-    figure, axes = _axes(x_label, y_label, 4.0)
+    figure, axes = _axes(x_label, y_label, 3.5)
     axes.plot([0, 1], [0, 1], **_DOTTED)
     handles = {name: _draw_line(axes, line, pens[name], dots=True) for name, line in lines.items()}
     axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
     axes.grid()
     _legend(figure, handles)
+    return figure
+
+
+@_styled
+def scatter_figure(x: Sequence[float], y: Sequence[float], x_label: str, y_label: str) -> Figure:
+    """Draw points, with the diagonal on which both are equal, over one range."""
+    figure, axes = _axes(x_label, y_label, 3.5)
+    known = _drawable([*x, *y])
+    low, high = _widened((float(np.nanmin(known)), float(np.nanmax(known))), 1e-3)
+    axes.plot([low, high], [low, high], **_DOTTED)
+    axes.scatter(_drawable(x), _drawable(y), s=9, color=MODALITY_COLOURS[0], alpha=0.5, linewidth=0)
+    edge = 0.03 * (high - low)
+    axes.set(xlim=(low - edge, high + edge), ylim=(low - edge, high + edge), aspect="equal")
+    axes.grid()
     return figure
 
 
@@ -309,6 +323,6 @@ def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
     figure.legend(list(handles.values()), words, loc="outside upper left", ncols=columns)
 
 
-def _wrapped(text: str, width: int = 26) -> str:
+def _wrapped(text: str, width: int = 20) -> str:
     """Return a text in short lines, with nothing unprintable in it."""
     return "\n".join(textwrap.wrap(printable(text), width) or [""])

@@ -150,7 +150,8 @@ def _mark_charts(group: ComparisonGroup) -> Iterator[Panel]:
         cells = [(shown(mark.value), shown(mark.reach)) for mark in marks]
         rows = [(label, *pair) for label, pair in zip(labels, cells, strict=True)]
         file = f"block-{group.number}{suffix}.png"
-        yield chart(title, figure, ("method", *columns), rows, note, file)
+        points = [(None, place) for place in range(len(rows))]
+        yield chart(title, figure, ("method", *columns), rows, note, file, points)
 
 
 def _difference_mark(difference: Difference | None) -> Mark:

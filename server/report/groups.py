@@ -159,7 +159,8 @@ class Report:
         without = [(group.title, [group]) for group in self.groups if not group.baselines]
         if not self.compares:
             without = [("runs", list(self.groups))]
-        for where, groups in without if self.baseline is not None else []:
+        compared = self.baseline is not None and len(self.methods) > 1
+        for where, groups in without if compared else []:
             names = ", ".join(sorted({method.name for group in groups for method in group.methods}))
             yield f"{where}: no baseline {self.baseline}, so no differences; there are {names}"
 
@@ -213,7 +214,7 @@ def make_groups(
     parts = _partition(results, outer)
     title = _distinguishing(outer, [members[0] for members in parts])
     others = [name for name in outer if name not in title]
-    parts.sort(key=lambda members: [_natural(v) for v in _values(members[0], title).values()])
+    parts.sort(key=lambda members: [natural(v) for v in _values(members[0], title).values()])
     groups = []
     for number, members in enumerate(parts, 1):
         words, more = (assignments(_values(members[0], names)) for names in (title, others))
@@ -240,7 +241,7 @@ def _methods(results: Sequence[Result], names: Sequence[str]) -> tuple[Method, .
             label = ", ".join([shorten_paths(name), *assignments(_values(members[0], differs))])
             members.sort(key=attrgetter("seed"))
             methods.append(Method(name, _values(members[0], names), label, tuple(members)))
-    return tuple(sorted(methods, key=lambda method: _natural(method.label)))
+    return tuple(sorted(methods, key=lambda method: natural(method.label)))
 
 
 def differing(results: Sequence[Result]) -> list[str]:
@@ -280,7 +281,7 @@ def _distinguishing(names: Iterable[str], results: Sequence[Result]) -> list[str
     return chosen
 
 
-def _natural(text: str) -> list[tuple[float, str]]:
+def natural(text: str) -> list[tuple[float, str]]:
     """Sort ``8`` before ``16``."""
     parts = re.split(r"(\d+(?:\.\d+)?)", text)
     return [(float(part), "") if index % 2 else (0.0, part) for index, part in enumerate(parts)]

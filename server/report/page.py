@@ -7,7 +7,7 @@ policy lets nothing run, load or be styled but what the templates here contain.
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,7 +18,8 @@ from rich.text import Text
 from server.report.figures import Pens, modality_pens
 from server.report.group_panels import group_section, settings_section
 from server.report.groups import Report, assignments, differing, is_in
-from server.report.panels import Panel, Section, notes
+from server.report.overview import TABLE, overview
+from server.report.panels import Panel, Section, as_csv, notes
 from server.report.records import TOGETHER
 from server.report.run_panels import run_section
 from server.terminal import Terminal
@@ -37,9 +38,13 @@ _WORTH_NAMING = (
 
 
 def group_sections(report: Report) -> list[Section]:
-    """Return a section for each group; raise `UserError` if the rounds of a run are damaged."""
+    """Return a section of all runs, if there are several, and one for each group.
+
+    Raises `UserError` if the rounds of a run are damaged.
+    """
     pens = _pens(report)
-    return [group_section(group, pens) for group in report.groups]
+    every = [overview(report.results)] if len(report.results) > 1 else []
+    return [*every, *(group_section(group, pens) for group in report.groups)]
 
 
 def page(report: Report, groups: Sequence[Section], details: int) -> bytes:
@@ -70,7 +75,8 @@ def markdown(report: Report, groups: Sequence[Section]) -> bytes:
         for name, value in report.results[0].settings.items()
         if name not in changing and is_in(name, [worth])
     }
-    pairs = zip(report.groups, groups, strict=True)
+    every = len(groups) - len(report.groups)
+    pairs = zip([None] * every + [*report.groups], groups, strict=True)
     text = _render("report.md.j2", report=report, same=assignments(same), groups=pairs)
     return (text.rstrip() + "\n").encode("utf-8", "replace")
 
@@ -82,21 +88,35 @@ def show(report: Report, groups: Sequence[Section], out: str, terminal: Terminal
         for table in section.of_kind("table"):
             if table.title:
                 terminal.tell(table.title)
-            terminal.console.print(_rich_table(table, terminal.console.width))
+            for part in rich_tables(table, terminal.console.width):
+                terminal.console.print(part)
             if table.note:
                 terminal.tell(table.note, "dim")
     for line in report.warnings():
         terminal.warn(line)
     pictures = [panel.file for section in groups for panel in section.panels if panel.file]
-    for name in (PAGE, REPORT, *pictures):
+    tables = [TABLE] if len(report.results) > 1 else []
+    for name in (PAGE, REPORT, *tables, *pictures):
         terminal.tell(f"{out}/{name}")
 
 
-def _rich_table(table: Panel, width: int) -> Table:
-    """Build a table for a terminal so many characters wide."""
+def rich_tables(table: Panel, width: int) -> Iterator[Table]:
+    """Yield a table for a terminal so many characters wide, in parts that fit, side after side."""
     columns = [list(map(str, column)) for column in zip(table.header, *table.rows, strict=True)]
-    if sum(max(map(len, column)) + 3 for column in columns) > width:
-        columns = [column for column in columns if column[0] not in MINOR]
+    room = [max(map(len, column)) + 3 for column in columns]
+    if sum(room) >= width:
+        kept = [place for place, column in enumerate(columns) if column[0] not in MINOR]
+        columns, room = [columns[place] for place in kept], [room[place] for place in kept]
+    part, used = [columns[0]], room[0]
+    for column, needed in zip(columns[1:], room[1:], strict=True):
+        if len(part) > 1 and used + needed >= width:
+            yield _rich_table(part)
+            part, used = [columns[0]], room[0]
+        part, used = [*part, column], used + needed
+    yield _rich_table(part)
+
+
+def _rich_table(columns: Sequence[Sequence[str]]) -> Table:
     # As text: a list in a setting looks like markup.
     printed = Table()
     for place, (name, *_) in enumerate(columns):
@@ -138,7 +158,7 @@ def _render(template: str, **values: object) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    for own in (_breakable, _code, _digest, _markdown, _markdown_row):
+    for own in (_breakable, _code, _digest, _markdown, _markdown_row, as_csv):
         environment.filters[own.__name__.removeprefix("_")] = own
     return environment.get_template(template).render(values)
 

@@ -55,6 +55,8 @@ class Summary(BaseModel):
     """``summary.json``; ``model_fields_set`` tells what the run's version recorded."""
 
     test: Matrix = {}
+    test_constant: Numbers = {}
+    comparisons: list[dict[str, Any]] = []
     test_by_fusion: Matrix = {}
     test_by_subset: Matrix = {}
     seconds: Number = math.nan

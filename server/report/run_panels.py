@@ -1,7 +1,7 @@
 """Report section for one run: weights, losses, time, posterior widths, rejections and scores."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from statistics import median
@@ -44,6 +44,7 @@ from server.report.records import (
     reading,
 )
 from server.run.folder import SUMMARY
+from server.run.verdict import Comparison
 from server.terminal import rounded
 
 MOST_CLIENTS = 30  #: clients up to which each has a line of its own
@@ -58,9 +59,10 @@ def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: 
     folder = Path(result.folder)
     history, summary = read_history(folder), read_summary(folder)
     panels: list[Panel] = []
+    training: list[Panel] = []
     for key, (make, why) in _OF_ROUNDS.items():
         recorded = any(key in record.model_fields_set for record in history.sample)
-        panels += make(history, pens) if history.of(key) else [_missing(why, recorded)]
+        training += make(history, pens) if history.of(key) else [_missing(why, recorded)]
     panels.append(_rejections(history))
     if summary.diagnostics:
         with reading(folder / SUMMARY, "diagnostics"):
@@ -73,11 +75,17 @@ def run_section(anchor: str, title: str, result: Result, pens: Pens, *, folded: 
     settings = [(name, shorten_paths(value)) for name, value in result.settings.items()]
     panels += _scores(summary)
     panels.append(Panel("All settings", "words", ("setting", "value"), settings, folded=True))
+    title_of_training = "How it was trained: weights, losses, seconds, posteriors"
+    inner = Section(f"{anchor}-training", title_of_training, _in_order(training), folded=True)
+    return Section(anchor, title, _in_order(panels), [inner], facts=facts, folded=folded)
+
+
+def _in_order(panels: Sequence[Panel]) -> list[Panel]:
+    """Return what stands side by side first, and why others are not there last, in one panel."""
     content = [panel for panel in panels if panel.kind != "notes"]
     content.sort(key=lambda panel: panel.kind not in _TILES)
-    if missing := [line for panel in panels for line in panel.lines]:
-        content.append(notes(*missing, title="Not shown, and why"))
-    return Section(anchor, title, content, facts=facts, folded=folded)
+    missing = [line for panel in panels for line in panel.lines]
+    return [*content, *([notes(*missing, title="Not shown, and why")] if missing else [])]
 
 
 def _missing(why: str, recorded: bool) -> Panel:
@@ -110,7 +118,8 @@ def _decoder(history: History, pens: Pens) -> Iterator[Panel]:
     table = zip(layers, *marks.values(), strict=True)
     rows = [(layer, *(shown(mark.value) for mark in row)) for layer, *row in table]
     note = "CmDA's choice, or shares of the examples where it does not choose; dotted: equal."
-    yield chart(title, figure, ("", *names), rows, note)
+    points = [(None, place) for place in range(len(rows))]
+    yield chart(title, figure, ("", *names), rows, note, points=points)
     if len(rounds) > 1:
         lines = {name: envelope(list(rounds), column) for name, column in columns.items()}
         title, note = "Decoder weights over the rounds", f"The median over the layers, {_MEDIAN}"
@@ -278,6 +287,7 @@ def _facts(result: Result, rounds: int, summary: Summary) -> list[tuple[str, str
         "fusion": str(summary.fusion or ""),
         "label skew": skew,
         "epsilon": "" if epsilon is None else shown(float(epsilon), 3),
+        "verdict": "; ".join(str(Comparison.of(each)) for each in summary.comparisons),
     }
     return [(name, value) for name, value in facts.items() if value]
 

@@ -75,16 +75,10 @@ class RunConsole(Terminal):
             table.add_row(metric, *(rounded(values[metric]) for values in scores.values()))
         self.console.print(table)
 
-    def gain(self, test: Scores, fusion: str, weights: Mapping[str, float]) -> None:
-        """Print what all modalities together gain over the best one alone."""
-        scores = {name: values[self._metric] for name, values in test.items()}
-        together = scores.pop("multimodal")
-        best = max(scores, key=lambda name: scores[name])
+    def fusion(self, rule: str, weights: Mapping[str, float]) -> None:
+        """Print how the modalities are joined."""
         shares = ", ".join(f"{name} {weight:.2f}" for name, weight in weights.items())
-        self.tell(
-            f"all modalities together: {self._metric} {together - scores[best]:+.3f} against "
-            f"{best} alone; fusion {fusion}" + (f" ({shares})" if shares else "")
-        )
+        self.tell(f"fusion: {rule}" + (f" ({shares})" if shares else ""))
 
 
 class JsonConsole(RunConsole):

@@ -32,7 +32,8 @@ from server.roster.statistics import bound_clients, pool_moments
 from server.run.checkpoint import Checkpoint
 from server.run.folder import plain_settings
 from server.run.linear import Experts, pool_clients
-from server.run.run import OneModel, Run, count_parameters, initial_model
+from server.run.run import Run
+from server.run.source import OneModel, count_parameters, initial_model
 from server.strategy import HierarchicalAggregation
 
 
@@ -71,6 +72,7 @@ class Federation(OneModel):
         self.parameters = count_parameters(self.model)
         state = self.model.state_dict()
         trained = split_arrays({name: state[name] for name in trained_names(self.model)})
+        self.prior = labels.prior
         self.strategy = HierarchicalAggregation(config, registry, labels, trained, self._look)
         self._tell_left_out(trained)
         self.examples = sum(member.client.examples for member in registry.members.values())
@@ -201,7 +203,7 @@ class Federation(OneModel):
         return report
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
-        """Return the scores under each fusion rule and of each subset, diagnostics, and privacy."""
+        """Return the scores under each fusion rule and of each subset, and privacy."""
         rules = {
             str(rule): replace(self.fitted, rule=rule)
             for rule in FusionRule
@@ -210,7 +212,6 @@ class Federation(OneModel):
         return {
             "test_by_fusion": evaluate_rules(self.model, rules, items),
             "test_by_subset": evaluate_subsets(self.model, self.fitted, items),
-            **super().results(items),
             "label_skew": self.strategy.labels.skew,
             "privacy": privacy_spent(self._run.config, len(self._run.records)),
         }

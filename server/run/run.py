@@ -1,179 +1,38 @@
-"""A run from its first round to its summary, and what trains its rounds.
+"""A run from its first round to its summary.
 
-That is a `RoundSource`: a federation, or a baseline of `server.baselines`. With
+A `RoundSource` trains its rounds: a federation, or a baseline of `server.baselines`. With
 ``checkpoint.deliver=best`` the run delivers the state after its best round, see
 `server.run.selection`: as its model, and in the test scores.
 """
 
-import math
 import time
-from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
-from torch import nn
 
 from common.config import Config, Delivered, setting
-from common.data.dataset import MultimodalDataset, describe_shape
+from common.data.dataset import LabelArray, describe_shape
 from common.data.federation import FederatedDataset
-from common.data.moments import FeatureMoments
 from common.errors import UserError, reason
-from common.metrics import SELECTION, is_sentiment
-from common.model.fusion import Fusion
-from common.model.ha_fedformer import HAFedformer, ModelSpec, build_model, set_standardisation
+from common.metrics import SELECTION, diagnostics, is_sentiment
 from common.model.linear import MOST_FEATURES
-from common.seeding import derive_seed
-from server.evaluate import Scores, diagnose, evaluate
-from server.model_file import model_bytes
+from common.task import Task
+from server.evaluate import Answer
 from server.records import Phase, PhaseClock, RoundRecord
 from server.run.checkpoint import Checkpoint, Checkpoints, MisfitError, read_checkpoint
 from server.run.console import RunConsole, learning_curve
 from server.run.folder import CHECKPOINTS, CURVE, LAST, MODEL, ROUNDS, RunFolder
-from server.run.linear import Experts, set_linear, too_wide
+from server.run.linear import too_wide
 from server.run.selection import best_round, diverged, out_of_patience
+from server.run.source import RoundSource
+from server.run.verdict import CONSTANT, compare, constant_scores
 
-
-class RoundSource(ABC):
-    """Trains round by round, and scores the result.
-
-    What it predicts with is `modules` and `fitted`: the state after the last round, or after the
-    one that `restore` went back to.
-    """
-
-    #: Number of train items of all clients.
-    examples: int
-    #: Number of trained parameters of what predicts an item from all its modalities.
-    parameters: int
-    #: What joins the modalities; a round replaces it and never changes it.
-    fitted: Any = None
-
-    @property
-    @abstractmethod
-    def modules(self) -> Sequence[nn.Module]:
-        """The modules that predict."""
-
-    def keep(self) -> None:
-        """Keep a copy of the state, in place of the one kept before."""
-        self._kept = deepcopy([module.state_dict() for module in self.modules]), self.fitted
-
-    def restore(self) -> None:
-        """Go back to the state that was kept."""
-        states, self.fitted = self._kept
-        for module, state in zip(self.modules, states, strict=True):
-            module.load_state_dict(state)
-
-    #: After how many rounds there is nothing left to train, whatever ``rounds`` asks for.
-    most_rounds: float = math.inf
-
-    @property
-    @abstractmethod
-    def fusion(self) -> str:
-        """How modalities are joined: a rule, or the name of an architecture that learns it."""
-
-    @property
-    def fusion_weights(self) -> Mapping[str, float]:
-        """Modality to its weight; empty where nothing is weighted."""
-        return {}
-
-    @abstractmethod
-    def round(self, number: int, clock: PhaseClock) -> RoundRecord:
-        """Train a round, counted from 1; return its record without the evaluation.
-
-        The clock counts the phases, and is restarted after a wait that is not part of the round.
-        Raises `UserError` if the round has no result.
-        """
-
-    @abstractmethod
-    def scores(self, items: MultimodalDataset) -> Scores:
-        """Score the state; see `server.evaluate.evaluate`."""
-
-    def results(self, items: MultimodalDataset) -> dict[str, Any]:
-        """Return what the summary says of the test items besides their scores."""
-        return {"diagnostics": {}}
-
-    def model_file(self) -> bytes | None:
-        """Return the file of the model, or None if what was trained is not one HA-Fedformer."""
-        return None
-
-    def checkpoint(self, number: int, seconds: float) -> Checkpoint | None:
-        """Return what a run resumes from after a round; None if it cannot be resumed."""
-        return None
-
-
-class OneModel(RoundSource):
-    """A source that trains one HA-Fedformer."""
-
-    model: HAFedformer
-    fitted: Fusion
-
-    @property
-    def modules(self) -> Sequence[nn.Module]:
-        """The model."""
-        return [self.model]
-
-    @property
-    def fusion(self) -> str:
-        """The fusion rule."""
-        return str(self.fitted.rule)
-
-    @property
-    def fusion_weights(self) -> Mapping[str, float]:
-        """Modality to its weight."""
-        return self.fitted.weights
-
-    def scores(self, items: MultimodalDataset) -> Scores:
-        """Score all modalities together, and each alone."""
-        return evaluate(self.model, self.fitted, items)
-
-    def results(self, items: MultimodalDataset) -> dict[str, Any]:
-        """Diagnose all modalities together, and each alone."""
-        return {"diagnostics": diagnose(self.model, self.fitted, items)}
-
-    def model_file(self) -> bytes | None:
-        """Return the model with its fusion rule."""
-        return model_bytes(self.model, self.fitted)
-
-
-#: For models without linear experts.
-NO_EXPERTS = Experts()
-
-
-def initial_model(
-    config: Config,
-    data: FederatedDataset,
-    moments: Mapping[str, FeatureMoments],
-    experts: Experts = NO_EXPERTS,
-) -> HAFedformer:
-    """Build the model that every run of a seed starts from.
-
-    It standardises the features of the given modalities with their moments, and has a linear expert
-    of each modality for which there are sums.
-    """
-    spec = ModelSpec(
-        dict(data.shapes),
-        data.outputs,
-        data.task,
-        config.model,
-        data.label_names,
-        is_sentiment(np.concatenate([data.validation.labels, data.test.labels])),
-        tuple(name for name in data.shapes if name in experts.sums),
-        data.reading,
-    )
-    model = build_model(spec, derive_seed(config.seed, "model"))
-    for name, measured in moments.items():
-        set_standardisation(model, name, measured)
-    for name in spec.linear:
-        set_linear(model, name, experts.sums[name], experts.prior, data.validation)
-    return model
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Return the number of trained parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
+#: Names of classes or labels that a line lists, at most.
+MOST_NAMES = 12
 
 
 class Tracking(AbstractContextManager[Any], Protocol):
@@ -213,11 +72,14 @@ class Run:
         """
         try:
             with self.console, self.tracking:
+                if self.data.origin:
+                    self.console.tell(f"data: {self.data.origin}")
                 self.console.data(self.data.cleaning)
                 for line in self.data.warnings:
                     self.console.warn(line)
                 self._tell_what_is_wide()
                 source = begin(self)
+                self._tell_what_is_trained(source)
                 rounds = min(self.config.rounds, source.most_rounds)
                 while len(self.records) < rounds and not self._ends_early():
                     self.check()
@@ -257,6 +119,32 @@ class Run:
                 f"{name} has no linear expert: it is {shape}, and its features and labels together "
                 f"may be {MOST_FEATURES}"
             )
+
+    def _tell_what_is_trained(self, source: RoundSource) -> None:
+        config, data, items = self.config, self.data, self.items(source.examples)
+        clients = Counter(key.modality for key in data.clients)
+        sites = ", ".join(f"{count} {name}" for name, count in clients.items())
+        sides = ", ".join(f"{count} {side}" for side, count in items.items())
+        self.console.tell(f"training {config.strategy.name} on {sites} clients")
+        self.console.tell(f"items: {sides}; to predict: {self._what_is_predicted()}")
+
+    def _what_is_predicted(self) -> str:
+        data, labels = self.data, self._held_out_labels
+        if data.task is Task.regression:
+            kind = "sentiment" if self._sentiment else "numbers"
+            return f"{kind} from {labels.min():.3g} to {labels.max():.3g}"
+        kind = "one of {} classes" if data.task is Task.classification else "{} labels"
+        names = f": {', '.join(data.label_names[:MOST_NAMES])}" if data.label_names else ""
+        more = ", …" if len(data.label_names) > MOST_NAMES else ""
+        return kind.format(data.outputs) + names + more
+
+    @property
+    def _sentiment(self) -> bool:
+        return is_sentiment(self._held_out_labels)
+
+    @property
+    def _held_out_labels(self) -> LabelArray:
+        return np.concatenate([self.data.validation.labels, self.data.test.labels])
 
     def items(self, examples: int) -> dict[str, int]:
         """Return "train", "validation" and "test" to how many items there are."""
@@ -342,10 +230,15 @@ class Run:
     def _finish(self, source: RoundSource) -> dict[str, Any]:
         config, data = self.config, self.data
         delivered = self._delivered(source)
-        test = source.scores(data.test)
+        test, answers = source.scores(data.test), source.answers(data.test)
+        constant = constant_scores(data.task, source.prior, data.test, self._sentiment)
+        compared = compare(data.task, source.prior, answers, data.test)
         summary = {
             "test": test,
+            "test_constant": constant,
+            "comparisons": [each.to_json() for each in compared],
             **source.results(data.test),
+            "diagnostics": self._diagnosed(answers),
             "validation": delivered.validation,
             "rounds": len(self.records),
             "delivered_round": delivered.round,
@@ -363,9 +256,32 @@ class Run:
         self.folder.write(CURVE, learning_curve(self.records, data.task))
         self.folder.write_summary(summary)
         self.tracking.finish(self._objects(), summary)
-        self.console.scores(f"Test, {len(data.test)} items, {self._whose(delivered)}", test)
-        self.console.gain(test, source.fusion, source.fusion_weights)
-        self.console.tell(f"run folder: {self.folder.path}")
+        table = test | {CONSTANT[data.task][0]: constant}
+        self.console.scores(f"Test, {len(data.test)} items, {self._whose(delivered)}", table)
+        self.console.fusion(source.fusion, source.fusion_weights)
+        for each in compared:
+            self.console.tell(f"verdict: {each}", "bold")
+        self._tell_the_end()
+        return summary
+
+    def _tell_the_end(self) -> None:
+        """Print where the run is, what is wrong with it, and what to do with it."""
+        folder = self.folder.path
+        self.console.tell(f"run folder: {folder}")
+        self._warn_of_training()
+        page = setting("out", folder / "report")
+        self.console.tell(f"next: utmp-report {setting('runs', folder)} {page}")
+        if (folder / MODEL).is_file():
+            self.console.tell(f"      utmp-serve {setting('model', folder)}")
+
+    def _diagnosed(self, answers: Mapping[str, Answer]) -> dict[str, Any]:
+        task, sentiment = self.data.task, self._sentiment
+        return {
+            title: diagnostics(task, *answer, sentiment=sentiment)
+            for title, answer in answers.items()
+        }
+
+    def _warn_of_training(self) -> None:
         for name in self._untrained():
             self.console.warn(
                 f"{name} was never trained: no round merged an update of it, so its encoder is "
@@ -378,7 +294,6 @@ class Run:
                 f"training diverged: the loss ends at {losses}, where a model that learned nothing "
                 f"has less; lower client.lr={self.config.client.lr:g}"
             )
-        return summary
 
     def _diverged(self) -> dict[str, float]:
         return diverged(self.records, self.data.task, self.data.outputs)

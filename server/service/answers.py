@@ -43,16 +43,22 @@ class _Outcome(BaseModel):
 
 
 class ModalityRecord(_Outcome):
-    """The prediction from one modality of an item alone, and its share in the joint one."""
+    """The prediction from one modality of an item alone, and what it adds to the joint one."""
 
-    weight: float
+    contribution: float | dict[str, float]
 
 
 class ItemRecord(_Outcome):
     """The prediction for an item: numbers with a deviation, classes with probabilities."""
 
     id: str
-    std: float | None = None
+    std: float | None = Field(
+        None, description="It depends on which modalities an item has, and not on their content."
+    )
+    base: float | dict[str, float] = Field(
+        description="What the training labels alone predict; with all contributions it sums to the "
+        "prediction, or to the probability of each class or label."
+    )
     modalities: dict[str, ModalityRecord]
     unknown: dict[str, int] = Field(
         {}, description="Modality to its values that were null: each counts as the feature's mean."
@@ -97,7 +103,9 @@ class ModelAnswer(ModelName):
         "of the items before it in its group."
     )
     scale: list[float] | None = Field(description="Approximate range of predicted numbers.")
-    fusion: dict[str, Any]
+    fusion: dict[str, Any] = Field(
+        description="The rule, and each modality's share of what all tell about the label."
+    )
     training: dict[str, Any]
     limits: dict[str, int]
 
@@ -108,6 +116,7 @@ class ExampleName(BaseModel):
     id: str
     label: Label
     modalities: list[str]
+    typical: bool = Field(description="Whether it is the one with the median error.")
 
 
 class ExampleAnswer(BaseModel):

@@ -164,7 +164,7 @@ class Api:
 
     def __init__(self, predictor: Predictor, config: ServeConfig, examples: Examples) -> None:
         self._predictor = predictor
-        self._examples = examples.items
+        self._examples, self._typical = examples.items, examples.typical
         self._labels = predictor.names(config.labels, examples.label_names)
         self._model = describe(config, predictor, self._labels)
         self._reader = RequestReader(
@@ -214,8 +214,13 @@ class Api:
         # An item begins with its id; its other keys are modalities.
         return json_answer(
             [
-                {"id": given.item["id"], "label": given.label, "modalities": list(given.item)[1:]}
-                for given in self._examples
+                {
+                    "id": given.item["id"],
+                    "label": given.label,
+                    "modalities": list(given.item)[1:],
+                    "typical": number == self._typical,
+                }
+                for number, given in enumerate(self._examples)
             ]
         )
 

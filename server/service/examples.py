@@ -23,10 +23,12 @@ COUNT = 20
 
 
 class Examples(NamedTuple):
-    """Examples, and the names of classes or labels if the data hold them."""
+    """Examples, the names of classes or labels if the data hold them, and which is typical."""
 
     items: tuple[ExampleAnswer, ...] = ()
     label_names: tuple[str, ...] = ()
+    #: The one that is predicted with the median error.
+    typical: int = 0
 
 
 def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
@@ -55,14 +57,26 @@ def load_examples(config: ServeConfig, predictor: Predictor) -> Examples:
     predictor.check_items(where, task, items)
     names = predictor.names(config.labels, items.label_names)
     names = names or tuple(map(str, range(predictor.outputs)))
-    examples = islice(_examples(items, task, names, config.max_steps), COUNT)
-    return Examples(tuple(examples), items.label_names)
+    found = dict(islice(_examples(items, task, names, config.max_steps), COUNT))
+    if not found:
+        return Examples(label_names=items.label_names)
+    typical = _typical(items.select(np.array([*found], dtype=np.int64)), predictor)
+    return Examples(tuple(found.values()), items.label_names, typical)
+
+
+def _typical(items: MultimodalDataset, predictor: Predictor) -> int:
+    """Return which of N items is predicted with the median error."""
+    values, labels = predictor.predict_sequences(items.sequences).values, items.labels
+    if predictor.task is Task.classification:
+        labels = np.eye(predictor.outputs)[labels.astype(np.int64)]
+    errors = np.abs(labels - values).reshape(len(items), -1).mean(axis=1)
+    return int(np.argsort(errors, kind="stable")[(len(items) - 1) // 2])
 
 
 def _examples(
     items: MultimodalDataset, task: Task, names: Sequence[str], max_steps: int
-) -> Iterator[ExampleAnswer]:
-    """Yield the items with any modality that a request can carry."""
+) -> Iterator[tuple[int, ExampleAnswer]]:
+    """Yield the numbers of items with any modality that a request can carry, and the items."""
     for number, name in enumerate(items.ids.tolist()):
         item: dict[str, Any] = {"id": name}
         for modality, sequences in items.sequences.items():
@@ -71,7 +85,7 @@ def _examples(
                 # The fewest digits that identify a number: 0.1, not 0.10000000149011612.
                 item[modality] = rows.astype(np.float32).astype(str).astype(np.float64).tolist()
         if len(item) > 1:
-            yield ExampleAnswer(label=_label(items.labels, number, task, names), item=item)
+            yield number, ExampleAnswer(label=_label(items.labels, number, task, names), item=item)
 
 
 def _label(labels: LabelArray, number: int, task: Task, names: Sequence[str]) -> Label:

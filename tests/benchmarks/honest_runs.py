@@ -34,7 +34,7 @@ from server.runtimes.local import LocalGrid
 CLASSES, WIDTH, MODALITIES = 5, 6, ("language", "audio")
 ODD = ClientKey("audio", 2)
 SETTINGS = (
-    *("dataset=npz", "dataset.task=classification", "dataset.modalities=[language,audio]"),
+    *("dataset=file", "dataset.task=classification", "dataset.modalities=[language,audio]"),
     *("dataset.tabular=[language,audio]", "clients.default=4", "rounds=3", "model=small"),
     *("model.width=10", "model.layers=1", "client.lr=0.003", "client.local_epochs=2"),
     *("tracking=none", "runtime=sequential"),

@@ -44,6 +44,8 @@ flwr.supercore.run.Run .create_empty
 flwr.supercore.task_identity.TaskIdentity .run_id .node_id .task_id
 flwr.supercore.inflatable.inflatable_utils
 flwr.supernode.start_client_internal
+flwr.supernode.fleet_http_connection .flwr_exit
+flwr.common.config.parse_config_args(config)
 flwr.proto.runtime_pb2.AcquireTaskRequest
 flwr.proto.runtime_pb2.PullAppMessagesRequest
 flwr.proto.message_pb2.ConfirmMessageReceivedRequest

@@ -55,7 +55,7 @@ def synthetic(*overrides: str) -> Config:
 
 
 def npz(path: Path, *overrides: str) -> Config:
-    return compose(Config, ["dataset=npz", f"dataset.path={path}", *overrides])
+    return compose(Config, ["dataset=file", f"dataset.path={path}", *overrides])
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_mistakes_become_the_description_s_error(npz_site: Path) -> None:
         (DeployedNode(ClientKey("smell", 0), None), synthetic(), "smell-0"),
         (DeployedNode(AUDIO, str(absent)), npz(npz_site), "absent.npz"),
         (DeployedNode(ClientKey("smell", 0), path), npz(npz_site), f"{path} has no array 'smell'"),
-        (DeployedNode(AUDIO, path), synthetic(), "dataset=npz, and the run has dataset=synthetic"),
+        (DeployedNode(AUDIO, path), synthetic(), "dataset=file, and the run has dataset=synthetic"),
         (SimulatedNode(0, 1), synthetic("clients.audio=90"), "clients"),
     ]:
         description = describe(node, config)
@@ -250,7 +250,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return begun
 
 
-@pytest.mark.parametrize("dataset", ["shards", "npz", "synthetic"])
+@pytest.mark.parametrize("dataset", ["shards", "file", "synthetic"])
 def test_a_site_holds_all_of_its_shard_in_any_run(
     site: Path, dataset: str, trained: list[object]
 ) -> None:
@@ -289,7 +289,7 @@ def test_a_shard_is_the_same_data_as_the_same_npz(site: Path) -> None:
     items, file = items_of(), site.parent / "site.npz"
     audio = items.sequences["audio"].values.reshape(ITEMS, STEPS, WIDTH)
     np.savez(file, label=items.labels, group=items.groups, audio=audio)
-    config = run_config("npz", "dataset.group=group")
+    config = run_config("file", "dataset.group=group")
     shard, npz = (client_data(node_of(path), AUDIO, config) for path in (site, file))
     for part in ("labels", "train", "validation"):
         np.testing.assert_array_equal(getattr(shard, part), getattr(npz, part))
@@ -336,7 +336,7 @@ def test_a_spoilt_shard_is_refused_with_the_reason_and_read_once_it_is_mended(
     site: Path, spoil: Callable[[Path], object], words: list[str], trained: list[object]
 ) -> None:
     """In its answer to the query, and in a round."""
-    whole, config = site.read_bytes(), run_config("npz", "dataset.task=regression")
+    whole, config = site.read_bytes(), run_config("file", "dataset.task=regression")
     spoil(site)
     description = describe(node_of(site), config)
     message = description.error

@@ -144,7 +144,7 @@ def test_a_file_that_is_not_there_lists_those_that_are(override: str) -> None:
 
 @pytest.mark.parametrize(
     ("setting", "owner"),
-    [("partition.law", "partition=size"), ("dataset.path", "dataset=npz")],
+    [("partition.law", "partition=size"), ("dataset.path", "dataset=file or dataset=shards")],
 )
 def test_the_choice_that_has_a_setting_is_named(setting: str, owner: str) -> None:
     assert refused(f"{setting}=a") == f"{setting} is a setting of {owner}; give that too"

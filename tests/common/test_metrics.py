@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from common.metrics import (
     HEADLINE,
+    PAIRS,
     SELECTION,
     ConstantPredictions,
     calibration_error,
@@ -23,6 +24,7 @@ from common.metrics import (
     coverage_metrics,
     diagnostics,
     is_sentiment,
+    prediction_table,
     reliability_table,
 )
 from common.task import Task
@@ -95,11 +97,21 @@ def test_regression_equals_the_libraries(drawn: tuple[np.ndarray, np.ndarray]) -
     assert found == pytest.approx(expected | of_sentiment, abs=CLOSE)
     assert {type(value) for value in found.values()} == {float}
     # Without deviations there is no calibration.
-    assert tables_of(Task.regression, *drawn) == {}
+    (predictions,) = tables_of(Task.regression, *drawn).values()
+    for name, values in zip(("truth", "predicted"), drawn, strict=True):
+        assert predictions[name] == pytest.approx(values.tolist(), rel=1e-4)
     counts = confusion(*(python_rounded(each, 3) for each in drawn), labels=range(-3, 4)).tolist()
     expected_counts = {"classes": [-3, -2, -1, 0, 1, 2, 3], "counts": counts}
     tables = tables_of(Task.regression, *drawn, sentiment=True)
-    assert tables == {"confusion": expected_counts}
+    assert tables == {"confusion": expected_counts, "predictions": predictions}
+
+
+def test_of_many_items_some_are_kept_evenly_spaced() -> None:
+    numbers = np.arange(10_000.0)
+    table = prediction_table(numbers, numbers + 0.5)
+    assert len(table["truth"]) == len(table["predicted"]) == PAIRS
+    assert (table["truth"][0], table["truth"][-1]) == (0, 9999)
+    assert set(np.diff(table["truth"]).round()) <= {33, 34}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

@@ -61,7 +61,7 @@ def overrides_for(group: str, name: str) -> list[str]:
     if group == "privacy":
         # Alone it lacks what it needs of the strategy.
         return ["experiment=private", f"privacy={name}"]
-    path = ["dataset.path=a"] if group == "dataset" and name in ("npz", "shards") else []
+    path = ["dataset.path=a"] if group == "dataset" and name in ("file", "shards") else []
     return [f"{group}={name}", *path]
 
 

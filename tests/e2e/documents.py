@@ -115,7 +115,7 @@ def smaller(arguments: Sequence[str]) -> list[str]:
     clients = [name for name in given if name.startswith("clients.") and int(given[name]) > CLIENTS]
     mine = [*MODEL, "client.local_epochs=1", *(rounds or ["rounds=1"])]
     mine += [f"{name}={CLIENTS}" for name in clients]
-    if "dataset" not in given:
+    if not {"dataset", "dataset.path"} & given.keys():
         mine += ITEMS
     if "runtime" not in given:
         mine += ["runtime=sequential"]

@@ -53,6 +53,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arrays = {name: rng.normal(size=(60, 5, 4)).astype("f4") for name in ("language", "audio")}
     np.savez(work / "train.npz", **rows, **arrays)
     (work / "calls.csv").write_text("id\n" + "\n".join(f"call {item}" for item in range(5)) + "\n")
+    moods = [("bad", "good", "mixed")[item % 3] for item in range(90)]
+    lines = [f"{item},{item // 3},{1 + item % 5},{moods[item]}" for item in range(90)]
+    (work / "ours").mkdir()
+    (work / "ours/calls.csv").write_text("\n".join(["id,group,rating,mood", *lines]) + "\n")
+    np.save(work / "ours/language.npy", rng.normal(size=(90, 6, 3)).astype("f4"))
+    np.save(work / "ours/audio.npy", rng.normal(size=(90, 6, 2)).astype("f4"))
     for name, width in WIDTHS.items():
         np.save(work / f"{name}.npy", rng.normal(size=(5, 6, width)).astype("f4"))
     return work

@@ -87,7 +87,25 @@ def test_a_link_opens_what_is_folded(browser: Any, report: str) -> None:
         assert folded.get_attribute("open") is None
         seen.page.get_by_role("link", name="hierarchical, seed 2").click()
         seen.page.wait_for_function("document.querySelector('#run-4').open")
-        assert folded.get_by_role("img", name="Train loss of each client").is_visible()
+        assert folded.get_by_role("img", name="Calibration").is_visible()
+
+
+def test_values_are_shown_where_the_pointer_is(browser: Any, report: str) -> None:
+    with visit(browser, report, 390) as seen:
+        image, tip = (
+            seen.page.get_by_role("img", name="Test corr.").first,
+            seen.page.locator(".tip"),
+        )
+        assert not tip.is_visible()
+        image.scroll_into_view_if_needed()
+        image.hover()
+        words = tip.inner_text().splitlines()
+        assert [word.partition(": ")[0] for word in words] == ["method", "mean", "sd"]
+        seen.page.locator("h1").hover()
+        assert not tip.is_visible()
+        link = seen.page.locator("a[download='Test corr.csv']").first
+        assert (link.get_attribute("href") or "").startswith("data:text/csv;charset=utf-8;base64,")
+        assert seen.overflow == 0
 
 
 def test_nothing_can_be_slipped_in(browser: Any, report: str) -> None:

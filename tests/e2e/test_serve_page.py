@@ -61,11 +61,19 @@ def shows(page: Any, record: dict[str, Any]) -> None:
         expect(place).to_have_text(number(record["prediction"]))
     for name in MODALITIES:
         own = record["modalities"].get(name)
-        value, weight = (number(own["prediction"]), own["weight"]) if own else (DASH, 0)
+        value, added = (number(own["prediction"]), own["contribution"]) if own else (DASH, None)
         expect(row("chart", name).locator(".value")).to_have_text(value)
-        expect(row("weights", name).locator(".value")).to_have_text(f"{100 * weight:.0f} %")
-        width = row("weights", name).locator(".fill").evaluate("fill => fill.style.width")
-        assert float(width.rstrip("%") or 0) == pytest.approx(100 * weight, abs=0.01)
+        signed = DASH if added is None else f"{'' if added < 0 else '+'}{number(added)}"
+        expect(row("sum", name).locator(".value")).to_have_text(signed)
+    expect(row("sum", "base").locator(".value")).to_have_text(number(record["base"]))
+    expect(row("sum", "sum").locator(".value")).to_have_text(number(record["prediction"]))
+
+
+def typical(address: str) -> int:
+    """Return the example that the page opens on."""
+    listed = httpx.get(f"{address}examples").json()
+    (number,) = [number for number, each in enumerate(listed) if each["typical"]]
+    return int(number)
 
 
 @pytest.fixture
@@ -84,8 +92,8 @@ def assert_quiet(seen: Visit, address: str) -> None:
 def test_predictions_follow_the_switches(
     browser: Any, address: str, width: int, scheme: str
 ) -> None:
-    whole = predicted(address, 0, *MODALITIES)
-    part = predicted(address, 0, "audio", "vision")
+    whole = predicted(address, typical(address), *MODALITIES)
+    part = predicted(address, typical(address), "audio", "vision")
     assert number(whole["prediction"]) != number(part["prediction"])
     assert whole["std"] <= part["std"]
     with visit(browser, address, width, scheme) as seen:
@@ -93,8 +101,8 @@ def test_predictions_follow_the_switches(
         assert_quiet(seen, address)
         for name, record in [
             ("language", part),
-            ("audio", predicted(address, 0, "vision")),
-            ("language", predicted(address, 0, "language", "vision")),
+            ("audio", predicted(address, typical(address), "vision")),
+            ("language", predicted(address, typical(address), "language", "vision")),
             ("audio", whole),
         ]:
             seen.page.get_by_role("switch", name=name).click()
@@ -112,7 +120,7 @@ def test_the_documentation_of_the_api(browser: Any, address: str) -> None:
             "GET /health", "POST /predict", "GET /model", "GET /examples",
             "GET /examples/{number}", "GET /metrics",
         ]  # fmt: skip
-        assert '"language"?: [[number, …], …] | null' in seen.page.inner_text("main")
+        assert '"language"?: [[number | null, …], …] | null' in seen.page.inner_text("main")
         assert_quiet(seen, address)
         seen.page.get_by_role("link", name="Page").click()
         seen.page.get_by_role("switch", name="audio").wait_for()
@@ -124,7 +132,7 @@ def test_nothing_to_predict_from(seen: Visit, address: str) -> None:
         seen.page.get_by_role("switch", name=name).click()
     assert "language, audio, vision are off" in alert.inner_text()
     seen.page.get_by_role("switch", name="audio").click()
-    shows(seen.page, predicted(address, 0, "audio"))
+    shows(seen.page, predicted(address, typical(address), "audio"))
     assert alert.count() == 0
     assert_quiet(seen, address)
 
@@ -150,7 +158,7 @@ def test_an_answer_that_breaks_off(seen: Visit, fault: str, raised: str) -> None
 
 def test_the_keyboard_is_enough(seen: Visit, address: str) -> None:
     page, active = seen.page, "document.activeElement"
-    shows(page, predicted(address, 0, *MODALITIES))
+    shows(page, predicted(address, typical(address), *MODALITIES))
     reached = []
     for _ in range(6):
         page.keyboard.press("Tab")
@@ -160,7 +168,7 @@ def test_the_keyboard_is_enough(seen: Visit, address: str) -> None:
     page.keyboard.press("Shift+Tab")
     assert page.evaluate(f"getComputedStyle({active}).outlineStyle") == "solid"
     page.keyboard.press("Space")
-    shows(page, predicted(address, 0, "language", "audio"))
+    shows(page, predicted(address, typical(address), "language", "audio"))
     page.locator("#example").focus()
     page.keyboard.press("ArrowDown")
     # Another item; what was off stays off.
@@ -187,13 +195,13 @@ def test_an_item_that_is_pasted(browser: Any, address: str) -> None:
     item = httpx.get(f"{address}examples/2").json()["item"]
     with visit(browser, address, 390) as seen:
         page = seen.page
-        shows(page, predicted(address, 0, *MODALITIES))
+        shows(page, predicted(address, typical(address), *MODALITIES))
         assert page.locator(".truth").count() == 1
         page.locator("summary").click()
         text = page.get_by_label("JSON, as /predict takes it")
         expect(text).not_to_have_value("")  # it is written once the details are open
         shown = json.loads(text.input_value())
-        assert shown == httpx.get(f"{address}examples/0").json()["item"]
+        assert shown == httpx.get(f"{address}examples/{typical(address)}").json()["item"]
         text.fill(json.dumps({"items": [{"vision": item["vision"], "audio": item["audio"]}]}))
         shows(page, predicted(address, 2, "audio", "vision"))
         assert page.locator(".truth").count() == 0
@@ -204,7 +212,7 @@ def test_an_item_that_is_pasted(browser: Any, address: str) -> None:
             ("[1]", "This is not an item: expected an object"),
             ('{"smell": [[1]]}', 'This is not an item: it has "smell"; expected only id, language'),
             ('{"id": "a"}', "This is not an item: it has none of language, audio, vision"),
-            ('{"audio": [[1]]}', "items[0].audio[0]: list should have at least 12 items"),
+            ('{"audio": [[1]]}', "items[0].audio[0]: list should have at least 5 items"),
         ]:
             text.fill(wrong)
             page.wait_for_function(
@@ -232,7 +240,7 @@ def test_without_examples_an_item_is_pasted(browser: Any, run: Path) -> None:
         text = page.get_by_label("JSON, as /predict takes it")
         text.wait_for()
         assert page.locator("#example").is_hidden() and page.locator("#result").is_hidden()
-        text.fill(json.dumps({"audio": [[0.5] * 12] * 3}))
+        text.fill(json.dumps({"audio": [[0.5] * 5] * 3}))
         page.get_by_role("status").get_by_text("from audio").wait_for()
         assert page.get_by_role("switch").count() == 3
         page.reload()

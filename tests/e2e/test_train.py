@@ -53,11 +53,18 @@ def test_a_run_shows_its_rounds_leaves_its_folder_and_comes_out_the_same_again(
 
 
 def test_a_sweep_makes_a_run_folder_for_each_job(command, tiny, tmp_path) -> None:
-    command("utmp-train", "--multirun", *tiny, "rounds=1", "seed=1,2", "run_dir=sweep")
+    done = command("utmp-train", "--multirun", *tiny, "rounds=1", "seed=1,2", "run_dir=sweep")
 
-    (rounds, summary), (other, last) = (untimed(tmp_path / "sweep" / job) for job in "01")
+    (rounds, summary), (other, last) = (
+        untimed(tmp_path / "sweep" / f"seed={seed}") for seed in (1, 2)
+    )
     assert (summary["seed"], last["seed"]) == (1, 2)
     assert rounds != other
+    lines = done.stdout.splitlines()
+    assert [line for line in lines if line.startswith("== ")] == ["== seed=1", "== seed=2"]
+    assert lines[-1].startswith("next: utmp-report runs=") and "All 2 runs" in lines
+    table = (tmp_path / "sweep/runs.csv").read_text().splitlines()
+    assert len(table) == 3 and table[0].startswith("folder,seed,mae,")
 
 
 def test_a_client_that_always_fails_ends_the_run_with_one_line(command, tiny, tmp_path) -> None:

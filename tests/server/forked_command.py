@@ -182,10 +182,11 @@ def forked_command(
     """Load a command; `loads` is Python code that ends with its function in ``main``."""
     with TemporaryDirectory() as folder:
         path = f"{folder}/socket"
+        places = [str(Path(__file__).parent), *filter(None, [environment.get("PYTHONPATH")])]
         serves = f"{loads}\nimport forked_command\nforked_command.serve(main, {path!r})"
         with subprocess.Popen(
             [sys.executable, "-c", serves],
-            env=environment | {"PYTHONPATH": str(Path(__file__).parent)},
+            env=environment | {"PYTHONPATH": os.pathsep.join(places)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,

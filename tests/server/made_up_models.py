@@ -121,12 +121,12 @@ def features_for(
 
 def part(found: Predictions, chosen: slice) -> Predictions:
     """Choose items of predictions."""
-    alone, weights = (
+    alone, added = (
         {name: values[chosen] for name, values in table.items()}
-        for table in (found.alone, found.weights)
+        for table in (found.alone, found.contributions)
     )
     std = None if found.std is None else found.std[chosen]
-    return replace(found, values=found.values[chosen], std=std, alone=alone, weights=weights)
+    return replace(found, values=found.values[chosen], std=std, alone=alone, contributions=added)
 
 
 def sequences_for(features: Features) -> dict[str, Sequences]:

@@ -17,7 +17,7 @@ from common.config import FusionRule
 from common.model.ha_fedformer import HAFedformer
 from server.prediction.predictor import Predictions, Predictor
 from server.run.folder import SUMMARY
-from server.run.run import initial_model
+from server.run.source import initial_model
 
 Array = NDArray[Any]
 
@@ -32,7 +32,7 @@ def run(folder: Path, labels: Array, *overrides: str) -> Path:
     del content["sums"]
     path = folder.parent / f"{folder.name}.npz"
     np.savez(path, label=labels, **content)
-    settings = f"dataset=npz dataset.path={path} dataset.group=video dataset.tabular=[vision]"
+    settings = f"dataset=file dataset.path={path} dataset.group=video dataset.tabular=[vision]"
     return train(folder, *settings.split(), *overrides)
 
 

@@ -66,14 +66,14 @@ def on_ratings(folder: Path) -> Path:
     content, path = arrays(), folder.parent / "ratings.npz"
     ratings = np.clip(np.rint(3 + content.pop("sums")[:, 0]), 1, 5)
     np.savez(path, label=ratings, **content)
-    return train(folder, "dataset=npz", f"dataset.path={path}", "dataset.group=video")
+    return train(folder, "dataset=file", f"dataset.path={path}", "dataset.group=video")
 
 
 def on_npz(folder: Path) -> Path:
     """Classes, of a ragged and a tabular modality, cut to their last steps."""
     path = write_npz(folder.parent / "items.npz")
     settings = f"path={path} task=classification group=video tabular=[vision] max_seq_len=5"
-    return train(folder, "dataset=npz", *(f"dataset.{each}" for each in settings.split()))
+    return train(folder, "dataset=file", *(f"dataset.{each}" for each in settings.split()))
 
 
 def on_shards(folder: Path) -> Path:

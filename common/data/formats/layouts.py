@@ -85,7 +85,7 @@ def reading(path: Path, how: str = "", needs: str = "numpy") -> Iterator[None]:
     try:
         import_module(needs)
     except ImportError as error:
-        raise UserError(f"{path} needs {needs}: pip install 'ha-fedformer[prepare]'") from error
+        raise UserError(f"{path} needs {needs}: pip install {needs}") from error
     try:
         with path.open("rb"):  # libraries do not say why the system refuses a file
             pass

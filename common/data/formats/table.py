@@ -200,7 +200,7 @@ class _Table:
                 f"{settings.prefix}labels names {len(names)} columns, but task={settings.task} "
                 "takes one"
             )
-        cells = [self.column(name, f"{settings.prefix}labels") for name in names]
+        cells = [self.column(name, f"{settings.prefix}label=…") for name in names]
         called = [f"column {name!r}" for name in names]
         place, decimal = self.columns.place, self.columns.decimal
         labels = read_labels(self.path, cells, called, settings, place, decimal)

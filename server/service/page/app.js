@@ -17,7 +17,11 @@ async function start() {
   describe(model);
   offer(examples);
   at("main").hidden = false;
-  if (examples.length) await pick(0);
+  const typical = examples.findIndex((example) => example.typical);
+  if (examples.length) {
+    at("example").value = typical;
+    await pick(typical);
+  }
   else at("paste").open = true;
 }
 

@@ -28,7 +28,8 @@ export function draw(record, model, truth) {
     notes.push(`In training, up to ${model.context} items came before each, which is more than here.`);
   }
   at("note").textContent = notes.join(" ");
-  keep(at("weights"), weightRows(record, model));
+  keep(at("sum"), sumRows(record, model));
+  at("sum-note").textContent = sumNote(record, model);
 }
 
 function saidNumber({ prediction, std, modalities }) {
@@ -106,13 +107,44 @@ function nameRows({ probabilities, modalities }, { features, task }, truth) {
   });
 }
 
-function weightRows({ modalities }, { features }) {
-  return Object.keys(features).map((name) => {
-    const weight = modalities[name]?.weight ?? 0;
-    const off = name in modalities ? "" : " off";
-    const bar = mark("fill", 0, weight);
-    return row(name, name, percent(weight), [bar], `share ${colour(name, features)}${off}`);
-  });
+/** The base, what each modality adds to it, and the prediction, on the scale of the label. */
+function sumRows(record, { scale, features }) {
+  const name = scale === null ? explained(record) : null;
+  const of = (value) => (name === null ? value : value[name]);
+  const [low, high] = scale ?? [0, 1];
+  const place = (value) => clamp((value - low) / (high - low));
+  const said = (value, sign = "") =>
+    scale ? sign + number(value) : `${sign}${number(100 * value, 0)} %`;
+  const total = name === null ? record.prediction : record.probabilities[name];
+  let sum = of(record.base);
+  const rows = [row("base", "base", said(sum), [mark("dot", place(sum))])];
+  for (const modality of Object.keys(features)) {
+    const own = record.modalities[modality];
+    if (own === undefined) {
+      rows.push(row(modality, modality, "–", [], "off"));
+      continue;
+    }
+    const added = of(own.contribution);
+    const ends = [place(sum), place(sum + added)].sort((one, other) => one - other);
+    const value = said(added, added < 0 ? "" : "+");
+    rows.push(row(modality, modality, value, [mark("fill", ...ends)], colour(modality, features)));
+    sum += added;
+  }
+  rows.push(row("sum", "prediction", said(total), [mark("dot", place(total))], "together"));
+  return rows;
+}
+
+/** The class or label that is explained: the most probable. */
+function explained({ probabilities }) {
+  return Object.keys(probabilities).reduce((one, other) =>
+    probabilities[other] > probabilities[one] ? other : one,
+  );
+}
+
+function sumNote(record, { scale }) {
+  const what = scale ? "The base is the mean training label" : `For ${explained(record)}: the base is its share of the training labels`;
+  const sure = scale ? " The deviation depends on which modalities an item has, not on their content." : "";
+  return `${what}; each modality moves the prediction from there.${sure}`;
 }
 
 // Elements -----------------------------------------------------------------------------------------

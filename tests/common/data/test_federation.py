@@ -15,7 +15,7 @@ from common.config import (
     ClientConfig,
     Config,
     DirichletConfig,
-    NpzConfig,
+    FileConfig,
     PartitionConfig,
     PartitionRule,
     ShardsConfig,
@@ -40,7 +40,7 @@ def config_for(
     return Config(
         run_dir="",
         clients=clients or {"default": 2, "audio": 3},
-        dataset=NpzConfig(path=str(path), **dataset),
+        dataset=FileConfig(path=str(path), **dataset),
         client=ClientConfig(validation_fraction=share),
     )
 

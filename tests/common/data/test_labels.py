@@ -39,6 +39,6 @@ def test_what_labels_are_unlikely_to_mean(task: Task, labels: np.ndarray, words:
 def test_a_run_warns_of_its_file(tmp_path: Path) -> None:
     """As preparation does, see there."""
     np.savez(tmp_path / "a.npz", audio=NUMBERS[:, None], label=np.full(300, 7))
-    given = ["dataset=npz", f"dataset.path={tmp_path}/a.npz", "run_dir=new"]
+    given = ["dataset=file", f"dataset.path={tmp_path}/a.npz", "run_dir=new"]
     (line,) = load_federation(compose(Config, given)).warnings
     assert line.startswith("all labels are 7: ")

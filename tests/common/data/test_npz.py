@@ -16,9 +16,9 @@ from hostile_pickles import Calls
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from common.config import Config, NpzConfig
+from common.config import Config, FileConfig
 from common.data.dataset import MultimodalDataset
-from common.data.federation import load_joint, npz_settings, read_items
+from common.data.federation import file_settings, load_joint, read_joint
 from common.data.formats.npz import read_npz
 from common.task import Task
 
@@ -38,7 +38,7 @@ def write(path: Path, **arrays: Any) -> Path:
 
 
 def read(*paths: Path, names: list[str] | None = None, **settings_: Any) -> MultimodalDataset:
-    return read_npz(paths, npz_settings(NpzConfig(path="", **settings_), names)).items
+    return read_npz(paths, file_settings(FileConfig(path="", **settings_), names)).items
 
 
 def refused(*paths: Path, **settings_: Any) -> str:
@@ -198,7 +198,7 @@ def test_values_that_are_not_finite_are_counted_by_modality(file: Path) -> None:
     audio[5, 0, 2] = np.nan
     write(file, label=np.arange(12.0), audio=audio, vision=vision)
     clients = {"default": 1}
-    joint = load_joint(Config(run_dir="", clients=clients, dataset=NpzConfig(path=str(file))))
+    joint = load_joint(Config(run_dir="", clients=clients, dataset=FileConfig(path=str(file))))
     assert joint.cleaning == {"audio values not finite, set to the mean": 4}
 
 
@@ -264,9 +264,9 @@ def test_wrong_arrays_are_named(
 def test_what_is_missing_is_named(file: Path) -> None:
     refusal(lambda: read(file), f"dataset file {file} does not exist")
     refusal(lambda: read(file.parent), file.parent, "directory")
-    dataset = NpzConfig(path=str(write(file)), tabular=["video"])
+    dataset = FileConfig(path=str(write(file)), tabular=["video"])
     config = Config(run_dir="", dataset=dataset)
-    refusal(lambda: read_items(config), "dataset.tabular: 'video' is not among audio")
+    refusal(lambda: read_joint(config), "dataset.tabular: 'video' is not among audio")
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from common.clients import DEFAULT_CLIENTS, ClientKey
 from common.config import (
     ClientConfig,
     Config,
+    FileConfig,
     Labels,
-    NpzConfig,
     PartitionConfig,
     PartitionRule,
     PrepareConfig,
@@ -66,7 +66,9 @@ def write_npz(path: Path, task: Task) -> Path:
 
 
 def joint_config(path: Path, task: Task = Task.regression) -> Config:
-    return Config(run_dir="", clients=CLIENTS, dataset=NpzConfig(path=str(path), task=task, **READ))
+    return Config(
+        run_dir="", clients=CLIENTS, dataset=FileConfig(path=str(path), task=task, **READ)
+    )
 
 
 def prepared(path: Path, out: Path, task: Task = Task.regression, **settings: Any) -> Path:

@@ -37,6 +37,8 @@ CLIENTS = [f"{name}-{part}" for name in MODALITIES for part in (0, 1)]
 SUMMARY_KEYS = {
     *(
         "test",
+        "test_constant",
+        "comparisons",
         "validation",
         "rounds",
         "delivered_round",

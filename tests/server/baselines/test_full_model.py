@@ -64,7 +64,7 @@ def config_of(folder: Path, strategy: str, task: Task = Task.regression) -> Conf
     path = folder / f"{task}.npz"
     write_npz(path, task)
     settings = f"""
-    strategy={strategy} dataset=npz dataset.path={path} dataset.task={task}
+    strategy={strategy} dataset=file dataset.path={path} dataset.task={task}
     dataset.modalities=[text,audio] dataset.group=video
     model.width=8 model.embedding_dropout=0 client.local_epochs=6 client.lr=5e-3
     """

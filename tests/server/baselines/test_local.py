@@ -32,7 +32,7 @@ from common.task import Task
 from server.baselines.baseline import Sites, load_sites
 from server.baselines.local import ExpertPrediction, Local, combine
 from server.evaluate import evaluate
-from server.run.run import initial_model
+from server.run.source import initial_model
 
 SETTINGS = """
 strategy=local dataset.num_items=150 dataset.num_speakers=24 dataset.modalities=[language,audio]

@@ -26,9 +26,9 @@ INPUTS = {
     "prepare csd": ("utmp-prepare path=@ out=new", "csd"),
     "prepare table": ("utmp-prepare path=@ out=new", "table/items.csv"),
     "describe": ("utmp-prepare path=@ describe=true", "items.npz"),
-    "train npz": ("utmp-train dataset=npz dataset.path=@ run_dir=new", "items.npz"),
+    "train npz": ("utmp-train dataset=file dataset.path=@ run_dir=new", "items.npz"),
     "train test": (
-        "utmp-train dataset=npz dataset.path=items.npz dataset.test_path=@ run_dir=new",
+        "utmp-train dataset=file dataset.path=items.npz dataset.test_path=@ run_dir=new",
         "items.npz",
     ),
     "train shards": ("utmp-train dataset=shards dataset.path=@ run_dir=new", "shards"),
@@ -68,7 +68,7 @@ INPUTS = {
 #: Where a command line names a path that it writes.
 OUTPUTS = {
     "prepare": "utmp-prepare path=items.npz out=@",
-    "train": "utmp-train dataset=npz dataset.path=items.npz run_dir=@",
+    "train": "utmp-train dataset=file dataset.path=items.npz run_dir=@",
     "predict": "utmp-predict model=run input=items.npz out=@.csv",
     "evaluate": "utmp-evaluate model=run dataset=shards out=@.json",
     "export": "utmp-export model=run out=@",
@@ -129,7 +129,7 @@ FAULTS: tuple[Callable[[Path], None], ...] = (
 
 #: What is no fault: half a token, settings that nobody needs, a folder that is to be made, a run
 #: that recorded no rounds.
-FINE = {("serve token", "truncated"), ("a report's settings", "truncated")}
+FINE = {("serve token", "truncated")}
 FINE |= {("credentials", fault) for fault in ("missing", "empty_folder")}
 FINE |= {("a report's rounds", fault) for fault in ("missing", "empty", "empty_folder", "circle")}
 FINE |= {("a report's rounds", "truncated")}  # after a whole line
@@ -159,7 +159,7 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_pickle(folder / "items.pkl", multibench_content(utterances))
     write_csd(folder / "csd", utterances)
     write_table(folder / "table", utterances)
-    write_run(folder / "run", "dataset=npz", f"dataset.path={folder}/items.npz")
+    write_run(folder / "run", "dataset=file", f"dataset.path={folder}/items.npz")
     write_model(folder / "run")
     (folder / "token.txt").write_text("secret")
     given = [f"out={folder}/keys", "hosts=[a]", "clients.audio=1"]

@@ -117,7 +117,7 @@ def test_the_configuration_is_printed_as_yaml(loaded: Run, tmp_path: Path) -> No
 def test_what_fits_would_train(loaded: Run, tmp_path: Path) -> None:
     arrays = {"label": np.arange(20.0), "audio": np.ones((20, 4, 3)), "video": np.arange(20) // 2}
     np.savez(tmp_path / "ok.npz", **arrays)
-    shown = loaded("dataset=npz", "dataset.path=ok.npz", "run_dir=here").shown
+    shown = loaded("dataset=file", "dataset.path=ok.npz", "run_dir=here").shown
     assert shown == "would train\n"
     config = yaml.safe_load((tmp_path / "here" / "config.yaml").read_text())
     assert (config["dataset"]["path"], config["run_dir"]) == ("ok.npz", "here")
@@ -133,7 +133,7 @@ NAME = "[b]a:key:b[/b]" + "a" * 200 + " " + "b" * 40 + ".npz"
         (["rounds=many"], "rounds=many: Value 'many'"),
         (["rounds=0"], "rounds=0: expected a number above 0"),
         (["clients.smell=2"], "clients.smell: the dataset has no modality 'smell'; it has langu"),
-        (["dataset=npz", f'dataset.path="{NAME}"'], f"dataset file {NAME} does not exist"),
+        (["dataset=file", f'dataset.path="{NAME}"'], f"{NAME} does not exist"),
         (["dataset.test_fraction=0"], "there are no test items; raise dataset.test_fraction above"),
         (["experiment=mosei_raw"], "dataset.path is required"),
         (["--rounds", "3"], "there is no option --rounds; settings are given as NAME=VALUE"),

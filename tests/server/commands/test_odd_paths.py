@@ -77,7 +77,7 @@ def check_data(run: Commands, name: str) -> None:
     shown = run("utmp-prepare", f"path={name}.npz", f"out={name}").shown
     assert (run.folder / name / "manifest.json").is_file()
     following = run.pasted(after(shown.splitlines()[-1], "next: "))
-    assert following == ["utmp-train", "dataset=shards", f"dataset.path={name}"]
+    assert following == ["utmp-train", f"dataset.path={name}"]
     assert run(*following, f"run_dir={name}.run").shown == "would train\n"
     again = run(*following, f"run_dir={name}.run").error
     resuming = run.pasted(f"utmp-train {after(again, 'or go on with ')}")

@@ -57,7 +57,7 @@ def test_who_got_what_and_the_next_command(loaded: Run, tmp_path: Path) -> None:
     assert len(manifest["shards"]) == 10
     sides = ", ".join(f"{name} {side['items']}" for name, side in manifest["sides"].items())
     assert f"here/shards: 8 clients; items: {sides}; " in shown
-    assert shown.splitlines()[-1] == "next: utmp-train dataset=shards dataset.path=here/shards"
+    assert shown.splitlines()[-1] == "next: utmp-train dataset.path=here/shards"
 
 
 def test_the_file_is_named_with_its_fingerprint_and_cleaning(loaded: Run, tmp_path: Path) -> None:

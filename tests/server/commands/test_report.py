@@ -45,7 +45,7 @@ def test_the_report_and_its_pictures(loaded: Run, runs: Path) -> None:
     shown = loaded("runs=runs", "out=there/report").shown
     out = runs / "there" / "report"
     pictures = [f"block-{n}{which}.png" for n in (1, 2) for which in ("-differences", "")]
-    names = [*pictures, "report.html", "report.md"]
+    names = [*pictures, "report.html", "report.md", "runs.csv", "runs.png"]
     assert sorted(path.name for path in out.iterdir()) == names
     assert [path.name for path in out.parent.iterdir()] == ["report"]
     text = (out / "report.md").read_text()

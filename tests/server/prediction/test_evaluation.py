@@ -203,7 +203,7 @@ def test_a_model_without_its_run_or_its_data(runs: Runs, tmp_path: Path) -> None
     assert evaluated(file, f"dataset={items}").about["model"] == str(file)
     settings = (run / CONFIG).read_text().replace(str(items), str(gone))
     (tmp_path / CONFIG).write_text(settings)
-    assert refused(tmp_path) == f"dataset file {gone} does not exist"
+    assert refused(tmp_path) == f"{gone} does not exist"
 
 
 @pytest.mark.parametrize(

@@ -63,14 +63,14 @@ def close(found: Any, expected: Any, tolerance: float = 1e-6) -> None:
 
 def same(found: Predictions, expected: Predictions, tolerance: float = 1e-6) -> None:
     assert found.task is expected.task
-    assert list(found.alone) == list(expected.alone) == list(found.weights)
+    assert list(found.alone) == list(expected.alone) == list(found.contributions)
     close(found.values, expected.values, tolerance)
     assert (found.std is None) == (expected.std is None)
     if expected.std is not None:
         close(found.std, expected.std, tolerance)
     for name, alone in expected.alone.items():
         close(found.alone[name], alone, tolerance)
-        close(found.weights[name], expected.weights[name], tolerance)
+        close(found.contributions[name], expected.contributions[name], 2 * tolerance)
 
 
 # Against the functions of the model -------------------------------------------------------------
@@ -82,18 +82,29 @@ def test_an_item_is_predicted_from_what_it_has(task: Task, rule: FusionRule) -> 
     predictor, features = predictor_for(task, rule), features_for(RAGGED)
     found = predictor.predict({name: features[name] for name in reversed(WIDTHS)})
     assert found.task is task
-    assert list(found.alone) == list(found.weights) == list(WIDTHS)
+    assert list(found.alone) == list(found.contributions) == list(WIDTHS)
     assert found.values.shape == ((8,) if task is Task.regression else (8, OUTPUTS[task]))
     assert found.values.dtype == np.float32
     assert np.nanstd(found.values) > 1e-2  # predictions that are all alike would show nothing
     assert (found.std is not None) == (task is Task.regression)
-    known = predictor.fusion.weights
 
     def by_hand(item: int, names: tuple[str, ...]) -> Any:
         inputs = {
             name: pad_all(sequences_for({name: [features[name][item]]})[name]) for name in names
         }
         return predict(predictor.model, predictor.fusion, inputs)
+
+    def shapley(name: str, names: tuple[str, ...], item: int) -> Any:
+        """Return the value by its definition, over all orders."""
+
+        def value(given: tuple[str, ...]) -> Any:
+            kept = tuple(each for each in WIDTHS if each in given)
+            return by_hand(item, kept).values[0].numpy() if kept else found.base
+
+        orders = list(itertools.permutations(names))
+        places = [order.index(name) for order in orders]
+        pairs = zip(orders, places, strict=True)
+        return np.mean([value(o[: p + 1]) - value(o[:p]) for o, p in pairs], axis=0)
 
     for item, names in enumerate(SUBSETS):
         if names:
@@ -107,11 +118,13 @@ def test_an_item_is_predicted_from_what_it_has(task: Task, rule: FusionRule) -> 
         for name in WIDTHS:
             if name in names:
                 close(found.alone[name][item], by_hand(item, (name,)).values[0])
-                share = known[name] / sum(known[each] for each in names)
-                close(found.weights[name][item], share)
+                close(found.contributions[name][item], shapley(name, names, item), 1e-5)
             else:
                 assert np.isnan(found.alone[name][item]).all()
-                assert found.weights[name][item] == 0
+                assert np.all(found.contributions[name][item] == 0)
+        if names:
+            total = found.base + sum(found.contributions[name][item] for name in names)
+            close(found.values[item], total, 2e-6)
 
 
 @every_task
@@ -122,18 +135,19 @@ def test_items_of_which_none_has_anything(task: Task, count: int) -> None:
     shape = (count,) if task is Task.regression else (count, OUTPUTS[task])
     assert found.values.shape == found.alone["audio"].shape == shape
     assert np.isnan(found.values).all()
-    assert found.weights["audio"].tolist() == [0] * count
+    assert not found.contributions["audio"].any() and not found.has("audio").any()
 
 
-def test_an_expert_who_is_sure_has_all_the_weight() -> None:
-    sure = replace(EXPERTS["audio"], information=999.0, count=1e6)
-    fusion = replace(fusion_for(), experts={**EXPERTS, "audio": sure})
+def test_an_expert_who_is_sure_explains_the_prediction() -> None:
+    sure = replace(EXPERTS["audio"], unexplained=1e-3, information=999.0, count=1e6)
+    fusion = replace(fusion_for(), rule=FusionRule.product_of_experts)
+    fusion = replace(fusion, experts={**EXPERTS, "audio": sure})
     predictor = replace(predictor_for(), fusion=fusion)
     found = predictor.predict(features_for({name: [4, 1] for name in WIDTHS}))
-    assert (found.weights["audio"] > 0.99).all()
+    close(found.values, found.alone["audio"], 0.05)
     # However little the others tell, an item that has nothing else is predicted from them.
     alone = predictor.predict({"vision": np.ones((2, 2))})
-    assert alone.weights["vision"].tolist() == [1]
+    close(alone.contributions["vision"], alone.values - alone.base)
     assert np.isfinite(alone.values).all()
 
 

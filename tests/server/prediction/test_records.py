@@ -22,7 +22,7 @@ every_task = pytest.mark.parametrize("task", list(Task))
 
 def numbers(values: list[float], sentiment: bool = True) -> Predictions:
     array = np.array(values, np.float32)
-    return Predictions(Task.regression, array, np.abs(array), {}, {}, sentiment)
+    return Predictions(Task.regression, array, np.abs(array), {}, {}, np.float32(0.5), sentiment)
 
 
 @given(st.lists(st.floats(-5, 5, width=32) | st.sampled_from([-2.5, -0.5, 0.5, 1.5, -0.0])))
@@ -38,16 +38,17 @@ def test_the_class_of_seven_is_rounded_half_to_even(values: list[float]) -> None
 def test_only_sentiment_has_a_class_of_seven_and_a_sign() -> None:
     found = numbers([3.5, np.nan], sentiment=False)
     assert records(["a", "b"], found) == [
-        {"id": "a", "prediction": 3.5, "std": 3.5, "modalities": {}},
-        {"id": "b", "prediction": None, "std": None, "modalities": {}},
+        {"id": "a", "prediction": 3.5, "std": 3.5, "base": 0.5, "modalities": {}},
+        {"id": "b", "prediction": None, "std": None, "base": None, "modalities": {}},
     ]
     assert columns(["a", "b"], found) == {
         "id": ["a", "b"],
         "prediction": [3.5, None],
         "std": [3.5, None],
+        "base": [0.5, None],
     }
     (record,) = records(["a"], predictor_for(sentiment=False).predict({"audio": np.ones((2, 3))}))
-    assert record["modalities"]["audio"].keys() == {"prediction", "weight"}
+    assert record["modalities"]["audio"].keys() == {"prediction", "contribution"}
 
 
 def outcome(values: np.ndarray, task: Task, names: tuple[str, ...]) -> dict[str, Any]:
@@ -80,10 +81,9 @@ def test_what_was_predicted_is_said(task: Task, labels: tuple[str, ...]) -> None
         for name, values in found.alone.items():
             alone = outcome(values[item], task, called)
             in_columns(table, item, f"_{name}", alone)
-            assert table[f"weight_{name}"][item] == found.weights[name][item]
             if name in record["modalities"]:
-                weight = float(found.weights[name][item])
-                assert (alone | {"weight": weight}).items() <= record["modalities"][name].items()
+                assert alone.items() <= record["modalities"][name].items()
+        adds_up(record, table, item)
         if found.std is None:
             assert "std" not in record and "std" not in table
         else:
@@ -91,6 +91,22 @@ def test_what_was_predicted_is_said(task: Task, labels: tuple[str, ...]) -> None
     assert json.loads(json.dumps(made, allow_nan=False)) == made
     cells = {type(cell) for column in table.values() for cell in column}
     assert cells <= {str, float, int, type(None)}  # of Python, not of NumPy
+
+
+def adds_up(record: dict[str, Any], table: dict[str, list[Any]], item: int) -> None:
+    """Check that base and contributions sum to what is predicted, in record and columns."""
+    if record["base"] is None:
+        return
+    parts = [record["base"], *(own["contribution"] for own in record["modalities"].values())]
+    total, suffixes = record.get("probabilities", {"": record["prediction"]}), {"": ""}
+    if "probabilities" in record:
+        suffixes = {name: f"_{name}" for name in total}
+    for name, suffix in suffixes.items():
+        added = [part[name] if name else part for part in parts]
+        assert sum(added) == pytest.approx(total[name], abs=1e-5)
+        listed = [table[f"{title}{suffix}"][item] for title in ("base", "contribution_language")]
+        assert listed[0] == added[0]
+        assert listed[1] == (added[1] if "language" in record["modalities"] else 0)
 
 
 def in_columns(table: dict[str, list[Any]], item: int, suffix: str, said: dict[str, Any]) -> None:
@@ -104,15 +120,15 @@ def in_columns(table: dict[str, list[Any]], item: int, suffix: str, said: dict[s
 @every_task
 def test_of_an_item_without_anything_nothing_is_said(task: Task) -> None:
     known = ("seven_class", "sign", "std") if task is Task.regression else ("probabilities",)
-    nothing = dict.fromkeys(("prediction", *known))
+    nothing = dict.fromkeys(("prediction", *known, "base"))
     found = predictor_for(task).predict({"audio": [None]})
     assert records(["x"], found) == [{"id": "x", **nothing, "modalities": {}}]
     table = columns(["x"], found)
-    assert (table.pop("id"), table.pop("weight_audio")) == (["x"], [0])
+    assert table.pop("id") == ["x"]
     assert all(column == [None] for column in table.values())
     empty = predictor_for(task).predict({"audio": np.empty((0, 2, 3))})
     assert records([], empty) == []
-    assert columns([], empty) == {name: [] for name in ("id", *table, "weight_audio")}
+    assert columns([], empty) == {name: [] for name in ("id", *table)}
 
 
 def test_what_is_infinite_is_not_known() -> None:

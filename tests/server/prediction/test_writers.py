@@ -100,7 +100,7 @@ def test_every_float32_comes_back_exactly(tmp_path: Path, suffix: str) -> None:
     values = bits.view(np.float32)
     edges = [np.finfo(np.float32).tiny, 1e-45, np.finfo(np.float32).max, 16777217, 0.1, 1 / 3, -0.0]
     values = np.concatenate([values[np.isfinite(values)], np.array(edges, np.float32)])
-    found = Predictions(Task.regression, values, np.abs(values), {}, {})
+    found = Predictions(Task.regression, values, np.abs(values), {}, {}, np.float32(0))
     rows = read(write(tmp_path / f"a{suffix}", found, ids(len(values))))
     read_back = np.array([row["prediction"] for row in rows]).astype(np.float32)
     np.testing.assert_array_equal(read_back.view("u4"), values.view("u4"))
@@ -141,7 +141,7 @@ def test_a_spreadsheet_runs_no_text_of_a_csv_file(tmp_path: Path) -> None:
 
 
 def test_a_negative_number_is_not_text(tmp_path: Path) -> None:
-    found = Predictions(Task.regression, np.float32([-1.5]), np.float32([1]), {}, {})
+    found = Predictions(Task.regression, np.float32([-1.5]), np.float32([1]), {}, {}, np.float32(0))
     (row,) = read(write(tmp_path / "a.csv", found, ids(1)))
     assert row["prediction"] == "-1.5"
 
@@ -169,12 +169,13 @@ def test_the_text_of_a_csv_file(tmp_path: Path) -> None:
         np.array([0.1, np.nan], np.float32),
         {"audio": np.array([-2, np.nan], np.float32)},
         {"audio": np.array([1, 0], np.float32)},
+        np.float32(0.25),
         sentiment=True,
     )
     assert write(tmp_path / "a.csv", found, ["a", "b,c"]).read_bytes() == (
-        b"id,prediction,std,seven_class,sign,prediction_audio,weight_audio\n"
-        b"a,1.25,0.100000001,1,positive,-2,1\n"
-        b'"b,c",,,,,,0\n'
+        b"id,prediction,std,seven_class,sign,prediction_audio,base,contribution_audio\n"
+        b"a,1.25,0.100000001,1,positive,-2,0.25,1\n"
+        b'"b,c",,,,,,,\n'
     )
 
 
@@ -184,13 +185,15 @@ def test_the_text_of_a_json_file(tmp_path: Path) -> None:
         np.array([[0.5, 0.25], [np.nan, np.nan]], np.float32),
         None,
         {"audio": np.array([[0.75, 1], [np.nan, np.nan]], np.float32)},
-        {"audio": np.array([1, 0], np.float32)},
+        {"audio": np.array([[0.25, -0.5], [0, 0]], np.float32)},
+        np.array([0.25, 0.75], np.float32),
     )
     lines = [
         '{"id": "ä", "prediction": ["joy"], "probabilities": {"joy": 0.5, "fear": 0.25}, '
-        '"modalities": {"audio": {"prediction": ["joy", "fear"], "probabilities": '
-        '{"joy": 0.75, "fear": 1.0}, "weight": 1.0}}}',
-        '{"id": "b", "prediction": null, "probabilities": null, "modalities": {}}',
+        '"base": {"joy": 0.25, "fear": 0.75}, "modalities": {"audio": {"prediction": '
+        '["joy", "fear"], "probabilities": {"joy": 0.75, "fear": 1.0}, "contribution": '
+        '{"joy": 0.25, "fear": -0.5}}}}',
+        '{"id": "b", "prediction": null, "probabilities": null, "base": null, "modalities": {}}',
     ]
     path = write(tmp_path / "a.jsonl", found, ["ä", "b"], ("joy", "fear"))
     assert path.read_text(encoding="utf-8") == "".join(f"{line}\n" for line in lines)
@@ -203,8 +206,8 @@ def test_the_types_of_a_parquet_file(tmp_path: Path) -> None:
     schema = pq.read_schema(write(tmp_path / "a.parquet", predictions(Task.regression), ids()))
     assert dict(zip(schema.names, schema.types, strict=True)) == {
         **{"id": text, "prediction": number, "std": number, "seven_class": pa.int8(), "sign": text},
-        **{"prediction_audio": number, "weight_audio": number},
-        **{"prediction_vision": number, "weight_vision": number},
+        **{"prediction_audio": number, "prediction_vision": number, "base": number},
+        **{"contribution_audio": number, "contribution_vision": number},
     }
     for name in ("seven_class", "sign"):
         schema = schema.remove(schema.get_field_index(name))

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from common.config import PrepareConfig, Split
 from common.data.dataset import MultimodalDataset
+from common.data.partition import shared_groups, split_source
 from common.data.source import Source
-from server.preparation.preparation import shared_groups, split_source
 
 SIDES = ("train", "validation", "test")
 
@@ -25,9 +25,11 @@ def source_of(sides: dict[str, Sequence[str]]) -> Source:
     return Source(MultimodalDataset(groups, groups, labels, {}), splits)
 
 
-def split(source: Source, rule: Split = Split.source, **options: float) -> dict[str, list[int]]:
+def split(
+    source: Source, rule: Split = Split.source, seed: int = 1234, **options: float
+) -> dict[str, list[int]]:
     """The items of each side."""
-    sides = split_source(source, PrepareConfig(split=rule, **options))
+    sides = split_source(source, PrepareConfig(split=rule, **options), seed)
     return {name: getattr(sides, name).tolist() for name in SIDES}
 
 
@@ -92,12 +94,28 @@ def test_validation_is_taken_from_train_by_group_where_the_source_has_none() -> 
     assert sorted(train + validation) == items_of(source, "train")
     # Groups that were held back are no mistake of the source.
     assert not set(source.items.groups[train]) & set(source.items.groups[validation])
-    assert split_source(source, PrepareConfig()).warnings == ()
+    assert split_source(source, PrepareConfig(), 0).warnings == ()
     assert len(validation) == pytest.approx(50, abs=5)
     assert all(side == sorted(side) for side in found.values())
     assert again == found
     assert other["validation"] != validation
     assert split(source, validation_fraction=0.0)["validation"] == []
+
+
+def test_data_for_evaluation_have_nothing_to_train_on() -> None:
+    source = source_of({"": groups_of(30)})
+    found = split(source, Split.evaluation, validation_fraction=0.5, test_fraction=0.5)
+    assert found["train"] == []
+    assert sorted(found["validation"] + found["test"]) == list(range(150))
+    assert len(found["validation"]) == pytest.approx(75, abs=5)
+    # As the source says, if it says so of all; also items that it calls train are held back.
+    paired = source_of({"validation": groups_of(3), "test": ["t1", "t2"]})
+    assert split(paired, Split.evaluation) == {name: items_of(paired, name) for name in SIDES}
+    trained = source_of({"train": groups_of(9), "test": ["t1", "t2"]})
+    assert split(trained, Split.evaluation)["train"] == []
+    tested = source_of({"test": groups_of(9)})
+    found = split(tested, Split.evaluation)
+    assert found["train"] == [] and 0 < len(found["validation"]) < len(found["test"])
 
 
 @pytest.mark.parametrize(
@@ -139,7 +157,7 @@ def test_groups_on_two_sides_are_counted_and_one_is_named(
     warnings = shared_groups(source.items, source.splits)
     assert len(warnings) == min(count, 1)
     if "" not in sides:
-        assert split_source(source, PrepareConfig()).warnings == warnings
+        assert split_source(source, PrepareConfig(), 0).warnings == warnings
     for warning in warnings:
         assert f"has {count} groups" in warning
         assert "as v2:" in warning

@@ -83,14 +83,15 @@ def test_it_is_whole(whole: str) -> None:
     assert (read.tags["title"], read.tags["style"], read.tags["script"]) == (1, 1, 1)
     headings = "|".join(text.strip() for tag in ("h1", "h2", "h3") for text in read.text[tag])
     assert headings == (
-        "HA-Fedformer: report|1. All runs|Runs in detail|What differs in the settings|"
+        "HA-Fedformer: report|All 4 runs|1. All runs|Runs in detail|What differs in the settings|"
         "How to read this|Learning curves"
     )
     assert "4 runs, 2 methods, 2 seeds (1, 2), 1 comparison group." in whole
     assert "<pre>utmp-report runs=runs</pre>" in whole
     charts = read.tags["img"]
-    assert charts == 3 + 2 * 3 + 4 * 7
+    assert charts == 1 + 3 + 2 * 3 + 4 * 7
     assert read.tags["figcaption"] == charts == whole.count("<summary>Data<")
+    assert len(read.values("download")) == charts
     assert sum("Train loss of each client. " in label for label in read.values("alt")) == 4
     used = set(re.findall(r"var\(--([\w-]+)\)", whole))
     assert used == set(re.findall(r"--([\w-]+): light-dark\(#\w{6}, #\w{6}\)", whole))
@@ -100,8 +101,9 @@ def test_links_go_inside_and_nothing_is_loaded_from_anywhere(whole: str) -> None
     read = Page(whole)
     names = Counter(read.values("id"))
     assert max(names.values()) == 1
-    assert all(href.startswith("#") for href in read.values("href"))
-    targets = {href[1:] for href in read.values("href")}
+    links = [href for href in read.values("href") if not href.startswith("data:text/csv;")]
+    assert all(href.startswith("#") for href in links)
+    targets = {href[1:] for href in links}
     assert {"block-1", "block-1-curves", "runs", "run-1", "run-4", "settings", "reading"} <= targets
     assert targets <= set(names)
     assert all(src.startswith("data:image/svg+xml;base64,") for src in read.values("src"))
@@ -236,7 +238,7 @@ def test_the_markdown_has_the_tables_and_the_pictures(odd: tuple[Report, list[Se
     assert (
         "The difference to the baseline, fedavg, is paired by seed, with the 95% interval" in text
     )
-    parts = text[text.index("## ") :].split("\n\n")
+    parts = text[text.index("## 1. ") :].split("\n\n")
     header, rule, fedavg, _, odd = parts[1].splitlines()
     assert header.startswith("| method | seeds | corr | best alone | difference of corr | p |")
     assert rule == f"| --- |{' ---: |' * 8}"
@@ -263,15 +265,20 @@ def test_a_group_says_what_is_its_own_and_nothing_is_compared_without_a_baseline
 
 
 def test_the_terminal_shows_the_same_cells(odd: tuple[Report, list[Section]]) -> None:
-    wide, narrow = (Console(file=io.StringIO(), width=width) for width in (200, 90))
+    wide, narrow = (Console(file=io.StringIO(), width=width) for width in (200, 80))
     for console in (wide, narrow):
         show(*odd, "out", Terminal(console))
     text, short = (console.file.getvalue() for console in (wide, narrow))  # type: ignore[attr-defined]
-    for row in (row for table in odd[1][0].of_kind("table") for row in table.rows):
+    # Nothing is broken inside of a word, but a table into several.
+    assert "difference of corr" in short and "no difference" in text
+    tables = [line for line in short.splitlines() if line[:1] in ("┏", "│")]
+    assert max(map(len, tables)) <= 80
+    for row in (row for table in odd[1][1].of_kind("table") for row in table.rows):
         cells = (re.escape(" ".join(str(cell).split())) for cell in row if "red" not in str(cell))
         assert re.search(" +│ +".join(cells), text)
-    assert "list=[red]" in text and "best alone" in text and "best alone" not in short
+    assert "list=[red]" in text and "best alone" in text
     assert text.endswith(
         "warning: 1 unfinished run left out: late\nout/report.html\nout/report.md\n"
+        "out/runs.csv\nout/runs.png\n"
         "out/block-1.png\nout/block-1-differences.png\n"
     )

@@ -1,6 +1,7 @@
 """The report of one run, against what is in its folder."""
 
 import base64
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from made_up_runs import (
 from common.errors import UserError
 from server.report.diagnosis_panels import MOST_CLASSES, confusion_panel
 from server.report.figures import STEP_COLOURS, modality_pens
-from server.report.panels import Cell, Panel, Section, shown
+from server.report.panels import Cell, Panel, Section, as_csv, shown
 from server.report.records import MOST_POINTS, MOST_REJECTIONS, read_result
 from server.report.run_panels import MOST_BARS, MOST_CLIENTS, run_section
 
@@ -32,8 +33,15 @@ def section_of(folder: Path) -> Section:
     return run_section("run-1", "A run", read_result(folder), PENS, folded=False)
 
 
+def everything(section: Section) -> list[Panel]:
+    """The panels of a run, those of its training last."""
+    (training,) = section.sections
+    assert training.folded
+    return [*section.panels, *training.panels]
+
+
 def panel_of(section: Section, title: str) -> Panel:
-    (panel,) = (panel for panel in section.panels if panel.title.startswith(title))
+    (panel,) = (panel for panel in everything(section) if panel.title.startswith(title))
     return panel
 
 
@@ -42,7 +50,7 @@ def rows_of(section: Section, title: str) -> list[list[str | Cell]]:
 
 
 def lines(section: Section) -> list[str]:
-    return [line for panel in section.panels for line in panel.lines]
+    return [line for panel in everything(section) for line in panel.lines]
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +60,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Section:
 
 
 def test_all_of_it_is_there(whole: Section) -> None:
-    kinds = [*["chart"] * 7, *["heat"] * 4, "wide heat", "lines", *["table"] * 3, "words"]
+    kinds = ["chart", *["heat"] * 4, "lines", *["table"] * 3, "words"]
     assert [panel.kind for panel in whole.panels] == kinds
+    (training,) = whole.sections
+    assert [panel.kind for panel in training.panels] == [*["chart"] * 6, "wide heat"]
     facts = "|".join(f"{name} {value}" for name, value in whole.facts[1:])
     assert facts == (
         "seed 1|rounds 3|delivered round 2|seconds 10|items 100 train, 10 validation, 20 test|"
@@ -125,8 +135,9 @@ def test_what_is_missing_is_explained(tmp_path: Path) -> None:
     why = "the version that made this run did not record them."
     names = [*(why.partition(":")[0] for why in whys), "Seconds of the rounds"]
     assert {*lines(older)} == {rejections, *(f"{what}: {why}" for what in names)}
-    titles = [panel.title for panel in older.panels]
-    assert titles == ["Test scores", "All settings", "Not shown, and why"]
+    titles = [panel.title for panel in everything(older)]
+    missing = "Not shown, and why"
+    assert titles == ["Test scores", "All settings", missing, missing]
 
 
 def test_rounds_without_phases_or_precisions_say_so(tmp_path: Path) -> None:
@@ -224,11 +235,35 @@ def test_numbers_without_confusions(tmp_path: Path, calibrated: bool) -> None:
         write_full_run(tmp_path / "a"), diagnostics={"multimodal": parts, "audio": parts}
     )
     section = section_of(folder)
-    titles = [panel.title for panel in section.panels]
+    titles = [panel.title for panel in everything(section)]
     assert not any("onfusions" in said for said in [*titles, *lines(section)])
     assert ("Calibration" in titles) == calibrated
     without = "Calibration: this model predicts numbers without a deviation."
     assert (without in lines(section)) != calibrated
+
+
+def test_numbers_are_shown_against_the_truth_each_at_its_place(tmp_path: Path) -> None:
+    pairs = {"truth": [0.0, 2.0, 4.0], "predicted": [1.0, 1.0, 3.0]}
+    diagnostics = {"multimodal": {"predictions": pairs}, "audio": {"predictions": pairs}}
+    panel = panel_of(
+        section_of(change_summary(write_full_run(tmp_path / "a"), diagnostics=diagnostics)),
+        "Predicted against true",
+    )
+    assert panel.rows == [["0", "1"], ["2", "1"], ["4", "3"]]
+    (x0, y0), (x1, y1), (x2, y2) = json.loads(panel.places)
+    assert 0 < x0 < x1 < x2 < 1 and x1 - x0 == pytest.approx(x2 - x1, abs=1e-3)
+    assert y0 == y1 > y2 > 0  # from above
+    content = base64.b64decode(as_csv(panel).partition("base64,")[2]).decode()
+    assert content == "truth,predicted\n0,1\n2,1\n4,3\n"
+
+
+def test_the_verdict_of_a_run_is_among_its_facts(tmp_path: Path) -> None:
+    known = {"against": "predicting the mean", "metric": "mae", "score": 0.5, "other": 0.75}
+    given = [known | {"margin": 0.125, "clear": True}]
+    run = change_summary(write_full_run(tmp_path / "a"), comparisons=given)
+    facts = dict(section_of(run).facts)
+    said = "better than predicting the mean: mae 0.500 against 0.750 (± 0.125)"
+    assert facts["verdict"] == said
 
 
 def test_numbers_are_short() -> None:

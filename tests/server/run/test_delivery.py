@@ -16,7 +16,7 @@ from server.app import prepare
 from server.evaluate import Scores
 from server.records import PhaseClock, RoundRecord
 from server.run.folder import LAST, MODEL
-from server.run.run import RoundSource
+from server.run.source import RoundSource
 
 
 class Scripted(RoundSource):
@@ -24,6 +24,7 @@ class Scripted(RoundSource):
 
     examples = parameters = 1
     fusion = "none"
+    prior = torch.tensor([0.0, 1.0])
 
     def __init__(self, losses: Sequence[float]) -> None:
         self.losses, self.layer = losses, nn.Linear(1, 1, bias=False)

@@ -115,7 +115,7 @@ def test_what_is_free_may_differ_and_the_rest_of_its_group_stays(tmp_path: Path)
     "overrides",
     [
         [],
-        ["dataset=npz", "dataset.path=[a.npz,b.npz]", "dataset.tabular=[audio]"],
+        ["dataset=file", "dataset.path=[a.npz,b.npz]", "dataset.tabular=[audio]"],
         ["dataset=shards", "dataset.path=s", "partition=size", "clients.audio=4"],
         ["strategy=fedadam", "partition=dirichlet", "+model.attention_dropout.audio=0.2"],
     ],
@@ -258,7 +258,7 @@ def test_the_command(interrupted: Make, tmp_path: Path) -> None:
     before = files(folder)
     with forked_command("utmp-train", LOADS) as command:
         for given, error in [
-            (["resume=run", "dataset=npz", "dataset.path=x"], "dataset.name is synthetic in that"),
+            (["resume=run", "dataset=file", "dataset.path=x"], "dataset.name is synthetic in that"),
             (["resume=nowhere"], "resume=nowhere: no run there"),
             (["run_dir=run", FEW], f"choose another with run_dir=…, or go on with resume={folder}"),
         ]:
@@ -290,7 +290,7 @@ def write_npz(path: Path, items: int = 60, width: int = 3) -> None:
 def test_changed_data_are_named_and_how(tmp_path: Path, change: dict[str, int], named: str) -> None:
     file, folder = tmp_path / "data.npz", tmp_path / "run"
     write_npz(file)
-    overrides = [*SMALL, *ONE, "dataset=npz", f"dataset.path={file}", "partition=iid"]
+    overrides = [*SMALL, *ONE, "dataset=file", f"dataset.path={file}", "partition=iid"]
     execute(prepare(compose(Config, overrides), folder), before=2)
     (before := files(folder)).pop(CONFIG)
     write_npz(file, **change)

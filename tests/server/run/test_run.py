@@ -12,7 +12,7 @@ from common.data.federation import load_federation
 from common.data.source import Reading
 from server.app import prepare
 from server.run.folder import SUMMARY
-from server.run.run import initial_model
+from server.run.source import initial_model
 from server.runtimes.local import run_locally
 
 

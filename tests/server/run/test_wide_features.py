@@ -37,7 +37,7 @@ def train(items: Path, tmp_path: Path) -> Iterator[Any]:
     """Return the rounds and the summary of a run."""
 
     def rounds_of(*overrides: str) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        data = ("dataset=npz", f"dataset.path={items}", "dataset.modalities=[gait,grip]")
+        data = ("dataset=file", f"dataset.path={items}", "dataset.modalities=[gait,grip]")
         config = compose(Config, [*SMALL, *data, "dataset.group=person", *overrides])
         folder = tmp_path / config.strategy.name
         run_locally(prepare(config, folder))

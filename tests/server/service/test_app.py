@@ -62,7 +62,8 @@ def test_predictions_are_those_of_the_model(client: httpx.Client, predictor: Pre
         assert expected.std is not None
         assert record["std"] == pytest.approx(float(expected.std[0]), abs=1e-6)
         assert list(record["modalities"]) == list(features)
-        assert sum(own["weight"] for own in record["modalities"].values()) == pytest.approx(1)
+        added = sum(own["contribution"] for own in record["modalities"].values())
+        assert record["base"] + added == pytest.approx(record["prediction"], abs=1e-5)
     model = client.get("/model").json()
     assert answer.json()["model"] == {name: model[name] for name in ("name", "sha256")}
 
@@ -390,8 +391,13 @@ def test_examples(served: Served) -> None:
     examples = Examples((first, second))
     with served(examples=examples) as client:
         assert client.get("/examples").json() == [
-            {"id": "a", "label": 1.5, "modalities": ["language", "audio", "vision"]},
-            {"id": "b", "label": -2, "modalities": ["audio"]},
+            {
+                "id": "a",
+                "label": 1.5,
+                "modalities": ["language", "audio", "vision"],
+                "typical": True,
+            },
+            {"id": "b", "label": -2, "modalities": ["audio"], "typical": False},
         ]
         given = client.get("/examples/1").json()
         assert given == {"label": -2, "item": {"id": "b", **item(2, "audio")}}

@@ -83,6 +83,21 @@ def test_of_a_shard(path: Path) -> None:
     assert all(len(str(abs(value))) < 16 for value in language[0])
 
 
+@pytest.mark.parametrize("task", Task)
+def test_the_typical_one_has_the_median_error(path: Path, task: Task) -> None:
+    items, model = dataset(task, 21), small_predictor(task)
+    found = examples(shard(path, items, task), model)
+    values = model.predict_sequences(
+        {name: own.last_steps(model.max_seq_len) for name, own in items.sequences.items()}
+    ).values[:COUNT]
+    errors = []
+    for item, value in enumerate(values):
+        label = items.labels[item]
+        truth = np.eye(OUTPUTS[task])[label] if task is Task.classification else label
+        errors.append(float(np.mean(np.abs(truth - value))))
+    assert sorted(errors).index(errors[found.typical]) == (COUNT - 1) // 2
+
+
 def test_what_no_request_could_carry_is_left_out(path: Path) -> None:
     items = dataset()
     items.sequences["language"].values[3, 1] = np.nan  # a step of the first item
@@ -150,7 +165,7 @@ def test_those_of_the_run(tmp_path: Path) -> None:
 
 
 def test_data_that_are_gone(tmp_path: Path) -> None:
-    config = compose(Config, ["dataset=npz", "dataset.path=gone.npz", "run_dir=elsewhere"])
+    config = compose(Config, ["dataset=file", "dataset.path=gone.npz", "run_dir=elsewhere"])
     folder = RunFolder(tmp_path / "run")
     folder.write_config(config)
     (folder.path / MODEL).touch()

@@ -112,7 +112,7 @@ def test_a_library_that_is_missing_is_named(
     options = {"kind": "parquet"} if format == "table" else {}
     path = writers.WRITERS[format](tmp_path, UTTERANCES, **options)
     monkeypatch.setitem(sys.modules, library, None)
-    words = f"needs {library}: pip install 'ha-fedformer[prepare]'"
+    words = f"needs {library}: pip install {library}"
     refusal(lambda: read([path], format, ReadSettings(predicting=True)), words)
 
 

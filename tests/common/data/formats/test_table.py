@@ -122,7 +122,7 @@ def test_an_empty_label_is_dropped_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        (ROWS.replace("label", "y"), ["no column 'label'", "+labels", "id, y, split, group"]),
+        (ROWS.replace("label", "y"), ["no column 'label'", "+label=…", "id, y, split, group"]),
         (ROWS.replace(",2,", ",good,"), ["'label' is 'good' in data row 2; expected a number"]),
         (ROWS.replace(",2,", ",inf,"), ["infinity"]),
         (ROWS.replace("002", "001"), ["two items have the id '001'"]),
