@@ -25,7 +25,6 @@ from common.model.fit_joint import Opinions
 from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
-from common.task import Task
 from server.acceptance.examination import (
     Evidence,
     Examination,
@@ -251,12 +250,9 @@ class HierarchicalAggregation(Strategy):
             return merged, []
         began = self.opinions or self._look(self._model)
 
-        def fits_of(merged: _Merged, key: ClientKey | None) -> Fits:
+        def fits_of(merged: _Merged) -> Fits:
             assert merged.opinions is not None
-            member, classes = self.registry.members.get(key) if key else None, None
-            if member and self._task is Task.classification:
-                classes = member.client.label_sums
-            return fit_outputs(merged.opinions, self.prior, self._task, classes)
+            return fit_outputs(merged.opinions, self.prior, self._task)
 
         before = fit_outputs(began, self.prior, self._task)
         merge = partial(self._merge, server_round)
@@ -264,7 +260,7 @@ class HierarchicalAggregation(Strategy):
             suspected = suspects(kept.updates, self._sent, self.updates.clipped)
             examine = self.examination.examine
             return examine(merged, kept.updates, merge, fits_of, before, suspected)
-        if harmed(before, fits_of(merged, None), self.examination.share):
+        if harmed(before, fits_of(merged), self.examination.share):
             # Of too many updates to look for who is to blame, none counts.
             merged = merge([])
             self._skipped.append(NONE_COUNTS)

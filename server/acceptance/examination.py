@@ -25,9 +25,7 @@ evidence. With e = H - mean(l'), what is explained without it, a client is left 
 
     mean(d) > share e    and    mean(g) > TRIED sd(g) / sqrt(n).
 
-Of one whose change is `ODD` times what is usual and more, mean(d) > 0 and TRIED_ODD are enough. In
-this, items of a class count as often as the client has that class, and offsets suit them: a site is
-measured by what it can know, so that one of a single class cannot be found guilty.
+Of one whose change is `ODD` times what is usual and more, mean(d) > 0 and TRIED_ODD are enough.
 Where a site undoes what others learn from nothing, g is twice d, at the same deviation: it is found
 after a quarter of the items. If its update does not matter, g has mean 0.
 
@@ -93,13 +91,10 @@ Fits = Mapping[str, Fit]
 Model = TypeVar("Model")
 
 
-def fit_outputs(
-    items: Opinions, prior: Tensor, task: Task, classes: Tensor | None = None
-) -> dict[str, Fit]:
+def fit_outputs(items: Opinions, prior: Tensor, task: Task) -> dict[str, Fit]:
     """Return a fit of each modality that `FEW_ITEMS` items have, and on which labels vary.
 
-    `prior` is that of `common.model.calibration.prior_of`. `classes` are how many items of each
-    class, (K,) or fewer, somebody has: then items count as often as theirs would.
+    `prior` is that of `common.model.calibration.prior_of`.
     """
     fits = {}
     for name, present in items.present.items():
@@ -109,8 +104,7 @@ def fit_outputs(
         if task is Task.regression:
             own, alone = _fit_line(outputs[:, 0], labels.double())
         else:
-            weights = None if classes is None else _class_weights(labels, classes)
-            own, alone = _fit_logits(outputs, labels, weights, prior, task)
+            own, alone = _fit_logits(outputs, labels, prior, task)
         if alone > 0:
             fits[name] = Fit(own.losses / alone, own.scores, own.slopes / alone)
     return fits
@@ -137,10 +131,8 @@ class Evidence:
     descent: float = 0.0
     squares: float = 0.0
 
-    def add(self, together: Fit | None, without: Fit | None) -> "Evidence":
-        """Add those of a round; where nothing is to be known, none."""
-        if together is None or without is None:
-            return self
+    def add(self, together: Fit, without: Fit) -> "Evidence":
+        """Add those of a round."""
         descents = together.descents(without)
         return Evidence(
             self.count + len(descents),
@@ -153,12 +145,12 @@ class Evidence:
     @property
     def share(self) -> float:
         """Of what is explained without the client, how much is not with it."""
-        return self.rise / max(self.explained, _NOTHING * self.count, _NOTHING)
+        return self.rise / max(self.explained, _NOTHING * self.count)
 
     @property
     def errors(self) -> float:
         """How many standard errors the mean descent is above 0."""
-        variance = self.squares - self.descent**2 / max(self.count, 1.0)
+        variance = self.squares - self.descent**2 / self.count
         return self.descent / math.sqrt(variance) if variance > 0 else 0.0
 
 
@@ -199,22 +191,21 @@ class Examination:
         merged: Model,
         updates: Sequence[Uplink],
         merge: Callable[[Sequence[Uplink]], Model],
-        fits_of: Callable[[Model, ClientKey | None], Fits],
+        fits_of: Callable[[Model], Fits],
         before: Fits,
         suspected: Mapping[ClientKey, float],
     ) -> tuple[Model, list[tuple[ClientKey, str]]]:
         """Return a round's result without the updates that do harm; whose they are, and why.
 
         `merged` is what `merge` makes of all the `updates`; of none it makes the model that the
-        round began with, whose fits are `before`. `fits_of` returns the fits of a model, of items
-        as a client has them or as they are.
+        round began with, whose fits are `before`.
         """
-        left, blamed, fits = list(updates), [], fits_of(merged, None)
+        left, blamed, fits = list(updates), [], fits_of(merged)
         while left and (name := harmed(before, fits, self.share)):
             tried = []
             for index in range(len(left)):
                 without = merge([*left[:index], *left[index + 1 :]])
-                tried.append((index, without, fits_of(without, None)))
+                tried.append((index, without, fits_of(without)))
             index, merged, fewer = min(tried, key=lambda one: _total(one[2]))
             blamed.append((left.pop(index).key, _why(name, before, fits, fewer)))
             fits = fewer
@@ -226,10 +217,7 @@ class Examination:
         ]
         former = dict(self.evidence)
         while True:
-            for key in on_trial:
-                without = merge([uplink for uplink in left if uplink.key != key])
-                both = (fits_of(model, key).get(key.modality) for model in (merged, without))
-                self.evidence[key] = former.get(key, Evidence()).add(*both)
+            self._try(on_trial, former, left, fits, lambda some: fits_of(merge(some)))
             guilty = [key for key in on_trial if self._is_guilty(key, suspected.get(key, 1.0))]
             if not guilty:
                 return merged, blamed
@@ -238,6 +226,20 @@ class Examination:
             on_trial.remove(worst)
             left = [uplink for uplink in left if uplink.key != worst]
             merged = merge(left)
+            fits = fits_of(merged)
+
+    def _try(
+        self,
+        keys: Sequence[ClientKey],
+        former: Mapping[ClientKey, Evidence],
+        updates: Sequence[Uplink],
+        together: Fits,
+        fits_of: Callable[[Sequence[Uplink]], Fits],
+    ) -> None:
+        """Add this round's evidence, from the `updates` without each client's, to the former."""
+        for key in keys:
+            without = fits_of([uplink for uplink in updates if uplink.key != key])[key.modality]
+            self.evidence[key] = former.get(key, Evidence()).add(together[key.modality], without)
 
     def _is_known(self, key: ClientKey) -> bool:
         return key in self.evidence and self.evidence[key].errors > TRIED_ODD
@@ -285,43 +287,32 @@ def _fit_line(outputs: Tensor, labels: Tensor) -> tuple[Fit, float]:
     return fit, y.square().mean().item()
 
 
-def _fit_logits(
-    outputs: Tensor, labels: Tensor, weights: Tensor | None, prior: Tensor, task: Task
-) -> tuple[Fit, float]:
+def _fit_logits(outputs: Tensor, labels: Tensor, prior: Tensor, task: Task) -> tuple[Fit, float]:
     """Fit the temperature and the offsets; return the mean loss of no features, too."""
-    found = labels.double()
-    if task is Task.classification:
-        found = F.one_hot(labels.long(), outputs.shape[1]).double()
-    each = torch.ones(len(found), 1).double() if weights is None else weights[:, None]
-    tried = []
-    for beta in INVERSE_TEMPERATURES:
-        scores = _offset(temper(outputs, prior, beta, task), found, each, task)
-        tried.append(_log_losses(scores, found, each, task))
+    tried = [
+        _log_losses(_offset(temper(outputs, prior, beta, task), labels, task), labels, task)
+        for beta in INVERSE_TEMPERATURES
+    ]
     return min(tried, key=lambda fit: fit.losses.mean().item()), tried[0].losses.mean().item()
 
 
-def _class_weights(labels: Tensor, classes: Tensor) -> Tensor:
-    """Return (N,) weights of mean 1 by which items have classes as often as somebody's; or of 0."""
-    size = max(int(labels.max()) + 1, len(classes))
-    counts = torch.bincount(labels.long(), minlength=size).clamp(min=1)
-    weights = (F.pad(classes.double(), (0, size - len(classes))) / counts)[labels.long()]
-    return weights / weights.mean() if weights.any() else weights
-
-
-def _offset(scores: Tensor, found: Tensor, weights: Tensor, task: Task) -> Tensor:
-    """Move logits (N, K) so that each class, or label, is predicted as often as it is found."""
+def _offset(scores: Tensor, labels: Tensor, task: Task) -> Tensor:
+    """Move logits (N, K) so that each class, or label, is predicted as often as it occurs."""
     many = task is Task.multilabel
-    share = ((weights * found).sum(dim=0) + 0.5) / (len(found) + 1)
+    found = labels.double() if many else F.one_hot(labels.long(), scores.shape[1]).double()
+    share = (found.sum(dim=0) + 0.5) / (len(found) + 1)
     for _ in range(_OFFSET_STEPS):
-        each = scores.sigmoid() if many else scores.softmax(dim=1)
-        predicted = (weights * each).mean(dim=0).clamp(1e-9, 1 - 1e-9)
+        predicted = (scores.sigmoid() if many else scores.softmax(dim=1)).mean(dim=0)
+        predicted = predicted.clamp(1e-9, 1 - 1e-9)
         step = share.logit() - predicted.logit() if many else share.log() - predicted.log()
         scores = scores + step
     return scores
 
 
-def _log_losses(scores: Tensor, found: Tensor, weights: Tensor, task: Task) -> Fit:
-    many = task is Task.multilabel
-    log_p = F.logsigmoid(scores) if many else scores.log_softmax(dim=1)
-    losses = -found * log_p - ((1 - found) * F.logsigmoid(-scores) if many else 0.0)
-    return Fit((weights * losses).sum(dim=1), scores, weights * (found - log_p.exp()))
+def _log_losses(scores: Tensor, labels: Tensor, task: Task) -> Fit:
+    if task is Task.classification:
+        found = F.one_hot(labels.long(), scores.shape[1]).double()
+        losses = F.cross_entropy(scores, labels.long(), reduction="none")
+        return Fit(losses, scores, found - scores.softmax(dim=1))
+    of_labels = F.binary_cross_entropy_with_logits(scores, labels.double(), reduction="none")
+    return Fit(of_labels.sum(dim=1), scores, labels.double() - scores.sigmoid())

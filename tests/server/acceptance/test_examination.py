@@ -7,7 +7,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 from scipy.special import softmax
 from sklearn.metrics import log_loss
@@ -23,7 +22,6 @@ from common.model.ha_fedformer import ModelArrays
 from common.posterior import Gaussian
 from common.task import Task
 from server.acceptance.examination import (
-    TRIED,
     Evidence,
     Examination,
     Fit,
@@ -159,39 +157,6 @@ def test_the_slopes_of_losses_are_their_derivatives(task: Task) -> None:
     torch.testing.assert_close(losses.detach(), fit.losses)
 
 
-def test_items_count_as_often_as_somebody_has_their_class() -> None:
-    """As if items were there so many times."""
-    rng = np.random.default_rng(10)
-    labels = np.repeat([0, 1, 2], [20, 30, 50])
-    outputs = rng.normal(size=(100, 3)) + 1.5 * np.eye(3)[labels]
-    prior = torch.zeros(3, dtype=torch.float64).log_softmax(0)
-
-    def fit(rows: NDArray[np.int64], classes: Tensor | None = None) -> Fit:
-        items = opinions(torch.from_numpy(outputs[rows]), torch.from_numpy(labels[rows]))
-        return fit_outputs(items, prior, Task.classification, classes)["audio"]
-
-    # 60 of the first class and 60 of the second: three, and two times as many as there are.
-    rows = np.concatenate([np.repeat(np.arange(20), 3), np.repeat(np.arange(20, 50), 2)])
-    many, few = fit(rows), fit(np.arange(100), torch.tensor([7.0, 7.0]))
-    assert few.losses[50:].abs().max() == 0 == few.slopes[50:].abs().max()
-    assert few.losses.mean().item() == pytest.approx(many.losses.mean().item(), abs=0.01)
-
-
-def test_of_one_who_has_a_single_class_nothing_is_known() -> None:
-    labels = torch.arange(90) % 3
-    items = opinions(torch.eye(3)[labels], labels)
-    prior = torch.zeros(3, dtype=torch.float64).log_softmax(0)
-    for classes in ([0.0, 8.0], [0.0, 0.0, 0.0, 5.0]):
-        for noise in (0.0, 1.0):
-            moved = opinions(torch.eye(3)[labels] + noise * torch.randn(90, 3), labels)
-            one, other = (
-                fit_outputs(each, prior, Task.classification, torch.tensor(classes)).get("audio")
-                for each in (items, moved)
-            )
-            evidence = Evidence().add(one, other)
-            assert abs(evidence.share) < 0.1 and evidence.errors < TRIED
-
-
 def test_a_descent_is_never_less_than_the_fall_of_the_loss() -> None:
     rng = np.random.default_rng(9)
     labels = torch.from_numpy(rng.integers(3, size=80))
@@ -232,7 +197,7 @@ def clients(*effects: float) -> list[Uplink]:
     ]
 
 
-def fits_after(updates: Sequence[Uplink], _: ClientKey | None = None) -> Fits:
+def fits_after(updates: Sequence[Uplink]) -> Fits:
     """Return losses that the updates' effects add up to, and noise of items."""
     total = sum(update.encoder["e"].mean.item() for update in updates)
     noise = torch.linspace(-0.1, 0.1, 100, dtype=torch.float64)
@@ -280,7 +245,7 @@ def fits_if(guilty: Collection[int], share: float, errors: float) -> Callable[..
     """
     spread = 10 * (0.5 * share) / errors / NOISE.std(correction=0)
 
-    def fits_of(updates: Sequence[Uplink], _: ClientKey | None = None) -> Fits:
+    def fits_of(updates: Sequence[Uplink]) -> Fits:
         bad = sum(update.key.part in guilty for update in updates)
         each = 0.5 * share + spread * NOISE
         return {"audio": Fit(0.5 + bad * each, bad * torch.ones(100, 1), -each[:, None])}
@@ -327,7 +292,7 @@ def test_each_is_tried_without_those_who_were_found() -> None:
     """One hides behind another: only without that one does it show."""
     each = 0.1 + 0.1 * NOISE
 
-    def fits_of(updates: Sequence[Uplink], _: ClientKey | None = None) -> Fits:
+    def fits_of(updates: Sequence[Uplink]) -> Fits:
         parts = {update.key.part for update in updates}
         bad = 2.0 if 1 in parts else 1.0 if 2 in parts else 0.0
         return {"audio": Fit(0.5 + bad * each, bad * torch.ones(100, 1), -each[:, None])}
