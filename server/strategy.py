@@ -40,7 +40,7 @@ from server.aggregation.hierarchy import SummedRound, merge_round, sum_updates
 from server.aggregation.rules import check_names
 from server.aggregation.server_optimizer import OptimizerState, step
 from server.records import RoundRecord
-from server.roster.labels import PooledLabels
+from server.roster.labels import PooledLabels, own_skew
 from server.roster.registry import QUERY_SECONDS, Member, Registry
 
 #: What a model, by its state, says of the coordinator's items.
@@ -257,7 +257,8 @@ class HierarchicalAggregation(Strategy):
         before = fit_outputs(began, self.prior, self._task)
         merge = partial(self._merge, server_round)
         if kept.updates is not None:
-            suspected = suspects(kept.updates, self._sent, self.updates.clipped)
+            found = suspects(kept.updates, self._sent, self.updates.clipped)
+            suspected = {key: times for key, times in found.items() if self._is_like_all(key)}
             examine = self.examination.examine
             return examine(merged, kept.updates, merge, fits_of, before, suspected)
         if harmed(before, fits_of(merged), self.examination.share):
@@ -265,6 +266,12 @@ class HierarchicalAggregation(Strategy):
             merged = merge([])
             self._skipped.append(NONE_COUNTS)
         return merged, []
+
+    def _is_like_all(self, key: ClientKey) -> bool:
+        """Whether a client's labels are like those of all: other training hinders without fault."""
+        member = self.registry.members.get(key)
+        own = own_skew(member.client.label_sums, self.prior, self._task) if member else 0.0
+        return own <= self.config.strategy.skew_threshold
 
     def _merge(self, server_round: int, updates: Iterable[Uplink]) -> "_Merged":
         """Merge updates, one by one, and step; without any the model stays."""

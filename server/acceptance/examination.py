@@ -25,7 +25,9 @@ evidence. With e = H - mean(l'), what is explained without it, a client is left 
 
     mean(d) > share e    and    mean(g) > TRIED sd(g) / sqrt(n).
 
-Of one whose change is `ODD` times what is usual and more, mean(d) > 0 and TRIED_ODD are enough.
+Of one whose change is `ODD` times what is usual and more, mean(d) > 0 and TRIED_ODD are enough. A
+client whose labels are unlike those of all is not tried: honest training on few classes undoes what
+others learn of the rest.
 Where a site undoes what others learn from nothing, g is twice d, at the same deviation: it is found
 after a quarter of the items. If its update does not matter, g has mean 0.
 
@@ -145,12 +147,12 @@ class Evidence:
     @property
     def share(self) -> float:
         """Of what is explained without the client, how much is not with it."""
-        return self.rise / max(self.explained, _NOTHING * self.count)
+        return self.rise / max(self.explained, _NOTHING * self.count, _NOTHING)
 
     @property
     def errors(self) -> float:
         """How many standard errors the mean descent is above 0."""
-        variance = self.squares - self.descent**2 / self.count
+        variance = self.squares - self.descent**2 / max(self.count, 1.0)
         return self.descent / math.sqrt(variance) if variance > 0 else 0.0
 
 

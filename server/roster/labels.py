@@ -63,6 +63,30 @@ def pool_labels(clients: Iterable[ClientDescription], task: Task, outputs: int) 
     return PooledLabels(prior_of(pool_label_sums(sums, task), task), skew)
 
 
+def own_skew(sums: Tensor, prior: Tensor, task: Task) -> float:
+    """Measure how unlike a client's labels are to those of all, from their label sums and prior.
+
+    Of classes the divergence of theirs from the prior as a share of the prior's entropy, of several
+    labels the mean of that over the labels, of numbers the squared distance of the means as a share
+    of the prior's variance; less what chance alone would make of so few items. 0: like all.
+    """
+    if (count := float(sums[0] if task is not Task.classification else sums.sum())) <= 0:
+        return 0.0
+    if task is Task.regression:
+        mean, variance = prior.tolist()
+        distance = (float(sums[1]) - mean) ** 2 - variance / count
+        return max(distance / variance, 0.0) if variance > 0 else 0.0
+    if task is Task.classification:
+        own, every = F.pad(sums, (0, len(prior) - len(sums)))[None] / count, prior.exp()[None]
+    else:
+        own, every = (torch.stack([p, 1 - p], dim=1) for p in (sums[1:] / count, prior.sigmoid()))
+    entropy = -torch.special.xlogy(every, every).sum(dim=1)
+    divergence = torch.special.xlogy(own, own / every).sum(dim=1)
+    chance = (own.shape[1] - 1) / (2 * count)
+    skew: float = ((divergence - chance) / entropy).mean().clamp(min=0.0).item()
+    return skew
+
+
 def number_skew(sums: Sequence[Tensor]) -> float:
     """Measure how much the client says about a number: adjusted R^2 of the label on the client.
 
