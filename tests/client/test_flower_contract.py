@@ -53,6 +53,7 @@ flwr.proto.message_pb2.PullObjectRequest
 flwr.proto.node_pb2.NodeInfo
 flwr.app.message.make_message(metadata, content, error)
 flwr.common.serde_utils.metadata_from_proto(metadata_proto)
+flwr.common.constant.FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE
 flwr.supercore.inflatable.inflatable_object.iterate_object_tree(tree)
 flwr.supercore.inflatable.inflatable_utils.inflate_object_from_contents(object_id, object_contents)
 flwr.superlink.grid.http_grid.HttpGrid ._runtime_client .pull_messages .set_run .run

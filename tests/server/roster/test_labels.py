@@ -17,7 +17,7 @@ from torch import Tensor
 
 from common.model.calibration import label_sums, prior_of
 from common.task import Task
-from server.roster.labels import PooledLabels, kind_fault, label_skew, pool_labels
+from server.roster.labels import PooledLabels, kind_fault, label_skew, own_skew, pool_labels
 
 Array = NDArray[np.float64]
 
@@ -208,3 +208,30 @@ def test_labels_with_names_are_in_the_same_order() -> None:
     for names, fits in ((("joy", "sad"), True), (("sad", "joy"), False), ((), True)):
         fault = kind_fault(replace(site, label_names=names), Task.multilabel, 2, ("joy", "sad"))
         assert (fault is None) == fits
+
+
+# One client's ------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.integers(0, 50), min_size=3, max_size=3).filter(any))
+def test_the_skew_of_a_client_is_a_divergence_of_scipy(counts: list[int]) -> None:
+    every = np.array([50.0, 30.0, 20.0])
+    prior, own = torch.log(torch.from_numpy(every / 100)), np.array(counts, dtype=float)
+    chance = 2 / (2 * own.sum())
+    expected = max(0.0, (entropy(own, every) - chance) / entropy(every))
+    found = own_skew(torch.from_numpy(own), prior, Task.classification)
+    assert found == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_skew_of_a_client_by_task() -> None:
+    prior = torch.tensor([0.5, 0.5]).double().log()
+    assert own_skew(torch.tensor([900.0]), prior, Task.classification) == pytest.approx(1, abs=1e-3)
+    # Of two labels, one as everywhere and one that all items of the client have.
+    logits = torch.zeros(2).double()
+    sums = torch.tensor([1e6, 5e5, 1e6]).double()
+    assert own_skew(sums, logits, Task.multilabel) == pytest.approx(0.5, abs=1e-3)
+    numbers = torch.tensor([10.0, 4.0]).double()
+    near, far = (torch.tensor([100.0, mean, 7.0]).double() for mean in (10.1, 12.0))
+    assert own_skew(near, numbers, Task.regression) == 0
+    assert own_skew(far, numbers, Task.regression) == pytest.approx(2**2 / 4 - 1 / 100)
+    assert own_skew(torch.zeros(2).double(), prior, Task.classification) == 0
