@@ -61,6 +61,7 @@ def hydra_command(
                 fail(file_error(error))
 
         def command() -> None:
+            returned.clear()
             sys.argv[1:] = read_arguments(schema, sys.argv[1:])
             # Hydra then raises instead of printing several lines and exiting with 1.
             os.environ.setdefault("HYDRA_FULL_ERROR", "1")
@@ -74,6 +75,8 @@ def hydra_command(
                 if isinstance(error, ValueError) and "Config group override" not in str(error):
                     raise
                 fail(explain(error, schema))
+            except UserError as error:
+                fail(str(error))
             except OSError as error:
                 fail(file_error(error))
             except KeyboardInterrupt:

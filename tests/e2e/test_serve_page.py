@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,9 @@ def predicted(address: str, example: int, *modalities: str) -> dict[str, Any]:
 
 def number(value: float) -> str:
     """Format a number as the page does."""
-    return f"{value:.2f}".replace("-", MINUS)
+    close = 0 < abs(value) < 0.01
+    shown = f"{Decimal(f'{value:.1e}'):f}" if close else f"{value:.2f}"
+    return shown.replace("-", MINUS)
 
 
 def shows(page: Any, record: dict[str, Any]) -> None:
