@@ -99,11 +99,11 @@ _load = Resources.load_config
 _files: dict[tuple[str, str], Any] = {}
 
 
-def _load_once(source: Resources, path: str) -> Any:
+def _load_once(source: Resources, config_path: str) -> Any:
     """Load a YAML file of settings, which is the same for each command."""
-    if (source.path, path) not in _files:
-        _files[source.path, path] = _load(source, path)
-    return deepcopy(_files[source.path, path])
+    if (source.path, config_path) not in _files:
+        _files[source.path, config_path] = _load(source, config_path)
+    return deepcopy(_files[source.path, config_path])
 
 
 def mains() -> dict[str, Callable[[], None]]:

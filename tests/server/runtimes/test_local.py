@@ -80,7 +80,7 @@ def test_a_run_records_what_a_report_shows(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("fault", "reason"),
     [
-        (UserError("its disk\nis full"), "its disk is full"),
+        (UserError("its disk\nis full"), r"its disk\nis full"),
         (RuntimeError("out of\nmemory"), "RuntimeError"),
         (MemoryError(), "MemoryError"),
     ],
