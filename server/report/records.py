@@ -26,6 +26,7 @@ MOST_POINTS = 100  #: the most rounds that a chart shows, evenly spaced
 MOST_REJECTIONS = 60  #: the most rejections of a run that are listed one by one
 
 TOGETHER = "multimodal"
+LAST_GROUP = "checkpoint"  #: of a ``config.yaml``; one that was cut short lacks it
 WHOLE_ROUND = "round"  #: stands for the phases of a run whose version did not measure them
 
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -148,6 +149,8 @@ def read_result(folder: Path) -> Result:
         seed = int(settings["seed"])
     summary = read_summary(folder).model_copy(update={"diagnostics": None})
     task = _task(folder, settings["dataset.task"], summary.test.get(TOGETHER, {}))
+    if not any(name.startswith(f"{LAST_GROUP}.") for name in settings):
+        raise _damaged(folder / CONFIG, f"it ends before {LAST_GROUP}; copy it again")
     sent = [
         record.bytes_up / clients
         for record in read_rounds(folder)

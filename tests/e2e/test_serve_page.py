@@ -1,6 +1,7 @@
 """The page of `utmp-serve` in a browser."""
 
 import json
+import re
 from collections.abc import Iterator
 from decimal import Decimal
 from pathlib import Path
@@ -45,8 +46,12 @@ def predicted(address: str, example: int, *modalities: str) -> dict[str, Any]:
 
 def number(value: float) -> str:
     """Format a number as the page does."""
-    close = 0 < abs(value) < 0.01
-    shown = f"{Decimal(f'{value:.1e}'):f}" if close else f"{value:.2f}"
+    if not 0 < abs(value) < 0.01:
+        shown = f"{value:.2f}"
+    elif abs(value) >= 1e-6:
+        shown = f"{Decimal(f'{value:.1e}'):f}"
+    else:
+        shown = re.sub(r"e-0(\d)$", r"e-\1", f"{value:.1e}")
     return shown.replace("-", MINUS)
 
 
