@@ -179,7 +179,7 @@ def test_idle_connections_do_not_take_the_service(tmp_path: Path, sent: bytes) -
                 if number % 250 == 0:
                     check()
             files = len(list(Path(f"/proc/{process.pid}/fd").iterdir()))
-            assert files < 2 * CONNECTIONS < count or count < 3 * CONNECTIONS
+            assert files < 2 * CONNECTIONS
             for _ in range(20):
                 check()
                 time.sleep(0.05)
