@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -48,6 +49,10 @@ from common.structures.inputs import mapped_gaussian
 from common.task import Task
 from common.training import choose_device
 from common.wire import ProtocolError
+
+#: Models that a process keeps from one message to the next, at most, and those it has.
+MOST_MODELS = 8
+_models: dict[str, HAFedformer] = {}
 
 GetConfig = Callable[[Context], Config]
 
@@ -107,8 +112,9 @@ def run_round(downlink: Downlink, node: Node, config: Config) -> Uplink:
     data = client_data(node, key, config)
     model = received_model(downlink, data, config)
     data = standardised(data, downlink.prior)
-    outputs = validation_outputs(model, data, config.client.batch_size)
-    labels = torch.from_numpy(data.labels[data.validation])
+    held_out = data if downlink.evaluates else replace(data, validation=data.validation[:0])
+    outputs = validation_outputs(model, held_out, config.client.batch_size)
+    labels = torch.from_numpy(data.labels[held_out.validation])
     seen = calibration_sums(outputs, labels, downlink.prior, data.task)
     sums = client_label_sums(data)
     agrees = label_agreement(outputs, labels, sums, downlink.prior, data.task)
@@ -149,7 +155,7 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     shape = data.sequences.statistics_shape
     linear = (modality,) if "linear.weight" in downlink.encoder else ()
     spec = ModelSpec({modality: shape}, len(head), data.task, config.model, linear=linear)
-    model = build_model(spec, seed=0)
+    model = _model_of(spec)
     arrays = join_arrays(ModelArrays({modality: dict(downlink.encoder)}, dict(downlink.decoder)))
     try:
         model.load_state_dict(arrays)
@@ -161,6 +167,16 @@ def received_model(downlink: Downlink, data: ClientData, config: Config) -> HAFe
     if config.dataset.standardisation is Standardisation.client:
         set_standardisation(model, modality, FeatureMoments.of(data.sequences.select(data.train)))
     return model.to(choose_device(config.client.device))
+
+
+def _model_of(spec: ModelSpec) -> HAFedformer:
+    """Return the model of this kind that the process keeps; what was received fills it anew."""
+    kind = repr(spec)
+    if kind not in _models:
+        if len(_models) == MOST_MODELS:
+            _models.clear()
+        _models[kind] = build_model(spec, seed=0)
+    return _models[kind]
 
 
 def _check_outputs(downlink: Downlink, data: ClientData, outputs: int) -> None:

@@ -6,6 +6,7 @@ Notation: B items, O outputs, P parameters, S samples.
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,6 +21,9 @@ from common.training import make_optimizer
 
 #: Items in a batch over which moments are measured.
 _MEASURED_AT_ONCE = 256
+
+#: Steps of a client's items over which they are measured, about, and the fewest items.
+MEASURED_STEPS, MEASURED_ITEMS = 4096, 32
 
 
 @dataclass(frozen=True)
@@ -148,10 +152,17 @@ def validation_outputs(model: HAFedformer, data: ClientData, batch_size: int) ->
 
 
 def read_moments(model: HAFedformer, data: ClientData) -> dict[str, Tensor]:
-    """Return the moments of `client.input_moments` over the client's train items."""
+    """Return the moments of `client.input_moments` over the client's train items.
+
+    Of many, over as many as have `MEASURED_STEPS`, evenly spaced.
+    """
     device = next(model.parameters()).device
     moments = InputMoments(model)
-    items = SequenceItems(data.sequences, data.labels, data.train)
+    steps = int(data.sequences.lengths[data.train].sum())
+    share = MEASURED_STEPS / max(steps, 1)
+    count = min(len(data.train), max(round(share * len(data.train)), MEASURED_ITEMS))
+    places = np.linspace(0, len(data.train) - 1, count).round().astype(int)
+    items = SequenceItems(data.sequences, data.labels, data.train[places])
     for padded, _ in batches(items, _MEASURED_AT_ONCE):
         moments.add(data.modality, padded.to(device))
     return moments.mean()

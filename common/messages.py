@@ -53,6 +53,7 @@ class Downlink:
     prior: Tensor  # of the pooled labels, see `common.model.calibration.prior_of`
     lr_scale: float = 1.0  # what this round's local rates are multiplied by
     corrects_labels: bool = False  # whether the client corrects its loss for how its labels differ
+    evaluates: bool = True  # whether the sums over the client's validation items are used
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Uplink:
     examples: int  # train items; the client's weight
     # Mean over the local steps; of numbers in units of the prior's deviation.
     train_loss: float
-    # Of the model as received, on the client's validation items; see `common.model.calibration`.
+    # Of the model as received, on the client's validation items, zero where it does not evaluate;
+    # see `common.model.calibration`.
     calibration_sums: Tensor
     label_agreement: Tensor
     steps: int  # local

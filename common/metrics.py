@@ -23,17 +23,7 @@ from statistics import NormalDist
 from typing import Any
 
 import numpy as np
-import sklearn
 from numpy.typing import NDArray
-from sklearn.metrics import (
-    accuracy_score,
-    confusion_matrix,
-    f1_score,
-    log_loss,
-    mean_absolute_error,
-    mean_squared_error,
-    root_mean_squared_error,
-)
 
 from common.task import Task
 
@@ -111,23 +101,24 @@ def compute_metrics(
     sentiment
         Whether numbers are sentiment in [-3, 3]; adds `SENTIMENT_METRICS`.
 
-    Raises `ValueError` if there are no items, or not one deviation for each.
+    Raises `ValueError` if there are no items, a prediction is no number, or there is not one
+    deviation for each.
     """
     if len(truth) == 0:
         raise ValueError("metrics of no items")
     predicted = predicted.astype(np.float64)
+    if not np.isfinite(predicted).all():
+        raise ValueError("a prediction is no number")
     if task is Task.regression:
         truth = truth.astype(np.float64)
-    # Whether we call scikit-learn rightly need not be checked again in every round.
-    with sklearn.config_context(skip_parameter_validation=True):
-        metrics = METRICS[task] | (SENTIMENT_METRICS if sentiment else {})
-        scores = {name: float(metric(truth, predicted)) for name, metric in metrics.items()}
-        if task is Task.multilabel:
-            pairs = list(zip(truth.T > 0, predicted.T >= 0.5, strict=True))
-            by_label = {n: [float(of(*pair)) for pair in pairs] for n, of in LABEL_METRICS.items()}
-            scores = {name: float(np.mean(values)) for name, values in by_label.items()} | scores
-            for name, values in by_label.items():
-                scores |= {f"{name}_{k}": value for k, value in enumerate(values)}
+    metrics = METRICS[task] | (SENTIMENT_METRICS if sentiment else {})
+    scores = {name: float(metric(truth, predicted)) for name, metric in metrics.items()}
+    if task is Task.multilabel:
+        pairs = list(zip(truth.T > 0, predicted.T >= 0.5, strict=True))
+        by_label = {n: [float(of(*pair)) for pair in pairs] for n, of in LABEL_METRICS.items()}
+        scores = {name: float(np.mean(values)) for name, values in by_label.items()} | scores
+        for name, values in by_label.items():
+            scores |= {f"{name}_{k}": value for k, value in enumerate(values)}
     if task is Task.regression and std is not None:
         scores |= coverage_metrics(truth, predicted, std)
     return scores
@@ -145,6 +136,34 @@ def item_scores(task: Task, truth: Array, predicted: Array) -> Array:
             rows = zip(truth, predicted.astype(np.float64), strict=True)
             scores = np.array([_log_loss_of_labels(*row) for row in rows])
     return scores
+
+
+def mean_absolute_error(truth: Array, predicted: Array) -> float:
+    """Mean of |error|."""
+    return float(np.mean(np.abs(truth - predicted)))
+
+
+def mean_squared_error(truth: Array, predicted: Array) -> float:
+    """Mean of error^2."""
+    return float(np.mean((truth - predicted) ** 2))
+
+
+def root_mean_squared_error(truth: Array, predicted: Array) -> float:
+    """Root of the mean of error^2."""
+    return mean_squared_error(truth, predicted) ** 0.5
+
+
+def accuracy(truth: Array, predicted: Array) -> float:
+    """Share of items that agree."""
+    return float(np.mean(truth == predicted))
+
+
+def weighted_f1(truth: Array, predicted: Array) -> float:
+    """F1 of each class, 2 hits / (true + predicted), weighted by how often it is true."""
+    classes, counts = np.unique(truth, return_counts=True)
+    hits = np.array([np.count_nonzero((truth == c) & (predicted == c)) for c in classes])
+    called = np.array([np.count_nonzero(predicted == c) for c in classes])
+    return float((counts * 2 * hits / (counts + called)).sum() / len(truth))
 
 
 def correlation(truth: Array, predicted: Array) -> float:
@@ -206,7 +225,7 @@ def calibration_error(probabilities: Array, outcomes: Array) -> float:
 
 
 def weighted_accuracy(truth: Array, predicted: Array) -> float:
-    """Mean recall of the sides that occur; scikit-learn warns where only one does."""
+    """Mean recall of the sides that occur."""
     return float(np.mean([np.mean(predicted[truth == side] == side) for side in np.unique(truth)]))
 
 
@@ -230,19 +249,20 @@ def chosen(metric: Metric) -> Metric:
     return lambda truth, probabilities: metric(truth, probabilities.argmax(axis=1))
 
 
-#: F1 of each class, weighted by how often it is true.
-weighted_f1 = partial(f1_score, average="weighted", zero_division=0.0)
-
-
 def _log_loss_of_classes(truth: Array, probabilities: Array) -> float:
-    # float32 softmax rows miss 1 by more than scikit-learn tolerates.
+    """Cross-entropy, the mean over items; rows of float32 need not add up to exactly 1."""
     rows = probabilities / probabilities.sum(axis=1, keepdims=True)
-    return float(log_loss(truth, rows, labels=range(probabilities.shape[1])))
+    return _surprise(rows[np.arange(len(truth)), truth])
 
 
 def _log_loss_of_labels(truth: Array, probabilities: Array) -> float:
     """Binary cross-entropy, the mean over items and labels."""
-    return float(log_loss(truth.ravel() > 0, probabilities.ravel(), labels=[False, True]))
+    return _surprise(np.where(truth > 0, probabilities, 1 - probabilities))
+
+
+def _surprise(probabilities: Array) -> float:
+    """Return the mean of -log p, of probabilities of what came about, at least rounding."""
+    return float(-np.mean(np.log(np.maximum(probabilities, np.finfo(np.float64).eps))))
 
 
 def _events(task: Task, truth: Array, probabilities: Array) -> tuple[Array, Array]:
@@ -263,7 +283,7 @@ METRICS: dict[Task, dict[str, Metric]] = {
         "ccc": concordance,
     },
     Task.classification: {
-        "accuracy": chosen(accuracy_score),
+        "accuracy": chosen(accuracy),
         "f1": chosen(weighted_f1),
         "log_loss": _log_loss_of_classes,
         "ece": lambda *pair: calibration_error(*_events(Task.classification, *pair)),
@@ -277,8 +297,8 @@ METRICS: dict[Task, dict[str, Metric]] = {
 #: Further metrics of numbers that are sentiment in [-3, 3].
 SENTIMENT_METRICS: dict[str, Metric] = {
     "mse": mean_squared_error,
-    "acc2": nonnegative(accuracy_score),
-    "acc2_nonzero": nonzero(accuracy_score),
+    "acc2": nonnegative(accuracy),
+    "acc2_nonzero": nonzero(accuracy),
     "f1": nonnegative(weighted_f1),
     "f1_nonzero": nonzero(weighted_f1),
     "acc5": partial(rounded_agreement, limit=2),
@@ -341,6 +361,9 @@ def confusion(task: Task, truth: Array, predicted: Array) -> Table:
     several labels ``counts`` holds such a 2 x 2 matrix for each, of absent and present, which it is
     from a probability of 0.5 on.
     """
+    # Imported here: a second, and 100 MB, that no training needs.
+    from sklearn.metrics import confusion_matrix
+
     match task:
         case Task.regression:
             classes = list(range(-3, 4))

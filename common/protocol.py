@@ -35,7 +35,7 @@ from common.wire import (
     write_tensors,
 )
 
-VERSION = 6
+VERSION = 7
 
 # Record keys.
 _ABOUT = "about"
@@ -50,6 +50,7 @@ _LINEAR = "linear"
 # Fields of the records, and their types; vectors travel as lists.
 _KEY = {"modality": str, "part": int}
 _DOWNLINK = _KEY | {"round": int, "prior": list, "lr-scale": float, "corrects-labels": bool}
+_DOWNLINK |= {"evaluates": bool}
 _UPLINK = _KEY | {"round": int}
 _FIGURES = {"examples": int, "train-loss": float, "evidence": list, "agreement": list, "steps": int}
 _DESCRIPTION = {"version": int, "clients": int, "error": str}

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
-from flwr.superlink.grid.http_grid import HttpGrid
 
 from common.config import Config, ConsoleStyle, config_of_run
 from common.data.federation import FederatedDataset, load_federation
@@ -14,7 +13,6 @@ from common.errors import UserError
 from common.task import Task
 from common.training import use_one_thread
 from server.records import RoundRecord
-from server.roster.whole_replies import WholeReplyGrid
 from server.run.checkpoint import Checkpoint, Checkpoints
 from server.run.console import JsonConsole, RunConsole
 from server.run.federation import federate
@@ -103,6 +101,11 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the federation that the run-config strings ``config-name`` and ``overrides`` describe."""
+    # Imported here: Flower's client of a SuperLink takes a second that no simulation needs.
+    from flwr.superlink.grid.http_grid import HttpGrid
+
+    from server.roster.whole_replies import WholeReplyGrid
+
     if isinstance(grid, HttpGrid):
         grid = WholeReplyGrid(grid)
         end_with_parent()

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from common.config import FusionRule
 from common.data.batching import pad_all
 from common.data.dataset import LabelArray, MultimodalDataset
 from common.metrics import Array, ConstantPredictions, Table, compute_metrics, diagnostics
@@ -36,6 +37,9 @@ BATCH = 128
 #: Batches at a time, at most: each has its place in memory.
 AT_ONCE = 8
 
+#: Rules that need nothing of an item but what each expert says of it.
+JOIN_OUTPUTS = (FusionRule.calibrated, FusionRule.product_of_experts)
+
 #: The most modalities of which every subset is scored.
 EVERY_SUBSET = 4
 
@@ -49,9 +53,22 @@ Questions = Mapping[str, tuple[Fusion, Sequence[str]]]
 Answer = tuple[LabelArray, NDArray[np.float32], NDArray[np.float32] | None]
 
 
-def evaluate(model: HAFedformer, fusion: Fusion, items: MultimodalDataset) -> Scores:
-    """Score a model, which is left in evaluation mode; ``multimodal`` and each modality alone."""
-    return _score(model, _together_and_alone(fusion, items), items)
+def evaluate(
+    model: HAFedformer, fusion: Fusion, items: MultimodalDataset, seen: Opinions | None = None
+) -> Scores:
+    """Score a model, which is left in evaluation mode; ``multimodal`` and each modality alone.
+
+    `seen` is what `opinions` returned of the same state and items, which spares rules that join
+    outputs the encoding.
+    """
+    questions = _together_and_alone(fusion, items)
+    if seen is None or fusion.rule not in JOIN_OUTPUTS:
+        return _score(model, questions, items)
+    lengths = {name: there.long() for name, there in seen.present.items()}
+    encoded = Encoded({}, lengths, seen.linear, dict(seen.outputs))
+    predicted = [_predicted(model, questions, encoded)]
+    found = _joined(questions, items.select(np.flatnonzero(items.present())), predicted)
+    return {title: score(model.spec, *answer) for title, answer in found}
 
 
 def evaluate_rules(
@@ -152,7 +169,15 @@ def _answer(
     for _, names in questions.values():
         if not items.present(names).any():
             raise ValueError(f"no item has any of {', '.join(names)}")
-    batches = _predict(model, questions, items)
+    yield from _joined(
+        questions, items, _by_batch(model, items, partial(_predicted, model, questions))
+    )
+
+
+def _joined(
+    questions: Questions, items: MultimodalDataset, batches: Sequence[Mapping[str, Prediction]]
+) -> Iterator[tuple[str, Answer]]:
+    """Put the answers of batches together."""
     for title, (_, names) in questions.items():
         found = [batch[title] for batch in batches if title in batch]
         values = torch.cat([prediction.values for prediction in found]).cpu().numpy()
@@ -161,20 +186,14 @@ def _answer(
         yield title, (items.labels[items.present(names)], values, std)
 
 
-def _predict(
-    model: HAFedformer, questions: Questions, items: MultimodalDataset
-) -> list[dict[str, Prediction]]:
-    """Predict batch by batch; a question about none of a batch's items has no answer there."""
-
-    def predict(encoded: Encoded) -> dict[str, Prediction]:
-        answers = {}
-        for title, (fusion, names) in questions.items():
-            present = encoded.present(names).any(dim=0)
-            if present.any():
-                answers[title] = predict_encoded(model, fusion, encoded.select(present), names)
-        return answers
-
-    return _by_batch(model, items, predict)
+def _predicted(model: HAFedformer, questions: Questions, encoded: Encoded) -> dict[str, Prediction]:
+    """Answer for a batch; a question about none of its items has no answer there."""
+    answers = {}
+    for title, (fusion, names) in questions.items():
+        present = encoded.present(names).any(dim=0)
+        if present.any():
+            answers[title] = predict_encoded(model, fusion, encoded.select(present), names)
+    return answers
 
 
 def _by_batch(

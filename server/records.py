@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeVar
 
+from common.metrics import HEADLINE, SELECTION
 from common.task import Task
 
 T = TypeVar("T")
@@ -103,9 +104,6 @@ class RoundRecord:
 
     def check_scores(self, others: Mapping[str, Mapping[str, float]], task: Task) -> None:
         """Raise `ValueError` unless this has the scores that another round has."""
-        # With scikit-learn, which prediction does without.
-        from common.metrics import HEADLINE, SELECTION
-
         names, metrics = self.validation.keys(), {HEADLINE[task], SELECTION[task]}
         scored = all(metrics <= scores.keys() for scores in self.validation.values())
         if not scored or names != others.keys() or "multimodal" not in names:

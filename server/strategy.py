@@ -6,7 +6,7 @@ merges the sum; the server's optimiser steps to the result.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -72,7 +72,8 @@ class HierarchicalAggregation(Strategy):
 
     `labels` are those of all clients together, `trained` the trained tensors of each encoder and of
     the decoder. `look` returns what a model, by its state, says of the coordinator's items, by
-    which updates that do harm are found; None: nobody looks.
+    which updates that do harm are found; None: nobody looks. Clients of the modalities that are
+    `well_measured` by these items do not evaluate what they receive.
 
     Raises
     ------
@@ -87,6 +88,7 @@ class HierarchicalAggregation(Strategy):
         labels: PooledLabels,
         trained: ModelArrays,
         look: Look | None = None,
+        well_measured: Collection[str] = (),
     ) -> None:
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
@@ -96,7 +98,8 @@ class HierarchicalAggregation(Strategy):
         self.calibration_sums = {name: no_calibration_sums(task) for name in trained.encoders}
         #: What the model says of the coordinator's items, if somebody looked.
         self.opinions: Opinions | None = None
-        self._look = look
+        self._look, agreement = look, config.strategy.weights == "agreement"
+        self._silent = () if agreement else well_measured
         share = config.strategy.screening.max_loss_rise
         # The noise of privacy does harm that nobody is to blame for.
         is_private = config.privacy.name is not PrivacyRule.none
@@ -189,8 +192,9 @@ class HierarchicalAggregation(Strategy):
         for member in members:
             key = member.client.key
             encoder = model.encoders[key.modality]
+            evaluates = key.modality not in self._silent
             downlink = Downlink(
-                key, server_round, encoder, model.decoder, self.prior, scale, corrects
+                key, server_round, encoder, model.decoder, self.prior, scale, corrects, evaluates
             )
             content = encode_downlink(downlink, contents.get(key.modality))
             contents[key.modality] = content

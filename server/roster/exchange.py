@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -11,7 +12,6 @@ from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid
 
 from server.acceptance.update_filter import FilteredUpdates
-from server.roster.whole_replies import WholeReplyGrid
 
 #: Seconds between looks for replies: from the first, growing, to the second.
 POLL_SECONDS = (0.02, 1.0)
@@ -22,6 +22,19 @@ GRACE_SECONDS = 2.0
 
 #: How far the clocks of a site and of the server may be apart.
 CLOCK_SECONDS = 60.0
+
+
+class PartwiseGrid(Grid):
+    """A grid whose replies come part by part, and may be begun when the deadline is there."""
+
+    #: Bytes of a reply to the messages of a round, at most, by the key of the message.
+    most: dict[str, int]
+    #: When a look for replies ends, by `time.monotonic`, whatever the SuperLink is at.
+    deadline: float
+
+    @abstractmethod
+    def abandon(self, message_ids: Iterable[str]) -> Iterator[Message]:
+        """Yield an error in place of each reply of which only a part has come."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ def collect(
     """
     missed: set[int] = set()
     deadline, pause = time.monotonic() + timeout, POLL_SECONDS[0]
-    if isinstance(grid, WholeReplyGrid):
+    if isinstance(grid, PartwiseGrid):
         grid.deadline = deadline + GRACE_SECONDS if intake else math.inf
         if intake:
             grid.most = {key: intake.most_bytes(node) for key, node in pending.items()}
@@ -128,7 +141,7 @@ def collect(
         # One at a time, where the grid has them so.
         yield from _answers(grid.pull_messages(keys), pending)
         came, left = len(pending) < waiting, deadline - time.monotonic()
-        if intake and left <= 0 and isinstance(grid, WholeReplyGrid):
+        if intake and left <= 0 and isinstance(grid, PartwiseGrid):
             yield from _answers(grid.abandon(keys), pending)
         more = came or left > -GRACE_SECONDS
         if intake and wanted is not None and more and (left <= 0 or not keys):

@@ -28,6 +28,7 @@ from common.flower import (
     description_too_large,
     too_many_parts,
 )
+from server.roster.exchange import PartwiseGrid
 
 #: How long a call of the SuperLink takes at most, before it is tried again; and how long it may
 #: take even when the deadline is past.
@@ -49,16 +50,14 @@ class _Begun:
     fault: str = ""
 
 
-class WholeReplyGrid(HttpGrid):
+class WholeReplyGrid(HttpGrid, PartwiseGrid):
     """The grid that Flower made, with its connection; replies are pulled part by part."""
 
     def __init__(self, grid: HttpGrid) -> None:
         self.__dict__.update(vars(grid))
         #: By the key of the message that it answers.
         self._begun: dict[str, _Begun] = {}
-        #: Bytes of a reply to the messages of a round, at most.
-        self.most: dict[str, int] = {}
-        #: When a look for replies ends, by `time.monotonic`, whatever the SuperLink is at.
+        self.most = {}
         self.deadline = math.inf
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterator[Message]:

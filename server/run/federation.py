@@ -16,13 +16,13 @@ from common.config import FusionRule, OnMissingModality
 from common.data.dataset import MultimodalDataset
 from common.data.moments import FeatureMoments
 from common.errors import UserError
-from common.model.fit_joint import Opinions
+from common.model.fit_joint import FEW_ITEMS, Opinions
 from common.model.fusion import Fusion, fit_fusion
 from common.model.ha_fedformer import ModelArrays, split_arrays, trained_names
 from common.model.linear import LinearSums
 from common.structures import MOST_INPUTS, decoder_structure, encoder_structure
 from server.acceptance.privacy import privacy_spent
-from server.evaluate import evaluate_rules, evaluate_subsets, opinions
+from server.evaluate import Scores, evaluate, evaluate_rules, evaluate_subsets, opinions
 from server.records import Phase, PhaseClock, RoundRecord
 from server.roster.attendance import Attendance
 from server.roster.exchange import exchange
@@ -73,7 +73,14 @@ class Federation(OneModel):
         state = self.model.state_dict()
         trained = split_arrays({name: state[name] for name in trained_names(self.model)})
         self.prior = labels.prior
-        self.strategy = HierarchicalAggregation(config, registry, labels, trained, self._look)
+        well_measured = [
+            name
+            for name, sequences in data.validation.sequences.items()
+            if sequences.present.sum() >= FEW_ITEMS
+        ]
+        self.strategy = HierarchicalAggregation(
+            config, registry, labels, trained, self._look, well_measured
+        )
         self._tell_left_out(trained)
         self.examples = sum(member.client.examples for member in registry.members.values())
         self._settings = plain_settings(config)
@@ -201,6 +208,16 @@ class Federation(OneModel):
                 f"{'; '.join(report.rejected) or 'no reply came in time'}"
             )
         return report
+
+    def scores(self, items: MultimodalDataset) -> Scores:
+        """Score all modalities together, and each alone; no item is encoded twice in a round."""
+        seen = self.strategy.opinions if items is self._run.data.validation else None
+        return evaluate(self.model, self.fitted, items, seen)
+
+    def restore(self) -> None:
+        """Go back to the state that was kept."""
+        super().restore()
+        self.strategy.opinions = None
 
     def results(self, items: MultimodalDataset) -> dict[str, Any]:
         """Return the scores under each fusion rule and of each subset, and privacy."""

@@ -2,8 +2,8 @@
 
 ``config.yaml`` resolved; ``rounds.jsonl``, one object a round; ``checkpoints/``; ``summary.json``;
 the model with all that is needed to rebuild it, and with ``checkpoint.deliver=best`` that of the
-last round; ``learning_curve.png``; what trackers leave, see `server.tracking`. Files appear
-complete or not at all. A run locks ``rounds.jsonl`` while it lasts.
+last round; what trackers leave, see `server.tracking`. Files appear complete or not at all. A run
+locks ``rounds.jsonl`` while it lasts.
 """
 
 import fcntl
@@ -31,7 +31,6 @@ ROUNDS = "rounds.jsonl"
 SUMMARY = "summary.json"
 MODEL = "model.safetensors"
 LAST = "last.safetensors"
-CURVE = "learning_curve.png"
 FLOWER_LOG = "flower.log"
 CHECKPOINTS = "checkpoints"
 TENSORBOARD = "tensorboard"

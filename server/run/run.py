@@ -24,8 +24,8 @@ from common.task import Task
 from server.evaluate import Answer
 from server.records import Phase, PhaseClock, RoundRecord
 from server.run.checkpoint import Checkpoint, Checkpoints, MisfitError, read_checkpoint
-from server.run.console import RunConsole, learning_curve
-from server.run.folder import CHECKPOINTS, CURVE, LAST, MODEL, ROUNDS, RunFolder
+from server.run.console import RunConsole
+from server.run.folder import CHECKPOINTS, LAST, MODEL, ROUNDS, RunFolder
 from server.run.linear import too_wide
 from server.run.selection import best_round, diverged, out_of_patience
 from server.run.source import RoundSource
@@ -253,7 +253,6 @@ class Run:
             "cleaning": data.cleaning,
         }
         self._write_model(MODEL, source)
-        self.folder.write(CURVE, learning_curve(self.records, data.task))
         self.folder.write_summary(summary)
         self.tracking.finish(self._objects(), summary)
         table = test | {CONSTANT[data.task][0]: constant}

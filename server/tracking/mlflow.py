@@ -24,10 +24,10 @@ import mlflow
 
 from common.atomic import atomic_file
 from common.config import Config
-from server.run.folder import CONFIG, CURVE, MODEL, ROUNDS, SUMMARY, TRACKING
+from server.run.folder import CONFIG, MODEL, ROUNDS, SUMMARY, TRACKING
 from server.tracking.figures import parameters
 
-_ARTEFACTS = (CONFIG, ROUNDS, SUMMARY, CURVE, MODEL)
+_ARTEFACTS = (CONFIG, ROUNDS, SUMMARY, MODEL)
 
 #: A figure of every round; its history shows which rounds MLflow has.
 _COUNTED = "seconds"

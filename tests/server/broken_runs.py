@@ -11,7 +11,7 @@ from server.app import prepare
 from server.records import RoundRecord
 from server.run.checkpoint import Checkpoints
 from server.run.federation import federate
-from server.run.folder import CHECKPOINTS, CURVE, LAST, MODEL, ROUNDS, SUMMARY
+from server.run.folder import CHECKPOINTS, LAST, MODEL, ROUNDS, SUMMARY
 from server.run.run import Run
 from server.runtimes.local import LocalGrid
 
@@ -88,7 +88,7 @@ def cut(folder: Path, rounds: int, checkpoints: int | None = None) -> Path:
     """Leave what a finished run had after some rounds, with the checkpoints of some."""
     lines = (folder / ROUNDS).read_bytes().splitlines(keepends=True)
     (folder / ROUNDS).write_bytes(b"".join(lines[:rounds]))
-    for name in (SUMMARY, MODEL, LAST, CURVE):
+    for name in (SUMMARY, MODEL, LAST):
         (folder / name).unlink()
     kept = Checkpoints(folder / CHECKPOINTS)
     for number in kept.rounds():

@@ -24,7 +24,7 @@ from server.evaluate import Scores, evaluate
 from server.model_file import load_model
 from server.preparation.preparation import prepare as prepare_shards
 from server.records import RoundRecord
-from server.run.folder import CONFIG, CURVE, LAST, MODEL, ROUNDS, SUMMARY
+from server.run.folder import CONFIG, LAST, MODEL, ROUNDS, SUMMARY
 from server.run.run import Run
 
 STRATEGIES = ("local", "closed_form", "pooled", "centralised", "early_fusion", "cross_modal")
@@ -78,7 +78,7 @@ def test_the_run_folder_is_that_of_a_federation(strategy: str, finished: Finish)
     run, summary = finished(strategy)
     folder, whole = run.folder.path, strategy in WHOLE
     rounds = [json.loads(line) for line in (folder / ROUNDS).read_text().splitlines()]
-    expected = {CONFIG, ROUNDS, SUMMARY, CURVE, *([MODEL, LAST] if whole else [])}
+    expected = {CONFIG, ROUNDS, SUMMARY, *([MODEL, LAST] if whole else [])}
     assert {path.name for path in folder.iterdir()} == expected
     assert summary.keys() == SUMMARY_KEYS and json.loads((folder / SUMMARY).read_text()) == summary
     assert [line["round"] for line in rounds] == ([1] if strategy == "closed_form" else [1, 2])
@@ -164,11 +164,11 @@ def test_a_run_that_fails_later_keeps_what_it_has(
     told = {"warnings": ("labels are few",), "cleaning": {"items without label": 3}}
     run.data = replace(run.data, **told)  # type: ignore[arg-type]
 
-    def refuse(*_: object) -> bytes:
-        raise UserError("no picture")
+    def refuse(*_: object) -> dict[str, float]:
+        raise UserError("no scores")
 
-    monkeypatch.setattr("server.run.run.learning_curve", refuse)
-    with pytest.raises(UserError, match="no picture; a baseline cannot be resumed"):
+    monkeypatch.setattr("server.run.run.constant_scores", refuse)
+    with pytest.raises(UserError, match="no scores; a baseline cannot be resumed"):
         run_baseline(run)
     assert len((tmp_path / "run" / ROUNDS).read_text().splitlines()) == 2
     shown = capsys.readouterr().out

@@ -27,7 +27,7 @@ URI = "sqlite:///mlflow.db"
 MLFLOW = ("tracking=mlflow", f"tracking.uri={URI}")
 DOWN = ("tracking=mlflow", "tracking.uri=http://127.0.0.1:9")
 TENSORBOARD = ("tracking=tensorboard",)
-FILES = {"config.yaml", "learning_curve.png", "model.safetensors", "rounds.jsonl", "summary.json"}
+FILES = {"config.yaml", "model.safetensors", "rounds.jsonl", "summary.json"}
 
 pytestmark = pytest.mark.usefixtures("place", "in_a_task")
 
