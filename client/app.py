@@ -207,7 +207,7 @@ def _fitted(
     # Less a hair, for products that round to just above a whole number: 0.07 of 100 is 7.
     in_time = downlink.round <= math.ceil(strategy.posterior_rounds * config.rounds - 1e-9)
     if in_time and any(each is not None and each.reads_inputs for each in structures):
-        moments = split_arrays(read_moments(model, data))
+        moments = split_arrays(read_moments(model, data, decoder=structures[1] is not None))
     encoder = {
         name: fit_gaussian(
             sample,

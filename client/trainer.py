@@ -151,13 +151,14 @@ def validation_outputs(model: HAFedformer, data: ClientData, batch_size: int) ->
     return torch.cat(outputs)
 
 
-def read_moments(model: HAFedformer, data: ClientData) -> dict[str, Tensor]:
+def read_moments(model: HAFedformer, data: ClientData, decoder: bool = True) -> dict[str, Tensor]:
     """Return the moments of `client.input_moments` over the client's train items.
 
-    Of many, over as many as have `MEASURED_STEPS`, evenly spaced.
+    Those of the decoder's maps are left out unless they are asked for. Of many items, over as many
+    as have `MEASURED_STEPS`, evenly spaced.
     """
     device = next(model.parameters()).device
-    moments = InputMoments(model)
+    moments = InputMoments(model, decoder)
     steps = int(data.sequences.lengths[data.train].sum())
     share = MEASURED_STEPS / max(steps, 1)
     count = min(len(data.train), max(round(share * len(data.train)), MEASURED_ITEMS))

@@ -1,4 +1,4 @@
-"""Metrics of each kind of label, and tables behind them.
+"""Metrics of each kind of label.
 
 Numbers: mean absolute and root mean squared error; coefficient of determination; Pearson's and
 Lin's correlation. Of sentiment in [-3, 3], see `is_sentiment`, also what the literature on CMU-MOSI
@@ -11,9 +11,10 @@ Calibration: `coverage_50` and `coverage_90`, the share of numbers inside the ce
 of what was predicted, N(mean, std); `ece`, the expected calibration error of probabilities (Guo et
 al., ICML 2017).
 
-`diagnostics` are confusion matrices and calibration tables, as plain numbers for JSON.
+They are written out here, for scikit-learn's take a second and 100 MB to import; tests hold them to
+it.
 
-Notation: N items, K classes or labels, C classes of a matrix, rows the truth.
+Notation: N items, K classes or labels.
 """
 
 import warnings
@@ -58,9 +59,6 @@ LEVELS = tuple(range(10, 100, 10))
 
 #: Bins of equal width in which probabilities meet frequencies.
 BINS = 10
-
-#: Items whose truth and prediction are kept, at most.
-PAIRS = 300
 
 #: Lists of numbers by name.
 Table = dict[str, list[Any]]
@@ -150,7 +148,7 @@ def mean_squared_error(truth: Array, predicted: Array) -> float:
 
 def root_mean_squared_error(truth: Array, predicted: Array) -> float:
     """Root of the mean of error^2."""
-    return mean_squared_error(truth, predicted) ** 0.5
+    return float(mean_squared_error(truth, predicted) ** 0.5)
 
 
 def accuracy(truth: Array, predicted: Array) -> float:
@@ -212,6 +210,21 @@ def coverage_metrics(truth: Array, predicted: Array, std: Array) -> dict[str, fl
     return {f"coverage_{level}": observed[LEVELS.index(level)] for level in (50, 90)}
 
 
+def coverage_table(truth: Array, predicted: Array, std: Array) -> Table:
+    """Compare the nominal coverage of intervals with the observed; all arguments (N,).
+
+    ``nominal`` shares; ``observed``, the shares of items inside those central intervals of
+    N(predicted, std), ends included; ``width``, the mean widths of the intervals.
+    """
+    errors, std = np.abs(truth.astype(np.float64) - predicted), std.astype(np.float64)
+    reach = [NormalDist().inv_cdf(0.5 + level / 200) for level in LEVELS]
+    return {
+        "nominal": [level / 100 for level in LEVELS],
+        "observed": [float(np.mean(errors <= times * std)) for times in reach],
+        "width": [float(np.mean(2 * times * std)) for times in reach],
+    }
+
+
 def calibration_error(probabilities: Array, outcomes: Array) -> float:
     """Return the expected calibration error: how far probabilities are from frequencies.
 
@@ -265,7 +278,7 @@ def _surprise(probabilities: Array) -> float:
     return float(-np.mean(np.log(np.maximum(probabilities, np.finfo(np.float64).eps))))
 
 
-def _events(task: Task, truth: Array, probabilities: Array) -> tuple[Array, Array]:
+def events(task: Task, truth: Array, probabilities: Array) -> tuple[Array, Array]:
     """Return probabilities of events and which came about: the chosen class, or each label."""
     if task is Task.multilabel:
         return probabilities.ravel(), truth.ravel() > 0
@@ -286,11 +299,11 @@ METRICS: dict[Task, dict[str, Metric]] = {
         "accuracy": chosen(accuracy),
         "f1": chosen(weighted_f1),
         "log_loss": _log_loss_of_classes,
-        "ece": lambda *pair: calibration_error(*_events(Task.classification, *pair)),
+        "ece": lambda *pair: calibration_error(*events(Task.classification, *pair)),
     },
     Task.multilabel: {
         "log_loss": _log_loss_of_labels,
-        "ece": lambda *pair: calibration_error(*_events(Task.multilabel, *pair)),
+        "ece": lambda *pair: calibration_error(*events(Task.multilabel, *pair)),
     },
 }
 
@@ -308,109 +321,3 @@ SENTIMENT_METRICS: dict[str, Metric] = {
 #: Metrics of one label by itself, from (N,) bool truth and prediction; their means over the labels
 #: are metrics of several labels. Plain accuracy is high for a label that is nearly always absent.
 LABEL_METRICS: dict[str, Metric] = {"weighted_accuracy": weighted_accuracy, "f1": weighted_f1}
-
-
-def diagnostics(
-    task: Task,
-    truth: Array,
-    predicted: Array,
-    std: Array | None = None,
-    *,
-    sentiment: bool = False,
-) -> dict[str, Table]:
-    """Count confusions, and tabulate calibration; arguments as of `compute_metrics`.
-
-    Returns ``confusion``, see `confusion`, absent for numbers that are not sentiment; and
-    ``calibration``: of numbers see `coverage_table`, absent without deviations; of classes and
-    labels see `reliability_table`, for the probabilities of the chosen class, or of the presence of
-    each label, all items and labels in the same bins; and, of numbers, ``predictions``.
-
-    Raises `ValueError` if there are no items, or a prediction is no number.
-    """
-    if len(truth) == 0:
-        raise ValueError("diagnostics of no items")
-    predicted = predicted.astype(np.float64)
-    if not np.isfinite(predicted).all():
-        raise ValueError("a prediction is no number")
-    tables = {}
-    if sentiment or task is not Task.regression:
-        tables["confusion"] = confusion(task, truth, predicted)
-    if task is not Task.regression:
-        tables["calibration"] = reliability_table(*_events(task, truth, predicted))
-    elif std is not None:
-        tables["calibration"] = coverage_table(truth, predicted, std)
-    if task is Task.regression:
-        tables["predictions"] = prediction_table(truth, predicted)
-    return tables
-
-
-def prediction_table(truth: Array, predicted: Array) -> Table:
-    """Return ``truth`` and ``predicted`` of at most `PAIRS` items, evenly spaced, to 5 digits."""
-    places = np.linspace(0, len(truth) - 1, min(len(truth), PAIRS)).round().astype(int)
-    return {
-        name: [float(f"{value:.5g}") for value in values[places].tolist()]
-        for name, values in (("truth", truth), ("predicted", predicted))
-    }
-
-
-def confusion(task: Task, truth: Array, predicted: Array) -> Table:
-    """Count true against predicted ``classes``, C names.
-
-    ``counts`` are C lists, one for each true class, of C counts, one for each predicted. Numbers
-    are sentiment, counted in the classes of Acc-7: clipped to [-3, 3] and rounded half to even. Of
-    several labels ``counts`` holds such a 2 x 2 matrix for each, of absent and present, which it is
-    from a probability of 0.5 on.
-    """
-    # Imported here: a second, and 100 MB, that no training needs.
-    from sklearn.metrics import confusion_matrix
-
-    match task:
-        case Task.regression:
-            classes = list(range(-3, 4))
-            rounded = [np.rint(np.clip(values, -3, 3)) for values in (truth, predicted)]
-            counts = confusion_matrix(*rounded, labels=classes)
-        case Task.classification:
-            classes = list(range(predicted.shape[1]))
-            counts = confusion_matrix(truth, predicted.argmax(axis=1), labels=classes)
-        case Task.multilabel:
-            classes = [0, 1]
-            pairs = zip(truth.T > 0, predicted.T >= 0.5, strict=True)
-            counts = np.stack([confusion_matrix(*pair, labels=classes) for pair in pairs])
-    return {"classes": classes, "counts": counts.tolist()}
-
-
-def coverage_table(truth: Array, predicted: Array, std: Array) -> Table:
-    """Compare the nominal coverage of intervals with the observed; all arguments (N,).
-
-    ``nominal`` shares; ``observed``, the shares of items inside those central intervals of
-    N(predicted, std), ends included; ``width``, the mean widths of the intervals.
-    """
-    errors, std = np.abs(truth.astype(np.float64) - predicted), std.astype(np.float64)
-    reach = [NormalDist().inv_cdf(0.5 + level / 200) for level in LEVELS]
-    return {
-        "nominal": [level / 100 for level in LEVELS],
-        "observed": [float(np.mean(errors <= times * std)) for times in reach],
-        "width": [float(np.mean(2 * times * std)) for times in reach],
-    }
-
-
-def reliability_table(probabilities: Array, outcomes: Array) -> Table:
-    """Compare probabilities with frequencies; arguments and bins as of `calibration_error`.
-
-    ``upper`` edges of the bins; ``count`` of items; mean ``probability`` and ``frequency``, None
-    where a bin is empty.
-    """
-    edges = np.arange(1, BINS + 1) / BINS
-    bins = np.searchsorted(edges[:-1], probabilities)
-    counts = np.bincount(bins, minlength=BINS)
-
-    def means(values: Array) -> list[float | None]:
-        sums = np.bincount(bins, weights=values, minlength=BINS)
-        return [float(s / n) if n else None for s, n in zip(sums, counts, strict=True)]
-
-    return {
-        "upper": edges.tolist(),
-        "count": counts.tolist(),
-        "probability": means(probabilities),
-        "frequency": means(outcomes),
-    }

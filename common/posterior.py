@@ -5,7 +5,7 @@ P weights in all.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -40,13 +40,6 @@ class Gaussian:
         if found != expected:
             raise ValueError(f"{self.form} precision has shape {found}, expected {expected}")
 
-    def mean_precision(self) -> float:
-        """Return the mean eigenvalue of the precision, which is the mean of its diagonal."""
-        if self.precision is None:
-            return 1.0
-        values = self.precision.diagonal() if self.form is Form.row else self.precision
-        return values.mean(dtype=torch.float64).item()
-
 
 def precision_shape(mean: Tensor, form: Form) -> tuple[int, ...] | None:
     """Return the shape of the precision that belongs to a mean."""
@@ -77,11 +70,12 @@ class Layout:
         """Return arrays of this layout as one vector (P,)."""
         return torch.cat([arrays[name].reshape(-1) for name in self.names])
 
-    def split(self, vector: Tensor) -> dict[str, Tensor]:
-        """Return the arrays as views of a vector (P,)."""
+    def split(self, vector: Tensor, only: Container[str] | None = None) -> dict[str, Tensor]:
+        """Return the arrays, or those of some names, as views of a vector (P,)."""
         pieces = torch.split(vector, self.sizes)
         named = zip(self.names, pieces, self.shapes, strict=True)
-        return {name: piece.view(shape) for name, piece, shape in named}
+        wanted = self.names if only is None else only
+        return {name: piece.view(shape) for name, piece, shape in named if name in wanted}
 
     def difference(self, expected: "Layout") -> str | None:
         """Name the first array that another layout lacks, has besides, or has in another shape."""
@@ -92,6 +86,23 @@ class Layout:
             return f"array {name!r} is {'unexpected' if name in shapes else 'missing'}"
         name = next(name for name in shapes if shapes[name] != others[name])
         return f"array {name!r} has shape {shapes[name]}, expected {others[name]}"
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The precisions of one form and size, so that all are worked on at once."""
+
+    names: tuple[str, ...]
+    form: Form
+    values: Tensor  # (k, in, in), or (k, *shape) of diagonals
+
+    @cached_property
+    def means(self) -> list[float]:
+        """Their mean eigenvalues, which are the means of their diagonals."""
+        values = self.values
+        diagonals = values.diagonal(dim1=1, dim2=2) if self.form is Form.row else values.flatten(1)
+        means: list[float] = diagonals.double().mean(dim=1).tolist()
+        return means
 
 
 class Posterior(Mapping[str, Gaussian]):
@@ -119,6 +130,29 @@ class Posterior(Mapping[str, Gaussian]):
         """Bytes of the means and precisions."""
         precisions = [g.precision.nbytes for g in self.precise.values() if g.precision is not None]
         return self.mean.nbytes + sum(precisions)
+
+    @cached_property
+    def stacks(self) -> list[Stack]:
+        """The precisions, by form and size."""
+        alike: dict[tuple[Form, torch.Size, torch.dtype], dict[str, Tensor]] = {}
+        for name, gaussian in self.precise.items():
+            precision = gaussian.precision
+            assert precision is not None
+            kind = gaussian.form, precision.shape, precision.dtype
+            alike.setdefault(kind, {})[name] = precision
+        return [
+            Stack(tuple(each), form, torch.stack(list(each.values())))
+            for (form, *_), each in alike.items()
+        ]
+
+    @cached_property
+    def mean_precisions(self) -> dict[str, float]:
+        """The mean eigenvalue of each precision, by the tensor's name."""
+        return {
+            name: mean
+            for stack in self.stacks
+            for name, mean in zip(stack.names, stack.means, strict=True)
+        }
 
     def moved(self, mean: Tensor) -> "Posterior":
         """Return the posterior with other means (P,) and the same precisions."""

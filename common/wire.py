@@ -5,7 +5,7 @@ A posterior is two groups of tensors: the means, and the precisions of those tha
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -120,18 +120,30 @@ class _PosteriorPlaces(NamedTuple):
     layout: Layout
     means: _Place
     precisions: Mapping[str, tuple[Form, _Place]]
+    inputs: Mapping[str, int]  #: of the maps whose rows have one
 
     def read(self, data: bytes) -> Posterior:
         mean = self.means.read(data)
-        views = self.layout.split(mean) if self.precisions else {}
+        views = self.layout.split(mean, self.precisions) if self.precisions else {}
         precise = {}
-        for name, (form, place) in self.precisions.items():
+        for name, precision in self._unpacked(data):
             try:
-                precision = _unpack(place.read(data), views[name], form)
-                precise[name] = Gaussian(views[name], precision, form)
+                precise[name] = Gaussian(views[name], precision, self.precisions[name][0])
             except (ValueError, IndexError) as error:
                 raise ProtocolError(f"precision of {name}: {error}") from error
         return Posterior(self.layout, mean, precise)
+
+    def _unpacked(self, data: bytes) -> Iterator[tuple[str, Tensor]]:
+        """Yield the precisions; symmetric matrices of one size are unpacked together."""
+        alike: dict[tuple[int, torch.dtype], list[str]] = {}
+        for name, (form, place) in self.precisions.items():
+            if form is Form.row:
+                alike.setdefault((self.inputs[name], place.dtype), []).append(name)
+            else:
+                yield name, place.read(data)
+        for (columns, _), names in alike.items():
+            packed = torch.stack([self.precisions[name][1].read(data) for name in names])
+            yield from zip(names, packed[:, _triangle(columns)], strict=True)
 
 
 @lru_cache(maxsize=64)
@@ -161,6 +173,7 @@ def _posterior_places(
             raise ProtocolError(f"the {group}'s arrays do not lie in the order of their names")
         end += mean.nbytes
     precisions: dict[str, tuple[Form, _Place]] = {}
+    inputs: dict[str, int] = {}
     for key, packed in groups[group + _PRECISION].items():
         form, _, name = key.partition(":")
         if name not in means or form not in (Form.diagonal, Form.row):
@@ -169,17 +182,23 @@ def _posterior_places(
             raise ProtocolError(f"{name} has two precisions")
         start = starts[f"{group}{_PRECISION}/{key}"]
         precisions[name] = Form(form), _Place(packed.dtype, tuple(packed.shape), start)
+        if form == Form.row:
+            try:
+                inputs[name] = _inputs(packed, means[name])
+            except ValueError as error:
+                raise ProtocolError(f"precision of {name}: {error}") from error
     layout = Layout.of(means)
-    return _PosteriorPlaces(layout, _Place(torch.float32, (sum(layout.sizes),), begin), precisions)
+    place = _Place(torch.float32, (sum(layout.sizes),), begin)
+    return _PosteriorPlaces(layout, place, precisions, inputs)
 
 
-def _unpack(packed: Tensor, mean: Tensor, form: Form) -> Tensor:
-    if form is not Form.row:
-        return packed
-    columns = mean[0].numel()
+def _inputs(packed: Tensor, mean: Tensor) -> int:
+    """Return how many inputs a map has; raise ValueError unless the packed precision fits."""
+    columns = math.prod(mean.shape[1:])
     if columns > MOST_INPUTS:
         raise ValueError(f"{columns} inputs, expected at most {MOST_INPUTS}")
-    return symmetric(packed, columns)
+    check_packed(packed, columns)
+    return columns
 
 
 # Symmetric matrices -----------------------------------------------------------------------------
@@ -193,11 +212,15 @@ def upper_triangle(matrix: Tensor) -> Tensor:
 
 def symmetric(packed: Tensor, columns: int) -> Tensor:
     """Undo `upper_triangle`; raise ValueError unless there are as many values as that has."""
-    count = columns * (columns + 1) // 2
     # Before the indices, which take far more memory than the message did.
-    if packed.shape != (count,):
-        raise ValueError(f"{packed.numel()} packed values, expected {count}")
+    check_packed(packed, columns)
     return packed[_triangle(columns)]
+
+
+def check_packed(packed: Tensor, columns: int) -> None:
+    """Raise ValueError unless there are as many values as a symmetric matrix has."""
+    if packed.shape != ((count := columns * (columns + 1) // 2),):
+        raise ValueError(f"{packed.numel()} packed values, expected {count}")
 
 
 @lru_cache(maxsize=16)

@@ -22,7 +22,8 @@ from torch import Tensor
 from common.config import FusionRule
 from common.data.batching import pad_all
 from common.data.dataset import LabelArray, MultimodalDataset
-from common.metrics import Array, ConstantPredictions, Table, compute_metrics, diagnostics
+from common.diagnostics import diagnostics
+from common.metrics import Array, ConstantPredictions, Table, compute_metrics
 from common.model.calibration import standardise
 from common.model.fit_joint import Opinions
 from common.model.fusion import Fusion

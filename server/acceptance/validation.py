@@ -21,7 +21,7 @@ from common.config import ClientConfig, Config, Scale
 from common.messages import ClientDescription, Uplink
 from common.model.calibration import agreement_size, calibration_size
 from common.model.ha_fedformer import ModelArrays
-from common.posterior import Form, Gaussian, Layout, Posterior, precision_shape
+from common.posterior import Form, Gaussian, Layout, Posterior, Stack, precision_shape
 from common.protocol import payload_bytes
 from common.structures import Structure, decoder_structure, encoder_structure, posterior_form
 from common.task import Task
@@ -77,8 +77,63 @@ class _Part:
             views = posterior.layout.split(posterior.mean)
             name = next(name for name, array in views.items() if not _is_finite(array))
             return f"array {name!r} holds a value that is not finite"
-        faults = ((name, _precision_fault(g, self)) for name, g in posterior.precise.items())
+        if all(self._is_sound(stack, posterior) for stack in posterior.stacks):
+            return None
+        faults = (
+            (name, self._precision_fault(name, gaussian))
+            for name, gaussian in posterior.precise.items()
+        )
         return next((f"array {name!r}: {fault}" for name, fault in faults if fault), None)
+
+    @cached_property
+    def forms(self) -> dict[str, Form]:
+        """Tensor to the form of its precision."""
+        return {name: posterior_form(mean, self.structure) for name, mean in self.tensors.items()}
+
+    def _is_sound(self, stack: Stack, posterior: Posterior) -> bool:
+        """Whether `_precision_fault` finds nothing in any of some precisions, all at once."""
+        values, form = stack.values, stack.form
+        if values.dtype != posterior.mean.dtype or not _is_finite(values):
+            return False
+        if any(self.forms[name] is not form for name in stack.names):
+            return False
+        share = self._share(values[0], form)
+        least = torch.tensor([share * mean for mean in stack.means], dtype=torch.float64)
+        return max(stack.means) <= self._most and _above(values, form, least)
+
+    def _share(self, precision: Tensor, form: Form) -> float:
+        """Return the share of the mean eigenvalue that the smallest has at least."""
+        assert self.structure is not None
+        size = len(precision) if form is Form.row else precision.numel()
+        share = self.structure.smallest_share(self.shrinkage, size) / _ROUNDING
+        # Below that it would be lost in the rounding of the largest.
+        return share if share > 1e-6 else 0.0
+
+    @property
+    def _most(self) -> float:
+        assert self.structure is not None
+        return (self.factor or math.inf) * self.structure.largest_mean(self.shrinkage)
+
+    def _precision_fault(self, name: str, gaussian: Gaussian) -> str | None:
+        form, precision = gaussian.form, gaussian.precision
+        if form is not self.forms[name]:
+            return f"its precision is {form}"
+        assert precision is not None
+        if precision.dtype != gaussian.mean.dtype:
+            return f"its precision is {precision.dtype}, expected {gaussian.mean.dtype}"
+        if not _is_finite(precision):
+            return "its precision holds a value that is not finite"
+        share, stacked = self._share(precision, form), precision[None]
+        mean = Stack((name,), form, stacked).means[0]
+        if not _above(stacked, form, torch.tensor([share * mean], dtype=torch.float64)):
+            low = f"an eigenvalue of its precision is below {share:.1e} times their mean of"
+            low = f"{low} {mean:.1e}"
+            above_0 = _above(stacked, form, torch.zeros(1, dtype=torch.float64))
+            return low if above_0 else "its precision is not positive"
+        if mean > self._most:
+            fault = f"the mean eigenvalue of its precision is {mean:.1e}, expected at most"
+            return f"{fault} {self._most:.1e}"
+        return None
 
 
 def local_steps(examples: int, client: ClientConfig) -> int:
@@ -186,38 +241,16 @@ def _letters(value: object) -> int:
     return sum(map(_letters, value)) if isinstance(value, list) else 20
 
 
-def _precision_fault(gaussian: Gaussian, expected: _Part) -> str | None:
-    structure, form, precision = expected.structure, gaussian.form, gaussian.precision
-    if structure is None or form is not posterior_form(gaussian.mean, structure):
-        return f"its precision is {form}"
-    assert precision is not None
-    if precision.dtype != gaussian.mean.dtype:
-        return f"its precision is {precision.dtype}, expected {gaussian.mean.dtype}"
-    if not _is_finite(precision):
-        return "its precision holds a value that is not finite"
-    size = len(precision) if form is Form.row else precision.numel()
-    share = structure.smallest_share(expected.shrinkage, size) / _ROUNDING
-    # Below that it would be lost in the rounding of the largest.
-    share, mean = share if share > 1e-6 else 0.0, gaussian.mean_precision()
-    if not _above(precision, form, share * mean):
-        low = f"an eigenvalue of its precision is below {share:.1e} times their mean of {mean:.1e}"
-        return low if _above(precision, form, 0.0) else "its precision is not positive"
-    most = (expected.factor or math.inf) * structure.largest_mean(expected.shrinkage)
-    if mean > most:
-        return f"the mean eigenvalue of its precision is {mean:.1e}, expected at most {most:.1e}"
-    return None
-
-
 def _is_finite(values: Tensor) -> bool:
     # A sum is finite only if all that it is of is, and may still overflow if it is.
     return math.isfinite(values.sum()) or bool(values.isfinite().all())
 
 
-def _above(precision: Tensor, form: Form, least: float) -> bool:
-    """Whether all eigenvalues of a precision are above a number."""
-    exact = precision.to(torch.float64, copy=True)
+def _above(precisions: Tensor, form: Form, least: Tensor) -> bool:
+    """Whether all eigenvalues of some precisions (k, ...) are above a number for each, (k,)."""
+    exact = precisions.to(torch.float64, copy=True)
     if form is not Form.row:
-        return bool((exact > least).all())
-    exact.diagonal().sub_(least)
+        return bool((exact.flatten(1) > least[:, None]).all())
+    exact.diagonal(dim1=1, dim2=2).sub_(least[:, None])
     _, failed = torch.linalg.cholesky_ex(exact)
-    return not failed
+    return not failed.any()

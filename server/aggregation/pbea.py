@@ -15,12 +15,12 @@ Notation: a tensor (out, ...) is read as a matrix (out, in) whose rows share a p
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from common.posterior import Form, Posterior
+from common.posterior import Form, Layout, Posterior
 from server.aggregation.average import WeightedSum, weighted_across
 from server.aggregation.rules import RULES, Arrays, Rule
 
@@ -62,13 +62,40 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class PrecisionSum:
+    """sum n P of some tensors, all in one vector, float64."""
+
+    layout: Layout = field(default_factory=Layout)
+    forms: tuple[Form, ...] = ()
+    vector: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+
+    @classmethod
+    def of(cls, precisions: Mapping[str, tuple[Tensor, Form]]) -> "PrecisionSum":
+        """Join precisions by the names of their tensors."""
+        values = {name: value for name, (value, _) in precisions.items()}
+        layout = Layout.of(values)
+        forms = tuple(precisions[name][1] for name in layout.names)
+        return cls(layout, forms, layout.join(values).double() if values else cls().vector)
+
+    def split(self) -> dict[str, Precision]:
+        """Return them by the tensors' names."""
+        values = self.layout.split(self.vector)
+        return {n: Precision(values[n], form) for n, form in zip(values, self.forms, strict=True)}
+
+
+@dataclass(frozen=True)
 class PosteriorSum:
     """Product of clients' posteriors, by its natural parameters."""
 
     #: sum n P M of every tensor, and sum n.
     shifts: WeightedSum = field(default_factory=WeightedSum)
-    #: Tensor name to sum n P; that of others is sum n times the identity.
-    precisions: Mapping[str, Precision] = field(default_factory=dict)
+    #: sum n P of some; that of others is sum n times the identity.
+    precise: PrecisionSum = field(default_factory=PrecisionSum)
+
+    @property
+    def precisions(self) -> dict[str, Precision]:
+        """Tensor name to sum n P, where it is not that of the identity."""
+        return self.precise.split()
 
     def add(self, posterior: Posterior, weight: float) -> "PosteriorSum":
         """Multiply in one client's posterior with its number of examples.
@@ -79,36 +106,48 @@ class PosteriorSum:
             If the weight is not positive and finite, or names, shapes or forms differ from the
             others'.
         """
-        shifts, precisions = WeightedSum().add(posterior, weight), {}
-        views = shifts.layout.split(shifts.vector) if posterior.precise else {}
-        for name, gaussian in posterior.precise.items():
-            assert gaussian.precision is not None
-            precision = Precision(weight * gaussian.precision.double(), gaussian.form)
-            views[name].copy_(precision.times(gaussian.mean.double()))
-            precisions[name] = precision
-        return self.merge(PosteriorSum(shifts, precisions))
+        shifts, precise = WeightedSum().add(posterior, weight), PrecisionSum()
+        if posterior.precise:
+            values = {
+                name: (gaussian.precision, gaussian.form)
+                for name, gaussian in posterior.precise.items()
+                if gaussian.precision is not None
+            }
+            precise = PrecisionSum.of(values)
+            precise.vector.mul_(weight)
+            views = shifts.layout.split(shifts.vector, values)
+            means = posterior.layout.split(posterior.mean.double(), values)
+            for name, precision in precise.split().items():
+                views[name].copy_(precision.times(means[name]))
+        return self.merge(PosteriorSum(shifts, precise))
 
     def merge(self, other: "PosteriorSum") -> "PosteriorSum":
         """Multiply two products; an empty one changes nothing."""
         if not self.shifts.weight or not other.shifts.weight:
             return self if self.shifts.weight else other
-        shifts, precisions = self.shifts.merge(other.shifts), {}
-        for name in self.precisions.keys() | other.precisions.keys():
+        shifts, ours, theirs = self.shifts.merge(other.shifts), self.precise, other.precise
+        if (ours.layout, ours.forms) == (theirs.layout, theirs.forms):
+            merged = replace(ours, vector=ours.vector + theirs.vector)
+            return PosteriorSum(shifts, merged)
+        precisions, own, others = {}, self.precisions, other.precisions
+        for name in own.keys() | others.keys():
             try:
-                precisions[name] = self._precision(name).plus(other._precision(name))
+                both = own.get(name, self._identity).plus(others.get(name, other._identity))
             except ValueError as error:
                 raise ValueError(f"array {name!r}: {error}") from error
-        return PosteriorSum(shifts, precisions)
+            precisions[name] = both.values, both.form
+        return PosteriorSum(shifts, PrecisionSum.of(precisions))
 
-    def _precision(self, name: str) -> Precision:
-        identity = Precision(torch.tensor(self.shifts.weight, dtype=torch.float64), Form.identity)
-        return self.precisions.get(name, identity)
+    @property
+    def _identity(self) -> Precision:
+        return Precision(torch.tensor(self.shifts.weight, dtype=torch.float64), Form.identity)
 
     def finish(self) -> Arrays:
         """Return the mode, float32; raise ValueError if nothing was added."""
         modes = self.shifts.finish()
-        shifts = self.shifts.layout.split(self.shifts.vector) if self.precisions else {}
-        for name, precision in self.precisions.items():
+        precisions = self.precisions
+        shifts = self.shifts.layout.split(self.shifts.vector, precisions) if precisions else {}
+        for name, precision in precisions.items():
             modes[name] = precision.solve(shifts[name]).float()
         return modes
 

@@ -35,7 +35,7 @@ def layer_std(posterior: Posterior) -> dict[str, float]:
         if gaussian := posterior.precise.get(name):
             layer = name.removesuffix(".weight").removesuffix(".bias")
             size = gaussian.mean.numel()
-            sums[layer] += gaussian.mean_precision() * size
+            sums[layer] += posterior.mean_precisions[name] * size
             counts[layer] += size
     return {layer: float((sums[layer] / counts[layer]) ** -0.5) for layer in sums}
 

@@ -17,8 +17,9 @@ import numpy as np
 from common.config import Config, Delivered, setting
 from common.data.dataset import LabelArray, describe_shape
 from common.data.federation import FederatedDataset
+from common.diagnostics import diagnostics
 from common.errors import UserError, reason
-from common.metrics import SELECTION, diagnostics, is_sentiment
+from common.metrics import SELECTION, is_sentiment
 from common.model.linear import MOST_FEATURES
 from common.task import Task
 from server.evaluate import Answer

@@ -25,13 +25,14 @@ from server.app import prepare
 from server.runtimes.local import run_locally
 
 STEPS = (512, 1024, 2048, 4096, 8192)
+ALL = 10**9
 SEEDS = (1, 2, 3, 4, 5)
 SETTINGS = ("runtime=sequential", "rounds=1", "model=paper", "clients.default=3", "tracking=none")
 
 
-def merged(seed: int, steps: float, *overrides: str) -> tuple[torch.Tensor, float]:
+def merged(seed: int, steps: int, *overrides: str) -> tuple[torch.Tensor, float]:
     """Return the merged model (P,) and its validation error."""
-    client.trainer.MEASURED_STEPS = steps  # type: ignore[assignment]
+    client.trainer.MEASURED_STEPS = steps
     with tempfile.TemporaryDirectory() as folder, redirect_stdout(io.StringIO()):
         settings = [*SETTINGS, "dataset.num_items=2400", f"seed={seed}", *overrides]
         run = prepare(compose(Config, settings), Path(folder) / "run")
@@ -45,20 +46,22 @@ def merged(seed: int, steps: float, *overrides: str) -> tuple[torch.Tensor, floa
 def figures(steps: tuple[int, ...] = STEPS, seeds: tuple[int, ...] = SEEDS) -> Iterator[Figure]:
     """Compare merges."""
     shares: dict[int, list[float]] = {count: [] for count in steps}
-    errors: dict[float, list[float]] = {count: [] for count in (0, *steps, float("inf"))}
+    errors: dict[int, list[float]] = {count: [] for count in (0, *steps, ALL)}
     for seed in seeds:
-        full, error = merged(seed, float("inf"))
+        full, error = merged(seed, ALL)
         plain, without = merged(seed, 1, "strategy.posterior_rounds=0")
-        errors[float("inf")].append(error)
+        errors[ALL].append(error)
         errors[0].append(without)
         for count in steps:
             model, error = merged(seed, count)
             shares[count].append(float((model - full).norm() / (plain - full).norm()))
             errors[count].append(error)
     for count, found in shares.items():
-        yield Figure(f"moments over {count:,} steps: share of the effect", statistics.mean(found), "")
+        yield Figure(
+            f"moments over {count:,} steps: share of the effect", statistics.mean(found), ""
+        )
     for count, found in errors.items():
-        name = f"moments over {count:,} steps: mae"
+        name = f"moments over {'all' if count == ALL else f'{count:,}'} steps: mae"
         spread = statistics.stdev(found) if len(found) > 1 else 0.0
         yield Figure(name, statistics.mean(found), f"± {spread:.3f}")
 

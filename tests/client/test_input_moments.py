@@ -111,7 +111,7 @@ def test_every_weight_that_is_a_map_has_moments_as_large_as_what_it_reads() -> N
         assert found[name].shape == (weight[0].numel(),) * 2
         assert found[name].dtype == torch.float64
         assert torch.equal(found[name], found[name].T)
-        assert torch.linalg.eigvalsh(found[name]).min() > -1e-9
+        assert torch.linalg.eigvalsh(found[name]).min() > -1e-6 * found[name].max()
 
 
 def test_an_embedding_of_its_own_for_each_step_is_not_one_map() -> None:

@@ -12,9 +12,9 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.diagnostics import PAIRS, diagnostics, prediction_table, reliability_table
 from common.metrics import (
     HEADLINE,
-    PAIRS,
     SELECTION,
     ConstantPredictions,
     calibration_error,
@@ -22,10 +22,7 @@ from common.metrics import (
     concordance,
     correlation,
     coverage_metrics,
-    diagnostics,
     is_sentiment,
-    prediction_table,
-    reliability_table,
 )
 from common.task import Task
 

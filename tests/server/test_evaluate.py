@@ -14,7 +14,8 @@ import server.evaluate
 from common.config import FusionRule
 from common.data.batching import pad_all
 from common.data.dataset import LabelArray, MultimodalDataset
-from common.metrics import compute_metrics, diagnostics
+from common.diagnostics import diagnostics
+from common.metrics import compute_metrics
 from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, build_model
 from common.model.predict import predict
