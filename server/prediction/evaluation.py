@@ -18,12 +18,13 @@ from common.data.item_stream import SHARD
 from common.data.manifest import MANIFEST
 from common.data.shards import read_shard
 from common.data.source import paths_named
+from common.diagnostics import class_table
 from common.errors import UserError
 from common.metrics import HEADLINE
 from common.seal import SUFFIX
 from common.task import Task
 from common.training import choose_device, use_one_thread
-from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
+from server.evaluate import answers, diagnose, evaluate, evaluate_rules, evaluate_subsets
 from server.prediction.files import input_settings, load_predictor
 from server.prediction.predictor import Predictor, run_data
 from server.prediction.writers import check_place, new_file
@@ -42,7 +43,7 @@ class Evaluation:
     task: Task
     label_names: tuple[str, ...]
     #: As in a run's ``summary.json``: ``test``, ``test_by_fusion``, ``test_by_subset`` and
-    #: ``diagnostics``.
+    #: ``diagnostics``; of classes and labels ``by_class`` too, of all modalities together.
     results: dict[str, Any]
 
 
@@ -58,6 +59,8 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation:
     items = _fitting(items, task, what, config, predictor)
     model, fusion = predictor.model, predictor.fusion
     rules = {str(rule): replace(fusion, rule=rule) for rule in FusionRule if rule != "auto"}
+    truth, predicted, _ = answers(model, fusion, items)["multimodal"]
+    by_class = {} if task is Task.regression else class_table(task, truth, predicted)
     return Evaluation(
         {
             "model": config.model,
@@ -72,6 +75,7 @@ def evaluate_model(config: EvaluateConfig) -> Evaluation:
             "test_by_fusion": evaluate_rules(model, rules, items),
             "test_by_subset": evaluate_subsets(model, fusion, items),
             "diagnostics": diagnose(model, fusion, items),
+            **({"by_class": by_class} if by_class else {}),
         },
     )
 
@@ -145,6 +149,13 @@ def show_evaluation(terminal: Terminal, evaluation: Evaluation) -> None:
     _show_table(terminal, "Scores", ["", *test], rows)
     _show_scores(terminal, "Every subset of modalities", results["test_by_subset"], headline)
     _show_scores(terminal, "Fusion rules", results["test_by_fusion"], headline)
+    if by_class := results.get("by_class"):
+        names = evaluation.label_names or [str(k) for k in range(len(by_class["items"]))]
+        rows = [
+            [name, *map(_cell, values)]
+            for name, *values in zip(names, *by_class.values(), strict=True)
+        ]
+        _show_table(terminal, "Each class", ["", *by_class], rows)
     diagnosis = results["diagnostics"]["multimodal"]
     if confusion := diagnosis.get("confusion"):
         _show_confusion(terminal, confusion, evaluation)

@@ -5,6 +5,7 @@ the libraries loaded and the data read, so they start at once.
 """
 
 import ctypes
+import gc
 import itertools
 import logging
 import multiprocessing
@@ -145,6 +146,8 @@ class Workers:
             # What every copy needs, and would otherwise read and load itself.
             hosted_clients(SimulatedNode(0, nodes), config)
             import_module("torch._dynamo")
+        gc.collect()
+        gc.freeze()
         self._begin = (config, nodes, log, self._context.Value("i", 0))
         self._others = set(multiprocessing.active_children())
         self._running: dict[str, Future[Message]] = {}

@@ -69,8 +69,10 @@ def test_the_run_s_items_score_as_in_its_summary(runs: Runs, dataset: str) -> No
     run = runs(dataset)
     summary, found = json.loads((run / "summary.json").read_text()), evaluated(run)
     assert found.task is DATASETS[dataset][1]
-    assert list(found.results) == ["test", "test_by_fusion", "test_by_subset", "diagnostics"]
-    for name, result in found.results.items():
+    own = {name: result for name, result in found.results.items() if name != "by_class"}
+    assert list(own) == ["test", "test_by_fusion", "test_by_subset", "diagnostics"]
+    assert ("by_class" in found.results) == (found.task is not Task.regression)
+    for name, result in own.items():
         assert result == summary[name]
     assert found.about["dataset"] == "test items of the run"
     assert found.about["model"] == str(run)
@@ -93,7 +95,8 @@ def test_every_round_that_is_kept_scores_as_in_its_record(runs: Runs, dataset: s
         assert found == record["validation"]
     summary = json.loads((run / "summary.json").read_text())
     delivered = evaluated(kept[summary["delivered_round"] - 1])
-    assert delivered.results == {name: summary[name] for name in delivered.results}
+    for name in ("test", "test_by_fusion", "test_by_subset", "diagnostics"):
+        assert delivered.results[name] == summary[name]
     assert rounds[0]["validation"] != rounds[1]["validation"]
 
 
@@ -161,6 +164,7 @@ def test_all_items_of_a_file_count(runs: Runs, tmp_path: Path) -> None:
     about = {"model": str(run), "dataset": str(path), "items": trained_runs.ITEMS}
     assert found.about == about | {"cleaning": cleaning}
     counts = np.array(found.results["diagnostics"]["multimodal"]["confusion"]["counts"])
+    assert found.results["by_class"]["items"] == counts.sum(axis=1).tolist()
     true = np.bincount(arrays()["sums"].argmax(axis=1))
     assert counts.sum(axis=1).tolist() == true.tolist()
     # Those that have any of the modalities.
@@ -176,6 +180,13 @@ def test_a_table_with_labels_by_name(runs: Runs, tmp_path: Path) -> None:
     assert found.label_names == NAMES
     counts = np.array(found.results["diagnostics"]["vision"]["confusion"]["counts"])
     assert counts[:, 1].sum(axis=1).tolist() == (arrays()["sums"] > 0).sum(axis=0).tolist()
+    by_label = found.results["by_class"]
+    together = np.array(found.results["diagnostics"]["multimodal"]["confusion"]["counts"])
+    hits, called = together[:, 1, 1], together[:, :, 1].sum(axis=1)
+    true = together[:, 1].sum(axis=1)
+    assert by_label["items"] == true.tolist()
+    np.testing.assert_allclose(by_label["recall"], hits / np.maximum(true, 1))
+    np.testing.assert_allclose(by_label["precision"], hits / np.maximum(called, 1))
 
 
 def test_a_dataset_need_not_have_every_modality(runs: Runs, tmp_path: Path) -> None:
