@@ -79,8 +79,10 @@ class InputMoments:
                     self._count(f"{name}.weight_hh_l{layer}", before[valid])
 
     def _count(self, name: str, rows: Tensor) -> None:
-        # Float32 is exact enough for the rows of a batch, and takes half the time.
-        added = (rows.T @ rows).double()
+        # Float32 is exact enough for the rows of a batch, and takes half the time; but for rounding
+        # it is symmetric.
+        product = (rows.T @ rows).double()
+        added = (product + product.T) / 2
         self._sums[name] = self._sums[name] + added if name in self._sums else added
         self._rows[name] = self._rows.get(name, 0) + len(rows)
 

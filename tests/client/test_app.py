@@ -151,6 +151,31 @@ def test_client_without_validation_items_reports_no_evidence() -> None:
     assert uplink.label_agreement.tolist() == []
 
 
+def test_a_client_whose_evidence_is_not_used_sends_none_and_trains_the_same() -> None:
+    downlink, uplink = audio_round()
+    silent = run_round(replace(downlink, evaluates=False), EVERYONE, small())
+    assert uplink.calibration_sums[0] > 0
+    assert silent.calibration_sums.tolist() == [0.0] * 6
+    assert_same(replace(silent, calibration_sums=uplink.calibration_sums), uplink)
+
+
+def test_a_process_keeps_a_few_models_and_nothing_of_what_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(client.app, "MOST_MODELS", 2)
+    client.app._models.clear()
+    downlink, first = audio_round()
+    (kept,) = client.app._models.values()
+    for parameter in kept.parameters():
+        parameter.data.fill_(float("nan"))
+    assert_same(run_round(downlink, EVERYONE, small()), first)
+    assert list(client.app._models.values()) == [kept]
+    for width in (20, 30):
+        audio_round(f"model.width={width}", "model.heads=2")
+    assert len(client.app._models) <= 2
+    assert_same(run_round(downlink, EVERYONE, small()), first)
+
+
 def test_round_does_not_depend_on_what_ran_before_nor_on_its_node() -> None:
     downlink, first = audio_round()
     before = deepcopy(dict(downlink.encoder))

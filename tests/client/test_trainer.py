@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import client.trainer
 from client.objective import DensityRatio, Objective
-from client.trainer import RoundOptions, Trained, train, validation_outputs
+from client.trainer import RoundOptions, Trained, read_moments, train, validation_outputs
 from common.config import ClientConfig, ModelConfig, Optimizer, Sampler, SamplerConfig
 from common.data.batching import pad_all
 from common.data.dataset import Sequences
@@ -210,3 +211,29 @@ def test_validation_outputs_are_in_the_order_of_the_items(batch_size: int) -> No
         alone = model("audio", pad_all(data.sequences.select(np.array([item]))))
         torch.testing.assert_close(output, alone[0].detach(), rtol=1e-4, atol=1e-5)
     assert outputs.std() > 1e-3
+
+
+def test_moments_are_measured_over_as_many_items_as_have_enough_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Evenly spaced ones, with the first and the last."""
+    data, model, seen = client_data(200), model_for(), []
+    monkeypatch.setattr(client.trainer, "MEASURED_ITEMS", 3)
+    items = client.trainer.SequenceItems
+
+    def noted(sequences: Any, labels: Any, chosen: Any) -> Any:
+        seen.append(chosen)
+        return items(sequences, labels, chosen)
+
+    monkeypatch.setattr(client.trainer, "SequenceItems", noted)
+    steps = int(data.sequences.lengths[data.train].sum())
+    for most in (steps, steps // 4, 1):
+        monkeypatch.setattr(client.trainer, "MEASURED_STEPS", most)
+        read_moments(model, data)
+    every, quarter, few = (chosen.tolist() for chosen in seen)
+    assert every == data.train.tolist()
+    assert len(quarter) == pytest.approx(len(every) / 4, abs=1)
+    assert len(few) == 3
+    for chosen in (quarter, few):
+        assert (chosen[0], chosen[-1]) == (every[0], every[-1])
+        assert np.ptp(np.diff(np.searchsorted(every, chosen))) <= 1

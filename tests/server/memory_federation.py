@@ -73,6 +73,7 @@ class Federation:
     config: Config
     nodes: dict[int, tuple[str, ...]] = field(default_factory=lambda: dict(NODES))
     labels: PooledLabels = LABELS
+    well_measured: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self.grid = FakeGrid({node: host(*names) for node, names in self.nodes.items()})
@@ -81,7 +82,9 @@ class Federation:
         model = build_model(spec, seed=1)
         self.arrays, self.trained = model.state_dict(), split_trained(model)
         registry = Registry(Terms(shapes, Task.regression, 1))
-        self.strategy = HierarchicalAggregation(self.config, registry, self.labels, self.trained)
+        self.strategy = HierarchicalAggregation(
+            self.config, registry, self.labels, self.trained, well_measured=self.well_measured
+        )
 
     def ask(self, server_round: int = 1) -> list[Message]:
         record = ArrayRecord(self.arrays)

@@ -20,7 +20,14 @@ from common.model.fusion import Expert, Fusion
 from common.model.ha_fedformer import HAFedformer, build_model
 from common.model.predict import predict
 from common.task import Task
-from server.evaluate import diagnose, evaluate, evaluate_rules, evaluate_subsets
+from server.evaluate import (
+    JOIN_OUTPUTS,
+    diagnose,
+    evaluate,
+    evaluate_rules,
+    evaluate_subsets,
+    opinions,
+)
 
 COUNT = 15
 
@@ -97,6 +104,25 @@ def test_dropout_does_not_show_and_constants_score_no_correlation_without_a_warn
         model.encoder(name).linear.weight.zero_()
     scores = evaluate(model, fusion, items())
     assert {metrics["corr"] for metrics in scores.values()} == {0.0}
+
+
+@every_rule
+@pytest.mark.parametrize("task", list(Task))
+def test_what_was_seen_of_the_items_gives_the_same_scores(
+    rule: FusionRule, task: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset = items(task, language=[9], audio=[0, 1, 9], vision=[8, 9])
+    model, fusion = model_for(task), fusion_for(task, rule)
+    expected = evaluate(model, fusion, dataset)
+    seen = opinions(model, torch.tensor(fusion.prior, dtype=torch.float64), dataset)
+    encoded: list[int] = []
+    encode = server.evaluate.encode
+    monkeypatch.setattr(
+        server.evaluate, "encode", lambda *given: encoded.append(1) or encode(*given)
+    )
+    found = evaluate(model, fusion, dataset, seen)
+    assert bool(encoded) == (rule not in JOIN_OUTPUTS)
+    assert found == {title: pytest.approx(scores, rel=1e-5) for title, scores in expected.items()}
 
 
 def test_a_modality_that_no_item_has_is_named() -> None:

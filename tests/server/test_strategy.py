@@ -55,6 +55,16 @@ def test_each_client_gets_its_own_encoder_and_the_decoder_only() -> None:
     assert sorted(asked) == sorted((node, name) for node, names in NODES.items() for name in names)
 
 
+@pytest.mark.parametrize("weights", list(ClientWeights))
+def test_clients_of_well_measured_modalities_evaluate_only_where_they_are_weighed_by_it(
+    weights: ClientWeights,
+) -> None:
+    federation = Federation(config_with(f"strategy.weights={weights}"), well_measured=("audio",))
+    asked = [decode_downlink(message.content) for message in federation.ask()]
+    by_modality = {downlink.key.modality: downlink.evaluates for downlink in asked}
+    assert by_modality == {"audio": weights is ClientWeights.agreement, "vision": True}
+
+
 def test_what_becomes_of_a_model_after_it_was_sent_changes_nothing() -> None:
     federation, other = Federation(config_with()), Federation(config_with())
     asked = federation.ask()
