@@ -8,7 +8,7 @@ import numpy as np
 
 from common.config import PrepareConfig, setting
 from server.extraction.extraction import Extracted, Watch
-from server.terminal import Terminal
+from server.terminal import Terminal, counted
 
 #: Bad recordings that are named.
 _NAMED = 5
@@ -29,8 +29,8 @@ def show_extracted(terminal: Terminal, extracted: Extracted) -> None:
     steps = f"{min(lengths)}-{np.median(lengths):.0f}-{max(lengths)}"
     terminal.tell(f"extractor: {extracted.extractor.identity}")
     terminal.tell(
-        f"{extracted.arrays}: {len(lengths)} items, width {extracted.width}, steps {steps} "
-        "(least, median, most)"
+        f"{extracted.arrays}: {counted(len(lengths), 'item')}, width {extracted.width}, "
+        f"steps {steps} (least, median, most)"
     )
     if extracted.resumed:
         terminal.tell(f"{extracted.resumed} of them were there already, of a run that stopped")
