@@ -28,9 +28,10 @@ def show_extracted(terminal: Terminal, extracted: Extracted) -> None:
     lengths, bad = extracted.lengths, extracted.bad
     steps = f"{min(lengths)}-{np.median(lengths):.0f}-{max(lengths)}"
     terminal.tell(f"extractor: {extracted.extractor.identity}")
+    items = counted(len(lengths), "item")
     terminal.tell(
-        f"{extracted.arrays}: {counted(len(lengths), 'item')}, width {extracted.width}, "
-        f"steps {steps} (least, median, most)"
+        f"{terminal.place(extracted.arrays)}: {items}, width {extracted.width}, steps {steps} "
+        "(least, median, most)"
     )
     if extracted.resumed:
         terminal.tell(f"{extracted.resumed} of them were there already, of a run that stopped")
@@ -51,11 +52,14 @@ def show_extracted(terminal: Terminal, extracted: Extracted) -> None:
         )
 
 
-def show_next(terminal: Terminal, extracted: Extracted, out: str) -> None:
-    """Print the command that uses the features."""
+def show_next(terminal: Terminal, extracted: Extracted, out: str, paired: bool) -> None:
+    """Print the command that uses the features, which are of several modalities if `paired`."""
     if extracted.labelled:
         shards = setting("out", Path("shards") / Path(out).name)
         prepare = f"utmp-prepare {setting('path', out)} {shards}"
-        terminal.tell(f"next, at a site: {prepare} split=none clients.default=1")
+        if paired:
+            terminal.tell(f"next, at the coordinator: {prepare} split=evaluation")
+        else:
+            terminal.tell(f"next, at a site: {prepare} split=none clients.default=1")
     else:
         terminal.tell(f"next: utmp-predict model=… {setting('input', out)}")
