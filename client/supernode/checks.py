@@ -1,11 +1,13 @@
 """What a site checks before it joins a federation, so that mistakes are named there, in a line."""
 
+import glob
 import re
 import socket
 import ssl
 import sys
 from argparse import Namespace
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,10 +16,16 @@ from flwr.common.config import parse_config_args
 from flwr.supernode import fleet_http_connection
 
 from client.node import DeployedNode, Node, parse_node
+from common.config import FileConfig
+from common.data.federation import file_settings
+from common.data.formats.registry import read_source, recognise
 from common.data.site import shard_of_site
 from common.data.source import check_there
 from common.errors import UserError, file_error
 from common.seal import SUFFIX
+
+#: Bytes of a file that is no shard, up to which it is read when a site starts.
+_AT_ONCE = 2**28
 
 #: Seconds that the SuperLink has to say whether it speaks TLS.
 _PATIENCE = 5.0
@@ -78,11 +86,31 @@ def _check_data(node: Node) -> str:
         path = Path(node.data)
         check_there(path)
         if path.suffix != SUFFIX:
-            return f"data: {path}, to be read as the run says"
+            return _look_into(path, node.key.modality)
         items = shard_of_site(path, node.key.modality).items
     except OSError as error:
         raise UserError(file_error(error)) from error
     return f"data: {path}, {len(items)} items with {node.key.modality}"
+
+
+def _look_into(path: Path, modality: str) -> str:
+    """Read a file that is no shard as the defaults say; return a line, of a fault a warning.
+
+    A run may have it read otherwise, so only what no run can read raises `UserError`.
+    """
+    settings = replace(file_settings(FileConfig(), [modality]), predicting=True)
+    beside = path.iterdir() if path.is_dir() else path.parent.glob(f"{glob.escape(modality)}.*")
+    if sum(file.stat().st_size for file in {path, *beside}) > _AT_ONCE:
+        recognise([path], "auto", settings)
+        return f"data: {path}, to be read as the run says"
+    try:
+        items = read_source([path], "auto", settings)[0].items
+    except UserError as error:
+        recognise([path], "auto", settings)
+        return (
+            f"warning: {error}; a run leaves this site out, unless its dataset.* say how to read it"
+        )
+    return f"data: {path}, {int(items.present().sum())} items with {modality}"
 
 
 def _check_connection(options: Namespace) -> None:
@@ -91,6 +119,10 @@ def _check_connection(options: Namespace) -> None:
     A SuperLink that is not there yet is waited for later, and other faults are Flower's to report.
     """
     host, _, port = options.superlink.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(
+            f"--superlink {options.superlink}: expected HOST:PORT, as in superlink.example.org:8000"
+        )
     try:
         address = (host.strip("[]"), int(port))
         with socket.create_connection(address, timeout=_PATIENCE) as line:

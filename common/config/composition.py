@@ -181,7 +181,7 @@ def _explain_value(error: OmegaConfBaseException) -> str:
     if unknown := re.match("Interpolation key '(.*)' not found", first):
         return f"there is no setting {unknown[1]!r} to take the value from"
     if "is not a ListConfig" in first:
-        return f"expected a list, as in '{name}=[a,b]'"
+        return f"expected a list, as in '{name}=[a]' or '{name}=[a,b]'"
     if re.match(r"Cannot (assign|merge) .*Dict", first):
         return f"expected a value for each name, as in {name}.NAME=…"
     return first

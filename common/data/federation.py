@@ -32,7 +32,7 @@ from common.data.manifest import MANIFEST, Manifest, read_listed_shard, read_man
 from common.data.partition import Sides, deal, partition_groups, split_groups, split_source
 from common.data.source import Reading, ReadSettings, Source, check_tabular, paths_named
 from common.data.synthetic import make_synthetic
-from common.errors import UserError
+from common.errors import UserError, printable
 from common.seal import SUFFIX
 from common.seeding import generator
 from common.task import Task
@@ -300,7 +300,7 @@ def load_shard_folder(dataset: ShardsConfig, clients: Mapping[str, int | None]) 
         warnings=manifest.warnings,
         reading=reading,
         client_items=lambda key: _read(dataset, str(key), manifest, [key.modality]),
-        origin=f"{folder}, shards",
+        origin=printable(f"{folder}, shards of utmp-prepare ({manifest.source.get('format')})"),
     )
 
 

@@ -136,7 +136,7 @@ def _numbers(column: _Column, settings: ReadSettings) -> NDArray[np.float64]:
     ]
     if wrong:
         several = settings.task is Task.multilabel
-        expected = "0 or 1" if several else f"a number such as 3113{column.decimal}16"
+        expected = "0 or 1" if several else f"a number such as 2{column.decimal}5"
         expected += ", or nothing where there is no label"
         if not several and len(wrong) > len(column.values) / 2:
             expected += f"; if these are classes, give {settings.prefix}task=classification"

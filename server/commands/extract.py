@@ -17,4 +17,4 @@ def main(config: ExtractConfig) -> None:
         with progress(terminal, modality) as watch:
             extracted = extract(config, modality, watch)
         show_extracted(terminal, extracted)
-    show_next(terminal, extracted, str(config.out))
+    show_next(terminal, extracted, str(config.out), len(config.modalities) > 1)

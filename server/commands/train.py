@@ -40,6 +40,7 @@ def show_sweep(folders: list[Path]) -> None:
     terminal.tell(section.title, "bold")
     for part in rich_tables(section.panels[0], terminal.console.width):
         terminal.console.print(part)
+    place = terminal.place(place)
     terminal.tell(f"table: {place / TABLE}")
     terminal.tell(f"next: utmp-report {setting('runs', place)} {setting('out', place / 'report')}")
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from common.config import PrepareConfig, setting
 from server.extraction.extraction import Extracted, Watch
-from server.terminal import Terminal
+from server.terminal import Terminal, counted
 
 #: Bad recordings that are named.
 _NAMED = 5
@@ -28,8 +28,9 @@ def show_extracted(terminal: Terminal, extracted: Extracted) -> None:
     lengths, bad = extracted.lengths, extracted.bad
     steps = f"{min(lengths)}-{np.median(lengths):.0f}-{max(lengths)}"
     terminal.tell(f"extractor: {extracted.extractor.identity}")
+    items = counted(len(lengths), "item")
     terminal.tell(
-        f"{extracted.arrays}: {len(lengths)} items, width {extracted.width}, steps {steps} "
+        f"{terminal.place(extracted.arrays)}: {items}, width {extracted.width}, steps {steps} "
         "(least, median, most)"
     )
     if extracted.resumed:
@@ -51,11 +52,14 @@ def show_extracted(terminal: Terminal, extracted: Extracted) -> None:
         )
 
 
-def show_next(terminal: Terminal, extracted: Extracted, out: str) -> None:
-    """Print the command that uses the features."""
+def show_next(terminal: Terminal, extracted: Extracted, out: str, paired: bool) -> None:
+    """Print the command that uses the features, which are of several modalities if `paired`."""
     if extracted.labelled:
         shards = setting("out", Path("shards") / Path(out).name)
         prepare = f"utmp-prepare {setting('path', out)} {shards}"
-        terminal.tell(f"next, at a site: {prepare} split=none clients.default=1")
+        if paired:
+            terminal.tell(f"next, at the coordinator: {prepare} split=evaluation")
+        else:
+            terminal.tell(f"next, at a site: {prepare} split=none clients.default=1")
     else:
         terminal.tell(f"next: utmp-predict model=… {setting('input', out)}")

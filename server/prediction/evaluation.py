@@ -28,7 +28,7 @@ from server.evaluate import answers, diagnose, evaluate, evaluate_rules, evaluat
 from server.prediction.files import input_settings, load_predictor
 from server.prediction.predictor import Predictor, run_data
 from server.prediction.writers import check_place, new_file
-from server.terminal import Terminal, rounded
+from server.terminal import Terminal, counted, rounded
 
 #: Columns of what is printed into a file.
 _FILE_WIDTH = 200
@@ -139,7 +139,8 @@ def show_evaluation(terminal: Terminal, evaluation: Evaluation) -> None:
     if not terminal.console.is_terminal:
         terminal.console.width = _FILE_WIDTH
     about, results = evaluation.about, evaluation.results
-    terminal.tell(f"model {about['model']} on {about['dataset']}, {about['items']} items")
+    items = counted(about["items"], "item")
+    terminal.tell(f"model {about['model']} on {about['dataset']}, {items}")
     terminal.data(about.get("cleaning", {}))
     test, headline = results["test"], HEADLINE[evaluation.task]
     rows = [

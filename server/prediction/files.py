@@ -16,7 +16,7 @@ from common.data.source import ReadSettings, paths_named
 from common.training import choose_device
 from server.prediction.predictor import Predictor
 from server.prediction.writers import Part, check_place, write_predictions
-from server.terminal import Terminal
+from server.terminal import Terminal, counted
 
 #: Items that are read together, at least.
 PART = 512
@@ -95,16 +95,18 @@ def _complete(part: ItemPart, names: Iterable[str], predictor: Predictor) -> dic
 def _show_input(terminal: Terminal, predictor: Predictor, path: str, stream: ItemStream) -> None:
     features = predictor.features.items()
     takes = ", ".join(f"{name} ({describe_shape(shape)})" for name, shape in features)
-    terminal.tell(f"model {path}: {predictor.task}; {takes}; fusion {predictor.fusion.rule}")
-    terminal.tell(f"input: {stream.format}, {stream.why}; {stream.count} items")
+    about = f"model {path}: {predictor.task}; {takes}; fusion {predictor.fusion.rule}"
+    terminal.tell(about, wrap=True)
+    terminal.tell(f"input: {stream.format}, {stream.why}; {counted(stream.count, 'item')}")
 
 
 def _show_predicted(terminal: Terminal, modalities: Counter[str], not_finite: Counter[str]) -> None:
     for names, count in sorted(modalities.items(), key=lambda item: (-item[1], item[0])):
         if names:
-            terminal.tell(f"{count} items from {names}")
+            terminal.tell(f"{counted(count, 'item')} from {names}")
     if without := modalities[""]:
-        terminal.warn(f"{without} items have no modality: they get no prediction")
+        what = counted(without, "item")
+        terminal.warn(f"{what} without any modality: no prediction")
     for name, count in not_finite.items():
         if count:
             terminal.warn(f"{count} values of {name} are not finite and count as the mean")

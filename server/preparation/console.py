@@ -21,7 +21,7 @@ from common.seal import SUFFIX
 from common.task import Task
 from server.preparation.preparation import ReadSource, Watch
 from server.preparation.statistics import LabelBins, sequence_statistics
-from server.terminal import Terminal, rounded
+from server.terminal import Terminal, counted, rounded
 
 #: Cells of a histogram's longest bar.
 WIDTH = 30
@@ -93,7 +93,7 @@ def show_prepared(terminal: Terminal, manifest: Manifest, out: str) -> None:
         f"{name} {side['items']}" for name, side in manifest.sides.items() if side["items"]
     )
     clients = manifest.clients()
-    count = f"{len(clients)} client{'' if len(clients) == 1 else 's'}"
+    count = counted(len(clients), "client")
     terminal.tell(f"{out}: {count}; items: {sides}; {decimal(size)}")
     if clients and f"test{SUFFIX}" in manifest.shards:
         terminal.tell(f"next: utmp-train {setting('dataset.path', out)}")

@@ -240,7 +240,7 @@ def mark_figure(
     names = list(map(_wrapped, rows))
     # Rows are equally far apart, so the longest label sets their height.
     lines = max((name.count("\n") + 1.3 for name in names), default=0)
-    figure, axes = _axes(label, "", min(0.7 + 0.17 * len(rows) * max(1.5, lines), _TALLEST))
+    figure, axes = _axes(label, "", min(0.75 + 0.18 * len(rows) * max(1.5, lines), _TALLEST))
     if reference is not None:
         axes.axvline(reference, **_DOTTED)
     handles: dict[str, Any] = {}
@@ -254,7 +254,7 @@ def mark_figure(
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.margins(x=0.1)
     axes.set_xlim(*_widened(axes.get_xlim(), least))
-    axes.locator_params(axis="x", nbins=5)
+    axes.locator_params(axis="x", nbins=4)
     axes.grid(axis="x")
     if len(marks) > 1:
         _legend(figure, handles)
@@ -317,9 +317,11 @@ def _widened(limits: tuple[float, float], least: float) -> tuple[float, float]:
 
 
 def _legend(figure: Figure, handles: Mapping[str, Any]) -> None:
-    """Put the names above the chart, in as many columns as have room."""
+    """Put the names above the chart, in as many columns as have room; many make it taller."""
     columns = max(1, 70 // (max(map(len, handles), default=0) + 7))
     words = [_wrapped(name, 60) for name in handles]
+    lines = sum(1 + word.count("\n") for word in words) / columns
+    figure.set_figheight(min(figure.get_figheight() + 0.16 * max(lines - 1, 0), _TALLEST))
     figure.legend(list(handles.values()), words, loc="outside upper left", ncols=columns)
 
 

@@ -91,7 +91,7 @@ def show(report: Report, groups: Sequence[Section], out: str, terminal: Terminal
             for part in rich_tables(table, terminal.console.width):
                 terminal.console.print(part)
             if table.note:
-                terminal.tell(table.note, "dim")
+                terminal.tell(table.note, "dim", wrap=True)
     for line in report.warnings():
         terminal.warn(line)
     pictures = [panel.file for section in groups for panel in section.panels if panel.file]

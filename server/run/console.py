@@ -21,7 +21,7 @@ _WORTH_A_LINE = 10.0
 class RunConsole(Terminal):
     """The terminal of a run of so many rounds; use as a context manager.
 
-    A round's line has the headline metric of the task.
+    A round's line has the headline metric of the task: of all modalities together, then of each.
     """
 
     def __init__(self, rounds: int, task: Task, console: Console | None = None) -> None:
@@ -42,13 +42,12 @@ class RunConsole(Terminal):
 
     def round(self, record: RoundRecord) -> None:
         """Print the line of a round, and warnings of the clients it lacks."""
-        loss = "  ".join(f"{name} {value:.3f}" for name, value in record.train_loss.items())
         scores = {name: values[self._metric] for name, values in record.validation.items()}
         together = scores.pop("multimodal")
         alone = "  ".join(f"{name} {rounded(score)}" for name, score in scores.items())
         self.console.print(
-            f"round {record.round:>{self._digits}}  [dim]loss[/] {loss}  "
-            f"[dim]val {self._metric}[/] [bold]multimodal {rounded(together)}[/]  {alone}  "
+            f"round {record.round:>{self._digits}}  "
+            f"[dim]val {self._metric}[/] [bold]{rounded(together)}[/]  {alone}  "
             f"[dim]{record.seconds:.1f} s[/]",
             soft_wrap=True,
             emoji=False,
@@ -90,7 +89,7 @@ class JsonConsole(RunConsole):
     def __enter__(self) -> "JsonConsole":
         return self
 
-    def tell(self, line: str, style: str = "") -> None:
+    def tell(self, line: str, style: str = "", wrap: bool = False) -> None:
         """Print one line as an event."""
         self._event("message", message=line)
 

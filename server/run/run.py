@@ -31,6 +31,7 @@ from server.run.linear import too_wide
 from server.run.selection import best_round, diverged, out_of_patience
 from server.run.source import RoundSource
 from server.run.verdict import CONSTANT, compare, constant_scores
+from server.terminal import counted
 
 #: Names of classes or labels that a line lists, at most.
 MOST_NAMES = 12
@@ -74,7 +75,7 @@ class Run:
         try:
             with self.console, self.tracking:
                 if self.data.origin:
-                    self.console.tell(f"data: {self.data.origin}")
+                    self.console.tell(f"data: {self.data.origin}", wrap=True)
                 self.console.data(self.data.cleaning)
                 for line in self.data.warnings:
                     self.console.warn(line)
@@ -127,7 +128,7 @@ class Run:
         sites = ", ".join(f"{count} {name}" for name, count in clients.items())
         sides = ", ".join(f"{count} {side}" for side, count in items.items())
         self.console.tell(f"training {config.strategy.name} on {sites} clients")
-        self.console.tell(f"items: {sides}; to predict: {self._what_is_predicted()}")
+        self.console.tell(f"items: {sides}; to predict: {self._what_is_predicted()}", wrap=True)
 
     def _what_is_predicted(self) -> str:
         data, labels = self.data, self._held_out_labels
@@ -257,10 +258,11 @@ class Run:
         self.folder.write_summary(summary)
         self.tracking.finish(self._objects(), summary)
         table = test | {CONSTANT[data.task][0]: constant}
-        self.console.scores(f"Test, {len(data.test)} items, {self._whose(delivered)}", table)
+        items = counted(len(data.test), "item")
+        self.console.scores(f"Test, {items}, {self._whose(delivered)}", table)
         self.console.fusion(source.fusion, source.fusion_weights)
         for each in compared:
-            self.console.tell(f"verdict: {each}", "bold")
+            self.console.tell(f"verdict: {each}", "bold", wrap=True)
         self._tell_the_end()
         return summary
 
@@ -269,6 +271,7 @@ class Run:
         folder = self.folder.path
         self.console.tell(f"run folder: {folder}")
         self._warn_of_training()
+        folder = self.console.place(folder)
         page = setting("out", folder / "report")
         self.console.tell(f"next: utmp-report {setting('runs', folder)} {page}")
         if (folder / MODEL).is_file():

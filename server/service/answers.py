@@ -85,10 +85,11 @@ class PredictAnswer(BaseModel):
 
 
 class ModalityAnswer(BaseModel):
-    """The feature width and the largest number of steps of a modality; null: any number."""
+    """The inputs of a modality."""
 
     width: int
-    steps: int | None
+    steps: int | None = Field(description="At most so many; null: any number.")
+    extractor: str = Field(description="What has to make the features; empty if it is not known.")
 
 
 class ModelAnswer(ModelName):
@@ -170,7 +171,11 @@ def describe(config: ServeConfig, predictor: Predictor, labels: Sequence[str]) -
         task=predictor.task,
         labels=list(labels),
         features={
-            name: ModalityAnswer(width=width, steps=steps[0] if steps else None)
+            name: ModalityAnswer(
+                width=width,
+                steps=steps[0] if steps else None,
+                extractor=predictor.reading.extractors.get(name, ""),
+            )
             for name, (*steps, width) in predictor.features.items()
         },
         max_seq_len=predictor.max_seq_len,

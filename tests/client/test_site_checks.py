@@ -98,12 +98,41 @@ def test_a_shard_is_read_and_counted(shard: Path) -> None:
     assert "its bytes do not match its seal" in damaged
 
 
-def test_a_file_whose_reading_the_run_decides_has_to_be_there(tmp_path: Path) -> None:
+def node(path: Path, modality: str = "audio") -> tuple[str, ...]:
+    return ("--insecure", "--node-config", f'modality="{modality}" data="{path}"')
+
+
+def test_a_file_that_is_no_shard_is_read_as_the_defaults_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table = tmp_path / "calls.csv"
-    table.write_text("id\na\n")
-    said = check("--insecure", "--node-config", f'modality="audio" data="{table}"')
-    assert said == f"data: {table}, to be read as the run says"
+    table.write_text("id,mood\na,calm\nb,cross\n")
+    without = check(*node(table))
+    assert without.startswith(f"warning: {tmp_path} has no audio.npy, .npz, ")
+    assert without.endswith("; a run leaves this site out, unless its dataset.* say how to read it")
+    # Labels are for the run to name.
+    np.save(tmp_path / "audio.npy", np.ones((2, 3, 4), np.float32))
+    assert check(*node(table)) == f"data: {table}, 2 items with audio"
+    monkeypatch.setattr(checks, "_AT_ONCE", 90)
+    assert check(*node(table)) == f"data: {table}, to be read as the run says"
     assert check("--insecure", *AUDIO) == "data: a part of the run's own dataset"
+
+
+@pytest.mark.parametrize("name", ["audio.pkl", "audio.npz", "folder"])
+@pytest.mark.parametrize("at_once", [0, 2**20])
+def test_a_file_that_no_run_can_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, at_once: int
+) -> None:
+    monkeypatch.setattr(checks, "_AT_ONCE", at_once)
+    path = tmp_path / name
+    path.mkdir() if name == "folder" else path.write_bytes(b"\x80\x04junk" * 9)
+    assert str(path) in refusal(lambda: check(*node(path)))
+
+
+@pytest.mark.parametrize("address", ["localhost", ":8000", "http://localhost", "localhost:flower"])
+def test_an_address_has_a_port(address: str) -> None:
+    error = refusal(lambda: check("--insecure", *AUDIO, at=address))
+    assert error == f"--superlink {address}: expected HOST:PORT, as in superlink.example.org:8000"
 
 
 @pytest.mark.parametrize(

@@ -121,7 +121,8 @@ QUOTES = """and a value with special characters in quotes, as in 'NAME="VALUE"'"
         ("clients=4", "clients=4: expected a value for each name, as in clients.NAME=…"),
         (
             "dataset.modalities=audio",
-            "dataset.modalities=audio: expected a list, as in 'dataset.modalities=[a,b]'",
+            "dataset.modalities=audio: expected a list, as in 'dataset.modalities=[a]' or "
+            "'dataset.modalities=[a,b]'",
         ),
         (
             "rounds=x",

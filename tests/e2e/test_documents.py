@@ -21,6 +21,7 @@ from processes import (
     Federation,
     answers,
     flower_environment,
+    run_command,
     wait_until,
 )
 from service_models import serving
@@ -34,6 +35,7 @@ pytestmark = pytest.mark.e2e
 #: Sections whose commands run beside each other, and have tests of their own.
 APART = ("Before you start", "Deployment", "Over TLS, with known sites")
 SERVICE = "utmp-serve"
+README = (PROJECT / "README.md").read_text()
 WIDTHS = {"language": 8, "audio": 5, "vision": 6}
 
 
@@ -190,6 +192,54 @@ def check_credentials(folder: Path, environment: dict[str, str]) -> None:
     for option in [word for word in words if word.startswith("--")]:
         assert option in said, option
     assert (folder / "tls/sites/audio-0/audio-0.key").is_file()
+
+
+#: Figures of a training by threads and processors of another kind.
+NEARLY = 0.03
+FIGURE = re.compile(r"(?<![\w-])[-+]?\d*\.?\d+")
+
+
+def printed_so(printed: str, excerpt: str, within: float) -> None:
+    """Check that the lines of an excerpt were printed, with their figures or about these."""
+    for line in filter("…".__ne__, excerpt.splitlines()):
+        words = FIGURE.sub("#", line).split()
+        alike = [each for each in printed.splitlines() if FIGURE.sub("#", each).split() == words]
+        assert any(
+            np.allclose(figures(each), figures(line), rtol=0, atol=within) for each in alike
+        ), f"{line!r} is not in\n{printed}"
+
+
+def figures(line: str) -> list[float]:
+    return [float(each) for each in FIGURE.findall(line)]
+
+
+def test_excerpts_of_the_readme_are_what_its_commands_print(tmp_path: Path) -> None:
+    """As they stand, with the settings of the README: the other test has smaller ones."""
+    environment = flower_environment(tmp_path)
+    first = [block for block in blocks() if block.section == "Your first federation"]
+    typed = [words for block in first for words in commands(block.text)]
+
+    def does(name: str) -> str:
+        return run_command(tmp_path, environment, *next(w for w in typed if w[0] == name)).stdout
+
+    trained, (made, table) = does("utmp-train"), blocks("text")
+    printed_so(trained, table.text, NEARLY)
+    # `make train` has other counts of clients, and more rounds.
+    printed_so(trained, made.text, 1e9)
+    does("utmp-prepare")
+    does("utmp-predict")
+    (excerpt,) = blocks("csv")
+    head, row = (line.split(",")[:-1] for line in excerpt.text.splitlines())
+    with (tmp_path / "all.csv").open() as file:
+        written = next(csv.DictReader(file))
+    assert head == list(written)[: len(head)]
+    printed_so(",".join(written[name] for name in head), ",".join(row), NEARLY)
+    (worked,) = re.findall(r"sum to the prediction: ([^\n]*[^.\n])\.$", README, re.MULTILINE)
+    parts = [value for name, value in written.items() if name.startswith(("base", "contrib"))]
+    *added, total = figures(worked.replace("+ ", ""))
+    np.testing.assert_allclose(added, list(map(float, parts)), atol=NEARLY)
+    assert sum(added) == pytest.approx(total, abs=0.0015)
+    assert total == pytest.approx(float(written["prediction"]), abs=NEARLY)
 
 
 def test_commands_in_sentences_are_ones_that_there_are() -> None:

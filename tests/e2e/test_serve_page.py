@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -45,7 +45,8 @@ def predicted(address: str, example: int, *modalities: str) -> dict[str, Any]:
 
 
 def number(value: float) -> str:
-    """Format a number as the page does."""
+    """Format a number as the page does, on the scale of sentiment."""
+    value = 0.0 if abs(value) < 6e-4 else value
     if not 0 < abs(value) < 0.01:
         shown = f"{value:.2f}"
     elif abs(value) >= 1e-6:
@@ -132,6 +133,55 @@ def test_the_documentation_of_the_api(browser: Any, address: str) -> None:
         assert_quiet(seen, address)
         seen.page.get_by_role("link", name="Page").click()
         seen.page.get_by_role("switch", name="audio").wait_for()
+
+
+def changed(page: Any, address: str, change: Callable[[Any], None]) -> None:
+    """Load the page anew; what the service answers is changed on its way."""
+
+    def answer(route: Any) -> None:
+        response = route.fetch()
+        content = response.json()
+        change(content)
+        route.fulfill(response=response, json=content)
+
+    page.route(re.compile(f"{address}(model|predict)$"), answer)
+    page.reload()
+
+
+def test_noise_is_nothing_and_extractors_are_named(seen: Visit, address: str) -> None:
+    from playwright.sync_api import expect
+
+    def change(content: Any) -> None:
+        if features := content.get("features"):
+            assert seen.page.locator("#extractors").is_hidden()
+            features["audio"]["extractor"] = "log-mel 1 (0a)"
+        else:
+            content["predictions"][0]["modalities"]["audio"] |= {"contribution": 1.9e-11}
+
+    changed(seen.page, address, change)
+    expect(seen.page.locator("#sum [data-key='audio'] .value")).to_have_text("+0.00")
+    expect(seen.page.get_by_text("audio: log-mel 1 (0a)")).to_be_visible()
+    assert_quiet(seen, address)
+
+
+def test_a_share_that_is_next_to_nothing(seen: Visit, address: str) -> None:
+    from playwright.sync_api import expect
+
+    added = {"calm": -5e-5, "cross": 0.2}
+
+    def change(content: Any) -> None:
+        if "features" in content:
+            content |= {"scale": None, "task": "classification"}
+            return
+        (record,) = content["predictions"]
+        shares = {"calm": 0.6, "cross": 0.4}
+        record |= {"prediction": "calm", "probabilities": shares, "base": shares}
+        for own in record["modalities"].values():
+            own |= {"probabilities": shares, "contribution": added}
+
+    changed(seen.page, address, change)
+    expect(seen.page.locator("#sum [data-key='audio'] .value")).to_have_text("0 %")
+    assert_quiet(seen, address)
 
 
 def test_nothing_to_predict_from(seen: Visit, address: str) -> None:

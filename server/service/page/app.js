@@ -33,6 +33,10 @@ function describe(model) {
   if (strategy) words.push(`trained by ${strategy}`);
   if (rounds) words.push(delivered ? `round ${delivered} of ${rounds}` : `${rounds} rounds`);
   at("about").textContent = words.join(" · ");
+  const made = Object.entries(model.features).filter(([, { extractor }]) => extractor);
+  at("extractors").hidden = made.length === 0;
+  at("extractors").textContent = made.map(([name, { extractor }]) => `${name}: ${extractor}`)
+    .join("; ");
   const shapes = Object.entries(model.features).map(
     ([name, { width }]) => `"${name}": [[${width} numbers], …]`,
   );

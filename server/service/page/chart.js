@@ -16,12 +16,16 @@ export function number(value, digits = 2) {
   const close = value !== 0 && Math.abs(value) < 0.01;
   return (close ? value.toPrecision(digits) : value.toFixed(digits)).replaceAll("-", "−");
 }
-const percent = (share) => `${Math.round(100 * share)} %`;
+
+/** A number as it can be told apart on the scale of the label; less than a ten-thousandth is 0. */
+const onScale = (value, [low, high]) => number(Math.abs(value) < (high - low) / 1e4 ? 0 : value);
+
+const percent = (share) => `${Math.round(100 * share)} %`.replaceAll("-", "−");
 
 /** Show a record of /predict; truth is null where it is not known. */
 export function draw(record, model, truth) {
   const numbers = model.scale !== null;
-  at("said").replaceChildren(...(numbers ? saidNumber(record) : saidNames(record)));
+  at("said").replaceChildren(...(numbers ? saidNumber(record, model) : saidNames(record)));
   keep(at("chart"), numbers ? numberRows(record, model, truth) : nameRows(record, model, truth));
   const notes = [numbers ? numberNote(truth) : nameNote(record, truth)];
   if (record.context) {
@@ -32,12 +36,12 @@ export function draw(record, model, truth) {
   at("sum-note").textContent = sumNote(record, model);
 }
 
-function saidNumber({ prediction, std, modalities }) {
-  const low = number(prediction - NINETY * std);
-  const high = number(prediction + NINETY * std);
+function saidNumber({ prediction, std, modalities }, { scale }) {
+  const low = onScale(prediction - NINETY * std, scale);
+  const high = onScale(prediction + NINETY * std, scale);
   return [
-    make("strong", { textContent: number(prediction) }),
-    make("span", { className: "sure", textContent: ` ± ${number(std)}` }),
+    make("strong", { textContent: onScale(prediction, scale) }),
+    make("span", { className: "sure", textContent: ` ± ${onScale(std, scale)}` }),
     make("span", {
       className: "muted",
       textContent: ` 90 % between ${low} and ${high}, from ${Object.keys(modalities).join(", ")}`,
@@ -81,11 +85,11 @@ function numberRows({ prediction, std, modalities }, { scale, features }, truth)
   if (truth !== null) marks.push(mark("truth", place(truth)));
   return [
     axis(ticks(scale), place),
-    row("together", "all together", number(prediction), marks),
+    row("together", "all together", onScale(prediction, scale), marks),
     ...Object.keys(features).map((name) => {
       const own = modalities[name]?.prediction;
       if (own === undefined) return row(name, name, "–", [], "off");
-      return row(name, name, number(own), [mark("dot", place(own))], colour(name, features));
+      return row(name, name, onScale(own, scale), [mark("dot", place(own))], colour(name, features));
     }),
   ];
 }
@@ -114,7 +118,7 @@ function sumRows(record, { scale, features }) {
   const [low, high] = scale ?? [0, 1];
   const place = (value) => clamp((value - low) / (high - low));
   const said = (value, sign = "") =>
-    scale ? sign + number(value) : `${sign}${number(100 * value, 0)} %`;
+    sign + (scale ? onScale(value, scale) : percent(value));
   const total = name === null ? record.prediction : record.probabilities[name];
   let sum = of(record.base);
   const rows = [row("base", "base", said(sum), [mark("dot", place(sum))])];

@@ -42,8 +42,7 @@ def test_what_is_printed(loaded: Run, calls: Path, tmp_path: Path) -> None:
         "warning: data row 4: has no text",
         "warning: 1 of 4 recordings left out; all are listed in "
         f"{tmp_path}/features/language-unreadable.txt",
-        "next, at a site: utmp-prepare path=features out=shards/features split=none "
-        "clients.default=1",
+        "next, at the coordinator: utmp-prepare path=features out=shards/features split=evaluation",
     ]
 
 

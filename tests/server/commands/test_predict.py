@@ -97,12 +97,12 @@ def test_a_shard_into_every_kind_of_file(
         "data: 3 items without language",
         "data: 2 items without audio",
         "data: 2 items without vision",
-        "data: 1 items without any modality",
-        "1 items from audio+vision",
-        "1 items from language+audio",
-        "1 items from language+audio+vision",
-        "1 items from vision",
-        "warning: 1 items have no modality: they get no prediction",
+        "data: 1 item without any modality",
+        "1 item from audio+vision",
+        "1 item from language+audio",
+        "1 item from language+audio+vision",
+        "1 item from vision",
+        "warning: 1 item without any modality: no prediction",
         "predictions: predictions.csv",
     ]
     assert {each.name for each in tmp_path.iterdir()} == {"predictions.csv", "run", items.name}

@@ -77,7 +77,7 @@ def test_shards_are_recognised_also_under_the_settings_of_an_experiment(
     given = [f"path={tmp_path}/mosei_raw.pkl", f"out={tmp_path}/shards", "clients.default=1"]
     prepare(compose(PrepareConfig, given), lambda *_: None, lambda _: {})
     shown = loaded("experiment=mosei_raw", "dataset.path=shards", *ROUND).shown
-    assert shown.startswith("data: shards, shards\n")
+    assert shown.startswith("data: shards, shards of utmp-prepare (multibench)\n")
 
 
 @pytest.mark.parametrize(

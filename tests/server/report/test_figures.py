@@ -10,6 +10,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from server.report.figures import (
     BETTER,
@@ -244,3 +245,16 @@ def test_text_stays_text_and_markup_in_it_is_none() -> None:
     figure = line_figure({hostile: Line([1], [1])}, PENS, hostile)
     assert b"<script>" not in file_of(figure, "svg")
     assert texts(figure).count(hostile.replace("\x00", r"\x00")) == 2
+
+
+def test_charts_can_be_read_on_a_telephone() -> None:
+    """Of its 390 pixels, a chart has 345; a legend of four modalities is within it."""
+    names = ("multimodal", "language", "audio", "vision")
+    lines = {name: Line([1, 2], [0.1, 0.2]) for name in names}
+    figure = line_figure(lines, modality_pens(names[1:]), "loss")
+    pixels = 345 / figure.get_figwidth() / 72
+    labels = [text for text in figure.findobj(Text) if text.get_text()]
+    assert min(text.get_fontsize() for text in labels) * pixels > 10.5
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    assert legend.get_window_extent().x1 <= figure.bbox.width

@@ -366,15 +366,24 @@ def test_the_model(client: httpx.Client, predictor: Predictor) -> None:
     model = client.get("/model").json()
     assert model["task"] == "regression" and model["labels"] == [] and model["training"] == {}
     assert model["features"] == {
-        "language": {"width": 4, "steps": None},
-        "audio": {"width": 3, "steps": None},
-        "vision": {"width": 2, "steps": 3},
+        "language": {"width": 4, "steps": None, "extractor": ""},
+        "audio": {"width": 3, "steps": None, "extractor": ""},
+        "vision": {"width": 2, "steps": 3, "extractor": ""},
     }
     assert model["max_seq_len"] == 6
     assert model["scale"] == [-3, 3]
     assert model["fusion"] == {"rule": "reliability", "weights": predictor.fusion.weights}
     assert model["limits"] == {"max_body_bytes": 1 << 17, "max_items": 20, "max_steps": 9}
     assert re.fullmatch("[0-9a-f]{64}", model["sha256"])
+
+
+def test_the_model_says_what_made_its_features(predictor: Predictor, tmp_path: Path) -> None:
+    (tmp_path / MODEL).touch()
+    reading = replace(predictor.reading, extractors={"audio": "log-mel 1 (0a)"})
+    known = replace(predictor, reading=reading)
+    features = describe(ServeConfig(model=str(tmp_path)), known, []).features
+    made = {name: answer.extractor for name, answer in features.items()}
+    assert made == {"language": "", "audio": "log-mel 1 (0a)", "vision": ""}
 
 
 @pytest.mark.parametrize("sentiment", [True, False])

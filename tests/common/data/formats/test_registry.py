@@ -117,5 +117,5 @@ def test_a_library_that_is_missing_is_named(
 
 
 def test_every_format_has_a_row_in_the_readme() -> None:
-    readme = (ROOT / "README.md").read_text()
+    readme = (ROOT / "conf/README.md").read_text()
     assert [name for name in FORMATS if f"`{name}`" not in readme] == []
