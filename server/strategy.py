@@ -43,8 +43,8 @@ from server.records import RoundRecord
 from server.roster.labels import PooledLabels, own_skew
 from server.roster.registry import QUERY_SECONDS, Member, Registry
 
-#: What a model, by its state, says of the coordinator's items.
-Look = Callable[[Mapping[str, Tensor]], Opinions]
+#: What a model, by its state, says of the coordinator's items in some modalities; None: in all.
+Look = Callable[[Mapping[str, Tensor], Sequence[str] | None], Opinions]
 
 NONE_COUNTS = (
     "no update of this round counts: together they make the model worse on the coordinator's "
@@ -252,7 +252,7 @@ class HierarchicalAggregation(Strategy):
         """Return a round without the updates that do harm, whose they are, and why."""
         if self._look is None or self.examination is None:
             return merged, []
-        began = self.opinions or self._look(self._model)
+        began = self.opinions or self._look(self._model, None)
 
         def fits_of(merged: _Merged) -> Fits:
             assert merged.opinions is not None
@@ -263,8 +263,15 @@ class HierarchicalAggregation(Strategy):
         if kept.updates is not None:
             found = suspects(kept.updates, self._sent, self.updates.clipped)
             suspected = {key: times for key, times in found.items() if self._is_like_all(key)}
-            examine = self.examination.examine
-            return examine(merged, kept.updates, merge, fits_of, before, suspected)
+            return self.examination.examine(
+                merged,
+                kept.updates,
+                merge,
+                fits_of,
+                before,
+                suspected,
+                lambda updates, name: fits_of(merge(updates, [name])),
+            )
         if harmed(before, fits_of(merged), self.examination.share):
             # Of too many updates to look for who is to blame, none counts.
             merged = merge([])
@@ -277,15 +284,20 @@ class HierarchicalAggregation(Strategy):
         own = own_skew(member.client.label_sums, self.prior, self._task) if member else 0.0
         return own <= self.config.strategy.skew_threshold
 
-    def _merge(self, server_round: int, updates: Iterable[Uplink]) -> "_Merged":
-        """Merge updates, one by one, and step; without any the model stays."""
+    def _merge(
+        self, server_round: int, updates: Iterable[Uplink], names: Sequence[str] | None = None
+    ) -> "_Merged":
+        """Merge updates, one by one, and step; without any the model stays.
+
+        `names` are the modalities whose opinions are wanted; None: all.
+        """
         config = self.config
         summed = sum_updates(updates, config.strategy, self.prior, self._task)
         few = summed.without_few(config.runtime.min_clients)
         merged = _Merged(summed, few, self._model, self._optimizer)
         if summed.total.modalities:
             merged = self._step(server_round, merged)
-        return replace(merged, opinions=self._look(merged.model) if self._look else None)
+        return replace(merged, opinions=self._look(merged.model, names) if self._look else None)
 
     def _step(self, server_round: int, merged: "_Merged") -> "_Merged":
         """Step to the merged model."""

@@ -196,11 +196,13 @@ class Examination:
         fits_of: Callable[[Model], Fits],
         before: Fits,
         suspected: Mapping[ClientKey, float],
+        trial: Callable[[Sequence[Uplink], str], Fits],
     ) -> tuple[Model, list[tuple[ClientKey, str]]]:
         """Return a round's result without the updates that do harm; whose they are, and why.
 
         `merged` is what `merge` makes of all the `updates`; of none it makes the model that the
-        round began with, whose fits are `before`.
+        round began with, whose fits are `before`. `trial` returns what some updates would make of
+        the fit of one modality.
         """
         left, blamed, fits = list(updates), [], fits_of(merged)
         while left and (name := harmed(before, fits, self.share)):
@@ -219,7 +221,7 @@ class Examination:
         ]
         former = dict(self.evidence)
         while True:
-            self._try(on_trial, former, left, fits, lambda some: fits_of(merge(some)))
+            self._try(on_trial, former, left, fits, trial)
             guilty = [key for key in on_trial if self._is_guilty(key, suspected.get(key, 1.0))]
             if not guilty:
                 return merged, blamed
@@ -236,12 +238,13 @@ class Examination:
         former: Mapping[ClientKey, Evidence],
         updates: Sequence[Uplink],
         together: Fits,
-        fits_of: Callable[[Sequence[Uplink]], Fits],
+        trial: Callable[[Sequence[Uplink], str], Fits],
     ) -> None:
         """Add this round's evidence, from the `updates` without each client's, to the former."""
         for key in keys:
-            without = fits_of([uplink for uplink in updates if uplink.key != key])[key.modality]
-            self.evidence[key] = former.get(key, Evidence()).add(together[key.modality], without)
+            others, name = [uplink for uplink in updates if uplink.key != key], key.modality
+            without = trial(others, name)[name]
+            self.evidence[key] = former.get(key, Evidence()).add(together[name], without)
 
     def _is_known(self, key: ClientKey) -> bool:
         return key in self.evidence and self.evidence[key].errors > TRIED_ODD

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from logging import INFO
 from typing import Any
@@ -139,10 +139,12 @@ class Federation(OneModel):
         self.model.load_state_dict(dict(former.model))
         self.fitted = former.fusion
 
-    def _look(self, state: Mapping[str, Tensor]) -> Opinions:
+    def _look(self, state: Mapping[str, Tensor], names: Sequence[str] | None = None) -> Opinions:
         """Return what the model says of the validation items in a state, which it takes on."""
         self.model.load_state_dict(dict(state))
-        return opinions(self.model, self.strategy.prior, self._run.data.validation)
+        items = self._run.data.validation
+        items = items if names is None else items.in_modalities(names)
+        return opinions(self.model, self.strategy.prior, items)
 
     def _fit(self) -> Fusion:
         """Fit the fusion rule to the model as it is."""

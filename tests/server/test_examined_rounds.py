@@ -1,6 +1,6 @@
 """Rounds that the coordinator's items examine: who is left out, and what is merged."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import pytest
@@ -37,7 +37,7 @@ def examined(start: float, labels: PooledLabels = ALIKE, *overrides: str) -> Fed
     y, noise = torch.randn(2, ITEMS, generator=torch.Generator().manual_seed(1)).double()
     there = {"audio": torch.ones(ITEMS, dtype=torch.bool)}
 
-    def look(state: Mapping[str, Tensor]) -> Opinions:
+    def look(state: Mapping[str, Tensor], _: Sequence[str] | None) -> Opinions:
         outputs = (weight_of(state) * y + 0.1 * noise)[:, None]
         return Opinions(y, {"audio": outputs}, {}, there, torch.arange(ITEMS))
 

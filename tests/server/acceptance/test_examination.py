@@ -211,7 +211,15 @@ def examined(
     updates, examination = clients(*effects), Examination(share=0.1)
     keys = {ClientKey("audio", number): 1.0 for number in suspected}
     for _ in range(rounds):
-        left, blamed = examination.examine(updates, updates, list, fits_after, fits_after([]), keys)
+        left, blamed = examination.examine(
+            updates,
+            updates,
+            list,
+            fits_after,
+            fits_after([]),
+            keys,
+            lambda some, _: fits_after(some),
+        )
         assert {u.key for u in left} | {key for key, _ in blamed} == {u.key for u in updates}
     assert all("worse" in reason for _, reason in blamed)
     return {key.part for key, _ in blamed}, examination
@@ -262,7 +270,13 @@ def rounds_of(
     keys = {ClientKey("audio", part): times for part, times in suspected.items()}
     for number in range(rounds):
         _, blamed = examination.examine(
-            updates, updates, list, fits_of, fits_of([]), {} if number else keys
+            updates,
+            updates,
+            list,
+            fits_of,
+            fits_of([]),
+            {} if number else keys,
+            lambda some, _: fits_of(some),
         )
         out.append({key.part for key, _ in blamed})
     return out, examination
@@ -299,7 +313,9 @@ def test_each_is_tried_without_those_who_were_found() -> None:
 
     updates, keys = clients(0, 0, 0), {ClientKey("audio", part): 1.0 for part in (1, 2)}
     before = fits_with(torch.ones(100, dtype=torch.float64))
-    _, blamed = Examination(share=0.1).examine(updates, updates, list, fits_of, before, keys)
+    _, blamed = Examination(share=0.1).examine(
+        updates, updates, list, fits_of, before, keys, lambda some, _: fits_of(some)
+    )
     assert [key.part for key, _ in blamed] == [1, 2]
 
 
