@@ -84,10 +84,10 @@ RULES: dict[str, Rule] = {}
 def find_rule(name: str, part: str) -> Rule:
     """Return the rule that merges a part; raise UserError with those that there are."""
     _import_rules()
+    if name in RULES and part in RULES[name].parts:
+        return RULES[name]
     names = sorted(key for key, rule in RULES.items() if part in rule.parts)
-    if name not in names:
-        raise UserError(f"strategy.{part}.merge={name}: expected one of {', '.join(names)}")
-    return RULES[name]
+    raise UserError(f"strategy.{part}.merge={name}: expected one of {', '.join(names)}")
 
 
 def check_names(config: StrategyConfig) -> None:
