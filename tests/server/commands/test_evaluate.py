@@ -10,6 +10,7 @@ from forked_command import Run, rows_of
 from trained_runs import NAMES
 
 from server.run.folder import MODEL
+from server.terminal import rounded
 
 COMMAND = "utmp-evaluate"
 LOADS = """
@@ -30,7 +31,7 @@ def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
     shown = loaded(f"model={run}", "out=a.json").shown
     lines, rows = shown.splitlines(), rows_of(shown)
     found = json.loads((tmp_path / "a.json").read_text())
-    results = ["test", "test_by_fusion", "test_by_subset", "diagnostics"]
+    results = ["test", "test_by_fusion", "test_by_subset", "diagnostics", "by_class"]
     assert list(found) == ["model", "dataset", "items", "cleaning", *results]
     assert lines[0] == f"model {run} on test items of the run, {found['items']} items"
     assert lines[-1] == "evaluation: a.json"
@@ -41,6 +42,10 @@ def test_what_is_shown(loaded: Run, run: Path, tmp_path: Path) -> None:
         assert [metric, *scores] in rows
     for subset, scores in (found["test_by_subset"] | found["test_by_fusion"]).items():
         assert [subset, f"{scores['f1']:.3f}"] in [row[:2] for row in rows]
+    by_class = found["by_class"]
+    assert ["", *by_class] == ["", "precision", "recall", "f1", "items"] in rows
+    for name, *scores, count in zip(NAMES, *by_class.values(), strict=True):
+        assert [name, *(rounded(score) for score in scores), str(count)] in rows
     for name in NAMES:
         assert f"Confusion of {name}: rows are true, columns predicted" in lines
     assert list(found["diagnostics"]["multimodal"]["calibration"]) in rows
