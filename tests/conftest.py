@@ -6,15 +6,20 @@ pytest-xdist's own groups do not hold with pytest 9.
 
 import gc
 
+import hypothesis
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 from xdist.scheduler.protocol import Scheduling
 
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
+
 #: Files that start federations of several processes.
 FEDERATIONS = tuple(
     f"tests/e2e/test_{name}.py"
-    for name in ("deployment", "faults", "documents", "recordings", "security", "train")
+    for name in ("deadline", "deployment", "faults", "documents", "recordings", "security", "train")
 )
 
 
