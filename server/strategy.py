@@ -99,7 +99,7 @@ class HierarchicalAggregation(Strategy):
         #: What the model says of the coordinator's items, if somebody looked.
         self.opinions: Opinions | None = None
         self._look, agreement = look, config.strategy.weights == "agreement"
-        self._silent = () if agreement else well_measured
+        self._not_evaluating = () if agreement else well_measured
         share = config.strategy.screening.max_loss_rise
         # The noise of privacy does harm that nobody is to blame for.
         is_private = config.privacy.name is not PrivacyRule.none
@@ -192,7 +192,7 @@ class HierarchicalAggregation(Strategy):
         for member in members:
             key = member.client.key
             encoder = model.encoders[key.modality]
-            evaluates = key.modality not in self._silent
+            evaluates = key.modality not in self._not_evaluating
             downlink = Downlink(
                 key, server_round, encoder, model.decoder, self.prior, scale, corrects, evaluates
             )
