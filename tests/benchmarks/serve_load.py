@@ -2,11 +2,13 @@
 
     python tests/benchmarks/serve_load.py [--run RUN] [--seconds 20] [--callers 1 8 64]
     python tests/benchmarks/serve_load.py --minutes 10      # and then a soak
+    python tests/benchmarks/serve_load.py --beside 5        # beside a minimal FastAPI app, in turns
 
 Starts the service on a free port of loopback, for a run folder or for a tiny run that it trains.
 Each request has one item; each caller sends the next one as soon as it is answered. In the soak,
 8 callers send valid requests and another sends requests that must be refused, ten a second; a line
-every 30 s shows whether memory grows.
+every 30 s shows whether memory grows. The minimal app (``contestants/minimal_app.py``) checks
+nothing, and predicts one request at a time; ratios to it are medians of the turns, with their range.
 """
 
 import argparse
@@ -16,11 +18,13 @@ import json
 import os
 import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -93,11 +97,19 @@ async def examples(session: aiohttp.ClientSession) -> list[Request]:
 
 
 async def under_load(
-    address: str, callers: int, seconds: float, refused: Iterable[Request] = ()
+    address: str,
+    callers: int,
+    seconds: float,
+    refused: Iterable[Request] = (),
+    source: str | None = None,
 ) -> Load:
-    """Let some callers call for so long, and another one send what must be refused."""
-    async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0)) as session:
+    """Let some callers call for so long, and another one send what must be refused.
+
+    Requests are made of the examples of the service at `source`, by default the address.
+    """
+    async with aiohttp.ClientSession(source or address) as session:
         requests = await examples(session)
+    async with aiohttp.ClientSession(address, connector=aiohttp.TCPConnector(limit=0)) as session:
         await Load().call(session, requests, time.perf_counter() + 1)  # warm
         load, other, until = Load(), Load(), time.perf_counter() + seconds
         await asyncio.gather(
@@ -108,6 +120,35 @@ async def under_load(
         return load
 
 
+@contextmanager
+def minimal(model: Path) -> Iterator[str]:
+    """Run the minimal app on a free port; give its address."""
+    script = Path(__file__).parent / "contestants" / "minimal_app.py"
+    command = [sys.executable, script, model]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            yield process.stdout.readline().split()[0]
+        finally:
+            process.kill()
+
+
+def beside(ours: str, other: str, callers: int, seconds: float, turns: int) -> None:
+    """Print requests a second of ours and of the minimal app, and their ratio."""
+    rates: list[tuple[float, float]] = []
+    for _ in range(turns):
+        loads = [asyncio.run(under_load(at, callers, seconds, (), ours)) for at in (ours, other)]
+        assert not any(load.errors for load in loads), [load.errors for load in loads]
+        rates.append(tuple(len(load.seconds) / seconds for load in loads))
+    own, bare = (statistics.median(rate) for rate in zip(*rates, strict=True))
+    ratios = sorted(one / two for one, two in rates)
+    print(
+        f"{callers:7d}  {own:8.1f}  {bare:8.1f}  {statistics.median(ratios):5.2f} "
+        f"({ratios[0]:.2f} to {ratios[-1]:.2f})",
+        flush=True,
+    )
+
+
 def main() -> None:
     """Start the service; print a line for each number of callers, and for each part of the soak."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -115,6 +156,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--callers", type=int, nargs="*", default=[1, 8, 64])
     parser.add_argument("--minutes", type=float, default=0)
+    parser.add_argument("--beside", type=int, default=0, metavar="TURNS")
     parser.add_argument("settings", nargs="*", help="settings of utmp-serve, such as max_batch=64")
     given = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
@@ -124,6 +166,12 @@ def main() -> None:
             run = Path(folder) / "run"
             run_command(BIN / "utmp-train", *TINY, "runtime=sequential", f"run_dir={run}")
         with serving(Path(folder), f"model={run}", *given.settings) as (process, _, address):
+            if given.beside:
+                print("callers  ours, /s  minimal, /s  times")
+                with minimal(run) as other:
+                    for callers in given.callers:
+                        beside(address, other, callers, given.seconds, given.beside)
+                return
             print("callers  requests/s  p50 ms  p99 ms  max ms  errors  RSS MB")
             parts = [(callers, given.seconds, []) for callers in given.callers]
             parts += [(8, 30, REFUSED)] * round(2 * given.minutes)
