@@ -105,45 +105,41 @@ class Stack:
         return means
 
 
+def stacked(precisions: Mapping[str, tuple[Form, Tensor]]) -> tuple[Stack, ...]:
+    """Join precisions, by the names of their tensors, with those of their form, size and type."""
+    alike: dict[tuple[Form, torch.Size, torch.dtype], dict[str, Tensor]] = {}
+    for name, (form, values) in precisions.items():
+        alike.setdefault((form, values.shape, values.dtype), {})[name] = values
+    return tuple(
+        Stack(tuple(each), form, torch.stack(list(each.values())))
+        for (form, *_), each in alike.items()
+    )
+
+
 class Posterior(Mapping[str, Gaussian]):
     """The Gaussians of an encoder or a decoder.
 
-    All means are one vector (P,), so that an update is checked, compared and added in one piece;
-    precisions are few, and stay by name: `precise` has the Gaussians of the tensors with one.
+    All means are one vector (P,), and precisions of one form and size one stack, so that an update
+    is checked, compared and added in few pieces.
     """
 
-    def __init__(
-        self, layout: Layout, mean: Tensor, precise: Mapping[str, Gaussian] | None = None
-    ) -> None:
-        self.layout, self.mean, self.precise = layout, mean, precise or {}
+    def __init__(self, layout: Layout, mean: Tensor, stacks: tuple[Stack, ...] = ()) -> None:
+        self.layout, self.mean, self.stacks = layout, mean, stacks
 
     @classmethod
     def of(cls, gaussians: Mapping[str, Gaussian]) -> "Posterior":
         """Join Gaussians by name."""
         means = {name: gaussian.mean for name, gaussian in gaussians.items()}
-        precise = {name: g for name, g in gaussians.items() if g.precision is not None}
+        precise = {
+            n: (g.form, g.precision) for n, g in gaussians.items() if g.precision is not None
+        }
         layout = Layout.of(means)
-        return cls(layout, layout.join(means), precise)
+        return cls(layout, layout.join(means), stacked(precise))
 
     @property
     def nbytes(self) -> int:
         """Bytes of the means and precisions."""
-        precisions = [g.precision.nbytes for g in self.precise.values() if g.precision is not None]
-        return self.mean.nbytes + sum(precisions)
-
-    @cached_property
-    def stacks(self) -> list[Stack]:
-        """The precisions, by form and size."""
-        alike: dict[tuple[Form, torch.Size, torch.dtype], dict[str, Tensor]] = {}
-        for name, gaussian in self.precise.items():
-            precision = gaussian.precision
-            assert precision is not None
-            kind = gaussian.form, precision.shape, precision.dtype
-            alike.setdefault(kind, {})[name] = precision
-        return [
-            Stack(tuple(each), form, torch.stack(list(each.values())))
-            for (form, *_), each in alike.items()
-        ]
+        return self.mean.nbytes + sum(stack.values.nbytes for stack in self.stacks)
 
     @cached_property
     def mean_precisions(self) -> dict[str, float]:
@@ -156,14 +152,17 @@ class Posterior(Mapping[str, Gaussian]):
 
     def moved(self, mean: Tensor) -> "Posterior":
         """Return the posterior with other means (P,) and the same precisions."""
-        views = self.layout.split(mean)
-        precise = {n: Gaussian(views[n], g.precision, g.form) for n, g in self.precise.items()}
-        return Posterior(self.layout, mean, precise)
+        return Posterior(self.layout, mean, self.stacks)
 
     @cached_property
     def _gaussians(self) -> dict[str, Gaussian]:
-        plain = {name: Gaussian(mean) for name, mean in self.layout.split(self.mean).items()}
-        return plain | dict(self.precise)
+        views = self.layout.split(self.mean)
+        precise = {
+            name: Gaussian(views[name], precision, stack.form)
+            for stack in self.stacks
+            for name, precision in zip(stack.names, stack.values, strict=True)
+        }
+        return {name: precise.get(name) or Gaussian(mean) for name, mean in views.items()}
 
     def __getitem__(self, name: str) -> Gaussian:
         return self._gaussians[name]

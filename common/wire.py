@@ -5,7 +5,7 @@ A posterior is two groups of tensors: the means, and the precisions of those tha
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from common.posterior import Form, Gaussian, Layout, Posterior
+from common.posterior import Form, Gaussian, Layout, Posterior, Stack
 from common.structures import MOST_INPUTS
 
 # Groups: what comes before the slash in a tensor's name.
@@ -114,38 +114,33 @@ class _Place(NamedTuple):
         return torch.frombuffer(numbers, dtype=self.dtype).view(self.shape)
 
 
+class _StackPlaces(NamedTuple):
+    """Where the precisions of one form and size are, each as it is packed."""
+
+    names: tuple[str, ...]
+    form: Form
+    inputs: int  #: of a row; 0 for diagonals
+    places: tuple[_Place, ...]
+
+    def read(self, data: bytes) -> Stack:
+        values = torch.stack([place.read(data) for place in self.places])
+        if self.form is Form.row:
+            # A quarter of the time of an index in brackets.
+            values = values.index_select(1, _triangle(self.inputs).flatten())
+            values = values.view(-1, self.inputs, self.inputs)
+        return Stack(self.names, self.form, values)
+
+
 class _PosteriorPlaces(NamedTuple):
-    """Where the means of a posterior are, in one piece, and its precisions as they are packed."""
+    """Where the means of a posterior are, in one piece, and its precisions."""
 
     layout: Layout
     means: _Place
-    precisions: Mapping[str, tuple[Form, _Place]]
-    inputs: Mapping[str, int]  #: of the maps whose rows have one
+    stacks: tuple[_StackPlaces, ...]
 
     def read(self, data: bytes) -> Posterior:
         mean = self.means.read(data)
-        views = self.layout.split(mean, self.precisions) if self.precisions else {}
-        precise = {}
-        for name, precision in self._unpacked(data):
-            try:
-                precise[name] = Gaussian(views[name], precision, self.precisions[name][0])
-            except (ValueError, IndexError) as error:
-                raise ProtocolError(f"precision of {name}: {error}") from error
-        return Posterior(self.layout, mean, precise)
-
-    def _unpacked(self, data: bytes) -> Iterator[tuple[str, Tensor]]:
-        """Yield the precisions; symmetric matrices of one size are unpacked together."""
-        alike: dict[tuple[int, torch.dtype], list[str]] = {}
-        for name, (form, place) in self.precisions.items():
-            if form is Form.row:
-                alike.setdefault((self.inputs[name], place.dtype), []).append(name)
-            else:
-                yield name, place.read(data)
-        for (columns, _), names in alike.items():
-            packed = torch.stack([self.precisions[name][1].read(data) for name in names])
-            # A quarter of the time of an index in brackets.
-            chosen = packed.index_select(1, _triangle(columns).flatten())
-            yield from zip(names, chosen.view(-1, columns, columns), strict=True)
+        return Posterior(self.layout, mean, tuple(stack.read(data) for stack in self.stacks))
 
 
 @lru_cache(maxsize=64)
@@ -174,28 +169,35 @@ def _posterior_places(
         if starts[f"{group}/{name}"] != end:
             raise ProtocolError(f"the {group}'s arrays do not lie in the order of their names")
         end += mean.nbytes
-    precisions: dict[str, tuple[Form, _Place]] = {}
-    inputs: dict[str, int] = {}
+    alike: dict[tuple[Form, int, torch.Size, torch.dtype], dict[str, _Place]] = {}
     for key, packed in groups[group + _PRECISION].items():
         form, _, name = key.partition(":")
         if name not in means or form not in (Form.diagonal, Form.row):
             raise ProtocolError(f"precision {key!r} belongs to no array")
-        if name in precisions:
+        if any(name in places for places in alike.values()):
             raise ProtocolError(f"{name} has two precisions")
-        start = starts[f"{group}{_PRECISION}/{key}"]
-        precisions[name] = Form(form), _Place(packed.dtype, tuple(packed.shape), start)
-        if form == Form.row:
-            try:
-                inputs[name] = _inputs(packed, means[name])
-            except ValueError as error:
-                raise ProtocolError(f"precision of {name}: {error}") from error
+        try:
+            inputs = _inputs(Form(form), packed, means[name])
+        except ValueError as error:
+            raise ProtocolError(f"precision of {name}: {error}") from error
+        place = _Place(packed.dtype, tuple(packed.shape), starts[f"{group}{_PRECISION}/{key}"])
+        alike.setdefault((Form(form), inputs, packed.shape, packed.dtype), {})[name] = place
+    stacks = tuple(
+        _StackPlaces(tuple(places), form, inputs, tuple(places.values()))
+        for (form, inputs, *_), places in alike.items()
+    )
     layout = Layout.of(means)
-    place = _Place(torch.float32, (sum(layout.sizes),), begin)
-    return _PosteriorPlaces(layout, place, precisions, inputs)
+    return _PosteriorPlaces(layout, _Place(torch.float32, (sum(layout.sizes),), begin), stacks)
 
 
-def _inputs(packed: Tensor, mean: Tensor) -> int:
-    """Return how many inputs a map has; raise ValueError unless the packed precision fits."""
+def _inputs(form: Form, packed: Tensor, mean: Tensor) -> int:
+    """Return how many inputs a map has, 0 for a diagonal; raise ValueError if it does not fit."""
+    if form is Form.diagonal:
+        if packed.shape != mean.shape:
+            raise ValueError(f"its shape is {tuple(packed.shape)}, expected {tuple(mean.shape)}")
+        return 0
+    if mean.dim() == 0 or len(mean) == 0:
+        raise ValueError("a single value has no rows")
     columns = math.prod(mean.shape[1:])
     if columns > MOST_INPUTS:
         raise ValueError(f"{columns} inputs, expected at most {MOST_INPUTS}")

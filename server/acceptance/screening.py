@@ -20,7 +20,7 @@ that have a precision of that tensor. An update beyond is refused.
 """
 
 import math
-from collections import defaultdict
+from array import array
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -78,7 +78,10 @@ class Screening:
         self._decoder = _Start.of(sent.decoder)
         self._clip = privacy.clip if privacy.name is PrivacyRule.central else None
         self._former = medians
+        #: Of updates that were measured and not screened yet.
         self._measures: dict[ClientKey, list[Measure]] = {}
+        #: Quantity to modality to its values at all clients.
+        self._values: dict[str, dict[str, array[float]]] = {}
         #: Client to how many times the usual a change of its was that was scaled down.
         self.clipped: dict[ClientKey, float] = {}
         #: Whether something was measured that nothing is known of yet, as in the first round.
@@ -89,6 +92,9 @@ class Screening:
         # Where changes are clipped what one client sends must not decide whether another counts.
         measures = list(self._measure(uplink)) if self._clip is None else []
         self._measures[uplink.key] = measures
+        for measure in measures:
+            values = self._values.setdefault(measure.quantity, {})
+            values.setdefault(uplink.key.modality, array("d")).append(measure.value)
         self.is_new |= any(measure.quantity not in self._former for measure in measures)
 
     def learn(self) -> None:
@@ -106,7 +112,7 @@ class Screening:
             If a precision is out of proportion.
         """
         scales, worst = {"encoder": 1.0, "decoder": 1.0}, 0.0
-        for measure in self._measures[uplink.key]:
+        for measure in self._measures.pop(uplink.key):
             usual = measure.usual(self._former, uplink.key.modality)
             factor, value = measure.factor, measure.value * measure.unit
             if factor is None or value <= factor * usual:
@@ -132,16 +138,12 @@ class Screening:
         below that of all. They are sorted, so that equal runs write equal checkpoints.
         """
         medians = dict(self._former)
-        values: dict[str, dict[ClientKey, float]] = defaultdict(dict)
-        for key, measures in self._measures.items():
-            for measure in measures:
-                values[measure.quantity][key] = measure.value
-        for name, by_client in values.items():
-            if len(by_client) < _QUORUM:
+        for name, by_modality in self._values.items():
+            values = np.concatenate(list(by_modality.values()))
+            if len(values) < _QUORUM:
                 continue
-            medians[name] = overall = float(np.median(list(by_client.values())))
-            for modality in {key.modality for key in by_client} if name != "decoder" else ():
-                own = [value for key, value in by_client.items() if key.modality == modality]
+            medians[name] = overall = float(np.median(values))
+            for modality, own in by_modality.items() if name != "decoder" else ():
                 typical = float(np.median(own)) if len(own) >= _QUORUM else overall
                 medians[f"{name}/{modality}"] = max(overall, typical)
         return dict(sorted(medians.items()))

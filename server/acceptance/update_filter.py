@@ -33,7 +33,7 @@ from server.acceptance.validation import RejectedUpdateError, UpdateRules
 MAX_LINE = 2 * MAX_REASON
 
 #: Bytes of updates that wait in memory; further replies stay with the SuperLink.
-MOST_WAITING = 1 << 26
+MOST_WAITING = 3 << 24
 
 
 class UpdateFilter:

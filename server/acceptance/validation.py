@@ -82,7 +82,8 @@ class _Part:
             return None
         faults = (
             (name, self._precision_fault(name, gaussian))
-            for name, gaussian in posterior.precise.items()
+            for name, gaussian in posterior.items()
+            if gaussian.precision is not None
         )
         return next((f"array {name!r}: {fault}" for name, fault in faults if fault), None)
 

@@ -14,13 +14,12 @@ Source: arXiv 2303.15486, section 4; the product of posteriors is that of FedPA,
 Notation: a tensor (out, ...) is read as a matrix (out, in) whose rows share a precision (in, in).
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from common.posterior import Form, Layout, Posterior
+from common.posterior import Form, Posterior, Stack, stacked
 from server.aggregation.average import WeightedSum, weighted_across
 from server.aggregation.rules import RULES, Arrays, Rule
 
@@ -62,40 +61,22 @@ class Precision:
 
 
 @dataclass(frozen=True)
-class PrecisionSum:
-    """sum n P of some tensors, all in one vector, float64."""
-
-    layout: Layout = field(default_factory=Layout)
-    forms: tuple[Form, ...] = ()
-    vector: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-
-    @classmethod
-    def of(cls, precisions: Mapping[str, tuple[Tensor, Form]]) -> "PrecisionSum":
-        """Join precisions by the names of their tensors."""
-        values = {name: value for name, (value, _) in precisions.items()}
-        layout = Layout.of(values)
-        forms = tuple(precisions[name][1] for name in layout.names)
-        return cls(layout, forms, layout.join(values).double() if values else cls().vector)
-
-    def split(self) -> dict[str, Precision]:
-        """Return them by the tensors' names."""
-        values = self.layout.split(self.vector)
-        return {n: Precision(values[n], form) for n, form in zip(values, self.forms, strict=True)}
-
-
-@dataclass(frozen=True)
 class PosteriorSum:
     """Product of clients' posteriors, by its natural parameters."""
 
     #: sum n P M of every tensor, and sum n.
     shifts: WeightedSum = field(default_factory=WeightedSum)
-    #: sum n P of some; that of others is sum n times the identity.
-    precise: PrecisionSum = field(default_factory=PrecisionSum)
+    #: sum n P of some, float64; that of others is sum n times the identity.
+    stacks: tuple[Stack, ...] = ()
 
     @property
     def precisions(self) -> dict[str, Precision]:
         """Tensor name to sum n P, where it is not that of the identity."""
-        return self.precise.split()
+        return {
+            name: Precision(values, stack.form)
+            for stack in self.stacks
+            for name, values in zip(stack.names, stack.values, strict=True)
+        }
 
     def add(self, posterior: Posterior, weight: float) -> "PosteriorSum":
         """Multiply in one client's posterior with its number of examples.
@@ -106,37 +87,35 @@ class PosteriorSum:
             If the weight is not positive and finite, or names, shapes or forms differ from the
             others'.
         """
-        shifts, precise = WeightedSum().add(posterior, weight), PrecisionSum()
-        if posterior.precise:
-            values = {
-                name: (gaussian.precision, gaussian.form)
-                for name, gaussian in posterior.precise.items()
-                if gaussian.precision is not None
-            }
-            precise = PrecisionSum.of(values)
-            precise.vector.mul_(weight)
-            views = shifts.layout.split(shifts.vector, values)
-            means = posterior.layout.split(posterior.mean.double(), values)
-            for name, precision in precise.split().items():
+        stacks = tuple(
+            replace(stack, values=stack.values.to(torch.float64, copy=True).mul_(weight))
+            for stack in posterior.stacks
+        )
+        one = PosteriorSum(WeightedSum().add(posterior, weight), stacks)
+        if precisions := one.precisions:
+            views = one.shifts.layout.split(one.shifts.vector, precisions)
+            means = posterior.layout.split(posterior.mean.double(), precisions)
+            for name, precision in precisions.items():
                 views[name].copy_(precision.times(means[name]))
-        return self.merge(PosteriorSum(shifts, precise))
+        return self.merge(one)
 
     def merge(self, other: "PosteriorSum") -> "PosteriorSum":
         """Multiply two products; an empty one changes nothing."""
         if not self.shifts.weight or not other.shifts.weight:
             return self if self.shifts.weight else other
-        shifts, ours, theirs = self.shifts.merge(other.shifts), self.precise, other.precise
-        if (ours.layout, ours.forms) == (theirs.layout, theirs.forms):
-            merged = replace(ours, vector=ours.vector + theirs.vector)
-            return PosteriorSum(shifts, merged)
+        shifts = self.shifts.merge(other.shifts)
+        if _kinds(self.stacks) == _kinds(other.stacks):
+            pairs = zip(self.stacks, other.stacks, strict=True)
+            added = (replace(ours, values=ours.values + theirs.values) for ours, theirs in pairs)
+            return PosteriorSum(shifts, tuple(added))
         precisions, own, others = {}, self.precisions, other.precisions
         for name in own.keys() | others.keys():
             try:
                 both = own.get(name, self._identity).plus(others.get(name, other._identity))
             except ValueError as error:
                 raise ValueError(f"array {name!r}: {error}") from error
-            precisions[name] = both.values, both.form
-        return PosteriorSum(shifts, PrecisionSum.of(precisions))
+            precisions[name] = both.form, both.values
+        return PosteriorSum(shifts, stacked(precisions))
 
     @property
     def _identity(self) -> Precision:
@@ -150,6 +129,10 @@ class PosteriorSum:
         for name, precision in precisions.items():
             modes[name] = precision.solve(shifts[name]).float()
         return modes
+
+
+def _kinds(stacks: tuple[Stack, ...]) -> list[tuple[object, ...]]:
+    return [(stack.names, stack.form, stack.values.shape) for stack in stacks]
 
 
 RULES["pbea"] = Rule(PosteriorSum, lambda total, _: total.finish(), parts=("encoder",))

@@ -31,12 +31,11 @@ def layer_std(posterior: Posterior) -> dict[str, float]:
     """Return the standard deviation of each layer that has a precision."""
     sums: dict[str, float] = defaultdict(float)
     counts: dict[str, int] = defaultdict(int)
-    for name in posterior.layout.names:
-        if gaussian := posterior.precise.get(name):
-            layer = name.removesuffix(".weight").removesuffix(".bias")
-            size = gaussian.mean.numel()
-            sums[layer] += posterior.mean_precisions[name] * size
-            counts[layer] += size
+    sizes = dict(zip(posterior.layout.names, posterior.layout.sizes, strict=True))
+    for name, mean in sorted(posterior.mean_precisions.items()):
+        layer = name.removesuffix(".weight").removesuffix(".bias")
+        sums[layer] += mean * sizes[name]
+        counts[layer] += sizes[name]
     return {layer: float((sums[layer] / counts[layer]) ** -0.5) for layer in sums}
 
 

@@ -8,8 +8,8 @@ shard, and again as a table with .npy arrays; predicts them, and prints for each
 features, seconds and peak resident memory, which is to stay where it is. The loop
 (``contestants/bare_predict.py``) reads the shard, and writes each item's id, prediction and
 deviation, which are compared with ours; ours checks the shard, and says besides what each modality
-predicts alone and contributes. Both in turns; printed are medians, and the ratio's range. Threads of
-torch: on layers this small more than one only wait for each other, and for whatever else the
+predicts alone and contributes. Both in turns; printed are medians, and the ratio's range. Threads
+of torch: on layers this small more than one only wait for each other, and for whatever else the
 machine does.
 """
 
@@ -118,7 +118,8 @@ def figures(
             yield Figure(f"{what}, {size:.0f} MB: peak memory", most, "MB")
             if bare:
                 yield Figure(f"{what}, loop", statistics.median(ran.seconds for ran in bare), "s")
-                ratios = sorted(own.seconds / other.seconds for own, other in zip(ours, bare, strict=True))
+                pairs = zip(ours, bare, strict=True)
+                ratios = sorted(own.seconds / other.seconds for own, other in pairs)
                 spread = f"{what}, times the loop ({ratios[0]:.2f} to {ratios[-1]:.2f})"
                 yield Figure(spread, statistics.median(ratios), "", 1.3, "of the loop")
 

@@ -55,30 +55,10 @@ def write_multibench(path: Path, items: int) -> None:
 
 KINDS = {"npz": ("source.npz", write_npz), "multibench": ("source.pkl", write_multibench)}
 
-#: What NumPy does; the same for both kinds.
-BARE = """
-import pickle, sys
-import numpy as np
-path, out = sys.argv[1:]
-if path.endswith(".npz"):
-    with np.load(path) as file:
-        arrays = {name: file[name] for name in ("text", "audio", "vision")}
-        labels = file["label"]
-else:
-    with open(path, "rb") as file:
-        splits = pickle.load(file)
-    parts = splits.values()
-    arrays = {name: np.concatenate([part[name] for part in parts]) for name in ("text", "audio", "vision")}
-    labels = np.concatenate([part["labels"] for part in parts])
-    del splits, parts
-order = np.random.default_rng(0).permutation(len(labels))
-train, validation, test = np.split(order, [int(.7 * len(order)), int(.8 * len(order))])
-for number, own in enumerate(np.array_split(train, 9)):
-    name = list(arrays)[number % 3]
-    np.savez(f"{out}/{name}-{number // 3}.npz", label=labels[own], **{name: arrays[name][own]})
-for side, own in (("validation", validation), ("test", test)):
-    np.savez(f"{out}/{side}.npz", label=labels[own], **{name: array[own] for name, array in arrays.items()})
-"""
+BARE = Path(__file__).parent / "contestants" / "bare_prepare.py"
+
+#: What is measured, its unit, and how many times what NumPy takes it may be.
+MEASURES = (("seconds", "s", 2.5), ("cpu", "s", None), ("megabytes", "MB", None))
 
 
 def figures(
@@ -90,27 +70,28 @@ def figures(
     """Prepare a source of each kind, in turns with NumPy."""
     items = int(megabytes * 1e6 / (4 * STEPS * sum(WIDTHS.values())))
     for kind in kinds:
-        name, write = KINDS[kind]
+        file, write = KINDS[kind]
         turns: list[tuple[Ran, Ran]] = []
         for _ in range(repeats):
             with tempfile.TemporaryDirectory(dir=folder) as kept:
-                source, bare, ours = Path(kept) / name, Path(kept) / "bare", Path(kept) / "ours"
+                source, bare, ours = Path(kept) / file, Path(kept) / "bare", Path(kept) / "ours"
                 in_a_process(write, source, items)
                 size = source.stat().st_size / 1e6
                 bare.mkdir()
                 group = ["group=group"] if kind == "npz" else []
                 turns.append(
                     (
-                        run_command(sys.executable, "-c", BARE, source, bare),
+                        run_command(sys.executable, BARE, source, bare),
                         run_command(BIN / "utmp-prepare", f"path={source}", f"out={ours}", *group),
                     )
                 )
-        for what, unit, limit in (("seconds", "s", 2.5), ("cpu", "s", None), ("megabytes", "MB", None)):
+        for what, unit, limit in MEASURES:
             ratios = sorted(getattr(one, what) / getattr(other, what) for other, one in turns)
             for whose, chosen in (("NumPy", 0), ("ours", 1)):
                 value = statistics.median(getattr(turn[chosen], what) for turn in turns)
                 most = 1.5 * size if what == "megabytes" and chosen else None
-                yield Figure(f"{kind} of {size:.0f} MB, {whose}: {what}", value, unit, most, "1.5 times the source")
+                name = f"{kind} of {size:.0f} MB, {whose}: {what}"
+                yield Figure(name, value, unit, most, "1.5 times the source")
             spread = f"{kind}: {what}, times NumPy ({ratios[0]:.2f} to {ratios[-1]:.2f})"
             yield Figure(spread, statistics.median(ratios), "", limit, "of NumPy")
 

@@ -8,7 +8,8 @@ Starts the service on a free port of loopback, for a run folder or for a tiny ru
 Each request has one item; each caller sends the next one as soon as it is answered. In the soak,
 8 callers send valid requests and another sends requests that must be refused, ten a second; a line
 every 30 s shows whether memory grows. The minimal app (``contestants/minimal_app.py``) checks
-nothing, and predicts one request at a time; ratios to it are medians of the turns, with their range.
+nothing, and predicts each request by itself; ratios to it are medians of the turns, with their
+range.
 """
 
 import argparse

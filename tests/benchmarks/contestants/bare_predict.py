@@ -2,6 +2,8 @@
 
 import csv
 import sys
+from itertools import pairwise
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -16,8 +18,8 @@ torch.set_num_threads(1)
 arrays = load_file(sys.argv[2])
 ends = [0, *arrays["ids.ends"].tolist()]
 content = arrays["ids"].numpy().tobytes()
-ids = [content[first:last].decode() for first, last in zip(ends, ends[1:], strict=False)]
-with open(sys.argv[3], "w", newline="") as file:
+ids = [content[first:last].decode() for first, last in pairwise(ends)]
+with Path(sys.argv[3]).open("w", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["id", "prediction", "std"])
     for first in range(0, len(ids), BATCH):

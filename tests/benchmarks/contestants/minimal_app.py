@@ -1,4 +1,4 @@
-"""The least that serves a model: FastAPI reads JSON, and a thread predicts one request at a time."""
+"""The least that serves a model: FastAPI reads JSON, a thread predicts each request by itself."""
 
 import os
 import socket
