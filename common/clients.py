@@ -3,12 +3,32 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import nn
-
 from common.errors import UserError
 
-#: Attributes of `torch.nn.ModuleDict`, which keeps encoders by modality, and our own words.
-RESERVED = frozenset(dir(nn.ModuleDict())) | {"default", "multimodal"}
+#: Attributes of `torch.nn.ModuleDict`, which keeps encoders by modality, but for those with two
+#: underscores in front. Written out, so that preparing data does not take the second of torch.
+_ATTRIBUTES = """
+T_destination add_module apply bfloat16 buffers call_super_init children clear compile cpu cuda
+double dump_patches eval extra_repr float forward get_buffer get_extra_state get_parameter
+get_submodule half ipu items keys load_state_dict modules mtia named_buffers named_children
+named_modules named_parameters parameters pop register_backward_hook register_buffer
+register_forward_hook register_forward_pre_hook register_full_backward_hook
+register_full_backward_pre_hook register_load_state_dict_post_hook
+register_load_state_dict_pre_hook register_module register_parameter
+register_state_dict_post_hook register_state_dict_pre_hook requires_grad_ set_extra_state
+set_submodule share_memory state_dict to to_empty train training type update values xpu
+zero_grad _apply _backward_hooks _backward_pre_hooks _buffers _call_impl _compiled_call_impl
+_forward_hooks _forward_hooks_always_called _forward_hooks_with_kwargs _forward_pre_hooks
+_forward_pre_hooks_with_kwargs _get_backward_hooks _get_backward_pre_hooks _get_name
+_is_full_backward_hook _load_from_state_dict _load_state_dict_post_hooks
+_load_state_dict_pre_hooks _maybe_warn_non_full_backward_hook _modules _named_members
+_non_persistent_buffers_set _parameters _register_load_state_dict_pre_hook
+_register_state_dict_hook _replicate_for_data_parallel _save_to_state_dict _slow_forward
+_state_dict_hooks _state_dict_pre_hooks _version _wrapped_call_impl
+"""
+
+#: Words that no modality may have, with our own.
+RESERVED = frozenset(_ATTRIBUTES.split()) | {"default", "multimodal"}
 
 #: Clients of each modality where nothing else is said.
 DEFAULT_CLIENTS = 3
@@ -26,7 +46,7 @@ class ClientKey(NamedTuple):
 
 def check_modality_name(name: str) -> None:
     """Raise `UserError` for a modality name that cannot be part of a parameter's name."""
-    if not name.isidentifier() or name in RESERVED:
+    if not name.isidentifier() or name in RESERVED or name.startswith("__"):
         raise UserError(
             f"modality {name!r}: expected letters, digits and underscores, as in audio_2, and not "
             "a word that PyTorch or the configuration keeps for itself"

@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUFFIX = ".safetensors"
 
@@ -65,7 +67,7 @@ def seal(path: Path) -> str:
     return digest
 
 
-def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, "Tensor"], str]:
     """Check a file's seal; return its header, its arrays mapped into memory, and its seal.
 
     Raises `SealError` if the file is not sealed, or is damaged; `OSError` if it cannot be read.
@@ -83,7 +85,7 @@ def read_sealed(path: Path) -> tuple[dict[str, Any], dict[str, Tensor], str]:
     return header, map_arrays(path), written
 
 
-def map_arrays(path: Path) -> dict[str, Tensor]:
+def map_arrays(path: Path) -> dict[str, "Tensor"]:
     """Map the arrays of a file into memory: copies on write, which are read when they are used."""
     with _opened(path) as arrays:
         return {name: arrays.get_tensor(name) for name in arrays.keys()}  # noqa: SIM118

@@ -46,12 +46,17 @@ class FeatureMoments:
     def of_rows(cls, rows: FloatArray) -> "FeatureMoments":
         """Measure rows, (R, *F)."""
         values = rows.astype(np.float64)
+        count = np.full(rows.shape[1:], len(rows), dtype=np.float64)[()]
         finite = np.isfinite(values)
-        values[~finite] = 0.0
-        count = finite.sum(axis=0).astype(np.float64)
+        known = bool(finite.all())
+        if not known:
+            values[~finite] = 0.0
+            count = finite.sum(axis=0).astype(np.float64)
         mean = values.sum(axis=0) / np.maximum(count, 1)
-        squares = (np.where(finite, values - mean, 0.0) ** 2).sum(axis=0)
-        return cls(count, mean, squares)
+        values -= mean
+        if not known:
+            values[~finite] = 0.0
+        return cls(count, mean, np.square(values, out=values).sum(axis=0))
 
     def merge(self, other: "FeatureMoments") -> "FeatureMoments":
         """Return the moments of both together; `ValueError` if their shapes differ."""

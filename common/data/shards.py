@@ -12,10 +12,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from common.clients import check_modality_name
@@ -24,6 +23,9 @@ from common.data.source import Reading
 from common.errors import UserError, parsed_as, reason
 from common.seal import NotSealedError, SealError, map_arrays, read_sealed, write_sealed
 from common.task import Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 #: Of the layout below; a shard of another version is refused.
 VERSION = 1
@@ -194,7 +196,7 @@ def _open(path: Path) -> tuple[ShardInfo, "_Arrays", str]:
         raise arrays.fail(f"its header is not understood ({error})") from error
     if info.outputs < 1 or (info.task is Task.regression and info.outputs != 1):
         raise arrays.fail(f"it declares {info.outputs} outputs and labels for {info.task}")
-    arrays = replace(arrays, count=len(arrays.get("ids.ends", torch.int64)))
+    arrays = replace(arrays, count=len(arrays.get("ids.ends", "int64")))
     if arrays.count == 0 or not info.modalities:
         raise arrays.fail("it holds no item, or no modality")
     return info, arrays, seal
@@ -205,26 +207,26 @@ class _Arrays:
     """The arrays of a shard, not trusted: a seal shows damage, not who wrote the file."""
 
     path: Path
-    tensors: Mapping[str, torch.Tensor]
+    tensors: Mapping[str, "Tensor"]
     #: N, of every array that has one value for each item.
     count: int
 
     def fail(self, reason: str) -> UserError:
         return UserError(f"shard {self.path}: {reason}; prepare it again with utmp-prepare")
 
-    def get(self, name: str, *dtypes: torch.dtype, dims: int = 1) -> NDArray[Any]:
+    def get(self, name: str, *dtypes: str, dims: int = 1) -> NDArray[Any]:
         """Return an array, which must have one of some types and so many dimensions."""
         tensor = self.tensors.get(name)
         if tensor is None:
             raise self.fail(f"it lacks {name}")
-        if tensor.dtype not in dtypes or tensor.dim() != dims:
+        if str(tensor.dtype).removeprefix("torch.") not in dtypes or tensor.dim() != dims:
             raise self.fail(f"{name} is {tensor.dtype} of {tensor.dim()} dimensions")
         array: NDArray[Any] = tensor.numpy()
         return array
 
     def per_item(self, name: str) -> NDArray[np.int64]:
         """Return an array of one whole number for each item."""
-        array = self.get(name, torch.int64)
+        array = self.get(name, "int64")
         if len(array) != self.count:
             raise self.fail(f"{name} has {len(array)} items, and ids {self.count}")
         return array
@@ -232,9 +234,9 @@ class _Arrays:
     def labels(self, info: ShardInfo) -> LabelArray:
         classes, several = info.task is Task.classification, info.task is Task.multilabel
         kinds = {
-            Task.regression: (torch.float64, torch.float32),  # float32 in older shards
-            Task.classification: (torch.int64,),
-            Task.multilabel: (torch.float32,),
+            Task.regression: ("float64", "float32"),  # float32 in older shards
+            Task.classification: ("int64",),
+            Task.multilabel: ("float32",),
         }[info.task]
         labels = self.get("labels", *kinds, dims=2 if several else 1)
         if several and labels.shape[1] != info.outputs:
@@ -248,7 +250,7 @@ class _Arrays:
 
     def names(self, name: str, part: slice) -> NDArray[np.str_]:
         """Return the ids or groups of some items."""
-        content, ends = self.get(name, torch.uint8), self.per_item(f"{name}.ends")
+        content, ends = self.get(name, "uint8"), self.per_item(f"{name}.ends")
         before = ends[part.start - 1] if part.start else 0
         bounds = np.concatenate([[before], ends[part]])
         sizes = np.diff(bounds)
@@ -265,7 +267,7 @@ class _Arrays:
 
     def sequences(self, name: str, part: slice, tabular: bool) -> Sequences:
         """Return the sequences of some items."""
-        values = self.get(f"{name}.values", torch.float32, torch.float16, dims=2)
+        values = self.get(f"{name}.values", "float32", "float16", dims=2)
         starts = self.per_item(f"{name}.starts")[part]
         lengths = self.per_item(f"{name}.lengths")[part]
         if values.shape[1] == 0:

@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -214,8 +215,7 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
     if config.path is None:
         raise UserError("path is required; give it as path=…, or format=synthetic")
     paths = paths_named("path", config.path)
-    files = [_fingerprint(path, watch) for path in _files(paths)]
-    watch("reading", 0, 1)
+    chosen = _files(paths)
     settings = ReadSettings(
         task=task,
         emotions=config.task is Labels.emotion,
@@ -228,7 +228,11 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
         classes=tuple(config.classes),
         arrays=config.arrays,
     )
-    source, name, why = read_source(paths, config.format, settings)
+    with ThreadPoolExecutor(1) as other:
+        hashing = [other.submit(_fingerprint, path, watch) for path in chosen]
+        watch("reading", 0, 1)
+        source, name, why = read_source(paths, config.format, settings)
+        files = [each.result() for each in hashing]
     if name == "table" and paths[0].is_file():
         # The files of a folder are all fingerprinted already.
         files += [_fingerprint(path, watch) for path in array_files(paths[0], settings).values()]

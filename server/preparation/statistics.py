@@ -67,8 +67,9 @@ def sequence_statistics(sequences: Sequences) -> dict[str, Any]:
     moments = FeatureMoments.empty(*sequences.statistics_shape)
     for values in sequences.chunks():
         rows += len(values)
-        nan += int(np.isnan(values).sum())
-        infinite += int(np.isinf(values).sum())
+        if not np.isfinite(values).all():
+            nan += int(np.isnan(values).sum())
+            infinite += int(np.isinf(values).sum())
         if not sequences.tabular:
             moments = moments.merge(FeatureMoments.of_rows(values))
     if sequences.tabular:

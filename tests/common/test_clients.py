@@ -1,6 +1,7 @@
 """Who takes part."""
 
 import pytest
+import torch
 
 from common.clients import ClientKey, check_modality_name, clients_per_modality
 from common.errors import UserError
@@ -40,10 +41,16 @@ def test_keys_read_well_and_sort_by_modality_and_number() -> None:
     assert [str(key) for key in sorted(keys)] == ["audio-2", "audio-10", "vision-0"]
 
 
-@pytest.mark.parametrize("name", ["", "a.b", "a-b", "2d", "a b", "default"])
+@pytest.mark.parametrize("name", ["", "a.b", "a-b", "2d", "a b", "default", "keys", "__x"])
 def test_only_identifiers_are_modality_names(name: str) -> None:
     with pytest.raises(UserError, match="expected letters, digits and underscores") as error:
         check_modality_name(name)
     assert repr(name) in str(error.value)
     for good in ("language", "audio_2", "_x", "größe"):
         check_modality_name(good)
+
+
+def test_no_attribute_of_a_module_dict_is_a_modality_name() -> None:
+    for name in dir(torch.nn.ModuleDict()):
+        with pytest.raises(UserError, match="not a word that PyTorch"):
+            check_modality_name(name)

@@ -39,7 +39,7 @@ def first_cells(shown: str) -> dict[str, list[str]]:
 
 
 def test_preparing_needs_no_more_libraries_than_it_uses() -> None:
-    heavy = ("datasets", "flwr_datasets", "h5py", "pyarrow", "pandas", "matplotlib")
+    heavy = ("torch", "datasets", "flwr_datasets", "h5py", "pyarrow", "pandas", "matplotlib")
     module = "server.preparation.preparation"
     script = f"import {module}, sys; print(*sorted(set({heavy}) & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
