@@ -10,14 +10,16 @@ predicted and not 2^M. In any case the contributions sum to the prediction less 
 Notation: B items, M modalities, K classes or labels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
-from common.model.predict import Encoded, predict_present
+from common.model.predict import Encoded, Prediction, predict_subsets
 from common.task import Task
 
 
@@ -33,45 +35,55 @@ def base_of(fusion: Fusion) -> Tensor:
             return prior.sigmoid()
 
 
+@dataclass(frozen=True)
+class Explained:
+    """A prediction and what it is made of; by modality of the batch float64, (B,) or (B, K)."""
+
+    together: Prediction
+    #: What each modality adds; 0 where an item lacks it.
+    contributions: Mapping[str, Tensor]
+    #: What each predicts by itself; it means nothing where an item lacks it.
+    alone: Mapping[str, Tensor]
+
+
 @torch.inference_mode()
-def contributions(
-    model: HAFedformer, fusion: Fusion, encoded: Encoded
-) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
-    """Return each modality's contribution, and what it predicts alone, float64 as of a prediction.
+def explain(model: HAFedformer, fusion: Fusion, encoded: Encoded) -> Explained:
+    """Predict each item from all that it has, at least one modality, and explain it."""
+    names = [name for name in model.spec.features if name in encoded.lengths]
+    subsets, shares = _shares(tuple(names), tuple(model.spec.features))
+    predicted = predict_subsets(model, fusion, encoded, subsets)
+    values = torch.stack([each.values.double() for each in predicted])
+    base = base_of(fusion).to(values)
+    present = encoded.present(names)
+    there = torch.stack([present[[name in subset for name in names]].any(0) for subset in subsets])
+    more = (1,) * (values.dim() - 2)
+    gains = torch.where(there.view(there.shape + more), values - base, 0.0)
+    added = torch.tensordot(shares.to(gains), gains, dims=1)
+    added = torch.where(present.view(present.shape + more), added, 0.0)
+    alone = {name: values[subsets.index((name,))] for name in names}
+    return Explained(predicted[-1], dict(zip(names, added, strict=True)), alone)
 
-    By modality of the batch (B,) numbers or (B, K) shares. Where an item lacks it, the contribution
-    is 0 and the other means nothing.
+
+@lru_cache(maxsize=64)
+def _shares(
+    names: tuple[str, ...], all_names: tuple[str, ...]
+) -> tuple[list[tuple[str, ...]], Tensor]:
+    """Return the subsets, the last of which is all names, and their shares (M, S), float64.
+
+    What a modality adds is the sum of its shares of what each subset adds to the base.
     """
-    present = {name: lengths > 0 for name, lengths in encoded.lengths.items()}
-    known: dict[frozenset[str], Tensor] = {frozenset(): base_of(fusion).to(_double(encoded))}
-
-    def value(subset: Sequence[str]) -> Tensor:
-        key = frozenset(subset)
-        if key not in known:
-            names = [name for name in present if name in key]
-            predicted = predict_present(model, fusion, encoded, names).values.double()
-            there = torch.stack([present[name] for name in names]).any(dim=0)
-            shape = (-1,) + (1,) * (predicted.dim() - 1)
-            known[key] = torch.where(there.view(shape), predicted, known[frozenset()])
-        return known[key]
-
-    orders = _orders([name for name in model.spec.features if name in present], model)
-    added: dict[str, Tensor] = {}
-    for order in orders:
-        for size, name in enumerate(order):
-            step = (value(order[: size + 1]) - value(order[:size])) / len(orders)
-            added[name] = added[name] + step if name in added else step
-    return added, {name: value([name]) for name in present}
-
-
-def _orders(names: Sequence[str], model: HAFedformer) -> list[list[str]]:
-    """Return the orders of some of a model's modalities, whichever others it has."""
-    all_names = list(model.spec.features)
     rotated = [all_names[start:] + all_names[:start] for start in range(len(all_names))]
-    both = [*rotated, *(order[::-1] for order in rotated)]
-    return [[name for name in order if name in names] for order in both]
-
-
-def _double(encoded: Encoded) -> Tensor:
-    """Return a tensor of the batch's device, float64."""
-    return next(iter(encoded.encodings.values())).new_empty(0, dtype=torch.float64)
+    orders = [*rotated, *(order[::-1] for order in rotated)]
+    shares: dict[frozenset[str], Tensor] = {}
+    for order in orders:
+        so_far: frozenset[str] = frozenset()
+        for name in filter(names.__contains__, order):
+            for subset, share in ((so_far, -1.0), (so_far | {name}, 1.0)):
+                none = torch.zeros(len(names), dtype=torch.float64)
+                own = shares.setdefault(subset, none)
+                own[names.index(name)] += share / len(orders)
+            so_far |= {name}
+    shares.pop(frozenset(), None)
+    found = sorted(shares, key=len)
+    subsets = [tuple(name for name in names if name in subset) for subset in found]
+    return subsets, torch.stack([shares[subset] for subset in found], dim=1)

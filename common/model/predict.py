@@ -111,6 +111,32 @@ def predict_present(
     return in_label_units(predicted, fusion.prior, fusion.task)
 
 
+def predict_subsets(
+    model: HAFedformer, fusion: Fusion, encoded: Encoded, subsets: Sequence[Sequence[str]]
+) -> list[Prediction]:
+    """Return what `predict_present` does for each of some subsets, the last of which is of all.
+
+    Where the rule joins what each modality says by itself, all are one batch, in which items lack
+    what is not in their subset.
+    """
+    names, count = list(subsets[-1]), len(subsets)
+    if fusion.rule in (FusionRule.mean, FusionRule.reliability):
+        return [predict_present(model, fusion, encoded, list(subset)) for subset in subsets]
+    outputs = expert_outputs(model, encoded, names)
+    lengths = {
+        name: torch.cat([encoded.lengths[name] * (name in subset) for subset in subsets])
+        for name in names
+    }
+    repeated = (
+        {name: values[name].repeat(count, 1) for name in names}
+        for values in (encoded.linear, outputs)
+    )
+    all_at_once = predict_present(model, fusion, Encoded({}, lengths, *repeated), names)
+    values, std = all_at_once.values.chunk(count), all_at_once.std
+    stds = [None] * count if std is None else std.chunk(count)
+    return [Prediction(*each) for each in zip(values, stds, strict=True)]
+
+
 def in_label_units(predicted: Prediction, prior: Sequence[float], task: Task) -> Prediction:
     """Return predictions of standardised numbers in the units of their prior; others as they are.
 

@@ -24,10 +24,10 @@ from common.data.federation import FederatedDataset, count_outputs, load_federat
 from common.data.labels import class_names, names_fault
 from common.data.source import Reading
 from common.errors import UserError, parsed_as
-from common.model.contributions import base_of, contributions
+from common.model.contributions import base_of, explain
 from common.model.fusion import Fusion
 from common.model.ha_fedformer import HAFedformer
-from common.model.predict import encode, predict_encoded
+from common.model.predict import encode
 from common.task import Task
 from server.model_file import load_model
 from server.prediction.features import Features, sequences_of
@@ -251,15 +251,15 @@ class Predictor:
         device = next(self.model.parameters()).device
         inputs = {name: pad_all(items[name].select(rows)).to(device) for name in names}
         encoded = encode(self.model, inputs)
-        together = predict_encoded(self.model, self.fusion, encoded, names)
+        explained = explain(self.model, self.fusion, encoded)
+        together = explained.together
         result.values[rows] = together.values.float().cpu().numpy()
         if result.std is not None and together.std is not None:
             result.std[rows] = together.std.float().cpu().numpy()
-        added, alone = contributions(self.model, self.fusion, encoded)
         for name in names:
-            result.contributions[name][rows] = added[name].cpu().numpy()
+            result.contributions[name][rows] = explained.contributions[name].cpu().numpy()
             there = (encoded.lengths[name] > 0).cpu().numpy()
-            result.alone[name][rows[there]] = alone[name].cpu().numpy()[there]
+            result.alone[name][rows[there]] = explained.alone[name].cpu().numpy()[there]
 
 
 def model_path(path: str | Path) -> Path:
