@@ -108,7 +108,10 @@ def test_a_run_that_cannot_start_leaves_its_folder_to_the_next(tmp_path: Path) -
         raise UserError("no data here")
 
     with pytest.raises(UserError, match="no data here"):
-        federate(prepare(tiny(), tmp_path), LocalGrid(make_client_app(get_config), 6))
+        federate(
+            prepare(tiny("runtime.node_timeout=0"), tmp_path),
+            LocalGrid(make_client_app(get_config), 6),
+        )
     assert not (tmp_path / "rounds.jsonl").exists()
     for lacking in ("runtime.client_cpus=4096", "runtime.client_gpus=64", "client.device=abacus"):
         with pytest.raises(
