@@ -18,11 +18,12 @@ from torch import Tensor
 
 from common.clients import ClientKey
 from common.config import Condition, Config, Payload, PrivacyRule, ServerOptimizerConfig
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.messages import ClientDescription, Downlink, Uplink
 from common.model.calibration import no_calibration_sums
 from common.model.fit_joint import Opinions
-from common.model.ha_fedformer import ModelArrays, join_arrays, split_arrays
+from common.model.ha_fedformer import ModelArrays, in_units, join_arrays, split_arrays
 from common.protocol import encode_downlink, payload_bytes
 from common.seeding import derive_seed, generator
 from server.acceptance.examination import (
@@ -73,7 +74,8 @@ class HierarchicalAggregation(Strategy):
     `labels` are those of all clients together, `trained` the trained tensors of each encoder and of
     the decoder. `look` returns what a model, by its state, says of the coordinator's items, by
     which updates that do harm are found; None: nobody looks. Clients of the modalities that are
-    `well_measured` by these items do not evaluate what they receive.
+    `well_measured` by these items do not evaluate what they receive. Clients with `units` of their
+    own are sent encoders that standardise with these moments.
 
     Raises
     ------
@@ -89,6 +91,7 @@ class HierarchicalAggregation(Strategy):
         trained: ModelArrays,
         look: Look | None = None,
         well_measured: Collection[str] = (),
+        units: Mapping[ClientKey, FeatureMoments] | None = None,
     ) -> None:
         task = config.dataset.task
         assert task is not None, "the server knows the task of its data before it starts"
@@ -100,6 +103,7 @@ class HierarchicalAggregation(Strategy):
         self.opinions: Opinions | None = None
         self._look, agreement = look, config.strategy.weights == "agreement"
         self._not_evaluating = () if agreement else well_measured
+        self._units = units or {}
         share = config.strategy.screening.max_loss_rise
         # The noise of privacy does harm that nobody is to blame for.
         is_private = config.privacy.name is not PrivacyRule.none
@@ -191,13 +195,16 @@ class HierarchicalAggregation(Strategy):
         contents: dict[str, RecordDict] = {}
         for member in members:
             key = member.client.key
-            encoder = model.encoders[key.modality]
+            encoder, like = model.encoders[key.modality], contents.get(key.modality)
+            if units := self._units.get(key):
+                encoder, like = in_units(encoder, units), None
             evaluates = key.modality not in self._not_evaluating
             downlink = Downlink(
                 key, server_round, encoder, model.decoder, self.prior, scale, corrects, evaluates
             )
-            content = encode_downlink(downlink, contents.get(key.modality))
-            contents[key.modality] = content
+            content = encode_downlink(downlink, like)
+            if not units:
+                contents[key.modality] = content
             yield Message(content, member.node, MessageType.TRAIN, group_id=str(server_round))
 
     def _holds(self, when: Condition) -> bool:

@@ -190,6 +190,12 @@ def set_standardisation(model: HAFedformer, modality: str, moments: FeatureMomen
         buffer.copy_(array)
 
 
+def in_units(encoder: Mapping[str, Tensor], moments: FeatureMoments) -> dict[str, Tensor]:
+    """Return an encoder's arrays with other statistics of its features."""
+    mean, scale = standardisation(moments)
+    return {**encoder, "standardise.mean": mean, "standardise.scale": scale}
+
+
 def standardisation(moments: FeatureMoments) -> tuple[Tensor, Tensor]:
     """Return the mean that features are centred with and the factor after that, float32.
 

@@ -14,7 +14,8 @@ where a value is constant among the coordinator's items. Without so many items, 
 and m that of the means. Then one site, or two, are within these bounds whatever they send, for each
 median is at least half of the larger.
 
-What is odd may be honest: a site is named, and counts as at the bound. Notation: M sites, V values.
+What is odd may be honest: a site is named, and counts as at the bound; where its features are, it
+trains on them in units of its own, see `server.roster.statistics`. Notation: M sites, V values.
 """
 
 from collections.abc import Sequence

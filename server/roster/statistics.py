@@ -2,17 +2,19 @@
 
 The bounds are those of `server.aggregation.bounds`, for the label sums and for the moments of each
 feature; besides, the rows of features that a site counts per example are at most KAPPA times as
-many as usual.
+many as usual. A client with odd features trains on them as standardised with its own moments: other
+units, or no scaling where others have some, then make no difference.
 
 Notation: F the shape of what has statistics, as in `common.data.moments`.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 
+from common.clients import ClientKey
 from common.data.dataset import MultimodalDataset
 from common.data.moments import FeatureMoments, Float64Array
 from common.messages import ClientDescription
@@ -30,6 +32,8 @@ class Bounded:
 
     clients: list[ClientDescription]
     odd: list[str]
+    #: Those with odd features, and their moments as they were: what they standardise with.
+    units: Mapping[ClientKey, FeatureMoments] = field(default_factory=dict)
 
 
 def bound_clients(
@@ -50,7 +54,7 @@ def bound_clients(
         name: _Features.of([c for c in everyone if c.key.modality == name], items, name)
         for name in {client.key.modality: None for client in everyone}
     }
-    bounded, odd = [], []
+    bounded, odd, units = [], [], {}
     for client in everyone:
         key, share = client.key, min(1.0, most / client.examples)
         if share < 1:
@@ -64,13 +68,15 @@ def bound_clients(
             moved = _bring_within(numbers, labels, share)
             sums = torch.tensor([moved.count, moved.mean, moved.squares], dtype=torch.float64)
             odd += [f"{key}: odd labels: {why}" for why in _why(numbers, labels)]
-        odd += [
-            f"{key}: odd features: {why}; are they in the units of the others?"
-            for why in _why(client.moments, usual.usual)
-        ]
+        for why in _why(client.moments, usual.usual):
+            units[key] = client.moments
+            odd.append(
+                f"{key}: odd features: {why}; are they in the units of the others? It trains on "
+                "features standardised with its own mean and deviation"
+            )
         moments = usual.bound(client, share)
         bounded.append(replace(client, label_sums=sums, moments=moments))
-    return Bounded(bounded, odd)
+    return Bounded(bounded, odd, units)
 
 
 def pool_moments(clients: Iterable[ClientDescription]) -> dict[str, FeatureMoments]:

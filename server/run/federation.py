@@ -12,6 +12,7 @@ from flwr.serverapp import Grid
 from flwr.supercore import log
 from torch import Tensor
 
+from common.clients import ClientKey
 from common.config import FusionRule, OnMissingModality
 from common.data.dataset import MultimodalDataset
 from common.data.moments import FeatureMoments
@@ -65,7 +66,7 @@ class Federation(OneModel):
             run.console.tell(line)
         labels = former.labels if former else pool_labels(bounded.clients, data.task, data.outputs)
         moments = pool_moments(bounded.clients)
-        experts = Experts(self._linear_sums(registry, moments), labels.prior)
+        experts = Experts(self._linear_sums(registry, moments, bounded.units), labels.prior)
         reading = replace(data.reading, extractors=registry.extractors)
         self.model = initial_model(config, replace(data, reading=reading), moments, experts)
         registry.forget_linear()
@@ -79,7 +80,7 @@ class Federation(OneModel):
             if sequences.present.sum() >= FEW_ITEMS
         ]
         self.strategy = HierarchicalAggregation(
-            config, registry, labels, trained, self._look, well_measured
+            config, registry, labels, trained, self._look, well_measured, bounded.units
         )
         self._tell_left_out(trained)
         self.examples = sum(member.client.examples for member in registry.members.values())
@@ -108,7 +109,10 @@ class Federation(OneModel):
                 )
 
     def _linear_sums(
-        self, registry: Registry, moments: Mapping[str, FeatureMoments]
+        self,
+        registry: Registry,
+        moments: Mapping[str, FeatureMoments],
+        units: Mapping[ClientKey, FeatureMoments],
     ) -> dict[str, LinearSums]:
         """Return what the linear experts are fitted to.
 
@@ -118,7 +122,7 @@ class Federation(OneModel):
         if former is None:
             clients = (member.client for member in registry.members.values())
             whose = self._run.config.dataset.standardisation
-            return pool_clients(clients, data, moments, whose)
+            return pool_clients(clients, data, moments, whose, units)
         return {
             name: LinearSums.empty(math.prod(shape), data.outputs)
             for name, shape in data.shapes.items()

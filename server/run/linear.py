@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from common.clients import ClientKey
 from common.config import Standardisation
 from common.data.batching import SequenceItems, batches
 from common.data.dataset import MultimodalDataset
@@ -59,11 +60,13 @@ def pool_clients(
     data: FederatedDataset,
     moments: Mapping[str, FeatureMoments],
     whose: Standardisation = Standardisation.pooled,
+    units: Mapping[ClientKey, FeatureMoments] | None = None,
 ) -> dict[str, LinearSums]:
     """Pool the sums of clients, of features standardised as in training, by modality.
 
-    `moments` are those of all clients, and `whose` says which are used. A modality that is too
-    wide has none, nor has one for which no client sent any.
+    `moments` are those of all clients, `units` those of clients that use their own, and `whose`
+    says which all use. A modality that is too wide has none, nor has one for which no client sent
+    any.
     """
     clients = list(clients)
     most = most_examples([client.examples for client in clients])
@@ -72,7 +75,8 @@ def pool_clients(
     for client in clients:
         if client.linear is None or (name := client.key.modality) in wide:
             continue
-        sums = standardised_sums(client.linear, client.moments if alone else moments[name])
+        usual = client.moments if alone else moments[name]
+        sums = standardised_sums(client.linear, (units or {}).get(client.key, usual))
         by_modality.setdefault(name, []).append(sums.padded(data.outputs))
     pooled = {}
     for name, sites in by_modality.items():

@@ -82,7 +82,7 @@ def run_once(seed: int, overrides: list[str]) -> tuple[list[str], bool, int, flo
         app = make_client_app(partial(given_config, config))
         with (
             patch.object(client.node, "_federation", lambda _: mine),
-            patch.object(run.console, "tell", lambda line, *_: said.append(line)),
+            patch.object(run.console, "tell", lambda line, *_, **__: said.append(line)),
         ):
             summary = federate(run, LocalGrid(app, len(run.data.clients)))  # type: ignore[arg-type]
     left_out = [line for record in run.records for line in record.rejected]

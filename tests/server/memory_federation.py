@@ -14,6 +14,7 @@ from updates import key_of, uplink
 
 from common.clients import ClientKey
 from common.config import Config, compose
+from common.data.moments import FeatureMoments
 from common.messages import Uplink
 from common.model.ha_fedformer import (
     HAFedformer,
@@ -74,6 +75,7 @@ class Federation:
     nodes: dict[int, tuple[str, ...]] = field(default_factory=lambda: dict(NODES))
     labels: PooledLabels = LABELS
     well_measured: tuple[str, ...] = ()
+    units: Mapping[ClientKey, FeatureMoments] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.grid = FakeGrid({node: host(*names) for node, names in self.nodes.items()})
@@ -83,7 +85,12 @@ class Federation:
         self.arrays, self.trained = model.state_dict(), split_trained(model)
         registry = Registry(Terms(shapes, Task.regression, 1))
         self.strategy = HierarchicalAggregation(
-            self.config, registry, self.labels, self.trained, well_measured=self.well_measured
+            self.config,
+            registry,
+            self.labels,
+            self.trained,
+            well_measured=self.well_measured,
+            units=self.units,
         )
 
     def ask(self, server_round: int = 1) -> list[Message]:

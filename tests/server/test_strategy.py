@@ -14,6 +14,7 @@ from memory_federation import (
     LABELS,
     NODES,
     PRIOR,
+    WIDTHS,
     Federation,
     config_with,
     honest,
@@ -24,7 +25,9 @@ from memory_federation import (
 from torch import Tensor
 from wire import assert_same
 
+from common.clients import ClientKey
 from common.config import ClientWeights, Config
+from common.data.moments import FeatureMoments
 from common.errors import UserError
 from common.model.ha_fedformer import join_arrays, split_arrays
 from common.protocol import decode_downlink, decode_uplink, encode_uplink, payload_bytes
@@ -63,6 +66,22 @@ def test_clients_of_well_measured_modalities_evaluate_only_where_they_are_weighe
     asked = [decode_downlink(message.content) for message in federation.ask()]
     by_modality = {downlink.key.modality: downlink.evaluates for downlink in asked}
     assert by_modality == {"audio": weights is ClientWeights.agreement, "vision": True}
+
+
+def test_a_client_in_units_of_its_own_is_sent_its_own_statistics_and_nobody_else() -> None:
+    rows = 5 + 1000 * np.random.default_rng(0).normal(size=(40, WIDTHS["audio"]))
+    moments, odd = FeatureMoments.of_rows(rows.astype("f4")), ClientKey("audio", 1)
+    federation = Federation(config_with(), units={odd: moments})
+    parts = split_arrays(federation.arrays).encoders
+    own = {
+        "standardise.mean": torch.from_numpy(moments.mean).float(),
+        "standardise.scale": torch.from_numpy(1 / moments.std).float(),
+    }
+    asked = [decode_downlink(message.content) for message in federation.ask()]
+    assert odd in [downlink.key for downlink in asked]
+    for downlink in asked:
+        units = own if downlink.key == odd else {}
+        assert_same(dict(downlink.encoder), {**parts[downlink.key.modality], **units})
 
 
 def test_what_becomes_of_a_model_after_it_was_sent_changes_nothing() -> None:

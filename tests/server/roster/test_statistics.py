@@ -9,6 +9,7 @@ from fake_nodes import client
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from common.clients import ClientKey
 from common.data.dataset import MultimodalDataset, Sequences
 from common.data.moments import FeatureMoments
 from common.messages import ClientDescription
@@ -52,7 +53,7 @@ def test_sites_that_are_alike_stay_as_they_are_to_the_bit() -> None:
     clients = [described(f"audio-{part}", 60 + part, seed=part) for part in range(4)]
     clients.append(described("vision-0", 200))
     found = bounded(*clients)
-    assert found.odd == []
+    assert found.odd == [] and found.units == {}
     for after, before in zip(found.clients, clients, strict=True):
         assert torch.equal(after.label_sums, before.label_sums)
         for name, values in vars(before.moments).items():
@@ -89,6 +90,9 @@ def test_a_site_in_other_units_is_named_and_kept() -> None:
     assert len(found.clients) == 3
     (line,) = found.odd
     assert line.startswith("audio-1: odd features: ")
+    assert line.endswith("It trains on features standardised with its own mean and deviation")
+    assert list(found.units) == [ClientKey("audio", 1)]
+    assert (found.units[ClientKey("audio", 1)].std > 900).all()
     deviation = pool_moments(found.clients)["audio"].std
     assert (deviation < np.sqrt(1 + KAPPA + REACH**2)).all()
 

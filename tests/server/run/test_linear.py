@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from common.config import Standardisation
 from common.data.batching import pad_all
 from common.data.federation import ClientData, load_federation
 from common.data.moments import FeatureMoments
+from common.messages import ClientDescription
 from common.model.calibration import INVERSE_TEMPERATURES, label_sums, prior_of, standardise, temper
 from common.model.ha_fedformer import HAFedformer, set_standardisation
 from common.model.linear import LinearSums, fit_linear, measure_linear
@@ -26,6 +28,7 @@ from common.task import Task
 from server.app import prepare
 from server.baselines import run_baseline
 from server.model_file import load_model
+from server.roster.statistics import pool_moments
 from server.run.checkpoint import Checkpoints, read_checkpoint
 from server.run.linear import UNKNOWN, best_factor, pool_clients, set_linear
 
@@ -156,6 +159,29 @@ def test_sums_are_pooled_of_features_as_they_are_trained_on(whose: Standardisati
         np.testing.assert_allclose(pooled[name].mean, expected.mean(axis=0), atol=1e-5)
         scatter = len(expected) * np.cov(expected, rowvar=False, bias=True)
         np.testing.assert_allclose(pooled[name].scatter, scatter, rtol=1e-4, atol=1e-3)
+
+
+def test_sums_of_a_client_in_units_of_its_own_are_of_features_as_it_trains_on_them() -> None:
+    config = tiny("clients.default=2")
+    data = load_federation(config)
+    clients = [each for each in describe(SimulatedNode(0, 1), config).clients if each.linear]
+    odd = next(each for each in clients if each.key.modality == "audio")
+    assert odd.linear is not None
+    factor = torch.ones(len(odd.linear.mean), dtype=torch.float64)
+    factor[: odd.linear.features] = 1000
+    linear = odd.linear.scaled(odd.linear.mean * factor, factor)
+    rows = odd.moments
+    other = FeatureMoments(rows.count, 1000 * rows.mean, 1e6 * rows.squares)
+    moments = pool_moments(clients)
+
+    def pooled(chosen: ClientDescription, units: FeatureMoments) -> LinearSums:
+        others = [each for each in clients if each.key != odd.key]
+        return pool_clients([*others, chosen], data, moments, units={odd.key: units})["audio"]
+
+    expected = pooled(odd, odd.moments)
+    found = pooled(replace(odd, moments=other, linear=linear), other)
+    torch.testing.assert_close(found.mean, expected.mean)
+    torch.testing.assert_close(found.scatter, expected.scatter)
 
 
 # --- Calibration ------------------------------------------------------------------------------
