@@ -34,6 +34,7 @@ from common.data.source import (
 )
 from common.data.synthetic import VIEWS, make_synthetic
 from common.errors import UserError, reason
+from common.metrics import is_sentiment
 from common.seal import SUFFIX
 from common.task import Task
 from server.preparation.statistics import LabelBins, sequence_statistics
@@ -87,9 +88,6 @@ def clipped_labels(task: Task, labels: LabelArray, sides: Sides) -> tuple[str, .
     beyond = int((np.abs(labels) > SENTIMENT).sum())
     if task is not Task.regression or beyond == 0:
         return ()
-    # Imported here: scikit-learn, a second that is not needed otherwise.
-    from common.metrics import is_sentiment
-
     if not is_sentiment(labels[np.concatenate([sides.validation, sides.test])]):
         return ()
     return (
