@@ -226,11 +226,14 @@ def read(config: PrepareConfig, watch: Watch) -> ReadSource:
         classes=tuple(config.classes),
         arrays=config.arrays,
     )
-    with ThreadPoolExecutor(1) as other:
+    other = ThreadPoolExecutor(1)
+    try:
         hashing = [other.submit(_fingerprint, path, watch) for path in chosen]
         watch("reading", 0, 1)
         source, name, why = read_source(paths, config.format, settings)
         files = [each.result() for each in hashing]
+    finally:
+        other.shutdown(cancel_futures=True)
     if name == "table" and paths[0].is_file():
         # The files of a folder are all fingerprinted already.
         files += [_fingerprint(path, watch) for path in array_files(paths[0], settings).values()]
