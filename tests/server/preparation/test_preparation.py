@@ -393,7 +393,8 @@ def test_progress_begins_at_nothing_and_ends_at_everything(file: Path, out: Path
     news: list[tuple[str, int, int]] = []
     prepare(config_of(file, out), lambda *each: news.append(each), drawn)
     stages = list(dict.fromkeys(stage for stage, _, _ in news))
-    assert stages == ["hashing joint.npz", "reading", "writing shards"]
+    # The first two at the same time.
+    assert {*stages[:2]} == {"hashing joint.npz", "reading"} and stages[2:] == ["writing shards"]
     for stage in stages:
         done = [part for name, part, _ in news if name == stage]
         assert done == sorted(done)
